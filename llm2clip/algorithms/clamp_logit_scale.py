@@ -1,0 +1,38 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Keep CLIP's temperature in its range."""
+
+import math
+from typing import Optional
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+__all__ = ['ClampLogitScale', 'clamp_logit_scale']
+
+
+def clamp_logit_scale(model: torch.nn.Module, maximum: float = 100.0) -> None:
+    """Clamp every parameter called `logit_scale` to [0, ln maximum], in log space (CLIP, section 2.5)."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.rsplit('.', 1)[-1] == 'logit_scale':
+                parameter.clamp_(0, math.log(maximum))
+
+
+class ClampLogitScale(Algorithm):
+    """Clamp after every optimizer step.
+
+    Args:
+        maximum: Largest factor on the cosine similarities.
+    """
+
+    def __init__(self, maximum: float = 100.0) -> None:
+        self.maximum = maximum
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BATCH_END
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        clamp_logit_scale(state.model, self.maximum)

@@ -1,0 +1,200 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Names in the YAML files -> objects; the only module that knows every part."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import composer.algorithms
+import composer.callbacks
+import composer.loggers
+import composer.optim
+import torch
+from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
+from composer.loggers import LoggerDestination
+from composer.models import ComposerModel
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+
+from llm2clip.algorithms.average_gloo_gradients import AverageGlooGradients
+from llm2clip.algorithms.clamp_logit_scale import ClampLogitScale
+from llm2clip.callbacks.jsonl_logger import JSONLLogger
+from llm2clip.callbacks.logit_scale_monitor import LogitScaleMonitor
+from llm2clip.config import ConfigError, TrainConfig, save_config
+from llm2clip.data.convert.emoji import emoji
+from llm2clip.data.convert.image_folder import image_folder
+from llm2clip.data.convert.wikipedia import wikipedia_summaries
+from llm2clip.data.streaming import device_batch_size
+from llm2clip.optim import parameter_groups
+
+__all__ = ['build', 'build_optimizer', 'build_source', 'build_trainer', 'check_train_config']
+
+SOURCES = {'emoji': emoji, 'image_folder': image_folder, 'wikipedia_summaries': wikipedia_summaries}
+
+OPTIMIZERS = {
+    'adamw': torch.optim.AdamW,
+    'decoupled_adamw': composer.optim.DecoupledAdamW,
+    'sgd': torch.optim.SGD,
+}
+
+SCHEDULERS = {
+    'constant': composer.optim.ConstantScheduler,
+    'constant_with_warmup': composer.optim.ConstantWithWarmupScheduler,
+    'cosine': composer.optim.CosineAnnealingScheduler,
+    'cosine_with_warmup': composer.optim.CosineAnnealingWithWarmupScheduler,
+    'linear': composer.optim.LinearScheduler,
+    'linear_with_warmup': composer.optim.LinearWithWarmupScheduler,
+}
+
+ALGORITHMS = {
+    'channels_last': composer.algorithms.ChannelsLast,
+    'clamp_logit_scale': ClampLogitScale,
+    'ema': composer.algorithms.EMA,
+    'gradient_clipping': composer.algorithms.GradientClipping,
+    'low_precision_layernorm': composer.algorithms.LowPrecisionLayerNorm,
+}
+
+CALLBACKS = {
+    'early_stopper': composer.callbacks.EarlyStopper,
+    'logit_scale_monitor': LogitScaleMonitor,
+    'lr_monitor': composer.callbacks.LRMonitor,
+    'memory_monitor': composer.callbacks.MemoryMonitor,
+    'nan_monitor': composer.callbacks.NaNMonitor,
+    'optimizer_monitor': composer.callbacks.OptimizerMonitor,
+    'runtime_estimator': composer.callbacks.RuntimeEstimator,
+    'speed_monitor': composer.callbacks.SpeedMonitor,
+    'system_metrics_monitor': composer.callbacks.SystemMetricsMonitor,
+}
+
+LOGGERS = {
+    'file': composer.loggers.FileLogger,
+    'mlflow': composer.loggers.MLFlowLogger,
+    'tensorboard': composer.loggers.TensorboardLogger,
+    'wandb': composer.loggers.WandBLogger,
+}
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f'did you mean {near[0]!r}?' if near else f'valid are {", ".join(sorted(names))}'
+
+
+def check(registry: Mapping[str, Callable[..., Any]], name: Any, arguments: Mapping[str, Any], key: str) -> None:
+    """Raise a ConfigError unless `registry` has `name` and its arguments are ones that it takes.
+
+    Args:
+        registry: Name -> class.
+        name: The chosen name.
+        arguments: Keyword arguments from the configuration.
+        key: Where the choice stands in the configuration.
+    """
+    if name not in registry:
+        raise ConfigError(f'{key}: there is no {name!r}; {_nearest(str(name), list(registry))}')
+    parameters = inspect.signature(registry[name]).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for argument in arguments:
+        if argument not in parameters:
+            raise ConfigError(f'{key}.{argument}: {name} takes no such argument; '
+                              f'{_nearest(argument, list(parameters))}')
+
+
+def build(registry: Mapping[str, Callable[..., Any]], name: Any, arguments: Mapping[str, Any], key: str) -> Any:
+    """Check and construct; the arguments are as for `check`."""
+    check(registry, name, arguments, key)
+    try:
+        return registry[name](**arguments)
+    except TypeError as error:
+        raise ConfigError(f'{key}: {error}') from None
+
+
+def _named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
+    if 'name' not in component:
+        raise ConfigError(f'{key}.name: required but not set')
+    return component['name'], {k: v for k, v in component.items() if k != 'name'}
+
+
+def build_source(source: Mapping[str, Any]) -> Any:
+    """The splits of a data source and what it left out."""
+    return build(SOURCES, *_named(source, 'source'), 'source')
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """Find every error in names, arguments and batch sizes before anything is loaded."""
+    check(OPTIMIZERS, *_named(config.optimizer, 'optimizer'), 'optimizer')
+    check(SCHEDULERS, *_named(config.scheduler, 'scheduler'), 'scheduler')
+    for registry, kind in ((ALGORITHMS, 'algorithms'), (CALLBACKS, 'callbacks'), (LOGGERS, 'loggers')):
+        for name, arguments in getattr(config, kind).items():
+            check(registry, name, arguments or {}, f'{kind}.{name}')
+    if config.fsdp is not None:
+        check({'fsdp': FSDP2Config}, 'fsdp', config.fsdp, 'fsdp')
+    device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
+    device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
+    if config.device_train_microbatch_size not in (None, device_batch):
+        raise ConfigError(
+            f'device_train_microbatch_size: {config.device_train_microbatch_size} is not the device batch size, '
+            f'{device_batch}. A contrastive loss on a microbatch would only see the negatives inside it. Leave the '
+            'key out, or lower global_train_batch_size.')
+
+
+def build_optimizer(
+    config: Mapping[str, Any], model: torch.nn.Module, lr_scale: Optional[Mapping[str, float]] = None
+) -> torch.optim.Optimizer:
+    """The optimizer over `parameter_groups` of the model."""
+    name, arguments = _named(config, 'optimizer')
+    check(OPTIMIZERS, name, arguments, 'optimizer')
+    lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
+    groups = parameter_groups(model, lr, weight_decay, lr_scale)
+    if 'betas' in arguments:
+        arguments['betas'] = tuple(arguments['betas'])
+    return OPTIMIZERS[name](groups, lr=lr, **arguments)
+
+
+def _build_all(registry: Mapping[str, Callable[..., Any]], chosen: Mapping[str, Any], kind: str) -> list[Any]:
+    return [build(registry, name, arguments or {}, f'{kind}.{name}') for name, arguments in chosen.items()]
+
+
+def build_trainer(
+    config: TrainConfig,
+    model: ComposerModel,
+    optimizer: torch.optim.Optimizer,
+    train_data: DataSpec,
+    evaluators: Union[Sequence[Evaluator], Evaluator, None] = None,
+) -> Trainer:
+    """Composer's Trainer as the configuration says; writes the resolved configuration into the run's folder."""
+    if dist.get_global_rank() == 0:
+        save_config(config, config.save_folder)
+    algorithms: list[Algorithm] = [AverageGlooGradients(), *_build_all(ALGORITHMS, config.algorithms, 'algorithms')]
+    callbacks: list[Callback] = _build_all(CALLBACKS, config.callbacks, 'callbacks')
+    loggers: list[LoggerDestination] = _build_all(LOGGERS, config.loggers, 'loggers')
+    loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
+    return Trainer(
+        model=model,
+        optimizers=optimizer,
+        schedulers=build(SCHEDULERS, *_named(config.scheduler, 'scheduler'), 'scheduler'),
+        train_dataloader=train_data,
+        eval_dataloader=evaluators,
+        algorithms=algorithms,
+        callbacks=callbacks,
+        loggers=loggers,
+        run_name=config.run_name,
+        max_duration=config.max_duration,
+        eval_interval=config.eval_interval,
+        save_folder=f'{config.save_folder}/checkpoints',
+        save_interval=config.save_interval,
+        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
+        save_overwrite=False,
+        autoresume=config.autoresume,
+        progress_bar=config.progress_bar,
+        log_to_console=config.log_to_console,
+        console_log_interval=config.console_log_interval,
+        device=config.device,
+        precision=config.precision,
+        seed=config.seed,
+        dist_timeout=config.dist_timeout,
+        parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
+    )

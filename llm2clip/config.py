@@ -1,0 +1,480 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""YAML files and dotted overrides become one typed configuration, or an error that names the key.
+
+Every recipe is called ``recipe.py A.yaml [B.yaml …] [key.sub=value …]``: files merge left to right, overrides last.
+The dataclasses here are the whole vocabulary of those files.  Parts that are chosen by name (optimizers, schedulers,
+callbacks, loggers, algorithms, data sources) are free-form mappings at this level; `llm2clip.builders` checks their
+names and arguments.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import os
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, TypeVar, Union
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+__all__ = [
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'ConfigError', 'EvaluateConfig', 'ExportConfig',
+    'ExtractConfig', 'ImageDataConfig', 'LoaderConfig', 'LoraConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig',
+    'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
+    'VisionConfig', 'load_config', 'read_config', 'save_config',
+]
+
+T = TypeVar('T')
+Component = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, its origin and what was expected."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TextEncoderConfig:
+    """An LLM as a text encoder: where it comes from and how a caption becomes one vector."""
+
+    pretrained: str = MISSING
+    """Hugging Face hub name or local folder of the LLM."""
+    gguf_file: Optional[str] = None
+    """File inside `pretrained` when the weights are GGUF."""
+    bidirectional: bool = True
+    """Drop the causal mask in every layer (LLM2CLIP section 3.1); padding stays masked."""
+    pooling: str = 'mean'
+    """`mean` over the caption's own tokens, or `last` for the last of them."""
+    chat_template: bool = False
+    """Wrap the caption as a user message of the tokenizer's chat template; its header is not pooled."""
+    instruction: str = ''
+    """Text put before a query caption; never pooled."""
+    max_length: int = 512
+    """Longest input in tokens, template and instruction included; longer captions are truncated."""
+    dtype: str = 'float32'
+    """Type of the LLM's own weights; LoRA weights stay float32."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the weights. Leave off unless you have read that code."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adaptation of the LLM (paper, section 4.1); the names follow peft."""
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    target_modules: list[str] = field(default_factory=lambda: [
+        'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'])
+
+
+@dataclass
+class VisionConfig:
+    """A vision tower from timm."""
+
+    name: str = MISSING
+    """timm model name."""
+    pretrained: bool = False
+    """Load timm's weights from the hub."""
+    checkpoint: Optional[str] = None
+    """Local weights instead; read without running code."""
+    remap: bool = False
+    """The checkpoint has other key names but the same parameters in the same order."""
+    image_size: int = 224
+    freeze_batch_norm: bool = True
+    """Keep BatchNorm on its pretrained statistics, so that a sample's features do not depend on its batch."""
+
+
+@dataclass
+class AdapterConfig:
+    """The residual MLP on the teacher's vector (design of the official code)."""
+
+    depth: int = 4
+    expansion: int = 2
+
+
+@dataclass
+class ModelConfig:
+    """Vision tower and adapter, meeting in a space of `embed_dim` dimensions."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    embed_dim: int = 1280
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StreamConfig:
+    """One MDS dataset, and in stage 2 the sidecar that holds its captions' embeddings."""
+
+    local: str = MISSING
+    """Folder of the dataset, or the cache when `remote` is set."""
+    remote: Optional[str] = None
+    """Any place Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path)."""
+    embeddings: Optional[str] = None
+    """Folder (or cache) of the sidecar."""
+    embeddings_remote: Optional[str] = None
+    proportion: Optional[float] = None
+    """Share of the epoch drawn from this stream; for all streams or for none."""
+    repeat: Optional[float] = None
+    """How often an epoch repeats this stream."""
+
+
+@dataclass
+class LoaderConfig:
+    """What the loaders of both stages share."""
+
+    streams: dict[str, StreamConfig] = field(default_factory=dict)
+    num_workers: int = 2
+    shuffle: bool = True
+    shuffle_seed: int = 9176
+    num_canonical_nodes: int = 64
+    """Fixes the sample order for any number of nodes; a multiple or a divisor of the number of nodes."""
+
+
+@dataclass
+class CaptionDataConfig(LoaderConfig):
+    """Stage 1: two captions of one thing. Each global batch comes from one stream."""
+
+    caption_pairs: list[list[str]] = field(default_factory=lambda: [['short', 'long'], ['long', 'short']])
+    """[query key, positive key]; one is drawn each time a sample is seen."""
+
+
+@dataclass
+class ImageDataConfig(LoaderConfig):
+    """Stage 2: an image and the embedding of one of its captions."""
+
+    caption_mix: dict[str, float] = field(default_factory=lambda: {'short': 0.5, 'long': 0.5})
+    """Caption key -> weight; one is drawn each time a sample is seen (paper, section 4.2)."""
+    crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
+    """Range of the area that a training crop keeps."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast, saturation and (a fifth of it) hue."""
+    grayscale: float = 0.0
+    """Probability of a grey training image."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One configuration a recipe
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TrainConfig:
+    """What both trainings share: Composer's Trainer by its own names."""
+
+    save_folder: str = MISSING
+    """The run's folder: `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
+    run_name: str = MISSING
+    max_duration: str = MISSING
+    global_train_batch_size: int = MISSING
+    global_eval_batch_size: int = 64
+    device_train_microbatch_size: Optional[int] = None
+    """Must be the device batch: a contrastive loss on a part of it would see fewer negatives."""
+    seed: int = 17
+    device: Optional[str] = None
+    precision: Optional[str] = None
+    eval_interval: str = '1ep'
+    save_interval: str = '1ep'
+    save_num_checkpoints_to_keep: int = 2
+    autoresume: bool = True
+    progress_bar: bool = True
+    log_to_console: bool = False
+    console_log_interval: str = '10ba'
+    dist_timeout: float = 300.0
+    optimizer: Component = field(default_factory=lambda: {'name': 'adamw', 'lr': MISSING})
+    scheduler: Component = field(default_factory=lambda: {'name': 'constant'})
+    algorithms: dict[str, Component] = field(default_factory=dict)
+    callbacks: dict[str, Component] = field(default_factory=dict)
+    loggers: dict[str, Component] = field(default_factory=dict)
+    fsdp: Optional[Component] = None
+    """Arguments of Composer's `FSDP2Config`; without them, DDP."""
+
+
+@dataclass
+class Stage1Config(TrainConfig):
+    """Caption-contrastive fine-tuning of the LLM."""
+
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    loss_scale: float = 50.0
+    """Factor on the cosine similarities, the inverse of the temperature."""
+    symmetric: bool = False
+    """Also from positive to query."""
+    train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
+    eval_data: Optional[CaptionDataConfig] = None
+    teacher_folder: str = '${save_folder}/teacher'
+    """Where the merged teacher goes when training ends."""
+
+
+@dataclass
+class Stage2Config(TrainConfig):
+    """Post-training of the vision tower under the frozen teacher's embeddings."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    eval_data: Optional[ImageDataConfig] = None
+    teacher: Optional[str] = None
+    """Folder of the teacher that the sidecars must come from; unset, they must only agree with one another."""
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    """Module name (`vision_encoder`, `adapter`, …) -> factor on its learning rate."""
+    algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
+
+
+@dataclass
+class PrepareConfig:
+    """Raw files -> MDS datasets."""
+
+    out: str = MISSING
+    """Folder that receives one MDS dataset a split."""
+    source: Component = MISSING
+    """`name` of the source and its arguments."""
+    size_limit: str = '64mb'
+    """Largest shard, as Streaming writes sizes."""
+    max_dropped: float = 0.02
+    """Share of the input that may be left out before the conversion fails."""
+
+
+@dataclass
+class ExtractConfig:
+    """Captions of an image MDS -> their embeddings by a frozen teacher."""
+
+    teacher: str = MISSING
+    """Folder that stage 1 wrote."""
+    datasets: dict[str, str] = MISSING
+    """Image MDS folder by name."""
+    out: str = MISSING
+    """Sidecars go to `out/<name>`."""
+    batch_tokens: int = 4096
+    """Tokens a forward pass, padding included."""
+    precision: str = 'fp32'
+    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
+    device: Optional[str] = None
+
+
+@dataclass
+class RetrievalConfig:
+    """One retrieval benchmark: images, and the captions that belong to them."""
+
+    images: str = MISSING
+    embeddings: str = MISSING
+    caption_keys: list[str] = MISSING
+    """Which captions of an image are its texts."""
+    merge_equal_texts: bool = False
+    """Count captions of the same wording as one text, that of every image it is written for."""
+
+
+@dataclass
+class CRAConfig:
+    """Caption retrieval accuracy of text encoders on held-out pairs."""
+
+    captions: str = MISSING
+    """MDS folder with the pairs."""
+    caption_keys: list[str] = field(default_factory=lambda: ['short', 'long'])
+    encoders: dict[str, TextEncoderConfig] = field(default_factory=dict)
+    """Result name -> encoder."""
+    limit: Optional[int] = None
+    """Take the first so many pairs."""
+    batch_tokens: int = 4096
+    precision: str = 'fp32'
+
+
+@dataclass
+class EvaluateConfig:
+    """Numbers of a trained model."""
+
+    run: str = MISSING
+    """Folder of a stage-2 run."""
+    out: str = MISSING
+    """`results.json` and the pictures' data go here."""
+    retrieval: dict[str, RetrievalConfig] = field(default_factory=dict)
+    cra: Optional[CRAConfig] = None
+    batch_size: int = 64
+    num_workers: int = 2
+    device: Optional[str] = None
+
+
+@dataclass
+class ExportConfig:
+    """Stage-2 run and teacher -> one Hugging Face folder."""
+
+    run: str = MISSING
+    teacher: str = MISSING
+    out: str = MISSING
+
+
+@dataclass
+class ReportConfig:
+    """Everything a pipeline wrote -> one HTML file."""
+
+    results: str = MISSING
+    """Folder that `evaluate` wrote."""
+    out: str = MISSING
+    """Receives `report.html` and `results.json` with the steps' seconds."""
+    steps: dict[str, str] = MISSING
+    """Step -> its folder, in the order of the pipeline."""
+    gallery: str = MISSING
+    """Which retrieval benchmark the picture grid shows."""
+    title: str = 'LLM2CLIP'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _package_folder(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f'${{package:{name}}}: the Python package {name} is not installed')
+    return next(iter(spec.submodule_search_locations))
+
+
+OmegaConf.register_resolver('package', _package_folder, replace=True)
+
+
+def load_config(schema: type[T], args: Sequence[str]) -> T:
+    """Merge YAML files and dotted overrides into `schema`.
+
+    Args:
+        schema: One of the dataclasses above.
+        args: Paths of YAML files, merged left to right, and ``key.sub=value`` overrides, applied last.
+
+    Returns:
+        An instance of `schema` with every interpolation resolved.  ``${package:NAME}`` stands for the folder of an
+        installed Python package.
+
+    Raises:
+        ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
+            absent, or of the wrong type.  The message names the key and the file and line it comes from.
+    """
+    files = [arg for arg in args if '=' not in arg]
+    overrides = [arg for arg in args if '=' in arg]
+    if not files and not overrides:
+        raise ConfigError(f'no configuration given: expected YAML files and key=value overrides for {schema.__name__}')
+
+    merged = OmegaConf.structured(schema)
+    origins: dict[str, str] = {}
+    for source, node, lines in [*map(_read_file, files), *map(_read_override, overrides)]:
+        for key in lines:
+            origins[key] = f'{source}:{lines[key]}' if lines[key] else source
+        _check_keys(schema, node, '', origins)
+        try:
+            merged = OmegaConf.merge(merged, node)
+        except OmegaConfBaseException as error:
+            key = error.full_key or ''
+            raise ConfigError(f'{_where(key, origins)}: {_first_line(error)}') from None
+
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(f'required but not set: {", ".join(missing)} (in {", ".join(args)})')
+    try:
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except InterpolationResolutionError as error:
+        raise ConfigError(f'{_where(error.full_key or "", origins)}: {_first_line(error)}') from None
+
+
+def read_config(schema: type[T], folder: Union[str, Path]) -> T:
+    """The `config.yaml` that a run of `schema` left in its folder."""
+    path = Path(folder) / 'config.yaml'
+    if not path.is_file():
+        raise ConfigError(f'{folder} is not the folder of a run: it has no config.yaml')
+    return load_config(schema, [str(path)])
+
+
+def save_config(config: Any, folder: Union[str, Path]) -> None:
+    """Write the resolved configuration to `folder`/config.yaml."""
+    path = Path(folder) / 'config.yaml'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f'.{os.getpid()}.tmp')
+    partial.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    partial.replace(path)
+
+
+def _read_file(path: str) -> tuple[str, Any, dict[str, int]]:
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f'{path}: cannot be read ({error.strerror}); expected a YAML file or key=value') from None
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = OmegaConf.create(text)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f'{path}: not valid YAML: {error}') from None
+    if tree is None:
+        return path, OmegaConf.create({}), {}
+    if not OmegaConf.is_dict(node):
+        raise ConfigError(f'{path}: expected a mapping of keys to values at the top')
+    return path, node, dict(_lines(tree, ''))
+
+
+def _read_override(text: str) -> tuple[str, Any, dict[str, int]]:
+    key = text.split('=', 1)[0]
+    try:
+        node = OmegaConf.from_dotlist([text])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f'override {text}: {error}') from None
+    parts = key.split('.')
+    return 'command line', node, {'.'.join(parts[:n + 1]): 0 for n in range(len(parts))}
+
+
+def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
+    """Dotted key -> line, for every key below a mapping node."""
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value in node.value:
+            key = f'{prefix}{key_node.value}'
+            yield key, key_node.start_mark.line + 1
+            yield from _lines(value, f'{key}.')
+
+
+def _check_keys(schema: Any, node: Any, prefix: str, origins: dict[str, str]) -> None:
+    """Raise for the first key of `node` that the type `schema` does not have."""
+    schema = _unwrap_optional(schema)
+    if node is None or not OmegaConf.is_dict(node):
+        return
+    if typing.get_origin(schema) is dict:
+        for key in node:
+            _check_keys(typing.get_args(schema)[1], _raw(node, key), f'{prefix}{key}.', origins)
+    elif dataclasses.is_dataclass(schema):
+        hints = typing.get_type_hints(schema)
+        for key in node:
+            if key not in hints:
+                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
+                hint = f'did you mean {prefix}{near[0]}?' if near else f'valid keys: {", ".join(hints)}'
+                raise ConfigError(f'{_where(prefix + str(key), origins)}: unknown key; {hint}')
+            _check_keys(hints[key], _raw(node, key), f'{prefix}{key}.', origins)
+
+
+def _raw(node: Any, key: Any) -> Any:
+    """A value without resolving interpolations."""
+    return None if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key) else node[key]
+
+
+def _unwrap_optional(hint: Any) -> Any:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
+
+
+def _where(key: str, origins: dict[str, str]) -> str:
+    return f'{key} ({origins[key]})' if key in origins else key
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
+    return str(cause).splitlines()[0]

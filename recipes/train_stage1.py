@@ -1,0 +1,45 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Caption-contrastive fine-tuning: composer [-n N] recipes/train_stage1.py yamls/stage1/….yaml [key=value …]"""
+
+import sys
+from pathlib import Path
+
+from composer import Evaluator
+from composer.utils import dist, get_device, reproducibility
+
+from llm2clip.builders import build_optimizer, build_trainer, check_train_config
+from llm2clip.config import Stage1Config, load_config
+from llm2clip.data.caption_pairs import build_caption_pair_loader
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.text_encoder import save_teacher, text_encoder_from_config
+from llm2clip.runs import timed
+
+
+def main(config: Stage1Config) -> None:
+    if Path(config.teacher_folder).is_dir():
+        print(f'{config.teacher_folder} is complete')
+        return
+    dist.initialize_dist(get_device(config.device), config.dist_timeout)
+    check_train_config(config)
+    reproducibility.seed_all(config.seed)
+    encoder, tokenizer = text_encoder_from_config(config.text_encoder, config.lora)
+    model = CaptionContrastive(encoder, config.loss_scale, config.symmetric)
+    train_data = build_caption_pair_loader(
+        config.train_data, tokenizer, config.global_train_batch_size, config.seed, True, 'train_data')
+    evaluators = []
+    if config.eval_data is not None:
+        eval_data = build_caption_pair_loader(
+            config.eval_data, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
+        evaluators.append(Evaluator(label='eval', dataloader=eval_data))
+    trainer = build_trainer(config, model, build_optimizer(config.optimizer, model), train_data, evaluators)
+    trainer.fit()
+    trainer.close()
+    save_teacher(encoder, tokenizer, config.lora, config.teacher_folder)
+
+
+if __name__ == '__main__':
+    config = load_config(Stage1Config, sys.argv[1:])
+    with timed(config.save_folder):
+        main(config)

@@ -1,0 +1,48 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Post-training of a vision tower: composer [-n N] recipes/train_stage2.py yamls/stage2/….yaml [key=value …]"""
+
+import sys
+
+from composer import Evaluator
+from composer.utils import dist, get_device, reproducibility
+
+from llm2clip.builders import build_optimizer, build_trainer, check_train_config
+from llm2clip.config import Stage2Config, load_config
+from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
+from llm2clip.extract import teacher_fingerprint
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.vision_encoder import vision_preprocessing
+from llm2clip.runs import save_teacher_fingerprint, timed
+
+
+def main(config: Stage2Config) -> None:
+    dist.initialize_dist(get_device(config.device), config.dist_timeout)
+    check_train_config(config)
+    preprocessing = vision_preprocessing(config.model.vision)
+    train_data = build_image_loader(
+        config.train_data, preprocessing, config.global_train_batch_size, config.seed, True, 'train_data')
+    teacher, llm_embed_dim = sidecar_teacher(train_data.dataloader.dataset)
+    if config.teacher is not None:
+        check_same_teacher(teacher, teacher_fingerprint(config.teacher), 'the sidecar of train_data', config.teacher)
+    evaluators = []
+    if config.eval_data is not None:
+        eval_data = build_image_loader(
+            config.eval_data, preprocessing, config.global_eval_batch_size, config.seed, False, 'eval_data')
+        check_same_teacher(sidecar_teacher(eval_data.dataloader.dataset)[0], teacher, 'eval_data', 'train_data')
+        evaluators.append(Evaluator(label='eval', dataloader=eval_data))
+    if dist.get_global_rank() == 0:
+        save_teacher_fingerprint(teacher, llm_embed_dim, config.save_folder)
+    reproducibility.seed_all(config.seed)
+    model = ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim))
+    optimizer = build_optimizer(config.optimizer, model, config.lr_scale)
+    trainer = build_trainer(config, model, optimizer, train_data, evaluators)
+    trainer.fit()
+    trainer.close()
+
+
+if __name__ == '__main__':
+    config = load_config(Stage2Config, sys.argv[1:])
+    with timed(config.save_folder):
+        main(config)
