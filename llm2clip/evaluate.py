@@ -3,6 +3,7 @@
 
 """Numbers of a trained model: retrieval on paired datasets, caption retrieval accuracy of text encoders."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from llm2clip.metrics.retrieval import caption_retrieval_accuracy, retrieval_rec
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.text_encoder import encode_texts, load_text_encoder
 
-__all__ = ['Features', 'evaluate_cra', 'image_text_features', 'read_gallery']
+__all__ = ['Features', 'evaluate_cra', 'read_gallery', 'retrieval_features']
 
 
 @dataclass
@@ -29,37 +30,51 @@ class Features:
     text_id: torch.Tensor
 
     def recall(self) -> dict[str, float]:
-        return {k: round(v, 3) for k, v in retrieval_recall(
-            self.image_features, self.text_features, self.text_id).items()}
+        """What `retrieval_recall` says, rounded."""
+        values = retrieval_recall(self.image_features, self.text_features, self.text_id)
+        return {name: round(value, 3) for name, value in values.items()}
 
 
-@torch.no_grad()
-def image_text_features(
+def retrieval_features(
     model: LLM2CLIP,
-    config: RetrievalConfig,
+    benchmarks: Mapping[str, RetrievalConfig],
     teacher: dict[str, Any],
-    name: str,
     batch_size: int = 64,
     num_workers: int = 2,
-) -> Features:
-    """Features of every image and caption of a benchmark, in the order of the dataset.
+) -> Iterator[tuple[str, Features]]:
+    """Features of each benchmark; those that share a dataset share one pass over its images.
 
     Args:
         model: In evaluation mode, on its device.
-        config: Dataset, sidecar and captions.
+        benchmarks: Name -> dataset, sidecar and captions.
         teacher: Fingerprint of the teacher that the model learned from.
-        name: Of the benchmark, for messages.
         batch_size: Images a forward pass.
         num_workers: Processes that decode.
 
     Raises:
-        ValueError: The sidecar comes from another teacher or belongs to another dataset.
+        ValueError: A sidecar comes from another teacher or belongs to another dataset, or samples are missing.
     """
-    data = ImageDataConfig(
-        streams={name: StreamConfig(local=config.images, embeddings=config.embeddings)},
-        caption_mix={key: 1.0 for key in config.caption_keys}, num_workers=num_workers, num_canonical_nodes=1)
-    spec = build_image_loader(data, model.vision_encoder.preprocessing, batch_size, 0, False, f'retrieval.{name}',
-                              config.merge_equal_texts)
+    groups: dict[tuple[str, str, bool], list[str]] = {}
+    for name, benchmark in benchmarks.items():
+        groups.setdefault((benchmark.images, benchmark.embeddings, benchmark.merge_equal_texts), []).append(name)
+    for (images, embeddings, merge), names in groups.items():
+        keys = list(dict.fromkeys(key for name in names for key in benchmarks[name].caption_keys))
+        config = ImageDataConfig(streams={names[0]: StreamConfig(local=images, embeddings=embeddings)},
+                                 caption_mix={key: 1.0 for key in keys}, num_workers=num_workers,
+                                 num_canonical_nodes=1)
+        every = _dataset_features(model, config, teacher, names[0], merge, batch_size)
+        for name in names:
+            columns = [keys.index(key) for key in benchmarks[name].caption_keys]
+            yield name, Features(every.image_features, every.text_features[:, columns], every.text_id[:, columns])
+
+
+@torch.no_grad()
+def _dataset_features(
+    model: LLM2CLIP, config: ImageDataConfig, teacher: dict[str, Any], name: str, merge: bool, batch_size: int
+) -> Features:
+    """Features of every image and caption of one dataset, in its order."""
+    spec = build_image_loader(
+        config, model.vision_encoder.preprocessing, batch_size, 0, False, f'retrieval.{name}', merge)
     loader = spec.dataloader
     check_same_teacher(sidecar_teacher(loader.dataset)[0], teacher, f'the sidecar of {name}', 'the model')
     device = model.logit_scale.device

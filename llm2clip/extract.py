@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
 
-import torch
 import xxhash
 from composer.utils import dist
 from streaming import MDSWriter

@@ -13,7 +13,7 @@ from composer.utils import get_device
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import EvaluateConfig, load_config, save_config
-from llm2clip.evaluate import evaluate_cra, image_text_features
+from llm2clip.evaluate import evaluate_cra, retrieval_features
 from llm2clip.runs import load_stage2, timed
 
 
@@ -22,9 +22,8 @@ def main(config: EvaluateConfig) -> None:
     model, _, record = load_stage2(config.run)
     model = get_device(config.device).module_to_device(model)
     results: dict[str, Any] = {'stage1': {}, 'stage2': {}}
-    for name, benchmark in config.retrieval.items():
-        features = image_text_features(
-            model, benchmark, record['teacher'], name, config.batch_size, config.num_workers)
+    for name, features in retrieval_features(
+            model, config.retrieval, record['teacher'], config.batch_size, config.num_workers):
         results['stage2'][name] = features.recall()
         torch.save(vars(features), Path(config.out, f'features_{name}.pt'))
         print(f'{name}: {results["stage2"][name]}', flush=True)

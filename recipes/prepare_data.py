@@ -16,7 +16,8 @@ def main(config: PrepareConfig) -> None:
         print(f'{config.out} is complete')
         return
     splits, dropped = build_source(config.source)
-    written = write_splits(splits, dropped, config.out, config.size_limit, config.max_dropped, {'source': config.source})
+    about = {'source': config.source}
+    written = write_splits(splits, dropped, config.out, config.size_limit, config.max_dropped, about)
     save_config(config, config.out)
     print(f'wrote {written}; left out: {dropped.counts() or "nothing"}')
 

@@ -106,6 +106,6 @@ def build_loader(
         num_workers=config.num_workers,
         drop_last=train,
         collate_fn=collate_fn,
-        persistent_workers=config.num_workers > 0,
+        persistent_workers=train and config.num_workers > 0,
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']))
