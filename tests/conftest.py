@@ -1,0 +1,95 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tiny real parts: a random Llama with a trained tokenizer, coloured pictures, MDS datasets, a sidecar."""
+
+import io
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from llm2clip.config import TextEncoderConfig
+from llm2clip.data.convert.writer import Dropped, Sample, write_splits
+from llm2clip.extract import extract_sidecar, teacher_fingerprint
+from llm2clip.models.text_encoder import load_teacher, save_teacher, text_encoder_from_config
+
+ROOT = Path(__file__).parents[1]
+COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
+SHAPES = ['square', 'circle', 'cross', 'stripe']
+TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    os.environ['HF_HUB_OFFLINE'] = '1'
+
+
+def picture(seed: int, size: int = 48) -> bytes:
+    rng = random.Random(seed)
+    image = Image.new('RGB', (size, size), tuple(rng.randrange(256) for _ in range(3)))
+    image.paste(tuple(rng.randrange(256) for _ in range(3)), (size // 4, size // 4, size // 2, size // 2))
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def make_samples(n: int, images: bool = True, prefix: str = 's') -> list[Sample]:
+    samples = []
+    for i in range(n):
+        short = f'a {COLORS[i % 10]} {SHAPES[i // 10 % 4]}'
+        long = f'{short} number {i}, painted on a plain wall by somebody who likes {COLORS[(i * 7 + 3) % 10]}'
+        samples.append(Sample(f'{prefix}{i:04}', {'short': short, 'long': long}, picture(i) if images else None))
+    return samples
+
+
+@pytest.fixture(scope='session')
+def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama and a byte-level tokenizer with BOS and a chat template."""
+    folder = tmp_path_factory.mktemp('llm')
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = [text for sample in make_samples(40, images=False) for text in sample.captions.values()]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=['<s>', '</s>'],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>')
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaModel(LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                           num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=1,
+                           initializer_range=0.2)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def image_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 pictures with short and long captions, in several shards."""
+    out = tmp_path_factory.mktemp('data') / 'images'
+    write_splits({'train': make_samples(64)}, Dropped(), out, size_limit=8000)
+    return out / 'train'
+
+
+@pytest.fixture(scope='session')
+def teacher_folder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('teacher') / 'teacher'
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), max_length=64))
+    save_teacher(encoder, tokenizer, None, folder)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def sidecar(image_dataset: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp('sidecar') / 'train'
+    extract_sidecar(image_dataset, out, *load_teacher(teacher_folder), teacher_fingerprint(teacher_folder))
+    return out

@@ -1,0 +1,106 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Adapter, towers and the stage-2 model against reference computations."""
+
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from llm2clip.algorithms.clamp_logit_scale import clamp_logit_scale
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
+from llm2clip.models.adapter import Adapter
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.optim import parameter_groups
+
+TINY = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=2), embed_dim=16)
+
+
+def test_adapter_equals_the_formula() -> None:
+    torch.manual_seed(0)
+    adapter = Adapter(8, 5, depth=2, expansion=3)
+    for p in adapter.parameters():
+        torch.nn.init.normal_(p)
+    x = torch.randn(4, 8)
+    h = x / x.norm(dim=-1, keepdim=True)
+    for block in adapter.blocks:
+        n = (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        n = n * block.norm.weight + block.norm.bias
+        u = n @ block.up.weight.T + block.up.bias
+        gelu = 0.5 * u * (1 + torch.erf(u / math.sqrt(2)))
+        h = h + gelu @ block.down.weight.T + block.down.bias
+    h = F.layer_norm(h, (8,), adapter.norm.weight, adapter.norm.bias)
+    torch.testing.assert_close(adapter(x), h @ adapter.projection.weight.T + adapter.projection.bias,
+                               rtol=1e-4, atol=1e-4)
+    assert adapter.blocks[0].up.weight.shape == (24, 8)
+
+
+def test_features_are_normalised_and_logit_scale_starts_as_in_clip() -> None:
+    model = LLM2CLIP(TINY, 8).eval()
+    image, text, scale = model(torch.randn(3, 3, 32, 32), torch.randn(3, 8))
+    torch.testing.assert_close(image.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(3))
+    assert scale.shape == (1,) and scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-5)
+    weight = model.visual_projection.weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(16), atol=1e-5, rtol=0)
+
+
+def test_composer_loss_is_clip_loss_of_the_batch() -> None:
+    model = ComposerLLM2CLIP(LLM2CLIP(TINY, 8)).eval()
+    batch = {'pixel_values': torch.randn(5, 3, 32, 32), 'text_embedding': torch.randn(5, 8).half()}
+    image, text, scale = model(batch)
+    logits = scale.exp() * image @ text.T
+    expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
+    torch.testing.assert_close(model.loss(model(batch), batch), expected)
+
+
+def test_logit_scale_is_clamped_to_0_and_ln_100() -> None:
+    model = LLM2CLIP(TINY, 8)
+    for value, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
+        torch.nn.init.constant_(model.logit_scale, value)
+        clamp_logit_scale(model)
+        assert model.logit_scale.item() == pytest.approx(expected)
+
+
+def test_batch_norm_keeps_its_statistics_in_training() -> None:
+    tower = VisionEncoder(TINY.vision).train()
+    before = {name: b.clone() for name, b in tower.named_buffers()}
+    x = torch.randn(4, 3, 32, 32)
+    features = tower(x)
+    torch.testing.assert_close(tower(x[:2]), features[:2], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(b, before[name]) for name, b in tower.named_buffers())
+
+
+def test_checkpoint_with_other_names_is_loaded_in_order(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = timm.create_model('test_efficientnet')
+    torch.save({f'_x{i}.{name.rsplit(".", 1)[-1]}': v for i, (name, v) in enumerate(source.state_dict().items())},
+               tmp_path / 'weights.pth')
+    config = VisionConfig('test_efficientnet', checkpoint=str(tmp_path / 'weights.pth'), remap=True, image_size=32)
+    tower = VisionEncoder(config)
+    torch.testing.assert_close(tower.trunk.conv_stem.weight, source.conv_stem.weight)
+
+
+def test_unknown_tower_and_missing_weights_are_named() -> None:
+    with pytest.raises(ConfigError, match='no_such_tower'):
+        VisionEncoder(VisionConfig('no_such_tower'))
+    with pytest.raises(ConfigError, match='nowhere.pth'):
+        VisionEncoder(VisionConfig('test_efficientnet', checkpoint='nowhere.pth'))
+
+
+def test_parameter_groups_decay_matrices_only_and_scale_the_tower() -> None:
+    model = LLM2CLIP(TINY, 8)
+    groups = parameter_groups(model, 1e-3, 0.05, {'vision_encoder': 0.1})
+    of = {id(p): group for group in groups for p in group['params']}
+    assert len(of) == len(list(model.parameters()))
+    assert of[id(model.logit_scale)]['weight_decay'] == 0
+    assert of[id(model.adapter.projection.bias)]['weight_decay'] == 0
+    assert of[id(model.adapter.projection.weight)] | {'params': 0} == {'params': 0, 'lr': 1e-3, 'weight_decay': 0.05}
+    assert of[id(model.vision_encoder.trunk.conv_stem.weight)]['lr'] == pytest.approx(1e-4)
+    with pytest.raises(ConfigError, match='towr'):
+        parameter_groups(model, 1e-3, 0.0, {'towr': 0.1})

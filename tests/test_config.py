@@ -1,0 +1,91 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Configuration: merging, and errors that name key, file and nearest valid name."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm2clip.builders import check_train_config
+from llm2clip.config import ConfigError, Stage2Config, load_config, read_config, save_config
+
+REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
+            'optimizer.lr=1e-3']
+
+
+def _write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path) -> None:
+    a = _write(tmp_path / 'a.yaml', 'seed: 1\nmodel: {embed_dim: 8, adapter: {depth: 2}}\n')
+    b = _write(tmp_path / 'b.yaml', 'seed: 2\nmodel: {embed_dim: 16}\n')
+    config = load_config(Stage2Config, [a, b, *REQUIRED, 'model.adapter.expansion=3'])
+    assert (config.seed, config.model.embed_dim, config.model.adapter.depth, config.model.adapter.expansion) == \
+        (2, 16, 2, 3)
+
+
+def test_unknown_key_names_key_file_line_and_nearest(tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.yaml', 'seed: 1\nmodel:\n  adapter:\n    dept: 2\n')
+    with pytest.raises(ConfigError, match=r'model\.adapter\.dept \(.*a\.yaml:4\).*did you mean model\.adapter\.depth'):
+        load_config(Stage2Config, [path, *REQUIRED])
+    with pytest.raises(ConfigError, match=r'sed \(command line\).*did you mean seed'):
+        load_config(Stage2Config, [*REQUIRED, 'sed=3'])
+
+
+def test_unknown_key_inside_a_named_stream(tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.yaml', 'train_data:\n  streams:\n    cc3m: {locale: x}\n')
+    with pytest.raises(ConfigError, match=r'train_data\.streams\.cc3m\.locale .*did you mean .*local\?'):
+        load_config(Stage2Config, [path, *REQUIRED])
+
+
+def test_wrong_type_names_key_and_file(tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.yaml', 'seed: many\n')
+    with pytest.raises(ConfigError, match=r"seed \(.*a\.yaml:1\).*'many'"):
+        load_config(Stage2Config, [path, *REQUIRED])
+
+
+def test_missing_required_keys_are_named() -> None:
+    with pytest.raises(ConfigError, match='global_train_batch_size'):
+        load_config(Stage2Config, [arg for arg in REQUIRED if 'global' not in arg])
+
+
+def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='nowhere.yaml'):
+        load_config(Stage2Config, ['nowhere.yaml'])
+    with pytest.raises(ConfigError, match='not valid YAML'):
+        load_config(Stage2Config, [_write(tmp_path / 'a.yaml', 'a: [1\n')])
+
+
+def test_missing_package_is_named() -> None:
+    with pytest.raises(ConfigError, match='no_such_package'):
+        load_config(Stage2Config, [*REQUIRED, 'teacher=${package:no_such_package}'])
+
+
+def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
+    config = load_config(Stage2Config, REQUIRED)
+    save_config(config, tmp_path)
+    assert read_config(Stage2Config, tmp_path) == config
+    assert yaml.safe_load((tmp_path / 'config.yaml').read_text())['seed'] == 17
+
+
+@pytest.mark.parametrize(('override', 'message'), [
+    ('callbacks.lr_monitr={}', r'callbacks.lr_monitr.*lr_monitor'),
+    ('callbacks.speed_monitor.windw_size=3', r'callbacks.speed_monitor.windw_size.*window_size'),
+    ('optimizer.name=adam', r'optimizer.*adamw'),
+    ('optimizer.weight_dekay=1', r'optimizer.weight_dekay.*weight_decay'),
+    ('scheduler.name=cosin', r'scheduler.*cosine'),
+    ('algorithms.gradient_cliping={}', r'gradient_clipping'),
+    ('fsdp.state_dict=full', r'fsdp.state_dict.*state_dict_type'),
+    ('device_train_microbatch_size=4', r'device_train_microbatch_size.*negatives'),
+])
+def test_parts_are_checked_before_anything_is_loaded(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_train_config(load_config(Stage2Config, [*REQUIRED, override]))
+
+
+def test_microbatch_of_the_whole_device_batch_is_accepted() -> None:
+    check_train_config(load_config(Stage2Config, [*REQUIRED, 'device_train_microbatch_size=8']))
