@@ -18,7 +18,7 @@ import torch.torch_version
 from llm2clip.config import ConfigError, Stage2Config, read_config
 from llm2clip.models.llm2clip import LLM2CLIP
 
-__all__ = ['load_stage2', 'save_teacher_fingerprint', 'timed']
+__all__ = ['load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint', 'timed']
 
 SECONDS_FILE = 'seconds.json'
 TEACHER_FILE = 'teacher.json'
@@ -70,10 +70,14 @@ def checkpoint_path(run: Union[str, Path]) -> Path:
     return path
 
 
+def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
+    """The model's weights in a run's latest checkpoint, read without running code from it."""
+    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        return torch.load(checkpoint_path(run), map_location='cpu', weights_only=True)['state']['model']
+
+
 def load_stage2(run: Union[str, Path]) -> tuple[LLM2CLIP, Stage2Config, dict[str, Any]]:
     """Model, configuration and teacher fingerprint of a stage-2 run, in evaluation mode.
-
-    The checkpoint is read without running code from it.
 
     Raises:
         ConfigError: The folder holds no stage-2 run, or its checkpoint is of another model.
@@ -83,14 +87,12 @@ def load_stage2(run: Union[str, Path]) -> tuple[LLM2CLIP, Stage2Config, dict[str
     if not teacher_path.is_file():
         raise ConfigError(f'the run in {run} has no {TEACHER_FILE}')
     teacher = json.loads(teacher_path.read_text())
-    path = checkpoint_path(run)
-    with torch.serialization.safe_globals(_SAFE_GLOBALS):
-        state = torch.load(path, map_location='cpu', weights_only=True)['state']['model']
+    state = load_checkpoint_model(run)
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, teacher['llm_embed_dim'], load_weights=False)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f'{path} is a checkpoint of another model than {run}/config.yaml describes: {error}') \
-            from None
+        raise ConfigError(f'{checkpoint_path(run)} is a checkpoint of another model than {run}/config.yaml describes: '
+                          f'{error}') from None
     return model.eval(), config, teacher

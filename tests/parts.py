@@ -1,0 +1,32 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pictures and captions for tests."""
+
+import io
+import random
+
+from PIL import Image
+
+from llm2clip.data.convert.writer import Sample
+
+COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
+SHAPES = ['square', 'circle', 'cross', 'stripe']
+
+
+def picture(seed: int, size: int = 48) -> bytes:
+    rng = random.Random(seed)
+    image = Image.new('RGB', (size, size), tuple(rng.randrange(256) for _ in range(3)))
+    image.paste(tuple(rng.randrange(256) for _ in range(3)), (size // 4, size // 4, size // 2, size // 2))
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def make_samples(n: int, images: bool = True, prefix: str = 's') -> list[Sample]:
+    samples = []
+    for i in range(n):
+        short = f'a {COLORS[i % 10]} {SHAPES[i // 10 % 4]}'
+        long = f'{short} number {i}, painted on a plain wall by somebody who likes {COLORS[(i * 7 + 3) % 10]}'
+        samples.append(Sample(f'{prefix}{i:04}', {'short': short, 'long': long}, picture(i) if images else None))
+    return samples
