@@ -24,6 +24,8 @@ from llm2clip.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.algorithms.clamp_logit_scale import ClampLogitScale
 from llm2clip.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.callbacks.logit_scale_monitor import LogitScaleMonitor
+from llm2clip.callbacks.resume_random_state import ResumeRandomState
+from llm2clip.callbacks.wandb_logger import WandBLogger
 from llm2clip.config import ConfigError, TrainConfig, save_config
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import image_folder
@@ -31,7 +33,7 @@ from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.streaming import device_batch_size
 from llm2clip.optim import parameter_groups
 
-__all__ = ['build', 'build_optimizer', 'build_source', 'build_trainer', 'check_train_config']
+__all__ = ['build', 'build_optimizer', 'build_source', 'build_trainer', 'check_train_config', 'fit']
 
 SOURCES = {'emoji': emoji, 'image_folder': image_folder, 'wikipedia_summaries': wikipedia_summaries}
 
@@ -74,7 +76,7 @@ LOGGERS = {
     'file': composer.loggers.FileLogger,
     'mlflow': composer.loggers.MLFlowLogger,
     'tensorboard': composer.loggers.TensorboardLogger,
-    'wandb': composer.loggers.WandBLogger,
+    'wandb': WandBLogger,
 }
 
 
@@ -168,7 +170,8 @@ def build_trainer(
     """Composer's Trainer as the configuration says; writes the resolved configuration into the run's folder."""
     if dist.get_global_rank() == 0:
         save_config(config, config.save_folder)
-    algorithms: list[Algorithm] = [AverageGlooGradients(), *_build_all(ALGORITHMS, config.algorithms, 'algorithms')]
+    # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged before they are clipped.
+    algorithms: list[Algorithm] = [*_build_all(ALGORITHMS, config.algorithms, 'algorithms'), AverageGlooGradients()]
     callbacks: list[Callback] = _build_all(CALLBACKS, config.callbacks, 'callbacks')
     loggers: list[LoggerDestination] = _build_all(LOGGERS, config.loggers, 'loggers')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
@@ -198,3 +201,13 @@ def build_trainer(
         dist_timeout=config.dist_timeout,
         parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
     )
+
+
+def fit(trainer: Trainer) -> None:
+    """Train until `max_duration`; a run that has reached it is left as it is."""
+    assert trainer.state.max_duration is not None
+    if trainer.state.timestamp >= trainer.state.max_duration:
+        return
+    if trainer._rng_state is not None:
+        trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
+    trainer.fit()

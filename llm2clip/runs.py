@@ -14,6 +14,7 @@ from typing import Any, Union
 import numpy as np
 import torch
 import torch.torch_version
+from composer.utils import dist
 
 from llm2clip.config import ConfigError, Stage2Config, read_config
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -36,10 +37,13 @@ def timed(folder: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     finally:
-        path = Path(folder, SECONDS_FILE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
-        path.write_text(json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')
+        if dist.get_global_rank() == 0:
+            path = Path(folder, SECONDS_FILE)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
+            partial = path.with_suffix('.tmp')
+            partial.write_text(json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')
+            partial.replace(path)
 
 
 def save_teacher_fingerprint(teacher: dict[str, Any], llm_embed_dim: int, run: Union[str, Path]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from composer import Evaluator
 from composer.utils import dist, get_device, reproducibility
 
-from llm2clip.builders import build_optimizer, build_trainer, check_train_config
+from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
 from llm2clip.config import Stage1Config, load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.models.caption_contrastive import CaptionContrastive
@@ -34,7 +34,7 @@ def main(config: Stage1Config) -> None:
             config.eval_data, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
         evaluators.append(Evaluator(label='eval', dataloader=eval_data))
     trainer = build_trainer(config, model, build_optimizer(config.optimizer, model), train_data, evaluators)
-    trainer.fit()
+    fit(trainer)
     trainer.close()
     save_teacher(encoder, tokenizer, config.lora, config.teacher_folder)
 

@@ -8,7 +8,7 @@ import sys
 from composer import Evaluator
 from composer.utils import dist, get_device, reproducibility
 
-from llm2clip.builders import build_optimizer, build_trainer, check_train_config
+from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
 from llm2clip.config import Stage2Config, load_config
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
 from llm2clip.extract import teacher_fingerprint
@@ -38,7 +38,7 @@ def main(config: Stage2Config) -> None:
     model = ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim))
     optimizer = build_optimizer(config.optimizer, model, config.lr_scale)
     trainer = build_trainer(config, model, optimizer, train_data, evaluators)
-    trainer.fit()
+    fit(trainer)
     trainer.close()
 
 

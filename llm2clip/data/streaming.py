@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 from composer.core import DataSpec
 from composer.utils import dist
 from streaming import Stream, StreamingDataLoader, StreamingDataset
@@ -107,5 +108,7 @@ def build_loader(
         drop_last=train,
         collate_fn=collate_fn,
         persistent_workers=train and config.num_workers > 0,
+        # Its own generator: drawing the workers' seed from the global one would shift dropout when a run resumes.
+        generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']))

@@ -93,7 +93,7 @@ def test_two_ranks_learn_what_one_learns(stage: str, tmp_path: Path, request: py
     else:
         recalls = [read_metrics(tmp_path / name / 'metrics.jsonl')['metrics/eval/retrieval_recall@10']
                    for name in variants]
-        assert recalls[0] == pytest.approx(recalls[1]) == pytest.approx(recalls[2])
+        assert recalls[1] == pytest.approx(recalls[0]) and recalls[2] == pytest.approx(recalls[0])
 
 
 @pytest.mark.dist
