@@ -159,8 +159,8 @@ class CaptionDataConfig(LoaderConfig):
 class ImageDataConfig(LoaderConfig):
     """Stage 2: an image and the embedding of one of its captions."""
 
-    caption_mix: dict[str, float] = field(default_factory=lambda: {'short': 0.5, 'long': 0.5})
-    """Caption key -> weight; one is drawn each time a sample is seen (paper, section 4.2)."""
+    caption_mix: dict[str, float] = field(default_factory=dict)
+    """Caption key -> weight; one is drawn each time a sample is seen (paper, section 4.2).  Weight 0: never."""
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
     """Range of the area that a training crop keeps."""
     color_jitter: float = 0.0

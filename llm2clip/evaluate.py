@@ -14,6 +14,7 @@ from tqdm import tqdm
 from llm2clip.config import CRAConfig, ImageDataConfig, RetrievalConfig, StreamConfig
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index
+from llm2clip.data.streaming import streaming_dataset
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy, retrieval_recall
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.text_encoder import encode_texts, load_text_encoder
@@ -75,17 +76,17 @@ def _dataset_features(
     """Features of every image and caption of one dataset, in its order."""
     spec = build_image_loader(
         config, model.vision_encoder.preprocessing, batch_size, 0, False, f'retrieval.{name}', merge)
-    loader = spec.dataloader
-    check_same_teacher(sidecar_teacher(loader.dataset)[0], teacher, f'the sidecar of {name}', 'the model')
+    expected = streaming_dataset(spec).num_samples
+    check_same_teacher(sidecar_teacher(spec)[0], teacher, f'the sidecar of {name}', 'the model')
     device = model.logit_scale.device
     rows: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    for batch in tqdm(loader, desc=f'evaluate {name}', unit=' batches'):
+    for batch in tqdm(spec.dataloader, desc=f'evaluate {name}', unit=' batches'):
         images = model.get_image_features(batch['pixel_values'].to(device)).cpu()
         texts = model.get_text_features(batch['text_embedding'].to(device)).cpu()
         for i, index in enumerate(batch['index'].tolist()):
             rows[index] = images[i], texts[i], batch['text_id'][i]
-    if len(rows) != loader.dataset.num_samples:
-        raise ValueError(f'{name}: {len(rows)} of {loader.dataset.num_samples} samples were delivered')
+    if len(rows) != expected:
+        raise ValueError(f'{name}: {len(rows)} of {expected} samples were delivered')
     return Features(*map(torch.stack, zip(*(rows[index] for index in sorted(rows)))))
 
 

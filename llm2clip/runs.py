@@ -26,7 +26,7 @@ TEACHER_FILE = 'teacher.json'
 # What a Composer checkpoint holds beside tensors and plain containers.
 _SAFE_GLOBALS = [
     datetime.timedelta, torch.torch_version.TorchVersion, np.ndarray, np.dtype, np.dtypes.UInt32DType,
-    np._core.multiarray._reconstruct,
+    np._core.multiarray._reconstruct,  # pyright: ignore[reportAttributeAccessIssue]
 ]
 
 

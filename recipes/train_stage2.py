@@ -23,14 +23,14 @@ def main(config: Stage2Config) -> None:
     preprocessing = vision_preprocessing(config.model.vision)
     train_data = build_image_loader(
         config.train_data, preprocessing, config.global_train_batch_size, config.seed, True, 'train_data')
-    teacher, llm_embed_dim = sidecar_teacher(train_data.dataloader.dataset)
+    teacher, llm_embed_dim = sidecar_teacher(train_data)
     if config.teacher is not None:
         check_same_teacher(teacher, teacher_fingerprint(config.teacher), 'the sidecar of train_data', config.teacher)
     evaluators = []
     if config.eval_data is not None:
         eval_data = build_image_loader(
             config.eval_data, preprocessing, config.global_eval_batch_size, config.seed, False, 'eval_data')
-        check_same_teacher(sidecar_teacher(eval_data.dataloader.dataset)[0], teacher, 'eval_data', 'train_data')
+        check_same_teacher(sidecar_teacher(eval_data)[0], teacher, 'eval_data', 'train_data')
         evaluators.append(Evaluator(label='eval', dataloader=eval_data))
     if dist.get_global_rank() == 0:
         save_teacher_fingerprint(teacher, llm_embed_dim, config.save_folder)

@@ -33,7 +33,7 @@ class CaptionPairDataset(SeededDataset):
         self.pairs = [tuple(pair) for pair in pairs]
         self.tokenize = tokenize
 
-    def __getitem__(self, at: int) -> dict[str, Any]:
+    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         query, positive = self.pairs[draw([1] * len(self.pairs), self.sample_seed(sample))]
         result: dict[str, Any] = {'index': at}

@@ -9,13 +9,12 @@ from typing import Any, Union
 import torch
 import xxhash
 from composer.core import DataSpec
-from streaming import StreamingDataset
 
 from llm2clip.config import ConfigError, ImageDataConfig, StreamConfig
 from llm2clip.data.captions import draw
-from llm2clip.data.paired_stream import PairedStream, read_fingerprint
+from llm2clip.data.paired_stream import PairedStream, columns_of, read_fingerprint
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
-from llm2clip.data.streaming import SeededDataset, build_loader, stream_arguments
+from llm2clip.data.streaming import SeededDataset, build_loader, stream_arguments, streaming_dataset
 from llm2clip.data.transforms import decode_image, eval_transform, seeded, train_transform
 from llm2clip.preprocessing import Preprocessing
 
@@ -40,7 +39,7 @@ class TrainImageDataset(SeededDataset):
         self.weights = list(caption_mix.values())
         self.transform = transform
 
-    def __getitem__(self, at: int) -> dict[str, Any]:
+    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         seed = self.sample_seed(sample)
         key = self.keys[draw(self.weights, seed)]
@@ -76,7 +75,7 @@ class EvalImageDataset(SeededDataset):
         self.transform = transform
         self.merge_equal_texts = merge_equal_texts
 
-    def __getitem__(self, at: int) -> dict[str, Any]:
+    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         texts = [sample[caption_column(key)] for key in self.keys]
         names = texts if self.merge_equal_texts else [f'{at}/{key}' for key in self.keys]
@@ -108,19 +107,19 @@ def paired_stream(name: str, stream: StreamConfig, keys: Sequence[str], key: str
                         columns=columns, embedding_columns=embedding_columns, **arguments)
 
 
-def sidecar_teacher(dataset: StreamingDataset) -> tuple[dict[str, Any], int]:
-    """The teacher that all sidecars of a dataset come from, and the width of its vectors.
+def sidecar_teacher(data: DataSpec) -> tuple[dict[str, Any], int]:
+    """The teacher that all sidecars of a loader's dataset come from, and the width of its vectors.
 
     Raises:
         ValueError: Two sidecars come from different teachers.
     """
+    dataset = streaming_dataset(data)
     teachers, dim = [], 0
-    for stream in dataset.streams:
+    for stream_id, stream in enumerate(dataset.streams):
         assert isinstance(stream, PairedStream)
         folder = stream._sidecar.local
         teachers.append((folder, read_fingerprint(folder)['teacher']))
-        shard = dataset.shards[dataset.shard_offset_per_stream[dataset.streams.index(stream)]]
-        dim = embedding_dim(dict(zip(shard.sidecar.column_names, shard.sidecar.column_encodings)))
+        dim = embedding_dim(columns_of(dataset.shards[dataset.shard_offset_per_stream[stream_id]].sidecar))
     for folder, teacher in teachers[1:]:
         check_same_teacher(teacher, teachers[0][1], f'sidecar {folder}', f'sidecar {teachers[0][0]}')
     return teachers[0][1], dim
@@ -154,9 +153,9 @@ def build_image_loader(
         key: Where `config` stands in the configuration.
         merge_equal_texts: In evaluation, captions of the same wording are one text.
     """
-    mix = config.caption_mix
-    if not mix or min(mix.values()) < 0 or not sum(mix.values()):
-        raise ConfigError(f'{key}.caption_mix: expected caption keys with weights, not all zero')
+    mix = {name: weight for name, weight in config.caption_mix.items() if weight}
+    if not mix or min(mix.values()) < 0:
+        raise ConfigError(f'{key}.caption_mix: expected caption keys with weights, at least one above 0')
     streams = [paired_stream(name, stream, list(mix), key) for name, stream in config.streams.items()]
 
     def make(**kwargs: Any) -> Union[TrainImageDataset, EvalImageDataset]:

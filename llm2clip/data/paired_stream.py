@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
+from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, check_columns, dataset_fingerprint
 
-__all__ = ['FINGERPRINT_FILE', 'PairedStream', 'read_fingerprint']
+__all__ = ['FINGERPRINT_FILE', 'PairedStream', 'columns_of', 'read_fingerprint']
 
 FINGERPRINT_FILE = 'teacher.json'
 
@@ -32,6 +33,12 @@ def read_fingerprint(folder: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f'there is no sidecar in {folder}: {path} does not exist')
     return json.loads(path.read_text())
+
+
+def columns_of(reader: Reader) -> dict[str, str]:
+    """Column name -> MDS type of one shard."""
+    assert isinstance(reader, MDSReader)
+    return dict(zip(reader.column_names, reader.column_encodings))
 
 
 class _PairedReader(Reader):
@@ -111,7 +118,7 @@ class PairedStream(Stream):
         for readers, columns, name in ((images, self._columns, self.local),
                                        (sidecars, self._embedding_columns, where)):
             for reader in readers:
-                check_columns(dict(zip(reader.column_names, reader.column_encodings)), columns, name)
+                check_columns(columns_of(reader), columns, name)
         if [len(reader) for reader in images] != [len(reader) for reader in sidecars]:
             raise ValueError(f'{where} belongs to another dataset than {self.local}: its shards hold '
                              f'{[len(r) for r in sidecars]} samples, expected {[len(r) for r in images]}')
@@ -129,7 +136,9 @@ class PairedStream(Stream):
             raise ValueError(f'{where} belongs to another dataset than {self.local}: it was made for content '
                              f'{found}, the dataset has {expected}')
 
-    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+    def set_up_local(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, shards: list[_PairedReader], cache_usage_per_shard: NDArray[np.int64]
+    ) -> None:
         images, sidecars = [shard.images for shard in shards], [shard.sidecar for shard in shards]
         sizes = np.zeros_like(cache_usage_per_shard)
         super().set_up_local(images, cache_usage_per_shard)
@@ -142,7 +151,7 @@ class PairedStream(Stream):
             if usage != (image.get_raw_size(), sidecar.get_raw_size()):
                 cache_usage_per_shard[k] = 0
 
-    def prepare_shard(self, shard: Reader) -> int:
+    def prepare_shard(self, shard: _PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().prepare_shard(shard.images) + self._sidecar.prepare_shard(shard.sidecar)
 
     def get_index_size(self) -> int:

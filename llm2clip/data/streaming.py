@@ -16,7 +16,7 @@ from llm2clip.config import ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 
-__all__ = ['SeededDataset', 'build_loader', 'device_batch_size', 'stream_arguments']
+__all__ = ['SeededDataset', 'build_loader', 'device_batch_size', 'stream_arguments', 'streaming_dataset']
 
 
 class SeededDataset(StreamingDataset):
@@ -41,6 +41,12 @@ class SeededDataset(StreamingDataset):
     def sample_seed(self, sample: dict[str, Any]) -> int:
         """Seed of this sample in this epoch."""
         return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
+
+
+def streaming_dataset(data: DataSpec) -> StreamingDataset:
+    """The dataset behind a loader that `build_loader` made."""
+    assert isinstance(data.dataloader, StreamingDataLoader) and isinstance(data.dataloader.dataset, StreamingDataset)
+    return data.dataloader.dataset
 
 
 def device_batch_size(global_batch_size: int, key: str) -> int:

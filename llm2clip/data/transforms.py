@@ -45,7 +45,7 @@ def train_transform(
         grayscale: Probability of dropping the colours.
     """
     crop = v2.RandomResizedCrop(
-        preprocessing.image_size, scale=tuple(crop_scale), interpolation=InterpolationMode.BICUBIC)
+        preprocessing.image_size, scale=(crop_scale[0], crop_scale[1]), interpolation=InterpolationMode.BICUBIC)
     color: list[torch.nn.Module] = []
     if grayscale:
         color.append(v2.RandomGrayscale(grayscale))

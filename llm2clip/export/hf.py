@@ -86,7 +86,7 @@ class LLM2CLIPModel(PreTrainedModel):
     def teacher(self) -> tuple[Any, Any]:
         """The frozen text encoder and its tokenizer, loaded at the first call."""
         if self._teacher is None:
-            encoder, tokenizer = load_teacher(Path(self.name_or_path, TEACHER_FOLDER))
+            encoder, tokenizer = load_teacher(Path(self.name_or_path or '.', TEACHER_FOLDER))
             # Held in a tuple, so that it is no submodule and not saved with this model.
             self._teacher = encoder.to(self.device), tokenizer
         return self._teacher

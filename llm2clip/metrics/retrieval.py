@@ -120,6 +120,7 @@ class _Collected(Metric):
 
     full_state_update = False
     names: tuple[str, ...] = ()
+    index: list[torch.Tensor]
 
     def __init__(self) -> None:
         super().__init__()

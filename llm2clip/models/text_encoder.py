@@ -47,14 +47,14 @@ class CaptionTokenizer:
         self.tokenizer = tokenizer
         self.max_length = config.max_length
         self.instruction = config.instruction
-        self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self.pad_id = next((i for i in candidates if isinstance(i, int)), 0)
         self.header, self.footer = self._frame(config.chat_template)
 
     def _frame(self, chat_template: bool) -> tuple[list[int], list[int]]:
         if not chat_template:
             bos = self.tokenizer.bos_token_id
-            adds_bos = bos is not None and bos in self.tokenizer('').input_ids
-            return ([bos] if adds_bos else []), []
+            return ([bos] if isinstance(bos, int) and bos in self.tokenizer('').input_ids else []), []
         if not self.tokenizer.chat_template:
             raise ConfigError('text_encoder.chat_template is on, but the tokenizer has no chat template')
         message = [{'role': 'user', 'content': _SENTINEL}]
@@ -139,7 +139,8 @@ class TextEncoder(nn.Module):
 
     def _every_token_sees_every_token(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """``(B, 1, T, T)`` additive mask that hides padding only; transformers passes it on as it is."""
-        dtype = self.llm.get_input_embeddings().weight.dtype
+        dtype = self.llm.dtype
+        assert isinstance(dtype, torch.dtype)
         if torch.is_autocast_enabled(attention_mask.device.type):
             dtype = torch.get_autocast_dtype(attention_mask.device.type)
         hidden = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)

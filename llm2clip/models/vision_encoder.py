@@ -45,9 +45,15 @@ class VisionEncoder(nn.Module):
         self.trunk = timm.create_model(config.name, pretrained=config.pretrained and load_weights)
         if checkpoint:
             timm.models.load_checkpoint(self.trunk, checkpoint, remap=config.remap)
-        self.trunk.reset_classifier(0)
-        self.width: int = self.trunk.num_features
+        self.trunk.reset_classifier(0)  # pyright: ignore[reportCallIssue]
         self.freeze_batch_norm = config.freeze_batch_norm
+
+    @property
+    def width(self) -> int:
+        """Size of the tower's pooled features."""
+        width = self.trunk.num_features
+        assert isinstance(width, int)
+        return width
 
     def train(self, mode: bool = True) -> 'VisionEncoder':
         super().train(mode)

@@ -60,8 +60,8 @@ def test_image_folder(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f'{i}.png').write_bytes(picture(i))
     csv = tmp_path / 'captions.csv'
-    rows = ['image,caption', '0.png,"a, b"', *['0.png,c', '1.png,d', '1.png,e', '1.png,f', '2.png,g', '2.png,h', 'no.png,i', 'no.png,j']]
-    csv.write_text('\n'.join(rows) + '\n')
+    rows = ['0.png,c', '1.png,d', '1.png,e', '1.png,f', '2.png,g', '2.png,h', 'no.png,i', 'no.png,j']
+    csv.write_text('\n'.join(['image,caption', '0.png,"a, b"', *rows]) + '\n')
     splits, dropped = image_folder(str(tmp_path), str(csv))
     write_splits(splits, dropped, tmp_path / 'out', max_dropped=1.0)
     back = _read_samples(str(tmp_path / 'out' / 'train'))

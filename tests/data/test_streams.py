@@ -40,6 +40,7 @@ def _no_leftovers() -> Iterator[None]:
 
 def _config(images: Path, sidecar: Path, workers: int = 0, **options: object) -> ImageDataConfig:
     streams = {'s': StreamConfig(local=str(images), embeddings=str(sidecar))}
+    options = {'caption_mix': {'short': 0.5, 'long': 0.5}, **options}
     return ImageDataConfig(streams=streams, num_workers=workers, num_canonical_nodes=4, **options)  # type: ignore
 
 
@@ -97,6 +98,8 @@ def test_missing_dataset_sidecar_and_columns_are_named(image_dataset: Path, side
         _loader(_config(image_dataset, tmp_path / 'nowhere'))
     with pytest.raises(ValueError, match="column 'caption.medium' is missing; .*caption.long"):
         _loader(_config(image_dataset, sidecar, caption_mix={'medium': 1.0}))
+    with pytest.raises(ConfigError, match='caption_mix: expected'):
+        _loader(_config(image_dataset, sidecar, caption_mix={'short': 0.0}))
     with pytest.raises(ConfigError, match='fewer than one global batch'):
         _loader(_config(image_dataset, sidecar), batch=65)
     columns = {'sample_id': 'str', 'image': 'str', 'caption.short': 'str', 'caption.long': 'str'}

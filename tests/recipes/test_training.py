@@ -40,6 +40,7 @@ def stage2_args(image_dataset: Path, sidecar: Path) -> list[str]:
                for key, value in (('local', image_dataset), ('embeddings', sidecar))]
     return [*COMMON, *streams, 'model.vision.name=test_efficientnet', 'model.vision.image_size=32',
             'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05', 'eval_interval=3ba',
+            'train_data.caption_mix={short: 0.5, long: 0.5}', 'eval_data.caption_mix={short: 1.0}',
             'eval_data.num_workers=0', 'global_eval_batch_size=8']
 
 

@@ -100,7 +100,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
     for char in sorted(chars):
         code = '-'.join(f'{ord(c):x}' for c in char)
         data, entry = names.EMOJI_DATA[char], entries.get(char)
-        files = [_find(openmoji, char, '.svg', str.upper), _find(twemoji, char, '.png', str.lower)]
+        files = [_find(openmoji, char, '.svg'), _find(twemoji, char, '.png')]
         if files[0] is None or files[1] is None:
             dropped.add('not drawn by both artists', code)
             continue
@@ -119,7 +119,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         name = _readable(data['en'])
         aliases = [_readable(alias) for alias in data.get('alias', ())]
         if entry is not None:
-            aliases += [entry.name.lower(), *map(_readable, entry.short_names)]
+            aliases += [(entry.name or '').lower(), *map(_readable, entry.short_names)]
         concepts.append(_Concept(char, name, _describe(name, aliases, entry.category if entry else None),
                                  {key: _readable(table[char]) for key, table in languages.items()}, **drawn))
     return concepts
@@ -129,10 +129,11 @@ def _languages(folder: Path) -> dict[str, dict[str, str]]:
     return {key: json.loads((folder / f'emoji_{key}.json').read_text(encoding='utf-8')) for key in LANGUAGES}
 
 
-def _find(folder: Path, char: str, suffix: str, case: object) -> Optional[Path]:
+def _find(folder: Path, char: str, suffix: str) -> Optional[Path]:
     """The picture of an emoji, with or without its variation selectors, as artists name files differently."""
     for text in (char, char.replace('\ufe0f', '')):
-        path = folder / (case('-'.join(f'{ord(c):04x}' if suffix == '.svg' else f'{ord(c):x}' for c in text)) + suffix)  # type: ignore[operator]
+        code = '-'.join(f'{ord(c):04X}' if suffix == '.svg' else f'{ord(c):x}' for c in text)
+        path = folder / (code + suffix)
         if path.is_file():
             return path
     return None

@@ -1,0 +1,117 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Samples a second: the joined stream against the same loader without the sidecar, in one run."""
+
+import io
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from streaming import MDSWriter, Stream
+from torch.utils.data import DataLoader
+
+from llm2clip.config import StreamConfig
+from llm2clip.data.convert.writer import Dropped, Sample, write_splits
+from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
+from llm2clip.data.paired_stream import FINGERPRINT_FILE
+from llm2clip.data.schema import (
+    IMAGE,
+    SAMPLE_ID,
+    dataset_fingerprint,
+    embedding_column,
+    embedding_encoding,
+    read_index,
+)
+from llm2clip.data.streaming import SeededDataset
+from llm2clip.data.transforms import decode_image, seeded, train_transform
+from llm2clip.preprocessing import Preprocessing
+
+SAMPLES, DIM, BATCH, ROUNDS = 2000, 4096, 32, 5
+OPTIONS = {'seed': 0, 'batch_size': BATCH, 'shuffle': True, 'num_canonical_nodes': 8}
+
+
+class ImagesOnly(SeededDataset):
+    """What `TrainImageDataset` does, less the embedding."""
+
+    def __init__(self, streams: list[Stream], transform: object, **kwargs: object) -> None:
+        super().__init__(streams, **kwargs)  # type: ignore[arg-type]
+        self.transform = transform
+
+    def __getitem__(self, at: int) -> dict:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(at)
+        image = decode_image(sample[IMAGE], sample[SAMPLE_ID])
+        return {'index': at, 'pixel_values': seeded(self.transform, image, self.sample_seed(sample))}  # type: ignore
+
+
+def write_data(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def picture() -> bytes:
+        coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        coarse.resize((256, 256), Image.Resampling.BICUBIC).save(buffer, 'JPEG', quality=90)
+        return buffer.getvalue()
+
+    samples = [Sample(f'{i}', {'short': 'a', 'long': 'b'}, picture()) for i in range(SAMPLES)]
+    write_splits({'train': samples}, Dropped(), folder / 'images', size_limit='8mb')
+    index = read_index(folder / 'images/train')
+    columns = {SAMPLE_ID: 'str', **{embedding_column(key): embedding_encoding(DIM) for key in ('short', 'long')}}
+    entries, start = [], 0
+    for k, shard in enumerate(index['shards']):
+        out = folder / f'part{k}'
+        with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=None) as writer:
+            for i in range(start, start + shard['samples']):
+                vectors = rng.standard_normal((2, DIM)).astype(np.float16)
+                writer.write({SAMPLE_ID: f'{i}', **dict(zip(list(columns)[1:], vectors))})
+        start += shard['samples']
+        entry, = read_index(out)['shards']
+        (folder / 'sidecar').mkdir(exist_ok=True)
+        (out / entry['raw_data']['basename']).rename(folder / f'sidecar/shard.{k:05}.mds')
+        entry['raw_data']['basename'] = f'shard.{k:05}.mds'
+        entries.append(entry)
+    (folder / 'sidecar/index.json').write_text(json.dumps({'version': 2, 'shards': entries}))
+    fingerprint = {'dataset': dataset_fingerprint(index), 'teacher': {}}
+    (folder / 'sidecar' / FINGERPRINT_FILE).write_text(json.dumps(fingerprint))
+
+
+def rate(loader: DataLoader) -> float:
+    start = time.perf_counter()
+    seen = sum(len(batch['index']) for batch in loader)
+    return seen / (time.perf_counter() - start)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder)
+        transform = train_transform(Preprocessing(224, (0.5,) * 3, (0.5,) * 3), (0.9, 1.0))
+        config = StreamConfig(local=str(folder / 'images/train'), embeddings=str(folder / 'sidecar'))
+        joined = TrainImageDataset(
+            [paired_stream('s', config, ['short', 'long'], 'bench')], {'short': 1, 'long': 1}, transform, **OPTIONS)
+        # Streaming keeps one dataset a folder: the second reads the same files under another name.
+        (folder / 'alone').symlink_to(folder / 'images/train')
+        alone = ImagesOnly([Stream(local=str(folder / 'alone'))], transform, **OPTIONS)
+        loaders = {name: DataLoader(data, BATCH, num_workers=2, drop_last=True)
+                   for name, data in (('joined', joined), ('alone', alone))}
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(ROUNDS):
+            for name, loader in loaders.items():
+                rates[name].append(rate(loader))
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratio = medians['joined'] / medians['alone']
+    out = Path('runs/bench')
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'joined_loader.json').write_text(json.dumps({
+        'name': 'joined_loader', 'what': 'samples/s, images joined with a sidecar', 'against': 'the same images alone',
+        'ratio': ratio, 'bound': 0.95, 'meets': ratio >= 0.95, 'medians': medians, 'machine': platform.platform(),
+    }, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()

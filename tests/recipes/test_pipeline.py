@@ -1,0 +1,62 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every recipe in turn on a folder of pictures, as a user would call them."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from parts import make_samples, picture
+from streaming.base.util import clean_stale_shared_memory
+
+ROOT = Path(__file__).parents[2]
+
+
+def _recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
+    monkeypatch.setattr(sys, 'argv', [f'recipes/{name}.py', *args])
+    runpy.run_path(str(ROOT / 'recipes' / f'{name}.py'), run_name='__main__')
+    clean_stale_shared_memory()
+
+
+def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('photos').mkdir()
+    rows = ['image,caption']
+    for i, sample in enumerate(make_samples(24)):
+        Path('photos', f'{i}.png').write_bytes(picture(i))
+        rows += [f'{i}.png,{text}' for text in sample.captions.values()]
+    Path('captions.csv').write_text('\n'.join(rows).replace(', painted', ' painted') + '\n')
+
+    def run(name: str, *args: str) -> None:
+        _recipe(monkeypatch, name, *args)
+
+    data, small = 'data/photos/train', ['global_train_batch_size=8', 'run_name=r', 'max_duration=3ba', 'device=cpu',
+                                        'progress_bar=false', 'train_data.num_workers=0',
+                                        'train_data.num_canonical_nodes=2', 'optimizer.lr=1e-3']
+    prepare = ['source.name=image_folder', 'source.images=photos', 'source.captions=captions.csv', 'out=data/photos']
+    run('prepare_data', *prepare)
+    run('prepare_data', *prepare)
+    run('train_stage1', *small, 'save_folder=s1', f'text_encoder.pretrained={llm_folder}',
+        f'train_data.streams.p.local={data}', 'train_data.caption_pairs=[["0","1"]]')
+    run('extract_embeddings', 'teacher=s1/teacher', f'datasets.train={data}', 'out=emb', 'device=cpu')
+    run('train_stage2', *small, 'save_folder=s2', f'train_data.streams.p.local={data}', 'teacher=s1/teacher',
+        'train_data.streams.p.embeddings=emb/train', 'train_data.caption_mix={"0": 1.0, "1": 1.0}',
+        'model.vision.name=test_efficientnet', 'model.vision.image_size=32', 'model.embed_dim=16')
+    run('evaluate', 'run=s2', 'out=eval', 'num_workers=0', 'device=cpu', f'retrieval.photos.images={data}',
+        'retrieval.photos.embeddings=emb/train', 'retrieval.photos.caption_keys=["0","1"]',
+        f'cra.captions={data}', 'cra.caption_keys=["0","1"]', 'cra.encoders.cra.pretrained=s1/teacher')
+    run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export')
+    run('report', 'results=eval', 'out=.', 'gallery=photos', 'steps={stage1: s1, stage2: s2}')
+
+    results = json.loads(Path('results.json').read_text())
+    assert results['stage2']['photos']['n_images'] == 24 and results['stage2']['photos']['n_texts'] == 48
+    assert set(results['seconds']) == {'stage1', 'stage2'} and 0 <= results['stage1']['cra'] <= 100
+    assert Path('report.html').stat().st_size > 10_000 and Path('export/llm2clip/model.safetensors').is_file()
+
+    with pytest.raises(ValueError, match='another teacher'):
+        path = Path('s1/teacher/text_encoder.json')
+        path.write_text(path.read_text().replace('"mean"', '"last"'))
+        run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export2')
