@@ -22,8 +22,8 @@ from llm2clip.runs import SECONDS_FILE  # noqa: E402
 __all__ = ['collect_seconds', 'render_report']
 
 _STYLE = '''
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1250px; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .6rem; border-bottom: 1px solid #ddd }
 td + td, th + th { text-align: right } .grid { display: grid; gap: .5rem } .row { display: flex; gap: .4rem;
 align-items: center } .row b { width: 15rem; text-align: right; font-weight: 500 }
 .row img { width: 64px; height: 64px; border: 3px solid #eee; border-radius: 6px } .row img.right { border-color: #2a2 }

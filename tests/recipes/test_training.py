@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm2clip.callbacks.jsonl_logger import read_metrics
+from llm2clip.data.schema import read_index
 from llm2clip.runs import load_checkpoint_model, load_stage2
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +124,17 @@ def test_killed_and_resumed_equals_undisturbed(
     expected, found = weights(tmp_path / 'whole'), weights(tmp_path / 'killed')
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.dist
+def test_two_ranks_extract_what_one_extracts(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / 'out'
+    command = [str(COMPOSER), '-n', '2', 'recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={out}',
+               f'datasets.train={image_dataset}', 'device=cpu']
+    subprocess.run(command, cwd=ROOT, check=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert read_index(out / 'train') == read_index(sidecar)
 
 
 def test_wandb_offline_and_finished_run_returns_at_once(stage2_args: list[str], tmp_path: Path) -> None:
