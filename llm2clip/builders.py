@@ -190,7 +190,8 @@ def build_trainer(
         save_folder=f'{config.save_folder}/checkpoints',
         save_interval=config.save_interval,
         save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
-        save_overwrite=False,
+        # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
+        save_overwrite=config.autoresume,
         autoresume=config.autoresume,
         progress_bar=config.progress_bar,
         log_to_console=config.log_to_console,

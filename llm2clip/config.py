@@ -28,7 +28,7 @@ __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'ConfigError', 'EvaluateConfig', 'ExportConfig',
     'ExtractConfig', 'ImageDataConfig', 'LoaderConfig', 'LoraConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig',
     'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
-    'VisionConfig', 'load_config', 'read_config', 'save_config',
+    'VisionConfig', 'load_config', 'package_folder', 'read_config', 'save_config',
 ]
 
 T = TypeVar('T')
@@ -338,14 +338,19 @@ class ReportConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _package_folder(name: str) -> str:
+def package_folder(name: str) -> str:
+    """The folder of an installed Python package, which is not imported.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f'${{package:{name}}}: the Python package {name} is not installed')
     return next(iter(spec.submodule_search_locations))
 
 
-OmegaConf.register_resolver('package', _package_folder, replace=True)
+OmegaConf.register_resolver('package', package_folder, replace=True)
 
 
 def load_config(schema: type[T], args: Sequence[str]) -> T:

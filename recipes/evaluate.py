@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from composer.utils import get_device
-from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import EvaluateConfig, load_config, save_config
 from llm2clip.evaluate import evaluate_cra, retrieval_features
@@ -18,7 +17,6 @@ from llm2clip.runs import load_stage2, timed
 
 
 def main(config: EvaluateConfig) -> None:
-    clean_stale_shared_memory()
     model, _, record = load_stage2(config.run)
     model = get_device(config.device).module_to_device(model)
     results: dict[str, Any] = {'stage1': {}, 'stage2': {}}

@@ -161,7 +161,7 @@ def text_encoder_from_config(
     if os.path.isabs(folder) and not os.path.isdir(folder):
         raise ConfigError(f'text_encoder.pretrained: there is no folder {folder}')
     tokenizer = AutoTokenizer.from_pretrained(
-        folder, gguf_file=gguf, trust_remote_code=config.trust_remote_code, legacy=False)
+        folder, gguf_file=gguf, trust_remote_code=config.trust_remote_code)
     llm = AutoModel.from_pretrained(
         folder, gguf_file=gguf, trust_remote_code=config.trust_remote_code,
         dtype=getattr(torch, config.dtype), use_cache=False)

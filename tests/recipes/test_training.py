@@ -137,13 +137,17 @@ def test_two_ranks_extract_what_one_extracts(
     assert read_index(out / 'train') == read_index(sidecar)
 
 
-def test_wandb_offline_and_finished_run_returns_at_once(stage2_args: list[str], tmp_path: Path) -> None:
+def test_wandb_offline_and_what_a_run_leaves_behind(stage2_args: list[str], tmp_path: Path) -> None:
     args = [*stage2_args, 'max_duration=2ba', 'loggers.wandb={project: test}']
     run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline', WANDB_DIR=str(tmp_path))
     assert list((tmp_path / 'wandb').glob('offline-run-*/*.wandb'))
     before = losses(tmp_path / 'run')
     run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline', WANDB_DIR=str(tmp_path))
     assert losses(tmp_path / 'run') == before
+    # Killed while it wrote the next checkpoint:
+    (tmp_path / 'run' / 'checkpoints' / 'ep0-ba4-rank0.pt').write_bytes(b'half')
+    run('train_stage2', tmp_path / 'run', [*stage2_args, 'max_duration=4ba'])
+    assert len(losses(tmp_path / 'run')) == 4 and load_checkpoint_model(tmp_path / 'run')
 
 
 def test_bad_input_stops_before_training(stage2_args: list[str], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from llm2clip.config import _package_folder
+from llm2clip.config import package_folder
 from llm2clip.data.convert.writer import Dropped, Sample
 
 __all__ = ['wikipedia_summaries']
@@ -27,7 +27,7 @@ def wikipedia_summaries(
         seed: Which ones.
     """
     dropped = Dropped()
-    with open(f'{_package_folder(package)}/data/summaries_en-us.json', encoding='utf-8') as file:
+    with open(f'{package_folder(package)}/data/summaries_en-us.json', encoding='utf-8') as file:
         articles = json.load(file)
     samples = []
     for title, article in articles.items():
