@@ -165,12 +165,9 @@ def text_encoder_from_config(
     llm = AutoModel.from_pretrained(
         folder, gguf_file=gguf, trust_remote_code=config.trust_remote_code,
         dtype=getattr(torch, config.dtype), use_cache=False)
-    layer_names = llm._no_split_modules
     if lora is not None:
         llm = get_peft_model(llm, PeftLoraConfig(bias='none', **dataclasses.asdict(lora)))
-    encoder = TextEncoder(llm, config)
-    encoder._layer_names = set(layer_names or ())
-    return encoder, CaptionTokenizer(tokenizer, config)
+    return TextEncoder(llm, config), CaptionTokenizer(tokenizer, config)
 
 
 def load_text_encoder(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:

@@ -102,6 +102,7 @@ def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path) -> 
 def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:
     config = TextEncoderConfig(pretrained=str(llm_folder))
     encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4))
+    assert sum(map(encoder.fsdp_wrap_fn, encoder.modules())) == 2
     trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert trainable and all('lora_' in name for name in trainable)
     assert len(trainable) == 2 * 7 * 2
