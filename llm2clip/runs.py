@@ -32,14 +32,16 @@ _SAFE_GLOBALS = [
 
 @contextmanager
 def timed(folder: Union[str, Path]) -> Iterator[None]:
-    """Add the time that the block takes to `folder`/seconds.json, also when it is interrupted by an exception."""
+    """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it.
+
+    A block that made no such folder leaves nothing.
+    """
     start = time.monotonic()
     try:
         yield
     finally:
-        if dist.get_global_rank() == 0:
+        if dist.get_global_rank() == 0 and Path(folder).is_dir():
             path = Path(folder, SECONDS_FILE)
-            path.parent.mkdir(parents=True, exist_ok=True)
             before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
             partial = path.with_suffix('.tmp')
             partial.write_text(json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')

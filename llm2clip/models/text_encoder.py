@@ -132,9 +132,8 @@ class TextEncoder(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, embed_mask: torch.Tensor
     ) -> torch.Tensor:
         """``(B, T)`` tokens -> ``(B, llm_embed_dim)`` vectors in float32, not normalised."""
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         mask = self._every_token_sees_every_token(attention_mask) if self.config.bidirectional else attention_mask
-        output = self.llm(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        output = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False)
         return self.pool(output.last_hidden_state, embed_mask)
 
     def _every_token_sees_every_token(self, attention_mask: torch.Tensor) -> torch.Tensor:
