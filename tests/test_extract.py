@@ -42,7 +42,7 @@ def test_finished_shards_are_kept_and_the_rest_is_done(
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return encode_texts(*args, **kwargs)  # type: ignore
+        return encode_texts(*args, **kwargs)
 
     monkeypatch.setattr('llm2clip.extract.encode_texts', stop_at_third)
     with pytest.raises(KeyboardInterrupt):

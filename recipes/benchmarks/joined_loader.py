@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,14 +40,14 @@ OPTIONS = {'seed': 0, 'batch_size': BATCH, 'shuffle': True, 'num_canonical_nodes
 class ImagesOnly(SeededDataset):
     """What `TrainImageDataset` does, less the embedding."""
 
-    def __init__(self, streams: list[Stream], transform: object, **kwargs: object) -> None:
-        super().__init__(streams, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, streams: list[Stream], transform: Any, **kwargs: Any) -> None:
+        super().__init__(streams, **kwargs)
         self.transform = transform
 
-    def __getitem__(self, at: int) -> dict:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         image = decode_image(sample[IMAGE], sample[SAMPLE_ID])
-        return {'index': at, 'pixel_values': seeded(self.transform, image, self.sample_seed(sample))}  # type: ignore
+        return {'index': at, 'pixel_values': seeded(self.transform, image, self.sample_seed(sample))}
 
 
 def write_data(folder: Path) -> None:

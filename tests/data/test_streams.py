@@ -41,11 +41,11 @@ def _no_leftovers() -> Iterator[None]:
 def _config(images: Path, sidecar: Path, workers: int = 0, **options: object) -> ImageDataConfig:
     streams = {'s': StreamConfig(local=str(images), embeddings=str(sidecar))}
     options = {'caption_mix': {'short': 0.5, 'long': 0.5}, **options}
-    return ImageDataConfig(streams=streams, num_workers=workers, num_canonical_nodes=4, **options)  # type: ignore
+    return ImageDataConfig(streams=streams, num_workers=workers, num_canonical_nodes=4, **options)
 
 
 def _loader(config: ImageDataConfig, train: bool = True, batch: int = 8) -> torch.utils.data.DataLoader:
-    return build_image_loader(config, PIXELS, batch, 5, train, 'train_data').dataloader  # type: ignore
+    return build_image_loader(config, PIXELS, batch, 5, train, 'train_data').dataloader
 
 
 def test_every_image_comes_with_the_embedding_of_its_caption(
@@ -146,8 +146,8 @@ def test_an_image_that_does_not_decode_names_its_sample() -> None:
 def _pairs(folder: Path, llm: Path, **options: object) -> torch.utils.data.DataLoader:
     tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm), instruction='Find: '))[1]
     config = CaptionDataConfig(streams={'s': StreamConfig(local=str(folder))}, num_workers=0, num_canonical_nodes=4,
-                               **options)  # type: ignore
-    return build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data').dataloader  # type: ignore
+                               **options)
+    return build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data').dataloader
 
 
 def test_caption_pairs_hold_two_captions_of_one_sample(image_dataset: Path, llm_folder: Path) -> None:

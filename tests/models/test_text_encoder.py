@@ -22,7 +22,7 @@ TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painte
 
 
 def _encoder(folder: Path, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
-    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder), **options))  # type: ignore
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder), **options))
     return encoder.eval(), tokenizer
 
 
