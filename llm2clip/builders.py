@@ -22,20 +22,34 @@ from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.algorithms.clamp_logit_scale import ClampLogitScale
+from llm2clip.algorithms.grad_cache import GradCache
 from llm2clip.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.callbacks.logit_scale_monitor import LogitScaleMonitor
+from llm2clip.callbacks.nonfinite_loss import StopAtNonfiniteLoss
 from llm2clip.callbacks.resume_random_state import ResumeRandomState
+from llm2clip.callbacks.text_monitor import TextMonitor
 from llm2clip.callbacks.wandb_logger import WandBLogger
-from llm2clip.config import ConfigError, TrainConfig, save_config
+from llm2clip.config import ConfigError, Stage1Config, TrainConfig, save_config
+from llm2clip.data.convert.caption_csv import caption_csv
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import image_folder
+from llm2clip.data.convert.plain_text import plain_text
+from llm2clip.data.convert.text_pairs import text_pairs
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.streaming import device_batch_size
+from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.optim import parameter_groups
 
 __all__ = ['build', 'build_optimizer', 'build_source', 'build_trainer', 'check_train_config', 'fit']
 
-SOURCES = {'emoji': emoji, 'image_folder': image_folder, 'wikipedia_summaries': wikipedia_summaries}
+SOURCES = {
+    'caption_csv': caption_csv,
+    'emoji': emoji,
+    'image_folder': image_folder,
+    'plain_text': plain_text,
+    'text_pairs': text_pairs,
+    'wikipedia_summaries': wikipedia_summaries,
+}
 
 OPTIMIZERS = {
     'adamw': torch.optim.AdamW,
@@ -56,6 +70,7 @@ ALGORITHMS = {
     'channels_last': composer.algorithms.ChannelsLast,
     'clamp_logit_scale': ClampLogitScale,
     'ema': composer.algorithms.EMA,
+    'grad_cache': GradCache,
     'gradient_clipping': composer.algorithms.GradientClipping,
     'low_precision_layernorm': composer.algorithms.LowPrecisionLayerNorm,
 }
@@ -65,7 +80,6 @@ CALLBACKS = {
     'logit_scale_monitor': LogitScaleMonitor,
     'lr_monitor': composer.callbacks.LRMonitor,
     'memory_monitor': composer.callbacks.MemoryMonitor,
-    'nan_monitor': composer.callbacks.NaNMonitor,
     'optimizer_monitor': composer.callbacks.OptimizerMonitor,
     'runtime_estimator': composer.callbacks.RuntimeEstimator,
     'speed_monitor': composer.callbacks.SpeedMonitor,
@@ -136,11 +150,32 @@ def check_train_config(config: TrainConfig) -> None:
         check({'fsdp': FSDP2Config}, 'fsdp', config.fsdp, 'fsdp')
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
-    if config.device_train_microbatch_size not in (None, device_batch):
+    microbatch = config.device_train_microbatch_size or device_batch
+    if not 0 < microbatch <= device_batch:
+        raise ConfigError(f'device_train_microbatch_size: {microbatch} is not between 1 and the device batch size, '
+                          f'{device_batch}')
+    negatives = not isinstance(config, Stage1Config) or config.objective == 'contrastive'
+    if negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
         raise ConfigError(
-            f'device_train_microbatch_size: {config.device_train_microbatch_size} is not the device batch size, '
-            f'{device_batch}. A contrastive loss on a microbatch would only see the negatives inside it. Leave the '
-            'key out, or lower global_train_batch_size.')
+            f'device_train_microbatch_size: {microbatch} is not the device batch size, {device_batch}. A contrastive '
+            'loss on a microbatch would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which '
+            'keeps the loss that of the global batch, or leave the key out, or lower global_train_batch_size.')
+    if not negatives and 'grad_cache' in config.algorithms:
+        raise ConfigError('algorithms.grad_cache: objective mntp has no negatives; its microbatches need no cache')
+    if isinstance(config, Stage1Config):
+        _check_stage1(config)
+
+
+def _check_stage1(config: Stage1Config) -> None:
+    if config.objective not in ('contrastive', 'mntp'):
+        raise ConfigError(f'objective: {config.objective!r} is neither contrastive nor mntp')
+    if config.fsdp is not None and config.text_encoder.dtype != 'float32':
+        raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs the '
+                          'float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
+    if config.loss_scale <= 0:
+        raise ConfigError(f'loss_scale: {config.loss_scale} is not above 0')
+    if config.objective == 'mntp' and config.eval_data is not None:
+        raise ConfigError('eval_data: objective mntp has no evaluation')
 
 
 def build_optimizer(
@@ -170,9 +205,17 @@ def build_trainer(
     """Composer's Trainer as the configuration says; writes the resolved configuration into the run's folder."""
     if dist.get_global_rank() == 0:
         save_config(config, config.save_folder)
+    algorithms: list[Algorithm] = _build_all(ALGORITHMS, config.algorithms, 'algorithms')
+    for algorithm in algorithms:
+        if isinstance(algorithm, GradCache):
+            algorithm.split_batch = train_data.split_batch
     # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged before they are clipped.
-    algorithms: list[Algorithm] = [*_build_all(ALGORITHMS, config.algorithms, 'algorithms'), AverageGlooGradients()]
-    callbacks: list[Callback] = _build_all(CALLBACKS, config.callbacks, 'callbacks')
+    algorithms.append(AverageGlooGradients())
+    callbacks: list[Callback] = [
+        *_build_all(CALLBACKS, config.callbacks, 'callbacks'), StopAtNonfiniteLoss(config.save_folder)]
+    mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
+    if isinstance(config, Stage1Config):
+        callbacks.append(TextMonitor(config.text_encoder.max_length))
     loggers: list[LoggerDestination] = _build_all(LOGGERS, config.loggers, 'loggers')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
     return Trainer(
@@ -186,6 +229,11 @@ def build_trainer(
         loggers=loggers,
         run_name=config.run_name,
         max_duration=config.max_duration,
+        device_train_microbatch_size=config.device_train_microbatch_size,
+        # MNTP's loss is a mean over masked tokens, which microbatches and ranks have different numbers of.
+        accumulate_train_batch_on_tokens=mntp,
+        # `TrainableStateModel` checks its weights itself.
+        load_strict_model_weights=not isinstance(model, TrainableStateModel),
         eval_interval=config.eval_interval,
         save_folder=f'{config.save_folder}/checkpoints',
         save_interval=config.save_interval,

@@ -25,10 +25,11 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 __all__ = [
-    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'ConfigError', 'EvaluateConfig', 'ExportConfig',
-    'ExtractConfig', 'ImageDataConfig', 'LoaderConfig', 'LoraConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig',
-    'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
-    'VisionConfig', 'load_config', 'package_folder', 'read_config', 'save_config',
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
+    'EvaluateConfig', 'ExportConfig', 'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'LoaderConfig',
+    'LoraConfig', 'MNTPConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'Stage1Config',
+    'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'load_config',
+    'package_folder', 'read_config', 'save_config',
 ]
 
 T = TypeVar('T')
@@ -52,20 +53,25 @@ class TextEncoderConfig:
     """Hugging Face hub name or local folder of the LLM."""
     gguf_file: Optional[str] = None
     """File inside `pretrained` when the weights are GGUF."""
+    adapters: list[str] = field(default_factory=list)
+    """LoRA adapters (folders or hub names) merged into the LLM in this order, before a new one is added."""
     bidirectional: bool = True
     """Drop the causal mask in every layer (LLM2CLIP section 3.1); padding stays masked."""
     pooling: str = 'mean'
-    """`mean` over the caption's own tokens, or `last` for the last of them."""
-    chat_template: bool = False
-    """Wrap the caption as a user message of the tokenizer's chat template; its header is not pooled."""
+    """`mean` or `weighted_mean` over the caption's own tokens, or `last`, the end token after them."""
+    chat_template: Optional[bool] = None
+    """Wrap the caption as a user message of the tokenizer's chat template, whose header is not pooled.  Unset: if the
+    tokenizer has one."""
     instruction: str = ''
     """Text put before a query caption; never pooled."""
     max_length: int = 512
-    """Longest input in tokens, template and instruction included; longer captions are truncated."""
+    """Longest input in tokens, template and instruction included; longer captions are truncated and counted."""
     dtype: str = 'float32'
-    """Type of the LLM's own weights; LoRA weights stay float32."""
+    """Type of the LLM's own weights; LoRA weights stay float32.  FSDP needs one type, hence `float32`."""
+    attn_implementation: Optional[str] = None
+    """`sdpa` or `eager`.  Unset: `sdpa`, but `eager` for Gemma 2, whose soft cap on attention scores only that has."""
     trust_remote_code: bool = False
-    """Run modelling code that comes with the weights. Leave off unless you have read that code."""
+    """Run code that comes with the tokenizer. Leave off unless you have read that code."""
 
 
 @dataclass
@@ -75,8 +81,18 @@ class LoraConfig:
     r: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.05
-    target_modules: list[str] = field(default_factory=lambda: [
-        'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'])
+    target_modules: Optional[list[str]] = None
+    """Names of projections; unset, those of attention and MLP in every layer, whatever the architecture calls them."""
+
+
+@dataclass
+class MNTPConfig:
+    """Masked next-token prediction (LLM2Vec, section 2.2): an LLM learns to use the context on its right."""
+
+    mask_probability: float = 0.2
+    """Share of a text's tokens that are masked; each is predicted from the position before it."""
+    mask_token: str = '_'
+    """Text whose first token stands for a masked one; LLMs have no mask token of their own."""
 
 
 @dataclass
@@ -120,15 +136,12 @@ class ModelConfig:
 
 @dataclass
 class StreamConfig:
-    """One MDS dataset, and in stage 2 the sidecar that holds its captions' embeddings."""
+    """One MDS dataset."""
 
     local: str = MISSING
     """Folder of the dataset, or the cache when `remote` is set."""
     remote: Optional[str] = None
     """Any place Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path)."""
-    embeddings: Optional[str] = None
-    """Folder (or cache) of the sidecar."""
-    embeddings_remote: Optional[str] = None
     proportion: Optional[float] = None
     """Share of the epoch drawn from this stream; for all streams or for none."""
     repeat: Optional[float] = None
@@ -136,10 +149,44 @@ class StreamConfig:
 
 
 @dataclass
+class CaptionPairConfig:
+    """Two texts of one sample that belong together, and the direction between them."""
+
+    query: list[str] = MISSING
+    """Caption keys, of which one is drawn."""
+    positive: list[str] = MISSING
+    """Caption keys, of which one is drawn that is not the query's."""
+    negative: Optional[str] = None
+    """Caption key of a text that is wrong for this query (a hard negative); single samples may leave it empty."""
+    instruction: Optional[str] = None
+    """Put before the query of this direction, in place of `text_encoder.instruction`; never pooled."""
+    weight: float = 1.0
+    """How often this direction is drawn, relative to the others of its list."""
+
+
+@dataclass
+class CaptionStreamConfig(StreamConfig):
+    """A dataset of captions, texts or images with captions."""
+
+    pairs: Optional[list[CaptionPairConfig]] = None
+    """In place of `train_data.pairs`."""
+    texts: Optional[dict[str, float]] = None
+    """In place of `train_data.texts`."""
+
+
+@dataclass
+class ImageStreamConfig(StreamConfig):
+    """A dataset of images, with the sidecar that holds its captions' embeddings."""
+
+    embeddings: Optional[str] = None
+    """Folder (or cache) of the sidecar."""
+    embeddings_remote: Optional[str] = None
+
+
+@dataclass
 class LoaderConfig:
     """What the loaders of both stages share."""
 
-    streams: dict[str, StreamConfig] = field(default_factory=dict)
     num_workers: int = 2
     shuffle: bool = True
     shuffle_seed: int = 9176
@@ -149,16 +196,21 @@ class LoaderConfig:
 
 @dataclass
 class CaptionDataConfig(LoaderConfig):
-    """Stage 1: two captions of one thing. Each global batch comes from one stream."""
+    """Stage 1.  Each global batch comes from one stream: mixing would make negatives trivial."""
 
-    caption_pairs: list[list[str]] = field(default_factory=lambda: [['short', 'long'], ['long', 'short']])
-    """[query key, positive key]; one is drawn each time a sample is seen."""
+    streams: dict[str, CaptionStreamConfig] = field(default_factory=dict)
+    pairs: list[CaptionPairConfig] = field(default_factory=list)
+    """`objective: contrastive`: one is drawn each time a sample is seen.  `eval_data` takes one, of one key a side;
+    unset, the first two captions in the order of their names."""
+    texts: dict[str, float] = field(default_factory=dict)
+    """`objective: mntp`: caption key -> weight; one is drawn each time a sample is seen.  Weight 0: never."""
 
 
 @dataclass
 class ImageDataConfig(LoaderConfig):
     """Stage 2: an image and the embedding of one of its captions."""
 
+    streams: dict[str, ImageStreamConfig] = field(default_factory=dict)
     caption_mix: dict[str, float] = field(default_factory=dict)
     """Caption key -> weight; one is drawn each time a sample is seen (paper, section 4.2).  Weight 0: never."""
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
@@ -185,7 +237,8 @@ class TrainConfig:
     global_train_batch_size: int = MISSING
     global_eval_batch_size: int = 64
     device_train_microbatch_size: Optional[int] = None
-    """Must be the device batch: a contrastive loss on a part of it would see fewer negatives."""
+    """Samples a forward pass.  Smaller than the device batch only with `algorithms.grad_cache`, which keeps the loss
+    that of the global batch (or with `objective: mntp`, whose loss has no negatives)."""
     seed: int = 17
     device: Optional[str] = None
     precision: Optional[str] = None
@@ -208,18 +261,28 @@ class TrainConfig:
 
 @dataclass
 class Stage1Config(TrainConfig):
-    """Caption-contrastive fine-tuning of the LLM."""
+    """Fine-tuning of the LLM into a text encoder."""
 
+    objective: str = 'contrastive'
+    """`contrastive` on pairs of captions, or `mntp`, the optional warm start on single texts."""
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    mntp: MNTPConfig = field(default_factory=MNTPConfig)
     loss_scale: float = 50.0
     """Factor on the cosine similarities, the inverse of the temperature."""
+    learn_scale: bool = False
+    """Train the factor, from `loss_scale` on."""
     symmetric: bool = False
     """Also from positive to query."""
+    mask_equal_texts: bool = True
+    """Two samples of the global batch that share a text are not each other's negatives."""
     train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
     eval_data: Optional[CaptionDataConfig] = None
+    """Pairs for caption retrieval accuracy while training."""
     teacher_folder: str = '${save_folder}/teacher'
     """Where the merged teacher goes when training ends."""
+    adapter_folder: str = '${save_folder}/adapter'
+    """Where the LoRA adapter alone goes."""
 
 
 @dataclass
@@ -439,17 +502,23 @@ def _read_override(text: str) -> tuple[str, Any, dict[str, int]]:
 
 
 def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
-    """Dotted key -> line, for every key below a mapping node."""
+    """Dotted key -> line, for every key below a node."""
     if isinstance(node, yaml.MappingNode):
         for key_node, value in node.value:
             key = f'{prefix}{key_node.value}'
             yield key, key_node.start_mark.line + 1
             yield from _lines(value, f'{key}.')
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield from _lines(item, f'{prefix[:-1]}[{i}].')
 
 
 def _check_keys(schema: Any, node: Any, prefix: str, origins: dict[str, str]) -> None:
     """Raise for the first key of `node` that the type `schema` does not have."""
     schema = _unwrap_optional(schema)
+    if OmegaConf.is_list(node) and typing.get_origin(schema) is list:
+        for i in range(len(node)):
+            _check_keys(typing.get_args(schema)[0], _raw(node, i), f'{prefix[:-1]}[{i}].', origins)
     if node is None or not OmegaConf.is_dict(node):
         return
     if typing.get_origin(schema) is dict:

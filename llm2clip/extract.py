@@ -27,7 +27,9 @@ from llm2clip.data.schema import (
     read_index,
     to_float16,
 )
-from llm2clip.models.text_encoder import CaptionTokenizer, TextEncoder, encode_texts, encoding, teacher_config
+from llm2clip.models.caption_tokenizer import CaptionTokenizer
+from llm2clip.models.teacher import encoding, teacher_config
+from llm2clip.models.text_encoder import TextEncoder, encode_texts
 
 __all__ = ['extract_sidecar', 'teacher_fingerprint']
 

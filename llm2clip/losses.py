@@ -3,14 +3,14 @@
 
 """Contrastive losses over the global batch: pure functions of features."""
 
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 import torch.distributed
 import torch.distributed.nn
 import torch.nn.functional as F
 
-__all__ = ['all_gather', 'clip_loss', 'info_nce']
+__all__ = ['all_gather', 'clip_loss', 'ignored_candidates', 'info_nce']
 
 
 def all_gather(features: torch.Tensor) -> torch.Tensor:
@@ -47,12 +47,43 @@ def clip_loss(image_features: torch.Tensor, text_features: torch.Tensor, logit_s
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
+def ignored_candidates(
+    query_id: torch.Tensor,
+    positive_id: torch.Tensor,
+    negative_id: Optional[torch.Tensor] = None,
+    equal_texts: bool = True,
+) -> torch.Tensor:
+    """Which candidates of a query are no negatives.
+
+    They are hard negatives that a sample does not have and, with `equal_texts`, those whose pair has a text in common
+    with the query's pair.
+
+    Args:
+        query_id: ``(N,)``; equal ids stand for equal texts.
+        positive_id: ``(N,)``.
+        negative_id: ``(M,)`` of the hard negatives; 0 where there is none.
+        equal_texts: Whether equal texts count.
+
+    Returns:
+        ``(N, N + M)``, False on the diagonal.
+    """
+    q, p = query_id[:, None], positive_id[:, None]
+    shared = (q == query_id) | (q == positive_id) | (p == query_id) | (p == positive_id)
+    shared.fill_diagonal_(False)
+    shared &= equal_texts
+    if negative_id is None:
+        return shared
+    equal = ((q == negative_id) | (p == negative_id)) & equal_texts
+    return torch.cat([shared, equal | (negative_id == 0)], dim=1)
+
+
 def info_nce(
     query: torch.Tensor,
     positive: torch.Tensor,
     negative: Optional[torch.Tensor] = None,
-    scale: float = 50.0,
+    scale: Union[float, torch.Tensor] = 50.0,
     symmetric: bool = False,
+    ignored: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Supervised contrastive loss of stage 1 (LLM2CLIP section 3.1).
 
@@ -61,15 +92,20 @@ def info_nce(
         positive: ``(N, D)``; row i is the positive of query i and a negative of every other query.
         negative: ``(M, D)`` hard negatives of every query.
         scale: Factor on the cosine similarities, the inverse of the temperature.
-        symmetric: Average with the same loss from positive to query.
+        symmetric: Average with the same loss from positive to query, which has no hard negatives.
+        ignored: ``(N, N + M)``, candidates that are left out, as `ignored_candidates` finds them.
 
     Returns:
         A scalar in float32.
     """
+    n = len(query)
     query, positive = F.normalize(query.float(), dim=-1), F.normalize(positive.float(), dim=-1)
     candidates = positive if negative is None else torch.cat([positive, F.normalize(negative.float(), dim=-1)])
-    labels = torch.arange(len(query), device=query.device)
-    loss = F.cross_entropy(scale * query @ candidates.T, labels)
+    logits = scale * query @ candidates.T
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, -torch.inf)
+    labels = torch.arange(n, device=query.device)
+    loss = F.cross_entropy(logits, labels)
     if symmetric:
-        loss = (loss + F.cross_entropy(scale * positive @ query.T, labels)) / 2
+        loss = (loss + F.cross_entropy(logits[:, :n].T, labels)) / 2
     return loss

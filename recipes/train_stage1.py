@@ -12,8 +12,12 @@ from composer.utils import dist, get_device, reproducibility
 from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
 from llm2clip.config import Stage1Config, load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
+from llm2clip.data.masked_texts import build_masked_text_loader
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.models.text_encoder import save_teacher, text_encoder_from_config
+from llm2clip.models.llm import add_lora, load_llm, load_llm_and_head
+from llm2clip.models.mntp import MaskedNextTokenPrediction
+from llm2clip.models.teacher import save_teacher
+from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer
 from llm2clip.runs import timed
 
 
@@ -23,20 +27,30 @@ def main(config: Stage1Config) -> None:
         return
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
     check_train_config(config)
+    tokenizer = load_caption_tokenizer(config.text_encoder)
     reproducibility.seed_all(config.seed)
-    encoder, tokenizer = text_encoder_from_config(config.text_encoder, config.lora)
-    model = CaptionContrastive(encoder, config.loss_scale, config.symmetric)
-    train_data = build_caption_pair_loader(
-        config.train_data, tokenizer, config.global_train_batch_size, config.seed, True, 'train_data')
+    on_meta = config.fsdp is not None and dist.get_global_rank() > 0
     evaluators = []
-    if config.eval_data is not None:
-        eval_data = build_caption_pair_loader(
-            config.eval_data, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
-        evaluators.append(Evaluator(label='eval', dataloader=eval_data))
+    if config.objective == 'mntp':
+        train_data = build_masked_text_loader(
+            config.train_data, tokenizer, config.mntp, config.global_train_batch_size, config.seed, 'train_data')
+        llm, head = load_llm_and_head(config.text_encoder, on_meta)
+        encoder = TextEncoder(add_lora(llm, config.lora), config.text_encoder)
+        model = MaskedNextTokenPrediction(encoder, head)
+    else:
+        train_data = build_caption_pair_loader(
+            config.train_data, tokenizer, config.global_train_batch_size, config.seed, True, 'train_data')
+        if config.eval_data is not None:
+            eval_data = build_caption_pair_loader(
+                config.eval_data, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
+            evaluators.append(Evaluator(label='eval', dataloader=eval_data))
+        encoder = TextEncoder(add_lora(load_llm(config.text_encoder, on_meta), config.lora), config.text_encoder)
+        model = CaptionContrastive(
+            encoder, config.loss_scale, config.learn_scale, config.symmetric, config.mask_equal_texts)
     trainer = build_trainer(config, model, build_optimizer(config.optimizer, model), train_data, evaluators)
     fit(trainer)
     trainer.close()
-    save_teacher(encoder, tokenizer, config.lora, config.teacher_folder)
+    save_teacher(encoder, tokenizer, config.lora, config.teacher_folder, config.adapter_folder)
 
 
 if __name__ == '__main__':

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.writer import Dropped, write_splits
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
-from llm2clip.models.text_encoder import load_teacher, save_teacher, text_encoder_from_config
+from llm2clip.models.teacher import load_teacher, save_teacher
+from llm2clip.models.text_encoder import text_encoder_from_config
 
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 

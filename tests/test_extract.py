@@ -15,7 +15,8 @@ from llm2clip.data.convert.writer import Dropped, write_splits
 from llm2clip.data.schema import read_columns, read_index
 from llm2clip.evaluate import _read_samples
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
-from llm2clip.models.text_encoder import encode_texts, load_teacher, save_teacher, text_encoder_from_config
+from llm2clip.models.teacher import load_teacher, save_teacher
+from llm2clip.models.text_encoder import encode_texts, text_encoder_from_config
 
 
 def test_sidecar_has_the_same_shards_samples_and_the_teachers_vectors(

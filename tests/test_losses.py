@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm2clip.losses import all_gather, clip_loss, info_nce
+from llm2clip.losses import all_gather, clip_loss, ignored_candidates, info_nce
 
 
 def _unit(n: int, d: int, seed: int) -> torch.Tensor:
@@ -61,3 +61,34 @@ def test_info_nce_equals_a_loop(symmetric: bool, negatives: int) -> None:
 def test_gather_on_one_process_is_the_identity() -> None:
     x = torch.ones(2, 3)
     assert all_gather(x) is x
+
+
+def test_equal_texts_are_not_each_others_negatives() -> None:
+    a, b, c, d, e, f, x, y = range(1, 9)
+    query, positive = torch.tensor([a, b, a, d]), torch.tensor([b, c, e, f])
+    # Pairs (a, b), (b, c) and (a, e) share texts with one another in a chain; (d, f) is alone.
+    expected = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    assert torch.equal(ignored_candidates(query, positive), expected)
+    assert not ignored_candidates(query, positive, equal_texts=False).any()
+    negative = torch.tensor([x, b, 0, f])
+    hard = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
+    assert torch.equal(ignored_candidates(query, positive, negative), torch.cat([expected, hard], 1))
+    missing = torch.zeros(4, 8, dtype=torch.bool)
+    missing[:, 6] = True
+    assert torch.equal(ignored_candidates(query, positive, negative, equal_texts=False), missing)
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_ignored_candidates_are_as_if_absent(symmetric: bool) -> None:
+    query, positive, negative = _unit(4, 8, 0), _unit(4, 8, 1), _unit(4, 8, 2)
+    ignored = torch.zeros(4, 8, dtype=torch.bool)
+    ignored[0, 1] = ignored[1, 0] = ignored[2, 5] = True
+    total = 0.0
+    for i in range(4):
+        logits = 50 * (torch.cat([positive, negative]) @ query[i])
+        total += logits[~ignored[i]].logsumexp(0) - logits[i]
+        if symmetric:
+            back = 50 * (query @ positive[i])
+            total += back[~ignored[:, i]].logsumexp(0) - back[i]
+    loss = info_nce(query, positive, negative, scale=50.0, symmetric=symmetric, ignored=ignored)
+    assert loss.item() == pytest.approx(total.item() / (8 if symmetric else 4), rel=1e-4)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1's data: two captions of one thing, tokenised."""
+"""Stage 1's data: two captions of one thing, or a pair of texts, tokenised."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,38 +10,54 @@ import torch
 from composer.core import DataSpec
 from streaming import Stream
 
-from llm2clip.config import CaptionDataConfig, ConfigError
-from llm2clip.data.captions import draw
-from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset
-from llm2clip.data.streaming import SeededDataset, build_loader, stream_arguments
+from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError
+from llm2clip.data.captions import draw_pair, text_id
+from llm2clip.data.microbatches import split_by_length
+from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, read_columns
+from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_of, text_streams
 
 __all__ = ['CaptionPairDataset', 'build_caption_pair_loader']
 
 
 class CaptionPairDataset(SeededDataset):
-    """Draws one of `pairs` for a sample each time it is seen.
+    """Draws a direction and two captions of a sample each time it is seen.
 
     Args:
         streams: Caption or image datasets.
-        pairs: [query key, positive key] choices, equally likely.
-        tokenize: ``(texts, query) -> [(ids, start)]``.
+        pairs: The directions of each stream.
+        tokenizer: A `CaptionTokenizer`.
+        with_instructions: Put the directions' instructions before the queries.
         **kwargs: Passed to SeededDataset.
     """
 
-    def __init__(self, streams: Sequence[Stream], pairs: Sequence[Sequence[str]], tokenize: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        pairs: Sequence[Sequence[CaptionPairConfig]],
+        tokenizer: Any,
+        with_instructions: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(streams, **kwargs)
-        self.pairs = [tuple(pair) for pair in pairs]
-        self.tokenize = tokenize
+        self.pairs = pairs
+        self.tokenizer = tokenizer
+        self.with_instructions = with_instructions
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
-        query, positive = self.pairs[draw([1] * len(self.pairs), self.sample_seed(sample))]
-        result: dict[str, Any] = {'index': at}
-        for side, key in (('query', query), ('positive', positive)):
-            text = sample[caption_column(key)]
-            if not text.strip():
-                raise ValueError(f'caption {key!r} of sample {sample[SAMPLE_ID]!r} is empty')
-            result[side], = self.tokenize([text], side == 'query')
+        pairs = self.pairs[self.stream_of(at)]
+        pair, query, positive = draw_pair(pairs, self.sample_seed(sample))
+        instruction = self.tokenizer.instruction if pair.instruction is None else pair.instruction
+        result: dict[str, Any] = {'index': at, 'sample_id': sample[SAMPLE_ID]}
+        for side, key, prefix in (('query', query, instruction if self.with_instructions else ''),
+                                  ('positive', positive, '')):
+            text = text_of(sample, key)
+            result[side], = self.tokenizer.tokenize([text], prefix)
+            result[f'{side}_text_id'] = text_id(text)
+        if any(other.negative for other in pairs):
+            text = sample[caption_column(pair.negative)] if pair.negative else ''
+            result['negative'] = self.tokenizer.tokenize([text])[0] if text.strip() else self.tokenizer.placeholder()
+            result['negative_text_id'] = text_id(text.strip() and text)
         return result
 
 
@@ -51,30 +67,61 @@ def build_caption_pair_loader(
     """Loader of stage 1's batches; `CaptionContrastive` says what is in them.
 
     Args:
-        config: Streams and caption pairs.
+        config: Streams and pairs.
         tokenizer: A `CaptionTokenizer`.
         global_batch_size: Pairs a step over all ranks.
         seed: Seed of the caption choice.
-        train: Shuffle and drop the last incomplete batch.
+        train: Shuffle and drop the last incomplete batch.  Otherwise: one fixed pair of captions a sample, no
+            instruction, as caption retrieval accuracy is defined.
         key: Where `config` stands in the configuration.
     """
-    if not config.caption_pairs or any(len(pair) != 2 for pair in config.caption_pairs):
-        raise ConfigError(f'{key}.caption_pairs: expected a list of [query key, positive key]')
-    columns = sorted({caption_column(name) for pair in config.caption_pairs for name in pair})
-    streams = []
+    pairs = []
     for name, stream in config.streams.items():
-        arguments = stream_arguments(name, stream, key)
-        if stream.remote is None:
-            check_dataset(stream.local, [SAMPLE_ID, *columns])
-        streams.append(Stream(**arguments))
+        chosen, where = (config.pairs, f'{key}.pairs') if stream.pairs is None else (
+            stream.pairs, f'{key}.streams.{name}.pairs')
+        if not chosen and not train and stream.remote is None:
+            chosen = _first_two(stream.local, f'{key}.streams.{name}')
+        _check_pairs(chosen, train, where)
+        pairs.append(chosen)
+    columns = [sorted({caption_column(k) for pair in chosen
+                       for k in (*pair.query, *pair.positive, *([pair.negative] if pair.negative else []))})
+               for chosen in pairs]
+    streams = text_streams(config, columns, key)
 
-    def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {'index': torch.tensor([sample['index'] for sample in samples])}
-        for side in ('query', 'positive'):
-            padded = tokenizer.pad([sample[side] for sample in samples])
-            batch.update({f'{side}_{name}': value for name, value in padded.items()})
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {'index': torch.tensor([sample['index'] for sample in samples]),
+                                 'sample_id': [sample['sample_id'] for sample in samples]}
+        for side in ('query', 'positive', 'negative'):
+            if side in samples[0]:
+                texts = [sample[side] for sample in samples]
+                batch.update({f'{side}_{name}': value for name, value in tokenizer.pad(texts).items()})
+                batch[f'{side}_cut'] = torch.tensor([text.cut for text in texts])
+                batch[f'{side}_text_id'] = torch.tensor([sample[f'{side}_text_id'] for sample in samples])
         return batch
 
     return build_loader(
-        lambda **kwargs: CaptionPairDataset(streams, config.caption_pairs, tokenizer.tokenize, seed=seed, **kwargs),
-        config, global_batch_size, train, key, collate, batching_method='per_stream' if train else 'random')
+        lambda **kwargs: CaptionPairDataset(streams, pairs, tokenizer, train, seed=seed, **kwargs), config,
+        config.streams, global_batch_size, train, key, collate, batching_method='per_stream' if train else 'random',
+        split_batch=split_by_length if train else None, get_num_tokens_in_batch=count_tokens)
+
+
+def _first_two(folder: str, where: str) -> list[CaptionPairConfig]:
+    keys = caption_keys(read_columns(folder))
+    if len(keys) < 2:
+        raise ConfigError(f'{where}: {folder} has one caption a sample, expected two')
+    return [CaptionPairConfig(query=[keys[0]], positive=[keys[1]])]
+
+
+def _check_pairs(pairs: Sequence[CaptionPairConfig], train: bool, where: str) -> None:
+    if not pairs:
+        raise ConfigError(f'{where}: name at least one pair, such as {{query: [short], positive: [long]}}')
+    for i, pair in enumerate(pairs):
+        if not pair.query or not pair.positive:
+            raise ConfigError(f'{where}[{i}]: query and positive each need a caption key')
+        for query in pair.query:
+            if pair.positive == [query]:
+                raise ConfigError(f'{where}[{i}]: a caption cannot be its own positive; both sides are {query!r}')
+    if any(pair.weight < 0 for pair in pairs) or not any(pair.weight > 0 for pair in pairs):
+        raise ConfigError(f'{where}: expected weights, at least one above 0')
+    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive) > 1):
+        raise ConfigError(f'{where}: evaluation needs one pair with one caption key a side')

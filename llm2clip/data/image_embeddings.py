@@ -10,7 +10,7 @@ import torch
 import xxhash
 from composer.core import DataSpec
 
-from llm2clip.config import ConfigError, ImageDataConfig, StreamConfig
+from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import draw
 from llm2clip.data.paired_stream import PairedStream, columns_of, read_fingerprint
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
@@ -46,6 +46,7 @@ class TrainImageDataset(SeededDataset):
         image = decode_image(sample[IMAGE], sample[SAMPLE_ID])
         return {
             'index': at,
+            'sample_id': sample[SAMPLE_ID],
             'pixel_values': seeded(self.transform, image, seed),
             'text_embedding': torch.from_numpy(sample[embedding_column(key)].copy()),
         }
@@ -82,13 +83,14 @@ class EvalImageDataset(SeededDataset):
         vectors = [torch.from_numpy(sample[embedding_column(key)].copy()) for key in self.keys]
         return {
             'index': at,
+            'sample_id': sample[SAMPLE_ID],
             'pixel_values': self.transform(decode_image(sample[IMAGE], sample[SAMPLE_ID])),
             'text_embedding': torch.stack(vectors),
             'text_id': torch.tensor([xxhash.xxh64_intdigest(name) >> 1 for name in names]),
         }
 
 
-def paired_stream(name: str, stream: StreamConfig, keys: Sequence[str], key: str) -> PairedStream:
+def paired_stream(name: str, stream: ImageStreamConfig, keys: Sequence[str], key: str) -> PairedStream:
     """The stream of one configured dataset, its columns checked.
 
     Raises:
@@ -165,4 +167,4 @@ def build_image_loader(
         return EvalImageDataset(streams, list(mix), eval_transform(preprocessing), merge_equal_texts, seed=seed,
                                 **kwargs)
 
-    return build_loader(make, config, global_batch_size, train, key)
+    return build_loader(make, config, config.streams, global_batch_size, train, key)

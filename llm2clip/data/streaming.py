@@ -3,7 +3,7 @@
 
 """What the datasets of both stages share: the epoch, sample seeds, and the loader."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,11 +12,15 @@ from composer.core import DataSpec
 from composer.utils import dist
 from streaming import Stream, StreamingDataLoader, StreamingDataset
 
-from llm2clip.config import ConfigError, LoaderConfig, StreamConfig
+from llm2clip.config import CaptionDataConfig, ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.captions import sample_seed
-from llm2clip.data.schema import SAMPLE_ID
+from llm2clip.data.microbatches import text_sides
+from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset
 
-__all__ = ['SeededDataset', 'build_loader', 'device_batch_size', 'stream_arguments', 'streaming_dataset']
+__all__ = [
+    'SeededDataset', 'build_loader', 'count_tokens', 'device_batch_size', 'stream_arguments', 'streaming_dataset',
+    'text_of', 'text_streams',
+]
 
 
 class SeededDataset(StreamingDataset):
@@ -37,6 +41,10 @@ class SeededDataset(StreamingDataset):
         epoch, sample_in_epoch = super()._resume_incr_epoch()
         self.epoch = epoch
         return epoch, sample_in_epoch
+
+    def stream_of(self, at: int) -> int:
+        """Index of the stream that sample `at` comes from."""
+        return int(self.stream_per_shard[self.spanner[at][0]])
 
     def sample_seed(self, sample: dict[str, Any]) -> int:
         """Seed of this sample in this epoch."""
@@ -73,27 +81,66 @@ def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any
     return {'local': stream.local, 'remote': stream.remote, **weights}
 
 
+def text_streams(config: CaptionDataConfig, columns: Sequence[Sequence[str]], key: str) -> list[Stream]:
+    """Stage 1's streams, their columns checked.
+
+    Args:
+        config: The streams.
+        columns: The columns that are read from each.
+        key: Where `config` stands in the configuration.
+    """
+    streams = []
+    for (name, stream), needed in zip(config.streams.items(), columns):
+        arguments = stream_arguments(name, stream, key)
+        if stream.remote is None:
+            check_dataset(stream.local, [SAMPLE_ID, *needed])
+        streams.append(Stream(**arguments))
+    return streams
+
+
+def text_of(sample: dict[str, Any], key: str) -> str:
+    """A caption of a sample.
+
+    Raises:
+        ValueError: It is empty.
+    """
+    text = sample[caption_column(key)]
+    if not text.strip():
+        raise ValueError(f'caption {key!r} of sample {sample[SAMPLE_ID]!r} is empty')
+    return text
+
+
+def count_tokens(batch: dict[str, Any]) -> dict[str, int]:
+    """Tokens of a batch without padding, and of those the ones that a loss is computed on, for Composer."""
+    total = sum(int(batch[f'{side}attention_mask'].sum()) for side in text_sides(batch))
+    return {'total': total, 'loss_generating': int((batch['labels'] >= 0).sum()) if 'labels' in batch else total}
+
+
 def build_loader(
     make_dataset: Callable[..., SeededDataset],
     config: LoaderConfig,
+    streams: Mapping[str, StreamConfig],
     global_batch_size: int,
     train: bool,
     key: str,
     collate_fn: Optional[Callable[[list[Any]], Any]] = None,
     batching_method: str = 'random',
+    **data_spec: Any,
 ) -> DataSpec:
     """Dataset -> loader of this rank's batches.
 
     Args:
         make_dataset: Takes the StreamingDataset arguments.
-        config: Streams, order and workers.
+        config: Order and workers.
+        streams: The configured streams.
         global_batch_size: Samples a step over all ranks.
         train: Drop the last incomplete batch; otherwise keep every sample and the stored order.
         key: Where `config` stands in the configuration, for messages.
         collate_fn: Samples -> batch.
         batching_method: Streaming's; ``per_stream`` takes each global batch from one stream.
+        **data_spec: Passed to Composer's DataSpec.
     """
-    if not config.streams:
+    if not streams:
         raise ConfigError(f'{key}.streams: name at least one dataset')
     batch_size = device_batch_size(global_batch_size, 'global_train_batch_size' if train else 'global_eval_batch_size')
     dataset = make_dataset(
@@ -117,4 +164,4 @@ def build_loader(
         # Its own generator: drawing the workers' seed from the global one would shift dropout when a run resumes.
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
-    return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']))
+    return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']), **data_spec)

@@ -16,7 +16,8 @@ from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ModelConfig
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.text_encoder import encode_texts, load_teacher
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.text_encoder import encode_texts
 from llm2clip.preprocessing import Preprocessing
 
 __all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'image_processor']

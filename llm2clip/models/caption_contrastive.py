@@ -3,58 +3,93 @@
 
 """Stage 1 as a Composer model: two captions of one thing attract each other."""
 
+import math
 from typing import Any, Optional
 
 import torch
-from composer.models import ComposerModel
+import torch.nn as nn
 from torchmetrics import Metric
 
-from llm2clip.losses import all_gather, info_nce
+from llm2clip.losses import all_gather, ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.text_encoder import TextEncoder
+from llm2clip.models.trainable import TrainableStateModel
 
 __all__ = ['CaptionContrastive']
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
+Outputs = dict[str, torch.Tensor]
+
+class _LogitScale(nn.Module):
+    """The factor on the cosine similarities, in log space; a module, so that FSDP shards it like the rest."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale)))
+
+    def forward(self) -> torch.Tensor:
+        return self.logit_scale.clone()
 
 
-class CaptionContrastive(ComposerModel):
+class CaptionContrastive(TrainableStateModel):
     """Contrastive fine-tuning of a text encoder.
 
-    A batch holds ``query_*`` and ``positive_*`` tensors (`input_ids`, `attention_mask`, `embed_mask`, each ``(B, T)``)
-    and the samples' ``index`` ``(B,)``.
+    A batch holds ``query_*`` and ``positive_*`` tensors (`input_ids`, `attention_mask`, `embed_mask`, each ``(B, T)``;
+    `text_id` ``(B,)``, equal for equal texts), ``negative_*`` where the data has hard negatives (`text_id` 0 where a
+    sample has none), and the samples' ``index`` ``(B,)``.
 
     Args:
         text_encoder: The encoder to train.
         loss_scale: Factor on the cosine similarities.
+        learn_scale: Train the factor.
         symmetric: Also from positive to query.
+        mask_equal_texts: Two samples of the global batch that share a text are not each other's negatives.
     """
 
-    def __init__(self, text_encoder: TextEncoder, loss_scale: float = 50.0, symmetric: bool = False) -> None:
+    feature_names = ('query', 'positive', 'negative')
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        loss_scale: float = 50.0,
+        learn_scale: bool = False,
+        symmetric: bool = False,
+        mask_equal_texts: bool = True,
+    ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.loss_scale = loss_scale
+        self.scale = _LogitScale(loss_scale) if learn_scale else None
         self.symmetric = symmetric
+        self.mask_equal_texts = mask_equal_texts
         self.val_metrics = {'cra': CaptionRetrievalAccuracy()}
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Query and positive embeddings of this rank, ``(B, llm_embed_dim)`` each."""
-        query, positive = (
-            self.text_encoder(**{key: batch[f'{side}_{key}'] for key in ('input_ids', 'attention_mask', 'embed_mask')})
-            for side in ('query', 'positive'))
-        return query, positive
+    def forward(self, batch: Batch) -> Outputs:
+        """This rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is learned."""
+        outputs = {
+            side: self.text_encoder(
+                **{key: batch[f'{side}_{key}'] for key in ('input_ids', 'attention_mask', 'embed_mask')})
+            for side in self.feature_names if f'{side}_input_ids' in batch}
+        if self.scale is not None:
+            outputs['logit_scale'] = self.scale()
+        return outputs
 
-    def loss(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
+    def loss(self, outputs: Outputs, batch: Batch, *args: Any) -> torch.Tensor:
         """The loss of the global batch, the same on every rank."""
-        del batch, args
-        query, positive = map(all_gather, outputs)
-        return info_nce(query, positive, scale=self.loss_scale, symmetric=self.symmetric)
+        del args
+        sides = [side for side in self.feature_names if side in outputs]
+        features = {side: all_gather(outputs[side]) for side in sides}
+        ids = {side: all_gather(batch[f'{side}_text_id'].to(outputs[side].device)) for side in sides}
+        ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'), self.mask_equal_texts)
+        scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.loss_scale
+        return info_nce(features['query'], features['positive'], features.get('negative'), scale=scale,
+                        symmetric=self.symmetric, ignored=ignored)
 
-    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Outputs:
         return outputs if outputs is not None else self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         return {} if is_train else dict(self.val_metrics)
 
-    def update_metric(self, batch: Batch, outputs: tuple[torch.Tensor, torch.Tensor], metric: Metric) -> None:
-        metric.update(*outputs, batch['index'])
+    def update_metric(self, batch: Batch, outputs: Outputs, metric: Metric) -> None:
+        metric.update(outputs['query'], outputs['positive'], batch['index'])

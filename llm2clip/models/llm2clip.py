@@ -69,25 +69,29 @@ class ComposerLLM2CLIP(ComposerModel):
         model: The two towers.
     """
 
+    feature_names = ('image_features', 'text_features')
+
     def __init__(self, model: LLM2CLIP) -> None:
         super().__init__()
         self.model = model
         self.val_metrics = {'retrieval_recall@10': RetrievalRecall()}
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.model(batch['pixel_values'], batch['text_embedding'])
+    def forward(self, batch: Batch) -> Batch:
+        """This rank's ``image_features`` and ``text_features`` ``(B, embed_dim)``, and ``logit_scale``."""
+        outputs = self.model(batch['pixel_values'], batch['text_embedding'])
+        return dict(zip((*self.feature_names, 'logit_scale'), outputs))
 
-    def loss(self, outputs: tuple[torch.Tensor, ...], batch: Batch, *args: Any) -> torch.Tensor:
+    def loss(self, outputs: Batch, batch: Batch, *args: Any) -> torch.Tensor:
         """The loss of the global batch, the same on every rank."""
         del batch, args
-        image_features, text_features, logit_scale = outputs
-        return clip_loss(all_gather(image_features), all_gather(text_features), logit_scale)
+        image_features, text_features = (all_gather(outputs[name]) for name in self.feature_names)
+        return clip_loss(image_features, text_features, outputs['logit_scale'])
 
-    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> tuple[torch.Tensor, ...]:
+    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         return {} if is_train else dict(self.val_metrics)
 
-    def update_metric(self, batch: Batch, outputs: tuple[torch.Tensor, ...], metric: Metric) -> None:
-        metric.update(outputs[0], outputs[1], batch['index'], batch['text_id'])
+    def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:
+        metric.update(*(outputs[name] for name in self.feature_names), batch['index'], batch['text_id'])

@@ -5,7 +5,7 @@
 
 import torch
 
-__all__ = ['POOLINGS', 'last_pool', 'mean_pool']
+__all__ = ['POOLINGS', 'last_pool', 'mean_pool', 'weighted_mean_pool']
 
 
 def mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
@@ -13,13 +13,18 @@ def mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
 
     Args:
         hidden: ``(B, T, D)``.
-        embed_mask: ``(B, T)``, 1 for the caption's own tokens.
+        embed_mask: ``(B, T)``, 1 for the caption's own tokens, or any weights.
 
     Returns:
         ``(B, D)`` in float32.
     """
     weights = embed_mask.unsqueeze(-1).float()
     return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def weighted_mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
+    """Mean in which the caption's i-th token weighs i (SGPT, Muennighoff 2022, eq. 2); shapes as in `mean_pool`."""
+    return mean_pool(hidden, embed_mask.cumsum(1) * embed_mask)
 
 
 def last_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
@@ -29,4 +34,4 @@ def last_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
 
-POOLINGS = {'mean': mean_pool, 'last': last_pool}
+POOLINGS = {'mean': mean_pool, 'weighted_mean': weighted_mean_pool, 'last': last_pool}

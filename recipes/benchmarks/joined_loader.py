@@ -17,7 +17,7 @@ from PIL import Image
 from streaming import MDSWriter, Stream
 from torch.utils.data import DataLoader
 
-from llm2clip.config import StreamConfig
+from llm2clip.config import ImageStreamConfig
 from llm2clip.data.convert.writer import Dropped, Sample, write_splits
 from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
 from llm2clip.data.paired_stream import FINGERPRINT_FILE
@@ -92,7 +92,7 @@ def main() -> None:
         folder = Path(name)
         write_data(folder)
         transform = train_transform(Preprocessing(224, (0.5,) * 3, (0.5,) * 3), (0.9, 1.0))
-        config = StreamConfig(local=str(folder / 'images/train'), embeddings=str(folder / 'sidecar'))
+        config = ImageStreamConfig(local=str(folder / 'images/train'), embeddings=str(folder / 'sidecar'))
         joined = TrainImageDataset(
             [paired_stream('s', config, ['short', 'long'], 'bench')], {'short': 1, 'long': 1}, transform, **OPTIONS)
         # Streaming keeps one dataset a folder: the second reads the same files under another name.

@@ -14,19 +14,13 @@ from parts import make_samples
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import (
-    CaptionDataConfig,
-    ConfigError,
-    ImageDataConfig,
-    StreamConfig,
-    TextEncoderConfig,
-)
-from llm2clip.data.caption_pairs import build_caption_pair_loader
+from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, TextEncoderConfig
 from llm2clip.data.convert.writer import Dropped, write_splits
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher
 from llm2clip.data.transforms import decode_image
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
-from llm2clip.models.text_encoder import encode_texts, load_teacher, text_encoder_from_config
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.text_encoder import encode_texts, text_encoder_from_config
 from llm2clip.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -39,7 +33,7 @@ def _no_leftovers() -> Iterator[None]:
 
 
 def _config(images: Path, sidecar: Path, workers: int = 0, **options: object) -> ImageDataConfig:
-    streams = {'s': StreamConfig(local=str(images), embeddings=str(sidecar))}
+    streams = {'s': ImageStreamConfig(local=str(images), embeddings=str(sidecar))}
     options = {'caption_mix': {'short': 0.5, 'long': 0.5}, **options}
     return ImageDataConfig(streams=streams, num_workers=workers, num_canonical_nodes=4, **options)
 
@@ -141,48 +135,3 @@ def test_another_teacher_is_refused_by_field(sidecar: Path) -> None:
 def test_an_image_that_does_not_decode_names_its_sample() -> None:
     with pytest.raises(ValueError, match="'s7'"):
         decode_image(b'nothing', 's7')
-
-
-def _pairs(folder: Path, llm: Path, **options: object) -> torch.utils.data.DataLoader:
-    tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm), instruction='Find: '))[1]
-    config = CaptionDataConfig(streams={'s': StreamConfig(local=str(folder))}, num_workers=0, num_canonical_nodes=4,
-                               **options)
-    return build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data').dataloader
-
-
-def test_caption_pairs_hold_two_captions_of_one_sample(image_dataset: Path, llm_folder: Path) -> None:
-    loader = _pairs(image_dataset, llm_folder)
-    samples = make_samples(64)
-    tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))[1].tokenizer
-    seen = set()
-    for batch in loader:
-        for i, index in enumerate(batch['index'].tolist()):
-            texts = [tokenizer.decode(batch[f'{side}_input_ids'][i][batch[f'{side}_embed_mask'][i] == 1])
-                     for side in ('query', 'positive')]
-            assert sorted(texts) == sorted(samples[index].captions.values())
-            assert tokenizer.decode(batch['query_input_ids'][i]).startswith('<s>Find: a')
-            seen.add(texts[0] == samples[index].captions['short'])
-    assert seen == {True, False}
-
-
-def test_empty_caption_names_its_sample(llm_folder: Path, tmp_path: Path) -> None:
-    columns = {'sample_id': 'str', 'caption.short': 'str', 'caption.long': 'str'}
-    with MDSWriter(out=str(tmp_path / 'd'), columns=columns, hashes=['xxh64']) as writer:
-        for i in range(8):
-            writer.write({'sample_id': f'e{i}', 'caption.short': 'a' if i != 5 else ' ', 'caption.long': 'b'})
-    with pytest.raises(ValueError, match="caption 'short' of sample 'e5' is empty"):
-        list(_pairs(tmp_path / 'd', llm_folder))
-    with pytest.raises(ValueError, match="column 'caption.tiny' is missing"):
-        _pairs(tmp_path / 'd', llm_folder, caption_pairs=[['short', 'tiny']])
-
-
-def test_every_global_batch_comes_from_one_stream(llm_folder: Path, tmp_path: Path) -> None:
-    streams = {}
-    for name in ('a', 'b'):
-        write_splits({'train': make_samples(24, images=False, prefix=name)}, Dropped(), tmp_path / name)
-        streams[name] = StreamConfig(local=str(tmp_path / name / 'train'), proportion=0.5)
-    tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))[1]
-    config = CaptionDataConfig(streams=streams, num_workers=0, num_canonical_nodes=2)
-    loader = build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data').dataloader
-    origins = [{int(i) >= 24 for i in batch['index']} for batch in loader]
-    assert all(len(origin) == 1 for origin in origins) and {*map(tuple, origins)} == {(True,), (False,)}

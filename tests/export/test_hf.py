@@ -19,7 +19,8 @@ from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.data.transforms import decode_image, eval_transform
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.text_encoder import encode_texts, load_teacher
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.text_encoder import encode_texts
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(VisionConfig('test_efficientnet', image_size=32, checkpoint='elsewhere.pth'),

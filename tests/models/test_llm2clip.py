@@ -53,7 +53,7 @@ def test_features_are_normalised_and_logit_scale_starts_as_in_clip() -> None:
 def test_composer_loss_is_clip_loss_of_the_batch() -> None:
     model = ComposerLLM2CLIP(LLM2CLIP(TINY, 8)).eval()
     batch = {'pixel_values': torch.randn(5, 3, 32, 32), 'text_embedding': torch.randn(5, 8).half()}
-    image, text, scale = model(batch)
+    image, text, scale = model(batch).values()
     logits = scale.exp() * image @ text.T
     expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
     torch.testing.assert_close(model.loss(model(batch), batch), expected)

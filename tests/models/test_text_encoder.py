@@ -1,22 +1,20 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The LLM as an encoder: attention, padding, pooling, LoRA, and saving."""
+"""The LLM as an encoder: pooling, batching, LoRA, adapters, and saving."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.models.text_encoder import (
-    CaptionTokenizer,
-    TextEncoder,
-    encode_texts,
-    load_teacher,
-    save_teacher,
-    text_encoder_from_config,
-)
+from llm2clip.models.caption_tokenizer import CaptionTokenizer
+from llm2clip.models.llm import load_llm, load_llm_and_head
+from llm2clip.models.pooling import last_pool, mean_pool, weighted_mean_pool
+from llm2clip.models.teacher import load_teacher, save_teacher
+from llm2clip.models.text_encoder import TextEncoder, encode_texts, text_encoder_from_config
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
 
@@ -26,69 +24,41 @@ def _encoder(folder: Path, **options: object) -> tuple[TextEncoder, CaptionToken
     return encoder.eval(), tokenizer
 
 
-@pytest.mark.parametrize('bidirectional', [True, False])
-def test_the_first_token_sees_the_last_only_without_causal_mask(llm_folder: Path, bidirectional: bool) -> None:
-    encoder, tokenizer = _encoder(llm_folder, bidirectional=bidirectional)
-    encoder.pool = lambda hidden, mask: hidden[:, 1]
-    batch = tokenizer([TEXTS[1]])
-    changed = {**batch, 'input_ids': batch['input_ids'].clone()}
-    changed['input_ids'][0, -1] = 7
-    same = torch.allclose(encoder(**batch), encoder(**changed), atol=1e-6)
-    assert same is not bidirectional
+def _trained(folder: Path, seed: int, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
+    """An encoder whose LoRA weights are not those of the beginning."""
+    config = TextEncoderConfig(pretrained=str(folder), **options)
+    encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in encoder.named_parameters():
+            if 'lora_' in name:
+                p.normal_(std=0.1, generator=generator)
+    return encoder.eval(), tokenizer
 
 
-@pytest.mark.parametrize('bidirectional', [True, False])
-def test_company_and_padding_do_not_matter(llm_folder: Path, bidirectional: bool) -> None:
-    encoder, tokenizer = _encoder(llm_folder, bidirectional=bidirectional)
-    alone = torch.cat([encoder(**tokenizer([text])) for text in TEXTS])
-    torch.testing.assert_close(encoder(**tokenizer(TEXTS)), alone, rtol=1e-4, atol=1e-5)
-    batch = tokenizer(TEXTS)
-    left = {key: torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(value, batch['attention_mask'])])
-            for key, value in batch.items()}
-    torch.testing.assert_close(encoder(**left), alone, rtol=1e-4, atol=1e-5)
+def test_poolings_see_the_captions_own_tokens() -> None:
+    hidden, mask = torch.randn(2, 5, 3), torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
+    torch.testing.assert_close(mean_pool(hidden, mask), torch.stack([hidden[0, 1:3].mean(0), hidden[1, 2:].mean(0)]))
+    torch.testing.assert_close(last_pool(hidden, mask), torch.stack([hidden[0, 2], hidden[1, 4]]))
+    weighted = (hidden[1, 2] + 2 * hidden[1, 3] + 3 * hidden[1, 4]) / 6
+    torch.testing.assert_close(weighted_mean_pool(hidden, mask)[1], weighted)
 
 
-def test_mean_pooling_is_over_the_captions_own_tokens(llm_folder: Path) -> None:
+def test_the_encoder_pools_the_last_layer(llm_folder: Path) -> None:
     encoder, tokenizer = _encoder(llm_folder)
-    batch = tokenizer(TEXTS[:1])
-    states = encoder.llm(input_ids=batch['input_ids'], attention_mask=encoder._every_token_sees_every_token(
-        batch['attention_mask'])).last_hidden_state
-    own = len(tokenizer.tokenizer(TEXTS[0], add_special_tokens=False).input_ids)
-    assert batch['input_ids'].shape[1] == own + 1 and batch['input_ids'][0, 0] == 0
-    torch.testing.assert_close(encoder(**batch), states[:, 1:].mean(1))
-
-
-def test_last_pooling_takes_the_last_own_token(llm_folder: Path) -> None:
-    encoder, tokenizer = _encoder(llm_folder, pooling='last')
-    torch.testing.assert_close(encoder(**tokenizer(TEXTS))[2], encoder(**tokenizer(TEXTS[2:3]))[0],
-                               rtol=1e-4, atol=1e-5)
+    batch = tokenizer(TEXTS)
+    states = encoder(batch['input_ids'], batch['attention_mask'])
+    torch.testing.assert_close(encoder(**batch), mean_pool(states, batch['embed_mask']))
+    last, _ = _encoder(llm_folder, pooling='last')
+    torch.testing.assert_close(last(**batch)[0], states[0, batch['attention_mask'][0].sum() - 1])
     with pytest.raises(ConfigError, match='pooling'):
         _encoder(llm_folder, pooling='max')
 
 
-def test_instruction_and_template_are_read_but_not_pooled(llm_folder: Path) -> None:
-    encoder, tokenizer = _encoder(llm_folder, chat_template=True, instruction='Find it. ')
-    (ids, start), = tokenizer.tokenize(TEXTS[:1], query=True)
-    text = tokenizer.tokenizer.decode(ids)
-    assert text == '<s>user\nFind it. a red square</s>'
-    assert tokenizer.tokenizer.decode(ids[start:]) == 'a red square</s>'
-    (plain, _), = tokenizer.tokenize(TEXTS[:1])
-    assert 'Find' not in tokenizer.tokenizer.decode(plain)
-    query = encoder(**tokenizer(TEXTS[:1], query=True))
+def test_an_instruction_changes_the_vector(llm_folder: Path) -> None:
+    encoder, tokenizer = _encoder(llm_folder)
+    query = encoder(**tokenizer(TEXTS[:1], 'Find it. '))
     assert not torch.allclose(query, encoder(**tokenizer(TEXTS[:1])), atol=1e-4)
-
-
-def test_truncation_keeps_the_end_token(llm_folder: Path) -> None:
-    _, tokenizer = _encoder(llm_folder, chat_template=True, max_length=12)
-    (ids, _), = tokenizer.tokenize([TEXTS[3]])
-    assert len(ids) == 12 and ids[-1] == 1
-    with pytest.raises(ValueError, match='leaves no room'):
-        _encoder(llm_folder, max_length=1)[1].tokenize(['a'])
-
-
-def test_empty_caption_is_an_error(llm_folder: Path) -> None:
-    with pytest.raises(ValueError, match='caption 1 .* empty'):
-        _encoder(llm_folder)[1](['a', ' '])
 
 
 def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path) -> None:
@@ -100,21 +70,66 @@ def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path) -> 
 
 
 def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:
-    config = TextEncoderConfig(pretrained=str(llm_folder))
-    encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4))
-    assert sum(map(encoder.fsdp_wrap_fn, encoder.modules())) == 2
+    encoder, tokenizer = _trained(llm_folder, 1)
     trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert trainable and all('lora_' in name for name in trainable)
     assert len(trainable) == 2 * 7 * 2
-    with torch.no_grad():
-        for name, p in encoder.named_parameters():
-            if 'lora_B' in name:
-                p.normal_(generator=torch.Generator().manual_seed(1))
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    expected = encode_texts(encoder, tokenizer, TEXTS)
+    assert not torch.allclose(encode_texts(*_encoder(llm_folder), TEXTS), expected, atol=1e-2)
     teacher, teacher_tokenizer = load_teacher(tmp_path / 'teacher')
-    expected = encode_texts(encoder.eval(), tokenizer, TEXTS)
     torch.testing.assert_close(encode_texts(teacher, teacher_tokenizer, TEXTS), expected, rtol=1e-4, atol=1e-4)
     assert not any(p.requires_grad for p in teacher.parameters())
+    # The adapter alone, as peft loads it and as a run stacks it.
+    by_peft = TextEncoder(PeftModel.from_pretrained(_encoder(llm_folder)[0].llm, tmp_path / 'adapter'), encoder.config)
+    torch.testing.assert_close(encode_texts(by_peft.eval(), tokenizer, TEXTS), expected, rtol=1e-4, atol=1e-4)
+    stacked = _encoder(llm_folder, adapters=[str(tmp_path / 'adapter')])
+    torch.testing.assert_close(encode_texts(*stacked, TEXTS), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_are_merged_in_order_and_a_new_one_goes_on_top(llm_folder: Path, tmp_path: Path) -> None:
+    first, tokenizer = _trained(llm_folder, 1)
+    save_teacher(first, tokenizer, LoraConfig(r=4), tmp_path / 't1', tmp_path / 'a1')
+    second, _ = _trained(llm_folder, 2, adapters=[str(tmp_path / 'a1')])
+    save_teacher(second, tokenizer, LoraConfig(r=4), tmp_path / 't2', tmp_path / 'a2')
+    expected = encode_texts(second, tokenizer, TEXTS)
+    torch.testing.assert_close(encode_texts(*load_teacher(tmp_path / 't2'), TEXTS), expected, rtol=1e-4, atol=1e-4)
+    both = _encoder(llm_folder, adapters=[str(tmp_path / 'a1'), str(tmp_path / 'a2')])
+    torch.testing.assert_close(encode_texts(*both, TEXTS), expected, rtol=1e-4, atol=1e-4)
+    only_second = _encoder(llm_folder, adapters=[str(tmp_path / 'a2')])
+    assert not torch.allclose(encode_texts(*only_second, TEXTS), expected, atol=1e-2)
+
+
+def test_an_adapter_of_another_llm_is_refused(llm_folder: Path, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaModel
+    encoder, tokenizer = _trained(llm_folder, 1)
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    config = LlamaConfig.from_pretrained(llm_folder)
+    torch.manual_seed(1)
+    LlamaModel(config).save_pretrained(tmp_path / 'same_shape')
+    config.hidden_size, config.intermediate_size = 16, 32
+    LlamaModel(config).save_pretrained(tmp_path / 'narrow')
+    adapters = [str(tmp_path / 'adapter')]
+    with pytest.raises(ConfigError, match=f'adapter was trained on another LLM, {llm_folder}'):
+        load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'same_shape'), adapters=adapters))
+    (tmp_path / 'adapter' / 'base_model.json').unlink()
+    with pytest.raises(ConfigError, match='does not fit .* of width 16'):
+        load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'narrow'), adapters=adapters))
+    with pytest.raises(ConfigError, match='is not a LoRA adapter'):
+        load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
+
+
+def test_lora_on_a_projection_that_is_not_there_is_an_error(llm_folder: Path) -> None:
+    with pytest.raises(ConfigError, match='no projection called qkv_proj; it has down_proj'):
+        text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)),
+                                 LoraConfig(target_modules=['q_proj', 'qkv_proj']))
+
+
+def test_on_meta_nothing_is_in_memory(llm_folder: Path) -> None:
+    encoder, _ = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)), LoraConfig(), on_meta=True)
+    assert all(p.is_meta for p in encoder.parameters())
+    _, head = load_llm_and_head(TextEncoderConfig(pretrained=str(llm_folder)), on_meta=True)
+    assert head.weight.is_meta and head.weight.shape == (400, 32)
 
 
 def test_a_folder_that_is_no_teacher_is_named(tmp_path: Path) -> None:

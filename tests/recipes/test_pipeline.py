@@ -40,7 +40,7 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     run('prepare_data', *prepare)
     run('prepare_data', *prepare)
     run('train_stage1', *small, 'save_folder=s1', f'text_encoder.pretrained={llm_folder}',
-        f'train_data.streams.p.local={data}', 'train_data.caption_pairs=[["0","1"]]')
+        f'train_data.streams.p.local={data}', 'train_data.pairs=[{query: ["0"], positive: ["1"]}]')
     run('extract_embeddings', 'teacher=s1/teacher', f'datasets.train={data}', 'out=emb', 'device=cpu')
     run('train_stage2', *small, 'save_folder=s2', f'train_data.streams.p.local={data}', 'teacher=s1/teacher',
         'train_data.streams.p.embeddings=emb/train', 'train_data.caption_mix={"0": 1.0, "1": 1.0}',

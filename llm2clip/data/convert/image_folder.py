@@ -3,11 +3,10 @@
 
 """A folder of images and a CSV file of captions."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm2clip.config import ConfigError
+from llm2clip.data.convert.caption_csv import read_caption_csv
 from llm2clip.data.convert.writer import Dropped, Sample
 
 __all__ = ['image_folder']
@@ -27,26 +26,14 @@ def image_folder(
         caption_column: Column with the text.
         split: Name of the split.
     """
-    if not Path(captions).is_file():
-        raise ConfigError(f'source.captions: there is no file {captions}')
     dropped = Dropped()
-    texts: dict[str, list[str]] = {}
-    with open(captions, newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        for column in (image_column, caption_column):
-            if column not in (reader.fieldnames or ()):
-                raise ConfigError(f'{captions} has no column {column!r}; it has {", ".join(reader.fieldnames or ())}')
-        for row in reader:
-            texts.setdefault(row[image_column], []).append(row[caption_column])
-    if not texts:
-        raise ConfigError(f'{captions} has no rows')
-    common = min(map(len, texts.values()))
+    texts = read_caption_csv(captions, image_column, caption_column)
 
     def samples() -> Iterator[Sample]:
         for name, lines in texts.items():
             path = Path(images, name)
             if path.is_file():
-                yield Sample(name, {str(i): line for i, line in enumerate(lines[:common])}, path.read_bytes())
+                yield Sample(name, lines, path.read_bytes())
             else:
                 dropped.add('missing image file', name)
 

@@ -31,6 +31,8 @@ class Sample:
     """Caption key -> text; every sample of a dataset has the same keys."""
     image: Union[bytes, None] = None
     """Encoded image; None in caption datasets."""
+    may_be_empty: tuple[str, ...] = ()
+    """Keys of captions that this sample may lack."""
 
 
 @dataclass
@@ -38,15 +40,20 @@ class Dropped:
     """What a source left out: reason -> sample ids."""
 
     reasons: dict[str, list[str]] = field(default_factory=dict)
+    filtered: dict[str, int] = field(default_factory=dict)
+    """Reason -> how many samples the user's own settings leave out; `max_dropped` does not concern them."""
 
     def add(self, reason: str, sample_id: str) -> None:
         self.reasons.setdefault(reason, []).append(sample_id)
+
+    def filter(self, reason: str) -> None:
+        self.filtered[reason] = self.filtered.get(reason, 0) + 1
 
     def __len__(self) -> int:
         return sum(map(len, self.reasons.values()))
 
     def counts(self) -> dict[str, int]:
-        return {reason: len(ids) for reason, ids in self.reasons.items()}
+        return {**{reason: len(ids) for reason, ids in self.reasons.items()}, **self.filtered}
 
 
 def is_complete(folder: Union[str, Path]) -> bool:
@@ -122,7 +129,7 @@ def _write(name: str, samples: Iterable[Sample], dropped: Dropped, out: Path, si
 
 def _checked(samples: Iterable[Sample], dropped: Dropped) -> Iterator[Sample]:
     for sample in samples:
-        if not all(text.strip() for text in sample.captions.values()):
+        if not all(text.strip() for key, text in sample.captions.items() if key not in sample.may_be_empty):
             dropped.add('empty caption', sample.sample_id)
             continue
         if sample.image is not None:

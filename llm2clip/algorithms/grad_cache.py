@@ -1,0 +1,157 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exact gradients of a contrastive loss over the global batch, in the memory of a microbatch (Gao et al. 2021)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import torch
+from composer.core import Algorithm, Event, State, get_precision_context
+from composer.core.data_spec import default_split_batch
+from composer.loggers import Logger
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ['CachedGradients', 'GradCache', 'cache_gradients', 'surrogate_loss']
+
+Batch = dict[str, Any]
+Outputs = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class CachedGradients:
+    """What the first pass leaves for the second."""
+
+    loss: torch.Tensor
+    """Loss of the global batch."""
+    features: dict[str, torch.Tensor]
+    """Name -> its gradient with respect to this rank's features ``(B, D)``."""
+    shared: dict[str, torch.Tensor]
+    """Name -> its gradient with respect to an output that all samples share, such as `logit_scale`."""
+    random_states: list[list[torch.Tensor]]
+    """Random state before each microbatch, for the same dropout in the second pass."""
+
+
+def with_rows(batch: Batch, names: Sequence[str]) -> Batch:
+    """The batch with ``<name>_row`` ``(B,)`` for each feature, by which its rows are found again after splitting."""
+    n = len(batch['index'])
+    return {**batch, **{f'{name}_row': torch.arange(n) for name in names}}
+
+
+def cache_gradients(
+    model: Callable[[Batch], Outputs],
+    loss: Callable[[Outputs, Batch], torch.Tensor],
+    batch: Batch,
+    microbatches: Sequence[Batch],
+    to_device: Callable[[Batch], Batch] = lambda batch: batch,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> CachedGradients:
+    """First pass: features without gradient, then the loss and its gradients with respect to them.
+
+    Args:
+        model: Microbatch -> outputs: matrices are features, a row a sample; others are shared by all samples.
+        loss: (outputs of the whole batch, batch) -> loss of the global batch.
+        batch: The whole batch of this rank.
+        microbatches: The same in parts, with the ``<name>_row`` of `with_rows`.
+        to_device: Moves a microbatch.
+        precision: Context of model and loss.
+    """
+    random_states: list[list[torch.Tensor]] = []
+    parts: dict[str, list[torch.Tensor]] = {}
+    rows: dict[str, list[torch.Tensor]] = {}
+    for microbatch in microbatches:
+        random_states.append(_random_state())
+        with torch.no_grad(), precision():
+            outputs = model(to_device(microbatch))
+        for name, value in outputs.items():
+            parts.setdefault(name, []).append(value)
+            if value.ndim == 2:
+                rows.setdefault(name, []).append(microbatch[f'{name}_row'])
+    leaves = {}
+    for name, values in parts.items():
+        value = torch.cat(values)[torch.cat(rows[name]).argsort()] if name in rows else values[0]
+        leaves[name] = value.detach().requires_grad_()
+    with torch.enable_grad(), precision():
+        total = loss(leaves, batch)
+    gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
+    return CachedGradients(
+        total.detach(), {name: gradients[name] for name in rows},
+        {name: gradient for name, gradient in gradients.items() if name not in rows}, random_states)
+
+
+def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients) -> torch.Tensor:
+    """Second pass: a loss with the value of the global batch's and the gradient of this microbatch's part in it.
+
+    Weighted by its share of the batch and summed over microbatches, as Composer does, it gives the true loss and the
+    true gradients.
+
+    Args:
+        outputs: The model's, with gradient.
+        microbatch: With its ``<name>_row``.
+        cached: From the first pass.
+    """
+    parts = []
+    for name, value in outputs.items():
+        if name in cached.features:
+            gradient = cached.features[name]
+            part = (value.float() * gradient[microbatch[f'{name}_row'].to(gradient.device)]).sum()
+            parts.append(part * (len(gradient) / len(value)))
+        else:
+            parts.append((value * cached.shared[name]).sum())
+    total = torch.stack(parts).sum()
+    return cached.loss + (total - total.detach())
+
+
+class GradCache(Algorithm):
+    """Train a contrastive model at any `device_train_microbatch_size` as if it were the whole device batch.
+
+    It works for models whose forward returns a dict of features ``(B, D)`` (and shared outputs such as `logit_scale`)
+    and whose loss is a function of those.  Each microbatch's forward pass runs twice.  Gradients arrive as they always
+    do: clipping, schedulers, checkpoints and the logged loss are unchanged.
+
+    Args:
+        split_batch: (batch, microbatch size) -> microbatches, the loader's own.
+    """
+
+    def __init__(self, split_batch: Callable[[Batch, int], Sequence[Batch]] = default_split_batch) -> None:
+        self.split_batch = split_batch
+        self._cached: Optional[CachedGradients] = None
+        self._microbatch = 0
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.AFTER_DATALOADER, Event.BEFORE_FORWARD, Event.AFTER_LOSS)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        if event == Event.AFTER_DATALOADER:
+            self._first_pass(state)
+            return
+        assert self._cached is not None
+        if event == Event.BEFORE_FORWARD:
+            _set_random_state(self._cached.random_states[self._microbatch])
+            self._microbatch += 1
+        else:
+            state.loss = surrogate_loss(state.outputs, state.batch, self._cached)
+
+    def _first_pass(self, state: State) -> None:
+        model = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
+        if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
+            raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features depend on '
+                             'the microbatch; freeze them (model.vision.freeze_batch_norm)')
+        assert isinstance(state.device_train_microbatch_size, int)
+        state.batch = with_rows(state.batch, model.feature_names)
+        self._microbatch = 0
+        self._cached = cache_gradients(
+            model, model.loss, state.batch, self.split_batch(state.batch, state.device_train_microbatch_size),
+            state.device.batch_to_device, lambda: get_precision_context(state.precision, state.precision_config))
+
+
+def _random_state() -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+
+
+def _set_random_state(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])

@@ -1,0 +1,39 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Plain text files, such as WikiText, for the MNTP warm start."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llm2clip.config import ConfigError
+from llm2clip.data.convert.writer import Dropped, Sample
+
+__all__ = ['plain_text']
+
+
+def plain_text(files: Sequence[str], min_characters: int = 40) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+    """A ``train`` split with the caption ``text``: one sample a line that is long enough.
+
+    Args:
+        files: Text files; a sample's id is ``<file name>:<line>``.
+        min_characters: Shorter lines, such as headings, are left out and counted; blank ones are nothing.
+
+    Raises:
+        ConfigError: A file is missing.
+    """
+    for name in files:
+        if not Path(name).is_file():
+            raise ConfigError(f'source.files: there is no file {name}')
+    dropped = Dropped()
+
+    def samples() -> Iterator[Sample]:
+        for name in files:
+            with open(name, encoding='utf-8') as file:
+                for number, line in enumerate(map(str.strip, file), 1):
+                    if len(line) >= min_characters:
+                        yield Sample(f'{Path(name).name}:{number}', {'text': line})
+                    elif line:
+                        dropped.filter('short line')
+
+    return {'train': samples()}, dropped

@@ -1,0 +1,62 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Text pairs as the E5 and Echo embedding data have them: JSON lines of `query`, `positive` and maybe `negative`."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from llm2clip.config import ConfigError
+from llm2clip.data.convert.writer import Dropped, Sample
+
+__all__ = ['text_pairs']
+
+
+def text_pairs(files: Sequence[str], heldout_share: float = 0.0) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+    """``train`` and, if asked for, ``heldout`` splits with captions ``query``, ``positive`` and ``negative``.
+
+    A line without `negative` gets an empty one.  A pair with an empty side is left out and counted.
+
+    Args:
+        files: JSONL files; a sample's id is ``<file name>:<line>``.
+        heldout_share: Share of the lines held out, chosen by the hash of their id.
+
+    Raises:
+        ConfigError: A file is missing.
+        ValueError: A line is not a pair; the message names file and line.
+    """
+    for name in files:
+        if not Path(name).is_file():
+            raise ConfigError(f'source.files: there is no file {name}')
+
+    def samples(held_out: bool) -> Iterator[Sample]:
+        for name in files:
+            with open(name, encoding='utf-8') as file:
+                for number, line in enumerate(file, 1):
+                    sample_id = f'{Path(name).name}:{number}'
+                    if line.strip() and (xxhash.xxh64_intdigest(sample_id) / 2**64 < heldout_share) is held_out:
+                        texts = _pair(line, f'{name}:{number}')
+                        yield Sample(sample_id, texts, may_be_empty=('negative',))
+
+    splits = {'train': samples(False)}
+    return ({**splits, 'heldout': samples(True)} if heldout_share else splits), Dropped()
+
+
+def _pair(line: str, where: str) -> dict[str, str]:
+    try:
+        record: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{where}: not JSON: {error}') from None
+    texts = {}
+    for key in ('query', 'positive', 'negative'):
+        value = record.get(key) if isinstance(record, dict) else None
+        value = '' if value is None and key == 'negative' else value
+        if not isinstance(value, str):
+            raise ValueError(f'{where}: expected an object with texts `query`, `positive` and maybe `negative`; '
+                             f'{key} is {value!r}')
+        texts[key] = value
+    return texts

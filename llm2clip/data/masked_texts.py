@@ -1,0 +1,123 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Data of the MNTP warm start: single texts, some of their tokens masked."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from composer.core import DataSpec
+from streaming import Stream
+
+from llm2clip.config import CaptionDataConfig, ConfigError, MNTPConfig
+from llm2clip.data.captions import draw
+from llm2clip.data.microbatches import split_by_length
+from llm2clip.data.schema import SAMPLE_ID, caption_column
+from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_of, text_streams
+
+__all__ = ['MaskedTextDataset', 'build_masked_text_loader', 'mask_tokens']
+
+IGNORED = -100
+
+
+def mask_tokens(
+    ids: Sequence[int], start: int, mask_id: int, probability: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Mask some of a text's own tokens, at least one.
+
+    Args:
+        ids: The text's tokens.
+        start: First token that may be masked.  The first of all never is: nothing stands before it.
+        mask_id: Token that takes their place.
+        probability: Of each token.
+        seed: Decides which.
+
+    Returns:
+        Tokens and labels: the original token where one is masked, -100 elsewhere.
+    """
+    start = max(start, 1)
+    rng = np.random.default_rng(seed)
+    masked = rng.random(len(ids) - start) < probability
+    masked[rng.integers(len(masked))] |= not masked.any()
+    tokens, labels = list(ids), [IGNORED] * len(ids)
+    for position in (np.flatnonzero(masked) + start).tolist():
+        labels[position], tokens[position] = tokens[position], mask_id
+    return tokens, labels
+
+
+class MaskedTextDataset(SeededDataset):
+    """Draws one text of a sample each time it is seen, and masks it anew.
+
+    Args:
+        streams: Caption, text or image datasets.
+        texts: Caption key -> weight, for each stream.
+        tokenizer: A `CaptionTokenizer`.
+        mntp: What is masked, and how.
+        **kwargs: Passed to SeededDataset.
+    """
+
+    def __init__(
+        self, streams: Sequence[Stream], texts: Sequence[Mapping[str, float]], tokenizer: Any, mntp: MNTPConfig,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(streams, **kwargs)
+        self.texts = texts
+        self.tokenizer = tokenizer
+        self.mntp = mntp
+        self.mask_id = tokenizer.plain(mntp.mask_token)[0]
+
+    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(at)
+        seed = self.sample_seed(sample)
+        mix = self.texts[self.stream_of(at)]
+        text = text_of(sample, list(mix)[draw(list(mix.values()), seed)])
+        tokenized, = self.tokenizer.tokenize([text])
+        if len(tokenized.ids) < 2:
+            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
+        ids, labels = mask_tokens(tokenized.ids, tokenized.start, self.mask_id, self.mntp.mask_probability, seed)
+        return {'index': at, 'sample_id': sample[SAMPLE_ID], 'text': tokenized._replace(ids=ids), 'labels': labels}
+
+
+def build_masked_text_loader(
+    config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int, key: str
+) -> DataSpec:
+    """Loader of the warm start's batches; `MaskedNextTokenPrediction` says what is in them.
+
+    Args:
+        config: Streams and texts.
+        tokenizer: A `CaptionTokenizer`.
+        mntp: What is masked, and how.
+        global_batch_size: Texts a step over all ranks.
+        seed: Seed of the choice of texts and of the masks.
+        key: Where `config` stands in the configuration.
+    """
+    if not 0 < mntp.mask_probability < 1:
+        raise ConfigError(f'mntp.mask_probability: {mntp.mask_probability} is not between 0 and 1')
+    if not tokenizer.plain(mntp.mask_token):
+        raise ConfigError('mntp.mask_token: expected a text of at least one token')
+    texts = []
+    for name, stream in config.streams.items():
+        chosen = config.texts if stream.texts is None else stream.texts
+        mix = {name: weight for name, weight in chosen.items() if weight}
+        if not mix or min(mix.values()) < 0:
+            raise ConfigError(f'{key}.texts: expected caption keys with weights, at least one above 0 '
+                              f'(or {key}.streams.{name}.texts)')
+        texts.append(mix)
+    streams = text_streams(config, [[caption_column(k) for k in mix] for mix in texts], key)
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = tokenizer.pad([sample['text'] for sample in samples])
+        labels = torch.full_like(batch['input_ids'], IGNORED)
+        for row, sample in enumerate(samples):
+            labels[row, :len(sample['labels'])] = torch.tensor(sample['labels'])
+        return {'index': torch.tensor([sample['index'] for sample in samples]),
+                'sample_id': [sample['sample_id'] for sample in samples],
+                'input_ids': batch['input_ids'], 'attention_mask': batch['attention_mask'], 'labels': labels,
+                'cut': torch.tensor([sample['text'].cut for sample in samples])}
+
+    return build_loader(
+        lambda **kwargs: MaskedTextDataset(streams, texts, tokenizer, mntp, seed=seed, **kwargs), config,
+        config.streams, global_batch_size, True, key, collate, split_batch=split_by_length,
+        get_num_tokens_in_batch=count_tokens)

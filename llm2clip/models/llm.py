@@ -1,0 +1,161 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""LLMs by name: which architectures work, how their weights are loaded, LoRA adapters."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+import torch.nn as nn
+import xxhash
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+
+__all__ = ['ARCHITECTURES', 'add_lora', 'load_llm', 'load_llm_and_head', 'merge_adapter',
+           'save_adapter', 'weights_fingerprint']
+
+BASE_FILE = 'base_model.json'
+# Those whose attention takes a 4-D mask as it is, in every layer, and therefore becomes bidirectional by one.
+ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3')
+
+
+def _hf_config(config: TextEncoderConfig) -> PretrainedConfig:
+    folder = config.pretrained
+    if os.path.isabs(folder) and not os.path.isdir(folder):
+        raise ConfigError(f'text_encoder.pretrained: there is no folder {folder}')
+    hf_config = AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file)
+    if hf_config.model_type not in ARCHITECTURES:
+        raise ConfigError(f'text_encoder.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
+                          f'that work as text encoders are {", ".join(ARCHITECTURES)}')
+    return hf_config
+
+
+def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
+    hf_config = _hf_config(config)
+    capped = getattr(hf_config, 'attn_logit_softcapping', None) is not None
+    if config.attn_implementation not in ((None, 'eager') if capped else (None, 'sdpa', 'eager')):
+        raise ConfigError(f'text_encoder.attn_implementation: {config.attn_implementation!r} does not compute the '
+                          f'attention of a {hf_config.model_type!r} model; expected {"" if capped else "sdpa or "}eager')
+    attention = config.attn_implementation or ('eager' if capped else 'sdpa')
+    options: dict[str, Any] = {'dtype': getattr(torch, config.dtype), 'attn_implementation': attention}
+    if on_meta:
+        with torch.device('meta'):
+            return auto.from_config(hf_config, **options)
+    return auto.from_pretrained(config.pretrained, gguf_file=config.gguf_file, **options)
+
+
+def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedModel:
+    """The decoder without its language-model head, `config.adapters` merged.
+
+    Args:
+        config: What to load.
+        on_meta: Build the modules without memory for their weights.  Under FSDP every rank but the first does so, and
+            receives its shards from the first: a large LLM is in memory once, not once a rank.
+
+    Raises:
+        ConfigError: The folder is missing, the architecture is not one of `ARCHITECTURES`, or an adapter does not fit.
+    """
+    # Gemma 3 from 4B on comes with a vision tower, which is left out.
+    llm = _load(AutoModel, config, on_meta)
+    return _merged(getattr(llm, 'language_model', llm), config, on_meta)
+
+
+def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple[PreTrainedModel, nn.Linear]:
+    """`load_llm`, and the frozen language-model head as weights of its own (FSDP cannot shard tied ones)."""
+    full = _load(AutoModelForCausalLM, config, on_meta)
+    tied = full.get_output_embeddings()
+    assert isinstance(tied, nn.Linear)
+    head = nn.Linear(tied.in_features, tied.out_features, bias=False, device='meta')
+    head.weight = nn.Parameter(tied.weight.detach().clone(), requires_grad=False)
+    llm = full.get_decoder()
+    return _merged(getattr(llm, 'language_model', llm), config, on_meta), head
+
+
+def _merged(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
+    llm.config.use_cache = False
+    if not on_meta:
+        for folder in config.adapters:
+            llm = merge_adapter(llm, folder)
+    return llm
+
+
+def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """Freeze the LLM and add trainable LoRA weights, in float32, to its projections.
+
+    Raises:
+        ConfigError: The LLM has no projection of a configured name.
+    """
+    arguments = dataclasses.asdict(config)
+    names = arguments.pop('target_modules')
+    linear = {name.rsplit('.', 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    unknown = sorted(set(names or ()) - linear)
+    if unknown:
+        raise ConfigError(f'lora.target_modules: a {llm.config.model_type!r} model has no projection called '
+                          f'{", ".join(unknown)}; it has {", ".join(sorted(linear))}')
+    with next(llm.parameters()).device:
+        peft_config = PeftLoraConfig(bias='none', target_modules=sorted(names or linear), **arguments)
+        return get_peft_model(llm, peft_config)
+
+
+def merge_adapter(llm: PreTrainedModel, folder: Union[str, Path]) -> PreTrainedModel:
+    """Merge a LoRA adapter, of this project or another, into the weights.
+
+    Args:
+        llm: The LLM that it was trained on.
+        folder: Folder or hub name of the adapter.
+
+    Raises:
+        ConfigError: There is no adapter, or it was trained on another LLM.
+    """
+    key = f'text_encoder.adapters: {folder}'
+    try:
+        peft_config = PeftConfig.from_pretrained(str(folder))
+        state = load_peft_weights(str(folder), device='cpu')
+    except (ValueError, OSError) as error:
+        raise ConfigError(f'{key} is not a LoRA adapter: {error}') from None
+    base = Path(folder, BASE_FILE)
+    if base.is_file() and (record := json.loads(base.read_text()))['fingerprint'] != weights_fingerprint(llm):
+        raise ConfigError(f'{key} was trained on another LLM, {record["pretrained"]}')
+    try:
+        model = get_peft_model(llm, peft_config)
+        result: Any = set_peft_model_state_dict(model, state)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f'{key} does not fit a {llm.config.model_type!r} model of width {llm.config.hidden_size}: '
+                          f'{str(error).splitlines()[0]}') from None
+    missing = [name for name in result.missing_keys if 'lora_' in name]
+    if missing or result.unexpected_keys:
+        raise ConfigError(f'{key} does not fit this LLM: it lacks {missing[:3]} and has {result.unexpected_keys[:3]}')
+    return model.merge_and_unload(safe_merge=True)
+
+
+def save_adapter(model: PeftModel, pretrained: str, fingerprint: str, folder: Path) -> None:
+    """Write the LoRA weights alone, as peft loads them, and which LLM they belong to.
+
+    Args:
+        model: With its adapter's weights.
+        pretrained: The LLM's name, for messages.
+        fingerprint: `weights_fingerprint` of the LLM.
+        folder: Where to.
+    """
+    model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / 'README.md').unlink()  # a model card with nothing filled in
+    (folder / BASE_FILE).write_text(json.dumps({'pretrained': pretrained, 'fingerprint': fingerprint}) + '\n')
+
+
+def weights_fingerprint(llm: nn.Module) -> str:
+    """Hash of the weights that LoRA leaves alone (norms, biases, the first rows of the token embeddings).
+
+    It tells LLMs of one architecture apart and stays the same when adapters are merged.
+    """
+    digest = xxhash.xxh64()
+    for name, weight in sorted(llm.named_parameters()):
+        if 'lora_' not in name and (weight.ndim == 1 or name.endswith('embed_tokens.weight')):
+            digest.update(weight.detach()[:64].to('cpu', torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()

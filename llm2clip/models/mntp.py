@@ -1,0 +1,65 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Masked next-token prediction, the optional warm start of stage 1 (LLM2Vec, BehnamGhader et al. 2024, section 2.2)."""
+
+from typing import Any, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from llm2clip.models.text_encoder import TextEncoder
+from llm2clip.models.trainable import TrainableStateModel
+
+__all__ = ['MaskedNextTokenPrediction', 'mntp_loss']
+
+IGNORED = -100
+
+
+def mntp_loss(
+    states: torch.Tensor, labels: torch.Tensor, head: nn.Module, softcap: Optional[float] = None
+) -> torch.Tensor:
+    """Cross-entropy of the masked tokens, each predicted from the state of the position before it.
+
+    Args:
+        states: ``(B, T, D)`` of the last layer.
+        labels: ``(B, T)``, the token that was masked at a position, -100 elsewhere; never at position 0.
+        head: ``(…, D)`` -> ``(…, vocabulary)``.
+        softcap: Gemma 2's bound on logits.
+
+    Returns:
+        The mean over the masked tokens, a scalar in float32.
+    """
+    masked = labels[:, 1:] != IGNORED
+    logits = head(states[:, :-1][masked]).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, labels[:, 1:][masked])
+
+
+class MaskedNextTokenPrediction(TrainableStateModel):
+    """Teaches an LLM without causal mask to use the tokens on its right.
+
+    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``.  Composer weighs microbatches and ranks
+    by their masked tokens, so the loss is the mean over those of the global batch.
+
+    Args:
+        text_encoder: The encoder to train.
+        head: The LLM's own language-model head, frozen.
+    """
+
+    def __init__(self, text_encoder: TextEncoder, head: nn.Linear) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.head = head
+        self.softcap = getattr(text_encoder.llm.config, 'final_logit_softcapping', None)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """States ``(B, T, llm_embed_dim)``."""
+        return self.text_encoder(batch['input_ids'], batch['attention_mask'])
+
+    def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+        """The mean over this microbatch's masked tokens."""
+        del args
+        return mntp_loss(outputs, batch['labels'], self.head, self.softcap)

@@ -1,0 +1,98 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What stage 1 leaves behind: the teacher as a Hugging Face folder, and the LoRA adapter alone."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from composer.utils import dist
+from peft import PeftModel
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.models.caption_tokenizer import CaptionTokenizer
+from llm2clip.models.llm import save_adapter, weights_fingerprint
+from llm2clip.models.text_encoder import TextEncoder, load_text_encoder, text_encoder_from_config
+
+__all__ = ['encoding', 'load_teacher', 'save_teacher', 'teacher_config']
+
+ENCODER_FILE = 'text_encoder.json'
+
+
+def save_teacher(
+    encoder: TextEncoder,
+    tokenizer: CaptionTokenizer,
+    lora: Optional[LoraConfig],
+    folder: Union[str, Path],
+    adapter_folder: Union[str, Path, None] = None,
+) -> None:
+    """Write the encoder, LoRA merged, as a Hugging Face folder plus how it turns captions into vectors.
+
+    Every rank calls it; rank 0 writes.  A folder appears under its name only when it is complete.
+
+    Args:
+        encoder: May be sharded.
+        tokenizer: The encoder's.
+        lora: As the encoder was built with.
+        folder: Where to.
+        adapter_folder: Where the LoRA weights alone go; they belong to the LLM with the encoder's `adapters` merged.
+    """
+    state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_global_rank() == 0:
+        # peft cannot merge shards: an unsharded model takes over the gathered weights, without a second copy of them.
+        whole, _ = text_encoder_from_config(encoder.config, lora, on_meta=True)
+        whole.load_state_dict(state, assign=True)
+        llm = whole.llm
+        if isinstance(llm, PeftModel):
+            if adapter_folder is not None:
+                fingerprint, adapter = weights_fingerprint(llm), llm
+                _write(adapter_folder, lambda out: save_adapter(
+                    adapter, encoder.config.pretrained, fingerprint, out))
+            # Not in place: on a CPU the gathered weights are still those of the encoder.
+            llm = llm.merge_and_unload(safe_merge=True)
+
+        def write(out: Path) -> None:
+            llm.save_pretrained(out, safe_serialization=True)
+            tokenizer.tokenizer.save_pretrained(out)
+            (out / ENCODER_FILE).write_text(json.dumps(encoding(encoder.config), indent=2) + '\n')
+
+        _write(folder, write)
+    dist.barrier()
+
+
+def _write(folder: Union[str, Path], write: Callable[[Path], None]) -> None:
+    folder = Path(folder)
+    partial = folder.with_name(f'{folder.name}.tmp')
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def encoding(config: TextEncoderConfig) -> dict[str, Any]:
+    """How an encoder turns captions into vectors, without where its weights lie."""
+    where = ('pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code')
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in where}
+
+
+def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
+    """How the teacher in `folder` was trained to encode.
+
+    Raises:
+        ConfigError: The folder is not one that `save_teacher` wrote.
+    """
+    path = Path(folder) / ENCODER_FILE
+    if not path.is_file():
+        raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it ends)')
+    return TextEncoderConfig(pretrained=str(folder), **json.loads(path.read_text()))
+
+
+def load_teacher(folder: Union[str, Path]) -> tuple[TextEncoder, CaptionTokenizer]:
+    """The frozen encoder that `save_teacher` wrote."""
+    return load_text_encoder(teacher_config(folder))

@@ -1,0 +1,184 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 1's batches: the right texts on the right side, drawn the same way every time, and clear errors."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parts import make_samples
+from streaming import MDSWriter
+from streaming.base.util import clean_stale_shared_memory
+
+from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, ConfigError, TextEncoderConfig
+from llm2clip.data.caption_pairs import build_caption_pair_loader
+from llm2clip.data.captions import text_id
+from llm2clip.data.convert.writer import Dropped, Sample, write_splits
+from llm2clip.data.microbatches import split_by_length
+from llm2clip.models.caption_tokenizer import CaptionTokenizer
+from llm2clip.models.text_encoder import load_caption_tokenizer
+
+BOTH = [CaptionPairConfig(['short'], ['long']), CaptionPairConfig(['long'], ['short'])]
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers() -> Iterator[None]:
+    yield
+    clean_stale_shared_memory()
+
+
+@pytest.fixture
+def tokenizer(llm_folder: Path) -> CaptionTokenizer:
+    return load_caption_tokenizer(TextEncoderConfig(
+        pretrained=str(llm_folder), instruction='Find: ', chat_template=False, max_length=64))
+
+
+def _loader(
+    folder: Path, tokenizer: CaptionTokenizer, pairs: list[CaptionPairConfig] = BOTH, train: bool = True,
+    workers: int = 0, seed: int = 3, **options: Any
+) -> torch.utils.data.DataLoader:
+    config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(folder))}, pairs=pairs, num_workers=workers,
+                               num_canonical_nodes=4, **options)
+    return build_caption_pair_loader(config, tokenizer, 8, seed, train, 'train_data').dataloader
+
+
+def _texts(tokenizer: CaptionTokenizer, batch: dict[str, Any], side: str, all_of_it: bool = False) -> list[str]:
+    mask = batch[f'{side}_attention_mask' if all_of_it else f'{side}_embed_mask'] == 1
+    return [tokenizer.tokenizer.decode(ids[m]) for ids, m in zip(batch[f'{side}_input_ids'], mask)]
+
+
+def _seen(loader: torch.utils.data.DataLoader, tokenizer: CaptionTokenizer) -> list[tuple[str, str, str]]:
+    return [row for batch in loader for row in zip(
+        batch['sample_id'], _texts(tokenizer, batch, 'query', True), _texts(tokenizer, batch, 'positive', True))]
+
+
+def test_a_pair_is_two_captions_of_one_sample(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
+    samples = {sample.sample_id: sample.captions for sample in make_samples(64)}
+    directions = Counter()
+    for batch in _loader(image_dataset, tokenizer):
+        queries, positives = (_texts(tokenizer, batch, side) for side in ('query', 'positive'))
+        for sample_id, query, positive in zip(batch['sample_id'], queries, positives):
+            captions = samples[sample_id]
+            assert sorted((query, positive)) == sorted(captions.values())
+            directions[query == captions['short']] += 1
+        assert batch['query_text_id'].tolist() == [text_id(query) for query in queries]
+        assert all(text.startswith('<s>Find: a') for text in _texts(tokenizer, batch, 'query', True))
+        assert not any('Find' in text for text in _texts(tokenizer, batch, 'positive', True))
+    assert sum(directions.values()) == 64 and min(directions.values()) > 16
+
+
+def test_directions_have_weights_and_instructions(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
+    pairs = [CaptionPairConfig(['short'], ['long'], instruction='In detail: ', weight=3.0),
+             CaptionPairConfig(['long'], ['short'], instruction=''), CaptionPairConfig(['long'], ['short'], weight=0.0)]
+    rows = _seen(_loader(image_dataset, tokenizer, pairs), tokenizer)
+    detailed = [query for _, query, _ in rows if query.startswith('<s>In detail: a')]
+    assert all('In detail' in query or 'number' in query for _, query, _ in rows)
+    assert 0.6 < len(detailed) / len(rows) < 0.9
+
+
+def test_keys_are_drawn_from_lists_and_never_twice_the_same(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
+    keys = ['short', 'long']
+    rows = _seen(_loader(image_dataset, tokenizer, [CaptionPairConfig(keys, keys)]), tokenizer)
+    assert all(('number' in query) is not ('number' in positive) for _, query, positive in rows)
+    assert {'number' in query for _, query, _ in rows} == {True, False}
+
+
+def test_what_is_drawn_depends_on_seed_epoch_and_sample_alone(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
+    loader = _loader(image_dataset, tokenizer)
+    first, second = _seen(loader, tokenizer), _seen(loader, tokenizer)
+    assert sorted(first) != sorted(second)
+    del loader
+    clean_stale_shared_memory()
+    assert _seen(_loader(image_dataset, tokenizer, workers=2), tokenizer) == first
+    clean_stale_shared_memory()
+    assert sorted(_seen(_loader(image_dataset, tokenizer, shuffle_seed=1), tokenizer)) == sorted(first)
+    clean_stale_shared_memory()
+    assert sorted(_seen(_loader(image_dataset, tokenizer, seed=4), tokenizer)) != sorted(first)
+
+
+def test_evaluation_takes_the_first_two_captions_without_instruction(
+    image_dataset: Path, tokenizer: CaptionTokenizer
+) -> None:
+    loader = _loader(image_dataset, tokenizer, [], train=False)
+    rows = _seen(loader, tokenizer)
+    assert sorted(rows) == [(s.sample_id, f'<s>{s.captions["long"]}', f'<s>{s.captions["short"]}') for s in make_samples(64)]
+    assert _seen(loader, tokenizer) == rows
+
+
+def test_hard_negatives_may_be_missing(llm_folder: Path, tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
+    samples = [Sample(f'{i}', {'query': f'q{i}', 'positive': f'p{i}', 'negative': f'n{i}' if i % 2 else ''},
+                      may_be_empty=('negative',)) for i in range(8)]
+    write_splits({'train': samples}, Dropped(), tmp_path / 'd')
+    pairs = [CaptionPairConfig(['query'], ['positive'], 'negative')]
+    batch, = _loader(tmp_path / 'd' / 'train', tokenizer, pairs)
+    for i, sample_id in enumerate(batch['sample_id']):
+        if int(sample_id) % 2:
+            assert _texts(tokenizer, batch, 'negative')[i] == f'n{sample_id}'
+            assert batch['negative_text_id'][i] == text_id(f'n{sample_id}')
+        else:
+            assert batch['negative_text_id'][i] == 0 and batch['negative_attention_mask'][i].sum() == 1
+
+
+def test_every_global_batch_comes_from_one_stream_with_its_own_pairs(
+    tmp_path: Path, tokenizer: CaptionTokenizer
+) -> None:
+    streams = {}
+    for name in ('a', 'b'):
+        write_splits({'train': make_samples(24, images=False, prefix=name)}, Dropped(), tmp_path / name)
+        streams[name] = CaptionStreamConfig(str(tmp_path / name / 'train'), proportion=0.5)
+    streams['b'].pairs = [CaptionPairConfig(['long'], ['short'])]
+    config = CaptionDataConfig(streams=streams, pairs=BOTH[:1], num_workers=0, num_canonical_nodes=2)
+    origins = []
+    for batch in build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data').dataloader:
+        origin, = {sample_id[0] for sample_id in batch['sample_id']}
+        assert all(('number' in text) is (origin == 'b') for text in _texts(tokenizer, batch, 'query'))
+        origins.append(origin)
+    assert set(origins) == {'a', 'b'}
+
+
+def test_empty_caption_names_its_sample(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
+    columns = {'sample_id': 'str', 'caption.short': 'str', 'caption.long': 'str'}
+    with MDSWriter(out=str(tmp_path / 'd'), columns=columns, hashes=['xxh64']) as writer:
+        for i in range(8):
+            writer.write({'sample_id': f'e{i}', 'caption.short': 'a' if i != 5 else ' ', 'caption.long': 'b'})
+    with pytest.raises(ValueError, match="caption 'short' of sample 'e5' is empty"):
+        list(_loader(tmp_path / 'd', tokenizer))
+
+
+@pytest.mark.parametrize(('pairs', 'train', 'message'), [
+    ([], True, r'train_data\.pairs: name at least one pair'),
+    ([CaptionPairConfig(['short'], ['tiny'])], True, r"column 'caption\.tiny' is missing"),
+    ([CaptionPairConfig(['short'], ['short'])], True, r'pairs\[0\]: a caption cannot be its own positive'),
+    ([CaptionPairConfig(['short'], [])], True, r'pairs\[0\]: query and positive each need'),
+    ([CaptionPairConfig(['short'], ['long'], weight=0.0)], True, r'weights, at least one above 0'),
+    (BOTH, False, r'evaluation needs one pair'),
+])
+def test_pairs_that_make_no_sense(
+    pairs: list[CaptionPairConfig], train: bool, message: str, image_dataset: Path, tokenizer: CaptionTokenizer
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        _loader(image_dataset, tokenizer, pairs, train)
+
+
+def test_microbatches_hold_every_text_once_with_little_padding(tokenizer: CaptionTokenizer) -> None:
+    texts = {'query': [f'a {"very " * (i * 7 % 10)}' for i in range(23)], 'positive': ['b' * (i % 9 + 1)
+                                                                                     for i in range(23)]}
+    batch: dict[str, Any] = {'index': torch.arange(23), 'sample_id': [str(i) for i in range(23)]}
+    for side, lines in texts.items():
+        batch.update({f'{side}_{k}': v for k, v in tokenizer(lines).items()}, **{f'{side}_row': torch.arange(23)})
+    assert split_by_length(batch, 23) == [batch]
+    parts = split_by_length(batch, 5)
+    assert [len(part['index']) for part in parts] == [5, 5, 5, 5, 3]
+    assert [i for part in parts for i in part['sample_id']] == batch['sample_id']
+    for side, lines in texts.items():
+        back = {}
+        for part in parts:
+            back.update(zip(part[f'{side}_row'].tolist(), _texts(tokenizer, part, side)))
+            assert part[f'{side}_attention_mask'].sum(1).max() == part[f'{side}_input_ids'].shape[1]
+        assert back == {i: line.strip() if side == 'positive' else line for i, line in enumerate(lines)}
+    slots = sum(part['query_attention_mask'].numel() for part in parts)
+    assert slots < 0.7 * batch['query_attention_mask'].numel()

@@ -1,0 +1,129 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Loss and gradients of one Composer training step; `composer -n 2 tests/gradients.py LLM OUT` writes those of two ranks.
+
+The global batch is the same whatever the ranks: hard negatives, texts of different lengths, one sample without a
+negative, two that share a text.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from composer import Callback, DataSpec, State, Trainer
+from composer.loggers import Logger
+from composer.utils import dist, get_device
+from composer.utils.parallelism import FSDP2Config
+from torch.distributed.tensor import DTensor
+
+from llm2clip.algorithms.average_gloo_gradients import AverageGlooGradients
+from llm2clip.algorithms.grad_cache import GradCache, with_rows
+from llm2clip.config import AdapterConfig, LoraConfig, ModelConfig, TextEncoderConfig, VisionConfig
+from llm2clip.data.captions import text_id
+from llm2clip.data.microbatches import split_by_length
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.text_encoder import text_encoder_from_config
+
+N = 10
+QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']
+POSITIVES = [f'number {i}, {"painted " * (i * 5 % 7)}on a wall' for i in range(N)]
+NEGATIVES = ['', *(f'a blue circle {"or so " * (i % 3)}{i}' for i in range(1, N))]
+Result = dict[str, torch.Tensor]
+
+
+class InOneGraph(CaptionContrastive):
+    """The naive computation with the cache's microbatches, and so with its dropout: all of them in one graph."""
+
+    microbatch_size = 1
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        parts = split_by_length(with_rows(batch, self.feature_names), self.microbatch_size)
+        outputs = [super(InOneGraph, self).forward(part) for part in parts]
+        result = {}
+        for name in self.feature_names:
+            order = torch.cat([part[f'{name}_row'] for part in parts]).argsort()
+            result[name] = torch.cat([output[name] for output in outputs])[order]
+        return {**result, 'logit_scale': outputs[0]['logit_scale']}
+
+
+def _rows() -> slice:
+    share = N // dist.get_world_size()
+    return slice(dist.get_global_rank() * share, (dist.get_global_rank() + 1) * share)
+
+
+def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, sharded: bool) -> Result:
+    """One step of stage 1; `kind` is ``plain``, ``cached`` or ``in_one_graph``."""
+    torch.manual_seed(0)
+    encoder, tokenizer = text_encoder_from_config(
+        TextEncoderConfig(pretrained=llm), LoraConfig(r=4, lora_dropout=dropout))
+    for name, parameter in encoder.named_parameters():
+        if 'lora_B' in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model = (InOneGraph if kind == 'in_one_graph' else CaptionContrastive)(encoder, 20.0, True, True)
+    model.microbatch_size = microbatch_size
+    batch: dict[str, Any] = {'index': torch.arange(N)[_rows()]}
+    for side, texts in (('query', QUERIES), ('positive', POSITIVES), ('negative', NEGATIVES)):
+        tokens = [tokenizer.tokenize([text])[0] if text else tokenizer.placeholder() for text in texts]
+        batch.update({f'{side}_{k}': v[_rows()] for k, v in tokenizer.pad(tokens).items()})
+        batch[f'{side}_text_id'] = torch.tensor([text_id(text) for text in texts])[_rows()]
+    return _step(model, batch, microbatch_size if kind == 'cached' else None, split_by_length, sharded)
+
+
+def image_step(microbatch_size: Optional[int], sharded: bool) -> Result:
+    """One step of stage 2, with the cache unless `microbatch_size` is None."""
+    torch.manual_seed(0)
+    config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1), embed_dim=16)
+    model = ComposerLLM2CLIP(LLM2CLIP(config, 8))
+    batch = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32), 'text_embedding': torch.randn(N, 8)}
+    return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, sharded)
+
+
+class _Keep(Callback):
+
+    def __init__(self) -> None:
+        self.result: Result = {}
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        for name, parameter in state.model.named_parameters():
+            if parameter.grad is not None:
+                grad = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+                self.result[name.removeprefix('module.')] = grad.clone()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.result['loss'] = torch.tensor(state.total_loss_dict['loss/train/total'])
+        self.result['random'] = torch.rand(3)
+
+
+def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], split: Any, sharded: bool) -> Result:
+    data = DataSpec([batch], get_num_samples_in_batch=lambda b: len(b['index']), split_batch=split)
+    keep = _Keep()
+    cache = [GradCache(data.split_batch)] if microbatch_size else []
+    trainer = Trainer(
+        model=model, train_dataloader=data, max_duration='1ba', device='cpu', precision='fp32', callbacks=[keep],
+        optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
+        algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, progress_bar=False,
+        parallelism_config={'fsdp': FSDP2Config()} if sharded else None, seed=7)
+    trainer.fit()
+    trainer.close()
+    return keep.result
+
+
+def main(llm: str, out: str) -> None:
+    """Every case that needs two ranks."""
+    dist.initialize_dist(get_device('cpu'), 120)
+    results = {}
+    for way, sharded in (('ddp', False), ('fsdp', True)):
+        for size in (5, 3, 2):
+            results[f'captions/{way}/{size}'] = caption_step(llm, size, 0.0, 'cached', sharded)
+        for kind in ('cached', 'in_one_graph'):
+            results[f'dropout/{way}/{kind}'] = caption_step(llm, 2, 0.3, kind, sharded)
+        results[f'images/{way}'] = image_step(2, sharded)
+    if dist.get_global_rank() == 0:
+        torch.save(results, out)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
