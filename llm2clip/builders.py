@@ -25,7 +25,7 @@ from llm2clip.algorithms.clamp_logit_scale import ClampLogitScale
 from llm2clip.algorithms.grad_cache import GradCache
 from llm2clip.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.callbacks.logit_scale_monitor import LogitScaleMonitor
-from llm2clip.callbacks.nonfinite_loss import StopAtNonfiniteLoss
+from llm2clip.callbacks.nonfinite import StopAtNonfinite
 from llm2clip.callbacks.resume_random_state import ResumeRandomState
 from llm2clip.callbacks.text_monitor import TextMonitor
 from llm2clip.callbacks.wandb_logger import WandBLogger
@@ -212,7 +212,7 @@ def build_trainer(
     # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged before they are clipped.
     algorithms.append(AverageGlooGradients())
     callbacks: list[Callback] = [
-        *_build_all(CALLBACKS, config.callbacks, 'callbacks'), StopAtNonfiniteLoss(config.save_folder)]
+        *_build_all(CALLBACKS, config.callbacks, 'callbacks'), StopAtNonfinite(config.save_folder)]
     mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))

@@ -26,10 +26,10 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
-    'EvaluateConfig', 'ExportConfig', 'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'LoaderConfig',
-    'LoraConfig', 'MNTPConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'Stage1Config',
-    'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'load_config',
-    'package_folder', 'read_config', 'save_config',
+    'EvaluateConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExtractConfig', 'ImageDataConfig',
+    'ImageStreamConfig', 'LoaderConfig', 'LoraConfig', 'MNTPConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig',
+    'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
+    'VisionConfig', 'load_config', 'package_folder', 'read_config', 'save_config',
 ]
 
 T = TypeVar('T')
@@ -379,6 +379,17 @@ class ExportConfig:
     run: str = MISSING
     teacher: str = MISSING
     out: str = MISSING
+
+
+@dataclass
+class ExportTeacherConfig:
+    """Teacher -> one sentence-transformers folder."""
+
+    teacher: str = MISSING
+    """Folder that stage 1 wrote."""
+    out: str = MISSING
+    prompts: Optional[dict[str, str]] = None
+    """Name -> instruction, for `encode(…, prompt_name=…)`.  Unset: `query`, the teacher's own instruction."""
 
 
 @dataclass

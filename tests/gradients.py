@@ -1,14 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Loss and gradients of one Composer training step; `composer -n 2 tests/gradients.py LLM OUT` writes those of two ranks.
+"""Loss and gradients of one Composer training step.  `composer -n 2 tests/gradients.py LLM OUT` writes two ranks'.
 
 The global batch is the same whatever the ranks: hard negatives, texts of different lengths, one sample without a
 negative, two that share a text.
 """
 
 import sys
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -104,8 +103,8 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
     trainer = Trainer(
         model=model, train_dataloader=data, max_duration='1ba', device='cpu', precision='fp32', callbacks=[keep],
         optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
-        algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, progress_bar=False,
-        parallelism_config={'fsdp': FSDP2Config()} if sharded else None, seed=7)
+        algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, seed=7,
+        parallelism_config={'fsdp': FSDP2Config()} if sharded else None, progress_bar=False)
     trainer.fit()
     trainer.close()
     return keep.result

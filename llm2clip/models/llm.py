@@ -40,10 +40,11 @@ def _hf_config(config: TextEncoderConfig) -> PretrainedConfig:
 def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
     hf_config = _hf_config(config)
     capped = getattr(hf_config, 'attn_logit_softcapping', None) is not None
-    if config.attn_implementation not in ((None, 'eager') if capped else (None, 'sdpa', 'eager')):
-        raise ConfigError(f'text_encoder.attn_implementation: {config.attn_implementation!r} does not compute the '
-                          f'attention of a {hf_config.model_type!r} model; expected {"" if capped else "sdpa or "}eager')
-    attention = config.attn_implementation or ('eager' if capped else 'sdpa')
+    able = ['eager'] if capped else ['sdpa', 'eager']
+    attention = config.attn_implementation or able[0]
+    if attention not in able:
+        raise ConfigError(f'text_encoder.attn_implementation: {attention!r} does not compute the attention of a '
+                          f'{hf_config.model_type!r} model; expected {" or ".join(able)}')
     options: dict[str, Any] = {'dtype': getattr(torch, config.dtype), 'attn_implementation': attention}
     if on_meta:
         with torch.device('meta'):

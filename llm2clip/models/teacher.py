@@ -19,7 +19,7 @@ from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.llm import save_adapter, weights_fingerprint
 from llm2clip.models.text_encoder import TextEncoder, load_text_encoder, text_encoder_from_config
 
-__all__ = ['encoding', 'load_teacher', 'save_teacher', 'teacher_config']
+__all__ = ['ENCODER_FILE', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config']
 
 ENCODER_FILE = 'text_encoder.json'
 

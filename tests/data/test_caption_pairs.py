@@ -14,7 +14,7 @@ from parts import make_samples
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, ConfigError, TextEncoderConfig
+from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, TextEncoderConfig
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.writer import Dropped, Sample, write_splits
@@ -105,7 +105,8 @@ def test_evaluation_takes_the_first_two_captions_without_instruction(
 ) -> None:
     loader = _loader(image_dataset, tokenizer, [], train=False)
     rows = _seen(loader, tokenizer)
-    assert sorted(rows) == [(s.sample_id, f'<s>{s.captions["long"]}', f'<s>{s.captions["short"]}') for s in make_samples(64)]
+    assert sorted(rows) == [(s.sample_id, f'<s>{s.captions["long"]}', f'<s>{s.captions["short"]}')
+                            for s in make_samples(64)]
     assert _seen(loader, tokenizer) == rows
 
 

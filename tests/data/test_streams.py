@@ -14,13 +14,13 @@ from parts import make_samples
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, TextEncoderConfig
+from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.convert.writer import Dropped, write_splits
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher
 from llm2clip.data.transforms import decode_image
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
 from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import encode_texts, text_encoder_from_config
+from llm2clip.models.text_encoder import encode_texts
 from llm2clip.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

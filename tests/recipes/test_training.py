@@ -61,7 +61,7 @@ def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = T
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return read_metrics(folder / 'metrics.jsonl')['loss/train/total']
+    return read_metrics(folder / 'metrics.jsonl').get('loss/train/total', {})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -129,7 +129,7 @@ def kill_at(step: int, recipe: str, folder: Path, args: list[str], ranks: int) -
     """Start a run, or resume it, and kill all its processes when it has logged `step`."""
     process = start(recipe, folder, args, ranks)
     deadline = time.monotonic() + 120
-    while max(losses(folder) if (folder / 'metrics.jsonl').is_file() else [], default=-1) < step:
+    while max(losses(folder), default=-1) < step:
         assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix('.log').read_text()[-3000:]
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)

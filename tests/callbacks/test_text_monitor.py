@@ -1,0 +1,37 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Padding and cut texts are counted as they are, over microbatches and over a resumption."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from composer.devices import DeviceCPU
+
+from llm2clip.callbacks.text_monitor import TextMonitor
+from llm2clip.data.microbatches import split_by_length
+
+
+def _batch() -> dict[str, Any]:
+    lengths = torch.tensor([1, 4, 2, 8])
+    mask = (torch.arange(8) < lengths[:, None]).long()
+    return {'index': torch.arange(4), 'query_attention_mask': mask, 'query_cut': torch.tensor([0, 0, 3, 1])}
+
+
+def test_shares_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics: dict[str, float] = {}
+    logger: Any = SimpleNamespace(log_metrics=metrics.update)
+    monitor = TextMonitor(16)
+    for microbatch_size, padding in ((4, 1 - 15 / 32), (2, 1 - 15 / (2 * 8 + 2 * 2))):
+        for part in split_by_length(_batch(), microbatch_size):
+            monitor.before_forward(SimpleNamespace(batch=part), logger)
+        state: Any = SimpleNamespace(batch=_batch(), device=DeviceCPU())
+        monitor.batch_end(state, logger)
+        assert metrics['data/padding_share'] == pytest.approx(padding)
+    assert metrics['data/cut_texts'] == 4 and metrics['data/texts'] == 8
+    resumed = TextMonitor(16)
+    resumed.load_state_dict(monitor.state_dict())
+    resumed.fit_end(state, logger)
+    assert '4 of 8 texts were longer than text_encoder.max_length=16' in capsys.readouterr().out
