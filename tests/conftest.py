@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.data.convert.writer import Dropped, write_splits
+from llm2clip.data.convert.writer import Dropped, Sample, write_splits
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
 from llm2clip.models.teacher import load_teacher, save_teacher
 from llm2clip.models.text_encoder import text_encoder_from_config
@@ -55,6 +55,17 @@ def image_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 pictures with short and long captions, in several shards."""
     out = tmp_path_factory.mktemp('data') / 'images'
     write_splits({'train': make_samples(64)}, Dropped(), out, size_limit=8000)
+    return out / 'train'
+
+
+@pytest.fixture(scope='session')
+def text_pairs_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 pairs of texts with hard negatives, some of them missing, and a plain text each."""
+    samples = [Sample(f'{i}', {'query': f'question {i}', 'positive': f'answer {i} of many', 'text': f'a text of {i}',
+                               'negative': f'another answer {i}' if i % 3 else ''}, may_be_empty=('negative',))
+               for i in range(32)]
+    out = tmp_path_factory.mktemp('data') / 'text_pairs'
+    write_splits({'train': samples}, Dropped(), out)
     return out / 'train'
 
 

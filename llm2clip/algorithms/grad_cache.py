@@ -132,10 +132,11 @@ class GradCache(Algorithm):
             _set_random_state(self._cached.random_states[self._microbatch])
             self._microbatch += 1
         else:
-            state.loss = surrogate_loss(state.outputs, state.batch, self._cached)
+            outputs: Any = state.outputs
+            state.loss = surrogate_loss(outputs, state.batch, self._cached)
 
     def _first_pass(self, state: State) -> None:
-        model = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
+        model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
         if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
             raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features depend on '
                              'the microbatch; freeze them (model.vision.freeze_batch_norm)')

@@ -71,9 +71,17 @@ class CaptionEncoder(InputModule):
         Path(output_path, ENCODER_FILE).write_text(json.dumps(encoding(self.encoder.config), indent=2) + '\n')
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = '', **kwargs: Any) -> 'CaptionEncoder':
-        hub = {key: kwargs.get(key) for key in ('token', 'cache_folder', 'revision', 'local_files_only')}
-        folder = cls.load_dir_path(model_name_or_path, subfolder, **hub)
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = '',
+        token: Union[bool, str, None] = None,
+        cache_folder: Optional[str] = None,
+        revision: Optional[str] = None,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> 'CaptionEncoder':
+        folder = cls.load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         path = Path(folder, PROMPTS_FILE)
         prompts = json.loads(path.read_text()).get('prompts', {}) if path.is_file() else {}
         return cls(*load_teacher(folder), prompts)

@@ -133,7 +133,8 @@ def merge_adapter(llm: PreTrainedModel, folder: Union[str, Path]) -> PreTrainedM
     missing = [name for name in result.missing_keys if 'lora_' in name]
     if missing or result.unexpected_keys:
         raise ConfigError(f'{key} does not fit this LLM: it lacks {missing[:3]} and has {result.unexpected_keys[:3]}')
-    return model.merge_and_unload(safe_merge=True)
+    merged: Any = model.merge_and_unload(safe_merge=True)
+    return merged
 
 
 def save_adapter(model: PeftModel, pretrained: str, fingerprint: str, folder: Path) -> None:

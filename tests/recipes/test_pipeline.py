@@ -4,21 +4,11 @@
 """Every recipe in turn on a folder of pictures, as a user would call them."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from parts import make_samples, picture
-from streaming.base.util import clean_stale_shared_memory
-
-ROOT = Path(__file__).parents[2]
-
-
-def _recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
-    monkeypatch.setattr(sys, 'argv', [f'recipes/{name}.py', *args])
-    runpy.run_path(str(ROOT / 'recipes' / f'{name}.py'), run_name='__main__')
-    clean_stale_shared_memory()
+from recipes_in_process import run_recipe
 
 
 def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +21,7 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     Path('captions.csv').write_text('\n'.join(rows).replace(', painted', ' painted') + '\n')
 
     def run(name: str, *args: str) -> None:
-        _recipe(monkeypatch, name, *args)
+        run_recipe(monkeypatch, name, *args)
 
     data, small = 'data/photos/train', ['global_train_batch_size=8', 'run_name=r', 'max_duration=3ba', 'device=cpu',
                                         'progress_bar=false', 'train_data.num_workers=0',

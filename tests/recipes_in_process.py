@@ -1,0 +1,19 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Recipes as a user calls them, but in the process of the tests."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from streaming.base.util import clean_stale_shared_memory
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
+    monkeypatch.setattr(sys, 'argv', [f'recipes/{name}.py', *args])
+    runpy.run_path(str(ROOT / 'recipes' / f'{name}.py'), run_name='__main__')
+    clean_stale_shared_memory()
