@@ -4,6 +4,7 @@
 """Stage 1 as a Composer model: two captions of one thing attract each other."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -74,7 +75,7 @@ class CaptionContrastive(TrainableStateModel):
             outputs['logit_scale'] = self.scale()
         return outputs
 
-    def loss(self, outputs: Outputs, batch: Batch, *args: Any) -> torch.Tensor:
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
         """The loss of the global batch, the same on every rank."""
         del args
         sides = [side for side in self.feature_names if side in outputs]

@@ -4,6 +4,7 @@
 """Stage 2: vision tower and adapter under the CLIP loss."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -81,7 +82,7 @@ class ComposerLLM2CLIP(ComposerModel):
         outputs = self.model(batch['pixel_values'], batch['text_embedding'])
         return dict(zip((*self.feature_names, 'logit_scale'), outputs))
 
-    def loss(self, outputs: Batch, batch: Batch, *args: Any) -> torch.Tensor:
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
         """The loss of the global batch, the same on every rank."""
         del batch, args
         image_features, text_features = (all_gather(outputs[name]) for name in self.feature_names)

@@ -5,7 +5,6 @@
 
 import io
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from PIL import Image
 from streaming import MDSWriter, Stream
 from torch.utils.data import DataLoader
 
+from llm2clip.benchmark import write_result
 from llm2clip.config import ImageStreamConfig
 from llm2clip.data.convert.writer import Dropped, Sample, write_splits
 from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
@@ -106,12 +106,8 @@ def main() -> None:
                 rates[name].append(rate(loader))
         medians = {name: statistics.median(values) for name, values in rates.items()}
     ratio = medians['joined'] / medians['alone']
-    out = Path('runs/bench')
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'joined_loader.json').write_text(json.dumps({
-        'name': 'joined_loader', 'what': 'samples/s, images joined with a sidecar', 'against': 'the same images alone',
-        'ratio': ratio, 'bound': 0.95, 'meets': ratio >= 0.95, 'medians': medians, 'machine': platform.platform(),
-    }, indent=2) + '\n')
+    write_result('joined_loader', 'samples/s, images joined with a sidecar', 'the same images alone', ratio, 0.95,
+                 ratio >= 0.95, medians)
 
 
 if __name__ == '__main__':

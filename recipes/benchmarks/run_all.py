@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from llm2clip.benchmark import BENCH_FOLDER
+
 FOLDER = Path(__file__).parent
-OUT = Path('runs/bench')
 
 
 def main(names: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(names: list[str]) -> int:
     results = []
     for name in names or there:
         subprocess.run([sys.executable, str(FOLDER / f'{name}.py')], check=True)
-        results.append(json.loads((OUT / f'{name}.json').read_text()))
+        results.append(json.loads((BENCH_FOLDER / f'{name}.json').read_text()))
     print(f'{"name":<16}{"ratio":>8}{"bound":>8}  {"meets":<6} what / against')
     for result in results:
         print(f'{result["name"]:<16}{result["ratio"]:>8.3f}{result["bound"]:>8.2f}  {str(result["meets"]):<6} '

