@@ -265,6 +265,7 @@ class Stage1Config(TrainConfig):
 
     objective: str = 'contrastive'
     """`contrastive` on pairs of captions, or `mntp`, the optional warm start on single texts."""
+    algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     mntp: MNTPConfig = field(default_factory=MNTPConfig)
@@ -350,7 +351,9 @@ class CRAConfig:
     """MDS folder with the pairs."""
     caption_keys: list[str] = field(default_factory=lambda: ['short', 'long'])
     encoders: dict[str, TextEncoderConfig] = field(default_factory=dict)
-    """Result name -> encoder."""
+    """Result name -> LLM, not trained here, and how it encodes."""
+    teachers: dict[str, str] = field(default_factory=dict)
+    """Result name -> folder that stage 1 wrote, which knows how it encodes."""
     limit: Optional[int] = None
     """Take the first so many pairs."""
     batch_tokens: int = 4096

@@ -17,6 +17,7 @@ from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset
 from llm2clip.data.streaming import streaming_dataset
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy, retrieval_recall
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts, load_text_encoder
 
 __all__ = ['Features', 'evaluate_cra', 'read_gallery', 'retrieval_features']
@@ -96,9 +97,11 @@ def evaluate_cra(config: CRAConfig) -> dict[str, float]:
     check_dataset(config.captions, [SAMPLE_ID, *columns])
     samples = _read_samples(config.captions)[:config.limit]
     first, second = ([sample[column] for sample in samples] for column in columns)
+    encoders = {**{name: lambda how=how: load_text_encoder(how) for name, how in config.encoders.items()},
+                **{name: lambda folder=folder: load_teacher(folder) for name, folder in config.teachers.items()}}
     result = {}
-    for name, how in config.encoders.items():
-        encoder, tokenizer = load_text_encoder(how)
+    for name, load in encoders.items():
+        encoder, tokenizer = load()
         vectors = [encode_texts(encoder, tokenizer, texts, config.batch_tokens, config.precision)
                    for texts in (first, second)]
         result[name] = round(caption_retrieval_accuracy(*vectors), 3)

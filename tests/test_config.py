@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from llm2clip.builders import check_train_config
-from llm2clip.config import ConfigError, Stage2Config, load_config, read_config, save_config
+from llm2clip.config import ConfigError, Stage1Config, Stage2Config, load_config, read_config, save_config
 
 REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
             'optimizer.lr=1e-3']
@@ -89,3 +89,39 @@ def test_parts_are_checked_before_anything_is_loaded(override: str, message: str
 
 def test_microbatch_of_the_whole_device_batch_is_accepted() -> None:
     check_train_config(load_config(Stage2Config, [*REQUIRED, 'device_train_microbatch_size=8']))
+
+
+def test_a_smaller_microbatch_is_accepted_with_the_gradient_cache() -> None:
+    check_train_config(load_config(Stage2Config, [*REQUIRED, 'device_train_microbatch_size=3',
+                                                  'algorithms.grad_cache={}']))
+    with pytest.raises(ConfigError, match='device_train_microbatch_size: 9 is not between 1 and .* 8'):
+        check_train_config(load_config(Stage2Config, [*REQUIRED, 'device_train_microbatch_size=9',
+                                                      'algorithms.grad_cache={}']))
+
+
+STAGE1 = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'text_encoder.pretrained=x',
+          'optimizer.lr=1e-3']
+
+
+@pytest.mark.parametrize(('overrides', 'message'), [
+    (['objective=mlm'], 'objective: .mlm. is neither contrastive nor mntp'),
+    (['device_train_microbatch_size=4'], 'device_train_microbatch_size.*grad_cache'),
+    (['objective=mntp', 'algorithms.grad_cache={}'], 'algorithms.grad_cache: objective mntp'),
+    (['fsdp={}', 'text_encoder.dtype=bfloat16'], 'text_encoder.dtype: bfloat16 does not go with fsdp'),
+    (['loss_scale=0'], 'loss_scale: 0.0 is not above 0'),
+    (['objective=mntp', 'eval_data={}'], 'eval_data: objective mntp'),
+])
+def test_stage1_is_checked_before_anything_is_loaded(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_train_config(load_config(Stage1Config, [*STAGE1, *overrides]))
+
+
+def test_mntp_takes_any_microbatch() -> None:
+    check_train_config(load_config(Stage1Config, [*STAGE1, 'objective=mntp', 'device_train_microbatch_size=4']))
+
+
+def test_unknown_key_inside_a_list_names_its_line(tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.yaml', 'train_data:\n  pairs:\n  - {query: [a], positive: [b]}\n'
+                                       '  - query: [a]\n    positiv: [b]\n')
+    with pytest.raises(ConfigError, match=r'train_data\.pairs\[1\]\.positiv \(.*a\.yaml:5\).*did you mean .*positive'):
+        load_config(Stage1Config, [path, *STAGE1])

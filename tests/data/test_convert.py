@@ -11,8 +11,10 @@ import pytest
 from parts import make_samples, picture
 
 from llm2clip.config import ConfigError
+from llm2clip.data.convert.caption_csv import caption_csv
 from llm2clip.data.convert.emoji import LANGUAGES, emoji
 from llm2clip.data.convert.image_folder import image_folder
+from llm2clip.data.convert.text_pairs import text_pairs
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.convert.writer import Dropped, Sample, is_complete, write_splits
 from llm2clip.data.schema import read_columns
@@ -100,3 +102,46 @@ def test_wikipedia_holds_pairs_out() -> None:
     heldout, train = list(splits['heldout']), list(splits['train'])
     assert len(heldout) == 10 and len(train) > 9000 and dropped.counts()
     assert not {s.sample_id for s in heldout} & {s.sample_id for s in train}
+
+
+def test_caption_csv_groups_the_captions_of_an_image(tmp_path: Path) -> None:
+    path = tmp_path / 'captions.csv'
+    path.write_text('image,caption\n' + ''.join(f'{i % 6}.jpg,"caption {i}, quoted"\n' for i in range(18)))
+    splits, _ = caption_csv(str(path), heldout=2)
+    train, heldout = (list(splits[name]) for name in ('train', 'heldout'))
+    assert len(train) == 4 and len(heldout) == 2 and all(sample.image is None for sample in train)
+    for sample in (*train, *heldout):
+        i = int(sample.sample_id.removesuffix('.jpg'))
+        assert sample.captions == {str(k): f'caption {i + 6 * k}, quoted' for k in range(3)}
+    again, _ = caption_csv(str(path), heldout=2)
+    assert [s.sample_id for s in again['heldout']] == [s.sample_id for s in heldout]
+    with pytest.raises(ConfigError, match="no column 'text'"):
+        caption_csv(str(path), caption_column='text')
+
+
+def test_text_pairs_keep_what_is_there_and_count_empty_sides(tmp_path: Path) -> None:
+    path = tmp_path / 'pairs.jsonl'
+    records = [{'query': f'q{i}', 'positive': f'p{i}', **({'negative': f'n{i}'} if i % 2 else {})} for i in range(40)]
+    records[7]['positive'] = ' '
+    path.write_text('\n'.join(map(json.dumps, records)) + '\n\n')
+    splits, dropped = text_pairs([str(path)], heldout_share=0.25)
+    written = write_splits(splits, dropped, tmp_path / 'out', max_dropped=0.05)
+    assert sum(written.values()) == 39 and 4 <= written['heldout'] <= 16
+    assert dropped.reasons == {'empty caption': ['pairs.jsonl:8']}
+    rows = [row for name in written for row in _read_samples(str(tmp_path / 'out' / name))]
+    found = {row['sample_id']: tuple(row[f'caption.{k}'] for k in ('query', 'positive', 'negative')) for row in rows}
+    assert found == {f'pairs.jsonl:{i + 1}': (f'q{i}', f'p{i}', f'n{i}' if i % 2 else '')
+                     for i in range(40) if i != 7}
+
+
+@pytest.mark.parametrize(('line', 'message'), [
+    ('{"query": "a"}', r'pairs\.jsonl:2: .*positive is None'), ('{"query": ', r'pairs\.jsonl:2: not JSON'),
+    ('["a", "b"]', r'pairs\.jsonl:2: expected an object'), ('{"query": 1, "positive": "b"}', 'query is 1')])
+def test_a_line_that_is_no_pair_is_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / 'pairs.jsonl'
+    path.write_text('{"query": "a", "positive": "b"}\n' + line + '\n')
+    splits, _ = text_pairs([str(path)])
+    with pytest.raises(ValueError, match=message):
+        list(splits['train'])
+    with pytest.raises(ConfigError, match='no file /nowhere'):
+        text_pairs(['/nowhere'])
