@@ -118,9 +118,12 @@ def merge_adapter(llm: PreTrainedModel, folder: Union[str, Path]) -> PreTrainedM
     key = f'text_encoder.adapters: {folder}'
     try:
         peft_config = PeftConfig.from_pretrained(str(folder))
-        state = load_peft_weights(str(folder), device='cpu')
+        # One that was trained with a language-model head has its layers a level deeper.
+        state = {name.replace('base_model.model.model.', 'base_model.model.'): weight
+                 for name, weight in load_peft_weights(str(folder), device='cpu').items()}
     except (ValueError, OSError) as error:
         raise ConfigError(f'{key} is not a LoRA adapter: {error}') from None
+    peft_config.task_type = None
     base = Path(folder, BASE_FILE)
     if base.is_file() and (record := json.loads(base.read_text()))['fingerprint'] != weights_fingerprint(llm):
         raise ConfigError(f'{key} was trained on another LLM, {record["pretrained"]}')

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
@@ -100,8 +102,17 @@ def test_adapters_are_merged_in_order_and_a_new_one_goes_on_top(llm_folder: Path
     assert not torch.allclose(encode_texts(*only_second, TEXTS), expected, atol=1e-2)
 
 
+def test_an_adapter_of_the_causal_lm_is_merged_too(llm_folder: Path, tmp_path: Path) -> None:
+    full = get_peft_model(LlamaForCausalLM.from_pretrained(llm_folder), PeftLoraConfig(
+        r=2, target_modules=['q_proj', 'up_proj'], task_type='CAUSAL_LM', init_lora_weights=False)).eval()
+    full.save_pretrained(tmp_path)
+    merged = load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
+    ids = torch.randint(2, 400, (2, 6))
+    expected = full(ids, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(merged.eval()(ids).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_an_adapter_of_another_llm_is_refused(llm_folder: Path, tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaModel
     encoder, tokenizer = _trained(llm_folder, 1)
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
     config = LlamaConfig.from_pretrained(llm_folder)

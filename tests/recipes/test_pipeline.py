@@ -7,8 +7,32 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from parts import make_samples, picture
 from recipes_in_process import run_recipe
+from safetensors.torch import load_file
+
+from llm2clip.callbacks.jsonl_logger import read_metrics
+
+
+def test_warm_start_then_contrastive_on_its_adapter(
+    llm_folder: Path, image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [f'text_encoder.pretrained={llm_folder}', f'train_data.streams.s.local={image_dataset}', 'run_name=r',
+            'global_train_batch_size=8', 'device=cpu', 'progress_bar=false', 'train_data.num_workers=0',
+            'train_data.num_canonical_nodes=2', 'optimizer.name=adamw', 'optimizer.lr=1e-2']
+    run_recipe(monkeypatch, 'train_stage1', *args, 'objective=mntp', 'train_data.texts={short: 1.0, long: 1.0}',
+               'max_duration=4ep', f'save_folder={tmp_path}/mntp')
+    losses = list(read_metrics(tmp_path / 'mntp/metrics.jsonl')['loss/train/total'].values())
+    assert len(losses) == 32 and losses[-1] < 0.8 * losses[0]
+    run_recipe(monkeypatch, 'train_stage1', *args, 'train_data.pairs=[{query: [short], positive: [long]}]',
+               f'text_encoder.adapters=[{tmp_path}/mntp/adapter]', 'max_duration=1ba', 'optimizer.lr=0.0',
+               f'save_folder={tmp_path}/stage1')
+    warm, stacked = (load_file(tmp_path / name / 'teacher/model.safetensors') for name in ('mntp', 'stage1'))
+    raw = load_file(llm_folder / 'model.safetensors')
+    moved = 'layers.0.mlp.up_proj.weight'
+    torch.testing.assert_close(stacked[moved], warm[moved])
+    assert (raw[moved] - warm[moved]).abs().max() > 1e-3
 
 
 def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
