@@ -29,7 +29,8 @@ from llm2clip.callbacks.nonfinite import StopAtNonfinite
 from llm2clip.callbacks.resume_random_state import ResumeRandomState
 from llm2clip.callbacks.text_monitor import TextMonitor
 from llm2clip.callbacks.wandb_logger import WandBLogger
-from llm2clip.config import ConfigError, Stage1Config, TrainConfig, save_config
+from llm2clip.config import ConfigError, Stage1Config, TrainConfig
+from llm2clip.config_files import save_config
 from llm2clip.data.convert.caption_csv import caption_csv
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import image_folder

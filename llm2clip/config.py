@@ -1,38 +1,25 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""YAML files and dotted overrides become one typed configuration, or an error that names the key.
+"""The vocabulary of the YAML files, one dataclass a recipe.
 
-Every recipe is called ``recipe.py A.yaml [B.yaml …] [key.sub=value …]``: files merge left to right, overrides last.
-The dataclasses here are the whole vocabulary of those files.  Parts that are chosen by name (optimizers, schedulers,
-callbacks, loggers, algorithms, data sources) are free-form mappings at this level; `llm2clip.builders` checks their
-names and arguments.
+Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
+mappings here; `llm2clip.builders` checks their names and arguments.  `llm2clip.config_files` reads the files.
 """
 
-import dataclasses
-import difflib
-import importlib.util
-import os
-import types
-import typing
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Optional
 
-import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf import MISSING
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
     'EvaluateConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExtractConfig', 'ImageDataConfig',
     'ImageStreamConfig', 'LoaderConfig', 'LoraConfig', 'MNTPConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig',
     'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
-    'VisionConfig', 'load_config', 'package_folder', 'read_config', 'save_config',
+    'VisionConfig',
 ]
 
-T = TypeVar('T')
 Component = dict[str, Any]
 
 
@@ -408,161 +395,3 @@ class ReportConfig:
     gallery: str = MISSING
     """Which retrieval benchmark the picture grid shows."""
     title: str = 'LLM2CLIP'
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def package_folder(name: str) -> str:
-    """The folder of an installed Python package, which is not imported.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f'${{package:{name}}}: the Python package {name} is not installed')
-    return next(iter(spec.submodule_search_locations))
-
-
-OmegaConf.register_resolver('package', package_folder, replace=True)
-
-
-def load_config(schema: type[T], args: Sequence[str]) -> T:
-    """Merge YAML files and dotted overrides into `schema`.
-
-    Args:
-        schema: One of the dataclasses above.
-        args: Paths of YAML files, merged left to right, and ``key.sub=value`` overrides, applied last.
-
-    Returns:
-        An instance of `schema` with every interpolation resolved.  ``${package:NAME}`` stands for the folder of an
-        installed Python package.
-
-    Raises:
-        ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
-            absent, or of the wrong type.  The message names the key and the file and line it comes from.
-    """
-    files = [arg for arg in args if '=' not in arg]
-    overrides = [arg for arg in args if '=' in arg]
-    if not files and not overrides:
-        raise ConfigError(f'no configuration given: expected YAML files and key=value overrides for {schema.__name__}')
-
-    merged = OmegaConf.structured(schema)
-    origins: dict[str, str] = {}
-    for source, node, lines in [*map(_read_file, files), *map(_read_override, overrides)]:
-        for key in lines:
-            origins[key] = f'{source}:{lines[key]}' if lines[key] else source
-        _check_keys(schema, node, '', origins)
-        try:
-            merged = OmegaConf.merge(merged, node)
-        except OmegaConfBaseException as error:
-            key = error.full_key or ''
-            raise ConfigError(f'{_where(key, origins)}: {_first_line(error)}') from None
-
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise ConfigError(f'required but not set: {", ".join(missing)} (in {", ".join(args)})')
-    try:
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except InterpolationResolutionError as error:
-        raise ConfigError(f'{_where(error.full_key or "", origins)}: {_first_line(error)}') from None
-
-
-def read_config(schema: type[T], folder: Union[str, Path]) -> T:
-    """The `config.yaml` that a run of `schema` left in its folder."""
-    path = Path(folder) / 'config.yaml'
-    if not path.is_file():
-        raise ConfigError(f'{folder} is not the folder of a run: it has no config.yaml')
-    return load_config(schema, [str(path)])
-
-
-def save_config(config: Any, folder: Union[str, Path]) -> None:
-    """Write the resolved configuration to `folder`/config.yaml."""
-    path = Path(folder) / 'config.yaml'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f'.{os.getpid()}.tmp')
-    partial.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    partial.replace(path)
-
-
-def _read_file(path: str) -> tuple[str, Any, dict[str, int]]:
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f'{path}: cannot be read ({error.strerror}); expected a YAML file or key=value') from None
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        node = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f'{path}: not valid YAML: {error}') from None
-    if tree is None:
-        return path, OmegaConf.create({}), {}
-    if not OmegaConf.is_dict(node):
-        raise ConfigError(f'{path}: expected a mapping of keys to values at the top')
-    return path, node, dict(_lines(tree, ''))
-
-
-def _read_override(text: str) -> tuple[str, Any, dict[str, int]]:
-    key = text.split('=', 1)[0]
-    try:
-        node = OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f'override {text}: {error}') from None
-    parts = key.split('.')
-    return 'command line', node, {'.'.join(parts[:n + 1]): 0 for n in range(len(parts))}
-
-
-def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
-    """Dotted key -> line, for every key below a node."""
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value in node.value:
-            key = f'{prefix}{key_node.value}'
-            yield key, key_node.start_mark.line + 1
-            yield from _lines(value, f'{key}.')
-    elif isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            yield from _lines(item, f'{prefix[:-1]}[{i}].')
-
-
-def _check_keys(schema: Any, node: Any, prefix: str, origins: dict[str, str]) -> None:
-    """Raise for the first key of `node` that the type `schema` does not have."""
-    schema = _unwrap_optional(schema)
-    if OmegaConf.is_list(node) and typing.get_origin(schema) is list:
-        for i in range(len(node)):
-            _check_keys(typing.get_args(schema)[0], _raw(node, i), f'{prefix[:-1]}[{i}].', origins)
-    if node is None or not OmegaConf.is_dict(node):
-        return
-    if typing.get_origin(schema) is dict:
-        for key in node:
-            _check_keys(typing.get_args(schema)[1], _raw(node, key), f'{prefix}{key}.', origins)
-    elif dataclasses.is_dataclass(schema):
-        hints = typing.get_type_hints(schema)
-        for key in node:
-            if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
-                hint = f'did you mean {prefix}{near[0]}?' if near else f'valid keys: {", ".join(hints)}'
-                raise ConfigError(f'{_where(prefix + str(key), origins)}: unknown key; {hint}')
-            _check_keys(hints[key], _raw(node, key), f'{prefix}{key}.', origins)
-
-
-def _raw(node: Any, key: Any) -> Any:
-    """A value without resolving interpolations."""
-    return None if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key) else node[key]
-
-
-def _unwrap_optional(hint: Any) -> Any:
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    return hint
-
-
-def _where(key: str, origins: dict[str, str]) -> str:
-    return f'{key} ({origins[key]})' if key in origins else key
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
-    return str(cause).splitlines()[0]

@@ -16,7 +16,8 @@ import torch
 import torch.torch_version
 from composer.utils import dist
 
-from llm2clip.config import ConfigError, Stage2Config, read_config
+from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config_files import read_config
 from llm2clip.models.llm2clip import LLM2CLIP
 
 __all__ = ['load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint', 'timed']

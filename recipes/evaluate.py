@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from composer.utils import get_device
 
-from llm2clip.config import EvaluateConfig, load_config, save_config
+from llm2clip.config import EvaluateConfig
+from llm2clip.config_files import load_config, save_config
 from llm2clip.evaluate import evaluate_cra, retrieval_features
 from llm2clip.runs import load_stage2, timed
 

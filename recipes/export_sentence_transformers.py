@@ -5,7 +5,8 @@
 
 import sys
 
-from llm2clip.config import ExportTeacherConfig, load_config, save_config
+from llm2clip.config import ExportTeacherConfig
+from llm2clip.config_files import load_config, save_config
 from llm2clip.export.sentence_transformers import export_sentence_transformers
 from llm2clip.runs import timed
 

@@ -7,7 +7,8 @@ import sys
 
 from composer.utils import dist, get_device
 
-from llm2clip.config import ExtractConfig, load_config, save_config
+from llm2clip.config import ExtractConfig
+from llm2clip.config_files import load_config, save_config
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
 from llm2clip.models.teacher import load_teacher
 from llm2clip.runs import timed

@@ -6,7 +6,8 @@
 import sys
 
 from llm2clip.builders import build_source
-from llm2clip.config import PrepareConfig, load_config, save_config
+from llm2clip.config import PrepareConfig
+from llm2clip.config_files import load_config, save_config
 from llm2clip.data.convert.writer import is_complete, write_splits
 from llm2clip.runs import timed
 

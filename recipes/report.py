@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from llm2clip.config import EvaluateConfig, ReportConfig, load_config, read_config
+from llm2clip.config import EvaluateConfig, ReportConfig
+from llm2clip.config_files import load_config, read_config
 from llm2clip.evaluate import Features, read_gallery
 from llm2clip.report import collect_seconds, render_report
 

@@ -10,7 +10,8 @@ from composer import Evaluator
 from composer.utils import dist, get_device, reproducibility
 
 from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
-from llm2clip.config import Stage1Config, load_config
+from llm2clip.config import Stage1Config
+from llm2clip.config_files import load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.masked_texts import build_masked_text_loader
 from llm2clip.models.caption_contrastive import CaptionContrastive

@@ -9,7 +9,8 @@ from composer import Evaluator
 from composer.utils import dist, get_device, reproducibility
 
 from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
-from llm2clip.config import Stage2Config, load_config
+from llm2clip.config import Stage2Config
+from llm2clip.config_files import load_config
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
 from llm2clip.extract import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP

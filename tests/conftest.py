@@ -4,11 +4,13 @@
 """Tiny real parts: a random Llama with a trained tokenizer, coloured pictures, MDS datasets, a sidecar."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from parts import make_samples
+from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
@@ -26,6 +28,13 @@ def _few_threads() -> None:
     torch.set_num_threads(2)
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     os.environ['HF_HUB_OFFLINE'] = '1'
+
+
+@pytest.fixture
+def no_leftovers() -> Iterator[None]:
+    """Streaming refuses a folder that another dataset of the process still has open."""
+    yield
+    clean_stale_shared_memory()
 
 
 @pytest.fixture(scope='session')

@@ -21,8 +21,8 @@ from llm2clip.config import (
     Stage1Config,
     Stage2Config,
     TrainConfig,
-    load_config,
 )
+from llm2clip.config_files import load_config
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,

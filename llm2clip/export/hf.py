@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, CLIPImageProcessor, PretrainedCo
 from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ModelConfig
+from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
@@ -124,14 +125,10 @@ def export_folder(
                                teacher=record['teacher'])
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
-    out = Path(out)
-    partial = out.with_name(f'{out.name}.tmp')
-    shutil.rmtree(partial, ignore_errors=True)
-    exported.save_pretrained(partial, safe_serialization=True)
-    image_processor(model.vision_encoder.preprocessing).save_pretrained(partial)
-    shutil.copytree(teacher, partial / TEACHER_FOLDER)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
+    with complete_folder(out) as partial:
+        exported.save_pretrained(partial, safe_serialization=True)
+        image_processor(model.vision_encoder.preprocessing).save_pretrained(partial)
+        shutil.copytree(teacher, partial / TEACHER_FOLDER)
 
 
 def _portable(config: ModelConfig) -> dict[str, Any]:

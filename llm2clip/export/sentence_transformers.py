@@ -4,7 +4,6 @@
 """The teacher as a sentence-transformers folder, and the module that loads it."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -13,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import InputModule
 
+from llm2clip.folders import complete_folder
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.teacher import ENCODER_FILE, encoding, load_teacher
 from llm2clip.models.text_encoder import TextEncoder
@@ -102,9 +102,5 @@ def export_sentence_transformers(
         prompts = {'query': tokenizer.instruction} if tokenizer.instruction else {}
     model = SentenceTransformer(modules=[CaptionEncoder(encoder, tokenizer, prompts)], prompts=dict(prompts),
                                 similarity_fn_name='cosine', device='cpu')
-    out = Path(out)
-    partial = out.with_name(f'{out.name}.tmp')
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save(str(partial), create_model_card=False)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
+    with complete_folder(out) as partial:
+        model.save(str(partial), create_model_card=False)

@@ -5,8 +5,6 @@
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -15,6 +13,7 @@ from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.folders import complete_folder
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.llm import save_adapter, weights_fingerprint
 from llm2clip.models.text_encoder import TextEncoder, load_text_encoder, text_encoder_from_config
@@ -50,29 +49,15 @@ def save_teacher(
         llm = whole.llm
         if isinstance(llm, PeftModel):
             if adapter_folder is not None:
-                fingerprint, adapter = weights_fingerprint(llm), llm
-                _write(adapter_folder, lambda out: save_adapter(
-                    adapter, encoder.config.pretrained, fingerprint, out))
+                with complete_folder(adapter_folder) as out:
+                    save_adapter(llm, encoder.config.pretrained, weights_fingerprint(llm), out)
             # Not in place: on a CPU the gathered weights are still those of the encoder.
             llm = llm.merge_and_unload(safe_merge=True)
-
-        def write(out: Path) -> None:
+        with complete_folder(folder) as out:
             llm.save_pretrained(out, safe_serialization=True)
             tokenizer.tokenizer.save_pretrained(out)
             (out / ENCODER_FILE).write_text(json.dumps(encoding(encoder.config), indent=2) + '\n')
-
-        _write(folder, write)
     dist.barrier()
-
-
-def _write(folder: Union[str, Path], write: Callable[[Path], None]) -> None:
-    folder = Path(folder)
-    partial = folder.with_name(f'{folder.name}.tmp')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
 
 
 def encoding(config: TextEncoderConfig) -> dict[str, Any]:

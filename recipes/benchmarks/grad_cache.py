@@ -16,7 +16,8 @@ from composer.core.data_spec import default_split_batch
 
 from llm2clip.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.benchmark import write_result
-from llm2clip.config import LoraConfig, TextEncoderConfig, package_folder
+from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.config_files import package_folder
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.microbatches import split_by_length

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from llm2clip.benchmark import write_result
-from llm2clip.config import TextEncoderConfig, package_folder
+from llm2clip.config import TextEncoderConfig
+from llm2clip.config_files import package_folder
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.text_encoder import load_caption_tokenizer

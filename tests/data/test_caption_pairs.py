@@ -4,7 +4,6 @@
 """Stage 1's batches: the right texts on the right side, drawn the same way every time, and clear errors."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,7 @@ from llm2clip.models.text_encoder import load_caption_tokenizer
 
 BOTH = [CaptionPairConfig(['short'], ['long']), CaptionPairConfig(['long'], ['short'])]
 
-
-@pytest.fixture(autouse=True)
-def _no_leftovers() -> Iterator[None]:
-    yield
-    clean_stale_shared_memory()
+pytestmark = pytest.mark.usefixtures('no_leftovers')
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 
 """Data of the MNTP warm start: which tokens are masked, and from which texts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,7 @@ from llm2clip.data.streaming import count_tokens
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.text_encoder import load_caption_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def _no_leftovers() -> Iterator[None]:
-    yield
-    clean_stale_shared_memory()
+pytestmark = pytest.mark.usefixtures('no_leftovers')
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,11 +24,7 @@ from llm2clip.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-
-@pytest.fixture(autouse=True)
-def _no_leftovers() -> Iterator[None]:
-    yield
-    clean_stale_shared_memory()
+pytestmark = pytest.mark.usefixtures('no_leftovers')
 
 
 def _config(images: Path, sidecar: Path, workers: int = 0, **options: object) -> ImageDataConfig:

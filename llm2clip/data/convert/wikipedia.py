@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from llm2clip.config import package_folder
+from llm2clip.config_files import package_folder
 from llm2clip.data.convert.writer import Dropped, Sample
 
 __all__ = ['wikipedia_summaries']

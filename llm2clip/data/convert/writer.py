@@ -4,7 +4,6 @@
 """Samples -> MDS datasets that appear only when they are complete, with a card of what went in."""
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
 from llm2clip.data.transforms import decode_image
+from llm2clip.folders import complete_folder
 
 __all__ = ['CARD_FILE', 'Dropped', 'Sample', 'is_complete', 'write_splits']
 
@@ -89,20 +89,17 @@ def write_splits(
         ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
             left out than `max_dropped` allows.
     """
-    out = Path(out)
-    partial = out.with_name(f'{out.name}.tmp')
-    shutil.rmtree(partial, ignore_errors=True)
     left_out_by_source = len(dropped)
-    written = {name: _write(name, samples, dropped, partial / name, size_limit) for name, samples in splits.items()}
-    total = sum(written.values()) + len(dropped) - left_out_by_source
-    if len(dropped) - left_out_by_source > max_dropped * total:
-        examples = {reason: ids[:5] for reason, ids in dropped.reasons.items()}
-        raise ValueError(f'{len(dropped) - left_out_by_source} of {total} samples were left out, more than '
-                         f'max_dropped={max_dropped} allows: {examples}')
-    card = {**about, 'samples': written, 'dropped': dropped.counts(), 'dropped_ids': dropped.reasons}
-    (partial / CARD_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n')
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
+    with complete_folder(out) as partial:
+        written = {name: _write(name, samples, dropped, partial / name, size_limit) for name, samples in splits.items()}
+        left_out = len(dropped) - left_out_by_source
+        total = sum(written.values()) + left_out
+        if left_out > max_dropped * total:
+            examples = {reason: ids[:5] for reason, ids in dropped.reasons.items()}
+            raise ValueError(f'{left_out} of {total} samples were left out, more than max_dropped={max_dropped} '
+                             f'allows: {examples}')
+        card = {**about, 'samples': written, 'dropped': dropped.counts(), 'dropped_ids': dropped.reasons}
+        (partial / CARD_FILE).write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n')
     return written
 
 
