@@ -140,7 +140,8 @@ def kill_at(step: int, recipe: str, folder: Path, args: list[str], ranks: int) -
 
 @pytest.mark.dist
 @pytest.mark.parametrize(('stage', 'sharding'), [
-    ('stage1', []), ('stage1', SHARDED), ('stage2', []), ('stage2', ['fsdp.state_dict_type=full'])])
+    ('stage1', []), ('stage1', SHARDED), ('stage1', ['fsdp.state_dict_type=full']), ('stage2', []),
+    ('stage2', ['fsdp.state_dict_type=full'])])
 def test_killed_and_resumed_equals_undisturbed(
     stage: str, sharding: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
