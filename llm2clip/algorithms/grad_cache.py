@@ -108,8 +108,8 @@ class GradCache(Algorithm):
     """Train a contrastive model at any `device_train_microbatch_size` as if it were the whole device batch.
 
     It works for models whose forward returns a dict of features ``(B, D)`` (and shared outputs such as `logit_scale`)
-    and whose loss is a function of those.  Each microbatch's forward pass runs twice.  Gradients arrive as they always
-    do: clipping, schedulers, checkpoints and the logged loss are unchanged.
+    and whose loss is a function of those.  Each microbatch's forward pass runs twice, unless there is only one.
+    Gradients arrive as they always do: clipping, schedulers, checkpoints and the logged loss are unchanged.
 
     Args:
         split_batch: (batch, microbatch size) -> microbatches, the loader's own.
@@ -130,13 +130,14 @@ class GradCache(Algorithm):
             self._loss, model.loss = model.loss, self._surrogate
         elif event == Event.AFTER_DATALOADER:
             self._first_pass(state)
-        else:
-            assert self._cached is not None
+        elif self._cached is not None:
             _set_random_state(self._cached.random_states[self._microbatch])
             self._microbatch += 1
 
     def _surrogate(self, outputs: Outputs, microbatch: Batch) -> torch.Tensor:
-        assert self._cached is not None
+        if self._cached is None:
+            assert self._loss is not None
+            return self._loss(outputs, microbatch)
         return surrogate_loss(outputs, microbatch, self._cached)
 
     def _first_pass(self, state: State) -> None:
@@ -145,11 +146,15 @@ class GradCache(Algorithm):
             raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features depend on '
                              'the microbatch; freeze them (model.vision.freeze_batch_norm)')
         assert isinstance(state.device_train_microbatch_size, int) and self._loss is not None
-        state.batch = with_rows(state.batch, model.feature_names)
-        self._microbatch = 0
+        self._microbatch, self._cached = 0, None
+        batch = with_rows(state.batch, model.feature_names)
+        microbatches = self.split_batch(batch, state.device_train_microbatch_size)
+        if len(microbatches) == 1:
+            return
+        state.batch = batch
         self._cached = cache_gradients(
-            model, self._loss, state.batch, self.split_batch(state.batch, state.device_train_microbatch_size),
-            state.device.batch_to_device, lambda: get_precision_context(state.precision, state.precision_config))
+            model, self._loss, batch, microbatches, state.device.batch_to_device,
+            lambda: get_precision_context(state.precision, state.precision_config))
 
 
 def _random_state() -> list[torch.Tensor]:
