@@ -35,7 +35,9 @@ from llm2clip.data.convert.caption_csv import caption_csv
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import image_folder
 from llm2clip.data.convert.plain_text import plain_text
+from llm2clip.data.convert.table import table
 from llm2clip.data.convert.text_pairs import text_pairs
+from llm2clip.data.convert.webdataset import webdataset
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.streaming import device_batch_size
 from llm2clip.models.trainable import TrainableStateModel
@@ -48,7 +50,9 @@ SOURCES = {
     'emoji': emoji,
     'image_folder': image_folder,
     'plain_text': plain_text,
+    'table': table,
     'text_pairs': text_pairs,
+    'webdataset': webdataset,
     'wikipedia_summaries': wikipedia_summaries,
 }
 

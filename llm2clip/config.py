@@ -17,7 +17,7 @@ __all__ = [
     'EvaluateConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExtractConfig', 'ImageDataConfig',
     'ImageStreamConfig', 'LoaderConfig', 'LoraConfig', 'MNTPConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig',
     'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
-    'VisionConfig',
+    'VisionConfig', 'WriterConfig',
 ]
 
 Component = dict[str, Any]
@@ -288,17 +288,35 @@ class Stage2Config(TrainConfig):
 
 
 @dataclass
-class PrepareConfig:
+class WriterConfig:
+    """How datasets are written."""
+
+    size_limit: str = '64mb'
+    """Largest shard, as Streaming writes sizes."""
+    compression: Optional[str] = None
+    """Of shards, as Streaming names it (`zstd`, `zstd:7`, …).  Images are compressed already."""
+    max_dropped: float = 0.02
+    """Share of the input that may be left out before the conversion fails."""
+    image_max_side: Optional[int] = None
+    """Images with a longer side are made smaller and saved as JPEG.  Unset: every image keeps its own bytes."""
+    image_quality: int = 95
+    """Of those JPEGs."""
+    num_workers: int = 1
+    """Processes, each on a part (an input file) of its own."""
+    machine: int = 0
+    """Which of `machines` this is, from 0."""
+    machines: int = 1
+    """Machines that share the parts and the `out` folder."""
+
+
+@dataclass
+class PrepareConfig(WriterConfig):
     """Raw files -> MDS datasets."""
 
     out: str = MISSING
     """Folder that receives one MDS dataset a split."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
-    size_limit: str = '64mb'
-    """Largest shard, as Streaming writes sizes."""
-    max_dropped: float = 0.02
-    """Share of the input that may be left out before the conversion fails."""
 
 
 @dataclass

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_samples
+from parts import make_samples, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.data.convert.writer import Dropped, Sample, write_splits
+from llm2clip.data.convert.samples import Sample
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
 from llm2clip.models.teacher import load_teacher, save_teacher
 from llm2clip.models.text_encoder import text_encoder_from_config
@@ -63,7 +63,7 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 pictures with short and long captions, in several shards."""
     out = tmp_path_factory.mktemp('data') / 'images'
-    write_splits({'train': make_samples(64)}, Dropped(), out, size_limit=8000)
+    write_dataset(make_samples(64), out, size_limit='8kb')
     return out / 'train'
 
 
@@ -74,7 +74,7 @@ def text_pairs_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
                                'negative': f'another answer {i}' if i % 3 else ''}, may_be_empty=('negative',))
                for i in range(32)]
     out = tmp_path_factory.mktemp('data') / 'text_pairs'
-    write_splits({'train': samples}, Dropped(), out)
+    write_dataset(samples, out)
     return out / 'train'
 
 

@@ -5,10 +5,14 @@
 
 import io
 import random
+from pathlib import Path
+from typing import Any, Optional
 
 from PIL import Image
 
-from llm2clip.data.convert.writer import Sample
+from llm2clip.config import WriterConfig
+from llm2clip.data.convert.samples import Dropped, Sample, one_part
+from llm2clip.data.convert.writer import write_splits
 
 COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
 SHAPES = ['square', 'circle', 'cross', 'stripe']
@@ -30,3 +34,8 @@ def make_samples(n: int, images: bool = True, prefix: str = 's') -> list[Sample]
         long = f'{short} number {i}, painted on a plain wall by somebody who likes {COLORS[(i * 7 + 3) % 10]}'
         samples.append(Sample(f'{prefix}{i:04}', {'short': short, 'long': long}, picture(i) if images else None))
     return samples
+
+
+def write_dataset(samples: list[Sample], out: Path, **options: Any) -> Optional[dict[str, int]]:
+    """One split `train` in `out`/train."""
+    return write_splits({'train': one_part(samples)}, Dropped(), out, WriterConfig(**options))

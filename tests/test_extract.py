@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parts import make_samples
+from parts import make_samples, write_dataset
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.data.convert.writer import Dropped, write_splits
 from llm2clip.data.schema import read_columns, read_index
 from llm2clip.evaluate import _read_samples
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
@@ -76,8 +75,8 @@ def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: 
     parts = *load_teacher(teacher_folder), teacher_fingerprint(teacher_folder)
     with pytest.raises(FileNotFoundError, match='nowhere'):
         extract_sidecar(tmp_path / 'nowhere', tmp_path / 'out', *parts)
-    write_splits({'train': make_samples(20)}, Dropped(), tmp_path / 'd')
-    shard = tmp_path / 'd' / 'train' / 'shard.00000.mds'
+    write_dataset(make_samples(20), tmp_path / 'd')
+    shard = tmp_path / 'd' / 'train' / 'all' / 'shard.00000.mds'
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(ValueError, match='shard.00000.mds is damaged'):
         extract_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', *parts)

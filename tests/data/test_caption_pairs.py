@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from parts import make_samples
+from parts import make_samples, write_dataset
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, TextEncoderConfig
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.captions import text_id
-from llm2clip.data.convert.writer import Dropped, Sample, write_splits
+from llm2clip.data.convert.samples import Sample
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.text_encoder import load_caption_tokenizer
@@ -108,7 +108,7 @@ def test_evaluation_takes_the_first_two_captions_without_instruction(
 def test_hard_negatives_may_be_missing(llm_folder: Path, tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
     samples = [Sample(f'{i}', {'query': f'q{i}', 'positive': f'p{i}', 'negative': f'n{i}' if i % 2 else ''},
                       may_be_empty=('negative',)) for i in range(8)]
-    write_splits({'train': samples}, Dropped(), tmp_path / 'd')
+    write_dataset(samples, tmp_path / 'd')
     pairs = [CaptionPairConfig(['query'], ['positive'], 'negative')]
     batch, = _loader(tmp_path / 'd' / 'train', tokenizer, pairs)
     for i, sample_id in enumerate(batch['sample_id']):
@@ -124,7 +124,7 @@ def test_every_global_batch_comes_from_one_stream_with_its_own_pairs(
 ) -> None:
     streams = {}
     for name in ('a', 'b'):
-        write_splits({'train': make_samples(24, images=False, prefix=name)}, Dropped(), tmp_path / name)
+        write_dataset(make_samples(24, images=False, prefix=name), tmp_path / name)
         streams[name] = CaptionStreamConfig(str(tmp_path / name / 'train'), proportion=0.5)
     streams['b'].pairs = [CaptionPairConfig(['long'], ['short'])]
     config = CaptionDataConfig(streams=streams, pairs=BOTH[:1], num_workers=0, num_canonical_nodes=2)

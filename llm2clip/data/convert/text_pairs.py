@@ -5,18 +5,18 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from llm2clip.config import ConfigError
-from llm2clip.data.convert.writer import Dropped, Sample
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_files
 
 __all__ = ['text_pairs']
 
 
-def text_pairs(files: Sequence[str], heldout_share: float = 0.0) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+def text_pairs(files: Sequence[str], heldout_share: float = 0.0) -> tuple[Splits, Dropped]:
     """``train`` and, if asked for, ``heldout`` splits with captions ``query``, ``positive`` and ``negative``.
 
     A line without `negative` gets an empty one.  A pair with an empty side is left out and counted.
@@ -29,21 +29,19 @@ def text_pairs(files: Sequence[str], heldout_share: float = 0.0) -> tuple[dict[s
         ConfigError: A file is missing.
         ValueError: A line is not a pair; the message names file and line.
     """
-    for name in files:
-        if not Path(name).is_file():
-            raise ConfigError(f'source.files: there is no file {name}')
+    check_files(files)
 
-    def samples(held_out: bool) -> Iterator[Sample]:
-        for name in files:
-            with open(name, encoding='utf-8') as file:
-                for number, line in enumerate(file, 1):
-                    sample_id = f'{Path(name).name}:{number}'
-                    if line.strip() and (xxhash.xxh64_intdigest(sample_id) / 2**64 < heldout_share) is held_out:
-                        texts = _pair(line, f'{name}:{number}')
-                        yield Sample(sample_id, texts, may_be_empty=('negative',))
+    def samples(name: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+        with open(name, encoding='utf-8') as file:
+            for number, line in enumerate(file, 1):
+                sample_id = f'{Path(name).name}:{number}'
+                if line.strip() and (xxhash.xxh64_intdigest(sample_id) / 2**64 < heldout_share) is held_out:
+                    yield Sample(sample_id, _pair(line, f'{name}:{number}'), may_be_empty=('negative',))
 
-    splits = {'train': samples(False)}
-    return ({**splits, 'heldout': samples(True)} if heldout_share else splits), Dropped()
+    def parts(held_out: bool) -> list[Part]:
+        return [Part(Path(name).name, partial(samples, name, held_out)) for name in files]
+
+    return {'train': parts(False), **({'heldout': parts(True)} if heldout_share else {})}, Dropped()
 
 
 def _pair(line: str, where: str) -> dict[str, str]:

