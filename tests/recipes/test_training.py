@@ -84,7 +84,8 @@ def assert_same_losses(found: Path, expected: Path, steps: int = 6) -> None:
 @pytest.mark.dist
 def test_stage2_on_two_ranks_learns_what_one_learns(stage2_args: list[str], tmp_path: Path) -> None:
     variants: dict[str, tuple[int, list[str]]] = {
-        'one': (1, []), 'ddp': (2, []), 'fsdp': (2, ['fsdp.state_dict_type=full'])}
+        'one': (1, []), 'ddp': (2, []), 'fsdp': (2, ['fsdp.state_dict_type=full']),
+        'cached': (2, ['algorithms.grad_cache={}', 'device_train_microbatch_size=3'])}
     for name, (ranks, extra) in variants.items():
         run('train_stage2', tmp_path / name, [*stage2_args, *SGD, *extra], ranks)
     recalls = [read_metrics(tmp_path / name / 'metrics.jsonl')['metrics/eval/retrieval_recall@10']
