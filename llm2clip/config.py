@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
-    'EvaluateConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExtractConfig', 'ImageDataConfig',
+    'DatasetConfig', 'EvaluateConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExtractConfig', 'ImageDataConfig',
     'ImageStreamConfig', 'LoaderConfig', 'LoraConfig', 'MNTPConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig',
     'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
     'VisionConfig', 'WriterConfig',
@@ -122,13 +122,19 @@ class ModelConfig:
 
 
 @dataclass
-class StreamConfig:
-    """One MDS dataset."""
+class DatasetConfig:
+    """Where an MDS dataset is."""
 
     local: str = MISSING
     """Folder of the dataset, or the cache when `remote` is set."""
     remote: Optional[str] = None
     """Any place Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path)."""
+
+
+@dataclass
+class StreamConfig(DatasetConfig):
+    """A dataset among those that a training draws from."""
+
     proportion: Optional[float] = None
     """Share of the epoch drawn from this stream; for all streams or for none."""
     repeat: Optional[float] = None
@@ -163,11 +169,10 @@ class CaptionStreamConfig(StreamConfig):
 
 @dataclass
 class ImageStreamConfig(StreamConfig):
-    """A dataset of images, with the sidecar that holds its captions' embeddings."""
+    """A dataset of images, with the sidecars that hold its captions' embeddings."""
 
-    embeddings: Optional[str] = None
-    """Folder (or cache) of the sidecar."""
-    embeddings_remote: Optional[str] = None
+    embeddings: dict[str, DatasetConfig] = field(default_factory=dict)
+    """Teacher's name -> sidecar."""
 
 
 @dataclass
@@ -179,6 +184,12 @@ class LoaderConfig:
     shuffle_seed: int = 9176
     num_canonical_nodes: int = 64
     """Fixes the sample order for any number of nodes; a multiple or a divisor of the number of nodes."""
+    download_retry: int = 5
+    """How often a file is downloaded, with pauses of 1, 2, 4, … seconds, before the run stops."""
+    download_timeout: float = 120.0
+    """Seconds that one download may take."""
+    cache_limit: Optional[str] = None
+    """Largest size of a node's caches (`200gb`); unset, everything that was downloaded is kept."""
 
 
 @dataclass
@@ -198,6 +209,8 @@ class ImageDataConfig(LoaderConfig):
     """Stage 2: an image and the embedding of one of its captions."""
 
     streams: dict[str, ImageStreamConfig] = field(default_factory=dict)
+    embeddings: Optional[str] = None
+    """Which of the streams' sidecars to read, by the teacher's name; unset, the only one."""
     caption_mix: dict[str, float] = field(default_factory=dict)
     """Caption key -> weight; one is drawn each time a sample is seen (paper, section 4.2).  Weight 0: never."""
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
@@ -315,25 +328,44 @@ class PrepareConfig(WriterConfig):
 
     out: str = MISSING
     """Folder that receives one MDS dataset a split."""
+    out_remote: Optional[str] = None
+    """They are uploaded here as well, any place that Streaming writes to (`s3://…`, `gs://…`, …); machines that do not
+    share `out` need it."""
+    keep_local: bool = True
+    """Keep shards in `out` after they were uploaded."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
 
 
 @dataclass
 class ExtractConfig:
-    """Captions of an image MDS -> their embeddings by a frozen teacher."""
+    """Captions of an image MDS -> their embeddings by a frozen teacher: `teacher`, or one of the two after it."""
 
-    teacher: str = MISSING
+    teacher: Optional[str] = None
     """Folder that stage 1 wrote."""
-    datasets: dict[str, str] = MISSING
-    """Image MDS folder by name."""
+    text_encoder: Optional[TextEncoderConfig] = None
+    """Any LLM as it is."""
+    sentence_transformer: Optional[str] = None
+    """Folder or hub name of a sentence-transformers model."""
+    trust_remote_code: bool = False
+    """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
+    datasets: dict[str, DatasetConfig] = MISSING
+    """Name -> image or caption dataset."""
     out: str = MISSING
     """Sidecars go to `out/<name>`."""
+    out_remote: Optional[str] = None
+    """They are uploaded to `out_remote/<name>`; nodes that do not share `out` need it."""
+    storage: str = 'float16'
+    """`float16`, or `int8` with one float32 scale a vector, half the size."""
+    normalize: bool = False
+    """Store vectors of length 1.  The adapter of stage 2 normalises in any case."""
     batch_tokens: int = 4096
     """Tokens a forward pass, padding included."""
     precision: str = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     device: Optional[str] = None
+    dist_timeout: float = 3600.0
+    """Seconds that ranks wait for the one with the most work at the end."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 from streaming.base.format import reader_from_json
 from tqdm import tqdm
 
-from llm2clip.config import CRAConfig, ImageDataConfig, ImageStreamConfig, RetrievalConfig
+from llm2clip.config import CRAConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, RetrievalConfig
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index
 from llm2clip.data.streaming import streaming_dataset
@@ -61,7 +61,8 @@ def retrieval_features(
         groups.setdefault((benchmark.images, benchmark.embeddings, benchmark.merge_equal_texts), []).append(name)
     for (images, embeddings, merge), names in groups.items():
         keys = list(dict.fromkeys(key for name in names for key in benchmarks[name].caption_keys))
-        config = ImageDataConfig(streams={names[0]: ImageStreamConfig(local=images, embeddings=embeddings)},
+        config = ImageDataConfig(streams={names[0]: ImageStreamConfig(
+            local=images, embeddings={'teacher': DatasetConfig(local=embeddings)})},
                                  caption_mix={key: 1.0 for key in keys}, num_workers=num_workers,
                                  num_canonical_nodes=1)
         every = _dataset_features(model, config, teacher, names[0], merge, batch_size)

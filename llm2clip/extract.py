@@ -5,159 +5,207 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple, Optional
 
-import xxhash
+import numpy as np
 from composer.utils import dist
 from streaming import MDSWriter
-from streaming.base.format import reader_from_json
+from streaming.base.format.base.reader import Reader
+from streaming.base.world import World
 from tqdm import tqdm
 
-from llm2clip.data.paired_stream import FINGERPRINT_FILE
-from llm2clip.data.schema import (
-    SAMPLE_ID,
-    caption_column,
-    caption_keys,
-    check_dataset,
-    dataset_fingerprint,
-    embedding_column,
-    embedding_encoding,
-    read_index,
-    to_float16,
-)
-from llm2clip.models.caption_tokenizer import CaptionTokenizer
-from llm2clip.models.teacher import encoding, teacher_config
-from llm2clip.models.text_encoder import TextEncoder, encode_texts
+from llm2clip.config import ConfigError, DatasetConfig
+from llm2clip.data.paired_stream import FINGERPRINT_FILE, columns_of
+from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, dataset_fingerprint, read_index
+from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
+from llm2clip.data.verified_stream import VerifiedStream
+from llm2clip.folders import OutputFolder
+from llm2clip.models.caption_teacher import CaptionTeacher
 
-__all__ = ['extract_sidecar', 'teacher_fingerprint']
+__all__ = ['extract_sidecar']
+
+_INDEX = 'index.json'
 
 
-def teacher_fingerprint(folder: Union[str, Path]) -> dict[str, Any]:
-    """What decides a teacher's embeddings: the hash of its weights and tokenizer, and how it encodes.
+class _Captions(NamedTuple):
+    """The captions of one shard."""
 
-    Raises:
-        ConfigError: The folder holds no teacher.
-    """
-    how = encoding(teacher_config(folder))
-    digest = xxhash.xxh64()
-    for path in sorted(Path(folder).glob('*')):
-        if path.suffix in ('.safetensors', '.model') or path.name == 'tokenizer.json':
-            with path.open('rb') as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
-    return {'weights': digest.hexdigest(), **how}
+    shard: int
+    ids: list[str]
+    texts: list[str]
+    """Those of the first sample, key by key, then those of the second, and so on."""
 
 
 def extract_sidecar(
-    dataset: Union[str, Path],
-    out: Union[str, Path],
-    encoder: TextEncoder,
-    tokenizer: CaptionTokenizer,
-    teacher: dict[str, Any],
-    batch_tokens: int = 4096,
-    precision: str = 'fp32',
-) -> None:
-    """Write the sidecar of one dataset; ranks share its shards, and finished shards are kept when it starts again.
+    dataset: DatasetConfig,
+    out: OutputFolder,
+    teacher: CaptionTeacher,
+    storage: str = 'float16',
+    normalize: bool = False,
+    about: Optional[dict[str, Any]] = None,
+) -> dict[str, int]:
+    """Write the sidecar of one dataset.
+
+    The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when it
+    is complete, and the index, which makes the sidecar readable, when all are.  Nodes that do not share `out` need a
+    remote.
 
     Args:
-        dataset: Folder of the MDS dataset.
-        out: Folder of the sidecar.
-        encoder: The teacher.
-        tokenizer: The teacher's.
-        teacher: Its fingerprint, kept in the sidecar.
-        batch_tokens: Tokens a forward pass, padding included.
-        precision: ``fp32`` or ``amp_bf16``.
+        dataset: The image or caption dataset.
+        out: Where the sidecar goes.
+        teacher: Embeds the captions.
+        storage: ``float16`` or ``int8``.
+        normalize: Store vectors of length 1.
+        about: Facts about the vectors for the fingerprint, such as the precision.
+
+    Returns:
+        What this call did, over all ranks: shards, captions, tokens, and captions that were truncated.
 
     Raises:
-        FileNotFoundError: The dataset is missing.
-        ValueError: It has no captions or an empty one, or `out` was begun for another dataset or teacher.
+        ConfigError: `storage` is unknown.
+        ShardError: A shard of the dataset is missing or damaged.
+        ValueError: The dataset has no captions or an empty one, or `out` was begun for another dataset or teacher.
     """
-    index = read_index(dataset)
-    keys = caption_keys(check_dataset(dataset, [SAMPLE_ID]))
+    if storage not in STORAGES:
+        raise ConfigError(f'storage: {storage!r} is not one of {", ".join(STORAGES)}')
+    stream, shards = _open(dataset)
+    check_columns(columns_of(shards[0]), [SAMPLE_ID], dataset.local)
+    keys = caption_keys(columns_of(shards[0]))
     if not keys:
-        raise ValueError(f'the dataset in {dataset} has no caption columns')
-    out = Path(out)
-    fingerprint = {'dataset': dataset_fingerprint(index), 'teacher': teacher, 'caption_keys': keys}
+        raise ValueError(f'the dataset in {dataset.local} has no caption columns')
+    fingerprint = {
+        'dataset': dataset_fingerprint(read_index(dataset.local)), 'teacher': teacher.fingerprint,
+        'caption_keys': keys, 'vectors': {'storage': storage, 'normalized': normalize, **(about or {})}}
+    todo = _begin(out, fingerprint, len(shards))
+    mine = todo[dist.get_global_rank()::dist.get_world_size()]
+    done = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated'), 0)
+    progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
+                    desc=f'embed {out.local.name}', disable=dist.get_local_rank() != 0)
+    with progress:
+        for captions in _ahead(_read(stream, shards[k], k, keys, dataset) for k in mine):
+            vectors, tokens, truncated = teacher.embed(captions.texts)
+            if normalize:
+                vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+            rows = vector_rows(captions.ids, keys, vectors.numpy().reshape(len(captions.ids), len(keys), -1), storage)
+            _write(out, captions.shard, rows, vector_columns(keys, vectors.shape[-1], storage))
+            for name, n in zip(done, (1, len(captions.texts), tokens, truncated)):
+                done[name] += n
+            progress.update(len(captions.texts))
+            elapsed = progress.format_dict['elapsed']
+            progress.set_postfix({'tokens/s': f'{done["tokens"] / max(elapsed, 1e-9):,.0f}',
+                                  'truncated': done['truncated']})
+    done = {name: sum(rank[name] for rank in dist.all_gather_object(done)) for name in done}
     if dist.get_global_rank() == 0:
-        _begin(out, fingerprint)
+        _finish(out, len(shards))
     dist.barrier()
-    shards = range(dist.get_global_rank(), len(index['shards']), dist.get_world_size())
-    todo = [k for k in shards if not _piece(out, k).is_file()]
-    progress = tqdm(total=sum(index['shards'][k]['samples'] * len(keys) for k in todo),
-                    desc=f'embed {Path(dataset).name}', unit=' captions', disable=dist.get_local_rank() != 0)
-    for k in todo:
-        _extract_shard(dataset, index['shards'][k], k, out, keys, encoder, tokenizer, batch_tokens, precision)
-        progress.update(index['shards'][k]['samples'] * len(keys))
-    progress.close()
-    dist.barrier()
-    if dist.get_global_rank() == 0:
-        _finish(out, len(index['shards']))
-    dist.barrier()
+    return done
 
 
-def _piece(out: Path, k: int) -> Path:
+def _open(dataset: DatasetConfig) -> tuple[VerifiedStream, list[Reader]]:
+    stream = VerifiedStream(local=dataset.local, remote=dataset.remote)
+    stream.apply_default({'split': None, 'download_retry': 5, 'download_timeout': 120.0, 'validate_hash': None,
+                          'keep_zip': False})
+    if dataset.remote is None:
+        read_index(dataset.local)  # its errors are clearer than Streaming's
+    shards = stream.get_shards(World.detect(), False)
+    if dist.get_local_rank() == 0:
+        stream.set_up_local(shards, np.zeros(len(shards), np.int64))
+    dist.barrier()
+    return stream, shards
+
+
+def _piece(k: int) -> str:
     """The index entry of a finished shard."""
-    return out / f'shard.{k:05}.json'
+    return f'shard.{k:05}.json'
 
 
-def _begin(out: Path, fingerprint: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / FINGERPRINT_FILE
-    if path.is_file() and json.loads(path.read_text()) != fingerprint:
-        raise ValueError(f'{out} was begun for another dataset or teacher; remove it to extract again')
-    path.write_text(json.dumps(fingerprint, indent=2) + '\n')
+def _begin(out: OutputFolder, fingerprint: dict[str, Any], n_shards: int) -> list[int]:
+    """Claim the folder for this dataset and teacher; returns the shards that are not there yet."""
+    todo: list[list[int]] = [[]]
+    if dist.get_global_rank() == 0:
+        out.local.mkdir(parents=True, exist_ok=True)
+        path, text = out.local / FINGERPRINT_FILE, json.dumps(fingerprint, indent=2) + '\n'
+        if not out.fetch(FINGERPRINT_FILE):
+            partial = path.with_suffix('.tmp')
+            partial.write_text(text)
+            partial.replace(path)
+            out.publish(FINGERPRINT_FILE)
+        elif (field := _difference(json.loads(path.read_text()), json.loads(text))) is not None:
+            raise ValueError(f'{out.local} was begun for another dataset or teacher, {field}; remove it to extract '
+                             'again')
+        todo = [[k for k in range(n_shards) if not out.fetch(_piece(k))]]
+    dist.broadcast_object_list(todo)
+    out.local.mkdir(parents=True, exist_ok=True)
+    return todo[0]
 
 
-def _samples(dataset: Union[str, Path], shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    reader = reader_from_json(str(dataset), '', shard)
-    path = Path(dataset, shard['raw_data']['basename'])
-    if not path.is_file():
-        raise FileNotFoundError(f'the dataset in {dataset} has no shard {path.name}')
-    if path.stat().st_size != shard['raw_data']['bytes']:
-        raise ValueError(f'shard {path} is damaged: {path.stat().st_size} bytes, expected {shard["raw_data"]["bytes"]}')
-    yield from reader
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> Optional[str]:
+    """The first field in which two fingerprints differ."""
+    for name in sorted({*found, *expected}):
+        a, b = found.get(name), expected.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if (inner := _difference(a, b)) is not None:
+                return f'{name}.{inner}'
+        elif a != b:
+            return f'{name} {a!r} instead of {b!r}'
+    return None
 
 
-def _extract_shard(
-    dataset: Union[str, Path],
-    shard: dict[str, Any],
-    k: int,
-    out: Path,
-    keys: list[str],
-    encoder: TextEncoder,
-    tokenizer: CaptionTokenizer,
-    batch_tokens: int,
-    precision: str,
-) -> None:
+def _read(stream: VerifiedStream, shard: Reader, k: int, keys: list[str], dataset: DatasetConfig) -> _Captions:
+    stream.prepare_shard(shard)
+    if stream.discard_damaged(shard):
+        stream.prepare_shard(shard)
     ids, texts = [], []
-    for sample in _samples(dataset, shard):
+    for i in range(len(shard)):
+        sample = shard[i]
         ids.append(sample[SAMPLE_ID])
         for key in keys:
             text = sample[caption_column(key)]
             if not text.strip():
-                raise ValueError(f'caption {key!r} of sample {sample[SAMPLE_ID]!r} in {dataset} is empty')
+                raise ValueError(f'caption {key!r} of sample {sample[SAMPLE_ID]!r} in {dataset.local} is empty')
             texts.append(text)
-    vectors = to_float16(encode_texts(encoder, tokenizer, texts, batch_tokens, precision).numpy())
-    vectors = vectors.reshape(len(ids), len(keys), -1)
-    columns = {SAMPLE_ID: 'str',
-               **{embedding_column(key): embedding_encoding(vectors.shape[-1]) for key in keys}}
-    partial = out / f'shard.{k:05}.tmp.{os.getpid()}'
+    if dataset.remote is not None:
+        shard.evict()
+    return _Captions(k, ids, texts)
+
+
+def _ahead(items: Iterable[_Captions]) -> Iterator[_Captions]:
+    """The same items, the next of which is made in a thread while the last is used."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, iterator, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, iterator, None)
+            yield item
+
+
+def _write(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Write one shard; its index entry, which says that it is done, comes last."""
+    name = f'shard.{k:05}.mds'
+    partial = out.local / f'{name}.tmp.{os.getpid()}'
     with MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None) as writer:
-        for sample_id, row in zip(ids, vectors):
-            writer.write({SAMPLE_ID: sample_id, **{embedding_column(key): v for key, v in zip(keys, row)}})
-    entry, = json.loads((partial / 'index.json').read_text())['shards']
-    os.replace(partial / entry['raw_data']['basename'], out / f'shard.{k:05}.mds')
-    entry['raw_data']['basename'] = f'shard.{k:05}.mds'
-    (partial / 'index.json').write_text(json.dumps(entry))
-    os.replace(partial / 'index.json', _piece(out, k))
+        for row in rows:
+            writer.write(row)
+    entry, = json.loads((partial / _INDEX).read_text())['shards']
+    os.replace(partial / entry['raw_data']['basename'], out.local / name)
+    entry['raw_data']['basename'] = name
+    (partial / _INDEX).write_text(json.dumps(entry))
+    os.replace(partial / _INDEX, out.local / _piece(k))
     partial.rmdir()
+    out.publish(name, _piece(k))
 
 
-def _finish(out: Path, n_shards: int) -> None:
-    """Write the index, which makes the sidecar readable, from the shards' entries."""
-    entries = [json.loads(_piece(out, k).read_text()) for k in range(n_shards)]
-    partial = out / 'index.json.tmp'
+def _finish(out: OutputFolder, n_shards: int) -> None:
+    """Write the index from the shards' entries."""
+    for k in range(n_shards):
+        if not out.fetch(_piece(k)):
+            raise FileNotFoundError(f'{Path(out.local, _piece(k))}, which another node has written, is not here: nodes '
+                                    'that do not share the folder need out_remote')
+    entries = [json.loads((out.local / _piece(k)).read_text()) for k in range(n_shards)]
+    partial = out.local / f'{_INDEX}.tmp'
     partial.write_text(json.dumps({'version': 2, 'shards': entries}, sort_keys=True))
-    partial.replace(out / 'index.json')
+    partial.replace(out.local / _INDEX)
+    out.publish(_INDEX)

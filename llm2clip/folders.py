@@ -1,15 +1,23 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders that appear under their name only when everything is in them."""
+"""Folders that appear under their name only when everything is in them, here and in an object store."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
+from urllib.parse import urlparse
 
-__all__ = ['complete_folder']
+from streaming.base.storage import CloudDownloader, CloudUploader
+
+from llm2clip.config import ConfigError
+
+__all__ = ['OutputFolder', 'complete_folder', 'is_missing']
+
+_ATTEMPTS = 5
 
 
 @contextmanager
@@ -22,3 +30,67 @@ def complete_folder(folder: Union[str, Path]) -> Iterator[Path]:
     yield partial
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+class OutputFolder:
+    """A folder that is written here and uploaded, file by file, to its remote if it has one.
+
+    Args:
+        local: The folder.
+        remote: Where its files go as well, any place that Streaming's uploaders know; unset, nowhere.
+
+    Raises:
+        ConfigError: Streaming cannot write to such a remote.
+    """
+
+    def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
+        self.local = Path(local)
+        self.remote = remote
+        if remote is not None:
+            try:
+                CloudUploader._validate(CloudUploader, (str(local), remote))  # pyright: ignore
+            except ValueError:
+                raise ConfigError(f'Streaming cannot write to {remote}') from None
+
+    def fetch(self, name: str) -> bool:
+        """Whether the file `name` is here, after downloading it if only the remote has it."""
+        path = self.local / name
+        if path.is_file() or self.remote is None:
+            return path.is_file()
+        partial = path.with_name(f'{path.name}.{os.getpid()}.part')
+        try:
+            CloudDownloader.direct_download(os.path.join(self.remote, name), str(partial))
+        except Exception as error:
+            if is_missing(error):
+                return False
+            raise
+        partial.replace(path)
+        return True
+
+    def publish(self, *names: str, keep: bool = True) -> None:
+        """Upload files, in this order; without `keep`, remove them here afterwards."""
+        if self.remote is None:
+            return
+        if not urlparse(self.remote).scheme:
+            for name in names:
+                _copy(self.local / name, Path(self.remote, name), keep)
+            return
+        uploader = CloudUploader.get((str(self.local), self.remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
+        for name in names:
+            uploader.upload_file(name)
+
+
+def _copy(source: Path, target: Path, keep: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f'{target.name}.{os.getpid()}.part')
+    shutil.copy(source, partial)
+    partial.replace(target)
+    if not keep:
+        source.unlink()
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether a download failed since the remote has no such file, or lets nobody know."""
+    response = getattr(error, 'response', None)
+    code = response.get('Error', {}).get('Code') if isinstance(response, dict) else None
+    return isinstance(error, FileNotFoundError) or code in ('404', '403', 'NoSuchKey', 'NoSuchBucket')

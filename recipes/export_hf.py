@@ -9,7 +9,7 @@ from llm2clip.config import ExportConfig
 from llm2clip.config_files import load_config, save_config
 from llm2clip.data.image_embeddings import check_same_teacher
 from llm2clip.export.hf import export_folder
-from llm2clip.extract import teacher_fingerprint
+from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.runs import load_stage2, timed
 
 

@@ -3,26 +3,29 @@
 
 """Captions -> teacher embeddings: composer [-n N] recipes/extract_embeddings.py yamls/extract/….yaml [key=value …]"""
 
+import os
 import sys
 
 from composer.utils import dist, get_device
 
 from llm2clip.config import ExtractConfig
 from llm2clip.config_files import load_config, save_config
-from llm2clip.extract import extract_sidecar, teacher_fingerprint
-from llm2clip.models.teacher import load_teacher
+from llm2clip.extract import extract_sidecar
+from llm2clip.folders import OutputFolder
+from llm2clip.models.caption_teacher import build_caption_teacher
 from llm2clip.runs import timed
 
 
 def main(config: ExtractConfig) -> None:
     device = get_device(config.device)
-    dist.initialize_dist(device)
-    teacher = teacher_fingerprint(config.teacher)
-    encoder, tokenizer = load_teacher(config.teacher)
-    encoder = device.module_to_device(encoder)
+    dist.initialize_dist(device, config.dist_timeout)
+    teacher = build_caption_teacher(config, device)
     for name, dataset in config.datasets.items():
-        extract_sidecar(
-            dataset, f'{config.out}/{name}', encoder, tokenizer, teacher, config.batch_tokens, config.precision)
+        remote = None if config.out_remote is None else os.path.join(config.out_remote, name)
+        done = extract_sidecar(dataset, OutputFolder(f'{config.out}/{name}', remote), teacher, config.storage,
+                               config.normalize, {'precision': config.precision})
+        if dist.get_global_rank() == 0:
+            print(f'{name}: {", ".join(f"{n} {what}" for what, n in done.items())}')
     if dist.get_global_rank() == 0:
         save_config(config, config.out)
 

@@ -12,7 +12,7 @@ from llm2clip.builders import build_optimizer, build_trainer, check_train_config
 from llm2clip.config import Stage2Config
 from llm2clip.config_files import load_config
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
-from llm2clip.extract import teacher_fingerprint
+from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.vision_encoder import vision_preprocessing
 from llm2clip.runs import save_teacher_fingerprint, timed

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_samples, write_dataset
+from parts import make_samples, write_dataset, write_sidecar
 from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
-from llm2clip.extract import extract_sidecar, teacher_fingerprint
-from llm2clip.models.teacher import load_teacher, save_teacher
+from llm2clip.models.teacher import save_teacher
 from llm2clip.models.text_encoder import text_encoder_from_config
 
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
@@ -89,5 +88,5 @@ def teacher_folder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope='session')
 def sidecar(image_dataset: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp('sidecar') / 'train'
-    extract_sidecar(image_dataset, out, *load_teacher(teacher_folder), teacher_fingerprint(teacher_folder))
+    write_sidecar(image_dataset, out, teacher_folder)
     return out

@@ -10,9 +10,12 @@ from typing import Any, Optional
 
 from PIL import Image
 
-from llm2clip.config import WriterConfig
+from llm2clip.config import DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
+from llm2clip.extract import extract_sidecar
+from llm2clip.folders import OutputFolder
+from llm2clip.models.caption_teacher import LLMTeacher
 
 COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
 SHAPES = ['square', 'circle', 'cross', 'stripe']
@@ -39,3 +42,9 @@ def make_samples(n: int, images: bool = True, prefix: str = 's') -> list[Sample]
 def write_dataset(samples: list[Sample], out: Path, **options: Any) -> Optional[dict[str, int]]:
     """One split `train` in `out`/train."""
     return write_splits({'train': one_part(samples)}, Dropped(), out, WriterConfig(**options))
+
+
+def write_sidecar(dataset: Path, out: Path, teacher: Path, **options: Any) -> dict[str, int]:
+    """Embeddings of `dataset` by the teacher in a folder."""
+    return extract_sidecar(DatasetConfig(local=str(dataset)), OutputFolder(out), LLMTeacher.from_folder(teacher),
+                           **options)

@@ -3,19 +3,32 @@
 
 """Teacher embeddings: shard for shard, resumable, bound to dataset and teacher."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from parts import make_samples, write_dataset
+import torch.nn.functional as F
+from composer.devices import DeviceCPU
+from parts import make_samples, write_dataset, write_sidecar
 
-from llm2clip.config import TextEncoderConfig
+from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
 from llm2clip.data.schema import read_columns, read_index
+from llm2clip.data.vectors import dequantize, quantize, read_vector, vector_columns, vector_rows
+from llm2clip.data.verified_stream import ShardError
 from llm2clip.evaluate import _read_samples
-from llm2clip.extract import extract_sidecar, teacher_fingerprint
+from llm2clip.export.sentence_transformers import export_sentence_transformers
+from llm2clip.extract import extract_sidecar
+from llm2clip.folders import OutputFolder
+from llm2clip.models.caption_teacher import Embedded, LLMTeacher, build_caption_teacher, teacher_fingerprint
 from llm2clip.models.teacher import load_teacher, save_teacher
-from llm2clip.models.text_encoder import encode_texts, text_encoder_from_config
+from llm2clip.models.text_encoder import encode_texts, text_encoder_from_config, token_batches
+
+
+def _vectors(folder: Path, key: str) -> np.ndarray:
+    return np.stack([read_vector(sample, key) for sample in _read_samples(str(folder))])
 
 
 def test_sidecar_has_the_same_shards_samples_and_the_teachers_vectors(
@@ -25,61 +38,166 @@ def test_sidecar_has_the_same_shards_samples_and_the_teachers_vectors(
     assert sizes[0] == sizes[1] and len(sizes[0]) > 2
     assert read_columns(sidecar) == {'sample_id': 'str', 'text_embedding.short': 'ndarray:float16:32',
                                      'text_embedding.long': 'ndarray:float16:32'}
-    samples = _read_samples(str(sidecar))
     expected = encode_texts(*load_teacher(teacher_folder), [s.captions['long'] for s in make_samples(64)])
-    assert [s['sample_id'] for s in samples] == [s.sample_id for s in make_samples(64)]
-    np.testing.assert_allclose(np.stack([s['text_embedding.long'] for s in samples]), expected.numpy(),
-                               rtol=2e-3, atol=2e-3)
+    assert [s['sample_id'] for s in _read_samples(str(sidecar))] == [s.sample_id for s in make_samples(64)]
+    np.testing.assert_allclose(_vectors(sidecar, 'long'), expected.numpy(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('storage', ['float16', 'int8'])
+def test_storage_and_normalisation(
+    image_dataset: Path, teacher_folder: Path, tmp_path: Path, storage: str
+) -> None:
+    write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
+    expected = F.normalize(encode_texts(*load_teacher(teacher_folder), [s.captions['long'] for s in make_samples(64)]))
+    found = _vectors(tmp_path / 'out', 'long')
+    atol = float(expected.abs().max()) / 254 if storage == 'int8' else 1e-3
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1.01 * atol)
+    fingerprint = json.loads((tmp_path / 'out' / 'teacher.json').read_text())
+    assert fingerprint['vectors'] == {'storage': storage, 'normalized': True}
+    with pytest.raises(ConfigError, match="storage: 'int4' is not one of float16, int8"):
+        write_sidecar(image_dataset, tmp_path / 'other', teacher_folder, storage='int4')
+
+
+def test_int8_is_within_half_a_step_and_costs_dim_plus_four_bytes() -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 2, 64)).astype(np.float32) * 10.0
+    vectors[3, 1] = 0
+    values, scale = quantize(vectors)
+    assert values.dtype == np.int8 and scale.shape == (50, 2) and np.abs(values).max() == 127
+    assert (np.abs(dequantize(values, scale) - vectors) <= scale[..., None] * 0.5001).all()
+    row = vector_rows(['a'], ['x'], vectors[:1, :1], 'int8')[0]
+    assert row['text_embedding.x'].nbytes + row['text_embedding_scale.x'].nbytes == 64 + 4
+    assert vector_columns(['x'], 64, 'int8') == {'sample_id': 'str', 'text_embedding.x': 'ndarray:int8:64',
+                                                 'text_embedding_scale.x': 'float32'}
+
+
+@pytest.mark.parametrize('storage', ['float16', 'int8'])
+def test_a_vector_that_is_not_finite_is_named(storage: str) -> None:
+    vectors = np.ones((3, 2, 4), np.float32)
+    vectors[1, 1, 2] = np.nan
+    with pytest.raises(ValueError, match=f"caption 'y' of sample 'b' is not finite in {storage}"):
+        vector_rows(['a', 'b', 'c'], ['x', 'y'], vectors, storage)
 
 
 def test_finished_shards_are_kept_and_the_rest_is_done(
     image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = *load_teacher(teacher_folder), teacher_fingerprint(teacher_folder)
-    calls = []
+    calls, embed = [], LLMTeacher.embed
 
-    def stop_at_third(*args: object, **kwargs: object) -> torch.Tensor:
+    def stop_at_third(self: LLMTeacher, texts: list[str]) -> Embedded:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return encode_texts(*args, **kwargs)
+        return embed(self, texts)
 
-    monkeypatch.setattr('llm2clip.extract.encode_texts', stop_at_third)
+    monkeypatch.setattr(LLMTeacher, 'embed', stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        extract_sidecar(image_dataset, tmp_path / 'out', *parts)
+        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
     assert not (tmp_path / 'out' / 'index.json').exists()
-    extract_sidecar(image_dataset, tmp_path / 'out', *parts)
-    assert len(calls) == 1 + len(read_index(image_dataset)['shards'])
+    done = write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
+    n = len(read_index(image_dataset)['shards'])
+    assert len(calls) == 1 + n and done['shards'] == n - 2
     assert read_index(tmp_path / 'out') == read_index(sidecar)
+    assert write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
 
 
-def test_a_sidecar_begun_for_another_teacher_is_refused(
+def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Path) -> None:
+    samples = make_samples(3, images=False)
+    samples[1].captions['long'] = 'many words ' * 40
+    write_dataset(samples, tmp_path / 'd')
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), max_length=64))
+    teacher = LLMTeacher(encoder.eval(), tokenizer, {})
+    done = extract_sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'), teacher)
+    tokens = tokenizer.tokenize([text for sample in samples for text in sample.captions.values()])
+    assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1}
+
+
+def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """Downloads what it reads, uploads what it writes, and goes on from the remote alone."""
+    dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
+    teacher = LLMTeacher.from_folder(teacher_folder)
+    remote = tmp_path / 'bucket' / 'embeddings'
+    extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
+    assert read_index(remote) == read_index(sidecar)
+    np.testing.assert_array_equal(_vectors(remote, 'long'), _vectors(sidecar, 'long'))
+    assert not list((tmp_path / 'cache').rglob('*.mds')), 'shards stay in the cache'
+    shutil.rmtree(tmp_path / 'out')
+    (remote / 'index.json').unlink()
+    (remote / 'shard.00001.json').unlink()
+    done = extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
+    assert done['shards'] == 1 and read_index(remote) == read_index(sidecar)
+    assert not list(remote.glob('*.part'))
+    with pytest.raises(ConfigError, match='Streaming cannot write to sftp://'):
+        OutputFolder(tmp_path, 'sftp://host/folder')
+
+
+def test_a_sidecar_begun_for_another_teacher_is_refused_by_field(
     image_dataset: Path, sidecar: Path, teacher_folder: Path
 ) -> None:
-    fingerprint = {**teacher_fingerprint(teacher_folder), 'pooling': 'last'}
-    with pytest.raises(ValueError, match='another dataset or teacher'):
-        extract_sidecar(image_dataset, sidecar, *load_teacher(teacher_folder), fingerprint)
+    teacher = LLMTeacher.from_folder(teacher_folder)
+    teacher.fingerprint = {**teacher.fingerprint, 'pooling': 'last'}
+    with pytest.raises(ValueError, match="another dataset or teacher, teacher.pooling 'mean' instead of 'last'"):
+        extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar), teacher)
 
 
-def test_fingerprint_sees_weights_and_options(llm_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_sees_weights_template_and_options(
+    llm_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), pooling='last'))
     save_teacher(encoder, tokenizer, None, tmp_path / 'pooled')
     first, second = teacher_fingerprint(teacher_folder), teacher_fingerprint(tmp_path / 'pooled')
     assert first['weights'] == second['weights'] and first != second
     path = tmp_path / 'pooled' / 'model.safetensors'
-    path.write_bytes(path.read_bytes()[:-1] + b'\x7f')
+    weights = path.read_bytes()
+    path.write_bytes(weights[:-1] + b'\x7f')
+    assert teacher_fingerprint(tmp_path / 'pooled')['weights'] != first['weights']
+    path.write_bytes(weights)
+    template, = (tmp_path / 'pooled').glob('*.jinja')
+    template.write_text(template.read_text() + ' ')
     assert teacher_fingerprint(tmp_path / 'pooled')['weights'] != first['weights']
 
 
+def _built(out: Path, **options: object) -> tuple[torch.Tensor, dict[str, object]]:
+    teacher = build_caption_teacher(ExtractConfig(datasets={}, out=str(out), **options), DeviceCPU())
+    return teacher.embed(['a red square', 'some words']).vectors, teacher.fingerprint
+
+
+def test_any_llm_and_sentence_transformers_teach_too(llm_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    expected, _ = _built(tmp_path, teacher=str(teacher_folder))
+    config = TextEncoderConfig(pretrained=str(llm_folder), max_length=64)
+    vectors, fingerprint = _built(tmp_path, text_encoder=config)
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
+    config.bidirectional = False
+    assert _built(tmp_path, text_encoder=config)[1] == {**fingerprint, 'bidirectional': False}
+    export_sentence_transformers(teacher_folder, tmp_path / 'st')
+    torch.testing.assert_close(_built(tmp_path, sentence_transformer=str(tmp_path / 'st'), trust_remote_code=True)[0],
+                               expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match='expected one of teacher .*; got none'):
+        _built(tmp_path)
+    with pytest.raises(ConfigError, match='got teacher and sentence_transformer'):
+        _built(tmp_path, teacher='a', sentence_transformer='b')
+
+
+def test_batches_hold_every_text_once_within_the_budget() -> None:
+    lengths = [3, 50, 7, 7, 90, 1, 20, 20, 20, 4]
+    batches = list(token_batches(lengths, 100))
+    assert sorted(i for batch in batches for i in batch) == list(range(10))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 100 for batch in batches)
+    assert batches[0] == [4] and len(batches) == 4
+    assert list(token_batches([500], 100)) == [[0]] and not list(token_batches([], 100))
+
+
 def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: Path) -> None:
-    parts = *load_teacher(teacher_folder), teacher_fingerprint(teacher_folder)
     with pytest.raises(FileNotFoundError, match='nowhere'):
-        extract_sidecar(tmp_path / 'nowhere', tmp_path / 'out', *parts)
+        write_sidecar(tmp_path / 'nowhere', tmp_path / 'out', teacher_folder)
     write_dataset(make_samples(20), tmp_path / 'd')
     shard = tmp_path / 'd' / 'train' / 'all' / 'shard.00000.mds'
-    shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(ValueError, match='shard.00000.mds is damaged'):
-        extract_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', *parts)
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-10])
+    with pytest.raises(ShardError, match='shard.00000.mds is damaged: .* bytes, expected'):
+        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
+    shard.write_bytes(data[:500] + b'?' + data[501:])
+    with pytest.raises(ShardError, match='shard.00000.mds is damaged: xxh64'):
+        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
     (tmp_path / 'd' / 'train' / 'index.json').write_text('{')
     with pytest.raises(ValueError, match='index.json is damaged'):
-        extract_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out2', *parts)
+        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out2', teacher_folder)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from composer.core import DataSpec
-from streaming import Stream
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError
 from llm2clip.data.captions import draw_pair, text_id
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, read_columns
 from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_of, text_streams
+from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = ['CaptionPairDataset', 'build_caption_pair_loader']
 
@@ -32,7 +32,7 @@ class CaptionPairDataset(SeededDataset):
 
     def __init__(
         self,
-        streams: Sequence[Stream],
+        streams: Sequence[VerifiedStream],
         pairs: Sequence[Sequence[CaptionPairConfig]],
         tokenizer: Any,
         with_instructions: bool = True,

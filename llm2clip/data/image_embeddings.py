@@ -4,7 +4,7 @@
 """Stage 2's data: images with the teacher's embeddings of their captions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 import xxhash
@@ -16,6 +16,7 @@ from llm2clip.data.paired_stream import PairedStream, columns_of, read_fingerpri
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
 from llm2clip.data.streaming import SeededDataset, build_loader, stream_arguments, streaming_dataset
 from llm2clip.data.transforms import decode_image, eval_transform, seeded, train_transform
+from llm2clip.data.vectors import read_vector
 from llm2clip.preprocessing import Preprocessing
 
 __all__ = ['EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'paired_stream', 'sidecar_teacher']
@@ -48,7 +49,7 @@ class TrainImageDataset(SeededDataset):
             'index': at,
             'sample_id': sample[SAMPLE_ID],
             'pixel_values': seeded(self.transform, image, seed),
-            'text_embedding': torch.from_numpy(sample[embedding_column(key)].copy()),
+            'text_embedding': torch.from_numpy(read_vector(sample, key)),
         }
 
 
@@ -80,7 +81,7 @@ class EvalImageDataset(SeededDataset):
         sample = super().__getitem__(at)
         texts = [sample[caption_column(key)] for key in self.keys]
         names = texts if self.merge_equal_texts else [f'{at}/{key}' for key in self.keys]
-        vectors = [torch.from_numpy(sample[embedding_column(key)].copy()) for key in self.keys]
+        vectors = [torch.from_numpy(read_vector(sample, key)) for key in self.keys]
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
@@ -90,23 +91,37 @@ class EvalImageDataset(SeededDataset):
         }
 
 
-def paired_stream(name: str, stream: ImageStreamConfig, keys: Sequence[str], key: str) -> PairedStream:
+def paired_stream(
+    name: str, stream: ImageStreamConfig, teacher: Optional[str], keys: Sequence[str], key: str
+) -> PairedStream:
     """The stream of one configured dataset, its columns checked.
 
+    Args:
+        name: Of the dataset.
+        stream: Where it and its sidecars are.
+        teacher: Whose sidecar to read; None, the only one.
+        keys: Captions that must have embeddings.
+        key: Where the dataset's group stands in the configuration.
+
     Raises:
-        ConfigError: The dataset or its sidecar is missing.
+        ConfigError: The dataset or its sidecar is missing, or which sidecar is meant is not clear.
         ValueError: A caption has no column or no embedding.
     """
     arguments = stream_arguments(name, stream, key)
-    if stream.embeddings is None:
-        raise ConfigError(f'{key}.streams.{name}.embeddings: stage 2 needs the sidecar of {stream.local}')
+    if teacher is None and len(stream.embeddings) != 1:
+        raise ConfigError(f'{key}.embeddings: dataset {name} has sidecars of {len(stream.embeddings)} teachers '
+                          f'({", ".join(stream.embeddings) or "none"}); say which one to read')
+    sidecar = stream.embeddings.get(teacher or next(iter(stream.embeddings)))
+    if sidecar is None:
+        raise ConfigError(f'{key}.streams.{name}.embeddings: there is no sidecar of {teacher!r}, only of '
+                          f'{", ".join(stream.embeddings)}')
     columns, embedding_columns = [caption_column(k) for k in keys], [embedding_column(k) for k in keys]
     if stream.remote is None:
         check_dataset(stream.local, [SAMPLE_ID, IMAGE, *columns])
-    if stream.embeddings_remote is None:
-        check_dataset(stream.embeddings, [SAMPLE_ID, *embedding_columns])
-    return PairedStream(embeddings=stream.embeddings, embeddings_remote=stream.embeddings_remote,
-                        columns=columns, embedding_columns=embedding_columns, **arguments)
+    if sidecar.remote is None:
+        check_dataset(sidecar.local, [SAMPLE_ID, *embedding_columns])
+    return PairedStream(embeddings=sidecar.local, embeddings_remote=sidecar.remote, columns=columns,
+                        embedding_columns=embedding_columns, **arguments)
 
 
 def sidecar_teacher(data: DataSpec) -> tuple[dict[str, Any], int]:
@@ -119,7 +134,7 @@ def sidecar_teacher(data: DataSpec) -> tuple[dict[str, Any], int]:
     teachers, dim = [], 0
     for stream_id, stream in enumerate(dataset.streams):
         assert isinstance(stream, PairedStream)
-        folder = stream._sidecar.local
+        folder = stream.sidecar.local
         teachers.append((folder, read_fingerprint(folder)['teacher']))
         dim = embedding_dim(columns_of(dataset.shards[dataset.shard_offset_per_stream[stream_id]].sidecar))
     for folder, teacher in teachers[1:]:
@@ -158,7 +173,8 @@ def build_image_loader(
     mix = {name: weight for name, weight in config.caption_mix.items() if weight}
     if not mix or min(mix.values()) < 0:
         raise ConfigError(f'{key}.caption_mix: expected caption keys with weights, at least one above 0')
-    streams = [paired_stream(name, stream, list(mix), key) for name, stream in config.streams.items()]
+    streams = [paired_stream(name, stream, config.embeddings, list(mix), key)
+               for name, stream in config.streams.items()]
 
     def make(**kwargs: Any) -> Union[TrainImageDataset, EvalImageDataset]:
         if train:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from composer.core import DataSpec
-from streaming import Stream
 
 from llm2clip.config import CaptionDataConfig, ConfigError, MNTPConfig
 from llm2clip.data.captions import draw
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.data.schema import SAMPLE_ID, caption_column
 from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_of, text_streams
+from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = ['MaskedTextDataset', 'build_masked_text_loader', 'mask_tokens']
 
@@ -59,7 +59,7 @@ class MaskedTextDataset(SeededDataset):
     """
 
     def __init__(
-        self, streams: Sequence[Stream], texts: Sequence[Mapping[str, float]], tokenizer: Any, mntp: MNTPConfig,
+        self, streams: Sequence[VerifiedStream], texts: Sequence[Mapping[str, float]], tokenizer: Any, mntp: MNTPConfig,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)

@@ -11,12 +11,12 @@ from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
-from streaming import Stream
 from streaming.base.format.base.reader import Reader
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, check_columns, dataset_fingerprint
+from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = ['FINGERPRINT_FILE', 'PairedStream', 'columns_of', 'read_fingerprint']
 
@@ -71,7 +71,7 @@ class _PairedReader(Reader):
         return {**extra, **sample}
 
 
-class PairedStream(Stream):
+class PairedStream(VerifiedStream):
     """A stream of image samples that carry their captions' embeddings.
 
     Both datasets keep their own remote and cache.  Shard k of the sidecar must hold the samples of shard k of the
@@ -84,7 +84,7 @@ class PairedStream(Stream):
         embeddings_remote: Where the sidecar comes from.
         columns: Image-dataset columns that must exist.
         embedding_columns: Sidecar columns that must exist.
-        **kwargs: Passed to Streaming's ``Stream``, and in part to the sidecar's.
+        **kwargs: Passed to VerifiedStream, and in part to the sidecar's.
 
     Raises:
         FileNotFoundError: A dataset is missing.
@@ -103,18 +103,18 @@ class PairedStream(Stream):
     ) -> None:
         super().__init__(local=local, remote=remote, **kwargs)
         shared = {k: v for k, v in kwargs.items() if k not in ('proportion', 'repeat', 'choose')}
-        self._sidecar = Stream(local=embeddings, remote=embeddings_remote, **shared)
+        self.sidecar = VerifiedStream(local=embeddings, remote=embeddings_remote, **shared)
         self._columns = (SAMPLE_ID, IMAGE, *columns)
         self._embedding_columns = (SAMPLE_ID, *embedding_columns)
 
     def apply_default(self, default: dict[str, Any]) -> None:
         super().apply_default(default)
-        self._sidecar.apply_default(default)
+        self.sidecar.apply_default(default)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         images = super().get_shards(world, allow_unsafe_types)
-        sidecars = self._sidecar.get_shards(world, allow_unsafe_types)
-        where = f'sidecar {self._sidecar.local}'
+        sidecars = self.sidecar.get_shards(world, allow_unsafe_types)
+        where = f'sidecar {self.sidecar.local}'
         for readers, columns, name in ((images, self._columns, self.local),
                                        (sidecars, self._embedding_columns, where)):
             for reader in readers:
@@ -122,14 +122,13 @@ class PairedStream(Stream):
         if [len(reader) for reader in images] != [len(reader) for reader in sidecars]:
             raise ValueError(f'{where} belongs to another dataset than {self.local}: its shards hold '
                              f'{[len(r) for r in sidecars]} samples, expected {[len(r) for r in images]}')
-        self._check_fingerprint(world, where)
+        self._check_fingerprint(where)
         return [_PairedReader(*pair) for pair in zip(images, sidecars)]
 
-    def _check_fingerprint(self, world: World, where: str) -> None:
-        folder = os.path.join(self._sidecar.local, self._sidecar.split)
-        if self._sidecar.remote and not os.path.isfile(os.path.join(folder, FINGERPRINT_FILE)):
-            partial = f'{FINGERPRINT_FILE}.{world.rank}.tmp'
-            os.replace(self._sidecar._download_file(FINGERPRINT_FILE, partial), os.path.join(folder, FINGERPRINT_FILE))
+    def _check_fingerprint(self, where: str) -> None:
+        folder = os.path.join(self.sidecar.local, self.sidecar.split)
+        if self.sidecar.remote and not os.path.isfile(os.path.join(folder, FINGERPRINT_FILE)):
+            self.sidecar._download_file(FINGERPRINT_FILE)
         expected = dataset_fingerprint(json.loads(Path(self.local, self.split, 'index.json').read_text()))
         found = read_fingerprint(folder)['dataset']
         if found != expected:
@@ -142,7 +141,7 @@ class PairedStream(Stream):
         images, sidecars = [shard.images for shard in shards], [shard.sidecar for shard in shards]
         sizes = np.zeros_like(cache_usage_per_shard)
         super().set_up_local(images, cache_usage_per_shard)
-        self._sidecar.set_up_local(sidecars, sizes)
+        self.sidecar.set_up_local(sidecars, sizes)
         cache_usage_per_shard += sizes
         # A shard counts as present when both its files are there in the same form; otherwise preparing it completes
         # it. Nothing is deleted here, since without a remote these files are the user's only copy.
@@ -152,7 +151,11 @@ class PairedStream(Stream):
                 cache_usage_per_shard[k] = 0
 
     def prepare_shard(self, shard: _PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().prepare_shard(shard.images) + self._sidecar.prepare_shard(shard.sidecar)
+        return super().prepare_shard(shard.images) + self.sidecar.prepare_shard(shard.sidecar)
+
+    def discard_damaged(self, shard: Reader) -> int:
+        assert isinstance(shard, _PairedReader)
+        return super().discard_damaged(shard.images) + self.sidecar.discard_damaged(shard.sidecar)
 
     def get_index_size(self) -> int:
-        return super().get_index_size() + self._sidecar.get_index_size()
+        return super().get_index_size() + self.sidecar.get_index_size()

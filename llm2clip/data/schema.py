@@ -4,7 +4,8 @@
 """Column names and types of every dataset: the one source of truth.
 
 An image dataset has `sample_id`, `image` and one ``caption.<key>`` a caption; a caption dataset the same without
-`image`; a sidecar has `sample_id` and one ``text_embedding.<key>`` a caption.
+`image`; a sidecar has `sample_id` and one ``text_embedding.<key>`` a caption, with ``text_embedding_scale.<key>`` if
+they are int8.
 """
 
 import json
@@ -12,20 +13,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Union
 
-import numpy as np
 import xxhash
 
 __all__ = [
-    'CAPTION', 'EMBEDDING', 'IMAGE', 'SAMPLE_ID', 'caption_column', 'caption_keys', 'check_columns', 'check_dataset',
-    'dataset_fingerprint', 'embedding_column', 'embedding_dim', 'embedding_encoding', 'read_columns', 'read_index',
+    'CAPTION', 'EMBEDDING', 'IMAGE', 'SAMPLE_ID', 'SCALE', 'caption_column', 'caption_keys', 'check_columns',
+    'check_dataset', 'dataset_fingerprint', 'embedding_column', 'embedding_dim', 'read_columns', 'read_index',
+    'scale_column',
 ]
 
 SAMPLE_ID = 'sample_id'
 IMAGE = 'image'
 CAPTION = 'caption.'
 EMBEDDING = 'text_embedding.'
+SCALE = 'text_embedding_scale.'
 
-_TYPES = {SAMPLE_ID: 'str', IMAGE: 'bytes', CAPTION: 'str', EMBEDDING: 'ndarray:float16:'}
+_TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), SCALE: ('float32',),
+          EMBEDDING: ('ndarray:float16:', 'ndarray:int8:')}
 
 
 def caption_column(key: str) -> str:
@@ -36,8 +39,8 @@ def embedding_column(key: str) -> str:
     return EMBEDDING + key
 
 
-def embedding_encoding(dim: int) -> str:
-    return f'{_TYPES[EMBEDDING]}{dim}'
+def scale_column(key: str) -> str:
+    return SCALE + key
 
 
 def embedding_dim(columns: dict[str, str]) -> int:
@@ -82,7 +85,8 @@ def check_columns(columns: dict[str, str], required: Sequence[str], where: Union
             raise ValueError(f'{where}: column {name!r} is missing; the dataset has {", ".join(sorted(columns))}')
         family = next(prefix for prefix in _TYPES if name.startswith(prefix))
         if not columns[name].startswith(_TYPES[family]):
-            raise ValueError(f'{where}: column {name!r} has type {columns[name]!r}, expected {_TYPES[family]!r}')
+            raise ValueError(f'{where}: column {name!r} has type {columns[name]!r}, expected '
+                             f'{" or ".join(map(repr, _TYPES[family]))}')
 
 
 def check_dataset(folder: Union[str, Path], required: Sequence[str]) -> dict[str, str]:
@@ -96,15 +100,3 @@ def dataset_fingerprint(index: dict[str, Any]) -> str:
     """Hash of a dataset's content: of its shards' sizes and their own hashes, in order."""
     shards = [(shard['samples'], shard['raw_data']) for shard in index['shards']]
     return xxhash.xxh64(json.dumps(shards, sort_keys=True)).hexdigest()
-
-
-def to_float16(vectors: np.ndarray) -> np.ndarray:
-    """Store vectors as float16.
-
-    Raises:
-        ValueError: A value is not finite, or too large for float16.
-    """
-    result = vectors.astype(np.float16)
-    if not np.isfinite(result).all():
-        raise ValueError('an embedding is not finite in float16')
-    return result

@@ -10,12 +10,14 @@ from typing import Any, Optional
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
-from streaming import Stream, StreamingDataLoader, StreamingDataset
+from streaming import StreamingDataLoader, StreamingDataset
 
 from llm2clip.config import CaptionDataConfig, ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.microbatches import text_sides
+from llm2clip.data.safe_dataset import SafeDataset
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset
+from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = [
     'SeededDataset', 'build_loader', 'count_tokens', 'device_batch_size', 'stream_arguments', 'streaming_dataset',
@@ -23,16 +25,16 @@ __all__ = [
 ]
 
 
-class SeededDataset(StreamingDataset):
-    """A StreamingDataset whose samples know the epoch they are seen in.
+class SeededDataset(SafeDataset):
+    """A dataset whose samples know the epoch they are seen in.
 
     Args:
         streams: The streams.
         seed: Seed of everything random about a sample.
-        **kwargs: Passed to StreamingDataset.
+        **kwargs: Passed to SafeDataset.
     """
 
-    def __init__(self, streams: Sequence[Stream], seed: int, **kwargs: Any) -> None:
+    def __init__(self, streams: Sequence[VerifiedStream], seed: int, **kwargs: Any) -> None:
         super().__init__(streams=streams, **kwargs)
         self.seed = seed
         self.epoch = 0
@@ -81,7 +83,7 @@ def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any
     return {'local': stream.local, 'remote': stream.remote, **weights}
 
 
-def text_streams(config: CaptionDataConfig, columns: Sequence[Sequence[str]], key: str) -> list[Stream]:
+def text_streams(config: CaptionDataConfig, columns: Sequence[Sequence[str]], key: str) -> list[VerifiedStream]:
     """Stage 1's streams, their columns checked.
 
     Args:
@@ -94,7 +96,7 @@ def text_streams(config: CaptionDataConfig, columns: Sequence[Sequence[str]], ke
         arguments = stream_arguments(name, stream, key)
         if stream.remote is None:
             check_dataset(stream.local, [SAMPLE_ID, *needed])
-        streams.append(Stream(**arguments))
+        streams.append(VerifiedStream(**arguments))
     return streams
 
 
@@ -142,6 +144,11 @@ def build_loader(
     """
     if not streams:
         raise ConfigError(f'{key}.streams: name at least one dataset')
+    if config.cache_limit is not None:
+        for name, stream in streams.items():
+            sidecars = getattr(stream, 'embeddings', {}).values()
+            if None in (stream.remote, *(sidecar.remote for sidecar in sidecars)):
+                raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would delete it')
     batch_size = device_batch_size(global_batch_size, 'global_train_batch_size' if train else 'global_eval_batch_size')
     dataset = make_dataset(
         batch_size=batch_size,
@@ -149,7 +156,9 @@ def build_loader(
         shuffle_seed=config.shuffle_seed,
         num_canonical_nodes=config.num_canonical_nodes,
         batching_method=batching_method,
-        validate_hash='xxh64',
+        download_retry=config.download_retry,
+        download_timeout=config.download_timeout,
+        cache_limit=config.cache_limit,
     )
     if train and dataset.size < global_batch_size:
         raise ConfigError(f'{key}: the dataset has {dataset.size} samples, fewer than one global batch of '

@@ -12,11 +12,14 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.models.caption_tokenizer import CaptionTokenizer
+from llm2clip.models.caption_tokenizer import CaptionTokenizer, Tokenized
 from llm2clip.models.llm import add_lora, load_llm
 from llm2clip.models.pooling import POOLINGS
 
-__all__ = ['TextEncoder', 'encode_texts', 'load_caption_tokenizer', 'load_text_encoder', 'text_encoder_from_config']
+__all__ = [
+    'TextEncoder', 'encode_texts', 'encode_tokens', 'load_caption_tokenizer', 'load_text_encoder',
+    'text_encoder_from_config', 'token_batches',
+]
 
 
 class TextEncoder(nn.Module):
@@ -98,11 +101,14 @@ def load_text_encoder(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTo
     return encoder.eval().requires_grad_(False), tokenizer
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in order of length, grouped so that a padded batch holds at most `batch_tokens` tokens."""
+def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices, longest text first, grouped so that a padded batch holds at most `batch_tokens` tokens.
+
+    The largest batch of a job is its first one, so that one that does not fit in memory fails at once.
+    """
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
             yield batch
             batch = []
         batch.append(index)
@@ -111,6 +117,34 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
+def encode_tokens(
+    encoder: TextEncoder,
+    tokenizer: CaptionTokenizer,
+    tokens: Sequence[Tokenized],
+    batch_tokens: int = 4096,
+    precision: str = 'fp32',
+) -> torch.Tensor:
+    """Embed tokenised texts in batches of similar length.
+
+    Args:
+        encoder: In evaluation mode, on its device.
+        tokenizer: The encoder's.
+        tokens: N texts.
+        batch_tokens: Tokens a forward pass, padding included.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+
+    Returns:
+        ``(N, llm_embed_dim)`` in float32 on the CPU, in the order of `tokens`.
+    """
+    device = next(encoder.parameters()).device
+    result = torch.empty(len(tokens), encoder.llm_embed_dim, device=device)
+    for batch in token_batches([len(text.ids) for text in tokens], batch_tokens):
+        inputs = {k: v.to(device, non_blocking=True) for k, v in tokenizer.pad([tokens[i] for i in batch]).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
+            result[batch] = encoder(**inputs).float()
+    return result.cpu()
+
+
 def encode_texts(
     encoder: TextEncoder,
     tokenizer: CaptionTokenizer,
@@ -119,24 +153,5 @@ def encode_texts(
     precision: str = 'fp32',
     instruction: str = '',
 ) -> torch.Tensor:
-    """Embed texts in batches of similar length.
-
-    Args:
-        encoder: In evaluation mode, on its device.
-        tokenizer: The encoder's.
-        texts: N captions.
-        batch_tokens: Tokens a forward pass, padding included.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
-        instruction: Put before each text; not pooled.
-
-    Returns:
-        ``(N, llm_embed_dim)`` in float32 on the CPU, in the order of `texts`.
-    """
-    device = next(encoder.parameters()).device
-    tokens = tokenizer.tokenize(texts, instruction)
-    result = torch.empty(len(texts), encoder.llm_embed_dim)
-    for batch in _batches([len(text.ids) for text in tokens], batch_tokens):
-        inputs = {k: v.to(device) for k, v in tokenizer.pad([tokens[i] for i in batch]).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
-            result[batch] = encoder(**inputs).float().cpu()
-    return result
+    """`encode_tokens` of texts, each after an instruction that is not pooled."""
+    return encode_tokens(encoder, tokenizer, tokenizer.tokenize(texts, instruction), batch_tokens, precision)

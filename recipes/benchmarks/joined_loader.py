@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from streaming import MDSWriter, Stream
+from streaming import MDSWriter
 from torch.utils.data import DataLoader
 
 from llm2clip.benchmark import write_result
-from llm2clip.config import ImageStreamConfig, WriterConfig
+from llm2clip.config import DatasetConfig, ImageStreamConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
@@ -26,12 +26,12 @@ from llm2clip.data.schema import (
     IMAGE,
     SAMPLE_ID,
     dataset_fingerprint,
-    embedding_column,
-    embedding_encoding,
     read_index,
 )
 from llm2clip.data.streaming import SeededDataset
 from llm2clip.data.transforms import decode_image, seeded, train_transform
+from llm2clip.data.vectors import vector_columns
+from llm2clip.data.verified_stream import VerifiedStream
 from llm2clip.preprocessing import Preprocessing
 
 SAMPLES, DIM, BATCH, ROUNDS = 2000, 4096, 32, 5
@@ -41,7 +41,7 @@ OPTIONS = {'seed': 0, 'batch_size': BATCH, 'shuffle': True, 'num_canonical_nodes
 class ImagesOnly(SeededDataset):
     """What `TrainImageDataset` does, less the embedding."""
 
-    def __init__(self, streams: list[Stream], transform: Any, **kwargs: Any) -> None:
+    def __init__(self, streams: list[VerifiedStream], transform: Any, **kwargs: Any) -> None:
         super().__init__(streams, **kwargs)
         self.transform = transform
 
@@ -63,7 +63,7 @@ def write_data(folder: Path) -> None:
     samples = [Sample(f'{i}', {'short': 'a', 'long': 'b'}, picture()) for i in range(SAMPLES)]
     write_splits({'train': one_part(samples)}, Dropped(), folder / 'images', WriterConfig(size_limit='8mb'))
     index = read_index(folder / 'images/train')
-    columns = {SAMPLE_ID: 'str', **{embedding_column(key): embedding_encoding(DIM) for key in ('short', 'long')}}
+    columns = vector_columns(['short', 'long'], DIM, 'float16')
     entries, start = [], 0
     for k, shard in enumerate(index['shards']):
         out = folder / f'part{k}'
@@ -93,12 +93,13 @@ def main() -> None:
         folder = Path(name)
         write_data(folder)
         transform = train_transform(Preprocessing(224, (0.5,) * 3, (0.5,) * 3), (0.9, 1.0))
-        config = ImageStreamConfig(local=str(folder / 'images/train'), embeddings=str(folder / 'sidecar'))
+        config = ImageStreamConfig(local=str(folder / 'images/train'),
+                                   embeddings={'teacher': DatasetConfig(local=str(folder / 'sidecar'))})
         joined = TrainImageDataset(
-            [paired_stream('s', config, ['short', 'long'], 'bench')], {'short': 1, 'long': 1}, transform, **OPTIONS)
+            [paired_stream('s', config, None, ['short', 'long'], 'bench')], {'short': 1, 'long': 1}, transform, **OPTIONS)
         # Streaming keeps one dataset a folder: the second reads the same files under another name.
         (folder / 'alone').symlink_to(folder / 'images/train')
-        alone = ImagesOnly([Stream(local=str(folder / 'alone'))], transform, **OPTIONS)
+        alone = ImagesOnly([VerifiedStream(local=str(folder / 'alone'))], transform, **OPTIONS)
         loaders = {name: DataLoader(data, BATCH, num_workers=2, drop_last=True)
                    for name, data in (('joined', joined), ('alone', alone))}
         rates: dict[str, list[float]] = {name: [] for name in loaders}

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_samples, write_dataset
+from parts import make_samples, write_dataset, write_sidecar
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
+from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher
 from llm2clip.data.transforms import decode_image
-from llm2clip.extract import extract_sidecar, teacher_fingerprint
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
 from llm2clip.preprocessing import Preprocessing
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures('no_leftovers')
 
 
 def _config(images: Path, sidecar: Path, workers: int = 0, **options: object) -> ImageDataConfig:
-    streams = {'s': ImageStreamConfig(local=str(images), embeddings=str(sidecar))}
+    streams = {'s': ImageStreamConfig(local=str(images), embeddings={'tiny': DatasetConfig(local=str(sidecar))})}
     options = {'caption_mix': {'short': 0.5, 'long': 0.5}, **options}
     return ImageDataConfig(streams=streams, num_workers=workers, num_canonical_nodes=4, **options)
 
@@ -99,12 +98,11 @@ def test_missing_dataset_sidecar_and_columns_are_named(image_dataset: Path, side
 
 def test_sidecar_of_another_dataset_is_refused(image_dataset: Path, teacher_folder: Path, tmp_path: Path) -> None:
     write_dataset(make_samples(64, prefix='t'), tmp_path / 'other', size_limit='8kb')
-    parts = *load_teacher(teacher_folder), teacher_fingerprint(teacher_folder)
-    extract_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', *parts)
+    write_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', teacher_folder)
     with pytest.raises(ValueError, match='belongs to another dataset'):
         _loader(_config(image_dataset, tmp_path / 'sidecar'))
     write_dataset(make_samples(30), tmp_path / 'small')
-    extract_sidecar(tmp_path / 'small' / 'train', tmp_path / 'sidecar2', *parts)
+    write_sidecar(tmp_path / 'small' / 'train', tmp_path / 'sidecar2', teacher_folder)
     with pytest.raises(ValueError, match='belongs to another dataset'):
         _loader(_config(image_dataset, tmp_path / 'sidecar2'))
 
@@ -112,8 +110,7 @@ def test_sidecar_of_another_dataset_is_refused(image_dataset: Path, teacher_fold
 def test_sample_ids_are_checked(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
     """A sidecar whose fingerprint was forged is still found out by its samples."""
     write_dataset(make_samples(64, prefix='t'), tmp_path / 'other', size_limit='8kb')
-    extract_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', *load_teacher(teacher_folder),
-                    teacher_fingerprint(teacher_folder))
+    write_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', teacher_folder)
     shutil.copy(sidecar / 'teacher.json', tmp_path / 'sidecar' / 'teacher.json')
     with pytest.raises(ValueError, match="is 's00.*' in .* but 't00.*' in the sidecar"):
         next(iter(_loader(_config(image_dataset, tmp_path / 'sidecar'), train=False)))

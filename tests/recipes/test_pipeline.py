@@ -55,9 +55,9 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     run('prepare_data', *prepare)
     run('train_stage1', *small, 'save_folder=s1', f'text_encoder.pretrained={llm_folder}',
         f'train_data.streams.p.local={data}', 'train_data.pairs=[{query: ["0"], positive: ["1"]}]')
-    run('extract_embeddings', 'teacher=s1/teacher', f'datasets.train={data}', 'out=emb', 'device=cpu')
+    run('extract_embeddings', 'teacher=s1/teacher', f'datasets.train.local={data}', 'out=emb', 'device=cpu')
     run('train_stage2', *small, 'save_folder=s2', f'train_data.streams.p.local={data}', 'teacher=s1/teacher',
-        'train_data.streams.p.embeddings=emb/train', 'train_data.caption_mix={"0": 1.0, "1": 1.0}',
+        'train_data.streams.p.embeddings.t.local=emb/train', 'train_data.caption_mix={"0": 1.0, "1": 1.0}',
         'model.vision.name=test_efficientnet', 'model.vision.image_size=32', 'model.embed_dim=16')
     run('evaluate', 'run=s2', 'out=eval', 'num_workers=0', 'device=cpu', f'retrieval.photos.images={data}',
         'retrieval.photos.embeddings=emb/train', 'retrieval.photos.caption_keys=["0","1"]',

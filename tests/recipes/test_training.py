@@ -41,7 +41,7 @@ def stage1_args(image_dataset: Path, llm_folder: Path) -> list[str]:
 @pytest.fixture
 def stage2_args(image_dataset: Path, sidecar: Path) -> list[str]:
     streams = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data')
-               for key, value in (('local', image_dataset), ('embeddings', sidecar))]
+               for key, value in (('local', image_dataset), ('embeddings.tiny.local', sidecar))]
     return [*COMMON, *streams, 'model.vision.name=test_efficientnet', 'model.vision.image_size=32',
             'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05', 'eval_interval=3ba',
             'train_data.caption_mix={short: 0.5, long: 0.5}', 'eval_data.caption_mix={short: 1.0}',
@@ -167,7 +167,7 @@ def test_two_ranks_extract_what_one_extracts(
 ) -> None:
     out = tmp_path / 'out'
     command = [str(COMPOSER), '-n', '2', 'recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={out}',
-               f'datasets.train={image_dataset}', 'device=cpu']
+               f'datasets.train.local={image_dataset}', 'device=cpu']
     subprocess.run(command, cwd=ROOT, check=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     found, expected = _read_samples(str(out / 'train')), _read_samples(str(sidecar))
     assert [shard['samples'] for shard in read_index(out / 'train')['shards']] == \

@@ -1,0 +1,187 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Shards that are what their index says, or an error that names them.
+
+Streaming checks hashes only when asked to, after the file has its final name, and never those of files that were there
+before.  Here a file gets its name when it has been checked, and `SafeDataset` has the others checked at first use.
+"""
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+from streaming import Stream
+from streaming.base.format.base.reader import FileInfo, Reader
+from streaming.base.hashing import get_hash, is_hash
+from streaming.base.storage import CloudDownloader
+from streaming.base.world import World
+
+from llm2clip.folders import is_missing
+
+__all__ = ['ShardError', 'VerifiedStream']
+
+log = logging.getLogger(__name__)
+
+INDEX = 'index.json'
+_LONGEST_WAIT = 30.0
+
+
+class ShardError(RuntimeError):
+    """A dataset file that cannot be had as it should be; the message names file and remote."""
+
+
+class VerifiedStream(Stream):
+    """A Stream whose files have the size and hash that the index gives.
+
+    A download that fails is repeated up to `download_retry` times, with growing pauses; one whose content is wrong is
+    repeated once.  Each may take `download_timeout` seconds.  The arguments are those of ``Stream``.
+
+    Raises:
+        ShardError: A file is missing, damaged or cannot be downloaded, or the remote's index is no longer that of the
+            cache.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._files: dict[str, FileInfo] = {}
+        self._process = os.getpid()
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        if self.remote is not None and world.is_local_leader:
+            self._check_cached_index()
+        shards = super().get_shards(world, allow_unsafe_types)
+        self._files = {info.basename: info for shard in shards for pair in shard.file_pairs for info in pair if info}
+        return shards
+
+    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """As Streaming does, but files of the wrong size do not count as present, and without a remote all must be."""
+        super().set_up_local(shards, cache_usage_per_shard)
+        for k, shard in enumerate(shards):
+            for path, info in self._present(shard):
+                if path.stat().st_size != info.bytes:
+                    self._discard(path, f'{path.stat().st_size} bytes, expected {info.bytes}')
+                    cache_usage_per_shard[k] = 0
+            if self.remote is None and not cache_usage_per_shard[k]:
+                raise ShardError(f'shard {self._path(shard.file_pairs[0][0].basename)} is missing')
+
+    def discard_damaged(self, shard: Reader) -> int:
+        """Remove the shard's local file if its content is wrong, so that it will be downloaded again.
+
+        Returns:
+            Bytes removed.
+
+        Raises:
+            ShardError: It is damaged, and there is no remote to download it from.
+        """
+        for path, info in self._present(shard)[:1]:
+            if (damage := _damage(path, info)) is not None:
+                self._discard(path, damage)
+                return info.bytes
+        return 0
+
+    def _present(self, shard: Reader) -> list[tuple[Path, FileInfo]]:
+        """The shard's local files, decompressed before compressed."""
+        files = [(self._path(info.basename), info) for pair in shard.file_pairs for info in pair if info]
+        return [(path, info) for path, info in files if path.is_file()]
+
+    def _discard(self, path: Path, damage: str) -> None:
+        if self.remote is None:
+            raise ShardError(f'shard {path} is damaged: {damage}')
+        log.warning(f'{path} is damaged ({damage}) and is downloaded again')
+        path.unlink()
+
+    def _path(self, basename: str) -> Path:
+        return Path(self.local, self.split, basename)
+
+    def _check_cached_index(self) -> None:
+        cached = self._path(INDEX)
+        if not cached.is_file():
+            return
+        current = Path(self._download_file(INDEX, f'{INDEX}.now'))
+        same = current.read_bytes() == cached.read_bytes()
+        current.unlink()
+        if not same:
+            raise ShardError(f'{self._url(INDEX)} is not the index that {self.local} was filled with: the dataset was '
+                             f'written anew; remove {self.local}')
+
+    def _url(self, basename: str) -> str:
+        return os.path.join(self.remote or '', self.split, basename)
+
+    def _download_file(self, from_basename: str, to_basename: Optional[str] = None) -> str:
+        url, path = self._url(from_basename), self._path(to_basename or from_basename)
+        if self.remote is None:
+            raise ShardError(f'{path} is missing, and the dataset has no remote')
+        if self._process != os.getpid():  # a connection does not survive a fork
+            self._downloader, self._process = CloudDownloader.get(self.remote), os.getpid()
+        partial = path.with_name(f'{path.name}.{os.getpid()}.part')
+        wait, tried, damaged, problem = 1.0, 0, 0, ''
+        while tried < self.download_retry and damaged < 2:
+            if tried:
+                log.warning(f'{problem}; trying again in {wait:.0f} s')
+                time.sleep(wait + random.random() / 2)
+                wait = min(2 * wait, _LONGEST_WAIT)
+            partial.unlink(missing_ok=True)
+            tried += 1
+            try:
+                self._download_within(url, str(partial))
+            except Exception as error:
+                self._downloader = CloudDownloader.get(self.remote)
+                if is_missing(error):
+                    raise ShardError(f'{url} does not exist ({_describe(error)})') from error
+                problem = f'{url} cannot be downloaded: {_describe(error)}'
+                continue
+            damage = _damage(partial, self._files.get(from_basename))
+            if damage is None:
+                partial.replace(path)
+                return str(path)
+            problem, damaged = f'{url} is damaged: {damage}', damaged + 1
+        partial.unlink(missing_ok=True)
+        raise ShardError(f'{problem} (tried {tried} times)')
+
+    def _download_within(self, url: str, path: str) -> None:
+        """Download, but give up after `download_timeout` seconds, which not every downloader of Streaming does."""
+        errors: list[BaseException] = []
+
+        def download(downloader: CloudDownloader = self._downloader) -> None:
+            try:
+                downloader.download(url, path, self.download_timeout)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=download, daemon=True)
+        thread.start()
+        thread.join(self.download_timeout)
+        if thread.is_alive():
+            raise TimeoutError(f'no end after {self.download_timeout:.0f} s (download_timeout)')
+        if errors:
+            raise errors[0]
+
+
+def _damage(path: Path, expected: Optional[FileInfo]) -> Optional[str]:
+    """How a file differs from what the index says of it; of an index, whether it can be read."""
+    data = path.read_bytes()
+    if expected is None:
+        try:
+            json.loads(data)
+        except ValueError as error:
+            return str(error)
+        return None
+    if len(data) != expected.bytes:
+        return f'{len(data)} bytes, expected {expected.bytes}'
+    for algorithm, digest in expected.hashes.items():
+        if is_hash(algorithm):
+            found = get_hash(algorithm, data)
+            return None if found == digest else f'{algorithm} {found}, expected {digest}'
+    return None
+
+
+def _describe(error: Exception) -> str:
+    return f'{type(error).__name__}: {error}'.strip()

@@ -1,0 +1,296 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A dataset either delivers every sample or stops promptly and says why.  Each case has a time limit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+from parts import make_samples, write_dataset, write_sidecar
+from streaming import StreamingDataset
+from streaming.base.storage import CloudDownloader
+from streaming.base.storage.download import LocalDownloader
+from torch.utils.data import DataLoader
+
+from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.verified_stream import ShardError
+from llm2clip.preprocessing import Preprocessing
+
+PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SECONDS = 60
+
+pytestmark = pytest.mark.usefixtures('no_leftovers')
+
+
+@pytest.fixture(scope='module')
+def originals(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 samples in many shards, and their sidecar."""
+    folder = tmp_path_factory.mktemp('originals')
+    write_dataset(make_samples(64), folder, size_limit='2kb')
+    write_sidecar(folder / 'train', folder / 'embeddings', teacher_folder)
+    return folder
+
+
+@pytest.fixture
+def remotes(originals: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of them that a test may damage."""
+    shutil.copytree(originals / 'train', tmp_path / 'images')
+    shutil.copytree(originals / 'embeddings', tmp_path / 'embeddings')
+    return tmp_path / 'images', tmp_path / 'embeddings'
+
+
+def _config(folder: Path, images: str, embeddings: str, workers: int = 0, **options: Any) -> ImageDataConfig:
+    sidecar = DatasetConfig(local=str(folder / 'cache/embeddings'), remote=embeddings)
+    stream = ImageStreamConfig(local=str(folder / 'cache/images'), remote=images, embeddings={'tiny': sidecar})
+    options = {'caption_mix': {'short': 1.0}, 'download_retry': 2, **options}
+    return ImageDataConfig(streams={'s': stream}, num_workers=workers, num_canonical_nodes=4, **options)
+
+
+def _loader(config: ImageDataConfig, batch: int = 8) -> DataLoader:
+    return build_image_loader(config, PIXELS, batch, 5, True, 'train_data').dataloader
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """The result of `work`, or its exception; a failure if it takes longer."""
+    outcome: list[tuple[Any, Optional[BaseException]]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert outcome, f'still running after {seconds} s'
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _indices(loader: DataLoader) -> list[int]:
+    return sorted(int(i) for batch in loader for i in batch['index'])
+
+
+def _flip(path: Path) -> None:
+    """Change one byte, not the size."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('folder', ['images', 'embeddings'])
+def test_a_corrupt_shard_stops_the_run(remotes: tuple[Path, Path], tmp_path: Path, workers: int, folder: str) -> None:
+    _flip(tmp_path / folder / ('shard.00003.mds' if folder == 'embeddings' else 'all/shard.00003.mds'))
+    loader = _loader(_config(tmp_path, *map(str, remotes), workers=workers))
+    with pytest.raises(Exception, match=rf'{folder}.*shard\.00003\.mds is damaged: xxh64 .*, expected .*tried 2 times'):
+        _within(SECONDS, lambda: list(loader))
+    assert not list((tmp_path / 'cache').rglob('*shard.00003.mds.*')), 'a damaged download was left'
+
+
+def test_a_shard_that_arrives_damaged_once_is_downloaded_again(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, damaged = shutil.copy, set()
+
+    def copy_badly(source: str, target: str) -> None:
+        copy(source, target)
+        if source not in damaged and source.endswith('.mds'):
+            damaged.add(source)
+            Path(target).write_bytes(Path(target).read_bytes()[:-9])
+
+    monkeypatch.setattr('streaming.base.storage.download.shutil.copy', copy_badly)
+    monkeypatch.setattr('llm2clip.data.verified_stream.time.sleep', lambda seconds: None)
+    assert _within(SECONDS, lambda: _indices(_loader(_config(tmp_path, *map(str, remotes))))) == list(range(64))
+    assert len(damaged) > 10
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_missing_shard_stops_the_run(remotes: tuple[Path, Path], tmp_path: Path, workers: int) -> None:
+    (remotes[1] / 'shard.00002.mds').unlink()
+    loader = _loader(_config(tmp_path, *map(str, remotes), workers=workers))
+    with pytest.raises(Exception, match=r'embeddings/shard\.00002\.mds does not exist'):
+        _within(SECONDS, lambda: list(loader))
+
+
+def test_damaged_and_missing_local_files(remotes: tuple[Path, Path]) -> None:
+    def config() -> ImageDataConfig:
+        stream = ImageStreamConfig(local=str(remotes[0]), embeddings={'tiny': DatasetConfig(local=str(remotes[1]))})
+        return ImageDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=4, caption_mix={'short': 1.0})
+
+    path = remotes[1] / 'shard.00001.mds'
+    whole = path.read_bytes()
+    _flip(path)
+    with pytest.raises(ShardError, match=r'embeddings/shard\.00001\.mds is damaged: xxh64'):
+        _within(SECONDS, lambda: list(_loader(config())))
+    path.write_bytes(whole[:-1])
+    size = len(whole)
+    with pytest.raises(ShardError, match=rf'shard\.00001\.mds is damaged: {size - 1} bytes, expected {size}'):
+        _loader(config())
+    path.unlink()
+    with pytest.raises(ShardError, match=r'embeddings/shard\.00001\.mds is missing'):
+        _loader(config())
+
+
+def test_damaged_cache_files_are_downloaded_again(remotes: tuple[Path, Path], tmp_path: Path) -> None:
+    config = _config(tmp_path, *map(str, remotes))
+    loader = _loader(config)
+    list(loader)
+    _forget(loader)
+    cached = sorted((tmp_path / 'cache').rglob('*.mds'))
+    _flip(cached[0])
+    cached[5].write_bytes(cached[5].read_bytes()[:100])
+    cached[9].unlink()
+    assert _within(SECONDS, lambda: _indices(_loader(config))) == list(range(64))
+
+
+def _forget(loader: DataLoader) -> None:
+    """End the use of a cache in this process, as the end of the process does."""
+    for lock in loader.dataset._cache_locks:
+        lock.close()
+
+
+def test_an_unreachable_remote_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('S3_ENDPOINT_URL', 'http://127.0.0.1:9')
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'key')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'not to be seen')
+    config = _config(tmp_path, 's3://bucket/images', 's3://bucket/embeddings')
+    message = r's3://bucket/images/index\.json cannot be downloaded: .*tried 2 times'
+    with pytest.raises(ShardError, match=message) as error:
+        _within(SECONDS, lambda: _loader(config))
+    assert 'not to be seen' not in str(error.value)
+
+
+def test_a_download_without_end_is_given_up(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalDownloader, '_download_file_impl', lambda *args: time.sleep(SECONDS))
+    config = _config(tmp_path, *map(str, remotes), download_timeout=0.3)
+    with pytest.raises(ShardError, match='index.json cannot be downloaded: TimeoutError: no end after 0 s'):
+        _within(SECONDS / 2, lambda: _loader(config))
+
+
+def test_a_dataset_that_was_written_anew_is_noticed(
+    remotes: tuple[Path, Path], tmp_path: Path, image_dataset: Path
+) -> None:
+    config = _config(tmp_path, *map(str, remotes))
+    loader = _loader(config)
+    list(loader)
+    _forget(loader)
+    index = json.loads((remotes[0] / 'index.json').read_text())
+    index['shards'].pop()
+    (remotes[0] / 'index.json').write_text(json.dumps(index))
+    with pytest.raises(ShardError, match='images/index.json is not the index that .*cache/images was filled with'):
+        _loader(config)
+
+
+def test_a_cache_limit_that_cannot_work_is_refused_and_a_small_one_works(
+    remotes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    largest = max(path.stat().st_size for path in remotes[0].rglob('*.mds'))
+    for limit, message in ((2 * largest, 'cache usage'), (5 * largest, 'Cache limit .* is too low')):
+        with pytest.raises(ValueError, match=message):
+            _loader(_config(tmp_path, *map(str, remotes), cache_limit=str(limit)))
+    indices = _within(SECONDS, lambda: _indices(_loader(
+        _config(tmp_path / 'b', *map(str, remotes), workers=2, cache_limit=str(12 * largest)))))
+    assert indices == list(range(64))
+    used = sum(path.stat().st_size for path in (tmp_path / 'b').rglob('*.mds'))
+    assert used < 12 * largest
+    stream = ImageStreamConfig(local=str(remotes[0]), embeddings={'tiny': DatasetConfig(local=str(remotes[1]))})
+    local = ImageDataConfig(streams={'s': stream}, caption_mix={'short': 1.0}, cache_limit='1gb')
+    with pytest.raises(ConfigError, match='cache_limit: dataset s has no remote'):
+        _loader(local)
+
+
+def test_a_short_epoch_is_an_error(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = StreamingDataset._each_sample_id
+
+    def short(self: StreamingDataset, it: Any) -> Any:
+        for n, sample_id in enumerate(whole(self, it)):
+            if n == 20:
+                it.ready_index = it.total
+                return
+            yield sample_id
+
+    monkeypatch.setattr(StreamingDataset, '_each_sample_id', short)
+    loader = _loader(_config(tmp_path, *map(str, remotes)))
+    with pytest.raises(ShardError, match='the epoch ended after 20 of the 64 samples'):
+        _within(SECONDS, lambda: list(loader))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/data')
+from test_failures import _config, _loader
+folder = Path(sys.argv[1])
+batches = iter(_loader(_config(folder, str(folder / 'images'), str(folder / 'embeddings'), workers=1)))
+next(batches)
+print('running', flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == 'running\n'
+    config = _config(tmp_path, *map(str, remotes))
+    with monkeypatch.context() as patch:
+        patch.setattr('llm2clip.data.safe_dataset._LOCK_SECONDS', 0.5)
+        with pytest.raises(ShardError, match='cache/embeddings is the cache of another run that is still alive'):
+            _loader(config)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert _within(SECONDS, lambda: _indices(_loader(config))) == list(range(64))
+
+
+def test_a_downloader_is_not_shared_between_processes(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that was opened before a fork cannot be used by both sides."""
+    users: list[int] = []
+    monkeypatch.setattr(LocalDownloader, '__init__', lambda self: setattr(self, 'made_in', os.getpid()))
+    original = CloudDownloader.download
+
+    def download(self: Any, *args: Any) -> None:
+        if self.made_in != os.getpid():
+            raise RuntimeError('made in another process')
+        users.append(os.getpid())
+        original(self, *args)
+
+    monkeypatch.setattr(CloudDownloader, 'download', download)
+    assert _within(SECONDS, lambda: _indices(_loader(_config(tmp_path, *map(str, remotes), workers=2)))) == \
+        list(range(64))
+    assert users
+
+
+def test_datasets_written_without_hashes_are_read(tmp_path: Path, image_dataset: Path) -> None:
+    """Their sizes are checked."""
+    write_dataset(make_samples(4), tmp_path / 'data')
+    index = json.loads((tmp_path / 'data/train/index.json').read_text())
+    for shard in index['shards']:
+        shard['raw_data']['hashes'] = {}
+    (tmp_path / 'data/train/index.json').write_text(json.dumps(index))
+    from llm2clip.data.streaming import SeededDataset
+    from llm2clip.data.verified_stream import VerifiedStream
+    stream = VerifiedStream(local=str(tmp_path / 'cache'), remote=str(tmp_path / 'data/train'))
+    assert len(list(SeededDataset([stream], 0, batch_size=1))) == 4
