@@ -319,7 +319,9 @@ class WriterConfig:
     machine: int = 0
     """Which of `machines` this is, from 0."""
     machines: int = 1
-    """Machines that share the parts and the `out` folder."""
+    """Machines that share the parts and the `out` folder, or its remote."""
+    keep_local: bool = True
+    """With a remote, keep shards here too after they were uploaded."""
 
 
 @dataclass
@@ -331,8 +333,6 @@ class PrepareConfig(WriterConfig):
     out_remote: Optional[str] = None
     """They are uploaded here as well, any place that Streaming writes to (`s3://…`, `gs://…`, …); machines that do not
     share `out` need it."""
-    keep_local: bool = True
-    """Keep shards in `out` after they were uploaded."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
 

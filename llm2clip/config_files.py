@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib.util
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,7 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     if missing:
         raise ConfigError(f'required but not set: {", ".join(missing)} (in {", ".join(args)})')
     try:
+        _check_secrets(OmegaConf.to_container(merged, resolve=True), '', origins)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except InterpolationResolutionError as error:
         raise ConfigError(f'{_where(error.full_key or "", origins)}: {_first_line(error)}') from None
@@ -158,6 +160,19 @@ def _check_keys(schema: Any, node: Any, prefix: str, origins: dict[str, str]) ->
                 hint = f'did you mean {prefix}{near[0]}?' if near else f'valid keys: {", ".join(hints)}'
                 raise ConfigError(f'{_where(prefix + str(key), origins)}: unknown key; {hint}')
             _check_keys(hints[key], _raw(node, key), f'{prefix}{key}.', origins)
+
+
+def _check_secrets(node: Any, key: str, origins: dict[str, str]) -> None:
+    """Raise for a URL with a password, which every run would write into its config.yaml and its messages."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _check_secrets(value, f'{key}.{name}' if key else str(name), origins)
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            _check_secrets(value, f'{key}[{i}]', origins)
+    elif isinstance(node, str) and re.match(r'\w+://[^/@]*:[^/@]*@', node):
+        raise ConfigError(f'{_where(key, origins)}: put no password into a URL; Streaming reads credentials from the '
+                          'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
 
 
 def _raw(node: Any, key: Any) -> Any:

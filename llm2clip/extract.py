@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,9 +50,9 @@ def extract_sidecar(
 ) -> dict[str, int]:
     """Write the sidecar of one dataset.
 
-    The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when it
-    is complete, and the index, which makes the sidecar readable, when all are.  Nodes that do not share `out` need a
-    remote.
+    The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when
+    it is complete, and the index, which makes the sidecar readable, when all are.  Nodes that do not share `out` need
+    a remote.
 
     Args:
         dataset: The image or caption dataset.
@@ -129,10 +130,7 @@ def _begin(out: OutputFolder, fingerprint: dict[str, Any], n_shards: int) -> lis
         out.local.mkdir(parents=True, exist_ok=True)
         path, text = out.local / FINGERPRINT_FILE, json.dumps(fingerprint, indent=2) + '\n'
         if not out.fetch(FINGERPRINT_FILE):
-            partial = path.with_suffix('.tmp')
-            partial.write_text(text)
-            partial.replace(path)
-            out.publish(FINGERPRINT_FILE)
+            out.commit(FINGERPRINT_FILE, text)
         elif (field := _difference(json.loads(path.read_text()), json.loads(text))) is not None:
             raise ValueError(f'{out.local} was begun for another dataset or teacher, {field}; remove it to extract '
                              'again')
@@ -192,10 +190,9 @@ def _write(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[
     entry, = json.loads((partial / _INDEX).read_text())['shards']
     os.replace(partial / entry['raw_data']['basename'], out.local / name)
     entry['raw_data']['basename'] = name
-    (partial / _INDEX).write_text(json.dumps(entry))
-    os.replace(partial / _INDEX, out.local / _piece(k))
-    partial.rmdir()
-    out.publish(name, _piece(k))
+    shutil.rmtree(partial)
+    out.publish(name)
+    out.commit(_piece(k), json.dumps(entry))
 
 
 def _finish(out: OutputFolder, n_shards: int) -> None:
@@ -205,7 +202,4 @@ def _finish(out: OutputFolder, n_shards: int) -> None:
             raise FileNotFoundError(f'{Path(out.local, _piece(k))}, which another node has written, is not here: nodes '
                                     'that do not share the folder need out_remote')
     entries = [json.loads((out.local / _piece(k)).read_text()) for k in range(n_shards)]
-    partial = out.local / f'{_INDEX}.tmp'
-    partial.write_text(json.dumps({'version': 2, 'shards': entries}, sort_keys=True))
-    partial.replace(out.local / _INDEX)
-    out.publish(_INDEX)
+    out.commit(_INDEX, json.dumps({'version': 2, 'shards': entries}, sort_keys=True))

@@ -5,7 +5,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional, Union
@@ -52,6 +52,9 @@ class OutputFolder:
             except ValueError:
                 raise ConfigError(f'Streaming cannot write to {remote}') from None
 
+    def __str__(self) -> str:
+        return str(self.local) if self.remote is None else f'{self.local} (and {self.remote})'
+
     def fetch(self, name: str) -> bool:
         """Whether the file `name` is here, after downloading it if only the remote has it."""
         path = self.local / name
@@ -69,15 +72,30 @@ class OutputFolder:
 
     def publish(self, *names: str, keep: bool = True) -> None:
         """Upload files, in this order; without `keep`, remove them here afterwards."""
-        if self.remote is None:
-            return
-        if not urlparse(self.remote).scheme:
-            for name in names:
-                _copy(self.local / name, Path(self.remote, name), keep)
-            return
-        uploader = CloudUploader.get((str(self.local), self.remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
+        if self.remote is not None:
+            _upload(self.local, self.remote, names, keep)
+
+    def commit(self, name: str, text: str) -> None:
+        """Write a small file that says that something is complete: what is here is in the remote too."""
+        staging = self.local / f'.staging.{os.getpid()}'
+        partial, path = staging / name, self.local / name
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        if self.remote is not None:
+            _upload(staging, self.remote, [name], keep=True)
+        partial.replace(path)
+        shutil.rmtree(staging)
+
+
+def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None:
+    if urlparse(remote).scheme:
+        uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
         for name in names:
             uploader.upload_file(name)
+    else:  # Streaming's uploader makes no folders, and a reader could see half a file
+        for name in names:
+            _copy(folder / name, Path(remote, name), keep)
 
 
 def _copy(source: Path, target: Path, keep: bool) -> None:

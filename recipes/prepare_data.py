@@ -9,22 +9,24 @@ from llm2clip.builders import build_source
 from llm2clip.config import ConfigError, PrepareConfig
 from llm2clip.config_files import load_config, save_config
 from llm2clip.data.convert.writer import CARD_FILE, is_complete, write_splits
+from llm2clip.folders import OutputFolder
 from llm2clip.runs import timed
 
 
 def main(config: PrepareConfig) -> None:
-    if is_complete(config.out):
-        print(f'{config.out} is complete')
+    out = OutputFolder(config.out, config.out_remote)
+    if is_complete(out):
+        print(f'{out} is complete')
         return
     if not 0 <= config.machine < config.machines:
         raise ConfigError(f'machine: {config.machine} is not one of {config.machines} machines, counted from 0')
     splits, dropped = build_source(config.source)
-    written = write_splits(splits, dropped, config.out, config, {'source': config.source})
+    written = write_splits(splits, dropped, out, config, {'source': config.source})
     if written is None:
         print('this machine is done; another one writes the index when all are')
         return
     save_config(config, config.out)
-    print(f'wrote {written} into {config.out}; {CARD_FILE} says what was left out')
+    print(f'wrote {written} into {out}; {CARD_FILE} says what was left out')
 
 
 if __name__ == '__main__':

@@ -114,7 +114,8 @@ class SafeDataset(StreamingDataset):
 
     def _shard_name(self, shard_id: int) -> str:
         stream = self.streams[self.stream_per_shard[shard_id]]
-        return os.path.join(stream.remote or stream.local, stream.split, self.shards[shard_id].file_pairs[0][0].basename)
+        name = self.shards[shard_id].file_pairs[0][0].basename
+        return os.path.join(stream.remote or stream.local, stream.split, name)
 
     # ------------------------------------------------------------------------------------------------- one epoch
     def on_exception(self, future: Future) -> None:
@@ -179,7 +180,7 @@ def _claim_caches(streams: Sequence[Stream]) -> list[BinaryIO]:
         caches = {folder for stream in streams for folder in _caches(stream)}
         for folder in sorted(caches):
             os.makedirs(folder, exist_ok=True)
-            lock = open(os.path.join(folder, _LOCK_FILE), 'wb')
+            lock = open(os.path.join(folder, _LOCK_FILE), 'wb')  # noqa: SIM115
             deadline = time.monotonic() + _LOCK_SECONDS
             while not _lock(lock):
                 if time.monotonic() > deadline:

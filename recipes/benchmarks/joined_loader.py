@@ -96,7 +96,8 @@ def main() -> None:
         config = ImageStreamConfig(local=str(folder / 'images/train'),
                                    embeddings={'teacher': DatasetConfig(local=str(folder / 'sidecar'))})
         joined = TrainImageDataset(
-            [paired_stream('s', config, None, ['short', 'long'], 'bench')], {'short': 1, 'long': 1}, transform, **OPTIONS)
+            [paired_stream('s', config, None, ['short', 'long'], 'bench')], {'short': 1, 'long': 1}, transform,
+            **OPTIONS)
         # Streaming keeps one dataset a folder: the second reads the same files under another name.
         (folder / 'alone').symlink_to(folder / 'images/train')
         alone = ImagesOnly([VerifiedStream(local=str(folder / 'alone'))], transform, **OPTIONS)

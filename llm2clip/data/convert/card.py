@@ -5,7 +5,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,6 +13,7 @@ from streaming.base.format import reader_from_json
 
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, read_columns, read_index
 from llm2clip.data.transforms import decode_image
+from llm2clip.folders import OutputFolder
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -22,11 +22,11 @@ __all__ = ['LENGTH_BINS', 'write_card']
 
 # Captions of this many words or more count together.
 LENGTH_BINS = 257
-_ROWS, _COLUMNS = 4, 6
+_ROWS, _COLUMNS, _SHARDS = 4, 6, 8
 
 
 def write_card(
-    out: Path, card: Mapping[str, Any], words: Mapping[str, Mapping[str, np.ndarray]], name: str
+    out: OutputFolder, card: Mapping[str, Any], words: Mapping[str, Mapping[str, np.ndarray]], name: str
 ) -> None:
     """Write `dataset.png`, then the card's JSON, which says that the dataset is complete.
 
@@ -38,9 +38,8 @@ def write_card(
     """
     captions = {split: {key: _summary(counts) for key, counts in keys.items()} for split, keys in words.items()}
     _picture(out, words)
-    partial = out / f'{name}.tmp'
-    partial.write_text(json.dumps({**card, 'captions': captions}, indent=2, ensure_ascii=False) + '\n')
-    partial.replace(out / name)
+    out.publish('dataset.png')
+    out.commit(name, json.dumps({**card, 'captions': captions}, indent=2, ensure_ascii=False) + '\n')
 
 
 def _summary(counts: np.ndarray) -> dict[str, float]:
@@ -50,35 +49,40 @@ def _summary(counts: np.ndarray) -> dict[str, float]:
     return {'captions': int(cumulative[-1]), **quantile}
 
 
-def _picture(out: Path, words: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def _picture(out: OutputFolder, words: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     split = next(iter(words))
-    images = [sample for sample in _spread(out / split, _ROWS * _COLUMNS) if IMAGE in sample]
+    images = [sample for sample in _spread(out, split, _ROWS * _COLUMNS) if IMAGE in sample]
     figure = plt.figure(figsize=(14, 13 if images else 5), layout='constrained')
     grid = figure.add_gridspec(_ROWS + 1 if images else 1, _COLUMNS)
     axis = figure.add_subplot(grid[0, :])
     for key, counts in words[split].items():
         last = max(int(np.searchsorted(counts.cumsum(), counts.sum() * 0.999)) + 2, 10)
         axis.plot(np.arange(last), counts[:last], label=key)
-    axis.set(xlabel='words a caption', ylabel='captions', title=f'{out.name}, {split}')
+    axis.set(xlabel='words a caption', ylabel='captions', title=f'{out.local.name}, {split}')
     axis.legend(fontsize=8, ncols=2)
     for i, sample in enumerate(images):
         axis = figure.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS])
         axis.imshow(decode_image(sample[IMAGE], sample[SAMPLE_ID]))
         axis.set_title(sample[caption_column(next(iter(words[split])))][:40], fontsize=7)
         axis.axis('off')
-    figure.savefig(out / 'dataset.png', dpi=80)
+    figure.savefig(out.local / 'dataset.png', dpi=80)
     plt.close(figure)
 
 
-def _spread(folder: Path, n: int) -> list[dict[str, Any]]:
-    """Up to `n` samples from all over a dataset."""
-    shards = read_index(folder)['shards']
-    if shards[0]['compression'] or IMAGE not in read_columns(folder):
+def _spread(out: OutputFolder, split: str, n: int) -> list[dict[str, Any]]:
+    """Up to `n` samples from all over a dataset, of a few of its shards."""
+    shards = read_index(out.local / split)['shards']
+    if shards[0]['compression'] or IMAGE not in read_columns(out.local / split):
         return []
-    chosen = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, n).astype(int))]
+    chosen = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, _SHARDS).astype(int))]
     each = -(-n // len(chosen))
     samples = []
     for shard in chosen:
-        reader = reader_from_json(str(folder), '', shard)
+        name = f'{split}/{shard["raw_data"]["basename"]}'
+        was_here = (out.local / name).is_file()
+        out.fetch(name)
+        reader = reader_from_json(str(out.local), split, shard)
         samples += [reader[int(i)] for i in np.unique(np.linspace(0, len(reader) - 1, each).astype(int))]
+        if not was_here:
+            (out.local / name).unlink()
     return samples[:n]

@@ -27,7 +27,7 @@ from llm2clip.data.convert.card import LENGTH_BINS, write_card
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
 from llm2clip.data.transforms import decode_image
-from llm2clip.folders import complete_folder
+from llm2clip.folders import OutputFolder, complete_folder
 
 __all__ = ['CARD_FILE', 'is_complete', 'write_splits']
 
@@ -36,18 +36,18 @@ _BEGUN_FILE = 'begun.json'
 _PART_FILE = 'part.json'
 _IDS_FILE = 'ids.npy'
 # Set before the processes fork, so that sources need not be picklable.
-_jobs: list[tuple[Path, Part, WriterConfig]] = []
+_jobs: list[tuple[OutputFolder, str, Part, WriterConfig]] = []
 
 
-def is_complete(folder: Union[str, Path]) -> bool:
+def is_complete(out: OutputFolder) -> bool:
     """Whether `write_splits` has finished in this folder."""
-    return (Path(folder) / CARD_FILE).is_file()
+    return out.fetch(CARD_FILE)
 
 
 def write_splits(
     splits: Mapping[str, list[Part]],
     dropped: Dropped,
-    out: Union[str, Path],
+    out: Union[str, Path, OutputFolder],
     config: Optional[WriterConfig] = None,
     about: Optional[Mapping[str, Any]] = None,
 ) -> Optional[dict[str, int]]:
@@ -60,7 +60,7 @@ def write_splits(
     Args:
         splits: Name -> parts.
         dropped: What the source left out before the parts.
-        out: The folder.
+        out: The folder; a part that is complete is uploaded if it has a remote.
         config: How to write.
         about: Facts about the source for the card; a folder that was begun with others is refused.
 
@@ -72,30 +72,32 @@ def write_splits(
         ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
             left out than `max_dropped` allows.
     """
-    out, config = Path(out), config or WriterConfig()
+    out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
     _begin(out, {**(about or {}), 'image_max_side': config.image_max_side, 'image_quality': config.image_quality})
-    jobs = [(out / split / part.name, part, config) for split, parts in splits.items() for part in parts]
-    names = Counter(str(folder) for folder, _, _ in jobs)
+    jobs = [(out, f'{split}/{part.name}', part, config) for split, parts in splits.items() for part in parts]
+    names = Counter(folder for _, folder, _, _ in jobs)
     if max(names.values(), default=0) > 1:
         raise ValueError(f'two input files would be written to {names.most_common(1)[0][0]}; give them different names')
-    _jobs[:] = [job for job in jobs[config.machine::config.machines] if not (job[0] / _PART_FILE).is_file()]
-    with tqdm(total=len(jobs[config.machine::config.machines]), desc=f'write {out.name}', unit=' parts') as progress:
-        progress.update(progress.total - len(_jobs))
+    _jobs[:] = [job for job in jobs[config.machine::config.machines] if not out.fetch(f'{job[1]}/{_PART_FILE}')]
+    total = len(jobs[config.machine::config.machines])
+    with tqdm(total=total, desc=f'write {out.local.name}', unit=' parts') as progress:
+        progress.update(total - len(_jobs))
         for n in _run(min(config.num_workers, len(_jobs))):
             progress.update()
             progress.set_postfix(samples=n)
-    if not all((folder / _PART_FILE).is_file() for folder, _, _ in jobs):
+    if not all(out.fetch(f'{folder}/{_PART_FILE}') for _, folder, _, _ in jobs):
         return None
     return _finish(splits, dropped, out, config, about or {})
 
 
-def _begin(out: Path, about: dict[str, Any]) -> None:
-    path, text = out / _BEGUN_FILE, json.dumps(about, indent=2, sort_keys=True, default=str) + '\n'
-    if path.is_file() and path.read_text() != text:
-        raise ConfigError(f'out: {out} was begun with another source or other image options ({path} has them); remove '
-                          'it to convert again')
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+def _begin(out: OutputFolder, about: dict[str, Any]) -> None:
+    path, text = out.local / _BEGUN_FILE, json.dumps(about, indent=2, sort_keys=True, default=str) + '\n'
+    if out.fetch(_BEGUN_FILE):
+        if path.read_text() != text:
+            raise ConfigError(f'out: {out} was begun with another source or other image options ({path} has them); '
+                              'remove it to convert again')
+        return
+    out.commit(_BEGUN_FILE, text)
 
 
 def _run(num_workers: int) -> Iterator[int]:
@@ -118,7 +120,8 @@ def _run(num_workers: int) -> Iterator[int]:
 
 def _write_part(job: int) -> int:
     """Write one part into its folder; returns how many samples."""
-    folder, part, config = _jobs[job]
+    target, name, part, config = _jobs[job]
+    folder = target.local / name
     dropped, ids, seen = Dropped(), [], set()
     lengths: dict[str, np.ndarray] = {}
     with complete_folder(folder) as out:
@@ -144,9 +147,11 @@ def _write_part(job: int) -> int:
                     image = {IMAGE: sample.image} if sample.image is not None else {}
                     writer.write({SAMPLE_ID: sample.sample_id, **captions, **image})
         np.save(out / _IDS_FILE, np.array(ids, dtype=np.uint64))
-        record = {'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
-                  'words': {key: counts.tolist() for key, counts in lengths.items()}}
-        (out / _PART_FILE).write_text(json.dumps(record))
+    target.publish(*(f'{name}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
+    target.publish(*(f'{name}/{path.name}' for path in (folder / 'index.json', folder / _IDS_FILE) if path.is_file()))
+    record = {'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
+              'words': {key: counts.tolist() for key, counts in lengths.items()}}
+    target.commit(f'{name}/{_PART_FILE}', json.dumps(record))
     return len(ids)
 
 
@@ -179,10 +184,15 @@ def _chain(first: Sample, rest: Iterator[Sample]) -> Iterator[Sample]:
 
 
 def _finish(
-    splits: Mapping[str, list[Part]], dropped: Dropped, out: Path, config: WriterConfig, about: Mapping[str, Any]
+    splits: Mapping[str, list[Part]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
+    about: Mapping[str, Any],
 ) -> dict[str, int]:
     """Check all parts together, then write the indices and last the card."""
-    records = {split: [json.loads((out / split / part.name / _PART_FILE).read_text()) for part in parts]
+    for split, parts in splits.items():
+        for part in parts:
+            for name in ('index.json', _IDS_FILE):
+                out.fetch(f'{split}/{part.name}/{name}')
+    records = {split: [json.loads((out.local / split / part.name / _PART_FILE).read_text()) for part in parts]
                for split, parts in splits.items()}
     written = {split: sum(record['samples'] for record in rows) for split, rows in records.items()}
     left_out = Dropped()
@@ -198,9 +208,9 @@ def _finish(
     for split, parts in splits.items():
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()})')
-        _check_unique(out / split, parts)
-        _check_same_columns(out / split, parts)
-        _merge_index(out / split, parts)
+        _check_unique(out.local / split, parts)
+        _check_same_columns(out.local / split, parts)
+        out.commit(f'{split}/index.json', _merged_index(out.local / split, parts))
     card = {**about, 'samples': written, 'dropped': left_out.counts(), 'dropped_ids': left_out.reasons}
     words = {split: _sum(record['words'] for record in rows) for split, rows in records.items()}
     write_card(out, card, words, CARD_FILE)
@@ -239,7 +249,7 @@ def _check_same_columns(split: Path, parts: list[Part]) -> None:
                                  f'{first[0]} has {first[1]}')
 
 
-def _merge_index(split: Path, parts: list[Part]) -> None:
+def _merged_index(split: Path, parts: list[Part]) -> str:
     """One index over the parts' shards, which stay where they are."""
     shards = []
     for part in parts:
@@ -248,6 +258,4 @@ def _merge_index(split: Path, parts: list[Part]) -> None:
                 if shard[kind]:
                     shard[kind]['basename'] = f'{part.name}/{shard[kind]["basename"]}'
             shards.append(shard)
-    partial = split / 'index.json.tmp'
-    partial.write_text(json.dumps({'version': 2, 'shards': shards}, sort_keys=True))
-    partial.replace(split / 'index.json')
+    return json.dumps({'version': 2, 'shards': shards}, sort_keys=True)

@@ -1,0 +1,140 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Datasets on S3 and SFTP servers whose answers go wrong one time in ten: every sample arrives, once."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from parts import make_samples, write_dataset, write_sidecar
+from remotes import S3_KEY, S3_SECRET, FaultyProxy, rclone, sftp_server
+
+from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.data.convert.samples import Dropped, one_part
+from llm2clip.data.convert.writer import write_splits
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.evaluate import _read_samples
+from llm2clip.extract import extract_sidecar
+from llm2clip.folders import OutputFolder
+from llm2clip.models.caption_teacher import LLMTeacher
+from llm2clip.preprocessing import Preprocessing
+
+ROOT = Path(__file__).parents[2]
+PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+pytestmark = [pytest.mark.usefixtures('no_leftovers'), pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope='module')
+def served(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bucket that holds a dataset of many shards and its sidecar."""
+    folder = tmp_path_factory.mktemp('served')
+    write_dataset(make_samples(64), folder / 'bucket', size_limit='1kb')
+    write_sidecar(folder / 'bucket/train', folder / 'bucket/embeddings', teacher_folder)
+    return folder
+
+
+@pytest.fixture
+def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', S3_KEY)
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', S3_SECRET)
+    monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
+    # rclone knows the checksums of old clients only
+    monkeypatch.setenv('AWS_RESPONSE_CHECKSUM_VALIDATION', 'when_required')
+    monkeypatch.setenv('AWS_REQUEST_CHECKSUM_CALCULATION', 'when_required')
+    monkeypatch.setattr('llm2clip.data.verified_stream.time.sleep', lambda seconds: None)
+    with rclone('s3', served, '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style') as port:
+        proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'])
+        monkeypatch.setenv('S3_ENDPOINT_URL', f'http://127.0.0.1:{proxy.port}')
+        yield proxy
+        proxy.close()
+
+
+def _loader(tmp_path: Path, remote: str, workers: int) -> object:
+    sidecar = DatasetConfig(local=str(tmp_path / 'cache/embeddings'), remote=f'{remote}/embeddings')
+    stream = ImageStreamConfig(local=str(tmp_path / 'cache/images'), remote=f'{remote}/train',
+                               embeddings={'tiny': sidecar})
+    config = ImageDataConfig(streams={'s': stream}, num_workers=workers, num_canonical_nodes=4,
+                             caption_mix={'short': 1.0}, download_timeout=20)
+    return build_image_loader(config, PIXELS, 8, 5, True, 'train_data').dataloader
+
+
+def _ids(loader: object) -> list[str]:
+    return sorted(sample_id for batch in loader for sample_id in batch['sample_id'])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_s3_with_faults(s3: FaultyProxy, tmp_path: Path, workers: int) -> None:
+    assert _ids(_loader(tmp_path, 's3://bucket', workers)) == [s.sample_id for s in make_samples(64)]
+    assert s3.requests > 60 and {'503', 'truncate', 'drop', 'delay'} <= set(s3.done)
+
+
+def test_sftp_with_faults(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sftp_server(served, tmp_path) as (port, env):
+        proxy = FaultyProxy(port, ['drop', 'truncate', 'delay'], every=97)
+        (tmp_path / 'known_hosts').write_text(f'[127.0.0.1]:{proxy.port} {env.pop("host_key")}\n')
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr('llm2clip.data.verified_stream.time.sleep', lambda seconds: None)
+        loader = _loader(tmp_path, f'sftp://user@127.0.0.1:{proxy.port}/bucket', 2)
+        assert _ids(loader) == [s.sample_id for s in make_samples(64)]
+        assert len(proxy.done) > 5
+        proxy.close()
+
+
+def test_a_training_over_a_bad_connection_sees_what_it_should(
+    s3: FaultyProxy, served: Path, tmp_path: Path
+) -> None:
+    """The same losses as from local files."""
+    args = ['device=cpu', 'precision=fp32', 'run_name=r', 'global_train_batch_size=8', 'max_duration=2ep',
+            'train_data.num_workers=1', 'train_data.num_canonical_nodes=4', 'model.vision.name=test_efficientnet',
+            'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05',
+            'train_data.caption_mix={short: 0.5, long: 0.5}', 'progress_bar=false']
+    losses = []
+    for name, local, remote in (('there', str(tmp_path / 'cache'), 's3://bucket'), ('here', str(served / 'bucket'), '')):
+        streams = [f'train_data.streams.s.local={local}/train',
+                   f'train_data.streams.s.embeddings.tiny.local={local}/embeddings']
+        if remote:
+            streams += [f'train_data.streams.s.remote={remote}/train',
+                        f'train_data.streams.s.embeddings.tiny.remote={remote}/embeddings']
+        subprocess.run([sys.executable, 'recipes/train_stage2.py', *args, *streams, f'save_folder={tmp_path / name}'],
+                       cwd=ROOT, check=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+        losses.append([line for line in lines if 'loss/train/total' in line])
+    assert len(losses[0]) == 16 and losses[0] == losses[1] and s3.done
+
+
+def test_conversion_and_extraction_write_to_s3(
+    s3: FaultyProxy, served: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    (served / 'out').mkdir()
+    samples = make_samples(20)
+    write_splits({'train': one_part(samples)}, Dropped(), OutputFolder(tmp_path / 'out', 's3://out/photos'))
+    dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote='s3://out/photos/train')
+    extract_sidecar(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'),
+                    LLMTeacher.from_folder(teacher_folder))
+    assert [row['sample_id'] for row in _read_samples(str(served / 'out/photos/train'))] == \
+        [row['sample_id'] for row in _read_samples(str(served / 'out/embeddings'))] == [s.sample_id for s in samples]
+    shutil.rmtree(tmp_path / 'embeddings')
+    done = extract_sidecar(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'),
+                           LLMTeacher.from_folder(teacher_folder))
+    assert done['shards'] == 0
+    client = boto3.client('s3', endpoint_url=os.environ['S3_ENDPOINT_URL'])
+    keys = {item['Key'] for item in client.list_objects_v2(Bucket='out')['Contents']}
+    assert {'photos/dataset.json', 'photos/train/index.json', 'embeddings/teacher.json'} <= keys
+
+
+def test_passwords_do_not_belong_in_a_configuration() -> None:
+    from llm2clip.config import Stage2Config
+    from llm2clip.config_files import load_config
+    with pytest.raises(ConfigError, match=r'train_data\.streams\.s\.remote.*put no password') as error:
+        load_config(Stage2Config, ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8',
+                                   'model.vision.name=x', 'optimizer.lr=1', 'train_data.streams.s.local=a',
+                                   'train_data.streams.s.remote=sftp://user:hunter2@host/a'])
+    assert 'hunter2' not in str(error.value)

@@ -1,0 +1,123 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Real S3 and SFTP servers on loopback, and a proxy in front of them that misbehaves."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import paramiko
+
+S3_KEY, S3_SECRET = 'key', 'not-a-real-secret'
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]
+
+
+@contextmanager
+def rclone(protocol: str, folder: Path, *options: str) -> Iterator[int]:
+    """Serve a folder; yields the port."""
+    port = free_port()
+    command = [str(Path(sys.executable).with_name('rclone')), 'serve', protocol, str(folder), '--addr', f'127.0.0.1:{port}', *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as client:
+                if client.connect_ex(('127.0.0.1', port)) == 0:
+                    break
+            assert process.poll() is None, f'{command} ended'
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def sftp_server(folder: Path, home: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Serve a folder over SFTP; yields the port and the environment that lets Streaming in."""
+    user_key, host_key = (paramiko.RSAKey.generate(2048) for _ in range(2))
+    user_key.write_private_key_file(str(home / 'user'))
+    host_key.write_private_key_file(str(home / 'host'))
+    (home / 'authorized').write_text(f'ssh-rsa {user_key.get_base64()} user\n')
+    with rclone('sftp', folder, '--key', str(home / 'host'), '--authorized-keys', str(home / 'authorized')) as port:
+        yield port, {'COMPOSER_SFTP_KEY_FILE': str(home / 'user'), 'host_key': f'ssh-rsa {host_key.get_base64()}',
+                     'COMPOSER_SFTP_KNOWN_HOSTS_FILE': str(home / 'known_hosts')}
+
+
+class FaultyProxy:
+    """Passes TCP connections on to a port; one answer in ten goes wrong, in the ways that `faults` lists in turn.
+
+    An answer is what the server sends between two requests.  The ways: ``drop`` closes the connection before it,
+    ``delay`` waits, ``truncate`` closes the connection inside it, ``503`` (HTTP only) sends an error instead.
+    """
+
+    def __init__(self, port: int, faults: Sequence[str], every: int = 10, delay: float = 2.0) -> None:
+        self.target = port
+        self.faults = list(faults)
+        self.every = every
+        self.delay = delay
+        self.requests = 0
+        self.done: list[str] = []
+        self._lock = threading.Lock()
+        self._server = socket.create_server(('127.0.0.1', 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            server = socket.create_connection(('127.0.0.1', self.target))
+            state = {'fault': ''}
+            for pair in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self._pass, args=(*pair, state), daemon=True).start()
+
+    def _next_fault(self) -> str:
+        with self._lock:
+            self.requests += 1
+            if self.requests % self.every:
+                return ''
+            fault = self.faults[len(self.done) % len(self.faults)]
+            self.done.append(fault)
+            return fault
+
+    def _pass(self, source: socket.socket, target: socket.socket, answers: bool, state: dict[str, str]) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if not answers:
+                    state['fault'] = self._next_fault()
+                    if state['fault'] == '503':
+                        source.sendall(b'HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
+                    if state['fault'] in ('503', 'drop'):
+                        break
+                elif state['fault'] == 'delay':
+                    state['fault'] = ''
+                    time.sleep(self.delay)
+                elif state['fault'] == 'truncate':
+                    target.sendall(data[:len(data) // 2])
+                    break
+                target.sendall(data)
+        except OSError:
+            pass
+        for end in (source, target):
+            # Not only close: the other thread still reads from it.
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            end.close()
