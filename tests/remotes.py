@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import paramiko
@@ -27,12 +27,14 @@ def free_port() -> int:
 def rclone(protocol: str, folder: Path, *options: str) -> Iterator[int]:
     """Serve a folder; yields the port."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name('rclone')), 'serve', protocol, str(folder), '--addr', f'127.0.0.1:{port}', *options]
+    program = Path(sys.executable).with_name('rclone')
+    command = [str(program), 'serve', protocol, str(folder), '--addr', f'127.0.0.1:{port}', *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(200):
             with socket.socket() as client:
-                if client.connect_ex(('127.0.0.1', port)) == 0:
+                # A connection to a port that nobody listens on may be one to itself.
+                if client.connect_ex(('127.0.0.1', port)) == 0 and client.getsockname() != client.getpeername():
                     break
             assert process.poll() is None, f'{command} ended'
             time.sleep(0.05)
@@ -82,7 +84,11 @@ class FaultyProxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
-            server = socket.create_connection(('127.0.0.1', self.target))
+            try:
+                server = socket.create_connection(('127.0.0.1', self.target))
+            except OSError:
+                client.close()
+                continue
             state = {'fault': ''}
             for pair in ((client, server, False), (server, client, True)):
                 threading.Thread(target=self._pass, args=(*pair, state), daemon=True).start()
@@ -116,8 +122,6 @@ class FaultyProxy:
             pass
         for end in (source, target):
             # Not only close: the other thread still reads from it.
-            try:
+            with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             end.close()

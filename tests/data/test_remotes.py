@@ -97,7 +97,7 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
             'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05',
             'train_data.caption_mix={short: 0.5, long: 0.5}', 'progress_bar=false']
     losses = []
-    for name, local, remote in (('there', str(tmp_path / 'cache'), 's3://bucket'), ('here', str(served / 'bucket'), '')):
+    for name, local, remote in (('there', tmp_path / 'cache', 's3://bucket'), ('here', served / 'bucket', '')):
         streams = [f'train_data.streams.s.local={local}/train',
                    f'train_data.streams.s.embeddings.tiny.local={local}/embeddings']
         if remote:
