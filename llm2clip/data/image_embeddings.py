@@ -12,10 +12,11 @@ from composer.core import DataSpec
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import draw
+from llm2clip.data.images import decode_pixels
 from llm2clip.data.paired_stream import PairedStream, columns_of, read_fingerprint
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
 from llm2clip.data.streaming import SeededDataset, build_loader, stream_arguments, streaming_dataset
-from llm2clip.data.transforms import decode_image, eval_transform, seeded, train_transform
+from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
 from llm2clip.data.vectors import read_vector
 from llm2clip.preprocessing import Preprocessing
 
@@ -28,14 +29,21 @@ class TrainImageDataset(SeededDataset):
     Args:
         streams: Paired streams.
         caption_mix: Caption key -> weight.
-        transform: Random transform, image -> tensor.
+        transform: Random transform, uint8 pixels -> normalised.
+        pixels_needed: Shortest side that it needs; larger images may be decoded at a fraction of their size.
         **kwargs: Passed to SeededDataset.
     """
 
     def __init__(
-        self, streams: Sequence[PairedStream], caption_mix: Mapping[str, float], transform: Any, **kwargs: Any
+        self,
+        streams: Sequence[PairedStream],
+        caption_mix: Mapping[str, float],
+        transform: Any,
+        pixels_needed: Optional[int] = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
+        self.pixels_needed = pixels_needed
         self.keys = list(caption_mix)
         self.weights = list(caption_mix.values())
         self.transform = transform
@@ -44,7 +52,7 @@ class TrainImageDataset(SeededDataset):
         sample = super().__getitem__(at)
         seed = self.sample_seed(sample)
         key = self.keys[draw(self.weights, seed)]
-        image = decode_image(sample[IMAGE], sample[SAMPLE_ID])
+        image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], self.pixels_needed)
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
@@ -59,7 +67,7 @@ class EvalImageDataset(SeededDataset):
     Args:
         streams: Paired streams.
         caption_keys: Captions that belong to an image.
-        transform: Image -> tensor.
+        transform: Uint8 pixels -> normalised.
         merge_equal_texts: Give captions of the same wording the same id.
         **kwargs: Passed to SeededDataset.
     """
@@ -85,7 +93,7 @@ class EvalImageDataset(SeededDataset):
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
-            'pixel_values': self.transform(decode_image(sample[IMAGE], sample[SAMPLE_ID])),
+            'pixel_values': self.transform(decode_pixels(sample[IMAGE], sample[SAMPLE_ID])),
             'text_embedding': torch.stack(vectors),
             'text_id': torch.tensor([xxhash.xxh64_intdigest(name) >> 1 for name in names]),
         }
@@ -179,7 +187,8 @@ def build_image_loader(
     def make(**kwargs: Any) -> Union[TrainImageDataset, EvalImageDataset]:
         if train:
             transform = train_transform(preprocessing, config.crop_scale, config.color_jitter, config.grayscale)
-            return TrainImageDataset(streams, mix, transform, seed=seed, **kwargs)
+            needed = pixels_needed(preprocessing.image_size, config.crop_scale[0])
+            return TrainImageDataset(streams, mix, transform, needed, seed=seed, **kwargs)
         return EvalImageDataset(streams, list(mix), eval_transform(preprocessing), merge_equal_texts, seed=seed,
                                 **kwargs)
 

@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoModel, CLIPImageProcessor, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, CLIPImageProcessorFast, PretrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ModelConfig
@@ -100,10 +100,10 @@ class LLM2CLIPModel(PreTrainedModel):
                 'logits_per_image': logit_scale.exp() * image_features @ text_features.T}
 
 
-def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessor:
+def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
     """The evaluation transform as transformers has it."""
     size = preprocessing.image_size
-    return CLIPImageProcessor(
+    return CLIPImageProcessorFast(
         do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
         crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
         image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)

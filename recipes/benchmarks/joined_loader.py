@@ -21,6 +21,7 @@ from llm2clip.config import DatasetConfig, ImageStreamConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
+from llm2clip.data.images import decode_pixels
 from llm2clip.data.paired_stream import FINGERPRINT_FILE
 from llm2clip.data.schema import (
     IMAGE,
@@ -29,7 +30,7 @@ from llm2clip.data.schema import (
     read_index,
 )
 from llm2clip.data.streaming import SeededDataset
-from llm2clip.data.transforms import decode_image, seeded, train_transform
+from llm2clip.data.transforms import seeded, train_transform
 from llm2clip.data.vectors import vector_columns
 from llm2clip.data.verified_stream import VerifiedStream
 from llm2clip.preprocessing import Preprocessing
@@ -47,7 +48,7 @@ class ImagesOnly(SeededDataset):
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
-        image = decode_image(sample[IMAGE], sample[SAMPLE_ID])
+        image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID])
         return {'index': at, 'pixel_values': seeded(self.transform, image, self.sample_seed(sample))}
 
 

@@ -15,7 +15,6 @@ from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher
-from llm2clip.data.transforms import decode_image
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
 from llm2clip.preprocessing import Preprocessing
@@ -121,8 +120,3 @@ def test_another_teacher_is_refused_by_field(sidecar: Path) -> None:
     check_same_teacher(teacher, dict(teacher), 'a', 'b')
     with pytest.raises(ValueError, match="a comes from another teacher than b: pooling is 'mean', expected 'last'"):
         check_same_teacher(teacher, {**teacher, 'pooling': 'last'}, 'a', 'b')
-
-
-def test_an_image_that_does_not_decode_names_its_sample() -> None:
-    with pytest.raises(ValueError, match="'s7'"):
-        decode_image(b'nothing', 's7')

@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from streaming.base.format import reader_from_json
 
+from llm2clip.data.images import decode_image
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, read_columns, read_index
-from llm2clip.data.transforms import decode_image
 from llm2clip.folders import OutputFolder
 
 matplotlib.use('Agg')

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert.card import LENGTH_BINS, write_card
 from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
-from llm2clip.data.transforms import decode_image
 from llm2clip.folders import OutputFolder, complete_folder
 
 __all__ = ['CARD_FILE', 'is_complete', 'write_splits']
@@ -162,12 +162,15 @@ def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) 
             continue
         if sample.image is not None:
             try:
-                image = decode_image(sample.image, sample.sample_id)
+                if config.image_max_side is None:
+                    decode_pixels(sample.image, sample.sample_id)
+                else:
+                    image = decode_image(sample.image, sample.sample_id)
+                    if max(image.size) > config.image_max_side:
+                        sample.image = _smaller(image, config.image_max_side, config.image_quality)
             except ValueError:
                 dropped.add('undecodable image', sample.sample_id)
                 continue
-            if config.image_max_side is not None and max(image.size) > config.image_max_side:
-                sample.image = _smaller(image, config.image_max_side, config.image_quality)
         yield sample
 
 

@@ -1,0 +1,163 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every kind of image becomes upright RGB, the fast way and the plain one."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels
+from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
+from llm2clip.preprocessing import Preprocessing
+
+PIXELS = Preprocessing(64, (0.5, 0.4, 0.3), (0.3, 0.4, 0.5))
+
+
+def photo(width: int = 160, height: int = 120) -> Image.Image:
+    """Smooth colours with some edges, as photographs have."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    waves = [np.sin(9 * x + k) * np.cos(7 * y - k) for k in range(3)]
+    image = np.stack([127 + 100 * wave + 25 * ((x * 8).astype(int) % 2) for wave in waves], -1)
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def both(data: bytes) -> np.ndarray:
+    """The pixels, after checking that both ways give the same."""
+    plain = np.asarray(decode_image(data, 's'))
+    fast = decode_pixels(data, 's')
+    assert fast.dtype == torch.uint8
+    np.testing.assert_array_equal(fast.permute(1, 2, 0).numpy(), plain)
+    return plain
+
+
+@pytest.mark.parametrize('kind, options', [
+    ('JPEG', {'quality': 95}), ('JPEG', {'quality': 95, 'progressive': True}), ('PNG', {}), ('WEBP', {'quality': 95}),
+    ('BMP', {}), ('TIFF', {}),
+])
+def test_formats(kind: str, options: dict[str, Any]) -> None:
+    found = both(encode(photo(), kind, **options))
+    assert np.abs(found.astype(int) - np.asarray(photo())).mean() < 2
+
+
+@pytest.mark.parametrize('mode, kind', [('L', 'JPEG'), ('L', 'PNG'), ('CMYK', 'JPEG'), ('P', 'PNG'), ('1', 'PNG'),
+                                        ('YCbCr', 'JPEG')])
+def test_colour_modes(mode: str, kind: str) -> None:
+    image = photo().convert(mode)
+    found = both(encode(image, kind))
+    assert found.shape == (120, 160, 3)
+    assert np.abs(found.astype(int) - np.asarray(image.convert('RGB'))).mean() < 3
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    found = both(encode(photo(), 'JPEG', exif=exif, quality=95))
+    assert found.shape == ((120, 160, 3) if orientation < 5 else (160, 120, 3))
+    upright = {1: lambda x: x, 3: lambda x: x[::-1, ::-1], 6: lambda x: np.rot90(x, -1), 8: np.rot90}.get(orientation)
+    if upright is not None:
+        assert np.abs(found.astype(int) - upright(np.asarray(photo()).astype(int))).mean() < 2
+
+
+def test_transparent_parts_are_white() -> None:
+    image = photo().convert('RGBA')
+    image.paste((10, 20, 30, 0), (0, 0, 40, 40))
+    image.paste((200, 0, 0, 128), (40, 0, 80, 40))
+    found = both(encode(image, 'PNG'))
+    assert (found[:40, :40] == 255).all() and (np.abs(found[:40, 40:80].astype(int) - [227, 127, 127]) <= 1).all()
+    palette = Image.new('P', (8, 8), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.paste(0, (0, 0, 4, 8))
+    found = both(encode(palette, 'PNG', transparency=0))
+    assert (found[:, :4] == 255).all() and (found[:, 4:] == [0, 255, 0]).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    ramp = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (8, 1))
+    found = both(encode(Image.fromarray(ramp), 'PNG'))
+    assert (np.abs(found[0, :, 0].astype(int) - np.arange(256)) <= 1).all()
+
+
+@pytest.mark.parametrize('kind', ['GIF', 'WEBP', 'PNG'])
+def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+    frames = [Image.new('RGB', (16, 16), color) for color in ('red', 'blue')]
+    found = both(encode(frames[0], kind, save_all=True, append_images=frames[1:]))
+    assert (found[..., 0] > 240).all() and (found[..., 2] < 15).all()
+
+
+def test_bombs_are_refused_before_they_unfold() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    side = int((MAX_PIXELS * 1.2) ** 0.5)
+    header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
+    bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+    for decode in (decode_image, decode_pixels):
+        with pytest.raises(ValueError, match="sample 's1' cannot be decoded: .* are more than 100,000,000 pixels"):
+            decode(bomb, 's1')
+
+
+@pytest.mark.parametrize('decode', [decode_image, decode_pixels])
+def test_what_does_not_decode_names_its_sample(decode: Any) -> None:
+    jpeg, png = encode(photo(), 'JPEG'), encode(photo(), 'PNG')
+    for data in (b'', b'nothing', jpeg[:len(jpeg) // 2], png[:len(png) // 2]):
+        with pytest.raises(ValueError, match="the image of sample 's7' cannot be decoded"):
+            decode(data, 's7')
+
+
+def test_resizing_tensors_equals_resizing_in_pillow() -> None:
+    """Within 2 of 255."""
+    image = photo(400, 300)
+    pillow = v2.Compose([v2.Resize(64, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(64), v2.ToImage(),
+                         v2.ToDtype(torch.float32, scale=True), v2.Normalize(PIXELS.mean, PIXELS.std)])(image)
+    found = eval_transform(PIXELS)(pil_to_tensor(image))
+    std = torch.tensor(PIXELS.std)[:, None, None]
+    assert ((found - pillow) * std).abs().max() <= 2.01 / 255 and ((found - pillow) * std).abs().mean() < 0.2 / 255
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_of_their_size() -> None:
+    """The pixels of a crop are off by less than 2 of 255 in the mean."""
+    data = encode(photo(1600, 1200), 'JPEG', quality=95)
+    needed = pixels_needed(64, 0.9)
+    assert needed == 135
+    small, whole = decode_pixels(data, 's', needed), decode_pixels(data, 's')
+    assert whole.shape == (3, 1200, 1600) and small.shape == (3, 150, 200)
+    assert decode_pixels(encode(photo(260, 260), 'JPEG'), 's', needed).shape == (3, 260, 260)
+    transform = train_transform(PIXELS, (0.9, 1.0))
+    std = torch.tensor(PIXELS.std)[:, None, None]
+    differences = [((seeded(transform, small, seed) - seeded(transform, whole, seed)) * std).abs().mean()
+                   for seed in range(32)]
+    assert max(differences) < 2 / 255 and sum(differences) / 32 < 1 / 255
+
+
+def test_crops_keep_their_share_and_stay_inside() -> None:
+    """On a ramp, where a crop begins and ends can be read from its corners."""
+    ramp = torch.stack(torch.meshgrid(torch.arange(240.0), torch.arange(120.0), indexing='ij')).to(torch.uint8)
+    ramp = torch.cat([ramp, ramp[:1]])
+    transform = train_transform(Preprocessing(240, (0.0,) * 3, (1.0,) * 3), (0.3, 0.6))
+    shares, tops = [], []
+    for seed in range(200):
+        crop = seeded(transform, ramp, seed) * 255
+        (top, left), (bottom, right) = crop[:2, 0, 0].tolist(), crop[:2, -1, -1].tolist()
+        assert -1 <= top < bottom <= 240 and -1 <= left < right <= 120
+        height, width = bottom - top + 1, right - left + 1
+        assert 0.7 < width / height < 1.4
+        shares.append(height * width / (240 * 120))
+        tops.append(top / (240 - height))
+    assert 0.27 < min(shares) < 0.33 and 0.5 < max(shares) < 0.63
+    assert min(tops) < 0.05 and max(tops) > 0.95 and abs(sum(tops) / 200 - 0.5) < 0.1
