@@ -83,5 +83,6 @@ def pixels_needed(image_size: int, crop_scale: float) -> int:
 def seeded(transform: v2.Compose, image: torch.Tensor, seed: int) -> torch.Tensor:
     """Apply a random transform with its own seed, leaving the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which formats a stack trace each time in case that CUDA is not there yet.
+        torch.default_generator.manual_seed(seed)
         return transform(image)

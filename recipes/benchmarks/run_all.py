@@ -6,6 +6,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from llm2clip.benchmark import BENCH_FOLDER
@@ -20,11 +21,13 @@ def main(names: list[str]) -> int:
         raise SystemExit(f'there is no benchmark {", ".join(unknown)}; there are {", ".join(there)}')
     results = []
     for name in names or there:
+        start = time.time()
         subprocess.run([sys.executable, str(FOLDER / f'{name}.py')], check=True)
-        results.append(json.loads((BENCH_FOLDER / f'{name}.json').read_text()))
-    print(f'{"name":<16}{"ratio":>8}{"bound":>8}  {"meets":<6} what / against')
+        written = [path for path in sorted(BENCH_FOLDER.glob('*.json')) if path.stat().st_mtime >= start]
+        results += [json.loads(path.read_text()) for path in written]
+    print(f'{"name":<20}{"ratio":>8}{"bound":>8}  {"meets":<6} what / against')
     for result in results:
-        print(f'{result["name"]:<16}{result["ratio"]:>8.3f}{result["bound"]:>8.2f}  {str(result["meets"]):<6} '
+        print(f'{result["name"]:<20}{result["ratio"]:>8.3f}{result["bound"]:>8.2f}  {str(result["meets"]):<6} '
               f'{result["what"]} / {result["against"]}')
     return 0 if all(result['meets'] for result in results) else 1
 
