@@ -95,6 +95,27 @@ def test_missing_dataset_sidecar_and_columns_are_named(image_dataset: Path, side
         _loader(_config(tmp_path / 'typed', sidecar))
 
 
+def test_a_dataset_may_have_sidecars_of_several_teachers(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    write_sidecar(image_dataset, tmp_path / 'int8', teacher_folder, storage='int8')
+    config = _config(image_dataset, sidecar)
+    config.streams['s'].embeddings['other'] = DatasetConfig(local=str(tmp_path / 'int8'))
+    with pytest.raises(ConfigError, match=r'train_data\.embeddings: dataset s has sidecars of 2 teachers .tiny, other'):
+        _loader(config)
+    vectors = {}
+    for name in ('tiny', 'other'):
+        config.embeddings = name
+        batch = next(iter(_loader(config)))
+        vectors[name] = batch['text_embedding'].float()
+        clean_stale_shared_memory()
+    assert not torch.equal(vectors['tiny'], vectors['other'])
+    torch.testing.assert_close(vectors['tiny'], vectors['other'], rtol=0, atol=0.02)
+    config.embeddings = 'third'
+    with pytest.raises(ConfigError, match="there is no sidecar of 'third', only of tiny, other"):
+        _loader(config)
+
+
 def test_sidecar_of_another_dataset_is_refused(image_dataset: Path, teacher_folder: Path, tmp_path: Path) -> None:
     write_dataset(make_samples(64, prefix='t'), tmp_path / 'other', size_limit='8kb')
     write_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', teacher_folder)

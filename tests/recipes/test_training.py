@@ -5,6 +5,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from remotes import free_port
 from safetensors.torch import load_file
 
 from llm2clip.callbacks.jsonl_logger import read_metrics
@@ -177,6 +179,60 @@ def test_two_ranks_extract_what_one_extracts(
         for key in ('text_embedding.short', 'text_embedding.long'):
             # Not bit by bit: the number of threads differs.
             np.testing.assert_allclose(row[key], other[key], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.dist
+def test_two_nodes_that_share_only_a_remote_extract_together(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Each takes its shards, none twice; after one of them is lost, only that one is done again."""
+    remote, port = tmp_path / 'bucket', free_port()
+
+    def extract() -> str:
+        nodes = []
+        for k in range(2):
+            launcher = [str(COMPOSER), '-n', '1', '--world_size', '2', '--node_rank', str(k), '--master_addr',
+                        '127.0.0.1', '--master_port', str(port)]
+            recipe = ['recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={tmp_path}/node{k}',
+                      f'out_remote={remote}', f'datasets.train.local={tmp_path}/cache{k}',
+                      f'datasets.train.remote={image_dataset}', 'device=cpu']
+            nodes.append(subprocess.Popen([*launcher, *recipe], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                                          env={**os.environ, 'OMP_NUM_THREADS': '1'}))
+        outputs = [node.communicate(timeout=240)[0] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0]
+        return ''.join(outputs)
+
+    n = len(read_index(image_dataset)['shards'])
+    assert f'train: {n} shards, 128 captions' in extract()
+    assert read_index(remote / 'train')['shards'] and (remote / 'train/teacher.json').is_file()
+    by_node = [{path.name for path in (tmp_path / f'node{k}/train').glob('*.mds')} for k in range(2)]
+    assert by_node[0] and by_node[1] and not by_node[0] & by_node[1] and len(by_node[0] | by_node[1]) == n
+    for row, other in zip(_read_samples(str(remote / 'train')), _read_samples(str(sidecar)), strict=True):
+        assert row['sample_id'] == other['sample_id']
+        np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
+    for folder in (remote, tmp_path / 'node0', tmp_path / 'node1'):
+        (folder / 'train/shard.00001.json').unlink(missing_ok=True)
+    assert 'train: 1 shards' in extract()
+
+
+@pytest.mark.dist
+def test_a_corrupt_shard_stops_both_ranks(
+    stage2_args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path
+) -> None:
+    """Within seconds, and named."""
+    shutil.copytree(sidecar, tmp_path / 'sidecar')
+    shard = tmp_path / 'sidecar' / 'shard.00001.mds'
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 255
+    shard.write_bytes(bytes(data))
+    args = [*stage2_args, f'train_data.streams.s.local={tmp_path}/cache/images',
+            f'train_data.streams.s.remote={image_dataset}', 'train_data.num_workers=1',
+            f'train_data.streams.s.embeddings.tiny.local={tmp_path}/cache/embeddings',
+            f'train_data.streams.s.embeddings.tiny.remote={tmp_path}/sidecar']
+    start = time.monotonic()
+    output = run('train_stage2', tmp_path / 'run', args, ranks=2, ok=False)
+    assert re.search(r'ShardError.*sidecar/shard\.00001\.mds is damaged: xxh64', output), output[-3000:]
+    assert time.monotonic() - start < 90
 
 
 def test_wandb_offline_and_what_a_run_leaves_behind(stage2_args: list[str], tmp_path: Path) -> None:
