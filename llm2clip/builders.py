@@ -23,12 +23,17 @@ from composer.utils.parallelism import FSDP2Config
 from llm2clip.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.algorithms.clamp_logit_scale import ClampLogitScale
 from llm2clip.algorithms.grad_cache import GradCache
+from llm2clip.algorithms.patch_dropout import PatchDropout
+from llm2clip.algorithms.step_monitor import StepMonitor
+from llm2clip.callbacks.in_batch_accuracy import InBatchAccuracy
 from llm2clip.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.callbacks.logit_scale_monitor import LogitScaleMonitor
 from llm2clip.callbacks.nonfinite import StopAtNonfinite
 from llm2clip.callbacks.resume_random_state import ResumeRandomState
+from llm2clip.callbacks.retrieval_grid import RetrievalGrid
+from llm2clip.callbacks.save_best import SaveBest
 from llm2clip.callbacks.text_monitor import TextMonitor
-from llm2clip.callbacks.wandb_logger import WandBLogger
+from llm2clip.checkpoints import find_checkpoint, refuse_code
 from llm2clip.config import ConfigError, Stage1Config, TrainConfig
 from llm2clip.config_files import save_config
 from llm2clip.data.convert.caption_csv import caption_csv
@@ -41,7 +46,7 @@ from llm2clip.data.convert.webdataset import webdataset
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.streaming import device_batch_size
 from llm2clip.models.trainable import TrainableStateModel
-from llm2clip.optim import parameter_groups
+from llm2clip.optim import describe_groups, parameter_groups
 
 __all__ = ['build', 'build_optimizer', 'build_source', 'build_trainer', 'check_train_config', 'fit']
 
@@ -77,16 +82,21 @@ ALGORITHMS = {
     'ema': composer.algorithms.EMA,
     'grad_cache': GradCache,
     'gradient_clipping': composer.algorithms.GradientClipping,
+    'low_precision_groupnorm': composer.algorithms.LowPrecisionGroupNorm,
     'low_precision_layernorm': composer.algorithms.LowPrecisionLayerNorm,
+    'patch_dropout': PatchDropout,
 }
 
 CALLBACKS = {
     'early_stopper': composer.callbacks.EarlyStopper,
+    'in_batch_accuracy': InBatchAccuracy,
     'logit_scale_monitor': LogitScaleMonitor,
     'lr_monitor': composer.callbacks.LRMonitor,
     'memory_monitor': composer.callbacks.MemoryMonitor,
     'optimizer_monitor': composer.callbacks.OptimizerMonitor,
+    'retrieval_grid': RetrievalGrid,
     'runtime_estimator': composer.callbacks.RuntimeEstimator,
+    'save_best': SaveBest,
     'speed_monitor': composer.callbacks.SpeedMonitor,
     'system_metrics_monitor': composer.callbacks.SystemMetricsMonitor,
 }
@@ -95,7 +105,7 @@ LOGGERS = {
     'file': composer.loggers.FileLogger,
     'mlflow': composer.loggers.MLFlowLogger,
     'tensorboard': composer.loggers.TensorboardLogger,
-    'wandb': WandBLogger,
+    'wandb': composer.loggers.WandBLogger,
 }
 
 
@@ -184,13 +194,18 @@ def _check_stage1(config: Stage1Config) -> None:
 
 
 def build_optimizer(
-    config: Mapping[str, Any], model: torch.nn.Module, lr_scale: Optional[Mapping[str, float]] = None
+    config: Mapping[str, Any],
+    model: torch.nn.Module,
+    lr_scale: Optional[Mapping[str, float]] = None,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups` of the model."""
+    """The optimizer over `parameter_groups` of the model; rank 0 prints them."""
     name, arguments = _named(config, 'optimizer')
     check(OPTIMIZERS, name, arguments, 'optimizer')
     lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
-    groups = parameter_groups(model, lr, weight_decay, lr_scale)
+    groups = parameter_groups(model, lr, weight_decay, lr_scale, layer_decay)
+    if dist.get_global_rank() == 0:
+        print(describe_groups(model, groups), flush=True)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
     return OPTIMIZERS[name](groups, lr=lr, **arguments)
@@ -206,18 +221,26 @@ def build_trainer(
     optimizer: torch.optim.Optimizer,
     train_data: DataSpec,
     evaluators: Union[Sequence[Evaluator], Evaluator, None] = None,
+    more_algorithms: Sequence[Algorithm] = (),
 ) -> Trainer:
-    """Composer's Trainer as the configuration says; writes the resolved configuration into the run's folder."""
+    """Composer's Trainer as the configuration says; writes the resolved configuration into the run's folder.
+
+    `more_algorithms` come after those of the configuration.
+    """
     if dist.get_global_rank() == 0:
         save_config(config, config.save_folder)
     algorithms: list[Algorithm] = _build_all(ALGORITHMS, config.algorithms, 'algorithms')
     for algorithm in algorithms:
         if isinstance(algorithm, GradCache):
             algorithm.split_batch = train_data.split_batch
-    # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged before they are clipped.
-    algorithms.append(AverageGlooGradients())
+    # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged, then measured, then
+    # clipped.
+    algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
     callbacks: list[Callback] = [
-        *_build_all(CALLBACKS, config.callbacks, 'callbacks'), StopAtNonfinite(config.save_folder)]
+        *_build_all(CALLBACKS, config.callbacks, 'callbacks'), StopAtNonfinite(config.checkpoint_folder)]
+    for callback in callbacks:
+        if isinstance(callback, SaveBest):
+            callback.folder = callback.folder or config.save_folder
     mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))
@@ -240,12 +263,12 @@ def build_trainer(
         # `TrainableStateModel` checks its weights itself.
         load_strict_model_weights=not isinstance(model, TrainableStateModel),
         eval_interval=config.eval_interval,
-        save_folder=f'{config.save_folder}/checkpoints',
+        save_folder=config.checkpoint_folder,
         save_interval=config.save_interval,
         save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
         # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
         save_overwrite=config.autoresume,
-        autoresume=config.autoresume,
+        load_path=_resume_from(config) if config.autoresume else None,
         progress_bar=config.progress_bar,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
@@ -255,6 +278,12 @@ def build_trainer(
         dist_timeout=config.dist_timeout,
         parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
     )
+
+
+def _resume_from(config: TrainConfig) -> Optional[str]:
+    refuse_code()
+    sharded = config.fsdp is not None and FSDP2Config(**config.fsdp).state_dict_type == 'sharded'
+    return find_checkpoint(config.checkpoint_folder, sharded, config.save_num_checkpoints_to_keep)
 
 
 def fit(trainer: Trainer) -> None:

@@ -15,7 +15,8 @@ from omegaconf import MISSING
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
     'DatasetConfig', 'EvaluateConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExtractConfig', 'ImageDataConfig',
-    'ImageStreamConfig', 'LoaderConfig', 'LoraConfig', 'MNTPConfig', 'ModelConfig', 'PrepareConfig', 'ReportConfig',
+    'ImageStreamConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
+    'PrepareConfig', 'ReportConfig',
     'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
     'VisionConfig', 'WriterConfig',
 ]
@@ -84,27 +85,43 @@ class MNTPConfig:
 
 @dataclass
 class VisionConfig:
-    """A vision tower from timm."""
+    """A vision tower from timm or transformers."""
 
     name: str = MISSING
-    """timm model name."""
+    """timm model (also `hf-hub:…`, `local-dir:…`), or hub name or local folder of a Hugging Face image model."""
     pretrained: bool = False
-    """Load timm's weights from the hub."""
+    """Load the weights that belong to `name`."""
     checkpoint: Optional[str] = None
-    """Local weights instead; read without running code."""
+    """Local file of a timm model's weights instead; read without running code."""
     remap: bool = False
     """The checkpoint has other key names but the same parameters in the same order."""
+    architecture: Component = field(default_factory=dict)
+    """A Hugging Face model's `config.json` by `model_type` (`clip_vision_model`, …), in place of the one in `name`."""
     image_size: int = 224
+    """Position embeddings are interpolated to it."""
+    mean: Optional[list[float]] = None
+    """In place of the tower's own normalisation, together with `std`."""
+    std: Optional[list[float]] = None
+    lock: bool = False
+    """Train the projection and the adapter only (LiT)."""
+    lock_blocks: int = 0
+    """Leave the embeddings and the first so many blocks as they are."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass.  With FSDP, `fsdp.activation_checkpointing` does the same."""
     freeze_batch_norm: bool = True
     """Keep BatchNorm on its pretrained statistics, so that a sample's features do not depend on its batch."""
 
 
 @dataclass
 class AdapterConfig:
-    """The residual MLP on the teacher's vector (design of the official code)."""
+    """From the teacher's vector to the joint space."""
 
+    name: str = 'residual'
+    """`residual`, the MLP of the official code; `linear`, or `identity`, for which both widths are equal."""
     depth: int = 4
+    """Residual blocks."""
     expansion: int = 2
+    """Hidden width of a block over its width."""
 
 
 @dataclass
@@ -114,6 +131,24 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     embed_dim: int = 1280
+    logit_scale: float = 1 / 0.07
+    """Factor on the cosine similarities at the beginning."""
+    logit_bias: Optional[float] = None
+    """Added to the logits at the beginning, for `loss.name: siglip`; SigLIP starts at -10, and `logit_scale` at 10."""
+
+
+@dataclass
+class LossConfig:
+    """Loss of stage 2, over the global batch."""
+
+    name: str = 'clip'
+    """`clip`, or the pairwise sigmoids of `siglip`."""
+    label_smoothing: float = 0.0
+    """Of `clip`."""
+    mask_equal_texts: bool = False
+    """Two samples of the global batch that drew the same caption are not each other's negatives."""
+    block_size: Optional[int] = None
+    """Compute so many rows of the logit matrix at once, never all; each rank those of its images only."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,6 +208,8 @@ class ImageStreamConfig(StreamConfig):
 
     embeddings: dict[str, DatasetConfig] = field(default_factory=dict)
     """Teacher's name -> sidecar."""
+    caption_mix: Optional[dict[str, float]] = None
+    """In place of that of `train_data`."""
 
 
 @dataclass
@@ -209,8 +246,9 @@ class ImageDataConfig(LoaderConfig):
     """Stage 2: an image and the embedding of one of its captions."""
 
     streams: dict[str, ImageStreamConfig] = field(default_factory=dict)
-    embeddings: Optional[str] = None
-    """Which of the streams' sidecars to read, by the teacher's name; unset, the only one."""
+    teachers: list[str] = field(default_factory=list)
+    """Whose embeddings to read; unset, those of the only teacher.  Those of several are scaled to length 1 and
+    concatenated."""
     caption_mix: dict[str, float] = field(default_factory=dict)
     """Caption key -> weight; one is drawn each time a sample is seen (paper, section 4.2).  Weight 0: never."""
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
@@ -245,7 +283,11 @@ class TrainConfig:
     eval_interval: str = '1ep'
     save_interval: str = '1ep'
     save_num_checkpoints_to_keep: int = 2
+    """On disk; what is kept in an object store is for its lifecycle rules to say."""
+    checkpoint_folder: str = '${save_folder}/checkpoints'
+    """On disk, which nodes may share, or in an object store (`s3://…`)."""
     autoresume: bool = True
+    """Go on from the newest whole checkpoint there."""
     progress_bar: bool = True
     log_to_console: bool = False
     console_log_interval: str = '10ba'
@@ -287,6 +329,20 @@ class Stage1Config(TrainConfig):
 
 
 @dataclass
+class OnlineConfig:
+    """The frozen teacher in the loop of stage 2, in place of sidecars."""
+
+    enabled: bool = False
+    """Embed captions with `teacher` while training; the streams then need no `embeddings`."""
+    batch_tokens: int = 16384
+    """Tokens a forward pass, padding included."""
+    precision: str = 'fp32'
+    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
+    sharded: bool = False
+    """Spread the LLM over all ranks with FSDP2."""
+
+
+@dataclass
 class Stage2Config(TrainConfig):
     """Post-training of the vision tower under the frozen teacher's embeddings."""
 
@@ -295,8 +351,12 @@ class Stage2Config(TrainConfig):
     eval_data: Optional[ImageDataConfig] = None
     teacher: Optional[str] = None
     """Folder of the teacher that the sidecars must come from; unset, they must only agree with one another."""
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     lr_scale: dict[str, float] = field(default_factory=dict)
-    """Module name (`vision_encoder`, `adapter`, …) -> factor on its learning rate."""
+    """Module name (`vision_encoder`, `adapter`, `logit_scale`, …) -> factor on its learning rate."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer of the vision tower to the one below it."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
 

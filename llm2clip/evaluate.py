@@ -15,6 +15,7 @@ from llm2clip.config import CRAConfig, DatasetConfig, ImageDataConfig, ImageStre
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index
 from llm2clip.data.streaming import streaming_dataset
+from llm2clip.data.vectors import vectors_of
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy, retrieval_recall
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.teacher import load_teacher
@@ -84,7 +85,7 @@ def _dataset_features(
     rows: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     for batch in tqdm(spec.dataloader, desc=f'evaluate {name}', unit=' batches'):
         images = model.get_image_features(batch['pixel_values'].to(device)).cpu()
-        texts = model.get_text_features(batch['text_embedding'].to(device)).cpu()
+        texts = model.get_text_features(vectors_of(batch).to(device)).cpu()
         for i, index in enumerate(batch['index'].tolist()):
             rows[index] = images[i], texts[i], batch['text_id'][i]
     if len(rows) != expected:

@@ -3,7 +3,6 @@
 
 """Folders that runs leave behind: timing, and models loaded back from checkpoints."""
 
-import datetime
 import json
 import time
 from collections.abc import Iterator
@@ -11,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
 
-import numpy as np
 import torch
-import torch.torch_version
 from composer.utils import dist
 
+from llm2clip.checkpoints import read_checkpoint
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import read_config
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -24,11 +22,6 @@ __all__ = ['load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint', '
 
 SECONDS_FILE = 'seconds.json'
 TEACHER_FILE = 'teacher.json'
-# What a Composer checkpoint holds beside tensors and plain containers.
-_SAFE_GLOBALS = [
-    datetime.timedelta, torch.torch_version.TorchVersion, np.ndarray, np.dtype, np.dtypes.UInt32DType,
-    np._core.multiarray._reconstruct,  # pyright: ignore[reportAttributeAccessIssue]
-]
 
 
 @contextmanager
@@ -79,8 +72,7 @@ def checkpoint_path(run: Union[str, Path]) -> Path:
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
     """The model's weights in a run's latest checkpoint, read without running code from it."""
-    with torch.serialization.safe_globals(_SAFE_GLOBALS):
-        return torch.load(checkpoint_path(run), map_location='cpu', weights_only=True)['state']['model']
+    return read_checkpoint(checkpoint_path(run))['state']['model']
 
 
 def load_stage2(run: Union[str, Path]) -> tuple[LLM2CLIP, Stage2Config, dict[str, Any]]:

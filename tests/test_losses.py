@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm2clip.losses import all_gather, clip_loss, ignored_candidates, info_nce
+from llm2clip.blockwise import blockwise_clip_loss, blockwise_siglip_loss
+from llm2clip.losses import all_gather, clip_loss, ignored_candidates, info_nce, siglip_loss
 
 
 def _unit(n: int, d: int, seed: int) -> torch.Tensor:
@@ -38,6 +39,70 @@ def test_clip_loss_of_a_perfect_model_is_near_zero_and_of_a_constant_one_is_log_
     eye = torch.eye(6)
     assert clip_loss(eye, eye, torch.tensor([math.log(100.0)])).item() < 1e-6
     assert clip_loss(torch.ones(6, 1), torch.ones(6, 1), torch.zeros(1)).item() == pytest.approx(math.log(6))
+
+
+def _sample(n: int = 11) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Features of both sides, logit scale and bias, and text ids of which some are equal."""
+    leaves = [_unit(n, 5, 0), _unit(n, 5, 1), torch.tensor([2.0]), torch.tensor([-3.0])]
+    return [leaf.float().requires_grad_() for leaf in leaves], torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5])[:n]
+
+
+def test_label_smoothing_and_equal_texts_in_clip_loss_equal_a_loop() -> None:
+    (image, text, scale, _), ids = _sample()
+    logits = (scale.exp() * image @ text.T).double()
+    total = 0.0
+    for scores in (logits, logits.T):
+        for i in range(11):
+            kept = [j for j in range(11) if j == i or ids[j] != ids[i]]
+            log_softmax = scores[i, kept].log_softmax(0)
+            target = torch.tensor([0.9 * (j == i) + 0.1 / len(kept) for j in kept])
+            total -= float((log_softmax * target).sum())
+    assert clip_loss(image, text, scale, 0.1, ids).item() == pytest.approx(total / 22, rel=1e-5)
+    distinct = torch.arange(11)
+    torch.testing.assert_close(clip_loss(image, text, scale, 0.1, distinct), clip_loss(image, text, scale, 0.1))
+
+
+@pytest.mark.parametrize('equal_texts', [False, True])
+def test_siglip_loss_equals_a_loop(equal_texts: bool) -> None:
+    (image, text, scale, bias), ids = _sample()
+    total = 0.0
+    for i in range(11):
+        for j in range(11):
+            if i == j or not equal_texts or ids[i] != ids[j]:
+                z = 1 if i == j else -1
+                logit = z * (math.exp(2.0) * float(image[i] @ text[j]) - 3.0)
+                total += math.log1p(math.exp(-logit))
+    found = siglip_loss(image, text, scale, bias, ids if equal_texts else None)
+    assert found.item() == pytest.approx(total / 11, rel=1e-5)
+
+
+@pytest.mark.parametrize('block_size', [1, 4, 11, 100])
+@pytest.mark.parametrize('equal_texts', [False, True])
+@pytest.mark.parametrize('loss', ['clip', 'smooth_clip', 'siglip'])
+def test_blockwise_losses_equal_the_plain_ones(loss: str, equal_texts: bool, block_size: int) -> None:
+    results = []
+    for blockwise in (False, True):
+        (image, text, scale, bias), ids = _sample()
+        options = {'text_id': ids if equal_texts else None, **({'block_size': block_size} if blockwise else {})}
+        if loss == 'siglip':
+            value = (blockwise_siglip_loss if blockwise else siglip_loss)(image, text, scale, bias, **options)
+        else:
+            smoothing = 0.1 if loss == 'smooth_clip' else 0.0
+            value = (blockwise_clip_loss if blockwise else clip_loss)(image, text, scale, smoothing, **options)
+        (3 * value).backward()
+        results.append([value, *(leaf.grad for leaf in (image, text, scale, *([bias] if loss == 'siglip' else [])))])
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_are_computed_in_float32_under_autocast() -> None:
+    (image, text, scale, bias), _ = _sample()
+    for loss in (lambda: clip_loss(image, text, scale), lambda: blockwise_clip_loss(image, text, scale),
+                 lambda: siglip_loss(image, text, scale, bias), lambda: info_nce(image, text),
+                 lambda: blockwise_siglip_loss(image, text, scale, bias)):
+        expected = loss()
+        with torch.autocast('cpu', torch.bfloat16):
+            assert loss().item() == expected.item()
 
 
 @pytest.mark.parametrize('symmetric', [False, True])

@@ -4,7 +4,7 @@
 """Stop where training breaks, before a checkpoint takes it over."""
 
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 from composer.core import Callback, State
@@ -23,11 +23,11 @@ class StopAtNonfinite(Callback):
     makes a weight so.  Every checkpoint of a run is therefore a good one.
 
     Args:
-        run: The run's folder.
+        checkpoints: Where they are, for the message.
     """
 
-    def __init__(self, run: Union[str, Path]) -> None:
-        self.checkpoints = Path(run, 'checkpoints')
+    def __init__(self, checkpoints: str) -> None:
+        self.checkpoints = checkpoints
         self._sample_ids: list[str] = []
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
@@ -50,7 +50,9 @@ class StopAtNonfinite(Callback):
                                  f'{self._sample_ids}; {self._last()}')
 
     def _last(self) -> str:
-        latest = self.checkpoints / 'latest-rank0.pt'
+        if '://' in self.checkpoints:
+            return f'the last checkpoint is in {self.checkpoints}'
+        latest = Path(self.checkpoints, 'latest-rank0.pt')
         return f'the last checkpoint is {latest.resolve()}' if latest.exists() else 'there is no checkpoint yet'
 
     def _bad_samples(self, outputs: Any, batch: dict[str, Any]) -> list[str]:

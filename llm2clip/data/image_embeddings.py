@@ -7,28 +7,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import torch
+import torch.nn.functional as F
 import xxhash
 from composer.core import DataSpec
+from streaming import StreamingDataset
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
-from llm2clip.data.captions import draw
+from llm2clip.data.captions import draw, text_id
 from llm2clip.data.images import decode_pixels
-from llm2clip.data.paired_stream import PairedStream, columns_of, read_fingerprint
+from llm2clip.data.paired_stream import SIDECARS, PairedStream, columns_of, read_fingerprint
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
 from llm2clip.data.streaming import SeededDataset, build_loader, stream_arguments, streaming_dataset
 from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
-from llm2clip.data.vectors import read_vector
+from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.preprocessing import Preprocessing
 
-__all__ = ['EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'paired_stream', 'sidecar_teacher']
+__all__ = [
+    'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'check_same_teacher',
+    'paired_stream', 'sidecar_teacher',
+]
 
 
 class TrainImageDataset(SeededDataset):
     """A randomly cropped image and the embedding of one caption, drawn each time the sample is seen.
 
+    Where a stream has no sidecar, the caption itself.
+
     Args:
         streams: Paired streams.
-        caption_mix: Caption key -> weight.
+        caption_mixes: Caption key -> weight, for each stream.
         transform: Random transform, uint8 pixels -> normalised.
         pixels_needed: Shortest side that it needs; larger images may be decoded at a fraction of their size.
         **kwargs: Passed to SeededDataset.
@@ -37,32 +44,36 @@ class TrainImageDataset(SeededDataset):
     def __init__(
         self,
         streams: Sequence[PairedStream],
-        caption_mix: Mapping[str, float],
+        caption_mixes: Sequence[Mapping[str, float]],
         transform: Any,
         pixels_needed: Optional[int] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
         self.pixels_needed = pixels_needed
-        self.keys = list(caption_mix)
-        self.weights = list(caption_mix.values())
+        self.as_stored = _one_storage(self)
+        self.mixes = [(list(mix), list(mix.values())) for mix in caption_mixes]
         self.transform = transform
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         seed = self.sample_seed(sample)
-        key = self.keys[draw(self.weights, seed)]
+        keys, weights = self.mixes[self.stream_of(at)]
+        key = keys[draw(weights, seed)]
         image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], self.pixels_needed)
+        caption = sample[caption_column(key)]
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
             'pixel_values': seeded(self.transform, image, seed),
-            'text_embedding': torch.from_numpy(read_vector(sample, key)),
+            **(caption_embedding(sample, key, self.as_stored) if sample[SIDECARS] else {'caption': caption}),
+            'text_id': text_id(caption),
+            'sample_seed': seed & (1 << 63) - 1,
         }
 
 
 class EvalImageDataset(SeededDataset):
-    """An image and the embeddings of all its captions, with an id for each text.
+    """An image and the embeddings of all its captions, or the captions without a sidecar, with an id for each text.
 
     Args:
         streams: Paired streams.
@@ -81,6 +92,7 @@ class EvalImageDataset(SeededDataset):
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
+        self.as_stored = _one_storage(self)
         self.keys = list(caption_keys)
         self.transform = transform
         self.merge_equal_texts = merge_equal_texts
@@ -89,65 +101,113 @@ class EvalImageDataset(SeededDataset):
         sample = super().__getitem__(at)
         texts = [sample[caption_column(key)] for key in self.keys]
         names = texts if self.merge_equal_texts else [f'{at}/{key}' for key in self.keys]
-        vectors = [torch.from_numpy(read_vector(sample, key)) for key in self.keys]
+        vectors = [caption_embedding(sample, key, self.as_stored) for key in self.keys if sample[SIDECARS]]
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
             'pixel_values': self.transform(decode_pixels(sample[IMAGE], sample[SAMPLE_ID])),
-            'text_embedding': torch.stack(vectors),
+            **({name: torch.stack([vector[name] for vector in vectors]) for name in vectors[0]} if vectors
+               else {'caption': texts}),
             'text_id': torch.tensor([xxhash.xxh64_intdigest(name) >> 1 for name in names]),
         }
 
 
+    def caption_and_pixels(self, at: int) -> tuple[str, torch.Tensor]:
+        """The first caption and the picture ``(3, H, W)`` in uint8, to look at."""
+        sample = super().__getitem__(at)
+        return sample[caption_column(self.keys[0])], decode_pixels(sample[IMAGE], sample[SAMPLE_ID])
+
+
+def caption_embedding(sample: Mapping[str, Any], key: str, as_stored: bool) -> dict[str, torch.Tensor]:
+    """One caption's vector in a paired sample, for a batch.
+
+    Args:
+        sample: Of a `PairedStream`.
+        key: Caption key.
+        as_stored: Leave int8 as it is, with its ``text_embedding_scale``.
+
+    Returns:
+        ``text_embedding`` ``(D,)``; those of several teachers have length 1 each and stand one after the other
+        ``(D1 + D2 + …,)``.
+    """
+    stored = [stored_vector(row, key) for row in sample[SIDECARS]]
+    if as_stored:
+        return stored[0]
+    vectors = [vectors_of(one) for one in stored]
+    if len(vectors) > 1:
+        vectors = [torch.cat([F.normalize(vector.float(), dim=0) for vector in vectors])]
+    return {'text_embedding': vectors[0].float()}
+
+
+def _one_storage(dataset: StreamingDataset) -> bool:
+    """Whether each stream has one sidecar, and all of them store vectors the same way."""
+    kinds = set()
+    for stream_id, stream in enumerate(dataset.streams):
+        assert isinstance(stream, PairedStream)
+        if len(stream.sidecars) != 1:
+            return False
+        shard = dataset.shards[dataset.shard_offset_per_stream[stream_id]]
+        kinds |= {kind.split(':')[1] for kind in columns_of(shard.sidecars[0]).values() if kind.startswith('ndarray')}
+    return len(kinds) == 1
+
+
 def paired_stream(
-    name: str, stream: ImageStreamConfig, teacher: Optional[str], keys: Sequence[str], key: str
+    name: str, stream: ImageStreamConfig, teachers: Sequence[str], keys: Sequence[str], key: str, online: bool = False
 ) -> PairedStream:
     """The stream of one configured dataset, its columns checked.
 
     Args:
         name: Of the dataset.
         stream: Where it and its sidecars are.
-        teacher: Whose sidecar to read; None, the only one.
+        teachers: Whose sidecars to read; none, that of the only one.
         keys: Captions that must have embeddings.
         key: Where the dataset's group stands in the configuration.
+        online: Read no sidecar.
 
     Raises:
         ConfigError: The dataset or its sidecar is missing, or which sidecar is meant is not clear.
         ValueError: A caption has no column or no embedding.
     """
     arguments = stream_arguments(name, stream, key)
-    if teacher is None and len(stream.embeddings) != 1:
-        raise ConfigError(f'{key}.embeddings: dataset {name} has sidecars of {len(stream.embeddings)} teachers '
+    if not online and not teachers and len(stream.embeddings) != 1:
+        raise ConfigError(f'{key}.teachers: dataset {name} has sidecars of {len(stream.embeddings)} teachers '
                           f'({", ".join(stream.embeddings) or "none"}); say which one to read')
-    sidecar = stream.embeddings.get(teacher or next(iter(stream.embeddings)))
-    if sidecar is None:
-        raise ConfigError(f'{key}.streams.{name}.embeddings: there is no sidecar of {teacher!r}, only of '
-                          f'{", ".join(stream.embeddings)}')
+    for teacher in teachers:
+        if teacher not in stream.embeddings:
+            raise ConfigError(f'{key}.streams.{name}.embeddings: there is no sidecar of {teacher!r}, only of '
+                              f'{", ".join(stream.embeddings)}')
+    sidecars = [] if online else [stream.embeddings[teacher] for teacher in teachers or stream.embeddings]
     columns, embedding_columns = [caption_column(k) for k in keys], [embedding_column(k) for k in keys]
     if stream.remote is None:
         check_dataset(stream.local, [SAMPLE_ID, IMAGE, *columns])
-    if sidecar.remote is None:
-        check_dataset(sidecar.local, [SAMPLE_ID, *embedding_columns])
-    return PairedStream(embeddings=sidecar.local, embeddings_remote=sidecar.remote, columns=columns,
+    for sidecar in sidecars:
+        if sidecar.remote is None:
+            check_dataset(sidecar.local, [SAMPLE_ID, *embedding_columns])
+    return PairedStream(sidecars=[(sidecar.local, sidecar.remote) for sidecar in sidecars], columns=columns,
                         embedding_columns=embedding_columns, **arguments)
 
 
 def sidecar_teacher(data: DataSpec) -> tuple[dict[str, Any], int]:
     """The teacher that all sidecars of a loader's dataset come from, and the width of its vectors.
 
+    Several teachers count as one, ``{'concatenated': [teacher, …]}``.
+
     Raises:
-        ValueError: Two sidecars come from different teachers.
+        ValueError: The sidecars of two streams come from different teachers.
     """
     dataset = streaming_dataset(data)
-    teachers, dim = [], 0
+    found: list[tuple[str, dict[str, Any]]] = []
+    dim = 0
     for stream_id, stream in enumerate(dataset.streams):
         assert isinstance(stream, PairedStream)
-        folder = stream.sidecar.local
-        teachers.append((folder, read_fingerprint(folder)['teacher']))
-        dim = embedding_dim(columns_of(dataset.shards[dataset.shard_offset_per_stream[stream_id]].sidecar))
-    for folder, teacher in teachers[1:]:
-        check_same_teacher(teacher, teachers[0][1], f'sidecar {folder}', f'sidecar {teachers[0][0]}')
-    return teachers[0][1], dim
+        folders = [sidecar.local for sidecar in stream.sidecars]
+        teachers = [read_fingerprint(folder)['teacher'] for folder in folders]
+        found.append((', '.join(folders), teachers[0] if len(teachers) == 1 else {'concatenated': teachers}))
+        shard = dataset.shards[dataset.shard_offset_per_stream[stream_id]]
+        dim = sum(embedding_dim(columns_of(reader)) for reader in shard.sidecars)
+    for where, teacher in found[1:]:
+        check_same_teacher(teacher, found[0][1], f'sidecar {where}', f'sidecar {found[0][0]}')
+    return found[0][1], dim
 
 
 def check_same_teacher(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, reference: str) -> None:
@@ -158,6 +218,13 @@ def check_same_teacher(found: Mapping[str, Any], expected: Mapping[str, Any], wh
                              f'expected {expected.get(name)!r}')
 
 
+def _mix(caption_mix: Mapping[str, float], key: str) -> dict[str, float]:
+    mix = {name: weight for name, weight in caption_mix.items() if weight}
+    if not mix or min(mix.values()) < 0:
+        raise ConfigError(f'{key}.caption_mix: expected caption keys with weights, at least one above 0')
+    return mix
+
+
 def build_image_loader(
     config: ImageDataConfig,
     preprocessing: Preprocessing,
@@ -166,6 +233,7 @@ def build_image_loader(
     train: bool,
     key: str,
     merge_equal_texts: bool = False,
+    online: bool = False,
 ) -> DataSpec:
     """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them.
 
@@ -177,19 +245,20 @@ def build_image_loader(
         train: One drawn caption and a random crop, shuffled; otherwise every caption and a centre crop, in order.
         key: Where `config` stands in the configuration.
         merge_equal_texts: In evaluation, captions of the same wording are one text.
+        online: Deliver captions in place of their embeddings.
     """
-    mix = {name: weight for name, weight in config.caption_mix.items() if weight}
-    if not mix or min(mix.values()) < 0:
-        raise ConfigError(f'{key}.caption_mix: expected caption keys with weights, at least one above 0')
-    streams = [paired_stream(name, stream, config.embeddings, list(mix), key)
-               for name, stream in config.streams.items()]
+    mixes = [_mix(config.caption_mix, key) if stream.caption_mix is None else
+             _mix(stream.caption_mix, f'{key}.streams.{name}') for name, stream in config.streams.items()]
+    keys = list(dict.fromkeys(name for mix in mixes for name in mix))
+    streams = [paired_stream(name, stream, config.teachers, list(mix) if train else keys, key, online)
+               for (name, stream), mix in zip(config.streams.items(), mixes)]
 
     def make(**kwargs: Any) -> Union[TrainImageDataset, EvalImageDataset]:
         if train:
             transform = train_transform(preprocessing, config.crop_scale, config.color_jitter, config.grayscale)
             needed = pixels_needed(preprocessing.image_size, config.crop_scale[0])
-            return TrainImageDataset(streams, mix, transform, needed, seed=seed, **kwargs)
-        return EvalImageDataset(streams, list(mix), eval_transform(preprocessing), merge_equal_texts, seed=seed,
+            return TrainImageDataset(streams, mixes, transform, needed, seed=seed, **kwargs)
+        return EvalImageDataset(streams, keys, eval_transform(preprocessing), merge_equal_texts, seed=seed,
                                 **kwargs)
 
     return build_loader(make, config, config.streams, global_batch_size, train, key)

@@ -5,7 +5,7 @@
 
 LLMs have a few dimensions that are ten times as large as the others, at which one scale a vector is wasted.  So vectors
 are rotated before they are rounded, which spreads those dimensions over all (as QuaRot, arXiv 2404.00456, does for
-activations), and rotated back when they are read.
+activations), and rotated back where they are used: the model does it, on its device, for a whole batch.
 """
 
 import functools
@@ -14,36 +14,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from llm2clip.data.schema import SAMPLE_ID, embedding_column, scale_column
 
-__all__ = ['STORAGES', 'dequantize', 'quantize', 'read_vector', 'vector_columns', 'vector_rows']
+__all__ = [
+    'STORAGES', 'dequantize', 'quantize', 'stored_vector', 'vector_columns', 'vector_rows', 'vectors_of',
+]
 
 STORAGES = ('float16', 'int8')
 
 
 @functools.cache
-def _rotations(dim: int) -> tuple[np.ndarray, np.ndarray]:
+def _rotations(dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Two orthogonal matrices, the Kronecker product of which rotates vectors of `dim` values.
 
     They are cosine transforms of the two factors of `dim` that are next to its square root, with signs in between that
     make them mix what is smooth, too.
     """
     rows = next(n for n in range(math.isqrt(dim), 0, -1) if dim % n == 0)
-    return _orthogonal(rows), _orthogonal(dim // rows)
+    return _orthogonal(rows).to(device), _orthogonal(dim // rows).to(device)
 
 
-def _orthogonal(n: int) -> np.ndarray:
+def _orthogonal(n: int) -> torch.Tensor:
     k, i = np.mgrid[0:n, 0:n]
     cosines = np.cos(np.pi * (i + 0.5) * k / n) * np.sqrt(np.where(k == 0, 1, 2) / n)
     signs = np.where(i * (i + 1) // 2 % 2, -1, 1)
-    return (cosines * signs).astype(np.float32)
+    return torch.from_numpy((cosines * signs).astype(np.float32))
 
 
-def _rotate(vectors: np.ndarray, back: bool = False) -> np.ndarray:
-    left, right = _rotations(vectors.shape[-1])
-    grid = vectors.reshape(*vectors.shape[:-1], len(left), len(right)).astype(np.float32, copy=False)
-    turned = left.T @ grid @ right if back else left @ grid @ right.T
+def _rotate(vectors: torch.Tensor, back: bool = False) -> torch.Tensor:
+    left, right = _rotations(vectors.shape[-1], vectors.device)
+    with torch.autocast(vectors.device.type, enabled=False):
+        grid = vectors.float().reshape(*vectors.shape[:-1], len(left), len(right))
+        turned = left.T @ grid @ right if back else left @ grid @ right.T
     return turned.reshape(vectors.shape)
 
 
@@ -56,15 +60,15 @@ def quantize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         ``(…, D)`` int8 and ``(…)`` float32.  A vector is off by at most half the scale times the root of D.
     """
-    vectors = _rotate(vectors)
-    scale = (np.abs(vectors).max(-1) / 127).astype(np.float32)
+    turned = _rotate(torch.from_numpy(vectors)).numpy()
+    scale = (np.abs(turned).max(-1) / 127).astype(np.float32)
     safe = np.where(scale > 0, scale, 1)[..., None]
-    return np.clip(np.rint(vectors / safe), -127, 127).astype(np.int8), scale
+    return np.clip(np.rint(turned / safe), -127, 127).astype(np.int8), scale
 
 
-def dequantize(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The inverse of `quantize`, in float32."""
-    return _rotate(np.multiply(values, np.asarray(scale)[..., None], dtype=np.float32), back=True)
+def dequantize(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The inverse of `quantize`, in float32 on the device of `values`."""
+    return _rotate(values * scale.float()[..., None], back=True)
 
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
@@ -105,7 +109,16 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
     return rows
 
 
-def read_vector(sample: Mapping[str, Any], key: str) -> np.ndarray:
-    """One caption's vector ``(D,)``: float16 as it is stored, or float32 from int8."""
-    values = sample[embedding_column(key)]
-    return dequantize(values, sample[scale_column(key)]) if values.dtype == np.int8 else values.copy()
+def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """One caption's vector as a sidecar's row has it, for a batch: ``text_embedding`` ``(D,)``, and if that is int8,
+    ``text_embedding_scale``."""
+    values = torch.from_numpy(row[embedding_column(key)].copy())
+    if values.dtype != torch.int8:
+        return {'text_embedding': values}
+    return {'text_embedding': values, 'text_embedding_scale': torch.tensor(row[scale_column(key)])}
+
+
+def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The ``text_embedding`` ``(…, D)`` of a batch or of `stored_vector`, int8 turned back into float32."""
+    values, scale = batch['text_embedding'], batch.get('text_embedding_scale')
+    return values if scale is None else dequantize(values, scale)

@@ -95,9 +95,10 @@ class LLM2CLIPModel(PreTrainedModel):
 
     def forward(self, pixel_values: torch.Tensor, text_embedding: torch.Tensor) -> dict[str, torch.Tensor]:
         """Features of both sides and ``logits_per_image`` ``(B_images, B_texts)``."""
-        image_features, text_features, logit_scale = self.model(pixel_values, text_embedding)
-        return {'image_features': image_features, 'text_features': text_features,
-                'logits_per_image': logit_scale.exp() * image_features @ text_features.T}
+        outputs = self.model(pixel_values, text_embedding)
+        logits = outputs['logit_scale'].exp() * outputs['image_features'] @ outputs['text_features'].T
+        return {'image_features': outputs['image_features'], 'text_features': outputs['text_features'],
+                'logits_per_image': logits + outputs.get('logit_bias', 0.0)}
 
 
 def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
@@ -121,7 +122,7 @@ def export_folder(
         teacher: Folder of the teacher, copied into the export.
         out: The folder to write.
     """
-    hf_config = LLM2CLIPConfig(model=_portable(config), llm_embed_dim=record['llm_embed_dim'],
+    hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record['llm_embed_dim'],
                                teacher=record['teacher'])
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
@@ -131,10 +132,12 @@ def export_folder(
         shutil.copytree(teacher, partial / TEACHER_FOLDER)
 
 
-def _portable(config: ModelConfig) -> dict[str, Any]:
-    """The model's configuration without where its first weights came from."""
+def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
+    """The model's configuration without where its first weights came from, and with all that was read there."""
     fields = dataclasses.asdict(config)
-    fields['vision'].update(pretrained=False, checkpoint=None, remap=False)
+    vision = model.vision_encoder
+    fields['vision'].update(pretrained=False, checkpoint=None, remap=False, mean=list(vision.preprocessing.mean),
+                            std=list(vision.preprocessing.std), architecture=vision.tower.architecture())
     return fields
 
 

@@ -7,7 +7,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ['Adapter']
+from llm2clip.config import AdapterConfig, ConfigError
+
+__all__ = ['Adapter', 'build_adapter']
 
 
 class _ResidualMLP(nn.Module):
@@ -41,3 +43,21 @@ class Adapter(nn.Module):
     def forward(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """``(…, llm_embed_dim)`` -> ``(…, embed_dim)``, not normalised."""
         return self.projection(self.norm(self.blocks(F.normalize(text_embedding, dim=-1))))
+
+
+def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
+    """The adapter by its name.
+
+    Raises:
+        ConfigError: There is no such adapter, or the identity would have to change the width.
+    """
+    if config.name == 'residual':
+        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion)
+    if config.name == 'linear':
+        return nn.Linear(llm_embed_dim, embed_dim)
+    if config.name != 'identity':
+        raise ConfigError(f'model.adapter.name: {config.name!r} is not one of residual, linear, identity')
+    if llm_embed_dim != embed_dim:
+        raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the teacher's vectors, {llm_embed_dim}, "
+                          'as the identity adapter needs')
+    return nn.Identity()

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from composer.models import ComposerModel
 from torchmetrics import Metric
 
-from llm2clip.config import ModelConfig
-from llm2clip.losses import all_gather, clip_loss
+from llm2clip.blockwise import blockwise_clip_loss, blockwise_siglip_loss
+from llm2clip.config import ConfigError, LossConfig, ModelConfig
+from llm2clip.data.vectors import vectors_of
+from llm2clip.losses import all_gather, clip_loss, siglip_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.models.adapter import Adapter
+from llm2clip.models.adapter import build_adapter
 from llm2clip.models.vision_encoder import VisionEncoder
 
 __all__ = ['LLM2CLIP', 'ComposerLLM2CLIP']
@@ -40,53 +42,82 @@ class LLM2CLIP(nn.Module):
         # Orthogonal rows keep the angles between the pretrained tower's features, so that training starts from its
         # geometry and not from a random one.
         nn.init.orthogonal_(self.visual_projection.weight)
-        self.adapter = Adapter(llm_embed_dim, config.embed_dim, config.adapter.depth, config.adapter.expansion)
+        self.adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
         # One-dimensional, since FSDP2 cannot shard a scalar.
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(config.logit_scale)))
+        bias = config.logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), float(bias)))
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, embed_dim)``, L2-normalised."""
-        return F.normalize(self.visual_projection(self.vision_encoder(pixel_values)).float(), dim=-1)
+    def get_image_features(
+        self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        """``(B, 3, H, W)`` -> ``(B, embed_dim)``, L2-normalised; ``sample_seed`` ``(B,)`` is for patch dropout."""
+        return F.normalize(self.visual_projection(self.vision_encoder(pixel_values, sample_seed)).float(), dim=-1)
 
     def get_text_features(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """The teacher's vectors ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``, L2-normalised."""
         return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
 
     def forward(
-        self, pixel_values: torch.Tensor, text_embedding: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Image features, text features, logit scale (log space)."""
-        return self.get_image_features(pixel_values), self.get_text_features(text_embedding), self.logit_scale
+        self, pixel_values: torch.Tensor, text_embedding: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
+    ) -> Batch:
+        """``image_features``, ``text_features``, ``logit_scale`` (in log space) and ``logit_bias``, if there is one."""
+        outputs = {
+            'image_features': self.get_image_features(pixel_values, sample_seed),
+            'text_features': self.get_text_features(text_embedding),
+            'logit_scale': self.logit_scale,
+        }
+        return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias}
 
 
 class ComposerLLM2CLIP(ComposerModel):
     """Stage-2 training.
 
-    A training batch holds ``pixel_values`` ``(B, 3, H, W)`` and ``text_embedding`` ``(B, llm_embed_dim)``; an
-    evaluation batch has ``text_embedding`` ``(B, K, llm_embed_dim)`` for K captions an image, their ``text_id``
-    ``(B, K)`` and the images' ``index`` ``(B,)``.
+    A training batch holds ``pixel_values`` ``(B, 3, H, W)``, ``text_embedding`` ``(B, llm_embed_dim)`` (int8
+    with ``text_embedding_scale`` ``(B,)`` too), ``text_id``
+    ``(B,)`` and ``sample_seed`` ``(B,)``; an evaluation batch has ``text_embedding`` ``(B, K, llm_embed_dim)`` for K
+    captions an image, their ``text_id`` ``(B, K)`` and the images' ``index`` ``(B,)``.
 
     Args:
         model: The two towers.
+        loss: Which loss.
     """
 
     feature_names = ('image_features', 'text_features')
 
-    def __init__(self, model: LLM2CLIP) -> None:
+    def __init__(self, model: LLM2CLIP, loss: Optional[LossConfig] = None) -> None:
         super().__init__()
         self.model = model
+        self.loss_config = loss or LossConfig()
+        if self.loss_config.name not in ('clip', 'siglip'):
+            raise ConfigError(f'loss.name: {self.loss_config.name!r} is neither clip nor siglip')
+        if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
+            raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
+                              f'{"one; SigLIP starts at -10" if model.logit_bias is None else "none"}')
+        self.features: list[torch.Tensor] = []
+        """Of both sides, of all samples that this rank had in the last batch."""
         self.val_metrics = {'retrieval_recall@10': RetrievalRecall()}
 
     def forward(self, batch: Batch) -> Batch:
-        """This rank's ``image_features`` and ``text_features`` ``(B, embed_dim)``, and ``logit_scale``."""
-        outputs = self.model(batch['pixel_values'], batch['text_embedding'])
-        return dict(zip((*self.feature_names, 'logit_scale'), outputs))
+        """What `LLM2CLIP` returns for this rank's samples."""
+        return self.model(batch['pixel_values'], vectors_of(batch), batch.get('sample_seed'))
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
-        """The loss of the global batch, the same on every rank."""
-        del batch, args
-        image_features, text_features = (all_gather(outputs[name]) for name in self.feature_names)
-        return clip_loss(image_features, text_features, outputs['logit_scale'])
+        """The loss of the global batch; blockwise, this rank's part, of which it is the mean."""
+        del args
+        config, scale = self.loss_config, outputs['logit_scale']
+        features = [outputs[name] for name in self.feature_names]
+        self.features = [feature.detach() for feature in features]
+        text_id = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
+        if config.block_size is None:
+            features = [all_gather(feature) for feature in features]
+            text_id = None if text_id is None else all_gather(text_id)
+            if config.name == 'siglip':
+                return siglip_loss(*features, scale, outputs['logit_bias'], text_id)
+            return clip_loss(*features, scale, config.label_smoothing, text_id)
+        if config.name == 'siglip':
+            return blockwise_siglip_loss(*features, scale, outputs['logit_bias'], text_id, config.block_size)
+        return blockwise_clip_loss(*features, scale, config.label_smoothing, text_id, config.block_size)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

@@ -1,68 +1,116 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Vision towers by name, each with its own preprocessing."""
+"""Vision towers by name: pixels -> pooled features, with what training needs to know of their layers."""
 
-from pathlib import Path
+from typing import Optional
 
-import timm
-import timm.models
 import torch
 import torch.nn as nn
 
 from llm2clip.config import ConfigError, VisionConfig
-from llm2clip.preprocessing import Preprocessing
+from llm2clip.models.towers import Tower, load_tower, tower_preprocessing
 
-__all__ = ['VisionEncoder', 'vision_preprocessing']
-
-
-def vision_preprocessing(config: VisionConfig) -> Preprocessing:
-    """The tower's own normalisation, known before any weight is loaded.
-
-    Raises:
-        ConfigError: timm has no such model.
-    """
-    if config.name not in timm.list_models():
-        raise ConfigError(f'model.vision.name: timm has no model {config.name!r}')
-    data = timm.get_pretrained_cfg(config.name) or timm.models.PretrainedCfg()
-    return Preprocessing(config.image_size, tuple(data.mean), tuple(data.std))
+__all__ = ['VisionEncoder', 'kept_patches']
 
 
 class VisionEncoder(nn.Module):
-    """A timm tower without its classifier.
+    """A timm or transformers tower without its classifier.
 
     Args:
-        config: Which tower, and where its weights are.
+        config: Which tower, where its weights are, and what of it is locked.
         load_weights: Off when a checkpoint of the whole model follows.
     """
 
     def __init__(self, config: VisionConfig, load_weights: bool = True) -> None:
         super().__init__()
-        self.preprocessing = vision_preprocessing(config)
-        checkpoint = config.checkpoint if load_weights else None
-        if checkpoint and not Path(checkpoint).is_file():
-            raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
-        self.trunk = timm.create_model(config.name, pretrained=config.pretrained and load_weights)
-        if checkpoint:
-            timm.models.load_checkpoint(self.trunk, checkpoint, remap=config.remap)
-        self.trunk.reset_classifier(0)  # pyright: ignore[reportCallIssue]
-        self.freeze_batch_norm = config.freeze_batch_norm
+        self.preprocessing = tower_preprocessing(config)
+        self.config = config
+        # In a tuple, so that only its trunk is a submodule.
+        self._tower: tuple[Tower] = (load_tower(config, load_weights),)
+        self.trunk = self.tower.trunk
+        self.layer_ids = self.tower.layer_ids()
+        self.no_weight_decay = self.tower.no_weight_decay()
+        self._blocks = set(self.tower.blocks())
+        if config.gradient_checkpointing:
+            self.tower.checkpoint_gradients()
+        self._lock()
+        self._patch_dropout = 0.0
+        self._sample_seed: Optional[torch.Tensor] = None
+
+    @property
+    def tower(self) -> Tower:
+        return self._tower[0]
 
     @property
     def width(self) -> int:
         """Size of the tower's pooled features."""
-        width = self.trunk.num_features
-        assert isinstance(width, int)
-        return width
+        return self.tower.width
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that learning-rate decay tells apart, embeddings and what follows the last block included."""
+        return max(self.layer_ids.values()) + 1
+
+    def _lock(self) -> None:
+        last = self.num_layers - 1
+        if not 0 <= self.config.lock_blocks < last:
+            raise ConfigError(f'model.vision.lock_blocks: {self.config.lock_blocks} is not between 0 and {last - 1}, '
+                              f'the blocks of {self.config.name}')
+        locked = last if self.config.lock else self.config.lock_blocks or -1
+        for name, parameter in self.trunk.named_parameters():
+            if self.layer_ids[name] <= locked:
+                parameter.requires_grad_(False)
+
+    def drop_patches(self, rate: float) -> None:
+        """From now on, leave out this share of an image's patches in training (FLIP, arXiv 2212.00794)."""
+        if not 0 <= rate < 1:
+            raise ConfigError(f'algorithms.patch_dropout.rate: {rate} is not in [0, 1)')
+        self._patch_dropout = rate
+        self.tower.on_tokens(self._keep)
+
+    def _keep(self, tokens: torch.Tensor, prefix: int) -> Optional[torch.Tensor]:
+        if not self.training or not self._patch_dropout:
+            return None
+        if self._sample_seed is None:
+            raise ValueError('patch_dropout needs the sample_seed of the batch')
+        return kept_patches(self._sample_seed.to(tokens.device), tokens.shape[1] - prefix, self._patch_dropout)
+
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """Shard every block on its own."""
+        return module in self._blocks
+
+    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
+        """With `fsdp.activation_checkpointing`, recompute every block on its own."""
+        return module in self._blocks
 
     def train(self, mode: bool = True) -> 'VisionEncoder':
         super().train(mode)
-        if self.freeze_batch_norm:
+        if self.config.lock:
+            self.trunk.eval()
+        if self.config.freeze_batch_norm:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, width)``."""
-        return self.trunk(pixel_values)
+    def forward(self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """``(B, 3, H, W)`` -> ``(B, width)``; patch dropout needs one ``sample_seed`` an image."""
+        self._sample_seed = sample_seed
+        try:
+            return self.tower.pooled(pixel_values)
+        finally:
+            self._sample_seed = None
+
+
+def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:
+    """Which patches stay, a function of each sample's seed alone: ``(B,)`` int64 -> ``(B, kept)``, in order.
+
+    The patches with the smallest hashes stay (splitmix64 of seed and place; int64 arithmetic wraps around).
+    """
+    kept = max(1, round(patches * (1 - rate)))
+    x = sample_seed[:, None] + torch.arange(1, patches + 1, device=sample_seed.device) * -7046029254386353131
+    for multiplier, shift in ((-4658895280553007687, 30), (-7723592293110705685, 27)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * multiplier
+    x = x ^ ((x >> 31) & ((1 << 33) - 1))
+    return x.argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values

@@ -76,9 +76,11 @@ def main() -> None:
     batches = list(token_batches([len(text.ids) for text in tokens], BATCH_TOKENS))
     padded = sum(len(batch) * max(len(tokens[i].ids) for i in batch) for batch in batches)
     error = max(float((vectors['ours'] - vectors[name]).abs().max()) for name in ('file_order', 'by_characters'))
-    cosine = float(F.cosine_similarity(vectors['ours'], vectors['ours_bf16']).min())
+    # The median: this LLM has activations of 20,000, which in single texts bfloat16 puts elsewhere.
+    cosines = F.cosine_similarity(vectors['ours'], vectors['ours_bf16'])
+    cosine = float(cosines.median())
     facts = {**rates, 'tokens': n_tokens, 'padding': 1 - n_tokens / padded, 'largest_difference': error,
-             'smallest_cosine_bf16': cosine}
+             'median_cosine_bf16': cosine, 'smallest_cosine_bf16': float(cosines.min())}
     same = error < 1e-4 * float(vectors['ours'].abs().max())
     for name, against, way, bound in (
         ('extraction_plain', 'batches of 32 in file order', 'file_order', 1.8),

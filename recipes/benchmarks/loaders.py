@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.transforms as v1
-import webdataset as wds
+import webdataset
 from PIL import Image
 from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
@@ -47,6 +47,8 @@ from llm2clip.preprocessing import Preprocessing
 SAMPLES, DIM, SIZE, BATCH, WORKERS, ROUNDS = 2000, 4096, 224, 32, 2, 5
 KEYS, MEAN = ['short', 'long'], (0.5, 0.5, 0.5)
 OPTIONS = {'seed': 0, 'batch_size': BATCH, 'shuffle': True, 'num_canonical_nodes': 8}
+
+wds: Any = webdataset  # it names its parts by a lazy __getattr__
 
 
 class ImagesOnly(SeededDataset):
@@ -136,7 +138,7 @@ def main() -> None:
         transform = train_transform(Preprocessing(SIZE, MEAN, MEAN), (0.9, 1.0))
         config = ImageStreamConfig(local=str(folder / 'images/train'),
                                    embeddings={'teacher': DatasetConfig(local=str(folder / 'sidecar'))})
-        joined = TrainImageDataset([paired_stream('s', config, None, KEYS, 'bench')], dict.fromkeys(KEYS, 1), transform,
+        joined = TrainImageDataset([paired_stream('s', config, [], KEYS, 'bench')], [dict.fromkeys(KEYS, 1)], transform,
                                    pixels_needed(SIZE, 0.9), **OPTIONS)
         # Streaming keeps one dataset a folder: the second reads the same files under another name.
         (folder / 'alone').symlink_to(folder / 'images/train')

@@ -41,8 +41,8 @@ def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False) ->
         model=model, train_dataloader=DataSpec(batches, get_num_samples_in_batch=lambda b: len(b['index'])),
         optimizers=torch.optim.SGD(model.parameters(), lr=lr), max_duration='3ba', device='cpu', precision='fp32',
         device_train_microbatch_size=2 if cached else 4, algorithms=[GradCache()] if cached else [],
-        callbacks=[StopAtNonfinite(folder)], save_folder=str(folder / 'checkpoints'), save_interval='1ba',
-        progress_bar=False)
+        callbacks=[StopAtNonfinite(str(folder / 'checkpoints'))], save_folder=str(folder / 'checkpoints'),
+        save_interval='1ba', progress_bar=False)
     trainer.fit()
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from parts import make_samples, write_dataset, write_sidecar
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
-from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher
+from llm2clip.data.captions import text_id
+from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
+from llm2clip.data.vectors import vectors_of
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
 from llm2clip.preprocessing import Preprocessing
@@ -101,19 +104,44 @@ def test_a_dataset_may_have_sidecars_of_several_teachers(
     write_sidecar(image_dataset, tmp_path / 'int8', teacher_folder, storage='int8')
     config = _config(image_dataset, sidecar)
     config.streams['s'].embeddings['other'] = DatasetConfig(local=str(tmp_path / 'int8'))
-    with pytest.raises(ConfigError, match=r'train_data\.embeddings: dataset s has sidecars of 2 teachers .tiny, other'):
+    with pytest.raises(ConfigError, match=r'train_data\.teachers: dataset s has sidecars of 2 teachers .tiny, other'):
         _loader(config)
     vectors = {}
-    for name in ('tiny', 'other'):
-        config.embeddings = name
-        batch = next(iter(_loader(config)))
-        vectors[name] = batch['text_embedding'].float()
+    for names in (['tiny'], ['other'], ['other', 'tiny']):
+        config.teachers = names
+        spec = build_image_loader(config, PIXELS, 8, 5, True, 'train_data')
+        batch = next(iter(spec.dataloader))
+        assert ('text_embedding_scale' in batch) is (names == ['other'])
+        vectors[len(names), names[0]] = vectors_of(batch).float()
+        teacher, dim = sidecar_teacher(spec)
+        assert dim == 32 * len(names) and ('concatenated' in teacher) is (len(names) == 2)
         clean_stale_shared_memory()
-    assert not torch.equal(vectors['tiny'], vectors['other'])
-    torch.testing.assert_close(vectors['tiny'], vectors['other'], rtol=0, atol=0.02)
-    config.embeddings = 'third'
+    tiny, other, both = vectors[1, 'tiny'], vectors[1, 'other'], vectors[2, 'other']
+    assert not torch.equal(tiny, other)
+    torch.testing.assert_close(tiny, other, rtol=0, atol=0.05)
+    torch.testing.assert_close(both, torch.cat([F.normalize(other, dim=-1), F.normalize(tiny, dim=-1)], dim=-1))
+    config.teachers = ['third']
     with pytest.raises(ConfigError, match="there is no sidecar of 'third', only of tiny, other"):
         _loader(config)
+
+
+def test_a_dataset_may_have_its_own_captions(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    samples = make_samples(32, prefix='t')
+    for sample in samples:
+        sample.captions = {'re': sample.captions['long']}
+    write_dataset(samples, tmp_path / 'other')
+    write_sidecar(tmp_path / 'other' / 'train', tmp_path / 'embeddings', teacher_folder)
+    config = _config(image_dataset, sidecar, caption_mix={'short': 1.0})
+    config.streams['other'] = ImageStreamConfig(
+        local=str(tmp_path / 'other' / 'train'), embeddings={'tiny': DatasetConfig(local=str(tmp_path / 'embeddings'))},
+        caption_mix={'re': 1.0})
+    batches = list(_loader(config))
+    ids = [(sample, int(text)) for batch in batches for sample, text in zip(batch['sample_id'], batch['text_id'])]
+    expected = {**{s.sample_id: text_id(s.captions['short']) for s in make_samples(64)},
+                **{s.sample_id: text_id(s.captions['re']) for s in samples}}
+    assert len(ids) == 96 and dict(ids) == expected
 
 
 def test_sidecar_of_another_dataset_is_refused(image_dataset: Path, teacher_folder: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_adapter_equals_the_formula() -> None:
 
 def test_features_are_normalised_and_logit_scale_starts_as_in_clip() -> None:
     model = LLM2CLIP(TINY, 8).eval()
-    image, text, scale = model(torch.randn(3, 3, 32, 32), torch.randn(3, 8))
+    image, text, scale = model(torch.randn(3, 3, 32, 32), torch.randn(3, 8)).values()
     torch.testing.assert_close(image.norm(dim=-1), torch.ones(3))
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(3))
     assert scale.shape == (1,) and scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-5)

@@ -1,0 +1,48 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Train on a part of each image's patches (FLIP, Li et al. 2022, arXiv 2212.00794)."""
+
+from typing import Optional
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from llm2clip.models.vision_encoder import VisionEncoder
+
+__all__ = ['PatchDropout', 'apply_patch_dropout']
+
+
+def apply_patch_dropout(model: torch.nn.Module, rate: float) -> None:
+    """Let every vision tower of a model leave out a share of the patches while it trains.
+
+    Which ones follows from the ``sample_seed`` of the batch, and so not from the microbatch or the rank.
+
+    Args:
+        model: Holds at least one `VisionEncoder`.
+        rate: Share of the patches to leave out.
+
+    Raises:
+        ValueError: The tower has no patches, or the rate is not in [0, 1).
+    """
+    for module in model.modules():
+        if isinstance(module, VisionEncoder):
+            module.drop_patches(rate)
+
+
+class PatchDropout(Algorithm):
+    """Run `apply_patch_dropout` when training is set up.
+
+    Args:
+        rate: Share of the patches to leave out.
+    """
+
+    def __init__(self, rate: float = 0.5) -> None:
+        self.rate = rate
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.INIT
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        apply_patch_dropout(state.model, self.rate)

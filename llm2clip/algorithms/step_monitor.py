@@ -1,0 +1,45 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a step costs and how large its gradient is."""
+
+import time
+from typing import Optional
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch.distributed.tensor import DTensor
+
+__all__ = ['StepMonitor', 'gradient_norm']
+
+
+def gradient_norm(model: torch.nn.Module) -> float:
+    """L2 norm of all gradients, those of the other ranks' shards included."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if not gradients:
+        return 0.0
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+class StepMonitor(Algorithm):
+    """Log ``gradient_norm`` as it is before clipping, and ``time/data_wait``, the seconds without a batch.
+
+    An algorithm and not a callback, since those only run after the algorithms of an event: after the gradients are
+    clipped, and after `GradCache` has done its first pass.
+    """
+
+    def __init__(self) -> None:
+        self._start: Optional[float] = None
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER, Event.AFTER_TRAIN_BATCH)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        if event == Event.BEFORE_DATALOADER:
+            self._start = time.monotonic()
+        elif event == Event.AFTER_DATALOADER and self._start is not None:
+            logger.log_metrics({'time/data_wait': time.monotonic() - self._start})
+        elif event == Event.AFTER_TRAIN_BATCH:
+            logger.log_metrics({'gradient_norm': gradient_norm(state.model)})

@@ -1,0 +1,71 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A picture of what the model finds, for the loggers that show pictures."""
+
+import textwrap
+
+import numpy as np
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torchmetrics.utilities import dim_zero_cat
+
+from llm2clip.data.image_embeddings import EvalImageDataset
+from llm2clip.metrics.retrieval import RetrievalRecall
+
+__all__ = ['RetrievalGrid']
+
+
+class RetrievalGrid(Callback):
+    """After every evaluation, log some captions with the images that rank 0 finds best for them among its own.
+
+    Args:
+        captions: Rows of the picture, always the same samples.
+        images: Columns.
+        evaluator: Label of the evaluator.
+    """
+
+    def __init__(self, captions: int = 6, images: int = 6, evaluator: str = 'eval') -> None:
+        self.captions, self.images, self.evaluator = captions, images, evaluator
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        dataset = getattr(state.dataloader, 'dataset', None)
+        if state.dataloader_label != self.evaluator or not isinstance(dataset, EvalImageDataset):
+            return
+        metric = next(m for m in state.eval_metrics[self.evaluator].values() if isinstance(m, RetrievalRecall))
+        if dist.get_global_rank() == 0:
+            logger.log_images([self._draw(dataset, metric)], name=f'retrieval/{self.evaluator}', channels_last=True,
+                              use_table=False)
+
+    def _draw(self, dataset: EvalImageDataset, metric: RetrievalRecall) -> np.ndarray:
+        image, text, index = (dim_zero_cat(getattr(metric, name)).cpu()
+                              for name in ('image_features', 'text_features', 'index'))
+        order = index.argsort()
+        image, text, index = image[order], text[order, 0], index[order]
+        rows = torch.linspace(0, len(index) - 1, min(self.captions, len(index))).long()
+        figure = Figure((1.3 * (self.images + 2), 1.3 * len(rows)), dpi=80)
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.subplots(len(rows), self.images + 1, squeeze=False, width_ratios=[2, *[1] * self.images])
+        for row, line in zip(rows.tolist(), axes):
+            caption, _ = dataset.caption_and_pixels(int(index[row]))
+            line[0].text(0, 0.5, textwrap.fill(caption[:120], 28), va='center', fontsize=7)
+            best = (text[row] @ image.T).topk(min(self.images, len(index))).indices.tolist()
+            for cell, hit in zip(line[1:], best):
+                _, pixels = dataset.caption_and_pixels(int(index[hit]))
+                cell.imshow(pixels.permute(1, 2, 0).numpy())
+                if hit == row:
+                    cell.add_patch(_frame(pixels.shape[2], pixels.shape[1]))
+            for cell in line:
+                cell.axis('off')
+        figure.tight_layout(pad=0.2)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _frame(width: int, height: int) -> Rectangle:
+    return Rectangle((0, 0), width - 1, height - 1, fill=False, edgecolor='green', linewidth=4)

@@ -1,0 +1,260 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which checkpoint a run goes on from: the newest one that is whole, read without running code.
+
+Composer's own autoresume trusts the `latest` link, which a kill at the wrong moment leaves missing, and lets all nodes
+create and delete one file in a folder that they may share.  Here rank 0 looks at the checkpoints themselves and the
+Trainer is told which one to load.
+"""
+
+import datetime
+import io
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+import torch.torch_version
+from composer.utils import dist, maybe_create_object_store_from_uri, parse_uri
+from composer.utils.object_store import ObjectStore
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+
+from llm2clip.config import ConfigError
+
+__all__ = ['find_checkpoint', 'newest_checkpoint', 'read_checkpoint', 'refuse_code']
+
+# What a Composer checkpoint holds beside tensors and plain containers.
+torch.serialization.add_safe_globals([
+    datetime.timedelta, torch.torch_version.TorchVersion, np.ndarray, np.dtype, np.dtypes.UInt32DType,
+    np._core.multiarray._reconstruct,  # pyright: ignore[reportAttributeAccessIssue]
+])
+# What the index of a sharded checkpoint is made of.
+_METADATA_GLOBALS = {
+    ('collections', 'OrderedDict'), ('pathlib', 'PosixPath'), ('torch', 'Size'), ('torch.serialization', '_get_layout'),
+    *(('torch.distributed.checkpoint.metadata', name) for name in (
+        'BytesStorageMetadata', 'ChunkStorageMetadata', 'Metadata', 'MetadataIndex', 'StorageMeta',
+        'TensorProperties', 'TensorStorageMetadata', '_MEM_FORMAT_ENCODING')),
+    ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
+    ('torch.distributed.checkpoint.filesystem', '_StoragePrefix'),
+}
+_METADATA = '.metadata'
+_NAME = re.compile(r'ep\d+-ba(\d+)(-rank0\.pt)?')
+
+
+class _Damaged(Exception):
+    """A checkpoint that is not whole."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data, not code
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _METADATA_GLOBALS and not (
+                module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)):
+            raise ConfigError(f'its index holds {module}.{name}, which would run code')
+        return super().find_class(module, name)
+
+
+def _read_metadata(path: Path) -> Metadata:
+    with path.open('rb') as file:
+        return _MetadataUnpickler(file).load()
+
+
+def _check_globals(file: Any) -> None:
+    """Raise a ConfigError for a torch archive that holds more than data."""
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    if unsafe:
+        raise ConfigError(f'it holds {", ".join(sorted(unsafe))}, which would run code')
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A full checkpoint on the CPU, without running code from it."""
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+_original_read_metadata = FileSystemReader.read_metadata
+
+
+def _checked_read_metadata(self: FileSystemReader) -> Metadata:
+    _read_metadata(Path(self.path, _METADATA))
+    return _original_read_metadata(self)
+
+
+def refuse_code() -> None:
+    """From now on, whatever reads a checkpoint in this process refuses one that would run code.
+
+    Composer 0.32.1 asks torch for a full unpickling; its later versions keep a list of what is allowed, as here.
+    """
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    FileSystemReader.read_metadata = _checked_read_metadata
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole or damaged
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_archive(file: Any, name: str) -> None:
+    """Raise for a torch archive that is cut or has a wrong checksum, or that is no data."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        raise _Damaged(f'{name}: {error}') from None
+    if bad is not None:
+        raise _Damaged(f'{name}: the checksum of {bad} is wrong')
+    if isinstance(file, io.IOBase):
+        file.seek(0)
+    _check_globals(file)
+
+
+def _stored(metadata: Metadata) -> Mapping[Any, Any]:
+    return metadata.storage_data or {}
+
+
+def _check_sharded(folder: Path) -> None:
+    try:
+        metadata = _read_metadata(folder / _METADATA)
+    except FileNotFoundError:
+        raise _Damaged(f'there is no {_METADATA}, which is written last') from None
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _Damaged(f'{_METADATA}: {error}') from None
+    for index, part in _stored(metadata).items():
+        path = folder / part.relative_path
+        if not path.is_file() or path.stat().st_size < part.offset + part.length:
+            raise _Damaged(f'{part.relative_path} is missing or too short')
+        with path.open('rb') as file:
+            file.seek(part.offset)
+            _check_archive(io.BytesIO(file.read(part.length)), f'{part.relative_path}, {index.fqn}')
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        _check_sharded(path)
+    else:
+        _check_archive(path, path.name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The newest
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _batch(name: str) -> int:
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else -1
+
+
+def newest_checkpoint(folder: Path, keep: int = -1) -> Optional[Path]:
+    """The newest whole checkpoint of a local folder, to which `latest-rank0.pt` then points.
+
+    Newer ones that a killed run left unfinished are removed, with a warning, and so are older ones beyond `keep`.
+
+    Args:
+        folder: With checkpoints as Composer names them.
+        keep: How many to keep; -1: all.
+
+    Returns:
+        A file, a folder of shards, or None if there is no checkpoint.
+
+    Raises:
+        ConfigError: A checkpoint would run code, or there are some but none is whole.
+    """
+    there = sorted((path for path in folder.glob('ep*-ba*') if _batch(path.name) >= 0), key=lambda p: -_batch(p.name))
+    damaged = []
+    for i, path in enumerate(there):
+        try:
+            _check(path)
+        except _Damaged as error:
+            damaged.append(f'{path.name} ({error})')
+            continue
+        except ConfigError as error:
+            raise ConfigError(f'checkpoint {path}: {error}') from None
+        if damaged:
+            warnings.warn(f'{folder}: not whole, and removed: {"; ".join(damaged)}. Going on from {path.name}',
+                          stacklevel=2)
+        for old in [*there[:i], *(there[i + keep:] if keep > 0 else [])]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        link = folder / 'latest-rank0.pt'
+        new = folder / '.latest.tmp'
+        new.unlink(missing_ok=True)
+        new.symlink_to(path.name)
+        new.replace(link)
+        return path
+    linked = (folder / 'latest-rank0.pt').is_symlink()
+    if damaged and (linked or len(damaged) > 1):
+        raise ConfigError(f'{folder}: no checkpoint is whole: {"; ".join(damaged)}. Choose another save_folder, or '
+                          'remove them to begin again')
+    for path in there:
+        # Killed while it wrote its first one.
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return None
+
+
+def _newest_remote(store: ObjectStore, folder: str, prefix: str) -> Optional[str]:
+    """The same for an object store, where an object that exists is whole: its URI."""
+    names = [name for name in store.list_objects(prefix.rstrip('/') + '/') if not name.endswith('.symlink')]
+    relative = [name[name.index(prefix) + len(prefix):].lstrip('/') for name in names]
+    there = sorted({name.split('/')[0] for name in relative}, key=lambda name: -_batch(name))
+    for name in there:
+        if _batch(name) < 0:
+            continue
+        if name in relative:
+            return f'{folder}/{name}'
+        if f'{name}/{_METADATA}' not in relative:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, 'metadata')
+            store.download_object(f'{prefix.rstrip("/")}/{name}/{_METADATA}', str(path))
+            parts = {part.relative_path for part in _stored(_read_metadata(path)).values()}
+        if all(f'{name}/{part}' in relative for part in parts):
+            return f'{folder}/{name}'
+    return None
+
+
+def find_checkpoint(folder: str, sharded: bool, keep: int = -1) -> Optional[str]:
+    """Where every rank finds the newest whole checkpoint, or None.  Rank 0 looks; collective.
+
+    Args:
+        folder: Local, or of an object store that Composer knows.
+        sharded: Whether this run reads folders of shards.
+        keep: As for `newest_checkpoint`.
+
+    Raises:
+        ConfigError: As for `newest_checkpoint`, or the checkpoint is of the other kind.
+    """
+    result: list[Any] = [None]
+    if dist.get_global_rank() == 0:
+        try:
+            store = maybe_create_object_store_from_uri(folder)
+            if store is None:
+                path = newest_checkpoint(Path(folder), keep)
+                result = [None if path is None else str(path.absolute())]
+            else:
+                result = [_newest_remote(store, folder.rstrip('/'), parse_uri(folder)[2])]
+        except Exception as error:  # every rank has to hear of it
+            result = [error]
+    dist.broadcast_object_list(result, src=0)
+    if isinstance(result[0], Exception):
+        raise result[0]
+    if result[0] is not None and sharded == result[0].endswith('.pt'):
+        kinds = 'a full checkpoint', 'a sharded one'
+        raise ConfigError(f'fsdp.state_dict_type: {result[0]} is {kinds[not sharded]}, but this run writes and reads '
+                          f'{kinds[sharded].replace("checkpoint", "one")}')
+    return result[0]

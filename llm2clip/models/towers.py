@@ -1,0 +1,289 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Image models of timm and of transformers behind one interface."""
+
+import copy
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import timm
+import timm.models
+import torch
+import torch.nn as nn
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import group_parameters
+from timm.models.eva import Eva
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from llm2clip.config import ConfigError, VisionConfig
+from llm2clip.preprocessing import Preprocessing
+
+__all__ = ['Keep', 'Tower', 'load_tower', 'tower_preprocessing']
+
+# (tokens (B, T, D), how many of them come before the patches) -> indices (B, kept) of patches that stay, or None: all.
+Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
+
+
+class Tower(ABC):
+    """What the vision encoder asks of an image model, whatever library it is from."""
+
+    trunk: nn.Module
+    width: int
+
+    @abstractmethod
+    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``(B, 3, H, W)`` -> ``(B, width)``."""
+
+    def architecture(self) -> dict[str, Any]:
+        """What `VisionConfig.architecture` needs to build it again; nothing where the name says all."""
+        return {}
+
+    @abstractmethod
+    def layer_ids(self) -> dict[str, int]:
+        """Parameter name -> its layer: 0 for the embeddings, then one a block, the last for what follows them."""
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Parameters, beside those of one dimension, that do not decay."""
+
+    @abstractmethod
+    def on_tokens(self, keep: Keep) -> None:
+        """Let `keep` choose patches between the embeddings and the first block.
+
+        Raises:
+            ConfigError: The tower has no tokens.
+        """
+
+    @abstractmethod
+    def checkpoint_gradients(self) -> None:
+        """Recompute the blocks' activations in the backward pass."""
+
+    def blocks(self) -> list[nn.Module]:
+        """The longest list of modules of one kind, and so the tower's repeated layers."""
+        lists = [list(module) for module in self.trunk.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+        return max((blocks for blocks in lists if len({type(block) for block in blocks}) == 1), key=len, default=[])
+
+
+def _keep_patches(keep: Keep, tokens: torch.Tensor, prefix: int) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    indices = keep(tokens, prefix)
+    if indices is None:
+        return tokens, None
+    patches = tokens[:, prefix:].gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+    return torch.cat([tokens[:, :prefix], patches], dim=1), indices
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# timm
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _PatchDrop(nn.Module):
+    """In the place where timm's towers have their own patch dropout; EVA also wants the indices, for its RoPE."""
+
+    def __init__(self, keep: Keep, prefix: int, with_indices: bool) -> None:
+        super().__init__()
+        self.keep, self.prefix, self.with_indices = keep, prefix, with_indices
+
+    def forward(self, tokens: torch.Tensor) -> Any:
+        tokens, indices = _keep_patches(self.keep, tokens, self.prefix)
+        return (tokens, indices) if self.with_indices else tokens
+
+
+class TimmTower(Tower):
+    """A timm model without its classifier."""
+
+    def __init__(self, config: VisionConfig, load_weights: bool) -> None:
+        size: dict[str, Any] = {'img_size': config.image_size} if _timm_config(config.name).fixed_input_size else {}
+        checkpoint = config.checkpoint if load_weights else None
+        if checkpoint is not None and not Path(checkpoint).is_file():
+            raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
+        trunk = timm.create_model(config.name, pretrained=config.pretrained and load_weights, **size)
+        if checkpoint is not None:
+            _load_timm_checkpoint(trunk, checkpoint, config.remap)
+        trunk.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+        self.trunk: Any = trunk
+        self.width: int = self.trunk.num_features
+        self.name = config.name
+
+    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.trunk(pixel_values)
+
+    def layer_ids(self) -> dict[str, int]:
+        matcher = self.trunk.group_matcher(coarse=False)
+        ids = group_parameters(self.trunk, matcher, reverse=True)
+        # timm counts groups, some of which may be empty.
+        rank = {layer: i for i, layer in enumerate(sorted(set(ids.values())))}
+        return {name: rank[layer] for name, layer in ids.items()}
+
+    def no_weight_decay(self) -> set[str]:
+        return set(self.trunk.no_weight_decay()) if hasattr(self.trunk, 'no_weight_decay') else set()
+
+    def on_tokens(self, keep: Keep) -> None:
+        if not hasattr(self.trunk, 'patch_drop'):
+            raise ConfigError(f'algorithms.patch_dropout: {self.name} has no patches to drop')
+        self.trunk.patch_drop = _PatchDrop(keep, self.trunk.num_prefix_tokens, isinstance(self.trunk, Eva))
+
+    def checkpoint_gradients(self) -> None:
+        self.trunk.set_grad_checkpointing(True)
+
+
+def _load_timm_checkpoint(trunk: Any, path: str, remap: bool) -> None:
+    """Load a file, converted and interpolated as timm does it with its own weights; all but a classifier must be there.
+    """
+    if remap:
+        timm.models.load_checkpoint(trunk, path, remap=True)
+        return
+    state = timm.models.load_state_dict(path)
+    convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
+    result = trunk.load_state_dict(state if convert is None else convert(state, trunk), strict=False)
+    classifier = f'{trunk.pretrained_cfg["classifier"]}.'
+    missing = [name for name in result.missing_keys if not name.startswith(classifier)]
+    if missing or result.unexpected_keys:
+        raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
+                          f'{list(result.unexpected_keys)[:3]} besides')
+
+
+def _timm_config(name: str) -> timm.models.PretrainedCfg:
+    return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# transformers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class TransformersTower(Tower):
+    """A Hugging Face image model, or the image side of a CLIP or SigLIP."""
+
+    def __init__(self, config: VisionConfig, load_weights: bool) -> None:
+        architecture = _architecture(config)
+        if config.checkpoint is not None:
+            raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose weights are a '
+                              'folder: give it as model.vision.name')
+        # A pooler that the weights do not have would be random.
+        extra = {'add_pooling_layer': False} if architecture.model_type in ('vit', 'deit', 'beit') else {}
+        if config.pretrained and load_weights:
+            trunk, info = AutoModel.from_pretrained(
+                config.name, config=architecture, output_loading_info=True, dtype=torch.float32, **extra)
+            if info['missing_keys']:
+                raise ConfigError(f'model.vision.name: the weights in {config.name} lack '
+                                  f'{sorted(info["missing_keys"])[:3]} of {type(trunk).__name__}')
+        else:
+            trunk = AutoModel.from_config(architecture, dtype=torch.float32, **extra)
+        self.trunk: Any = _at_image_size(trunk, config.image_size, extra)
+        self.width = architecture.hidden_size if hasattr(architecture, 'hidden_size') else architecture.hidden_sizes[-1]
+        self.name = config.name
+
+    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        outputs = self.trunk(pixel_values)
+        pooled = getattr(outputs, 'pooler_output', None)
+        return outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+    def architecture(self) -> dict[str, Any]:
+        return self.trunk.config.to_diff_dict()
+
+    def layer_ids(self) -> dict[str, int]:
+        blocks = self.blocks()
+        of_block = {id(parameter): i + 1 for i, block in enumerate(blocks) for parameter in block.parameters()}
+        ids, passed = {}, False
+        for name, parameter in self.trunk.named_parameters():
+            passed |= id(parameter) in of_block
+            ids[name] = of_block.get(id(parameter), len(blocks) + 1 if passed else 0)
+        return ids
+
+    def no_weight_decay(self) -> set[str]:
+        names = ('position_embedding', 'position_embeddings', 'class_embedding', 'cls_token', 'register_tokens')
+        return {name for name, _ in self.trunk.named_parameters() if set(name.split('.')) & set(names)}
+
+    def on_tokens(self, keep: Keep) -> None:
+        embeddings = getattr(getattr(self.trunk, 'vision_model', self.trunk), 'embeddings', None)
+        if embeddings is None or not hasattr(self.trunk.config, 'patch_size'):
+            raise ConfigError(f'algorithms.patch_dropout: {self.name} has no patches to drop')
+        embeddings.register_forward_hook(_TokenHook(keep, _grid(self.trunk.config) ** 2))
+
+    def checkpoint_gradients(self) -> None:
+        self.trunk.gradient_checkpointing_enable({'use_reentrant': False})
+
+
+class _TokenHook:
+
+    def __init__(self, keep: Keep, patches: int) -> None:
+        self.keep, self.patches = keep, patches
+
+    def __call__(self, module: nn.Module, inputs: Any, tokens: torch.Tensor) -> torch.Tensor:
+        return _keep_patches(self.keep, tokens, tokens.shape[1] - self.patches)[0]
+
+
+def _architecture(config: VisionConfig) -> PretrainedConfig:
+    if config.architecture:
+        fields = dict(config.architecture)
+        return AutoConfig.for_model(fields.pop('model_type'), **fields)
+    whole = AutoConfig.from_pretrained(config.name)
+    return getattr(whole, 'vision_config', whole)
+
+
+def _grid(config: Any) -> int:
+    return config.image_size // config.patch_size
+
+
+def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> PreTrainedModel:
+    """The same weights with position embeddings for another resolution, interpolated as timm does."""
+    if getattr(trunk.config, 'image_size', image_size) == image_size:
+        return trunk
+    architecture = copy.deepcopy(trunk.config)
+    architecture.image_size = image_size
+    resized: Any = AutoModel.from_config(architecture, dtype=torch.float32, **arguments)
+    state = trunk.state_dict()
+    for name, value in resized.state_dict().items():
+        if state[name].shape != value.shape:
+            table = state[name].view(1, -1, value.shape[-1])
+            prefix = table.shape[1] - _grid(trunk.config) ** 2
+            new, old = _grid(architecture), _grid(trunk.config)
+            state[name] = resample_abs_pos_embed(table, [new, new], [old, old], prefix).view_as(value)
+    resized.load_state_dict(state)
+    return resized
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# By name
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _is_timm(config: VisionConfig) -> bool:
+    return not config.architecture and (config.name.startswith(('hf-hub:', 'local-dir:'))
+                                        or timm.is_model(config.name))
+
+
+def tower_preprocessing(config: VisionConfig) -> Preprocessing:
+    """The tower's own normalisation, known before any weight is loaded.
+
+    Raises:
+        ConfigError: Neither timm nor transformers knows the tower.
+    """
+    if config.mean and config.std:
+        return Preprocessing(config.image_size, tuple(config.mean), tuple(config.std))
+    if _is_timm(config):
+        data = _timm_config(config.name)
+        return Preprocessing(config.image_size, tuple(data.mean), tuple(data.std))
+    try:
+        data, _ = ImageProcessingMixin.get_image_processor_dict(config.name)
+    except OSError as error:
+        raise ConfigError(f'model.vision.name: {config.name!r} is no timm model, and no folder or hub name of a '
+                          f'transformers model with its image processor ({str(error).splitlines()[0]}); without one, '
+                          'give model.vision.mean and .std') from None
+    return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
+
+
+def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:
+    """The tower that a configuration names.
+
+    Args:
+        config: Which one, and where its weights are.
+        load_weights: Off when a checkpoint of the whole model follows.
+    """
+    return TimmTower(config, load_weights) if _is_timm(config) else TransformersTower(config, load_weights)

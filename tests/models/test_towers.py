@@ -1,0 +1,244 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Vision towers of both libraries: weights, resolution, layers, locks, dropped patches."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from llm2clip.algorithms.patch_dropout import apply_patch_dropout
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.towers import tower_preprocessing
+from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
+from llm2clip.optim import describe_groups, parameter_groups
+
+SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
+         'patch_size': 8, 'image_size': 32}
+HALF = {'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]}
+
+
+def _small(model_type: str, **options: Any) -> VisionConfig:
+    return VisionConfig('a folder', architecture={'model_type': model_type, **SMALL}, image_size=32, **HALF, **options)
+
+
+def _timm(name: str, **options: Any) -> VisionConfig:
+    return VisionConfig(name, **{'image_size': 64, **options})
+
+
+TOKENS = {'clip': _small('clip_vision_model'), 'siglip': _small('siglip_vision_model'), 'vit': _small('vit'),
+          'dinov2': _small('dinov2'), 'timm_vit': _timm('test_vit'),
+          'timm_eva': _timm('eva02_tiny_patch14_224', image_size=56)}
+ALL = {**TOKENS, 'timm_convnet': _timm('test_efficientnet'), 'timm_convnext': _timm('convnext_atto'),
+       'timm_resnet': _timm('test_resnet')}
+
+
+def _encoder(config: VisionConfig) -> VisionEncoder:
+    torch.manual_seed(0)
+    return VisionEncoder(config)
+
+
+def _images(encoder: VisionEncoder, n: int = 3) -> torch.Tensor:
+    size = encoder.preprocessing.image_size
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope='module')
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP with both towers, as it is published."""
+    folder = tmp_path_factory.mktemp('clip')
+    torch.manual_seed(0)
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision = CLIPVisionConfig(**SMALL, initializer_range=0.3)
+    CLIPModel(CLIPConfig.from_text_vision_configs(text, vision)).save_pretrained(folder)
+    CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_an_image_has_its_features_whatever_its_batch(name: str) -> None:
+    encoder = _encoder(ALL[name]).train()
+    images = _images(encoder)
+    features = encoder(images)
+    assert features.shape == (3, encoder.width)
+    torch.testing.assert_close(encoder(images[1:2]), features[1:2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_layers_are_in_order_and_gradients_can_be_checkpointed(name: str) -> None:
+    encoder = _encoder(ALL[name])
+    ids = encoder.layer_ids
+    assert ids.keys() == {n for n, _ in encoder.trunk.named_parameters()}
+    assert set(ids.values()) == set(range(encoder.num_layers)) and encoder.num_layers > 2
+    found = [ids[n] for n, _ in encoder.trunk.named_parameters()]
+    assert found[0] == 0 and found[-1] == max(found)
+    assert encoder.tower.blocks() and all(encoder.fsdp_wrap_fn(block) for block in encoder.tower.blocks())
+    config = copy.deepcopy(ALL[name])
+    config.gradient_checkpointing = True
+    other = _encoder(config)
+    for model in (encoder, other):
+        model.train()(_images(model)).square().sum().backward()
+    for (n, p), q in zip(encoder.named_parameters(), other.parameters()):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5, msg=n)
+
+
+def test_the_image_side_of_a_published_clip(clip_folder: Path) -> None:
+    config = VisionConfig(str(clip_folder), pretrained=True, image_size=32)
+    encoder = _encoder(config).eval()
+    assert encoder.preprocessing.mean == (0.1, 0.2, 0.3) and encoder.preprocessing.std == (0.4, 0.5, 0.6)
+    reference, images = CLIPVisionModel.from_pretrained(clip_folder), _images(encoder)
+    torch.testing.assert_close(encoder(images), reference(images).pooler_output)
+    random = _encoder(VisionConfig(str(clip_folder), image_size=32)).eval()
+    assert not torch.allclose(random(images), encoder(images), atol=1e-2)
+    # Exported, it needs the folder no longer.
+    again = VisionConfig('gone', architecture=encoder.tower.architecture(), image_size=32, **HALF)
+    again_encoder = VisionEncoder(again)
+    again_encoder.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(again_encoder.eval()(images), encoder(images))
+
+
+def test_weights_that_are_not_there_are_named(clip_folder: Path, tmp_path: Path) -> None:
+    deeper = {'model_type': 'clip_vision_model', **SMALL, 'num_hidden_layers': 4}
+    with pytest.raises(ConfigError, match=r'lack .*layers\.3.* of CLIPVisionModel'):
+        VisionEncoder(VisionConfig(str(clip_folder), pretrained=True, image_size=32, architecture=deeper))
+    with pytest.raises(ConfigError, match='no timm model, and no folder or hub name'):
+        tower_preprocessing(VisionConfig(str(tmp_path)))
+    with pytest.raises(ConfigError, match='whose weights are a folder'):
+        VisionEncoder(_small('clip_vision_model', checkpoint='x.pt'))
+    state = {k: v for k, v in timm.create_model('test_vit').state_dict().items() if k != 'blocks.1.norm1.bias'}
+    save_file(state, tmp_path / 'w.safetensors')
+    with pytest.raises(ConfigError, match=r"w.safetensors lacks \['blocks.1.norm1.bias'\]"):
+        VisionEncoder(_timm('test_vit', checkpoint=str(tmp_path / 'w.safetensors')))
+
+
+def test_a_timm_checkpoint_at_another_resolution(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    source = timm.create_model('test_vit', img_size=160)
+    save_file({k: v for k, v in source.state_dict().items() if not k.startswith('head.')}, tmp_path / 'w.safetensors')
+    same = _encoder(_timm('test_vit', checkpoint=str(tmp_path / 'w.safetensors'), image_size=160)).eval()
+    images = _images(same)
+    torch.testing.assert_close(same(images), source.eval().forward_head(source.forward_features(images),
+                                                                        pre_logits=True))
+    small = _encoder(_timm('test_vit', checkpoint=str(tmp_path / 'w.safetensors'), image_size=64))
+    assert small.trunk.pos_embed.shape[1] == 1 + 16 and small(_images(small)).shape == (3, small.width)
+
+
+@pytest.mark.parametrize('size', [32, 64])
+@pytest.mark.parametrize('model_type', ['clip_vision_model', 'siglip_vision_model', 'vit'])
+def test_position_embeddings_are_interpolated(model_type: str, size: int, tmp_path: Path) -> None:
+    native = _encoder(_small(model_type))
+    name, table = next((n, p) for n, p in native.trunk.named_parameters() if 'position_embedding' in n)
+    prefix = table.view(-1, 32).shape[0] - 16
+    rows = torch.arange(16) // 4
+    with torch.no_grad():
+        table.view(-1, 32)[:prefix] = 7
+        table.view(-1, 32)[prefix:] = rows[:, None].float()
+    native.trunk.save_pretrained(tmp_path)
+    config = VisionConfig(str(tmp_path), pretrained=True, image_size=size, **HALF)
+    found = dict(_encoder(config).trunk.named_parameters())[name].detach().view(-1, 32)
+    side = size // 8
+    assert found.shape[0] == prefix + side ** 2 and (found[:prefix] == 7).all()
+    grid = found[prefix:].view(side, side, 32)
+    assert torch.allclose(grid, grid[:, :1, :1], atol=1e-5) and (grid[:, 0, 0].diff() > 0).all()
+    assert grid.mean().item() == pytest.approx(1.5, abs=1e-4)
+
+
+@pytest.mark.parametrize('name', ['clip', 'timm_vit'])
+def test_locked_blocks_stay(name: str) -> None:
+    config = copy.deepcopy(ALL[name])
+    config.lock_blocks = 1
+    encoder = _encoder(config)
+    for n, p in encoder.trunk.named_parameters():
+        assert p.requires_grad is (encoder.layer_ids[n] > 1), n
+    config.lock = True
+    encoder = _encoder(config).train()
+    assert not any(p.requires_grad for p in encoder.parameters()) and not encoder.trunk.training
+    config.lock_blocks = 9
+    with pytest.raises(ConfigError, match=r'lock_blocks: 9 is not between 0 and \d'):
+        _encoder(config)
+
+
+@pytest.mark.parametrize('name', TOKENS)
+def test_dropped_patches_depend_on_the_sample_alone(name: str) -> None:
+    encoder = _encoder(TOKENS[name]).train()
+    images, seeds = _images(encoder, 4), torch.tensor([5, 6, 5, 2 ** 62 + 1])
+    whole = encoder(images, seeds)
+    apply_patch_dropout(encoder, 0.5)
+    tokens: list[int] = []
+    encoder.tower.blocks()[0].register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+    dropped = encoder(images, seeds)
+    torch.testing.assert_close(encoder(images[1:], seeds[1:]), dropped[1:], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(dropped, whole, atol=1e-3)
+    assert not torch.allclose(encoder(images[:1], seeds[1:2]), dropped[:1], atol=1e-4)
+    torch.testing.assert_close(encoder.eval()(images, seeds), whole, rtol=1e-4, atol=1e-4)
+    patches = 16
+    prefix = tokens[-1] - patches
+    assert tokens[0] == prefix + patches // 2 and prefix in (0, 1)
+    with pytest.raises(ValueError, match='sample_seed'):
+        encoder.train()(images)
+
+
+def test_kept_patches_are_evenly_drawn() -> None:
+    kept = kept_patches(torch.arange(4000), 20, 0.75)
+    assert kept.shape == (4000, 5) and (kept.diff(dim=1) > 0).all()
+    counts = torch.bincount(kept.flatten(), minlength=20)
+    assert counts.min() > 880 and counts.max() < 1120
+    with pytest.raises(ConfigError, match='test_efficientnet has no patches'):
+        apply_patch_dropout(_encoder(ALL['timm_convnet']), 0.5)
+
+
+@pytest.mark.parametrize('name', ['clip', 'siglip', 'timm_vit', 'timm_eva', 'timm_convnet'])
+def test_learning_rates_fall_with_depth_and_decay_spares_what_it_should(name: str) -> None:
+    model = LLM2CLIP(ModelConfig(ALL[name], AdapterConfig(depth=1), embed_dim=16), 8)
+    encoder = model.vision_encoder
+    groups = parameter_groups(model, 1e-3, 0.05, {'adapter': 10.0, 'logit_scale': 2.0}, layer_decay=0.5)
+    of = {id(p): group for group in groups for p in group['params']}
+    assert len(of) == len(list(model.parameters()))
+    last = encoder.num_layers - 1
+    for n, p in encoder.trunk.named_parameters():
+        assert of[id(p)]['lr'] == pytest.approx(1e-3 * 0.5 ** (last - encoder.layer_ids[n])), n
+        spared = p.ndim < 2 or 'pos' in n or 'cls_token' in n
+        assert of[id(p)]['weight_decay'] == (0.0 if spared else 0.05), n
+    rates = {of[id(p)]['lr'] for p in (model.visual_projection.weight, model.adapter.projection.weight,
+                                       model.logit_scale)}
+    assert rates == {1e-3, 1e-2, 2e-3}
+    table = describe_groups(model, groups)
+    assert len(table.splitlines()) == len(groups) + 2 and 'adapter.blocks.0' in table
+    total = sum(int(line[23:37].replace(',', '')) for line in table.splitlines()[2:])
+    assert total == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize('kind', ['linear', 'identity'])
+def test_other_adapters(kind: str) -> None:
+    config = ModelConfig(ALL['timm_convnet'], AdapterConfig(kind), embed_dim=16)
+    vectors = torch.randn(2, 16)
+    features = LLM2CLIP(config, 16).get_text_features(vectors)
+    assert features.shape == (2, 16)
+    if kind == 'identity':
+        torch.testing.assert_close(features, vectors / vectors.norm(dim=-1, keepdim=True))
+        with pytest.raises(ConfigError, match=r"embed_dim: 16 is not the width of the teacher's vectors, 8"):
+            LLM2CLIP(config, 8)
+
+
+def test_a_siglip_tower_alone_is_its_native_class() -> None:
+    encoder = _encoder(TOKENS['siglip']).eval()
+    native = SiglipVisionModel(SiglipVisionConfig(**SMALL)).eval()
+    native.load_state_dict(encoder.trunk.state_dict())
+    images = _images(encoder)
+    torch.testing.assert_close(encoder(images), native(images).pooler_output)
