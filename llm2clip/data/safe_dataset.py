@@ -194,8 +194,7 @@ def _claim_caches(streams: Sequence[Stream]) -> list[BinaryIO]:
 
 def _caches(stream: Stream) -> list[str]:
     own = [os.path.abspath(os.path.join(stream.local, stream.split or ''))] if stream.remote is not None else []
-    sidecar = getattr(stream, 'sidecar', None)
-    return own + (_caches(sidecar) if sidecar is not None else [])
+    return own + [cache for sidecar in getattr(stream, 'sidecars', ()) for cache in _caches(sidecar)]
 
 
 def _lock(file: BinaryIO) -> bool:

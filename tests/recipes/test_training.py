@@ -98,6 +98,43 @@ def test_stage2_on_two_ranks_learns_what_one_learns(stage2_args: list[str], tmp_
         assert recall == pytest.approx(recalls[0])
 
 
+@pytest.mark.dist
+def test_blockwise_losses_on_two_ranks(stage2_args: list[str], tmp_path: Path) -> None:
+    siglip = ['loss.name=siglip', 'model.logit_scale=10', 'model.logit_bias=-10']
+    cached = ['algorithms.grad_cache={}', 'device_train_microbatch_size=3']
+    for name, loss in (('clip', ['loss.label_smoothing=0.1']), ('siglip', siglip)):
+        args = [*stage2_args, *SGD, *loss, 'loss.mask_equal_texts=true', 'callbacks.in_batch_accuracy={interval: 1}']
+        run('train_stage2', tmp_path / name, args)
+        run('train_stage2', tmp_path / f'{name}2', [*args, *cached, 'loss.block_size=3'], 2)
+        assert_same_losses(tmp_path / f'{name}2', tmp_path / name)
+        assert_same_weights(weights(tmp_path / f'{name}2'), weights(tmp_path / name))
+        found, expected = (read_metrics(tmp_path / run / 'metrics.jsonl') for run in (f'{name}2', name))
+        for metric in ('train/image_to_text_accuracy', 'train/text_to_image_accuracy', 'gradient_norm'):
+            assert found[metric] == pytest.approx(expected[metric], rel=1e-3) and len(found[metric]) == 6
+        assert found['time/data_wait'].keys() == found['gradient_norm'].keys()
+
+
+@pytest.mark.dist
+def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
+    stage2_args: list[str], teacher_folder: Path, tmp_path: Path
+) -> None:
+    args = [*stage2_args, *SGD, f'teacher={teacher_folder}', 'callbacks.save_best={}', 'callbacks.retrieval_grid={}',
+            f'loggers.tensorboard={{log_dir: {tmp_path}/tensorboard, flush_interval: 1}}']
+    run('train_stage2', tmp_path / 'sidecar', args)
+    without = [arg for arg in args if '.embeddings.' not in arg]
+    online = ['online={enabled: true, sharded: true, batch_tokens: 100}', 'algorithms.grad_cache={}',
+              'device_train_microbatch_size=3']
+    run('train_stage2', tmp_path / 'online', [*without, *online], 2)
+    assert losses(tmp_path / 'online') == pytest.approx(losses(tmp_path / 'sidecar'), rel=1e-3)
+    found, expected = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('online', 'sidecar'))
+    assert found['metrics/eval/retrieval_recall@10'] == pytest.approx(expected['metrics/eval/retrieval_recall@10'],
+                                                                      abs=4)
+    best = max(expected['metrics/eval/retrieval_recall@10'].values())
+    assert max(expected['best/retrieval_recall@10'].values()) == best
+    assert (tmp_path / 'sidecar/best/weights-rank0.pt').is_file()
+    assert any(b'retrieval/eval' in path.read_bytes() for path in (tmp_path / 'tensorboard').rglob('*tfevents*'))
+
+
 # A sharded LLM, its activations recomputed, a microbatch of 3 of the 4 samples that a rank has.
 SHARDED = ['fsdp={state_dict_type: sharded, activation_checkpointing: true}', 'algorithms.grad_cache={}',
            'device_train_microbatch_size=3']
