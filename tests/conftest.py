@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from parts import make_samples, write_dataset, write_sidecar
@@ -27,6 +28,7 @@ def _few_threads() -> None:
     torch.set_num_threads(2)
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     os.environ['HF_HUB_OFFLINE'] = '1'
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # which it has read already
 
 
 @pytest.fixture
