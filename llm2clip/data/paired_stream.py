@@ -3,6 +3,7 @@
 
 """Image dataset and sidecars of embeddings, MDS datasets of the same samples read as one stream."""
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Optional
 import numpy as np
 from numpy.typing import NDArray
 from streaming.base.format.base.reader import Reader
-from streaming.base.format.mds.encodings import mds_decode
+from streaming.base.format.mds.encodings import _get_coder
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
@@ -44,6 +45,10 @@ def columns_of(reader: Reader) -> dict[str, str]:
     return dict(zip(reader.column_names, reader.column_encodings))
 
 
+# Streaming parses a column's type each time that it decodes one.
+_coder: Any = functools.cache(_get_coder)
+
+
 class _Row(Mapping[str, Any]):
     """A sample of a sidecar whose columns are decoded when they are asked for: of its captions, one is used."""
 
@@ -61,7 +66,7 @@ class _Row(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         encoding, start, stop = self._places[name]
-        return mds_decode(encoding, self._data[start:stop])
+        return _coder(encoding).decode(self._data[start:stop])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -244,7 +244,8 @@ def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> Pr
             table = state[name].view(1, -1, value.shape[-1])
             prefix = table.shape[1] - _grid(trunk.config) ** 2
             new, old = _grid(architecture), _grid(trunk.config)
-            state[name] = resample_abs_pos_embed(table, [new, new], [old, old], prefix).view_as(value)
+            resampled = resample_abs_pos_embed(table, [new, new], [old, old], prefix)  # pyright: ignore[reportCallIssue]
+            state[name] = resampled.view(value.shape)
     resized.load_state_dict(state)
     return resized
 
