@@ -17,7 +17,6 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -45,7 +44,6 @@ _METADATA_GLOBALS = {
         'BytesStorageMetadata', 'ChunkStorageMetadata', 'Metadata', 'MetadataIndex', 'StorageMeta',
         'TensorProperties', 'TensorStorageMetadata', '_MEM_FORMAT_ENCODING')),
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
-    ('torch.distributed.checkpoint.filesystem', '_StoragePrefix'),
 }
 _METADATA = '.metadata'
 _NAME = re.compile(r'ep\d+-ba(\d+)(-rank0\.pt)?')
@@ -122,10 +120,6 @@ def _check_archive(file: Any, name: str) -> None:
     _check_globals(file)
 
 
-def _stored(metadata: Metadata) -> Mapping[Any, Any]:
-    return metadata.storage_data or {}
-
-
 def _check_sharded(folder: Path) -> None:
     try:
         metadata = _read_metadata(folder / _METADATA)
@@ -135,7 +129,7 @@ def _check_sharded(folder: Path) -> None:
         if isinstance(error, ConfigError):
             raise
         raise _Damaged(f'{_METADATA}: {error}') from None
-    for index, part in _stored(metadata).items():
+    for index, part in (metadata.storage_data or {}).items():
         path = folder / part.relative_path
         if not path.is_file() or path.stat().st_size < part.offset + part.length:
             raise _Damaged(f'{part.relative_path} is missing or too short')
@@ -209,8 +203,8 @@ def newest_checkpoint(folder: Path, keep: int = -1) -> Optional[Path]:
 
 def _newest_remote(store: ObjectStore, folder: str, prefix: str) -> Optional[str]:
     """The same for an object store, where an object that exists is whole: its URI."""
-    names = [name for name in store.list_objects(prefix.rstrip('/') + '/') if not name.endswith('.symlink')]
-    relative = [name[name.index(prefix) + len(prefix):].lstrip('/') for name in names]
+    prefix = f'{prefix.strip("/")}/' if prefix.strip('/') else ''
+    relative = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
     there = sorted({name.split('/')[0] for name in relative}, key=lambda name: -_batch(name))
     for name in there:
         if _batch(name) < 0:
@@ -221,8 +215,8 @@ def _newest_remote(store: ObjectStore, folder: str, prefix: str) -> Optional[str
             continue
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, 'metadata')
-            store.download_object(f'{prefix.rstrip("/")}/{name}/{_METADATA}', str(path))
-            parts = {part.relative_path for part in _stored(_read_metadata(path)).values()}
+            store.download_object(f'{prefix}{name}/{_METADATA}', str(path))
+            parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
         if all(f'{name}/{part}' in relative for part in parts):
             return f'{folder}/{name}'
     return None
@@ -254,7 +248,7 @@ def find_checkpoint(folder: str, sharded: bool, keep: int = -1) -> Optional[str]
     if isinstance(result[0], Exception):
         raise result[0]
     if result[0] is not None and sharded == result[0].endswith('.pt'):
-        kinds = 'a full checkpoint', 'a sharded one'
-        raise ConfigError(f'fsdp.state_dict_type: {result[0]} is {kinds[not sharded]}, but this run writes and reads '
-                          f'{kinds[sharded].replace("checkpoint", "one")}')
+        found, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
+        raise ConfigError(f'fsdp.state_dict_type: {result[0]} is a {found} checkpoint, but this run writes and reads '
+                          f'{expected} ones')
     return result[0]

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import TextEncoder, token_batches
+from llm2clip.models.text_encoder import TextEncoder, encode_tokens
 
 __all__ = ['OnlineTeacher', 'load_online_teacher', 'shard_encoder']
 
@@ -41,7 +41,7 @@ class OnlineTeacher(Algorithm):
         tokenizer: The encoder's.
         batch_tokens: Tokens a forward pass, padding included.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
-        sharded: Whether `shard_encoder` spread the encoder: then all ranks run it equally often.
+        sharded: Whether `shard_encoder` spread the encoder.
     """
 
     def __init__(
@@ -57,28 +57,16 @@ class OnlineTeacher(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         captions = state.batch.pop('caption')
         if event == Event.AFTER_DATALOADER:
-            state.batch['text_embedding'] = self.embed(captions, state.device)
+            state.batch['text_embedding'] = self.embed(captions)
         else:
-            columns = [self.embed(column, state.device) for column in captions]
+            columns = [self.embed(column) for column in captions]
             state.batch['text_embedding'] = state.device.tensor_to_device(torch.stack(columns, dim=1))
 
-    @torch.no_grad()
-    def embed(self, texts: Sequence[str], device: Device) -> torch.Tensor:
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
         """``(N, llm_embed_dim)`` in float16 on the CPU."""
-        tokens = self.tokenizer.tokenize(list(texts))
-        batches = list(token_batches([len(text.ids) for text in tokens], self.batch_tokens))
-        if self.sharded:
-            # A rank with fewer batches repeats its shortest, since each takes part in gathering the weights.
-            count = device.tensor_to_device(torch.tensor(len(batches)))
-            dist.all_reduce(count, reduce_operation='MAX')
-            batches += [batches[-1]] * (int(count) - len(batches))
-        result = torch.empty(len(tokens), self.encoder.llm_embed_dim, dtype=torch.float16)
-        for batch in batches:
-            inputs = device.batch_to_device(self.tokenizer.pad([tokens[i] for i in batch]))
-            with torch.autocast(device.name if device.name == 'cpu' else 'cuda', torch.bfloat16,
-                                enabled=self.precision == 'amp_bf16'):
-                result[batch] = self.encoder(**inputs).half().cpu()
-        return result
+        tokens = self.tokenizer.tokenize(texts)
+        return encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision,
+                             self.sharded).half()
 
 
 def load_online_teacher(

@@ -27,20 +27,20 @@ class RetrievalGrid(Callback):
     Args:
         captions: Rows of the picture, always the same samples.
         images: Columns.
-        evaluator: Label of the evaluator.
     """
 
-    def __init__(self, captions: int = 6, images: int = 6, evaluator: str = 'eval') -> None:
-        self.captions, self.images, self.evaluator = captions, images, evaluator
+    def __init__(self, captions: int = 6, images: int = 6) -> None:
+        self.captions, self.images = captions, images
 
     def eval_end(self, state: State, logger: Logger) -> None:
         dataset = getattr(state.dataloader, 'dataset', None)
-        if state.dataloader_label != self.evaluator or not isinstance(dataset, EvalImageDataset):
+        label = state.dataloader_label
+        if label is None or not isinstance(dataset, EvalImageDataset):
             return
-        metric = next(m for m in state.eval_metrics[self.evaluator].values() if isinstance(m, RetrievalRecall))
+        metric = next(m for m in state.eval_metrics[label].values() if isinstance(m, RetrievalRecall))
         if dist.get_global_rank() == 0:
-            logger.log_images([self._draw(dataset, metric)], name=f'retrieval/{self.evaluator}', channels_last=True,
-                              use_table=False)
+            logger.log_images([self._draw(dataset, metric)],
+                              name=f'retrieval/{label}', channels_last=True, use_table=False)
 
     def _draw(self, dataset: EvalImageDataset, metric: RetrievalRecall) -> np.ndarray:
         image, text, index = (dim_zero_cat(getattr(metric, name)).cpu()

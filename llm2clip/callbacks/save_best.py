@@ -22,14 +22,11 @@ class SaveBest(Callback):
 
     Args:
         metric: Name of an evaluation metric.
-        folder: Receives `best/`; set by the trainer's builder to the run's folder of checkpoints.
-        evaluator: Label of the evaluator.
+        folder: Receives `best/`; the trainer's builder puts the run's folder here.
     """
 
-    def __init__(
-        self, metric: str = 'retrieval_recall@10', folder: Optional[str] = None, evaluator: str = 'eval'
-    ) -> None:
-        self.metric, self.folder, self.evaluator = metric, folder, evaluator
+    def __init__(self, metric: str = 'retrieval_recall@10', folder: Optional[str] = None) -> None:
+        self.metric, self.folder = metric, folder
         self.best: Optional[float] = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -39,9 +36,8 @@ class SaveBest(Callback):
         self.best = state['best']
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        if state.dataloader_label != self.evaluator:
-            return
-        value = float(state.eval_metrics[self.evaluator][self.metric].compute())
+        assert state.dataloader_label is not None
+        value = float(state.eval_metrics[state.dataloader_label][self.metric].compute())
         if self.best is not None and value <= self.best:
             return
         self.best = value

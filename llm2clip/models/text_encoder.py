@@ -8,6 +8,7 @@ from typing import Optional, Union
 
 import torch
 import torch.nn as nn
+from composer.utils import dist
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -125,6 +126,7 @@ def encode_tokens(
     tokens: Sequence[Tokenized],
     batch_tokens: int = 4096,
     precision: str = 'fp32',
+    sharded: bool = False,
 ) -> torch.Tensor:
     """Embed tokenised texts in batches of similar length.
 
@@ -134,13 +136,20 @@ def encode_tokens(
         tokens: N texts.
         batch_tokens: Tokens a forward pass, padding included.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
+        sharded: The encoder is spread over the ranks: all run it equally often, since each takes part in gathering its
+            weights; one with fewer batches repeats its last.
 
     Returns:
         ``(N, llm_embed_dim)`` in float32 on the CPU, in the order of `tokens`.
     """
     device = next(encoder.parameters()).device
     result = torch.empty(len(tokens), encoder.llm_embed_dim, device=device)
-    for batch in token_batches([len(text.ids) for text in tokens], batch_tokens):
+    batches = list(token_batches([len(text.ids) for text in tokens], batch_tokens))
+    if sharded:
+        most = torch.tensor(len(batches), device=device)
+        dist.all_reduce(most, reduce_operation='MAX')
+        batches += [batches[-1]] * (int(most) - len(batches))
+    for batch in batches:
         inputs = {k: v.to(device, non_blocking=True) for k, v in tokenizer.pad([tokens[i] for i in batch]).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
             result[batch] = encoder(**inputs).float()

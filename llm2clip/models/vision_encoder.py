@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from llm2clip.config import ConfigError, VisionConfig
-from llm2clip.models.towers import Tower, load_tower, tower_preprocessing
+from llm2clip.models.towers import load_tower, tower_preprocessing
 
 __all__ = ['VisionEncoder', 'kept_patches']
 
@@ -26,8 +26,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.preprocessing = tower_preprocessing(config)
         self.config = config
-        # In a tuple, so that only its trunk is a submodule.
-        self._tower: tuple[Tower] = (load_tower(config, load_weights),)
+        self.tower = load_tower(config, load_weights)
         self.trunk = self.tower.trunk
         self.layer_ids = self.tower.layer_ids()
         self.no_weight_decay = self.tower.no_weight_decay()
@@ -37,10 +36,6 @@ class VisionEncoder(nn.Module):
         self._lock()
         self._patch_dropout = 0.0
         self._sample_seed: Optional[torch.Tensor] = None
-
-    @property
-    def tower(self) -> Tower:
-        return self._tower[0]
 
     @property
     def width(self) -> int:
