@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --constraint .ci/constraints.txt
 COMPOSER := $(BIN)/composer -n 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-dist lint bench clean
+.PHONY: help quickstart test test-dist test-slow lint bench clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -56,10 +56,13 @@ $(RUN)/report.html: | $(RUN)/evaluate/results.json $(RUN)/export/config.yaml
 
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
-	$(BIN)/python -m pytest -m 'not gpu' --durations 10
+	$(BIN)/python -m pytest -m 'not gpu and not slow' --durations 10
 
 test-dist: $(VENV)/.dev  ## the tests that start two ranks
-	$(BIN)/python -m pytest -m dist
+	$(BIN)/python -m pytest -m 'dist and not slow'
+
+test-slow: $(VENV)/.dev  ## twenty kills of every kind of run, an hour
+	$(BIN)/python -m pytest -m slow -s
 
 lint: $(VENV)/.dev  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -299,6 +299,10 @@ class TrainConfig:
     loggers: dict[str, Component] = field(default_factory=dict)
     fsdp: Optional[Component] = None
     """Arguments of Composer's `FSDP2Config`; without them, DDP."""
+    plan: bool = False
+    """Print what the run would need and what would go wrong, from the datasets' indexes alone, and stop."""
+    plan_ranks: Optional[int] = None
+    """GPUs to plan for; unset, those that the launcher starts."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from llm2clip.models.llm import add_lora, load_llm, load_llm_and_head
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.teacher import save_teacher
 from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer
+from llm2clip.planning.plan import plan_run, plan_stage1
 from llm2clip.runs import timed
 
 
@@ -56,5 +57,8 @@ def main(config: Stage1Config) -> None:
 
 if __name__ == '__main__':
     config = load_config(Stage1Config, sys.argv[1:])
+    if config.plan:
+        plan_run(config, plan_stage1)
+        sys.exit()
     with timed(config.save_folder):
         main(config)

@@ -16,6 +16,7 @@ from llm2clip.data.image_embeddings import build_image_loader, check_same_teache
 from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
+from llm2clip.planning.plan import plan_run, plan_stage2
 from llm2clip.runs import save_teacher_fingerprint, timed
 
 
@@ -58,5 +59,8 @@ def main(config: Stage2Config) -> None:
 
 if __name__ == '__main__':
     config = load_config(Stage2Config, sys.argv[1:])
+    if config.plan:
+        plan_run(config, plan_stage2)
+        sys.exit()
     with timed(config.save_folder):
         main(config)

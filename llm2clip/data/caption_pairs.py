@@ -16,7 +16,7 @@ from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, read_c
 from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_of, text_streams
 from llm2clip.data.verified_stream import VerifiedStream
 
-__all__ = ['CaptionPairDataset', 'build_caption_pair_loader']
+__all__ = ['CaptionPairDataset', 'build_caption_pair_loader', 'pairs_of_streams']
 
 
 class CaptionPairDataset(SeededDataset):
@@ -75,17 +75,7 @@ def build_caption_pair_loader(
             instruction, as caption retrieval accuracy is defined.
         key: Where `config` stands in the configuration.
     """
-    pairs = []
-    for name, stream in config.streams.items():
-        chosen, where = (config.pairs, f'{key}.pairs') if stream.pairs is None else (
-            stream.pairs, f'{key}.streams.{name}.pairs')
-        if not chosen and not train and stream.remote is None:
-            chosen = _first_two(stream.local, f'{key}.streams.{name}')
-        _check_pairs(chosen, train, where)
-        pairs.append(chosen)
-    columns = [sorted({caption_column(k) for pair in chosen
-                       for k in (*pair.query, *pair.positive, *([pair.negative] if pair.negative else []))})
-               for chosen in pairs]
+    pairs, columns = pairs_of_streams(config, train, key)
     streams = text_streams(config, columns, key)
 
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -103,6 +93,28 @@ def build_caption_pair_loader(
         lambda **kwargs: CaptionPairDataset(streams, pairs, tokenizer, train, seed=seed, **kwargs), config,
         config.streams, global_batch_size, train, key, collate, batching_method='per_stream' if train else 'random',
         split_batch=split_by_length if train else None, get_num_tokens_in_batch=count_tokens)
+
+
+def pairs_of_streams(
+    config: CaptionDataConfig, train: bool, key: str
+) -> tuple[list[Sequence[CaptionPairConfig]], list[list[str]]]:
+    """The directions of each stream, and the columns that they take.
+
+    Raises:
+        ConfigError: A direction makes no sense.
+    """
+    pairs: list[Sequence[CaptionPairConfig]] = []
+    for name, stream in config.streams.items():
+        chosen, where = (config.pairs, f'{key}.pairs') if stream.pairs is None else (
+            stream.pairs, f'{key}.streams.{name}.pairs')
+        if not chosen and not train and stream.remote is None:
+            chosen = _first_two(stream.local, f'{key}.streams.{name}')
+        _check_pairs(chosen, train, where)
+        pairs.append(chosen)
+    columns = [sorted({caption_column(k) for pair in chosen
+                       for k in (*pair.query, *pair.positive, *([pair.negative] if pair.negative else []))})
+               for chosen in pairs]
+    return pairs, columns
 
 
 def _first_two(folder: str, where: str) -> list[CaptionPairConfig]:

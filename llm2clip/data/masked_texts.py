@@ -17,7 +17,7 @@ from llm2clip.data.schema import SAMPLE_ID, caption_column
 from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_of, text_streams
 from llm2clip.data.verified_stream import VerifiedStream
 
-__all__ = ['MaskedTextDataset', 'build_masked_text_loader', 'mask_tokens']
+__all__ = ['MaskedTextDataset', 'build_masked_text_loader', 'mask_tokens', 'texts_of_streams']
 
 IGNORED = -100
 
@@ -80,6 +80,23 @@ class MaskedTextDataset(SeededDataset):
         return {'index': at, 'sample_id': sample[SAMPLE_ID], 'text': tokenized._replace(ids=ids), 'labels': labels}
 
 
+def texts_of_streams(config: CaptionDataConfig, key: str) -> list[dict[str, float]]:
+    """Caption key -> weight of each stream.
+
+    Raises:
+        ConfigError: One has none.
+    """
+    texts = []
+    for name, stream in config.streams.items():
+        chosen = config.texts if stream.texts is None else stream.texts
+        mix = {name: weight for name, weight in chosen.items() if weight}
+        if not mix or min(mix.values()) < 0:
+            raise ConfigError(f'{key}.texts: expected caption keys with weights, at least one above 0 '
+                              f'(or {key}.streams.{name}.texts)')
+        texts.append(mix)
+    return texts
+
+
 def build_masked_text_loader(
     config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int, key: str
 ) -> DataSpec:
@@ -97,14 +114,7 @@ def build_masked_text_loader(
         raise ConfigError(f'mntp.mask_probability: {mntp.mask_probability} is not between 0 and 1')
     if not tokenizer.plain(mntp.mask_token):
         raise ConfigError('mntp.mask_token: expected a text of at least one token')
-    texts = []
-    for name, stream in config.streams.items():
-        chosen = config.texts if stream.texts is None else stream.texts
-        mix = {name: weight for name, weight in chosen.items() if weight}
-        if not mix or min(mix.values()) < 0:
-            raise ConfigError(f'{key}.texts: expected caption keys with weights, at least one above 0 '
-                              f'(or {key}.streams.{name}.texts)')
-        texts.append(mix)
+    texts = texts_of_streams(config, key)
     streams = text_streams(config, [[caption_column(k) for k in mix] for mix in texts], key)
 
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

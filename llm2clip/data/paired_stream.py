@@ -4,8 +4,11 @@
 """Image dataset and sidecars of embeddings, MDS datasets of the same samples read as one stream."""
 
 import functools
+import io
+import itertools
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -49,30 +52,44 @@ def columns_of(reader: Reader) -> dict[str, str]:
 _coder: Any = functools.cache(_get_coder)
 
 
+@functools.lru_cache(maxsize=64)
+def _opened(reader: MDSReader) -> io.FileIO:
+    """The shard's file, which Streaming opens anew for every sample."""
+    return io.FileIO(os.path.join(reader.dirname, reader.split, reader.raw_data.basename))
+
+
+def _read(reader: MDSReader, idx: int) -> bytearray:
+    file = _opened(reader)
+    begin, end = struct.unpack('<2I', os.pread(file.fileno(), 8, 4 + 4 * idx))
+    data = bytearray(end - begin)
+    if os.preadv(file.fileno(), [data], begin) != len(data):
+        raise ValueError(f'sample {idx} of {file.name} is cut')
+    return data
+
+
 class _Row(Mapping[str, Any]):
     """A sample of a sidecar whose columns are decoded when they are asked for: of its captions, one is used."""
 
     def __init__(self, reader: Reader, idx: int) -> None:
         assert isinstance(reader, MDSReader)
-        self._data, self._places, at = reader.get_sample_data(idx), {}, 0
-        sizes = [size or 0 for size in reader.column_sizes]
+        self._reader, self._data = reader, _read(reader, idx)
+        # Before the columns stand the sizes of those that have no fixed one.
+        sizes, at = list(reader.column_sizes), 0
         for i, size in enumerate(sizes):
-            if not size:  # not fixed, and so before the columns
-                sizes[i] = int.from_bytes(self._data[at:at + 4], 'little')
+            if not size:
+                sizes[i], = struct.unpack_from('<I', self._data, at)
                 at += 4
-        for name, encoding, size in zip(reader.column_names, reader.column_encodings, sizes):
-            self._places[name] = encoding, at, at + size
-            at += size
+        self._ends = list(itertools.accumulate(sizes, initial=at))
 
     def __getitem__(self, name: str) -> Any:
-        encoding, start, stop = self._places[name]
-        return _coder(encoding).decode(self._data[start:stop])
+        i = self._reader.column_names.index(name)
+        return _coder(self._reader.column_encodings[i]).decode(self._data[self._ends[i]:self._ends[i + 1]])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._reader.column_names)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._reader.column_names)
 
 
 class _PairedReader(Reader):

@@ -1,20 +1,19 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Both trainings as a user launches them: one rank and two, DDP and FSDP2, killed and resumed, with bad input."""
+"""Both trainings as a user launches them: one rank and two, DDP and FSDP2, with bad input."""
 
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launched import COMPOSER, ROOT, SGD, SHARDED, losses, run, weights
 from remotes import S3_KEY, S3_SECRET, free_port, rclone
 from safetensors.torch import load_file
 
@@ -22,54 +21,6 @@ from llm2clip.callbacks.jsonl_logger import read_metrics
 from llm2clip.data.schema import read_index
 from llm2clip.evaluate import _read_samples
 from llm2clip.runs import load_checkpoint_model, load_stage2
-
-ROOT = Path(__file__).parents[2]
-COMPOSER = Path(sys.executable).with_name('composer')
-
-COMMON = ['global_train_batch_size=8', 'max_duration=6ba', 'progress_bar=false', 'save_interval=2ba', 'precision=fp32',
-          'train_data.num_workers=1', 'train_data.num_canonical_nodes=4', 'run_name=test', 'device=cpu',
-          'scheduler.name=constant']
-# SGD with a clipped gradient: weights differ as soon as a gradient or its norm does.
-SGD = ['optimizer.name=sgd', 'algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 0.5}']
-
-
-@pytest.fixture
-def stage1_args(image_dataset: Path, llm_folder: Path) -> list[str]:
-    return [*COMMON, f'text_encoder.pretrained={llm_folder}', 'text_encoder.max_length=32', 'symmetric=true',
-            f'train_data.streams.s.local={image_dataset}', 'lora.r=4', 'lora.lora_dropout=0.0', 'optimizer.lr=0.05',
-            'train_data.pairs=[{query: [short, long], positive: [short, long]}]']
-
-
-@pytest.fixture
-def stage2_args(image_dataset: Path, sidecar: Path) -> list[str]:
-    streams = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data')
-               for key, value in (('local', image_dataset), ('embeddings.tiny.local', sidecar))]
-    return [*COMMON, *streams, 'model.vision.name=test_efficientnet', 'model.vision.image_size=32',
-            'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05', 'eval_interval=3ba',
-            'train_data.caption_mix={short: 0.5, long: 0.5}', 'eval_data.caption_mix={short: 1.0}',
-            'eval_data.num_workers=0', 'global_eval_batch_size=8']
-
-
-def start(recipe: str, folder: Path, args: list[str], ranks: int = 1, **env: str) -> 'subprocess.Popen[str]':
-    log = open(folder.with_suffix('.log'), 'a')  # noqa: SIM115
-    command = [str(COMPOSER), '-n', str(ranks), f'recipes/{recipe}.py', *args, f'save_folder={folder}']
-    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, text=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
-
-
-def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = True, **env: str) -> str:
-    code = start(recipe, folder, args, ranks, **env).wait(timeout=240)
-    output = folder.with_suffix('.log').read_text()
-    assert (code == 0) is ok, output[-6000:]
-    return output
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return read_metrics(folder / 'metrics.jsonl').get('loss/train/total', {})
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint_model(folder)
 
 
 def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -136,11 +87,6 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
     assert any(b'retrieval/eval' in path.read_bytes() for path in (tmp_path / 'tensorboard').rglob('*tfevents*'))
 
 
-# A sharded LLM, its activations recomputed, a microbatch of 3 of the 4 samples that a rank has.
-SHARDED = ['fsdp={state_dict_type: sharded, activation_checkpointing: true}', 'algorithms.grad_cache={}',
-           'device_train_microbatch_size=3']
-
-
 @pytest.mark.dist
 @pytest.mark.parametrize('objective', ['contrastive', 'mntp'])
 def test_stage1_on_two_ranks_learns_what_one_learns(
@@ -166,39 +112,6 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
             assert metrics['metrics/eval/cra'].keys() == {3, 6}
             assert metrics['metrics/eval/cra'] == read_metrics(tmp_path / 'one' / 'metrics.jsonl')['metrics/eval/cra']
         assert metrics['data/texts'][6] == 6 * 8 * (2 if objective == 'contrastive' else 1)
-
-
-def kill_at(step: int, recipe: str, folder: Path, args: list[str], ranks: int) -> None:
-    """Start a run, or resume it, and kill all its processes when it has logged `step`."""
-    process = start(recipe, folder, args, ranks)
-    deadline = time.monotonic() + 120
-    while max(losses(folder), default=-1) < step:
-        assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix('.log').read_text()[-3000:]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize(('stage', 'sharding'), [
-    ('stage1', []), ('stage1', SHARDED), ('stage1', ['fsdp.state_dict_type=full']), ('stage2', []),
-    ('stage2', ['fsdp.state_dict_type=full'])])
-def test_killed_and_resumed_equals_undisturbed(
-    stage: str, sharding: list[str], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    args = [*request.getfixturevalue(f'{stage}_args'), 'optimizer.name=adamw', 'optimizer.lr=0.01',
-            'max_duration=40ba', *sharding]
-    if stage == 'stage1':
-        args.append('lora.lora_dropout=0.1')
-    run(f'train_{stage}', tmp_path / 'whole', args, 2)
-    kill_at(12, f'train_{stage}', tmp_path / 'killed', args, 2)
-    assert max(losses(tmp_path / 'killed')) < 39, 'the run was killed too late'
-    run(f'train_{stage}', tmp_path / 'killed', args, 2)
-    assert losses(tmp_path / 'killed') == losses(tmp_path / 'whole')
-    whole, killed = ([load_file(tmp_path / name / 'adapter' / 'adapter_model.safetensors') if stage == 'stage1'
-                      else weights(tmp_path / name)] for name in ('whole', 'killed'))
-    assert whole[0].keys() == killed[0].keys() and whole[0]
-    assert all(torch.equal(whole[0][name], killed[0][name]) for name in whole[0])
 
 
 @pytest.mark.dist
