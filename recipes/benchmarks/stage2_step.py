@@ -1,0 +1,99 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A stage-2 step as the recipe runs it against a bare PyTorch loop, ViT-B/16.
+
+Ours: Composer's Trainer, the joined stream, the logging of the paper's YAML.  Bare: the same model, loss, optimizer and
+clipping on a batch that is in memory already.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from composer import Callback, DataSpec, State
+from composer.loggers import Logger
+from loaders import DIM, write_data
+
+from llm2clip.benchmark import write_result
+from llm2clip.builders import build_optimizer, build_trainer
+from llm2clip.config import Stage2Config
+from llm2clip.config_files import load_config
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.towers import tower_preprocessing
+
+BATCH, STEPS, ROUNDS = 32, 4, 4
+YAML = str(Path(__file__).parents[2] / 'yamls/stage2/paper.yaml')
+
+
+class StepTimes(Callback):
+    """Seconds from the end of one step to the end of the next, logging and the wait for data included."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def make_model(config: Stage2Config) -> tuple[ComposerLLM2CLIP, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = ComposerLLM2CLIP(LLM2CLIP(config.model, DIM), config.loss)
+    return model, build_optimizer(config.optimizer, model, config.lr_scale, config.layer_decay)
+
+
+def bare_steps(model: ComposerLLM2CLIP, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> list[float]:
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss = model.loss(model(batch), batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def first_batch(data: DataSpec) -> dict[str, torch.Tensor]:
+    return next(iter(data.dataloader))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder)
+        stream = f'{{local: {folder}/images/train, embeddings: {{bench: {{local: {folder}/sidecar}}}}}}'
+        config = load_config(Stage2Config, [
+            YAML, 'model.vision.name=vit_base_patch16_224', 'model.vision.gradient_checkpointing=false',
+            'device=cpu', 'precision=fp32', f'global_train_batch_size={BATCH}', f'max_duration={1 + STEPS * ROUNDS}ba',
+            f'save_folder={folder}/run', 'save_interval=1000ba', 'run_name=bench', 'train_data.num_workers=1',
+            f'train_data.streams.bench={stream}', 'train_data.caption_mix={short: 0.5, long: 0.5}',
+            'progress_bar=false'])
+        data = build_image_loader(config.train_data, tower_preprocessing(config.model.vision), BATCH, 0, True,
+                                  'train_data')
+        model, optimizer = make_model(config)
+        times, bare_model = StepTimes(), make_model(config)
+        trainer = build_trainer(config, model, optimizer, data)
+        trainer.state.callbacks.append(times)
+        trainer.fit(duration='1ba')
+        batch = {key: value for key, value in trainer.state.batch.items() if isinstance(value, torch.Tensor)}
+        bare_steps(*bare_model, batch)
+        ours, bare = [], []
+        for _ in range(ROUNDS):
+            times.ends = [time.perf_counter()]
+            trainer.fit(duration=f'{STEPS}ba')
+            ours += [after - before for before, after in zip(times.ends[1:], times.ends[2:])]
+            bare += bare_steps(*bare_model, batch)
+        trainer.close()
+    medians = {'ours': statistics.median(ours), 'bare': statistics.median(bare)}
+    ratio = medians['ours'] / medians['bare']
+    write_result('stage2_step', f'seconds of a step, Composer with joined stream and logging, batch {BATCH}',
+                 'a bare PyTorch loop', ratio, 1.05, ratio <= 1.05, medians)
+
+
+if __name__ == '__main__':
+    main()
