@@ -25,12 +25,14 @@ import torch
 import torch.torch_version
 from composer.utils import dist, maybe_create_object_store_from_uri, parse_uri
 from composer.utils.object_store import ObjectStore
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from llm2clip.config import ConfigError
 
-__all__ = ['find_checkpoint', 'newest_checkpoint', 'read_checkpoint', 'refuse_code']
+__all__ = ['find_checkpoint', 'newest_checkpoint', 'read_latest', 'read_model', 'refuse_code']
 
 # What a Composer checkpoint holds beside tensors and plain containers.
 torch.serialization.add_safe_globals([
@@ -79,11 +81,6 @@ def _check_globals(file: Any) -> None:
         raise ConfigError(f'it holds {", ".join(sorted(unsafe))}, which would run code')
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A full checkpoint on the CPU, without running code from it."""
-    return torch.load(path, map_location='cpu', weights_only=True)
-
-
 _original_read_metadata = FileSystemReader.read_metadata
 
 
@@ -99,6 +96,17 @@ def refuse_code() -> None:
     """
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     FileSystemReader.read_metadata = _checked_read_metadata
+
+
+def read_model(path: Path) -> dict[str, torch.Tensor]:
+    """The model's weights in a full or sharded checkpoint, whole, on the CPU, without running code from it."""
+    if not path.is_dir():
+        return torch.load(path, map_location='cpu', weights_only=True)['state']['model']
+    refuse_code()
+    state: dict[str, Any] = {}
+    _load_state_dict(state, storage_reader=FileSystemReader(path), no_dist=True,
+                     planner=_EmptyStateDictLoadPlanner(keys={'state.model'}))
+    return state['state']['model']
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,3 +260,29 @@ def find_checkpoint(folder: str, sharded: bool, keep: int = -1) -> Optional[str]
         raise ConfigError(f'fsdp.state_dict_type: {result[0]} is a {found} checkpoint, but this run writes and reads '
                           f'{expected} ones')
     return result[0]
+
+
+def read_latest(folder: str) -> dict[str, torch.Tensor]:
+    """`read_model` of a folder's latest checkpoint, local or in an object store.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    store = maybe_create_object_store_from_uri(folder)
+    if store is None:
+        path = Path(folder, 'latest-rank0.pt')
+        if not path.exists():
+            raise ConfigError(f'there is no checkpoint {path}')
+        return read_model(path)
+    uri, prefix = _newest_remote(store, folder.rstrip('/'), parse_uri(folder)[2]), parse_uri(folder)[2].strip('/')
+    if uri is None:
+        raise ConfigError(f'there is no whole checkpoint in {folder}')
+    name = uri.rsplit('/', 1)[1]
+    with tempfile.TemporaryDirectory() as scratch:
+        for found in store.list_objects(f'{prefix}/{name}'.lstrip('/')):
+            relative = found.removeprefix(prefix).lstrip('/')
+            if relative == name or relative.startswith(f'{name}/'):
+                path = Path(scratch, relative)
+                path.parent.mkdir(exist_ok=True)
+                store.download_object(found, str(path))
+        return read_model(Path(scratch, name))

@@ -12,8 +12,9 @@ from typing import Any, Union
 
 import torch
 from composer.utils import dist
+from omegaconf import OmegaConf
 
-from llm2clip.checkpoints import read_checkpoint
+from llm2clip.checkpoints import read_latest
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import read_config
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -56,23 +57,17 @@ def save_teacher_fingerprint(teacher: dict[str, Any], llm_embed_dim: int, run: U
     path.write_text(json.dumps(record, indent=2) + '\n')
 
 
-def checkpoint_path(run: Union[str, Path]) -> Path:
-    """The latest checkpoint of a run.
+def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
+    """The model's weights in a run's latest checkpoint, full or sharded, read without running code from it.
+
+    They are in the run's own folder, which may have been moved, or where its `checkpoint_folder` says.
 
     Raises:
-        ConfigError: There is none, or it is sharded.
+        ConfigError: There is none.
     """
-    path = Path(run, 'checkpoints', 'latest-rank0.pt')
-    if not path.exists():
-        raise ConfigError(f'the run in {run} has no checkpoint {path}')
-    if path.is_dir():
-        raise ConfigError(f'{path} is a sharded checkpoint; train with fsdp.state_dict_type: full to load it here')
-    return path
-
-
-def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
-    """The model's weights in a run's latest checkpoint, read without running code from it."""
-    return read_checkpoint(checkpoint_path(run))['state']['model']
+    if (own := Path(run, 'checkpoints')).is_dir():
+        return read_latest(str(own))
+    return read_latest(str(OmegaConf.load(Path(run, 'config.yaml')).checkpoint_folder))
 
 
 def load_stage2(run: Union[str, Path]) -> tuple[LLM2CLIP, Stage2Config, dict[str, Any]]:
@@ -92,6 +87,6 @@ def load_stage2(run: Union[str, Path]) -> tuple[LLM2CLIP, Stage2Config, dict[str
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f'{checkpoint_path(run)} is a checkpoint of another model than {run}/config.yaml describes: '
+        raise ConfigError(f'the checkpoint in {run} is of another model than its config.yaml describes: '
                           f'{error}') from None
     return model.eval(), config, teacher

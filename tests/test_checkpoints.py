@@ -17,7 +17,7 @@ from composer import Trainer
 from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 
-from llm2clip.checkpoints import find_checkpoint, newest_checkpoint, refuse_code
+from llm2clip.checkpoints import find_checkpoint, newest_checkpoint, read_latest, refuse_code
 from llm2clip.config import ConfigError
 
 
@@ -51,6 +51,14 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(request.param)
     _train(folder, request.param == 'sharded')
     return folder, request.param == 'sharded'
+
+
+def test_the_weights_are_read_whole(written: tuple[Path, bool], tmp_path: Path) -> None:
+    model = _train(tmp_path, False).state.model
+    found, expected = read_latest(str(written[0])), model.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    with pytest.raises(ConfigError, match='there is no checkpoint'):
+        read_latest(str(tmp_path / 'nothing'))
 
 
 @pytest.fixture

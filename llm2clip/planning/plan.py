@@ -63,6 +63,8 @@ class Plan:
     problems: list[str] = field(default_factory=list)
     """What will stop the run."""
     warnings: list[str] = field(default_factory=list)
+    measurable: bool = True
+    """Whether model, optimizer and batch sizes go together, so that a step can be tried."""
 
     def __str__(self) -> str:
         return '\n'.join([*self._step_lines(), *self._model_lines(), *self._memory_lines(), *self._data_lines(),
@@ -236,6 +238,7 @@ def _begin(
         check_train_config(config)
     except ConfigError as error:
         plan.problems.append(str(error))
+        plan.measurable = False
     drawn = sum(dataset.drawn for dataset in datasets)
     if per_stream:
         plan.epoch_steps = sum(dataset.drawn // batch for dataset in datasets)
@@ -278,7 +281,7 @@ def _measure(
 ) -> None:
     """Parameters, memory and checkpoints."""
     plan.modules = _modules(parts)
-    if not 0 < plan.microbatch <= plan.device_batch:
+    if not plan.measurable:
         return
     contrastive = not isinstance(config, Stage1Config) or config.objective == 'contrastive'
     fsdp = config.fsdp or {}

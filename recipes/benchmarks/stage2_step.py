@@ -45,7 +45,9 @@ def make_model(config: Stage2Config) -> tuple[ComposerLLM2CLIP, torch.optim.Opti
     return model, build_optimizer(config.optimizer, model, config.lr_scale, config.layer_decay)
 
 
-def bare_steps(model: ComposerLLM2CLIP, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> list[float]:
+def bare_steps(
+    model: ComposerLLM2CLIP, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]
+) -> list[float]:
     times = []
     for _ in range(STEPS):
         start = time.perf_counter()

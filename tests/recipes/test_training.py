@@ -115,7 +115,9 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
 
 
 @pytest.mark.dist
-def test_checkpoints_in_an_object_store(stage2_args: list[str], tmp_path: Path) -> None:
+def test_checkpoints_in_an_object_store(
+    stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine that is lost with its disk; another one goes on from the bucket."""
     (tmp_path / 'served/bucket').mkdir(parents=True)
     with rclone('s3', tmp_path / 'served', '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style') as port:
@@ -129,6 +131,10 @@ def test_checkpoints_in_an_object_store(stage2_args: list[str], tmp_path: Path) 
         stored = [path.name for path in (tmp_path / 'served/bucket/run/checkpoints').glob('ep0-ba4*')]
         assert stored == ['ep0-ba4']
         run('train_stage2', tmp_path / 'second', args, 2, **env)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        # Read back from the bucket, shards joined.
+        assert_same_weights(weights(tmp_path / 'second'), weights(tmp_path / 'whole'))
     assert sorted(losses(tmp_path / 'second')) == [4, 5]
     assert losses(tmp_path / 'second') == {step: losses(tmp_path / 'whole')[step] for step in (4, 5)}
 
@@ -235,7 +241,7 @@ def test_checkpoint_of_another_model_is_refused(stage2_args: list[str], tmp_path
     assert record['llm_embed_dim'] == 32 and config.model.embed_dim == 16 and not model.training
     path = tmp_path / 'run' / 'config.yaml'
     path.write_text(path.read_text().replace('embed_dim: 16', 'embed_dim: 24'))
-    with pytest.raises(ValueError, match='checkpoint of another model'):
+    with pytest.raises(ValueError, match='is of another model than its config.yaml'):
         load_stage2(tmp_path / 'run')
     with pytest.raises(ValueError, match='no config.yaml'):
         load_stage2(tmp_path / 'empty')
