@@ -22,6 +22,7 @@ from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.algorithms.clamp_logit_scale import ClampLogitScale
+from llm2clip.algorithms.ema import EMA
 from llm2clip.algorithms.grad_cache import GradCache
 from llm2clip.algorithms.patch_dropout import PatchDropout
 from llm2clip.algorithms.step_monitor import StepMonitor
@@ -79,7 +80,7 @@ SCHEDULERS = {
 ALGORITHMS = {
     'channels_last': composer.algorithms.ChannelsLast,
     'clamp_logit_scale': ClampLogitScale,
-    'ema': composer.algorithms.EMA,
+    'ema': EMA,
     'grad_cache': GradCache,
     'gradient_clipping': composer.algorithms.GradientClipping,
     'low_precision_groupnorm': composer.algorithms.LowPrecisionGroupNorm,

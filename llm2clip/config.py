@@ -467,6 +467,8 @@ class EvaluateConfig:
 
     run: str = MISSING
     """Folder of a stage-2 run."""
+    weights: str = 'latest'
+    """`latest`, those of its latest checkpoint, or `best`, those that the callback `save_best` kept."""
     out: str = MISSING
     """`results.json` and the pictures' data go here."""
     retrieval: dict[str, RetrievalConfig] = field(default_factory=dict)
@@ -481,7 +483,11 @@ class ExportConfig:
     """Stage-2 run and teacher -> one Hugging Face folder."""
 
     run: str = MISSING
+    """Folder of a stage-2 run."""
+    weights: str = 'latest'
+    """`latest` or `best`, as for `evaluate`."""
     teacher: str = MISSING
+    """Folder of the teacher that the run learned from."""
     out: str = MISSING
 
 

@@ -13,16 +13,18 @@ from typing import Any, Union
 import torch
 from composer.utils import dist
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from llm2clip.checkpoints import read_latest
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import read_config
 from llm2clip.models.llm2clip import LLM2CLIP
 
-__all__ = ['load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint', 'timed']
+__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint', 'timed']
 
 SECONDS_FILE = 'seconds.json'
 TEACHER_FILE = 'teacher.json'
+BEST_FILE = 'best.safetensors'
 
 
 @contextmanager
@@ -70,23 +72,38 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
     return read_latest(str(OmegaConf.load(Path(run, 'config.yaml')).checkpoint_folder))
 
 
-def load_stage2(run: Union[str, Path]) -> tuple[LLM2CLIP, Stage2Config, dict[str, Any]]:
+def _best(run: Union[str, Path]) -> dict[str, torch.Tensor]:
+    path = Path(run, BEST_FILE)
+    if not path.is_file():
+        raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
+    return load_file(path)
+
+
+def load_stage2(
+    run: Union[str, Path], weights: str = 'latest'
+) -> tuple[LLM2CLIP, Stage2Config, dict[str, Any]]:
     """Model, configuration and teacher fingerprint of a stage-2 run, in evaluation mode.
 
+    Args:
+        run: Its folder.
+        weights: ``latest``, those of the latest checkpoint, or ``best``, those that `SaveBest` kept.
+
     Raises:
-        ConfigError: The folder holds no stage-2 run, or its checkpoint is of another model.
+        ConfigError: The folder holds no stage-2 run, there are no such weights, or they are of another model.
     """
+    if weights not in ('latest', 'best'):
+        raise ConfigError(f'weights: {weights!r} is neither latest nor best')
     config = read_config(Stage2Config, run)
     teacher_path = Path(run, TEACHER_FILE)
     if not teacher_path.is_file():
         raise ConfigError(f'the run in {run} has no {TEACHER_FILE}')
     teacher = json.loads(teacher_path.read_text())
-    state = load_checkpoint_model(run)
+    state = load_checkpoint_model(run) if weights == 'latest' else _best(run)
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, teacher['llm_embed_dim'], load_weights=False)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f'the checkpoint in {run} is of another model than its config.yaml describes: '
+        raise ConfigError(f'the {weights} weights of {run} are of another model than its config.yaml describes: '
                           f'{error}') from None
     return model.eval(), config, teacher

@@ -18,7 +18,7 @@ from llm2clip.runs import load_stage2, timed
 
 
 def main(config: EvaluateConfig) -> None:
-    model, _, record = load_stage2(config.run)
+    model, _, record = load_stage2(config.run, config.weights)
     model = get_device(config.device).module_to_device(model)
     results: dict[str, Any] = {'stage1': {}, 'stage2': {}}
     for name, features in retrieval_features(

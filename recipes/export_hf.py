@@ -14,7 +14,7 @@ from llm2clip.runs import load_stage2, timed
 
 
 def main(config: ExportConfig) -> None:
-    model, run_config, record = load_stage2(config.run)
+    model, run_config, record = load_stage2(config.run, config.weights)
     check_same_teacher(teacher_fingerprint(config.teacher), record['teacher'], config.teacher, 'the run')
     export_folder(model, run_config.model, record, config.teacher, f'{config.out}/llm2clip')
     save_config(config, config.out)

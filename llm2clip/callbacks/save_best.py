@@ -3,26 +3,31 @@
 
 """Keep the weights that did best in evaluation."""
 
-import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from composer.utils.checkpoint import save_checkpoint
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from llm2clip.algorithms.ema import EMA
+from llm2clip.runs import BEST_FILE
 
 __all__ = ['SaveBest']
 
 
 class SaveBest(Callback):
-    """Write the model's weights to `best/` when a metric is higher than ever before; logs ``best/<metric>``.
+    """Write the model's weights to `best.safetensors` when a metric is higher than ever before; logs ``best/<metric>``.
 
-    A run that is resumed goes on from the best value so far.
+    With `ema`, the averaged weights, which are those that were evaluated.  A run that is resumed goes on from the best
+    value so far.
 
     Args:
         metric: Name of an evaluation metric.
-        folder: Receives `best/`; the trainer's builder puts the run's folder here.
+        folder: Receives the file; the trainer's builder puts the run's folder here.
     """
 
     def __init__(self, metric: str = 'retrieval_recall@10', folder: Optional[str] = None) -> None:
@@ -43,10 +48,15 @@ class SaveBest(Callback):
         self.best = value
         logger.log_metrics({f'best/{self.metric}': value})
         assert self.folder is not None
-        folder, partial = Path(self.folder, 'best'), Path(self.folder, 'best.tmp')
-        save_checkpoint(state, str(partial / 'weights-rank{rank}.pt'), weights_only=True)
-        dist.barrier()
-        if dist.get_global_rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+        with ExitStack() as averaged:
+            for algorithm in state.algorithms:
+                if isinstance(algorithm, EMA):
+                    averaged.enter_context(algorithm.averaged_weights(state))
+            weights: dict[str, Any] = get_model_state_dict(
+                state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            if dist.get_global_rank() == 0:
+                path = Path(self.folder, BEST_FILE)
+                partial = path.with_suffix('.tmp')
+                save_file({name: weight.contiguous() for name, weight in weights.items()}, partial)
+                partial.replace(path)
         dist.barrier()

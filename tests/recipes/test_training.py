@@ -19,6 +19,7 @@ from remotes import S3_KEY, S3_SECRET, free_port, rclone
 from safetensors.torch import load_file
 
 from llm2clip.callbacks.jsonl_logger import read_metrics
+from llm2clip.checkpoints import read_model
 from llm2clip.data.schema import read_index
 from llm2clip.evaluate import _read_samples
 from llm2clip.runs import load_checkpoint_model, load_stage2
@@ -84,8 +85,26 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
     best = max(expected['metrics/eval/retrieval_recall@10'].values())
     improved = list(expected['best/retrieval_recall@10'].values())
     assert improved[-1] == best and improved == sorted(set(improved))
-    assert (tmp_path / 'sidecar/best/weights-rank0.pt').is_file()
     assert any(b'retrieval/eval' in path.read_bytes() for path in (tmp_path / 'tensorboard').rglob('*tfevents*'))
+
+
+@pytest.mark.dist
+def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_path: Path) -> None:
+    args = [*stage2_args, *SGD, 'algorithms.ema={half_life: 2ba}', 'callbacks.save_best={}', 'save_interval=3ba']
+    run('train_stage2', tmp_path / 'one', args)
+    for steps in (3, 6):  # begun, and resumed
+        run('train_stage2', tmp_path / 'two', [*args, 'fsdp.state_dict_type=sharded', f'max_duration={steps}ba'], 2)
+    best = []
+    for name in ('one', 'two'):
+        metrics = read_metrics(tmp_path / name / 'metrics.jsonl')
+        best.append(max(metrics['best/retrieval_recall@10']))
+        found = load_stage2(tmp_path / name, 'best')[0].state_dict()
+        # Checkpoints hold the averaged weights too.
+        expected = read_model(next((tmp_path / name / 'checkpoints').glob(f'ep*-ba{best[-1]}*')))
+        assert all(torch.equal(found[key], expected[f'model.{key}']) for key in found)
+    assert best[0] == best[1]
+    assert_same_losses(tmp_path / 'two', tmp_path / 'one')
+    assert_same_weights(weights(tmp_path / 'two'), weights(tmp_path / 'one'))
 
 
 @pytest.mark.dist
@@ -242,7 +261,7 @@ def test_checkpoint_of_another_model_is_refused(stage2_args: list[str], tmp_path
     assert record['llm_embed_dim'] == 32 and config.model.embed_dim == 16 and not model.training
     path = tmp_path / 'run' / 'config.yaml'
     path.write_text(path.read_text().replace('embed_dim: 16', 'embed_dim: 24'))
-    with pytest.raises(ValueError, match='is of another model than its config.yaml'):
+    with pytest.raises(ValueError, match='are of another model than its config.yaml'):
         load_stage2(tmp_path / 'run')
     with pytest.raises(ValueError, match='no config.yaml'):
         load_stage2(tmp_path / 'empty')
