@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from streaming.base.format.base.reader import Reader
 from streaming.base.format.mds.encodings import _get_coder
@@ -52,6 +53,13 @@ def columns_of(reader: Reader) -> dict[str, str]:
 _coder: Any = functools.cache(_get_coder)
 
 
+@functools.cache
+def _dtype(encoding: str) -> Optional[torch.dtype]:
+    """Of the columns that hold vectors and their scales; None for text and images."""
+    kind = encoding.split(':')[1] if encoding.startswith('ndarray:') else encoding
+    return getattr(torch, kind) if kind in ('float16', 'int8', 'float32') else None
+
+
 @functools.lru_cache(maxsize=64)
 def _opened(reader: MDSReader) -> io.FileIO:
     """The shard's file, which Streaming opens anew for every sample."""
@@ -68,13 +76,16 @@ def _read(reader: MDSReader, idx: int) -> bytearray:
 
 
 class _Row(Mapping[str, Any]):
-    """A sample of a sidecar whose columns are decoded when they are asked for: of its captions, one is used."""
+    """A sample whose columns are decoded when they are asked for: of its captions, one is used.
+
+    Vectors are tensors that share the sample's memory, scales are tensors without dimension.
+    """
 
     def __init__(self, reader: Reader, idx: int) -> None:
         assert isinstance(reader, MDSReader)
         self._reader, self._data = reader, _read(reader, idx)
         # Before the columns stand the sizes of those that have no fixed one.
-        sizes, at = list(reader.column_sizes), 0
+        sizes, at = [size or 0 for size in reader.column_sizes], 0
         for i, size in enumerate(sizes):
             if not size:
                 sizes[i], = struct.unpack_from('<I', self._data, at)
@@ -83,13 +94,34 @@ class _Row(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         i = self._reader.column_names.index(name)
-        return _coder(self._reader.column_encodings[i]).decode(self._data[self._ends[i]:self._ends[i + 1]])
+        encoding, start, end = self._reader.column_encodings[i], self._ends[i], self._ends[i + 1]
+        if (dtype := _dtype(encoding)) is None:
+            return _coder(encoding).decode(self._data[start:end])
+        values = torch.frombuffer(self._data, dtype=dtype, count=(end - start) // dtype.itemsize, offset=start)
+        return values if encoding.startswith('ndarray:') else values[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader.column_names)
 
     def __len__(self) -> int:
         return len(self._reader.column_names)
+
+
+class _PairedRow(_Row):
+    """An image's sample, with its rows of the sidecars under `SIDECARS`."""
+
+    def __init__(self, reader: Reader, idx: int, sidecars: Sequence[Reader]) -> None:
+        super().__init__(reader, idx)
+        self._sidecars = [_Row(sidecar, idx) for sidecar in sidecars]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._sidecars if name == SIDECARS else super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain(super().__iter__(), [SIDECARS])
+
+    def __len__(self) -> int:
+        return super().__len__() + 1
 
 
 class _PairedReader(Reader):
@@ -113,14 +145,14 @@ class _PairedReader(Reader):
     def get_sample_data(self, idx: int) -> bytes:
         raise TypeError('a paired shard has no bytes of its own')
 
-    def get_item(self, idx: int) -> dict[str, Any]:
-        sample, rows = self.images[idx], [_Row(sidecar, idx) for sidecar in self.sidecars]
-        for sidecar, row in zip(self.sidecars, rows):
+    def get_item(self, idx: int) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = _PairedRow(self.images, idx, self.sidecars)
+        for sidecar, row in zip(self.sidecars, sample[SIDECARS]):
             if sample[SAMPLE_ID] != row[SAMPLE_ID]:
                 raise ValueError(
                     f'sample {idx} of {self.images.file_pairs[0][0].basename} is {sample[SAMPLE_ID]!r} in '
                     f'{self.images.dirname} but {row[SAMPLE_ID]!r} in the sidecar {sidecar.dirname}')
-        return {**sample, SIDECARS: rows}
+        return sample
 
 
 class PairedStream(VerifiedStream):

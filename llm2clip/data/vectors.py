@@ -112,10 +112,10 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
 def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
     """One caption's vector as a sidecar's row has it, for a batch: ``text_embedding`` ``(D,)``, and if that is int8,
     ``text_embedding_scale``."""
-    values = torch.from_numpy(row[embedding_column(key)])
+    values = torch.as_tensor(row[embedding_column(key)])
     if values.dtype != torch.int8:
         return {'text_embedding': values}
-    return {'text_embedding': values, 'text_embedding_scale': torch.from_numpy(np.asarray(row[scale_column(key)]))}
+    return {'text_embedding': values, 'text_embedding_scale': torch.as_tensor(row[scale_column(key)])}
 
 
 def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
