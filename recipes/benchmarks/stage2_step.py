@@ -25,7 +25,7 @@ from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
 
-BATCH, STEPS, ROUNDS = 32, 4, 4
+BATCH, STEPS, ROUNDS = 8, 4, 4
 YAML = str(Path(__file__).parents[2] / 'yamls/stage2/paper.yaml')
 
 
