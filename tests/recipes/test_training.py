@@ -144,7 +144,8 @@ def test_checkpoints_in_an_object_store(
         env = {'S3_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': S3_KEY,
                'AWS_SECRET_ACCESS_KEY': S3_SECRET, 'AWS_DEFAULT_REGION': 'us-east-1',
                'AWS_RESPONSE_CHECKSUM_VALIDATION': 'when_required', 'AWS_REQUEST_CHECKSUM_CALCULATION': 'when_required'}
-        args = [*stage2_args, *SGD, 'fsdp.state_dict_type=sharded']
+        # Few checkpoints: Composer waits half a minute for each upload before it links to it.
+        args = [*stage2_args, *SGD, 'fsdp.state_dict_type=sharded', 'save_interval=4ba']
         run('train_stage2', tmp_path / 'whole', args, 2)
         args.append('checkpoint_folder=s3://bucket/run/checkpoints')
         run('train_stage2', tmp_path / 'first', [*args, 'max_duration=4ba'], 2, **env)
