@@ -11,7 +11,7 @@ over ranks of the parameters' gradients, as DDP and FSDP compute it, is its grad
 from typing import Any, Optional
 
 import torch
-import torch.distributed
+from composer.utils import dist
 
 from llm2clip.losses import all_gather, in_float32, same_text
 
@@ -57,13 +57,6 @@ def blockwise_siglip_loss(
         image_features.float(), texts, logit_scale.float(), logit_bias.float(), text_id, ids, block_size)
 
 
-def _world() -> tuple[int, int]:
-    """Rank and number of ranks."""
-    if not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
 class _ClipLoss(torch.autograd.Function):
     """Both passes over the blocks happen in `forward`: the sums of each row and column, then the gradients."""
 
@@ -79,7 +72,7 @@ class _ClipLoss(torch.autograd.Function):
         block_size: int,
     ) -> torch.Tensor:
         b, n = len(images), len(texts)
-        first = _world()[0] * b
+        first = dist.get_global_rank() * b
         scale = logit_scale.exp()
         starts = range(0, b, block_size)
 
@@ -152,7 +145,7 @@ class _SigLIPLoss(torch.autograd.Function):
         block_size: int,
     ) -> torch.Tensor:
         b = len(images)
-        first = _world()[0] * b
+        first = dist.get_global_rank() * b
         scale = logit_scale.exp()
         total, bias_gradient = images.new_zeros(()), images.new_zeros(())
         image_gradient, text_gradient = torch.empty_like(images), torch.zeros_like(texts)

@@ -209,25 +209,30 @@ def newest_checkpoint(folder: Path, keep: int = -1) -> Optional[Path]:
     return None
 
 
-def _newest_remote(store: ObjectStore, folder: str, prefix: str) -> Optional[str]:
-    """The same for an object store, where an object that exists is whole: its URI."""
-    prefix = f'{prefix.strip("/")}/' if prefix.strip('/') else ''
-    relative = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
-    there = sorted({name.split('/')[0] for name in relative}, key=lambda name: -_batch(name))
-    for name in there:
+def _newest_remote(store: ObjectStore, prefix: str) -> Optional[tuple[str, list[str]]]:
+    """The same for an object store, where an object that exists is whole: its name, and its objects under `prefix`."""
+    there = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
+    for name in sorted({name.split('/')[0] for name in there}, key=lambda name: -_batch(name)):
         if _batch(name) < 0:
             continue
-        if name in relative:
-            return f'{folder}/{name}'
-        if f'{name}/{_METADATA}' not in relative:
+        objects = [found for found in there if found == name or found.startswith(f'{name}/')]
+        if name in objects:
+            return name, [name]
+        if f'{name}/{_METADATA}' not in objects:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, 'metadata')
             store.download_object(f'{prefix}{name}/{_METADATA}', str(path))
             parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
-        if all(f'{name}/{part}' in relative for part in parts):
-            return f'{folder}/{name}'
+        if all(f'{name}/{part}' in objects for part in parts):
+            return name, objects
     return None
+
+
+def _prefix(folder: str) -> str:
+    """Of the objects in a folder of an object store; a bucket's root has none."""
+    path = parse_uri(folder)[2].strip('/')
+    return f'{path}/' if path else ''
 
 
 def find_checkpoint(folder: str, sharded: bool, keep: int = -1) -> Optional[str]:
@@ -249,15 +254,16 @@ def find_checkpoint(folder: str, sharded: bool, keep: int = -1) -> Optional[str]
                 path = newest_checkpoint(Path(folder), keep)
                 result = [None if path is None else str(path.absolute())]
             else:
-                result = [_newest_remote(store, folder.rstrip('/'), parse_uri(folder)[2])]
+                found = _newest_remote(store, _prefix(folder))
+                result = [None if found is None else f'{folder.rstrip("/")}/{found[0]}']
         except Exception as error:  # every rank has to hear of it
             result = [error]
     dist.broadcast_object_list(result, src=0)
     if isinstance(result[0], Exception):
         raise result[0]
     if result[0] is not None and sharded == result[0].endswith('.pt'):
-        found, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
-        raise ConfigError(f'fsdp.state_dict_type: {result[0]} is a {found} checkpoint, but this run writes and reads '
+        kind, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
+        raise ConfigError(f'fsdp.state_dict_type: {result[0]} is a {kind} checkpoint, but this run writes and reads '
                           f'{expected} ones')
     return result[0]
 
@@ -274,15 +280,13 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
         if not path.exists():
             raise ConfigError(f'there is no checkpoint {path}')
         return read_model(path)
-    uri, prefix = _newest_remote(store, folder.rstrip('/'), parse_uri(folder)[2]), parse_uri(folder)[2].strip('/')
-    if uri is None:
+    newest = _newest_remote(store, _prefix(folder))
+    if newest is None:
         raise ConfigError(f'there is no whole checkpoint in {folder}')
-    name = uri.rsplit('/', 1)[1]
+    name, objects = newest
     with tempfile.TemporaryDirectory() as scratch:
-        for found in store.list_objects(f'{prefix}/{name}'.lstrip('/')):
-            relative = found.removeprefix(prefix).lstrip('/')
-            if relative == name or relative.startswith(f'{name}/'):
-                path = Path(scratch, relative)
-                path.parent.mkdir(exist_ok=True)
-                store.download_object(found, str(path))
+        for found in objects:
+            path = Path(scratch, found)
+            path.parent.mkdir(exist_ok=True)
+            store.download_object(_prefix(folder) + found, str(path))
         return read_model(Path(scratch, name))

@@ -36,8 +36,10 @@ class EMA(composer.algorithms.EMA):
             return
         self._like_the_model(state.model)
         self._ensure_ema_weights_active(state)
-        yield
-        self._ensure_training_weights_active(state)
+        try:
+            yield
+        finally:
+            self._ensure_training_weights_active(state)
 
     def state_dict(self) -> dict[str, Any]:
         result = super().state_dict()

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 import xxhash
 from composer.core import DataSpec
-from streaming import StreamingDataset
+from streaming import Stream, StreamingDataset
+from streaming.base.format.base.reader import Reader
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import draw, text_id
 from llm2clip.data.images import decode_pixels
-from llm2clip.data.paired_stream import SIDECARS, PairedStream, columns_of, read_fingerprint
+from llm2clip.data.paired_stream import SIDECARS, PairedReader, PairedStream, columns_of, read_fingerprint
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
 from llm2clip.data.streaming import SeededDataset, build_loader, stream_arguments, streaming_dataset
 from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
@@ -24,7 +25,7 @@ from llm2clip.preprocessing import Preprocessing
 
 __all__ = [
     'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'check_same_teacher',
-    'paired_stream', 'sidecar_teacher',
+    'common_teacher', 'paired_stream', 'sidecar_teacher', 'stream_mix',
 ]
 
 
@@ -196,14 +197,19 @@ def sidecar_teacher(data: DataSpec) -> tuple[dict[str, Any], int]:
         ValueError: The sidecars of two streams come from different teachers.
     """
     dataset = streaming_dataset(data)
+    return common_teacher([(stream, dataset.shards[dataset.shard_offset_per_stream[i]])
+                           for i, stream in enumerate(dataset.streams)])
+
+
+def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> tuple[dict[str, Any], int]:
+    """`sidecar_teacher` of paired streams, each with one of its shards."""
     found: list[tuple[str, dict[str, Any]]] = []
     dim = 0
-    for stream_id, stream in enumerate(dataset.streams):
-        assert isinstance(stream, PairedStream)
+    for stream, shard in streams:
+        assert isinstance(stream, PairedStream) and isinstance(shard, PairedReader)
         folders = [sidecar.local for sidecar in stream.sidecars]
         teachers = [read_fingerprint(folder)['teacher'] for folder in folders]
         found.append((', '.join(folders), teachers[0] if len(teachers) == 1 else {'concatenated': teachers}))
-        shard = dataset.shards[dataset.shard_offset_per_stream[stream_id]]
         dim = sum(embedding_dim(columns_of(reader)) for reader in shard.sidecars)
     for where, teacher in found[1:]:
         check_same_teacher(teacher, found[0][1], f'sidecar {where}', f'sidecar {found[0][0]}')
@@ -218,10 +224,18 @@ def check_same_teacher(found: Mapping[str, Any], expected: Mapping[str, Any], wh
                              f'expected {expected.get(name)!r}')
 
 
-def _mix(caption_mix: Mapping[str, float], key: str) -> dict[str, float]:
-    mix = {name: weight for name, weight in caption_mix.items() if weight}
+def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]:
+    """Caption key -> weight of a stream, those that are never drawn left out.
+
+    Raises:
+        ConfigError: Nothing is drawn.
+    """
+    caption_mix, where = config.caption_mix, key
+    if (own := config.streams[name].caption_mix) is not None:
+        caption_mix, where = own, f'{key}.streams.{name}'
+    mix = {caption: weight for caption, weight in caption_mix.items() if weight}
     if not mix or min(mix.values()) < 0:
-        raise ConfigError(f'{key}.caption_mix: expected caption keys with weights, at least one above 0')
+        raise ConfigError(f'{where}.caption_mix: expected caption keys with weights, at least one above 0')
     return mix
 
 
@@ -247,8 +261,7 @@ def build_image_loader(
         merge_equal_texts: In evaluation, captions of the same wording are one text.
         online: Deliver captions in place of their embeddings.
     """
-    mixes = [_mix(config.caption_mix, key) if stream.caption_mix is None else
-             _mix(stream.caption_mix, f'{key}.streams.{name}') for name, stream in config.streams.items()]
+    mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
     streams = [paired_stream(name, stream, config.teachers, list(mix) if train else keys, key, online)
                for (name, stream), mix in zip(config.streams.items(), mixes)]

@@ -4,7 +4,6 @@
 """Image dataset and sidecars of embeddings, MDS datasets of the same samples read as one stream."""
 
 import functools
-import io
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ from streaming.base.world import World
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, check_columns, dataset_fingerprint
 from llm2clip.data.verified_stream import VerifiedStream
 
-__all__ = ['FINGERPRINT_FILE', 'SIDECARS', 'PairedStream', 'columns_of', 'read_fingerprint']
+__all__ = ['FINGERPRINT_FILE', 'SIDECARS', 'PairedReader', 'PairedStream', 'columns_of', 'read_fingerprint']
 
 FINGERPRINT_FILE = 'teacher.json'
 SIDECARS = 'sidecars'
@@ -60,18 +59,17 @@ def _dtype(encoding: str) -> Optional[torch.dtype]:
     return getattr(torch, kind) if kind in ('float16', 'int8', 'float32') else None
 
 
-@functools.lru_cache(maxsize=64)
-def _opened(reader: MDSReader) -> io.FileIO:
-    """The shard's file, which Streaming opens anew for every sample."""
-    return io.FileIO(os.path.join(reader.dirname, reader.split, reader.raw_data.basename))
-
-
 def _read(reader: MDSReader, idx: int) -> bytearray:
-    file = _opened(reader)
-    begin, end = struct.unpack('<2I', os.pread(file.fileno(), 8, 4 + 4 * idx))
-    data = bytearray(end - begin)
-    if os.preadv(file.fileno(), [data], begin) != len(data):
-        raise ValueError(f'sample {idx} of {file.name} is cut')
+    """One sample's bytes.  The file is opened for it alone: one that was evicted frees its space at once."""
+    path = os.path.join(reader.dirname, reader.split, reader.raw_data.basename)
+    file = os.open(path, os.O_RDONLY)
+    try:
+        begin, end = struct.unpack('<2I', os.pread(file, 8, 4 + 4 * idx))
+        data = bytearray(end - begin)
+        if os.preadv(file, [data], begin) != len(data):
+            raise ValueError(f'sample {idx} of {path} is cut')
+    finally:
+        os.close(file)
     return data
 
 
@@ -124,7 +122,7 @@ class _PairedRow(_Row):
         return super().__len__() + 1
 
 
-class _PairedReader(Reader):
+class PairedReader(Reader):
     """One shard of each dataset, sample by sample the same."""
 
     def __init__(self, images: Reader, sidecars: Sequence[Reader]) -> None:
@@ -207,7 +205,7 @@ class PairedStream(VerifiedStream):
                                  f'{[len(r) for r in readers]} samples, expected {[len(r) for r in images]}')
             self._check_fingerprint(sidecar, where)
             rows.append(readers)
-        return [_PairedReader(image, parts) for image, *parts in zip(images, *rows)]
+        return [PairedReader(image, parts) for image, *parts in zip(images, *rows)]
 
     def _check_fingerprint(self, sidecar: VerifiedStream, where: str) -> None:
         folder = os.path.join(sidecar.local, sidecar.split)
@@ -221,11 +219,11 @@ class PairedStream(VerifiedStream):
 
     def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:
         """The sidecars with their readers of one shard."""
-        assert isinstance(shard, _PairedReader)
+        assert isinstance(shard, PairedReader)
         return list(zip(self.sidecars, shard.sidecars))
 
     def set_up_local(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, shards: list[_PairedReader], cache_usage_per_shard: NDArray[np.int64]
+        self, shards: list[PairedReader], cache_usage_per_shard: NDArray[np.int64]
     ) -> None:
         images = [shard.images for shard in shards]
         super().set_up_local(images, cache_usage_per_shard)
@@ -239,12 +237,12 @@ class PairedStream(VerifiedStream):
             whole &= sizes == [reader.get_raw_size() for reader in readers]
         cache_usage_per_shard[~whole] = 0
 
-    def prepare_shard(self, shard: _PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def prepare_shard(self, shard: PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().prepare_shard(shard.images) + sum(
             sidecar.prepare_shard(reader) for sidecar, reader in self._parts(shard))
 
     def discard_damaged(self, shard: Reader) -> int:
-        assert isinstance(shard, _PairedReader)
+        assert isinstance(shard, PairedReader)
         return super().discard_damaged(shard.images) + sum(
             sidecar.discard_damaged(reader) for sidecar, reader in self._parts(shard))
 

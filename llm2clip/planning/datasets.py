@@ -1,34 +1,30 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a training will read, from the datasets' indexes alone."""
+"""What a training will read, from the datasets' indexes alone: its own streams are asked, but no shard is."""
 
-import json
+import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Optional
+from typing import TypeVar
 
-from streaming.base.storage import CloudDownloader
+import numpy as np
+from streaming import Stream
+from streaming.base.format.base.reader import Reader
+from streaming.base.world import World
 
-from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, StreamConfig
-from llm2clip.data.image_embeddings import check_same_teacher
-from llm2clip.data.paired_stream import FINGERPRINT_FILE
-from llm2clip.data.schema import (
-    IMAGE,
-    SAMPLE_ID,
-    caption_column,
-    check_columns,
-    dataset_fingerprint,
-    embedding_column,
-    embedding_dim,
-    read_index,
-)
+from llm2clip.config import CaptionDataConfig, DatasetConfig, ImageDataConfig, LoaderConfig, StreamConfig
+from llm2clip.data.image_embeddings import common_teacher, paired_stream, stream_mix
+from llm2clip.data.paired_stream import PairedReader, columns_of
+from llm2clip.data.schema import SAMPLE_ID, check_columns
+from llm2clip.data.streaming import stream_arguments
+from llm2clip.data.verified_stream import ShardError, VerifiedStream
 
-__all__ = ['DatasetPlan', 'plan_images', 'plan_texts']
+__all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_texts']
 
-Index = dict[str, Any]
+T = TypeVar('T', bound=DatasetConfig)
 
 
 @dataclass
@@ -47,130 +43,104 @@ class DatasetPlan:
     """Samples an epoch."""
     sidecars: dict[str, int] = field(default_factory=dict)
     """Teacher's name -> bytes."""
+
+
+@dataclass
+class DataPlan:
+    """All of them."""
+
+    datasets: list[DatasetPlan] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with them."""
     llm_embed_dim: int = 0
     """Width of the teachers' vectors, together; 0 without sidecars."""
 
 
-def plan_images(config: ImageDataConfig, key: str, online: bool) -> tuple[list[DatasetPlan], list[str]]:
-    """Stage 2's streams, and what is wrong with them."""
-    plans, problems = [], []
-    teachers: list[tuple[str, Any]] = []
-    for name, stream in config.streams.items():
-        where = f'{key}.streams.{name}'
-        mix = config.caption_mix if stream.caption_mix is None else stream.caption_mix
-        if not (plan := _plan(name, stream, [IMAGE, *map(caption_column, mix)], mix, where, problems)):
-            continue
-        plans.append(plan)
-        chosen = [] if online else config.teachers or list(stream.embeddings)
-        if not online and not config.teachers and len(chosen) != 1:
-            problems.append(f'{where}.embeddings: there are sidecars of {len(chosen)} teachers; {key}.teachers has to '
-                            'say which one to read')
-        for teacher in chosen:
-            try:
-                teachers.append((f'{where}.embeddings.{teacher}', _sidecar(plan, stream, teacher, list(mix))))
-            except (ConfigError, OSError, ValueError) as error:
-                problems.append(f'{where}.embeddings.{teacher}: {error}')
-    for where, teacher in teachers[1:]:
-        if len(config.teachers) < 2:
-            problems += _problem(where, check_same_teacher, teacher, teachers[0][1], 'the sidecar', teachers[0][0])
-    _draw(plans, config.streams)
-    return plans, problems
+def plan_images(config: ImageDataConfig, key: str, online: bool) -> DataPlan:
+    """Stage 2's streams."""
+    plan = DataPlan()
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def open_stream(name: str) -> tuple[VerifiedStream, Mapping[str, float]]:
+            stream, mix = config.streams[name], stream_mix(config, name, key)
+            moved = dataclasses.replace(_in(scratch, stream), embeddings={
+                teacher: _in(scratch, sidecar) for teacher, sidecar in stream.embeddings.items()})
+            return paired_stream(name, moved, config.teachers, list(mix), key, online), mix
+
+        opened = _open(plan, config, config.streams, open_stream, key)
+        for dataset, (_, readers) in zip(plan.datasets, opened):
+            teachers = config.teachers or list(config.streams[dataset.name].embeddings)
+            shards = [reader.sidecars for reader in readers if isinstance(reader, PairedReader)]
+            sizes = np.array([[reader.get_raw_size() for reader in shard] for shard in shards])
+            dataset.sidecars = dict(zip(teachers, sizes.sum(0).tolist()))
+        if opened and not online:
+            with _collected(plan, key):
+                _, plan.llm_embed_dim = common_teacher([(stream, readers[0]) for stream, readers in opened])
+    return plan
 
 
 def plan_texts(
-    streams: Mapping[str, StreamConfig], mixes: Sequence[Mapping[str, float]], columns: Sequence[Sequence[str]],
-    key: str,
-) -> tuple[list[DatasetPlan], list[str]]:
-    """Stage 1's streams, and what is wrong with them.
+    config: CaptionDataConfig, mixes: Sequence[Mapping[str, float]], columns: Sequence[Sequence[str]], key: str
+) -> DataPlan:
+    """Stage 1's streams.
 
     Args:
-        streams: The configured ones.
+        config: The streams.
         mixes: What is drawn from each -> weight.
         columns: Which columns that takes.
-        key: Where `streams` stands in the configuration.
+        key: Where `config` stands in the configuration.
     """
-    plans, problems = [], []
-    for (name, stream), mix, needed in zip(streams.items(), mixes, columns):
-        if plan := _plan(name, stream, needed, mix, f'{key}.streams.{name}', problems):
-            plans.append(plan)
-    _draw(plans, streams)
-    return plans, problems
+    plan, chosen = DataPlan(), dict(zip(config.streams, zip(mixes, columns)))
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def open_stream(name: str) -> tuple[VerifiedStream, Mapping[str, float]]:
+            moved = _in(scratch, config.streams[name])
+            return VerifiedStream(**stream_arguments(name, moved, key)), chosen[name][0]
+
+        opened = _open(plan, config, config.streams, open_stream, key)
+        for dataset, (_, readers) in zip(plan.datasets, opened):
+            with _collected(plan, f'{key}.streams.{dataset.name}'):
+                check_columns(columns_of(readers[0]), [SAMPLE_ID, *chosen[dataset.name][1]], dataset.name)
+    return plan
 
 
-def _plan(
-    name: str, stream: StreamConfig, columns: Sequence[str], mix: Mapping[str, float], where: str, problems: list[str]
-) -> Optional[DatasetPlan]:
+def _open(
+    plan: DataPlan, config: LoaderConfig, streams: Mapping[str, StreamConfig],
+    open_stream: Callable[[str], tuple[VerifiedStream, Mapping[str, float]]], key: str,
+) -> list[tuple[VerifiedStream, list[Reader]]]:
+    """Add the datasets that can be had, and what is wrong with the others."""
+    opened = []
+    defaults = {'split': None, 'download_retry': config.download_retry, 'download_timeout': config.download_timeout,
+                'validate_hash': None, 'keep_zip': False}
+    for name in streams:
+        with _collected(plan, f'{key}.streams.{name}'):
+            stream, mix = open_stream(name)
+            stream.apply_default(defaults)
+            readers = stream.get_shards(World.detect(), False)
+            sizes = [reader.get_raw_size() for reader in readers]
+            images = [reader.images if isinstance(reader, PairedReader) else reader for reader in readers]
+            total = sum(mix.values())
+            plan.datasets.append(DatasetPlan(
+                name, sum(map(len, readers)), sum(image.get_raw_size() for image in images), max(sizes),
+                {caption: weight / total for caption, weight in mix.items() if weight}))
+            opened.append((stream, readers))
+    if opened:
+        samples = np.array([dataset.samples for dataset in plan.datasets])
+        Stream.apply_weights([stream for stream, _ in opened], samples, None, config.shuffle_seed)
+        for dataset, (stream, _) in zip(plan.datasets, opened):
+            dataset.drawn = int(stream.choose)
+    return opened
+
+
+def _in(scratch: str, dataset: T) -> T:
+    """The same dataset with a cache of its own, if it has one: the run's stays as it is."""
+    return dataset if dataset.remote is None else dataclasses.replace(dataset, local=tempfile.mkdtemp(dir=scratch))
+
+
+@contextmanager
+def _collected(plan: DataPlan, where: str) -> Iterator[None]:
     try:
-        index = _index(stream)
-        check_columns(_columns(index), [SAMPLE_ID, *columns], where)
-    except (ConfigError, OSError, ValueError) as error:
-        problems.append(f'{where}: {error}')
-        return None
-    total = sum(mix.values())
-    sizes = [shard['raw_data']['bytes'] for shard in index['shards']]
-    return DatasetPlan(name, _samples(index), sum(sizes), max(sizes),
-                       {caption: weight / total for caption, weight in mix.items() if weight})
-
-
-def _sidecar(plan: DatasetPlan, stream: ImageStreamConfig, teacher: str, captions: Sequence[str]) -> dict[str, Any]:
-    """Add a sidecar to the plan, and return the teacher it is from."""
-    if teacher not in stream.embeddings:
-        raise ConfigError(f'there is no such sidecar, only {", ".join(stream.embeddings) or "none"}')
-    dataset = stream.embeddings[teacher]
-    images, index = _index(stream), _index(dataset)
-    columns = _columns(index)
-    check_columns(columns, [SAMPLE_ID, *map(embedding_column, captions)], dataset.remote or dataset.local)
-    fingerprint = json.loads(_file(dataset, FINGERPRINT_FILE))
-    if fingerprint['dataset'] != dataset_fingerprint(images):
-        raise ConfigError(f'it was made for another dataset, with {_samples(index)} samples')
-    sizes = [shard['raw_data']['bytes'] for shard in index['shards']]
-    plan.sidecars[teacher] = sum(sizes)
-    plan.largest_shard += max(sizes)
-    plan.llm_embed_dim += embedding_dim(columns)
-    return fingerprint['teacher']
-
-
-def _draw(plans: Sequence[DatasetPlan], streams: Mapping[str, StreamConfig]) -> None:
-    """Samples of an epoch, by Streaming's rules for `repeat` and `proportion`."""
-    total = sum(plan.samples for plan in plans)
-    shares = sum(streams[plan.name].proportion or 0 for plan in plans)
-    for plan in plans:
-        stream = streams[plan.name]
-        plan.drawn = round(total * stream.proportion / shares) if stream.proportion else \
-            int(plan.samples * (1 if stream.repeat is None else stream.repeat))
-
-
-def _index(dataset: DatasetConfig) -> Index:
-    if dataset.remote is None:
-        return read_index(dataset.local)
-    index = json.loads(_file(dataset, 'index.json'))
-    if not index['shards']:
-        raise ConfigError(f'the MDS dataset in {dataset.remote} is empty')
-    return index
-
-
-def _file(dataset: DatasetConfig, name: str) -> str:
-    """From the cache, or from the remote without filling the cache."""
-    path = Path(dataset.local, name)
-    if path.is_file() or dataset.remote is None:
-        return path.read_text()
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, name)
-        CloudDownloader.get(dataset.remote).download(f'{dataset.remote.rstrip("/")}/{name}', str(copy), 60)
-        return copy.read_text()
-
-
-def _samples(index: Index) -> int:
-    return sum(shard['samples'] for shard in index['shards'])
-
-
-def _columns(index: Index) -> dict[str, str]:
-    return dict(zip(index['shards'][0]['column_names'], index['shards'][0]['column_encodings']))
-
-
-def _problem(where: str, check: Any, *args: Any) -> list[str]:
-    try:
-        check(*args)
-    except ValueError as error:
-        return [f'{where}: {error}']
-    return []
+        yield
+    except (OSError, ShardError, ValueError) as error:
+        text = str(error)
+        plan.problems.append(text if text.startswith(where) else f'{where}: {text}')

@@ -29,7 +29,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.teacher import teacher_config
 from llm2clip.models.text_encoder import TextEncoder
-from llm2clip.planning.datasets import DatasetPlan, plan_images, plan_texts
+from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_texts
 from llm2clip.planning.memory import Memory, StepPlan, step_memory
 
 __all__ = ['Plan', 'plan_run', 'plan_stage1', 'plan_stage2']
@@ -132,16 +132,16 @@ def plan_run(config: TrainConfig, plan: Callable[[Any], Plan]) -> None:
 
 def plan_stage2(config: Stage2Config) -> Plan:
     """Of a training of the vision tower."""
-    datasets, problems = plan_images(config.train_data, 'train_data', config.online.enabled)
+    data = plan_images(config.train_data, 'train_data', config.online.enabled)
     if config.eval_data is not None:
-        problems += plan_images(config.eval_data, 'eval_data', config.online.enabled)[1]
-    plan = _begin(config, config.train_data, datasets, problems)
+        data.problems += plan_images(config.eval_data, 'eval_data', config.online.enabled).problems
+    plan = _begin(config, config.train_data, data)
     llm = None
     if config.teacher is not None and Path(config.teacher).is_dir():
         llm = load_llm(teacher_config(config.teacher), on_meta=True)
     elif config.online.enabled:
         plan.problems.append(f'teacher: online.enabled needs a teacher, and there is none in {config.teacher}')
-    dim = max((data.llm_embed_dim for data in datasets), default=0) or (llm.config.hidden_size if llm else 0)
+    dim = data.llm_embed_dim or (llm.config.hidden_size if llm else 0)
     if not dim:
         plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
         dim = _UNKNOWN_DIM
@@ -169,18 +169,18 @@ def plan_stage2(config: Stage2Config) -> Plan:
 
 def plan_stage1(config: Stage1Config) -> Plan:
     """Of a fine-tuning of the LLM."""
-    data, mntp, pairs = config.train_data, config.objective == 'mntp', []
+    mntp, pairs = config.objective == 'mntp', []
     if mntp:
-        mixes = texts_of_streams(data, 'train_data')
+        mixes = texts_of_streams(config.train_data, 'train_data')
         columns = [[caption_column(key) for key in mix] for mix in mixes]
     else:
-        pairs, columns = pairs_of_streams(data, True, 'train_data')
+        pairs, columns = pairs_of_streams(config.train_data, True, 'train_data')
         mixes = [_directions(of_stream) for of_stream in pairs]
-    datasets, problems = plan_texts(data.streams, mixes, columns, 'train_data')
+    data = plan_texts(config.train_data, mixes, columns, 'train_data')
     if config.eval_data is not None and not mntp:
-        pairs_there = pairs_of_streams(config.eval_data, False, 'eval_data')[1]
-        problems += plan_texts(config.eval_data.streams, [{}] * len(pairs_there), pairs_there, 'eval_data')[1]
-    plan = _begin(config, data, datasets, problems, per_stream=not mntp)
+        eval_columns = pairs_of_streams(config.eval_data, False, 'eval_data')[1]
+        data.problems += plan_texts(config.eval_data, [{}] * len(eval_columns), eval_columns, 'eval_data').problems
+    plan = _begin(config, config.train_data, data, per_stream=not mntp)
     negative = any(pair.negative for of_stream in pairs for pair in of_stream)
     sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if negative else [])]
     length = config.text_encoder.max_length
@@ -226,30 +226,28 @@ def _directions(pairs: Sequence[CaptionPairConfig]) -> dict[str, float]:
     return {f'{"|".join(pair.query)} → {"|".join(pair.positive)}': pair.weight for pair in pairs}
 
 
-def _begin(
-    config: TrainConfig, data: LoaderConfig, datasets: list[DatasetPlan], problems: list[str], per_stream: bool = False
-) -> Plan:
+def _begin(config: TrainConfig, loader: LoaderConfig, data: DataPlan, per_stream: bool = False) -> Plan:
     """Steps and data; and whether the names, arguments and sizes of the configuration go together."""
     ranks, batch = dist.get_world_size(), config.global_train_batch_size
     device_batch = batch // ranks
-    plan = Plan(ranks, batch, device_batch, config.device_train_microbatch_size or device_batch, datasets=datasets,
-                problems=list(problems), kept=config.save_num_checkpoints_to_keep)
+    plan = Plan(ranks, batch, device_batch, config.device_train_microbatch_size or device_batch, datasets=data.datasets,
+                problems=data.problems, kept=config.save_num_checkpoints_to_keep)
     try:
         check_train_config(config)
     except ConfigError as error:
         plan.problems.append(str(error))
         plan.measurable = False
-    drawn = sum(dataset.drawn for dataset in datasets)
+    drawn = sum(dataset.drawn for dataset in data.datasets)
     if per_stream:
-        plan.epoch_steps = sum(dataset.drawn // batch for dataset in datasets)
+        plan.epoch_steps = sum(dataset.drawn // batch for dataset in data.datasets)
     else:
         plan.epoch_steps = -(-drawn // ranks) // max(1, device_batch)
     plan.steps = _steps(config.max_duration, plan)
-    if datasets and not plan.epoch_steps:
+    if data.datasets and not plan.epoch_steps:
         plan.problems.append(f'train_data: an epoch has {drawn:,} samples, fewer than one global batch of {batch:,}')
     elif (rest := drawn - plan.epoch_steps * batch) > 0:
         plan.warnings.append(f'{rest:,} samples of an epoch fill no batch; which ones changes every epoch')
-    _check_cache(plan, data)
+    _check_cache(plan, loader)
     return plan
 
 
@@ -302,7 +300,7 @@ def _measure(
     memory = step_memory(model, make_optimizer, make_batch, step)
     plan.memory = memory
     plan.checkpoint = whole[0] + memory.optimizer_whole
-    interval = _steps(config.save_interval, plan) if config.save_interval[-2:] in ('ep', 'ba') else None
+    interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
     if torch.cuda.is_available() and memory.peak > (there := torch.cuda.get_device_properties(0).total_memory):
         plan.warnings.append(f'{memory.peak / 2**30:.1f} GiB are more than the {there / 2**30:.1f} GiB of this GPU')

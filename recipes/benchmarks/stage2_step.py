@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from composer import Callback, DataSpec, State
+from composer import Callback, State
 from composer.loggers import Logger
 from loaders import DIM, write_data
 
@@ -58,10 +58,6 @@ def bare_steps(
         optimizer.step()
         times.append(time.perf_counter() - start)
     return times
-
-
-def first_batch(data: DataSpec) -> dict[str, torch.Tensor]:
-    return next(iter(data.dataloader))
 
 
 def main() -> None:

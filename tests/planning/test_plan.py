@@ -99,8 +99,9 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     data, = plan.datasets
     assert plan.epoch_steps == len(loader.dataloader) == 12 and plan.steps == 36
     assert (data.samples, data.drawn, data.captions) == (64, 102, {'short': 0.25, 'long': 0.75})
-    assert data.size == size_of_shards(image_dataset) and data.llm_embed_dim == 32
+    assert data.size == size_of_shards(image_dataset)
     assert (plan.checkpoints, plan.kept) == (18, 2)
+    assert plan.modules['adapter'] == (sum(p.numel() for p in LLM2CLIP(config.model, 32).adapter.parameters()), 0)
     assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.problems
     text = str(plan)
     assert '102 samples and 12 steps an epoch; 36 steps, 288 samples in all' in text
@@ -138,11 +139,14 @@ def test_each_batch_of_stage1_is_of_one_stream(
 def test_what_will_stop_the_run_is_said(args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
     write_dataset(make_samples(40), tmp_path / 'other')
     cases = [
-        (['train_data.streams.s.local=/nowhere'], r'train_data\.streams\.s: there is no MDS dataset in /nowhere'),
-        ([f'train_data.streams.s.local={tmp_path}/other/train'], r'embeddings\.tiny: it was made for another dataset'),
+        (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
+        ([f'train_data.streams.s.local={tmp_path}/other/train'], r'streams\.s: sidecar .* belongs to another dataset'),
+        (['train_data.caption_mix={short: 0, long: 0}'], r'caption_mix: expected caption keys with weights'),
+        ([f'train_data.streams.s.local={tmp_path}/cache', f'train_data.streams.s.remote={tmp_path}/gone'],
+         r'gone/index\.json does not exist'),
         (['train_data.caption_mix={medium: 1}'], r"column 'caption\.medium' is missing"),
-        (['train_data.streams.s.embeddings.big.local=x'], r'there are sidecars of 2 teachers'),
-        (['train_data.teachers=[big]'], r'there is no such sidecar, only tiny'),
+        (['train_data.streams.s.embeddings.big.local=x'], r'dataset s has sidecars of 2 teachers'),
+        (['train_data.teachers=[big]'], r"there is no sidecar of 'big', only of tiny"),
         (['device_train_microbatch_size=3'], r'would only see the negatives inside it'),
         (['global_train_batch_size=128'], r'an epoch has 64 samples, fewer than one global batch of 128'),
         (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
