@@ -153,7 +153,8 @@ def _one_storage(dataset: StreamingDataset) -> bool:
 
 
 def paired_stream(
-    name: str, stream: ImageStreamConfig, teachers: Sequence[str], keys: Sequence[str], key: str, online: bool = False
+    name: str, stream: ImageStreamConfig, teachers: Sequence[str], keys: Sequence[str], key: str, online: bool = False,
+    keep_open: bool = False,
 ) -> PairedStream:
     """The stream of one configured dataset, its columns checked.
 
@@ -164,6 +165,7 @@ def paired_stream(
         keys: Captions that must have embeddings.
         key: Where the dataset's group stands in the configuration.
         online: Read no sidecar.
+        keep_open: As for `PairedStream`.
 
     Raises:
         ConfigError: The dataset or its sidecar is missing, or which sidecar is meant is not clear.
@@ -185,7 +187,7 @@ def paired_stream(
         if sidecar.remote is None:
             check_dataset(sidecar.local, [SAMPLE_ID, *embedding_columns])
     return PairedStream(sidecars=[(sidecar.local, sidecar.remote) for sidecar in sidecars], columns=columns,
-                        embedding_columns=embedding_columns, **arguments)
+                        embedding_columns=embedding_columns, keep_open=keep_open, **arguments)
 
 
 def sidecar_teacher(data: DataSpec) -> tuple[dict[str, Any], int]:
@@ -263,7 +265,8 @@ def build_image_loader(
     """
     mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
-    streams = [paired_stream(name, stream, config.teachers, list(mix) if train else keys, key, online)
+    streams = [paired_stream(name, stream, config.teachers, list(mix) if train else keys, key, online,
+                             keep_open=config.cache_limit is None)
                for (name, stream), mix in zip(config.streams.items(), mixes)]
 
     def make(**kwargs: Any) -> Union[TrainImageDataset, EvalImageDataset]:

@@ -4,6 +4,7 @@
 """Image dataset and sidecars of embeddings, MDS datasets of the same samples read as one stream."""
 
 import functools
+import io
 import itertools
 import json
 import os
@@ -59,17 +60,20 @@ def _dtype(encoding: str) -> Optional[torch.dtype]:
     return getattr(torch, kind) if kind in ('float16', 'int8', 'float32') else None
 
 
-def _read(reader: MDSReader, idx: int) -> bytearray:
-    """One sample's bytes.  The file is opened for it alone: one that was evicted frees its space at once."""
-    path = os.path.join(reader.dirname, reader.split, reader.raw_data.basename)
-    file = os.open(path, os.O_RDONLY)
-    try:
-        begin, end = struct.unpack('<2I', os.pread(file, 8, 4 + 4 * idx))
-        data = bytearray(end - begin)
-        if os.preadv(file, [data], begin) != len(data):
-            raise ValueError(f'sample {idx} of {path} is cut')
-    finally:
-        os.close(file)
+def _open(reader: MDSReader) -> io.FileIO:
+    return io.FileIO(os.path.join(reader.dirname, reader.split, reader.raw_data.basename))
+
+
+_kept_open = functools.lru_cache(maxsize=64)(_open)
+
+
+def _read(reader: MDSReader, idx: int, keep_open: bool) -> bytearray:
+    """One sample's bytes."""
+    file = _kept_open(reader) if keep_open else _open(reader)
+    begin, end = struct.unpack('<2I', os.pread(file.fileno(), 8, 4 + 4 * idx))
+    data = bytearray(end - begin)
+    if os.preadv(file.fileno(), [data], begin) != len(data):
+        raise ValueError(f'sample {idx} of {file.name} is cut')
     return data
 
 
@@ -79,9 +83,9 @@ class _Row(Mapping[str, Any]):
     Vectors are tensors that share the sample's memory, scales are tensors without dimension.
     """
 
-    def __init__(self, reader: Reader, idx: int) -> None:
+    def __init__(self, reader: Reader, idx: int, keep_open: bool) -> None:
         assert isinstance(reader, MDSReader)
-        self._reader, self._data = reader, _read(reader, idx)
+        self._reader, self._data = reader, _read(reader, idx, keep_open)
         # Before the columns stand the sizes of those that have no fixed one.
         sizes, at = [size or 0 for size in reader.column_sizes], 0
         for i, size in enumerate(sizes):
@@ -108,9 +112,9 @@ class _Row(Mapping[str, Any]):
 class _PairedRow(_Row):
     """An image's sample, with its rows of the sidecars under `SIDECARS`."""
 
-    def __init__(self, reader: Reader, idx: int, sidecars: Sequence[Reader]) -> None:
-        super().__init__(reader, idx)
-        self._sidecars = [_Row(sidecar, idx) for sidecar in sidecars]
+    def __init__(self, reader: Reader, idx: int, sidecars: Sequence[Reader], keep_open: bool) -> None:
+        super().__init__(reader, idx, keep_open)
+        self._sidecars = [_Row(sidecar, idx, keep_open) for sidecar in sidecars]
 
     def __getitem__(self, name: str) -> Any:
         return self._sidecars if name == SIDECARS else super().__getitem__(name)
@@ -125,10 +129,11 @@ class _PairedRow(_Row):
 class PairedReader(Reader):
     """One shard of each dataset, sample by sample the same."""
 
-    def __init__(self, images: Reader, sidecars: Sequence[Reader]) -> None:
+    def __init__(self, images: Reader, sidecars: Sequence[Reader], keep_open: bool) -> None:
         super().__init__(images.dirname, images.split, images.compression, images.hashes, images.samples, None)
         self.images = images
         self.sidecars = sidecars
+        self.keep_open = keep_open
         self.file_pairs = [pair for reader in (images, *sidecars) for pair in reader.file_pairs]
 
     def _evict_raw(self) -> int:
@@ -144,7 +149,7 @@ class PairedReader(Reader):
         raise TypeError('a paired shard has no bytes of its own')
 
     def get_item(self, idx: int) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = _PairedRow(self.images, idx, self.sidecars)
+        sample = _PairedRow(self.images, idx, self.sidecars, self.keep_open)
         for sidecar, row in zip(self.sidecars, sample[SIDECARS]):
             if sample[SAMPLE_ID] != row[SAMPLE_ID]:
                 raise ValueError(
@@ -165,6 +170,8 @@ class PairedStream(VerifiedStream):
         remote: Where the image dataset comes from.
         columns: Image-dataset columns that must exist.
         embedding_columns: Columns that every sidecar must have.
+        keep_open: Keep the files of the shards last read open, which saves time; not where shards are evicted, since
+            a file that is open still takes its space.
         **kwargs: Passed to VerifiedStream, and in part to the sidecars'.
 
     Raises:
@@ -179,6 +186,7 @@ class PairedStream(VerifiedStream):
         remote: Optional[str] = None,
         columns: Sequence[str] = (),
         embedding_columns: Sequence[str] = (),
+        keep_open: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(local=local, remote=remote, **kwargs)
@@ -186,6 +194,7 @@ class PairedStream(VerifiedStream):
         self.sidecars = [VerifiedStream(local=folder, remote=source, **shared) for folder, source in sidecars]
         self._columns = (SAMPLE_ID, IMAGE, *columns)
         self._embedding_columns = (SAMPLE_ID, *embedding_columns)
+        self.keep_open = keep_open
 
     def apply_default(self, default: dict[str, Any]) -> None:
         super().apply_default(default)
@@ -205,7 +214,7 @@ class PairedStream(VerifiedStream):
                                  f'{[len(r) for r in readers]} samples, expected {[len(r) for r in images]}')
             self._check_fingerprint(sidecar, where)
             rows.append(readers)
-        return [PairedReader(image, parts) for image, *parts in zip(images, *rows)]
+        return [PairedReader(image, parts, self.keep_open) for image, *parts in zip(images, *rows)]
 
     def _check_fingerprint(self, sidecar: VerifiedStream, where: str) -> None:
         folder = os.path.join(sidecar.local, sidecar.split)

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from llm2clip.models.text_encoder import text_encoder_from_config
 MICROBATCH, BATCH, ROUNDS = 8, 32, 3
 # Texts cut to one length, so that only the number of them differs.
 MEMORY_BATCHES, MEMORY_LENGTH = (48, 96, 192), 16
+Step = Callable[[Any, dict[str, Any]], None]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
@@ -49,14 +51,14 @@ def to_device(batch: dict[str, Any]) -> dict[str, Any]:
     return {key: value.to(DEVICE) for key, value in batch.items()}
 
 
-def plain_step(model: CaptionContrastive, batch: dict[str, Any]) -> None:
+def plain_step(model: Any, batch: dict[str, Any]) -> None:
     batch = to_device(batch)
     model.loss(model(batch), batch).backward()
 
 
-def cached_step(model: CaptionContrastive, batch: dict[str, Any], split: Any = split_by_length) -> None:
+def cached_step(model: Any, batch: dict[str, Any], microbatch: int = MICROBATCH, split: Any = split_by_length) -> None:
     batch = with_rows(batch, model.feature_names)
-    parts = split(batch, MICROBATCH)
+    parts = split(batch, microbatch)
     cached = cache_gradients(model, model.loss, batch, parts, to_device)
     for part in map(to_device, parts):
         loss = surrogate_loss(model(part), part, cached)
@@ -65,49 +67,47 @@ def cached_step(model: CaptionContrastive, batch: dict[str, Any], split: Any = s
 
 def unordered_step(model: CaptionContrastive, batch: dict[str, Any]) -> None:
     """What the cache costs by itself: its microbatches as padded as the plain step's batch."""
-    cached_step(model, batch, default_split_batch)
+    cached_step(model, batch, split=default_split_batch)
 
 
-STEPS = {'plain': plain_step, 'cached': cached_step, 'unordered': unordered_step}
+STEPS: dict[str, Step] = {'plain': plain_step, 'cached': cached_step, 'unordered': unordered_step}
 
 
-def seconds(name: str, model: CaptionContrastive, batch: dict[str, Any]) -> float:
-    start = time.perf_counter()
-    STEPS[name](model, batch)
-    if DEVICE == 'cuda':
-        torch.cuda.synchronize()
-    model.zero_grad()
-    return time.perf_counter() - start
+def median_seconds(steps: Mapping[str, Step], model: Any, batch: dict[str, Any]) -> dict[str, float]:
+    """Of each step, in turns, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(1 + ROUNDS):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(model, batch)
+            if DEVICE == 'cuda':
+                torch.cuda.synchronize()
+            model.zero_grad()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def peak_mb(name: str, batch_size: int) -> float:
-    """Peak memory of a process that does one step, less what the model itself takes."""
-    done = subprocess.run([sys.executable, __file__, name, str(batch_size)], check=True, capture_output=True, text=True)
+def peak_mb(script: str, name: str, batch_size: int) -> float:
+    """What `measure_peak` finds in a process of its own."""
+    done = subprocess.run([sys.executable, script, name, str(batch_size)], check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_peak(name: str, batch_size: int) -> float:
-    model, batch = make(batch_size, MEMORY_LENGTH)
+def measure_peak(step: Step, model: Any, batch: dict[str, Any]) -> float:
+    """Megabytes that a step takes beyond what was there before."""
     if DEVICE == 'cuda':
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        STEPS[name](model, batch)
+        step(model, batch)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    STEPS[name](model, batch)
+    step(model, batch)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
 
 
 def main() -> None:
-    peaks = {name: {size: peak_mb(name, size) for size in MEMORY_BATCHES} for name in ('plain', 'cached')}
-    model, batch = make(BATCH)
-    times: dict[str, list[float]] = {name: [] for name in STEPS}
-    for name in STEPS:
-        seconds(name, model, batch)
-    for _ in range(ROUNDS):
-        for name in STEPS:
-            times[name].append(seconds(name, model, batch))
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    peaks = {name: {size: peak_mb(__file__, name, size) for size in MEMORY_BATCHES} for name in ('plain', 'cached')}
+    medians = median_seconds(STEPS, *make(BATCH))
     ratio = medians['cached'] / medians['plain']
     first, *_, last = (peaks['cached'][size] for size in MEMORY_BATCHES)
     write_result('grad_cache', f'step with gradient cache, batch {BATCH} in microbatches of {MICROBATCH}',
@@ -117,6 +117,6 @@ def main() -> None:
 
 if __name__ == '__main__':
     if sys.argv[1:]:
-        print(json.dumps(measure_peak(sys.argv[1], int(sys.argv[2]))))
+        print(json.dumps(measure_peak(STEPS[sys.argv[1]], *make(int(sys.argv[2]), MEMORY_LENGTH))))
     else:
         main()

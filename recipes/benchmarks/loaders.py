@@ -127,8 +127,9 @@ def main() -> None:
         def dataset(local: str, online: bool) -> TrainImageDataset:
             config = ImageStreamConfig(local=str(folder / local),
                                        embeddings={'teacher': DatasetConfig(local=str(folder / 'sidecar'))})
-            return TrainImageDataset([paired_stream('s', config, [], KEYS, 'bench', online)], [dict.fromkeys(KEYS, 1)],
-                                     transform, pixels_needed(SIZE, 0.9), **OPTIONS)
+            stream = paired_stream('s', config, [], KEYS, 'bench', online, keep_open=True)
+            return TrainImageDataset([stream], [dict.fromkeys(KEYS, 1)], transform, pixels_needed(SIZE, 0.9),
+                                     **OPTIONS)
 
         joined, alone = dataset('images/train', False), dataset('alone', True)
         loaders = {name: DataLoader(data, BATCH, num_workers=WORKERS, drop_last=True, persistent_workers=True)
