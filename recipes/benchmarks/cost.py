@@ -1,0 +1,163 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the frozen, precomputed teacher is for: an epoch of stage 2 on the quickstart's data with the LLM tuned in the
+loop by LoRA, frozen in the loop, and precomputed, and the retrieval that each reaches after equal epochs."""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from composer import Callback, Evaluator, State
+from composer.loggers import Logger
+from composer.utils import get_device, reproducibility
+
+from llm2clip.algorithms.online_teacher import load_online_teacher
+from llm2clip.benchmark import BENCH_FOLDER, write_result
+from llm2clip.builders import build_optimizer, build_trainer
+from llm2clip.config import DatasetConfig, LoraConfig, Stage2Config
+from llm2clip.config_files import load_config
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.extract import extract_sidecar
+from llm2clip.folders import OutputFolder
+from llm2clip.models.caption_teacher import LLMTeacher
+from llm2clip.models.llm import add_lora
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.towers import tower_preprocessing
+
+RUN, YAML, EPOCHS, BATCH_TOKENS = Path('runs/quickstart'), 'yamls/stage2/quickstart.yaml', 5, 2048
+MODES = {'lora': 'LoRA in the loop', 'online': 'frozen in the loop', 'precomputed': 'precomputed'}
+PAPER_HOURS = {'lora': 17.0, 'online': 5.5, 'precomputed': 1.3}
+
+
+class EpochTimes(Callback):
+    """Seconds of each epoch, without evaluation and checkpoints."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        self._start = time.perf_counter()
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+class LoraInTheLoop(ComposerLLM2CLIP):
+    """Vision tower, adapter and the LLM's LoRA weights under one CLIP loss; batches hold captions."""
+
+    def __init__(self, model: LLM2CLIP, encoder: Any, tokenizer: Any) -> None:
+        super().__init__(model)
+        self.text_encoder, self.tokenizer = encoder, tokenizer
+
+    def _embed(self, captions: list[str]) -> torch.Tensor:
+        tokens = self.tokenizer(captions)
+        return self.text_encoder(**{name: value.to(self.model.logit_scale.device) for name, value in tokens.items()})
+
+    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
+        captions = batch['caption']
+        # An evaluation batch has a list for each of an image's captions.
+        vectors = (self._embed(captions) if isinstance(captions[0], str)
+                   else torch.stack([self._embed(column) for column in captions], 1))
+        return self.model(batch['pixel_values'], vectors)
+
+
+def make_config(folder: Path) -> Stage2Config:
+    return load_config(Stage2Config, [
+        YAML, f'max_duration={EPOCHS}ep', f'eval_interval={EPOCHS}ep', f'save_interval={EPOCHS}ep',
+        f'save_folder={folder}/run', 'progress_bar=false'])
+
+
+def precompute(config: Stage2Config, folder: Path) -> float:
+    """Write the sidecar of the training images; returns the seconds that it took."""
+    start = time.perf_counter()
+    stream, = config.train_data.streams.values()
+    assert config.teacher is not None
+    teacher = LLMTeacher.from_folder(config.teacher, batch_tokens=BATCH_TOKENS, precision='amp_bf16')
+    teacher.encoder = get_device(None).module_to_device(teacher.encoder)
+    extract_sidecar(DatasetConfig(local=stream.local), OutputFolder(str(folder / 'sidecar')), teacher)
+    stream.embeddings = {'smollm2': DatasetConfig(local=str(folder / 'sidecar'))}
+    return time.perf_counter() - start
+
+
+def train(mode: str, config: Stage2Config) -> dict[str, float]:
+    """One run: seconds of an epoch, retrieval at its end and the process's peak memory."""
+    device, online = get_device(None), mode != 'precomputed'
+    preprocessing = tower_preprocessing(config.model.vision)
+    assert config.eval_data is not None and config.teacher is not None
+    train_data = build_image_loader(config.train_data, preprocessing, config.global_train_batch_size, config.seed, True,
+                                    'train_data', online=online)
+    eval_data = build_image_loader(config.eval_data, preprocessing, config.global_eval_batch_size, config.seed, False,
+                                   'eval_data', online=online)
+    encoder, tokenizer = load_teacher(config.teacher)
+    reproducibility.seed_all(config.seed)
+    towers, algorithms = LLM2CLIP(config.model, encoder.llm_embed_dim), []
+    if mode == 'lora':
+        encoder.llm = add_lora(encoder.llm, LoraConfig())
+        model: Optional[ComposerLLM2CLIP] = LoraInTheLoop(towers, encoder, tokenizer)
+        config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
+    else:
+        model = ComposerLLM2CLIP(towers)
+    if mode == 'online':
+        algorithms.append(load_online_teacher(config.teacher, device, BATCH_TOKENS, 'amp_bf16', False))
+    times = EpochTimes()
+    optimizer = build_optimizer(config.optimizer, model, config.lr_scale)
+    trainer = build_trainer(config, model, optimizer, train_data, [Evaluator(label='eval', dataloader=eval_data)],
+                            algorithms)
+    trainer.state.callbacks.append(times)
+    trainer.fit()
+    recall = trainer.state.eval_metrics['eval']['retrieval_recall@10'].compute().item()
+    trainer.close()
+    peak = (torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available()
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    return {'epoch_seconds': statistics.median(times.seconds), 'recall@10': recall, 'peak_gib': peak}
+
+
+def run_mode(mode: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as name:
+        config = make_config(Path(name))
+        once = precompute(config, Path(name)) if mode == 'precomputed' else 0.0
+        return {**train(mode, config), 'once_seconds': once}
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Markdown."""
+    base, lines = results['precomputed'], [
+        '| teacher | seconds an epoch | × precomputed | seconds once | R@10 | peak GiB | paper: hours | × |',
+        '|---|---|---|---|---|---|---|---|']
+    for mode, row in results.items():
+        lines.append(
+            f'| {MODES[mode]} | {row["epoch_seconds"]:.1f} | {row["epoch_seconds"] / base["epoch_seconds"]:.1f} | '
+            f'{row["once_seconds"]:.0f} | {row["recall@10"]:.1f} | {row["peak_gib"]:.1f} | {PAPER_HOURS[mode]} | '
+            f'{PAPER_HOURS[mode] / PAPER_HOURS["precomputed"]:.1f} |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    subprocess.run(['make', str(RUN / 'embeddings/config.yaml')], check=True)
+    results = {}
+    for mode in MODES:
+        done = subprocess.run([sys.executable, __file__, mode], check=True, stdout=subprocess.PIPE, text=True)
+        results[mode] = json.loads(done.stdout.splitlines()[-1])
+    ratio = results['precomputed']['epoch_seconds'] / results['online']['epoch_seconds']
+    write_result('cost', f'seconds of an epoch with precomputed embeddings ({EPOCHS} epochs, batch 128)',
+                 'with the frozen LLM in the loop', ratio, 0.5, ratio <= 0.5, results)
+    text = table(results)
+    (BENCH_FOLDER / 'cost.md').write_text(text + '\n')
+    print(text)
+
+
+if __name__ == '__main__':
+    if sys.argv[1:]:
+        print(json.dumps(run_mode(sys.argv[1])))
+    else:
+        main()
