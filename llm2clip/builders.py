@@ -37,6 +37,8 @@ from llm2clip.callbacks.text_monitor import TextMonitor
 from llm2clip.checkpoints import find_checkpoint, refuse_code
 from llm2clip.config import ConfigError, Stage1Config, TrainConfig
 from llm2clip.config_files import save_config
+from llm2clip.data.benchmarks import CLASSIFICATION_SETS, RETRIEVAL_SETS
+from llm2clip.data.benchmarks.base import ClassificationSet, RetrievalSet
 from llm2clip.data.convert.caption_csv import caption_csv
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import image_folder
@@ -49,7 +51,10 @@ from llm2clip.data.streaming import device_batch_size
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.optim import describe_groups, parameter_groups
 
-__all__ = ['build', 'build_optimizer', 'build_source', 'build_trainer', 'check_train_config', 'fit']
+__all__ = [
+    'build', 'build_classification_set', 'build_optimizer', 'build_retrieval_set', 'build_source', 'build_trainer',
+    'check_train_config', 'fit',
+]
 
 SOURCES = {
     'caption_csv': caption_csv,
@@ -153,6 +158,16 @@ def _named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]
 def build_source(source: Mapping[str, Any]) -> Any:
     """The splits of a data source and what it left out."""
     return build(SOURCES, *_named(source, 'source'), 'source')
+
+
+def build_retrieval_set(source: Mapping[str, Any], key: str) -> RetrievalSet:
+    """A retrieval benchmark by its name; `key` says where it stands in the configuration."""
+    return build(RETRIEVAL_SETS, *_named(source, key), key)
+
+
+def build_classification_set(source: Mapping[str, Any], key: str) -> ClassificationSet:
+    """A set of images with classes, as `build_retrieval_set`."""
+    return build(CLASSIFICATION_SETS, *_named(source, key), key)
 
 
 def check_train_config(config: TrainConfig) -> None:

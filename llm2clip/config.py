@@ -14,11 +14,11 @@ from omegaconf import MISSING
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
-    'DatasetConfig', 'EvaluateConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExtractConfig', 'ImageDataConfig',
-    'ImageStreamConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
-    'PrepareConfig', 'ReportConfig',
-    'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TrainConfig',
-    'VisionConfig', 'WriterConfig',
+    'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
+    'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig',
+    'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig',
+    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig',
+    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]
 
 Component = dict[str, Any]
@@ -402,8 +402,8 @@ class PrepareConfig(WriterConfig):
 
 
 @dataclass
-class ExtractConfig:
-    """Captions of an image MDS -> their embeddings by a frozen teacher: `teacher`, or one of the two after it."""
+class TeacherConfig:
+    """A frozen teacher of captions: `teacher`, or one of the two after it."""
 
     teacher: Optional[str] = None
     """Folder that stage 1 wrote."""
@@ -413,6 +413,16 @@ class ExtractConfig:
     """Folder or hub name of a sentence-transformers model."""
     trust_remote_code: bool = False
     """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
+    batch_tokens: int = 4096
+    """Tokens a forward pass, padding included."""
+    precision: str = 'fp32'
+    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
+
+
+@dataclass
+class ExtractConfig(TeacherConfig):
+    """Captions of an image MDS -> their embeddings by a frozen teacher."""
+
     datasets: dict[str, DatasetConfig] = MISSING
     """Name -> image or caption dataset."""
     out: str = MISSING
@@ -423,25 +433,53 @@ class ExtractConfig:
     """`float16`, or `int8` with one float32 scale a vector, half the size."""
     normalize: bool = False
     """Store vectors of length 1.  The adapter of stage 2 normalises in any case."""
-    batch_tokens: int = 4096
-    """Tokens a forward pass, padding included."""
-    precision: str = 'fp32'
-    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     device: Optional[str] = None
     dist_timeout: float = 3600.0
     """Seconds that ranks wait for the one with the most work at the end."""
 
 
 @dataclass
+class EvaluatedModelConfig(TeacherConfig):
+    """What is evaluated: one of `run`, `export` and `pretrained`.  A run needs its teacher, if its own configuration
+    does not name it; the teacher of an export lies in the folder."""
+
+    run: Optional[str] = None
+    """Folder of a stage-2 run."""
+    weights: str = 'latest'
+    """`latest`, those of its latest checkpoint, or `best`, those that the callback `save_best` kept."""
+    export: Optional[str] = None
+    """Folder that `export_hf` wrote."""
+    pretrained: Optional[str] = None
+    """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
+
+
+@dataclass
 class RetrievalConfig:
     """One retrieval benchmark: images, and the captions that belong to them."""
 
-    images: str = MISSING
-    embeddings: str = MISSING
-    caption_keys: list[str] = MISSING
-    """Which captions of an image are its texts."""
+    source: Component = MISSING
+    """`name` of the benchmark (`llm2clip/data/benchmarks/`) and where its files are."""
     merge_equal_texts: bool = False
     """Count captions of the same wording as one text, that of every image it is written for."""
+
+
+@dataclass
+class ZeroshotConfig:
+    """Classification by class names: an image belongs to the class whose prompts are nearest."""
+
+    source: Component = MISSING
+    """`name` of the set and where its files are."""
+    templates: str = MISSING
+    """Text file with a prompt a line, `{}` for the class name; a class is the mean of its prompts."""
+
+
+@dataclass
+class LinearProbeConfig:
+    """Logistic regression on the frozen tower's features."""
+
+    train: Component = MISSING
+    """Set to learn from; a fifth of it chooses the regularisation."""
+    test: Component = MISSING
 
 
 @dataclass
@@ -463,16 +501,24 @@ class CRAConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Numbers of a trained model."""
+    """Numbers of trained models, side by side."""
 
-    run: str = MISSING
-    """Folder of a stage-2 run."""
-    weights: str = 'latest'
-    """`latest`, those of its latest checkpoint, or `best`, those that the callback `save_best` kept."""
+    models: dict[str, EvaluatedModelConfig] = field(default_factory=dict)
+    """Name in the tables -> model."""
     out: str = MISSING
-    """`results.json` and the pictures' data go here."""
+    """`results.json`, `results.md` and `report.html` go here."""
+    cache: str = '${out}/text_embeddings'
+    """Teachers' vectors of captions, kept for the next time and for other models of the same teacher."""
     retrieval: dict[str, RetrievalConfig] = field(default_factory=dict)
+    zeroshot: dict[str, ZeroshotConfig] = field(default_factory=dict)
+    linear_probe: dict[str, LinearProbeConfig] = field(default_factory=dict)
     cra: Optional[CRAConfig] = None
+    bootstrap: int = 1000
+    """Resamples for the 95 % intervals."""
+    gallery: int = 4
+    """Best, median and worst queries of each benchmark that the report shows, so many of each."""
+    title: str = 'LLM2CLIP'
+    """Of the report."""
     batch_size: int = 64
     num_workers: int = 2
     device: Optional[str] = None
@@ -512,6 +558,6 @@ class ReportConfig:
     """Receives `report.html` and `results.json` with the steps' seconds."""
     steps: dict[str, str] = MISSING
     """Step -> its folder, in the order of the pipeline."""
-    gallery: str = MISSING
-    """Which retrieval benchmark the picture grid shows."""
+    galleries: list[str] = field(default_factory=list)
+    """Which retrieval benchmarks are shown in pictures."""
     title: str = 'LLM2CLIP'

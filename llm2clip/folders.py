@@ -15,7 +15,7 @@ from streaming.base.storage import CloudDownloader, CloudUploader
 
 from llm2clip.config import ConfigError
 
-__all__ = ['OutputFolder', 'complete_folder', 'is_missing']
+__all__ = ['OutputFolder', 'complete_folder', 'is_missing', 'write_text']
 
 _ATTEMPTS = 5
 
@@ -30,6 +30,14 @@ def complete_folder(folder: Union[str, Path]) -> Iterator[Path]:
     yield partial
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def write_text(path: Union[str, Path], text: str) -> None:
+    """Write a file that is never seen half written."""
+    path = Path(path)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    partial.write_text(text, encoding='utf-8')
+    partial.replace(path)
 
 
 class OutputFolder:

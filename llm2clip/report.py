@@ -3,13 +3,12 @@
 
 """Everything that a pipeline wrote, as one self-contained HTML file."""
 
-import base64
 import html
 import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import matplotlib
 
@@ -17,6 +16,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 from llm2clip.callbacks.jsonl_logger import read_metrics  # noqa: E402
+from llm2clip.evaluation.tables import Table, result_tables  # noqa: E402
 from llm2clip.runs import SECONDS_FILE  # noqa: E402
 
 __all__ = ['collect_seconds', 'render_report']
@@ -25,9 +25,11 @@ _STYLE = '''
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1250px; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .6rem; border-bottom: 1px solid #ddd }
 td + td, th + th { text-align: right } .grid { display: grid; gap: .5rem } .row { display: flex; gap: .4rem;
-align-items: center } .row b { width: 15rem; text-align: right; font-weight: 500 }
+align-items: center } .row b { width: 15rem; text-align: right; font-weight: 500; flex: none }
 .row img { width: 64px; height: 64px; border: 3px solid #eee; border-radius: 6px } .row img.right { border-color: #2a2 }
+.row i { width: 8rem; color: #777; font-size: 13px; flex: none }
 .chip { border: 2px solid #eee; border-radius: 6px; padding: .1rem .5rem } .chip.right { border-color: #2a2 }
+tr.paper td { color: #777; font-style: italic }
 svg { max-width: 100%; height: auto } details pre { background: #f6f6f6; padding: 1rem; overflow: auto }
 '''
 
@@ -42,55 +44,42 @@ def collect_seconds(steps: Mapping[str, str]) -> dict[str, float]:
     return seconds
 
 
-def render_report(title: str, results: Mapping[str, Any], gallery: Mapping[str, Any], steps: Mapping[str, str]) -> str:
+def render_report(
+    title: str, results: Mapping[str, Any], galleries: Mapping[str, Any], steps: Optional[Mapping[str, str]] = None
+) -> str:
     """The page.
 
     Args:
         title: Heading.
         results: `results.json`.
-        gallery: What `llm2clip.evaluate.read_gallery` returned.
-        steps: Step -> folder, where configurations and metrics are looked for.
+        galleries: Benchmark -> what `llm2clip.evaluation.gallery.make_gallery` returned, with the ``model``'s name.
+        steps: Step of a pipeline -> folder, where seconds, metrics and configurations are looked for.
     """
+    steps = steps or {}
     curves = ''.join(f'<h2>Curves: {html.escape(step)}</h2>{_curves(metrics)}' for step, folder in steps.items()
                      if (metrics := read_metrics(Path(folder, 'metrics.jsonl'))))
     configs = ''.join(
         f'<details><summary>{html.escape(step)}</summary><pre>{html.escape(path.read_text())}</pre></details>'
         for step, folder in steps.items() if (path := Path(folder, 'config.yaml')).is_file())
-    parts = [
-        f'<h1>{html.escape(title)}</h1>', '<h2>Steps</h2>', _seconds_table(results.get('seconds', {})),
-        '<h2>Stage 1: caption retrieval accuracy, %</h2>', _dict_table(results.get('stage1', {})),
-        '<h2>Stage 2: retrieval, %</h2>', _retrieval_table(results.get('stage2', {})), curves,
-        '<h2>Captions as queries</h2><p>The best images, right ones framed in green.</p>',
-        _caption_grid(gallery['captions']),
-        '<h2>Images as queries</h2><p>The best captions, right ones framed in green.</p>',
-        _image_grid(gallery['images']), '<h2>Configurations</h2>', configs,
-    ]
+    seconds = collect_seconds(steps)
+    parts = [f'<h1>{html.escape(title)}</h1>', _seconds_table(seconds) if seconds else '',
+             *map(_table, result_tables(results)), curves, *(_gallery(name, g) for name, g in galleries.items()),
+             '<h2>Configurations</h2>' if configs else '', configs]
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
             f'<style>{_STYLE}</style><body>{"".join(parts)}</body></html>\n')
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    head = ''.join(f'<th>{html.escape(cell)}</th>' for cell in header)
-    body = ''.join('<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row) + '</tr>' for row in rows)
-    return f'<table><tr>{head}</tr>{body}</table>'
+def _table(table: Table) -> str:
+    head = ''.join(f'<th>{html.escape(cell)}</th>' for cell in table.header)
+    body = ''.join(f'<tr{" class=paper" if row[0].endswith("(paper)") else ""}>'
+                   + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row) + '</tr>' for row in table.rows)
+    note = f'<p>{html.escape(table.note)}</p>' if table.note else ''
+    return f'<h2>{html.escape(table.title)}</h2>{note}<table><tr>{head}</tr>{body}</table>'
 
 
 def _seconds_table(seconds: Mapping[str, float]) -> str:
     rows = [[step, f'{value:.0f}'] for step, value in seconds.items()]
-    return _table(['step', 'seconds'], [*rows, ['all', f'{sum(seconds.values()):.0f}']])
-
-
-def _dict_table(values: Mapping[str, float]) -> str:
-    return _table(['encoder', 'CRA'], [[name, f'{value:.1f}'] for name, value in values.items()])
-
-
-def _retrieval_table(sets: Mapping[str, Mapping[str, float]]) -> str:
-    names = [f'{way}_retrieval_recall@{k}' for way in ('image', 'text') for k in (1, 5, 10)]
-    header = ['set', 'images', 'texts', *(f'{way} R@{k}' for way in ('text→image', 'image→text') for k in (1, 5, 10)),
-              'chance@10']
-    rows = [[name, str(int(values['n_images'])), str(int(values['n_texts'])),
-             *(f'{values[key]:.1f}' for key in names), f'{values["chance@10"]:.2f}'] for name, values in sets.items()]
-    return _table(header, rows)
+    return _table(Table('Steps', ['step', 'seconds'], [*rows, ['all', f'{sum(seconds.values()):.0f}']]))
 
 
 def _curves(metrics: Mapping[str, Mapping[int, float]]) -> str:
@@ -114,20 +103,24 @@ def _curves(metrics: Mapping[str, Mapping[int, float]]) -> str:
     return buffer.getvalue()[buffer.getvalue().index('<svg'):]
 
 
-def _picture(data: bytes, right: bool = False) -> str:
-    kind = 'jpeg' if data.startswith(b'\xff\xd8') else 'png'
-    source = f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
+def _picture(source: str, right: bool = False) -> str:
     return f'<img class="{"right" if right else ""}" src="{source}" alt="">'
 
 
-def _caption_grid(rows: list[dict[str, Any]]) -> str:
-    return '<div class="grid">' + ''.join(
-        f'<div class="row"><b>{html.escape(row["query"])}</b>'
-        + ''.join(_picture(image, right) for image, right in row['results']) + '</div>' for row in rows) + '</div>'
+def _chip(text: str, right: bool) -> str:
+    return f'<span class="chip {"right" if right else ""}">{html.escape(text)}</span>'
 
 
-def _image_grid(rows: list[dict[str, Any]]) -> str:
-    return '<div class="grid">' + ''.join(
-        f'<div class="row">{_picture(row["query"])}' + ''.join(
-            f'<span class="chip {"right" if right else ""}">{html.escape(text)}</span>'
-            for text, right in row['results']) + '</div>' for row in rows) + '</div>'
+def _gallery(name: str, gallery: Mapping[str, Any]) -> str:
+    """Best, median and worst queries of both directions, right results framed in green."""
+    parts = [f'<h2>{html.escape(name)}, by {html.escape(gallery["model"])}</h2>']
+    for title, rows, query, result in (
+            ('Texts as queries', gallery['texts'], lambda text: f'<b>{html.escape(text)}</b>', _picture),
+            ('Images as queries', gallery['images'], _picture, _chip)):
+        parts.append(f'<h3>{title}: best, median and worst; right ones framed in green</h3><div class="grid">')
+        for row in rows:
+            found = ''.join(result(item, right) for item, right in row['results'])
+            parts.append(f'<div class="row {row["kind"]}"><i>{row["kind"]}, rank {row["rank"]:,}</i>'
+                         f'{query(row["query"])}{found}</div>')
+        parts.append('</div>')
+    return ''.join(parts)

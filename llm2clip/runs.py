@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from llm2clip.checkpoints import read_latest
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import read_config
+from llm2clip.folders import write_text
 from llm2clip.models.llm2clip import LLM2CLIP
 
 __all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint', 'timed']
@@ -40,9 +41,7 @@ def timed(folder: Union[str, Path]) -> Iterator[None]:
         if dist.get_global_rank() == 0 and Path(folder).is_dir():
             path = Path(folder, SECONDS_FILE)
             before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
-            partial = path.with_suffix('.tmp')
-            partial.write_text(json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')
-            partial.replace(path)
+            write_text(path, json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')
 
 
 def save_teacher_fingerprint(teacher: dict[str, Any], llm_embed_dim: int, run: Union[str, Path]) -> None:
@@ -56,7 +55,7 @@ def save_teacher_fingerprint(teacher: dict[str, Any], llm_embed_dim: int, run: U
     if path.is_file() and json.loads(path.read_text()) != record:
         raise ConfigError(f'the run in {run} was begun with another teacher; choose another save_folder')
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + '\n')
+    write_text(path, json.dumps(record, indent=2) + '\n')
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:

@@ -1,37 +1,36 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Numbers of a trained model: python recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
+"""Numbers of trained models, side by side: python recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer.utils import get_device
 
 from llm2clip.config import EvaluateConfig
 from llm2clip.config_files import load_config, save_config
-from llm2clip.evaluate import evaluate_cra, retrieval_features
-from llm2clip.runs import load_stage2, timed
+from llm2clip.evaluation.evaluate import evaluate
+from llm2clip.evaluation.tables import markdown, result_tables
+from llm2clip.folders import write_text
+from llm2clip.report import render_report
+from llm2clip.runs import timed
 
 
 def main(config: EvaluateConfig) -> None:
-    model, _, record = load_stage2(config.run, config.weights)
-    model = get_device(config.device).module_to_device(model)
-    results: dict[str, Any] = {'stage1': {}, 'stage2': {}}
-    for name, features in retrieval_features(
-            model, config.retrieval, record['teacher'], config.batch_size, config.num_workers):
-        results['stage2'][name] = features.recall()
-        torch.save(vars(features), Path(config.out, f'features_{name}.pt'))
-        print(f'{name}: {results["stage2"][name]}', flush=True)
-    if config.cra is not None:
-        results['stage1'] = evaluate_cra(config.cra)
-    save_config(config, config.out)
-    path = Path(config.out, 'results.json')
-    path.with_suffix('.tmp').write_text(json.dumps(results, indent=2) + '\n')
-    path.with_suffix('.tmp').replace(path)
+    out = Path(config.out)
+
+    def save(results: dict[str, Any], galleries: dict[str, Any]) -> None:
+        write_text(out / 'results.json', json.dumps(results, indent=2) + '\n')
+        write_text(out / 'results.md', markdown(result_tables(results)))
+        write_text(out / 'gallery.json', json.dumps(galleries))
+        write_text(out / 'report.html', render_report(config.title, results, galleries))
+
+    save_config(config, out)
+    evaluate(config, get_device(config.device), save)
+    print(f'wrote {out / "results.json"}, {out / "results.md"} and {out / "report.html"}')
 
 
 if __name__ == '__main__':

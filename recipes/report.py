@@ -7,24 +7,20 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
-from llm2clip.config import EvaluateConfig, ReportConfig
-from llm2clip.config_files import load_config, read_config
-from llm2clip.evaluate import Features, read_gallery
+from llm2clip.config import ReportConfig
+from llm2clip.config_files import load_config
+from llm2clip.folders import write_text
 from llm2clip.report import collect_seconds, render_report
 
 
 def main(config: ReportConfig) -> None:
-    benchmark = read_config(EvaluateConfig, config.results).retrieval[config.gallery]
     results = json.loads(Path(config.results, 'results.json').read_text())
-    results['seconds'] = collect_seconds(config.steps)
-    features = Features(**torch.load(Path(config.results, f'features_{config.gallery}.pt'), weights_only=True))
-    page = render_report(config.title, results, read_gallery(features, benchmark), config.steps)
+    galleries = json.loads(Path(config.results, 'gallery.json').read_text())
+    page = render_report(config.title, results, {name: galleries[name] for name in config.galleries}, config.steps)
     out = Path(config.out)
-    (out / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
-    (out / 'report.html.tmp').write_text(page, encoding='utf-8')
-    (out / 'report.html.tmp').replace(out / 'report.html')
+    results['seconds'] = collect_seconds(config.steps)
+    write_text(out / 'results.json', json.dumps(results, indent=2) + '\n')
+    write_text(out / 'report.html', page)
     print(f'wrote {out / "report.html"} and {out / "results.json"}')
 
 

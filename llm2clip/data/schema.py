@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Union
 
 import xxhash
+from streaming.base.format import reader_from_json
 
 __all__ = [
     'CAPTION', 'EMBEDDING', 'IMAGE', 'SAMPLE_ID', 'SCALE', 'caption_column', 'caption_keys', 'check_columns',
     'check_dataset', 'dataset_fingerprint', 'embedding_column', 'embedding_dim', 'read_columns', 'read_index',
-    'scale_column',
+    'read_samples', 'scale_column',
 ]
 
 SAMPLE_ID = 'sample_id'
@@ -100,3 +101,8 @@ def dataset_fingerprint(index: dict[str, Any]) -> str:
     """Hash of a dataset's content: of its shards' sizes and their own hashes, in order."""
     shards = [(shard['samples'], shard['raw_data']) for shard in index['shards']]
     return xxhash.xxh64(json.dumps(shards, sort_keys=True)).hexdigest()
+
+
+def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:
+    """All samples of a local dataset, in order, without Streaming's shared memory."""
+    return [sample for shard in read_index(folder)['shards'] for sample in reader_from_json(str(folder), '', shard)]

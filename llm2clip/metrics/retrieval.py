@@ -3,18 +3,25 @@
 
 """Recall@k between two sets of vectors: pure functions of scores and of which pairs are right, and torchmetrics."""
 
+from typing import NamedTuple, Optional
+
 import torch
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from llm2clip.metrics.bootstrap import bootstrap_interval
+
 __all__ = [
-    'CaptionRetrievalAccuracy', 'RetrievalRecall', 'caption_retrieval_accuracy', 'chance', 'recall',
-    'retrieval_ranks', 'retrieval_recall',
+    'CaptionRetrievalAccuracy', 'RetrievalRanks', 'RetrievalRecall', 'caption_retrieval_accuracy', 'chance',
+    'rank_both_ways', 'recall', 'retrieval_ranks',
 ]
+
+# Held at once.
+_SCORES = 2**27
 
 
 def retrieval_ranks(
-    queries: torch.Tensor, candidates: torch.Tensor, right: torch.Tensor, chunk: int = 1024
+    queries: torch.Tensor, candidates: torch.Tensor, right: torch.Tensor, chunk: Optional[int] = None
 ) -> torch.Tensor:
     """For each query, how many wrong candidates score at least as high as its best right one.
 
@@ -24,7 +31,7 @@ def retrieval_ranks(
         queries: ``(Q, D)``.
         candidates: ``(C, D)``.
         right: ``(P, 2)`` distinct pairs (query, candidate); every query stands in at least one.
-        chunk: Queries scored at once; memory is ``chunk * C``.
+        chunk: Queries scored at once; memory is ``chunk * C``.  Unset: as many as make half a gigabyte of scores.
 
     Returns:
         ``(Q,)`` ranks, 0 where the first hit is right.
@@ -32,17 +39,19 @@ def retrieval_ranks(
     Raises:
         ValueError: A query has no right candidate.
     """
+    chunk = chunk or max(1, _SCORES // len(candidates))
     right = right[right[:, 0].argsort()]
     counts = torch.bincount(right[:, 0], minlength=len(queries))
     if (counts == 0).any():
         raise ValueError(f'query {int((counts == 0).nonzero()[0])} has no right candidate')
     ends = counts.cumsum(0)
+    candidates = candidates.float()
     ranks = []
     for start in range(0, len(queries), chunk):
         stop = min(start + chunk, len(queries))
         rows, columns = right[int(ends[start] - counts[start]):int(ends[stop - 1])].T
         rows = rows - start
-        scores = queries[start:stop].float() @ candidates.float().T
+        scores = queries[start:stop].float() @ candidates.T
         right_scores = scores[rows, columns]
         best = torch.full((stop - start,), -torch.inf, device=scores.device)
         best = best.scatter_reduce(0, rows, right_scores, 'amax')
@@ -71,36 +80,71 @@ def chance(n_right: torch.Tensor, n_candidates: int, k: int) -> float:
     return 100 * (1 - miss.mean().item())
 
 
-def retrieval_recall(
-    image_features: torch.Tensor, text_features: torch.Tensor, text_id: torch.Tensor, ks: tuple[int, ...] = (1, 5, 10)
-) -> dict[str, float]:
-    """Recall@k in both directions, for images with K texts each.
+class RetrievalRanks(NamedTuple):
+    """What both directions found for N images and T different texts."""
+
+    texts: torch.Tensor
+    """``(T,)`` `retrieval_ranks` of the texts among the images."""
+    images: torch.Tensor
+    """``(N,)`` those of the images among the texts."""
+    text_index: torch.Tensor
+    """``(T,)`` which row of the given texts each is."""
+    right: torch.Tensor
+    """``(P, 2)`` pairs (text, image) that belong together."""
+
+    def recalls(self, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+        """Counts, ``image_retrieval_recall@k`` (text -> image) and ``text_retrieval_recall@k`` (image -> text) in
+        percent, mean ranks (1 is the best) and ``chance@10``, that of a random ranking, text -> image."""
+        result: dict[str, float] = {'n_images': len(self.images), 'n_texts': len(self.texts)}
+        for k in ks:
+            result[f'image_retrieval_recall@{k}'] = recall(self.texts, k)
+            result[f'text_retrieval_recall@{k}'] = recall(self.images, k)
+        result['image_retrieval_mean_rank'] = 1 + self.texts.double().mean().item()
+        result['text_retrieval_mean_rank'] = 1 + self.images.double().mean().item()
+        result['chance@10'] = chance(torch.bincount(self.right[:, 0]), len(self.images), 10)
+        return result
+
+    def intervals(
+        self, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 1000, seed: int = 0
+    ) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap intervals of the recalls, in percent; images are drawn with their texts."""
+        image_of_text = torch.full((len(self.texts),), len(self.images)).scatter_reduce(
+            0, self.right[:, 0].cpu(), self.right[:, 1].cpu(), 'amin')
+        ways = {'image': (self.texts.cpu(), image_of_text),
+                'text': (self.images.cpu(), torch.arange(len(self.images)))}
+        found = {}
+        for way, (ranks, group) in ways.items():
+            hits = torch.stack([(ranks < k).double() for k in ks], dim=1)
+            for k, (low, high) in zip(ks, bootstrap_interval(hits, group, resamples, seed).tolist()):
+                found[f'{way}_retrieval_recall@{k}'] = (100 * low, 100 * high)
+        return found
+
+
+def rank_both_ways(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    image_of_text: torch.Tensor,
+    text_id: Optional[torch.Tensor] = None,
+) -> RetrievalRanks:
+    """Search images by texts and texts by images.
+
+    As CLIP_benchmark defines it: a text finds its image; an image finds any of its texts.
 
     Args:
         image_features: ``(N, D)``.
-        text_features: ``(N, K, D)``.
-        text_id: ``(N, K)``; texts of one id are one text, which belongs to every image that it stands at.
-        ks: Cut-offs.
-
-    Returns:
-        ``n_images``, ``n_texts``, ``image_retrieval_recall@k`` (text -> image) and ``text_retrieval_recall@k``
-        (image -> text) in percent, and ``chance@10``, that of a random ranking, text -> image.
+        text_features: ``(T, D)``.
+        image_of_text: ``(T,)``, which image a text belongs to.
+        text_id: ``(T,)``; texts of one id are one text, which belongs to all their images.  Unset: all are different.
     """
-    n_images, n_keys = text_id.shape
-    ids, text = torch.unique(text_id.flatten(), return_inverse=True)
-    image = torch.arange(n_images, device=text_id.device).repeat_interleave(n_keys)
-    first = torch.full((len(ids),), len(text), device=text.device).scatter_reduce(
-        0, text, torch.arange(len(text), device=text.device), 'amin')
-    texts = text_features.flatten(0, 1)[first]
-    right = torch.unique(torch.stack([text, image], 1), dim=0)
-    image_ranks = retrieval_ranks(texts, image_features, right)
-    text_ranks = retrieval_ranks(image_features, texts, right.flip(1))
-    result: dict[str, float] = {'n_images': n_images, 'n_texts': len(ids)}
-    for k in ks:
-        result[f'image_retrieval_recall@{k}'] = recall(image_ranks, k)
-        result[f'text_retrieval_recall@{k}'] = recall(text_ranks, k)
-    result['chance@10'] = chance(torch.bincount(right[:, 0]), n_images, 10)
-    return result
+    index = torch.arange(len(text_features), device=image_of_text.device)
+    text = index
+    if text_id is not None:
+        ids, text = torch.unique(text_id, return_inverse=True)
+        index = torch.full((len(ids),), len(text), device=text.device).scatter_reduce(0, text, index, 'amin')
+    texts = text_features[index]
+    right = torch.unique(torch.stack([text, image_of_text], 1), dim=0)
+    return RetrievalRanks(retrieval_ranks(texts, image_features, right),
+                          retrieval_ranks(image_features, texts, right.flip(1)), index, right)
 
 
 def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -152,7 +196,7 @@ class CaptionRetrievalAccuracy(_Collected):
 
 
 class RetrievalRecall(_Collected):
-    """Mean of both directions' recall@k over an evaluation set; `retrieval_recall` has the details.
+    """Mean of both directions' recall@k over an evaluation set; `rank_both_ways` has the details.
 
     Args:
         k: Cut-off.
@@ -170,6 +214,7 @@ class RetrievalRecall(_Collected):
         self._append(index, image_features, text_features, text_id)
 
     def compute(self) -> torch.Tensor:
-        result = retrieval_recall(*self._rows(), ks=(self.k,))
-        ways = (f'image_retrieval_recall@{self.k}', f'text_retrieval_recall@{self.k}')
-        return torch.tensor(sum(result[way] for way in ways) / 2)
+        images, texts, text_id = self._rows()
+        image_of_text = torch.arange(len(images), device=images.device).repeat_interleave(texts.shape[1])
+        ranks = rank_both_ways(images, texts.flatten(0, 1), image_of_text, text_id.flatten())
+        return torch.tensor((recall(ranks.texts, self.k) + recall(ranks.images, self.k)) / 2)

@@ -13,7 +13,7 @@ import xxhash
 from composer.devices import Device
 from huggingface_hub import snapshot_download
 
-from llm2clip.config import ConfigError, ExtractConfig, TextEncoderConfig
+from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.teacher import ENCODER_FILE, encoding, load_teacher, teacher_config
 from llm2clip.models.text_encoder import TextEncoder, encode_tokens, load_text_encoder
@@ -110,7 +110,7 @@ class SentenceTransformerTeacher:
                         sum(length > limit for length in lengths))
 
 
-def build_caption_teacher(config: ExtractConfig, device: Device) -> CaptionTeacher:
+def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeacher:
     """The teacher that the configuration names, on its device.
 
     Raises:

@@ -1,0 +1,126 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Zero-shot classification by prompts, and the linear probe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+
+from llm2clip.config import ConfigError
+from llm2clip.evaluation.models import EvaluatedModel
+from llm2clip.metrics.bootstrap import bootstrap_interval
+from llm2clip.metrics.retrieval import recall, retrieval_ranks
+
+__all__ = ['class_features', 'linear_probe', 'read_templates', 'zeroshot_metrics']
+
+# Inverse strengths of the regularisation that the probe chooses from.
+_C = tuple(10.0 ** power for power in range(-2, 5))
+
+
+def read_templates(path: Union[str, Path], key: str) -> list[str]:
+    """The prompts of a text file.
+
+    Raises:
+        ConfigError: There is no file, it is empty, or a line has no `{}`.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines()]
+    except OSError as error:
+        raise ConfigError(f'{key}: {path} cannot be read ({error.strerror})') from None
+    templates = [line for line in lines if line and not line.startswith('#')]
+    wrong = [line for line in templates if '{}' not in line]
+    if wrong or not templates:
+        raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
+                          f'{wrong[0]!r}' if wrong else f'{key}: {path} has no prompt')
+    return templates
+
+
+def class_features(model: EvaluatedModel, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+    """``(C, D)``: the mean of each class's prompts, normalised."""
+    prompts = [template.replace('{}', name) for name in classes for template in templates]
+    features = model.text_features(prompts).view(len(classes), len(templates), -1)
+    return F.normalize(features.mean(dim=1), dim=-1)
+
+
+def zeroshot_metrics(
+    image_features: torch.Tensor, labels: torch.Tensor, class_features: torch.Tensor, classes: Sequence[str],
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """Accuracy in percent: `zeroshot_top1`, `zeroshot_top5`, `per_class` and their mean, and 95 % intervals.
+
+    A class that scores as high as the right one counts against the image.
+
+    Args:
+        image_features: ``(N, D)``.
+        labels: ``(N,)``.
+        class_features: ``(C, D)``.
+        classes: C names.
+        resamples: Of the bootstrap; 0: no intervals.
+    """
+    right = torch.stack([torch.arange(len(labels)), labels], 1)
+    ranks = retrieval_ranks(image_features, class_features, right)
+    return _accuracy(ranks, labels, classes, 'zeroshot', resamples)
+
+
+def _accuracy(
+    ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, resamples: int
+) -> dict[str, Any]:
+    intervals = {}
+    if resamples:
+        hits = torch.stack([ranks < 1, ranks < 5], 1).double()
+        low_high = (100 * bootstrap_interval(hits, torch.arange(len(hits)), resamples)).tolist()
+        intervals = {f'{name}_top{k}': tuple(pair) for k, pair in zip((1, 5), low_high)}
+    per_class = {classes[c]: round(recall(ranks[labels == c], 1), 3) for c in labels.unique().tolist()}
+    return {'n_images': len(labels), 'n_classes': len(classes), f'{name}_top1': recall(ranks, 1),
+            f'{name}_top5': recall(ranks, 5), 'mean_per_class': sum(per_class.values()) / len(per_class),
+            'intervals': intervals, 'per_class': per_class}
+
+
+def linear_probe(
+    train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor,
+    classes: Sequence[str], resamples: int = 1000, seed: int = 0,
+) -> dict[str, Any]:
+    """Logistic regression on frozen features, as `zeroshot_metrics` reports, with the chosen `C`.
+
+    Features are scaled to length 1.  The regularisation is that which does best on a fifth of the training set, with
+    each class's share; the final fit sees all of it.
+
+    Args:
+        train: ``(N, W)``.
+        train_labels: ``(N,)``, every class at least twice.
+        test: ``(M, W)``.
+        test_labels: ``(M,)``.
+        classes: C names.
+        resamples: Of the bootstrap.
+        seed: Of the split.
+
+    Raises:
+        ValueError: A class has a single training image, or a test class none.
+    """
+    counts = torch.bincount(train_labels, minlength=len(classes))
+    for c in {*train_labels.tolist(), *test_labels.tolist()}:
+        if counts[c] < 2:
+            raise ValueError(f'class {classes[c]!r} has {counts[c]} training images, expected at least 2')
+    x, y = F.normalize(train, dim=-1).numpy(), train_labels.numpy()
+    held = max(len(np.unique(y)), len(y) // 5)
+    fit_x, val_x, fit_y, val_y = train_test_split(x, y, test_size=held, stratify=y, random_state=seed)
+    scores = {c: _fit(fit_x, fit_y, c).score(val_x, val_y) for c in _C}
+    best = max(scores, key=scores.__getitem__)
+    probe = _fit(x, y, best)
+    logits = torch.full((len(test), len(classes)), -torch.inf, dtype=torch.float64)
+    logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(
+        probe.predict_log_proba(F.normalize(test, dim=-1).numpy())).double()
+    right = logits.gather(1, test_labels[:, None])
+    ranks = (logits >= right).sum(1) - 1
+    return {**_accuracy(ranks, test_labels, classes, 'linear_probe', resamples), 'C': best}
+
+
+def _fit(x: Any, y: Any, c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=1000).fit(x, y)

@@ -1,0 +1,30 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Caption retrieval accuracy of text encoders: do two captions of one image find each other?"""
+
+from llm2clip.config import CRAConfig
+from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
+from llm2clip.metrics.retrieval import caption_retrieval_accuracy
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.text_encoder import encode_texts, load_text_encoder
+
+__all__ = ['evaluate_cra']
+
+
+def evaluate_cra(config: CRAConfig) -> dict[str, float]:
+    """Caption retrieval accuracy of each encoder on the same pairs, in percent."""
+    columns = [caption_column(key) for key in config.caption_keys]
+    check_dataset(config.captions, [SAMPLE_ID, *columns])
+    samples = read_samples(config.captions)[:config.limit]
+    first, second = ([sample[column] for sample in samples] for column in columns)
+    encoders = {**{name: lambda how=how: load_text_encoder(how) for name, how in config.encoders.items()},
+                **{name: lambda folder=folder: load_teacher(folder) for name, folder in config.teachers.items()}}
+    result = {}
+    for name, load in encoders.items():
+        encoder, tokenizer = load()
+        vectors = [encode_texts(encoder, tokenizer, texts, config.batch_tokens, config.precision)
+                   for texts in (first, second)]
+        result[name] = round(caption_retrieval_accuracy(*vectors), 3)
+        print(f'{name}: {result[name]:.1f} % of {len(samples)} pairs', flush=True)
+    return result

@@ -1,0 +1,88 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a model found, to look at: the best, median and worst queries of a benchmark with their results."""
+
+import base64
+import io
+from typing import Any
+
+import torch
+
+from llm2clip.data.benchmarks.base import RetrievalSet
+from llm2clip.data.images import decode_image
+from llm2clip.evaluation.retrieval import RetrievalResult
+
+__all__ = ['make_gallery', 'thumbnail']
+
+_KINDS = ('best', 'median', 'worst')
+_SIDE = 112
+
+
+def thumbnail(data: bytes, name: str) -> str:
+    """A small JPEG as a data URI."""
+    image = decode_image(data, name)
+    image.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', quality=85)
+    return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def _choose(ranks: torch.Tensor, margins: torch.Tensor, n: int) -> list[tuple[str, int]]:
+    """Queries from the ends and the middle of the order by rank, then by how clearly the right one won or lost."""
+    order = sorted(range(len(ranks)), key=lambda i: (int(ranks[i]), -float(margins[i])))
+    n = min(n, len(order) // len(_KINDS))
+    middle = (len(order) - n) // 2
+    parts = (order[:n], order[middle:middle + n], order[len(order) - n:])
+    return [(kind, query) for kind, part in zip(_KINDS, parts) for query in part]
+
+
+def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: int = 6) -> dict[str, Any]:
+    """Rows for the report.
+
+    Args:
+        dataset: Whose images are shown.
+        result: What a model found in it.
+        n: Queries of each kind and direction.
+        top: Results a query.
+
+    Returns:
+        ``texts`` and ``images``: lists of ``kind``, ``rank`` (1 is the best), ``query`` and ``results``, pairs of a
+        picture (a data URI) or text and whether it is right.
+    """
+    index, right = result.ranks.text_index, result.ranks.right
+    texts = [result.texts[i] for i in index.tolist()]
+    text_features = result.text_features[index]
+    images_of: dict[int, set[int]] = {}
+    texts_of: dict[int, set[int]] = {}
+    for text, image in right.tolist():
+        images_of.setdefault(text, set()).add(image)
+        texts_of.setdefault(image, set()).add(text)
+    pictures: dict[int, str] = {}
+
+    def picture(i: int) -> str:
+        if i not in pictures:
+            pictures[i] = thumbnail(dataset.read_image(i), dataset.image_ids[i])
+        return pictures[i]
+
+    by_text = _rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)
+    by_image = _rows(result.image_features, text_features, result.ranks.images, texts_of, n, top)
+    return {
+        'texts': [{**row, 'query': texts[row['query']], 'results': [(picture(i), hit) for i, hit in row['results']]}
+                  for row in by_text],
+        'images': [{**row, 'query': picture(row['query']), 'results': [(texts[i], hit) for i, hit in row['results']]}
+                   for row in by_image],
+    }
+
+
+def _rows(
+    queries: torch.Tensor, candidates: torch.Tensor, ranks: torch.Tensor, right: dict[int, set[int]], n: int, top: int
+) -> list[dict[str, Any]]:
+    # The score of a right candidate, as a measure of how clear a result is.
+    first = torch.tensor([min(right[i]) for i in range(len(queries))])
+    rows = []
+    for kind, query in _choose(ranks, (queries * candidates[first]).sum(-1), n):
+        best = (candidates @ queries[query]).topk(min(top, len(candidates))).indices.tolist()
+        rows.append({'kind': kind, 'rank': int(ranks[query]) + 1, 'query': query,
+                     'results': [(i, i in right[query]) for i in best]})
+    return rows

@@ -1,0 +1,195 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its own text tower."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Union
+
+import torch
+import torch.nn.functional as F
+from composer.devices import Device
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
+from llm2clip.data.image_embeddings import check_same_teacher
+from llm2clip.data.images import decode_image, decode_pixels
+from llm2clip.data.transforms import eval_transform
+from llm2clip.evaluation.text_cache import CachedTeacher
+from llm2clip.export.hf import TEACHER_FOLDER, LLM2CLIPConfig, LLM2CLIPModel
+from llm2clip.models.caption_teacher import build_caption_teacher, teacher_fingerprint
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.preprocessing import Preprocessing
+from llm2clip.runs import load_stage2
+
+__all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'load_evaluated_model']
+
+_TEXTS = 256
+
+
+class EvaluatedModel(Protocol):
+    """Images and texts -> features of length 1 in one space."""
+
+    preprocess: Callable[[bytes, str], torch.Tensor]
+    """Encoded image and its name -> ``(3, H, W)``; picklable."""
+    device: torch.device
+
+    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""
+        ...
+
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        """N texts -> ``(N, D)`` on the CPU."""
+        ...
+
+
+class _OurTransform:
+    """As in training's evaluation."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.transform = eval_transform(preprocessing)
+
+    def __call__(self, data: bytes, name: str) -> torch.Tensor:
+        return self.transform(decode_pixels(data, name))
+
+
+class TrainedLLM2CLIP:
+    """Vision tower and adapter, with the teacher's vectors of texts.
+
+    Args:
+        model: In evaluation mode, on its device.
+        teacher: Texts -> vectors.
+    """
+
+    def __init__(self, model: LLM2CLIP, teacher: CachedTeacher) -> None:
+        self.model, self.teacher = model, teacher
+        self.device = model.logit_scale.device
+        self.preprocess = _OurTransform(model.vision_encoder.preprocessing)
+
+    @torch.no_grad()
+    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = self.model.vision_encoder(pixel_values)
+        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1), pooled.float()
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        vectors = self.teacher(texts)
+        return torch.cat([self.model.get_text_features(block.to(self.device)).cpu() for block in vectors.split(4096)])
+
+
+class _ProcessorTransform:
+    """A Hugging Face image processor's."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, data: bytes, name: str) -> torch.Tensor:
+        image: Image.Image = decode_image(data, name)
+        return self.processor(images=image, return_tensors='pt')['pixel_values'][0]
+
+
+class HuggingFaceCLIP:
+    """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`.
+
+    Args:
+        name: Hub name or local folder.
+        device: Where it runs.
+
+    Raises:
+        ConfigError: There is no such model, or it has not both.
+    """
+
+    def __init__(self, name: str, device: Device) -> None:
+        try:
+            model: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.preprocess = _ProcessorTransform(AutoImageProcessor.from_pretrained(name))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f'pretrained: {name} is no CLIP-like model of transformers: '
+                              f'{str(error).splitlines()[0]}') from None
+        for method in ('get_image_features', 'get_text_features'):
+            if not hasattr(model, method):
+                raise ConfigError(f'pretrained: {name}, a {type(model).__name__}, has no {method}')
+        self.model: Any = device.module_to_device(model.eval())
+        self.device = next(self.model.parameters()).device
+        text = getattr(model.config, 'text_config', model.config)
+        # SigLIP was trained on texts that are padded to its full length, without a mask.
+        self._text_arguments = {'padding': 'max_length' if 'siglip' in model.config.model_type else True,
+                                'truncation': True, 'max_length': text.max_position_embeddings}
+
+    @torch.no_grad()
+    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = self.model.vision_model(pixel_values).pooler_output
+        return F.normalize(self.model.get_image_features(pixel_values=pixel_values).float(), dim=-1), pooled.float()
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        features = []
+        for start in range(0, len(texts), _TEXTS):
+            tokens = self.tokenizer(list(texts[start:start + _TEXTS]), return_tensors='pt', **self._text_arguments)
+            outputs = self.model.get_text_features(**tokens.to(self.device))
+            features.append(F.normalize(outputs.float(), dim=-1).cpu())
+        return torch.cat(features)
+
+
+def _cached_teacher(
+    config: TeacherConfig, record: dict[str, Any], cache: Union[str, Path], device: Device, what: str
+) -> CachedTeacher:
+    """The teacher of `record`; one that lies in a folder is only loaded when it is needed."""
+    if 'concatenated' in record:
+        raise ConfigError(f'{what} learned from several teachers at once, which evaluation cannot load')
+    if config.text_encoder is None and config.sentence_transformer is None and config.teacher is not None:
+        fingerprint, load = teacher_fingerprint(config.teacher), lambda: build_caption_teacher(config, device)
+    else:
+        teacher = build_caption_teacher(config, device)
+        fingerprint, load = teacher.fingerprint, lambda: teacher
+    check_same_teacher(fingerprint, record, f'{config.teacher or "the teacher"}', what)
+    return CachedTeacher(cache, {**fingerprint, 'precision': config.precision}, load)
+
+
+def load_evaluated_model(
+    config: EvaluatedModelConfig, cache: Union[str, Path], device: Device, key: str
+) -> EvaluatedModel:
+    """The model that a configuration names, on its device.
+
+    Args:
+        config: Which model.
+        cache: Folder of texts' vectors.
+        device: Where it runs.
+        key: Where the model stands in the configuration.
+
+    Raises:
+        ConfigError: It names none or several, or its teacher is missing.
+        ValueError: The teacher is not the one that the model learned from.
+    """
+    named = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
+    if len(named) != 1:
+        raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(named) or "none"}')
+    if config.pretrained is not None:
+        return HuggingFaceCLIP(config.pretrained, device)
+    if config.export is not None:
+        model, record, teacher = _load_export(config.export, key)
+    else:
+        assert config.run is not None
+        model, run_config, run_record = load_stage2(config.run, config.weights)
+        record, teacher = run_record['teacher'], run_config.teacher
+    if config.teacher is None and config.text_encoder is None and config.sentence_transformer is None:
+        if teacher is None or not Path(teacher).is_dir():
+            raise ConfigError(f'{key}.teacher: required but not set, since {teacher or "the configuration of the run"} '
+                              'is no folder of a teacher')
+        config = dataclasses.replace(config, teacher=teacher)
+    what = str(config.run or config.export)
+    return TrainedLLM2CLIP(device.module_to_device(model), _cached_teacher(config, record, cache, device, what))
+
+
+def _load_export(folder: str, key: str) -> tuple[LLM2CLIP, dict[str, Any], str]:
+    path = Path(folder, 'config.json')
+    if not path.is_file() or json.loads(path.read_text()).get('model_type') != LLM2CLIPConfig.model_type:
+        raise ConfigError(f'{key}.export: {folder} is no folder that export_hf wrote (it has no config.json of '
+                          f'model_type {LLM2CLIPConfig.model_type})')
+    exported = LLM2CLIPModel.from_pretrained(folder).eval()
+    return exported.model, exported.config.teacher, str(Path(folder, TEACHER_FOLDER))

@@ -1,0 +1,53 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A model on a retrieval benchmark."""
+
+from dataclasses import dataclass
+
+import torch
+
+from llm2clip.data.benchmarks.base import RetrievalSet
+from llm2clip.evaluation.models import EvaluatedModel
+from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
+
+__all__ = ['RetrievalResult', 'evaluate_retrieval']
+
+
+@dataclass
+class RetrievalResult:
+    """What a model found."""
+
+    image_features: torch.Tensor
+    """``(N, D)``"""
+    text_features: torch.Tensor
+    """``(T, D)``"""
+    texts: list[str]
+    image_of_text: torch.Tensor
+    """``(T,)``"""
+    ranks: RetrievalRanks
+
+
+def evaluate_retrieval(
+    model: EvaluatedModel, dataset: RetrievalSet, image_features: torch.Tensor, merge_equal_texts: bool = False
+) -> RetrievalResult:
+    """Rank both ways.
+
+    Args:
+        model: For the texts.
+        dataset: Which texts belong to which image.
+        image_features: ``(N, D)``, by the same model.
+        merge_equal_texts: Texts of the same wording are one.
+    """
+    texts = [text for captions in dataset.captions for text in captions]
+    counts = torch.tensor([len(captions) for captions in dataset.captions])
+    image_of_text = torch.arange(len(counts)).repeat_interleave(counts)
+    text_id = None
+    if merge_equal_texts:
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        text_id = torch.tensor([numbers[text] for text in texts])
+    text_features = model.text_features(texts)
+    device = model.device
+    on_device = (x if x is None else x.to(device) for x in (image_features, text_features, image_of_text, text_id))
+    ranks = RetrievalRanks(*(x.cpu() for x in rank_both_ways(*on_device)))
+    return RetrievalResult(image_features, text_features, texts, image_of_text, ranks)

@@ -1,0 +1,79 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Results -> tables, for Markdown and HTML alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llm2clip.evaluation.paper import PAPER
+
+__all__ = ['Table', 'markdown', 'result_tables']
+
+_RETRIEVAL = [(f'{way}_retrieval_recall@{k}', f'{arrow} R@{k}')
+              for way, arrow in (('image', 'text→image'), ('text', 'image→text')) for k in (1, 5, 10)]
+
+
+class Table(NamedTuple):
+    """A heading, column names and rows of cells."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ''
+
+
+def _cell(values: Mapping[str, Any], name: str) -> str:
+    """`84.2 [82.9, 85.4]`"""
+    if name not in values:
+        return ''
+    interval = values.get('intervals', {}).get(name)
+    return f'{values[name]:.1f}' + (f' [{interval[0]:.1f}, {interval[1]:.1f}]' if interval else '')
+
+
+def _retrieval_table(name: str, benchmark: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
+    header = ['model', *(label for _, label in _RETRIEVAL), 'mean rank', 'chance@10']
+    rows = []
+    for model, values in models.items():
+        mean_ranks = '/'.join(f'{values[f"{way}_retrieval_mean_rank"]:.1f}' for way in ('image', 'text'))
+        rows.append([model, *(_cell(values, key) for key, _ in _RETRIEVAL), mean_ranks,
+                     f'{values["chance@10"]:.2f}'])
+    for model, values in PAPER.get(benchmark, {}).items():
+        rows.append([f'{model} (paper)', *(_cell(values, key) for key, _ in _RETRIEVAL), '', ''])
+    first = next(iter(models.values()))
+    return Table(f'Retrieval: {name}', header, rows,
+                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; recall in %, with 95 % bootstrap intervals')
+
+
+def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [[model, _cell(values, f'{name}_top1'), _cell(values, f'{name}_top5'), f'{values["mean_per_class"]:.1f}',
+             f'{100 / values["n_classes"]:.2f}'] for model, values in models.items()]
+    first = next(iter(models.values()))
+    return Table(title, ['model', 'top-1', 'top-5', 'mean per class', 'chance'], rows,
+                 f'{first["n_images"]:,} images, {first["n_classes"]:,} classes; %, with 95 % bootstrap intervals')
+
+
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Every table of a `results.json`."""
+    tables = [_retrieval_table(name, entry['benchmark'], entry['models'])
+              for name, entry in results.get('retrieval', {}).items()]
+    for kind, title in (('zeroshot', 'Zero-shot classification'), ('linear_probe', 'Linear probe')):
+        tables += [_accuracy_table(f'{title}: {name}', kind, entry['models'])
+                   for name, entry in results.get(kind, {}).items()]
+    if results.get('cra'):
+        tables.append(Table('Caption retrieval accuracy', ['encoder', 'CRA'],
+                            [[name, f'{value:.1f}'] for name, value in results['cra'].items()], '%'))
+    return tables
+
+
+def _line(cells: Sequence[str]) -> str:
+    return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """All tables as Markdown."""
+    parts = []
+    for table in tables:
+        lines = [_line(table.header), _line(['---'] * len(table.header)), *map(_line, table.rows)]
+        parts.append(f'## {table.title}\n\n' + '\n'.join(lines) + (f'\n\n{table.note}' if table.note else ''))
+    return '\n\n'.join(parts) + '\n'
