@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Optional
 
 import torch
 from composer import Callback, Evaluator, State
@@ -29,6 +28,7 @@ from llm2clip.extract import extract_sidecar
 from llm2clip.folders import OutputFolder
 from llm2clip.models.caption_teacher import LLMTeacher
 from llm2clip.models.llm import add_lora
+from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.towers import tower_preprocessing
@@ -50,25 +50,6 @@ class EpochTimes(Callback):
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         self.seconds.append(time.perf_counter() - self._start)
-
-
-class LoraInTheLoop(ComposerLLM2CLIP):
-    """Vision tower, adapter and the LLM's LoRA weights under one CLIP loss; batches hold captions."""
-
-    def __init__(self, model: LLM2CLIP, encoder: Any, tokenizer: Any) -> None:
-        super().__init__(model)
-        self.text_encoder, self.tokenizer = encoder, tokenizer
-
-    def _embed(self, captions: list[str]) -> torch.Tensor:
-        tokens = self.tokenizer(captions)
-        return self.text_encoder(**{name: value.to(self.model.logit_scale.device) for name, value in tokens.items()})
-
-    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
-        captions = batch['caption']
-        # An evaluation batch has a list for each of an image's captions.
-        vectors = (self._embed(captions) if isinstance(captions[0], str)
-                   else torch.stack([self._embed(column) for column in captions], 1))
-        return self.model(batch['pixel_values'], vectors)
 
 
 def make_config(folder: Path) -> Stage2Config:
@@ -103,7 +84,7 @@ def train(mode: str, config: Stage2Config) -> dict[str, float]:
     towers, algorithms = LLM2CLIP(config.model, encoder.llm_embed_dim), []
     if mode == 'lora':
         encoder.llm = add_lora(encoder.llm, LoraConfig())
-        model: Optional[ComposerLLM2CLIP] = LoraInTheLoop(towers, encoder, tokenizer)
+        model = JointLLM2CLIP(towers, encoder, tokenizer)
         config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
     else:
         model = ComposerLLM2CLIP(towers)

@@ -11,8 +11,8 @@ from llm2clip.metrics.retrieval import (
     RetrievalRecall,
     caption_retrieval_accuracy,
     chance,
+    rank_both_ways,
     retrieval_ranks,
-    retrieval_recall,
 )
 
 
@@ -43,12 +43,68 @@ def test_recall_equals_naive(keys: int, shared: bool) -> None:
     if shared:
         text_id[20:] = text_id[:20]
         text[20:] = text[:20]
-    result = retrieval_recall(image, text, text_id, ks=(1, 5))
+    image_of_text = torch.arange(40).repeat_interleave(keys)
+    result = rank_both_ways(image, text.flatten(0, 1), image_of_text, text_id.flatten()).recalls(ks=(1, 5))
     for k in (1, 5):
         by_text, by_image = _naive(image, text, text_id, k)
         assert result[f'image_retrieval_recall@{k}'] == pytest.approx(by_text)
         assert result[f'text_retrieval_recall@{k}'] == pytest.approx(by_image)
     assert result['n_texts'] == (20 if shared else 40) * keys
+
+
+def _clip_benchmark(scores: torch.Tensor, positive: torch.Tensor, k: int) -> float:
+    """Recall as CLIP_benchmark defines it: a hit if one of the k best by `torch.topk` is positive."""
+    return 100 * positive.gather(1, scores.topk(k, dim=1).indices).any(1).float().mean().item()
+
+
+def test_recall_equals_that_of_clip_benchmark() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(1, 6, (50,), generator=generator)
+    image_of_text = torch.arange(50).repeat_interleave(counts)
+    image = torch.randn(50, 8, generator=generator)
+    text = torch.randn(len(image_of_text), 8, generator=generator) + image[image_of_text]
+    positive = image_of_text[:, None] == torch.arange(50)
+    result = rank_both_ways(image, text, image_of_text).recalls()
+    for k in (1, 5, 10):
+        scores = text @ image.T
+        assert result[f'image_retrieval_recall@{k}'] == pytest.approx(_clip_benchmark(scores, positive, k))
+        assert result[f'text_retrieval_recall@{k}'] == pytest.approx(_clip_benchmark(scores.T, positive.T, k))
+
+
+def test_recall_on_tied_scores_is_the_least_that_clip_benchmark_can_say() -> None:
+    # Three levels of similarity, so that most ranks are ties; there topk's order is anybody's guess, and ours the order
+    # in which the wrong ones come first.  A wrong one that ties is put first by a tiny bonus.
+    generator = torch.Generator().manual_seed(1)
+    image, text = (torch.nn.functional.one_hot(torch.randint(0, 3, (60,), generator=generator), 3).float()
+                   for _ in range(2))
+    text = text + 0.5 * image
+    right = torch.eye(60, dtype=torch.bool)
+    result = rank_both_ways(image, text, torch.arange(60)).recalls()
+    for way, scores in (('image', text @ image.T), ('text', image @ text.T)):
+        for k in (1, 5, 10):
+            found = result[f'{way}_retrieval_recall@{k}']
+            assert found == pytest.approx(_clip_benchmark(scores - 1e-3 * right, right, k))
+            assert found <= _clip_benchmark(scores, right, k)
+
+
+def test_mean_rank() -> None:
+    ranks = rank_both_ways(torch.eye(3), torch.eye(3)[[1, 0, 2]], torch.arange(3)).recalls()
+    assert ranks['image_retrieval_mean_rank'] == pytest.approx((3 + 3 + 1) / 3)
+
+
+def test_intervals_cover_the_recall_and_shrink_with_the_set() -> None:
+    generator = torch.Generator().manual_seed(2)
+    widths = []
+    for n in (50, 800):
+        image = torch.nn.functional.normalize(torch.randn(n, 16, generator=generator), dim=-1)
+        text = image.repeat_interleave(2, 0) + 0.5 * torch.randn(2 * n, 16, generator=generator)
+        ranks = rank_both_ways(image, text, torch.arange(n).repeat_interleave(2))
+        recalls, intervals = ranks.recalls(), ranks.intervals(resamples=300)
+        for name, (low, high) in intervals.items():
+            assert low <= recalls[name] <= high
+        widths.append(intervals['image_retrieval_recall@10'][1] - intervals['image_retrieval_recall@10'][0])
+        assert ranks.intervals(resamples=300) == intervals  # seeded
+    assert 0 < widths[1] < widths[0]
 
 
 def test_chunks_do_not_matter() -> None:

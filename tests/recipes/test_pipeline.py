@@ -59,16 +59,17 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     run('train_stage2', *small, 'save_folder=s2', f'train_data.streams.p.local={data}', 'teacher=s1/teacher',
         'train_data.streams.p.embeddings.t.local=emb/train', 'train_data.caption_mix={"0": 1.0, "1": 1.0}',
         'model.vision.name=test_efficientnet', 'model.vision.image_size=32', 'model.embed_dim=16')
-    run('evaluate', 'run=s2', 'out=eval', 'num_workers=0', 'device=cpu', f'retrieval.photos.images={data}',
-        'retrieval.photos.embeddings=emb/train', 'retrieval.photos.caption_keys=["0","1"]',
+    run('evaluate', 'models.m.run=s2', 'out=eval', 'num_workers=0', 'device=cpu',
+        f'retrieval.photos.source={{name: mds, local: {data}, caption_keys: ["0", "1"]}}',
         f'cra.captions={data}', 'cra.caption_keys=["0","1"]', 'cra.teachers.cra=s1/teacher')
     run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export')
     run('export_sentence_transformers', 'teacher=s1/teacher', 'out=export/st')
-    run('report', 'results=eval', 'out=.', 'gallery=photos', 'steps={stage1: s1, stage2: s2}')
+    run('report', 'results=eval', 'out=.', 'galleries=[photos]', 'steps={stage1: s1, stage2: s2}')
 
     results = json.loads(Path('results.json').read_text())
-    assert results['stage2']['photos']['n_images'] == 24 and results['stage2']['photos']['n_texts'] == 48
-    assert set(results['seconds']) == {'stage1', 'stage2'} and 0 <= results['stage1']['cra'] <= 100
+    photos = results['retrieval']['photos']['models']['m']
+    assert photos['n_images'] == 24 and photos['n_texts'] == 48
+    assert set(results['seconds']) == {'stage1', 'stage2'} and 0 <= results['cra']['cra'] <= 100
     assert Path('export/st/modules.json').is_file()
     assert Path('report.html').stat().st_size > 10_000 and Path('export/llm2clip/model.safetensors').is_file()
 

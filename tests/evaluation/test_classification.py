@@ -1,0 +1,97 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Zero-shot accuracy and linear probe against naive computations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llm2clip.config import ConfigError
+from llm2clip.evaluation.classification import class_features, linear_probe, read_templates, zeroshot_metrics
+
+
+class _Texts:
+    """Texts -> vectors made of their letters."""
+
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        return F.normalize(torch.stack([torch.bincount(torch.tensor(list(text.encode())), minlength=128).float()
+                                        for text in texts]), dim=-1)
+
+
+def test_a_class_is_the_mean_of_its_prompts() -> None:
+    model, classes, templates = _Texts(), ['cat', 'dog', 'owl'], ['a {}', 'photo of {} outside']
+    found = class_features(model, classes, templates)  # type: ignore[arg-type]
+    for name, row in zip(classes, found):
+        prompts = model.text_features([f'a {name}', f'photo of {name} outside'])
+        torch.testing.assert_close(row, F.normalize(prompts.mean(0), dim=0))
+
+
+def test_zeroshot_accuracy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights, labels = torch.randn(7, 5, generator=generator), torch.randint(0, 7, (60,), generator=generator)
+    images = torch.randn(60, 5, generator=generator) + weights[labels]
+    classes = [f'c{i}' for i in range(7)]
+    found = zeroshot_metrics(images, labels, weights, classes, resamples=200)
+    order = (images @ weights.T).argsort(dim=1, descending=True)
+    top1 = (order[:, 0] == labels).float()
+    assert found['zeroshot_top1'] == pytest.approx(100 * top1.mean().item())
+    assert found['zeroshot_top5'] == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).float().mean().item())
+    for c, name in enumerate(classes):
+        assert found['per_class'][name] == pytest.approx(100 * top1[labels == c].mean().item(), abs=1e-3)
+    low, high = found['intervals']['zeroshot_top1']
+    assert low < found['zeroshot_top1'] < high
+    assert 'zeroshot_top1' not in zeroshot_metrics(images, labels, weights, classes, resamples=0)['intervals']
+
+
+def test_constant_scores_classify_nothing() -> None:
+    found = zeroshot_metrics(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]), torch.ones(2, 3), ['a', 'b'], resamples=5)
+    assert found['zeroshot_top1'] == 0.0
+
+
+def test_probe_learns_what_is_linear() -> None:
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.randn(4, 16, generator=generator)
+    labels = torch.arange(4).repeat(50)
+    train, test = (centres[labels] + 0.3 * torch.randn(200, 16, generator=generator) for _ in range(2))
+    classes = ['a', 'b', 'c', 'd']
+    found = linear_probe(train, labels, test, labels, classes, resamples=50)
+    assert found['linear_probe_top1'] > 97 and found['per_class'].keys() == set(classes)
+    shuffled = labels[torch.randperm(200, generator=generator)]
+    assert linear_probe(train, shuffled, test, labels, classes, resamples=50)['linear_probe_top1'] < 60
+    assert found == linear_probe(train, labels, test, labels, classes, resamples=50)
+
+
+def test_probe_chooses_its_regularisation_by_the_training_set() -> None:
+    # Many features that say nothing: with little regularisation the probe learns the noise.
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(2).repeat(60)
+    noise = [torch.randn(120, 200, generator=generator) for _ in range(2)]
+    train, test = (torch.cat([(labels * 2.0 - 1)[:, None] + x[:, :1], x], 1) for x in noise)
+    assert linear_probe(train, labels, test, labels, ['a', 'b'], resamples=0)['C'] < 1e4
+
+
+def test_probe_names_a_class_without_images() -> None:
+    x = torch.randn(6, 3)
+    with pytest.raises(ValueError, match="class 'owl' has 0 training images"):
+        linear_probe(x, torch.tensor([0, 0, 1, 1, 0, 1]), x, torch.tensor([0, 0, 1, 1, 2, 1]), ['cat', 'dog', 'owl'])
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('a photo\n', "expected a prompt with {} for the class name on each line, got 'a photo'"),
+    ('# nothing\n\n', 'has no prompt'), (None, 'cannot be read'),
+])
+def test_bad_templates(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / 'templates.txt'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=f'zeroshot.x.templates: .*{message}'):
+        read_templates(path, 'zeroshot.x.templates')
+
+
+def test_templates(tmp_path: Path) -> None:
+    (tmp_path / 't.txt').write_text('# prompts\na {}\n\nthe {}.\n')
+    assert read_templates(tmp_path / 't.txt', 'k') == ['a {}', 'the {}.']

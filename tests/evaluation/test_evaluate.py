@@ -1,0 +1,136 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The recipe on two models side by side, and what it writes."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from parts import make_samples, picture
+from recipes_in_process import run_recipe
+
+from llm2clip.config import ConfigError, EvaluateConfig, RetrievalConfig
+from llm2clip.data.benchmarks.base import RetrievalSet
+from llm2clip.evaluation.evaluate import Evaluation
+from llm2clip.evaluation.gallery import make_gallery, thumbnail
+from llm2clip.evaluation.retrieval import evaluate_retrieval
+from llm2clip.models.llm2clip import LLM2CLIP
+
+
+class _Given:
+    """Images and texts whose features are given."""
+
+    device = torch.device('cpu')
+
+    def __init__(self, images: torch.Tensor, texts: torch.Tensor) -> None:
+        self.images, self.texts = images, texts
+
+    @staticmethod
+    def preprocess(data: bytes, name: str) -> torch.Tensor:
+        return torch.tensor([int(name)])
+
+    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images[pixel_values[:, 0]], self.images[pixel_values[:, 0]]
+
+    def text_features(self, texts: list[str]) -> torch.Tensor:
+        return self.texts[:len(texts)]
+
+
+def _set(captions: list[list[str]]) -> RetrievalSet:
+    return RetrievalSet('set', [str(i) for i in range(len(captions))], captions, picture)
+
+
+def test_captions_of_any_number_and_equal_wording() -> None:
+    dataset = _set([['a', 'b', 'c'], ['a'], ['d', 'e']])
+    texts = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    texts[3] = texts[0]
+    # The second image is nearest to the text that it shares with the first one.
+    images = torch.stack([texts[1], texts[0], texts[5]])
+    result = evaluate_retrieval(_Given(images, texts), dataset, images)  # type: ignore[arg-type]
+    assert result.ranks.recalls()['n_texts'] == 6
+    merged = evaluate_retrieval(_Given(images, texts), dataset, images, True)  # type: ignore[arg-type]
+    assert merged.ranks.recalls()['n_texts'] == 5
+    assert merged.ranks.recalls()['text_retrieval_recall@1'] == 100.0
+
+
+def test_gallery_shows_best_median_and_worst() -> None:
+    n = 9
+    scores = torch.eye(n)
+    # Text i's image has rank i: the i images before it score higher.
+    for i in range(n):
+        scores[i, :i] = 2.0
+    dataset = _set([[f'text {i}'] for i in range(n)])
+    result = evaluate_retrieval(_Given(torch.eye(n), scores), dataset, torch.eye(n))  # type: ignore[arg-type]
+    gallery = make_gallery(dataset, result, 2, top=3)
+    assert [(row['kind'], row['rank']) for row in gallery['texts']] == [
+        ('best', 1), ('best', 2), ('median', 4), ('median', 5), ('worst', 8), ('worst', 9)]
+    first, last = gallery['texts'][0], gallery['texts'][-1]
+    assert first['query'] == 'text 0' and first['results'][0] == (thumbnail(picture(0), '0'), True)
+    assert last['query'] == 'text 8' and not any(right for _, right in last['results'])
+    assert gallery['images'][0]['query'].startswith('data:image/jpeg;base64,')
+    assert base64.b64decode(gallery['images'][0]['query'].split(',')[1])[:2] == b'\xff\xd8'
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with captions, a folder a class, and prompts."""
+    (tmp_path / 'photos').mkdir()
+    rows = ['image,caption']
+    for i, sample in enumerate(make_samples(12)):
+        (tmp_path / 'photos' / f'{i}.png').write_bytes(picture(i))
+        rows += [f'{i}.png,"{text}"' for text in sample.captions.values()]
+        folder = tmp_path / 'classes' / ('cat', 'dog')[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f'{i}.png').write_bytes(picture(i))
+    (tmp_path / 'captions.csv').write_text('\n'.join(rows) + '\n')
+    (tmp_path / 'templates.txt').write_text('a photo of a {}\na {}\n')
+    return tmp_path
+
+
+def _arguments(files: Path) -> list[str]:
+    source = f'{{name: imagenet_folder, images: {files}/classes}}'
+    return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50',
+            f'retrieval.flickr30k.source={{name: image_folder, images: {files}/photos, captions: {files}/captions.csv}}',
+            f'zeroshot.pets.source={source}', f'zeroshot.pets.templates={files}/templates.txt',
+            f'linear_probe.pets.train={source}', f'linear_probe.pets.test={source}']
+
+
+def test_models_side_by_side(
+    exported: tuple[LLM2CLIP, Path], baseline: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_recipe(monkeypatch, 'evaluate', *_arguments(files), f'models.ours.export={exported[1]}',
+               f'models.theirs.pretrained={baseline}')
+    results = json.loads((files / 'out/results.json').read_text())
+    for kind, name in (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('linear_probe', 'pets')):
+        assert list(results[kind][name]['models']) == ['ours', 'theirs']
+    ours = results['retrieval']['flickr30k']['models']['ours']
+    assert (ours['n_images'], ours['n_texts']) == (12, 24)
+    low, high = ours['intervals']['image_retrieval_recall@10']
+    assert low <= ours['image_retrieval_recall@10'] <= high
+    table = (files / 'out/results.md').read_text()
+    assert '| ours |' in table and '| theirs |' in table and '## Linear probe: pets' in table
+    page = (files / 'out/report.html').read_text()
+    assert 'worst, rank' in page and 'src="http' not in page and '<script' not in page
+
+
+def test_the_paper_stands_beside_its_benchmarks(tmp_path: Path) -> None:
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
+    evaluation.retrieval = {'mine': _set([[f'text {i}'] for i in range(5)])}
+    evaluation.config.retrieval = {'mine': RetrievalConfig(source={'name': 'urban1k'})}
+    evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
+    table = (tmp_path / 'results.md').read_text()
+    assert '| m | 100.0 |' in table and '| CLIP L/14-224 (paper) | 55.6 |' in table
+
+
+def test_bad_benchmarks_are_found_before_a_model_is_loaded(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = 'models.m.export=nowhere'
+    for argument, message in (
+            ('retrieval.x.source={name: coco2}', "retrieval.x.source: there is no 'coco2'; did you mean 'coco'"),
+            ('retrieval.x.source={name: coco, image: a}', "retrieval.x.source.image: coco takes no such argument"),
+            ('retrieval.x.source={images: a}', 'retrieval.x.source.name: required but not set'),
+            (f'linear_probe.pets.test={{name: imagenet_folder, images: {files}}}', 'linear_probe.pets')):
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(monkeypatch, 'evaluate', *_arguments(files), model, argument)

@@ -1,0 +1,117 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Whatever is evaluated gives the features that it gives by itself."""
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from composer.devices import DeviceCPU
+from parts import make_samples, picture
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+import llm2clip.evaluation.models as evaluated
+from llm2clip.config import ConfigError, EvaluatedModelConfig
+from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.text_encoder import encode_texts
+
+TEXTS = [s.captions['long'] for s in make_samples(5)]
+
+
+def load(cache: Path, **options: Any) -> Any:
+    return load_evaluated_model(EvaluatedModelConfig(**options), cache, DeviceCPU(), 'models.m')
+
+
+def test_exported_model(exported: tuple[LLM2CLIP, Path], teacher_folder: Path, tmp_path: Path) -> None:
+    model, folder = exported
+    found = load(tmp_path, export=str(folder))
+    pixels = torch.stack([found.preprocess(picture(i), str(i)) for i in range(3)])
+    features, pooled = found.image_features(pixels)
+    with torch.no_grad():
+        torch.testing.assert_close(features, model.get_image_features(pixels))
+        torch.testing.assert_close(pooled, model.vision_encoder(pixels))
+        expected = model.get_text_features(encode_texts(*load_teacher(teacher_folder), TEXTS))
+    torch.testing.assert_close(found.text_features(TEXTS), expected)
+
+
+def test_texts_are_embedded_once(
+    exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(tmp_path, export=str(exported[1])).text_features(TEXTS)
+    other = load(tmp_path, export=str(exported[1])).text_features(TEXTS[::-1])
+    torch.testing.assert_close(other, first.flip(0))
+    # Another precision gives other vectors: they must not be taken for these.
+    bf16 = load(tmp_path, export=str(exported[1]), precision='amp_bf16').text_features(TEXTS)
+    assert not torch.equal(bf16, first)
+
+    def fail(*args: Any) -> None:
+        raise AssertionError('the teacher was loaded again')
+
+    monkeypatch.setattr(evaluated, 'build_caption_teacher', fail)
+    assert torch.equal(load(tmp_path, export=str(exported[1])).text_features(TEXTS), first)
+    with pytest.raises(AssertionError):
+        load(tmp_path, export=str(exported[1])).text_features([*TEXTS, 'more'])
+
+
+def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> None:
+    found = load(tmp_path, pretrained=str(baseline))
+    model: Any = AutoModel.from_pretrained(baseline).eval()
+    processor, tokenizer = AutoImageProcessor.from_pretrained(baseline), AutoTokenizer.from_pretrained(baseline)
+    images = [Image.open(io.BytesIO(picture(i))) for i in range(3)]
+    pixels = torch.stack([found.preprocess(picture(i), str(i)) for i in range(3)])
+    # SigLIP's texts are padded to full length without a mask, which changes what a short one means.
+    padding = 'max_length' if model.config.model_type == 'siglip' else True
+    tokens = tokenizer(TEXTS, padding=padding, truncation=True, max_length=12, return_tensors='pt')
+    if model.config.model_type == 'siglip':
+        assert tokens.input_ids.shape == (5, 12)
+        tokens.pop('attention_mask')
+    with torch.no_grad():
+        expected = F.normalize(model.get_image_features(**processor(images, return_tensors='pt')), dim=-1)
+        texts = F.normalize(model.get_text_features(**tokens), dim=-1)
+    torch.testing.assert_close(found.image_features(pixels)[0], expected)
+    torch.testing.assert_close(found.text_features(TEXTS), texts)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({}, r'models\.m: expected one of run, export and pretrained; got none'),
+    ({'run': 'a', 'export': 'b'}, 'got run and export'),
+    ({'export': 'nowhere'}, r'models\.m\.export: nowhere is no folder that export_hf wrote'),
+    ({'pretrained': 'nowhere/at-all'}, 'nowhere/at-all is no CLIP-like model'),
+])
+def test_bad_models(options: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, **options)
+
+
+def test_model_without_text_tower(llm_folder: Path, baseline: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'llm'
+    shutil.copytree(baseline, folder)
+    for path in llm_folder.glob('*'):
+        shutil.copy(path, folder)
+    with pytest.raises(ConfigError, match='a LlamaModel, has no get_image_features'):
+        load(tmp_path, pretrained=str(folder))
+
+
+def test_export_without_its_teacher(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
+    folder = tmp_path / 'export'
+    shutil.copytree(exported[1], folder)
+    shutil.rmtree(folder / 'teacher')
+    with pytest.raises(ConfigError, match=r'models\.m\.teacher: required but not set'):
+        load(tmp_path, export=str(folder))
+
+
+def test_another_teacher_is_refused(exported: tuple[LLM2CLIP, Path], teacher_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / 'teacher'
+    shutil.copytree(teacher_folder, other)
+    path = other / 'text_encoder.json'
+    path.write_text(path.read_text().replace('"mean"', '"last"'))
+    with pytest.raises(ValueError, match="another teacher than .*: pooling is 'last', expected 'mean'"):
+        load(tmp_path, export=str(exported[1]), teacher=str(other))

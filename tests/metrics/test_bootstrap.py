@@ -1,0 +1,31 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Bootstrap intervals against the normal approximation."""
+
+import pytest
+import torch
+
+from llm2clip.metrics.bootstrap import bootstrap_interval
+
+
+def test_interval_of_independent_values() -> None:
+    values = (torch.rand(2000, 1, generator=torch.Generator().manual_seed(0)) < 0.3).double()
+    (low, high), = bootstrap_interval(values, torch.arange(2000), resamples=2000).tolist()
+    mean = values.mean().item()
+    half = 1.96 * (mean * (1 - mean) / 2000) ** 0.5
+    assert (low, high) == (pytest.approx(mean - half, abs=0.1 * half), pytest.approx(mean + half, abs=0.1 * half))
+
+
+def test_values_of_a_group_are_drawn_together() -> None:
+    values = (torch.rand(200, 1, generator=torch.Generator().manual_seed(1)) < 0.5).double()
+    alone, = bootstrap_interval(values, torch.arange(200)).tolist()
+    # Five copies of each value, which say nothing new.
+    copies, = bootstrap_interval(values.repeat_interleave(5, 0), torch.arange(200).repeat_interleave(5)).tolist()
+    assert copies == pytest.approx(alone, abs=1e-9)
+
+
+def test_groups_of_different_size_weigh_by_their_size() -> None:
+    values = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    low, high = bootstrap_interval(values, torch.tensor([0, 1, 1, 1]), resamples=500)[0].tolist()
+    assert (low, high) == (0.0, 1.0)
