@@ -35,7 +35,8 @@ SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract
            'train_stage2': Stage2Config, 'evaluate': EvaluateConfig, 'export_hf': ExportConfig,
            'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
-FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - set(LAUNCHERS))
+BENCHMARKS = {str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/eval/benchmarks/*.yaml')}
+FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *BENCHMARKS})
 VISION, DATA, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
                          for kind in ('vision', 'data', 'teacher'))
 

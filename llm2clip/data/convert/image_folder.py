@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A folder of images and a CSV file of captions."""
+"""A folder of images and a file of captions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def image_folder(
 
     Args:
         images: Folder of the images.
-        captions: CSV file with a header, one caption a row.
+        captions: CSV or TSV file with a header, JSON list or JSON lines; one caption a row.
         image_column: Column with the image's path inside `images`.
         caption_column: Column with the text.
         split: Name of the split.

@@ -1,0 +1,147 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Small evaluation sets in the files as they are published, 2 to 4 images each."""
+
+import base64
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from parts import make_samples, picture, write_dataset
+
+Arguments = dict[str, Any]
+
+
+def write_images(folder: Path, names: Iterable[str]) -> None:
+    """Pictures that differ."""
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(i))
+
+
+def write_json_lines(path: Path, records: Iterable[Any]) -> None:
+    path.write_text(''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records))
+
+
+def karpathy(file: str, split: str, captions: list[str], imgid: int, **more: Any) -> dict[str, Any]:
+    """An image of Karpathy's files."""
+    sentences = [{'tokens': raw.lower().split(), 'raw': raw, 'imgid': imgid, 'sentid': imgid * 5 + i}
+                 for i, raw in enumerate(captions)]
+    return {**more, 'sentids': [s['sentid'] for s in sentences], 'imgid': imgid, 'sentences': sentences,
+            'split': split, 'filename': file}
+
+
+def five(about: str) -> list[str]:
+    return [f'{about}, caption {i}.' for i in range(5)]
+
+
+def flickr30k(folder: Path) -> Arguments:
+    names = {'1000092795.jpg': 'train', '1007129816.jpg': 'test', '10002456.jpg': 'val', '1009434119.jpg': 'test'}
+    write_images(folder / 'flickr30k-images', names)
+    images = [karpathy(name, split, five(name), i) for i, (name, split) in enumerate(names.items())]
+    (folder / 'dataset_flickr30k.json').write_text(json.dumps({'images': images, 'dataset': 'flickr30k'}))
+    return {'images': f'{folder}/flickr30k-images', 'annotations': f'{folder}/dataset_flickr30k.json'}
+
+
+def coco(folder: Path) -> Arguments:
+    rows = [('val2014', 391895, 'test', 6), ('train2014', 57870, 'train', 5), ('val2014', 522418, 'restval', 5),
+            ('val2014', 60623, 'test', 5)]
+    files = [f'COCO_{place}_{number:012}.jpg' for place, number, _, _ in rows]
+    write_images(folder / 'coco', [f'{row[0]}/{file}' for row, file in zip(rows, files)])
+    images = [karpathy(file, split, [f'picture {number}, {k}' for k in range(n)], i, filepath=place, cocoid=number)
+              for i, (file, (place, number, split, n)) in enumerate(zip(files, rows))]
+    (folder / 'dataset_coco.json').write_text(json.dumps({'images': images, 'dataset': 'coco'}))
+    return {'images': f'{folder}/coco', 'annotations': f'{folder}/dataset_coco.json'}
+
+
+def conversation(image: str, caption: str) -> dict[str, Any]:
+    question = {'from': 'human', 'value': '<image>\nWhat is this photo about?'}
+    return {'id': Path(image).stem, 'image': image, 'conversations': [question, {'from': 'gpt', 'value': caption}]}
+
+
+def sharegpt4v(folder: Path) -> Arguments:
+    images = ['sam/images/sa_545504.jpg', 'coco/train2017/000000000009.jpg',
+              'llava/llava_pretrain/images/00000/000000010.jpg', 'sam/images/sa_7.jpg']
+    write_images(folder / 'data', images[:3])
+    file = folder / 'share-captioner_coco_lcs_sam_1246k_1107.json'
+    file.write_text(json.dumps([conversation(image, f'In the photo, {i}.\nIt is "so".') for i, image
+                                in enumerate(images)], indent=2))
+    return {'images': f'{folder}/data', 'annotations': str(file), 'first': 3}
+
+
+def urban1k(folder: Path) -> Arguments:
+    write_images(folder / 'Urban1k/image', [f'{i}.jpg' for i in (1, 2, 10)])
+    (folder / 'Urban1k/caption').mkdir()
+    for i in (10, 1, 2):
+        (folder / f'Urban1k/caption/{i}.txt').write_text(f'A street, number {i}.\n')
+    return {'folder': f'{folder}/Urban1k'}
+
+
+def docci(folder: Path) -> Arguments:
+    ids = ['train_00000', 'test_00000', 'qual_dev_00000', 'test_00001']
+    write_images(folder / 'images', [f'{name}.jpg' for name in ids])
+    write_json_lines(folder / 'docci_descriptions.jsonlines', [
+        {'example_id': name, 'split': name[:-6], 'image_file': f'{name}.jpg', 'description': f'A view of {name}.'}
+        for name in ids])
+    return {'images': f'{folder}/images', 'annotations': f'{folder}/docci_descriptions.jsonlines'}
+
+
+def flickr_cn(folder: Path) -> Arguments:
+    write_images(folder / 'flickr30k-images', ['1009692167.jpg', '1021439420.jpg'])
+    lines = [f'{number}#zhm#{k}\t第{k}条狗坐在{number}。\n' for k in range(5) for number in (1009692167, 1021439420)]
+    (folder / 'flickr30k_cn_test.txt').write_text(''.join(lines))
+    return {'images': f'{folder}/flickr30k-images', 'annotations': f'{folder}/flickr30k_cn_test.txt'}
+
+
+def coco_cn(folder: Path) -> Arguments:
+    ids = ['COCO_train2014_000000503310', 'COCO_val2014_000000461245', 'COCO_train2014_000000573854']
+    write_images(folder / 'coco', [f'{name.split("_")[1]}/{name}.jpg' for name in ids])
+    package = folder / 'coco-cn-version1805v1.1'
+    package.mkdir()
+    (package / 'coco-cn_test.txt').write_text(f'{ids[1]}\n{ids[0]}\n')
+    (package / 'coco-cn_train.txt').write_text(f'{ids[2]}\n')
+    (package / 'imageid.human-written-caption.txt').write_text(
+        f'{ids[2]}#0\t飞机正准备起飞。\n{ids[0]}#0\t座位空空的。\n{ids[1]}#0\t一群长颈鹿。\n{ids[1]}#1\t一群长颈鹿站在树边\n')
+    return {'images': f'{folder}/coco', 'annotations': str(package)}
+
+
+def chinese_clip(folder: Path) -> Arguments:
+    """For both of them."""
+    pictures = [f'{1000002 + i}\t{base64.urlsafe_b64encode(picture(i)).decode()}\n' for i in range(2)]
+    (folder / 'test_imgs.tsv').write_text(''.join(pictures))
+    write_json_lines(folder / 'test_texts.jsonl', [
+        {'text_id': 8428 + i, 'text': f'高级{i}', 'image_ids': [1000003 - i % 2]} for i in range(4)])
+    return {'images': f'{folder}/test_imgs.tsv', 'annotations': f'{folder}/test_texts.jsonl'}
+
+
+def xm3600(folder: Path) -> Arguments:
+    keys = ['000411001ff7dd4f', '000ef8db2c7dd84a']
+    write_images(folder / 'images', [f'{key}.jpg' for key in keys])
+
+    def captions(texts: list[str]) -> dict[str, list[str]]:
+        return {'caption': texts, 'caption/tokenized': texts, 'caption/tokenized/lowercase': texts}
+
+    write_json_lines(folder / 'captions.jsonl', [
+        {'image/key': key, 'image/locale': 'bn', 'de': captions([f'Bild {key}', 'ein zweites']),
+         'no': captions([f'bilde {key}'])} for key in keys])
+    return {'images': f'{folder}/images', 'annotations': f'{folder}/captions.jsonl', 'language': 'de'}
+
+
+def image_folder(folder: Path) -> Arguments:
+    write_images(folder / 'photos', ['a.png', 'b/c.png'])
+    (folder / 'captions.csv').write_text('image,caption\na.png,"red, round"\nb/c.png,blue\na.png,a ball\n')
+    return {'images': f'{folder}/photos', 'captions': f'{folder}/captions.csv'}
+
+
+def mds(folder: Path) -> Arguments:
+    write_dataset(make_samples(4), folder / 'out', size_limit='1kb')
+    return {'local': f'{folder}/out/train'}
+
+
+WRITERS: dict[str, Callable[[Path], Arguments]] = {
+    'coco': coco, 'coco_cn': coco_cn, 'docci': docci, 'flickr30k': flickr30k, 'flickr_cn': flickr_cn,
+    'image_folder': image_folder, 'mds': mds, 'sharegpt4v': sharegpt4v, 'urban1k': urban1k, 'xm3600': xm3600,
+}
