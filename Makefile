@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --constraint .ci/constraints.txt
 COMPOSER := $(BIN)/composer -n 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-dist test-slow lint bench clean
+.PHONY: help quickstart claims test test-dist test-slow lint bench clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -70,6 +70,9 @@ lint: $(VENV)/.dev  ## ruff and pyright
 
 bench: $(VENV)/.dev  ## run recipes/benchmarks/, or NAME=… of them
 	$(BIN)/python recipes/benchmarks/run_all.py $(NAME)
+
+claims: $(VENV)/.base  ## the paper's claims in small, 90 minutes; stopped, it goes on where it was
+	$(BIN)/python recipes/claims/run_all.py
 
 clean:  ## remove what the quickstart and the tests wrote; .venv stays
 	rm -rf runs build *.egg-info .pytest_cache .ruff_cache

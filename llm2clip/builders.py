@@ -162,12 +162,20 @@ def build_source(source: Mapping[str, Any]) -> Any:
 
 def build_retrieval_set(source: Mapping[str, Any], key: str) -> RetrievalSet:
     """A retrieval benchmark by its name; `key` says where it stands in the configuration."""
-    return build(RETRIEVAL_SETS, *_named(source, key), key)
+    return _open_set(RETRIEVAL_SETS, source, key)
 
 
 def build_classification_set(source: Mapping[str, Any], key: str) -> ClassificationSet:
     """A set of images with classes, as `build_retrieval_set`."""
-    return build(CLASSIFICATION_SETS, *_named(source, key), key)
+    return _open_set(CLASSIFICATION_SETS, source, key)
+
+
+def _open_set(registry: Mapping[str, Callable[..., Any]], source: Mapping[str, Any], key: str) -> Any:
+    name, arguments = _named(source, key)
+    try:
+        return build(registry, name, arguments, key)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error) if str(error).startswith(key) else f'{key}: {error}') from None
 
 
 def check_train_config(config: TrainConfig) -> None:

@@ -127,10 +127,15 @@ def test_the_paper_stands_beside_its_benchmarks(tmp_path: Path) -> None:
 
 def test_bad_benchmarks_are_found_before_a_model_is_loaded(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = 'models.m.export=nowhere'
+    for i in range(2):
+        (files / 'other/owl').mkdir(parents=True, exist_ok=True)
+        (files / 'other/owl' / f'{i}.png').write_bytes(picture(i))
     for argument, message in (
             ('retrieval.x.source={name: coco2}', "retrieval.x.source: there is no 'coco2'; did you mean 'coco'"),
             ('retrieval.x.source={name: coco, image: a}', "retrieval.x.source.image: coco takes no such argument"),
             ('retrieval.x.source={images: a}', 'retrieval.x.source.name: required but not set'),
-            (f'linear_probe.pets.test={{name: imagenet_folder, images: {files}}}', 'linear_probe.pets')):
+            ('retrieval.x.source={name: urban1k, folder: nowhere}', 'retrieval.x.source: .*nowhere'),
+            (f'linear_probe.pets.test={{name: imagenet_folder, images: {files}/other}}',
+             r"linear_probe.pets: the classes of train and test differ: \['cat', 'dog', 'owl'\]")):
         with pytest.raises(ConfigError, match=message):
             run_recipe(monkeypatch, 'evaluate', *_arguments(files), model, argument)

@@ -6,7 +6,7 @@
 import bisect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional
@@ -61,9 +61,11 @@ def _columns(local: str, keys: Optional[Sequence[str]]) -> list[str]:
 class MDSImages:
     """Reads the images of a local MDS dataset by position, without Streaming's shared memory."""
 
-    readers: list[Any]
+    local: str
+    """The dataset; two readers of one dataset are equal."""
+    readers: list[Any] = field(compare=False)
     """One a shard."""
-    ends: list[int]
+    ends: list[int] = field(compare=False)
     """Samples up to the end of each shard."""
 
     @classmethod
@@ -83,7 +85,7 @@ class MDSImages:
                 readers[-1].validate(allow_unsafe_types=False)
             except ValueError as error:
                 raise ConfigError(f'{path}: {error}') from None
-        return cls(readers, list(itertools.accumulate(reader.samples for reader in readers)))
+        return cls(local, readers, list(itertools.accumulate(reader.samples for reader in readers)))
 
     def __call__(self, position: int) -> bytes:
         shard = bisect.bisect_right(self.ends, position)
