@@ -4,6 +4,7 @@
 """A stage-1 step of SmolLM2-135M with the gradient cache against the plain step: time, and peak memory by batch."""
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -88,8 +89,10 @@ def median_seconds(steps: Mapping[str, Step], model: Any, batch: dict[str, Any])
 
 
 def peak_mb(script: str, name: str, batch_size: int) -> float:
-    """What `measure_peak` finds in a process of its own."""
-    done = subprocess.run([sys.executable, script, name, str(batch_size)], check=True, capture_output=True, text=True)
+    """What `measure_peak` finds in a process of its own, where freed tensors go back to the system at once: otherwise
+    the peak would also be of holes between them."""
+    done = subprocess.run([sys.executable, script, name, str(batch_size)], check=True, capture_output=True, text=True,
+                          env={**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536'})
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -16,7 +16,7 @@ from llm2clip.data.benchmarks.base import RetrievalSet
 
 __all__ = [
     'ImageFiles', 'check_file', 'check_folder', 'check_split', 'field', 'found_in', 'image_files', 'read_first',
-    'read_json', 'read_json_lines', 'read_lines', 'retrieval_set', 'text_field',
+    'read_json', 'read_json_lines', 'read_lines', 'retrieval_set', 'text_field', 'texts_field',
 ]
 
 _CHUNK = 1 << 20
@@ -137,6 +137,14 @@ def text_field(record: Any, key: str, where: str) -> str:
     value = field(record, key, where)
     if not isinstance(value, str):
         raise ValueError(f'{where}: {key!r} should be a text, found {str(value)[:60]!r}')
+    return value
+
+
+def texts_field(record: Any, key: str, where: str) -> list[str]:
+    """A field that is a list of texts."""
+    value = field(record, key, where)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f'{where}: {key!r} should be a list of texts, found {str(value)[:60]!r}')
     return value
 
 

@@ -21,6 +21,7 @@ from llm2clip.data.benchmarks.files import (
     read_json,
     retrieval_set,
     text_field,
+    texts_field,
 )
 
 __all__ = ['coco', 'flickr30k']
@@ -128,10 +129,7 @@ def _of_list(content: list[Any], path: str) -> _Images:
     """ALBEF's and BLIP's files."""
     for i, record in enumerate(content):
         where = f'{path}, image {i}'
-        captions = field(record, 'caption', where)
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError(f'{where}: \'caption\' should be a list of texts, found {str(captions)[:60]!r}')
-        yield text_field(record, 'image', where), captions
+        yield text_field(record, 'image', where), texts_field(record, 'caption', where)
 
 
 def _of_coco(content: dict[str, Any], path: str) -> _Images:
@@ -157,8 +155,9 @@ def _of_csv(name: str, path: str, split: str) -> _Images:
     check_split(name, split, (row['split'] for row in rows), path)
     for row in rows:
         if row['split'] == split:
+            where = f'{path}, {row["filename"]}'
             try:
                 captions = json.loads(row['raw'])
             except json.JSONDecodeError as error:
-                raise ValueError(f'{path}: the captions of {row["filename"]} are not a JSON list: {error}') from None
-            yield row['filename'], captions
+                raise ValueError(f'{where}: \'raw\' is not a JSON list: {error}') from None
+            yield row['filename'], texts_field({'raw': captions}, 'raw', where)

@@ -8,7 +8,15 @@ from typing import Optional
 
 from llm2clip.config import ConfigError
 from llm2clip.data.benchmarks.base import RetrievalSet
-from llm2clip.data.benchmarks.files import check_file, field, image_files, read_json_lines, retrieval_set, text_field
+from llm2clip.data.benchmarks.files import (
+    check_file,
+    field,
+    image_files,
+    read_json_lines,
+    retrieval_set,
+    text_field,
+    texts_field,
+)
 
 __all__ = ['LANGUAGES', 'xm3600']
 
@@ -38,9 +46,6 @@ def xm3600(
     check_file(name, 'annotations', annotations)
     found = []
     for where, record in read_json_lines(annotations):
-        captions = field(field(record, language, where), 'caption', f'{where}, {language}')
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError(f'{where}, {language}: \'caption\' should be a list of texts, found '
-                             f'{str(captions)[:60]!r}')
+        captions = texts_field(field(record, language, where), 'caption', f'{where}, {language}')
         found.append((f'{text_field(record, "image/key", where)}.jpg', captions[:captions_per_image]))
     return retrieval_set(name, found, annotations, partial(image_files, name, images))

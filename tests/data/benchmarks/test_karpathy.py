@@ -73,7 +73,8 @@ def test_annotations_of_another_form_are_described(tmp_path: Path) -> None:
     arguments = write_flickr30k(tmp_path)
     for name, text, message in (
         ('a.csv', 'caption,split,filename\n', r"a.csv has no column 'raw'; it has caption, split, filename"),
-        ('b.csv', 'raw,split,filename\nno list,test,1.jpg\n', r'b.csv: the captions of 1.jpg are not a JSON list'),
+        ('b.csv', 'raw,split,filename\nno list,test,1.jpg\n', r"b.csv, 1.jpg: 'raw' is not a JSON list"),
+        ('b2.csv', 'raw,split,filename\n"""a dog""",test,1.jpg\n', r"b2.csv, 1.jpg: 'raw' should be a list of texts"),
         ('c.json', '{"pictures": []}', r"c.json has no 'images'; it has pictures"),
         ('d.json', '{"images": [{"filename": "1.jpg", "split": "test"}]}',
          r"d.json, image 0 has no 'sentences'; it has filename, split"),
