@@ -15,10 +15,9 @@ from composer.devices import DeviceCPU
 from parts import make_samples, write_dataset, write_sidecar
 
 from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
-from llm2clip.data.schema import read_columns, read_index
+from llm2clip.data.schema import read_columns, read_index, read_samples
 from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_columns, vector_rows, vectors_of
 from llm2clip.data.verified_stream import ShardError
-from llm2clip.evaluate import _read_samples
 from llm2clip.export.sentence_transformers import export_sentence_transformers
 from llm2clip.extract import extract_sidecar
 from llm2clip.folders import OutputFolder
@@ -28,7 +27,7 @@ from llm2clip.models.text_encoder import encode_texts, text_encoder_from_config,
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:
-    return np.stack([vectors_of(stored_vector(sample, key)).numpy() for sample in _read_samples(str(folder))])
+    return np.stack([vectors_of(stored_vector(sample, key)).numpy() for sample in read_samples(folder)])
 
 
 def _restored(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -43,7 +42,7 @@ def test_sidecar_has_the_same_shards_samples_and_the_teachers_vectors(
     assert read_columns(sidecar) == {'sample_id': 'str', 'text_embedding.short': 'ndarray:float16:32',
                                      'text_embedding.long': 'ndarray:float16:32'}
     expected = encode_texts(*load_teacher(teacher_folder), [s.captions['long'] for s in make_samples(64)])
-    assert [s['sample_id'] for s in _read_samples(str(sidecar))] == [s.sample_id for s in make_samples(64)]
+    assert [s['sample_id'] for s in read_samples(sidecar)] == [s.sample_id for s in make_samples(64)]
     np.testing.assert_allclose(_vectors(sidecar, 'long'), expected.numpy(), rtol=2e-3, atol=2e-3)
 
 

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from recipes_in_process import run_recipe
 
-from llm2clip.builders import SOURCES, check, check_train_config
+from llm2clip.builders import CLASSIFICATION_SETS, RETRIEVAL_SETS, SOURCES, check, check_train_config
 from llm2clip.config import (
     EvaluateConfig,
     ExportConfig,
@@ -26,6 +26,7 @@ from llm2clip.config import (
     TrainConfig,
 )
 from llm2clip.config_files import load_config
+from llm2clip.evaluation.classification import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.optim import parameter_groups
@@ -35,8 +36,7 @@ SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract
            'train_stage2': Stage2Config, 'evaluate': EvaluateConfig, 'export_hf': ExportConfig,
            'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
-BENCHMARKS = {str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/eval/benchmarks/*.yaml')}
-FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *BENCHMARKS})
+FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - set(LAUNCHERS))
 VISION, DATA, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
                          for kind in ('vision', 'data', 'teacher'))
 
@@ -64,6 +64,12 @@ def test_the_launch_command_loads(file: str) -> None:
         check_train_config(config)
     if isinstance(config, PrepareConfig):
         check(SOURCES, config.source.pop('name'), config.source, 'source')
+    if isinstance(config, EvaluateConfig):
+        for benchmark in config.retrieval.values():
+            check(RETRIEVAL_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
+        for benchmark in config.zeroshot.values():
+            check(CLASSIFICATION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
+            assert read_templates(ROOT / benchmark.templates, 'templates')
 
 
 @pytest.mark.parametrize('file', [file for file in FILES if 'yamls/stage1/' in file])

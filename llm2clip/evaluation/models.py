@@ -62,10 +62,10 @@ class TrainedLLM2CLIP:
 
     Args:
         model: In evaluation mode, on its device.
-        teacher: Texts -> vectors.
+        teacher: Texts -> vectors ``(N, llm_embed_dim)`` on the CPU.
     """
 
-    def __init__(self, model: LLM2CLIP, teacher: CachedTeacher) -> None:
+    def __init__(self, model: LLM2CLIP, teacher: Callable[[Sequence[str]], torch.Tensor]) -> None:
         self.model, self.teacher = model, teacher
         self.device = model.logit_scale.device
         self.preprocess = _OurTransform(model.vision_encoder.preprocessing)

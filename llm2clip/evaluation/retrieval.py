@@ -48,6 +48,6 @@ def evaluate_retrieval(
         text_id = torch.tensor([numbers[text] for text in texts])
     text_features = model.text_features(texts)
     device = model.device
-    on_device = (x if x is None else x.to(device) for x in (image_features, text_features, image_of_text, text_id))
-    ranks = RetrievalRanks(*(x.cpu() for x in rank_both_ways(*on_device)))
-    return RetrievalResult(image_features, text_features, texts, image_of_text, ranks)
+    ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
+                           None if text_id is None else text_id.to(device))
+    return RetrievalResult(image_features, text_features, texts, image_of_text, RetrievalRanks(*(x.cpu() for x in ranks)))

@@ -42,7 +42,7 @@ def _retrieval_table(name: str, benchmark: str, models: Mapping[str, Mapping[str
         rows.append([f'{model} (paper)', *(_cell(values, key) for key, _ in _RETRIEVAL), '', ''])
     first = next(iter(models.values()))
     return Table(f'Retrieval: {name}', header, rows,
-                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; recall in %, with 95 % bootstrap intervals')
+                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; recall in %, 95 % bootstrap intervals')
 
 
 def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -50,7 +50,7 @@ def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any
              f'{100 / values["n_classes"]:.2f}'] for model, values in models.items()]
     first = next(iter(models.values()))
     return Table(title, ['model', 'top-1', 'top-5', 'mean per class', 'chance'], rows,
-                 f'{first["n_images"]:,} images, {first["n_classes"]:,} classes; %, with 95 % bootstrap intervals')
+                 f'{first["n_images"]:,} images, {first["n_classes"]:,} classes; %, 95 % bootstrap intervals')
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:

@@ -27,8 +27,8 @@ from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.extract import extract_sidecar
 from llm2clip.folders import OutputFolder
 from llm2clip.models.caption_teacher import LLMTeacher
-from llm2clip.models.llm import add_lora
 from llm2clip.models.joint import JointLLM2CLIP
+from llm2clip.models.llm import add_lora
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.towers import tower_preprocessing
@@ -83,7 +83,7 @@ def train(mode: str, config: Stage2Config) -> dict[str, float]:
     reproducibility.seed_all(config.seed)
     towers, algorithms = LLM2CLIP(config.model, encoder.llm_embed_dim), []
     if mode == 'lora':
-        encoder.llm = add_lora(encoder.llm, LoraConfig())
+        encoder.llm = add_lora(encoder.llm, LoraConfig())  # pyright: ignore[reportArgumentType]
         model = JointLLM2CLIP(towers, encoder, tokenizer)
         config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
     else:

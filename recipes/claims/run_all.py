@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from table import write_table
-from variants import BASE, CLIP_TOWER, QUICKSTART, RUN, SEEDS, UNTUNED, UNTUNED_ENCODER, VARIANTS
+from variants import CLIP_TOWER, QUICKSTART, RUN, SEEDS, UNTUNED, UNTUNED_ENCODER, VARIANTS
 
 TRAIN = ['yamls/stage2/quickstart.yaml', 'yamls/claims/train.yaml']
 EVALUATE = 'yamls/claims/evaluate.yaml'

@@ -18,8 +18,7 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.text_pairs import text_pairs
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.convert.writer import is_complete, write_splits
-from llm2clip.data.schema import read_columns
-from llm2clip.evaluate import _read_samples
+from llm2clip.data.schema import read_columns, read_samples
 from llm2clip.folders import OutputFolder
 
 
@@ -30,7 +29,7 @@ def _read(parts: list[Part]) -> list[Sample]:
 def test_bytes_and_captions_come_back_as_they_were(tmp_path: Path) -> None:
     samples = make_samples(20)
     assert write_dataset(samples, tmp_path / 'out', size_limit='4kb') == {'train': 20}
-    back = _read_samples(str(tmp_path / 'out' / 'train'))
+    back = read_samples(tmp_path / 'out' / 'train')
     assert [(s['sample_id'], s['image'], s['caption.short'], s['caption.long']) for s in back] == \
         [(s.sample_id, s.image, s.captions['short'], s.captions['long']) for s in samples]
     assert len(list((tmp_path / 'out' / 'train').rglob('*.mds'))) > 1
@@ -72,7 +71,7 @@ def test_image_folder(tmp_path: Path) -> None:
     csv.write_text('\n'.join(['image,caption', '0.png,"a, b"', *rows]) + '\n')
     splits, dropped = image_folder(str(tmp_path), str(csv))
     write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=1.0))
-    back = _read_samples(str(tmp_path / 'out' / 'train'))
+    back = read_samples(tmp_path / 'out' / 'train')
     assert [(s['sample_id'], s['caption.0'], s['caption.1']) for s in back] == \
         [('0.png', 'a, b', 'c'), ('1.png', 'd', 'e'), ('2.png', 'g', 'h')]
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
@@ -136,7 +135,7 @@ def test_text_pairs_keep_what_is_there_and_count_empty_sides(tmp_path: Path) -> 
     assert sum(written.values()) == 39 and 4 <= written['heldout'] <= 16
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['dropped_ids'] == {'empty caption': ['pairs.jsonl:8']}
-    rows = [row for name in written for row in _read_samples(str(tmp_path / 'out' / name))]
+    rows = [row for name in written for row in read_samples(tmp_path / 'out' / name)]
     found = {row['sample_id']: tuple(row[f'caption.{k}'] for k in ('query', 'positive', 'negative')) for row in rows}
     assert found == {f'pairs.jsonl:{i + 1}': (f'q{i}', f'p{i}', f'n{i}' if i % 2 else '')
                      for i in range(40) if i != 7}

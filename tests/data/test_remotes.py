@@ -19,7 +19,7 @@ from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageSt
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.evaluate import _read_samples
+from llm2clip.data.schema import read_samples
 from llm2clip.extract import extract_sidecar
 from llm2clip.folders import OutputFolder
 from llm2clip.models.caption_teacher import LLMTeacher
@@ -119,8 +119,8 @@ def test_conversion_and_extraction_write_to_s3(
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote='s3://out/photos/train')
     extract_sidecar(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'),
                     LLMTeacher.from_folder(teacher_folder))
-    assert [row['sample_id'] for row in _read_samples(str(served / 'out/photos/train'))] == \
-        [row['sample_id'] for row in _read_samples(str(served / 'out/embeddings'))] == [s.sample_id for s in samples]
+    assert [row['sample_id'] for row in read_samples(served / 'out/photos/train')] == \
+        [row['sample_id'] for row in read_samples(served / 'out/embeddings')] == [s.sample_id for s in samples]
     shutil.rmtree(tmp_path / 'embeddings')
     done = extract_sidecar(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'),
                            LLMTeacher.from_folder(teacher_folder))

@@ -24,8 +24,7 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.webdataset import webdataset
 from llm2clip.data.convert.writer import is_complete, write_splits
-from llm2clip.data.schema import read_index
-from llm2clip.evaluate import _read_samples
+from llm2clip.data.schema import read_index, read_samples
 from llm2clip.folders import OutputFolder
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
@@ -48,7 +47,7 @@ def _tars(folder: Path, tars: int = 3, each: int = 8) -> dict[str, tuple[str, st
 
 def _rows(out: Path) -> dict[str, tuple[str, str, bytes]]:
     return {row['sample_id']: (row['caption.raw'], row['caption.long'], row['image'])
-            for row in _read_samples(str(out / 'train'))}
+            for row in read_samples(out / 'train')}
 
 
 @pytest.mark.parametrize('workers', [1, 2])
@@ -121,7 +120,7 @@ def test_machines_share_the_parts_and_the_last_writes_the_index(tmp_path: Path) 
     assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
     assert sorted(p.name for p in (tmp_path / 'out/train').iterdir()) == ['part1', 'part3']
     assert write_splits(splits, Dropped(), tmp_path / 'out', first) == {'train': 30}
-    assert [row['sample_id'][:3] for row in _read_samples(str(tmp_path / 'out/train'))] == \
+    assert [row['sample_id'][:3] for row in read_samples(tmp_path / 'out/train')] == \
         [f's{n}-' for n in range(5) for _ in range(6)]
 
 
@@ -138,7 +137,7 @@ def test_machines_that_share_only_a_remote(tmp_path: Path) -> None:
     (outs[1].local / 'train/part1/part.json').unlink()
     assert write_splits(splits, Dropped(), outs[1], second) is None
     assert write_splits(splits, Dropped(), outs[0], first) == {'train': 30}
-    assert [row['sample_id'][:3] for row in _read_samples(str(remote / 'train'))] == \
+    assert [row['sample_id'][:3] for row in read_samples(remote / 'train')] == \
         [f's{n}-' for n in range(5) for _ in range(6)]
     assert is_complete(outs[1]) and (remote / 'dataset.png').is_file()
     assert not [path for out in outs for path in out.local.rglob('*.mds')]
@@ -185,7 +184,7 @@ def test_only_large_images_are_made_smaller(tmp_path: Path) -> None:
     samples = [Sample(name, {'short': 'a'}, picture(1, size)) for name, size in sizes.items()]
     write_splits({'train': [Part('all', lambda dropped: samples)]}, Dropped(), tmp_path / 'out',
                  WriterConfig(image_max_side=64))
-    small, large = _read_samples(str(tmp_path / 'out/train'))
+    small, large = read_samples(tmp_path / 'out/train')
     assert small['image'] == picture(1, 40)
     assert Image.open(io.BytesIO(large['image'])).size == (64, 64)
 
@@ -214,5 +213,5 @@ def test_a_table_of_captions_alone(tmp_path: Path) -> None:
     (tmp_path / 'cc3m.csv').write_text('id,short_caption,long_caption\n7,a dog,"a brown dog, running"\n08,b,c\n')
     read = partial(table, f'{tmp_path}/cc3m.csv', {'short': 'short_caption', 'long': 'long_caption'}, id_column='id')
     write_splits(*read(), tmp_path / 'out')
-    assert [tuple(row.values()) for row in _read_samples(str(tmp_path / 'out/train'))] == \
+    assert [tuple(row.values()) for row in read_samples(tmp_path / 'out/train')] == \
         [('a brown dog, running', 'a dog', '7'), ('c', 'b', '08')]

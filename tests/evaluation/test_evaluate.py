@@ -92,8 +92,9 @@ def files(tmp_path: Path) -> Path:
 
 def _arguments(files: Path) -> list[str]:
     source = f'{{name: imagenet_folder, images: {files}/classes}}'
+    photos = f'{{name: image_folder, images: {files}/photos, captions: {files}/captions.csv}}'
     return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50',
-            f'retrieval.flickr30k.source={{name: image_folder, images: {files}/photos, captions: {files}/captions.csv}}',
+            f'retrieval.flickr30k.source={photos}',
             f'zeroshot.pets.source={source}', f'zeroshot.pets.templates={files}/templates.txt',
             f'linear_probe.pets.train={source}', f'linear_probe.pets.test={source}']
 

@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 
 from llm2clip.callbacks.jsonl_logger import read_metrics
 from llm2clip.checkpoints import read_model
-from llm2clip.data.schema import read_index
-from llm2clip.evaluate import _read_samples
+from llm2clip.data.schema import read_index, read_samples
 from llm2clip.runs import load_checkpoint_model, load_stage2
 
 
@@ -169,7 +168,7 @@ def test_two_ranks_extract_what_one_extracts(
     command = [str(COMPOSER), '-n', '2', 'recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={out}',
                f'datasets.train.local={image_dataset}', 'device=cpu']
     subprocess.run(command, cwd=ROOT, check=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    found, expected = _read_samples(str(out / 'train')), _read_samples(str(sidecar))
+    found, expected = read_samples(out / 'train'), read_samples(sidecar)
     assert [shard['samples'] for shard in read_index(out / 'train')['shards']] == \
         [shard['samples'] for shard in read_index(sidecar)['shards']]
     for row, other in zip(found, expected, strict=True):
@@ -205,7 +204,7 @@ def test_two_nodes_that_share_only_a_remote_extract_together(
     assert read_index(remote / 'train')['shards'] and (remote / 'train/teacher.json').is_file()
     by_node = [{path.name for path in (tmp_path / f'node{k}/train').glob('*.mds')} for k in range(2)]
     assert by_node[0] and by_node[1] and not by_node[0] & by_node[1] and len(by_node[0] | by_node[1]) == n
-    for row, other in zip(_read_samples(str(remote / 'train')), _read_samples(str(sidecar)), strict=True):
+    for row, other in zip(read_samples(remote / 'train'), read_samples(sidecar), strict=True):
         assert row['sample_id'] == other['sample_id']
         np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
     for folder in (remote, tmp_path / 'node0', tmp_path / 'node1'):
