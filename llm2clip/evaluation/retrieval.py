@@ -50,4 +50,5 @@ def evaluate_retrieval(
     device = model.device
     ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
                            None if text_id is None else text_id.to(device))
-    return RetrievalResult(image_features, text_features, texts, image_of_text, RetrievalRanks(*(x.cpu() for x in ranks)))
+    ranks = RetrievalRanks(*(x.cpu() for x in ranks))
+    return RetrievalResult(image_features, text_features, texts, image_of_text, ranks)
