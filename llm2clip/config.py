@@ -429,7 +429,7 @@ class ExtractConfig:
     storage: str = 'float16'
     """`float16`, or `int8` with one float32 scale a vector, half the size."""
     normalize: bool = False
-    """Store vectors of length 1.  The adapter of stage 2 normalises in any case."""
+    """Store vectors of length 1.  The adapter of stage 2 normalises in any case, but for `adapter.normalize: false`."""
     batch_tokens: int = 4096
     """Tokens a forward pass, padding included."""
     precision: str = 'fp32'

@@ -13,8 +13,9 @@ What the tables rest on:
   `text_adapter.adaptor`, a sequence whose sixth part is the projection from 4,096 to 1,280 dimensions, and a parameter
   `logit_scale`.  That the parts of a block are called `ln`, `fn.0` and `fn.3` is taken from the official code, of which
   the adapter is a copy; the published size, 579 million parameters in float32, is that of these weights and no others.
-- `timm`, what the official code writes for SigLIP2 towers: the code alone.  It has no projection of the image
-  side, does not normalise the teacher's vector, and keeps the LLM among its weights.
+- `timm`, what the official code writes for SigLIP2 towers: that code, whose features ours equal; whether a file of this
+  layout was published is not known.  It has no projection of the image side, does not normalise the teacher's vector,
+  and keeps the LLM among its weights.
 """
 
 import re

@@ -7,8 +7,8 @@ LLM2Vec embeds a caption like our text encoder: every token sees every token, th
 end token of the template, BOS and the template's header are read but not pooled.  Its templates are its own, shorter
 than those of the tokenizers (Llama 3.1's would add a system prompt), so the imported tokenizer gets them as its chat
 template.  Two differences remain.  A caption that does not fit into `max_length` loses its last tokens here; LLM2Vec
-drops whole words beyond 512 tokens, then cuts off the end token and pools the template's header too.  And it tokenises a
-caption together with the template, so that a line break at its beginning melts into one with the template's.
+drops whole words beyond 512 tokens, then cuts off the end token and pools the template's header too.  And it tokenises
+caption and template at once, so that a line break at a caption's beginning melts into one with the template's.
 """
 
 import dataclasses
@@ -51,6 +51,9 @@ def import_teacher(config: TextEncoderConfig, template: Optional[str], folder: U
     """
     if config.chat_template is not None:
         raise ConfigError('text_encoder.chat_template: LLM2Vec has templates of its own; say which by `template`')
+    for key, name in (('pretrained', config.pretrained), *(('adapters', name) for name in config.adapters)):
+        if Path(name).is_absolute() and not Path(name).is_dir():
+            raise ConfigError(f'text_encoder.{key}: there is no folder {name}')
     config = _with_adapter_first(config)
     _check_llm2vec_config(config)
     template = template or _template_by_name(config)

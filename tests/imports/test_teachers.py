@@ -135,6 +135,10 @@ def test_another_encoding_than_it_was_trained_with(
 
 
 def test_templates_that_cannot_be_told_or_used(official: Path, llm_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'text_encoder\.pretrained: there is no folder /nowhere/Llama-3-Instruct'):
+        import_teacher(TextEncoderConfig('/nowhere/Llama-3-Instruct'), None, tmp_path / 'teacher')
+    with pytest.raises(ConfigError, match=r'text_encoder\.adapters: there is no folder /nowhere'):
+        import_teacher(TextEncoderConfig(str(llm_folder), adapters=['/nowhere']), 'none', tmp_path / 'teacher')
     with pytest.raises(ConfigError, match='template: which one LLM2Vec used cannot be told'):
         import_teacher(TextEncoderConfig(str(llm_folder)), None, tmp_path / 'teacher')
     with pytest.raises(ConfigError, match="template: 'lama' is not one of llama3, chatml, none"):
@@ -145,8 +149,8 @@ def test_templates_that_cannot_be_told_or_used(official: Path, llm_folder: Path,
     path = named / 'config.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), '_name_or_path': 'a/Meta-Llama-3-8B-Instruct'}))
     import_teacher(TextEncoderConfig(str(named)), None, tmp_path / 'teacher')
-    assert BEFORE in json.loads(json.dumps(load_teacher(tmp_path / 'teacher')[1].tokenizer.decode(
-        load_teacher(tmp_path / 'teacher')[1].header)))
+    _, tokenizer = load_teacher(tmp_path / 'teacher')
+    assert tokenizer.tokenizer.decode(tokenizer.header) == f'<s>{BEFORE}'
 
 
 def test_weights_that_are_not_the_llms(official: Path, tmp_path: Path) -> None:
