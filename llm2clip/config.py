@@ -15,10 +15,10 @@ from omegaconf import MISSING
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
-    'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig',
-    'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig',
-    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig',
-    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig', 'LinearProbeConfig', 'LoaderConfig',
+    'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PrepareConfig', 'ReportConfig',
+    'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig',
+    'TrainConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]
 
 Component = dict[str, Any]
@@ -122,6 +122,8 @@ class AdapterConfig:
     """Residual blocks."""
     expansion: int = 2
     """Hidden width of a block over its width."""
+    normalize: bool = True
+    """Scale the teacher's vector to length 1 before the first block."""
 
 
 @dataclass
@@ -131,6 +133,9 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     embed_dim: int = 1280
+    visual_projection: str = 'linear'
+    """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; or `identity`, for which both widths
+    are equal."""
     logit_scale: float = 1 / 0.07
     """Factor on the cosine similarities at the beginning."""
     logit_bias: Optional[float] = None
@@ -351,6 +356,8 @@ class Stage2Config(TrainConfig):
     """Post-training of the vision tower under the frozen teacher's embeddings."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    initial_weights: Optional[str] = None
+    """An exported folder whose weights training begins with, in place of the tower's pretrained ones."""
     train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
     eval_data: Optional[ImageDataConfig] = None
     teacher: Optional[str] = None
@@ -432,7 +439,7 @@ class ExtractConfig(TeacherConfig):
     storage: str = 'float16'
     """`float16`, or `int8` with one float32 scale a vector, half the size."""
     normalize: bool = False
-    """Store vectors of length 1.  The adapter of stage 2 normalises in any case."""
+    """Store vectors of length 1.  The adapter of stage 2 normalises in any case, but for `adapter.normalize: false`."""
     device: Optional[str] = None
     dist_timeout: float = 3600.0
     """Seconds that ranks wait for the one with the most work at the end."""
@@ -546,6 +553,23 @@ class ExportTeacherConfig:
     out: str = MISSING
     prompts: Optional[dict[str, str]] = None
     """Name -> instruction, for `encode(…, prompt_name=…)`.  Unset: `query`, the teacher's own instruction."""
+
+
+@dataclass
+class ImportConfig:
+    """Official LLM2CLIP weights -> this project's folders: the model in `out`/llm2clip, a teacher in `out`/teacher."""
+
+    checkpoint: Optional[str] = None
+    """The model: a file (`.pt`, `.safetensors`), or a Hugging Face folder.  Unset: the teacher alone."""
+    vision: Optional[VisionConfig] = None
+    """Its tower.  A Hugging Face folder says the `architecture` itself."""
+    teacher: Optional[str] = None
+    """Folder of the teacher that it learned from, imported before."""
+    text_encoder: Optional[TextEncoderConfig] = None
+    """That teacher as it is published: an LLM, and in `adapters` LLM2Vec's adapters if they are not merged."""
+    template: Optional[str] = None
+    """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
+    out: str = MISSING
 
 
 @dataclass

@@ -13,6 +13,7 @@ from llm2clip.builders import build_optimizer, build_trainer, check_train_config
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import load_config
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
+from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
@@ -50,7 +51,10 @@ def main(config: Stage2Config) -> None:
     if dist.get_global_rank() == 0:
         save_teacher_fingerprint(teacher, llm_embed_dim, config.save_folder)
     reproducibility.seed_all(config.seed)
-    model = ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim), config.loss)
+    towers = LLM2CLIP(config.model, llm_embed_dim, load_weights=config.initial_weights is None)
+    if config.initial_weights is not None:
+        load_initial_weights(towers, config.model, teacher, config.initial_weights)
+    model = ComposerLLM2CLIP(towers, config.loss)
     optimizer = build_optimizer(config.optimizer, model, config.lr_scale, config.layer_decay)
     trainer = build_trainer(config, model, optimizer, train_data, evaluators, algorithms)
     fit(trainer)

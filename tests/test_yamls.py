@@ -19,6 +19,7 @@ from llm2clip.config import (
     ExportConfig,
     ExportTeacherConfig,
     ExtractConfig,
+    ImportConfig,
     PrepareConfig,
     ReportConfig,
     Stage1Config,
@@ -34,7 +35,8 @@ from llm2clip.optim import parameter_groups
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,
            'train_stage2': Stage2Config, 'evaluate': EvaluateConfig, 'export_hf': ExportConfig,
-           'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig}
+           'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig,
+           'import_official': ImportConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - set(LAUNCHERS))
 VISION, DATA, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))

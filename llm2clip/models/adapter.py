@@ -32,17 +32,23 @@ class Adapter(nn.Module):
         embed_dim: Width of the joint space.
         depth: Residual blocks.
         expansion: Hidden width of a block over its width.
+        normalize: Whether the vector is scaled to length 1 first.
     """
 
-    def __init__(self, llm_embed_dim: int, embed_dim: int, depth: int = 4, expansion: int = 2) -> None:
+    def __init__(
+        self, llm_embed_dim: int, embed_dim: int, depth: int = 4, expansion: int = 2, normalize: bool = True
+    ) -> None:
         super().__init__()
+        self.normalize = normalize
         self.blocks = nn.Sequential(*(_ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
         self.norm = nn.LayerNorm(llm_embed_dim)
         self.projection = nn.Linear(llm_embed_dim, embed_dim)
 
     def forward(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """``(…, llm_embed_dim)`` -> ``(…, embed_dim)``, not normalised."""
-        return self.projection(self.norm(self.blocks(F.normalize(text_embedding, dim=-1))))
+        if self.normalize:
+            text_embedding = F.normalize(text_embedding, dim=-1)
+        return self.projection(self.norm(self.blocks(text_embedding)))
 
 
 def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
@@ -52,7 +58,7 @@ def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> 
         ConfigError: There is no such adapter, or the identity would have to change the width.
     """
     if config.name == 'residual':
-        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion)
+        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
     if config.name == 'linear':
         return nn.Linear(llm_embed_dim, embed_dim)
     if config.name != 'identity':

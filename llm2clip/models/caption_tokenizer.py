@@ -15,6 +15,7 @@ __all__ = ['CaptionTokenizer', 'Tokenized', 'Tokens']
 
 Tokens = dict[str, torch.Tensor]
 _SENTINEL = '\u2063caption\u2063'
+_SPACE = '\u2003'
 # Llama 3.2's template would otherwise write the day's date into every caption.
 _TEMPLATE_DATE = '26 Jul 2024'
 
@@ -34,8 +35,9 @@ class CaptionTokenizer:
 
     A text is laid out as ``[BOS or template header][instruction][caption][end token]``; `embed_mask` marks the caption
     and the end token, which are what pooling sees.  The caption is tokenised by itself, so that its tokens are the
-    same with and without an instruction.  The end token is the chat template's; without a template, texts whose end
-    token is pooled end with EOS, and others with their last word.
+    same with and without an instruction; it loses white space at its ends where the chat template takes it away.  The
+    end token is the chat template's; without a template, texts whose end token is pooled end with EOS, and others with
+    their last word.
 
     Args:
         tokenizer: The LLM's own tokenizer.  Without a pad token it pads with the end token, which the mask hides.
@@ -46,6 +48,7 @@ class CaptionTokenizer:
         self.tokenizer = tokenizer
         self.max_length = config.max_length
         self.instruction = config.instruction
+        self.trims = (False, False)
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.pad_id = next((i for i in candidates if isinstance(i, int)), 0)
         self.header, self.footer = self._frame(config)
@@ -58,9 +61,11 @@ class CaptionTokenizer:
             raise ConfigError('text_encoder.chat_template is on, but the tokenizer has no chat template')
         if config.chat_template is False or not self.tokenizer.chat_template:
             return self._plain_frame(config.pooling)
-        message = [{'role': 'user', 'content': _SENTINEL}]
+        message = [{'role': 'user', 'content': f'{_SPACE}{_SENTINEL}{_SPACE}'}]
         text = self.tokenizer.apply_chat_template(message, tokenize=False, date_string=_TEMPLATE_DATE)
         before, after = str(text).split(_SENTINEL)
+        self.trims = not before.endswith(_SPACE), not after.startswith(_SPACE)
+        before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE)
         footer = self.plain(after.rstrip())
         special = next((i for i, token in enumerate(footer) if token in self.tokenizer.all_special_ids), len(footer))
         return self.plain(before), footer[:special + 1]
@@ -96,8 +101,13 @@ class CaptionTokenizer:
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
             raise ValueError(f'caption {empty[0]} of the batch is empty')
-        captions = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        captions = self.tokenizer(self._trimmed(texts, instruction), add_special_tokens=False).input_ids
         return [Tokenized(prefix + ids[:room] + self.footer, len(prefix), max(0, len(ids) - room)) for ids in captions]
+
+    def _trimmed(self, texts: Sequence[str], instruction: str) -> list[str]:
+        start, end = self.trims
+        texts = [text.rstrip() if end else text for text in texts]
+        return [text.lstrip() for text in texts] if start and not instruction else texts
 
     def placeholder(self) -> Tokenized:
         """One token that stands where a sample has no text."""

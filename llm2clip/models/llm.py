@@ -34,6 +34,8 @@ def _hf_config(config: TextEncoderConfig) -> PretrainedConfig:
     if hf_config.model_type not in ARCHITECTURES:
         raise ConfigError(f'text_encoder.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
                           f'that work as text encoders are {", ".join(ARCHITECTURES)}')
+    # Code that comes with the weights is not used, and what is saved must not ask for it.
+    hf_config.__dict__.pop('auto_map', None)
     return hf_config
 
 
@@ -49,7 +51,15 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
     if on_meta:
         with torch.device('meta'):
             return auto.from_config(hf_config, **options)
-    return auto.from_pretrained(config.pretrained, gguf_file=config.gguf_file, **options)
+    llm, info = auto.from_pretrained(
+        config.pretrained, gguf_file=config.gguf_file, output_loading_info=True, **options)
+    # What the weights lack would be random.  The head alone may be there or not.
+    missing, unexpected = (sorted(name for name in info[kind] if not name.startswith('lm_head.'))
+                           for kind in ('missing_keys', 'unexpected_keys'))
+    if missing or unexpected:
+        raise ConfigError(f'text_encoder.pretrained: the weights in {config.pretrained} lack {missing[:3]} of '
+                          f'{type(llm).__name__} and have {unexpected[:3]} besides')
+    return llm
 
 
 def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedModel:

@@ -38,10 +38,7 @@ class LLM2CLIP(nn.Module):
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
         super().__init__()
         self.vision_encoder = VisionEncoder(config.vision, load_weights)
-        self.visual_projection = nn.Linear(self.vision_encoder.width, config.embed_dim, bias=False)
-        # Orthogonal rows keep the angles between the pretrained tower's features, so that training starts from its
-        # geometry and not from a random one.
-        nn.init.orthogonal_(self.visual_projection.weight)
+        self.visual_projection = _visual_projection(config, self.vision_encoder.width)
         self.adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
         # One-dimensional, since FSDP2 cannot shard a scalar.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(config.logit_scale)))
@@ -68,6 +65,24 @@ class LLM2CLIP(nn.Module):
             'logit_scale': self.logit_scale,
         }
         return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias}
+
+
+def _visual_projection(config: ModelConfig, width: int) -> nn.Module:
+    if config.visual_projection == 'identity':
+        if width != config.embed_dim:
+            raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the tower, {width}, as '
+                              'model.visual_projection: identity needs')
+        return nn.Identity()
+    if config.visual_projection not in ('linear', 'affine'):
+        raise ConfigError(f'model.visual_projection: {config.visual_projection!r} is not one of linear, affine, '
+                          'identity')
+    projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
+    # Orthogonal rows keep the angles between the pretrained tower's features, so that training starts from its
+    # geometry and not from a random one.
+    nn.init.orthogonal_(projection.weight)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+    return projection
 
 
 class ComposerLLM2CLIP(ComposerModel):

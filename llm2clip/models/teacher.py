@@ -11,14 +11,15 @@ from typing import Any, Optional, Union
 from composer.utils import dist
 from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoConfig
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.folders import complete_folder
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
-from llm2clip.models.llm import save_adapter, weights_fingerprint
-from llm2clip.models.text_encoder import TextEncoder, load_text_encoder, text_encoder_from_config
+from llm2clip.models.llm import add_lora, load_llm, save_adapter, weights_fingerprint
+from llm2clip.models.text_encoder import TextEncoder, load_text_encoder
 
-__all__ = ['ENCODER_FILE', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config']
+__all__ = ['ENCODER_FILE', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config', 'teacher_width']
 
 ENCODER_FILE = 'text_encoder.json'
 
@@ -44,7 +45,8 @@ def save_teacher(
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
         # peft cannot merge shards: an unsharded model takes over the gathered weights, without a second copy of them.
-        whole, _ = text_encoder_from_config(encoder.config, lora, on_meta=True)
+        whole_llm = load_llm(encoder.config, on_meta=True)
+        whole = TextEncoder(whole_llm if lora is None else add_lora(whole_llm, lora), encoder.config)
         whole.load_state_dict(state, assign=True)
         llm = whole.llm
         if isinstance(llm, PeftModel):
@@ -76,6 +78,11 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
     if not path.is_file():
         raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it ends)')
     return TextEncoderConfig(pretrained=str(folder), **json.loads(path.read_text()))
+
+
+def teacher_width(folder: Union[str, Path]) -> int:
+    """Size of the vectors of the teacher in `folder`, without its weights."""
+    return AutoConfig.from_pretrained(teacher_config(folder).pretrained).hidden_size
 
 
 def load_teacher(folder: Union[str, Path]) -> tuple[TextEncoder, CaptionTokenizer]:

@@ -23,6 +23,7 @@ from llm2clip.config import CaptionPairConfig, ConfigError, LoaderConfig, Stage1
 from llm2clip.data.caption_pairs import pairs_of_streams
 from llm2clip.data.masked_texts import texts_of_streams
 from llm2clip.data.schema import caption_column
+from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.llm import add_lora, load_llm, load_llm_and_head
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
@@ -148,6 +149,11 @@ def plan_stage2(config: Stage2Config) -> Plan:
     with torch.device('meta'):
         model = ComposerLLM2CLIP(LLM2CLIP(config.model, dim, load_weights=False), config.loss)
     size = model.model.vision_encoder.preprocessing.image_size
+    if config.initial_weights is not None:
+        try:
+            check_initial_weights(model.model, config.model, config.initial_weights)
+        except ConfigError as error:
+            plan.problems.append(str(error))
 
     def batch(n: int) -> dict[str, torch.Tensor]:
         return {'pixel_values': torch.empty(n, 3, size, size), 'text_embedding': torch.empty(n, dim),

@@ -49,6 +49,17 @@ def test_the_footer_ends_at_its_first_special_token(llm_folder: Path) -> None:
         assert _decode(tokenizer, tokenizer.tokenize(['a'])[0].ids) == expected
 
 
+@pytest.mark.parametrize(('content', 'expected', 'instructed'), [
+    ("m['content']", '<s>  a  </s>', '<s>Say:  a  </s>'), ("m['content'] | trim", '<s>a</s>', '<s>Say:  a</s>'),
+    ("m['content'].rstrip()", '<s>  a</s>', '<s>Say:  a</s>')])
+def test_white_space_at_the_ends_as_in_the_template(
+    llm_folder: Path, content: str, expected: str, instructed: str
+) -> None:
+    tokenizer = _tokenizer(llm_folder, f'{{% for m in messages %}}<s>{{{{ {content} }}}}</s>{{% endfor %}}')
+    assert _decode(tokenizer, tokenizer.tokenize(['  a  '])[0].ids) == expected
+    assert _decode(tokenizer, tokenizer.tokenize(['  a  '], 'Say:')[0].ids) == instructed
+
+
 def test_the_template_does_not_know_todays_date(llm_folder: Path) -> None:
     dated = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
              "<s>{{ date_string }}\n{{ messages[0]['content'] }}</s>")

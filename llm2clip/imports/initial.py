@@ -1,0 +1,95 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The weights of an exported folder as the beginning of a training."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union
+
+from llm2clip.config import ConfigError, ModelConfig
+from llm2clip.export.hf import LLM2CLIPConfig
+from llm2clip.imports.files import read_weights
+from llm2clip.models.llm2clip import LLM2CLIP
+
+__all__ = ['check_initial_weights', 'load_initial_weights']
+
+# Of a transformers architecture, what does not change the features.
+_IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
+               'attention_dropout', 'initializer_factor', 'initializer_range')
+
+
+def load_initial_weights(
+    model: LLM2CLIP, config: ModelConfig, teacher: Mapping[str, Any], folder: Union[str, Path]
+) -> None:
+    """Load an exported model's weights into one of the same configuration.
+
+    Args:
+        model: Any weights.
+        config: The model's.
+        teacher: Fingerprint of the teacher that training uses; a warning says if it is another than the exported
+            model's, whose adapter then has to learn anew.
+        folder: What `export_folder` wrote.
+
+    Raises:
+        ConfigError: There is no exported model, or it is of another configuration.
+    """
+    exported = check_initial_weights(model, config, folder)
+    state = {name.removeprefix('model.'): value for name, value in read_weights(folder, 'initial_weights').items()}
+    ours = model.state_dict()
+    wrong = [f'{name} is {_shape(state, name)} there and {_shape(ours, name)} here'
+             for name in sorted({*state, *ours}) if _shape(state, name) != _shape(ours, name)]
+    if wrong:
+        raise ConfigError(f'initial_weights: the weights in {folder} are not those of this model: {wrong[0]}'
+                          f'{f", and so on for {len(wrong)} names" if wrong[1:] else ""}')
+    model.load_state_dict(state)
+    differing = sorted(name for name in {*exported.teacher, *teacher}
+                       if exported.teacher.get(name) != teacher.get(name))
+    if differing:
+        warnings.warn(f'initial_weights: the model in {folder} learned from another teacher, which differs in '
+                      f'{", ".join(differing)}', stacklevel=2)
+
+
+def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:
+    """The exported model's configuration, which must be that of `model`; its weights are not read.
+
+    Raises:
+        ConfigError: There is no exported model, or a key differs.
+    """
+    path = Path(folder, 'config.json')
+    if not path.is_file() or json.loads(path.read_text()).get('model_type') != LLM2CLIPConfig.model_type:
+        raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
+    exported = LLM2CLIPConfig.from_pretrained(folder)
+    wrong = [f'model.{key}: {found!r}, but {expected!r} there'
+             for key, found, expected in _differences(model, config, exported.model_config())]
+    if wrong:
+        raise ConfigError(f'initial_weights: the model in {folder} is another one: {"; ".join(wrong)}')
+    return exported
+
+
+def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value here and value there, of all that decides what weights mean."""
+    ours, theirs = config.vision, exported.vision
+    preprocessing, architecture = model.vision_encoder.preprocessing, model.vision_encoder.tower.architecture()
+    pairs: dict[str, tuple[Any, Any]] = {
+        'vision.image_size': (ours.image_size, theirs.image_size),
+        'vision.mean': (list(preprocessing.mean), theirs.mean),
+        'vision.std': (list(preprocessing.std), theirs.std),
+        'embed_dim': (config.embed_dim, exported.embed_dim),
+        'visual_projection': (config.visual_projection, exported.visual_projection),
+        'logit_bias': (config.logit_bias is not None, exported.logit_bias is not None),
+    }
+    if not architecture or not theirs.architecture:
+        # timm's name says everything but which weights came first, after the point.
+        pairs['vision.name'] = ours.name.split('.')[0], theirs.name.split('.')[0]
+    for name in sorted({*architecture, *theirs.architecture} - {*_IRRELEVANT}):
+        pairs[f'vision.architecture.{name}'] = architecture.get(name), theirs.architecture.get(name)
+    for name in ('name', 'depth', 'expansion', 'normalize'):
+        pairs[f'adapter.{name}'] = getattr(config.adapter, name), getattr(exported.adapter, name)
+    return ((key, *pair) for key, pair in pairs.items() if pair[0] != pair[1])
+
+
+def _shape(state: Mapping[str, Any], name: str) -> str:
+    return str(tuple(state[name].shape)) if name in state else 'missing'

@@ -1,0 +1,44 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Official weights -> this project's folders: python recipes/import_official.py yamls/import/….yaml [key=value …]"""
+
+import sys
+
+from llm2clip.config import ConfigError, ImportConfig
+from llm2clip.config_files import load_config, save_config
+from llm2clip.export.hf import export_folder
+from llm2clip.imports.official import import_checkpoint
+from llm2clip.imports.teachers import import_teacher
+from llm2clip.models.caption_teacher import teacher_fingerprint
+from llm2clip.models.teacher import teacher_width
+from llm2clip.runs import timed
+
+
+def main(config: ImportConfig) -> None:
+    teacher = config.teacher
+    if (teacher is None) == (config.text_encoder is None):
+        raise ConfigError('expected one of teacher (a folder of this project) and text_encoder (an official LLM)')
+    if config.checkpoint is not None and config.vision is None:
+        raise ConfigError('vision: required but not set, since checkpoint is')
+    imported = None
+    if config.checkpoint is not None and config.vision is not None:
+        imported = import_checkpoint(config.checkpoint, config.vision)
+    if config.text_encoder is not None:
+        teacher = f'{config.out}/teacher'
+        import_teacher(config.text_encoder, config.template, teacher)
+        print(f'wrote {teacher}')
+    if imported is not None and teacher is not None:
+        if (width := teacher_width(teacher)) != imported.llm_embed_dim:
+            raise ConfigError(f'teacher: the vectors of {teacher} have {width} dimensions, the adapter in '
+                              f'{config.checkpoint} takes {imported.llm_embed_dim}')
+        record = {'llm_embed_dim': imported.llm_embed_dim, 'teacher': teacher_fingerprint(teacher)}
+        export_folder(imported.model, imported.config, record, teacher, f'{config.out}/llm2clip')
+        print(f'wrote {config.out}/llm2clip')
+    save_config(config, config.out)
+
+
+if __name__ == '__main__':
+    config = load_config(ImportConfig, sys.argv[1:])
+    with timed(config.out):
+        main(config)

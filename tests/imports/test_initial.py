@@ -1,0 +1,145 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A training that begins with exported weights, and models that these do not fit."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from official_parts import HALF
+from recipes_in_process import run_recipe
+from safetensors.torch import load_file, save_file
+
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, VisionConfig
+from llm2clip.config_files import load_config
+from llm2clip.export.hf import export_folder
+from llm2clip.imports.initial import load_initial_weights
+from llm2clip.models.caption_teacher import teacher_fingerprint
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.planning.plan import plan_stage2
+from llm2clip.runs import load_stage2
+
+CONFIG = ModelConfig(VisionConfig('test_efficientnet.r160_in1k', image_size=32), AdapterConfig(depth=1), embed_dim=16)
+SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2,
+         'patch_size': 8, 'image_size': 32}
+CLIP = ModelConfig(VisionConfig('a folder', architecture={'model_type': 'clip_vision_model', **SMALL}, image_size=32,
+                                **HALF), AdapterConfig(depth=1), embed_dim=16)
+
+
+def _export(config: ModelConfig, teacher: Path, out: Path) -> Path:
+    torch.manual_seed(5)
+    model = LLM2CLIP(config, 32, load_weights=False)
+    with torch.no_grad():
+        model.logit_scale.fill_(3.0)
+    record = {'llm_embed_dim': 32, 'teacher': teacher_fingerprint(teacher)}
+    export_folder(model, config, record, teacher, out)
+    return out
+
+
+@pytest.fixture(scope='module')
+def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _export(CONFIG, teacher_folder, tmp_path_factory.mktemp('exported') / 'llm2clip')
+
+
+@pytest.fixture(scope='module')
+def exported_clip(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _export(CLIP, teacher_folder, tmp_path_factory.mktemp('exported') / 'clip')
+
+
+def _load(config: ModelConfig, folder: Path, llm_embed_dim: int = 32) -> LLM2CLIP:
+    torch.manual_seed(6)
+    model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
+    load_initial_weights(model, config, {}, folder)
+    return model
+
+
+def _args(image_dataset: Path, sidecar: Path, tmp_path: Path, *args: object) -> list[str]:
+    return ['max_duration=1ba', 'run_name=r', 'device=cpu', 'progress_bar=false', 'global_train_batch_size=8',
+            'train_data.num_workers=0', 'train_data.num_canonical_nodes=4', 'train_data.caption_mix={short: 1.0}',
+            f'train_data.streams.s.local={image_dataset}', f'train_data.streams.s.embeddings.t.local={sidecar}',
+            'optimizer={name: sgd, lr: 0.0}', f'save_folder={tmp_path}/run', 'model.vision.name=test_efficientnet',
+            'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', 'precision=fp32',
+            *map(str, args)]
+
+
+def test_training_begins_with_them(
+    exported: Path, image_dataset: Path, sidecar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder
+) -> None:
+    # `pretrained` would ask the hub, if the tower's own weights were loaded first.
+    args = _args(image_dataset, sidecar, tmp_path, f'initial_weights={exported}', 'model.vision.pretrained=true')
+    run_recipe(monkeypatch, 'train_stage2', *args)
+    trained = load_stage2(tmp_path / 'run')[0].state_dict()
+    expected = load_file(exported / 'model.safetensors')
+    assert trained['logit_scale'].item() == 3.0 and len(trained) == len(expected)
+    assert all(torch.equal(value, expected[f'model.{name}']) for name, value in trained.items())
+    assert not [w for w in recwarn if 'learned from another teacher' in str(w.message)]
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda c: setattr(c.adapter, 'depth', 2), r'model\.adapter\.depth: 2, but 1 there'),
+    (lambda c: setattr(c.adapter, 'normalize', False), r'model\.adapter\.normalize: False, but True there'),
+    (lambda c: setattr(c, 'embed_dim', 8), r'model\.embed_dim: 8, but 16 there'),
+    (lambda c: setattr(c, 'visual_projection', 'affine'), r"model\.visual_projection: 'affine', but 'linear' there"),
+    (lambda c: setattr(c, 'logit_bias', -10.0), r'model\.logit_bias: True, but False there'),
+    (lambda c: setattr(c.vision, 'image_size', 64), r'model\.vision\.image_size: 64, but 32 there'),
+    (lambda c: setattr(c.vision, 'name', 'test_resnet'), r"model\.vision\.name: 'test_resnet', but 'test_effic"),
+    (lambda c: (setattr(c.vision, 'mean', [0.5] * 3), setattr(c.vision, 'std', [0.5] * 3)),
+     r'model\.vision\.mean: \[0\.5, .*; model\.vision\.std'),
+])
+def test_another_model(exported: Path, change: Callable[[ModelConfig], object], message: str) -> None:
+    config = copy.deepcopy(CONFIG)
+    change(config)
+    with pytest.raises(ConfigError, match=f'initial_weights: the model in .* is another one: .*{message}'):
+        _load(config, exported)
+
+
+def test_a_transformers_tower_and_what_its_shapes_do_not_tell(exported_clip: Path) -> None:
+    expected = load_file(exported_clip / 'model.safetensors')
+    found = _load(CLIP, exported_clip).state_dict()
+    assert all(torch.equal(value, expected[f'model.{name}']) for name, value in found.items())
+    renamed = copy.deepcopy(CLIP)
+    renamed.vision.name = 'another folder of the same architecture'
+    _load(renamed, exported_clip)
+    for name, value in (('num_attention_heads', 4), ('hidden_act', 'gelu')):
+        config = copy.deepcopy(CLIP)
+        config.vision.architecture[name] = value
+        with pytest.raises(ConfigError, match=rf'model\.vision\.architecture\.{name}: {value!r}, but'):
+            _load(config, exported_clip)
+
+
+def test_weights_that_do_not_fit(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'adapter\.blocks\.0\.down\.bias is \(32,\) there and \(48,\) here, and so'):
+        _load(CONFIG, exported, llm_embed_dim=48)
+    folder = shutil.copytree(exported, tmp_path / 'x')
+    weights = load_file(folder / 'model.safetensors')
+    bias = weights.pop('model.adapter.norm.bias')
+    save_file(weights, folder / 'model.safetensors')
+    with pytest.raises(ConfigError, match=r'adapter\.norm\.bias is missing there and \(32,\) here$'):
+        _load(CONFIG, folder)
+    save_file({**weights, 'model.adapter.norm.bias': bias, 'model.x': bias.clone()}, folder / 'model.safetensors')
+    with pytest.raises(ConfigError, match=r'x is \(32,\) there and missing here$'):
+        _load(CONFIG, folder)
+    (folder / 'config.json').write_text(json.dumps({'model_type': 'clip'}))
+    for bad in (folder, tmp_path):
+        with pytest.raises(ConfigError, match='is no exported folder'):
+            _load(CONFIG, bad)
+
+
+def test_another_teacher_is_a_warning(exported: Path, teacher_folder: Path) -> None:
+    model = LLM2CLIP(CONFIG, 32, load_weights=False)
+    other = {**teacher_fingerprint(teacher_folder), 'pooling': 'last', 'weights': 'x'}
+    with pytest.warns(UserWarning, match='learned from another teacher, which differs in pooling, weights'):
+        load_initial_weights(model, CONFIG, other, exported)
+
+
+def test_the_plan_says_so_before(exported: Path, image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
+    args = _args(image_dataset, sidecar, tmp_path, f'initial_weights={exported}')
+    assert not plan_stage2(load_config(Stage2Config, args)).problems
+    problem, = plan_stage2(load_config(Stage2Config, [*args, 'model.adapter.depth=3'])).problems
+    assert 'model.adapter.depth: 3, but 1 there' in problem

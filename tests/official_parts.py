@@ -1,0 +1,171 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tiny official checkpoints.  Their names and shapes are written down by hand, from the code that trained them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import register_model
+from timm.models.eva import Eva
+from torch.nn import functional as F
+
+HALF = {'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]}
+
+
+@register_model
+def tiny_eva_clip(pretrained: bool = False, **kwargs: Any) -> Eva:
+    """EVA02-CLIP with two blocks, 32 wide."""
+    del pretrained
+    sizes = {'img_size': 56, 'num_classes': 16, **{k: v for k, v in kwargs.items() if k in ('img_size', 'num_classes')}}
+    return Eva(patch_size=14, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4 * 2 / 3, qkv_fused=False,
+               swiglu_mlp=True, scale_mlp=True, scale_attn_inner=True, use_rot_pos_emb=True, ref_feat_shape=(4, 4),
+               global_pool='token', **sizes)
+
+
+ADAPTOR_BLOCK = """
+{prefix}.{i}.fn.0.weight 64 32
+{prefix}.{i}.fn.0.bias 64
+{prefix}.{i}.fn.3.weight 32 64
+{prefix}.{i}.fn.3.bias 32
+{prefix}.{i}.ln.weight 32
+{prefix}.{i}.ln.bias 32
+"""
+ADAPTOR_END = """
+{prefix}.2.weight 32
+{prefix}.2.bias 32
+{prefix}.3.weight 16 32
+{prefix}.3.bias 16
+"""
+EVA = """
+logit_scale
+visual.cls_token 1 1 32
+visual.pos_embed 1 17 32
+visual.patch_embed.proj.weight 32 3 14 14
+visual.patch_embed.proj.bias 32
+visual.rope.freqs_cos 16 16
+visual.rope.freqs_sin 16 16
+visual.norm.weight 32
+visual.norm.bias 32
+visual.head.weight 16 32
+visual.head.bias 16
+"""
+EVA_BLOCK = """
+visual.blocks.{i}.norm1.weight 32
+visual.blocks.{i}.norm1.bias 32
+visual.blocks.{i}.attn.q_proj.weight 32 32
+visual.blocks.{i}.attn.q_proj.bias 32
+visual.blocks.{i}.attn.k_proj.weight 32 32
+visual.blocks.{i}.attn.v_proj.weight 32 32
+visual.blocks.{i}.attn.v_proj.bias 32
+visual.blocks.{i}.attn.inner_attn_ln.weight 32
+visual.blocks.{i}.attn.inner_attn_ln.bias 32
+visual.blocks.{i}.attn.proj.weight 32 32
+visual.blocks.{i}.attn.proj.bias 32
+visual.blocks.{i}.attn.rope.freqs_cos 16 16
+visual.blocks.{i}.attn.rope.freqs_sin 16 16
+visual.blocks.{i}.norm2.weight 32
+visual.blocks.{i}.norm2.bias 32
+visual.blocks.{i}.mlp.w1.weight 85 32
+visual.blocks.{i}.mlp.w1.bias 85
+visual.blocks.{i}.mlp.w2.weight 85 32
+visual.blocks.{i}.mlp.w2.bias 85
+visual.blocks.{i}.mlp.ffn_ln.weight 85
+visual.blocks.{i}.mlp.ffn_ln.bias 85
+visual.blocks.{i}.mlp.w3.weight 32 85
+visual.blocks.{i}.mlp.w3.bias 32
+"""
+HF = """
+logit_scale
+vision_model.embeddings.class_embedding 32
+vision_model.embeddings.patch_embedding.weight 32 3 8 8
+vision_model.embeddings.position_embedding.weight 17 32
+vision_model.pre_layrnorm.weight 32
+vision_model.pre_layrnorm.bias 32
+vision_model.post_layernorm.weight 32
+vision_model.post_layernorm.bias 32
+visual_projection.weight 16 32
+"""
+HF_BLOCK = """
+vision_model.encoder.layers.{i}.layer_norm1.weight 32
+vision_model.encoder.layers.{i}.layer_norm1.bias 32
+vision_model.encoder.layers.{i}.self_attn.k_proj.weight 32 32
+vision_model.encoder.layers.{i}.self_attn.k_proj.bias 32
+vision_model.encoder.layers.{i}.self_attn.v_proj.weight 32 32
+vision_model.encoder.layers.{i}.self_attn.v_proj.bias 32
+vision_model.encoder.layers.{i}.self_attn.q_proj.weight 32 32
+vision_model.encoder.layers.{i}.self_attn.q_proj.bias 32
+vision_model.encoder.layers.{i}.self_attn.out_proj.weight 32 32
+vision_model.encoder.layers.{i}.self_attn.out_proj.bias 32
+vision_model.encoder.layers.{i}.layer_norm2.weight 32
+vision_model.encoder.layers.{i}.layer_norm2.bias 32
+vision_model.encoder.layers.{i}.mlp.fc1.weight 64 32
+vision_model.encoder.layers.{i}.mlp.fc1.bias 64
+vision_model.encoder.layers.{i}.mlp.fc2.weight 32 64
+vision_model.encoder.layers.{i}.mlp.fc2.bias 32
+"""
+HF_CONFIG = {
+    'architectures': ['LLM2CLIPModel'], 'model_type': 'clip', 'projection_dim': 16,
+    'auto_map': {'AutoConfig': 'configuration_clip.CLIPConfig', 'AutoModel': 'modeling_clip.LLM2CLIPModel'},
+    'text_config': {'model_type': 'clip_text_model'},
+    'vision_config': {'model_type': 'clip_vision_model', 'hidden_size': 32, 'intermediate_size': 64, 'image_size': 32,
+                      'num_hidden_layers': 2, 'num_attention_heads': 4, 'patch_size': 8, 'projection_dim': 16,
+                      'dropout': 0.0},
+}
+
+
+def _random(lines: str, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for line in lines.split('\n'):
+        name, *shape = line.split() or ['']
+        if name:
+            value = torch.randn([int(n) for n in shape], generator=generator) * 0.2
+            state[name] = value + 1.0 if len(shape) == 1 and name.endswith('.weight') else value
+    return state
+
+
+def _both(block: str, **names: str) -> str:
+    return ''.join(block.format(i=i, **names) for i in range(2))
+
+
+def _adaptor(prefix: str) -> str:
+    return _both(ADAPTOR_BLOCK, prefix=prefix) + ADAPTOR_END.format(prefix=prefix)
+
+
+def eva_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """As the official code writes it: two blocks, an adaptor of two blocks from 32 to 16 dimensions."""
+    return _random(EVA + _both(EVA_BLOCK) + _adaptor('text.text_adaptor'), seed)
+
+
+def hf_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """As the official Hugging Face folders have it."""
+    return _random(HF + _both(HF_BLOCK) + _adaptor('text_adapter.adaptor'), seed)
+
+
+def timm_state(tower: dict[str, torch.Tensor], width: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """As the official code writes a timm tower of the `tower`'s weights: its LLM is there, a projection is not."""
+    adaptor = _adaptor('text.text_proj.text_adaptor').replace(' 16', f' {width}')
+    llm = {'text.text.model.layers.0.mlp.up_proj.weight': torch.zeros(3, 3)}
+    return {**_random('logit_scale' + adaptor, seed), **llm, **{f'visual.trunk.{k}': v for k, v in tower.items()}}
+
+
+def adaptor_features(state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """The official adaptor, written out."""
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ state[f'{prefix}.{name}.weight'].T + state[f'{prefix}.{name}.bias']
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, (32,), state[f'{prefix}.{name}.weight'], state[f'{prefix}.{name}.bias'])
+
+    x = x / x.norm(dim=-1, keepdim=True) if normalize else x
+    for i in range(2):
+        x = x + linear(f'{i}.fn.3', F.gelu(linear(f'{i}.fn.0', norm(f'{i}.ln', x))))
+    return linear('3', norm('2', x))
+
+
+def save_eva(path: Path, state: dict[str, torch.Tensor], wrapper: str = '', prefix: str = '') -> Path:
+    renamed = {f'{prefix}{name}': value for name, value in state.items()}
+    torch.save({'epoch': 4, wrapper: renamed} if wrapper else renamed, path)
+    return path
