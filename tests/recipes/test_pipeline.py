@@ -62,14 +62,16 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     run('evaluate', 'run=s2', 'out=eval', 'num_workers=0', 'device=cpu', f'retrieval.photos.images={data}',
         'retrieval.photos.embeddings=emb/train', 'retrieval.photos.caption_keys=["0","1"]',
         f'cra.captions={data}', 'cra.caption_keys=["0","1"]', 'cra.teachers.cra=s1/teacher')
-    run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export')
+    run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export', 'results=eval')
+    run('export_vision', 'run=s2', 'out=export/vision')
     run('export_sentence_transformers', 'teacher=s1/teacher', 'out=export/st')
     run('report', 'results=eval', 'out=.', 'gallery=photos', 'steps={stage1: s1, stage2: s2}')
 
     results = json.loads(Path('results.json').read_text())
     assert results['stage2']['photos']['n_images'] == 24 and results['stage2']['photos']['n_texts'] == 48
     assert set(results['seconds']) == {'stage1', 'stage2'} and 0 <= results['stage1']['cra'] <= 100
-    assert Path('export/st/modules.json').is_file()
+    assert Path('export/st/modules.json').is_file() and Path('export/vision/model.safetensors').is_file()
+    assert '| photos | 24 | 48 |' in Path('export/llm2clip/README.md').read_text()
     assert Path('report.html').stat().st_size > 10_000 and Path('export/llm2clip/model.safetensors').is_file()
 
     with pytest.raises(ValueError, match='another teacher'):
