@@ -75,9 +75,15 @@ class LLM2CLIPModel(PreTrainedModel):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Weights come from the folder."""
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        modeling_llm2clip.fill_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(B, 3, H, W)`` from the image processor -> ``(B, embed_dim)``, L2-normalised."""
-        return self.model.get_image_features(pixel_values)
+        return self.model.get_image_features(pixel_values.to(self.dtype))
 
     def get_text_features(
         self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None
@@ -88,7 +94,8 @@ class LLM2CLIPModel(PreTrainedModel):
         if texts is not None:
             text_embedding = self.embed_texts(texts)
         assert text_embedding is not None
-        return self.model.get_text_features(text_embedding.to(self.device))
+        # In the weights' type, where training computes in float32.
+        return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """The teacher's vectors of captions, ``(B, llm_embed_dim)``; it is loaded at the first call."""
@@ -100,19 +107,22 @@ class LLM2CLIPModel(PreTrainedModel):
         return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
 
     def _teacher_folders(self) -> list[Path]:
-        folder = Path(self.name_or_path)
-        if self.name_or_path and not folder.is_dir():
-            folder = Path(snapshot_download(self.name_or_path, revision=getattr(self.config, '_commit_hash', None),
-                                            allow_patterns=f'{TEACHER_FOLDER}/*'))
+        name = self.name_or_path or '.'
+        folder = Path(name)
+        if not folder.is_dir():
+            revision = getattr(self.config, '_commit_hash', None)
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
         several = sorted((folder / TEACHER_FOLDER).glob('[0-9]*'), key=lambda path: int(path.name))
         return several or [folder / TEACHER_FOLDER]
 
     def forward(self, pixel_values: torch.Tensor, text_embedding: torch.Tensor) -> dict[str, torch.Tensor]:
         """Features of both sides and ``logits_per_image`` ``(B_images, B_texts)``."""
-        outputs = self.model(pixel_values, text_embedding)
-        logits = outputs['logit_scale'].exp() * outputs['image_features'] @ outputs['text_features'].T
-        return {'image_features': outputs['image_features'], 'text_features': outputs['text_features'],
-                'logits_per_image': logits + outputs.get('logit_bias', 0.0)}
+        image_features = self.get_image_features(pixel_values)
+        text_features = self.get_text_features(text_embedding=text_embedding)
+        logits = self.model.logit_scale.exp() * image_features @ text_features.T
+        if self.model.logit_bias is not None:
+            logits = logits + self.model.logit_bias
+        return {'image_features': image_features, 'text_features': text_features, 'logits_per_image': logits}
 
 
 def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
@@ -206,7 +216,10 @@ def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
     vision = model.vision_encoder
     # A timm model of a folder or the Hub is built by its architecture's name.
-    name = vision.trunk.pretrained_cfg['architecture'] if ':' in config.vision.name else public_name(config.vision.name)
+    name = public_name(config.vision.name)
+    if ':' in config.vision.name:
+        pretrained_cfg: Any = vision.trunk.pretrained_cfg
+        name = pretrained_cfg['architecture']
     fields['vision'].update(name=name, pretrained=False, checkpoint=None, remap=False,
                             mean=list(vision.preprocessing.mean), std=list(vision.preprocessing.std),
                             architecture=vision.tower.architecture())

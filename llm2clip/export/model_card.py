@@ -164,7 +164,7 @@ def model_card(
              else config.adapter.name, 'dimensions of the joint space': config.embed_dim}
     return ModelCard.from_template(
         data, template_str=TEMPLATE, title=title, summary=summary, use=use or usage(), model_facts=facts,
-        teachers=[{name: f'`{value}`' for name, value in one.items()} for one in teachers],
+        teachers=[{name: f'`{value}`' for name, value in one.items() if value != ''} for one in teachers],
         streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
         tables=_tables(results or {}))
 

@@ -23,7 +23,7 @@ try:  # transformers asks for every package that is imported outside of a try bl
 except ImportError:
     timm = None
 
-__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'Teacher']
+__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'Teacher', 'fill_tables']
 
 
 class LLM2CLIPConfig(PretrainedConfig):
@@ -85,6 +85,17 @@ class _VisionEncoder(nn.Module):
         return outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
 
+def fill_tables(model: PreTrainedModel) -> None:
+    """Compute what timm's towers compute in their constructors and do not save, and transformers leaves without data."""
+    for module in model.modules():
+        if hasattr(module, 'init_non_persistent_buffers'):
+            for name in module._non_persistent_buffers_set:
+                table = module._buffers[name]
+                if table is not None and table.is_meta:
+                    module._buffers[name] = torch.empty_like(table, device=model.device)
+            module.init_non_persistent_buffers()
+
+
 class _ResidualMLP(nn.Module):
 
     def __init__(self, width: int, expansion: int) -> None:
@@ -100,14 +111,17 @@ class _ResidualMLP(nn.Module):
 class _Adapter(nn.Module):
     """L2-normalise, residual MLPs, LayerNorm, linear projection."""
 
-    def __init__(self, llm_embed_dim: int, embed_dim: int, depth: int, expansion: int) -> None:
+    def __init__(self, llm_embed_dim: int, embed_dim: int, depth: int, expansion: int, normalize: bool = True) -> None:
         super().__init__()
+        self.normalize = normalize
         self.blocks = nn.Sequential(*(_ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
         self.norm = nn.LayerNorm(llm_embed_dim)
         self.projection = nn.Linear(llm_embed_dim, embed_dim)
 
     def forward(self, text_embedding: torch.Tensor) -> torch.Tensor:
-        return self.projection(self.norm(self.blocks(F.normalize(text_embedding, dim=-1))))
+        if self.normalize:
+            text_embedding = F.normalize(text_embedding, dim=-1)
+        return self.projection(self.norm(self.blocks(text_embedding)))
 
 
 class _Towers(nn.Module):
@@ -115,13 +129,14 @@ class _Towers(nn.Module):
 
     def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
         super().__init__()
-        adapter, embed_dim = model['adapter'], model['embed_dim']
+        adapter, embed_dim = dict(model['adapter']), model['embed_dim']
+        kinds = {'residual': _Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
         self.vision_encoder = _VisionEncoder(model['vision'])
-        self.visual_projection = nn.Linear(self.vision_encoder.width, embed_dim, bias=False)
-        if adapter['name'] == 'residual':
-            self.adapter: nn.Module = _Adapter(llm_embed_dim, embed_dim, adapter['depth'], adapter['expansion'])
-        else:
-            self.adapter = {'linear': nn.Linear, 'identity': nn.Identity}[adapter['name']](llm_embed_dim, embed_dim)
+        projection = model.get('visual_projection', 'linear')
+        self.visual_projection = kinds['identity' if projection == 'identity' else 'linear'](
+            self.vision_encoder.width, embed_dim, bias=projection == 'affine')
+        name = adapter.pop('name')
+        self.adapter = kinds[name](llm_embed_dim, embed_dim, **(adapter if name == 'residual' else {}))
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
 
@@ -196,14 +211,20 @@ class Teacher:
         return [self.header + self._ids(text)[:room] + self.footer for text in texts]
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[str], device: torch.device, batch_size: int = 64) -> torch.Tensor:
-        """``(N, llm_embed_dim)`` in float32, not normalised."""
+    def __call__(self, texts: Sequence[str], device: torch.device, batch_tokens: int = 4096) -> torch.Tensor:
+        """``(N, llm_embed_dim)`` in float32, not normalised.
+
+        Longest texts first, in batches with little padding, which in bfloat16 would change the vectors a little.
+        """
         tokens = self.tokens(texts)
         self.llm.to(device)
         vectors = torch.empty(len(tokens), self.llm.config.hidden_size, device=device)
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
-        for start in range(0, len(order), batch_size):
-            batch = order[start:start + batch_size]
+        while order:
+            longest = len(tokens[order[0]])
+            most = max(1, batch_tokens // longest)
+            batch = [i for i in order[:most] if 10 * len(tokens[i]) >= 9 * longest]
+            order = order[len(batch):]
             vectors[batch] = self._encode([tokens[i] for i in batch], device)
         return vectors
 
@@ -244,13 +265,20 @@ class LLM2CLIPModel(PreTrainedModel):
         super().__init__(config)
         self.model = _Towers(config.model, config.llm_embed_dim)
         self._teachers: Optional[tuple[Teacher, ...]] = None
+        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from the folder."""
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        fill_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(B, 3, H, W)`` from the image processor -> ``(B, embed_dim)``, L2-normalised."""
-        pooled = self.model.vision_encoder(pixel_values)
+        pooled = self.model.vision_encoder(pixel_values.to(self.dtype))
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
     def get_text_features(
@@ -262,15 +290,16 @@ class LLM2CLIPModel(PreTrainedModel):
         if texts is not None:
             text_embedding = self.embed_texts(texts)
         assert text_embedding is not None
-        return F.normalize(self.model.adapter(text_embedding.to(self.device).float()).float(), dim=-1)
+        return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """The teacher's vectors of captions, ``(B, llm_embed_dim)``; it is loaded at the first call."""
         if self._teachers is None:
-            folder = Path(self.name_or_path)
+            name = self.name_or_path or '.'
+            folder = Path(name)
             if not folder.is_dir():
-                folder = Path(snapshot_download(self.name_or_path, revision=getattr(self.config, '_commit_hash', None),
-                                                allow_patterns='teacher/*'))
+                revision = getattr(self.config, '_commit_hash', None)
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns='teacher/*'))
             several = sorted((folder / 'teacher').glob('[0-9]*'), key=lambda path: int(path.name))
             # In a tuple, so that they are no submodules and not saved with this model.
             self._teachers = tuple(map(Teacher, several or [folder / 'teacher']))

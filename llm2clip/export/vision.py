@@ -73,7 +73,8 @@ def export_vision(
         ConfigError: The projection does not fit into the class, or what was written does not give the tower's features.
     """
     of_timm = isinstance(model.vision_encoder.tower, TimmTower)
-    projection = projection and (of_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel))
+    projection = (projection and isinstance(model.visual_projection, nn.Linear)
+                  and (of_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)))
     with complete_folder(out) as partial:
         name, use = (_save_timm if of_timm else _save_transformers)(model, partial, projection)
         card = model_card(config, record['teacher'], run, title=f'Vision tower of LLM2CLIP, {name}', use=use,
@@ -94,7 +95,7 @@ def _check(found: Any, model: LLM2CLIP, projection: bool, what: str) -> None:
 def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
     """The layout of timm's models on the Hub: the class, and how to load it."""
     encoder = model.vision_encoder
-    trunk = copy.deepcopy(encoder.trunk).cpu()
+    trunk: Any = copy.deepcopy(encoder.trunk).cpu()
     name = trunk.pretrained_cfg['architecture']
     if projection:
         trunk.reset_classifier(model.visual_projection.out_features)
@@ -107,8 +108,8 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, st
     timm.models.save_for_hf(trunk, str(folder), safe_serialization=True, data_config={
         'input_size': (3, data.image_size, data.image_size), 'mean': data.mean, 'std': data.std,
         'interpolation': 'bicubic', 'crop_pct': 1.0, 'crop_mode': 'center'})
-    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval().to(model.logit_scale.device)
-    _check(loaded, model, projection, f'timm model {name}')
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    _check(loaded.to(model.logit_scale.device), model, projection, f'timm model {name}')
     return name, TIMM_USE
 
 
@@ -123,21 +124,25 @@ def _copy_linear(source: nn.Linear, target: nn.Linear) -> None:
 
 def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
     """A model and its image processor: the class, and how to load it."""
-    trunk = model.vision_encoder.trunk
-    native = _clip_with_projection(trunk, model.visual_projection) if projection else trunk
+    trunk: Any = model.vision_encoder.trunk
+    native: Any = _clip_with_projection(trunk, model.visual_projection) if projection else trunk
     native.save_pretrained(folder, safe_serialization=True)
     image_processor(model.vision_encoder.preprocessing).save_pretrained(folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
-    loaded = type(native).from_pretrained(folder, **arguments).eval().to(model.logit_scale.device)
-    output = 'image_embeds' if projection else 'last_hidden_state[:, 0]' if without_pooler else 'pooler_output'
-    read = {'image_embeds': lambda outputs: outputs.image_embeds,
-            'last_hidden_state[:, 0]': lambda outputs: outputs.last_hidden_state[:, 0],
-            'pooler_output': lambda outputs: outputs.pooler_output.flatten(1)}[output]
-    _check(lambda pixels: read(loaded(pixels)), model, projection, name)
+    loaded = type(native).from_pretrained(folder, **arguments).eval()
+    output = 'image_embeds' if projection else 'last_hidden_state' if without_pooler else 'pooler_output'
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        values = loaded(pixels)[output]
+        return values[:, 0] if without_pooler else values.flatten(1)
+
+    loaded.to(model.logit_scale.device)
+    _check(features, model, projection, name)
     return name, TRANSFORMERS_USE.format(
-        name=name, arguments=''.join(f', {key}={value}' for key, value in arguments.items()), output=output)
+        name=name, arguments=', add_pooling_layer=False' if without_pooler else '',
+        output=f'{output}[:, 0]' if without_pooler else output)
 
 
 def _clip_with_projection(trunk: CLIPVisionModel, projection: nn.Linear) -> CLIPVisionModelWithProjection:
