@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ import torch
 from parts import make_samples, picture
 from PIL import Image
 from recipes_in_process import run_recipe
+from timm.models import build_model_with_cfg, register_model
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from torchvision.transforms.v2.functional import pil_to_tensor
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel
@@ -60,13 +64,30 @@ def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], t
         loaded.get_text_features()
 
 
-@pytest.mark.parametrize('vision', ['clip_vision_model', 'siglip_vision_model', 'vit', 'timm:eva02_tiny_patch14_224'])
+@register_model
+def swin_of_tests(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Its tables of positions are computed when it is built, here for another resolution, and not saved."""
+    model = build_model_with_cfg(SwinTransformer, 'swin_of_tests', pretrained, img_size=16, window_size=4, embed_dim=16,
+                                 depths=(1, 1), num_heads=(1, 2), **kwargs)
+    model.set_input_size(img_size=32, window_size=8)
+    return model
+
+
+@register_model
+def eva_of_tests(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Its rotary embeddings are computed when it is built, and not saved."""
+    return build_model_with_cfg(Eva, 'eva_of_tests', pretrained, img_size=32, patch_size=8, embed_dim=32, depth=2,
+                                num_heads=2, use_rot_pos_emb=True, **kwargs)
+
+
+@pytest.mark.parametrize('vision', ['clip_vision_model', 'siglip_vision_model', 'timm:eva_of_tests',
+                                    'timm:swin_of_tests'])
 def test_other_towers_and_several_teachers(
     vision: str, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
 ) -> None:
-    of_run = trained(vision, [teacher_folder, causal_teacher], image_size=56 if 'eva' in vision else None)
+    of_run = trained(vision, [teacher_folder, causal_teacher], image_size=32)
     model, config, record, teachers = of_run
-    export_folder(model, config, record, teachers, tmp_path / 'model')
+    export_folder(model, config, record, teachers, tmp_path / 'model', remote_code=True)
     loaded, texts = AutoModel.from_pretrained(tmp_path / 'model'), ['a red square', 'two']
     with torch.no_grad():
         torch.testing.assert_close(loaded.get_image_features(of_run.pixels()),
