@@ -48,10 +48,10 @@ $(RUN)/stage2/finished: | $(RUN)/embeddings/config.yaml
 $(RUN)/evaluate/results.json: | $(RUN)/stage2/finished
 	$(BIN)/python recipes/evaluate.py yamls/eval/quickstart.yaml
 
-$(RUN)/export/config.yaml: | $(RUN)/stage2/finished
+$(RUN)/export/config.yaml: | $(RUN)/evaluate/results.json
 	$(BIN)/python recipes/export_hf.py yamls/export/quickstart.yaml
 
-$(RUN)/report.html: | $(RUN)/evaluate/results.json $(RUN)/export/config.yaml
+$(RUN)/report.html: | $(RUN)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/report/quickstart.yaml
 
 # --------------------------------------------------------------------------------------------------- development

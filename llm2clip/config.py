@@ -15,10 +15,10 @@ from omegaconf import MISSING
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
-    'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig', 'LinearProbeConfig', 'LoaderConfig',
-    'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PrepareConfig', 'ReportConfig',
-    'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig',
-    'TrainConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
+    'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
+    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig',
+    'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]
 
 Component = dict[str, Any]
@@ -539,9 +539,29 @@ class ExportConfig:
     """Folder of a stage-2 run."""
     weights: str = 'latest'
     """`latest` or `best`, as for `evaluate`."""
-    teacher: str = MISSING
+    teacher: Optional[str] = None
     """Folder of the teacher that the run learned from."""
+    teachers: list[str] = field(default_factory=list)
+    """In its place, those of `train_data.teachers`, whose vectors were concatenated, in the same order."""
     out: str = MISSING
+    """The model goes to `out/llm2clip`."""
+    remote_code: bool = False
+    """Put the code into the folder that loads it, by `trust_remote_code=True`, where this package is not installed."""
+    results: Optional[str] = None
+    """Folder that `evaluate` wrote about these weights; its numbers go into the model card."""
+
+
+@dataclass
+class ExportVisionConfig:
+    """Stage-2 run -> its vision tower alone, as transformers or timm load it."""
+
+    run: str = MISSING
+    """Folder of a stage-2 run."""
+    weights: str = 'latest'
+    """`latest` or `best`, as for `evaluate`."""
+    out: str = MISSING
+    projection: bool = True
+    """With the projection into the joint space, where the class has a place for one: CLIP's, and timm's."""
 
 
 @dataclass

@@ -5,18 +5,26 @@
 
 import sys
 
-from llm2clip.config import ExportConfig
+from llm2clip.config import ConfigError, ExportConfig
 from llm2clip.config_files import load_config, save_config
 from llm2clip.data.image_embeddings import check_same_teacher
 from llm2clip.export.hf import export_folder
+from llm2clip.export.model_card import read_results
 from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.runs import load_stage2, timed
 
 
 def main(config: ExportConfig) -> None:
+    if bool(config.teacher) == bool(config.teachers):
+        raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
+    folders = config.teachers or [config.teacher or '']
+    results = read_results(config.results, config.run, config.weights) if config.results else None
     model, run_config, record = load_stage2(config.run, config.weights)
-    check_same_teacher(teacher_fingerprint(config.teacher), record['teacher'], config.teacher, 'the run')
-    export_folder(model, run_config.model, record, config.teacher, f'{config.out}/llm2clip')
+    fingerprints = record['teacher'].get('concatenated', [record['teacher']])
+    for folder, fingerprint in zip(folders, fingerprints):
+        check_same_teacher(teacher_fingerprint(folder), fingerprint, folder, 'the run')
+    export_folder(model, run_config.model, record, folders, f'{config.out}/llm2clip', remote_code=config.remote_code,
+                  run=run_config, results=results)
     save_config(config, config.out)
     print(f'wrote {config.out}/llm2clip')
 

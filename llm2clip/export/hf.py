@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModel, CLIPImageProcessorFast, PretrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 
-from llm2clip.config import ModelConfig
+from llm2clip.config import ConfigError, ModelConfig, Stage2Config
+from llm2clip.export import modeling_llm2clip
+from llm2clip.export.check import check_same, noise
+from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.folders import complete_folder
+from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import encode_texts
+from llm2clip.models.teacher import load_teacher, teacher_config
+from llm2clip.models.text_encoder import TextEncoder, encode_texts, load_caption_tokenizer
 from llm2clip.preprocessing import Preprocessing
 
 __all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'image_processor']
@@ -56,7 +62,7 @@ class LLM2CLIPConfig(PretrainedConfig):
 
 
 class LLM2CLIPModel(PreTrainedModel):
-    """Vision tower, adapter and, on demand, the teacher that lies in the folder's ``teacher/``."""
+    """Vision tower, adapter and, on demand, the teacher (or teachers) in the folder's ``teacher/``."""
 
     config_class = LLM2CLIPConfig
     main_input_name = 'pixel_values'
@@ -64,14 +70,20 @@ class LLM2CLIPModel(PreTrainedModel):
     def __init__(self, config: LLM2CLIPConfig) -> None:
         super().__init__(config)
         self.model = LLM2CLIP(config.model_config(), config.llm_embed_dim, load_weights=False)
-        self._teacher: Optional[tuple[Any, Any]] = None
+        self._teachers: Optional[tuple[tuple[TextEncoder, CaptionTokenizer], ...]] = None
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Weights come from the folder."""
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        modeling_llm2clip.fill_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(B, 3, H, W)`` from the image processor -> ``(B, embed_dim)``, L2-normalised."""
-        return self.model.get_image_features(pixel_values)
+        return self.model.get_image_features(pixel_values.to(self.dtype))
 
     def get_text_features(
         self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None
@@ -80,25 +92,37 @@ class LLM2CLIPModel(PreTrainedModel):
         if (texts is None) == (text_embedding is None):
             raise ValueError('give either texts or text_embedding')
         if texts is not None:
-            encoder, tokenizer = self.teacher()
-            text_embedding = encode_texts(encoder, tokenizer, list(texts))
+            text_embedding = self.embed_texts(texts)
         assert text_embedding is not None
-        return self.model.get_text_features(text_embedding.to(self.device))
+        # In the weights' type, where training computes in float32.
+        return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
-    def teacher(self) -> tuple[Any, Any]:
-        """The frozen text encoder and its tokenizer, loaded at the first call."""
-        if self._teacher is None:
-            encoder, tokenizer = load_teacher(Path(self.name_or_path or '.', TEACHER_FOLDER))
-            # Held in a tuple, so that it is no submodule and not saved with this model.
-            self._teacher = encoder.to(self.device), tokenizer
-        return self._teacher
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """The teacher's vectors of captions, ``(B, llm_embed_dim)``; it is loaded at the first call."""
+        if self._teachers is None:
+            # In a tuple, so that they are no submodules and not saved with this model.
+            self._teachers = tuple(map(load_teacher, self._teacher_folders()))
+        vectors = [encode_texts(encoder.to(self.device), tokenizer, list(texts))
+                   for encoder, tokenizer in self._teachers]
+        return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
+
+    def _teacher_folders(self) -> list[Path]:
+        name = self.name_or_path or '.'
+        folder = Path(name)
+        if not folder.is_dir():
+            revision = getattr(self.config, '_commit_hash', None)
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
+        several = sorted((folder / TEACHER_FOLDER).glob('[0-9]*'), key=lambda path: int(path.name))
+        return several or [folder / TEACHER_FOLDER]
 
     def forward(self, pixel_values: torch.Tensor, text_embedding: torch.Tensor) -> dict[str, torch.Tensor]:
         """Features of both sides and ``logits_per_image`` ``(B_images, B_texts)``."""
-        outputs = self.model(pixel_values, text_embedding)
-        logits = outputs['logit_scale'].exp() * outputs['image_features'] @ outputs['text_features'].T
-        return {'image_features': outputs['image_features'], 'text_features': outputs['text_features'],
-                'logits_per_image': logits + outputs.get('logit_bias', 0.0)}
+        image_features = self.get_image_features(pixel_values)
+        text_features = self.get_text_features(text_embedding=text_embedding)
+        logits = self.model.logit_scale.exp() * image_features @ text_features.T
+        if self.model.logit_bias is not None:
+            logits = logits + self.model.logit_bias
+        return {'image_features': image_features, 'text_features': text_features, 'logits_per_image': logits}
 
 
 def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
@@ -111,33 +135,94 @@ def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
 
 
 def export_folder(
-    model: LLM2CLIP, config: ModelConfig, record: dict[str, Any], teacher: Union[str, Path], out: Union[str, Path]
+    model: LLM2CLIP,
+    config: ModelConfig,
+    record: dict[str, Any],
+    teacher: Union[str, Path, Sequence[Union[str, Path]]],
+    out: Union[str, Path],
+    *,
+    remote_code: bool = False,
+    run: Optional[Stage2Config] = None,
+    results: Optional[Results] = None,
 ) -> None:
     """Write everything that `AutoModel.from_pretrained` needs after ``import llm2clip``.
 
+    The folder is read back, and appears only if it gives the features of `model`.
+
     Args:
-        model: The trained model.
+        model: The trained model, in evaluation mode.
         config: Its configuration.
         record: Teacher fingerprint and `llm_embed_dim` of the run.
-        teacher: Folder of the teacher, copied into the export.
+        teacher: Folder of the teacher, copied into the export; of several, whose vectors are concatenated, in order.
         out: The folder to write.
+        remote_code: Add the code that loads it with ``trust_remote_code=True`` where this package is not installed.
+        run: Configuration of the run, for the model card.
+        results: Numbers for the model card.
+
+    Raises:
+        ConfigError: The model was trained with another number of teachers, or what was written does not give its
+            features.
     """
+    teachers = [teacher] if isinstance(teacher, (str, Path)) else list(teacher)
+    trained = len(record['teacher'].get('concatenated', [record['teacher']]))
+    if len(teachers) != trained:
+        raise ConfigError(f'the model was trained under {trained} teachers; got {len(teachers)}: '
+                          f'{", ".join(map(str, teachers))}')
     hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record['llm_embed_dim'],
                                teacher=record['teacher'])
+    if remote_code:
+        hf_config.auto_map = {f'Auto{kind}': f'modeling_llm2clip.LLM2CLIP{kind}' for kind in ('Config', 'Model')}
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
     with complete_folder(out) as partial:
         exported.save_pretrained(partial, safe_serialization=True)
         image_processor(model.vision_encoder.preprocessing).save_pretrained(partial)
-        shutil.copytree(teacher, partial / TEACHER_FOLDER)
+        for i, folder in enumerate(teachers):
+            shutil.copytree(folder, partial / TEACHER_FOLDER / (str(i) if len(teachers) > 1 else ''))
+        if remote_code:
+            shutil.copy(str(modeling_llm2clip.__file__), partial)
+        model_card(config, record['teacher'], run, results, use=usage(remote_code)).save(partial / 'README.md')
+        _check_export(LLM2CLIPModel, partial, model, record['llm_embed_dim'])
+        if remote_code:
+            _check_export(modeling_llm2clip.LLM2CLIPModel, partial, model, record['llm_embed_dim'])
+            for folder in teachers:
+                _check_remote_tokens(Path(folder))
+
+
+def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) -> None:
+    loaded, info = kind.from_pretrained(folder, output_loading_info=True)
+    if info['missing_keys'] or info['unexpected_keys']:
+        raise ConfigError(f'{kind.__module__} cannot load this model: it lacks {sorted(info["missing_keys"])[:3]} and '
+                          f'has {sorted(info["unexpected_keys"])[:3]} besides')
+    device, size = model.logit_scale.device, model.vision_encoder.preprocessing.image_size
+    loaded = loaded.eval().to(device)
+    check_same(loaded.get_image_features, model.get_image_features, noise(2, 3, size, size).to(device),
+               f'{kind.__module__}, images')
+    check_same(lambda vectors: loaded.get_text_features(text_embedding=vectors), model.get_text_features,
+               noise(2, llm_embed_dim).to(device), f'{kind.__module__}, texts')
+
+
+def _check_remote_tokens(folder: Path) -> None:
+    texts = ['a photo of a dog', 'A longer caption, with “quotes”, 12 numbers and  spaces. ' * 200]
+    expected = load_caption_tokenizer(teacher_config(folder)).tokenize(texts)
+    teacher = modeling_llm2clip.Teacher(folder)
+    if teacher.tokens(texts) != [text.ids for text in expected] or len(teacher.header) != expected[0].start:
+        raise ConfigError(f'{modeling_llm2clip.__name__} lays captions out otherwise than the teacher in {folder}; '
+                          'export without remote_code')
 
 
 def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
     """The model's configuration without where its first weights came from, and with all that was read there."""
     fields = dataclasses.asdict(config)
     vision = model.vision_encoder
-    fields['vision'].update(pretrained=False, checkpoint=None, remap=False, mean=list(vision.preprocessing.mean),
-                            std=list(vision.preprocessing.std), architecture=vision.tower.architecture())
+    # A timm model of a folder or the Hub is built by its architecture's name.
+    name = public_name(config.vision.name)
+    if ':' in config.vision.name:
+        pretrained_cfg: Any = vision.trunk.pretrained_cfg
+        name = pretrained_cfg['architecture']
+    fields['vision'].update(name=name, pretrained=False, checkpoint=None, remap=False,
+                            mean=list(vision.preprocessing.mean), std=list(vision.preprocessing.std),
+                            architecture=vision.tower.architecture())
     return fields
 
 

@@ -149,7 +149,8 @@ def _load_timm_checkpoint(trunk: Any, path: str, remap: bool) -> None:
 
 
 def _timm_config(name: str) -> timm.models.PretrainedCfg:
-    return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    """What timm knows of a model; of one on the Hub or in a folder, what lies there."""
+    return timm.models.PretrainedCfg(**timm.models.resolve_model_input_args(name)['pretrained_cfg'])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

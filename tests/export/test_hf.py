@@ -7,19 +7,28 @@ import io
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from parts import make_samples, picture
 from PIL import Image
+from recipes_in_process import run_recipe
+from timm.models import build_model_with_cfg, register_model
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from torchvision.transforms.v2.functional import pil_to_tensor
+from trained import trained
 from transformers import AutoImageProcessor, AutoModel
 
 import llm2clip
-from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
+import llm2clip.runs
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, VisionConfig
 from llm2clip.data.transforms import eval_transform
+from llm2clip.export import hf, modeling_llm2clip
 from llm2clip.export.hf import export_folder
+from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
@@ -53,6 +62,105 @@ def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], t
     torch.testing.assert_close(logits, model.logit_scale.exp() * model.get_image_features(pixels) @ expected.T)
     with pytest.raises(ValueError, match='either texts or text_embedding'):
         loaded.get_text_features()
+
+
+@register_model
+def swin_of_tests(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Its tables of positions are computed when it is built, here for another resolution, and not saved."""
+    model = build_model_with_cfg(SwinTransformer, 'swin_of_tests', pretrained, img_size=16, window_size=4, embed_dim=16,
+                                 depths=(1, 1), num_heads=(1, 2), **kwargs)
+    model.set_input_size(img_size=32, window_size=8)
+    return model
+
+
+@register_model
+def eva_of_tests(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Its rotary embeddings are computed when it is built, and not saved."""
+    return build_model_with_cfg(Eva, 'eva_of_tests', pretrained, img_size=32, patch_size=8, embed_dim=32, depth=2,
+                                num_heads=2, use_rot_pos_emb=True, **kwargs)
+
+
+@pytest.mark.parametrize('vision', ['clip_vision_model', 'siglip_vision_model', 'timm:eva_of_tests',
+                                    'timm:swin_of_tests'])
+def test_other_towers_and_several_teachers(
+    vision: str, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
+) -> None:
+    of_run = trained(vision, [teacher_folder, causal_teacher], image_size=32)
+    model, config, record, teachers = of_run
+    export_folder(model, config, record, teachers, tmp_path / 'model', remote_code=True)
+    loaded, texts = AutoModel.from_pretrained(tmp_path / 'model'), ['a red square', 'two']
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.get_image_features(of_run.pixels()),
+                                   model.get_image_features(of_run.pixels()), rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded.embed_texts(texts), of_run.vectors(texts), rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded.get_text_features(texts), model.get_text_features(of_run.vectors(texts)),
+                                   rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match='trained under 2 teachers; got 1: '):
+        export_folder(model, config, record, teachers[:1], tmp_path / 'other')
+
+
+def test_recipe_checks_each_teacher(
+    teacher_folder: Path, causal_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config, record, teachers = trained('timm:test_efficientnet', [teacher_folder, causal_teacher])
+    record['teacher']['concatenated'] = [teacher_fingerprint(folder) for folder in teachers]
+    run = Stage2Config(model=config, max_duration='1ba', global_train_batch_size=8)
+    monkeypatch.setattr(llm2clip.runs, 'load_stage2', lambda run_folder, weights: (model, run, record))
+
+    def export(*args: str) -> None:
+        run_recipe(monkeypatch, 'export_hf', 'run=s2', f'out={tmp_path}', 'remote_code=true', *args)
+
+    export(f'teachers=[{teacher_folder},{causal_teacher}]')
+    assert (tmp_path / 'llm2clip/teacher/1/text_encoder.json').is_file()
+    assert (tmp_path / 'llm2clip/modeling_llm2clip.py').is_file()
+    with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
+        export(f'teachers=[{causal_teacher},{teacher_folder}]')
+    with pytest.raises(ConfigError, match='trained under 2 teachers; got 1'):
+        export(f'teacher={teacher_folder}')
+    for args in ([], [f'teacher={teacher_folder}', f'teachers=[{teacher_folder}]']):
+        with pytest.raises(ConfigError, match='expected one of teacher .* and teachers'):
+            export(*args)
+
+
+@pytest.mark.parametrize('kind', [hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel])
+def test_the_teacher_comes_from_the_hub_when_it_is_asked_for(
+    kind: type[hf.LLM2CLIPModel], exported: tuple[LLM2CLIP, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = kind.from_pretrained(exported[1])
+    expected = loaded.embed_texts(['a red square'])
+    from_hub, asked = kind.from_pretrained(exported[1]), []
+    from_hub.name_or_path = 'user/model'
+    from_hub.config._commit_hash = 'abc'
+
+    def download(name: str, revision: str, allow_patterns: str) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(exported[1])
+
+    for module in (hf, modeling_llm2clip):
+        monkeypatch.setattr(module, 'snapshot_download', download)
+    torch.testing.assert_close(from_hub.embed_texts(['a red square']), expected)
+    assert asked == [('user/model', 'abc', 'teacher/*')]
+
+
+@pytest.mark.parametrize('kind', [hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel])
+@torch.no_grad()
+def test_in_bfloat16(kind: type[hf.LLM2CLIPModel], exported: tuple[LLM2CLIP, Path]) -> None:
+    model, loaded = exported[0], kind.from_pretrained(exported[1], dtype=torch.bfloat16)
+    assert loaded.model.visual_projection.weight.dtype == torch.bfloat16
+    pixels, vectors = torch.randn(3, 3, 32, 32), torch.randn(3, 32)
+    torch.testing.assert_close(loaded.get_image_features(pixels), model.get_image_features(pixels), rtol=0, atol=0.05)
+    found = loaded.get_text_features(text_embedding=vectors)
+    torch.testing.assert_close(found, model.get_text_features(vectors), rtol=0, atol=0.05)
+    assert found.dtype == torch.float32
+    assert loaded(pixels, vectors)['logits_per_image'].shape == (3, 3)
+
+
+def test_without_its_teacher_only_vectors_work(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
+    shutil.copytree(exported[1], tmp_path / 'model', ignore=shutil.ignore_patterns('teacher'))
+    loaded = AutoModel.from_pretrained(tmp_path / 'model')
+    assert loaded.get_text_features(text_embedding=torch.ones(1, 32)).shape == (1, 16)
+    with pytest.raises(ConfigError, match='model/teacher is not a teacher: it has no text_encoder.json'):
+        loaded.get_text_features(['a red square'])
 
 
 def test_image_processor_equals_the_evaluation_transform(exported: tuple[LLM2CLIP, Path]) -> None:

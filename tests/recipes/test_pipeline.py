@@ -62,7 +62,8 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     run('evaluate', 'models.m.run=s2', 'out=eval', 'num_workers=0', 'device=cpu',
         f'retrieval.photos.source={{name: mds, local: {data}, caption_keys: ["0", "1"]}}',
         f'cra.captions={data}', 'cra.caption_keys=["0","1"]', 'cra.teachers.cra=s1/teacher')
-    run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export')
+    run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export', 'results=eval')
+    run('export_vision', 'run=s2', 'out=export/vision')
     run('export_sentence_transformers', 'teacher=s1/teacher', 'out=export/st')
     run('report', 'results=eval', 'out=.', 'galleries=[photos]', 'steps={stage1: s1, stage2: s2}')
 
@@ -70,7 +71,8 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     photos = results['retrieval']['photos']['models']['m']
     assert photos['n_images'] == 24 and photos['n_texts'] == 48
     assert set(results['seconds']) == {'stage1', 'stage2'} and 0 <= results['cra']['cra'] <= 100
-    assert Path('export/st/modules.json').is_file()
+    assert Path('export/st/modules.json').is_file() and Path('export/vision/model.safetensors').is_file()
+    assert '| photos | 24 | 48 |' in Path('export/llm2clip/README.md').read_text()
     assert Path('report.html').stat().st_size > 10_000 and Path('export/llm2clip/model.safetensors').is_file()
 
     with pytest.raises(ValueError, match='another teacher'):

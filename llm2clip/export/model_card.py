@@ -1,0 +1,228 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The README.md of an exported folder, filled from the run."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from omegaconf import OmegaConf
+
+from llm2clip.config import ConfigError, ImageDataConfig, ModelConfig, Stage2Config
+
+__all__ = ['Results', 'model_card', 'public_name', 'read_results', 'usage']
+
+Results = dict[str, dict[str, float]]
+
+SUMMARY = ('An image encoder that was trained, together with a small adapter on the text side, against the caption '
+           'embeddings of a language model ([LLM2CLIP](https://arxiv.org/abs/2411.04997)). Images and texts meet in '
+           'one space, in which their cosine similarity says how well they fit.')
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ summary }}
+
+## Use
+
+{{ use }}
+
+## Model
+
+| | |
+|---|---|
+{%- for name, value in model_facts.items() %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+
+## Teacher
+
+{% if teachers | length == 1 -%}
+Texts are embedded by a frozen language model. Its fingerprint:
+{%- else -%}
+Texts are embedded by {{ teachers | length }} frozen language models, whose vectors, each of length 1, stand one after
+the other. Their fingerprints:
+{%- endif %}
+{% for teacher in teachers %}
+| | |
+|---|---|
+{%- for name, value in teacher.items() %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{% endfor %}
+## Data
+{% if streams %}
+| dataset | share | captions drawn |
+|---|---|---|
+{%- for stream in streams %}
+| {{ stream | join(' | ') }} |
+{%- endfor %}
+
+## Training
+
+```yaml
+{{ training }}
+```
+{% else %}
+Not recorded: these weights do not come from a run of this package.
+{% endif %}
+{%- if tables %}
+## Results
+
+In percent; `image_retrieval` is text to image, `text_retrieval` image to text.
+{% for header, rows in tables %}
+| | {{ header | join(' | ') }} |
+|---|{% for _ in header %}---:|{% endfor %}
+{%- for name, values in rows %}
+| {{ name }} | {{ values | join(' | ') }} |
+{%- endfor %}
+{% endfor %}
+{%- endif %}"""
+
+
+def usage(remote_code: bool = False) -> str:
+    """Code that loads a whole model, with or without this package."""
+    return f"""```python
+{'' if remote_code else 'import llm2clip'}
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+folder = '.'  # of this file, or its name on the Hub
+model = AutoModel.from_pretrained(folder{', trust_remote_code=True' if remote_code else ''})
+processor = AutoImageProcessor.from_pretrained(folder)
+image = model.get_image_features(**processor(Image.open('picture.png'), return_tensors='pt'))
+text = model.get_text_features(['a photo of a dog', 'a photo of a cat'])
+print(image @ text.T)
+```""".replace('python\n\n', 'python\n')
+
+
+def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) -> Results:
+    """The numbers of a run that `evaluate` wrote.
+
+    Args:
+        folder: Where `evaluate` wrote them.
+        run: Folder of the run that they must be of.
+        weights: Which of its weights they must be of.
+
+    Returns:
+        Benchmark -> metric -> value.
+
+    Raises:
+        ConfigError: There are none, or they are of another run or other weights.
+    """
+    path, config_path = Path(folder, 'results.json'), Path(folder, 'config.yaml')
+    if not path.is_file() or not config_path.is_file():
+        raise ConfigError(f'results: {folder} has no results.json with its config.yaml; `evaluate` writes them')
+    models = OmegaConf.load(config_path).models
+    name = next((name for name, model in models.items() if model.get('run') is not None
+                 and Path(model.run).resolve() == Path(run).resolve()
+                 and model.get('weights', 'latest') == weights), None)
+    if name is None:
+        known = ', '.join(f'the {model.get("weights", "latest")} weights of {model.run}' for model in models.values()
+                          if model.get('run') is not None)
+        raise ConfigError(f'results: {folder} is about {known or "no run"}, not the {weights} weights of {run}')
+    found = json.loads(path.read_text())
+    return {benchmark: {metric: value for metric, value in entry['models'][name].items()
+                        if isinstance(value, (int, float))}
+            for kind in ('retrieval', 'zeroshot', 'linear_probe') for benchmark, entry in found[kind].items()
+            if name in entry['models']}
+
+
+def model_card(
+    config: ModelConfig,
+    teacher: Mapping[str, Any],
+    run: Optional[Stage2Config] = None,
+    results: Optional[Results] = None,
+    *,
+    title: str = 'LLM2CLIP',
+    summary: str = SUMMARY,
+    use: str = '',
+    library_name: str = 'transformers',
+    pipeline_tag: str = 'zero-shot-image-classification',
+) -> ModelCard:
+    """A card with metadata for the Hub.
+
+    It names datasets and towers, but not the folders and buckets that they lie in.
+
+    Args:
+        config: Of the model.
+        teacher: Its fingerprint, or ``{'concatenated': [fingerprint, …]}``.
+        run: Configuration of the run that trained it.
+        results: Its numbers, as `read_results` gives them.
+        title: Heading.
+        summary: What it is.
+        use: Code.
+        library_name: Which library loads it.
+        pipeline_tag: What the Hub files it under.
+    """
+    data = ModelCardData(
+        model_name=title if results else None, library_name=library_name, pipeline_tag=pipeline_tag,
+        tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'], eval_results=_eval_results(results or {}) or None)
+    teachers = teacher.get('concatenated', [teacher])
+    vision = config.vision
+    facts = {'vision tower': f'`{public_name(vision.name)}`', 'image size': vision.image_size,
+             'adapter': f'{config.adapter.name}, {config.adapter.depth} blocks' if config.adapter.name == 'residual'
+             else config.adapter.name, 'dimensions of the joint space': config.embed_dim}
+    return ModelCard.from_template(
+        data, template_str=TEMPLATE, title=title, summary=summary, use=use or usage(), model_facts=facts,
+        teachers=[{name: f'`{value}`' for name, value in one.items() if value != ''} for one in teachers],
+        streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
+        tables=_tables(results or {}))
+
+
+def public_name(name: str) -> str:
+    """A hub name as it is, of a local path the last part only."""
+    path = Path(name.removeprefix('local-dir:'))
+    return path.name if name.startswith('local-dir:') or path.is_absolute() or path.exists() else name
+
+
+def _streams(data: ImageDataConfig) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, stream in data.streams.items():
+        share = 'all'
+        if stream.proportion is not None:
+            share = f'{stream.proportion:g} of the epoch'
+        elif stream.repeat is not None:
+            share = f'{stream.repeat:g} times'
+        mix = data.caption_mix if stream.caption_mix is None else stream.caption_mix
+        total = sum(mix.values())
+        captions = ', '.join(f'{key} {100 * weight / total:.3g} %' for key, weight in mix.items() if weight)
+        rows.append((name, share, captions))
+    return rows
+
+
+def _training(run: Stage2Config) -> str:
+    """The part of the configuration that decides the weights."""
+    values = dataclasses.asdict(run)
+    keys = ('max_duration', 'global_train_batch_size', 'seed', 'precision', 'loss', 'optimizer', 'scheduler',
+            'lr_scale', 'layer_decay', 'algorithms', 'model')
+    chosen = {key: values[key] for key in keys if values[key] not in (None, {}, [])}
+    vision = chosen['model']['vision']
+    for key in ('name', 'checkpoint'):
+        vision[key] = vision[key] and public_name(vision[key])
+    chosen['model']['vision'] = {key: value for key, value in vision.items() if value not in (None, {}, [])}
+    data = run.train_data
+    chosen['crops'] = {key: getattr(data, key) for key in ('crop_scale', 'color_jitter', 'grayscale')}
+    return OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()
+
+
+def _eval_results(results: Results) -> list[EvalResult]:
+    return [EvalResult(task_type='image-text-retrieval' if 'retrieval' in metric else 'zero-shot-image-classification',
+                       dataset_type=benchmark, dataset_name=benchmark, metric_type=metric, metric_value=value)
+            for benchmark, metrics in results.items() for metric, value in metrics.items()
+            if not metric.startswith(('n_', 'chance'))]
+
+
+def _tables(results: Results) -> list[tuple[list[str], list[tuple[str, list[str]]]]]:
+    """One table for all benchmarks with the same metrics: its columns, and its rows."""
+    tables: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
+    for benchmark, metrics in results.items():
+        values = [f'{value:,}' if isinstance(value, int) else f'{value:.1f}' for value in metrics.values()]
+        tables.setdefault(tuple(metrics), []).append((benchmark, values))
+    return [([f'`{name}`' for name in names], rows) for names, rows in tables.items()]

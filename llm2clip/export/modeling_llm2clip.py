@@ -1,0 +1,316 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""LLM2CLIP without its package: what ``trust_remote_code=True`` runs, from the exported folder that holds this file.
+
+It needs torch and transformers, and timm if the vision tower is one of timm's.  It can encode, and no more;
+`llm2clip.export.hf.LLM2CLIPModel` has the same methods, and every export compares the features of both.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+try:  # transformers asks for every package that is imported outside of a try block
+    import timm
+except ImportError:
+    timm = None
+
+__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'Teacher', 'fill_tables']
+
+
+class LLM2CLIPConfig(PretrainedConfig):
+    """Configuration of `LLM2CLIPModel`.
+
+    Args:
+        model: Vision tower, adapter and `embed_dim`.
+        llm_embed_dim: Width of the teacher's vectors.
+        teacher: Fingerprint of the teacher.
+        **kwargs: Passed to PretrainedConfig.
+    """
+
+    model_type = 'llm2clip'
+
+    def __init__(
+        self,
+        model: Optional[dict[str, Any]] = None,
+        llm_embed_dim: int = 0,
+        teacher: Optional[dict[str, Any]] = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model or {}
+        self.llm_embed_dim = llm_embed_dim
+        self.teacher = teacher or {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Vision tower and adapter
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _VisionEncoder(nn.Module):
+    """A tower of transformers or timm without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``."""
+
+    def __init__(self, vision: dict[str, Any]) -> None:
+        super().__init__()
+        self.of_transformers = bool(vision['architecture'])
+        if self.of_transformers:
+            fields = dict(vision['architecture'])
+            architecture = AutoConfig.for_model(fields.pop('model_type'), **fields)
+            extra = {'add_pooling_layer': False} if architecture.model_type in ('vit', 'deit', 'beit') else {}
+            self.trunk: Any = AutoModel.from_config(architecture, dtype=torch.float32, **extra)
+            self.width: int = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
+        else:
+            if timm is None:
+                raise ImportError(f'the vision tower {vision["name"]} is a timm model: pip install timm')
+            known = timm.get_pretrained_cfg(vision['name'])
+            size = {'img_size': vision['image_size']} if known is not None and known.fixed_input_size else {}
+            self.trunk = timm.create_model(vision['name'], pretrained=False, **size)
+            self.trunk.reset_classifier(0)
+            self.width = self.trunk.num_features
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        outputs = self.trunk(pixel_values)
+        if not self.of_transformers:
+            return outputs
+        pooled = getattr(outputs, 'pooler_output', None)
+        return outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+def fill_tables(model: PreTrainedModel) -> None:
+    """Compute anew what timm's towers compute in their constructors and do not save; transformers may have lost it."""
+    for module in model.modules():
+        if hasattr(module, 'init_non_persistent_buffers'):
+            for name in module._non_persistent_buffers_set:
+                table = module._buffers[name]
+                if table is not None and table.is_meta:
+                    module._buffers[name] = torch.empty_like(table, device=model.device)
+            module.init_non_persistent_buffers()
+
+
+class _ResidualMLP(nn.Module):
+
+    def __init__(self, width: int, expansion: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class _Adapter(nn.Module):
+    """L2-normalise, residual MLPs, LayerNorm, linear projection."""
+
+    def __init__(self, llm_embed_dim: int, embed_dim: int, depth: int, expansion: int, normalize: bool = True) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.blocks = nn.Sequential(*(_ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
+        self.norm = nn.LayerNorm(llm_embed_dim)
+        self.projection = nn.Linear(llm_embed_dim, embed_dim)
+
+    def forward(self, text_embedding: torch.Tensor) -> torch.Tensor:
+        if self.normalize:
+            text_embedding = F.normalize(text_embedding, dim=-1)
+        return self.projection(self.norm(self.blocks(text_embedding)))
+
+
+class _Towers(nn.Module):
+    """The trained weights, under the names that they have in training."""
+
+    def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
+        super().__init__()
+        adapter, embed_dim = dict(model['adapter']), model['embed_dim']
+        kinds = {'residual': _Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
+        self.vision_encoder = _VisionEncoder(model['vision'])
+        projection = model.get('visual_projection', 'linear')
+        self.visual_projection = kinds['identity' if projection == 'identity' else 'linear'](
+            self.vision_encoder.width, embed_dim, bias=projection == 'affine')
+        name = adapter.pop('name')
+        self.adapter = kinds[name](llm_embed_dim, embed_dim, **(adapter if name == 'residual' else {}))
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Teacher
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+_ENCODING = {'bidirectional', 'pooling', 'chat_template', 'instruction', 'max_length', 'dtype'}
+
+
+class Teacher:
+    """The frozen LLM in a folder, loaded when it is first asked: captions -> vectors.
+
+    A caption is laid out as ``[BOS or template header][caption][end token]``; pooling sees the caption and the end
+    token.
+
+    Args:
+        folder: LLM, tokenizer and ``text_encoder.json``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        how = json.loads((folder / 'text_encoder.json').read_text())
+        if how.keys() != _ENCODING or how['pooling'] not in ('mean', 'weighted_mean', 'last'):
+            raise ValueError(f'{folder}/text_encoder.json: expected {sorted(_ENCODING)}, with a pooling of mean, '
+                             f'weighted_mean or last; got {how}')
+        self.folder, self.dtype = folder, getattr(torch, how['dtype'])
+        self.pooling, self.bidirectional, self.max_length = how['pooling'], how['bidirectional'], how['max_length']
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        template = how['chat_template']
+        with_template = bool(self.tokenizer.chat_template) if template is None else template
+        self.header, self.footer = self._template_frame() if with_template else self._plain_frame()
+        self._llm: Any = None
+
+    @property
+    def llm(self) -> Any:
+        if self._llm is None:
+            capped = getattr(AutoConfig.from_pretrained(self.folder), 'attn_logit_softcapping', None) is not None
+            llm: Any = AutoModel.from_pretrained(self.folder, dtype=self.dtype,
+                                                 attn_implementation='eager' if capped else 'sdpa')
+            self._llm = getattr(llm, 'language_model', llm).eval().requires_grad_(False)
+        return self._llm
+
+    def _template_frame(self) -> tuple[list[int], list[int]]:
+        mark = '\u2063caption\u2063'
+        # Llama 3.2's template would otherwise write the day's date into every caption.
+        text = self.tokenizer.apply_chat_template([{'role': 'user', 'content': mark}], tokenize=False,
+                                                  date_string='26 Jul 2024')
+        before, after = (self._ids(part) for part in (text.split(mark)[0], text.split(mark)[1].rstrip()))
+        end = next((i for i, token in enumerate(after) if token in self.tokenizer.all_special_ids), len(after))
+        return before, after[:end + 1]
+
+    def _plain_frame(self) -> tuple[list[int], list[int]]:
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        header = [bos] if bos is not None and bos in self.tokenizer('').input_ids else []
+        return header, [eos] if self.pooling == 'last' else []
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text.
+
+        Raises:
+            ValueError: A text is empty.
+        """
+        empty = [i for i, text in enumerate(texts) if not text.strip()]
+        if empty:
+            raise ValueError(f'text {empty[0]} is empty')
+        room = self.max_length - len(self.header) - len(self.footer)
+        return [self.header + self._ids(text)[:room] + self.footer for text in texts]
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str], device: torch.device, batch_tokens: int = 4096) -> torch.Tensor:
+        """``(N, llm_embed_dim)`` in float32, not normalised.
+
+        Longest texts first, in batches with little padding, which in bfloat16 would change the vectors a little.
+        """
+        tokens = self.tokens(texts)
+        self.llm.to(device)
+        vectors = torch.empty(len(tokens), self.llm.config.hidden_size, device=device)
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
+        while order:
+            longest = len(tokens[order[0]])
+            most = max(1, batch_tokens // longest)
+            batch = [i for i in order[:most] if 10 * len(tokens[i]) >= 9 * longest]
+            order = order[len(batch):]
+            vectors[batch] = self._encode([tokens[i] for i in batch], device)
+        return vectors
+
+    def _encode(self, tokens: list[list[int]], device: torch.device) -> torch.Tensor:
+        pad = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if isinstance(i, int)), 0)
+        length = max(map(len, tokens))
+        ids = torch.tensor([row + [pad] * (length - len(row)) for row in tokens], device=device)
+        ends = torch.tensor([len(row) for row in tokens], device=device)
+        places = torch.arange(length, device=device)
+        attended = places < ends[:, None]
+        mask: torch.Tensor = attended.long()
+        if self.bidirectional:
+            # A 4-D additive mask that hides padding only replaces the causal one.
+            hidden = torch.zeros(attended.shape, dtype=self.llm.dtype, device=device)
+            hidden.masked_fill_(~attended, torch.finfo(hidden.dtype).min)
+            mask = hidden[:, None, None, :].expand(-1, 1, length, -1)
+        states = self.llm(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()
+        if self.pooling == 'last':
+            return states[torch.arange(len(tokens), device=device), ends - 1]
+        weights = (attended & (places >= len(self.header))).float()
+        if self.pooling == 'weighted_mean':
+            weights = weights * weights.cumsum(1)
+        return (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LLM2CLIPModel(PreTrainedModel):
+    """Vision tower, adapter and, on demand, the teacher (or teachers) in the folder's ``teacher/``."""
+
+    config_class = LLM2CLIPConfig
+    main_input_name = 'pixel_values'
+
+    def __init__(self, config: LLM2CLIPConfig) -> None:
+        super().__init__(config)
+        self.model = _Towers(config.model, config.llm_embed_dim)
+        self._teachers: Optional[tuple[Teacher, ...]] = None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights come from the folder."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        fill_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``(B, 3, H, W)`` from the image processor -> ``(B, embed_dim)``, L2-normalised."""
+        pooled = self.model.vision_encoder(pixel_values.to(self.dtype))
+        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+
+    def get_text_features(
+        self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        """Captions, or the teacher's vectors ``(B, llm_embed_dim)`` -> ``(B, embed_dim)``, L2-normalised."""
+        if (texts is None) == (text_embedding is None):
+            raise ValueError('give either texts or text_embedding')
+        if texts is not None:
+            text_embedding = self.embed_texts(texts)
+        assert text_embedding is not None
+        return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """The teacher's vectors of captions, ``(B, llm_embed_dim)``; it is loaded at the first call."""
+        if self._teachers is None:
+            name = self.name_or_path or '.'
+            folder = Path(name)
+            if not folder.is_dir():
+                revision = getattr(self.config, '_commit_hash', None)
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns='teacher/*'))
+            several = sorted((folder / 'teacher').glob('[0-9]*'), key=lambda path: int(path.name))
+            # In a tuple, so that they are no submodules and not saved with this model.
+            self._teachers = tuple(map(Teacher, several or [folder / 'teacher']))
+        vectors = [teacher(list(texts), self.device) for teacher in self._teachers]
+        return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
+
+    def forward(self, pixel_values: torch.Tensor, text_embedding: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Features of both sides and ``logits_per_image`` ``(B_images, B_texts)``."""
+        image_features = self.get_image_features(pixel_values)
+        text_features = self.get_text_features(text_embedding=text_embedding)
+        logits = self.model.logit_scale.exp() * image_features @ text_features.T
+        if self.model.logit_bias is not None:
+            logits = logits + self.model.logit_bias
+        return {'image_features': image_features, 'text_features': text_features, 'logits_per_image': logits}

@@ -1,0 +1,157 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The trained vision tower alone, in the class of the library that it is from."""
+
+import copy
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import timm
+import timm.models
+import torch
+import torch.nn as nn
+from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
+
+from llm2clip.config import ConfigError, ModelConfig, Stage2Config
+from llm2clip.export.check import check_same, noise
+from llm2clip.export.hf import image_processor
+from llm2clip.export.model_card import model_card
+from llm2clip.folders import complete_folder
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.towers import TimmTower
+
+__all__ = ['export_vision']
+
+SUMMARY = ('The vision tower of an [LLM2CLIP](https://arxiv.org/abs/2411.04997) model, trained against the caption '
+           'embeddings of a language model. Its features, scaled to length 1, are those of the whole model.')
+TOWER_SUMMARY = SUMMARY[:SUMMARY.index(' Its')] + ' Its features are those before the projection into the joint space.'
+TRANSFORMERS_USE = """```python
+from PIL import Image
+from transformers import AutoImageProcessor, {name}
+
+folder = '.'  # of this file, or its name on the Hub
+model = {name}.from_pretrained(folder{arguments})
+processor = AutoImageProcessor.from_pretrained(folder)
+features = model(**processor(Image.open('picture.png'), return_tensors='pt')).{output}
+```"""
+TIMM_USE = """```python
+import timm
+from PIL import Image
+
+model = timm.create_model('local-dir:.', pretrained=True).eval()  # the folder of this file; 'hf-hub:…' for the Hub
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+features = model(transform(Image.open('picture.png').convert('RGB'))[None])
+```"""
+
+
+def export_vision(
+    model: LLM2CLIP,
+    config: ModelConfig,
+    record: dict[str, Any],
+    out: Union[str, Path],
+    projection: bool = True,
+    run: Optional[Stage2Config] = None,
+) -> str:
+    """Write a folder that transformers or timm load without this package.
+
+    It is read back, and appears only if it gives the features of `model`.
+
+    Args:
+        model: The trained model, in evaluation mode.
+        config: Its configuration.
+        record: Teacher fingerprint of the run, for the model card.
+        out: The folder to write.
+        projection: With the projection into the joint space, where the class has a place for one: in a
+            `CLIPVisionModelWithProjection`, and as the classifier of a timm model.
+        run: Configuration of the run, for the model card.
+
+    Returns:
+        The class that loads it.
+
+    Raises:
+        ConfigError: The projection does not fit into the class, or what was written does not give the tower's features.
+    """
+    of_timm = isinstance(model.vision_encoder.tower, TimmTower)
+    projection = (projection and isinstance(model.visual_projection, nn.Linear)
+                  and (of_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)))
+    with complete_folder(out) as partial:
+        name, use = (_save_timm if of_timm else _save_transformers)(model, partial, projection)
+        card = model_card(config, record['teacher'], run, title=f'Vision tower of LLM2CLIP, {name}', use=use,
+                          summary=SUMMARY if projection else TOWER_SUMMARY,
+                          library_name='timm' if of_timm else 'transformers', pipeline_tag='image-feature-extraction')
+        card.save(partial / 'README.md')
+    return name
+
+
+def _check(found: Any, model: LLM2CLIP, projection: bool, what: str) -> None:
+    """`found`, an image model, against the checkpoint's features, before they are scaled to length 1."""
+    size = model.vision_encoder.preprocessing.image_size
+    after = model.visual_projection if projection else nn.Identity()
+    check_same(found, lambda pixels: after(model.vision_encoder(pixels)),
+               noise(2, 3, size, size).to(model.logit_scale.device), what)
+
+
+def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
+    """The layout of timm's models on the Hub: the class, and how to load it."""
+    encoder = model.vision_encoder
+    trunk: Any = copy.deepcopy(encoder.trunk).cpu()
+    name = trunk.pretrained_cfg['architecture']
+    if projection:
+        trunk.reset_classifier(model.visual_projection.out_features)
+        head = trunk.get_classifier()
+        if not isinstance(head, nn.Linear):
+            raise ConfigError(f'projection: {name} has no linear classifier in whose place it could be; leave it out '
+                              'by projection=false')
+        _copy_linear(model.visual_projection, head)
+    data = encoder.preprocessing
+    timm.models.save_for_hf(trunk, str(folder), safe_serialization=True, data_config={
+        'input_size': (3, data.image_size, data.image_size), 'mean': data.mean, 'std': data.std,
+        'interpolation': 'bicubic', 'crop_pct': 1.0, 'crop_mode': 'center'})
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    _check(loaded.to(model.logit_scale.device), model, projection, f'timm model {name}')
+    return name, TIMM_USE
+
+
+def _copy_linear(source: nn.Linear, target: nn.Linear) -> None:
+    with torch.no_grad():
+        target.weight.copy_(source.weight)
+        if target.bias is not None:
+            target.bias.zero_()
+            if source.bias is not None:
+                target.bias.copy_(source.bias)
+
+
+def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
+    """A model and its image processor: the class, and how to load it."""
+    trunk: Any = model.vision_encoder.trunk
+    native: Any = _clip_with_projection(trunk, model.visual_projection) if projection else trunk
+    native.save_pretrained(folder, safe_serialization=True)
+    image_processor(model.vision_encoder.preprocessing).save_pretrained(folder)
+
+    name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
+    arguments = {'add_pooling_layer': False} if without_pooler else {}
+    loaded = type(native).from_pretrained(folder, **arguments).eval()
+    output = 'image_embeds' if projection else 'last_hidden_state' if without_pooler else 'pooler_output'
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        values = loaded(pixels)[output]
+        return values[:, 0] if without_pooler else values.flatten(1)
+
+    loaded.to(model.logit_scale.device)
+    _check(features, model, projection, name)
+    return name, TRANSFORMERS_USE.format(
+        name=name, arguments=', add_pooling_layer=False' if without_pooler else '',
+        output=f'{output}[:, 0]' if without_pooler else output)
+
+
+def _clip_with_projection(trunk: CLIPVisionModel, projection: nn.Linear) -> CLIPVisionModelWithProjection:
+    if projection.bias is not None:
+        raise ConfigError('projection: the projection of CLIPVisionModelWithProjection has no bias, that of this model '
+                          'has one; leave it out by projection=false')
+    config = copy.deepcopy(trunk.config)
+    config.projection_dim = projection.out_features
+    native = CLIPVisionModelWithProjection(config)
+    native.vision_model.load_state_dict(trunk.vision_model.state_dict())
+    native.visual_projection.load_state_dict(projection.state_dict())
+    return native

@@ -1,0 +1,74 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Run by test_without_package: load the exports in a folder where llm2clip cannot be imported, and write features."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+ABSENT = ['llm2clip', 'composer', 'streaming', 'omegaconf', 'peft']
+sys.modules.update(dict.fromkeys([*ABSENT, 'timm']))  # type: ignore[arg-type]  # importing one of them fails
+
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoImageProcessor,
+    AutoModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    SiglipVisionModel,
+    ViTModel,
+)
+
+folder = Path(sys.argv[1])
+texts, given = json.loads((folder / 'texts.json').read_text()), load_file(folder / 'given.safetensors')
+found: dict[str, torch.Tensor] = {}
+
+
+def whole(name: str, of: Optional[str] = None) -> None:
+    pixels, vectors = given[f'{of or name}.pixels'], given[f'{of or name}.vectors']
+    model = AutoModel.from_pretrained(folder / name, trust_remote_code=True)
+    assert not model.training and AutoImageProcessor.from_pretrained(folder / name).image_mean[0] == 0.5
+    found[f'{name}.images'] = model.get_image_features(pixels)
+    found[f'{name}.texts'] = model.get_text_features(texts)
+    found[f'{name}.vectors'] = model.get_text_features(text_embedding=vectors)
+    found[f'{name}.logits'] = model(pixels, vectors)['logits_per_image']
+
+
+def vision(name: str, kind: Any, output: str, **arguments: Any) -> None:
+    processor = AutoImageProcessor.from_pretrained(folder / f'vision_{name}')
+    assert processor.image_mean == [0.5, 0.4, 0.3] and processor.crop_size['height'] == 32
+    found[f'vision_{name}.{output}'] = kind.from_pretrained(folder / f'vision_{name}', **arguments)(
+        given[f'{name}.pixels'])[output]
+
+
+with torch.no_grad():
+    whole('clip')
+    whole('siglip')
+    vision('clip', CLIPVisionModelWithProjection, 'image_embeds')
+    vision('clip', CLIPVisionModel, 'pooler_output')
+    vision('siglip', SiglipVisionModel, 'pooler_output')
+    vision('vit', ViTModel, 'last_hidden_state', add_pooling_layer=False)
+    try:
+        whole('timm')
+    except ImportError as error:
+        assert 'pip install timm' in str(error)
+    else:
+        raise AssertionError('a timm tower without timm')
+
+    del sys.modules['timm']
+    import timm  # noqa: E402
+
+    whole('with_timm', of='timm')
+    for name in ('timm', 'convnet'):
+        source = f'local-dir:{folder}/vision_{name}'
+        for output, classes in (('projected', {}), ('pooled', {'num_classes': 0})):
+            model = timm.create_model(source, pretrained=True, **classes).eval()
+            found[f'vision_{name}.{output}'] = model(given[f'{name}.pixels'])
+            data = timm.data.resolve_model_data_config(model)
+            assert list(data['mean']) == [0.5, 0.4, 0.3] and data['input_size'] == (3, 64, 64) and data['crop_pct'] == 1
+
+assert not any(sys.modules[name] for name in ABSENT)
+save_file({name: value.contiguous() for name, value in found.items()}, folder / 'found.safetensors')

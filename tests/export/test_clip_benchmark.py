@@ -1,0 +1,84 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The README's adapter for CLIP_benchmark: the numbers are those of our own metric."""
+
+import re
+import shutil
+import sys
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from parts import make_samples
+from trained import trained
+
+from llm2clip.export.hf import export_folder
+from llm2clip.metrics.retrieval import retrieval_recall
+
+ROOT = Path(__file__).parents[2]
+
+
+def reference(
+    model: Any, dataloader: Iterable[Any], tokenizer: Callable[[list[str]], Any], device: str, amp: bool,
+    recall_k_list: list[int]
+) -> dict[str, float]:
+    """What clip_benchmark.metrics.zeroshot_retrieval.evaluate computes, one query after the other.
+
+    A query counts if one of its own is among the k that `topk` finds.
+    """
+    assert device == 'cpu' and not amp
+    images, texts, image_of = [], [], []
+    for pixels, captions in dataloader:
+        image_of += [len(images) + i for i, own in enumerate(captions) for _ in own]
+        images += F.normalize(model.encode_image(pixels.to(device)), dim=-1)
+        flat = tokenizer([text for own in captions for text in own]).to(device)
+        texts += F.normalize(model.encode_text(flat), dim=-1)
+    scores = torch.stack(texts) @ torch.stack(images).T
+    result = {}
+    for k in recall_k_list:
+        hits = [image_of[text] in row.topk(k).indices for text, row in enumerate(scores)]
+        result[f'image_retrieval_recall@{k}'] = sum(hits) / len(hits)
+        hits = [any(image_of[int(text)] == image for text in column.topk(k).indices)
+                for image, column in enumerate(scores.T)]
+        result[f'text_retrieval_recall@{k}'] = sum(hits) / len(hits)
+    return result
+
+
+def test_the_readme_block_agrees_with_our_metric(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_run = trained('timm:test_vit', [teacher_folder])
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    export_folder(*of_run, tmp_path / 'runs/quickstart/export/llm2clip')
+    monkeypatch.chdir(tmp_path)
+    module: Any = types.ModuleType('clip_benchmark.metrics.zeroshot_retrieval')
+    module.evaluate = reference
+    metrics: Any = types.ModuleType('clip_benchmark.metrics')
+    metrics.zeroshot_retrieval = module
+    for name, stand_in in (('clip_benchmark', types.ModuleType('clip_benchmark')), ('clip_benchmark.metrics', metrics),
+                           ('clip_benchmark.metrics.zeroshot_retrieval', module)):
+        monkeypatch.setitem(sys.modules, name, stand_in)
+
+    # Pictures whose features are spread, so that some captions find theirs and some do not.
+    pixels = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    captions = [list(sample.captions.values()) for sample in make_samples(24, images=False)]
+    loader = [(pixels[i:i + 8], captions[i:i + 8]) for i in range(0, 24, 8)]
+    code = re.search(r'test_clip_benchmark.py runs this block -->\n```python\n(.*?)```',
+                     (ROOT / 'README.md').read_text(), re.S)
+    assert code is not None
+    names: dict[str, Any] = {'loader': loader}
+    exec(code[1], names)
+
+    with torch.no_grad():
+        text_features = of_run.model.get_text_features(of_run.vectors([text for own in captions for text in own]))
+        ours = retrieval_recall(of_run.model.get_image_features(pixels), text_features.view(24, 2, -1),
+                                torch.arange(48).view(24, 2))
+    theirs = names['metrics']
+    assert len(theirs) == 6 and 0 < theirs['image_retrieval_recall@10'] < 1
+    for name, value in theirs.items():
+        assert 100 * value == pytest.approx(ours[name], abs=1e-4), name

@@ -1,0 +1,80 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The model card: what the run says, as metadata of the Hub and in words."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from llm2clip.config import (
+    ConfigError,
+    EvaluateConfig,
+    EvaluatedModelConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
+    ModelConfig,
+    Stage2Config,
+    VisionConfig,
+)
+from llm2clip.config_files import save_config
+from llm2clip.export.model_card import model_card, read_results
+
+NUMBERS = {'flickr': {'n_images': 1000, 'n_texts': 5000, 'image_retrieval_recall@1': 85.123, 'chance@10': 0.1},
+           'coco': {'n_images': 5000, 'n_texts': 25000, 'image_retrieval_recall@1': 57.5, 'chance@10': 0.04}}
+TEACHER = {'weights': 'a1b2', 'pooling': 'mean', 'instruction': 'a | b'}
+
+
+def _run(tmp_path: Path) -> Stage2Config:
+    streams = {'cc3m': ImageStreamConfig(local=str(tmp_path), remote='s3://secret-bucket/cc3m', proportion=0.25),
+               'cc12m': ImageStreamConfig(local='/secret/cc12m', proportion=0.75, caption_mix={'raw': 1.0})}
+    return Stage2Config(
+        save_folder='/secret/run', run_name='r', max_duration='4ep', global_train_batch_size=4096,
+        optimizer={'name': 'adamw', 'lr': 1e-5},
+        model=ModelConfig(VisionConfig(str(tmp_path), checkpoint='/secret/tower.safetensors')),
+        train_data=ImageDataConfig(streams=streams, caption_mix={'raw': 1.0, 'long': 3.0, 'never': 0.0}))
+
+
+def test_card_of_a_run(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    model_card(run.model, TEACHER, run, NUMBERS).save(tmp_path / 'README.md')
+    card = ModelCard.load(tmp_path / 'README.md')
+    assert card.data.library_name == 'transformers' and card.data.pipeline_tag == 'zero-shot-image-classification'
+    assert 'llm2clip' in card.data.tags
+    results = card.data.eval_results
+    assert [(r.dataset_name, r.metric_type, r.metric_value) for r in results] == [
+        ('flickr', 'image_retrieval_recall@1', 85.123), ('coco', 'image_retrieval_recall@1', 57.5)]
+    assert '| cc3m | 0.25 of the epoch | raw 25 %, long 75 % |' in card.text
+    assert '| cc12m | 0.75 of the epoch | raw 100 % |' in card.text
+    assert '| flickr | 1,000 | 5,000 | 85.1 | 0.1 |' in card.text and '| weights | `a1b2` |' in card.text
+    training = yaml.safe_load(card.text.split('```yaml')[1].split('```')[0])
+    assert training['optimizer']['lr'] == 1e-5 and training['global_train_batch_size'] == 4096
+    assert training['model']['vision']['checkpoint'] == 'tower.safetensors'
+    # What is published says nothing of where things lie.
+    assert 'secret' not in card.content and str(tmp_path) not in card.content
+
+
+def test_card_without_run_or_results() -> None:
+    card = model_card(ModelConfig(VisionConfig('test_vit')), {'concatenated': [TEACHER, {'weights': 'c3'}]})
+    assert card.data.eval_results is None and 'Results' not in card.text
+    assert '`a1b2`' in card.text and '`c3`' in card.text and 'Not recorded' in card.text
+
+
+def test_results_must_be_of_these_weights(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='results: .* has no results.json with its config.yaml'):
+        read_results(tmp_path, 'run', 'latest')
+    models = {'ours': EvaluatedModelConfig(run='run'), 'theirs': EvaluatedModelConfig(pretrained='clip')}
+    save_config(EvaluateConfig(models=models, out=str(tmp_path)), tmp_path)
+    retrieval = {name: {'models': {'theirs': {}, 'ours': {**values, 'intervals': {}}}} for name, values in
+                 NUMBERS.items()}
+    zeroshot = {'imagenet': {'models': {'ours': {'zeroshot_top1': 70.1, 'per_class': {'cat': 1.0}}}}}
+    (tmp_path / 'results.json').write_text(
+        json.dumps({'retrieval': retrieval, 'zeroshot': zeroshot, 'linear_probe': {}}))
+    assert read_results(tmp_path, './run', 'latest') == {**NUMBERS, 'imagenet': {'zeroshot_top1': 70.1}}
+    with pytest.raises(ConfigError, match='is about the latest weights of run, not the best weights of run'):
+        read_results(tmp_path, 'run', 'best')
+    with pytest.raises(ConfigError, match='not the latest weights of other'):
+        read_results(tmp_path, 'other', 'latest')

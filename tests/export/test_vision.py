@@ -1,0 +1,115 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The vision tower alone: the class that it becomes, and training that goes on from it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+from trained import SMALL, trained
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from llm2clip.config import ConfigError, VisionConfig
+from llm2clip.export.vision import export_vision
+from llm2clip.models.vision_encoder import VisionEncoder
+
+ROOT = Path(__file__).parents[2]
+IMAGE_TOKEN, PATCHES = 3, 16
+
+
+@pytest.mark.parametrize('vision, name', [
+    ('clip_vision_model', 'CLIPVisionModelWithProjection'), ('siglip_vision_model', 'SiglipVisionModel'),
+    ('timm:test_vit', 'test_vit'), ('dinov2', 'Dinov2Model')])
+def test_training_goes_on_from_the_exported_tower(vision: str, name: str, teacher_folder: Path, tmp_path: Path) -> None:
+    of_run = trained(vision, [teacher_folder])
+    assert export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower') == name
+    folder = f'{"local-dir:" if vision.startswith("timm") else ""}{tmp_path}/tower'
+    size = of_run.config.vision.image_size
+    again = VisionEncoder(VisionConfig(folder, pretrained=True, image_size=size)).eval()
+    assert again.preprocessing == of_run.model.vision_encoder.preprocessing
+    with torch.no_grad():
+        torch.testing.assert_close(again(of_run.pixels()), of_run.model.vision_encoder(of_run.pixels()))
+    card = (tmp_path / 'tower/README.md').read_text()
+    assert f'library_name: {"timm" if "timm" in vision else "transformers"}' in card and name in card
+
+
+@pytest.mark.parametrize('vision', ['clip_vision_model', 'timm:test_vit'])
+def test_without_projection(vision: str, teacher_folder: Path, tmp_path: Path) -> None:
+    of_run = trained(vision, [teacher_folder])
+    name = export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower', projection=False)
+    config = json.loads((tmp_path / 'tower/config.json').read_text())
+    if vision.startswith('timm'):
+        assert config['num_classes'] == 0
+    else:
+        assert name == 'CLIPVisionModel' and config['architectures'] == [name]
+
+
+def test_a_projection_that_does_not_fit_is_refused(teacher_folder: Path, tmp_path: Path) -> None:
+    of_run = trained('clip_vision_model', [teacher_folder])
+    of_run.model.visual_projection = nn.Linear(32, 32)
+    with pytest.raises(ConfigError, match='projection: .*has no bias.*projection=false'):
+        export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower')
+    export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower', projection=False)
+    of_timm = trained('timm:test_vit', [teacher_folder])
+    of_timm.model.visual_projection = nn.Linear(of_timm.model.vision_encoder.width, 32)
+    export_vision(of_timm.model, of_timm.config, of_timm.record, tmp_path / 'timm')
+
+
+@pytest.fixture(scope='module')
+def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LLaVA-1.5's layout: CLIP's last but one layer without class token, an MLP of two layers, a Llama."""
+    torch.manual_seed(0)
+    text = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = LlavaConfig(CLIPVisionConfig(**SMALL), text, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES)
+    assert config.vision_feature_layer == -2 and config.vision_feature_select_strategy == 'default'
+    folder = tmp_path_factory.mktemp('llava')
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def test_in_llava_as_the_readme_puts_it_there(
+    llava_folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_run = trained('clip_vision_model', [teacher_folder])
+    monkeypatch.chdir(tmp_path)
+    export_vision(of_run.model, of_run.config, of_run.record, 'runs/vision')
+    code = re.search(r'test_vision.py runs this block -->\n```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    assert code is not None
+    names: dict[str, object] = {}
+    exec(code[1].replace('llava-hf/llava-1.5-7b-hf', str(llava_folder)), names)
+    llava = names['llava']
+    assert isinstance(llava, LlavaForConditionalGeneration)
+
+    pixels = of_run.pixels()
+    reached: list[torch.Tensor] = []
+    projector = llava.model.multi_modal_projector
+    projector.register_forward_pre_hook(lambda module, args: reached.append(args[0]))
+    ids = torch.tensor([[1] + [IMAGE_TOKEN] * PATCHES + [5, 6 + i] for i in range(3)])
+    inputs = {'input_ids': ids, 'attention_mask': torch.ones_like(ids), 'pixel_values': pixels}
+    outputs = llava(**inputs, labels=ids.masked_fill(ids == IMAGE_TOKEN, -100))
+    layers = of_run.model.vision_encoder.trunk(pixels, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(reached[0], layers[-2][:, 1:], rtol=0, atol=1e-5)
+    assert outputs.logits.shape == (3, PATCHES + 3, 64)
+    generated = llava.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert generated.shape == (3, PATCHES + 3 + 4)
+
+    before = {name: p.detach().clone() for name, p in llava.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in llava.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    outputs.loss.backward()
+    optimizer.step()
+    moved = {name: not torch.equal(p, before[name]) for name, p in llava.named_parameters()}
+    assert all(value for name, value in moved.items() if 'multi_modal_projector' in name)
+    assert not any(value for name, value in moved.items() if 'vision_tower' in name)
+    # Saved by itself, it is a LLaVA like any other, with this tower.
+    llava.save_pretrained('tuned')
+    again = LlavaForConditionalGeneration.from_pretrained('tuned').model.vision_tower
+    torch.testing.assert_close(again(pixels).pooler_output, of_run.model.vision_encoder(pixels))

@@ -1,0 +1,95 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exports in a Python that has no llm2clip: by remote code, and the vision tower in plain transformers and timm."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parts import make_samples
+from safetensors.torch import load_file, save_file
+from trained import Trained, trained
+
+from llm2clip.config import ConfigError
+from llm2clip.export import modeling_llm2clip
+from llm2clip.export.hf import export_folder
+from llm2clip.export.vision import export_vision
+
+TEXTS = [text for sample in make_samples(5) for text in sample.captions.values()]
+
+
+@pytest.fixture(scope='module')
+def models(teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path) -> dict[str, Trained]:
+    return {'clip': trained('clip_vision_model', [teacher_folder, causal_teacher], 'linear'),
+            'siglip': trained('siglip_vision_model', [weighted_teacher], 'identity', logit_bias=-10.0),
+            'vit': trained('vit', [teacher_folder]), 'timm': trained('timm:test_vit', [causal_teacher]),
+            'convnet': trained('timm:test_efficientnet', [teacher_folder])}
+
+
+@pytest.fixture(scope='module')
+def found(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What a Python without this package makes of the exports."""
+    folder = tmp_path_factory.mktemp('exports')
+    given = {}
+    for name, (model, config, record, teachers) in models.items():
+        if name in ('clip', 'siglip', 'timm'):
+            export_folder(model, config, record, teachers, folder / name, remote_code=True)
+        export_vision(model, config, record, folder / f'vision_{name}')
+        given[f'{name}.pixels'], given[f'{name}.vectors'] = models[name].pixels(), models[name].vectors(TEXTS)
+    save_file(given, folder / 'given.safetensors')
+    # transformers keeps the code that it has run by the folder's name.
+    (folder / 'with_timm').symlink_to(folder / 'timm')
+    environment = {**os.environ, 'HF_HOME': str(folder / 'cache'), 'HF_HUB_OFFLINE': '1'}
+    (folder / 'texts.json').write_text(json.dumps(TEXTS))
+    script = Path(__file__).with_name('load_without_package.py')
+    subprocess.run([sys.executable, str(script), str(folder)], env=environment, check=True, cwd=folder)
+    return load_file(folder / 'found.safetensors')
+
+
+@pytest.mark.parametrize('name', ['clip', 'siglip', 'with_timm'])
+@torch.no_grad()
+def test_remote_code_gives_the_features_of_the_checkpoint(
+    name: str, models: dict[str, Trained], found: dict[str, torch.Tensor]
+) -> None:
+    trained_model = models[name.removeprefix('with_')]
+    model, vectors = trained_model.model, trained_model.vectors(TEXTS)
+    images, texts = model.get_image_features(trained_model.pixels()), model.get_text_features(vectors)
+    assert images.std() > 0.01 and texts.std(0).mean() > 0.01
+    _assert_close(found[f'{name}.images'], images)
+    _assert_close(found[f'{name}.texts'], texts)
+    _assert_close(found[f'{name}.vectors'], texts)
+    logits = model.logit_scale.exp() * images @ texts.T + (model.logit_bias or 0)
+    torch.testing.assert_close(found[f'{name}.logits'], logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_vision_towers_in_their_own_classes(models: dict[str, Trained], found: dict[str, torch.Tensor]) -> None:
+    pooled = {name: trained_model.model.vision_encoder(trained_model.pixels())
+              for name, trained_model in models.items()}
+    projected = {name: models[name].model.visual_projection(features) for name, features in pooled.items()}
+    _assert_close(found['vision_clip.image_embeds'], projected['clip'])
+    _assert_close(found['vision_clip.pooler_output'], pooled['clip'])
+    _assert_close(found['vision_siglip.pooler_output'], pooled['siglip'])
+    _assert_close(found['vision_vit.last_hidden_state'][:, 0], pooled['vit'])
+    for name in ('timm', 'convnet'):
+        _assert_close(found[f'vision_{name}.projected'], projected[name])
+        _assert_close(found[f'vision_{name}.pooled'], pooled[name])
+
+
+def _assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
+
+
+def test_an_export_that_would_give_other_features_is_refused(
+    models: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config, record, teachers = models['convnet']
+    monkeypatch.setattr(modeling_llm2clip._ResidualMLP, 'forward', lambda self, x: x)
+    with pytest.raises(ConfigError, match='modeling_llm2clip, texts: the features differ'):
+        export_folder(model, config, record, teachers, tmp_path / 'out', remote_code=True)
+    assert not (tmp_path / 'out').exists()

@@ -1,0 +1,65 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Small models as runs leave them, with towers of both libraries."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+
+from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.text_encoder import encode_texts
+
+SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
+         'patch_size': 8, 'image_size': 32, 'initializer_range': 0.3}
+PIXELS = {'mean': [0.5, 0.4, 0.3], 'std': [0.5, 0.6, 0.7]}
+
+
+class Trained(NamedTuple):
+    """A model with random weights, its configuration, the record of its teachers, and their folders."""
+
+    model: LLM2CLIP
+    config: ModelConfig
+    record: dict[str, Any]
+    teachers: list[Path]
+
+    def vectors(self, texts: list[str]) -> torch.Tensor:
+        """What the teachers say of texts."""
+        vectors = [encode_texts(*load_teacher(folder), texts) for folder in self.teachers]
+        return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
+
+    def pixels(self) -> torch.Tensor:
+        """Three images."""
+        size = self.config.vision.image_size
+        return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def trained(
+    vision: str, teachers: list[Path], adapter: str = 'residual', image_size: Optional[int] = None, **options: Any
+) -> Trained:
+    """A model.
+
+    Args:
+        vision: `model_type` of transformers, or ``timm:`` and a name.
+        teachers: Their folders; each has vectors of 32 values.
+        adapter: Its name.
+        image_size: Of the pixels; unset, 32 or, for timm, 64.
+        **options: Of `ModelConfig`.
+    """
+    if vision.startswith('timm:'):
+        tower = VisionConfig(vision.removeprefix('timm:'), checkpoint='elsewhere.pth', **PIXELS)
+    else:
+        tower = VisionConfig('a folder', architecture={'model_type': vision, **SMALL}, **PIXELS)
+    tower.image_size = image_size or (64 if vision.startswith('timm:') else 32)
+    width = 32 * len(teachers)
+    config = ModelConfig(tower, AdapterConfig(adapter, depth=2), **{'embed_dim': width, **options})
+    fingerprints = [{'weights': f'w{i}', 'pooling': 'mean'} for i in range(len(teachers))]
+    torch.manual_seed(3)
+    model = LLM2CLIP(config, width, load_weights=False).eval()
+    record = {'llm_embed_dim': width,
+              'teacher': fingerprints[0] if len(teachers) == 1 else {'concatenated': fingerprints}}
+    return Trained(model, config, record, teachers)
