@@ -157,7 +157,7 @@ class _Pixels(Dataset[Any]):
             return place, Unreadable(_reason(error, path), lasting=True)
 
     def _pixels(self, data: bytes, path: str) -> torch.Tensor:
-        pixels = decode_pixels(data, path, at_least=2 * self.processor.size['shortest_edge'])
+        pixels = decode_pixels(data, path)
         height, width = pixels.shape[-2:]
         longest = _LONGEST_ASPECT * min(height, width)
         if max(height, width) > longest:

@@ -33,9 +33,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     decode = exported.decode_pixels
 
-    def noted(data: bytes, path: str, at_least: int) -> torch.Tensor:
+    def noted(data: bytes, path: str) -> torch.Tensor:
         paths.append(path)
-        return decode(data, path, at_least)
+        return decode(data, path)
 
     monkeypatch.setattr(exported, 'decode_pixels', noted)
     return paths

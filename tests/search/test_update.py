@@ -40,7 +40,8 @@ def direct(model_folder: Path, paths: list[Path]) -> np.ndarray:
 
 
 def test_vectors_are_those_of_the_exported_model(model_folder: Path, photos: Path, tmp_path: Path) -> None:
-    Image.new('RGB', (300, 200), 'red').save(photos / 'red.jpg')
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    Image.fromarray(noise).resize((900, 600)).save(photos / 'large.jpg')
     result = update(tmp_path / 'index', model_folder, photos, batch_size=4, num_workers=2)
     assert (result.images, result.added, result.changed, result.removed) == (9, 9, 0, 0)
     paths, vectors = Index(tmp_path / 'index').load()
@@ -116,10 +117,10 @@ def test_any_error_of_a_decoder_is_about_its_image_alone(
 ) -> None:
     decode = exported.decode_pixels
 
-    def fragile(data: bytes, path: str, at_least: int) -> torch.Tensor:
+    def fragile(data: bytes, path: str) -> torch.Tensor:
         if path == '0.png':
             raise KeyError('tag')
-        return decode(data, path, at_least)
+        return decode(data, path)
 
     monkeypatch.setattr(exported, 'decode_pixels', fragile)
     result = update(tmp_path / 'index', model_folder, photos, batch_size=1)
@@ -138,7 +139,6 @@ def test_a_very_long_image_takes_no_more_memory(model_folder: Path, photos: Path
         seen.append(images.numel())
         return processor(images, **options)
 
-    noted.size = processor.size  # pyright: ignore
     pixels_of = exported._Pixels(photos, ['long.png', 'red.png'], noted)
     (_, long), (_, red) = pixels_of[0], pixels_of[1]
     assert isinstance(long, torch.Tensor) and max(seen) <= 3 * 2 * 32
@@ -159,10 +159,10 @@ def test_interrupted_it_goes_on_where_it_was(
     folder = tmp_path / 'index'
     decode = exported.decode_pixels
 
-    def interrupted(data: bytes, path: str, at_least: int) -> torch.Tensor:
+    def interrupted(data: bytes, path: str) -> torch.Tensor:
         if len(reads) == 5:
             raise KeyboardInterrupt
-        return decode(data, path, at_least)
+        return decode(data, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(exported, 'decode_pixels', interrupted)
