@@ -17,8 +17,9 @@ __all__ = [
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
     'ExportVisionConfig', 'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
     'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
-    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig',
-    'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'Stage1Config', 'Stage2Config',
+    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'WriterConfig',
+    'ZeroshotConfig',
 ]
 
 Component = dict[str, Any]
@@ -605,3 +606,32 @@ class ReportConfig:
     galleries: list[str] = field(default_factory=list)
     """Which retrieval benchmarks are shown in pictures."""
     title: str = 'LLM2CLIP'
+
+
+@dataclass
+class SearchConfig:
+    """Images of a folder, found by a text or an image."""
+
+    model: str = MISSING
+    """Folder that `export_hf` wrote."""
+    images: Optional[str] = None
+    """Folder of images, with those in it.  New, changed and removed files are brought into the index.  Unset: the index
+    is searched as it is."""
+    index: str = 'runs/search'
+    """Folder of the index, which is of one model and one folder of images."""
+    replace: bool = False
+    """Discard an index of another model, folder or precision, which is an error otherwise."""
+    query: Any = None
+    """A text, the path of an image file, or a list of them.  Unset, in a terminal: asked for, one after the other."""
+    top: int = 10
+    """Images a query."""
+    html: Optional[str] = None
+    """File for a page with the pictures."""
+    html_embed: int = 500
+    """A page of more pictures shows the files themselves, one of fewer has thumbnails in it and needs no other file."""
+    batch_size: int = 64
+    num_workers: int = 2
+    """Processes that read and decode images."""
+    precision: Optional[str] = None
+    """`fp32`, or `amp_bf16` for a forward pass in bfloat16.  Unset: that of the index, `fp32` for a new one."""
+    device: Optional[str] = None

@@ -18,7 +18,7 @@ from llm2clip.models.caption_teacher import CaptionTeacher
 __all__ = ['CachedTeacher']
 
 # Texts that are embedded together: enough to sort by length, few enough to show progress.
-_BLOCK = 4096
+_BLOCK = 1024
 
 
 class CachedTeacher:

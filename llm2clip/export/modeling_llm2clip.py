@@ -93,7 +93,7 @@ def fill_tables(model: PreTrainedModel) -> None:
                 table = module._buffers[name]
                 if table is not None and table.is_meta:
                     module._buffers[name] = torch.empty_like(table, device=model.device)
-            module.init_non_persistent_buffers()
+            module.init_non_persistent_buffers()  # pyright: ignore[reportCallIssue]
 
 
 class _ResidualMLP(nn.Module):
@@ -167,6 +167,7 @@ class Teacher:
         self.folder, self.dtype = folder, getattr(torch, how['dtype'])
         self.pooling, self.bidirectional, self.max_length = how['pooling'], how['bidirectional'], how['max_length']
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.trims = (False, False)
         template = how['chat_template']
         with_template = bool(self.tokenizer.chat_template) if template is None else template
         self.header, self.footer = self._template_frame() if with_template else self._plain_frame()
@@ -182,11 +183,14 @@ class Teacher:
         return self._llm
 
     def _template_frame(self) -> tuple[list[int], list[int]]:
-        mark = '\u2063caption\u2063'
+        mark, space = '\u2063caption\u2063', '\u2003'
         # Llama 3.2's template would otherwise write the day's date into every caption.
-        text = self.tokenizer.apply_chat_template([{'role': 'user', 'content': mark}], tokenize=False,
-                                                  date_string='26 Jul 2024')
-        before, after = (self._ids(part) for part in (text.split(mark)[0], text.split(mark)[1].rstrip()))
+        text = self.tokenizer.apply_chat_template([{'role': 'user', 'content': f'{space}{mark}{space}'}],
+                                                  tokenize=False, date_string='26 Jul 2024')
+        start, rest = text.split(mark)
+        # White space at a caption's ends goes where the template takes it away.
+        self.trims = not start.endswith(space), not rest.startswith(space)
+        before, after = self._ids(start.removesuffix(space)), self._ids(rest.removeprefix(space).rstrip())
         end = next((i for i, token in enumerate(after) if token in self.tokenizer.all_special_ids), len(after))
         return before, after[:end + 1]
 
@@ -208,6 +212,8 @@ class Teacher:
         if empty:
             raise ValueError(f'text {empty[0]} is empty')
         room = self.max_length - len(self.header) - len(self.footer)
+        texts = [text.lstrip() if self.trims[0] else text for text in texts]
+        texts = [text.rstrip() if self.trims[1] else text for text in texts]
         return [self.header + self._ids(text)[:room] + self.footer for text in texts]
 
     @torch.no_grad()

@@ -113,7 +113,8 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, st
     return name, TIMM_USE
 
 
-def _copy_linear(source: nn.Linear, target: nn.Linear) -> None:
+def _copy_linear(source: nn.Module, target: nn.Linear) -> None:
+    assert isinstance(source, nn.Linear)
     with torch.no_grad():
         target.weight.copy_(source.weight)
         if target.bias is not None:
@@ -145,7 +146,8 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
         output=f'{output}[:, 0]' if without_pooler else output)
 
 
-def _clip_with_projection(trunk: CLIPVisionModel, projection: nn.Linear) -> CLIPVisionModelWithProjection:
+def _clip_with_projection(trunk: CLIPVisionModel, projection: nn.Module) -> CLIPVisionModelWithProjection:
+    assert isinstance(projection, nn.Linear)
     if projection.bias is not None:
         raise ConfigError('projection: the projection of CLIPVisionModelWithProjection has no bias, that of this model '
                           'has one; leave it out by projection=false')
