@@ -27,7 +27,7 @@ from llm2clip.models.teacher import load_teacher, teacher_config
 from llm2clip.models.text_encoder import TextEncoder, encode_texts, load_caption_tokenizer
 from llm2clip.preprocessing import Preprocessing
 
-__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'image_processor']
+__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'image_processor', 'teacher_folders']
 
 TEACHER_FOLDER = 'teacher'
 
@@ -112,8 +112,7 @@ class LLM2CLIPModel(PreTrainedModel):
         if not folder.is_dir():
             revision = getattr(self.config, '_commit_hash', None)
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
-        several = sorted((folder / TEACHER_FOLDER).glob('[0-9]*'), key=lambda path: int(path.name))
-        return several or [folder / TEACHER_FOLDER]
+        return teacher_folders(folder)
 
     def forward(self, pixel_values: torch.Tensor, text_embedding: torch.Tensor) -> dict[str, torch.Tensor]:
         """Features of both sides and ``logits_per_image`` ``(B_images, B_texts)``."""
@@ -123,6 +122,12 @@ class LLM2CLIPModel(PreTrainedModel):
         if self.model.logit_bias is not None:
             logits = logits + self.model.logit_bias
         return {'image_features': image_features, 'text_features': text_features, 'logits_per_image': logits}
+
+
+def teacher_folders(folder: Path) -> list[Path]:
+    """Where the teacher, or the teachers, of an exported folder lie."""
+    several = sorted((folder / TEACHER_FOLDER).glob('[0-9]*'), key=lambda path: int(path.name))
+    return several or [folder / TEACHER_FOLDER]
 
 
 def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:

@@ -87,6 +87,7 @@ class _VisionEncoder(nn.Module):
 
 def fill_tables(model: PreTrainedModel) -> None:
     """Compute anew what timm's towers compute in their constructors and do not save; transformers may have lost it."""
+    module: Any
     for module in model.modules():
         if hasattr(module, 'init_non_persistent_buffers'):
             for name in module._non_persistent_buffers_set:
