@@ -459,6 +459,8 @@ class EvaluatedModelConfig(TeacherConfig):
     """Folder that `export_hf` wrote."""
     pretrained: Optional[str] = None
     """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
+    teachers: list[str] = field(default_factory=list)
+    """In place of `teacher`, those of `train_data.teachers`, whose vectors were concatenated, in the same order."""
 
 
 @dataclass

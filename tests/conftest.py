@@ -6,6 +6,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -92,3 +93,21 @@ def sidecar(image_dataset: Path, teacher_folder: Path, tmp_path_factory: pytest.
     out = tmp_path_factory.mktemp('sidecar') / 'train'
     write_sidecar(image_dataset, out, teacher_folder)
     return out
+
+
+def _teacher(llm_folder: Path, folder: Path, **options: Any) -> Path:
+    config = TextEncoderConfig(pretrained=str(llm_folder), chat_template=False, **options)
+    save_teacher(*text_encoder_from_config(config), None, folder)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def causal_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Causal, without template, by its end token."""
+    return _teacher(llm_folder, tmp_path_factory.mktemp('causal') / 'teacher', bidirectional=False, pooling='last')
+
+
+@pytest.fixture(scope='session')
+def weighted_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By a weighted mean of eight tokens at most."""
+    return _teacher(llm_folder, tmp_path_factory.mktemp('weighted') / 'teacher', pooling='weighted_mean', max_length=8)

@@ -20,7 +20,7 @@ from llm2clip.data.image_embeddings import check_same_teacher
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.transforms import eval_transform
 from llm2clip.evaluation.text_cache import CachedTeacher
-from llm2clip.export.hf import TEACHER_FOLDER, LLM2CLIPConfig, LLM2CLIPModel
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, teacher_folders
 from llm2clip.models.caption_teacher import build_caption_teacher, teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.preprocessing import Preprocessing
@@ -29,6 +29,7 @@ from llm2clip.runs import load_stage2
 __all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'load_evaluated_model']
 
 _TEXTS = 256
+Teacher = Callable[[Sequence[str]], torch.Tensor]
 
 
 class EvaluatedModel(Protocol):
@@ -65,7 +66,7 @@ class TrainedLLM2CLIP:
         teacher: Texts -> vectors ``(N, llm_embed_dim)`` on the CPU.
     """
 
-    def __init__(self, model: LLM2CLIP, teacher: Callable[[Sequence[str]], torch.Tensor]) -> None:
+    def __init__(self, model: LLM2CLIP, teacher: Teacher) -> None:
         self.model, self.teacher = model, teacher
         self.device = model.logit_scale.device
         self.preprocess = _OurTransform(model.vision_encoder.preprocessing)
@@ -140,15 +141,26 @@ def _cached_teacher(
     config: TeacherConfig, record: dict[str, Any], cache: Union[str, Path], device: Device, what: str
 ) -> CachedTeacher:
     """The teacher of `record`; one that lies in a folder is only loaded when it is needed."""
-    if 'concatenated' in record:
-        raise ConfigError(f'{what} learned from several teachers at once, which evaluation cannot load')
-    if config.text_encoder is None and config.sentence_transformer is None and config.teacher is not None:
+    if config.teacher is not None:
         fingerprint, load = teacher_fingerprint(config.teacher), lambda: build_caption_teacher(config, device)
     else:
         teacher = build_caption_teacher(config, device)
         fingerprint, load = teacher.fingerprint, lambda: teacher
     check_same_teacher(fingerprint, record, f'{config.teacher or "the teacher"}', what)
     return CachedTeacher(cache, {**fingerprint, 'precision': config.precision}, load)
+
+
+def _cached_teachers(
+    configs: Sequence[TeacherConfig], record: dict[str, Any], cache: Union[str, Path], device: Device, what: str
+) -> Teacher:
+    """Of several teachers, the vectors concatenated as in training."""
+    records = record.get('concatenated', [record])
+    if len(configs) != len(records):
+        raise ConfigError(f'{what} learned from {len(records)} teachers, not from {len(configs)}')
+    teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, records)]
+    if len(teachers) == 1:
+        return teachers[0]
+    return lambda texts: torch.cat([F.normalize(teacher(texts), dim=-1) for teacher in teachers], dim=-1)
 
 
 def load_evaluated_model(
@@ -172,24 +184,26 @@ def load_evaluated_model(
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device)
     if config.export is not None:
-        model, record, teacher = _load_export(config.export, key)
+        model, record, folders = _load_export(config.export, key)
     else:
         assert config.run is not None
         model, run_config, run_record = load_stage2(config.run, config.weights)
-        record, teacher = run_record['teacher'], run_config.teacher
+        record, folders = run_record['teacher'], [] if run_config.teacher is None else [run_config.teacher]
+    configs: list[TeacherConfig] = [config]
     if config.teacher is None and config.text_encoder is None and config.sentence_transformer is None:
-        if teacher is None or not Path(teacher).is_dir():
-            raise ConfigError(f'{key}.teacher: required but not set, since {teacher or "the configuration of the run"} '
-                              'is no folder of a teacher')
-        config = dataclasses.replace(config, teacher=teacher)
+        folders = config.teachers or folders
+        if not folders or not all(Path(folder).is_dir() for folder in folders):
+            raise ConfigError(f'{key}.teacher: required but not set, since '
+                              f'{", ".join(folders) or "the configuration of the run"} is no folder of a teacher')
+        configs = [dataclasses.replace(config, teacher=folder) for folder in folders]
     what = str(config.run or config.export)
-    return TrainedLLM2CLIP(device.module_to_device(model), _cached_teacher(config, record, cache, device, what))
+    return TrainedLLM2CLIP(device.module_to_device(model), _cached_teachers(configs, record, cache, device, what))
 
 
-def _load_export(folder: str, key: str) -> tuple[LLM2CLIP, dict[str, Any], str]:
+def _load_export(folder: str, key: str) -> tuple[LLM2CLIP, dict[str, Any], list[str]]:
     path = Path(folder, 'config.json')
     if not path.is_file() or json.loads(path.read_text()).get('model_type') != LLM2CLIPConfig.model_type:
         raise ConfigError(f'{key}.export: {folder} is no folder that export_hf wrote (it has no config.json of '
                           f'model_type {LLM2CLIPConfig.model_type})')
     exported = LLM2CLIPModel.from_pretrained(folder).eval()
-    return exported.model, exported.config.teacher, str(Path(folder, TEACHER_FOLDER))
+    return exported.model, exported.config.teacher, list(map(str, teacher_folders(Path(folder))))

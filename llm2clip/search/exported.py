@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.config import ConfigError
 from llm2clip.data.images import decode_pixels
-from llm2clip.export.hf import TEACHER_FOLDER, LLM2CLIPConfig, LLM2CLIPModel
+from llm2clip.export.hf import TEACHER_FOLDER, LLM2CLIPConfig, LLM2CLIPModel, teacher_folders
 from llm2clip.models.teacher import teacher_config
 
 __all__ = ['PRECISIONS', 'ExportedModel', 'ImageBatch', 'Unreadable']
@@ -95,7 +95,8 @@ class ExportedModel:
             ConfigError: The teacher is not in the folder.
         """
         try:
-            teacher_config(self.folder / TEACHER_FOLDER)
+            for folder in teacher_folders(self.folder):
+                teacher_config(folder)
         except ConfigError:
             raise ConfigError(f'model: {self.folder} has no {TEACHER_FOLDER}/, the LLM that embeds texts; images as '
                               'queries need none') from None

@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from parts import make_samples, picture
 from PIL import Image
+from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import llm2clip.evaluation.models as evaluated
 from llm2clip.config import ConfigError, EvaluatedModelConfig
 from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.export.hf import export_folder
+from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
@@ -115,3 +118,17 @@ def test_another_teacher_is_refused(exported: tuple[LLM2CLIP, Path], teacher_fol
     path.write_text(path.read_text().replace('"mean"', '"last"'))
     with pytest.raises(ValueError, match="another teacher than .*: pooling is 'last', expected 'mean'"):
         load(tmp_path, export=str(exported[1]), teacher=str(other))
+
+
+def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:
+    teachers = [teacher_folder, causal_teacher]
+    model, config, record, _ = given = trained('timm:test_vit', teachers)
+    record = {**record, 'teacher': {'concatenated': [teacher_fingerprint(folder) for folder in teachers]}}
+    export_folder(model, config, record, teachers, tmp_path / 'export')
+    found = load(tmp_path, export=str(tmp_path / 'export'))
+    with torch.no_grad():
+        torch.testing.assert_close(found.text_features(TEXTS), model.get_text_features(given.vectors(TEXTS)))
+    with pytest.raises(ConfigError, match='learned from 2 teachers, not from 1'):
+        load(tmp_path, export=str(tmp_path / 'export'), teacher=str(teacher_folder))
+    with pytest.raises(ValueError, match='another teacher'):
+        load(tmp_path, export=str(tmp_path / 'export'), teachers=list(map(str, teachers[::-1])))
