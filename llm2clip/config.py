@@ -448,8 +448,8 @@ class ExtractConfig(TeacherConfig):
 
 @dataclass
 class EvaluatedModelConfig(TeacherConfig):
-    """What is evaluated: one of `run`, `export` and `pretrained`.  A run needs its teacher, if its own configuration
-    does not name it; the teacher of an export lies in the folder."""
+    """What is evaluated: one of `run`, `export`, `official` and `pretrained`.  A run needs its teacher, if its own
+    configuration does not name it, and official weights theirs; the teacher of an export lies in the folder."""
 
     run: Optional[str] = None
     """Folder of a stage-2 run."""
@@ -457,6 +457,10 @@ class EvaluatedModelConfig(TeacherConfig):
     """`latest`, those of its latest checkpoint, or `best`, those that the callback `save_best` kept."""
     export: Optional[str] = None
     """Folder that `export_hf` wrote."""
+    official: Optional[str] = None
+    """Official LLM2CLIP weights, a file or a Hugging Face folder, as for `import_official`."""
+    vision: Optional[VisionConfig] = None
+    """The tower of `official`."""
     pretrained: Optional[str] = None
     """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
     teachers: list[str] = field(default_factory=list)

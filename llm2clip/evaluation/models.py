@@ -1,13 +1,14 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its own text tower."""
+"""What can be evaluated: a stage-2 run, an exported folder, official weights, or a Hugging Face CLIP with its own text
+tower."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any, Optional, Protocol, Union
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.transforms import eval_transform
 from llm2clip.evaluation.text_cache import CachedTeacher
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, teacher_folders
+from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.caption_teacher import build_caption_teacher, teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.preprocessing import Preprocessing
@@ -138,23 +140,25 @@ class HuggingFaceCLIP:
 
 
 def _cached_teacher(
-    config: TeacherConfig, record: dict[str, Any], cache: Union[str, Path], device: Device, what: str
+    config: TeacherConfig, record: Optional[dict[str, Any]], cache: Union[str, Path], device: Device, what: str
 ) -> CachedTeacher:
-    """The teacher of `record`; one that lies in a folder is only loaded when it is needed."""
+    """The teacher of `record`, if that is known; one that lies in a folder is only loaded when it is needed."""
     if config.teacher is not None:
         fingerprint, load = teacher_fingerprint(config.teacher), lambda: build_caption_teacher(config, device)
     else:
         teacher = build_caption_teacher(config, device)
         fingerprint, load = teacher.fingerprint, lambda: teacher
-    check_same_teacher(fingerprint, record, f'{config.teacher or "the teacher"}', what)
+    if record is not None:
+        check_same_teacher(fingerprint, record, f'{config.teacher or "the teacher"}', what)
     return CachedTeacher(cache, {**fingerprint, 'precision': config.precision}, load)
 
 
 def _cached_teachers(
-    configs: Sequence[TeacherConfig], record: dict[str, Any], cache: Union[str, Path], device: Device, what: str
+    configs: Sequence[TeacherConfig], record: Optional[dict[str, Any]], cache: Union[str, Path], device: Device,
+    what: str,
 ) -> Teacher:
     """Of several teachers, the vectors concatenated as in training."""
-    records = record.get('concatenated', [record])
+    records = [None] if record is None else record.get('concatenated', [record])
     if len(configs) != len(records):
         raise ConfigError(f'{what} learned from {len(records)} teachers, not from {len(configs)}')
     teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, records)]
@@ -178,13 +182,18 @@ def load_evaluated_model(
         ConfigError: It names none or several, or its teacher is missing.
         ValueError: The teacher is not the one that the model learned from.
     """
-    named = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
+    named = [name for name in ('run', 'export', 'official', 'pretrained') if getattr(config, name) is not None]
     if len(named) != 1:
-        raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(named) or "none"}')
+        raise ConfigError(f'{key}: expected one of run, export, official and pretrained; got '
+                          f'{" and ".join(named) or "none"}')
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device)
     if config.export is not None:
         model, record, folders = _load_export(config.export, key)
+    elif config.official is not None:
+        if config.vision is None:
+            raise ConfigError(f'{key}.vision: required but not set, since official is')
+        model, record, folders = import_checkpoint(config.official, config.vision).model, None, []
     else:
         assert config.run is not None
         model, run_config, run_record = load_stage2(config.run, config.weights)
@@ -194,9 +203,9 @@ def load_evaluated_model(
         folders = config.teachers or folders
         if not folders or not all(Path(folder).is_dir() for folder in folders):
             raise ConfigError(f'{key}.teacher: required but not set, since '
-                              f'{", ".join(folders) or "the configuration of the run"} is no folder of a teacher')
+                              f'{", ".join(folders) or "what is evaluated"} names no folder of a teacher')
         configs = [dataclasses.replace(config, teacher=folder) for folder in folders]
-    what = str(config.run or config.export)
+    what = str(config.run or config.export or config.official)
     return TrainedLLM2CLIP(device.module_to_device(model), _cached_teachers(configs, record, cache, device, what))
 
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
+from official_parts import HALF, adaptor_features, eva_state, save_eva
 from parts import make_samples, picture
 from PIL import Image
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import llm2clip.evaluation.models as evaluated
-from llm2clip.config import ConfigError, EvaluatedModelConfig
+from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import export_folder
 from llm2clip.models.caption_teacher import teacher_fingerprint
@@ -84,7 +85,8 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    ({}, r'models\.m: expected one of run, export and pretrained; got none'),
+    ({}, r'models\.m: expected one of run, export, official and pretrained; got none'),
+    ({'official': 'x.pt'}, r'models\.m\.vision: required but not set'),
     ({'run': 'a', 'export': 'b'}, 'got run and export'),
     ({'export': 'nowhere'}, r'models\.m\.export: nowhere is no folder that export_hf wrote'),
     ({'pretrained': 'nowhere/at-all'}, 'nowhere/at-all is no CLIP-like model'),
@@ -132,3 +134,14 @@ def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: 
         load(tmp_path, export=str(tmp_path / 'export'), teacher=str(teacher_folder))
     with pytest.raises(ValueError, match='another teacher'):
         load(tmp_path, export=str(tmp_path / 'export'), teachers=list(map(str, teachers[::-1])))
+
+
+def test_official_weights(teacher_folder: Path, tmp_path: Path) -> None:
+    checkpoint = save_eva(tmp_path / 'official.pt', eva_state())
+    vision = VisionConfig('tiny_eva_clip', image_size=56, **HALF)
+    found = load(tmp_path, official=str(checkpoint), vision=vision, teacher=str(teacher_folder))
+    vectors = encode_texts(*load_teacher(teacher_folder), TEXTS)
+    expected = F.normalize(adaptor_features(eva_state(), 'text.text_adaptor', vectors, True), dim=-1)
+    torch.testing.assert_close(found.text_features(TEXTS), expected)
+    with pytest.raises(ConfigError, match=r'models\.m\.teacher: required but not set'):
+        load(tmp_path, official=str(checkpoint), vision=vision)

@@ -18,7 +18,7 @@ from parts import make_samples
 from trained import trained
 
 from llm2clip.export.hf import export_folder
-from llm2clip.metrics.retrieval import retrieval_recall
+from llm2clip.metrics.retrieval import rank_both_ways
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,8 +76,8 @@ def test_the_readme_block_agrees_with_our_metric(
 
     with torch.no_grad():
         text_features = of_run.model.get_text_features(of_run.vectors([text for own in captions for text in own]))
-        ours = retrieval_recall(of_run.model.get_image_features(pixels), text_features.view(24, 2, -1),
-                                torch.arange(48).view(24, 2))
+        ours = rank_both_ways(of_run.model.get_image_features(pixels), text_features,
+                              torch.arange(24).repeat_interleave(2)).recalls()
     theirs = names['metrics']
     assert len(theirs) == 6 and 0 < theirs['image_retrieval_recall@10'] < 1
     for name, value in theirs.items():
