@@ -33,7 +33,7 @@ CLIP = ModelConfig(VisionConfig('a folder', architecture={'model_type': 'clip_vi
 
 def _export(config: ModelConfig, teacher: Path, out: Path) -> Path:
     torch.manual_seed(5)
-    model = LLM2CLIP(config, 32, load_weights=False)
+    model = LLM2CLIP(config, 32, load_weights=False).eval()
     with torch.no_grad():
         model.logit_scale.fill_(3.0)
     record = {'llm_embed_dim': 32, 'teacher': teacher_fingerprint(teacher)}
