@@ -94,6 +94,11 @@ class _Row(Mapping[str, Any]):
                 at += 4
         self._ends = list(itertools.accumulate(sizes, initial=at))
 
+    def stored(self, name: str) -> bytearray:
+        """A column as it lies in the shard."""
+        i = self._reader.column_names.index(name)
+        return self._data[self._ends[i]:self._ends[i + 1]]
+
     def __getitem__(self, name: str) -> Any:
         i = self._reader.column_names.index(name)
         encoding, start, end = self._reader.column_encodings[i], self._ends[i], self._ends[i + 1]
@@ -114,10 +119,10 @@ class _PairedRow(_Row):
 
     def __init__(self, reader: Reader, idx: int, sidecars: Sequence[Reader], keep_open: bool) -> None:
         super().__init__(reader, idx, keep_open)
-        self._sidecars = [_Row(sidecar, idx, keep_open) for sidecar in sidecars]
+        self.sidecars = [_Row(sidecar, idx, keep_open) for sidecar in sidecars]
 
     def __getitem__(self, name: str) -> Any:
-        return self._sidecars if name == SIDECARS else super().__getitem__(name)
+        return self.sidecars if name == SIDECARS else super().__getitem__(name)
 
     def __iter__(self) -> Iterator[str]:
         return itertools.chain(super().__iter__(), [SIDECARS])
@@ -150,8 +155,8 @@ class PairedReader(Reader):
 
     def get_item(self, idx: int) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = _PairedRow(self.images, idx, self.sidecars, self.keep_open)
-        for sidecar, row in zip(self.sidecars, sample[SIDECARS]):
-            if sample[SAMPLE_ID] != row[SAMPLE_ID]:
+        for sidecar, row in zip(self.sidecars, sample.sidecars):
+            if sample.stored(SAMPLE_ID) != row.stored(SAMPLE_ID):
                 raise ValueError(
                     f'sample {idx} of {self.images.file_pairs[0][0].basename} is {sample[SAMPLE_ID]!r} in '
                     f'{self.images.dirname} but {row[SAMPLE_ID]!r} in the sidecar {sidecar.dirname}')

@@ -112,10 +112,15 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
 def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
     """One caption's vector as a sidecar's row has it, for a batch: ``text_embedding`` ``(D,)``, and if that is int8,
     ``text_embedding_scale``."""
-    values = torch.as_tensor(row[embedding_column(key)])
+    values = _tensor(row[embedding_column(key)])
     if values.dtype != torch.int8:
         return {'text_embedding': values}
-    return {'text_embedding': values, 'text_embedding_scale': torch.as_tensor(row[scale_column(key)])}
+    return {'text_embedding': values, 'text_embedding_scale': _tensor(row[scale_column(key)])}
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    # `as_tensor` takes its time also over a tensor.
+    return values if isinstance(values, torch.Tensor) else torch.as_tensor(values)
 
 
 def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
