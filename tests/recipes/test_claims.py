@@ -1,0 +1,94 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What `make claims` makes of its runs' results, and CLIP's own text tower in the loop."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from parts import make_samples
+
+from llm2clip.config import AdapterConfig, ModelConfig, Stage2Config, TextEncoderConfig, VisionConfig
+from llm2clip.config_files import load_config
+from llm2clip.models.joint import JointLLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.text_encoder import text_encoder_from_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The scripts of recipes/claims, which import each other by name."""
+    monkeypatch.syspath_prepend(str(ROOT / 'recipes/claims'))
+    found = {}
+    for name in ('variants', 'table', 'clip_text_tower'):
+        spec = importlib.util.spec_from_file_location(name, ROOT / f'recipes/claims/{name}.py')
+        assert spec is not None and spec.loader is not None
+        found[name] = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, found[name])
+        spec.loader.exec_module(found[name])
+    return found
+
+
+def _results(sets: list[str], recall: float) -> dict[str, Any]:
+    values = {'image_retrieval_recall@10': recall, 'text_retrieval_recall@10': recall + 2, 'chance@10': 0.5}
+    return {name: {'models': {'m': values}} for name in sets}
+
+
+def test_the_table_says_who_is_better_in_which_seeds(
+    claims: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants, table = claims['variants'], claims['table']
+    monkeypatch.setattr(table, 'RUN', str(tmp_path))
+    sets = ['short', 'long', *variants.LANGUAGES]
+    recalls = {name: (20.0, 21.0, 22.0) for name in variants.VARIANTS}
+    recalls.update({variants.UNTUNED: (10.0, 11.0, 12.0), 'short_captions': (25.0, 25.0, 25.0),
+                    'long_captions': (19.0, 22.0, 20.0)})
+    text = table.write_table({name: [_results(sets, recall) for recall in seeds] for name, seeds in recalls.items()})
+    assert '| llm2clip | 22.0 ± 1.0 |  | 0.5 |' in text
+    assert '| untuned_llm | 12.0 ± 1.0 | yes | 0.5 |' in text and '| short_captions | 26.0 ± 0.0 | no | 0.5 |' in text
+    assert '| long_captions | 21.3 ± 1.5 | in 2 of 3 seeds | 0.5 |' in text
+    assert (tmp_path / 'claims.md').read_text() == text and (tmp_path / 'claims.png').stat().st_size > 10_000
+
+
+def test_every_variant_is_a_configuration(claims: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    variants = claims['variants']
+    configs = {name: load_config(Stage2Config, ['yamls/stage2/quickstart.yaml', 'yamls/claims/train.yaml', *overrides,
+                                                'save_folder=x'])
+               for name, overrides in variants.VARIANTS.items()}
+    assert [configs[f'adapter_depth_{n}'].model.adapter.depth for n in (0, 1, 2)] == [0, 1, 2]
+    assert configs['short_captions'].train_data.caption_mix == {'short': 0.5, 'long': 0.0}
+    assert {variant for claim in variants.CLAIMS for variant in claim.variants} == set(variants.VARIANTS)
+
+
+def test_a_text_encoder_in_the_loop_learns(llm_folder: Path) -> None:
+    torch.manual_seed(0)
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))
+    config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig('linear'), embed_dim=16)
+    model = JointLLM2CLIP(LLM2CLIP(config, 32), encoder, tokenizer).train()
+    captions = [list(sample.captions.values()) for sample in make_samples(4, images=False)]
+    batch = {'pixel_values': torch.randn(4, 3, 32, 32), 'caption': [own[0] for own in captions],
+             'text_id': torch.arange(4), 'sample_seed': torch.arange(4)}
+    outputs = model(batch)
+    model.loss(outputs, batch).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.llm.layers.parameters())
+    several = model({**batch, 'caption': [list(column) for column in zip(*captions)]})
+    assert several['text_features'].shape == (4, 2, 16)
+    torch.testing.assert_close(several['text_features'][:, 0], outputs['text_features'])
+
+
+def test_clip_s_text_tower_pools_its_end_token(claims: dict[str, ModuleType]) -> None:
+    script = claims['clip_text_tower']
+    tower = script.TextTower(50, end=0).eval()
+    ids = torch.tensor([[5, 7, 9, 0, 0, 0], [5, 7, 9, 0, 3, 4]])
+    pooled = tower(ids)
+    # What follows the first end token is padding.
+    torch.testing.assert_close(pooled[0], pooled[1])
+    assert not torch.allclose(tower(torch.tensor([[5, 7, 8, 0, 0, 0]])), pooled[:1])
