@@ -8,10 +8,9 @@ import sys
 from llm2clip.config import ConfigError, ImportConfig
 from llm2clip.config_files import load_config, save_config
 from llm2clip.export.hf import export_folder
-from llm2clip.imports.official import import_checkpoint
+from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.imports.teachers import import_teacher
 from llm2clip.models.caption_teacher import teacher_fingerprint
-from llm2clip.models.teacher import teacher_width
 from llm2clip.runs import timed
 
 
@@ -29,9 +28,7 @@ def main(config: ImportConfig) -> None:
         import_teacher(config.text_encoder, config.template, teacher)
         print(f'wrote {teacher}')
     if imported is not None and teacher is not None:
-        if (width := teacher_width(teacher)) != imported.llm_embed_dim:
-            raise ConfigError(f'teacher: the vectors of {teacher} have {width} dimensions, the adapter in '
-                              f'{config.checkpoint} takes {imported.llm_embed_dim}')
+        check_teacher_width(teacher, imported, 'teacher')
         record = {'llm_embed_dim': imported.llm_embed_dim, 'teacher': teacher_fingerprint(teacher)}
         export_folder(imported.model, imported.config, record, teacher, f'{config.out}/llm2clip')
         print(f'wrote {config.out}/llm2clip')

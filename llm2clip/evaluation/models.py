@@ -22,7 +22,7 @@ from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.transforms import eval_transform
 from llm2clip.evaluation.text_cache import CachedTeacher
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, teacher_folders
-from llm2clip.imports.official import import_checkpoint
+from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.caption_teacher import build_caption_teacher, teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.preprocessing import Preprocessing
@@ -193,7 +193,10 @@ def load_evaluated_model(
     elif config.official is not None:
         if config.vision is None:
             raise ConfigError(f'{key}.vision: required but not set, since official is')
-        model, record, folders = import_checkpoint(config.official, config.vision).model, None, []
+        imported = import_checkpoint(config.official, config.vision)
+        model, record, folders = imported.model, None, []
+        if config.teacher is not None:
+            check_teacher_width(config.teacher, imported, f'{key}.teacher')
     else:
         assert config.run is not None
         model, run_config, run_record = load_stage2(config.run, config.weights)

@@ -12,8 +12,9 @@ from llm2clip.config import ConfigError, ModelConfig, VisionConfig
 from llm2clip.imports.files import read_weights
 from llm2clip.imports.layouts import adapter_shape, find_layout, from_official
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.teacher import teacher_width
 
-__all__ = ['Imported', 'import_checkpoint']
+__all__ = ['Imported', 'check_teacher_width', 'import_checkpoint']
 
 
 class Imported(NamedTuple):
@@ -46,6 +47,13 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
     model.load_state_dict(from_official(layout, state, model.state_dict()))
     return Imported(model.eval(), config, llm_embed_dim)
+
+
+def check_teacher_width(teacher: Union[str, Path], imported: Imported, key: str) -> None:
+    """Raise a ConfigError, for the configuration's `key`, unless the vectors of the teacher in a folder fit."""
+    if (width := teacher_width(teacher)) != imported.llm_embed_dim:
+        raise ConfigError(f'{key}: the vectors of {teacher} have {width} dimensions, the adapter of the official '
+                          f'weights takes {imported.llm_embed_dim}')
 
 
 def _with_architecture(vision: VisionConfig, published: dict[str, Any], path: Path) -> VisionConfig:

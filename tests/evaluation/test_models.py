@@ -145,3 +145,9 @@ def test_official_weights(teacher_folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(found.text_features(TEXTS), expected)
     with pytest.raises(ConfigError, match=r'models\.m\.teacher: required but not set'):
         load(tmp_path, official=str(checkpoint), vision=vision)
+    other = tmp_path / 'other'
+    shutil.copytree(teacher_folder, other)
+    path = other / 'config.json'
+    path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": 48'))
+    with pytest.raises(ConfigError, match=r'models\.m\.teacher: the vectors of .* have 48 dimensions, .* takes 32'):
+        load(tmp_path, official=str(checkpoint), vision=vision, teacher=str(other))
