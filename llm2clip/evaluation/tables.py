@@ -12,6 +12,8 @@ __all__ = ['Table', 'markdown', 'result_tables']
 
 _RETRIEVAL = [(f'{way}_retrieval_recall@{k}', f'{arrow} R@{k}')
               for way, arrow in (('image', 'text→image'), ('text', 'image→text')) for k in (1, 5, 10)]
+_RETRIEVAL_HEADER = [*(label for _, label in _RETRIEVAL), 'mean rank', 'chance@10']
+_UNITS = 'recall in %, 95 % bootstrap intervals; ranks count from 1'
 
 
 class Table(NamedTuple):
@@ -31,18 +33,39 @@ def _cell(values: Mapping[str, Any], name: str) -> str:
     return f'{values[name]:.1f}' + (f' [{interval[0]:.1f}, {interval[1]:.1f}]' if interval else '')
 
 
+def _retrieval_cells(values: Mapping[str, Any]) -> list[str]:
+    mean_ranks = '/'.join(f'{values[f"{way}_retrieval_mean_rank"]:.1f}' for way in ('image', 'text'))
+    return [*(_cell(values, key) for key, _ in _RETRIEVAL), mean_ranks, f'{values["chance@10"]:.2f}']
+
+
 def _retrieval_table(name: str, benchmark: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
-    header = ['model', *(label for _, label in _RETRIEVAL), 'mean rank', 'chance@10']
-    rows = []
-    for model, values in models.items():
-        mean_ranks = '/'.join(f'{values[f"{way}_retrieval_mean_rank"]:.1f}' for way in ('image', 'text'))
-        rows.append([model, *(_cell(values, key) for key, _ in _RETRIEVAL), mean_ranks,
-                     f'{values["chance@10"]:.2f}'])
+    """Models on one benchmark, the paper's among them."""
+    rows = [[model, *_retrieval_cells(values)] for model, values in models.items()]
     for model, values in PAPER.get(benchmark, {}).items():
         rows.append([f'{model} (paper)', *(_cell(values, key) for key, _ in _RETRIEVAL), '', ''])
     first = next(iter(models.values()))
-    return Table(f'Retrieval: {name}', header, rows,
-                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; recall in %, 95 % bootstrap intervals')
+    return Table(f'Retrieval: {name}', ['model', *_RETRIEVAL_HEADER], rows,
+                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; {_UNITS}')
+
+
+def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One model on several benchmarks."""
+    rows = [[name, f'{values["n_images"]:,}', f'{values["n_texts"]:,}', *_retrieval_cells(values)]
+            for name, values in sets.items()]
+    return Table(f'Retrieval: {model}', ['set', 'images', 'texts', *_RETRIEVAL_HEADER], rows, _UNITS)
+
+
+def _retrieval_tables(entries: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """A table a benchmark; but where nothing is compared, one a model."""
+    tables: list[Table] = []
+    alone: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        if len(entry['models']) > 1 or entry['benchmark'] in PAPER:
+            tables.append(_retrieval_table(name, entry['benchmark'], entry['models']))
+        else:
+            (model, values), = entry['models'].items()
+            alone.setdefault(model, {})[name] = values
+    return tables + [_one_model_table(model, sets) for model, sets in alone.items()]
 
 
 def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -55,8 +78,7 @@ def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table of a `results.json`."""
-    tables = [_retrieval_table(name, entry['benchmark'], entry['models'])
-              for name, entry in results.get('retrieval', {}).items()]
+    tables = _retrieval_tables(results.get('retrieval', {}))
     for kind, title in (('zeroshot', 'Zero-shot classification'), ('linear_probe', 'Linear probe')):
         tables += [_accuracy_table(f'{title}: {name}', kind, entry['models'])
                    for name, entry in results.get(kind, {}).items()]

@@ -126,6 +126,15 @@ def test_the_paper_stands_beside_its_benchmarks(tmp_path: Path) -> None:
     assert '| m | 100.0 |' in table and '| CLIP L/14-224 (paper) | 55.6 |' in table
 
 
+def test_one_model_has_one_table(tmp_path: Path) -> None:
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
+    evaluation.retrieval = {name: _set([[f'text {i}'] for i in range(5)]) for name in ('de', 'fr')}
+    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds'}) for name in ('de', 'fr')}
+    evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
+    table = (tmp_path / 'results.md').read_text()
+    assert table.count('##') == 1 and '| de | 5 | 5 | 100.0 |' in table and '| fr | 5 | 5 | 100.0 |' in table
+
+
 def test_bad_benchmarks_are_found_before_a_model_is_loaded(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = 'models.m.export=nowhere'
     for i in range(2):
