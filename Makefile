@@ -71,7 +71,7 @@ lint: $(VENV)/.dev  ## ruff and pyright
 bench: $(VENV)/.dev  ## run recipes/benchmarks/, or NAME=… of them
 	$(BIN)/python recipes/benchmarks/run_all.py $(NAME)
 
-claims: $(VENV)/.base  ## the paper's claims in small, 90 minutes; stopped, it goes on where it was
+claims: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on where it was
 	$(BIN)/python recipes/claims/run_all.py
 
 clean:  ## remove what the quickstart and the tests wrote; .venv stays

@@ -36,7 +36,8 @@ def write_text(path: Union[str, Path], text: str) -> None:
     """Write a file that is never seen half written."""
     path = Path(path)
     partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    partial.write_text(text, encoding='utf-8')
+    # A file's name in it may hold bytes that are no text.
+    partial.write_text(text, encoding='utf-8', errors='replace')
     partial.replace(path)
 
 

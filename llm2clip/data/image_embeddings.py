@@ -80,7 +80,6 @@ class EvalImageDataset(SeededDataset):
         streams: Paired streams.
         caption_keys: Captions that belong to an image.
         transform: Uint8 pixels -> normalised.
-        merge_equal_texts: Give captions of the same wording the same id.
         **kwargs: Passed to SeededDataset.
     """
 
@@ -89,19 +88,16 @@ class EvalImageDataset(SeededDataset):
         streams: Sequence[PairedStream],
         caption_keys: Sequence[str],
         transform: Any,
-        merge_equal_texts: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
         self.as_stored = _one_storage(self)
         self.keys = list(caption_keys)
         self.transform = transform
-        self.merge_equal_texts = merge_equal_texts
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         texts = [sample[caption_column(key)] for key in self.keys]
-        names = texts if self.merge_equal_texts else [f'{at}/{key}' for key in self.keys]
         vectors = [caption_embedding(sample, key, self.as_stored) for key in self.keys if sample[SIDECARS]]
         return {
             'index': at,
@@ -109,7 +105,7 @@ class EvalImageDataset(SeededDataset):
             'pixel_values': self.transform(decode_pixels(sample[IMAGE], sample[SAMPLE_ID])),
             **({name: torch.stack([vector[name] for vector in vectors]) for name in vectors[0]} if vectors
                else {'caption': texts}),
-            'text_id': torch.tensor([xxhash.xxh64_intdigest(name) >> 1 for name in names]),
+            'text_id': torch.tensor([xxhash.xxh64_intdigest(f'{at}/{key}') >> 1 for key in self.keys]),
         }
 
 
@@ -248,7 +244,6 @@ def build_image_loader(
     seed: int,
     train: bool,
     key: str,
-    merge_equal_texts: bool = False,
     online: bool = False,
 ) -> DataSpec:
     """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them.
@@ -260,7 +255,6 @@ def build_image_loader(
         seed: Seed of caption choice and crops.
         train: One drawn caption and a random crop, shuffled; otherwise every caption and a centre crop, in order.
         key: Where `config` stands in the configuration.
-        merge_equal_texts: In evaluation, captions of the same wording are one text.
         online: Deliver captions in place of their embeddings.
     """
     mixes = [stream_mix(config, name, key) for name in config.streams]
@@ -274,7 +268,6 @@ def build_image_loader(
             transform = train_transform(preprocessing, config.crop_scale, config.color_jitter, config.grayscale)
             needed = pixels_needed(preprocessing.image_size, config.crop_scale[0])
             return TrainImageDataset(streams, mixes, transform, needed, seed=seed, **kwargs)
-        return EvalImageDataset(streams, keys, eval_transform(preprocessing), merge_equal_texts, seed=seed,
-                                **kwargs)
+        return EvalImageDataset(streams, keys, eval_transform(preprocessing), seed=seed, **kwargs)
 
     return build_loader(make, config, config.streams, global_batch_size, train, key)

@@ -5,7 +5,6 @@
 tower."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Protocol, Union
@@ -21,7 +20,7 @@ from llm2clip.data.image_embeddings import check_same_teacher
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.transforms import eval_transform
 from llm2clip.evaluation.text_cache import CachedTeacher
-from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, teacher_folders
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.caption_teacher import build_caption_teacher, teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -213,8 +212,7 @@ def load_evaluated_model(
 
 
 def _load_export(folder: str, key: str) -> tuple[LLM2CLIP, dict[str, Any], list[str]]:
-    path = Path(folder, 'config.json')
-    if not path.is_file() or json.loads(path.read_text()).get('model_type') != LLM2CLIPConfig.model_type:
+    if not is_exported(folder):
         raise ConfigError(f'{key}.export: {folder} is no folder that export_hf wrote (it has no config.json of '
                           f'model_type {LLM2CLIPConfig.model_type})')
     exported = LLM2CLIPModel.from_pretrained(folder).eval()

@@ -23,8 +23,6 @@ class RetrievalResult:
     text_features: torch.Tensor
     """``(T, D)``"""
     texts: list[str]
-    image_of_text: torch.Tensor
-    """``(T,)``"""
     ranks: RetrievalRanks
 
 
@@ -51,4 +49,4 @@ def evaluate_retrieval(
     ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
                            None if text_id is None else text_id.to(device))
     ranks = RetrievalRanks(*(x.cpu() for x in ranks))
-    return RetrievalResult(image_features, text_features, texts, image_of_text, ranks)
+    return RetrievalResult(image_features, text_features, texts, ranks)

@@ -4,6 +4,7 @@
 """The trained model as a Hugging Face folder, and the class that loads it."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoModel, CLIPImageProcessorFast, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, CLIPImageProcessorFast, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
@@ -27,34 +28,13 @@ from llm2clip.models.teacher import load_teacher, teacher_config
 from llm2clip.models.text_encoder import TextEncoder, encode_texts, load_caption_tokenizer
 from llm2clip.preprocessing import Preprocessing
 
-__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'image_processor', 'teacher_folders']
+__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'image_processor', 'is_exported', 'teacher_folders']
 
 TEACHER_FOLDER = 'teacher'
 
 
-class LLM2CLIPConfig(PretrainedConfig):
-    """Configuration of `LLM2CLIPModel`.
-
-    Args:
-        model: The fields of `ModelConfig`.
-        llm_embed_dim: Width of the teacher's vectors.
-        teacher: Fingerprint of the teacher.
-        **kwargs: Passed to PretrainedConfig.
-    """
-
-    model_type = 'llm2clip'
-
-    def __init__(
-        self,
-        model: Optional[dict[str, Any]] = None,
-        llm_embed_dim: int = 0,
-        teacher: Optional[dict[str, Any]] = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.model = model or {}
-        self.llm_embed_dim = llm_embed_dim
-        self.teacher = teacher or {}
+class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
+    """That of the remote code, with the model's own types."""
 
     def model_config(self) -> ModelConfig:
         merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
@@ -122,6 +102,12 @@ class LLM2CLIPModel(PreTrainedModel):
         if self.model.logit_bias is not None:
             logits = logits + self.model.logit_bias
         return {'image_features': image_features, 'text_features': text_features, 'logits_per_image': logits}
+
+
+def is_exported(folder: Union[str, Path]) -> bool:
+    """Whether `export_folder` wrote a folder, by its config.json."""
+    path = Path(folder, 'config.json')
+    return path.is_file() and json.loads(path.read_text()).get('model_type') == LLM2CLIPConfig.model_type
 
 
 def teacher_folders(folder: Path) -> list[Path]:

@@ -3,14 +3,13 @@
 
 """The weights of an exported folder as the beginning of a training."""
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
 
 from llm2clip.config import ConfigError, ModelConfig
-from llm2clip.export.hf import LLM2CLIPConfig
+from llm2clip.export.hf import LLM2CLIPConfig, is_exported
 from llm2clip.imports.files import read_weights
 from llm2clip.models.llm2clip import LLM2CLIP
 
@@ -58,8 +57,7 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
     Raises:
         ConfigError: There is no exported model, or a key differs.
     """
-    path = Path(folder, 'config.json')
-    if not path.is_file() or json.loads(path.read_text()).get('model_type') != LLM2CLIPConfig.model_type:
+    if not is_exported(folder):
         raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
     exported = LLM2CLIPConfig.from_pretrained(folder)
     wrong = [f'model.{key}: {found!r}, but {expected!r} there'

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from torchvision.transforms.v2.functional import to_pil_image
 
 from llm2clip.data.images import decode_pixels
+from llm2clip.folders import write_text
 from llm2clip.search.answers import Answer, Hit
 
 __all__ = ['render_page', 'write_page']
@@ -43,9 +44,7 @@ def write_page(
     """Write `render_page` to a file, which is never seen half written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    partial.write_text(render_page(answers, about, path.parent, embed_limit), encoding='utf-8', errors='replace')
-    partial.replace(path)
+    write_text(path, render_page(answers, about, path.parent, embed_limit))
 
 
 def render_page(answers: Sequence[Answer], about: str, folder: Union[str, Path], embed_limit: int = 500) -> str:
