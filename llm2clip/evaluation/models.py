@@ -120,7 +120,8 @@ class HuggingFaceCLIP:
         self.device = next(self.model.parameters()).device
         text = getattr(model.config, 'text_config', model.config)
         # SigLIP was trained on texts that are padded to its full length, without a mask.
-        self._text_arguments = {'padding': 'max_length' if 'siglip' in model.config.model_type else True,
+        siglip = 'siglip' in model.config.model_type
+        self._text_arguments = {'padding': 'max_length' if siglip else True, 'return_attention_mask': not siglip,
                                 'truncation': True, 'max_length': text.max_position_embeddings}
 
     @torch.no_grad()

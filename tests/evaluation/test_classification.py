@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
 
 from llm2clip.config import ConfigError
 from llm2clip.evaluation.classification import class_features, linear_probe, read_templates, zeroshot_metrics
@@ -65,13 +67,22 @@ def test_probe_learns_what_is_linear() -> None:
     assert found == linear_probe(train, labels, test, labels, classes, resamples=50)
 
 
-def test_probe_chooses_its_regularisation_by_the_training_set() -> None:
+def test_probe_chooses_its_regularisation_by_a_fifth_of_the_training_set() -> None:
     # Many features that say nothing: with little regularisation the probe learns the noise.
     generator = torch.Generator().manual_seed(2)
     labels = torch.arange(2).repeat(60)
-    noise = [torch.randn(120, 200, generator=generator) for _ in range(2)]
-    train, test = (torch.cat([(labels * 2.0 - 1)[:, None] + x[:, :1], x], 1) for x in noise)
-    assert linear_probe(train, labels, test, labels, ['a', 'b'], resamples=0)['C'] < 1e4
+    train, test = (torch.cat([(labels * 2.0 - 1)[:, None] + x[:, :1], x], 1)
+                   for x in torch.randn(2, 120, 200, generator=generator))
+    found = linear_probe(train, labels, test, labels, ['a', 'b'], resamples=0)
+    x, y, test_x = F.normalize(train, dim=-1).numpy(), labels.numpy(), F.normalize(test, dim=-1).numpy()
+    part_x, held_x, part_y, held_y = train_test_split(x, y, test_size=24, stratify=y, random_state=0)
+    held = {c: LogisticRegression(C=c, max_iter=1000).fit(part_x, part_y).score(held_x, held_y)
+            for c in (10.0 ** power for power in range(-2, 5))}
+    assert held[found['C']] == max(held.values()) > min(held.values())
+    # The last fit sees all of the training set.
+    whole, part = (100 * LogisticRegression(C=found['C'], max_iter=1000).fit(*data).score(test_x, y)
+                   for data in ((x, y), (part_x, part_y)))
+    assert found['linear_probe_top1'] == pytest.approx(whole) and whole != part
 
 
 def test_probe_names_a_class_without_images() -> None:

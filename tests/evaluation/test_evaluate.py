@@ -5,6 +5,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,8 @@ class _Given:
         return self.texts[:len(texts)]
 
 
-def _set(captions: list[list[str]]) -> RetrievalSet:
-    return RetrievalSet('set', [str(i) for i in range(len(captions))], captions, picture)
+def _set(captions: list[list[str]], read_image: Callable[[int], bytes] = picture) -> RetrievalSet:
+    return RetrievalSet('set', [str(i) for i in range(len(captions))], captions, read_image)
 
 
 def test_captions_of_any_number_and_equal_wording() -> None:
@@ -133,6 +134,25 @@ def test_one_model_has_one_table(tmp_path: Path) -> None:
     evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
     table = (tmp_path / 'results.md').read_text()
     assert table.count('##') == 1 and '| de | 5 | 5 | 100.0 |' in table and '| fr | 5 | 5 | 100.0 |' in table
+
+
+def test_images_are_read_once_for_sets_that_share_them(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def counting(i: int) -> bytes:
+        read.append(i)
+        return picture(i)
+
+    sets = {'de': _set([['a'], ['b']], counting), 'fr': _set([['c'], ['d']], counting), 'other': _set([['e'], ['f']])}
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
+    evaluation.retrieval = sets
+    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds'}) for name in sets}
+    model = _Given(torch.eye(2), torch.eye(2))
+    seen: list[int] = []
+    model.image_features = lambda pixels: (seen.append(len(pixels)), (torch.eye(2), torch.eye(2)))[1]  # type: ignore
+    evaluation.run('m', model)  # type: ignore[arg-type]
+    # Two of the sets have the same images; the third only has images of the same names.
+    assert read == [0, 1] and seen == [2, 2]
 
 
 def test_bad_benchmarks_are_found_before_a_model_is_loaded(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,17 +71,18 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
     processor, tokenizer = AutoImageProcessor.from_pretrained(baseline), AutoTokenizer.from_pretrained(baseline)
     images = [Image.open(io.BytesIO(picture(i))) for i in range(3)]
     pixels = torch.stack([found.preprocess(picture(i), str(i)) for i in range(3)])
+    texts = [*TEXTS, 'a']
     # SigLIP's texts are padded to full length without a mask, which changes what a short one means.
     padding = 'max_length' if model.config.model_type == 'siglip' else True
-    tokens = tokenizer(TEXTS, padding=padding, truncation=True, max_length=12, return_tensors='pt')
+    tokens = tokenizer(texts, padding=padding, truncation=True, max_length=12, return_tensors='pt')
     if model.config.model_type == 'siglip':
-        assert tokens.input_ids.shape == (5, 12)
+        assert tokens.input_ids.shape == (6, 12)
         tokens.pop('attention_mask')
     with torch.no_grad():
         expected = F.normalize(model.get_image_features(**processor(images, return_tensors='pt')), dim=-1)
-        texts = F.normalize(model.get_text_features(**tokens), dim=-1)
+        expected_texts = F.normalize(model.get_text_features(**tokens), dim=-1)
     torch.testing.assert_close(found.image_features(pixels)[0], expected)
-    torch.testing.assert_close(found.text_features(TEXTS), texts)
+    torch.testing.assert_close(found.text_features(texts), expected_texts)
 
 
 @pytest.mark.parametrize(('options', 'message'), [
