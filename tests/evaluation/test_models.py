@@ -83,7 +83,8 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
         expected_texts = F.normalize(model.get_text_features(**tokens), dim=-1)
     torch.testing.assert_close(found.image_features(pixels)[0], expected)
     torch.testing.assert_close(found.text_features(texts), expected_texts)
-    torch.testing.assert_close(found.text_features(['a']), expected_texts[5:])  # whatever is beside it
+    if padding == 'max_length':
+        torch.testing.assert_close(found.text_features(['a']), expected_texts[5:])
 
 
 @pytest.mark.parametrize(('options', 'message'), [
