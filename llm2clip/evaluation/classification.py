@@ -42,11 +42,13 @@ def read_templates(path: Union[str, Path], key: str) -> list[str]:
     return templates
 
 
-def class_features(model: EvaluatedModel, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    """``(C, D)``: the mean of each class's prompts, normalised."""
+def class_features(
+    model: EvaluatedModel, classes: Sequence[str], templates: Sequence[str]
+) -> tuple[torch.Tensor, int]:
+    """``(C, D)``: the mean of each class's prompts, normalised; and how many prompts lost their end."""
     prompts = [template.replace('{}', name) for name in classes for template in templates]
-    features = model.text_features(prompts).view(len(classes), len(templates), -1)
-    return F.normalize(features.mean(dim=1), dim=-1)
+    features, truncated = model.text_features(prompts)
+    return F.normalize(features.view(len(classes), len(templates), -1).mean(dim=1), dim=-1), truncated
 
 
 def zeroshot_metrics(

@@ -66,14 +66,15 @@ class Evaluation:
             result = evaluate_retrieval(model, dataset, images(dataset)[0], config.retrieval[name].merge_equal_texts)
             if config.gallery and name not in self.galleries:
                 self.galleries[name] = {'model': model_name, **make_gallery(dataset, result, config.gallery)}
-            values: Results = result.ranks.recalls()
+            values: Results = {**result.ranks.recalls(), 'n_truncated': result.truncated}
             if config.bootstrap:
                 values['intervals'] = result.ranks.intervals(resamples=config.bootstrap)
             self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values)
         for name, (dataset, templates) in self.zeroshot.items():
-            self._add('zeroshot', name, dataset.name, model_name, zeroshot_metrics(
-                images(dataset)[0], torch.tensor(dataset.labels), class_features(model, dataset.classes, templates),
-                dataset.classes, config.bootstrap))
+            prompts, truncated = class_features(model, dataset.classes, templates)
+            values = zeroshot_metrics(images(dataset)[0], torch.tensor(dataset.labels), prompts, dataset.classes,
+                                      config.bootstrap)
+            self._add('zeroshot', name, dataset.name, model_name, {**values, 'n_truncated': truncated})
         for name, (train, test) in self.probes.items():
             self._add('linear_probe', name, test.name, model_name, linear_probe(
                 images(train)[1], torch.tensor(train.labels), images(test)[1], torch.tensor(test.labels),

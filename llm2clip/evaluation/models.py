@@ -30,7 +30,7 @@ from llm2clip.runs import load_stage2
 __all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'load_evaluated_model']
 
 _TEXTS = 256
-Teacher = Callable[[Sequence[str]], torch.Tensor]
+Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
 
 
 class EvaluatedModel(Protocol):
@@ -44,8 +44,8 @@ class EvaluatedModel(Protocol):
         """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""
         ...
 
-    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """N texts -> ``(N, D)`` on the CPU."""
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """N texts -> ``(N, D)`` on the CPU, and how many were longer than the model reads and lost their end."""
         ...
 
 
@@ -64,7 +64,7 @@ class TrainedLLM2CLIP:
 
     Args:
         model: In evaluation mode, on its device.
-        teacher: Texts -> vectors ``(N, llm_embed_dim)`` on the CPU.
+        teacher: Texts -> vectors ``(N, llm_embed_dim)`` on the CPU, and how many texts lost their end.
     """
 
     def __init__(self, model: LLM2CLIP, teacher: Teacher) -> None:
@@ -78,9 +78,10 @@ class TrainedLLM2CLIP:
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1), pooled.float()
 
     @torch.no_grad()
-    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        vectors = self.teacher(texts)
-        return torch.cat([self.model.get_text_features(block.to(self.device)).cpu() for block in vectors.split(4096)])
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        vectors, truncated = self.teacher(texts)
+        features = [self.model.get_text_features(block.to(self.device)).cpu() for block in vectors.split(4096)]
+        return torch.cat(features), truncated
 
 
 class _ProcessorTransform:
@@ -121,8 +122,9 @@ class HuggingFaceCLIP:
         text = getattr(model.config, 'text_config', model.config)
         # SigLIP was trained on texts that are padded to its full length, without a mask.
         siglip = 'siglip' in model.config.model_type
+        self._max_length = text.max_position_embeddings
         self._text_arguments = {'padding': 'max_length' if siglip else True, 'return_attention_mask': not siglip,
-                                'truncation': True, 'max_length': text.max_position_embeddings}
+                                'truncation': True, 'max_length': self._max_length}
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,13 +132,15 @@ class HuggingFaceCLIP:
         return F.normalize(self.model.get_image_features(pixel_values=pixel_values).float(), dim=-1), pooled.float()
 
     @torch.no_grad()
-    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        features = []
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        features, truncated = [], 0
         for start in range(0, len(texts), _TEXTS):
-            tokens = self.tokenizer(list(texts[start:start + _TEXTS]), return_tensors='pt', **self._text_arguments)
+            block = list(texts[start:start + _TEXTS])
+            tokens = self.tokenizer(block, return_tensors='pt', **self._text_arguments)
             outputs = self.model.get_text_features(**tokens.to(self.device))
             features.append(F.normalize(outputs.float(), dim=-1).cpu())
-        return torch.cat(features)
+            truncated += sum(len(ids) > self._max_length for ids in self.tokenizer(block, verbose=False).input_ids)
+        return torch.cat(features), truncated
 
 
 def _cached_teacher(
@@ -164,7 +168,12 @@ def _cached_teachers(
     teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, records)]
     if len(teachers) == 1:
         return teachers[0]
-    return lambda texts: torch.cat([F.normalize(teacher(texts), dim=-1) for teacher in teachers], dim=-1)
+
+    def concatenated(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
+        return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1), max(truncated)
+
+    return concatenated
 
 
 def load_evaluated_model(

@@ -23,6 +23,8 @@ class RetrievalResult:
     text_features: torch.Tensor
     """``(T, D)``"""
     texts: list[str]
+    truncated: int
+    """Texts that were longer than the model reads and lost their end."""
     ranks: RetrievalRanks
 
 
@@ -44,9 +46,9 @@ def evaluate_retrieval(
     if merge_equal_texts:
         numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         text_id = torch.tensor([numbers[text] for text in texts])
-    text_features = model.text_features(texts)
+    text_features, truncated = model.text_features(texts)
     device = model.device
     ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
                            None if text_id is None else text_id.to(device))
     ranks = RetrievalRanks(*(x.cpu() for x in ranks))
-    return RetrievalResult(image_features, text_features, texts, ranks)
+    return RetrievalResult(image_features, text_features, texts, truncated, ranks)

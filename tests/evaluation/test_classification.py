@@ -19,16 +19,17 @@ from llm2clip.evaluation.classification import class_features, linear_probe, rea
 class _Texts:
     """Texts -> vectors made of their letters."""
 
-    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        return F.normalize(torch.stack([torch.bincount(torch.tensor(list(text.encode())), minlength=128).float()
-                                        for text in texts]), dim=-1)
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        letters = [torch.bincount(torch.tensor(list(text.encode())), minlength=128).float() for text in texts]
+        return F.normalize(torch.stack(letters), dim=-1), len(texts)
 
 
 def test_a_class_is_the_mean_of_its_prompts() -> None:
     model, classes, templates = _Texts(), ['cat', 'dog', 'owl'], ['a {}', 'photo of {} outside']
-    found = class_features(model, classes, templates)  # type: ignore[arg-type]
+    found, truncated = class_features(model, classes, templates)  # type: ignore[arg-type]
+    assert truncated == 6
     for name, row in zip(classes, found):
-        prompts = model.text_features([f'a {name}', f'photo of {name} outside'])
+        prompts, _ = model.text_features([f'a {name}', f'photo of {name} outside'])
         torch.testing.assert_close(row, F.normalize(prompts.mean(0), dim=0))
 
 

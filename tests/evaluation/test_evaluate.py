@@ -36,8 +36,8 @@ class _Given:
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.images[pixel_values[:, 0]], self.images[pixel_values[:, 0]]
 
-    def text_features(self, texts: list[str]) -> torch.Tensor:
-        return self.texts[:len(texts)]
+    def text_features(self, texts: list[str]) -> tuple[torch.Tensor, int]:
+        return self.texts[:len(texts)], 0
 
 
 def _set(captions: list[list[str]], read_image: Callable[[int], bytes] = picture) -> RetrievalSet:
@@ -125,6 +125,19 @@ def test_the_paper_stands_beside_its_benchmarks(tmp_path: Path) -> None:
     evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
     table = (tmp_path / 'results.md').read_text()
     assert '| m | 100.0 |' in table and '| CLIP L/14-224 (paper) | 55.6 |' in table
+
+
+def test_tables_name_models_that_cut_texts(tmp_path: Path) -> None:
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
+    evaluation.retrieval = {'mine': _set([[f'text {i}'] for i in range(5)])}
+    evaluation.config.retrieval = {'mine': RetrievalConfig(source={'name': 'urban1k'})}
+    whole, cutting = _Given(torch.eye(5), torch.eye(5)), _Given(torch.eye(5), torch.eye(5))
+    cutting.text_features = lambda texts: (torch.eye(5), 3)  # type: ignore[method-assign]
+    for name, model in (('whole', whole), ('clip', cutting)):
+        evaluation.run(name, model)  # type: ignore[arg-type]
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert results['retrieval']['mine']['models']['clip']['n_truncated'] == 3
+    assert 'lost their end: clip 3\n' in (tmp_path / 'results.md').read_text()
 
 
 def test_one_model_has_one_table(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import llm2clip.evaluation.models as evaluated
+import llm2clip.evaluation.text_cache as text_cache
 from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import export_folder
-from llm2clip.models.caption_teacher import teacher_fingerprint
+from llm2clip.models.caption_teacher import Embedded, LLMTeacher, teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
@@ -43,26 +45,59 @@ def test_exported_model(exported: tuple[LLM2CLIP, Path], teacher_folder: Path, t
         torch.testing.assert_close(features, model.get_image_features(pixels))
         torch.testing.assert_close(pooled, model.vision_encoder(pixels))
         expected = model.get_text_features(encode_texts(*load_teacher(teacher_folder), TEXTS))
-    torch.testing.assert_close(found.text_features(TEXTS), expected)
+    torch.testing.assert_close(found.text_features(TEXTS)[0], expected)
 
 
 def test_texts_are_embedded_once(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(tmp_path, export=str(exported[1])).text_features(TEXTS)
-    other = load(tmp_path, export=str(exported[1])).text_features(TEXTS[::-1])
+    first = load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0]
+    other = load(tmp_path, export=str(exported[1])).text_features(TEXTS[::-1])[0]
     torch.testing.assert_close(other, first.flip(0))
     # Another precision gives other vectors: they must not be taken for these.
-    bf16 = load(tmp_path, export=str(exported[1]), precision='amp_bf16').text_features(TEXTS)
+    bf16 = load(tmp_path, export=str(exported[1]), precision='amp_bf16').text_features(TEXTS)[0]
     assert not torch.equal(bf16, first)
 
     def fail(*args: Any) -> None:
         raise AssertionError('the teacher was loaded again')
 
     monkeypatch.setattr(evaluated, 'build_caption_teacher', fail)
-    assert torch.equal(load(tmp_path, export=str(exported[1])).text_features(TEXTS), first)
+    assert torch.equal(load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0], first)
     with pytest.raises(AssertionError):
         load(tmp_path, export=str(exported[1])).text_features([*TEXTS, 'more'])
+
+
+def test_what_was_embedded_before_a_kill_is_kept(
+    exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_cache, '_BLOCK', 2)
+    seen: list[str] = []
+    embed = LLMTeacher.embed
+
+    def dying(self: LLMTeacher, texts: Sequence[str]) -> Embedded:
+        if TEXTS[4] in texts and len(seen) < 6:
+            raise KeyboardInterrupt
+        seen.extend(texts)
+        return embed(self, texts)
+
+    monkeypatch.setattr(LLMTeacher, 'embed', dying)
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path, export=str(exported[1])).text_features(TEXTS)
+    assert seen == TEXTS[:4]
+    seen.extend(['again'] * 2)
+    found = load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0]
+    assert seen[6:] == TEXTS[4:]
+    monkeypatch.setattr(text_cache, '_BLOCK', 100)
+    torch.testing.assert_close(found, load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0])
+
+
+def test_texts_that_lose_their_end_are_counted(
+    exported: tuple[LLM2CLIP, Path], baseline: Path, tmp_path: Path
+) -> None:
+    texts = ['a ' * 500, 'a', 'b ' * 500]
+    ours, theirs = load(tmp_path, export=str(exported[1])), load(tmp_path, pretrained=str(baseline))
+    assert ours.text_features(texts)[1] == ours.text_features(texts)[1] == theirs.text_features(texts)[1] == 2
+    assert ours.text_features(['a'])[1] == theirs.text_features(['a'])[1] == 0
 
 
 def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> None:
@@ -82,9 +117,9 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
         expected = F.normalize(model.get_image_features(**processor(images, return_tensors='pt')), dim=-1)
         expected_texts = F.normalize(model.get_text_features(**tokens), dim=-1)
     torch.testing.assert_close(found.image_features(pixels)[0], expected)
-    torch.testing.assert_close(found.text_features(texts), expected_texts)
+    torch.testing.assert_close(found.text_features(texts)[0], expected_texts)
     if padding == 'max_length':
-        torch.testing.assert_close(found.text_features(['a']), expected_texts[5:])
+        torch.testing.assert_close(found.text_features(['a'])[0], expected_texts[5:])
 
 
 @pytest.mark.parametrize(('options', 'message'), [
@@ -132,7 +167,7 @@ def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: 
     export_folder(model, config, record, teachers, tmp_path / 'export')
     found = load(tmp_path, export=str(tmp_path / 'export'))
     with torch.no_grad():
-        torch.testing.assert_close(found.text_features(TEXTS), model.get_text_features(given.vectors(TEXTS)))
+        torch.testing.assert_close(found.text_features(TEXTS)[0], model.get_text_features(given.vectors(TEXTS)))
     with pytest.raises(ConfigError, match='learned from 2 teachers, not from 1'):
         load(tmp_path, export=str(tmp_path / 'export'), teacher=str(teacher_folder))
     with pytest.raises(ValueError, match='another teacher'):
@@ -145,7 +180,7 @@ def test_official_weights(teacher_folder: Path, tmp_path: Path) -> None:
     found = load(tmp_path, official=str(checkpoint), vision=vision, teacher=str(teacher_folder))
     vectors = encode_texts(*load_teacher(teacher_folder), TEXTS)
     expected = F.normalize(adaptor_features(eva_state(), 'text.text_adaptor', vectors, True), dim=-1)
-    torch.testing.assert_close(found.text_features(TEXTS), expected)
+    torch.testing.assert_close(found.text_features(TEXTS)[0], expected)
     with pytest.raises(ConfigError, match=r'models\.m\.teacher: required but not set'):
         load(tmp_path, official=str(checkpoint), vision=vision)
     other = tmp_path / 'other'
