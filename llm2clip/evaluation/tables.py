@@ -30,7 +30,8 @@ def _cell(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
         return ''
     interval = values.get('intervals', {}).get(name)
-    return f'{values[name]:.1f}' + (f' [{interval[0]:.1f}, {interval[1]:.1f}]' if interval else '')
+    # A space that does not break, so that a narrow table has the interval on a line of its own.
+    return f'{values[name]:.1f}' + (f' [{interval[0]:.1f},\N{NO-BREAK SPACE}{interval[1]:.1f}]' if interval else '')
 
 
 def _truncated(values: Mapping[str, Mapping[str, Any]]) -> str:
