@@ -42,9 +42,14 @@ def summarize(claim: Claim, results: Results) -> list[dict[str, Any]]:
     base = scores[claim.variants[0]]
     return [{
         'variant': variant, 'scores': values, 'mean': statistics.mean(values), 'spread': statistics.stdev(values),
+        'by set': {name: statistics.mean(score(seed, [name]) for seed in results[variant]) for name in claim.sets},
         'worse than the first': verdict(base, values) if variant != claim.variants[0] else '',
         'chance': chance(results[variant][0], claim.sets),
     } for variant, values in scores.items()]
+
+
+def _by_set(scores: Mapping[str, float]) -> str:
+    return ', '.join(f'{name} {value:.1f}' for name, value in scores.items())
 
 
 def write_table(results: Results) -> str:
@@ -53,9 +58,9 @@ def write_table(results: Results) -> str:
     lines = [f'{METRIC}: mean ± standard deviation over {len(next(iter(results.values())))} seeds', '']
     for number, claim in enumerate(CLAIMS, 1):
         lines += [f'### {number}. {claim.statement}', '', f'Paper: {claim.paper}', '',
-                  '| variant | R@10 | worse than the first | chance |', '|---|---|---|---|']
+                  '| variant | R@10 | worse than the first | chance | by set |', '|---|---|---|---|---|']
         lines += [f'| {row["variant"]} | {row["mean"]:.1f} ± {row["spread"]:.1f} | {row["worse than the first"]} | '
-                  f'{row["chance"]:.1f} |' for row in rows[claim.statement]]
+                  f'{row["chance"]:.1f} | {_by_set(row["by set"])} |' for row in rows[claim.statement]]
         lines.append('')
     text = '\n'.join(lines)
     Path(RUN, 'claims.json').write_text(json.dumps(rows, indent=2) + '\n')

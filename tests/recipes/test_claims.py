@@ -51,7 +51,7 @@ def test_the_table_says_who_is_better_in_which_seeds(
     recalls.update({variants.UNTUNED: (10.0, 11.0, 12.0), 'short_captions': (25.0, 25.0, 25.0),
                     'long_captions': (19.0, 22.0, 20.0)})
     text = table.write_table({name: [_results(sets, recall) for recall in seeds] for name, seeds in recalls.items()})
-    assert '| llm2clip | 22.0 ± 1.0 |  | 0.5 |' in text
+    assert '| llm2clip | 22.0 ± 1.0 |  | 0.5 | short 22.0, long 22.0 |' in text
     assert '| untuned_llm | 12.0 ± 1.0 | yes | 0.5 |' in text and '| short_captions | 26.0 ± 0.0 | no | 0.5 |' in text
     assert '| long_captions | 21.3 ± 1.5 | in 2 of 3 seeds | 0.5 |' in text
     assert (tmp_path / 'claims.md').read_text() == text and (tmp_path / 'claims.png').stat().st_size > 10_000
