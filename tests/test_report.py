@@ -27,8 +27,8 @@ def test_report_is_one_file_with_everything(image_dataset: Path, tmp_path: Path)
                'images': [{**row, 'query': 'data:image/jpeg;base64,abc', 'results': [('found', False)]}]}
     page = render_report('Title', results, {'set': gallery}, steps)
     assert collect_seconds(steps) == {'stage2': 12.3}
-    for text in ('<svg', 'base64,xyz', '61.5', 'class="right"', '&lt;b&gt;', '30.2 [20.0,\xa040.5]', 'a &lt;caption&gt;',
-                 'worst, rank 1,234', '&lt;m&gt;', '56.3', '(paper)'):
+    for text in ('<svg', 'base64,xyz', '61.5', 'class="right"', '&lt;b&gt;', '30.2 [20.0,\xa040.5]',
+                 'a &lt;caption&gt;', 'worst, rank 1,234', '&lt;m&gt;', '56.3', '(paper)'):
         assert text in page
     assert 'src="http' not in page and '<script' not in page and 'href=' not in page.replace('xlink:href="#', '')
 
