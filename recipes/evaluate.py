@@ -18,7 +18,7 @@ def main(config: EvaluateConfig) -> None:
     evaluation, device = Evaluation(config), get_device(config.device)
     for name, model in config.models.items():
         evaluation.run(name, load_evaluated_model(model, config.cache, device, f'models.{name}'))
-    evaluation.run_cra()
+    evaluation.finish()
     print(f'wrote results.json, results.md and report.html to {config.out}')
 
 

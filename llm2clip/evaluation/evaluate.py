@@ -4,11 +4,14 @@
 """A model on every benchmark, with one pass over images that benchmarks share."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
 
 import torch
+import xxhash
+from safetensors.torch import load_file, save_file
 
 from llm2clip.builders import build_classification_set, build_retrieval_set
 from llm2clip.config import ConfigError, EvaluateConfig
@@ -22,6 +25,7 @@ from llm2clip.evaluation.models import EvaluatedModel
 from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.tables import markdown, result_tables
 from llm2clip.folders import write_text
+from llm2clip.models.caption_teacher import hash_weights
 from llm2clip.report import render_report
 
 __all__ = ['Evaluation']
@@ -45,6 +49,7 @@ class Evaluation:
         save_config(config, config.out)
         self.results: Results = {'retrieval': {}, 'zeroshot': {}, 'linear_probe': {}, 'cra': {}}
         self.galleries: Results = {}
+        self._kept = Path(config.out, 'image_features')
         self.retrieval = {name: build_retrieval_set(benchmark.source, f'retrieval.{name}.source')
                           for name, benchmark in config.retrieval.items()}
         self.zeroshot = {name: (build_classification_set(benchmark.source, f'zeroshot.{name}.source'),
@@ -61,9 +66,10 @@ class Evaluation:
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Add a model's numbers on every benchmark."""
         config = self.config
-        images = _ImageFeatures(model, config, model_name)
+        images = _ImageFeatures(model, config, model_name, self._kept)
         for name, dataset in self.retrieval.items():
-            result = evaluate_retrieval(model, dataset, images(dataset)[0], config.retrieval[name].merge_equal_texts)
+            result = evaluate_retrieval(model, dataset, images(dataset, config.retrieval[name].source)[0],
+                                        config.retrieval[name].merge_equal_texts)
             if config.gallery and name not in self.galleries:
                 self.galleries[name] = {'model': model_name, **make_gallery(dataset, result, config.gallery)}
             values: Results = {**result.ranks.recalls(), 'n_truncated': result.truncated}
@@ -72,19 +78,23 @@ class Evaluation:
             self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values)
         for name, (dataset, templates) in self.zeroshot.items():
             prompts, truncated = class_features(model, dataset.classes, templates)
-            values = zeroshot_metrics(images(dataset)[0], torch.tensor(dataset.labels), prompts, dataset.classes,
+            features = images(dataset, config.zeroshot[name].source)[0]
+            values = zeroshot_metrics(features, torch.tensor(dataset.labels), prompts, dataset.classes,
                                       config.bootstrap)
             self._add('zeroshot', name, dataset.name, model_name, {**values, 'n_truncated': truncated})
         for name, (train, test) in self.probes.items():
+            source = config.linear_probe[name]
+            train_features, test_features = images(train, source.train)[1], images(test, source.test)[1]
             self._add('linear_probe', name, test.name, model_name, linear_probe(
-                images(train)[1], torch.tensor(train.labels), images(test)[1], torch.tensor(test.labels),
-                train.classes, config.bootstrap))
+                train_features, torch.tensor(train.labels), test_features, torch.tensor(test.labels), train.classes,
+                config.bootstrap))
 
-    def run_cra(self) -> None:
-        """Add the text encoders' numbers, if any are asked for."""
+    def finish(self) -> None:
+        """Add the text encoders' numbers, if any are asked for, and let go of what a kill would have needed."""
         if self.config.cra is not None:
             self.results['cra'] = evaluate_cra(self.config.cra)
             self._save()
+        shutil.rmtree(self._kept, ignore_errors=True)
 
     def _add(self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any]) -> None:
         entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
@@ -103,20 +113,43 @@ class Evaluation:
 
 
 class _ImageFeatures:
-    """A model's features of the sets' images, computed once for sets of the same images."""
+    """A model's features of the sets' images, computed once for sets of the same images.
 
-    def __init__(self, model: EvaluatedModel, config: EvaluateConfig, name: str) -> None:
-        self.model, self.config, self.name = model, config, name
+    Those of each set are kept in a folder until the evaluation is finished, so that it goes on where it was killed.
+    """
+
+    def __init__(self, model: EvaluatedModel, config: EvaluateConfig, name: str, folder: Path) -> None:
+        self.model, self.config, self.name, self.folder = model, config, name, folder
         self.known: list[tuple[Any, list[str], tuple[torch.Tensor, torch.Tensor]]] = []
+        weights = xxhash.xxh64()
+        hash_weights(model.model, weights)
+        self.weights = weights.hexdigest()
 
-    def __call__(self, dataset: Union[RetrievalSet, ClassificationSet]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, dataset: Union[RetrievalSet, ClassificationSet], source: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         for read_image, names, features in self.known:
             if read_image == dataset.read_image and names == dataset.image_ids:
                 return features
-        features = encode_images(self.model, dataset.read_image, dataset.image_ids, f'{self.name} on {dataset.name}',
-                                 self.config.batch_size, self.config.num_workers)
+        features = self._kept(dataset, source)
         self.known.append((dataset.read_image, dataset.image_ids, features))
         return features
+
+    def _kept(
+        self, dataset: Union[RetrievalSet, ClassificationSet], source: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        what = json.dumps([self.name, self.weights, dict(source), dataset.image_ids], sort_keys=True)
+        path = self.folder / f'{xxhash.xxh64(what).hexdigest()}.safetensors'
+        if not path.is_file():
+            projected, pooled = encode_images(
+                self.model, dataset.read_image, dataset.image_ids, f'{self.name} on {dataset.name}',
+                self.config.batch_size, self.config.num_workers)
+            self.folder.mkdir(exist_ok=True)
+            partial = path.with_suffix('.tmp')
+            save_file({'projected': projected, 'pooled': pooled}, partial)
+            partial.replace(path)
+        features = load_file(path)
+        return features['projected'], features['pooled']
 
 
 def _rounded(values: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional, Protocol, Union
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from composer.devices import Device
 from PIL import Image
@@ -39,6 +40,11 @@ class EvaluatedModel(Protocol):
     preprocess: Callable[[bytes, str], torch.Tensor]
     """Encoded image and its name -> ``(3, H, W)``; picklable."""
     device: torch.device
+
+    @property
+    def model(self) -> nn.Module:
+        """Whose weights decide the features of images."""
+        ...
 
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Union
 
 import torch
+import torch.nn as nn
 import xxhash
 from composer.devices import Device
 from huggingface_hub import snapshot_download
@@ -20,7 +21,7 @@ from llm2clip.models.text_encoder import TextEncoder, encode_tokens, load_text_e
 
 __all__ = [
     'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
-    'teacher_fingerprint',
+    'hash_weights', 'teacher_fingerprint',
 ]
 
 
@@ -161,7 +162,12 @@ def _hash_files(folder: Path) -> str:
 def _llm_fingerprint(encoder: TextEncoder, tokenizer: CaptionTokenizer, config: TextEncoderConfig) -> dict[str, Any]:
     """Of an LLM wherever it came from, adapters included."""
     digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, dataclasses.asdict(config)['gguf_file'])))
-    for name, weight in sorted(encoder.state_dict().items()):
-        digest.update(name)
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    hash_weights(encoder, digest)
     return {'weights': digest.hexdigest(), **encoding(config)}
+
+
+def hash_weights(module: nn.Module, digest: xxhash.xxh64) -> None:
+    """Add the bytes of all weights and buffers to a hash."""
+    for name, weight in sorted(module.state_dict().items()):
+        digest.update(name)
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

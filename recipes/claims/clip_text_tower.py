@@ -89,7 +89,9 @@ def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:
         vectors = torch.cat([model.embed(texts[i:i + 256]).cpu() for i in range(0, len(texts), 256)])
         return vectors, tokenizer.count_truncated(texts)
 
-    Evaluation(evaluation).run('clip_text_tower', TrainedLLM2CLIP(model.model, embed))
+    numbers = Evaluation(evaluation)
+    numbers.run('clip_text_tower', TrainedLLM2CLIP(model.model, embed))
+    numbers.finish()
 
 
 if __name__ == '__main__':

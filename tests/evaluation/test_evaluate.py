@@ -25,6 +25,7 @@ class _Given:
     """Images and texts whose features are given."""
 
     device = torch.device('cpu')
+    model = torch.nn.Module()
 
     def __init__(self, images: torch.Tensor, texts: torch.Tensor) -> None:
         self.images, self.texts = images, texts
@@ -159,13 +160,46 @@ def test_images_are_read_once_for_sets_that_share_them(tmp_path: Path) -> None:
     sets = {'de': _set([['a'], ['b']], counting), 'fr': _set([['c'], ['d']], counting), 'other': _set([['e'], ['f']])}
     evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
     evaluation.retrieval = sets
-    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds'}) for name in sets}
+    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name}) for name in sets}
     model = _Given(torch.eye(2), torch.eye(2))
     seen: list[int] = []
     model.image_features = lambda pixels: (seen.append(len(pixels)), (torch.eye(2), torch.eye(2)))[1]  # type: ignore
     evaluation.run('m', model)  # type: ignore[arg-type]
     # Two of the sets have the same images; the third only has images of the same names.
     assert read == [0, 1] and seen == [2, 2]
+
+
+def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def counting(i: int) -> bytes:
+        read.append(i)
+        return picture(i)
+
+    def dying(i: int) -> bytes:
+        raise KeyboardInterrupt
+
+    def evaluation(second: Callable[[int], bytes]) -> Evaluation:
+        begun = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
+        begun.retrieval = {'first': _set([['a'], ['b']], counting), 'second': _set([['c'], ['d']], second)}
+        begun.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name})
+                                  for name in begun.retrieval}
+        return begun
+
+    model = _Given(torch.eye(2), torch.eye(2))
+    with pytest.raises(KeyboardInterrupt):
+        evaluation(dying).run('m', model)  # type: ignore[arg-type]
+    assert read == [0, 1]
+    resumed = evaluation(picture)
+    resumed.run('m', model)  # type: ignore[arg-type]
+    assert read == [0, 1] and list(resumed.results['retrieval']) == ['first', 'second']
+    # Weights that changed meanwhile have other features.
+    model.model = torch.nn.Linear(1, 1)
+    resumed.run('m', model)  # type: ignore[arg-type]
+    assert read == [0, 1, 0, 1]
+    resumed.finish()
+    evaluation(picture).run('m', model)  # type: ignore[arg-type]
+    assert read == [0, 1, 0, 1, 0, 1]
 
 
 def test_bad_benchmarks_are_found_before_a_model_is_loaded(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
