@@ -13,7 +13,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
-from variants import CLAIMS, RUN, Claim  # noqa: E402
+from variants import CLAIMS, ENGLISH, RUN, TESTS, Claim  # noqa: E402
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 METRIC = 'R@10, mean of both directions, %'
@@ -36,32 +36,32 @@ def verdict(first: Sequence[float], second: Sequence[float]) -> str:
     return 'yes' if better == len(first) else 'no' if better == 0 else f'in {better} of {len(first)} seeds'
 
 
-def summarize(claim: Claim, results: Results) -> list[dict[str, Any]]:
+def summarize(claim: Claim, test: str, results: Results) -> list[dict[str, Any]]:
     """One row a variant."""
-    scores = {variant: [score(seed, claim.sets) for seed in results[variant]] for variant in claim.variants}
+    sets = TESTS[test]
+    scores = {variant: [score(seed, sets) for seed in results[variant]] for variant in claim.variants}
     base = scores[claim.variants[0]]
     return [{
         'variant': variant, 'scores': values, 'mean': statistics.mean(values), 'spread': statistics.stdev(values),
-        'by set': {name: statistics.mean(score(seed, [name]) for seed in results[variant]) for name in claim.sets},
         'worse than the first': verdict(base, values) if variant != claim.variants[0] else '',
-        'chance': chance(results[variant][0], claim.sets),
+        'chance': chance(results[variant][0], sets),
+        'by set': {name: statistics.mean(score(seed, [name]) for seed in results[variant]) for name in sets},
     } for variant, values in scores.items()]
-
-
-def _by_set(scores: Mapping[str, float]) -> str:
-    return ', '.join(f'{name} {value:.1f}' for name, value in scores.items())
 
 
 def write_table(results: Results) -> str:
     """Write `claims.json`, `claims.md` and `claims.png`; returns the Markdown."""
-    rows = {claim.statement: summarize(claim, results) for claim in CLAIMS}
+    rows = {claim.statement: {test: summarize(claim, test, results) for test in claim.tests} for claim in CLAIMS}
     lines = [f'{METRIC}: mean ± standard deviation over {len(next(iter(results.values())))} seeds', '']
     for number, claim in enumerate(CLAIMS, 1):
-        lines += [f'### {number}. {claim.statement}', '', f'Paper: {claim.paper}', '',
-                  '| variant | R@10 | worse than the first | chance | by set |', '|---|---|---|---|---|']
-        lines += [f'| {row["variant"]} | {row["mean"]:.1f} ± {row["spread"]:.1f} | {row["worse than the first"]} | '
-                  f'{row["chance"]:.1f} | {_by_set(row["by set"])} |' for row in rows[claim.statement]]
-        lines.append('')
+        lines += [f'### {number}. {claim.statement}', '', f'Paper: {claim.paper}', '']
+        for test, variants in rows[claim.statement].items():
+            lines += [f'| {test} (chance {variants[0]["chance"]:.1f}) | R@10 | worse than the first | by set |',
+                      '|---|---|---|---|']
+            lines += [f'| {row["variant"]} | {row["mean"]:.1f} ± {row["spread"]:.1f} | {row["worse than the first"]} | '
+                      f'{", ".join(f"{name} {value:.1f}" for name, value in row["by set"].items())} |'
+                      for row in variants]
+            lines.append('')
     text = '\n'.join(lines)
     Path(RUN, 'claims.json').write_text(json.dumps(rows, indent=2) + '\n')
     Path(RUN, 'claims.md').write_text(text)
@@ -69,18 +69,25 @@ def write_table(results: Results) -> str:
     return text
 
 
-def _draw(rows: Mapping[str, list[dict[str, Any]]]) -> None:
-    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 1.0 * sum(map(len, rows.values())) + len(rows)),
-                                height_ratios=[len(row) + 0.6 for row in rows.values()], layout='constrained')
-    for number, (axis, claim, variants) in enumerate(zip(axes, CLAIMS, rows.values()), 1):
-        for i, row in enumerate(variants):
-            axis.barh(-i, row['mean'], height=0.6, color='#4c78a8' if i == 0 else '#bbbbbb')
-            axis.plot(row['scores'], [-i] * len(row['scores']), 'k.', markersize=6)
-        axis.axvline(variants[0]['chance'], color='#c33', linestyle=':', linewidth=1)
-        axis.set_yticks([-i for i in range(len(variants))], [row['variant'] for row in variants])
-        axis.set_xlim(left=0)
-        axis.set_title(f'{number}. {claim.statement}\npaper: {claim.paper}', loc='left', fontsize=9)
-        axis.grid(axis='x', alpha=0.3)
-    axes[-1].set_xlabel(f'{METRIC}; dots are seeds, the red line is chance')
+def _draw(rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
+    """A row a claim, a column a test."""
+    heights = [len(claim.variants) + 1.2 for claim in CLAIMS]
+    figure = plt.figure(figsize=(12, 0.55 * sum(heights)), layout='constrained')
+    for number, (part, claim) in enumerate(zip(
+            figure.subfigures(len(CLAIMS), 1, height_ratios=heights), CLAIMS), 1):
+        part.suptitle(f'{number}. {claim.statement}.  Paper: {claim.paper}', x=0.01, ha='left', fontsize=9)
+        axes = part.subplots(1, len(ENGLISH), sharey=True)
+        for axis in axes[len(claim.tests):]:
+            axis.set_visible(False)
+        for axis, (test, variants) in zip(axes, rows[claim.statement].items()):
+            for i, row in enumerate(variants):
+                axis.barh(-i, row['mean'], height=0.6, color='#4c78a8' if i == 0 else '#bbbbbb')
+                axis.plot(row['scores'], [-i] * len(row['scores']), 'k.', markersize=6)
+            axis.axvline(variants[0]['chance'], color='#c33', linestyle=':', linewidth=1)
+            axis.set_yticks([-i for i in range(len(variants))], [row['variant'] for row in variants])
+            axis.set_xlim(left=0)
+            axis.set_title(test, fontsize=9)
+            axis.grid(axis='x', alpha=0.3)
+    figure.supxlabel(f'{METRIC}; dots are seeds, the red line is chance', fontsize=9)
     figure.savefig(Path(RUN, 'claims.png'), dpi=130)
     plt.close(figure)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from parts import make_samples
 
-from llm2clip.config import AdapterConfig, ModelConfig, Stage2Config, TextEncoderConfig, VisionConfig
+from llm2clip.config import AdapterConfig, EvaluateConfig, ModelConfig, Stage2Config, TextEncoderConfig, VisionConfig
 from llm2clip.config_files import load_config
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -46,14 +46,15 @@ def test_the_table_says_who_is_better_in_which_seeds(
 ) -> None:
     variants, table = claims['variants'], claims['table']
     monkeypatch.setattr(table, 'RUN', str(tmp_path))
-    sets = ['short', 'long', *variants.LANGUAGES]
+    sets = [name for test in variants.TESTS.values() for name in test]
     recalls = {name: (20.0, 21.0, 22.0) for name in variants.VARIANTS}
     recalls.update({variants.UNTUNED: (10.0, 11.0, 12.0), 'short_captions': (25.0, 25.0, 25.0),
                     'long_captions': (19.0, 22.0, 20.0)})
     text = table.write_table({name: [_results(sets, recall) for recall in seeds] for name, seeds in recalls.items()})
-    assert '| llm2clip | 22.0 ± 1.0 |  | 0.5 | short 22.0, long 22.0 |' in text
-    assert '| untuned_llm | 12.0 ± 1.0 | yes | 0.5 |' in text and '| short_captions | 26.0 ± 0.0 | no | 0.5 |' in text
-    assert '| long_captions | 21.3 ± 1.5 | in 2 of 3 seeds | 0.5 |' in text
+    assert '| new concepts (chance 0.5) | R@10 |' in text
+    assert '| llm2clip | 22.0 ± 1.0 |  | short 22.0, long 22.0 |' in text
+    assert '| untuned_llm | 12.0 ± 1.0 | yes | new_short' in text and '| short_captions | 26.0 ± 0.0 | no |' in text
+    assert '| long_captions | 21.3 ± 1.5 | in 2 of 3 seeds |' in text
     assert (tmp_path / 'claims.md').read_text() == text and (tmp_path / 'claims.png').stat().st_size > 10_000
 
 
@@ -66,6 +67,8 @@ def test_every_variant_is_a_configuration(claims: dict[str, ModuleType], monkeyp
     assert [configs[f'adapter_depth_{n}'].model.adapter.depth for n in (0, 1, 2)] == [0, 1, 2]
     assert configs['short_captions'].train_data.caption_mix == {'short': 0.5, 'long': 0.0}
     assert {variant for claim in variants.CLAIMS for variant in claim.variants} == set(variants.VARIANTS)
+    benchmarks = load_config(EvaluateConfig, ['yamls/claims/evaluate.yaml']).retrieval
+    assert [name for test in variants.TESTS.values() for name in test] == list(benchmarks)
 
 
 def test_a_text_encoder_in_the_loop_learns(llm_folder: Path) -> None:
