@@ -73,8 +73,8 @@ def _draw(rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
     """A row a claim, a column a test."""
     heights = [len(claim.variants) + 1.2 for claim in CLAIMS]
     figure = plt.figure(figsize=(12, 0.55 * sum(heights)), layout='constrained')
-    for number, (part, claim) in enumerate(zip(
-            figure.subfigures(len(CLAIMS), 1, height_ratios=heights), CLAIMS), 1):
+    parts: Any = figure.subfigures(len(CLAIMS), 1, height_ratios=heights)
+    for number, (part, claim) in enumerate(zip(parts, CLAIMS), 1):
         part.suptitle(f'{number}. {claim.statement}.  Paper: {claim.paper}', x=0.01, ha='left', fontsize=9)
         axes = part.subplots(1, len(ENGLISH), sharey=True)
         for axis in axes[len(claim.tests):]:
