@@ -9,7 +9,6 @@ Every recipe is called ``recipe.py A.yaml [B.yaml …] [key.sub=value …]``: fi
 import dataclasses
 import difflib
 import importlib.util
-import os
 import re
 import types
 import typing
@@ -22,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from llm2clip.config import ConfigError
+from llm2clip.folders import write_text
 
 __all__ = ['load_config', 'package_folder', 'read_config', 'save_config']
 
@@ -97,9 +97,7 @@ def save_config(config: Any, folder: Union[str, Path]) -> None:
     """Write the resolved configuration to `folder`/config.yaml."""
     path = Path(folder) / 'config.yaml'
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f'.{os.getpid()}.tmp')
-    partial.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    partial.replace(path)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def _read_file(path: str) -> tuple[str, Any, dict[str, int]]:

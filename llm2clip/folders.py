@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders that appear under their name only when everything is in them, here and in an object store."""
+"""Files and folders that appear under their name only when everything is in them, here and in an object store."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from streaming.base.storage import CloudDownloader, CloudUploader
 
 from llm2clip.config import ConfigError
 
-__all__ = ['OutputFolder', 'complete_folder', 'is_missing', 'write_text']
+__all__ = ['OutputFolder', 'complete_file', 'complete_folder', 'is_missing', 'write_text']
 
 _ATTEMPTS = 5
 
@@ -32,13 +32,20 @@ def complete_folder(folder: Union[str, Path]) -> Iterator[Path]:
     partial.replace(folder)
 
 
-def write_text(path: Union[str, Path], text: str) -> None:
-    """Write a file that is never seen half written."""
+@contextmanager
+def complete_file(path: Union[str, Path]) -> Iterator[Path]:
+    """A temporary file to write, which replaces `path` when the block ends without an exception."""
     path = Path(path)
     partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    # A file's name in it may hold bytes that are no text.
-    partial.write_text(text, encoding='utf-8', errors='replace')
+    yield partial
     partial.replace(path)
+
+
+def write_text(path: Union[str, Path], text: str) -> None:
+    """Write a file that is never seen half written."""
+    with complete_file(path) as partial:
+        # A file's name in it may hold bytes that are no text.
+        partial.write_text(text, encoding='utf-8', errors='replace')
 
 
 class OutputFolder:

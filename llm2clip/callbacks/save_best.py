@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.algorithms.ema import EMA
+from llm2clip.folders import complete_file
 from llm2clip.runs import BEST_FILE
 
 __all__ = ['SaveBest']
@@ -55,8 +56,6 @@ class SaveBest(Callback):
             weights: dict[str, Any] = get_model_state_dict(
                 state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
             if dist.get_global_rank() == 0:
-                path = Path(self.folder, BEST_FILE)
-                partial = path.with_suffix('.tmp')
-                save_file({name: weight.contiguous() for name, weight in weights.items()}, partial)
-                partial.replace(path)
+                with complete_file(Path(self.folder, BEST_FILE)) as partial:
+                    save_file({name: weight.contiguous() for name, weight in weights.items()}, partial)
         dist.barrier()

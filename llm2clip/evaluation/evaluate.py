@@ -24,7 +24,7 @@ from llm2clip.evaluation.images import encode_images
 from llm2clip.evaluation.models import EvaluatedModel
 from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.tables import markdown, result_tables
-from llm2clip.folders import write_text
+from llm2clip.folders import complete_file, write_text
 from llm2clip.models.caption_teacher import hash_weights
 from llm2clip.report import render_report
 
@@ -49,7 +49,7 @@ class Evaluation:
         save_config(config, config.out)
         self.results: Results = {'retrieval': {}, 'zeroshot': {}, 'linear_probe': {}, 'cra': {}}
         self.galleries: Results = {}
-        self._kept = Path(config.out, 'image_features')
+        self.kept_features = Path(config.out, 'image_features')
         self.retrieval = {name: build_retrieval_set(benchmark.source, f'retrieval.{name}.source')
                           for name, benchmark in config.retrieval.items()}
         self.zeroshot = {name: (build_classification_set(benchmark.source, f'zeroshot.{name}.source'),
@@ -66,7 +66,7 @@ class Evaluation:
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Add a model's numbers on every benchmark."""
         config = self.config
-        images = _ImageFeatures(model, config, model_name, self._kept)
+        images = _ImageFeatures(model, config, model_name, self.kept_features)
         for name, dataset in self.retrieval.items():
             result = evaluate_retrieval(model, dataset, images(dataset, config.retrieval[name].source)[0],
                                         config.retrieval[name].merge_equal_texts)
@@ -83,8 +83,8 @@ class Evaluation:
                                       config.bootstrap)
             self._add('zeroshot', name, dataset.name, model_name, {**values, 'n_truncated': truncated})
         for name, (train, test) in self.probes.items():
-            source = config.linear_probe[name]
-            train_features, test_features = images(train, source.train)[1], images(test, source.test)[1]
+            benchmark = config.linear_probe[name]
+            train_features, test_features = images(train, benchmark.train)[1], images(test, benchmark.test)[1]
             self._add('linear_probe', name, test.name, model_name, linear_probe(
                 train_features, torch.tensor(train.labels), test_features, torch.tensor(test.labels), train.classes,
                 config.bootstrap))
@@ -94,7 +94,7 @@ class Evaluation:
         if self.config.cra is not None:
             self.results['cra'] = evaluate_cra(self.config.cra)
             self._save()
-        shutil.rmtree(self._kept, ignore_errors=True)
+        shutil.rmtree(self.kept_features, ignore_errors=True)
 
     def _add(self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any]) -> None:
         entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
@@ -131,11 +131,11 @@ class _ImageFeatures:
         for read_image, names, features in self.known:
             if read_image == dataset.read_image and names == dataset.image_ids:
                 return features
-        features = self._kept(dataset, source)
+        features = self._from_file(dataset, source)
         self.known.append((dataset.read_image, dataset.image_ids, features))
         return features
 
-    def _kept(
+    def _from_file(
         self, dataset: Union[RetrievalSet, ClassificationSet], source: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         what = json.dumps([self.name, self.weights, dict(source), dataset.image_ids], sort_keys=True)
@@ -145,9 +145,8 @@ class _ImageFeatures:
                 self.model, dataset.read_image, dataset.image_ids, f'{self.name} on {dataset.name}',
                 self.config.batch_size, self.config.num_workers)
             self.folder.mkdir(exist_ok=True)
-            partial = path.with_suffix('.tmp')
-            save_file({'projected': projected, 'pooled': pooled}, partial)
-            partial.replace(path)
+            with complete_file(path) as partial:
+                save_file({'projected': projected, 'pooled': pooled}, partial)
         features = load_file(path)
         return features['projected'], features['pooled']
 

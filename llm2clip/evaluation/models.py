@@ -128,9 +128,8 @@ class HuggingFaceCLIP:
         text = getattr(model.config, 'text_config', model.config)
         # SigLIP was trained on texts that are padded to its full length, without a mask.
         siglip = 'siglip' in model.config.model_type
-        self._max_length = text.max_position_embeddings
         self._text_arguments = {'padding': 'max_length' if siglip else True, 'return_attention_mask': not siglip,
-                                'truncation': True, 'max_length': self._max_length}
+                                'truncation': True, 'max_length': text.max_position_embeddings}
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,7 +144,8 @@ class HuggingFaceCLIP:
             tokens = self.tokenizer(block, return_tensors='pt', **self._text_arguments)
             outputs = self.model.get_text_features(**tokens.to(self.device))
             features.append(F.normalize(outputs.float(), dim=-1).cpu())
-            truncated += sum(len(ids) > self._max_length for ids in self.tokenizer(block, verbose=False).input_ids)
+            truncated += sum(len(ids) > self._text_arguments['max_length']
+                             for ids in self.tokenizer(block, verbose=False).input_ids)
         return torch.cat(features), truncated
 
 

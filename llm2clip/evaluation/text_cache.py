@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from llm2clip.folders import complete_file, write_text
 from llm2clip.models.caption_teacher import CaptionTeacher
 
 __all__ = ['CachedTeacher']
@@ -63,7 +64,6 @@ class CachedTeacher:
         self._teacher = self._teacher or self._load()
         embedded = self._teacher.embed(texts)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / 'fingerprint.json').write_text(self._fingerprint_text)
-        partial = path.with_suffix('.tmp')
-        save_file({'text_embedding': embedded.vectors}, partial, {'truncated': str(embedded.truncated)})
-        partial.replace(path)
+        write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
+        with complete_file(path) as partial:
+            save_file({'text_embedding': embedded.vectors}, partial, {'truncated': str(embedded.truncated)})

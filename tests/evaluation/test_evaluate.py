@@ -163,7 +163,12 @@ def test_images_are_read_once_for_sets_that_share_them(tmp_path: Path) -> None:
     evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name}) for name in sets}
     model = _Given(torch.eye(2), torch.eye(2))
     seen: list[int] = []
-    model.image_features = lambda pixels: (seen.append(len(pixels)), (torch.eye(2), torch.eye(2)))[1]  # type: ignore
+
+    def image_features(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(pixels))
+        return torch.eye(2), torch.eye(2)
+
+    model.image_features = image_features  # type: ignore[method-assign]
     evaluation.run('m', model)  # type: ignore[arg-type]
     # Two of the sets have the same images; the third only has images of the same names.
     assert read == [0, 1] and seen == [2, 2]
