@@ -104,6 +104,8 @@ def _arguments(files: Path) -> list[str]:
 def test_models_side_by_side(
     exported: tuple[LLM2CLIP, Path], baseline: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with (files / 'templates.txt').open('a') as file:
+        file.write('a very' + ' very' * 600 + ' {}\n')
     run_recipe(monkeypatch, 'evaluate', *_arguments(files), f'models.ours.export={exported[1]}',
                f'models.theirs.pretrained={baseline}')
     results = json.loads((files / 'out/results.json').read_text())
@@ -113,7 +115,10 @@ def test_models_side_by_side(
     assert (ours['n_images'], ours['n_texts']) == (12, 24)
     low, high = ours['intervals']['image_retrieval_recall@10']
     assert low <= ours['image_retrieval_recall@10'] <= high
+    # Of each class, ours cannot read the longest prompt, and the baseline not the longest two.
+    assert [values['n_truncated'] for values in results['zeroshot']['pets']['models'].values()] == [2, 4]
     table = (files / 'out/results.md').read_text()
+    assert 'lost their end: ours 2, theirs 4\n' in table and not (files / 'out/image_features').exists()
     assert '| ours |' in table and '| theirs |' in table and '## Linear probe: pets' in table
     page = (files / 'out/report.html').read_text()
     assert 'worst, rank' in page and 'src="http' not in page and '<script' not in page
@@ -145,8 +150,11 @@ def test_one_model_has_one_table(tmp_path: Path) -> None:
     evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
     evaluation.retrieval = {name: _set([[f'text {i}'] for i in range(5)]) for name in ('de', 'fr')}
     evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds'}) for name in ('de', 'fr')}
-    evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
+    model = _Given(torch.eye(5), torch.eye(5))
+    model.text_features = lambda texts: (torch.eye(5), 3)  # type: ignore[method-assign]
+    evaluation.run('m', model)  # type: ignore[arg-type]
     table = (tmp_path / 'results.md').read_text()
+    assert 'lost their end: de 3, fr 3\n' in table
     assert table.count('##') == 1 and '| de | 5 | 5 | 100.0 |' in table and '| fr | 5 | 5 | 100.0 |' in table
 
 
@@ -202,9 +210,12 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
     model.model = torch.nn.Linear(1, 1)
     resumed.run('m', model)  # type: ignore[arg-type]
     assert read == [0, 1, 0, 1]
+    # So may another model of the same weights, which may see images otherwise.
+    resumed.run('other', model)  # type: ignore[arg-type]
+    assert read == [0, 1] * 3
     resumed.finish()
     evaluation(picture).run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1, 0, 1, 0, 1]
+    assert read == [0, 1] * 4
 
 
 def test_bad_benchmarks_are_found_before_a_model_is_loaded(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

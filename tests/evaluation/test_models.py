@@ -97,7 +97,10 @@ def test_texts_that_lose_their_end_are_counted(
     texts = ['a ' * 500, 'a', 'b ' * 500]
     ours, theirs = load(tmp_path, export=str(exported[1])), load(tmp_path, pretrained=str(baseline))
     assert ours.text_features(texts)[1] == ours.text_features(texts)[1] == theirs.text_features(texts)[1] == 2
-    assert ours.text_features(['a'])[1] == theirs.text_features(['a'])[1] == 0
+    tokenizer = AutoTokenizer.from_pretrained(baseline)
+    just = next(text for text in ('a' * n for n in range(100)) if len(tokenizer(text).input_ids) == 12)
+    assert ours.text_features(['a'])[1] == theirs.text_features(['a', just])[1] == 0
+    assert theirs.text_features([just + just])[1] == 1
 
 
 def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> None:
