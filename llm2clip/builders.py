@@ -35,7 +35,7 @@ from llm2clip.callbacks.retrieval_grid import RetrievalGrid
 from llm2clip.callbacks.save_best import SaveBest
 from llm2clip.callbacks.text_monitor import TextMonitor
 from llm2clip.checkpoints import find_checkpoint, refuse_code
-from llm2clip.config import ConfigError, Stage1Config, TrainConfig
+from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config_files import save_config
 from llm2clip.data.benchmarks import CLASSIFICATION_SETS, RETRIEVAL_SETS
 from llm2clip.data.benchmarks.base import ClassificationSet, RetrievalSet
@@ -50,6 +50,7 @@ from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.streaming import device_batch_size
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.optim import describe_groups, parameter_groups
+from llm2clip.sharding import check_sharding
 
 __all__ = [
     'build', 'build_classification_set', 'build_optimizer', 'build_retrieval_set', 'build_source', 'build_trainer',
@@ -203,6 +204,10 @@ def check_train_config(config: TrainConfig) -> None:
         raise ConfigError('algorithms.grad_cache: objective mntp has no negatives; its microbatches need no cache')
     if isinstance(config, Stage1Config):
         _check_stage1(config)
+    elif (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
+          and (config.fsdp or {}).get('activation_checkpointing')):
+        raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same blocks '
+                          'already; set one of the two to false')
 
 
 def _check_stage1(config: Stage1Config) -> None:
@@ -270,7 +275,7 @@ def build_trainer(
         callbacks.append(TextMonitor(config.text_encoder.max_length))
     loggers: list[LoggerDestination] = _build_all(LOGGERS, config.loggers, 'loggers')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
-    return Trainer(
+    trainer = Trainer(
         model=model,
         optimizers=optimizer,
         schedulers=build(SCHEDULERS, *_named(config.scheduler, 'scheduler'), 'scheduler'),
@@ -302,6 +307,11 @@ def build_trainer(
         dist_timeout=config.dist_timeout,
         parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
     )
+    if config.fsdp is not None:
+        sharding = check_sharding(trainer.state.model, bool(config.fsdp.get('activation_checkpointing')))
+        if dist.get_global_rank() == 0:
+            print(sharding, flush=True)
+    return trainer
 
 
 def _resume_from(config: TrainConfig) -> Optional[str]:

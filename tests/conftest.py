@@ -3,6 +3,7 @@
 
 """Tiny real parts: a random Llama with a trained tokenizer, coloured pictures, MDS datasets, a sidecar."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def _few_threads() -> None:
 def no_leftovers() -> Iterator[None]:
     """Streaming refuses a folder that another dataset of the process still has open."""
     yield
+    gc.collect()  # a dataset that is collected later would remove the memory of the next one, which has the same name
     clean_stale_shared_memory()
 
 

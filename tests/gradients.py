@@ -25,6 +25,7 @@ from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.text_encoder import text_encoder_from_config
+from llm2clip.sharding import own_name, recomputed_modules, sharded_modules
 
 N = 10
 QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']
@@ -82,6 +83,9 @@ def image_step(microbatch_size: Optional[int], sharded: bool) -> Result:
 
 class _Keep(Callback):
 
+    units: dict[str, list[str]] = {}
+    """What FSDP2 sharded and recomputed in the last step."""
+
     def __init__(self) -> None:
         self.result: Result = {}
 
@@ -89,11 +93,12 @@ class _Keep(Callback):
         for name, parameter in state.model.named_parameters():
             if parameter.grad is not None:
                 grad = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-                self.result[name.removeprefix('module.')] = grad.clone()
+                self.result[own_name(name)] = grad.clone()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.result['loss'] = torch.tensor(state.total_loss_dict['loss/train/total'])
         self.result['random'] = torch.rand(3)
+        self.units.update(sharded=sharded_modules(state.model), recomputed=recomputed_modules(state.model))
 
 
 def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], split: Any, sharded: bool) -> Result:
@@ -104,7 +109,7 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
         model=model, train_dataloader=data, max_duration='1ba', device='cpu', precision='fp32', callbacks=[keep],
         optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
         algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, seed=7,
-        parallelism_config={'fsdp': FSDP2Config()} if sharded else None, progress_bar=False)
+        parallelism_config={'fsdp': FSDP2Config(activation_checkpointing=True)} if sharded else None, progress_bar=False)
     trainer.fit()
     trainer.close()
     return keep.result
@@ -113,13 +118,15 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
 def main(llm: str, out: str) -> None:
     """Every case that needs two ranks."""
     dist.initialize_dist(get_device('cpu'), 120)
-    results = {}
+    results: dict[str, Any] = {}
     for way, sharded in (('ddp', False), ('fsdp', True)):
         for size in (5, 3, 2):
             results[f'captions/{way}/{size}'] = caption_step(llm, size, 0.0, 'cached', sharded)
         for kind in ('cached', 'in_one_graph'):
             results[f'dropout/{way}/{kind}'] = caption_step(llm, 2, 0.3, kind, sharded)
+        results[f'captions/{way}/units'] = dict(_Keep.units)
         results[f'images/{way}'] = image_step(2, sharded)
+        results[f'images/{way}/units'] = dict(_Keep.units)
     if dist.get_global_rank() == 0:
         torch.save(results, out)
 

@@ -14,6 +14,8 @@ from composer.loggers import Logger
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from llm2clip.sharding import own_name
+
 __all__ = ['EMA']
 
 
@@ -45,7 +47,7 @@ class EMA(composer.algorithms.EMA):
         result = super().state_dict()
         for kind in ('named_parameters_dict', 'named_buffers_dict'):
             if kind in result.get('ema_model', {}):
-                result['ema_model'][kind] = {_own_name(name): _whole(value)
+                result['ema_model'][kind] = {own_name(name): _whole(value)
                                              for name, value in result['ema_model'][kind].items()}
         return result
 
@@ -56,14 +58,10 @@ class EMA(composer.algorithms.EMA):
                 module.reshard()  # after a forward pass, the outermost parameters are still whole
         if self.ema_model is None:
             return
-        average = {_own_name(name): value for name, value in self.ema_model.named_parameters_dict.items()}
+        average = {own_name(name): value for name, value in self.ema_model.named_parameters_dict.items()}
         self.ema_model.named_parameters_dict = {
-            name: _as(parameter, average[_own_name(name)]) for name, parameter in model.named_parameters()
-            if _own_name(name) in average}
-
-
-def _own_name(name: str) -> str:
-    return name.replace('_checkpoint_wrapped_module.', '').removeprefix('module.')
+            name: _as(parameter, average[own_name(name)]) for name, parameter in model.named_parameters()
+            if own_name(name) in average}
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,16 @@ import torch.nn.functional as F
 
 from llm2clip.config import AdapterConfig, ConfigError
 
-__all__ = ['Adapter', 'build_adapter']
+__all__ = ['Adapter', 'ResidualMLP', 'build_adapter']
 
 
-class _ResidualMLP(nn.Module):
+class ResidualMLP(nn.Module):
+    """``x + down(gelu(up(norm(x))))``, a block of the adapter.
+
+    Args:
+        width: Of its input and output.
+        expansion: Hidden width over `width`.
+    """
 
     def __init__(self, width: int, expansion: int) -> None:
         super().__init__()
@@ -40,7 +46,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         self.normalize = normalize
-        self.blocks = nn.Sequential(*(_ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
         self.norm = nn.LayerNorm(llm_embed_dim)
         self.projection = nn.Linear(llm_embed_dim, embed_dim)
 

@@ -18,7 +18,7 @@ from llm2clip.config import ConfigError, LossConfig, ModelConfig
 from llm2clip.data.vectors import vectors_of
 from llm2clip.losses import all_gather, clip_loss, siglip_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.models.adapter import build_adapter
+from llm2clip.models.adapter import ResidualMLP, build_adapter
 from llm2clip.models.vision_encoder import VisionEncoder
 
 __all__ = ['LLM2CLIP', 'ComposerLLM2CLIP']
@@ -44,6 +44,15 @@ class LLM2CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(config.logit_scale)))
         bias = config.logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), float(bias)))
+
+    # Composer asks the direct children of a ComposerModel for these two, and nobody below them.
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """Shard every block of the vision tower and of the adapter on its own."""
+        return self.vision_encoder.is_block(module) or isinstance(module, ResidualMLP)
+
+    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
+        """With `fsdp.activation_checkpointing`, recompute every block of the vision tower on its own."""
+        return self.vision_encoder.is_block(module)
 
     def get_image_features(
         self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None

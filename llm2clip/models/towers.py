@@ -64,9 +64,20 @@ class Tower(ABC):
         """Recompute the blocks' activations in the backward pass."""
 
     def blocks(self) -> list[nn.Module]:
-        """The longest list of modules of one kind, and so the tower's repeated layers."""
-        lists = [list(module) for module in self.trunk.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
-        return max((blocks for blocks in lists if len({type(block) for block in blocks}) == 1), key=len, default=[])
+        """The tower's repeated layers, in order.
+
+        Of the kinds of modules that stand in lists of their own kind, the most numerous one that holds at least a third
+        of the parameters: a transformer's layers, or the residual blocks of all stages of a convolutional network.
+        """
+        found: dict[type[nn.Module], list[nn.Module]] = {}
+        for module in self.trunk.modules():
+            kinds = {type(child) for child in module.children()}
+            if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(kinds) == 1:
+                found.setdefault(kinds.pop(), []).extend(module.children())
+        third = sum(parameter.numel() for parameter in self.trunk.parameters()) / 3
+        large = [blocks for blocks in found.values()
+                 if sum(parameter.numel() for block in blocks for parameter in block.parameters()) >= third]
+        return max(large, key=len, default=[])
 
 
 def _keep_patches(keep: Keep, tokens: torch.Tensor, prefix: int) -> tuple[torch.Tensor, Optional[torch.Tensor]]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch.nn as nn
 from composer.models import ComposerModel
 
+from llm2clip.sharding import own_name
+
 __all__ = ['TrainableStateModel']
 
 
@@ -28,8 +30,7 @@ class TrainableStateModel(ComposerModel):
 
 
 def _trainable(model: nn.Module) -> set[str]:
-    return {name.replace('_checkpoint_wrapped_module.', '') for name, parameter in model.named_parameters()
-            if parameter.requires_grad}
+    return {own_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
@@ -42,8 +43,7 @@ def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, metadata:
 
 
 def _check_loaded(model: nn.Module, keys: Any) -> None:
-    missing = sorted(_trainable(model) & {name.replace('_checkpoint_wrapped_module.', '').removeprefix('module.')
-                                          for name in keys.missing_keys})
+    missing = sorted(_trainable(model) & set(map(own_name, keys.missing_keys)))
     if missing or keys.unexpected_keys:
         raise ValueError(f'the checkpoint is of another model: it lacks {missing[:3]} and has '
                          f'{list(keys.unexpected_keys)[:3]} besides')

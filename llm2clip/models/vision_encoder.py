@@ -71,12 +71,8 @@ class VisionEncoder(nn.Module):
             raise ValueError('patch_dropout needs the sample_seed of the batch')
         return kept_patches(self._sample_seed.to(tokens.device), tokens.shape[1] - prefix, self._patch_dropout)
 
-    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every block on its own."""
-        return module in self._blocks
-
-    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """With `fsdp.activation_checkpointing`, recompute every block on its own."""
+    def is_block(self, module: nn.Module) -> bool:
+        """Whether a module is one of the tower's repeated layers."""
         return module in self._blocks
 
     def train(self, mode: bool = True) -> 'VisionEncoder':

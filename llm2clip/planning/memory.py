@@ -12,11 +12,11 @@ import torch
 import torch.nn as nn
 from composer.models import ComposerModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llm2clip.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
+from llm2clip.sharding import planned_units, recompute
 
 __all__ = ['Memory', 'StepPlan', 'step_memory']
 
@@ -34,7 +34,7 @@ class StepPlan:
         contrastive: Whether the loss is that of the global batch.
         bfloat16: Autocast.
         sharded: FSDP2.
-        recompute: Activation checkpointing by FSDP2, of the modules that the model names.
+        recompute: Activation checkpointing by FSDP2.
         ema: Whether a moving average of the weights is kept.
         teacher: Bytes of a frozen teacher in the loop.
     """
@@ -64,7 +64,7 @@ class Memory:
     logits: int
     """What the loss itself needs: the global batch's features and logits, with gradients."""
     unsharded: int
-    """FSDP2's gathered blocks: the one that is computed and the next."""
+    """FSDP2's gathered weights: those outside the blocks, the block that is computed and the next."""
     ema: int
     teacher: int
     peak: int
@@ -86,15 +86,12 @@ def step_memory(
         make_batch: Number of samples -> batch of the model.
         plan: How the step is run.
     """
-    if plan.recompute:
-        recomputed = {id(module) for part in model.modules() if hasattr(part, 'activation_checkpointing_fn')
-                      for module in part.modules()
-                      if part.activation_checkpointing_fn(module)}  # pyright: ignore[reportCallIssue]
-        apply_activation_checkpointing(model, check_fn=lambda module: id(module) in recomputed)
     with FakeTensorMode():
         _without_content(model)
         model.train()
         optimizer = make_optimizer(model)
+        if plan.recompute:
+            recompute(model)
         with _Tracker(model) as tracker:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -239,8 +236,7 @@ def _on_one_gpu(
                    if isinstance(value, torch.Tensor))
 
     whole, shard = sum(map(_bytes, parameters)), sum(_bytes(parameter, split) for parameter in parameters)
-    unsharded = 2 * max((sum(map(_bytes, block.parameters())) for block in _blocks(model)), default=0) \
-        if split > 1 else 0
+    unsharded = _unsharded(model) if split > 1 else 0
     buckets = sum(map(_bytes, trainable)) if plan.ranks > 1 and split == 1 else 0
     gradients = tracker.gradients_at_peak
     ema = sum(map(_bytes, trainable)) // split if plan.ema else 0
@@ -253,7 +249,13 @@ def _on_one_gpu(
         optimizer_whole=state(1))
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that FSDP2 shards one by one."""
-    return [module for part in model.modules() if hasattr(part, 'fsdp_wrap_fn')
-            for module in part.modules() if part.fsdp_wrap_fn(module)]  # pyright: ignore[reportCallIssue]
+def _unsharded(model: ComposerModel) -> int:
+    """What FSDP2 has gathered at once: the outermost unit's own parameters, and two of the blocks inside it."""
+    units = planned_units(model)
+    sizes = []
+    for unit in units:
+        inner = {id(parameter) for other in unit.modules() if other in units and other is not unit
+                 for parameter in other.parameters()}
+        sizes.append(sum(_bytes(parameter) for parameter in unit.parameters() if id(parameter) not in inner))
+    outermost, *blocks = sizes
+    return outermost + 2 * max(blocks, default=0)

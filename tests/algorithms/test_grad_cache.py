@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gradients
 import pytest
@@ -34,7 +35,7 @@ def plain(llm_folder: Path) -> Result:
 
 
 @pytest.fixture(scope='module')
-def two_ranks(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+def two_ranks(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp('gradients') / 'two_ranks.pt'
     command = [str(Path(sys.executable).with_name('composer')), '-n', '2', 'tests/gradients.py', str(llm_folder),
                str(out)]
@@ -59,22 +60,33 @@ def test_one_rank_with_dropout(plain: Result, llm_folder: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.parametrize('way', ['ddp', 'fsdp'])
-def test_two_ranks(plain: Result, two_ranks: dict[str, Result], way: str) -> None:
+def test_two_ranks(plain: Result, two_ranks: dict[str, Any], way: str) -> None:
     for microbatch_size in (5, 3, 2):
         _assert_equal(two_ranks[f'captions/{way}/{microbatch_size}'], plain)
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize('way', ['ddp', 'fsdp'])
-def test_two_ranks_with_dropout(two_ranks: dict[str, Result], way: str) -> None:
+def test_two_ranks_with_dropout(two_ranks: dict[str, Any], way: str) -> None:
     _assert_equal(two_ranks[f'dropout/{way}/cached'], two_ranks[f'dropout/{way}/in_one_graph'])
 
 
 @pytest.mark.dist
-def test_stage2(two_ranks: dict[str, Result]) -> None:
+def test_stage2(two_ranks: dict[str, Any]) -> None:
     expected = image_step(None, False)
     for found in (image_step(3, False), two_ranks['images/ddp'], two_ranks['images/fsdp']):
         _assert_equal(found, expected)
+
+
+@pytest.mark.dist
+def test_fsdp_shards_and_recomputes_block_by_block(two_ranks: dict[str, Any]) -> None:
+    """By the names of what Composer wrapped: a model that is one unit trains all the same."""
+    blocks = [f'model.vision_encoder.trunk.blocks.{i}' for i in range(5)]
+    assert two_ranks['images/fsdp/units'] == {
+        'sharded': ['model', *blocks, 'model.adapter.blocks.0'], 'recomputed': blocks}
+    layers = [f'text_encoder.llm.base_model.model.layers.{i}' for i in range(2)]
+    assert two_ranks['captions/fsdp/units'] == {'sharded': ['text_encoder', *layers, 'scale'], 'recomputed': layers}
+    assert two_ranks['images/ddp/units'] == {'sharded': [], 'recomputed': []}
 
 
 def test_batch_norm_in_training_mode_is_refused() -> None:

@@ -4,12 +4,14 @@
 """Vision towers of both libraries: weights, resolution, layers, locks, dropped patches."""
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn as nn
 from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
@@ -24,10 +26,11 @@ from transformers import (
 
 from llm2clip.algorithms.patch_dropout import apply_patch_dropout
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
-from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
 from llm2clip.optim import describe_groups, parameter_groups
+from llm2clip.sharding import own_name, planned_units, recompute, recomputed_modules
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32}
@@ -47,6 +50,17 @@ TOKENS = {'clip': _small('clip_vision_model'), 'siglip': _small('siglip_vision_m
           'timm_eva': _timm('eva02_tiny_patch14_224', image_size=56)}
 ALL = {**TOKENS, 'timm_convnet': _timm('test_efficientnet'), 'timm_convnext': _timm('convnext_atto'),
        'timm_resnet': _timm('test_resnet')}
+
+# What is repeated in each of them.
+BLOCKS = {
+    **dict.fromkeys(('clip', 'siglip'), [f'vision_model.encoder.layers.{i}' for i in range(3)]),
+    **dict.fromkeys(('vit', 'dinov2'), [f'encoder.layer.{i}' for i in range(3)]),
+    'timm_vit': [f'blocks.{i}' for i in range(6)],
+    'timm_eva': [f'blocks.{i}' for i in range(12)],
+    'timm_convnet': [f'blocks.{i}' for i in range(5)],
+    'timm_convnext': [f'stages.{i}.blocks.{j}' for i, depth in enumerate((2, 2, 6, 2)) for j in range(depth)],
+    'timm_resnet': ['layer1.0', 'layer2.0', 'layer4.0'],
+}
 
 
 def _encoder(config: VisionConfig) -> VisionEncoder:
@@ -81,21 +95,52 @@ def test_an_image_has_its_features_whatever_its_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_layers_are_in_order_and_gradients_can_be_checkpointed(name: str) -> None:
+def test_layers_are_in_order(name: str) -> None:
     encoder = _encoder(ALL[name])
     ids = encoder.layer_ids
     assert ids.keys() == {n for n, _ in encoder.trunk.named_parameters()}
     assert set(ids.values()) == set(range(encoder.num_layers)) and encoder.num_layers > 2
     found = [ids[n] for n, _ in encoder.trunk.named_parameters()]
     assert found[0] == 0 and found[-1] == max(found)
-    assert encoder.tower.blocks() and all(encoder.fsdp_wrap_fn(block) for block in encoder.tower.blocks())
-    config = copy.deepcopy(ALL[name])
+
+
+def _forward_passes(encoder: VisionEncoder) -> list[int]:
+    """How often each block's modules ran in a step, of which the gradients are kept."""
+    runs: list[Counter[nn.Module]] = []
+    for block in encoder.tower.blocks():
+        runs.append(Counter())
+        for inner in block.modules():
+            inner.register_forward_hook(lambda module, *_, of_block=runs[-1]: of_block.update([module]))
+    encoder.train()(_images(encoder)).square().sum().backward()
+    return [max(of_block.values()) for of_block in runs]
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_checkpointing_runs_blocks_twice_for_the_same_gradients(name: str) -> None:
+    encoder, config = _encoder(ALL[name]), copy.deepcopy(ALL[name])
     config.gradient_checkpointing = True
     other = _encoder(config)
-    for model in (encoder, other):
-        model.train()(_images(model)).square().sum().backward()
+    once, twice = _forward_passes(encoder), _forward_passes(other)
+    assert len(once) == len(BLOCKS[name]) and all(again > runs for again, runs in zip(twice, once))
     for (n, p), q in zip(encoder.named_parameters(), other.parameters()):
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5, msg=n)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_fsdp_shards_and_recomputes_every_block(name: str) -> None:
+    """Composer's own functions choose, which ask the direct children of the model only."""
+    config = ModelConfig(ALL[name], AdapterConfig(depth=2), embed_dim=16)
+    with torch.device('meta'):
+        model = ComposerLLM2CLIP(LLM2CLIP(config, 8, load_weights=False))
+    blocks = {f'model.vision_encoder.trunk.{block}' for block in BLOCKS[name]}
+    names = {module: n for n, module in model.named_modules()}
+    sharded = {names[module] for module in planned_units(model)}
+    assert sharded == {'model', 'model.adapter.blocks.0', 'model.adapter.blocks.1', *blocks}
+    recompute(model)
+    assert set(recomputed_modules(model)) == blocks
+    # Wrapped for recomputation, they are still the same units, of the same names.
+    names = {module: own_name(n) for n, module in model.named_modules()}
+    assert {names[module] for module in planned_units(model)} == sharded
 
 
 def test_the_image_side_of_a_published_clip(clip_folder: Path) -> None:

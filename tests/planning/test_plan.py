@@ -171,6 +171,15 @@ def test_a_remote_is_asked_for_its_index_only(
     assert stage2(*args, *remote).datasets == plan.datasets
 
 
+def test_a_sharded_run_with_layer_decay_and_recomputation(args: list[str]) -> None:
+    plain = stage2(*args, 'layer_decay=0.85')
+    sharded = stage2(*args, 'layer_decay=0.85', 'fsdp={activation_checkpointing: true, state_dict_type: sharded}')
+    assert plain.memory and sharded.memory and not sharded.problems
+    assert sharded.memory.activations < plain.memory.activations
+    both = stage2(*args, 'fsdp={activation_checkpointing: true}', 'model.vision.gradient_checkpointing=true')
+    assert any('gradient_checkpointing recomputes the same blocks already' in problem for problem in both.problems)
+
+
 def test_a_cache_that_holds_half_of_the_data() -> None:
     plan = Plan(1, 8, 8, 8, datasets=[DatasetPlan('s', 64, 9_000, 1_000, {}, sidecars={'tiny': 1_000})])
     _check_cache(plan, LoaderConfig(cache_limit='5000b'))

@@ -40,7 +40,7 @@ def assert_same_losses(found: Path, expected: Path, steps: int = 6) -> None:
 @pytest.mark.dist
 def test_stage2_on_two_ranks_learns_what_one_learns(stage2_args: list[str], tmp_path: Path) -> None:
     variants: dict[str, tuple[int, list[str]]] = {
-        'one': (1, []), 'ddp': (2, []), 'fsdp': (2, ['fsdp.state_dict_type=full']),
+        'one': (1, []), 'ddp': (2, []), 'fsdp': (2, ['fsdp={state_dict_type: full, activation_checkpointing: true}']),
         'cached': (2, ['algorithms.grad_cache={}', 'device_train_microbatch_size=3'])}
     for name, (ranks, extra) in variants.items():
         run('train_stage2', tmp_path / name, [*stage2_args, *SGD, *FIFTY, *extra], ranks)
@@ -93,8 +93,10 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
 def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_path: Path) -> None:
     args = [*stage2_args, *SGD, 'algorithms.ema={half_life: 2ba}', 'callbacks.save_best={}', 'save_interval=3ba']
     run('train_stage2', tmp_path / 'one', args)
+    sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true}'
     for steps in (3, 6):  # begun, and resumed
-        run('train_stage2', tmp_path / 'two', [*args, 'fsdp.state_dict_type=sharded', f'max_duration={steps}ba'], 2)
+        output = run('train_stage2', tmp_path / 'two', [*args, sharded, f'max_duration={steps}ba'], 2)
+        assert 'FSDP2 shards 7 modules one by one, from model to model.adapter.blocks.0, 5 of which are recomp' in output
     best = []
     for name in ('one', 'two'):
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')

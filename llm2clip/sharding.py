@@ -1,0 +1,57 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which modules FSDP2 shards on their own, and which are recomputed in the backward pass."""
+
+from typing import Any
+
+import torch.nn as nn
+from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
+from composer.distributed.fsdp2_utils import generate_composer_model_policy
+from composer.models import ComposerModel
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.distributed.fsdp import FSDPModule
+
+from llm2clip.config import ConfigError
+
+__all__ = ['check_sharding', 'own_name', 'planned_units', 'recompute', 'recomputed_modules', 'sharded_modules']
+
+
+def own_name(name: str) -> str:
+    """The name of a module or parameter before it was wrapped for recomputation or by DDP."""
+    return '.'.join(part for part in name.removeprefix('module.').split('.') if part != '_checkpoint_wrapped_module')
+
+
+def planned_units(model: ComposerModel) -> list[nn.Module]:
+    """The modules that Composer will shard on their own, outer ones before those inside them."""
+    chosen: dict[nn.Module, Any] = generate_composer_model_policy(model)._run_policy(model, set(), {})
+    return [module for module in model.modules() if module in chosen]
+
+
+def recompute(model: ComposerModel) -> None:
+    """Wrap what `fsdp.activation_checkpointing` recomputes, as Composer does it."""
+    apply_ac(model, True, False, generate_composer_model_check_fn(model))
+
+
+def sharded_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that are FSDP2 units."""
+    return [own_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+
+
+def recomputed_modules(model: nn.Module) -> list[str]:
+    """Names of the modules whose activations are recomputed."""
+    return [own_name(name) for name, module in model.named_modules() if isinstance(module, CheckpointWrapper)]
+
+
+def check_sharding(model: nn.Module, activation_checkpointing: bool) -> str:
+    """One line on what FSDP2 shards and recomputes, once Composer has prepared the model.
+
+    Raises:
+        ConfigError: Recomputation was asked for, and the model has no module for it.
+    """
+    units, recomputed = sharded_modules(model), recomputed_modules(model)
+    if activation_checkpointing and not recomputed:
+        raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be recomputed; '
+                          'leave it out')
+    again = f', {len(recomputed)} of which are recomputed in the backward pass' if recomputed else ''
+    return f'FSDP2 shards {len(units)} modules one by one, from {units[0]} to {units[-1]}{again}'
