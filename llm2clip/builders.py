@@ -206,8 +206,8 @@ def check_train_config(config: TrainConfig) -> None:
         _check_stage1(config)
     elif (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
           and (config.fsdp or {}).get('activation_checkpointing')):
-        raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same blocks '
-                          'already; set one of the two to false')
+        raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
+                          'blocks already; set one of the two to false')
 
 
 def _check_stage1(config: Stage1Config) -> None:

@@ -105,11 +105,12 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
     data = DataSpec([batch], get_num_samples_in_batch=lambda b: len(b['index']), split_batch=split)
     keep = _Keep()
     cache = [GradCache(data.split_batch)] if microbatch_size else []
+    fsdp = {'fsdp': FSDP2Config(activation_checkpointing=True)} if sharded else None
     trainer = Trainer(
         model=model, train_dataloader=data, max_duration='1ba', device='cpu', precision='fp32', callbacks=[keep],
         optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
         algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, seed=7,
-        parallelism_config={'fsdp': FSDP2Config(activation_checkpointing=True)} if sharded else None, progress_bar=False)
+        parallelism_config=fsdp, progress_bar=False)
     trainer.fit()
     trainer.close()
     return keep.result

@@ -3,9 +3,11 @@
 
 """Every shipped YAML: the command in its first line loads, its parts exist, and those of stage 1 train."""
 
+import itertools
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,12 +45,21 @@ VISION, DATA, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{
                          for kind in ('vision', 'data', 'teacher'))
 
 
+def _head(file: str) -> list[str]:
+    """The comments that a file begins with."""
+    lines = (ROOT / file).read_text().splitlines()
+    return [line.removeprefix('# ') for line in itertools.takewhile(lambda line: line.startswith('#'), lines)]
+
+
+def _commands(file: str) -> list[tuple[str, list[str]]]:
+    """Recipe and arguments of each command in a file's head, of which the first launches the file."""
+    commands = [line for line in _head(file) if line.startswith(('python recipes/', 'composer '))]
+    assert commands[0] == _head(file)[0] and file in shlex.split(commands[0])
+    return [_arguments(command) for command in commands]
+
+
 def _command(file: str) -> tuple[str, list[str]]:
-    """Recipe and arguments of the launch command in a file's first line."""
-    line = (ROOT / file).read_text().splitlines()[0].removeprefix('#')
-    words = shlex.split(line)
-    assert file in words and (words[0] in ('python', 'composer'))
-    return _arguments(line)
+    return _commands(file)[0]
 
 
 def _arguments(command: str) -> tuple[str, list[str]]:
@@ -60,8 +71,11 @@ def _arguments(command: str) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize('file', FILES)
 def test_the_launch_command_loads(file: str) -> None:
-    recipe, args = _command(file)
-    config = load_config(SCHEMAS[recipe], args)
+    for recipe, args in _commands(file):
+        _check(load_config(SCHEMAS[recipe], args))
+
+
+def _check(config: Any) -> None:
     if isinstance(config, TrainConfig):
         check_train_config(config)
     if isinstance(config, PrepareConfig):
@@ -72,6 +86,68 @@ def test_the_launch_command_loads(file: str) -> None:
         for benchmark in config.zeroshot.values():
             check(CLASSIFICATION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
             assert read_templates(ROOT / benchmark.templates, 'templates')
+
+
+def _folders(config: Any) -> tuple[set[str], set[str]]:
+    """What a recipe writes, and what it reads of what another one wrote or a user provides."""
+    match config:
+        case PrepareConfig():
+            return {config.out}, set()
+        case Stage1Config():
+            return {config.teacher_folder, config.adapter_folder}, _datasets(config) | set(config.text_encoder.adapters)
+        case ExtractConfig():
+            sources = {dataset.local for dataset in config.datasets.values()}
+            return {f'{config.out}/{name}' for name in config.datasets}, {*filter(None, [config.teacher]), *sources}
+        case Stage2Config():
+            teachers = config.train_data.teachers
+            sidecars = {sidecar.local for data in (config.train_data, config.eval_data) if data is not None
+                        for stream in data.streams.values() for name, sidecar in stream.embeddings.items()
+                        if sidecar.remote is None and (name in teachers or not teachers)}
+            return {config.save_folder}, _datasets(config) | sidecars | {
+                *filter(None, [config.teacher, config.initial_weights])}
+        case EvaluateConfig():
+            sources = {benchmark.source.get('local') for benchmark in config.retrieval.values()}
+            models = {folder for model in config.models.values() for folder in (model.run, model.export, model.teacher)}
+            cra = {config.cra.captions, *config.cra.teachers.values()} if config.cra else set()
+            return {config.out}, {*filter(None, sources | models | cra)}
+        case ExportConfig():
+            return {config.out}, {*filter(None, [config.run, config.teacher, config.results])}
+        case ReportConfig():
+            return {config.out}, {config.results, *config.steps.values()}
+        case ImportConfig():
+            return {f'{config.out}/teacher', f'{config.out}/llm2clip'}, {*filter(None, [config.teacher])}
+    return {config.out}, {config.teacher}
+
+
+def _datasets(config: Any) -> set[str]:
+    return {stream.local for data in (config.train_data, config.eval_data) if data is not None
+            for stream in data.streams.values() if stream.remote is None}
+
+
+def test_every_folder_that_is_read_is_written_or_asked_for() -> None:
+    """By a command in the head of some YAML file, or by the words of the head of a file that reads it."""
+    runs = [(file, args, load_config(SCHEMAS[recipe], args)) for file in FILES for recipe, args in _commands(file)]
+    written = {folder for _, _, config in runs for folder in _folders(config)[0]} | _sidecars()
+    for file, args, config in runs:
+        said = ' '.join(line for yaml_file in {file, *(arg for arg in args if arg.endswith('.yaml'))}
+                        for line in _head(yaml_file) if not line.startswith(('python ', 'composer ')))
+        for folder in _folders(config)[1]:
+            known = any(folder == other or folder.startswith(f'{other}/') for other in written)
+            assert known or folder in said, f'{file} reads {folder}, which no YAML file writes or explains'
+
+
+def _sidecars() -> set[str]:
+    """What the fragments of extraction write, each teacher with all datasets."""
+    data = [str(path) for path in ROOT.glob('yamls/extract/data/*.yaml')]
+    return {folder for teacher in ROOT.glob('yamls/extract/teacher/*.yaml')
+            for folder in _folders(load_config(ExtractConfig, [str(teacher), *data]))[0]}
+
+
+def test_every_sidecar_of_stage2_is_one_that_extraction_writes() -> None:
+    largest = load_config(Stage2Config, [str(ROOT / 'yamls/stage2' / file) for file in (
+        'paper.yaml', 'data/60m.yaml', 'teacher/llama3_8b.yaml', 'vision/clip_b16.yaml')])
+    streams = largest.train_data.streams.values()
+    assert {sidecar.local for stream in streams for sidecar in stream.embeddings.values()} == _sidecars()
 
 
 @pytest.mark.parametrize('file', [file for file in FILES if 'yamls/stage1/' in file])
