@@ -6,12 +6,14 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from composer.utils import dist
 from streaming import MDSWriter
 from streaming.base.format.base.reader import Reader
@@ -24,7 +26,7 @@ from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_
 from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
 from llm2clip.data.verified_stream import VerifiedStream
 from llm2clip.folders import OutputFolder
-from llm2clip.models.caption_teacher import CaptionTeacher
+from llm2clip.models.caption_teacher import CaptionTeacher, embed_or_load
 
 __all__ = ['extract_sidecar']
 
@@ -37,7 +39,7 @@ class _Captions(NamedTuple):
     shard: int
     ids: list[str]
     texts: list[str]
-    """Those of the first sample, key by key, then those of the second, and so on."""
+    """Those of the first sample, key by key, then those of the second, and so on; empty where there is none."""
 
 
 def extract_sidecar(
@@ -47,12 +49,15 @@ def extract_sidecar(
     storage: str = 'float16',
     normalize: bool = False,
     about: Optional[dict[str, Any]] = None,
+    block_tokens: int = 32768,
 ) -> dict[str, int]:
     """Write the sidecar of one dataset.
 
     The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when
-    it is complete, and the index, which makes the sidecar readable, when all are.  Nodes that do not share `out` need
-    a remote.
+    it is complete, and the index, which makes the sidecar readable, when all are.  A rank that is killed in the middle
+    of a shard goes on after its last block of captions.  Nodes that do not share `out` need a remote.
+
+    The vector of a caption that a sample does not have, which is empty in the dataset, is zero.
 
     Args:
         dataset: The image or caption dataset.
@@ -61,14 +66,16 @@ def extract_sidecar(
         storage: ``float16`` or ``int8``.
         normalize: Store vectors of length 1.
         about: Facts about the vectors for the fingerprint, such as the precision.
+        block_tokens: About how many tokens are embedded between two saves.
 
     Returns:
-        What this call did, over all ranks: shards, captions, tokens, and captions that were truncated.
+        What this call did, over all ranks: shards, captions, tokens, captions that were truncated, and captions that
+        the samples do not have.
 
     Raises:
         ConfigError: `storage` is unknown.
         ShardError: A shard of the dataset is missing or damaged.
-        ValueError: The dataset has no captions or an empty one, or `out` was begun for another dataset or teacher.
+        ValueError: The dataset has no captions, or `out` was begun for another dataset or teacher.
     """
     if storage not in STORAGES:
         raise ConfigError(f'storage: {storage!r} is not one of {", ".join(STORAGES)}')
@@ -82,27 +89,59 @@ def extract_sidecar(
         'caption_keys': keys, 'vectors': {'storage': storage, 'normalized': normalize, **(about or {})}}
     todo = _begin(out, fingerprint, len(shards))
     mine = todo[dist.get_global_rank()::dist.get_world_size()]
-    done = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated'), 0)
+    done: dict[str, int] = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated', 'absent'), 0)
     progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
                     desc=f'embed {out.local.name}', disable=dist.get_local_rank() != 0)
     with progress:
         for captions in _ahead(_read(stream, shards[k], k, keys, dataset) for k in mine):
-            vectors, tokens, truncated = teacher.embed(captions.texts)
+            blocks = out.local / f'shard.{captions.shard:05}.blocks'
+            vectors = _embed(captions.texts, teacher, blocks, block_tokens, progress, done)
             if normalize:
-                vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+                vectors = F.normalize(vectors, dim=-1)
             rows = vector_rows(captions.ids, keys, vectors.numpy().reshape(len(captions.ids), len(keys), -1), storage)
             _write(out, captions.shard, rows, vector_columns(keys, vectors.shape[-1], storage))
-            for name, n in zip(done, (1, len(captions.texts), tokens, truncated)):
-                done[name] += n
-            progress.update(len(captions.texts))
-            elapsed = progress.format_dict['elapsed']
-            progress.set_postfix({'tokens/s': f'{done["tokens"] / max(elapsed, 1e-9):,.0f}',
-                                  'truncated': done['truncated']})
+            shutil.rmtree(blocks, ignore_errors=True)
+            done['shards'] += 1
     done = {name: sum(rank[name] for rank in dist.all_gather_object(done)) for name in done}
     if dist.get_global_rank() == 0:
         _finish(out, len(shards))
     dist.barrier()
     return done
+
+
+def _embed(
+    texts: list[str], teacher: CaptionTeacher, folder: Path, block_tokens: int, progress: tqdm, done: dict[str, int]
+) -> torch.Tensor:
+    """One vector per caption, zero for an empty one; blocks are kept in `folder`."""
+    present = [i for i, text in enumerate(texts) if text.strip()]
+    done['absent'] += len(texts) - len(present)
+    progress.update(len(texts) - len(present))
+    vectors = torch.zeros(len(texts), teacher.llm_embed_dim)
+    for block in _blocks(texts, present, block_tokens):
+        before = progress.n
+        embedded = embed_or_load(folder, [texts[i] for i in block],
+                                 lambda texts: teacher.embed(texts, on_batch=progress.update))
+        progress.update(before + len(block) - progress.n)  # of a block from a file
+        vectors[block] = embedded.vectors
+        for name, n in (('captions', len(block)), ('tokens', embedded.tokens), ('truncated', embedded.truncated)):
+            done[name] += n
+        progress.set_postfix({'tokens/s': f'{done["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
+                              'truncated': done['truncated']})
+    return vectors
+
+
+def _blocks(texts: Sequence[str], present: Sequence[int], block_tokens: int) -> Iterator[list[int]]:
+    """Captions that are embedded, and saved, together: about `block_tokens` tokens, by four characters a token."""
+    block: list[int] = []
+    size = 0
+    for i in present:
+        block.append(i)
+        size += len(texts[i])
+        if size >= 4 * block_tokens:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _open(dataset: DatasetConfig) -> tuple[VerifiedStream, list[Reader]]:
@@ -161,10 +200,7 @@ def _read(stream: VerifiedStream, shard: Reader, k: int, keys: list[str], datase
         sample = shard[i]
         ids.append(sample[SAMPLE_ID])
         for key in keys:
-            text = sample[caption_column(key)]
-            if not text.strip():
-                raise ValueError(f'caption {key!r} of sample {sample[SAMPLE_ID]!r} in {dataset.local} is empty')
-            texts.append(text)
+            texts.append(sample[caption_column(key)])
     if dataset.remote is not None:
         shard.evict()
     return _Captions(k, ids, texts)

@@ -23,7 +23,7 @@ def main(config: ExtractConfig) -> None:
     for name, dataset in config.datasets.items():
         remote = None if config.out_remote is None else os.path.join(config.out_remote, name)
         done = extract_sidecar(dataset, OutputFolder(f'{config.out}/{name}', remote), teacher, config.storage,
-                               config.normalize, {'precision': config.precision})
+                               config.normalize, {'precision': config.precision}, 8 * config.batch_tokens)
         if dist.get_global_rank() == 0:
             print(f'{name}: {", ".join(f"{n} {what}" for what, n in done.items())}')
     if dist.get_global_rank() == 0:

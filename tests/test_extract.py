@@ -6,6 +6,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from parts import make_samples, write_dataset, write_sidecar
+from streaming import MDSWriter
+from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
 from llm2clip.data.schema import read_columns, read_index, read_samples
@@ -96,26 +99,62 @@ def test_a_vector_that_is_not_finite_is_named(storage: str) -> None:
         vector_rows(['a', 'b', 'c'], ['x', 'y'], vectors, storage)
 
 
-def test_finished_shards_are_kept_and_the_rest_is_done(
+def test_finished_shards_and_blocks_are_kept_and_the_rest_is_done(
     image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, embed = [], LLMTeacher.embed
+    embedded, embed = [], LLMTeacher.embed
 
-    def stop_at_third(self: LLMTeacher, texts: list[str]) -> Embedded:
-        calls.append(1)
-        if len(calls) == 3:
+    def stop_in_the_third_shard(self: LLMTeacher, texts: list[str], **options: Any) -> Embedded:
+        if len(embedded) == 2 * of_a_shard + 1:
+            embedded.append('stopped')
             raise KeyboardInterrupt
-        return embed(self, texts)
+        embedded.extend(texts)
+        return embed(self, texts, **options)
 
-    monkeypatch.setattr(LLMTeacher, 'embed', stop_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
-    assert not (tmp_path / 'out' / 'index.json').exists()
-    done = write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
     n = len(read_index(image_dataset)['shards'])
-    assert len(calls) == 1 + n and done['shards'] == n - 2
-    assert read_index(tmp_path / 'out') == read_index(sidecar)
+    of_a_shard = 2 * read_index(image_dataset)['shards'][0]['samples']
+    monkeypatch.setattr(LLMTeacher, 'embed', stop_in_the_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, block_tokens=1)
+    assert not (tmp_path / 'out' / 'index.json').exists()
+    done = write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, block_tokens=1)
+    assert len(embedded) == 1 + 2 * 64 and done['shards'] == n - 2 and done['captions'] == 2 * 64 - 2 * of_a_shard
+    for row, other in zip(read_samples(tmp_path / 'out'), read_samples(sidecar), strict=True):
+        np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
+    assert not list((tmp_path / 'out').glob('*.blocks'))
     assert write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
+
+
+def test_the_bar_moves_with_every_batch(
+    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Bar(tqdm):
+        def update(self, n: Optional[float] = 1) -> Optional[bool]:
+            seen.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr('llm2clip.extract.tqdm', Bar)
+    teacher = LLMTeacher.from_folder(teacher_folder, batch_tokens=100)
+    extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out'), teacher)
+    assert sum(seen) == 2 * 64 and max(seen) <= 20
+
+
+@pytest.mark.parametrize('storage', ['float16', 'int8'])
+def test_captions_that_a_sample_does_not_have_are_zero_and_not_embedded(
+    teacher_folder: Path, tmp_path: Path, storage: str
+) -> None:
+    columns = {'sample_id': 'str', 'caption.a': 'str', 'caption.b': 'str'}
+    texts = [('a dog', ''), ('', ''), ('', 'a red square'), ('a dog', 'two of them')]
+    with MDSWriter(out=str(tmp_path / 'd'), columns=columns, hashes=['xxh64']) as writer:
+        for i, (a, b) in enumerate(texts):
+            writer.write({'sample_id': f's{i}', 'caption.a': a, 'caption.b': b})
+    done = write_sidecar(tmp_path / 'd', tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
+    assert (done['captions'], done['absent']) == (4, 4)
+    for key, column in zip('ab', zip(*texts)):
+        lengths = np.linalg.norm(_vectors(tmp_path / 'out', key), axis=-1)
+        np.testing.assert_allclose(lengths, [bool(text) for text in column], atol=1e-2)
 
 
 def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Path) -> None:
@@ -126,7 +165,8 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
     teacher = LLMTeacher(encoder.eval(), tokenizer, {})
     done = extract_sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'), teacher)
     tokens = tokenizer.tokenize([text for sample in samples for text in sample.captions.values()])
-    assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1}
+    assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1,
+                    'absent': 0}
 
 
 def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def load_online_teacher(
     encoder = tokenizer = None
     for turn in range(dist.get_local_world_size()):
         if turn == dist.get_local_rank() or not sharded:
-            encoder, tokenizer = load_teacher(folder)
+            # Sharding wants one type for all weights.
+            encoder, tokenizer = load_teacher(folder, 'float32' if sharded else None)
             if sharded:
                 shard_encoder(encoder, 'cpu' if device.name == 'cpu' else 'cuda')
             else:

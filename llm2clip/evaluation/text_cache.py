@@ -10,12 +10,10 @@ from typing import Any, Optional, Union
 
 import torch
 import xxhash
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
-from llm2clip.folders import complete_file, write_text
-from llm2clip.models.caption_teacher import CaptionTeacher
+from llm2clip.folders import write_text
+from llm2clip.models.caption_teacher import CaptionTeacher, Embedded, embed_or_load
 
 __all__ = ['CachedTeacher']
 
@@ -51,19 +49,14 @@ class CachedTeacher:
         with tqdm(total=len(texts), desc='embed captions', unit=' captions') as progress:
             for start in range(0, len(texts), _BLOCK):
                 block = list(texts[start:start + _BLOCK])
-                path = self.folder / f'{xxhash.xxh64(json.dumps(block)).hexdigest()}.safetensors'
-                if not path.is_file():
-                    self._embed(block, path)
-                with safe_open(path, framework='pt') as file:
-                    vectors.append(file.get_tensor('text_embedding'))
-                    truncated += int(file.metadata()['truncated'])
+                embedded = embed_or_load(self.folder, block, self._embed)
+                vectors.append(embedded.vectors)
+                truncated += embedded.truncated
                 progress.update(len(block))
         return torch.cat(vectors), truncated
 
-    def _embed(self, texts: Sequence[str], path: Path) -> None:
+    def _embed(self, texts: Sequence[str]) -> Embedded:
         self._teacher = self._teacher or self._load()
-        embedded = self._teacher.embed(texts)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
-        with complete_file(path) as partial:
-            save_file({'text_embedding': embedded.vectors}, partial, {'truncated': str(embedded.truncated)})
+        return self._teacher.embed(texts)

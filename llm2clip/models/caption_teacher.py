@@ -4,7 +4,8 @@
 """Frozen teachers, captions -> vectors: what stage 1 trained, any LLM as it is, or a sentence-transformers model."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Union
 
@@ -13,15 +14,18 @@ import torch.nn as nn
 import xxhash
 from composer.devices import Device
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
+from llm2clip.folders import complete_file
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.teacher import ENCODER_FILE, encoding, load_teacher, teacher_config
 from llm2clip.models.text_encoder import TextEncoder, encode_tokens, load_text_encoder
 
 __all__ = [
     'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
-    'hash_weights', 'teacher_fingerprint',
+    'embed_or_load', 'hash_weights', 'teacher_fingerprint',
 ]
 
 
@@ -42,9 +46,37 @@ class CaptionTeacher(Protocol):
     fingerprint: dict[str, Any]
     """What decides the vectors: a hash of the weights, and how a caption is encoded."""
 
-    def embed(self, texts: Sequence[str]) -> Embedded:
-        """Vectors of captions, none of which is empty."""
+    @property
+    def llm_embed_dim(self) -> int:
+        """Width of the vectors."""
         ...
+
+    def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = ...) -> Embedded:
+        """Vectors of captions, none of which is empty; `on_batch` is told, as it goes on, how many more are done."""
+        ...
+
+
+def embed_or_load(
+    folder: Path, texts: Sequence[str], embed: Callable[[Sequence[str]], Embedded]
+) -> Embedded:
+    """A block of captions, from its file in `folder` if it was embedded before; otherwise it is kept there.
+
+    Args:
+        folder: Of blocks of one teacher.
+        texts: The captions.
+        embed: Is called for those that are not there.
+    """
+    path = folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
+    if path.is_file():
+        with safe_open(path, framework='pt') as file:
+            counts = {name: int(value) for name, value in file.metadata().items()}
+            return Embedded(file.get_tensor('text_embedding'), **counts)
+    embedded = embed(texts)
+    folder.mkdir(parents=True, exist_ok=True)
+    with complete_file(path) as partial:
+        save_file({'text_embedding': embedded.vectors}, partial,
+                  {'tokens': str(embedded.tokens), 'truncated': str(embedded.truncated)})
+    return embedded
 
 
 class LLMTeacher:
@@ -71,9 +103,14 @@ class LLMTeacher:
         """What stage 1 left in `folder`."""
         return cls(*load_teacher(folder), teacher_fingerprint(folder), **options)
 
-    def embed(self, texts: Sequence[str]) -> Embedded:
+    @property
+    def llm_embed_dim(self) -> int:
+        return self.encoder.llm_embed_dim
+
+    def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
         tokens = self.tokenizer.tokenize(texts)
-        vectors = encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision)
+        vectors = encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision,
+                                on_batch=on_batch)
         return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
 
 
@@ -101,12 +138,17 @@ class SentenceTransformerTeacher:
         self.fingerprint = {'weights': _hash_files(Path(folder)), 'max_length': self.model.max_seq_length,
                             'prompt': self.model.default_prompt_name or ''}
 
-    def embed(self, texts: Sequence[str]) -> Embedded:
+    @property
+    def llm_embed_dim(self) -> int:
+        return int(self.model.get_sentence_embedding_dimension() or 0)
+
+    def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
         lengths = [len(ids) for ids in self.model.tokenizer(list(texts), truncation=False, verbose=False)['input_ids']]
         limit = self.model.max_seq_length or max(lengths)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
             vectors = self.model.encode(list(texts), batch_size=self.batch_size, show_progress_bar=False,
                                         convert_to_tensor=True)
+        on_batch(len(texts))
         return Embedded(vectors.float().cpu(), sum(min(length, limit) for length in lengths),
                         sum(length > limit for length in lengths))
 

@@ -13,13 +13,25 @@ import torch
 import torch.nn as nn
 import xxhash
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 
-__all__ = ['ARCHITECTURES', 'add_lora', 'load_llm', 'load_llm_and_head', 'merge_adapter',
-           'save_adapter', 'weights_fingerprint']
+__all__ = [
+    'ARCHITECTURES', 'add_lora', 'apply_lora_apart', 'cast_weights', 'load_llm', 'load_llm_and_head', 'merge_adapter',
+    'save_adapter', 'save_lora', 'weights_fingerprint',
+]
 
 BASE_FILE = 'base_model.json'
 # Those whose attention takes a 4-D mask as it is, in every layer, and therefore becomes bidirectional by one.
@@ -30,7 +42,7 @@ def _hf_config(config: TextEncoderConfig) -> PretrainedConfig:
     folder = config.pretrained
     if os.path.isabs(folder) and not os.path.isdir(folder):
         raise ConfigError(f'text_encoder.pretrained: there is no folder {folder}')
-    hf_config = AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file)
+    hf_config = AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file, trust_remote_code=False)
     if hf_config.model_type not in ARCHITECTURES:
         raise ConfigError(f'text_encoder.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
                           f'that work as text encoders are {", ".join(ARCHITECTURES)}')
@@ -47,12 +59,14 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
     if attention not in able:
         raise ConfigError(f'text_encoder.attn_implementation: {attention!r} does not compute the attention of a '
                           f'{hf_config.model_type!r} model; expected {" or ".join(able)}')
-    options: dict[str, Any] = {'dtype': getattr(torch, config.dtype), 'attn_implementation': attention}
+    # Adapters are merged in float32: in bfloat16, rounding would swallow a part of them.
+    dtype = 'float32' if config.adapters else config.dtype
+    options: dict[str, Any] = {'dtype': getattr(torch, dtype), 'attn_implementation': attention}
     if on_meta:
         with torch.device('meta'):
             return auto.from_config(hf_config, **options)
     llm, info = auto.from_pretrained(
-        config.pretrained, gguf_file=config.gguf_file, output_loading_info=True, **options)
+        config.pretrained, gguf_file=config.gguf_file, output_loading_info=True, trust_remote_code=False, **options)
     # What the weights lack would be random.  The head alone may be there or not.
     missing, unexpected = (sorted(name for name in info[kind] if not name.startswith('lm_head.'))
                            for kind in ('missing_keys', 'unexpected_keys'))
@@ -84,7 +98,8 @@ def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple
     tied = full.get_output_embeddings()
     assert isinstance(tied, nn.Linear)
     head = nn.Linear(tied.in_features, tied.out_features, bias=False, device='meta')
-    head.weight = nn.Parameter(tied.weight.detach().clone(), requires_grad=False)
+    weight = tied.weight.detach().to(getattr(torch, config.dtype), copy=True)
+    head.weight = nn.Parameter(weight, requires_grad=False)
     llm = full.get_decoder()
     return _merged(getattr(llm, 'language_model', llm), config, on_meta), head
 
@@ -94,7 +109,19 @@ def _merged(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> P
     if not on_meta:
         for folder in config.adapters:
             llm = merge_adapter(llm, folder)
+    if config.adapters:
+        cast_weights(llm, getattr(torch, config.dtype))
     return llm
+
+
+def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
+    """Give the LLM's own weights another type.
+
+    LoRA weights stay in float32, and buffers (rotary frequencies) as transformers makes them.
+    """
+    for name, parameter in llm.named_parameters():
+        if 'lora_' not in name:
+            parameter.data = parameter.data.to(dtype)
 
 
 def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
@@ -162,6 +189,41 @@ def save_adapter(model: PeftModel, pretrained: str, fingerprint: str, folder: Pa
     model.save_pretrained(str(folder), safe_serialization=True)
     (folder / 'README.md').unlink()  # a model card with nothing filled in
     (folder / BASE_FILE).write_text(json.dumps({'pretrained': pretrained, 'fingerprint': fingerprint}) + '\n')
+
+
+def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
+    """Write the LoRA weights beside the LLM that they are merged into, for `apply_lora_apart`."""
+    state = {name: weight.contiguous() for name, weight in get_peft_model_state_dict(model).items()}
+    save_file(state, path, {'lora': json.dumps(dataclasses.asdict(config))})
+
+
+def apply_lora_apart(llm: PreTrainedModel, path: Path, dtype: torch.dtype) -> PeftModel:
+    """Take the LoRA weights out of an LLM again, so that it can be held in a type that has no room for them.
+
+    Next to a weight of bfloat16, half of what LoRA adds is below the last digit.  Beside it, nothing is lost.
+
+    Args:
+        llm: In float32, with the weights merged.
+        path: What `save_lora` wrote.
+        dtype: Of the result's weights.
+    """
+    with safe_open(path, framework='pt') as file:
+        config = LoraConfig(**json.loads(file.metadata()['lora']))
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    config.lora_dropout = 0.0
+    model = add_lora(llm, config)
+    result: Any = set_peft_model_state_dict(model, state)
+    missing = [name for name in result.missing_keys if 'lora_' in name]
+    if missing or result.unexpected_keys:
+        raise ConfigError(f'{path} does not belong to this LLM: it lacks {missing[:3]} and has '
+                          f'{result.unexpected_keys[:3]} besides')
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                weight: Any = module.get_base_layer().weight
+                weight -= module.get_delta_weight('default')  # pyright: ignore[reportCallIssue]
+    cast_weights(model, dtype)
+    return model
 
 
 def weights_fingerprint(llm: nn.Module) -> str:

