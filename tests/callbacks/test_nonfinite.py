@@ -29,7 +29,7 @@ class _Model(ComposerModel):
         return outputs['a'].square().mean()
 
 
-def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False) -> None:
+def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False) -> Trainer:
     batches = []
     for step in range(3):
         x = torch.ones(4, 2)
@@ -44,10 +44,15 @@ def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False) ->
         callbacks=[StopAtNonfinite(str(folder / 'checkpoints'))], save_folder=str(folder / 'checkpoints'),
         save_interval='1ba', progress_bar=False)
     trainer.fit()
+    return trainer
 
 
 def test_a_finite_run_ends(tmp_path: Path) -> None:
-    _train(tmp_path, broken=False)
+    trainer = _train(tmp_path, broken=False)
+    assert trainer.state.timestamp.batch.value == 3
+    assert {path.name for path in (tmp_path / 'checkpoints').glob('ep*')} == {
+        f'ep0-ba{step}-rank0.pt' for step in (1, 2, 3)}
+    assert torch.isfinite(trainer.state.model.linear.weight).all()
 
 
 def test_the_step_the_samples_and_the_last_checkpoint_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from streaming.base.util import clean_stale_shared_memory
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
+from llm2clip.data.schema import read_index
 from llm2clip.data.vectors import vectors_of
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
@@ -149,10 +150,17 @@ def test_sidecar_of_another_dataset_is_refused(image_dataset: Path, teacher_fold
     write_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', teacher_folder)
     with pytest.raises(ValueError, match='belongs to another dataset'):
         _loader(_config(image_dataset, tmp_path / 'sidecar'))
-    write_dataset(make_samples(30), tmp_path / 'small')
-    write_sidecar(tmp_path / 'small' / 'train', tmp_path / 'sidecar2', teacher_folder)
-    with pytest.raises(ValueError, match='belongs to another dataset'):
-        _loader(_config(image_dataset, tmp_path / 'sidecar2'))
+
+
+def test_a_sidecar_with_other_shards_is_refused(image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
+    """Even with the right fingerprint: sizes of shards, and their number."""
+    index = read_index(sidecar)
+    one_less, *others = index['shards']
+    for name, shards in (('sizes', [{**one_less, 'samples': one_less['samples'] - 1}, *others]), ('fewer', others)):
+        shutil.copytree(sidecar, tmp_path / name)
+        (tmp_path / name / 'index.json').write_text(json.dumps({**index, 'shards': shards}))
+        with pytest.raises(ValueError, match=f'{name} belongs to another dataset than .*: its shards hold'):
+            _loader(_config(image_dataset, tmp_path / name))
 
 
 def test_sample_ids_are_checked(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:

@@ -26,11 +26,18 @@ from llm2clip.config_files import load_config
 from llm2clip.imports.layouts import find_layout, from_official, to_official
 from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.text_encoder import encode_texts
 
 State = dict[str, torch.Tensor]
 ROOT = Path(__file__).parents[2]
 EVA = VisionConfig('tiny_eva_clip', image_size=56, **HALF)
 CLIP = VisionConfig('openai/clip-vit', image_size=32, **HALF)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 def _hf_folder(folder: Path, state: State, **vision: object) -> Path:
@@ -227,11 +234,13 @@ def test_the_recipe_writes_a_folder_that_transformers_loads(
     loaded = AutoModel.from_pretrained(tmp_path / 'out/llm2clip')
     expected = import_checkpoint(path, EVA).model
     images, vectors = torch.randn(2, 3, 56, 56), torch.randn(3, 32)
+    texts = ['a red circle', 'a blue square on a wall']
     with torch.no_grad():
         torch.testing.assert_close(loaded.get_image_features(images), expected.get_image_features(images))
         torch.testing.assert_close(loaded.get_text_features(text_embedding=vectors),
                                    expected.get_text_features(vectors))
-    assert loaded.get_text_features(['a red circle']).shape == (1, 16)
+        torch.testing.assert_close(loaded.get_text_features(texts), expected.get_text_features(
+            encode_texts(*load_teacher(teacher_folder), texts)))
     with pytest.raises(ConfigError, match='one of teacher .* and text_encoder'):
         run_recipe(monkeypatch, 'import_official', *args)
     with pytest.raises(ConfigError, match='vision: required'):
