@@ -23,7 +23,8 @@ def evaluate_cra(config: CRAConfig) -> tuple[dict[str, float], int]:
     columns = [caption_column(key) for key in config.caption_keys]
     check_dataset(config.captions, [SAMPLE_ID, *columns])
     samples = read_samples(config.captions)
-    pairs = [pair for sample in samples if all(text.strip() for text in (pair := [sample[name] for name in columns]))]
+    pairs = [tuple(sample[name] for name in columns) for sample in samples]
+    pairs = [pair for pair in pairs if all(text.strip() for text in pair)]
     if not pairs:
         raise ValueError(f'cra.caption_keys: no sample of {config.captions} has all of {config.caption_keys}')
     if len(pairs) < len(samples):

@@ -106,8 +106,8 @@ def test_evaluation_takes_the_first_two_captions_without_instruction(
 
 
 def test_hard_negatives_may_be_missing(llm_folder: Path, tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
-    samples = [Sample(f'{i}', {'query': f'q{i}', 'positive': f'p{i}', 'negative': f'n{i}' if i % 2 else ''},
-                      may_be_empty=('negative',)) for i in range(8)]
+    samples = [Sample(f'{i}', {'query': f'q{i}', 'positive': f'p{i}', 'negative': f'n{i}' if i % 2 else ''})
+               for i in range(8)]
     write_dataset(samples, tmp_path / 'd')
     pairs = [CaptionPairConfig(['query'], ['positive'], 'negative')]
     batch, = _loader(tmp_path / 'd' / 'train', tokenizer, pairs)

@@ -39,12 +39,15 @@ def test_bytes_and_captions_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
     samples = [*make_samples(8), Sample('broken', {'short': 'a', 'long': 'b'}, b'not an image'),
-               Sample('mute', {'short': ' ', 'long': 'b'}, picture(1)),
+               Sample('mute', {'short': ' ', 'long': ''}, picture(1)),
+               Sample('half', {'short': 'a', 'long': 'b '}, picture(1), required=('short', 'long')),
+               Sample('wrong', {'short': ' ', 'long': 'b'}, picture(1), required=('short', 'long')),
                Sample('cut', {'short': 'a', 'long': 'b'}, picture(1)[:100])]
     write_dataset(samples, tmp_path / 'out', max_dropped=0.5)
     card = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
-    assert card['samples'] == {'train': 8}
-    assert card['dropped_ids'] == {'undecodable image': ['broken', 'cut'], 'empty caption': ['mute']}
+    assert card['samples'] == {'train': 9}
+    assert card['dropped_ids'] == {
+        'undecodable image': ['broken', 'cut'], 'no caption': ['mute'], 'no caption short': ['wrong']}
 
 
 def test_too_many_bad_samples_fail_and_leave_no_dataset(tmp_path: Path) -> None:
@@ -72,10 +75,10 @@ def test_image_folder(tmp_path: Path) -> None:
     splits, dropped = image_folder(str(tmp_path), str(csv))
     write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=1.0))
     back = read_samples(tmp_path / 'out' / 'train')
-    assert [(s['sample_id'], s['caption.0'], s['caption.1']) for s in back] == \
-        [('0.png', 'a, b', 'c'), ('1.png', 'd', 'e'), ('2.png', 'g', 'h')]
+    assert [(s['sample_id'], s['caption.0'], s['caption.1'], s['caption.2']) for s in back] == \
+        [('0.png', 'a, b', 'c', ''), ('1.png', 'd', 'e', 'f'), ('2.png', 'g', 'h', '')]
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped_ids'] == {'missing image file': ['no.png']}
+    assert card['dropped_ids'] == {'missing image file': [f'{tmp_path}/no.png']}
     with pytest.raises(ConfigError, match="no column 'text'; it has image, caption"):
         image_folder(str(tmp_path), str(csv), caption_column='text')
     with pytest.raises(ConfigError, match='no file'):
@@ -134,7 +137,7 @@ def test_text_pairs_keep_what_is_there_and_count_empty_sides(tmp_path: Path) -> 
     written = write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=0.05))
     assert sum(written.values()) == 39 and 4 <= written['heldout'] <= 16
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped_ids'] == {'empty caption': ['pairs.jsonl:8']}
+    assert card['dropped_ids'] == {'no caption positive': ['pairs.jsonl:8']}
     rows = [row for name in written for row in read_samples(tmp_path / 'out' / name)]
     found = {row['sample_id']: tuple(row[f'caption.{k}'] for k in ('query', 'positive', 'negative')) for row in rows}
     assert found == {f'pairs.jsonl:{i + 1}': (f'q{i}', f'p{i}', f'n{i}' if i % 2 else '')

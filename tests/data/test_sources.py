@@ -61,7 +61,7 @@ def test_tars_become_a_dataset_with_the_same_bytes(workers: int, tmp_path: Path)
     dataset = StreamingDataset(local=str(tmp_path / 'out/train'), batch_size=4)
     assert sorted(sample['sample_id'] for sample in dataset) == sorted(expected)
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['captions']['train']['long'] == {'captions': 24, 'words_p5': 5, 'words_p50': 5, 'words_p95': 5}
+    assert card['captions']['train']['long'] == {'captions': 24, 'absent': 0, 'words_p5': 5, 'words_p50': 5, 'words_p95': 5}
     assert Image.open(tmp_path / 'out/dataset.png').width > 500
 
 
@@ -84,10 +84,10 @@ def test_a_damaged_tar_is_named_and_nothing_is_readable(tmp_path: Path) -> None:
             write_splits(splits, dropped, tmp_path / 'out')
         assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
     # Mended and called again, it goes on with the parts that are missing.
-    first = (tmp_path / 'out/train/00000/index.json').stat().st_mtime_ns
+    first = (tmp_path / 'out/train/part-00000/part.json').stat().st_mtime_ns
     path.write_bytes(whole)
     assert write_splits(splits, dropped, tmp_path / 'out') == {'train': 24}
-    assert (tmp_path / 'out/train/00000/index.json').stat().st_mtime_ns == first
+    assert (tmp_path / 'out/train/part-00000/part.json').stat().st_mtime_ns == first
 
 
 def _end_of_member(path: Path, n: int) -> int:
@@ -118,7 +118,7 @@ def test_machines_share_the_parts_and_the_last_writes_the_index(tmp_path: Path) 
     first, second = (WriterConfig(machine=k, machines=2) for k in range(2))
     assert write_splits(splits, Dropped(), tmp_path / 'out', second) is None
     assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
-    assert sorted(p.name for p in (tmp_path / 'out/train').iterdir()) == ['part1', 'part3']
+    assert sorted(p.name for p in (tmp_path / 'out/train').iterdir()) == ['part-part1', 'part-part3']
     assert write_splits(splits, Dropped(), tmp_path / 'out', first) == {'train': 30}
     assert [row['sample_id'][:3] for row in read_samples(tmp_path / 'out/train')] == \
         [f's{n}-' for n in range(5) for _ in range(6)]
@@ -131,10 +131,10 @@ def test_machines_that_share_only_a_remote(tmp_path: Path) -> None:
     outs = [OutputFolder(tmp_path / f'machine{k}', str(remote)) for k in range(2)]
     assert write_splits(splits, Dropped(), outs[1], second) is None
     assert not (remote / 'train/index.json').exists() and not is_complete(outs[0])
-    shutil.rmtree(outs[1].local / 'train/part3')
+    shutil.rmtree(outs[1].local / 'train/part-part3')
     assert write_splits(splits, Dropped(), outs[1], second) is None, 'a part that is in the remote is done'
-    (remote / 'train/part1/part.json').unlink()
-    (outs[1].local / 'train/part1/part.json').unlink()
+    (remote / 'train/part-part1/part.json').unlink()
+    (outs[1].local / 'train/part-part1/part.json').unlink()
     assert write_splits(splits, Dropped(), outs[1], second) is None
     assert write_splits(splits, Dropped(), outs[0], first) == {'train': 30}
     assert [row['sample_id'][:3] for row in read_samples(remote / 'train')] == \
@@ -151,16 +151,16 @@ def test_what_fails_leaves_the_finished_parts(workers: int, tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match='killed'):
         write_splits({'train': [_part(0), _part(1), _part(2, fail=True)]}, Dropped(), tmp_path / 'out', config)
     assert not is_complete(OutputFolder(tmp_path / 'out'))
-    assert not (tmp_path / 'out/train/part2').exists()
+    assert not (tmp_path / 'out/train/part-part2').exists()
     assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
 
 
 def test_parts_must_fit_together(tmp_path: Path) -> None:
     twice = {'train': [_part(0), Part('again', _part(0).read)]}
-    with pytest.raises(ValueError, match="6 sample ids of split 'train' occur in more than one .*part0 and again"):
+    with pytest.raises(ValueError, match="6 sample ids of split 'train' occur in more than one .*part-part0 and part-again"):
         write_splits(twice, Dropped(), tmp_path / 'a')
     other = Part('other', lambda dropped: [Sample('x', {'short': 'a'}, picture(0))])
-    with pytest.raises(ValueError, match='part other of split .train. has columns'):
+    with pytest.raises(ValueError, match='part-other of split .train. has columns'):
         write_splits({'train': [_part(0), other]}, Dropped(), tmp_path / 'b')
     with pytest.raises(ValueError, match='two input files would be written to'):
         write_splits({'train': [_part(0), _part(0)]}, Dropped(), tmp_path / 'c')
