@@ -134,13 +134,11 @@ def _draw_lengths(axis: Axes, counts: CaptionCounts) -> None:
 def _draw_presence(axis: Axes, counts: CaptionCounts) -> None:
     keys = list(counts.words)
     present, absent = [counts.present(key) for key in keys], [counts.words[key][0] for key in keys]
-    axis.barh(keys, present, label='present')
-    axis.barh(keys, absent, left=present, color='lightgrey', label='absent')
+    axis.barh(keys, present)
+    axis.barh(keys, absent, left=present, color='lightgrey')
     axis.invert_yaxis()
     axis.tick_params('y', labelsize=7)
-    axis.set(xlabel='samples', title='captions by key')
-    axis.title.set_fontsize(9)
-    axis.legend(fontsize=7)
+    axis.set(xlabel='samples that have the caption (grey: that lack it)')
 
 
 def _draw_per_sample(axis: Axes, counts: CaptionCounts) -> None:
