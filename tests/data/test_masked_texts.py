@@ -76,7 +76,7 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
 
 
 def test_texts_are_drawn_among_those_that_a_sample_has(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
-    samples = [Sample(f'{i}', {'short': f'a short text {i}' if i % 2 else '', 'long': '' if i % 2 else f'long text {i}'})
+    samples = [Sample(f'{i}', {'short': f'short text {i}' if i % 2 else '', 'long': '' if i % 2 else f'long text {i}'})
                for i in range(8)]
     write_dataset(samples, tmp_path / 'd')
     batch, = _loader(tokenizer, s=CaptionStreamConfig(f'{tmp_path}/d/train'))
