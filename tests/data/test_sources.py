@@ -157,7 +157,7 @@ def test_what_fails_leaves_the_finished_parts(workers: int, tmp_path: Path) -> N
 
 def test_parts_must_fit_together(tmp_path: Path) -> None:
     twice = {'train': [_part(0), Part('again', _part(0).read)]}
-    with pytest.raises(ValueError, match="6 sample ids of split 'train' occur in more than one .*part-part0 and part-again"):
+    with pytest.raises(ValueError, match="6 sample ids of split 'train' occur in .*part-part0 and part-again"):
         write_splits(twice, Dropped(), tmp_path / 'a')
     other = Part('other', lambda dropped: [Sample('x', {'short': 'a'}, picture(0))])
     with pytest.raises(ValueError, match='part-other of split .train. has columns'):
@@ -247,8 +247,8 @@ def test_columns_of_lists_become_keys(kind: str, tmp_path: Path) -> None:
 def test_columns_that_cannot_be_captions_are_named(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({'a': [b'x'], 'b': [{'c': 'x'}], 'd': ['x'], 'd_0': ['y'],
                                                'e': [['x', 'y']]}), tmp_path / 'a.parquet')
-    for captions, message in (('a', "column 'a' holds binary, expected texts or lists"), ('b', "column 'b' holds struct"),
-                              ({}, 'source.captions: expected a column'), ('f', "no column 'f'; it has a, b, d"),
+    for captions, message in (('a', "column 'a' holds binary, expected texts or lists"),
+                              ('b', "column 'b' holds struct"), ({}, 'source.captions: expected a column'), ('f', "no column 'f'; it has a, b, d"),
                               ({'d': 'e', 'd_0': 'd'}, 'two captions one key')):
         with pytest.raises(ConfigError, match=message):
             table(f'{tmp_path}/a.parquet', captions)

@@ -97,7 +97,8 @@ def write_splits(
     names = Counter(job.folder for job in jobs)
     if max(names.values(), default=0) > 1:
         raise ValueError(f'two input files would be written to {names.most_common(1)[0][0]}; give them different names')
-    for job in jobs[:config.machines]:  # one of each machine, so that other options are refused before the work
+    # A part of every other machine, so that other options are refused before the work.
+    for job in jobs[:config.machine] + jobs[config.machine + 1:config.machines]:
         _read_record(job)
     mine = jobs[config.machine::config.machines]
     # A part that gave no sample is read again: what was missing may be there now.
@@ -111,7 +112,7 @@ def write_splits(
     for job in jobs:
         if (record := _read_record(job)) is None:
             return None
-        split, folder = job.folder.split('/', 1)
+        split, folder = job.folder.rsplit('/', 1)
         records[split][folder] = record
     return _finish(records, dropped, out, config, about or {})
 

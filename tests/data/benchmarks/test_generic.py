@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from benchmark_files import image_folder as write_image_folder
 from benchmark_files import mds as write_mds
+from parts import picture, write_dataset
 from streaming import MDSWriter
 
 from llm2clip.config import ConfigError
 from llm2clip.data.benchmarks.generic import image_folder, mds
 from llm2clip.data.convert import image_folder as convert
+from llm2clip.data.convert.samples import Sample
 
 ROWS = [('a.png', 'red, round'), ('b/c.png', 'blue'), ('a.png', 'a ball')]
 OBJECTS = [{'image': image, 'caption': caption} for image, caption in ROWS]
@@ -64,6 +66,28 @@ def test_captions_that_cannot_be_read(file: str, text: str, message: str, tmp_pa
     (tmp_path / file).write_text(text)
     with pytest.raises(ValueError, match=message):
         image_folder(arguments['images'], f'{tmp_path}/{file}')
+
+
+def test_images_may_have_no_caption_in_a_captions_file(tmp_path: Path) -> None:
+    arguments = write_image_folder(tmp_path)
+    (tmp_path / 'c.csv').write_text('image,caption\na.png,red\nb/c.png,\na.png, \n')
+    found = image_folder(arguments['images'], f'{tmp_path}/c.csv')
+    assert found.image_ids == ['a.png', 'b/c.png'] and found.captions == [['red'], []]
+
+
+def test_captions_of_a_dataset_that_are_absent_are_no_texts(tmp_path: Path) -> None:
+    samples = [Sample(f'{i}', {'de': f'de {i}' if i else '', 'fr': 'fr' if i == 2 else ' ', 'en': 'x'}, picture(i))
+               for i in range(3)]
+    write_dataset(samples, tmp_path / 'out')
+    local = f'{tmp_path}/out/train'
+    assert mds(local, caption_keys=['fr', 'de']).captions == [[], ['de 1'], ['fr', 'de 2']]
+    assert [sorted(captions) for captions in mds(local).captions] == [['x'], ['de 1', 'x'], ['de 2', 'fr', 'x']]
+    # All languages have the same images, whose features are computed once.
+    one, other = (mds(local, caption_keys=[key]) for key in ('de', 'fr'))
+    assert one.read_image == other.read_image and one.image_ids == other.image_ids == ['0', '1', '2']
+    write_dataset([Sample('0', {'de': '', 'en': 'x'}, picture(0))], tmp_path / 'none')
+    with pytest.raises(ConfigError, match='no image has a caption in'):
+        mds(f'{tmp_path}/none/train', caption_keys=['de'])
 
 
 def test_captions_file_missing(tmp_path: Path) -> None:
