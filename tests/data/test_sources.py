@@ -61,7 +61,8 @@ def test_tars_become_a_dataset_with_the_same_bytes(workers: int, tmp_path: Path)
     dataset = StreamingDataset(local=str(tmp_path / 'out/train'), batch_size=4)
     assert sorted(sample['sample_id'] for sample in dataset) == sorted(expected)
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['captions']['train']['long'] == {'captions': 24, 'absent': 0, 'words_p5': 5, 'words_p50': 5, 'words_p95': 5}
+    assert card['captions']['train']['long'] == {
+        'captions': 24, 'absent': 0, 'words_p5': 5, 'words_p50': 5, 'words_p95': 5}
     assert Image.open(tmp_path / 'out/dataset.png').width > 500
 
 
@@ -248,7 +249,8 @@ def test_columns_that_cannot_be_captions_are_named(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({'a': [b'x'], 'b': [{'c': 'x'}], 'd': ['x'], 'd_0': ['y'],
                                                'e': [['x', 'y']]}), tmp_path / 'a.parquet')
     for captions, message in (('a', "column 'a' holds binary, expected texts or lists"),
-                              ('b', "column 'b' holds struct"), ({}, 'source.captions: expected a column'), ('f', "no column 'f'; it has a, b, d"),
+                              ('b', "column 'b' holds struct"), ({}, 'source.captions: expected a column'),
+                              ('f', "no column 'f'; it has a, b, d"),
                               ({'d': 'e', 'd_0': 'd'}, 'two captions one key')):
         with pytest.raises(ConfigError, match=message):
             table(f'{tmp_path}/a.parquet', captions)
