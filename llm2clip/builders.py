@@ -41,6 +41,7 @@ from llm2clip.data.benchmarks import CLASSIFICATION_SETS, RETRIEVAL_SETS
 from llm2clip.data.benchmarks.base import ClassificationSet, RetrievalSet
 from llm2clip.data.convert.caption_csv import caption_csv
 from llm2clip.data.convert.emoji import emoji
+from llm2clip.data.convert.huggingface import huggingface
 from llm2clip.data.convert.image_folder import image_folder
 from llm2clip.data.convert.plain_text import plain_text
 from llm2clip.data.convert.table import table
@@ -60,6 +61,7 @@ __all__ = [
 SOURCES = {
     'caption_csv': caption_csv,
     'emoji': emoji,
+    'huggingface': huggingface,
     'image_folder': image_folder,
     'plain_text': plain_text,
     'table': table,

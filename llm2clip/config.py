@@ -187,9 +187,9 @@ class CaptionPairConfig:
     """Two texts of one sample that belong together, and the direction between them."""
 
     query: list[str] = MISSING
-    """Caption keys, of which one is drawn."""
+    """Caption keys, of which one is drawn that the sample has."""
     positive: list[str] = MISSING
-    """Caption keys, of which one is drawn that is not the query's."""
+    """Caption keys, of which one is drawn that the sample has and that is not the query's."""
     negative: Optional[str] = None
     """Caption key of a text that is wrong for this query (a hard negative); single samples may leave it empty."""
     instruction: Optional[str] = None
@@ -244,7 +244,8 @@ class CaptionDataConfig(LoaderConfig):
     """`objective: contrastive`: one is drawn each time a sample is seen.  `eval_data` takes one, of one key a side;
     unset, the first two captions in the order of their names."""
     texts: dict[str, float] = field(default_factory=dict)
-    """`objective: mntp`: caption key -> weight; one is drawn each time a sample is seen.  Weight 0: never."""
+    """`objective: mntp`: caption key -> weight; of those that a sample has, one is drawn each time it is seen.
+    Weight 0: never."""
 
 
 @dataclass
@@ -256,7 +257,8 @@ class ImageDataConfig(LoaderConfig):
     """Whose embeddings to read; unset, those of the only teacher.  Those of several are scaled to length 1 and
     concatenated."""
     caption_mix: dict[str, float] = field(default_factory=dict)
-    """Caption key -> weight; one is drawn each time a sample is seen (paper, section 4.2).  Weight 0: never."""
+    """Caption key -> weight; of those that a sample has, one is drawn each time it is seen (paper, section 4.2).
+    Weight 0: never."""
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
     """Range of the area that a training crop keeps."""
     color_jitter: float = 0.0
@@ -381,7 +383,10 @@ class WriterConfig:
     compression: Optional[str] = None
     """Of shards, as Streaming names it (`zstd`, `zstd:7`, …).  Images are compressed already."""
     max_dropped: float = 0.02
-    """Share of the input that may be left out before the conversion fails."""
+    """Share of the input that may be left out before the conversion fails; what the settings leave out does not
+    count."""
+    require_any_caption: list[str] = field(default_factory=list)
+    """Leave out samples that have no caption of any of these keys, such as those of the training's `caption_mix`."""
     image_max_side: Optional[int] = None
     """Images with a longer side are made smaller and saved as JPEG.  Unset: every image keeps its own bytes."""
     image_quality: int = 95

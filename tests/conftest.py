@@ -75,8 +75,7 @@ def image_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_pairs_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 pairs of texts with hard negatives, some of them missing, and a plain text each."""
     samples = [Sample(f'{i}', {'query': f'question {i}', 'positive': f'answer {i} of many', 'text': f'a text of {i}',
-                               'negative': f'another answer {i}' if i % 3 else ''}, may_be_empty=('negative',))
-               for i in range(32)]
+                               'negative': f'another answer {i}' if i % 3 else ''}) for i in range(32)]
     out = tmp_path_factory.mktemp('data') / 'text_pairs'
     write_dataset(samples, out)
     return out / 'train'

@@ -249,7 +249,7 @@ def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: 
     with pytest.raises(FileNotFoundError, match='nowhere'):
         write_sidecar(tmp_path / 'nowhere', tmp_path / 'out', teacher_folder)
     write_dataset(make_samples(20), tmp_path / 'd')
-    shard = tmp_path / 'd' / 'train' / 'all' / 'shard.00000.mds'
+    shard = tmp_path / 'd' / 'train' / 'part-all' / 'shard.00000.mds'
     data = shard.read_bytes()
     shard.write_bytes(data[:-10])
     with pytest.raises(ShardError, match='shard.00000.mds is damaged: .* bytes, expected'):

@@ -33,8 +33,9 @@ def shard_encoder(encoder: TextEncoder, device_type: str) -> None:
 class OnlineTeacher(Algorithm):
     """Replace a batch's ``caption`` by ``text_embedding``, in float16 as a sidecar has it.
 
-    Training batches hold a list of B captions, evaluation batches K of them.  It has to come after `GradCache` in the
-    trainer's list of algorithms, and so before it in a step; the LLM then runs once a sample.
+    Training batches hold a list of B captions, evaluation batches K of them; the vector of an absent caption, an empty
+    text, is zero.  It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a step;
+    the LLM then runs once a sample.
 
     Args:
         encoder: Frozen, in evaluation mode, on its device.
@@ -64,9 +65,11 @@ class OnlineTeacher(Algorithm):
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
         """``(N, llm_embed_dim)`` in float16 on the CPU."""
-        tokens = self.tokenizer.tokenize(texts)
-        return encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision,
-                             self.sharded).half()
+        absent = torch.tensor([not text.strip() for text in texts])
+        # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
+        tokens = self.tokenizer.tokenize(['-' if gap else text for gap, text in zip(absent, texts)])
+        vectors = encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision, self.sharded)
+        return vectors.masked_fill(absent[:, None], 0).half()
 
 
 def load_online_teacher(

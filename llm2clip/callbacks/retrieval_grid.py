@@ -43,10 +43,13 @@ class RetrievalGrid(Callback):
                               name=f'retrieval/{label}', channels_last=True, use_table=False)
 
     def _draw(self, dataset: EvalImageDataset, metric: RetrievalRecall) -> np.ndarray:
-        image, text, index = (dim_zero_cat(getattr(metric, name)).cpu()
-                              for name in ('image_features', 'text_features', 'index'))
+        image, text, text_id, index = (dim_zero_cat(getattr(metric, name)).cpu()
+                                       for name in ('image_features', 'text_features', 'text_id', 'index'))
+        there = text_id != 0
         order = index.argsort()
-        image, text, index = image[order], text[order, 0], index[order]
+        order = order[there.any(1)[order]]
+        image, index = image[order], index[order]
+        text = text[order, there[order].int().argmax(1)]  # of each image, the first caption that there is
         rows = torch.linspace(0, len(index) - 1, min(self.captions, len(index))).long()
         figure = Figure((1.3 * (self.images + 2), 1.3 * len(rows)), dpi=80)
         canvas = FigureCanvasAgg(figure)

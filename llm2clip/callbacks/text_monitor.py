@@ -18,6 +18,8 @@ __all__ = ['TextMonitor']
 class TextMonitor(Callback):
     """Log ``data/padding_share`` of this batch's tokens, and ``data/cut_texts`` and ``data/texts`` since the beginning.
 
+    Of pairs also ``data/equal_pairs`` of this batch, whose query and positive are one text.
+
     Args:
         max_length: For the message at the end.
     """
@@ -44,14 +46,16 @@ class TextMonitor(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         sides = text_sides(state.batch)
         cut = sum(int((state.batch[f'{side}cut'] > 0).sum()) for side in sides)
-        counts = torch.tensor([cut, len(sides) * len(state.batch['index']), int(self._real), self._slots])
+        paired = 'positive_text_id' in state.batch
+        equal = int((state.batch['query_text_id'] == state.batch['positive_text_id']).sum()) if paired else 0
+        counts = torch.tensor([cut, len(sides) * len(state.batch['index']), int(self._real), self._slots, equal])
         counts = state.device.tensor_to_device(counts)
         dist.all_reduce(counts)
-        cut, texts, real, slots = counts.tolist()
+        cut, texts, real, slots, equal = counts.tolist()
         self.cut, self.texts = self.cut + cut, self.texts + texts
         self._real, self._slots = torch.zeros(1), 0
         logger.log_metrics({'data/padding_share': 1 - real / slots, 'data/cut_texts': self.cut,
-                            'data/texts': self.texts})
+                            'data/texts': self.texts, **({'data/equal_pairs': equal} if paired else {})})
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if self.cut and dist.get_global_rank() == 0:

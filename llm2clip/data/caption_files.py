@@ -15,7 +15,7 @@ __all__ = ['read_captions']
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
-    """Image -> its captions, both in the order of the file.
+    """Image -> its captions, both in the order of the file.  Empty captions are none.
 
     Args:
         captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (an object a line), ``.tsv``, or CSV under
@@ -24,11 +24,11 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
         caption_column: Column with the text; in JSON it may also be a list of texts.
 
     Raises:
-        ConfigError: The file is missing or empty, or lacks a column.
+        ConfigError: The file is missing, has no caption, or lacks a column.
         ValueError: A row is cut off or not of this form; the message names file and line.
     """
     if not Path(captions).is_file():
-        raise ConfigError(f'source.captions: there is no file {captions}')
+        raise ConfigError(f'source.captions: there is no file {Path(captions).absolute()}')
     suffix = Path(captions).suffix
     records = _json_records(captions) if suffix in ('.json', '.jsonl', '.jsonlines') else _csv_records(captions)
     texts: dict[str, list[str]] = {}
@@ -37,13 +37,13 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
             if column not in record:
                 raise ConfigError(f'{where} has no column {column!r}; it has {", ".join(record)}')
         image, caption = record[image_column], record[caption_column]
-        lines = caption if isinstance(caption, list) else [caption]
+        lines = [line for line in (caption if isinstance(caption, list) else [caption]) if line is not None]
         if not isinstance(image, str) or not all(isinstance(line, str) for line in lines):
             raise ValueError(f'{where}: expected texts in {image_column!r} and {caption_column!r}, found {image!r} '
                              f'and {caption!r}')
-        texts.setdefault(image, []).extend(lines)
-    if not texts:
-        raise ConfigError(f'{captions} has no rows')
+        texts.setdefault(image, []).extend(line for line in lines if line.strip())
+    if not any(texts.values()):
+        raise ConfigError(f'{captions} has no {"captions" if texts else "rows"}')
     return texts
 
 

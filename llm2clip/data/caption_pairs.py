@@ -13,20 +13,23 @@ from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError
 from llm2clip.data.captions import draw_pair, text_id
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, read_columns
-from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_of, text_streams
+from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_streams
 from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = ['CaptionPairDataset', 'build_caption_pair_loader', 'pairs_of_streams']
 
 
 class CaptionPairDataset(SeededDataset):
-    """Draws a direction and two captions of a sample each time it is seen.
+    """Draws a direction and two captions of a sample each time it is seen, as `draw_pair` says.
+
+    In evaluation a caption that the sample lacks has the ``text_id`` 0, and the pair does not count.
 
     Args:
         streams: Caption or image datasets.
         pairs: The directions of each stream.
         tokenizer: A `CaptionTokenizer`.
-        with_instructions: Put the directions' instructions before the queries.
+        train: Draw, and put the directions' instructions before the queries.  Otherwise: the first caption key of each
+            side of the only direction, without instruction.
         **kwargs: Passed to SeededDataset.
     """
 
@@ -35,29 +38,33 @@ class CaptionPairDataset(SeededDataset):
         streams: Sequence[VerifiedStream],
         pairs: Sequence[Sequence[CaptionPairConfig]],
         tokenizer: Any,
-        with_instructions: bool = True,
+        train: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
         self.pairs = pairs
         self.tokenizer = tokenizer
-        self.with_instructions = with_instructions
+        self.train = train
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         pairs = self.pairs[self.stream_of(at)]
-        pair, query, positive = draw_pair(pairs, self.sample_seed(sample))
-        instruction = self.tokenizer.instruction if pair.instruction is None else pair.instruction
+        if self.train:
+            pair, query, positive = draw_pair(sample, pairs, self.sample_seed(sample))
+            instruction = self.tokenizer.instruction if pair.instruction is None else pair.instruction
+        else:
+            pair, = pairs
+            query, positive = (sample[caption_column(keys[0])] for keys in (pair.query, pair.positive))
+            instruction = ''
         result: dict[str, Any] = {'index': at, 'sample_id': sample[SAMPLE_ID]}
-        for side, key, prefix in (('query', query, instruction if self.with_instructions else ''),
-                                  ('positive', positive, '')):
-            text = text_of(sample, key)
-            result[side], = self.tokenizer.tokenize([text], prefix)
-            result[f'{side}_text_id'] = text_id(text)
+        sides = {'query': query, 'positive': positive}
         if any(other.negative for other in pairs):
-            text = sample[caption_column(pair.negative)] if pair.negative else ''
-            result['negative'] = self.tokenizer.tokenize([text])[0] if text.strip() else self.tokenizer.placeholder()
-            result['negative_text_id'] = text_id(text.strip() and text)
+            sides['negative'] = sample[caption_column(pair.negative)] if pair.negative else ''
+        for side, text in sides.items():
+            there = text.strip()
+            result[side] = self.tokenizer.tokenize([text], instruction if side == 'query' else '')[0] if there \
+                else self.tokenizer.placeholder()
+            result[f'{side}_text_id'] = text_id(there and text)
         return result
 
 
@@ -72,7 +79,7 @@ def build_caption_pair_loader(
         global_batch_size: Pairs a step over all ranks.
         seed: Seed of the caption choice.
         train: Shuffle and drop the last incomplete batch.  Otherwise: one fixed pair of captions a sample, no
-            instruction, as caption retrieval accuracy is defined.
+            instruction, as caption retrieval accuracy is defined; samples that lack one of them do not count.
         key: Where `config` stands in the configuration.
     """
     pairs, columns = pairs_of_streams(config, train, key)

@@ -3,14 +3,15 @@
 
 """Which caption of a sample is seen: a pure function of (seed, epoch, sample id)."""
 
-from collections.abc import Sequence
-from typing import Optional
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Optional
 
 import xxhash
 
 from llm2clip.config import CaptionPairConfig
+from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys
 
-__all__ = ['draw', 'draw_pair', 'sample_seed', 'text_id']
+__all__ = ['DrawnPair', 'captions_of', 'draw', 'draw_caption', 'draw_pair', 'sample_seed', 'text_id']
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
@@ -31,12 +32,87 @@ def draw(weights: Sequence[float], seed: int, what: str = 'caption') -> int:
     return max(index for index, weight in enumerate(weights) if weight > 0)
 
 
-def draw_pair(pairs: Sequence[CaptionPairConfig], seed: int) -> tuple[CaptionPairConfig, str, str]:
-    """A direction, and the caption keys of query and positive, which differ."""
-    pair = pairs[draw([pair.weight for pair in pairs], seed)]
-    query = pair.query[draw([1] * len(pair.query), seed, 'query')]
-    others = [key for key in pair.positive if key != query]
-    return pair, query, others[draw([1] * len(others), seed, 'positive')]
+def captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
+    """Caption key -> text of those that the sample has; one that is absent is an empty text."""
+    texts = ((key, sample[caption_column(key)]) for key in keys)
+    return {key: text for key, text in texts if text.strip()}
+
+
+def draw_caption(sample: Mapping[str, Any], mix: Mapping[str, float], seed: int) -> tuple[str, str]:
+    """Key and text of a caption, drawn in proportion to the weights of those that the sample has.
+
+    Args:
+        sample: Of an image or caption dataset.
+        mix: Caption key -> weight, above 0.
+        seed: Decides which.
+
+    Raises:
+        ValueError: It has none of them.
+    """
+    texts = captions_of(sample, mix)
+    if not texts:
+        raise _no_caption(sample, mix)
+    key = list(texts)[draw([mix[key] for key in texts], seed)]
+    return key, texts[key]
+
+
+class DrawnPair(NamedTuple):
+    """Two captions of a sample, and the direction between them."""
+
+    direction: CaptionPairConfig
+    query: str
+    positive: str
+
+
+def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], seed: int) -> DrawnPair:
+    """A direction, and the texts of query and positive, which have different keys.
+
+    All three are drawn among what the sample has: the directions for which it has two captions, and those captions.
+    Where it has no two captions for any direction, one caption is both query and positive, as in SimCSE (Gao et al.
+    2021): dropout, and the query's instruction, are then the only difference between the two.
+
+    Args:
+        sample: Of an image or caption dataset.
+        pairs: The directions.
+        seed: Decides what is drawn.
+
+    Raises:
+        ValueError: It has none of the directions' captions.
+    """
+    pairs = [pair for pair in pairs if pair.weight > 0]
+    texts = captions_of(sample, dict.fromkeys(key for pair in pairs for key in (*pair.query, *pair.positive)))
+    if not texts:
+        raise _no_caption(sample, (key for pair in pairs for key in (*pair.query, *pair.positive)))
+    queries = [[key for key in pair.query if _others(key, pair, texts)] for pair in pairs]
+    if not any(queries):
+        return _draw_single(pairs, texts, seed)
+    usable = [(pair, keys) for pair, keys in zip(pairs, queries) if keys]
+    pair, keys = usable[draw([pair.weight for pair, _ in usable], seed)]
+    query = keys[draw([1] * len(keys), seed, 'query')]
+    others = _others(query, pair, texts)
+    return DrawnPair(pair, texts[query], texts[others[draw([1] * len(others), seed, 'positive')]])
+
+
+def _others(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) -> list[str]:
+    """The keys that may stand beside a query which is there."""
+    return [key for key in pair.positive if key != query and key in texts] if query in texts else []
+
+
+def _draw_single(pairs: Sequence[CaptionPairConfig], texts: Mapping[str, str], seed: int) -> DrawnPair:
+    present = [[key for key in dict.fromkeys((*pair.query, *pair.positive)) if key in texts] for pair in pairs]
+    usable = [(pair, keys) for pair, keys in zip(pairs, present) if keys]
+    pair, keys = usable[draw([pair.weight for pair, _ in usable], seed)]
+    text = texts[keys[draw([1] * len(keys), seed, 'query')]]
+    return DrawnPair(pair, text, text)
+
+
+def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
+    """The error of a sample that has none of the captions which are drawn from."""
+    wanted = list(dict.fromkeys(keys))
+    there = list(captions_of(sample, caption_keys(sample)))
+    return ValueError(f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(wanted)}, but '
+                      f'{", ".join(there) or "no caption at all"}; draw from one that every sample has as well, or '
+                      f'leave such samples out by prepare_data with require_any_caption=[{",".join(wanted)}]')
 
 
 def text_id(text: Optional[str]) -> int:

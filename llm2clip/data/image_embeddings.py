@@ -8,13 +8,12 @@ from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
-import xxhash
 from composer.core import DataSpec
 from streaming import Stream, StreamingDataset
 from streaming.base.format.base.reader import Reader
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
-from llm2clip.data.captions import draw, text_id
+from llm2clip.data.captions import captions_of, draw_caption, text_id
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.paired_stream import SIDECARS, PairedReader, PairedStream, columns_of, read_fingerprint
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
@@ -30,7 +29,7 @@ __all__ = [
 
 
 class TrainImageDataset(SeededDataset):
-    """A randomly cropped image and the embedding of one caption, drawn each time the sample is seen.
+    """A randomly cropped image and the embedding of one of its captions, drawn each time the sample is seen.
 
     Where a stream has no sidecar, the caption itself.
 
@@ -53,16 +52,14 @@ class TrainImageDataset(SeededDataset):
         super().__init__(streams, **kwargs)
         self.pixels_needed = pixels_needed
         self.as_stored = _one_storage(self)
-        self.mixes = [(list(mix), list(mix.values())) for mix in caption_mixes]
+        self.mixes = caption_mixes
         self.transform = transform
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         seed = self.sample_seed(sample)
-        keys, weights = self.mixes[self.stream_of(at)]
-        key = keys[draw(weights, seed)]
+        key, caption = draw_caption(sample, self.mixes[self.stream_of(at)], seed)
         image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], self.pixels_needed)
-        caption = sample[caption_column(key)]
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
@@ -75,6 +72,8 @@ class TrainImageDataset(SeededDataset):
 
 class EvalImageDataset(SeededDataset):
     """An image and the embeddings of all its captions, or the captions without a sidecar, with an id for each text.
+
+    A caption that is absent is an empty text, its embedding is zero, and so is its id.
 
     Args:
         streams: Paired streams.
@@ -105,14 +104,14 @@ class EvalImageDataset(SeededDataset):
             'pixel_values': self.transform(decode_pixels(sample[IMAGE], sample[SAMPLE_ID])),
             **({name: torch.stack([vector[name] for vector in vectors]) for name in vectors[0]} if vectors
                else {'caption': texts}),
-            'text_id': torch.tensor([xxhash.xxh64_intdigest(f'{at}/{key}') >> 1 for key in self.keys]),
+            'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(self.keys, texts)]),
         }
 
-
     def caption_and_pixels(self, at: int) -> tuple[str, torch.Tensor]:
-        """The first caption and the picture ``(3, H, W)`` in uint8, to look at."""
+        """The first caption that there is and the picture ``(3, H, W)`` in uint8, to look at."""
         sample = super().__getitem__(at)
-        return sample[caption_column(self.keys[0])], decode_pixels(sample[IMAGE], sample[SAMPLE_ID])
+        caption = next(iter(captions_of(sample, self.keys).values()), '')
+        return caption, decode_pixels(sample[IMAGE], sample[SAMPLE_ID])
 
 
 def caption_embedding(sample: Mapping[str, Any], key: str, as_stored: bool) -> dict[str, torch.Tensor]:

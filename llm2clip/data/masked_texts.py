@@ -11,10 +11,10 @@ import torch
 from composer.core import DataSpec
 
 from llm2clip.config import CaptionDataConfig, ConfigError, MNTPConfig
-from llm2clip.data.captions import draw
+from llm2clip.data.captions import draw_caption
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.data.schema import SAMPLE_ID, caption_column
-from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_of, text_streams
+from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_streams
 from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = ['MaskedTextDataset', 'build_masked_text_loader', 'mask_tokens', 'texts_of_streams']
@@ -48,7 +48,7 @@ def mask_tokens(
 
 
 class MaskedTextDataset(SeededDataset):
-    """Draws one text of a sample each time it is seen, and masks it anew.
+    """Draws one text of those that a sample has each time it is seen, and masks it anew.
 
     Args:
         streams: Caption, text or image datasets.
@@ -71,8 +71,7 @@ class MaskedTextDataset(SeededDataset):
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         seed = self.sample_seed(sample)
-        mix = self.texts[self.stream_of(at)]
-        text = text_of(sample, list(mix)[draw(list(mix.values()), seed)])
+        _, text = draw_caption(sample, self.texts[self.stream_of(at)], seed)
         tokenized, = self.tokenizer.tokenize([text])
         if len(tokenized.ids) < 2:
             raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')

@@ -16,12 +16,12 @@ from llm2clip.config import CaptionDataConfig, ConfigError, LoaderConfig, Stream
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.microbatches import text_sides
 from llm2clip.data.safe_dataset import SafeDataset
-from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset
+from llm2clip.data.schema import SAMPLE_ID, check_dataset
 from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = [
     'SeededDataset', 'build_loader', 'count_tokens', 'device_batch_size', 'stream_arguments', 'streaming_dataset',
-    'text_of', 'text_streams',
+    'text_streams',
 ]
 
 
@@ -98,18 +98,6 @@ def text_streams(config: CaptionDataConfig, columns: Sequence[Sequence[str]], ke
             check_dataset(stream.local, [SAMPLE_ID, *needed])
         streams.append(VerifiedStream(**arguments))
     return streams
-
-
-def text_of(sample: dict[str, Any], key: str) -> str:
-    """A caption of a sample.
-
-    Raises:
-        ValueError: It is empty.
-    """
-    text = sample[caption_column(key)]
-    if not text.strip():
-        raise ValueError(f'caption {key!r} of sample {sample[SAMPLE_ID]!r} is empty')
-    return text
 
 
 def count_tokens(batch: dict[str, Any]) -> dict[str, int]:

@@ -85,7 +85,7 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
     Args:
         ids: N sample ids.
         keys: K caption keys.
-        vectors: ``(N, K, D)`` in float32.
+        vectors: ``(N, K, D)`` in float32; zero for a caption that a sample does not have.
         storage: One of `STORAGES`.
 
     Raises:

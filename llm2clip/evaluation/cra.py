@@ -12,12 +12,26 @@ from llm2clip.models.text_encoder import encode_texts, load_text_encoder
 __all__ = ['evaluate_cra']
 
 
-def evaluate_cra(config: CRAConfig) -> dict[str, float]:
-    """Caption retrieval accuracy of each encoder on the same pairs, in percent."""
+def evaluate_cra(config: CRAConfig) -> tuple[dict[str, float], int]:
+    """Caption retrieval accuracy of each encoder on the same pairs, in percent, and how many pairs there are.
+
+    Samples that lack one of the two captions are no pairs.
+
+    Raises:
+        ValueError: There are no pairs, or the dataset lacks a column.
+    """
     columns = [caption_column(key) for key in config.caption_keys]
     check_dataset(config.captions, [SAMPLE_ID, *columns])
-    samples = read_samples(config.captions)[:config.limit]
-    first, second = ([sample[column] for sample in samples] for column in columns)
+    samples = read_samples(config.captions)
+    pairs = [tuple(sample[name] for name in columns) for sample in samples]
+    pairs = [pair for pair in pairs if all(text.strip() for text in pair)]
+    if not pairs:
+        raise ValueError(f'cra.caption_keys: no sample of {config.captions} has all of {config.caption_keys}')
+    if len(pairs) < len(samples):
+        print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
+              f'{config.caption_keys}', flush=True)
+    pairs = pairs[:config.limit]
+    first, second = ([pair[side] for pair in pairs] for side in range(2))
     encoders = {**{name: lambda how=how: load_text_encoder(how) for name, how in config.encoders.items()},
                 **{name: lambda folder=folder: load_teacher(folder) for name, folder in config.teachers.items()}}
     result = {}
@@ -26,5 +40,5 @@ def evaluate_cra(config: CRAConfig) -> dict[str, float]:
         vectors = [encode_texts(encoder, tokenizer, texts, config.batch_tokens, config.precision)
                    for texts in (first, second)]
         result[name] = round(caption_retrieval_accuracy(*vectors), 3)
-        print(f'{name}: {result[name]:.1f} % of {len(samples)} pairs', flush=True)
-    return result
+        print(f'{name}: {result[name]:.1f} % of {len(pairs)} pairs', flush=True)
+    return result, len(pairs)

@@ -72,7 +72,8 @@ class Evaluation:
                                         config.retrieval[name].merge_equal_texts)
             if config.gallery and name not in self.galleries:
                 self.galleries[name] = {'model': model_name, **make_gallery(dataset, result, config.gallery)}
-            values: Results = {**result.ranks.recalls(), 'n_truncated': result.truncated}
+            values: Results = {**result.ranks.recalls(), 'n_truncated': result.truncated,
+                               'n_without_caption': len(dataset.image_ids) - len(result.images)}
             if config.bootstrap:
                 values['intervals'] = result.ranks.intervals(resamples=config.bootstrap)
             self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values)
@@ -92,7 +93,7 @@ class Evaluation:
     def finish(self) -> None:
         """Add the text encoders' numbers, if any are asked for, and let go of what a kill would have needed."""
         if self.config.cra is not None:
-            self.results['cra'] = evaluate_cra(self.config.cra)
+            self.results['cra'], self.results['cra_pairs'] = evaluate_cra(self.config.cra)
             self._save()
         shutil.rmtree(self.kept_features, ignore_errors=True)
 

@@ -62,7 +62,8 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
 
     def picture(i: int) -> str:
         if i not in pictures:
-            pictures[i] = thumbnail(dataset.read_image(i), dataset.image_ids[i])
+            position = result.images[i]
+            pictures[i] = thumbnail(dataset.read_image(position), dataset.image_ids[position])
         return pictures[i]
 
     by_text = _rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)

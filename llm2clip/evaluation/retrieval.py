@@ -18,8 +18,10 @@ __all__ = ['RetrievalResult', 'evaluate_retrieval']
 class RetrievalResult:
     """What a model found."""
 
+    images: list[int]
+    """Positions in the set of the N images that have a caption."""
     image_features: torch.Tensor
-    """``(N, D)``"""
+    """``(N, D)``, of these images."""
     text_features: torch.Tensor
     """``(T, D)``"""
     texts: list[str]
@@ -31,16 +33,18 @@ class RetrievalResult:
 def evaluate_retrieval(
     model: EvaluatedModel, dataset: RetrievalSet, image_features: torch.Tensor, merge_equal_texts: bool = False
 ) -> RetrievalResult:
-    """Rank both ways.
+    """Rank both ways.  Images without a caption are left out.
 
     Args:
         model: For the texts.
         dataset: Which texts belong to which image.
-        image_features: ``(N, D)``, by the same model.
+        image_features: ``(M, D)``, of all images of the set, by the same model.
         merge_equal_texts: Texts of the same wording are one.
     """
+    images = [i for i, captions in enumerate(dataset.captions) if captions]
+    image_features = image_features[images]
     texts = [text for captions in dataset.captions for text in captions]
-    counts = torch.tensor([len(captions) for captions in dataset.captions])
+    counts = torch.tensor([len(dataset.captions[i]) for i in images])
     image_of_text = torch.arange(len(counts)).repeat_interleave(counts)
     text_id = None
     if merge_equal_texts:
@@ -51,4 +55,4 @@ def evaluate_retrieval(
     ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
                            None if text_id is None else text_id.to(device))
     ranks = RetrievalRanks(*(x.cpu() for x in ranks))
-    return RetrievalResult(image_features, text_features, texts, truncated, ranks)
+    return RetrievalResult(images, image_features, text_features, texts, truncated, ranks)

@@ -36,8 +36,18 @@ def _cell(values: Mapping[str, Any], name: str) -> str:
 
 def _truncated(values: Mapping[str, Mapping[str, Any]]) -> str:
     """A remark on texts that lost their end, if any did."""
-    cut = [f'{name} {value["n_truncated"]:,}' for name, value in values.items() if value.get('n_truncated')]
-    return f'; texts that were too long and lost their end: {", ".join(cut)}' if cut else ''
+    cut = {name: value['n_truncated'] for name, value in values.items() if value.get('n_truncated')}
+    return f'; texts that were too long and lost their end: {_listed(cut)}' if cut else ''
+
+
+def _without_caption(values: Mapping[str, Mapping[str, Any]]) -> str:
+    """A remark on images that were left out, for sets or models of one set."""
+    counts = {name: value['n_without_caption'] for name, value in values.items() if value.get('n_without_caption')}
+    return f'; images left out since they have no caption of the set: {_listed(counts)}' if counts else ''
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ', '.join(f'{name} {count:,}' for name, count in counts.items())
 
 
 def _retrieval_cells(values: Mapping[str, Any]) -> list[str]:
@@ -52,7 +62,8 @@ def _retrieval_table(name: str, benchmark: str, models: Mapping[str, Mapping[str
         rows.append([f'{model} (paper)', *(_cell(values, key) for key, _ in _RETRIEVAL), '', ''])
     first = next(iter(models.values()))
     return Table(f'Retrieval: {name}', ['model', *_RETRIEVAL_HEADER], rows,
-                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; {_UNITS}{_truncated(models)}')
+                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; {_UNITS}{_truncated(models)}'
+                 f'{_without_caption({name: first})}')
 
 
 def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -60,7 +71,7 @@ def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table
     rows = [[name, f'{values["n_images"]:,}', f'{values["n_texts"]:,}', *_retrieval_cells(values)]
             for name, values in sets.items()]
     return Table(f'Retrieval: {model}', ['set', 'images', 'texts', *_RETRIEVAL_HEADER], rows,
-                 _UNITS + _truncated(sets))
+                 _UNITS + _truncated(sets) + _without_caption(sets))
 
 
 def _retrieval_tables(entries: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -93,7 +104,8 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
                    for name, entry in results.get(kind, {}).items()]
     if results.get('cra'):
         tables.append(Table('Caption retrieval accuracy', ['encoder', 'CRA'],
-                            [[name, f'{value:.1f}'] for name, value in results['cra'].items()], '%'))
+                            [[name, f'{value:.1f}'] for name, value in results['cra'].items()],
+                            f'%, {results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else '%'))
     return tables
 
 

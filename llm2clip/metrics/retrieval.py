@@ -186,17 +186,25 @@ class _Collected(Metric):
 class CaptionRetrievalAccuracy(_Collected):
     """`caption_retrieval_accuracy` over an evaluation set."""
 
-    names = ('first', 'second')
+    names = ('first', 'second', 'both')
 
-    def update(self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor) -> None:
-        self._append(index, first, second)
+    def update(
+        self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor, both: Optional[torch.Tensor] = None
+    ) -> None:
+        """Add a batch; `both` ``(B,)`` says which samples have both captions, the only ones that count."""
+        self._append(index, first, second, torch.ones_like(index) if both is None else both.to(index))
 
     def compute(self) -> torch.Tensor:
-        return torch.tensor(caption_retrieval_accuracy(*self._rows()))
+        first, second, both = self._rows()
+        if not both.any():
+            raise ValueError('caption retrieval accuracy: no sample has both captions')
+        return torch.tensor(caption_retrieval_accuracy(first[both > 0], second[both > 0]))
 
 
 class RetrievalRecall(_Collected):
     """Mean of both directions' recall@k over an evaluation set; `rank_both_ways` has the details.
+
+    Texts of id 0 are absent; images that have no other do not count.
 
     Args:
         k: Cut-off.
@@ -215,6 +223,11 @@ class RetrievalRecall(_Collected):
 
     def compute(self) -> torch.Tensor:
         images, texts, text_id = self._rows()
-        image_of_text = torch.arange(len(images), device=images.device).repeat_interleave(texts.shape[1])
-        ranks = rank_both_ways(images, texts.flatten(0, 1), image_of_text, text_id.flatten())
+        there = text_id != 0
+        if not there.any():
+            raise ValueError('retrieval recall: no image has a caption')
+        kept = there.any(1)
+        images, texts, text_id, there = images[kept], texts[kept], text_id[kept], there[kept]
+        image_of_text = torch.arange(len(images), device=images.device)[:, None].expand_as(there)
+        ranks = rank_both_ways(images, texts[there], image_of_text[there], text_id[there])
         return torch.tensor((recall(ranks.texts, self.k) + recall(ranks.images, self.k)) / 2)

@@ -37,7 +37,7 @@ class CaptionContrastive(TrainableStateModel):
 
     A batch holds ``query_*`` and ``positive_*`` tensors (`input_ids`, `attention_mask`, `embed_mask`, each ``(B, T)``;
     `text_id` ``(B,)``, equal for equal texts), ``negative_*`` where the data has hard negatives (`text_id` 0 where a
-    sample has none), and the samples' ``index`` ``(B,)``.
+    sample has none), and the samples' ``index`` ``(B,)``.  In evaluation, query and positive may be absent as well.
 
     Args:
         text_encoder: The encoder to train.
@@ -93,4 +93,5 @@ class CaptionContrastive(TrainableStateModel):
         return {} if is_train else dict(self.val_metrics)
 
     def update_metric(self, batch: Batch, outputs: Outputs, metric: Metric) -> None:
-        metric.update(outputs['query'], outputs['positive'], batch['index'])
+        both = (batch['query_text_id'] != 0) & (batch['positive_text_id'] != 0)
+        metric.update(outputs['query'], outputs['positive'], batch['index'], both)

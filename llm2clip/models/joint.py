@@ -18,7 +18,8 @@ __all__ = ['JointLLM2CLIP']
 class JointLLM2CLIP(ComposerLLM2CLIP):
     """Stage 2 with a text encoder in the loop that learns: CLIP itself, or LoRA on the LLM.
 
-    Batches hold ``caption`` in place of ``text_embedding``: B texts, in evaluation K lists of B texts.
+    Batches hold ``caption`` in place of ``text_embedding``: B texts, in evaluation K lists of B texts, of which those
+    of absent captions are empty.
 
     Args:
         model: Vision tower and adapter.
@@ -35,9 +36,13 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """``(B, llm_embed_dim)``, not normalised."""
-        tokens = self.tokenizer(texts)
-        return self.text_encoder(**{name: value.to(self.model.logit_scale.device) for name, value in tokens.items()})
+        """``(B, llm_embed_dim)``, not normalised; zero for an empty text."""
+        device = self.model.logit_scale.device
+        absent = torch.tensor([not text.strip() for text in texts], device=device)
+        # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
+        tokens = self.tokenizer(['-' if gap else text for gap, text in zip(absent, texts)])
+        vectors = self.text_encoder(**{name: value.to(device) for name, value in tokens.items()})
+        return vectors.masked_fill(absent[:, None], 0)
 
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
         captions = batch['caption']

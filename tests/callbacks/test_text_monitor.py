@@ -30,8 +30,18 @@ def test_shares_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
         state: Any = SimpleNamespace(batch=_batch(), device=DeviceCPU())
         monitor.batch_end(state, logger)
         assert metrics['data/padding_share'] == pytest.approx(padding)
-    assert metrics['data/cut_texts'] == 4 and metrics['data/texts'] == 8
+    assert metrics['data/cut_texts'] == 4 and metrics['data/texts'] == 8 and 'data/equal_pairs' not in metrics
     resumed = TextMonitor(16)
     resumed.load_state_dict(monitor.state_dict())
     resumed.fit_end(state, logger)
     assert '4 of 8 texts were longer than text_encoder.max_length=16' in capsys.readouterr().out
+
+
+def test_samples_that_are_paired_with_themselves_are_counted() -> None:
+    metrics: dict[str, float] = {}
+    logger: Any = SimpleNamespace(log_metrics=metrics.update)
+    ids = {'query_text_id': torch.tensor([3, 5, 7, 9]), 'positive_text_id': torch.tensor([3, 6, 7, 8])}
+    monitor, state = TextMonitor(16), SimpleNamespace(batch={**_batch(), **ids}, device=DeviceCPU())
+    monitor.before_forward(state, logger)  # type: ignore[arg-type]
+    monitor.batch_end(state, logger)  # type: ignore[arg-type]
+    assert metrics['data/equal_pairs'] == 2

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from parts import make_samples, write_dataset
-from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, TextEncoderConfig
@@ -18,8 +17,9 @@ from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.microbatches import split_by_length
+from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
-from llm2clip.models.text_encoder import load_caption_tokenizer
+from llm2clip.models.text_encoder import load_caption_tokenizer, text_encoder_from_config
 
 BOTH = [CaptionPairConfig(['short'], ['long']), CaptionPairConfig(['long'], ['short'])]
 
@@ -106,8 +106,8 @@ def test_evaluation_takes_the_first_two_captions_without_instruction(
 
 
 def test_hard_negatives_may_be_missing(llm_folder: Path, tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
-    samples = [Sample(f'{i}', {'query': f'q{i}', 'positive': f'p{i}', 'negative': f'n{i}' if i % 2 else ''},
-                      may_be_empty=('negative',)) for i in range(8)]
+    samples = [Sample(f'{i}', {'query': f'q{i}', 'positive': f'p{i}', 'negative': f'n{i}' if i % 2 else ''})
+               for i in range(8)]
     write_dataset(samples, tmp_path / 'd')
     pairs = [CaptionPairConfig(['query'], ['positive'], 'negative')]
     batch, = _loader(tmp_path / 'd' / 'train', tokenizer, pairs)
@@ -136,13 +136,39 @@ def test_every_global_batch_comes_from_one_stream_with_its_own_pairs(
     assert set(origins) == {'a', 'b'}
 
 
-def test_empty_caption_names_its_sample(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
-    columns = {'sample_id': 'str', 'caption.short': 'str', 'caption.long': 'str'}
-    with MDSWriter(out=str(tmp_path / 'd'), columns=columns, hashes=['xxh64']) as writer:
-        for i in range(8):
-            writer.write({'sample_id': f'e{i}', 'caption.short': 'a' if i != 5 else ' ', 'caption.long': 'b'})
-    with pytest.raises(ValueError, match="caption 'short' of sample 'e5' is empty"):
-        list(_loader(tmp_path / 'd', tokenizer))
+def test_absent_captions(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
+    """In training a single caption is paired with itself; in evaluation it is no pair."""
+    samples = [Sample(f'{i}', {'short': f'short {i}' if i % 4 else '', 'long': f'long {i}' if i % 3 else '',
+                               'more': 'x'}) for i in range(8)]
+    write_dataset(samples, tmp_path / 'd')
+    pairs = [CaptionPairConfig(['short'], ['long'])]
+    with pytest.raises(ValueError, match="sample '0' has none of the captions short, long, but more; draw from"):
+        list(_loader(tmp_path / 'd/train', tokenizer, pairs))
+    clean_stale_shared_memory()
+    evaluated = {int(i): (q, p) for batch in _loader(tmp_path / 'd/train', tokenizer, pairs, train=False) for i, q, p
+                 in zip(batch['sample_id'], batch['query_text_id'].tolist(), batch['positive_text_id'].tolist())}
+    assert evaluated == {i: (text_id(s.captions['short']), text_id(s.captions['long'])) for i, s in enumerate(samples)}
+    clean_stale_shared_memory()
+    write_dataset(samples[1:] + [Sample('8', samples[1].captions)], tmp_path / 'e')
+    batch, = _loader(tmp_path / 'e/train', tokenizer, pairs)
+    drawn = dict(zip(batch['sample_id'], zip(*(_texts(tokenizer, batch, side) for side in ('query', 'positive')))))
+    assert drawn['3'] == ('short 3', 'short 3') and drawn['4'] == ('long 4', 'long 4') and drawn['5'] == (
+        'short 5', 'long 5')
+
+
+def test_samples_without_two_captions_do_not_count_in_evaluation(llm_folder: Path) -> None:
+    model = CaptionContrastive(text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))[0])
+    metric = model.val_metrics['cra']
+    # The third pair is wrong, and the fourth has a placeholder's vector that is nearest to all queries.
+    vectors = {'query': torch.eye(4), 'positive': torch.stack([*torch.eye(4)[:2], torch.eye(4)[0], torch.ones(4)])}
+    ids = torch.tensor([1, 2, 3, 4])
+    model.update_metric({'query_text_id': ids, 'positive_text_id': torch.tensor([5, 6, 0, 0]),
+                         'index': torch.arange(4)}, vectors, metric)
+    assert metric.compute().item() == 100.0
+    metric.reset()
+    model.update_metric({'query_text_id': ids * 0, 'positive_text_id': ids, 'index': torch.arange(4)}, vectors, metric)
+    with pytest.raises(ValueError, match='no sample has both captions'):
+        metric.compute()
 
 
 @pytest.mark.parametrize(('pairs', 'train', 'message'), [

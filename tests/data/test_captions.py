@@ -1,11 +1,14 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Drawing a caption: reproducible, and in proportion."""
+"""Drawing captions: reproducible, in proportion, and among those that a sample has."""
 
 from collections import Counter
 
-from llm2clip.data.captions import draw, sample_seed
+import pytest
+
+from llm2clip.config import CaptionPairConfig
+from llm2clip.data.captions import draw, draw_caption, draw_pair, sample_seed
 
 
 def test_a_draw_depends_on_seed_epoch_and_sample_alone() -> None:
@@ -16,3 +19,65 @@ def test_a_draw_depends_on_seed_epoch_and_sample_alone() -> None:
 def test_draws_follow_the_weights() -> None:
     counts = Counter(draw([1, 3, 0], sample_seed(0, epoch, str(i))) for epoch in range(4) for i in range(2000))
     assert 0.22 < counts[0] / 8000 < 0.28 and counts[2] == 0
+
+
+WEIGHTS = {'a': 1.0, 'b': 3.0, 'c': 0.5}
+
+
+def _sample(**texts: str) -> dict[str, str]:
+    return {'sample_id': 'x', **{f'caption.{key}': text for key, text in texts.items()}}
+
+
+def test_without_gaps_a_caption_is_drawn_from_all_weights() -> None:
+    sample = _sample(a='1', b='2', c='3')
+    for i in range(300):
+        seed = sample_seed(0, 0, str(i))
+        key = list(WEIGHTS)[draw(list(WEIGHTS.values()), seed)]
+        assert draw_caption(sample, WEIGHTS, seed) == (key, sample[f'caption.{key}'])
+
+
+def test_with_gaps_it_is_drawn_by_the_weights_of_those_that_are_there() -> None:
+    sample = _sample(a='1', b=' ', c='3')
+    counts = Counter(draw_caption(sample, WEIGHTS, sample_seed(0, 0, str(i)))[0] for i in range(3000))
+    assert set(counts) == {'a', 'c'} and 0.63 < counts['a'] / 3000 < 0.70
+
+
+def test_a_sample_without_any_of_the_captions_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"sample 'x' has none of the captions a, b, c, but d, e; draw from .*"
+                                         r"require_any_caption=\[a,b,c\]"):
+        draw_caption(_sample(a='', b='', c=' ', d='4', e='5'), WEIGHTS, 0)
+    with pytest.raises(ValueError, match="sample 'x' has none of the captions a, b, but c; draw from"):
+        draw_pair(_sample(a='', b='', c='3'), [CaptionPairConfig(['a'], ['b']), CaptionPairConfig(['b'], ['a'])], 0)
+
+
+PAIRS = [CaptionPairConfig(['a', 'b'], ['b', 'c'], weight=2.0), CaptionPairConfig(['c'], ['a'], weight=0.0),
+         CaptionPairConfig(['c'], ['a', 'b'], instruction='i')]
+
+
+def test_without_gaps_a_pair_is_drawn_from_all_directions_and_keys() -> None:
+    sample = _sample(a='1', b='2', c='3')
+    for i in range(300):
+        seed = sample_seed(0, 0, str(i))
+        pair = PAIRS[draw([pair.weight for pair in PAIRS], seed)]
+        query = pair.query[draw([1] * len(pair.query), seed, 'query')]
+        others = [key for key in pair.positive if key != query]
+        positive = others[draw([1] * len(others), seed, 'positive')]
+        assert draw_pair(sample, PAIRS, seed) == (pair, sample[f'caption.{query}'], sample[f'caption.{positive}'])
+
+
+def test_with_gaps_a_pair_is_two_captions_that_are_there() -> None:
+    drawn = {draw_pair(_sample(a='1', b='', c='3'), PAIRS, sample_seed(0, 0, str(i)))[1:] for i in range(100)}
+    assert drawn == {('1', '3'), ('3', '1')}
+    # Only the second direction has two captions.
+    drawn = [draw_pair(_sample(a='', b='2', c='3'), [PAIRS[2], CaptionPairConfig(['a'], ['b'])],
+                       sample_seed(0, 0, str(i))) for i in range(20)]
+    assert {row[1:] for row in drawn} == {('3', '2')} and drawn[0].direction.instruction == 'i'
+
+
+def test_a_single_caption_is_paired_with_itself() -> None:
+    drawn = [draw_pair(_sample(a='', b='', c='3'), PAIRS, sample_seed(0, 0, str(i))) for i in range(200)]
+    assert {row[1:] for row in drawn} == {('3', '3')}
+    # In both directions that have it, by their weights; the one of weight 0 is never drawn.
+    counts = Counter(row.direction.weight for row in drawn)
+    assert set(counts) == {1.0, 2.0} and 0.5 < counts[2.0] / 200 < 0.8
+    assert drawn == [draw_pair(_sample(a='', b='', c='3'), PAIRS, sample_seed(0, 0, str(i))) for i in range(200)]

@@ -5,16 +5,19 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 from parts import make_samples, picture, write_dataset
+from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert.caption_csv import caption_csv
 from llm2clip.data.convert.emoji import LANGUAGES, emoji
 from llm2clip.data.convert.image_folder import image_folder
-from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
+from llm2clip.data.convert.table import table
 from llm2clip.data.convert.text_pairs import text_pairs
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.convert.writer import is_complete, write_splits
@@ -39,12 +42,15 @@ def test_bytes_and_captions_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
     samples = [*make_samples(8), Sample('broken', {'short': 'a', 'long': 'b'}, b'not an image'),
-               Sample('mute', {'short': ' ', 'long': 'b'}, picture(1)),
+               Sample('mute', {'short': ' ', 'long': ''}, picture(1)),
+               Sample('half', {'short': 'a', 'long': 'b '}, picture(1), required=('short', 'long')),
+               Sample('wrong', {'short': ' ', 'long': 'b'}, picture(1), required=('short', 'long')),
                Sample('cut', {'short': 'a', 'long': 'b'}, picture(1)[:100])]
     write_dataset(samples, tmp_path / 'out', max_dropped=0.5)
     card = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
-    assert card['samples'] == {'train': 8}
-    assert card['dropped_ids'] == {'undecodable image': ['broken', 'cut'], 'empty caption': ['mute']}
+    assert card['samples'] == {'train': 9}
+    assert card['dropped_ids'] == {
+        'undecodable image': ['broken', 'cut'], 'no caption': ['mute'], 'no caption short': ['wrong']}
 
 
 def test_too_many_bad_samples_fail_and_leave_no_dataset(tmp_path: Path) -> None:
@@ -72,10 +78,10 @@ def test_image_folder(tmp_path: Path) -> None:
     splits, dropped = image_folder(str(tmp_path), str(csv))
     write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=1.0))
     back = read_samples(tmp_path / 'out' / 'train')
-    assert [(s['sample_id'], s['caption.0'], s['caption.1']) for s in back] == \
-        [('0.png', 'a, b', 'c'), ('1.png', 'd', 'e'), ('2.png', 'g', 'h')]
+    assert [(s['sample_id'], s['caption.0'], s['caption.1'], s['caption.2']) for s in back] == \
+        [('0.png', 'a, b', 'c', ''), ('1.png', 'd', 'e', 'f'), ('2.png', 'g', 'h', '')]
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped_ids'] == {'missing image file': ['no.png']}
+    assert card['dropped_ids'] == {'missing image file': [f'{tmp_path}/no.png']}
     with pytest.raises(ConfigError, match="no column 'text'; it has image, caption"):
         image_folder(str(tmp_path), str(csv), caption_column='text')
     with pytest.raises(ConfigError, match='no file'):
@@ -134,7 +140,7 @@ def test_text_pairs_keep_what_is_there_and_count_empty_sides(tmp_path: Path) -> 
     written = write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=0.05))
     assert sum(written.values()) == 39 and 4 <= written['heldout'] <= 16
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped_ids'] == {'empty caption': ['pairs.jsonl:8']}
+    assert card['dropped_ids'] == {'no caption positive': ['pairs.jsonl:8']}
     rows = [row for name in written for row in read_samples(tmp_path / 'out' / name)]
     found = {row['sample_id']: tuple(row[f'caption.{k}'] for k in ('query', 'positive', 'negative')) for row in rows}
     assert found == {f'pairs.jsonl:{i + 1}': (f'q{i}', f'p{i}', f'n{i}' if i % 2 else '')
@@ -152,3 +158,120 @@ def test_a_line_that_is_no_pair_is_named(line: str, message: str, tmp_path: Path
         _read(splits['train'])
     with pytest.raises(ConfigError, match='no file /nowhere'):
         text_pairs(['/nowhere'])
+
+
+def test_counts_of_captions_are_in_the_card(tmp_path: Path) -> None:
+    samples = [Sample(f'{i}', {'a': 'one two', 'b': 'one' if i < 6 else '', 'c': 'x ' * i if i < 3 else ' '},
+                      picture(i)) for i in range(10)]
+    write_dataset(samples, tmp_path / 'out')
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert {key: (counts['captions'], counts['absent']) for key, counts in card['captions']['train'].items()} == {
+        'a': (10, 0), 'b': (6, 4), 'c': (2, 8)}
+    assert card['captions']['train']['c'] == {'captions': 2, 'absent': 8, 'words_p5': 1, 'words_p50': 1, 'words_p95': 2}
+    assert card['captions_per_sample'] == {'train': {'1': 4, '2': 4, '3': 2}}
+    assert [row['caption.c'] for row in read_samples(tmp_path / 'out/train')] == ['', 'x ', 'x x ', *[''] * 7]
+
+
+def test_samples_that_a_training_cannot_use_are_filtered(tmp_path: Path) -> None:
+    samples = [Sample(f'{i}', {'en': 'x', 'de': 'y' if i % 2 else '', 'fr': 'z' if i % 3 else ''}) for i in range(12)]
+    assert write_dataset(samples, tmp_path / 'out', require_any_caption=['de', 'fr']) == {'train': 10}
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert card['dropped'] == {'no caption de or fr': 2} and card['dropped_ids'] == {}
+    with pytest.raises(ConfigError, match='require_any_caption: there is no caption .it.; the samples have en, de, fr'):
+        write_dataset(samples, tmp_path / 'other', require_any_caption=['it'])
+
+
+def test_formats_that_are_not_supported_are_named(tmp_path: Path) -> None:
+    files = {'a': b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"></svg>',
+             'b': b'\xef\xbb\xbf <svg viewBox="0 0 1 1"/>', 'c': b'\x00\x00\x00\x18ftypheic\x00', 'd': b'%PDF-1.7',
+             'e': b'<!DOCTYPE html><html>', 'f': b'nothing', 'g': b'<svgs>'}
+    broken = [Sample(name, {'short': 'a', 'long': 'b'}, data) for name, data in files.items()]
+    write_dataset([*make_samples(1), *broken], tmp_path / 'out', max_dropped=1.0)
+    advice = 'is not supported; convert it to PNG or JPEG'
+    assert json.loads((tmp_path / 'out/dataset.json').read_text())['dropped_ids'] == {
+        f'SVG {advice}': ['a', 'b'], f'HEIC {advice}': ['c'], f'PDF {advice}': ['d'], f'HTML {advice}': ['e'],
+        'undecodable image': ['f', 'g']}
+
+
+def test_what_wrote_no_sample_does_not_block_the_next_try(tmp_path: Path) -> None:
+    out, about = tmp_path / 'out', {'source': 'wrong'}
+    empty = {'train': one_part([Sample('x', {'short': 'a'}, b'no image')])}
+    with pytest.raises(ValueError, match='1 of 1 samples were left out'):
+        write_splits(empty, Dropped(), out, about=about)
+    # With the same options, after what was missing has been put there.
+    assert write_splits({'train': one_part(make_samples(3))}, Dropped(), out, about=about) == {'train': 3}
+    # With other options, if there is nothing but the failure.
+    for source in ('wrong', 'right'):
+        with pytest.raises(ValueError, match='1 of 1 samples were left out'):
+            write_splits(empty, Dropped(), tmp_path / 'next', about={'source': source})
+    assert write_splits({'train': one_part(make_samples(3))}, Dropped(), tmp_path / 'next', about=about) == {'train': 3}
+    with pytest.raises(ConfigError, match='begun with another source or other options'):
+        write_splits({'train': one_part(make_samples(3))}, Dropped(), tmp_path / 'next', about={'source': 'third'})
+
+
+def test_a_failed_call_of_the_recipe_can_be_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('photos').mkdir()
+    Path('photos/a.png').write_bytes(picture(0))
+    Path('captions.csv').write_text('image,caption\na.png,a\n')
+    args = ['source.name=image_folder', 'source.captions=captions.csv', 'out=data']
+    for images, message in (('foto', f'source.images: there is no folder {tmp_path}/foto'),
+                            ('.', f"1 of 1 samples .*missing image file.*{tmp_path}/a.png")):
+        with pytest.raises(ValueError, match=message):
+            run_recipe(monkeypatch, 'prepare_data', *args, f'source.images={images}')
+    run_recipe(monkeypatch, 'prepare_data', *args, 'source.images=photos')
+    assert len(read_samples('data/train')) == 1
+
+
+def test_files_that_are_missing_are_named_by_the_path_that_was_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source, message in (
+            (lambda: caption_csv('c.csv'), f'source.captions: there is no file {tmp_path}/c.csv'),
+            (lambda: text_pairs(['p.jsonl']), f'source.files: there is no file {tmp_path}/p.jsonl'),
+            (lambda: table('t/*.csv', 'a'), f'source.files: no file matches {tmp_path}/t/*.csv'),
+            (lambda: image_folder('photos', 'c.csv'), f'source.images: there is no folder {tmp_path}/photos')):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            source()
+
+
+@pytest.fixture
+def captions_file(tmp_path: Path) -> Path:
+    """40 images with one to three captions, one of them empty."""
+    path = tmp_path / 'captions.csv'
+    rows = [f'{i}.png,caption {k} of {i}\n' for k in range(3) for i in range(40) if k <= i % 3]
+    path.write_text('image,caption\n7.png,\n' + ''.join(rows))
+    return path
+
+
+def test_a_number_of_images_that_leaves_none_is_refused_at_once(captions_file: Path) -> None:
+    for heldout in (40, 41, -1, 1.5, '3', True):
+        with pytest.raises(ConfigError, match=rf'source.heldout: expected a share .* below 40.*got {heldout!r}'):
+            caption_csv(str(captions_file), heldout=heldout)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match='source.heldout: a share of 1e-09 of 40 images, .* is 0 of them'):
+        caption_csv(str(captions_file), heldout=1e-9)
+
+
+def test_a_share_of_the_images_is_held_out_by_the_hash_of_each(captions_file: Path, tmp_path: Path) -> None:
+    def ids(splits: dict[str, list[Part]]) -> dict[str, list[str]]:
+        return {name: [sample.sample_id for sample in _read(parts)] for name, parts in splits.items()}
+
+    splits = ids(caption_csv(str(captions_file), heldout=0.3)[0])
+    assert 5 <= len(splits['heldout']) <= 20 and sorted(splits['train'] + splits['heldout']) == sorted(
+        f'{i}.png' for i in range(40))
+    assert splits['heldout'] == sorted(splits['heldout'], key=lambda name: (splits['train'] + splits['heldout']).index(
+        name)) and splits != ids(caption_csv(str(captions_file), heldout=0.3, seed=1)[0])
+    # Fewer images: those that are left stay on their sides.
+    fewer = tmp_path / 'fewer.csv'
+    fewer.write_text('\n'.join(line for line in captions_file.read_text().splitlines() if not line.startswith('1')))
+    for name, images in ids(caption_csv(str(fewer), heldout=0.3)[0]).items():
+        assert set(images) == {image for image in splits[name] if not image.startswith('1')}
+    # A folder of images has the same sides.
+    for i in range(40):
+        (tmp_path / f'{i}.png').write_bytes(picture(i, 8))
+    assert ids(image_folder(str(tmp_path), str(captions_file), heldout=0.3)[0]) == splits
+    with pytest.raises(ConfigError, match="source.split: 'heldout' is the name of the held-out split"):
+        image_folder(str(tmp_path), str(captions_file), split='heldout', heldout=0.3)

@@ -95,7 +95,7 @@ def _flip(path: Path) -> None:
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('folder', ['images', 'embeddings'])
 def test_a_corrupt_shard_stops_the_run(remotes: tuple[Path, Path], tmp_path: Path, workers: int, folder: str) -> None:
-    _flip(tmp_path / folder / ('shard.00003.mds' if folder == 'embeddings' else 'all/shard.00003.mds'))
+    _flip(tmp_path / folder / ('shard.00003.mds' if folder == 'embeddings' else 'part-all/shard.00003.mds'))
     loader = _loader(_config(tmp_path, *map(str, remotes), workers=workers))
     with pytest.raises(Exception, match=rf'{folder}.*shard\.00003\.mds is damaged: xxh64 .*, expected .*tried 2 times'):
         _within(SECONDS, lambda: list(loader))

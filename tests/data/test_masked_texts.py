@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_samples
+from parts import make_samples, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import CaptionDataConfig, CaptionStreamConfig, ConfigError, MNTPConfig, TextEncoderConfig
 from llm2clip.data.convert.plain_text import plain_text
+from llm2clip.data.convert.samples import Sample
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.masked_texts import build_masked_text_loader, mask_tokens
 from llm2clip.data.streaming import count_tokens
@@ -72,6 +73,17 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
             text = tokenizer.tokenizer.decode(ids[mask == 1]).removeprefix('<s>user\n').removesuffix('</s>')
             origins.add('wiki' if text.startswith('The plain sentence') else 'captions' if text in captions else text)
     assert origins == {'wiki', 'captions'}
+
+
+def test_texts_are_drawn_among_those_that_a_sample_has(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
+    samples = [Sample(f'{i}', {'short': f'short text {i}' if i % 2 else '', 'long': '' if i % 2 else f'long text {i}'})
+               for i in range(8)]
+    write_dataset(samples, tmp_path / 'd')
+    batch, = _loader(tokenizer, s=CaptionStreamConfig(f'{tmp_path}/d/train'))
+    whole = torch.where(batch['labels'] >= 0, batch['labels'], batch['input_ids'])
+    for sample_id, ids, mask in zip(batch['sample_id'], whole, batch['attention_mask']):
+        text, = filter(None, samples[int(sample_id)].captions.values())
+        assert text in tokenizer.tokenizer.decode(ids[mask == 1])
 
 
 def test_masks_do_not_depend_on_workers(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:

@@ -61,7 +61,8 @@ def test_tars_become_a_dataset_with_the_same_bytes(workers: int, tmp_path: Path)
     dataset = StreamingDataset(local=str(tmp_path / 'out/train'), batch_size=4)
     assert sorted(sample['sample_id'] for sample in dataset) == sorted(expected)
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['captions']['train']['long'] == {'captions': 24, 'words_p5': 5, 'words_p50': 5, 'words_p95': 5}
+    assert card['captions']['train']['long'] == {
+        'captions': 24, 'absent': 0, 'words_p5': 5, 'words_p50': 5, 'words_p95': 5}
     assert Image.open(tmp_path / 'out/dataset.png').width > 500
 
 
@@ -84,10 +85,10 @@ def test_a_damaged_tar_is_named_and_nothing_is_readable(tmp_path: Path) -> None:
             write_splits(splits, dropped, tmp_path / 'out')
         assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
     # Mended and called again, it goes on with the parts that are missing.
-    first = (tmp_path / 'out/train/00000/index.json').stat().st_mtime_ns
+    first = (tmp_path / 'out/train/part-00000/part.json').stat().st_mtime_ns
     path.write_bytes(whole)
     assert write_splits(splits, dropped, tmp_path / 'out') == {'train': 24}
-    assert (tmp_path / 'out/train/00000/index.json').stat().st_mtime_ns == first
+    assert (tmp_path / 'out/train/part-00000/part.json').stat().st_mtime_ns == first
 
 
 def _end_of_member(path: Path, n: int) -> int:
@@ -118,7 +119,7 @@ def test_machines_share_the_parts_and_the_last_writes_the_index(tmp_path: Path) 
     first, second = (WriterConfig(machine=k, machines=2) for k in range(2))
     assert write_splits(splits, Dropped(), tmp_path / 'out', second) is None
     assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
-    assert sorted(p.name for p in (tmp_path / 'out/train').iterdir()) == ['part1', 'part3']
+    assert sorted(p.name for p in (tmp_path / 'out/train').iterdir()) == ['part-part1', 'part-part3']
     assert write_splits(splits, Dropped(), tmp_path / 'out', first) == {'train': 30}
     assert [row['sample_id'][:3] for row in read_samples(tmp_path / 'out/train')] == \
         [f's{n}-' for n in range(5) for _ in range(6)]
@@ -131,10 +132,10 @@ def test_machines_that_share_only_a_remote(tmp_path: Path) -> None:
     outs = [OutputFolder(tmp_path / f'machine{k}', str(remote)) for k in range(2)]
     assert write_splits(splits, Dropped(), outs[1], second) is None
     assert not (remote / 'train/index.json').exists() and not is_complete(outs[0])
-    shutil.rmtree(outs[1].local / 'train/part3')
+    shutil.rmtree(outs[1].local / 'train/part-part3')
     assert write_splits(splits, Dropped(), outs[1], second) is None, 'a part that is in the remote is done'
-    (remote / 'train/part1/part.json').unlink()
-    (outs[1].local / 'train/part1/part.json').unlink()
+    (remote / 'train/part-part1/part.json').unlink()
+    (outs[1].local / 'train/part-part1/part.json').unlink()
     assert write_splits(splits, Dropped(), outs[1], second) is None
     assert write_splits(splits, Dropped(), outs[0], first) == {'train': 30}
     assert [row['sample_id'][:3] for row in read_samples(remote / 'train')] == \
@@ -151,16 +152,16 @@ def test_what_fails_leaves_the_finished_parts(workers: int, tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match='killed'):
         write_splits({'train': [_part(0), _part(1), _part(2, fail=True)]}, Dropped(), tmp_path / 'out', config)
     assert not is_complete(OutputFolder(tmp_path / 'out'))
-    assert not (tmp_path / 'out/train/part2').exists()
+    assert not (tmp_path / 'out/train/part-part2').exists()
     assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
 
 
 def test_parts_must_fit_together(tmp_path: Path) -> None:
     twice = {'train': [_part(0), Part('again', _part(0).read)]}
-    with pytest.raises(ValueError, match="6 sample ids of split 'train' occur in more than one .*part0 and again"):
+    with pytest.raises(ValueError, match="6 sample ids of split 'train' occur in .*part-part0 and part-again"):
         write_splits(twice, Dropped(), tmp_path / 'a')
     other = Part('other', lambda dropped: [Sample('x', {'short': 'a'}, picture(0))])
-    with pytest.raises(ValueError, match='part other of split .train. has columns'):
+    with pytest.raises(ValueError, match='part-other of split .train. has columns'):
         write_splits({'train': [_part(0), other]}, Dropped(), tmp_path / 'b')
     with pytest.raises(ValueError, match='two input files would be written to'):
         write_splits({'train': [_part(0), _part(0)]}, Dropped(), tmp_path / 'c')
@@ -215,3 +216,85 @@ def test_a_table_of_captions_alone(tmp_path: Path) -> None:
     write_splits(*read(), tmp_path / 'out')
     assert [tuple(row.values()) for row in read_samples(tmp_path / 'out/train')] == \
         [('a brown dog, running', 'a dog', '7'), ('c', 'b', '08')]
+
+
+@pytest.mark.parametrize('kind', ['texts', 'lists', 'mapping'])
+def test_columns_of_lists_become_keys(kind: str, tmp_path: Path) -> None:
+    lists = [['a', 'b', 'c'], ['d'], None, [None, ' ', 'e']]
+    for n in range(2):  # the longest list is in one of two tables
+        rows = pyarrow.table({'img': [picture(4 * n + i) for i in range(4)], 'lists': [x[:2] if x and n else x
+                             for x in lists], 'text': ['t', None, 'u', '']}, schema=pyarrow.schema([
+                                 ('img', pyarrow.binary()), ('lists', pyarrow.list_(pyarrow.string())),
+                                 ('text', pyarrow.string())]))
+        pyarrow.parquet.write_table(rows, tmp_path / f'{n}.parquet')
+    captions = {'texts': 'text', 'lists': 'lists', 'mapping': {'en': 'lists', 'raw': 'text'}}[kind]
+    splits, dropped = table(f'{tmp_path}/*.parquet', captions, 'img')
+    write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=1.0))
+    keys = {'texts': ['0'], 'lists': ['0', '1', '2'], 'mapping': ['en_0', 'en_1', 'en_2', 'raw']}[kind]
+    found = {row['sample_id']: [row[f'caption.{key}'] for key in keys] for row in read_samples(tmp_path / 'out/train')}
+    expected = {
+        'texts': {'0.parquet:1': ['t'], '0.parquet:3': ['u'], '1.parquet:1': ['t'], '1.parquet:3': ['u']},
+        'lists': {'0.parquet:1': ['a', 'b', 'c'], '0.parquet:2': ['d', '', ''], '0.parquet:4': ['', '', 'e'],
+                  '1.parquet:1': ['a', 'b', ''], '1.parquet:2': ['d', '', '']},
+        'mapping': {'0.parquet:1': ['a', 'b', 'c', 't'], '0.parquet:2': ['d', '', '', ''],
+                    '0.parquet:3': ['', '', '', 'u'], '0.parquet:4': ['', '', 'e', ''],
+                    '1.parquet:1': ['a', 'b', '', 't'], '1.parquet:2': ['d', '', '', ''],
+                    '1.parquet:3': ['', '', '', 'u']}}[kind]
+    assert found == expected
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert card['dropped'] == ({'no caption': 8 - len(expected)})
+
+
+def test_columns_that_cannot_be_captions_are_named(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({'a': [b'x'], 'b': [{'c': 'x'}], 'd': ['x'], 'd_0': ['y'],
+                                               'e': [['x', 'y']]}), tmp_path / 'a.parquet')
+    for captions, message in (('a', "column 'a' holds binary, expected texts or lists"),
+                              ('b', "column 'b' holds struct"), ({}, 'source.captions: expected a column'),
+                              ('f', "no column 'f'; it has a, b, d"),
+                              ({'d': 'e', 'd_0': 'd'}, 'two captions one key')):
+        with pytest.raises(ConfigError, match=message):
+            table(f'{tmp_path}/a.parquet', captions)
+    with pytest.raises(ConfigError, match='expected a share of the images, from 0 .none. to below 1, got 100'):
+        table(f'{tmp_path}/a.parquet', 'd', heldout=100)
+
+
+@pytest.mark.parametrize('kind', ['paths', 'bytes', 'texts'])
+def test_all_rows_of_an_image_are_on_one_side(kind: str, tmp_path: Path) -> None:
+    """Two rows an image; another table of other images changes nothing."""
+    for i in range(30):
+        (tmp_path / f'{i}.png').write_bytes(picture(i, 8))
+    images = [i % 15 for i in range(30)]
+    column = [f'{i}.png' if kind == 'paths' else picture(i, 8) for i in images]
+    rows = pyarrow.table({'img': column, 'text': [f'{i}' for i in range(30)], 'id': [f'id{i}' for i in range(30)]})
+    pyarrow.parquet.write_table(rows, tmp_path / 'a.parquet')
+    pyarrow.parquet.write_table(rows.slice(3, 9), tmp_path / 'b.parquet')
+    arguments = {'images': str(tmp_path), 'image_column': None if kind == 'texts' else 'img', 'id_column': 'id'}
+
+    def sides(name: str, seed: int = 0) -> dict[int, str]:
+        splits, _ = table(f'{tmp_path}/{name}', 'text', heldout=0.4, seed=seed, **arguments)
+        return {int(sample.captions['0']): split for split, parts in splits.items() for part in parts
+                for sample in part.read(Dropped())}
+
+    found = sides('a.parquet')
+    assert len(found) == 30 and set(found.values()) == {'train', 'heldout'} and found != sides('a.parquet', seed=1)
+    if kind != 'texts':
+        assert all(found[i] == found[i + 15] for i in range(15))
+    assert sides('b.parquet') == {i: found[i] for i in range(3, 12)}
+
+
+def test_images_of_a_table_that_are_missing_are_named(tmp_path: Path) -> None:
+    (tmp_path / 'rows.csv').write_text('img,text\nno.png,a\n,b\n')
+    splits, dropped = table(f'{tmp_path}/rows.csv', 'text', 'img', images=str(tmp_path))
+    with pytest.raises(ValueError, match='2 of 2 samples were left out') as error:
+        write_splits(splits, dropped, tmp_path / 'out')
+    assert f"'missing image file': ['{tmp_path}/no.png'], 'no image': ['rows.csv:2']" in str(error.value)
+    with pytest.raises(ConfigError, match=f'source.images: there is no folder {tmp_path}/nowhere'):
+        table(f'{tmp_path}/rows.csv', 'text', 'img', images=f'{tmp_path}/nowhere')
+
+
+def test_a_part_is_no_dataset_of_its_own(tmp_path: Path) -> None:
+    """One folder with an index, that of the split, whatever the input file is called."""
+    pyarrow.parquet.write_table(pyarrow.table({'text': ['a']}), tmp_path / 'train.parquet')
+    write_splits(*table(f'{tmp_path}/train.parquet', 'text'), tmp_path / 'out')
+    assert [str(path.parent.relative_to(tmp_path)) for path in (tmp_path / 'out').rglob('index.json')] == ['out/train']
+    assert [path.name for path in (tmp_path / 'out/train').iterdir() if path.is_dir()] == ['part-train']

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_samples, picture
+from parts import make_samples, picture, write_dataset
 from recipes_in_process import run_recipe
 
-from llm2clip.config import ConfigError, EvaluateConfig, RetrievalConfig
+from llm2clip.config import ConfigError, CRAConfig, EvaluateConfig, RetrievalConfig, TextEncoderConfig
 from llm2clip.data.benchmarks.base import RetrievalSet
+from llm2clip.data.convert.samples import Sample
+from llm2clip.evaluation.cra import evaluate_cra
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.gallery import make_gallery, thumbnail
 from llm2clip.evaluation.retrieval import evaluate_retrieval
+from llm2clip.evaluation.tables import markdown, result_tables
 from llm2clip.models.llm2clip import LLM2CLIP
 
 
@@ -56,6 +59,59 @@ def test_captions_of_any_number_and_equal_wording() -> None:
     merged = evaluate_retrieval(_Given(images, texts), dataset, images, True)  # type: ignore[arg-type]
     assert merged.ranks.recalls()['n_texts'] == 5
     assert merged.ranks.recalls()['text_retrieval_recall@1'] == 100.0
+
+
+def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> None:
+    """As if they were not in the set, neither as candidates nor as queries."""
+    n = 12
+    captions = [[] if i % 4 == 1 else [f'text {i}'] * (1 + i % 2) for i in range(n)]
+    features = torch.nn.functional.normalize(torch.randn(2, n, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    kept = [i for i in range(n) if captions[i]]
+    texts = torch.cat([features[1, i].expand(len(captions[i]), -1) + 0.1 * i for i in kept])
+    model = _Given(features[0], texts)
+    result = evaluate_retrieval(model, _set(captions), features[0])  # type: ignore[arg-type]
+    alone = evaluate_retrieval(model, _set([captions[i] for i in kept]), features[0, kept])  # type: ignore[arg-type]
+    assert result.images == kept and result.ranks.recalls() == alone.ranks.recalls()
+    assert result.ranks.recalls()['n_images'] == 9 and result.ranks.recalls()['n_texts'] == len(texts) == 12
+
+    def read_image(i: int) -> bytes:
+        assert captions[i]
+        return picture(i)
+
+    gallery = make_gallery(_set(captions, read_image), result, 3, top=2)
+    shown = {picture for row in gallery['texts'] for picture, _ in row['results']}
+    assert shown <= {thumbnail(picture(i), str(i)) for i in kept} and len(shown) > 3
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=10, gallery=2, num_workers=0))
+    evaluation.retrieval = {'de': _set(captions), 'en': _set([['a']] * n)}
+    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds'}) for name in ('de', 'en')}
+    model.text_features = lambda texts: (torch.ones(len(texts), 4), 0)  # type: ignore[method-assign]
+    evaluation.run('m', model)  # type: ignore[arg-type]
+    table = (tmp_path / 'results.md').read_text()
+    assert '; images left out since they have no caption of the set: de 3\n' in table and '| de | 9 | 12 |' in table
+    evaluation.run('n', model)  # type: ignore[arg-type]
+    assert 'no caption of the set: de 3\n' in (tmp_path / 'results.md').read_text()
+
+
+def test_cra_takes_the_pairs_that_there_are(
+    llm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [Sample(f'{i}', {'a': f'a {i}' if i % 3 else '', 'b': f'b {i}' if i % 4 else '', 'c': 'x'})
+               for i in range(12)]
+    whole = [Sample(s.sample_id, s.captions) for s in samples if s.captions['a'] and s.captions['b']]
+    encoders = {'e': TextEncoderConfig(pretrained=str(llm_folder))}
+    results = []
+    for name, rows in (('gaps', samples), ('whole', whole)):
+        write_dataset(rows, tmp_path / name)
+        config = CRAConfig(f'{tmp_path}/{name}/train', ['a', 'b'], encoders)
+        results.append(evaluate_cra(config))
+    assert results[0] == results[1] and results[0][1] == len(whole) == 6
+    assert f'6 of 12 samples of {tmp_path}/gaps/train lack one of' in capsys.readouterr().out
+    config.limit = 2
+    assert evaluate_cra(config)[1] == 2
+    assert '\n\n%, 6 pairs\n' in markdown(result_tables({'cra': results[0][0], 'cra_pairs': results[0][1]}))
+    write_dataset([Sample('0', {'a': 'x', 'b': ''})], tmp_path / 'none')
+    with pytest.raises(ValueError, match=r"cra.caption_keys: no sample of .*none/train has all of \['a', 'b'\]"):
+        evaluate_cra(CRAConfig(f'{tmp_path}/none/train', ['a', 'b'], encoders))
 
 
 def test_gallery_shows_best_median_and_worst() -> None:

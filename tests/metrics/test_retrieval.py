@@ -129,10 +129,33 @@ def test_chance_is_that_of_random_rankings() -> None:
     assert chance(torch.tensor([2]), 4, 2) == pytest.approx(100 * (1 - 2 / 4 * 1 / 3))
 
 
+def test_absent_texts_are_neither_queries_nor_candidates() -> None:
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(30, 6, generator=generator)
+    text = torch.randn(30, 4, 6, generator=generator) + 0.5 * image[:, None]
+    there = torch.rand(30, 4, generator=generator) < 0.5
+    there[7] = False
+    # Were they candidates, these would be the first hit of every image.
+    text[~there] = 100 * image.mean(0)
+    text_id = torch.where(there, 1 + torch.arange(120).reshape(30, 4), 0)
+    metric = RetrievalRecall(k=3)
+    metric.update(image, text, torch.arange(30), text_id)
+    kept = there.any(1)
+    image, there = image[kept], there[kept]
+    expected = rank_both_ways(image, text[kept][there], there.nonzero()[:, 0]).recalls(ks=(3,))
+    assert expected['n_images'] == kept.sum() < 30 and expected['n_texts'] == there.sum()
+    assert metric.compute().item() == pytest.approx(
+        (expected['image_retrieval_recall@3'] + expected['text_retrieval_recall@3']) / 2)
+    metric.reset()
+    metric.update(image, text[kept], torch.arange(len(image)), torch.zeros_like(text_id[kept]))
+    with pytest.raises(ValueError, match='no image has a caption'):
+        metric.compute()
+
+
 def test_metrics_count_a_repeated_sample_once() -> None:
     image, text = torch.eye(4), torch.eye(4)[:, None]
     metric = RetrievalRecall(k=1)
-    ids = torch.arange(4)[:, None]
+    ids = torch.arange(1, 5)[:, None]
     metric.update(image[:3], text[:3], torch.tensor([0, 1, 2]), ids[:3])
     metric.update(image[2:], text[2:], torch.tensor([2, 3]), ids[2:])
     assert metric.compute().item() == 100.0

@@ -17,7 +17,7 @@ class RetrievalSet:
     image_ids: list[str]
     """Unique, in the published order."""
     captions: list[list[str]]
-    """Of each image, at least one; without white space around them."""
+    """Of each image, without white space around them; an image that has none does not count."""
     read_image: Callable[[int], bytes]
     """Encoded image of a position; can be pickled."""
 

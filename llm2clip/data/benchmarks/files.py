@@ -65,6 +65,7 @@ def retrieval_set(
     images: Iterable[tuple[str, Sequence[str]]],
     source: str,
     reader: Callable[[list[str]], Callable[[int], bytes]],
+    gaps: bool = False,
 ) -> RetrievalSet:
     """A set of images with their captions, checked.
 
@@ -73,21 +74,24 @@ def retrieval_set(
         images: Id and captions of each image.
         source: The file they come from, for messages.
         reader: From the ids to the set's `read_image`.
+        gaps: Captions may be empty, which is as if they were not there, and images may have none.
 
     Raises:
-        ConfigError: There are no images, or `reader` does not find them.
-        ValueError: An id occurs twice, an image has no caption, or a caption is empty.
+        ConfigError: There are no images or no captions, or `reader` does not find the images.
+        ValueError: An id occurs twice or, without `gaps`, an image has no caption or an empty one.
     """
     captions: dict[str, list[str]] = {}
     for image, lines in images:
         if image in captions:
             raise ValueError(f'{name}: image {image} occurs twice in {source}')
-        captions[image] = [line.strip() for line in lines]
-        if not lines or not all(captions[image]):
+        captions[image] = [line.strip() for line in lines if line.strip() or not gaps]
+        if not gaps and (not lines or not all(captions[image])):
             what = 'an empty caption' if lines else 'no caption'
             raise ValueError(f'{name}: image {image} has {what} in {source}')
     if not captions:
         raise ConfigError(f'{name}: there are no images in {source}')
+    if not any(captions.values()):
+        raise ConfigError(f'{name}: no image has a caption in {source}')
     ids = list(captions)
     return RetrievalSet(name, ids, list(captions.values()), reader(ids))
 

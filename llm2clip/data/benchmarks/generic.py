@@ -25,7 +25,7 @@ __all__ = ['MDSImages', 'image_folder', 'mds']
 def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption'
 ) -> RetrievalSet:
-    """A folder of images and a file of captions.
+    """A folder of images and a file of captions.  Images without a caption do not count.
 
     Args:
         images: Folder of the images.
@@ -34,21 +34,21 @@ def image_folder(
         caption_column: Column with the text.
     """
     found = read_captions(captions, image_column, caption_column).items()
-    return retrieval_set(images, found, captions, partial(image_files, images, images))
+    return retrieval_set(images, found, captions, partial(image_files, images, images), gaps=True)
 
 
 def mds(local: str, caption_keys: Optional[Sequence[str]] = None) -> RetrievalSet:
-    """An image dataset that `prepare_data` wrote.
+    """An image dataset that `prepare_data` wrote.  Images that have none of the captions do not count.
 
     Args:
         local: Folder of the dataset.
-        caption_keys: Which captions of an image are its texts; unset, all.
+        caption_keys: Which captions of an image are its texts, as far as it has them; unset, all.
     """
     columns = _columns(local, caption_keys)
     read_image = MDSImages.open(local)
     samples = ((sample[SAMPLE_ID], [sample[column] for column in columns])
                for reader in read_image.readers for sample in reader)
-    return retrieval_set(local, samples, local, lambda _: read_image)
+    return retrieval_set(local, samples, local, lambda _: read_image, gaps=True)
 
 
 def _columns(local: str, keys: Optional[Sequence[str]]) -> list[str]:

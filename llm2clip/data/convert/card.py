@@ -4,11 +4,15 @@
 """The card of a dataset: numbers in JSON, and a picture of what is in it."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from streaming.base.format import reader_from_json
 
 from llm2clip.data.images import decode_image
@@ -18,55 +22,130 @@ from llm2clip.folders import OutputFolder
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-__all__ = ['LENGTH_BINS', 'write_card']
+__all__ = ['CaptionCounts', 'write_card']
 
 # Captions of this many words or more count together.
-LENGTH_BINS = 257
+_LENGTHS = 257
 _ROWS, _COLUMNS, _SHARDS = 4, 6, 8
 
 
-def write_card(
-    out: OutputFolder, card: Mapping[str, Any], words: Mapping[str, Mapping[str, np.ndarray]], name: str
-) -> None:
+@dataclass
+class CaptionCounts:
+    """How many captions some samples have, and how long they are."""
+
+    words: dict[str, Counter[int]] = field(default_factory=dict)
+    """Caption key -> number of words -> captions; those of 0 words are absent."""
+    per_sample: Counter[int] = field(default_factory=Counter)
+    """Number of captions -> samples that have so many."""
+
+    def add(self, captions: Mapping[str, str]) -> None:
+        """Count one sample."""
+        for key, text in captions.items():
+            self.words.setdefault(key, Counter())[min(len(text.split()), _LENGTHS - 1)] += 1
+        self.per_sample[sum(map(bool, captions.values()))] += 1
+
+    def update(self, other: 'CaptionCounts') -> None:
+        """Add the counts of other samples."""
+        for key, counts in other.words.items():
+            self.words.setdefault(key, Counter()).update(counts)
+        self.per_sample.update(other.per_sample)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `from_json`, which reads it back."""
+        return {'words': self.words, 'per_sample': self.per_sample}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> 'CaptionCounts':
+        """JSON's keys are texts."""
+        words, per_sample = record['words'], record['per_sample']
+        return cls({key: _numbers(counts) for key, counts in words.items()}, _numbers(per_sample))
+
+    def present(self, key: str) -> int:
+        """Captions of a key."""
+        return self.words[key].total() - self.words[key][0]
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Caption key -> how many there are, how many samples lack one, and quantiles of their words."""
+        return {key: {'captions': self.present(key), 'absent': counts[0],
+                      **{f'words_p{q}': self._quantile(key, q) for q in (5, 50, 95) if self.present(key)}}
+                for key, counts in self.words.items()}
+
+    def _quantile(self, key: str, percent: int) -> int:
+        left = self.present(key) * percent / 100
+        for words, captions in sorted(self.words[key].items()):
+            left -= captions if words else 0
+            if words and left <= 0:
+                return words
+        raise AssertionError
+
+
+def _numbers(counts: Mapping[str, int]) -> Counter[int]:
+    return Counter({int(number): count for number, count in counts.items()})
+
+
+def write_card(out: OutputFolder, card: Mapping[str, Any], captions: Mapping[str, CaptionCounts], name: str) -> None:
     """Write `dataset.png`, then the card's JSON, which says that the dataset is complete.
 
     Args:
         out: Folder of the splits.
-        card: What the JSON holds, less the captions' lengths.
-        words: Split -> caption key -> how many captions have 0, 1, 2, … words.
+        card: What the JSON holds, less the counts of captions.
+        captions: Split -> what they are like.
         name: Of the JSON file.
     """
-    captions = {split: {key: _summary(counts) for key, counts in keys.items()} for split, keys in words.items()}
-    _picture(out, words)
+    counts = {'captions': {split: found.summary() for split, found in captions.items()},
+              'captions_per_sample': {split: dict(sorted(found.per_sample.items()))
+                                      for split, found in captions.items()}}
+    _picture(out, captions)
     out.publish('dataset.png')
-    out.commit(name, json.dumps({**card, 'captions': captions}, indent=2, ensure_ascii=False) + '\n')
+    out.commit(name, json.dumps({**card, **counts}, indent=2, ensure_ascii=False) + '\n')
 
 
-def _summary(counts: np.ndarray) -> dict[str, float]:
-    """Number of captions and quantiles of their words."""
-    cumulative = counts.cumsum()
-    quantile = {f'words_p{q}': int(np.searchsorted(cumulative, cumulative[-1] * q / 100)) for q in (5, 50, 95)}
-    return {'captions': int(cumulative[-1]), **quantile}
-
-
-def _picture(out: OutputFolder, words: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    split = next(iter(words))
+def _picture(out: OutputFolder, captions: Mapping[str, CaptionCounts]) -> None:
+    split, counts = next(iter(captions.items()))
     images = [sample for sample in _spread(out, split, _ROWS * _COLUMNS) if IMAGE in sample]
-    figure = plt.figure(figsize=(14, 13 if images else 5), layout='constrained')
-    grid = figure.add_gridspec(_ROWS + 1 if images else 1, _COLUMNS)
-    axis = figure.add_subplot(grid[0, :])
-    for key, counts in words[split].items():
-        last = max(int(np.searchsorted(counts.cumsum(), counts.sum() * 0.999)) + 2, 10)
-        axis.plot(np.arange(last), counts[:last], label=key)
-    axis.set(xlabel='words a caption', ylabel='captions', title=f'{out.local.name}, {split}')
-    axis.legend(fontsize=8, ncols=2)
+    # Room for a line a key.
+    top = max(2.6, 0.17 * len(counts.words) + 0.8)
+    figure = plt.figure(figsize=(14, top + 2.6 * _ROWS if images else top), layout='constrained')
+    grid = figure.add_gridspec(_ROWS + 1 if images else 1, _COLUMNS,
+                               height_ratios=[top, *[2.6] * _ROWS] if images else None)
+    figure.suptitle(f'{out.local.name}, {split}: {counts.per_sample.total():,} samples')
+    _draw_lengths(figure.add_subplot(grid[0, :3]), counts)
+    _draw_presence(figure.add_subplot(grid[0, 3:5]), counts)
+    _draw_per_sample(figure.add_subplot(grid[0, 5]), counts)
     for i, sample in enumerate(images):
         axis = figure.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS])
         axis.imshow(decode_image(sample[IMAGE], sample[SAMPLE_ID]))
-        axis.set_title(sample[caption_column(next(iter(words[split])))][:40], fontsize=7)
+        first = next(text for key in counts.words if (text := sample[caption_column(key)]))
+        axis.set_title(first[:40], fontsize=7)
         axis.axis('off')
     figure.savefig(out.local / 'dataset.png', dpi=80)
     plt.close(figure)
+
+
+def _draw_lengths(axis: Axes, counts: CaptionCounts) -> None:
+    for key, words in counts.words.items():
+        cumulative = np.cumsum([words[n] for n in range(1, _LENGTHS)])
+        last = max(int(np.searchsorted(cumulative, cumulative[-1] * 0.999)) + 2, 10)
+        axis.plot(np.arange(1, last), [words[n] for n in range(1, last)], label=key)
+    axis.set(xlabel='words a caption', ylabel='captions')
+    axis.legend(fontsize=7, ncols=1 + len(counts.words) // 12)
+
+
+def _draw_presence(axis: Axes, counts: CaptionCounts) -> None:
+    keys = list(counts.words)
+    present, absent = [counts.present(key) for key in keys], [counts.words[key][0] for key in keys]
+    axis.barh(keys, present)
+    axis.barh(keys, absent, left=present, color='lightgrey')
+    axis.invert_yaxis()
+    axis.tick_params('y', labelsize=7)
+    axis.set(xlabel='samples that have the caption (grey: that lack it)')
+
+
+def _draw_per_sample(axis: Axes, counts: CaptionCounts) -> None:
+    numbers = sorted(counts.per_sample)
+    axis.bar(numbers, [counts.per_sample[n] for n in numbers])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel='captions a sample', ylabel='samples')
 
 
 def _spread(out: OutputFolder, split: str, n: int) -> list[dict[str, Any]]:

@@ -4,20 +4,22 @@
 """A folder of images and a file of captions."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from llm2clip.data.convert.caption_csv import read_caption_csv
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, hold_out
 
 __all__ = ['image_folder']
 
 
 def image_folder(
-    images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption', split: str = 'train'
+    images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption', split: str = 'train',
+    heldout: float = 0, seed: int = 0,
 ) -> tuple[Splits, Dropped]:
-    """One split of images with their captions, called ``0``, ``1``, … in the order of the file.
+    """Images with their captions, called ``0``, ``1``, … in the order of the file.
 
-    Every image gets as many captions as the image that has fewest.
+    There are as many keys as the image with the most captions has; those that another image lacks are empty.
 
     Args:
         images: Folder of the images.
@@ -25,15 +27,23 @@ def image_folder(
         image_column: Column with the image's path inside `images`.
         caption_column: Column with the text.
         split: Name of the split.
-    """
-    texts = read_caption_csv(captions, image_column, caption_column)
+        heldout: Images that go into the split ``heldout``, or a share between 0 and 1 of them, chosen by the hash of
+            their path.
+        seed: Which ones.
 
-    def samples(dropped: Dropped) -> Iterator[Sample]:
-        for name, lines in texts.items():
+    Raises:
+        ConfigError: Folder, file or column is missing, or one of the two splits would be empty.
+    """
+    check_folder(images)
+    texts = read_caption_csv(captions, image_column, caption_column)
+    splits = hold_out(texts, heldout, seed, split)
+
+    def samples(names: list[str], dropped: Dropped) -> Iterator[Sample]:
+        for name in names:
             path = Path(images, name)
             if path.is_file():
-                yield Sample(name, lines, path.read_bytes())
+                yield Sample(name, texts[name], path.read_bytes())
             else:
-                dropped.add('missing image file', name)
+                dropped.add('missing image file', str(path.absolute()))
 
-    return {split: [Part('all', samples)]}, Dropped()
+    return {name: [Part('all', partial(samples, names))] for name, names in splits.items()}, Dropped()

@@ -3,14 +3,21 @@
 
 """What a data source gives: samples, in parts that can be converted one by one, and what it leaves out."""
 
+import glob
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
+
+import xxhash
 
 from llm2clip.config import ConfigError
 
-__all__ = ['Dropped', 'Part', 'Sample', 'Splits', 'check_files', 'one_part']
+__all__ = [
+    'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_files', 'check_folder', 'check_heldout_share', 'hold_out',
+    'is_held_out', 'matching_files', 'one_part',
+]
 
 
 @dataclass
@@ -19,16 +26,16 @@ class Sample:
 
     sample_id: str
     captions: dict[str, str]
-    """Caption key -> text; every sample of a dataset has the same keys."""
+    """Caption key -> text; every sample of a dataset has the same keys.  A caption that is absent is empty."""
     image: Union[bytes, None] = None
     """Encoded image; None in caption datasets."""
-    may_be_empty: tuple[str, ...] = ()
-    """Keys of captions that this sample may lack."""
+    required: tuple[str, ...] = ()
+    """Keys of captions without which the source has no use for the sample."""
 
 
 @dataclass
 class Dropped:
-    """What was left out: reason -> sample ids."""
+    """What was left out: reason -> sample ids, or the paths of missing files."""
 
     reasons: dict[str, list[str]] = field(default_factory=dict)
     filtered: dict[str, int] = field(default_factory=dict)
@@ -58,17 +65,77 @@ class Part:
     """A piece of a split, usually one input file: the unit that is converted by one process, or again after a kill."""
 
     name: str
-    """Of its folder; the same whenever the source is read again."""
+    """The same whenever the source is read again; its folder is called ``part-<name>``."""
     read: Callable[[Dropped], Iterable[Sample]]
     """Yields the samples and adds what it leaves out."""
 
 
 Splits = dict[str, list[Part]]
+HELDOUT = 'heldout'
 
 
 def one_part(samples: Iterable[Sample]) -> list[Part]:
     """A split that is small enough to be converted in one go."""
     return [Part('all', lambda dropped: samples)]
+
+
+def is_held_out(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
+    """Whether an image is in the held-out part, which depends on no other image.
+
+    Args:
+        image: Its id, or its bytes.
+        share: Of the images that are held out.
+        seed: Which ones.
+    """
+    return xxhash.xxh64_intdigest(image, seed=seed) / 2**64 < share
+
+
+def check_heldout_share(share: Any, split: str) -> None:
+    """Raise a ConfigError unless it is a share, or 0, and the other split has another name."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise ConfigError(f'source.heldout: expected a share of the images, from 0 (none) to below 1, got {share!r}')
+    if share:
+        _check_name(split)
+
+
+def _check_name(split: str) -> None:
+    if split == HELDOUT:
+        raise ConfigError(f'source.split: {split!r} is the name of the held-out split; give the other one another name')
+
+
+def hold_out(images: Iterable[str], heldout: float, seed: int, split: str = 'train') -> dict[str, list[str]]:
+    """Split -> ids of its images: `split` and, unless nothing is held out, ``heldout``.
+
+    Args:
+        images: All ids, each once.
+        heldout: How many are held out, or which share, between 0 and 1, chosen by `is_held_out`.
+        seed: Which ones.
+        split: Name of the other split.
+
+    Raises:
+        ConfigError: `heldout` is neither, or a split would be empty.
+    """
+    images = list(images)
+    if not heldout:
+        return {split: images}
+    _check_name(split)
+    if isinstance(heldout, float) and 0 < heldout < 1:
+        chosen = [image for image in images if is_held_out(image, heldout, seed)]
+        if len(chosen) in (0, len(images)):
+            raise ConfigError(f'source.heldout: a share of {heldout} of {len(images)} images, chosen by their hash, '
+                              f'is {len(chosen)} of them; give another share or seed')
+        return {split: [image for image in images if not is_held_out(image, heldout, seed)], HELDOUT: chosen}
+    if isinstance(heldout, bool) or not isinstance(heldout, int) or not 0 < heldout < len(images):
+        raise ConfigError(f'source.heldout: expected a share between 0 and 1, or a number of images below '
+                          f'{len(images)}, which is how many there are; got {heldout!r}')
+    random.Random(seed).shuffle(images)
+    return {split: images[heldout:], HELDOUT: images[:heldout]}
+
+
+def check_folder(images: str) -> None:
+    """Raise a ConfigError unless there is such a folder of images."""
+    if not Path(images).is_dir():
+        raise ConfigError(f'source.images: there is no folder {Path(images).absolute()}')
 
 
 def check_files(files: Sequence[str]) -> None:
@@ -77,4 +144,22 @@ def check_files(files: Sequence[str]) -> None:
         raise ConfigError('source.files: expected at least one file')
     for name in files:
         if not Path(name).is_file():
-            raise ConfigError(f'source.files: there is no file {name}')
+            raise ConfigError(f'source.files: there is no file {Path(name).absolute()}')
+
+
+def matching_files(files: Union[str, Sequence[str]]) -> list[str]:
+    """The files that match paths or patterns, those of each pattern in the order of their names.
+
+    Raises:
+        ConfigError: A pattern matches none.
+    """
+    patterns = [files] if isinstance(files, str) else files
+    if not patterns:
+        raise ConfigError('source.files: expected at least one file')
+    found = []
+    for pattern in patterns:
+        paths = sorted(glob.glob(pattern))
+        if not paths:
+            raise ConfigError(f'source.files: no file matches {Path(pattern).absolute()}')
+        found += paths
+    return found

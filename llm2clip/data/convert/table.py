@@ -3,95 +3,88 @@
 
 """Tables (Parquet or CSV) with one row a sample: captions in columns, images as bytes or as paths."""
 
-import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from llm2clip.config import ConfigError
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits
+from llm2clip.data.convert.columns import Captions, Columns, longest_list
+from llm2clip.data.convert.samples import (
+    HELDOUT,
+    Dropped,
+    Part,
+    Sample,
+    Splits,
+    check_folder,
+    check_heldout_share,
+    matching_files,
+)
 
 __all__ = ['table']
 
 
 def table(
     files: Union[str, Sequence[str]],
-    captions: Mapping[str, str],
+    captions: Captions,
     image_column: Optional[str] = None,
     images: Optional[str] = None,
     id_column: Optional[str] = None,
     split: str = 'train',
+    heldout: float = 0.0,
+    seed: int = 0,
 ) -> tuple[Splits, Dropped]:
-    """One split, a part a table.
+    """One split or two, a part a table.
 
     Args:
         files: Paths or patterns of ``.parquet`` or ``.csv`` files.
-        captions: Caption key -> column.
+        captions: Caption key -> column of texts or of lists of texts, or one column; `Columns.choose` says which keys
+            a column of lists becomes.
         image_column: Column of encoded images, of Hugging Face's ``{bytes, path}`` structs, or of paths; without one,
             a dataset of captions.
         images: Folder that paths are relative to.
         id_column: Column of the samples' ids; by default ``<file>:<row>``.
         split: Name of the split.
+        heldout: Share of the images that go into the split ``heldout``, chosen by the hash of their path or bytes, so
+            that all rows of an image are on one side; without images, by that of the id.
+        seed: Which ones.
 
     Raises:
         ConfigError: No table matches, or one lacks a column.
     """
-    paths = [path for pattern in ([files] if isinstance(files, str) else files) for path in sorted(glob.glob(pattern))]
-    if not paths:
-        raise ConfigError(f'source.files: no file matches {files}')
-    columns = [*captions.values(), *(name for name in (image_column, id_column) if name)]
-    for path in paths:
-        there = _open(path, None)[0]
-        for name in columns:
-            if name not in there:
-                raise ConfigError(f'{path} has no column {name!r}; it has {", ".join(there)}')
-    read = partial(_samples, dict(captions), image_column, images, id_column)
-    return {split: [Part(Path(path).stem, partial(read, path)) for path in paths]}, Dropped()
+    check_heldout_share(heldout, split)
+    if images is not None:
+        check_folder(images)
+    paths = matching_files(files)
+    columns = Columns.choose(captions, {path: _open(path, None)[0] for path in paths},
+                             lambda column: max(_longest_list(path, column) for path in paths),
+                             image_column, images, id_column)
+
+    def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+        rows = (row for batch in _open(path, columns.names())[1] for row in batch.to_pylist())
+        return columns.samples(rows, Path(path).name, dropped, heldout, seed, held_out)
+
+    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT)) for path in paths]
+            for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
 
 
-def _open(path: str, columns: Optional[list[str]]) -> tuple[list[str], Iterator[pyarrow.RecordBatch]]:
-    """Column names, and the rows of some columns."""
+def _open(path: str, columns: Optional[list[str]]) -> tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]:
+    """The table's columns, and the rows of some of them."""
     if path.endswith('.csv'):
+        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        names = pyarrow.csv.open_csv(path, parse_options=parse).schema.names
         options = pyarrow.csv.ConvertOptions(include_columns=columns or [], strings_can_be_null=False)
-        names = pyarrow.csv.open_csv(path).schema.names
         if columns is not None:
             options.column_types = {name: pyarrow.string() for name in columns}
-        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        return names, iter(pyarrow.csv.open_csv(path, convert_options=options, parse_options=parse))
+        return pyarrow.schema([(name, pyarrow.string()) for name in names]), iter(
+            pyarrow.csv.open_csv(path, convert_options=options, parse_options=parse))
     file = pyarrow.parquet.ParquetFile(path)
-    return file.schema_arrow.names, file.iter_batches(batch_size=256, columns=columns)
+    return file.schema_arrow, file.iter_batches(batch_size=256, columns=columns)
 
 
-def _samples(
-    captions: dict[str, str], image_column: Optional[str], images: Optional[str], id_column: Optional[str], path: str,
-    dropped: Dropped
-) -> Iterator[Sample]:
-    columns = list(dict.fromkeys([*captions.values(), *(name for name in (image_column, id_column) if name)]))
-    number = 0
-    for batch in _open(path, columns)[1]:
-        for row in batch.to_pylist():
-            number += 1
-            sample_id = str(row[id_column]) if id_column else f'{Path(path).name}:{number}'
-            texts = {key: str(row[column] or '') for key, column in captions.items()}
-            if image_column is None:
-                yield Sample(sample_id, texts)
-                continue
-            image = _image(row[image_column], images)
-            if image is None:
-                dropped.add('no image', sample_id)
-            else:
-                yield Sample(sample_id, texts, image)
-
-
-def _image(value: Any, images: Optional[str]) -> Optional[bytes]:
-    if isinstance(value, dict):
-        value = value.get('bytes') or value.get('path')
-    if not value or isinstance(value, bytes):
-        return value or None
-    path = Path(images or '', value)
-    return path.read_bytes() if path.is_file() else None
+def _longest_list(path: str, column: str) -> int:
+    batches = _open(path, [column])[1]
+    return max((longest_list(batch.column(0)) for batch in batches), default=0)

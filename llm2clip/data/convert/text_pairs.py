@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_files
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_files, is_held_out
 
 __all__ = ['text_pairs']
 
@@ -35,8 +33,8 @@ def text_pairs(files: Sequence[str], heldout_share: float = 0.0) -> tuple[Splits
         with open(name, encoding='utf-8') as file:
             for number, line in enumerate(file, 1):
                 sample_id = f'{Path(name).name}:{number}'
-                if line.strip() and (xxhash.xxh64_intdigest(sample_id) / 2**64 < heldout_share) is held_out:
-                    yield Sample(sample_id, _pair(line, f'{name}:{number}'), may_be_empty=('negative',))
+                if line.strip() and is_held_out(sample_id, heldout_share) is held_out:
+                    yield Sample(sample_id, _pair(line, f'{name}:{number}'), required=('query', 'positive'))
 
     def parts(held_out: bool) -> list[Part]:
         return [Part(Path(name).name, partial(samples, name, held_out)) for name in files]

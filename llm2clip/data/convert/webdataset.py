@@ -3,7 +3,6 @@
 
 """Webdataset tars, as img2dataset writes CC3M, CC12M, YFCC15M and Recap-DataComp-1B."""
 
-import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any, Union
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from llm2clip.config import ConfigError
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, matching_files
 
 __all__ = ['webdataset']
 
@@ -35,9 +34,7 @@ def webdataset(
         ConfigError: No tar matches.
         ValueError: A tar is damaged or cut off, or a sample lacks a field; the message names tar and sample.
     """
-    paths = [path for pattern in ([files] if isinstance(files, str) else files) for path in sorted(glob.glob(pattern))]
-    if not paths:
-        raise ConfigError(f'source.files: no file matches {files}')
+    paths = matching_files(files)
     if not captions:
         raise ConfigError('source.captions: expected caption keys with the fields that hold them')
     parts = [Part(Path(path).stem, partial(_samples, path, dict(captions), id_field)) for path in paths]

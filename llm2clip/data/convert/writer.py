@@ -3,18 +3,19 @@
 
 """Samples -> MDS datasets that appear only when they are complete, with a card of what went in.
 
-Every part of a split becomes a folder of shards, written by one process; when all are there, on whichever machine, one
-index over all of them makes the dataset readable.
+Every part of a split becomes a folder of shards inside that of the split, ``part-<name>``, written by one process; when
+all are there, on whichever machine, one index over all of them, in the split's folder, makes the dataset readable.
 """
 
 import io
+import itertools
 import json
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import xxhash
@@ -23,7 +24,8 @@ from streaming import MDSWriter
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert.card import LENGTH_BINS, write_card
+from llm2clip.data.convert.card import CaptionCounts, write_card
+from llm2clip.data.convert.formats import unsupported_format
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
@@ -32,11 +34,24 @@ from llm2clip.folders import OutputFolder, complete_folder
 __all__ = ['CARD_FILE', 'is_complete', 'write_splits']
 
 CARD_FILE = 'dataset.json'
-_BEGUN_FILE = 'begun.json'
 _PART_FILE = 'part.json'
 _IDS_FILE = 'ids.npy'
+
+
+class _Job(NamedTuple):
+    """A part to write."""
+
+    out: OutputFolder
+    folder: str
+    """Of the part, inside `out`."""
+    part: Part
+    config: WriterConfig
+    options: dict[str, Any]
+    """What decides the samples: a part that was written with others is another part."""
+
+
 # Set before the processes fork, so that sources need not be picklable.
-_jobs: list[tuple[OutputFolder, str, Part, WriterConfig]] = []
+_jobs: list[_Job] = []
 
 
 def is_complete(out: OutputFolder) -> bool:
@@ -53,51 +68,72 @@ def write_splits(
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset a split, and their card beside them.
 
-    Every image is decoded to check it; a sample whose image does not decode or that has an empty caption is left out
-    and counted.  Parts that are there already are kept.  With several machines each writes its share, and the last one
-    to finish writes the indices.
+    Every image is decoded to check it; a sample whose image does not decode, or that has no caption or lacks one that
+    its source requires, is left out and counted.  Parts that are there already are kept.  With several machines each
+    writes its share, and the last one to finish writes the indices.
 
     Args:
         splits: Name -> parts.
         dropped: What the source left out before the parts.
         out: The folder; a part that is complete is uploaded if it has a remote.
         config: How to write.
-        about: Facts about the source for the card; a folder that was begun with others is refused.
+        about: Facts about the source for the card; a folder with samples of another source is refused.
 
     Returns:
         Samples written, a split; None if other machines are not done.
 
     Raises:
-        ConfigError: The folder was begun with another configuration.
+        ConfigError: The folder has samples that were written with another configuration, or `require_any_caption` has
+            a key that the samples do not have.
         ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
             left out than `max_dropped` allows.
     """
     out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
-    _begin(out, {**(about or {}), 'image_max_side': config.image_max_side, 'image_quality': config.image_quality})
-    jobs = [(out, f'{split}/{part.name}', part, config) for split, parts in splits.items() for part in parts]
-    names = Counter(folder for _, folder, _, _ in jobs)
+    options = {**(about or {}), 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
+               'require_any_caption': config.require_any_caption}
+    options = json.loads(json.dumps(options, default=str))
+    jobs = [_Job(out, f'{split}/part-{part.name}', part, config, options)
+            for split, parts in splits.items() for part in parts]
+    names = Counter(job.folder for job in jobs)
     if max(names.values(), default=0) > 1:
         raise ValueError(f'two input files would be written to {names.most_common(1)[0][0]}; give them different names')
-    _jobs[:] = [job for job in jobs[config.machine::config.machines] if not out.fetch(f'{job[1]}/{_PART_FILE}')]
-    total = len(jobs[config.machine::config.machines])
-    with tqdm(total=total, desc=f'write {out.local.name}', unit=' parts') as progress:
-        progress.update(total - len(_jobs))
+    # A part of every other machine, so that other options are refused before the work.
+    for job in jobs[:config.machine] + jobs[config.machine + 1:config.machines]:
+        _read_record(job)
+    mine = jobs[config.machine::config.machines]
+    # A part that gave no sample is read again: what was missing may be there now.
+    _jobs[:] = [job for job in mine if not (_read_record(job) or {}).get('samples')]
+    with tqdm(total=len(mine), desc=f'write {out.local.name}', unit=' parts') as progress:
+        progress.update(len(mine) - len(_jobs))
         for n in _run(min(config.num_workers, len(_jobs))):
             progress.update()
             progress.set_postfix(samples=n)
-    if not all(out.fetch(f'{folder}/{_PART_FILE}') for _, folder, _, _ in jobs):
+    records: dict[str, dict[str, Any]] = {split: {} for split in splits}
+    for job in jobs:
+        if (record := _read_record(job)) is None:
+            return None
+        split, folder = job.folder.rsplit('/', 1)
+        records[split][folder] = record
+    return _finish(records, dropped, out, config, about or {})
+
+
+def _read_record(job: _Job) -> Optional[dict[str, Any]]:
+    """What was written of a part; None if it is not complete, or has no sample and was written with other options.
+
+    Raises:
+        ConfigError: It has samples, and was written with other options.
+    """
+    path = job.out.local / job.folder / _PART_FILE
+    if not job.out.fetch(f'{job.folder}/{_PART_FILE}'):
         return None
-    return _finish(splits, dropped, out, config, about or {})
-
-
-def _begin(out: OutputFolder, about: dict[str, Any]) -> None:
-    path, text = out.local / _BEGUN_FILE, json.dumps(about, indent=2, sort_keys=True, default=str) + '\n'
-    if out.fetch(_BEGUN_FILE):
-        if path.read_text() != text:
-            raise ConfigError(f'out: {out} was begun with another source or other image options ({path} has them); '
-                              'remove it to convert again')
-        return
-    out.commit(_BEGUN_FILE, text)
+    record = json.loads(path.read_text())
+    if record.get('options') == job.options:
+        return record
+    if record['samples']:
+        raise ConfigError(f'out: {job.out} was begun with another source or other options ({path} has them); remove it '
+                          'to convert again')
+    path.unlink()
+    return None
 
 
 def _run(num_workers: int) -> Iterator[int]:
@@ -118,22 +154,22 @@ def _run(num_workers: int) -> Iterator[int]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write_part(job: int) -> int:
+def _write_part(number: int) -> int:
     """Write one part into its folder; returns how many samples."""
-    target, name, part, config = _jobs[job]
-    folder = target.local / name
+    job = _jobs[number]
+    config, folder = job.config, job.out.local / job.folder
     dropped, ids, seen = Dropped(), [], set()
-    lengths: dict[str, np.ndarray] = {}
+    counts, shards = CaptionCounts(), []
     with complete_folder(folder) as out:
-        checked = _checked(part.read(dropped), dropped, config)
+        checked = _checked(job.part.read(dropped), dropped, config)
         first = next(checked, None)
         if first is not None:
             columns = {SAMPLE_ID: 'str', **({IMAGE: 'bytes'} if first.image is not None else {}),
                        **{caption_column(key): 'str' for key in first.captions}}
-            lengths = {key: np.zeros(LENGTH_BINS, dtype=np.int64) for key in first.captions}
             with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=config.size_limit,
                            compression=config.compression) as writer:
-                for sample in tqdm(_chain(first, checked), desc=part.name, unit=' samples', disable=len(_jobs) > 1):
+                for sample in tqdm(itertools.chain([first], checked), desc=job.part.name, unit=' samples',
+                                   disable=len(_jobs) > 1):
                     if sample.sample_id in seen:
                         raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
                     if sample.captions.keys() != first.captions.keys():
@@ -141,37 +177,68 @@ def _write_part(job: int) -> int:
                                          f'expected {sorted(first.captions)}')
                     seen.add(sample.sample_id)
                     ids.append(xxhash.xxh64_intdigest(sample.sample_id))
-                    for key, text in sample.captions.items():
-                        lengths[key][min(len(text.split()), LENGTH_BINS - 1)] += 1
+                    counts.add(sample.captions)
                     captions = {caption_column(k): text for k, text in sample.captions.items()}
                     image = {IMAGE: sample.image} if sample.image is not None else {}
                     writer.write({SAMPLE_ID: sample.sample_id, **captions, **image})
+            # The part is no dataset of its own: what its index says goes into that of the split.
+            index = out / 'index.json'
+            shards = json.loads(index.read_text())['shards']
+            index.unlink()
         np.save(out / _IDS_FILE, np.array(ids, dtype=np.uint64))
-    target.publish(*(f'{name}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
-    target.publish(*(f'{name}/{path.name}' for path in (folder / 'index.json', folder / _IDS_FILE) if path.is_file()))
-    record = {'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
-              'words': {key: counts.tolist() for key, counts in lengths.items()}}
-    target.commit(f'{name}/{_PART_FILE}', json.dumps(record))
+    job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
+    job.out.publish(f'{job.folder}/{_IDS_FILE}')
+    record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
+              'captions': counts.to_json(), 'shards': shards}
+    job.out.commit(f'{job.folder}/{_PART_FILE}', json.dumps(record))
     return len(ids)
 
 
 def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
+    """Leave out what cannot be used; an absent caption becomes an empty text."""
     for sample in samples:
-        if not all(text.strip() for key, text in sample.captions.items() if key not in sample.may_be_empty):
-            dropped.add('empty caption', sample.sample_id)
-            continue
-        if sample.image is not None:
-            try:
-                if config.image_max_side is None:
-                    decode_pixels(sample.image, sample.sample_id)
-                else:
-                    image = decode_image(sample.image, sample.sample_id)
-                    if max(image.size) > config.image_max_side:
-                        sample.image = _smaller(image, config.image_max_side, config.image_quality)
-            except ValueError:
-                dropped.add('undecodable image', sample.sample_id)
-                continue
-        yield sample
+        sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
+        if (problem := _caption_problem(sample)) is not None:
+            dropped.add(problem, sample.sample_id)
+        elif not _has_any(sample, config.require_any_caption):
+            dropped.filter(f'no caption {" or ".join(config.require_any_caption)}')
+        elif (problem := _image_problem(sample, config)) is not None:
+            dropped.add(problem, sample.sample_id)
+        else:
+            yield sample
+
+
+def _caption_problem(sample: Sample) -> Optional[str]:
+    if not any(sample.captions.values()):
+        return 'no caption'
+    missing = [key for key in sample.required if not sample.captions[key]]
+    return f'no caption {" and ".join(missing)}' if missing else None
+
+
+def _has_any(sample: Sample, keys: Sequence[str]) -> bool:
+    """Whether a sample has a caption of any of the keys; without keys, it has."""
+    for key in keys:
+        if key not in sample.captions:
+            raise ConfigError(f'require_any_caption: there is no caption {key!r}; the samples have '
+                              f'{", ".join(sample.captions)}')
+    return not keys or any(sample.captions[key] for key in keys)
+
+
+def _image_problem(sample: Sample, config: WriterConfig) -> Optional[str]:
+    """Why a sample's image cannot be used; one that is too large is made smaller."""
+    if sample.image is None:
+        return None
+    try:
+        if config.image_max_side is None:
+            decode_pixels(sample.image, sample.sample_id)
+        else:
+            image = decode_image(sample.image, sample.sample_id)
+            if max(image.size) > config.image_max_side:
+                sample.image = _smaller(image, config.image_max_side, config.image_quality)
+    except ValueError:
+        name = unsupported_format(sample.image)
+        return f'{name} is not supported; convert it to PNG or JPEG' if name else 'undecodable image'
+    return None
 
 
 def _smaller(image: Image.Image, max_side: int, quality: int) -> bytes:
@@ -181,26 +248,23 @@ def _smaller(image: Image.Image, max_side: int, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _chain(first: Sample, rest: Iterator[Sample]) -> Iterator[Sample]:
-    yield first
-    yield from rest
-
-
 def _finish(
-    splits: Mapping[str, list[Part]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
+    records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
     about: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Check all parts together, then write the indices and last the card."""
-    for split, parts in splits.items():
-        for part in parts:
-            for name in ('index.json', _IDS_FILE):
-                out.fetch(f'{split}/{part.name}/{name}')
-    records = {split: [json.loads((out.local / split / part.name / _PART_FILE).read_text()) for part in parts]
-               for split, parts in splits.items()}
-    written = {split: sum(record['samples'] for record in rows) for split, rows in records.items()}
+    """Check all parts together, then write the indices and last the card.
+
+    Args:
+        records: Split -> folder of a part -> what was written of it.
+        dropped: As for `write_splits`, and so are the others.
+        out: The folder.
+        config: How it was written.
+        about: Facts about the source.
+    """
+    written = {split: sum(record['samples'] for record in parts.values()) for split, parts in records.items()}
     left_out = Dropped()
-    for rows in records.values():
-        for record in rows:
+    for parts in records.values():
+        for record in parts.values():
             left_out.update(Dropped(record['dropped'], record['filtered']))
     total = sum(written.values()) + len(left_out)
     if len(left_out) > config.max_dropped * total:
@@ -208,57 +272,50 @@ def _finish(
         raise ValueError(f'{len(left_out)} of {total} samples were left out, more than max_dropped='
                          f'{config.max_dropped} allows: {examples}')
     left_out.update(dropped)
-    for split, parts in splits.items():
+    for split, parts in records.items():
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()})')
-        _check_unique(out.local / split, parts)
-        _check_same_columns(out.local / split, parts)
-        out.commit(f'{split}/index.json', _merged_index(out.local / split, parts))
+        _check_unique(out, split, list(parts))
+        _check_same_columns(split, parts)
+    for split, parts in records.items():
+        out.commit(f'{split}/index.json', _merged_index(parts))
+    captions = {split: CaptionCounts() for split in records}
+    for split, parts in records.items():
+        for record in parts.values():
+            captions[split].update(CaptionCounts.from_json(record['captions']))
     card = {**about, 'samples': written, 'dropped': left_out.counts(), 'dropped_ids': left_out.reasons}
-    words = {split: _sum(record['words'] for record in rows) for split, rows in records.items()}
-    write_card(out, card, words, CARD_FILE)
+    write_card(out, card, captions, CARD_FILE)
     return written
 
 
-def _sum(histograms: Iterable[dict[str, list[int]]]) -> dict[str, np.ndarray]:
-    total: dict[str, np.ndarray] = {}
-    for histogram in histograms:
-        for key, counts in histogram.items():
-            total[key] = total.get(key, 0) + np.array(counts)
-    return total
-
-
-def _index(folder: Path) -> list[dict[str, Any]]:
-    path = folder / 'index.json'
-    return json.loads(path.read_text())['shards'] if path.is_file() else []
-
-
-def _check_unique(split: Path, parts: list[Part]) -> None:
-    ids = [np.load(split / part.name / _IDS_FILE, allow_pickle=False) for part in parts]
+def _check_unique(out: OutputFolder, split: str, folders: list[str]) -> None:
+    for folder in folders:
+        out.fetch(f'{split}/{folder}/{_IDS_FILE}')
+    ids = [np.load(out.local / split / folder / _IDS_FILE, allow_pickle=False) for folder in folders]
     values, counts = np.unique(np.concatenate(ids), return_counts=True)
     if (twice := values[counts > 1]).size:
-        where = [part.name for part, part_ids in zip(parts, ids) if np.isin(twice[0], part_ids)]
-        raise ValueError(f'{twice.size} sample ids of split {split.name!r} occur in more than one input file, one of '
+        where = [folder for folder, part_ids in zip(folders, ids) if np.isin(twice[0], part_ids)]
+        raise ValueError(f'{twice.size} sample ids of split {split!r} occur in more than one input file, one of '
                          f'them in {" and ".join(where)}')
 
 
-def _check_same_columns(split: Path, parts: list[Part]) -> None:
+def _check_same_columns(split: str, parts: Mapping[str, dict[str, Any]]) -> None:
     first: Optional[tuple[str, list[str]]] = None
-    for part in parts:
-        for shard in _index(split / part.name)[:1]:
-            first = first or (part.name, shard['column_names'])
+    for folder, record in parts.items():
+        for shard in record['shards'][:1]:
+            first = first or (folder, shard['column_names'])
             if shard['column_names'] != first[1]:
-                raise ValueError(f'part {part.name} of split {split.name!r} has columns {shard["column_names"]}, but '
-                                 f'{first[0]} has {first[1]}')
+                raise ValueError(f'{folder} of split {split!r} has columns {shard["column_names"]}, but {first[0]} has '
+                                 f'{first[1]}')
 
 
-def _merged_index(split: Path, parts: list[Part]) -> str:
+def _merged_index(parts: Mapping[str, dict[str, Any]]) -> str:
     """One index over the parts' shards, which stay where they are."""
     shards = []
-    for part in parts:
-        for shard in _index(split / part.name):
+    for folder, record in parts.items():
+        for shard in record['shards']:
             for kind in ('raw_data', 'zip_data'):
                 if shard[kind]:
-                    shard[kind]['basename'] = f'{part.name}/{shard[kind]["basename"]}'
+                    shard[kind]['basename'] = f'{folder}/{shard[kind]["basename"]}'
             shards.append(shard)
     return json.dumps({'version': 2, 'shards': shards}, sort_keys=True)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from benchmark_files import image_folder as write_image_folder
 from benchmark_files import mds as write_mds
+from parts import picture, write_dataset
 from streaming import MDSWriter
 
 from llm2clip.config import ConfigError
 from llm2clip.data.benchmarks.generic import image_folder, mds
 from llm2clip.data.convert import image_folder as convert
+from llm2clip.data.convert.samples import Sample
 
 ROWS = [('a.png', 'red, round'), ('b/c.png', 'blue'), ('a.png', 'a ball')]
 OBJECTS = [{'image': image, 'caption': caption} for image, caption in ROWS]
@@ -33,10 +35,10 @@ def test_a_folder_and_a_captions_file(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text(FILES[file])
     found = image_folder(arguments['images'], f'{tmp_path}/{file}')
     assert found.image_ids == ['a.png', 'b/c.png'] and found.captions == [['red, round', 'a ball'], ['blue']]
-    # `prepare_data` reads the same files; there every image has as many captions.
+    # `prepare_data` reads the same files; there an image has as many keys as the one with the most captions.
     splits, dropped = convert.image_folder(arguments['images'], f'{tmp_path}/{file}')
     assert [(s.sample_id, s.captions) for part in splits['train'] for s in part.read(dropped)] == \
-        [('a.png', {'0': 'red, round'}), ('b/c.png', {'0': 'blue'})]
+        [('a.png', {'0': 'red, round', '1': 'a ball'}), ('b/c.png', {'0': 'blue', '1': ''})]
 
 
 def test_other_columns(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_other_columns(tmp_path: Path) -> None:
     ('f.jsonl', '{"image": "a.png", "caption": 3}', r"f.jsonl:1: expected texts in 'image' and 'caption', found"),
     ('g.json', '["a.png"]', r'g.json: expected objects with a column each, found .a.png'),
     ('h.json', '{"image":', r'h.json: not JSON'),
-    ('i.csv', 'image,caption\na.png,\n', r'photos: image a.png has an empty caption in .*i.csv'),
+    ('i.csv', 'image,caption\na.png,\n', r'i.csv has no captions'),
     ('j.csv', 'image,caption\n', r'j.csv has no rows'),
 ])
 def test_captions_that_cannot_be_read(file: str, text: str, message: str, tmp_path: Path) -> None:
@@ -66,14 +68,36 @@ def test_captions_that_cannot_be_read(file: str, text: str, message: str, tmp_pa
         image_folder(arguments['images'], f'{tmp_path}/{file}')
 
 
+def test_images_may_have_no_caption_in_a_captions_file(tmp_path: Path) -> None:
+    arguments = write_image_folder(tmp_path)
+    (tmp_path / 'c.csv').write_text('image,caption\na.png,red\nb/c.png,\na.png, \n')
+    found = image_folder(arguments['images'], f'{tmp_path}/c.csv')
+    assert found.image_ids == ['a.png', 'b/c.png'] and found.captions == [['red'], []]
+
+
+def test_captions_of_a_dataset_that_are_absent_are_no_texts(tmp_path: Path) -> None:
+    samples = [Sample(f'{i}', {'de': f'de {i}' if i else '', 'fr': 'fr' if i == 2 else ' ', 'en': 'x'}, picture(i))
+               for i in range(3)]
+    write_dataset(samples, tmp_path / 'out')
+    local = f'{tmp_path}/out/train'
+    assert mds(local, caption_keys=['fr', 'de']).captions == [[], ['de 1'], ['fr', 'de 2']]
+    assert [sorted(captions) for captions in mds(local).captions] == [['x'], ['de 1', 'x'], ['de 2', 'fr', 'x']]
+    # All languages have the same images, whose features are computed once.
+    one, other = (mds(local, caption_keys=[key]) for key in ('de', 'fr'))
+    assert one.read_image == other.read_image and one.image_ids == other.image_ids == ['0', '1', '2']
+    write_dataset([Sample('0', {'de': '', 'en': 'x'}, picture(0))], tmp_path / 'none')
+    with pytest.raises(ConfigError, match='no image has a caption in'):
+        mds(f'{tmp_path}/none/train', caption_keys=['de'])
+
+
 def test_captions_file_missing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='source.captions: there is no file nowhere.csv'):
+    with pytest.raises(ConfigError, match='source.captions: there is no file /.*nowhere.csv'):
         image_folder(str(tmp_path), 'nowhere.csv')
 
 
 def test_an_mds_dataset(tmp_path: Path) -> None:
     arguments = write_mds(tmp_path)
-    assert len(list(Path(arguments['local']).glob('all/shard.*'))) > 1
+    assert len(list(Path(arguments['local']).glob('part-all/shard.*'))) > 1
     found = mds(**arguments)
     assert found.image_ids == [f's{i:04}' for i in range(4)]
     assert found.captions[1] == ['a green square number 1, painted on a plain wall by somebody who likes red',
@@ -87,7 +111,7 @@ def test_an_mds_dataset(tmp_path: Path) -> None:
 
 def test_shards_are_checked_when_the_set_is_opened(tmp_path: Path) -> None:
     arguments = write_mds(tmp_path)
-    shard = sorted(Path(arguments['local']).glob('all/shard.*'))[1]
+    shard = sorted(Path(arguments['local']).glob('part-all/shard.*'))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
     with pytest.raises(ConfigError, match=f'the shard .*{shard.name} has {len(whole) - 1:,} bytes, expected'):

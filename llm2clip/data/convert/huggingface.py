@@ -1,0 +1,97 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Datasets of the Hugging Face `datasets` library: saved ones, local folders of files, or those of the hub."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+from llm2clip.config import ConfigError
+from llm2clip.data.convert.columns import Captions, Columns, longest_list
+from llm2clip.data.convert.samples import HELDOUT, Dropped, Part, Sample, Splits, check_folder, check_heldout_share
+
+__all__ = ['huggingface']
+
+_ROWS = 10_000
+
+
+def huggingface(
+    path: str,
+    captions: Captions,
+    image_column: Optional[str] = None,
+    config: Optional[str] = None,
+    split: str = 'train',
+    id_column: Optional[str] = None,
+    images: Optional[str] = None,
+    heldout: float = 0.0,
+    seed: int = 0,
+) -> tuple[Splits, Dropped]:
+    """One split of a dataset, in parts of 10,000 rows.  No code that comes with a dataset is run.
+
+    Args:
+        path: Folder that `save_to_disk` wrote; folder of images with a ``metadata.csv``, of Parquet files or of
+            others that the library reads; or the name of a dataset on the hub, ``owner/dataset``.
+        captions: Caption key -> column of texts or of lists of texts, or one column; `Columns.choose` says which keys
+            a column of lists becomes.
+        image_column: Column of images, encoded ones or paths; without one, a dataset of captions.
+        config: Which of the dataset's configurations, where it has several.
+        split: Which of its splits; it keeps its name.
+        id_column: Column of the samples' ids; by default ``<split>:<row>``.
+        images: Folder that paths are relative to.
+        heldout: Share of the images that go into the split ``heldout``, chosen by the hash of their path or bytes, so
+            that all rows of an image are on one side; without images, by that of the id.
+        seed: Which ones.
+
+    Raises:
+        ConfigError: The library is not installed, or there is no such dataset, split or column.
+    """
+    check_heldout_share(heldout, split)
+    if images is not None:
+        check_folder(images)
+    rows = _load(path, config, split)
+    columns = Columns.choose(
+        captions, {path: rows.features.arrow_schema},
+        lambda column: max(longest_list(batch.column(0)) for batch in
+                           rows.select_columns([column]).with_format('arrow').iter(_ROWS)),
+        image_column, images, id_column)
+    rows = rows.select_columns(columns.names())
+
+    def read(start: int, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+        part = rows.select(range(start, min(start + _ROWS, len(rows))))
+        return columns.samples(part, split, dropped, heldout, seed, held_out, first=start + 1)
+
+    return {name: [Part(f'{start:08}', partial(read, start, name == HELDOUT)) for start in range(0, len(rows), _ROWS)]
+            for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
+
+
+def _load(path: str, config: Optional[str], split: str) -> Any:
+    """The rows of a split, images as they are stored."""
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError('the huggingface source needs the package datasets: pip install "llm2clip[datasets]"') \
+            from None
+    try:
+        if Path(path, 'dataset_dict.json').is_file():
+            splits = datasets.load_from_disk(path)
+            if split not in splits:
+                raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(splits)}')
+            rows = splits[split]
+        elif Path(path, 'state.json').is_file():
+            rows = datasets.load_from_disk(path)
+        elif Path(path).is_dir() or path.count('/') == 1:
+            rows = datasets.load_dataset(path, config, split=split)
+        else:
+            raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
+                              'called owner/dataset')
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f'source.path: {path} cannot be read (there is '
+                          f'{"a" if Path(path).is_dir() else "no"} folder {Path(path).absolute()}): {error}') from None
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows

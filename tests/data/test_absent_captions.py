@@ -1,0 +1,157 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 2 and evaluation on images with any number of captions: all that there are, and only those."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from parts import picture, write_dataset
+from streaming import MDSWriter
+
+from llm2clip.algorithms.online_teacher import OnlineTeacher
+from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
+from llm2clip.data.captions import text_id
+from llm2clip.data.convert.samples import Sample
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.schema import dataset_fingerprint, read_index
+from llm2clip.data.vectors import vector_columns, vector_rows, vectors_of
+from llm2clip.metrics.retrieval import rank_both_ways
+from llm2clip.models.joint import JointLLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.teacher import load_teacher
+from llm2clip.models.text_encoder import encode_texts
+from llm2clip.preprocessing import Preprocessing
+
+PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+KEYS = ['en', 'de', 'fr']
+DIM = 16
+
+pytestmark = pytest.mark.usefixtures('no_leftovers')
+
+
+def _samples() -> list[Sample]:
+    """Every image has `ja`, and all combinations of the others occur, none of them among them."""
+    return [Sample(f'{i}', {**{key: f'{key} of {i}' if i >> k & 1 else '' for k, key in enumerate(KEYS)}, 'ja': 'x'},
+                   picture(i)) for i in range(16)]
+
+
+def _embedding(key: str, sample_id: str) -> np.ndarray:
+    return np.random.default_rng(text_id(key + sample_id)).standard_normal(DIM).astype(np.float32)
+
+
+@pytest.fixture(scope='module', params=['float16', 'int8'])
+def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The images, and a sidecar in which the vector of an absent caption is zero."""
+    folder = tmp_path_factory.mktemp('gaps')
+    samples = _samples()
+    write_dataset(samples, folder)
+    keys = [*KEYS, 'ja']
+    vectors = np.stack([[_embedding(key, s.sample_id) if s.captions[key] else np.zeros(DIM, np.float32)
+                         for key in keys] for s in samples])
+    with MDSWriter(out=str(folder / 'sidecar'), columns=vector_columns(keys, DIM, request.param),
+                   hashes=['xxh64']) as writer:
+        for row in vector_rows([s.sample_id for s in samples], keys, vectors, request.param):
+            writer.write(row)
+    (folder / 'sidecar/teacher.json').write_text(json.dumps(
+        {'dataset': dataset_fingerprint(read_index(folder / 'train')), 'teacher': {}}))
+    return folder / 'train', folder / 'sidecar'
+
+
+def _loader(data: tuple[Path, Path], mix: dict[str, float], train: bool, online: bool = False, workers: int = 0
+            ) -> torch.utils.data.DataLoader:
+    stream = ImageStreamConfig(str(data[0]), embeddings={'t': DatasetConfig(str(data[1]))})
+    config = ImageDataConfig(streams={'s': stream}, caption_mix=mix, num_workers=workers, num_canonical_nodes=2)
+    return build_image_loader(config, PIXELS, 8, 5, train, 'train_data', online).dataloader
+
+
+def test_a_caption_is_drawn_with_its_embedding_among_those_that_a_sample_has(data: tuple[Path, Path]) -> None:
+    samples = {sample.sample_id: sample for sample in _samples()}
+    loader = _loader(data, {'en': 1.0, 'de': 1.0, 'fr': 1.0, 'ja': 1e-9}, train=True)
+    drawn: dict[str, set[str]] = {sample_id: set() for sample_id in samples}
+    for batch in (batch for _ in range(8) for batch in loader):
+        for sample_id, text, vector in zip(batch['sample_id'], batch['text_id'].tolist(), vectors_of(batch).float()):
+            captions = samples[sample_id].captions
+            key = next(key for key, caption in captions.items() if text_id(caption) == text)
+            drawn[sample_id].add(key)
+            np.testing.assert_allclose(vector, _embedding(key, sample_id), atol=0.05)
+    for sample_id, keys in drawn.items():
+        there = {key for key in KEYS if samples[sample_id].captions[key]}
+        assert keys <= there if there else keys == {'ja'}
+    assert sum(map(len, drawn.values())) > 20
+
+
+def test_an_image_without_any_caption_of_the_mix_ends_a_training(data: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match=r"sample '(0|8)' has none of the captions en, de, fr, but ja; draw from .*"
+                                         r'require_any_caption=\[en,de,fr\]'):
+        list(_loader(data, dict.fromkeys(KEYS, 1.0), train=True))
+
+
+def _model() -> LLM2CLIP:
+    torch.manual_seed(0)
+    return LLM2CLIP(ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1),
+                                embed_dim=8), DIM, load_weights=False).eval()
+
+
+@torch.no_grad()
+def test_evaluation_while_training_uses_all_captions_that_there_are(data: tuple[Path, Path]) -> None:
+    model = ComposerLLM2CLIP(_model())
+    metric = model.val_metrics['retrieval_recall@10']
+    metric.k = 3
+    images, texts, image_of_text = [], [], []
+    kept = [sample for sample in _samples() if any(sample.captions[key] for key in KEYS)]
+    for batch in _loader(data, dict.fromkeys(KEYS, 1.0), train=False):
+        model.update_metric(batch, model.eval_forward(batch), metric)
+        assert (batch['text_id'] == 0).tolist() == [
+            [not _samples()[i].captions[key] for key in KEYS] for i in batch['index'].tolist()]
+        for sample_id, image, vectors in zip(batch['sample_id'], model.model.get_image_features(batch['pixel_values']),
+                                             model.model.get_text_features(vectors_of(batch))):
+            sample = _samples()[int(sample_id)]
+            if sample.sample_id in (k.sample_id for k in kept):
+                images.append(image)
+            for key, vector in zip(KEYS, vectors):
+                if sample.captions[key]:
+                    texts.append(vector)
+                    image_of_text.append(len(images) - 1)
+    expected = rank_both_ways(torch.stack(images), torch.stack(texts), torch.tensor(image_of_text)).recalls((3,))
+    assert expected['n_images'] == len(kept) == 14 and expected['n_texts'] == 24
+    assert metric.compute().item() == pytest.approx(
+        (expected['image_retrieval_recall@3'] + expected['text_retrieval_recall@3']) / 2)
+
+
+def test_the_teacher_in_the_loop_gives_zeros_for_absent_captions(teacher_folder: Path, data: tuple[Path, Path]) -> None:
+    encoder, tokenizer = load_teacher(teacher_folder)
+    teacher = OnlineTeacher(encoder, tokenizer)
+    vectors = teacher.embed(['a dog', '', 'a cat', ' '])
+    assert not vectors[[1, 3]].any()
+    torch.testing.assert_close(vectors[[0, 2]], encode_texts(encoder, tokenizer, ['a dog', 'a cat']).half())
+    assert not teacher.embed(['', '']).any()
+    # As the loader gives them.
+    batch = next(iter(_loader(data, dict.fromkeys(KEYS, 1.0), train=False, online=True)))
+    columns = torch.stack([teacher.embed(column) for column in batch['caption']], dim=1)
+    assert torch.equal(columns.any(-1), batch['text_id'] != 0)
+
+
+@torch.no_grad()
+def test_a_text_tower_that_learns_gives_zeros_for_absent_captions() -> None:
+    embedding = torch.nn.EmbeddingBag(256, DIM)
+
+    def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
+        assert all(text.strip() for text in texts)
+        return {'input': torch.tensor([list(text.encode()[:1]) for text in texts])}
+
+    model = JointLLM2CLIP(_model(), embedding, tokenize)
+    vectors = model.embed(['a', '', 'b'])
+    assert not vectors[1].any() and torch.equal(vectors[[0, 2]], model.embed(['a', 'b']))
+    outputs = model({'pixel_values': torch.zeros(2, 3, 32, 32), 'caption': [('a', ''), ('', '')]})
+    assert outputs['text_features'].shape == (2, 2, 8) and bool(torch.isfinite(outputs['text_features']).all())
+
+
+def test_zeros_come_back_as_zeros(data: tuple[Path, Path]) -> None:
+    batch = next(iter(_loader(data, dict.fromkeys(KEYS, 1.0), train=False)))
+    vectors = F.normalize(vectors_of(batch).float(), dim=-1)
+    assert torch.equal(vectors.any(-1), batch['text_id'] != 0)
