@@ -241,8 +241,8 @@ class CaptionDataConfig(LoaderConfig):
 
     streams: dict[str, CaptionStreamConfig] = field(default_factory=dict)
     pairs: list[CaptionPairConfig] = field(default_factory=list)
-    """`objective: contrastive`: one is drawn each time a sample is seen.  `eval_data` takes one, of one key a side;
-    unset, the first two captions in the order of their names."""
+    """`objective: contrastive`: one is drawn each time a sample is seen.  Unset: any two captions of a sample, of a
+    dataset that is here.  `eval_data` takes one, of one key a side; unset, the first two captions of the dataset."""
     texts: dict[str, float] = field(default_factory=dict)
     """`objective: mntp`: caption key -> weight; of those that a sample has, one is drawn each time it is seen.
     Weight 0: never."""
@@ -258,7 +258,7 @@ class ImageDataConfig(LoaderConfig):
     concatenated."""
     caption_mix: dict[str, float] = field(default_factory=dict)
     """Caption key -> weight; of those that a sample has, one is drawn each time it is seen (paper, section 4.2).
-    Weight 0: never."""
+    Weight 0: never.  Unset: any caption, of a dataset that is here."""
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
     """Range of the area that a training crop keeps."""
     color_jitter: float = 0.0

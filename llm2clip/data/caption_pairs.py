@@ -12,8 +12,8 @@ from composer.core import DataSpec
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError
 from llm2clip.data.captions import draw_pair, text_id
 from llm2clip.data.microbatches import split_by_length
-from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, read_columns
-from llm2clip.data.streaming import SeededDataset, build_loader, count_tokens, text_streams
+from llm2clip.data.schema import SAMPLE_ID, caption_column
+from llm2clip.data.streaming import SeededDataset, all_caption_keys, build_loader, count_tokens, text_streams
 from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = ['CaptionPairDataset', 'build_caption_pair_loader', 'pairs_of_streams']
@@ -107,6 +107,8 @@ def pairs_of_streams(
 ) -> tuple[list[Sequence[CaptionPairConfig]], list[list[str]]]:
     """The directions of each stream, and the columns that they take.
 
+    Without pairs, any two captions of a sample in training, and in evaluation the first two keys of the dataset.
+
     Raises:
         ConfigError: A direction makes no sense.
     """
@@ -114,8 +116,11 @@ def pairs_of_streams(
     for name, stream in config.streams.items():
         chosen, where = (config.pairs, f'{key}.pairs') if stream.pairs is None else (
             stream.pairs, f'{key}.streams.{name}.pairs')
-        if not chosen and not train and stream.remote is None:
-            chosen = _first_two(stream.local, f'{key}.streams.{name}')
+        if not chosen:
+            keys = all_caption_keys(name, stream, key, 'pairs')
+            if len(keys) < 2:
+                raise ConfigError(f'{key}.streams.{name}: {stream.local} has one caption a sample, expected two')
+            chosen = [CaptionPairConfig(keys, keys) if train else CaptionPairConfig(keys[:1], keys[1:2])]
         _check_pairs(chosen, train, where)
         pairs.append(chosen)
     columns = [sorted({caption_column(k) for pair in chosen
@@ -124,16 +129,7 @@ def pairs_of_streams(
     return pairs, columns
 
 
-def _first_two(folder: str, where: str) -> list[CaptionPairConfig]:
-    keys = caption_keys(read_columns(folder))
-    if len(keys) < 2:
-        raise ConfigError(f'{where}: {folder} has one caption a sample, expected two')
-    return [CaptionPairConfig(query=[keys[0]], positive=[keys[1]])]
-
-
 def _check_pairs(pairs: Sequence[CaptionPairConfig], train: bool, where: str) -> None:
-    if not pairs:
-        raise ConfigError(f'{where}: name at least one pair, such as {{query: [short], positive: [long]}}')
     for i, pair in enumerate(pairs):
         if not pair.query or not pair.positive:
             raise ConfigError(f'{where}[{i}]: query and positive each need a caption key')

@@ -17,7 +17,7 @@ from llm2clip.data.captions import captions_of, draw_caption, text_id
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.paired_stream import SIDECARS, PairedReader, PairedStream, columns_of, read_fingerprint
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
-from llm2clip.data.streaming import SeededDataset, build_loader, stream_arguments, streaming_dataset
+from llm2clip.data.streaming import SeededDataset, all_caption_keys, build_loader, stream_arguments, streaming_dataset
 from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
 from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.preprocessing import Preprocessing
@@ -222,7 +222,7 @@ def check_same_teacher(found: Mapping[str, Any], expected: Mapping[str, Any], wh
 
 
 def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]:
-    """Caption key -> weight of a stream, those that are never drawn left out.
+    """Caption key -> weight of a stream, those that are never drawn left out; without a mix, all equally often.
 
     Raises:
         ConfigError: Nothing is drawn.
@@ -230,6 +230,8 @@ def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]
     caption_mix, where = config.caption_mix, key
     if (own := config.streams[name].caption_mix) is not None:
         caption_mix, where = own, f'{key}.streams.{name}'
+    if not caption_mix:
+        return dict.fromkeys(all_caption_keys(name, config.streams[name], key, 'caption_mix'), 1.0)
     mix = {caption: weight for caption, weight in caption_mix.items() if weight}
     if not mix or min(mix.values()) < 0:
         raise ConfigError(f'{where}.caption_mix: expected caption keys with weights, at least one above 0')

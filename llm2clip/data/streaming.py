@@ -16,12 +16,12 @@ from llm2clip.config import CaptionDataConfig, ConfigError, LoaderConfig, Stream
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.microbatches import text_sides
 from llm2clip.data.safe_dataset import SafeDataset
-from llm2clip.data.schema import SAMPLE_ID, check_dataset
+from llm2clip.data.schema import SAMPLE_ID, caption_keys, check_dataset, read_columns
 from llm2clip.data.verified_stream import VerifiedStream
 
 __all__ = [
-    'SeededDataset', 'build_loader', 'count_tokens', 'device_batch_size', 'stream_arguments', 'streaming_dataset',
-    'text_streams',
+    'SeededDataset', 'all_caption_keys', 'build_loader', 'count_tokens', 'device_batch_size', 'stream_arguments',
+    'streaming_dataset', 'text_streams',
 ]
 
 
@@ -81,6 +81,27 @@ def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any
         raise ConfigError(f'{key}.streams.{name}.local: there is no MDS dataset in {stream.local}')
     weights = {k: v for k in ('proportion', 'repeat') if (v := getattr(stream, k)) is not None}
     return {'local': stream.local, 'remote': stream.remote, **weights}
+
+
+def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) -> list[str]:
+    """Every caption key of a dataset, where a setting that would name some is left out.
+
+    Args:
+        name: Of the dataset.
+        stream: Where it is.
+        key: Where the dataset's group stands in the configuration.
+        setting: Which setting is left out, for messages.
+
+    Raises:
+        ConfigError: The dataset is missing, has no captions, or is not here yet.
+    """
+    if stream.remote is not None:
+        raise ConfigError(f'{key}.{setting}: expected caption keys, since dataset {name} is in a remote, and which '
+                          'ones it has is not known yet')
+    keys = caption_keys(read_columns(stream_arguments(name, stream, key)['local']))
+    if not keys:
+        raise ConfigError(f'{key}.streams.{name}.local: the dataset in {stream.local} has no captions')
+    return keys
 
 
 def text_streams(config: CaptionDataConfig, columns: Sequence[Sequence[str]], key: str) -> list[VerifiedStream]:

@@ -85,6 +85,13 @@ def test_a_caption_is_drawn_with_its_embedding_among_those_that_a_sample_has(dat
     assert sum(map(len, drawn.values())) > 20
 
 
+def test_without_a_mix_any_caption_is_drawn(data: tuple[Path, Path]) -> None:
+    key_of = {text_id(text): key for sample in _samples() for key, text in sample.captions.items() if text}
+    loader = _loader(data, {}, train=True)
+    drawn = {key_of[text] for _ in range(8) for batch in loader for text in batch['text_id'].tolist()}
+    assert drawn == {'en', 'de', 'fr', 'ja'}
+
+
 def test_an_image_without_any_caption_of_the_mix_ends_a_training(data: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match=r"sample '(0|8)' has none of the captions en, de, fr, but ja; draw from .*"
                                          r'require_any_caption=\[en,de,fr\]'):

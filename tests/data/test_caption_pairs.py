@@ -12,8 +12,8 @@ import torch
 from parts import make_samples, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, TextEncoderConfig
-from llm2clip.data.caption_pairs import build_caption_pair_loader
+from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, ConfigError, TextEncoderConfig
+from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_streams
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.microbatches import split_by_length
@@ -171,8 +171,24 @@ def test_samples_without_two_captions_do_not_count_in_evaluation(llm_folder: Pat
         metric.compute()
 
 
+def test_without_pairs_any_two_captions_are_one(
+    image_dataset: Path, tokenizer: CaptionTokenizer, tmp_path: Path
+) -> None:
+    config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(image_dataset))})
+    every, columns = pairs_of_streams(config, True, 'train_data')
+    assert every == [[CaptionPairConfig(['long', 'short'], ['long', 'short'])]]
+    assert columns == [['caption.long', 'caption.short']]
+    assert pairs_of_streams(config, False, 'eval_data')[0] == [[CaptionPairConfig(['long'], ['short'])]]
+    config.streams['s'].remote = 's3://bucket/data'
+    with pytest.raises(ConfigError, match=r'train_data\.pairs: expected caption keys, since dataset s is in a remote'):
+        pairs_of_streams(config, True, 'train_data')
+    write_dataset([Sample('0', {'only': 'one'})], tmp_path / 'd')
+    config.streams['s'] = CaptionStreamConfig(str(tmp_path / 'd/train'))
+    with pytest.raises(ConfigError, match='has one caption a sample, expected two'):
+        pairs_of_streams(config, True, 'train_data')
+
+
 @pytest.mark.parametrize(('pairs', 'train', 'message'), [
-    ([], True, r'train_data\.pairs: name at least one pair'),
     ([CaptionPairConfig(['short'], ['tiny'])], True, r"column 'caption\.tiny' is missing"),
     ([CaptionPairConfig(['short'], ['short'])], True, r'pairs\[0\]: a caption cannot be its own positive'),
     ([CaptionPairConfig(['short'], [])], True, r'pairs\[0\]: query and positive each need'),
