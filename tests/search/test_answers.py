@@ -22,7 +22,8 @@ from transformers import AutoImageProcessor, AutoModel
 from llm2clip.config import ConfigError, SearchConfig
 from llm2clip.config_files import load_config
 from llm2clip.export.hf import LLM2CLIPModel
-from llm2clip.search.answers import Answer, Hit, Query, Searcher, literal_queries, read_queries
+from llm2clip.search.answers import Answer, Hit, Query, Searcher, read_queries
+from llm2clip.search.arguments import literal_queries
 from llm2clip.search.exported import ExportedModel
 from llm2clip.search.index import Index
 from llm2clip.search.page import render_page, write_page
