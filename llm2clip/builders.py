@@ -15,6 +15,7 @@ import composer.loggers
 import composer.optim
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
+from composer.core import TimeUnit
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist
@@ -32,9 +33,10 @@ from llm2clip.callbacks.logit_scale_monitor import LogitScaleMonitor
 from llm2clip.callbacks.nonfinite import StopAtNonfinite
 from llm2clip.callbacks.resume_random_state import ResumeRandomState
 from llm2clip.callbacks.retrieval_grid import RetrievalGrid
+from llm2clip.callbacks.samples_per_second import SamplesPerSecond
 from llm2clip.callbacks.save_best import SaveBest
 from llm2clip.callbacks.text_monitor import TextMonitor
-from llm2clip.checkpoints import find_checkpoint, refuse_code
+from llm2clip.checkpoints import find_checkpoint, refuse_code, written_checkpoints
 from llm2clip.config import ConfigError, Stage1Config, TrainConfig
 from llm2clip.config_files import save_config
 from llm2clip.data.benchmarks import CLASSIFICATION_SETS, RETRIEVAL_SETS
@@ -265,12 +267,15 @@ def build_trainer(
     for callback in callbacks:
         if isinstance(callback, SaveBest):
             callback.folder = callback.folder or config.save_folder
+    if config.progress_bar:
+        callbacks.append(SamplesPerSecond())
     mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))
     loggers: list[LoggerDestination] = _build_all(LOGGERS, config.loggers, 'loggers')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
-    return Trainer(
+    checkpoint = _resume_from(config) if config.autoresume else None
+    trainer = Trainer(
         model=model,
         optimizers=optimizer,
         schedulers=build(SCHEDULERS, *_named(config.scheduler, 'scheduler'), 'scheduler'),
@@ -292,7 +297,7 @@ def build_trainer(
         save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
         # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
         save_overwrite=config.autoresume,
-        load_path=_resume_from(config) if config.autoresume else None,
+        load_path=checkpoint,
         progress_bar=config.progress_bar,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
@@ -302,12 +307,28 @@ def build_trainer(
         dist_timeout=config.dist_timeout,
         parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
     )
+    if checkpoint is not None and dist.get_global_rank() == 0:
+        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder))
+        print(f'{_progress(trainer)}, {checkpoint}', flush=True)
+    return trainer
+
+
+def _progress(trainer: Trainer) -> str:
+    """Where a run goes on."""
+    done, end, state = trainer.state.timestamp, trainer.state.max_duration, trainer.state
+    assert end is not None
+    if done >= end:
+        return f'complete at batch {done.batch.value}'
+    steps = end.value if end.unit == TimeUnit.BATCH else None
+    if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+        steps = end.value * state.dataloader_len.value
+    return f'goes on from batch {done.batch.value}' + (f' of {steps}' if steps is not None else '')
 
 
 def _resume_from(config: TrainConfig) -> Optional[str]:
     refuse_code()
     sharded = config.fsdp is not None and FSDP2Config(**config.fsdp).state_dict_type == 'sharded'
-    return find_checkpoint(config.checkpoint_folder, sharded, config.save_num_checkpoints_to_keep)
+    return find_checkpoint(config.checkpoint_folder, sharded)
 
 
 def fit(trainer: Trainer) -> None:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
+    monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')  # errors as they are raised
     monkeypatch.setattr(sys, 'argv', [f'recipes/{name}.py', *args])
     runpy.run_path(str(ROOT / 'recipes' / f'{name}.py'), run_name='__main__')
     clean_stale_shared_memory()
