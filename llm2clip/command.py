@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional, TypeVar
 
 import wrapt
+from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TrainConfig
 from llm2clip.config_files import load_config
@@ -137,8 +138,11 @@ def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         if os.getpid() != main:
             _stop_worker(number)
-        else:
+        elif not _stopped:
             _stop(number)
+        elif number == signal.SIGINT:  # again: at once
+            os._exit(128 + number)
+        # The launcher sends SIGTERM after Ctrl-C, which has come here too.
 
     def install(*_: Any) -> None:
         for number in _SIGNALS:
@@ -150,6 +154,8 @@ def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except _Stopped:
+        for bar in list(tqdm._instances):
+            bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:
             print('\nstopped', *filter(None, [goes_on()]), sep='; ', file=sys.stderr, flush=True)
         raise
@@ -166,9 +172,7 @@ def _stop(number: int) -> NoReturn:
     """
     global _stopped
     _stopped = True
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it after Ctrl-C, which has come here too
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # again: at once
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch raises an error at the end of a loader's worker
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader's worker ends
     for worker in multiprocessing.active_children():
         worker.terminate()
     raise _Stopped(128 + number)

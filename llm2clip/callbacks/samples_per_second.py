@@ -3,6 +3,7 @@
 
 """How fast a training is, in its progress bar."""
 
+import re
 from collections import deque
 
 from composer.core import Callback, State
@@ -34,4 +35,6 @@ class SamplesPerSecond(Callback):
             if isinstance(destination, ProgressBarLogger) and destination.train_pbar is not None and end > start:
                 bar = destination.train_pbar
                 bar.metrics['samples/s'] = f'{(now - before) / (end - start):,.0f}'
+                # Makes room in the 120 columns that Composer takes where there is no terminal.
+                bar.pbar.bar_format = re.sub(' {5,}', ' ', bar.pbar.bar_format).replace('{bar:25}', '{bar:10}')
                 bar.pbar.set_postfix(bar.metrics, refresh=False)
