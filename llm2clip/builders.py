@@ -5,6 +5,7 @@
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -31,9 +32,9 @@ from llm2clip.callbacks.in_batch_accuracy import InBatchAccuracy
 from llm2clip.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.callbacks.logit_scale_monitor import LogitScaleMonitor
 from llm2clip.callbacks.nonfinite import StopAtNonfinite
+from llm2clip.callbacks.progress_bar import ProgressBar
 from llm2clip.callbacks.resume_random_state import ResumeRandomState
 from llm2clip.callbacks.retrieval_grid import RetrievalGrid
-from llm2clip.callbacks.samples_per_second import SamplesPerSecond
 from llm2clip.callbacks.save_best import SaveBest
 from llm2clip.callbacks.text_monitor import TextMonitor
 from llm2clip.checkpoints import find_checkpoint, refuse_code, written_checkpoints
@@ -267,12 +268,14 @@ def build_trainer(
     for callback in callbacks:
         if isinstance(callback, SaveBest):
             callback.folder = callback.folder or config.save_folder
-    if config.progress_bar:
-        callbacks.append(SamplesPerSecond())
     mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))
     loggers: list[LoggerDestination] = _build_all(LOGGERS, config.loggers, 'loggers')
+    if config.progress_bar:
+        loggers.append(ProgressBar())
+        # The Trainer would rather make one of its own.
+        warnings.filterwarnings('ignore', 'Specifying the ProgressBarLogger via')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
     checkpoint = _resume_from(config) if config.autoresume else None
     trainer = Trainer(
@@ -298,7 +301,7 @@ def build_trainer(
         # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
         save_overwrite=config.autoresume,
         load_path=checkpoint,
-        progress_bar=config.progress_bar,
+        progress_bar=False,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
         device=config.device,

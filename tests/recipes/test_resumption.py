@@ -4,6 +4,7 @@
 """What a run that is stopped and started again says and leaves behind."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,20 @@ from llm2clip.callbacks.jsonl_logger import read_metrics
 
 @pytest.mark.parametrize('kind', ['full', 'sharded'])
 def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_a_step(
-    kind: str, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / 'run'
     args = [*stage2_args, 'save_interval=1ba', 'callbacks.logit_scale_monitor={}', f'save_folder={folder}',
-            'train_data.num_workers=0', *(['fsdp.state_dict_type=sharded'] if kind == 'sharded' else [])]
+            'train_data.num_workers=0', 'progress_bar=true']
+    if kind == 'sharded':
+        args.append('fsdp.state_dict_type=sharded')
 
     def run(steps: int) -> str:
         run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={steps}ba')
-        return capsys.readouterr().out
+        output = capfd.readouterr()
+        assert re.search(r'loss/train/total=\d\.\d+, samples/s=[\d,]+\]', output.err) or 'complete' in output.out
+        return output.out
 
     suffix = '' if kind == 'sharded' else '-rank0.pt'
     metrics = folder / 'metrics.jsonl'
