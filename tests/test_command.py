@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipes_in_process import SCHEMAS
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, ExportVisionConfig
@@ -21,7 +22,7 @@ from llm2clip.config_files import load_config
 from llm2clip.data.verified_stream import ShardError
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path.stem for path in (ROOT / 'recipes').glob('*.py'))
+RECIPES = list(SCHEMAS)
 
 
 def _python(code: str, **options: Any) -> 'subprocess.Popen[str]':
@@ -49,15 +50,15 @@ def test_a_mistyped_key_is_answered_before_anything_heavy_is_imported() -> None:
     assert all(error.startswith('error: outt (command line): unknown key') for error in errors.values()), errors
 
 
-def test_transformers_knows_exported_models_whichever_is_imported_first(tmp_path: Path) -> None:
+def test_transformers_knows_exported_models_after_this_package_was_imported_first(tmp_path: Path) -> None:
     (tmp_path / 'config.json').write_text('{"model_type": "llm2clip", "llm_embed_dim": 7}')
-    read = f'print(AutoConfig.from_pretrained({str(tmp_path)!r}).llm_embed_dim)'
-    orders = (f'import llm2clip, composer\nfrom transformers import AutoConfig\n{read}',
-              f'from transformers import AutoConfig\nimport llm2clip\n{read}')
-    processes = [_python(order) for order in orders]
-    for process in processes:
-        output, log = process.communicate()
-        assert output == '7\n', log
+    process = _python(f'''
+        import llm2clip, peft  # which imports transformers, and which this package needs whole
+        from transformers import AutoConfig
+        print(AutoConfig.from_pretrained({str(tmp_path)!r}).llm_embed_dim, llm2clip.LLM2CLIPConfig.model_type)
+        ''')
+    output, log = process.communicate()
+    assert output == '7 llm2clip\n', log
 
 
 def _fail(error: Exception) -> Any:

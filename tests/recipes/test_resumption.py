@@ -4,10 +4,14 @@
 """What a run that is stopped and started again says and leaves behind."""
 
 import json
+import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
+from launched import start
 from recipes_in_process import run_recipe
 
 from llm2clip.callbacks.jsonl_logger import read_metrics
@@ -47,3 +51,36 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_a_step(
     assert sorted(found['metrics/eval/retrieval_recall@10']) == [3, 4, 6, 7]
     assert f'complete at batch 7, {folder}/checkpoints/ep0-ba7{suffix}\n' in run(7)
     assert read_metrics(metrics) == found
+
+
+def _alive(group: int) -> list[str]:
+    """Processes of a group that have not ended."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            name, fields = path.read_text().rsplit(')', 1)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, _, of, *_ = fields.split()
+        if int(of) == group and state != 'Z':
+            found.append(name)
+    return found
+
+
+@pytest.mark.dist
+def test_ctrl_c_ends_both_ranks_with_one_line(stage2_args: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / 'run'
+    process = start('train_stage2', folder, [*stage2_args, 'max_duration=100000ba', 'eval_interval=100000ba'], 2)
+    link = folder / 'checkpoints/latest-rank0.pt'
+    deadline = time.monotonic() + 120
+    while not link.exists():
+        assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix('.log').read_text()[-3000:]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the launcher, the ranks and their workers
+    assert process.wait(timeout=30) == 130
+    log = folder.with_suffix('.log').read_text()
+    saved = link.resolve().name.split('ba')[1].split('-')[0]
+    assert log.count(f'stopped; the same command goes on from batch {saved}\n') == log.count('stopped') == 1, log
+    # Composer's launcher shows where it was itself.
+    assert log.count('Traceback') == log.count('in _monitor_processes') and 'Begin global rank' not in log, log
+    assert _alive(process.pid) == []
