@@ -311,7 +311,8 @@ def build_trainer(
         parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
     )
     if checkpoint is not None and dist.get_global_rank() == 0:
-        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder))
+        batch = trainer.state.timestamp.batch.value
+        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
         print(f'{_progress(trainer)}, {checkpoint}', flush=True)
     return trainer
 

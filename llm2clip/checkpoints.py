@@ -169,17 +169,18 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob('ep*-ba*') if _batch(path.name) >= 0), key=lambda p: -_batch(p.name))
 
 
-def written_checkpoints(folder: str) -> list[str]:
-    """What a run before this one has written on this disk, oldest first, as Composer's CheckpointSaver lists them.
+def written_checkpoints(folder: str, batch: int) -> list[str]:
+    """Checkpoints on this disk that an earlier process wrote, oldest first, as Composer's CheckpointSaver lists them.
 
     Composer 0.32.1 counts only those of its own process towards `save_num_checkpoints_to_keep`, unless it is told.
 
     Args:
         folder: Local, or of an object store, for which Composer keeps copies here.
+        batch: Those after this one, from which the run goes on, will be written again.
     """
     # Of a sharded checkpoint it lists a file in its folder.
     return [str(path / _METADATA if path.is_dir() else path)
-            for path in reversed(_checkpoints(Path(parse_uri(folder)[2])))]
+            for path in reversed(_checkpoints(Path(parse_uri(folder)[2]))) if _batch(path.name) <= batch]
 
 
 def newest_checkpoint(folder: Path) -> Optional[Path]:

@@ -154,7 +154,7 @@ def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except _Stopped:
-        for bar in list(tqdm._instances):
+        for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
             bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:
             print('\nstopped', *filter(None, [goes_on()]), sep='; ', file=sys.stderr, flush=True)

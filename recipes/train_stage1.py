@@ -10,6 +10,14 @@ from llm2clip.config import Stage1Config
 
 
 def main(config: Stage1Config) -> None:
+    if config.plan:
+        from llm2clip.planning.plan import plan_run, plan_stage1
+        plan_run(config, plan_stage1)
+        return
+    if Path(config.teacher_folder).is_dir():
+        print(f'{config.teacher_folder} is complete')
+        return
+
     from composer import Evaluator
     from composer.utils import dist, get_device, reproducibility
 
@@ -21,14 +29,7 @@ def main(config: Stage1Config) -> None:
     from llm2clip.models.mntp import MaskedNextTokenPrediction
     from llm2clip.models.teacher import save_teacher
     from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer
-    from llm2clip.planning.plan import plan_run, plan_stage1
 
-    if config.plan:
-        plan_run(config, plan_stage1)
-        return
-    if Path(config.teacher_folder).is_dir():
-        print(f'{config.teacher_folder} is complete')
-        return
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
     check_train_config(config)
     tokenizer = load_caption_tokenizer(config.text_encoder)

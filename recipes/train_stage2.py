@@ -8,6 +8,11 @@ from llm2clip.config import ConfigError, Stage2Config
 
 
 def main(config: Stage2Config) -> None:
+    if config.plan:
+        from llm2clip.planning.plan import plan_run, plan_stage2
+        plan_run(config, plan_stage2)
+        return
+
     from composer import Evaluator
     from composer.utils import dist, get_device, reproducibility
 
@@ -18,12 +23,8 @@ def main(config: Stage2Config) -> None:
     from llm2clip.models.caption_teacher import teacher_fingerprint
     from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
     from llm2clip.models.towers import tower_preprocessing
-    from llm2clip.planning.plan import plan_run, plan_stage2
     from llm2clip.runs import save_teacher_fingerprint
 
-    if config.plan:
-        plan_run(config, plan_stage2)
-        return
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
     check_train_config(config)
     preprocessing = tower_preprocessing(config.model.vision)

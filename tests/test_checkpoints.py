@@ -17,7 +17,7 @@ from composer import Trainer
 from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 
-from llm2clip.checkpoints import find_checkpoint, newest_checkpoint, read_latest, refuse_code
+from llm2clip.checkpoints import find_checkpoint, newest_checkpoint, read_latest, refuse_code, written_checkpoints
 from llm2clip.config import ConfigError
 
 
@@ -95,6 +95,12 @@ def test_the_newest_is_found(folder: Path, written: tuple[Path, bool]) -> None:
     with pytest.raises(ConfigError, match='but this run writes and reads'):
         find_checkpoint(str(folder), not sharded)
     assert find_checkpoint(str(folder / 'nothing'), sharded) is None
+
+
+def test_a_resumed_run_takes_over_what_was_written_before_it(folder: Path, written: tuple[Path, bool]) -> None:
+    file = '/.metadata' if written[1] else ''
+    found = written_checkpoints(str(folder), 2)  # 3 is written again
+    assert found == [f'{folder / _name(batch, written[1])}{file}' for batch in (1, 2)]
 
 
 @pytest.mark.parametrize('how', ['flipped', 'cut', 'unfinished'])
