@@ -38,10 +38,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
 
 
-class _Stopped(SystemExit):
-    """A signal asks for the end."""
-
-
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
     """Read the configuration, call `main` with it, and name the command of the next step.
 
@@ -118,7 +114,7 @@ def _is_expected(error: Exception) -> bool:
 def _message(error: Exception) -> str:
     """The message alone of an error that a loader's worker has passed on with its traceback."""
     text = str(error)
-    return text.rstrip().splitlines()[-1].partition(': ')[2] if 'Original Traceback' in text else text
+    return text.rstrip().splitlines()[-1].split(': ', 1)[-1] if 'Original Traceback' in text else text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,7 +122,8 @@ def _message(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-_stopped = False
+_signal = 0
+"""The one that asked for the end."""
 
 
 @contextmanager
@@ -138,7 +135,7 @@ def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         if os.getpid() != main:
             _stop_worker(number)
-        elif not _stopped:
+        elif not _signal:
             _stop(number)
         elif number == signal.SIGINT:  # again: at once
             os._exit(128 + number)
@@ -153,14 +150,17 @@ def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
     wrapt.register_post_import_hook(install, 'composer.core.engine')
     try:
         yield
-    except _Stopped:
+    except BaseException:
+        if not _signal:
+            raise
+        # Also in place of what a library raises since its workers are gone.
         for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
             bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:
             print('\nstopped', *filter(None, [goes_on()]), sep='; ', file=sys.stderr, flush=True)
-        raise
+        raise SystemExit(128 + _signal) from None
     finally:
-        if not _stopped:
+        if not _signal:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -170,12 +170,12 @@ def _stop(number: int) -> NoReturn:
 
     No checkpoint is written on the way: ranks may be anywhere in a step, and the launcher kills them 30 seconds later.
     """
-    global _stopped
-    _stopped = True
+    global _signal
+    _signal = number
     signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader's worker ends
     for worker in multiprocessing.active_children():
         worker.terminate()
-    raise _Stopped(128 + number)
+    raise SystemExit(128 + number)
 
 
 def _stop_worker(number: int) -> None:
@@ -192,6 +192,6 @@ def _end_without_report() -> None:
     Composer's launcher prints everything that a rank ever said if that ends with an exit status, but not if a signal
     ends it.  Registered before Composer is imported, this runs after Composer has closed everything.
     """
-    if _stopped and _rank('LOCAL_RANK') > 0:
+    if _signal and _rank('LOCAL_RANK') > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

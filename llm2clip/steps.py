@@ -54,7 +54,8 @@ def goes_on(config: Any) -> str:
         batch = _newest_batch(config.checkpoint_folder)
         return 'there is no checkpoint yet, the same command begins from the beginning' if batch is None else \
             f'the same command goes on from batch {batch}'
-    if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, SearchConfig)):
+    indexing = isinstance(config, SearchConfig) and config.images is not None
+    if indexing or isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig)):
         return 'the same command goes on with what is missing'
     return ''
 

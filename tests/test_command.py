@@ -127,6 +127,7 @@ STOPPED = '''
                 time.sleep(60)
         finally:
             worker.join()  # as libraries wait for their workers
+            raise RuntimeError('and miss them')
 
     run_command(PrepareConfig, main, ['out={folder}', 'source.name=x'])
     '''

@@ -12,20 +12,19 @@ from composer.loggers import Logger, ProgressBarLogger
 
 __all__ = ['ProgressBar']
 
+_STEPS = 20
+
 
 class ProgressBar(ProgressBarLogger):
-    """Composer's, with ``samples/s`` behind the loss: of all ranks together, without evaluations.
+    """Composer's, with ``samples/s`` behind the loss: of all ranks in the last 20 steps, without evaluations.
 
     It has no place in checkpoints.  Composer 0.32.1 keeps the bar's state there, but cannot read it back from a sharded
     one: the run that reads has no bar yet, and asks for other keys.
-
-    Args:
-        steps: How many of the last steps the speed is of.
     """
 
-    def __init__(self, steps: int = 20) -> None:
+    def __init__(self) -> None:
         super().__init__('stderr')
-        self._seen: deque[tuple[float, int]] = deque(maxlen=steps + 1)
+        self._seen: deque[tuple[float, int]] = deque(maxlen=_STEPS + 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
