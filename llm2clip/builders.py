@@ -5,6 +5,7 @@
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -15,6 +16,7 @@ import composer.loggers
 import composer.optim
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
+from composer.core import TimeUnit
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist
@@ -30,11 +32,12 @@ from llm2clip.callbacks.in_batch_accuracy import InBatchAccuracy
 from llm2clip.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.callbacks.logit_scale_monitor import LogitScaleMonitor
 from llm2clip.callbacks.nonfinite import StopAtNonfinite
+from llm2clip.callbacks.progress_bar import ProgressBar
 from llm2clip.callbacks.resume_random_state import ResumeRandomState
 from llm2clip.callbacks.retrieval_grid import RetrievalGrid
 from llm2clip.callbacks.save_best import SaveBest
 from llm2clip.callbacks.text_monitor import TextMonitor
-from llm2clip.checkpoints import find_checkpoint, refuse_code
+from llm2clip.checkpoints import find_checkpoint, refuse_code, written_checkpoints
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config_files import save_config
 from llm2clip.data.benchmarks import CLASSIFICATION_SETS, RETRIEVAL_SETS
@@ -276,7 +279,12 @@ def build_trainer(
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))
     loggers: list[LoggerDestination] = _build_all(LOGGERS, config.loggers, 'loggers')
+    if config.progress_bar:
+        loggers.append(ProgressBar())
+        # The Trainer would rather make one of its own.
+        warnings.filterwarnings('ignore', 'Specifying the ProgressBarLogger via')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
+    checkpoint = _resume_from(config) if config.autoresume else None
     trainer = Trainer(
         model=model,
         optimizers=optimizer,
@@ -299,8 +307,8 @@ def build_trainer(
         save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
         # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
         save_overwrite=config.autoresume,
-        load_path=_resume_from(config) if config.autoresume else None,
-        progress_bar=config.progress_bar,
+        load_path=checkpoint,
+        progress_bar=False,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
         device=config.device,
@@ -313,13 +321,29 @@ def build_trainer(
         sharding = check_sharding(trainer.state.model, bool(config.fsdp.get('activation_checkpointing')))
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
+    if checkpoint is not None and dist.get_global_rank() == 0:
+        batch = trainer.state.timestamp.batch.value
+        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
+        print(f'{_progress(trainer)}, {checkpoint}', flush=True)
     return trainer
+
+
+def _progress(trainer: Trainer) -> str:
+    """Where a run goes on."""
+    done, end, state = trainer.state.timestamp, trainer.state.max_duration, trainer.state
+    assert end is not None
+    if done >= end:
+        return f'complete at batch {done.batch.value}'
+    steps = end.value if end.unit == TimeUnit.BATCH else None
+    if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+        steps = end.value * state.dataloader_len.value
+    return f'goes on from batch {done.batch.value}' + (f' of {steps}' if steps is not None else '')
 
 
 def _resume_from(config: TrainConfig) -> Optional[str]:
     refuse_code()
     sharded = config.fsdp is not None and FSDP2Config(**config.fsdp).state_dict_type == 'sharded'
-    return find_checkpoint(config.checkpoint_folder, sharded, config.save_num_checkpoints_to_keep)
+    return find_checkpoint(config.checkpoint_folder, sharded)
 
 
 def fit(trainer: Trainer) -> None:

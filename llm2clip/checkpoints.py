@@ -32,7 +32,8 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from llm2clip.config import ConfigError
 
-__all__ = ['find_checkpoint', 'newest_checkpoint', 'read_latest', 'read_model', 'refuse_code']
+__all__ = ['find_checkpoint', 'newest_checkpoint', 'read_latest', 'read_model', 'refuse_code',
+           'written_checkpoints']
 
 # What a Composer checkpoint holds beside tensors and plain containers.
 torch.serialization.add_safe_globals([
@@ -163,14 +164,32 @@ def _batch(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def newest_checkpoint(folder: Path, keep: int = -1) -> Optional[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((path for path in folder.glob('ep*-ba*') if _batch(path.name) >= 0), key=lambda p: -_batch(p.name))
+
+
+def written_checkpoints(folder: str, batch: int) -> list[str]:
+    """Checkpoints on this disk that an earlier process wrote, oldest first, as Composer's CheckpointSaver lists them.
+
+    Composer 0.32.1 counts only those of its own process towards `save_num_checkpoints_to_keep`, unless it is told.
+
+    Args:
+        folder: Local, or of an object store, for which Composer keeps copies here.
+        batch: Those after this one, from which the run goes on, will be written again.
+    """
+    # Of a sharded checkpoint it lists a file in its folder.
+    return [str(path / _METADATA if path.is_dir() else path)
+            for path in reversed(_checkpoints(Path(parse_uri(folder)[2]))) if _batch(path.name) <= batch]
+
+
+def newest_checkpoint(folder: Path) -> Optional[Path]:
     """The newest whole checkpoint of a local folder, to which `latest-rank0.pt` then points.
 
-    Newer ones that a killed run left unfinished are removed, with a warning, and so are older ones beyond `keep`.
+    Newer ones that a killed run left unfinished are removed, with a warning.
 
     Args:
         folder: With checkpoints as Composer names them.
-        keep: How many to keep; -1: all.
 
     Returns:
         A file, a folder of shards, or None if there is no checkpoint.
@@ -178,7 +197,7 @@ def newest_checkpoint(folder: Path, keep: int = -1) -> Optional[Path]:
     Raises:
         ConfigError: A checkpoint would run code, or there are some but none is whole.
     """
-    there = sorted((path for path in folder.glob('ep*-ba*') if _batch(path.name) >= 0), key=lambda p: -_batch(p.name))
+    there = _checkpoints(folder)
     damaged = []
     for i, path in enumerate(there):
         try:
@@ -191,8 +210,8 @@ def newest_checkpoint(folder: Path, keep: int = -1) -> Optional[Path]:
         if damaged:
             warnings.warn(f'{folder}: not whole, and removed: {"; ".join(damaged)}. Going on from {path.name}',
                           stacklevel=2)
-        for old in [*there[:i], *(there[i + keep:] if keep > 0 else [])]:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for unfinished in there[:i]:
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         link = folder / 'latest-rank0.pt'
         new = folder / '.latest.tmp'
         new.unlink(missing_ok=True)
@@ -235,13 +254,12 @@ def _prefix(folder: str) -> str:
     return f'{path}/' if path else ''
 
 
-def find_checkpoint(folder: str, sharded: bool, keep: int = -1) -> Optional[str]:
+def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
     """Where every rank finds the newest whole checkpoint, or None.  Rank 0 looks; collective.
 
     Args:
         folder: Local, or of an object store that Composer knows.
         sharded: Whether this run reads folders of shards.
-        keep: As for `newest_checkpoint`.
 
     Raises:
         ConfigError: As for `newest_checkpoint`, or the checkpoint is of the other kind.
@@ -251,7 +269,7 @@ def find_checkpoint(folder: str, sharded: bool, keep: int = -1) -> Optional[str]
         try:
             store = maybe_create_object_store_from_uri(folder)
             if store is None:
-                path = newest_checkpoint(Path(folder), keep)
+                path = newest_checkpoint(Path(folder))
                 result = [None if path is None else str(path.absolute())]
             else:
                 found = _newest_remote(store, _prefix(folder))

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Optional, Union
 from urllib.parse import urlparse
 
-from streaming.base.storage import CloudDownloader, CloudUploader
-
 from llm2clip.config import ConfigError
 
 __all__ = ['OutputFolder', 'complete_file', 'complete_folder', 'is_missing', 'write_text']
@@ -63,6 +61,8 @@ class OutputFolder:
         self.local = Path(local)
         self.remote = remote
         if remote is not None:
+            # Streaming takes seconds to import, which only those with a remote should wait for.
+            from streaming.base.storage import CloudUploader
             try:
                 CloudUploader._validate(CloudUploader, (str(local), remote))  # pyright: ignore
             except ValueError:
@@ -76,6 +76,7 @@ class OutputFolder:
         path = self.local / name
         if path.is_file() or self.remote is None:
             return path.is_file()
+        from streaming.base.storage import CloudDownloader
         partial = path.with_name(f'{path.name}.{os.getpid()}.part')
         try:
             CloudDownloader.direct_download(os.path.join(self.remote, name), str(partial))
@@ -106,6 +107,7 @@ class OutputFolder:
 
 def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None:
     if urlparse(remote).scheme:
+        from streaming.base.storage import CloudUploader
         uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
         for name in names:
             uploader.upload_file(name)

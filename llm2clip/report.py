@@ -16,8 +16,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 from llm2clip.callbacks.jsonl_logger import read_metrics  # noqa: E402
+from llm2clip.command import SECONDS_FILE  # noqa: E402
 from llm2clip.evaluation.tables import Table, result_tables  # noqa: E402
-from llm2clip.runs import SECONDS_FILE  # noqa: E402
 
 __all__ = ['collect_seconds', 'render_report']
 

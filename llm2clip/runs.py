@@ -1,17 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders that runs leave behind: timing, and models loaded back from checkpoints."""
+"""Folders that runs leave behind: models loaded back from their checkpoints, with configuration and teacher."""
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
 
 import torch
-from composer.utils import dist
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -21,27 +17,10 @@ from llm2clip.config_files import read_config
 from llm2clip.folders import write_text
 from llm2clip.models.llm2clip import LLM2CLIP
 
-__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint', 'timed']
+__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint']
 
-SECONDS_FILE = 'seconds.json'
 TEACHER_FILE = 'teacher.json'
 BEST_FILE = 'best.safetensors'
-
-
-@contextmanager
-def timed(folder: Union[str, Path]) -> Iterator[None]:
-    """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it.
-
-    A block that made no such folder leaves nothing.
-    """
-    start = time.monotonic()
-    try:
-        yield
-    finally:
-        if dist.get_global_rank() == 0 and Path(folder).is_dir():
-            path = Path(folder, SECONDS_FILE)
-            before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
-            write_text(path, json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')
 
 
 def save_teacher_fingerprint(teacher: dict[str, Any], llm_embed_dim: int, run: Union[str, Path]) -> None:

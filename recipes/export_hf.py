@@ -3,18 +3,18 @@
 
 """Stage-2 run and teacher -> Hugging Face folder: python recipes/export_hf.py yamls/export/….yaml [key=value …]"""
 
-import sys
-
+from llm2clip.command import run_command
 from llm2clip.config import ConfigError, ExportConfig
-from llm2clip.config_files import load_config, save_config
-from llm2clip.data.image_embeddings import check_same_teacher
-from llm2clip.export.hf import export_folder
-from llm2clip.export.model_card import read_results
-from llm2clip.models.caption_teacher import teacher_fingerprint
-from llm2clip.runs import load_stage2, timed
+from llm2clip.config_files import save_config
 
 
 def main(config: ExportConfig) -> None:
+    from llm2clip.data.image_embeddings import check_same_teacher
+    from llm2clip.export.hf import export_folder
+    from llm2clip.export.model_card import read_results
+    from llm2clip.models.caption_teacher import teacher_fingerprint
+    from llm2clip.runs import load_stage2
+
     if bool(config.teacher) == bool(config.teachers):
         raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
     folders = config.teachers or [config.teacher or '']
@@ -30,6 +30,4 @@ def main(config: ExportConfig) -> None:
 
 
 if __name__ == '__main__':
-    config = load_config(ExportConfig, sys.argv[1:])
-    with timed(config.out):
-        main(config)
+    run_command(ExportConfig, main)

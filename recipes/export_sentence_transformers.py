@@ -3,20 +3,18 @@
 
 """Teacher -> sentence-transformers folder: python recipes/export_sentence_transformers.py teacher=… out=…"""
 
-import sys
-
+from llm2clip.command import run_command
 from llm2clip.config import ExportTeacherConfig
-from llm2clip.config_files import load_config, save_config
-from llm2clip.export.sentence_transformers import export_sentence_transformers
-from llm2clip.runs import timed
+from llm2clip.config_files import save_config
 
 
 def main(config: ExportTeacherConfig) -> None:
+    from llm2clip.export.sentence_transformers import export_sentence_transformers
+
     export_sentence_transformers(config.teacher, config.out, config.prompts)
     save_config(config, config.out)
+    print(f'wrote {config.out}')
 
 
 if __name__ == '__main__':
-    config = load_config(ExportTeacherConfig, sys.argv[1:])
-    with timed(config.out):
-        main(config)
+    run_command(ExportTeacherConfig, main)

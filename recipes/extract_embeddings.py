@@ -4,19 +4,19 @@
 """Captions -> teacher embeddings: composer [-n N] recipes/extract_embeddings.py yamls/extract/….yaml [key=value …]"""
 
 import os
-import sys
 
-from composer.utils import dist, get_device
-
+from llm2clip.command import run_command
 from llm2clip.config import ExtractConfig
-from llm2clip.config_files import load_config, save_config
-from llm2clip.extract import extract_sidecar
-from llm2clip.folders import OutputFolder
-from llm2clip.models.caption_teacher import build_caption_teacher
-from llm2clip.runs import timed
+from llm2clip.config_files import save_config
 
 
 def main(config: ExtractConfig) -> None:
+    from composer.utils import dist, get_device
+
+    from llm2clip.extract import extract_sidecar
+    from llm2clip.folders import OutputFolder
+    from llm2clip.models.caption_teacher import build_caption_teacher
+
     device = get_device(config.device)
     dist.initialize_dist(device, config.dist_timeout)
     teacher = build_caption_teacher(config, device)
@@ -28,9 +28,8 @@ def main(config: ExtractConfig) -> None:
             print(f'{name}: {", ".join(f"{n} {what}" for what, n in done.items())}')
     if dist.get_global_rank() == 0:
         save_config(config, config.out)
+        print(f'wrote {config.out}', flush=True)
 
 
 if __name__ == '__main__':
-    config = load_config(ExtractConfig, sys.argv[1:])
-    with timed(config.out):
-        main(config)
+    run_command(ExtractConfig, main)

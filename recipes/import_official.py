@@ -3,18 +3,17 @@
 
 """Official weights -> this project's folders: python recipes/import_official.py yamls/import/….yaml [key=value …]"""
 
-import sys
-
+from llm2clip.command import run_command
 from llm2clip.config import ConfigError, ImportConfig
-from llm2clip.config_files import load_config, save_config
-from llm2clip.export.hf import export_folder
-from llm2clip.imports.official import check_teacher_width, import_checkpoint
-from llm2clip.imports.teachers import import_teacher
-from llm2clip.models.caption_teacher import teacher_fingerprint
-from llm2clip.runs import timed
+from llm2clip.config_files import save_config
 
 
 def main(config: ImportConfig) -> None:
+    from llm2clip.export.hf import export_folder
+    from llm2clip.imports.official import check_teacher_width, import_checkpoint
+    from llm2clip.imports.teachers import import_teacher
+    from llm2clip.models.caption_teacher import teacher_fingerprint
+
     teacher = config.teacher
     if (teacher is None) == (config.text_encoder is None):
         raise ConfigError('expected one of teacher (a folder of this project) and text_encoder (an official LLM)')
@@ -36,6 +35,4 @@ def main(config: ImportConfig) -> None:
 
 
 if __name__ == '__main__':
-    config = load_config(ImportConfig, sys.argv[1:])
-    with timed(config.out):
-        main(config)
+    run_command(ImportConfig, main)

@@ -3,17 +3,16 @@
 
 """Raw files -> MDS datasets: python recipes/prepare_data.py yamls/data/quickstart_emoji.yaml [key=value …]"""
 
-import sys
-
-from llm2clip.builders import build_source
+from llm2clip.command import run_command
 from llm2clip.config import ConfigError, PrepareConfig
-from llm2clip.config_files import load_config, save_config
-from llm2clip.data.convert.writer import CARD_FILE, is_complete, write_splits
-from llm2clip.folders import OutputFolder
-from llm2clip.runs import timed
+from llm2clip.config_files import save_config
 
 
 def main(config: PrepareConfig) -> None:
+    from llm2clip.builders import build_source
+    from llm2clip.data.convert.writer import CARD_FILE, is_complete, write_splits
+    from llm2clip.folders import OutputFolder
+
     out = OutputFolder(config.out, config.out_remote)
     if is_complete(out):
         print(f'{out} is complete')
@@ -30,6 +29,4 @@ def main(config: PrepareConfig) -> None:
 
 
 if __name__ == '__main__':
-    config = load_config(PrepareConfig, sys.argv[1:])
-    with timed(config.out):
-        main(config)
+    run_command(PrepareConfig, main)

@@ -4,16 +4,16 @@
 """Everything that a pipeline wrote -> one HTML file: python recipes/report.py yamls/report/….yaml [key=value …]"""
 
 import json
-import sys
 from pathlib import Path
 
+from llm2clip.command import run_command
 from llm2clip.config import ReportConfig
-from llm2clip.config_files import load_config
-from llm2clip.folders import write_text
-from llm2clip.report import collect_seconds, render_report
 
 
 def main(config: ReportConfig) -> None:
+    from llm2clip.folders import write_text
+    from llm2clip.report import collect_seconds, render_report
+
     results = json.loads(Path(config.results, 'results.json').read_text())
     galleries = json.loads(Path(config.results, 'gallery.json').read_text())
     page = render_report(config.title, results, {name: galleries[name] for name in config.galleries}, config.steps)
@@ -25,4 +25,4 @@ def main(config: ReportConfig) -> None:
 
 
 if __name__ == '__main__':
-    main(load_config(ReportConfig, sys.argv[1:]))
+    run_command(ReportConfig, main)

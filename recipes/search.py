@@ -6,17 +6,19 @@ python recipes/search.py model=runs/quickstart/export/llm2clip images=photos que
 
 import sys
 
+from llm2clip.command import run_command
 from llm2clip.config import ConfigError, SearchConfig
-from llm2clip.config_files import load_config
-from llm2clip.search.answers import Searcher, answer_lines, check_queries, literal_queries, read_queries
-from llm2clip.search.exported import ExportedModel
-from llm2clip.search.index import Index
-from llm2clip.search.page import write_page
-from llm2clip.search.prompt import typed_answers
-from llm2clip.search.update import update_index
+from llm2clip.search.arguments import literal_queries
 
 
 def main(config: SearchConfig) -> None:
+    from llm2clip.search.answers import Searcher, answer_lines, check_queries, read_queries
+    from llm2clip.search.exported import ExportedModel
+    from llm2clip.search.index import Index
+    from llm2clip.search.page import write_page
+    from llm2clip.search.prompt import typed_answers
+    from llm2clip.search.update import update_index
+
     queries = read_queries(config.query)
     if config.top < 1:
         raise ConfigError(f'top: {config.top} is less than 1')
@@ -45,9 +47,4 @@ def main(config: SearchConfig) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        # A file's name may hold bytes that are no text.
-        sys.stdout.reconfigure(errors='replace')  # pyright: ignore
-        main(load_config(SearchConfig, literal_queries(sys.argv[1:])))
-    except ConfigError as error:
-        raise SystemExit(f'error: {error}') from None
+    run_command(SearchConfig, main, literal_queries(sys.argv[1:]))

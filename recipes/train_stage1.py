@@ -3,30 +3,33 @@
 
 """Caption-contrastive fine-tuning: composer [-n N] recipes/train_stage1.py yamls/stage1/….yaml [key=value …]"""
 
-import sys
 from pathlib import Path
 
-from composer import Evaluator
-from composer.utils import dist, get_device, reproducibility
-
-from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
+from llm2clip.command import run_command
 from llm2clip.config import Stage1Config
-from llm2clip.config_files import load_config
-from llm2clip.data.caption_pairs import build_caption_pair_loader
-from llm2clip.data.masked_texts import build_masked_text_loader
-from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.models.llm import add_lora, load_llm, load_llm_and_head
-from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.models.teacher import save_teacher
-from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer
-from llm2clip.planning.plan import plan_run, plan_stage1
-from llm2clip.runs import timed
 
 
 def main(config: Stage1Config) -> None:
+    if config.plan:
+        from llm2clip.planning.plan import plan_run, plan_stage1
+        plan_run(config, plan_stage1)
+        return
     if Path(config.teacher_folder).is_dir():
         print(f'{config.teacher_folder} is complete')
         return
+
+    from composer import Evaluator
+    from composer.utils import dist, get_device, reproducibility
+
+    from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
+    from llm2clip.data.caption_pairs import build_caption_pair_loader
+    from llm2clip.data.masked_texts import build_masked_text_loader
+    from llm2clip.models.caption_contrastive import CaptionContrastive
+    from llm2clip.models.llm import add_lora, load_llm, load_llm_and_head
+    from llm2clip.models.mntp import MaskedNextTokenPrediction
+    from llm2clip.models.teacher import save_teacher
+    from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer
+
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
     check_train_config(config)
     tokenizer = load_caption_tokenizer(config.text_encoder)
@@ -53,12 +56,9 @@ def main(config: Stage1Config) -> None:
     fit(trainer)
     trainer.close()
     save_teacher(encoder, tokenizer, config.lora, config.teacher_folder, config.adapter_folder)
+    if dist.get_global_rank() == 0:
+        print(f'wrote the teacher to {config.teacher_folder} and its adapter to {config.adapter_folder}', flush=True)
 
 
 if __name__ == '__main__':
-    config = load_config(Stage1Config, sys.argv[1:])
-    if config.plan:
-        plan_run(config, plan_stage1)
-        sys.exit()
-    with timed(config.save_folder):
-        main(config)
+    run_command(Stage1Config, main)

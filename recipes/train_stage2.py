@@ -3,25 +3,28 @@
 
 """Post-training of a vision tower: composer [-n N] recipes/train_stage2.py yamls/stage2/….yaml [key=value …]"""
 
-import sys
-
-from composer import Evaluator
-from composer.utils import dist, get_device, reproducibility
-
-from llm2clip.algorithms.online_teacher import load_online_teacher
-from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
+from llm2clip.command import run_command
 from llm2clip.config import ConfigError, Stage2Config
-from llm2clip.config_files import load_config
-from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
-from llm2clip.imports.initial import load_initial_weights
-from llm2clip.models.caption_teacher import teacher_fingerprint
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.towers import tower_preprocessing
-from llm2clip.planning.plan import plan_run, plan_stage2
-from llm2clip.runs import save_teacher_fingerprint, timed
 
 
 def main(config: Stage2Config) -> None:
+    if config.plan:
+        from llm2clip.planning.plan import plan_run, plan_stage2
+        plan_run(config, plan_stage2)
+        return
+
+    from composer import Evaluator
+    from composer.utils import dist, get_device, reproducibility
+
+    from llm2clip.algorithms.online_teacher import load_online_teacher
+    from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
+    from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
+    from llm2clip.imports.initial import load_initial_weights
+    from llm2clip.models.caption_teacher import teacher_fingerprint
+    from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+    from llm2clip.models.towers import tower_preprocessing
+    from llm2clip.runs import save_teacher_fingerprint
+
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
     check_train_config(config)
     preprocessing = tower_preprocessing(config.model.vision)
@@ -59,12 +62,9 @@ def main(config: Stage2Config) -> None:
     trainer = build_trainer(config, model, optimizer, train_data, evaluators, algorithms)
     fit(trainer)
     trainer.close()
+    if dist.get_global_rank() == 0:
+        print(f'wrote the model to {config.checkpoint_folder}', flush=True)
 
 
 if __name__ == '__main__':
-    config = load_config(Stage2Config, sys.argv[1:])
-    if config.plan:
-        plan_run(config, plan_stage2)
-        sys.exit()
-    with timed(config.save_folder):
-        main(config)
+    run_command(Stage2Config, main)

@@ -17,7 +17,7 @@ from composer import Trainer
 from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 
-from llm2clip.checkpoints import find_checkpoint, newest_checkpoint, read_latest, refuse_code
+from llm2clip.checkpoints import find_checkpoint, newest_checkpoint, read_latest, refuse_code, written_checkpoints
 from llm2clip.config import ConfigError
 
 
@@ -86,17 +86,21 @@ def _damage(path: Path, how: str) -> None:
     file.write_bytes(data)
 
 
-def test_the_newest_is_found_and_old_ones_are_pruned(folder: Path, written: tuple[Path, bool]) -> None:
+def test_the_newest_is_found(folder: Path, written: tuple[Path, bool]) -> None:
     sharded = written[1]
-    assert len(list(folder.glob('ep*'))) == 3
     (folder / 'latest-rank0.pt').unlink()  # killed between two lines of Composer's
-    found = find_checkpoint(str(folder), sharded, keep=2)
-    assert found == str(folder / _name(3, sharded))
-    assert sorted(path.name for path in folder.glob('ep*')) == [_name(2, sharded), _name(3, sharded)]
+    assert find_checkpoint(str(folder), sharded) == str(folder / _name(3, sharded))
+    assert len(list(folder.glob('ep*'))) == 3
     assert os.readlink(folder / 'latest-rank0.pt') == _name(3, sharded)
     with pytest.raises(ConfigError, match='but this run writes and reads'):
         find_checkpoint(str(folder), not sharded)
     assert find_checkpoint(str(folder / 'nothing'), sharded) is None
+
+
+def test_a_resumed_run_takes_over_what_was_written_before_it(folder: Path, written: tuple[Path, bool]) -> None:
+    file = '/.metadata' if written[1] else ''
+    found = written_checkpoints(str(folder), 2)  # 3 is written again
+    assert found == [f'{folder / _name(batch, written[1])}{file}' for batch in (1, 2)]
 
 
 @pytest.mark.parametrize('how', ['flipped', 'cut', 'unfinished'])

@@ -4,36 +4,70 @@
 """A run's metrics as lines of JSON, which survive kills and are easy to plot."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, BinaryIO, Optional, Union
 
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
+from llm2clip.folders import complete_file
+
 __all__ = ['JSONLLogger', 'read_metrics']
 
 
 class JSONLLogger(LoggerDestination):
-    """Append every metric to a file on rank 0, a line a call: ``{"step": …, "<metric>": …}``.
+    """Write the metrics of each step as a line of a file, on rank 0: ``{"step": …, "<metric>": …, …}``.
+
+    The line of the present step is rewritten with every metric that comes, so that a kill loses none.  A run that is
+    resumed goes on in the file of the run before: what that has logged after the checkpoint is removed.
 
     Args:
-        path: The file; a resumed run goes on in it.
+        path: The file.
     """
 
     def __init__(self, path: Union[str, Path]) -> None:
         self.path = Path(path)
-        self._file: Optional[Any] = None
+        self._file: Optional[BinaryIO] = None
+        self._record: dict[str, Any] = {}
+        self._start = 0
+        """Where the line of the present step begins."""
 
-    def init(self, state: State, logger: Logger) -> None:
-        if dist.get_global_rank() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open('a', buffering=1)
+    def after_load(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() > 0:
+            return
+        begun = state.timestamp.batch.value
+        records: dict[int, dict[str, Any]] = {}
+        for record in _read_records(self.path) if begun > 0 else ():
+            # What was logged as step n before the checkpoint of n batches, such as an evaluation, is not logged again;
+            # the loss of step n is, and takes the place of the one here.
+            if record['step'] <= begun:
+                records.setdefault(record['step'], {}).update(record)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._record = records.pop(begun, {'step': begun})
+        with complete_file(self.path) as partial:
+            partial.write_bytes(b''.join(_line(records[step]) for step in sorted(records)))
+        self._file = self.path.open('r+b', buffering=0)
+        self._start = self._file.seek(0, 2)
+        self._write()
 
     def log_metrics(self, metrics: dict[str, Any], step: Optional[int] = None) -> None:
-        if self._file is not None:
-            numbers = {name: float(value) for name, value in metrics.items()}
-            self._file.write(json.dumps({'step': step, **numbers}) + '\n')
+        if self._file is None:
+            return
+        if step != self._record['step']:
+            self._start = self._file.seek(0, 2)
+            self._record = {'step': step}
+        self._record.update({name: float(value) for name, value in metrics.items()})
+        self._write()
+
+    def _write(self) -> None:
+        assert self._file is not None
+        if len(self._record) > 1:
+            line = _line(self._record)
+            self._file.seek(self._start)
+            self._file.write(line)
+            self._file.truncate()
 
     def close(self, state: State, logger: Logger) -> None:
         if self._file is not None:
@@ -41,19 +75,26 @@ class JSONLLogger(LoggerDestination):
             self._file = None
 
 
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b'\n'
+
+
+def _read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file, none if it does not exist; one that a kill cut short is left out."""
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
 def read_metrics(path: Union[str, Path]) -> dict[str, dict[int, float]]:
     """Metric -> step -> value.
 
-    A step that was repeated after a kill has its last value; a line that a kill cut short is left out.
+    A file of an earlier version, which has several lines for a step, is read as well: the last value counts.
     """
     metrics: dict[str, dict[int, float]] = {}
-    if not Path(path).is_file():
-        return metrics
-    for line in Path(path).read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for record in _read_records(Path(path)):
         step = record.pop('step')
         for name, value in record.items():
             metrics.setdefault(name, {})[step] = value

@@ -3,7 +3,6 @@
 
 """Queries and what an index answers."""
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from llm2clip.search.exported import ExportedModel
 from llm2clip.search.files import IMAGE_SUFFIXES
 from llm2clip.search.index import Index
 
-__all__ = ['Answer', 'Hit', 'Query', 'Searcher', 'answer_lines', 'check_queries', 'literal_queries', 'read_queries']
+__all__ = ['Answer', 'Hit', 'Query', 'Searcher', 'answer_lines', 'check_queries', 'read_queries']
 
 
 class Query(NamedTuple):
@@ -40,18 +39,6 @@ class Answer(NamedTuple):
 
     query: Query
     hits: list[Hit]
-
-
-def literal_queries(args: Sequence[str]) -> list[str]:
-    """A recipe's arguments, with ``query=…`` as it is typed: YAML would cut ``dog #1`` and read ``no`` as false.
-
-    What begins with a bracket or a quote is left to YAML.
-    """
-    return [_literal(arg.removeprefix('query=')) if arg.startswith('query=') else arg for arg in args]
-
-
-def _literal(value: str) -> str:
-    return f'query={value}' if value.startswith(('[', '"', "'")) else f'query={json.dumps(value)}'
 
 
 def read_queries(value: Any) -> list[Query]:

@@ -15,6 +15,7 @@ import pytest
 from parts import make_samples, write_dataset, write_sidecar
 from remotes import S3_KEY, S3_SECRET, FaultyProxy, rclone, sftp_server
 
+from llm2clip.callbacks.jsonl_logger import read_metrics
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
@@ -105,8 +106,7 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
                         f'train_data.streams.s.embeddings.tiny.remote={remote}/embeddings']
         subprocess.run([sys.executable, 'recipes/train_stage2.py', *args, *streams, f'save_folder={tmp_path / name}'],
                        cwd=ROOT, check=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-        lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
-        losses.append([line for line in lines if 'loss/train/total' in line])
+        losses.append(read_metrics(tmp_path / name / 'metrics.jsonl')['loss/train/total'])
     assert len(losses[0]) == 16 and losses[0] == losses[1] and s3.done
 
 

@@ -39,7 +39,9 @@ def test_warm_start_then_contrastive_on_its_adapter(
     assert (raw[moved] - warm[moved]).abs().max() > 1e-3
 
 
-def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_to_report(
+    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path('photos').mkdir()
     rows = ['image,caption']
@@ -59,6 +61,11 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     run('prepare_data', *prepare)
     run('train_stage1', *small, 'save_folder=s1', f'text_encoder.pretrained={llm_folder}',
         f'train_data.streams.p.local={data}', 'train_data.pairs=[{query: ["0"], positive: ["1"]}]')
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        'wrote the teacher to s1/teacher and its adapter to s1/adapter',
+        f'next: composer -n 1 recipes/extract_embeddings.py teacher=s1/teacher datasets.p.local={data} '
+        'out=s1/embeddings']
     run('extract_embeddings', 'teacher=s1/teacher', f'datasets.train.local={data}', 'out=emb', 'device=cpu')
     run('train_stage2', *small, 'save_folder=s2', f'train_data.streams.p.local={data}', 'teacher=s1/teacher',
         'train_data.streams.p.embeddings.t.local=emb/train', 'train_data.caption_mix={"0": 1.0, "1": 1.0}',

@@ -246,7 +246,7 @@ def test_a_corrupt_shard_stops_both_ranks(
         for rank in ranks:
             rank.kill()
     assert all(rank.returncode == 1 for rank in ranks), [rank.returncode for rank in ranks]
-    named = [bool(re.search(r'ShardError.*sidecar/shard\.00001\.mds is damaged: xxh64', output)) for output in outputs]
+    named = [bool(re.search(r'error: .*sidecar/shard\.00001\.mds is damaged: xxh64', output)) for output in outputs]
     # The one that is in a collective operation when the other stops ends with that.
     assert any(named) and all(ok or 'Connection closed' in output for ok, output in zip(named, outputs)), outputs
 

@@ -22,7 +22,8 @@ from transformers import AutoImageProcessor, AutoModel
 from llm2clip.config import ConfigError, SearchConfig
 from llm2clip.config_files import load_config
 from llm2clip.export.hf import LLM2CLIPModel
-from llm2clip.search.answers import Answer, Hit, Query, Searcher, literal_queries, read_queries
+from llm2clip.search.answers import Answer, Hit, Query, Searcher, read_queries
+from llm2clip.search.arguments import literal_queries
 from llm2clip.search.exported import ExportedModel
 from llm2clip.search.index import Index
 from llm2clip.search.page import render_page, write_page
@@ -193,11 +194,11 @@ def test_the_recipe_as_a_user_calls_it(
     run_recipe(monkeypatch, 'search', *common, 'query=a red square', 'top=3')
     assert capsys.readouterr().out.splitlines() == lines[:4]
     for arguments, message in [
-        (['query=nowhere.png'], 'error: query: there is no image file nowhere.png'),
-        (['query=a', 'top=0'], 'error: top: 0'), (['images=none'], 'error: images: there is no folder none'),
-        (['imags=photos'], 'did you mean images'), (['images=photos', 'precision=half'], "error: precision: 'half'"),
+        (['query=nowhere.png'], 'query: there is no image file nowhere.png'),
+        (['query=a', 'top=0'], 'top: 0'), (['images=none'], 'images: there is no folder none'),
+        (['imags=photos'], 'did you mean images'), (['images=photos', 'precision=half'], "precision: 'half'"),
     ]:
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(ConfigError, match=message):
             run_recipe(monkeypatch, 'search', *common, *arguments)
 
 
@@ -205,7 +206,7 @@ def test_without_a_teacher_a_new_text_stops_the_recipe_before_the_index_is_made(
     model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(model_folder, tmp_path / 'model', ignore=shutil.ignore_patterns('teacher'))
-    with pytest.raises(SystemExit, match='has no teacher/'):
+    with pytest.raises(ConfigError, match='has no teacher/'):
         run_recipe(monkeypatch, 'search', f'model={tmp_path}/model', f'index={tmp_path}/index', f'images={photos}',
                    'query=a dog', 'device=cpu')
     assert not (tmp_path / 'index').exists()

@@ -1,0 +1,197 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How every recipe begins and ends.
+
+The configuration is read before anything else: a recipe imports PyTorch, Composer and what needs them, which takes many
+seconds, inside its `main`, so that a mistyped key is answered at once.
+"""
+
+import atexit
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, Optional, TypeVar
+
+import wrapt
+from tqdm import tqdm
+
+from llm2clip.config import ConfigError, TrainConfig
+from llm2clip.config_files import load_config
+from llm2clip.folders import write_text
+from llm2clip.steps import goes_on, next_command, step_folder
+
+__all__ = ['SECONDS_FILE', 'run_command']
+
+T = TypeVar('T')
+
+SECONDS_FILE = 'seconds.json'
+_TRACEBACK = 'LLM2CLIP_TRACEBACK'
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_OTHER_RANKS_WAIT = 5.0
+
+
+def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
+    """Read the configuration, call `main` with it, and name the command of the next step.
+
+    The time that it takes is added to seconds.json in the step's folder.  An error in what the user gave becomes one
+    line; with ``LLM2CLIP_TRACEBACK=1`` in the environment every error keeps its traceback.  Ctrl-C and SIGTERM end the
+    command with the exit status 130 and 143, and a line says from where the same command goes on.
+
+    Args:
+        schema: One of the dataclasses of `llm2clip.config`.
+        main: The recipe.
+        args: YAML files and overrides; unset, those of the command line.
+    """
+    sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # a file's name may hold bytes that are no text
+    with _errors_in_one_line():
+        config = load_config(schema, sys.argv[1:] if args is None else args)
+        plan = isinstance(config, TrainConfig) and config.plan
+        with _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
+            main(config)
+        command = None if plan else next_command(config)
+        if command is not None and _rank() == 0:
+            print(f'next: {command}', flush=True)
+
+
+def _rank(kind: str = 'RANK') -> int:
+    """That of the launcher, which is known before Composer is imported."""
+    return int(os.environ.get(kind, 0))
+
+
+@contextmanager
+def _timed(folder: Optional[str]) -> Iterator[None]:
+    """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it.
+
+    A block that made no such folder leaves nothing.
+    """
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        if folder is not None and _rank() == 0 and Path(folder).is_dir():
+            path = Path(folder, SECONDS_FILE)
+            before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
+            write_text(path, json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get(_TRACEBACK) or not _is_expected(error):
+            raise
+        if _rank('LOCAL_RANK') > 0:
+            # Rank 0 of this node most likely has the same to say, and the launcher then ends this process.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(_OTHER_RANKS_WAIT)
+        hint = '' if isinstance(error, ConfigError) else f' ({_TRACEBACK}=1 shows where)'
+        sys.stdout.flush()
+        raise SystemExit(f'error: {_message(error)}{hint}') from None
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether this project raised an error to tell the user something, in contrast to a fault in a program."""
+    if type(error).__module__.startswith('llm2clip.'):
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
+
+
+def _message(error: Exception) -> str:
+    """The message alone of an error that a loader's worker has passed on with its traceback."""
+    text = str(error)
+    return text.rstrip().splitlines()[-1].split(': ', 1)[-1] if 'Original Traceback' in text else text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+_signal = 0
+"""The one that asked for the end."""
+
+
+@contextmanager
+def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
+    """End the block at SIGINT and SIGTERM, and say how the command goes on."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    main = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != main:
+            _stop_worker(number)
+        elif not _signal:
+            _stop(number)
+        elif number == signal.SIGINT:  # again: at once
+            os._exit(128 + number)
+        # The launcher sends SIGTERM after Ctrl-C, which has come here too.
+
+    def install(*_: Any) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, stop)
+
+    install()
+    # Importing it installs handlers of its own, which its workers would inherit and end with an error.
+    wrapt.register_post_import_hook(install, 'composer.core.engine')
+    try:
+        yield
+    except BaseException:
+        if not _signal:
+            raise
+        # Also in place of what a library raises since its workers are gone.
+        for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
+            bar.close()  # so that nothing is drawn below the last line
+        if _rank() == 0:
+            print('\nstopped', *filter(None, [goes_on()]), sep='; ', file=sys.stderr, flush=True)
+        raise SystemExit(128 + _signal) from None
+    finally:
+        if not _signal:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _stop(number: int) -> NoReturn:
+    """End this process in an orderly way, and its workers at once.
+
+    No checkpoint is written on the way: ranks may be anywhere in a step, and the launcher kills them 30 seconds later.
+    """
+    global _signal
+    _signal = number
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader's worker ends
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    raise SystemExit(128 + number)
+
+
+def _stop_worker(number: int) -> None:
+    """In a forked process: its parent ends it, at Ctrl-C as well, which the terminal sends to both."""
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+@atexit.register
+def _end_without_report() -> None:
+    """Die of SIGTERM on all ranks but the first of a node.
+
+    Composer's launcher prints everything that a rank ever said if that ends with an exit status, but not if a signal
+    ends it.  Registered before Composer is imported, this runs after Composer has closed everything.
+    """
+    if _signal and _rank('LOCAL_RANK') > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,202 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What each recipe leaves behind, how it goes on after it was stopped, and which command comes next."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from llm2clip.config import (
+    DatasetConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExportTeacherConfig,
+    ExtractConfig,
+    ImportConfig,
+    PrepareConfig,
+    SearchConfig,
+    Stage1Config,
+    Stage2Config,
+    TrainConfig,
+)
+
+__all__ = ['goes_on', 'next_command', 'step_folder']
+
+# What the next step takes besides the folders that this one knows; a user has files of their own in their place.
+_STAGE1 = ['yamls/stage1/laptop.yaml']
+_STAGE2 = ['yamls/stage2/paper.yaml', 'yamls/stage2/vision/clip_b16.yaml']
+_BENCHMARK = 'yamls/eval/benchmarks/mds.yaml'
+_CAPTION = 'caption.'
+
+
+def step_folder(config: Any) -> Optional[str]:
+    """The folder of a step that keeps how long it took; None for one that keeps nothing."""
+    if isinstance(config, TrainConfig):
+        return config.save_folder
+    if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, ExportConfig, ExportTeacherConfig,
+                           ImportConfig)):
+        return config.out
+    return None
+
+
+def goes_on(config: Any) -> str:
+    """How the same command goes on after it was stopped; empty if it just begins again."""
+    if isinstance(config, TrainConfig):
+        if not config.autoresume:
+            return ''
+        if '://' in config.checkpoint_folder:
+            return f'the same command goes on from the newest checkpoint in {config.checkpoint_folder}'
+        batch = _newest_batch(config.checkpoint_folder)
+        return 'there is no checkpoint yet, the same command begins from the beginning' if batch is None else \
+            f'the same command goes on from batch {batch}'
+    indexing = isinstance(config, SearchConfig) and config.images is not None
+    if indexing or isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig)):
+        return 'the same command goes on with what is missing'
+    return ''
+
+
+def _newest_batch(checkpoints: str) -> Optional[int]:
+    """Of the newest whole checkpoint, to which Composer links after it has written one."""
+    try:
+        return int(re.findall(r'-ba(\d+)', os.readlink(Path(checkpoints, 'latest-rank0.pt')))[-1])
+    except (OSError, IndexError):
+        return None
+
+
+def next_command(config: Any) -> Optional[str]:
+    """A command of the next step that takes what this one wrote, or None at the end of the pipeline."""
+    for kind, command in _NEXT.items():
+        if isinstance(config, kind):
+            words = command(config)
+            return shlex.join(words) if words else None
+    return None
+
+
+def _composer(recipe: str) -> list[str]:
+    return ['composer', '-n', os.environ.get('LOCAL_WORLD_SIZE', '1'), f'recipes/{recipe}.py']
+
+
+def _after_prepare(config: PrepareConfig) -> list[str]:
+    """Stage 1 on the captions, which needs two of each sample, or else their extraction."""
+    splits = {path.parent.name: str(path.parent) for path in sorted(Path(config.out).glob('*/index.json'))}
+    if not splits:
+        return []  # another machine is still writing
+    train = splits.pop('train', None) or splits.pop(min(splits))
+    keys = _captions(train)
+    if len(keys) < 2:
+        return _extract('TEACHER', {'train': DatasetConfig(train)}, f'{config.out}_embeddings')
+    heldout = [f'eval_data.streams.heldout.local={folder}' for folder in list(splits.values())[:1]]
+    return [*_composer('train_stage1'), *_STAGE1, f'train_data.streams.captions.local={train}',
+            f'train_data.pairs={_list_of_pairs(keys)}', *heldout]
+
+
+def _after_stage1(config: Stage1Config) -> list[str]:
+    streams = config.train_data.streams
+    if config.objective == 'mntp':
+        encoder = config.text_encoder
+        keys = sorted({key for name, stream in streams.items() for key in stream.texts or config.train_data.texts})
+        return [*_composer('train_stage1'), *_STAGE1, f'save_folder={config.save_folder}-contrastive',
+                f'text_encoder.pretrained={encoder.pretrained}',
+                f'text_encoder.gguf_file={encoder.gguf_file or "null"}',
+                f'text_encoder.adapters={_list([*encoder.adapters, config.adapter_folder])}',
+                *_dataset_arguments('train_data.streams', streams), f'train_data.pairs={_list_of_pairs(keys)}']
+    # Texts without images serve stage 1 only.
+    images = {name: stream for name, stream in streams.items() if _has_images(stream.local)}
+    return _extract(config.teacher_folder, images or {'train': DatasetConfig('IMAGE_DATASET')},
+                    f'{config.save_folder}/embeddings')
+
+
+def _after_extract(config: ExtractConfig) -> list[str]:
+    images = {name: data for name, data in config.datasets.items() if _has_images(data.local)}
+    if not images:
+        return []
+    words = [*_composer('train_stage2'), *_STAGE2, 'run_name=stage2',
+             f'save_folder={Path(config.out).parent / "stage2"}', *_dataset_arguments('train_data.streams', images)]
+    for name in images:
+        remote = config.out_remote and f'{config.out_remote.rstrip("/")}/{name}'
+        words += _dataset_arguments(f'train_data.streams.{name}.embeddings',
+                                    {'teacher': DatasetConfig(f'{config.out}/{name}', remote)})
+    keys = sorted({key for data in images.values() for key in _captions(data.local)})
+    words.append(f'train_data.caption_mix={{{", ".join(f"{_quoted(key)}: 1.0" for key in keys or ["CAPTION"])}}}')
+    return [*words, f'teacher={config.teacher}'] if config.teacher else words
+
+
+def _after_stage2(config: Stage2Config) -> list[str]:
+    streams = config.eval_data.streams.values() if config.eval_data is not None else ()
+    heldout = [f'retrieval.heldout.source.local={stream.local}' for stream in list(streams)[:1]]
+    teacher = [] if config.teacher else ['models.ours.teacher=TEACHER']
+    return ['python', 'recipes/evaluate.py', _BENCHMARK, *heldout, f'models.ours.run={config.save_folder}', *teacher,
+            f'out={config.save_folder}/evaluate']
+
+
+def _after_evaluate(config: EvaluateConfig) -> list[str]:
+    model = next((model for model in config.models.values() if model.run), None)
+    if model is None or model.run is None:
+        return []
+    teachers = [f'teachers={_list(model.teachers)}'] if model.teachers else [f'teacher={model.teacher}'] \
+        if model.teacher else []
+    return ['python', 'recipes/export_hf.py', f'run={model.run}', f'weights={model.weights}', *teachers,
+            f'results={config.out}', f'out={model.run}/export']
+
+
+def _after_export(config: ExportConfig) -> list[str]:
+    return ['python', 'recipes/search.py', f'model={config.out}/llm2clip', 'images=IMAGES', 'query=a dog']
+
+
+def _after_import(config: ImportConfig) -> list[str]:
+    if config.checkpoint is None:
+        return _extract(f'{config.out}/teacher', {'train': DatasetConfig('IMAGE_DATASET')}, f'{config.out}/embeddings')
+    return ['python', 'recipes/evaluate.py', _BENCHMARK, f'models.official.export={config.out}/llm2clip',
+            f'out={config.out}/evaluate']
+
+
+_NEXT = {PrepareConfig: _after_prepare, Stage1Config: _after_stage1, ExtractConfig: _after_extract,
+         Stage2Config: _after_stage2, EvaluateConfig: _after_evaluate, ExportConfig: _after_export,
+         ImportConfig: _after_import}
+
+
+def _extract(teacher: str, datasets: Mapping[str, DatasetConfig], out: str) -> list[str]:
+    return [*_composer('extract_embeddings'), f'teacher={teacher}', *_dataset_arguments('datasets', datasets),
+            f'out={out}']
+
+
+def _dataset_arguments(key: str, datasets: Mapping[str, DatasetConfig]) -> list[str]:
+    return [f'{key}.{name}.{field}={value}' for name, data in datasets.items()
+            for field, value in (('local', data.local), ('remote', data.remote)) if value is not None]
+
+
+def _columns(dataset: str) -> list[str]:
+    """Of an MDS dataset, as far as its index is here."""
+    path = Path(dataset, 'index.json')
+    shards = json.loads(path.read_text())['shards'] if path.is_file() else []
+    return shards[0]['column_names'] if shards else []
+
+
+def _captions(dataset: str) -> list[str]:
+    return sorted(name.removeprefix(_CAPTION) for name in _columns(dataset) if name.startswith(_CAPTION))
+
+
+def _has_images(dataset: str) -> bool:
+    """False only if the index is here and says so."""
+    columns = _columns(dataset)
+    return not columns or 'image' in columns
+
+
+def _quoted(text: str) -> str:
+    """In YAML, so that a number stays a text."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _list(texts: Iterable[str]) -> str:
+    return f'[{", ".join(map(_quoted, texts))}]'
+
+
+def _list_of_pairs(keys: list[str]) -> str:
+    if {'query', 'positive'} <= {*keys}:
+        return '[{query: [query], positive: [positive]}]'
+    return f'[{{query: {_list(keys)}, positive: {_list(keys)}}}]'

@@ -1,0 +1,86 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a run that is stopped and started again says and leaves behind."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from launched import start
+from recipes_in_process import run_recipe
+
+from llm2clip.callbacks.jsonl_logger import read_metrics
+
+
+@pytest.mark.parametrize('kind', ['full', 'sharded'])
+def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_a_step(
+    kind: str, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / 'run'
+    args = [*stage2_args, 'save_interval=1ba', 'callbacks.logit_scale_monitor={}', f'save_folder={folder}',
+            'train_data.num_workers=0', 'progress_bar=true']
+    if kind == 'sharded':
+        args.append('fsdp.state_dict_type=sharded')
+
+    def run(steps: int) -> str:
+        run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={steps}ba')
+        output = capfd.readouterr()
+        assert re.search(r'loss/train/total=\d\.\d+, samples/s=[\d,]+\]', output.err) or 'complete' in output.out
+        return output.out
+
+    suffix = '' if kind == 'sharded' else '-rank0.pt'
+    metrics = folder / 'metrics.jsonl'
+    assert 'goes on' not in run(4)
+    # As after a kill in the step after the checkpoint.
+    with metrics.open('a') as file:
+        file.write('{"step": 4, "loss/train/total": 99.0}\n{"step": 5, "loss/train/total": 99.0}\n{"step": 6, "lo')
+    assert f'goes on from batch 4 of 7, {folder}/checkpoints/ep0-ba4{suffix}\n' in run(7)
+    checkpoints = sorted(path.name for path in (folder / 'checkpoints').glob('ep*'))
+    assert checkpoints == [f'ep0-ba6{suffix}', f'ep0-ba7{suffix}']
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line['step'] for line in lines] == list(range(8))
+    found = read_metrics(metrics)
+    assert sorted(found['loss/train/total']) == list(range(7)) and 99.0 not in found['loss/train/total'].values()
+    assert sorted(found['logit_scale']) == list(range(1, 8))
+    assert sorted(found['metrics/eval/retrieval_recall@10']) == [3, 4, 6, 7]
+    assert f'complete at batch 7, {folder}/checkpoints/ep0-ba7{suffix}\n' in run(7)
+    assert read_metrics(metrics) == found
+
+
+def _alive(group: int) -> list[str]:
+    """Processes of a group that have not ended."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            name, fields = path.read_text().rsplit(')', 1)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, _, of, *_ = fields.split()
+        if int(of) == group and state != 'Z':
+            found.append(name)
+    return found
+
+
+@pytest.mark.dist
+def test_ctrl_c_ends_both_ranks_with_one_line(stage2_args: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / 'run'
+    process = start('train_stage2', folder, [*stage2_args, 'max_duration=100000ba', 'eval_interval=100000ba'], 2)
+    link = folder / 'checkpoints/latest-rank0.pt'
+    deadline = time.monotonic() + 120
+    while not link.exists():
+        assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix('.log').read_text()[-3000:]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the launcher, the ranks and their workers
+    assert process.wait(timeout=30) == 130
+    log = folder.with_suffix('.log').read_text()
+    saved = link.resolve().name.split('ba')[1].split('-')[0]
+    assert log.count(f'stopped; the same command goes on from batch {saved}\n') == log.count('stopped') == 1, log
+    # Composer's launcher shows where it was itself.
+    assert log.count('Traceback') == log.count('in _monitor_processes') and 'Begin global rank' not in log, log
+    assert _alive(process.pid) == []
