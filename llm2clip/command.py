@@ -52,11 +52,12 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
     """
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # a file's name may hold bytes that are no text
     with _errors_in_one_line():
-        config = load_config(schema, sys.argv[1:] if args is None else args)
+        args = sys.argv[1:] if args is None else args
+        config = load_config(schema, args)
         plan = isinstance(config, TrainConfig) and config.plan
         with _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
             main(config)
-        command = None if plan else next_command(config)
+        command = None if plan else next_command(config, args)
         if command is not None and _rank() == 0:
             print(f'next: {command}', flush=True)
 

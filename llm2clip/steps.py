@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -68,13 +68,33 @@ def _newest_batch(checkpoints: str) -> Optional[int]:
         return None
 
 
-def next_command(config: Any) -> Optional[str]:
-    """A command of the next step that takes what this one wrote, or None at the end of the pipeline."""
+def next_command(config: Any, args: Sequence[str] = ()) -> Optional[str]:
+    """A command of the next step that takes what this one wrote, or None at the end of the pipeline.
+
+    Args:
+        config: Of this step.
+        args: From which it was read.  Where they name one file of a folder with a file for every step, such as
+            `yamls/own`, the next one is launched.
+    """
+    for path in map(Path, args[:1]):
+        if (step := _SERIES.get(path.stem)) is not None and path.with_stem(step[0]).is_file():
+            return shlex.join([*step[1], str(path.with_stem(step[0]))])
     for kind, command in _NEXT.items():
         if isinstance(config, kind):
             words = command(config)
             return shlex.join(words) if words else None
     return None
+
+
+# Name of a step's file in such a folder -> that of the next one, and what launches it.
+_SERIES = {
+    'prepare': ('stage1', ['composer', '-n', '1', 'recipes/train_stage1.py']),
+    'stage1': ('extract', ['composer', '-n', '1', 'recipes/extract_embeddings.py']),
+    'extract': ('stage2', ['composer', '-n', '1', 'recipes/train_stage2.py']),
+    'stage2': ('evaluate', ['python', 'recipes/evaluate.py']),
+    'evaluate': ('export', ['python', 'recipes/export_hf.py']),
+    'export': ('report', ['python', 'recipes/report.py']),
+}
 
 
 def _composer(recipe: str) -> list[str]:

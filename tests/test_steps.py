@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launched import ROOT
 from parts import make_samples, write_dataset
 from recipes_in_process import SCHEMAS
 
@@ -112,6 +113,15 @@ def test_other_ways_through_the_pipeline(text_pairs_dataset: Path, tmp_path: Pat
     for arguments, expected in ((['checkpoint=c', 'teacher=t'], 'evaluate'),
                                 (['text_encoder.pretrained=x'], 'extract_embeddings')):
         assert _next(SCHEMAS['import_official'], 'out=o', *arguments)[0] == expected
+
+
+def test_a_folder_with_a_file_for_every_step_goes_on_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    files = ['yamls/own/prepare.yaml']
+    while (command := next_command(None, files)) is not None:
+        assert (ROOT / command.split()[-1]).read_text().splitlines()[0] == f'# {command}'
+        files = [command.split()[-1]]
+    assert files == ['yamls/own/report.yaml']
 
 
 def test_the_end_of_the_pipeline_and_unfinished_data_name_no_command(tmp_path: Path) -> None:
