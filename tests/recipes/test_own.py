@@ -1,0 +1,114 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`yamls/own/`, one command a step, on pictures and captions as people have them."""
+
+import csv
+import io
+import json
+import random
+from pathlib import Path
+
+import pytest
+from launched import ROOT
+from parts import picture
+from PIL import Image
+from recipes_in_process import run_recipe
+
+from llm2clip.data.schema import read_samples
+
+LANGUAGES = ('en', 'en_2', 'de', 'fr', 'es')
+# Stand-ins for the LLM and the tower, and few steps.
+SMALL = {
+    'train_stage1': ['max_duration=2ba', 'global_train_batch_size=8', 'text_encoder.gguf_file=null',
+                     'text_encoder.max_length=32'],
+    'extract_embeddings': [],
+    'train_stage2': ['max_duration=1ep', 'global_train_batch_size=8', 'model.vision={name: test_efficientnet, '
+                     'checkpoint: null, remap: false, image_size: 32}', 'model.embed_dim=16'],
+    'evaluate': ['num_workers=0'],
+    'export_hf': [],
+    'report': [],
+}
+
+
+def _file(kind: str, folder: Path, i: int) -> str:
+    """One picture in a format of its own; returns its name."""
+    image, options = Image.open(io.BytesIO(picture(i))), {}
+    suffix = 'jpg' if kind in ('rotated', 'CMYK') else 'png'
+    if kind == 'RGBA':
+        image.putalpha(Image.linear_gradient('L').resize(image.size))
+    elif kind == 'rotated':
+        options['exif'] = exif = Image.Exif()
+        exif[0x0112] = 6
+    elif kind != 'RGB':
+        image = image.convert(kind)
+    image.save(folder / f'{i}.{suffix}', **options)
+    return f'{i}.{suffix}'
+
+
+@pytest.fixture(scope='module')
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
+    """Sixty pictures, with one to five captions in four languages, and a table of them."""
+    folder = tmp_path_factory.mktemp('own')
+    (folder / 'photos').mkdir()
+    rng, rows = random.Random(1), []
+    for i in range(60):
+        name = _file(('RGB', 'RGBA', 'rotated', 'P', 'CMYK', 'L')[i % 6], folder / 'photos', i)
+        there = rng.sample(LANGUAGES, 1 + i % 5)
+        rows.append({'image': name, **{key: f'{key}: a picture, number {i}' if key in there else ''
+                                       for key in LANGUAGES}})
+    with open(folder / 'captions.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, ['image', *LANGUAGES])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder, rows
+
+
+def test_every_step_from_its_file(
+    own: tuple[Path, list[dict[str, str]]], llm_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, rows = own
+    monkeypatch.chdir(folder)
+    yamls = ROOT / 'yamls/own'
+
+    def run(recipe: str, *files: str) -> None:
+        device = [] if recipe in ('prepare_data', 'export_hf', 'report') else ['device=cpu']
+        bar = ['progress_bar=false', 'train_data.num_workers=0'] if recipe.startswith('train') else []
+        llm = [f'text_encoder.pretrained={llm_folder}'] if recipe == 'train_stage1' else []
+        run_recipe(monkeypatch, recipe, *(str(yamls / f'{file}.yaml') for file in files), *SMALL.get(recipe, []),
+                   *device, *bar, *llm)
+
+    run('prepare_data', 'prepare', 'languages')
+    for recipe, files in (('train_stage1', ['stage1']), ('extract_embeddings', ['extract']),
+                          ('train_stage2', ['stage2']), ('evaluate', ['evaluate', 'evaluate_languages']),
+                          ('export_hf', ['export']), ('report', ['report'])):
+        assert f'{files[0]}.yaml' in capsys.readouterr().out.splitlines()[-1]
+        run(recipe, *files)
+
+    heldout = {sample['sample_id'] for sample in read_samples('data/own/heldout')}
+    assert 2 <= len(heldout) <= 12 and len(heldout) + len(read_samples('data/own/train')) == 60
+    results = json.loads(Path('runs/own/results.json').read_text())['retrieval']
+    for name, keys in (('heldout', LANGUAGES), ('en', ('en', 'en_2')), ('de', ('de',)), ('es', ('es',))):
+        texts = [[row[key] for key in keys if row[key]] for row in rows if row['image'] in heldout]
+        found = results[name]['models']['own']
+        assert (found['n_images'], found['n_texts']) == (sum(map(bool, texts)), sum(map(len, texts))), name
+    assert 'data:image' in Path('runs/own/report.html').read_text()
+    assert (folder / 'runs/own/export/llm2clip/model.safetensors').is_file()
+
+
+def test_captions_in_rows(
+    own: tuple[Path, list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first file alone, for `image,caption`."""
+    folder, rows = own
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'photos').symlink_to(folder / 'photos')
+    with open('captions.csv', 'w', newline='') as file:
+        csv.writer(file).writerows([('image', 'caption'), *(
+            (row['image'], row[key]) for row in rows for key in LANGUAGES if row[key])])
+    run_recipe(monkeypatch, 'prepare_data', str(ROOT / 'yamls/own/prepare.yaml'))
+    samples = {s['sample_id']: s for split in ('train', 'heldout') for s in read_samples(f'data/own/{split}')}
+    for row in rows:
+        expected = [row[key] for key in LANGUAGES if row[key]]
+        assert [samples[row['image']][f'caption.{i}'] for i in range(5)] == expected + [''] * (5 - len(expected))
