@@ -16,7 +16,8 @@ from streaming.base.storage import CloudDownloader, CloudUploader
 from llm2clip.config import ConfigError
 
 __all__ = [
-    'MANIFEST', 'OutputFolder', 'check_replaceable', 'complete_file', 'complete_folder', 'is_missing', 'write_text',
+    'MANIFEST', 'OutputFolder', 'check_replaceable', 'complete_file', 'complete_folder', 'describe_folder',
+    'is_missing', 'write_text',
 ]
 
 MANIFEST = 'MANIFEST'
@@ -43,6 +44,13 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     if fault is not None:
         raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. '
                           'Choose another folder, or remove that one')
+
+
+def describe_folder(folder: Union[str, Path]) -> str:
+    """Its path, size and contents, for a message."""
+    size = sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file())
+    names = sorted(f'{path.name}/' if path.is_dir() else path.name for path in Path(folder).iterdir())
+    return f'{folder} ({size / 1e6:,.1f} MB): {", ".join(names)}'
 
 
 def _fault(folder: Path, kind: str) -> Optional[str]:
@@ -80,14 +88,14 @@ def complete_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Ite
         ConfigError: `folder` may not be replaced.
     """
     folder = Path(os.path.abspath(folder))
+    if kind is not None:
+        check_replaceable(folder, kind)
     work = folder.with_name(f'{folder.name}.tmp')
     new, old = work / 'new', work / 'old'
     if kind is not None and work.exists() and not (work.is_dir() and {*os.listdir(work)} <= {'new', 'old'}):
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
     if old.exists() and not folder.exists():  # killed between the two renames below
         old.replace(folder)
-    if kind is not None:
-        check_replaceable(folder, kind)
     shutil.rmtree(work, ignore_errors=True)
     new.mkdir(parents=True)
     try:

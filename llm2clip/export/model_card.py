@@ -88,14 +88,15 @@ In percent; `image_retrieval` is text to image, `text_retrieval` image to text.
 
 def usage(remote_code: bool = False) -> str:
     """Code that loads a whole model, with or without this package."""
+    trust = ', trust_remote_code=True' if remote_code else ''
     return f"""```python
 {'' if remote_code else 'import llm2clip'}
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 folder = '.'  # of this file, or its name on the Hub
-model = AutoModel.from_pretrained(folder{', trust_remote_code=True' if remote_code else ''})
-processor = AutoImageProcessor.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder{trust})
+processor = AutoImageProcessor.from_pretrained(folder{trust})
 image = model.get_image_features(**processor(Image.open('picture.png'), return_tensors='pt'))
 text = model.get_text_features(['a photo of a dog', 'a photo of a cat'])
 print(image @ text.T)

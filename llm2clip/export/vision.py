@@ -38,13 +38,15 @@ import numpy as np
 from PIL import Image, ImageOps
 {library}
 
+
 {upright}
+
 
 {code}
 ```
 
-`upright_rgb` makes of a picture what training saw: the image processor alone takes no notice of EXIF orientation and
-transparency, and clips 16-bit greys. {precision}"""
+Training saw what `upright_rgb` makes of a picture; without it, EXIF orientation and transparency are lost, and 16-bit
+greys are clipped. {precision}"""
 TRANSFORMERS_USE = """folder = '.'  # of this file, or its name on the Hub
 model = {name}.from_pretrained(folder{arguments})
 processor = AutoImageProcessor.from_pretrained(folder)

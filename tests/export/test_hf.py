@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from parts import make_samples
-from recipes_in_process import run_recipe
 from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
@@ -19,12 +18,10 @@ from trained import trained
 from transformers import AutoModel
 
 import llm2clip
-import llm2clip.runs
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, VisionConfig
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.export import hf, modeling_llm2clip
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
-from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
@@ -93,29 +90,6 @@ def test_other_towers_and_several_teachers(
                                    rtol=0, atol=1e-5)
     with pytest.raises(ConfigError, match='trained under 2 teachers; got 1: '):
         export_folder(model, config, record, teachers[:1], tmp_path / 'other')
-
-
-def test_recipe_checks_each_teacher(
-    teacher_folder: Path, causal_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, config, record, teachers = trained('timm:test_efficientnet', [teacher_folder, causal_teacher])
-    record['teacher']['concatenated'] = [teacher_fingerprint(folder) for folder in teachers]
-    run = Stage2Config(model=config, max_duration='1ba', global_train_batch_size=8)
-    monkeypatch.setattr(llm2clip.runs, 'load_stage2', lambda run_folder, weights: (model, run, record))
-
-    def export(*args: str) -> None:
-        run_recipe(monkeypatch, 'export_hf', 'run=s2', f'out={tmp_path}', 'remote_code=true', *args)
-
-    export(f'teachers=[{teacher_folder},{causal_teacher}]')
-    assert (tmp_path / 'llm2clip/teacher/1/text_encoder.json').is_file()
-    assert (tmp_path / 'llm2clip/modeling_llm2clip.py').is_file()
-    with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
-        export(f'teachers=[{causal_teacher},{teacher_folder}]')
-    with pytest.raises(ConfigError, match='trained under 2 teachers; got 1'):
-        export(f'teacher={teacher_folder}')
-    for args in ([], [f'teacher={teacher_folder}', f'teachers=[{teacher_folder}]']):
-        with pytest.raises(ConfigError, match='expected one of teacher .* and teachers'):
-            export(*args)
 
 
 @pytest.mark.parametrize('kind', [hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel])

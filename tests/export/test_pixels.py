@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor
 
 from llm2clip.config import ConfigError
 from llm2clip.data import image_processing_llm2clip
-from llm2clip.data.image_processing_llm2clip import upright_rgb
+from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor, upright_rgb
 from llm2clip.export import vision as vision_export
 from llm2clip.export.check import check_pictures, pictures, training_pixels
 from llm2clip.export.hf import export_folder
@@ -92,20 +92,32 @@ def _inverted(image: Image.Image) -> Image.Image:
 @pytest.mark.parametrize('wrong, kind', [
     (_on_black, 'a transparent picture'), (_as_stored, 'a picture turned by EXIF'),
     (_opaque, 'a palette with transparency'), (_clipped, 'a 16-bit grey picture'), (_inverted, 'a CMYK picture')])
-def test_an_export_that_sees_other_pixels_is_refused(
-    wrong: Callable[[Image.Image], Image.Image], kind: str, teacher_folder: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch
+def test_the_check_notices_each_kind_of_picture(
+    wrong: Callable[[Image.Image], Image.Image], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_run = trained('timm:test_efficientnet', [teacher_folder])
+    processor = LLM2CLIPImageProcessor(32, PIXELS.mean, PIXELS.std)
+
+    def found(image: Image.Image) -> torch.Tensor:
+        return processor(image)['pixel_values'].flatten(1)
+
+    check_pictures(found, lambda pixels: pixels.flatten(1), PIXELS, 'pixels')
     monkeypatch.setattr(image_processing_llm2clip, 'upright_rgb', wrong)
     with pytest.raises(ConfigError, match=f'{kind}: the features differ from those of the checkpoint'):
+        check_pictures(found, lambda pixels: pixels.flatten(1), PIXELS, 'pixels')
+
+
+def test_an_export_that_sees_other_pixels_is_refused(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_run, of_timm = (trained(tower, [teacher_folder]) for tower in ('clip_vision_model', 'timm:test_efficientnet'))
+    monkeypatch.setattr(image_processing_llm2clip, 'upright_rgb', _on_black)
+    monkeypatch.setattr(vision_export, 'upright_rgb', _on_black)
+    with pytest.raises(ConfigError, match='a transparent picture: the features differ'):
         export_folder(*of_run, tmp_path / 'model')
-    monkeypatch.setattr(vision_export, 'upright_rgb', wrong)
-    with pytest.raises(ConfigError, match=f"timm's transform of {kind} differs"):
+    with pytest.raises(ConfigError, match='a transparent picture: the features differ'):
         export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'vision')
-    of_run = trained('clip_vision_model', [teacher_folder])
-    with pytest.raises(ConfigError, match=f'{kind}: the features differ'):
-        export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'vision')
+    with pytest.raises(ConfigError, match="timm's transform of a transparent picture differs"):
+        export_vision(of_timm.model, of_timm.config, of_timm.record, tmp_path / 'vision')
     assert not any(tmp_path.iterdir())
 
 
@@ -118,15 +130,36 @@ def test_a_crop_that_begins_elsewhere_is_noticed() -> None:
         check_pictures(shifted, lambda pixels: pixels.flatten(1), PIXELS, 'shifted')
 
 
-@pytest.mark.parametrize('tower', ['clip_vision_model', 'siglip_vision_model', 'vit', 'timm:test_vit'])
+def _snippet() -> str:
+    code = re.search(r'```python\n(.*?)```', Path('README.md').read_text(), re.S)
+    assert code is not None
+    return code[1]
+
+
+@pytest.mark.parametrize('remote_code', [False, True])
+def test_the_snippet_of_a_models_card(
+    remote_code: bool, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_run = trained('clip_vision_model', [teacher_folder])
+    export_folder(*of_run, tmp_path / 'model', remote_code=remote_code)
+    monkeypatch.chdir(tmp_path / 'model')
+    assert _snippet().count('trust_remote_code=True') == 2 * remote_code
+    data = pictures(32)['a transparent picture']
+    Path('picture.png').write_bytes(data)
+    names: dict[str, Any] = {}
+    with torch.no_grad():
+        exec(_snippet(), names)
+        torch.testing.assert_close(names['image'],
+                                   of_run.model.get_image_features(training_pixels(data, PIXELS)[None]))
+
+
+@pytest.mark.parametrize('tower', ['clip_vision_model', 'vit', 'timm:test_vit'])
 def test_the_snippet_of_a_vision_towers_card(
     tower: str, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config, record, _ = trained(tower, [teacher_folder])
     export_vision(model, config, record, tmp_path / 'tower')
     monkeypatch.chdir(tmp_path / 'tower')
-    code = re.search(r'```python\n(.*?)```', Path('README.md').read_text(), re.S)
-    assert code is not None
     # timm resizes by Pillow.
     tolerance = {'rtol': 0, 'atol': 0.05} if 'timm' in tower else {}
     preprocessing = model.vision_encoder.preprocessing
@@ -134,7 +167,7 @@ def test_the_snippet_of_a_vision_towers_card(
         Path('picture.png').write_bytes(data)
         names: dict[str, Any] = {}
         with torch.no_grad():
-            exec(code[1], names)
+            exec(_snippet(), names)
             expected = model.vision_encoder(training_pixels(data, preprocessing)[None])
             if tower in ('clip_vision_model', 'timm:test_vit'):
                 expected = model.visual_projection(expected)
