@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 
 __all__ = ['LLM2CLIPImageProcessor', 'normalize', 'resize_and_crop', 'upright_rgb']
 
@@ -78,7 +79,9 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.image_size, self.image_mean, self.image_std = image_size, list(image_mean), list(image_std)
 
-    def preprocess(self, images: Any, return_tensors: Optional[str] = None) -> BatchFeature:
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Any, return_tensors: Optional[str] = None
+    ) -> BatchFeature:
         """``pixel_values`` ``(B, 3, image_size, image_size)``.
 
         Args:

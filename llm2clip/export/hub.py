@@ -9,7 +9,6 @@ from typing import Union
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from llm2clip.config import ConfigError
 from llm2clip.folders import MANIFEST
@@ -33,11 +32,7 @@ def open_hub(repo: str, private: bool) -> HfApi:
             write there, or the repository is public and should be private.
     """
     owner, _, name = repo.partition('/')
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigError(f'push_to_hub: {error}') from None
-    if not name:
+    if not owner or not name:
         raise ConfigError(f'push_to_hub: expected owner/name, got {repo}')
     token = os.environ.get(TOKEN)
     if not token:
@@ -45,9 +40,9 @@ def open_hub(repo: str, private: bool) -> HfApi:
     api = HfApi(token=token)
     try:
         user = api.whoami()
-        public = not api.model_info(repo).private
-    except RepositoryNotFoundError:
-        public = False
+        public = _is_public(api, repo)
+    except HFValidationError as error:
+        raise ConfigError(f'push_to_hub: {error}') from None
     except OSError as error:
         raise ConfigError(f'push_to_hub: {api.endpoint} gives no access with the token in {TOKEN}: {error}') from None
     role = user.get('auth', {}).get('accessToken', {}).get('role')
@@ -60,6 +55,14 @@ def open_hub(repo: str, private: bool) -> HfApi:
     if public and private:
         raise ConfigError(f'private: {repo} exists and is public')
     return api
+
+
+def _is_public(api: HfApi, repo: str) -> bool:
+    """Whether there is such a repository, and everybody sees it."""
+    try:
+        return not api.model_info(repo).private
+    except RepositoryNotFoundError:
+        return False
 
 
 def upload(api: HfApi, folder: Union[str, Path], repo: str, private: bool) -> str:

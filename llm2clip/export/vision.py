@@ -14,6 +14,8 @@ import timm.models
 import torch
 import torch.nn as nn
 from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from transformers import AutoImageProcessor, CLIPImageProcessorFast, CLIPVisionModel, CLIPVisionModelWithProjection
 from transformers.image_utils import PILImageResampling
 
@@ -146,7 +148,7 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, st
         'interpolation': 'bicubic', 'crop_pct': 1.0, 'crop_mode': 'center'})
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     _check(loaded.to(model.logit_scale.device), model, projection, f'timm model {name}')
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded), is_training=False)
+    transform = create_transform(**resolve_model_data_config(loaded), is_training=False)
     _check_timm_pixels(transform, data)
     return name, _use(TIMM_USE, 'import timm', precision=TIMM_PRECISION)
 
