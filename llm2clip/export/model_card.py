@@ -115,7 +115,7 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
         Benchmark -> metric -> value.
 
     Raises:
-        ConfigError: There are none, or they are of another run or other weights.
+        ConfigError: There are none, they are of another run or other weights, or some are missing.
     """
     path, config_path = Path(folder, 'results.json'), Path(folder, 'config.yaml')
     if not path.is_file() or not config_path.is_file():
@@ -129,6 +129,9 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
                           if model.get('run') is not None)
         raise ConfigError(f'results: {folder} is about {known or "no run"}, not the {weights} weights of {run}')
     found = json.loads(path.read_text())
+    if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:
+        raise ConfigError(f'results: the evaluation in {folder} did not come to its end; it lacks '
+                          f'{", ".join(missing)}. Call `evaluate` again')
     return {benchmark: {metric: value for metric, value in entry['models'][name].items()
                         if isinstance(value, (int, float))}
             for kind in ('retrieval', 'zeroshot', 'linear_probe') for benchmark, entry in found[kind].items()

@@ -3,14 +3,16 @@
 
 """The teachers that go into an export: those that the run learned from."""
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union
 
 from llm2clip.config import ConfigError, ExportConfig, Stage2Config
 from llm2clip.data.image_embeddings import check_same_teacher
 from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.teacher import encoding, teacher_config
 
-__all__ = ['run_teachers']
+__all__ = ['check_encoding', 'run_teachers']
 
 
 def run_teachers(config: ExportConfig, run: Stage2Config, record: dict[str, Any]) -> list[str]:
@@ -37,11 +39,21 @@ def run_teachers(config: ExportConfig, run: Stage2Config, record: dict[str, Any]
     if len(named) != len(fingerprints):
         raise ConfigError(f'teachers: the run in {config.run} was trained under one teacher; got {len(named)}')
     for folder, fingerprint in zip(named, fingerprints):
-        how = {'weights': fingerprint.get('weights'), **encoding(teacher_config(folder))}
-        check_same_teacher(how, fingerprint, folder, 'the run')
+        check_encoding(folder, fingerprint, 'the run')
     for folder, fingerprint in zip(named, fingerprints):
         check_same_teacher(teacher_fingerprint(folder), fingerprint, folder, 'the run')
     return named
+
+
+def check_encoding(folder: Union[str, Path], fingerprint: Mapping[str, Any], reference: str) -> None:
+    """Compare the teacher in a folder with a fingerprint in all but the weights, which need not be read.
+
+    Raises:
+        ConfigError: The folder holds no teacher.
+        ValueError: It turns captions into vectors otherwise.
+    """
+    how = {'weights': fingerprint.get('weights'), **encoding(teacher_config(folder))}
+    check_same_teacher(how, fingerprint, str(folder), reference)
 
 
 def _names(run: Stage2Config) -> str:
