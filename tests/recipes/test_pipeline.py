@@ -62,7 +62,7 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     run('evaluate', 'models.m.run=s2', 'out=eval', 'num_workers=0', 'device=cpu',
         f'retrieval.photos.source={{name: mds, local: {data}, caption_keys: ["0", "1"]}}',
         f'cra.captions={data}', 'cra.caption_keys=["0","1"]', 'cra.teachers.cra=s1/teacher')
-    run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export', 'results=eval')
+    run('export_hf', 'run=s2', 'out=export', 'results=eval')
     run('export_vision', 'run=s2', 'out=export/vision')
     run('export_sentence_transformers', 'teacher=s1/teacher', 'out=export/st')
     run('report', 'results=eval', 'out=.', 'galleries=[photos]', 'steps={stage1: s1, stage2: s2}')
