@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from parts import make_samples, picture
+from PIL import Image
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.callbacks.jsonl_logger import read_metrics
+from llm2clip.export.check import pictures
+from llm2clip.metrics.retrieval import rank_both_ways
 
 
 def test_warm_start_then_contrastive_on_its_adapter(
@@ -39,8 +43,9 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     Path('photos').mkdir()
     rows = ['image,caption']
+    encoded = [*pictures(32).values(), *map(picture, range(5, 24))]
     for i, sample in enumerate(make_samples(24)):
-        Path('photos', f'{i}.png').write_bytes(picture(i))
+        Path('photos', f'{i}.png').write_bytes(encoded[i])
         rows += [f'{i}.png,{text}' for text in sample.captions.values()]
     Path('captions.csv').write_text('\n'.join(rows).replace(', painted', ' painted') + '\n')
 
@@ -74,6 +79,16 @@ def test_images_to_report(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert Path('export/st/modules.json').is_file() and Path('export/vision/model.safetensors').is_file()
     assert '| photos | 24 | 48 |' in Path('export/llm2clip/README.md').read_text()
     assert Path('report.html').stat().st_size > 10_000 and Path('export/llm2clip/model.safetensors').is_file()
+
+    # The export gives the same numbers, from plain pictures.
+    model = AutoModel.from_pretrained('export/llm2clip')
+    processor = AutoImageProcessor.from_pretrained('export/llm2clip')
+    images = [Image.open(f'photos/{i}.png') for i in range(24)]
+    captions = [line.split(',')[1] for line in Path('captions.csv').read_text().splitlines()[1:]]
+    with torch.no_grad():
+        found = rank_both_ways(model.get_image_features(**processor(images, return_tensors='pt')),
+                               model.get_text_features(captions), torch.arange(24).repeat_interleave(2)).recalls()
+    assert {name: photos[name] for name in found} == pytest.approx(found, abs=1e-3)
 
     with pytest.raises(ValueError, match='another teacher'):
         path = Path('s1/teacher/text_encoder.json')
