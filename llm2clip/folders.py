@@ -31,9 +31,10 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     """Make sure that nothing is lost if `folder` is replaced by a new one of this kind.
 
     Raises:
-        ConfigError: It holds anything that `complete_folder` did not write there for the same kind; names it.
+        ConfigError: It holds anything that `complete_folder` did not write there for the same kind; names it.  Or a
+            folder of somebody else's has the name of the temporary one.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
     if folder.is_dir():
         inside = sorted(path.name for path in folder.iterdir())
         fault = _fault(folder, kind) if inside else None
@@ -44,6 +45,14 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     if fault is not None:
         raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. '
                           'Choose another folder, or remove that one')
+    work = _work_folder(folder)
+    if work.exists() and not (work.is_dir() and {*os.listdir(work)} <= {'new', 'old'}):
+        raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
+
+
+def _work_folder(folder: Path) -> Path:
+    """Where ``new`` is written, and ``old`` is kept while one takes the place of the other."""
+    return folder.with_name(f'{folder.name}.tmp')
 
 
 def describe_folder(folder: Union[str, Path]) -> str:
@@ -90,10 +99,8 @@ def complete_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Ite
     folder = Path(os.path.abspath(folder))
     if kind is not None:
         check_replaceable(folder, kind)
-    work = folder.with_name(f'{folder.name}.tmp')
+    work = _work_folder(folder)
     new, old = work / 'new', work / 'old'
-    if kind is not None and work.exists() and not (work.is_dir() and {*os.listdir(work)} <= {'new', 'old'}):
-        raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
     if old.exists() and not folder.exists():  # killed between the two renames below
         old.replace(folder)
     shutil.rmtree(work, ignore_errors=True)
