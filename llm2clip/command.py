@@ -71,13 +71,17 @@ def _rank(kind: str = 'RANK') -> int:
 def _timed(folder: Optional[str]) -> Iterator[None]:
     """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it.
 
-    A block that made no such folder leaves nothing.
+    A block that made no such folder leaves nothing, nor does one whose configuration was refused: the folder may be
+    anybody's.
     """
-    start = time.monotonic()
+    start, refused = time.monotonic(), False
     try:
         yield
+    except ConfigError:
+        refused = True
+        raise
     finally:
-        if folder is not None and _rank() == 0 and Path(folder).is_dir():
+        if not refused and folder is not None and _rank() == 0 and Path(folder).is_dir():
             path = Path(folder, SECONDS_FILE)
             before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
             write_text(path, json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')

@@ -15,7 +15,7 @@ from omegaconf import MISSING
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
-    'ExportVisionConfig', 'ExtractConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
     'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
     'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'Stage1Config', 'Stage2Config',
     'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'WriterConfig',
@@ -544,7 +544,18 @@ class EvaluateConfig:
 
 
 @dataclass
-class ExportConfig:
+class HubConfig:
+    """Where a finished folder is uploaded."""
+
+    push_to_hub: Optional[str] = None
+    """`owner/name` of a repository on the Hugging Face Hub.  The token is read from HF_TOKEN in the environment, and
+    from nowhere else.  Unset: the folder is not uploaded."""
+    private: bool = False
+    """Make that repository a private one."""
+
+
+@dataclass
+class ExportConfig(HubConfig):
     """Stage-2 run and teacher -> one Hugging Face folder."""
 
     run: str = MISSING
@@ -552,7 +563,7 @@ class ExportConfig:
     weights: str = 'latest'
     """`latest` or `best`, as for `evaluate`."""
     teacher: Optional[str] = None
-    """Folder of the teacher that the run learned from."""
+    """Folder of the teacher that the run learned from.  Unset: as the run's configuration names it."""
     teachers: list[str] = field(default_factory=list)
     """In its place, those of `train_data.teachers`, whose vectors were concatenated, in the same order."""
     out: str = MISSING
@@ -564,7 +575,7 @@ class ExportConfig:
 
 
 @dataclass
-class ExportVisionConfig:
+class ExportVisionConfig(HubConfig):
     """Stage-2 run -> its vision tower alone, as transformers or timm load it."""
 
     run: str = MISSING

@@ -6,9 +6,9 @@
 import html
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import matplotlib
 
@@ -17,9 +17,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from llm2clip.callbacks.jsonl_logger import read_metrics  # noqa: E402
 from llm2clip.command import SECONDS_FILE  # noqa: E402
-from llm2clip.evaluation.tables import Table, result_tables  # noqa: E402
+from llm2clip.config import ConfigError  # noqa: E402
+from llm2clip.evaluation.tables import Table, partial_note, result_tables  # noqa: E402
 
-__all__ = ['collect_seconds', 'render_report']
+__all__ = ['check_steps', 'collect_seconds', 'read_evaluation', 'render_report']
 
 _STYLE = '''
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1250px; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -32,6 +33,42 @@ align-items: center } .row b { width: 15rem; text-align: right; font-weight: 500
 tr.paper td { color: #777; font-style: italic }
 svg { max-width: 100%; height: auto } details pre { background: #f6f6f6; padding: 1rem; overflow: auto }
 '''
+
+
+def read_evaluation(folder: Union[str, Path], galleries: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `evaluate` wrote.
+
+    Args:
+        folder: Where to.
+        galleries: Which retrieval benchmarks' pictures are wanted.
+
+    Returns:
+        `results.json`, and the wanted part of `gallery.json`.
+
+    Raises:
+        ConfigError: There is no such folder, file or gallery; says what there is.
+    """
+    found = []
+    for name in ('results.json', 'gallery.json'):
+        try:
+            found.append(json.loads(Path(folder, name).read_text()))
+        except (OSError, ValueError) as error:
+            reason = 'there is no such folder' if not Path(folder).is_dir() else f'{name}: {error}'
+            raise ConfigError(f'results: expected the folder of an evaluation, with results.json and gallery.json; got '
+                              f'{folder} ({reason})') from None
+    results, pictures = found
+    for name in galleries:
+        if name not in pictures:
+            raise ConfigError(f'galleries: {folder} has pictures of {", ".join(pictures) or "nothing"}, not of {name}; '
+                              '`evaluate` keeps those of retrieval benchmarks, unless its gallery is 0')
+    return results, {name: pictures[name] for name in galleries}
+
+
+def check_steps(steps: Mapping[str, str]) -> None:
+    """Raise a ConfigError unless every step's folder is there."""
+    for step, folder in steps.items():
+        if not Path(folder).is_dir():
+            raise ConfigError(f'steps.{step}: there is no folder {folder}')
 
 
 def collect_seconds(steps: Mapping[str, str]) -> dict[str, float]:
@@ -61,8 +98,9 @@ def render_report(
     configs = ''.join(
         f'<details><summary>{html.escape(step)}</summary><pre>{html.escape(path.read_text())}</pre></details>'
         for step, folder in steps.items() if (path := Path(folder, 'config.yaml')).is_file())
-    seconds = collect_seconds(steps)
-    parts = [f'<h1>{html.escape(title)}</h1>', _seconds_table(seconds) if seconds else '',
+    seconds, note = collect_seconds(steps), partial_note(results)
+    parts = [f'<h1>{html.escape(title)}</h1>', f'<p><b>{html.escape(note)}</b></p>' if note else '',
+             _seconds_table(seconds) if seconds else '',
              *map(_table, result_tables(results)), curves, *(_gallery(name, g) for name, g in galleries.items()),
              '<h2>Configurations</h2>' if configs else '', configs]
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'

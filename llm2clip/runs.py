@@ -17,7 +17,7 @@ from llm2clip.config_files import read_config
 from llm2clip.folders import write_text
 from llm2clip.models.llm2clip import LLM2CLIP
 
-__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'save_teacher_fingerprint']
+__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'read_stage2', 'save_teacher_fingerprint']
 
 TEACHER_FILE = 'teacher.json'
 BEST_FILE = 'best.safetensors'
@@ -50,11 +50,21 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
     return read_latest(str(OmegaConf.load(Path(run, 'config.yaml')).checkpoint_folder))
 
 
-def _best(run: Union[str, Path]) -> dict[str, torch.Tensor]:
-    path = Path(run, BEST_FILE)
+def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2Config, dict[str, Any]]:
+    """Configuration and teacher fingerprint of a stage-2 run, without its weights.
+
+    Raises:
+        ConfigError: The folder holds no stage-2 run, or not its best weights, if those are asked for.
+    """
+    if weights not in ('latest', 'best'):
+        raise ConfigError(f'weights: {weights!r} is neither latest nor best')
+    config = read_config(Stage2Config, run)
+    path = Path(run, TEACHER_FILE)
     if not path.is_file():
+        raise ConfigError(f'the run in {run} has no {TEACHER_FILE}')
+    if weights == 'best' and not Path(run, BEST_FILE).is_file():
         raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
-    return load_file(path)
+    return config, json.loads(path.read_text())
 
 
 def load_stage2(
@@ -69,14 +79,8 @@ def load_stage2(
     Raises:
         ConfigError: The folder holds no stage-2 run, there are no such weights, or they are of another model.
     """
-    if weights not in ('latest', 'best'):
-        raise ConfigError(f'weights: {weights!r} is neither latest nor best')
-    config = read_config(Stage2Config, run)
-    teacher_path = Path(run, TEACHER_FILE)
-    if not teacher_path.is_file():
-        raise ConfigError(f'the run in {run} has no {TEACHER_FILE}')
-    teacher = json.loads(teacher_path.read_text())
-    state = load_checkpoint_model(run) if weights == 'latest' else _best(run)
+    config, teacher = read_stage2(run, weights)
+    state = load_checkpoint_model(run) if weights == 'latest' else load_file(Path(run, BEST_FILE))
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, teacher['llm_embed_dim'], load_weights=False)
     try:

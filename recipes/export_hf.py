@@ -4,29 +4,31 @@
 """Stage-2 run and teacher -> Hugging Face folder: python recipes/export_hf.py yamls/export/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, ExportConfig
+from llm2clip.config import ExportConfig
 from llm2clip.config_files import save_config
 
 
 def main(config: ExportConfig) -> None:
-    from llm2clip.data.image_embeddings import check_same_teacher
-    from llm2clip.export.hf import export_folder
+    from llm2clip.export.hf import KIND, export_folder
+    from llm2clip.export.hub import open_hub, upload
     from llm2clip.export.model_card import read_results
-    from llm2clip.models.caption_teacher import teacher_fingerprint
-    from llm2clip.runs import load_stage2
+    from llm2clip.export.teachers import run_teachers
+    from llm2clip.folders import check_replaceable, describe_folder
+    from llm2clip.runs import load_stage2, read_stage2
 
-    if bool(config.teacher) == bool(config.teachers):
-        raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
-    folders = config.teachers or [config.teacher or '']
+    out = f'{config.out}/llm2clip'
+    check_replaceable(out, KIND)
+    run_config, record = read_stage2(config.run, config.weights)
     results = read_results(config.results, config.run, config.weights) if config.results else None
-    model, run_config, record = load_stage2(config.run, config.weights)
-    fingerprints = record['teacher'].get('concatenated', [record['teacher']])
-    for folder, fingerprint in zip(folders, fingerprints):
-        check_same_teacher(teacher_fingerprint(folder), fingerprint, folder, 'the run')
-    export_folder(model, run_config.model, record, folders, f'{config.out}/llm2clip', remote_code=config.remote_code,
-                  run=run_config, results=results)
+    hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
+    teachers = run_teachers(config, run_config, record)
+    model, _, _ = load_stage2(config.run, config.weights)
+    export_folder(model, run_config.model, record, teachers, out, remote_code=config.remote_code, run=run_config,
+                  results=results)
     save_config(config, config.out)
-    print(f'wrote {config.out}/llm2clip')
+    print(f'wrote {describe_folder(out)}')
+    if hub is not None and config.push_to_hub:
+        print(f'uploaded it to {upload(hub, out, config.push_to_hub, config.private)}')
 
 
 if __name__ == '__main__':

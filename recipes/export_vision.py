@@ -8,12 +8,19 @@ from llm2clip.config import ExportVisionConfig
 
 
 def main(config: ExportVisionConfig) -> None:
-    from llm2clip.export.vision import export_vision
-    from llm2clip.runs import load_stage2
+    from llm2clip.export.hub import open_hub, upload
+    from llm2clip.export.vision import KIND, export_vision
+    from llm2clip.folders import check_replaceable, describe_folder
+    from llm2clip.runs import load_stage2, read_stage2
 
+    check_replaceable(config.out, KIND)
+    read_stage2(config.run, config.weights)
+    hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
     model, run_config, record = load_stage2(config.run, config.weights)
     name = export_vision(model, run_config.model, record, config.out, config.projection, run_config)
-    print(f'wrote {config.out}, a {name}')
+    print(f'wrote a {name}: {describe_folder(config.out)}')
+    if hub is not None and config.push_to_hub:
+        print(f'uploaded it to {upload(hub, config.out, config.push_to_hub, config.private)}')
 
 
 if __name__ == '__main__':

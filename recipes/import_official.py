@@ -9,7 +9,8 @@ from llm2clip.config_files import save_config
 
 
 def main(config: ImportConfig) -> None:
-    from llm2clip.export.hf import export_folder
+    from llm2clip.export.hf import KIND, export_folder
+    from llm2clip.folders import check_replaceable
     from llm2clip.imports.official import check_teacher_width, import_checkpoint
     from llm2clip.imports.teachers import import_teacher
     from llm2clip.models.caption_teacher import teacher_fingerprint
@@ -19,6 +20,7 @@ def main(config: ImportConfig) -> None:
         raise ConfigError('expected one of teacher (a folder of this project) and text_encoder (an official LLM)')
     if config.checkpoint is not None and config.vision is None:
         raise ConfigError('vision: required but not set, since checkpoint is')
+    check_replaceable(f'{config.out}/llm2clip', KIND)
     imported = None
     if config.checkpoint is not None and config.vision is not None:
         imported = import_checkpoint(config.checkpoint, config.vision)

@@ -12,11 +12,11 @@ from llm2clip.config import ReportConfig
 
 def main(config: ReportConfig) -> None:
     from llm2clip.folders import write_text
-    from llm2clip.report import collect_seconds, render_report
+    from llm2clip.report import check_steps, collect_seconds, read_evaluation, render_report
 
-    results = json.loads(Path(config.results, 'results.json').read_text())
-    galleries = json.loads(Path(config.results, 'gallery.json').read_text())
-    page = render_report(config.title, results, {name: galleries[name] for name in config.galleries}, config.steps)
+    results, galleries = read_evaluation(config.results, config.galleries)
+    check_steps(config.steps)
+    page = render_report(config.title, results, galleries, config.steps)
     out = Path(config.out)
     results['seconds'] = collect_seconds(config.steps)
     write_text(out / 'results.json', json.dumps(results, indent=2) + '\n')

@@ -6,7 +6,11 @@
 import json
 from pathlib import Path
 
+import pytest
+from recipes_in_process import run_recipe
+
 from llm2clip.callbacks.jsonl_logger import read_metrics
+from llm2clip.config import ConfigError
 from llm2clip.report import collect_seconds, render_report
 
 
@@ -31,6 +35,27 @@ def test_report_is_one_file_with_everything(image_dataset: Path, tmp_path: Path)
                  'a &lt;caption&gt;', 'worst, rank 1,234', '&lt;m&gt;', '56.3', '(paper)'):
         assert text in page
     assert 'src="http' not in page and '<script' not in page and 'href=' not in page.replace('xlink:href="#', '')
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, out = tmp_path / 'evaluate', tmp_path / 'report'
+
+    def refused(message: str, *args: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(monkeypatch, 'report', f'results={results}', f'out={out}', 'steps={}', *args)
+        assert not out.exists()
+
+    expected = 'results: expected the folder of an evaluation, with results.json and gallery.json; got '
+    refused(f'{expected}{results} .there is no such folder')
+    results.mkdir()
+    refused(f'{expected}{results} .results.json: .*No such file')
+    (results / 'results.json').write_text('{"retr')
+    refused(f'{expected}{results} .results.json: Unterminated string')
+    (results / 'results.json').write_text('{}')
+    refused(f'{expected}{results} .gallery.json: .*No such file')
+    (results / 'gallery.json').write_text('{"coco": {}, "docci": {}}')
+    refused('galleries: .*evaluate has pictures of coco, docci, not of urban1k', 'galleries=[urban1k]')
+    refused('steps.stage1: there is no folder nowhere', 'steps={stage1: nowhere}')
 
 
 def test_metrics_keep_the_last_value_of_a_repeated_step(tmp_path: Path) -> None:

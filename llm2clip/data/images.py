@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Optional
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
+
+from llm2clip.data.image_processing_llm2clip import upright_rgb
 
 __all__ = ['MAX_PIXELS', 'decode_image', 'decode_pixels']
 
@@ -35,7 +36,7 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
         ValueError: The bytes are not an image that can be decoded, or it has more than `MAX_PIXELS`; names the sample.
     """
     with _open(data, sample_id) as image:
-        return _to_rgb(image)
+        return upright_rgb(image)
 
 
 def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -> torch.Tensor:
@@ -52,11 +53,11 @@ def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -
     """
     with _open(data, sample_id) as image:
         if image.format != 'JPEG' or image.mode not in ('RGB', 'L'):
-            return pil_to_tensor(_to_rgb(image))
+            return pil_to_tensor(upright_rgb(image))
         if at_least and min(image.size) >= 2 * at_least:
             scale = at_least / min(image.size)
             image.draft('RGB', (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            return pil_to_tensor(_to_rgb(image))
+            return pil_to_tensor(upright_rgb(image))
         # The same pixels as Pillow's, bit by bit, in less time.
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
@@ -74,15 +75,3 @@ def _open(data: bytes, sample_id: str) -> Iterator[Image.Image]:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError, EOFError,
             Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f'the image of sample {sample_id!r} cannot be decoded: {error}') from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):
-        # Pillow would clip at 255.
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert('RGB')
-    if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:
-        image = image.convert('RGBA')
-        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-    image.load()
-    return image if image.mode == 'RGB' else image.convert('RGB')

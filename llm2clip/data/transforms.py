@@ -8,12 +8,14 @@ of 255).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
+from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.preprocessing import Preprocessing
 
 __all__ = ['eval_transform', 'pixels_needed', 'seeded', 'train_transform']
@@ -67,11 +69,13 @@ def train_transform(
     return v2.Compose([crop, *color, *_normalize(preprocessing)])
 
 
-def eval_transform(preprocessing: Preprocessing) -> v2.Compose:
-    """Resize the shortest side, crop the centre."""
-    size = preprocessing.image_size
-    resize = v2.Resize(size, interpolation=InterpolationMode.BICUBIC)
-    return v2.Compose([resize, v2.CenterCrop(size), *_normalize(preprocessing)])
+def eval_transform(preprocessing: Preprocessing) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Resize the shortest side, crop the centre, normalise; picklable."""
+    return partial(_evaluated, preprocessing)
+
+
+def _evaluated(preprocessing: Preprocessing, image: torch.Tensor) -> torch.Tensor:
+    return normalize(resize_and_crop(image, preprocessing.image_size), preprocessing.mean, preprocessing.std)
 
 
 def pixels_needed(image_size: int, crop_scale: float) -> int:

@@ -3,6 +3,7 @@
 
 """Zero-shot classification by prompts, and the linear probe."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -18,7 +19,7 @@ from llm2clip.evaluation.models import EvaluatedModel
 from llm2clip.metrics.bootstrap import bootstrap_interval
 from llm2clip.metrics.retrieval import recall, retrieval_ranks
 
-__all__ = ['class_features', 'linear_probe', 'read_templates', 'zeroshot_metrics']
+__all__ = ['check_probe_labels', 'class_features', 'linear_probe', 'read_templates', 'zeroshot_metrics']
 
 # Inverse strengths of the regularisation that the probe chooses from.
 _C = tuple(10.0 ** power for power in range(-2, 5))
@@ -85,6 +86,14 @@ def _accuracy(
             'intervals': intervals, 'per_class': per_class}
 
 
+def check_probe_labels(train_labels: Sequence[int], test_labels: Sequence[int], classes: Sequence[str]) -> None:
+    """Raise a ValueError if a class has a single training image, or a test class none."""
+    counts = Counter(train_labels)
+    for c in sorted({*train_labels, *test_labels}):
+        if counts[c] < 2:
+            raise ValueError(f'class {classes[c]!r} has {counts[c]} training images, expected at least 2')
+
+
 def linear_probe(
     train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor,
     classes: Sequence[str], resamples: int = 1000, seed: int = 0,
@@ -106,10 +115,7 @@ def linear_probe(
     Raises:
         ValueError: A class has a single training image, or a test class none.
     """
-    counts = torch.bincount(train_labels, minlength=len(classes))
-    for c in {*train_labels.tolist(), *test_labels.tolist()}:
-        if counts[c] < 2:
-            raise ValueError(f'class {classes[c]!r} has {counts[c]} training images, expected at least 2')
+    check_probe_labels(train_labels.tolist(), test_labels.tolist(), classes)
     x, y = F.normalize(train, dim=-1).numpy(), train_labels.numpy()
     held = max(len(np.unique(y)), len(y) // 5)
     fit_x, val_x, fit_y, val_y = train_test_split(x, y, test_size=held, stratify=y, random_state=seed)

@@ -3,13 +3,40 @@
 
 """Caption retrieval accuracy of text encoders: do two captions of one image find each other?"""
 
-from llm2clip.config import CRAConfig
+from pathlib import Path
+
+from llm2clip.config import ConfigError, CRAConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
-from llm2clip.models.teacher import load_teacher
+from llm2clip.models.teacher import load_teacher, teacher_config
 from llm2clip.models.text_encoder import encode_texts, load_text_encoder
 
-__all__ = ['evaluate_cra']
+__all__ = ['check_cra', 'evaluate_cra']
+
+
+def check_cra(config: CRAConfig) -> None:
+    """Find out what is wrong with the pairs and the encoders' folders without loading an encoder.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    if len(config.caption_keys) != 2:
+        raise ConfigError(f'cra.caption_keys: expected two keys, got {", ".join(config.caption_keys) or "none"}')
+    for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', list(map(caption_column, config.caption_keys)))):
+        try:
+            check_dataset(config.captions, columns)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f'cra.{key}: {error}') from None
+    for name, folder in config.teachers.items():
+        try:
+            teacher_config(folder)
+        except ConfigError as error:
+            raise ConfigError(f'cra.teachers.{name}: {error}') from None
+    for name, encoder in config.encoders.items():
+        file = Path(encoder.pretrained, encoder.gguf_file or '')
+        if Path(encoder.pretrained).is_dir() and not file.exists():
+            raise ConfigError(f'cra.encoders.{name}.gguf_file: there is no {file}')
+
 
 
 def evaluate_cra(config: CRAConfig) -> tuple[dict[str, float], int]:

@@ -17,13 +17,19 @@ from llm2clip.builders import build_classification_set, build_retrieval_set
 from llm2clip.config import ConfigError, EvaluateConfig
 from llm2clip.config_files import save_config
 from llm2clip.data.benchmarks.base import ClassificationSet, RetrievalSet
-from llm2clip.evaluation.classification import class_features, linear_probe, read_templates, zeroshot_metrics
-from llm2clip.evaluation.cra import evaluate_cra
+from llm2clip.evaluation.classification import (
+    check_probe_labels,
+    class_features,
+    linear_probe,
+    read_templates,
+    zeroshot_metrics,
+)
+from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.gallery import make_gallery
 from llm2clip.evaluation.images import encode_images
-from llm2clip.evaluation.models import EvaluatedModel
+from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.retrieval import evaluate_retrieval
-from llm2clip.evaluation.tables import markdown, result_tables
+from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.folders import complete_file, write_text
 from llm2clip.models.caption_teacher import hash_weights
 from llm2clip.report import render_report
@@ -34,22 +40,25 @@ Results = dict[str, Any]
 
 
 class Evaluation:
-    """Benchmarks, opened and checked; models are then run on them one after the other.
+    """Benchmarks, models' folders and the rest of a configuration, checked; models are then run one after the other.
 
     Args:
         config: Benchmarks, and where results go; its models are for the caller to load.
 
     Raises:
-        ConfigError: A benchmark is not what was expected.
-        ValueError: So are its files.
+        ConfigError: A benchmark, a model or what caption retrieval needs is not what was expected.
+        ValueError: The files of a benchmark are not, or a model's teacher is another one.
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        save_config(config, config.out)
         self.results: Results = {'retrieval': {}, 'zeroshot': {}, 'linear_probe': {}, 'cra': {}}
         self.galleries: Results = {}
         self.kept_features = Path(config.out, 'image_features')
+        for name, model in config.models.items():
+            check_evaluated_model(model, f'models.{name}')
+        if config.cra is not None:
+            check_cra(config.cra)
         self.retrieval = {name: build_retrieval_set(benchmark.source, f'retrieval.{name}.source')
                           for name, benchmark in config.retrieval.items()}
         self.zeroshot = {name: (build_classification_set(benchmark.source, f'zeroshot.{name}.source'),
@@ -62,6 +71,10 @@ class Evaluation:
             if train.classes != test.classes:
                 raise ConfigError(f'linear_probe.{name}: the classes of train and test differ: '
                                   f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
+            try:
+                check_probe_labels(train.labels, test.labels, train.classes)
+            except ValueError as error:
+                raise ConfigError(f'linear_probe.{name}.train: {error}') from None
 
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Add a model's numbers on every benchmark."""
@@ -104,11 +117,24 @@ class Evaluation:
         shown = {key: value for key, value in entry['models'][model].items() if not isinstance(value, dict)}
         print(f'{model} on {name}: {shown}', flush=True)
 
+    def _missing(self) -> list[str]:
+        """What has no numbers yet."""
+        sets = [(kind, name) for kind in ('retrieval', 'zeroshot', 'linear_probe')
+                for name in getattr(self.config, kind)]
+        missing = [f'{model}: {kind}.{name}' for model in self.config.models for kind, name in sets
+                   if model not in self.results[kind].get(name, {'models': {}})['models']]
+        return missing + ['cra'] * (self.config.cra is not None and not self.results['cra'])
+
     def _save(self) -> None:
         """All that there is so far: nothing is lost when a long evaluation is stopped."""
         out = Path(self.config.out)
+        self.results.pop('missing', None)
+        if missing := self._missing():
+            self.results = {'missing': missing, **self.results}
+        # With the first numbers, not before: the folder may have those of another configuration.
+        save_config(self.config, out)
         write_text(out / 'results.json', json.dumps(self.results, indent=2) + '\n')
-        write_text(out / 'results.md', markdown(result_tables(self.results)))
+        write_text(out / 'results.md', markdown(result_tables(self.results), partial_note(self.results)))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
         write_text(out / 'report.html', render_report(self.config.title, self.results, self.galleries))
 
@@ -145,7 +171,7 @@ class _ImageFeatures:
             projected, pooled = encode_images(
                 self.model, dataset.read_image, dataset.image_ids, f'{self.name} on {dataset.name}',
                 self.config.batch_size, self.config.num_workers)
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             with complete_file(path) as partial:
                 save_file({'projected': projected, 'pooled': pooled}, partial)
         features = load_file(path)

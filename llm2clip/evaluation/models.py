@@ -5,6 +5,7 @@
 tower."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Protocol, Union
@@ -22,13 +23,15 @@ from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.transforms import eval_transform
 from llm2clip.evaluation.text_cache import CachedTeacher
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teacher_folders
+from llm2clip.export.teachers import check_encoding
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.caption_teacher import build_caption_teacher, teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.teacher import teacher_config
 from llm2clip.preprocessing import Preprocessing
-from llm2clip.runs import load_stage2
+from llm2clip.runs import load_stage2, read_stage2
 
-__all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'load_evaluated_model']
+__all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
 
 _TEXTS = 256
 Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
@@ -169,8 +172,6 @@ def _cached_teachers(
 ) -> Teacher:
     """Of several teachers, the vectors concatenated as in training."""
     records = [None] if record is None else record.get('concatenated', [record])
-    if len(configs) != len(records):
-        raise ConfigError(f'{what} learned from {len(records)} teachers, not from {len(configs)}')
     teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, records)]
     if len(teachers) == 1:
         return teachers[0]
@@ -180,6 +181,69 @@ def _cached_teachers(
         return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1), max(truncated)
 
     return concatenated
+
+
+def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
+    """Find out what is wrong with a model's configuration and folders without loading or hashing weights.
+
+    Args:
+        config: Which model.
+        key: Where it stands in the configuration.
+
+    Raises:
+        ConfigError: It names none or several, a folder is not what it should be, or the teacher is missing.
+        ValueError: The teacher is not the one that the model learned from.
+    """
+    named = [name for name in ('run', 'export', 'official', 'pretrained') if getattr(config, name) is not None]
+    if len(named) != 1:
+        raise ConfigError(f'{key}: expected one of run, export, official and pretrained; got '
+                          f'{" and ".join(named) or "none"}')
+    if config.pretrained is not None:
+        return
+    if config.official is not None and config.vision is None:
+        raise ConfigError(f'{key}.vision: required but not set, since official is')
+    if config.official is not None and not Path(config.official).exists():
+        raise ConfigError(f'{key}.official: there is no {config.official}')
+    teachers, record = _teachers(config, key)
+    records = [None] if record is None else record.get('concatenated', [record])
+    if len(teachers) != len(records):
+        raise ConfigError(f'{_what(config)} learned from {len(records)} teachers, not from {len(teachers)}')
+    for teacher, fingerprint in zip(teachers, records):
+        if teacher.teacher is not None:
+            try:
+                teacher_config(teacher.teacher)
+            except ConfigError as error:
+                raise ConfigError(f'{key}.teacher: {error}') from None
+            if fingerprint is not None:
+                check_encoding(teacher.teacher, fingerprint, _what(config))
+
+
+def _what(config: EvaluatedModelConfig) -> str:
+    return str(config.run or config.export or config.official)
+
+
+def _teachers(config: EvaluatedModelConfig, key: str) -> tuple[list[TeacherConfig], Optional[dict[str, Any]]]:
+    """The teachers that a model is given, and the record of those that it learned from, if there is one."""
+    record, folders = None, []
+    if config.export is not None:
+        if not is_exported(config.export):
+            raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
+                              f'of model_type {LLM2CLIPConfig.model_type})')
+        record = json.loads(Path(config.export, 'config.json').read_text())['teacher']
+        folders = list(map(str, teacher_folders(Path(config.export))))
+    elif config.run is not None:
+        try:
+            run_config, run_record = read_stage2(config.run, config.weights)
+        except ConfigError as error:
+            raise ConfigError(f'{key}.run: {error}') from None
+        record, folders = run_record['teacher'], [] if run_config.teacher is None else [run_config.teacher]
+    if config.teacher is not None or config.text_encoder is not None or config.sentence_transformer is not None:
+        return [config], record
+    folders = config.teachers or folders
+    if not folders or not all(Path(folder).is_dir() for folder in folders):
+        raise ConfigError(f'{key}.teacher: required but not set, since '
+                          f'{", ".join(folders) or "what is evaluated"} names no folder of a teacher')
+    return [dataclasses.replace(config, teacher=folder) for folder in folders], record
 
 
 def load_evaluated_model(
@@ -194,42 +258,22 @@ def load_evaluated_model(
         key: Where the model stands in the configuration.
 
     Raises:
-        ConfigError: It names none or several, or its teacher is missing.
+        ConfigError: As `check_evaluated_model`, or the weights do not fit.
         ValueError: The teacher is not the one that the model learned from.
     """
-    named = [name for name in ('run', 'export', 'official', 'pretrained') if getattr(config, name) is not None]
-    if len(named) != 1:
-        raise ConfigError(f'{key}: expected one of run, export, official and pretrained; got '
-                          f'{" and ".join(named) or "none"}')
+    check_evaluated_model(config, key)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device)
+    teachers, record = _teachers(config, key)
     if config.export is not None:
-        model, record, folders = _load_export(config.export, key)
-    elif config.official is not None:
-        if config.vision is None:
-            raise ConfigError(f'{key}.vision: required but not set, since official is')
+        model = LLM2CLIPModel.from_pretrained(config.export).eval().model
+    elif config.run is not None:
+        model, _, _ = load_stage2(config.run, config.weights)
+    else:
+        assert config.official is not None and config.vision is not None
         imported = import_checkpoint(config.official, config.vision)
-        model, record, folders = imported.model, None, []
+        model = imported.model
         if config.teacher is not None:
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
-    else:
-        assert config.run is not None
-        model, run_config, run_record = load_stage2(config.run, config.weights)
-        record, folders = run_record['teacher'], [] if run_config.teacher is None else [run_config.teacher]
-    configs: list[TeacherConfig] = [config]
-    if config.teacher is None and config.text_encoder is None and config.sentence_transformer is None:
-        folders = config.teachers or folders
-        if not folders or not all(Path(folder).is_dir() for folder in folders):
-            raise ConfigError(f'{key}.teacher: required but not set, since '
-                              f'{", ".join(folders) or "what is evaluated"} names no folder of a teacher')
-        configs = [dataclasses.replace(config, teacher=folder) for folder in folders]
-    what = str(config.run or config.export or config.official)
-    return TrainedLLM2CLIP(device.module_to_device(model), _cached_teachers(configs, record, cache, device, what))
-
-
-def _load_export(folder: str, key: str) -> tuple[LLM2CLIP, dict[str, Any], list[str]]:
-    if not is_exported(folder):
-        raise ConfigError(f'{key}.export: {folder} is no folder that export_hf wrote (it has no config.json of '
-                          f'model_type {LLM2CLIPConfig.model_type})')
-    exported = LLM2CLIPModel.from_pretrained(folder).eval()
-    return exported.model, exported.config.teacher, list(map(str, teacher_folders(Path(folder))))
+    return TrainedLLM2CLIP(device.module_to_device(model),
+                           _cached_teachers(teachers, record, cache, device, _what(config)))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from llm2clip.evaluation.paper import PAPER
 
-__all__ = ['Table', 'markdown', 'result_tables']
+__all__ = ['Table', 'markdown', 'partial_note', 'result_tables']
 
 _RETRIEVAL = [(f'{way}_retrieval_recall@{k}', f'{arrow} R@{k}')
               for way, arrow in (('image', 'text→image'), ('text', 'image→text')) for k in (1, 5, 10)]
@@ -109,13 +109,19 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def partial_note(results: Mapping[str, Any]) -> str:
+    """In words, that an evaluation did not come to its end and what is missing; of a finished one, nothing."""
+    missing = results.get('missing')
+    return f'Partial: the evaluation did not come to its end. Missing: {", ".join(missing)}.' if missing else ''
+
+
 def _line(cells: Sequence[str]) -> str:
     return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
 
 
-def markdown(tables: Sequence[Table]) -> str:
-    """All tables as Markdown."""
-    parts = []
+def markdown(tables: Sequence[Table], note: str = '') -> str:
+    """All tables as Markdown, below a note."""
+    parts = [f'**{note}**'] if note else []
     for table in tables:
         lines = [_line(table.header), _line(['---'] * len(table.header)), *map(_line, table.rows)]
         parts.append(f'## {table.title}\n\n' + '\n'.join(lines) + (f'\n\n{table.note}' if table.note else ''))

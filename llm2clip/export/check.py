@@ -3,13 +3,20 @@
 
 """What was exported, against what was trained."""
 
+import io
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from llm2clip.config import ConfigError
+from llm2clip.data.images import decode_pixels
+from llm2clip.data.transforms import eval_transform
+from llm2clip.preprocessing import Preprocessing
 
-__all__ = ['TOLERANCE', 'check_same', 'noise']
+__all__ = ['TOLERANCE', 'check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
 
 TOLERANCE = 1e-5
 
@@ -17,6 +24,62 @@ TOLERANCE = 1e-5
 def noise(*shape: int) -> torch.Tensor:
     """Normal noise, the same at every call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
+    """Encoded pictures of every kind that is easily read otherwise than in training, by a name for messages.
+
+    Args:
+        image_size: Their shortest side is twice as long.
+        cropped: Rows or columns that the centre crop takes off.  Of 3, 7, 11, … transformers takes the odd one off the
+            end, torchvision off the beginning.
+    """
+    width, height = 2 * (image_size + cropped), 2 * image_size
+    y, x = np.mgrid[0:height, 0:width] / height
+    colors = np.stack([255 * x / x.max(), 255 * y, 127 + 120 * np.sin(9 * x + 4 * y)], -1).astype(np.uint8)
+    photo = Image.fromarray(colors)
+    transparent = photo.copy()
+    transparent.putalpha(Image.fromarray((255 * (x > y)).astype(np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        'a transparent picture': _encoded(transparent, 'PNG'),
+        'a picture turned by EXIF': _encoded(photo, 'JPEG', exif=exif),
+        'a palette with transparency': _encoded(photo.quantize(16), 'PNG', transparency=3),
+        'a 16-bit grey picture': _encoded(Image.fromarray((65535 * y).astype(np.uint16)), 'PNG'),
+        'a CMYK picture': _encoded(photo.convert('CMYK'), 'JPEG'),
+    }
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def training_pixels(data: bytes, preprocessing: Preprocessing) -> torch.Tensor:
+    """``(3, image_size, image_size)``: an encoded picture as training's evaluation sees it."""
+    return eval_transform(preprocessing)(decode_pixels(data, 'check'))
+
+
+@torch.no_grad()
+def check_pictures(
+    found: Callable[[Image.Image], torch.Tensor],
+    expected: Callable[[torch.Tensor], torch.Tensor],
+    preprocessing: Preprocessing,
+    what: str,
+) -> None:
+    """`check_same` for each of the `pictures`.
+
+    Args:
+        found: A picture, as `PIL.Image.open` gives it -> features ``(1, D)`` of what was exported.
+        expected: Pixels ``(1, 3, H, W)`` -> features of the checkpoint.
+        preprocessing: Of the checkpoint.
+        what: For the message.
+    """
+    for name, data in pictures(preprocessing.image_size).items():
+        pixels = training_pixels(data, preprocessing)[None]
+        check_same(lambda _, data=data: found(Image.open(io.BytesIO(data))), expected, pixels, f'{what}, {name}')
 
 
 @torch.no_grad()

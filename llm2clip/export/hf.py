@@ -14,23 +14,26 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoModel, CLIPImageProcessorFast, PreTrainedModel
-from transformers.image_utils import PILImageResampling
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
+from llm2clip.data import image_processing_llm2clip
+from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export import modeling_llm2clip
-from llm2clip.export.check import check_same, noise
+from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.folders import complete_folder
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.teacher import load_teacher, teacher_config
 from llm2clip.models.text_encoder import TextEncoder, encode_texts, load_caption_tokenizer
-from llm2clip.preprocessing import Preprocessing
 
-__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'image_processor', 'is_exported', 'teacher_folders']
+__all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'is_exported', 'teacher_folders']
 
+KIND = 'LLM2CLIP model'
 TEACHER_FOLDER = 'teacher'
+REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
+               'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
 
 
 class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
@@ -116,15 +119,6 @@ def teacher_folders(folder: Path) -> list[Path]:
     return several or [folder / TEACHER_FOLDER]
 
 
-def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
-    """The evaluation transform as transformers has it."""
-    size = preprocessing.image_size
-    return CLIPImageProcessorFast(
-        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
-        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
-        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
-
-
 def export_folder(
     model: LLM2CLIP,
     config: ModelConfig,
@@ -162,16 +156,18 @@ def export_folder(
     hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record['llm_embed_dim'],
                                teacher=record['teacher'])
     if remote_code:
-        hf_config.auto_map = {f'Auto{kind}': f'modeling_llm2clip.LLM2CLIP{kind}' for kind in ('Config', 'Model')}
+        hf_config.auto_map = REMOTE_CODE
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
-    with complete_folder(out) as partial:
+    preprocessing = model.vision_encoder.preprocessing
+    with complete_folder(out, KIND) as partial:
         exported.save_pretrained(partial, safe_serialization=True)
-        image_processor(model.vision_encoder.preprocessing).save_pretrained(partial)
+        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
         for i, folder in enumerate(teachers):
             shutil.copytree(folder, partial / TEACHER_FOLDER / (str(i) if len(teachers) > 1 else ''))
         if remote_code:
-            shutil.copy(str(modeling_llm2clip.__file__), partial)
+            for module in (modeling_llm2clip, image_processing_llm2clip):
+                shutil.copy(str(module.__file__), partial)
         model_card(config, record['teacher'], run, results, use=usage(remote_code)).save(partial / 'README.md')
         _check_export(LLM2CLIPModel, partial, model, record['llm_embed_dim'])
         if remote_code:
@@ -185,10 +181,14 @@ def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) 
     if info['missing_keys'] or info['unexpected_keys']:
         raise ConfigError(f'{kind.__module__} cannot load this model: it lacks {sorted(info["missing_keys"])[:3]} and '
                           f'has {sorted(info["unexpected_keys"])[:3]} besides')
-    device, size = model.logit_scale.device, model.vision_encoder.preprocessing.image_size
+    device, preprocessing = model.logit_scale.device, model.vision_encoder.preprocessing
     loaded = loaded.eval().to(device)
+    size = preprocessing.image_size
     check_same(loaded.get_image_features, model.get_image_features, noise(2, 3, size, size).to(device),
                f'{kind.__module__}, images')
+    processor = AutoImageProcessor.from_pretrained(folder)
+    check_pictures(lambda image: loaded.get_image_features(**processor(image, return_tensors='pt').to(device)),
+                   lambda pixels: model.get_image_features(pixels.to(device)), preprocessing, kind.__module__)
     check_same(lambda vectors: loaded.get_text_features(text_embedding=vectors), model.get_text_features,
                noise(2, llm_embed_dim).to(device), f'{kind.__module__}, texts')
 
@@ -219,3 +219,5 @@ def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
 
 AutoConfig.register('llm2clip', LLM2CLIPConfig)
 AutoModel.register(LLM2CLIPConfig, LLM2CLIPModel)
+# "Slow" are those that do not derive from transformers' class over torchvision.
+AutoImageProcessor.register(LLM2CLIPConfig, slow_image_processor_class=LLM2CLIPImageProcessor)

@@ -88,14 +88,15 @@ In percent; `image_retrieval` is text to image, `text_retrieval` image to text.
 
 def usage(remote_code: bool = False) -> str:
     """Code that loads a whole model, with or without this package."""
+    trust = ', trust_remote_code=True' if remote_code else ''
     return f"""```python
 {'' if remote_code else 'import llm2clip'}
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 folder = '.'  # of this file, or its name on the Hub
-model = AutoModel.from_pretrained(folder{', trust_remote_code=True' if remote_code else ''})
-processor = AutoImageProcessor.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder{trust})
+processor = AutoImageProcessor.from_pretrained(folder{trust})
 image = model.get_image_features(**processor(Image.open('picture.png'), return_tensors='pt'))
 text = model.get_text_features(['a photo of a dog', 'a photo of a cat'])
 print(image @ text.T)
@@ -114,7 +115,7 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
         Benchmark -> metric -> value.
 
     Raises:
-        ConfigError: There are none, or they are of another run or other weights.
+        ConfigError: There are none, they are of another run or other weights, or some are missing.
     """
     path, config_path = Path(folder, 'results.json'), Path(folder, 'config.yaml')
     if not path.is_file() or not config_path.is_file():
@@ -128,6 +129,9 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
                           if model.get('run') is not None)
         raise ConfigError(f'results: {folder} is about {known or "no run"}, not the {weights} weights of {run}')
     found = json.loads(path.read_text())
+    if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:
+        raise ConfigError(f'results: the evaluation in {folder} did not come to its end; it lacks '
+                          f'{", ".join(missing)}. Call `evaluate` again')
     return {benchmark: {metric: value for metric, value in entry['models'][name].items()
                         if isinstance(value, (int, float))}
             for kind in ('retrieval', 'zeroshot', 'linear_probe') for benchmark, entry in found[kind].items()

@@ -165,7 +165,9 @@ class Teacher:
         if how.keys() != _ENCODING or how['pooling'] not in ('mean', 'weighted_mean', 'last'):
             raise ValueError(f'{folder}/text_encoder.json: expected {sorted(_ENCODING)}, with a pooling of mean, '
                              f'weighted_mean or last; got {how}')
-        self.folder, self.dtype = folder, getattr(torch, how['dtype'])
+        # Weights with LoRA in them are whole in float32 only.
+        self.folder = folder
+        self.dtype = torch.float32 if (folder / 'lora.safetensors').is_file() else getattr(torch, how['dtype'])
         self.pooling, self.bidirectional, self.max_length = how['pooling'], how['bidirectional'], how['max_length']
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.trims = (False, False)

@@ -12,13 +12,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import InputModule
 
-from llm2clip.folders import complete_folder
+from llm2clip.folders import check_replaceable, complete_folder
 from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.teacher import ENCODER_FILE, encoding, load_teacher
 from llm2clip.models.text_encoder import TextEncoder
 
 __all__ = ['CaptionEncoder', 'export_sentence_transformers']
 
+KIND = 'sentence-transformers model'
 PROMPTS_FILE = 'config_sentence_transformers.json'
 
 
@@ -97,10 +98,12 @@ def export_sentence_transformers(
         out: The folder to write.
         prompts: Name -> instruction; unset, ``query`` is the teacher's own, if it has one.
     """
-    encoder, tokenizer = load_teacher(teacher)
+    check_replaceable(out, KIND)
+    # In float32 the whole of LoRA is in the weights, which is all that such a folder has.
+    encoder, tokenizer = load_teacher(teacher, 'float32')
     if prompts is None:
         prompts = {'query': tokenizer.instruction} if tokenizer.instruction else {}
     model = SentenceTransformer(modules=[CaptionEncoder(encoder, tokenizer, prompts)], prompts=dict(prompts),
                                 similarity_fn_name='cosine', device='cpu')
-    with complete_folder(out) as partial:
+    with complete_folder(out, KIND) as partial:
         model.save(str(partial), create_model_card=False)

@@ -16,10 +16,10 @@ import torch
 import xxhash
 from composer.utils import get_device
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import center_crop
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
 from llm2clip.config import ConfigError
+from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.export.hf import TEACHER_FOLDER, LLM2CLIPConfig, LLM2CLIPModel, teacher_folders
 from llm2clip.models.teacher import teacher_config
@@ -27,9 +27,6 @@ from llm2clip.models.teacher import teacher_config
 __all__ = ['PRECISIONS', 'ExportedModel', 'ImageBatch', 'Unreadable']
 
 PRECISIONS = ('fp32', 'amp_bf16')
-# Longer images lose their ends before they are resized: the centre crop takes them off in any case, but resizing makes
-# 10,000 x 1 pixels into 2,240,000 x 224.
-_LONGEST_ASPECT = 16
 
 
 class Unreadable(NamedTuple):
@@ -81,10 +78,6 @@ class ExportedModel:
         return digest.hexdigest()
 
     @cached_property
-    def _processor(self) -> Any:
-        return AutoImageProcessor.from_pretrained(self.folder, use_fast=True)
-
-    @cached_property
     def _model(self) -> LLM2CLIPModel:
         return self._device.module_to_device(AutoModel.from_pretrained(self.folder))
 
@@ -121,15 +114,15 @@ class ExportedModel:
             batch_size: Images a forward pass.
             num_workers: Processes that read and decode.
         """
-        model, processor = self._model, self._processor
-        loader = DataLoader(_Pixels(folder, paths, processor), batch_size, num_workers=num_workers, collate_fn=_collate,
-                            worker_init_fn=_ignore_interrupts)
+        model = self._model
+        preprocessing = model.model.vision_encoder.preprocessing
+        loader = DataLoader(_Pixels(folder, paths, preprocessing.image_size), batch_size, num_workers=num_workers,
+                            collate_fn=_collate, worker_init_fn=_ignore_interrupts)
         device = next(model.parameters()).device
         for places, pixels, unreadable in loader:
             vectors = np.empty((0, 0), np.float32)
             if places:
-                values = processor.rescale_and_normalize(pixels.to(device), True, processor.rescale_factor, True,
-                                                         tuple(processor.image_mean), tuple(processor.image_std))
+                values = normalize(pixels.to(device), preprocessing.mean, preprocessing.std)
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
                     vectors = model.get_image_features(values).float().cpu().numpy()
             yield ImageBatch(places, vectors, unreadable)
@@ -138,10 +131,10 @@ class ExportedModel:
 class _Pixels(Dataset[Any]):
     """Image files as the model sees them, but for the scale of their values: a quarter of the bytes to hand over."""
 
-    def __init__(self, folder: Union[str, Path], paths: Sequence[str], processor: Any) -> None:
+    def __init__(self, folder: Union[str, Path], paths: Sequence[str], image_size: int) -> None:
         self.folder = folder
         self.paths = paths
-        self.processor = processor
+        self.image_size = image_size
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -153,18 +146,9 @@ class _Pixels(Dataset[Any]):
         except OSError as error:
             return place, Unreadable(error.strerror or str(error), lasting=False)
         try:
-            return place, self._pixels(data, path)
+            return place, resize_and_crop(decode_pixels(data, path), self.image_size)
         except Exception as error:  # whatever a decoder raises, it is about this file, and the others go on
             return place, Unreadable(_reason(error, path), lasting=True)
-
-    def _pixels(self, data: bytes, path: str) -> torch.Tensor:
-        pixels = decode_pixels(data, path)
-        height, width = pixels.shape[-2:]
-        longest = _LONGEST_ASPECT * min(height, width)
-        if max(height, width) > longest:
-            pixels = center_crop(pixels, [min(height, longest), min(width, longest)])
-        return self.processor(pixels, do_rescale=False, do_normalize=False, input_data_format='channels_first',
-                              return_tensors='pt')['pixel_values'][0]
 
 
 def _reason(error: Exception, path: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2.functional import pil_to_tensor
+from transformers import CLIPImageProcessorFast
 
 from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels
 from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
@@ -128,6 +129,16 @@ def test_resizing_tensors_equals_resizing_in_pillow() -> None:
     found = eval_transform(PIXELS)(pil_to_tensor(image))
     std = torch.tensor(PIXELS.std)[:, None, None]
     assert ((found - pillow) * std).abs().max() <= 2.01 / 255 and ((found - pillow) * std).abs().mean() < 0.2 / 255
+
+
+@pytest.mark.parametrize('size', [(64, 67), (64, 71), (135, 128), (97, 300), (40, 30), (64, 64), (250, 64)])
+def test_evaluation_sees_what_an_image_processor_of_transformers_gives(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    processor = CLIPImageProcessorFast(size={'shortest_edge': 64}, crop_size={'height': 64, 'width': 64},
+                                       image_mean=list(PIXELS.mean), image_std=list(PIXELS.std))
+    expected = processor(Image.fromarray(noise), return_tensors='pt')['pixel_values'][0]
+    found = eval_transform(PIXELS)(pil_to_tensor(Image.fromarray(noise)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_large_jpegs_are_decoded_at_a_fraction_of_their_size() -> None:

@@ -13,7 +13,16 @@ import torch
 from parts import make_samples, picture, write_dataset
 from recipes_in_process import run_recipe
 
-from llm2clip.config import ConfigError, CRAConfig, EvaluateConfig, RetrievalConfig, TextEncoderConfig
+import llm2clip.evaluation.evaluate
+import llm2clip.evaluation.models
+from llm2clip.config import (
+    ConfigError,
+    CRAConfig,
+    EvaluateConfig,
+    EvaluatedModelConfig,
+    RetrievalConfig,
+    TextEncoderConfig,
+)
 from llm2clip.data.benchmarks.base import RetrievalSet
 from llm2clip.data.convert.samples import Sample
 from llm2clip.evaluation.cra import evaluate_cra
@@ -21,7 +30,9 @@ from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.gallery import make_gallery, thumbnail
 from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.tables import markdown, result_tables
+from llm2clip.export.model_card import read_results
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.report import render_report
 
 
 class _Given:
@@ -274,17 +285,98 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
     assert read == [0, 1] * 4
 
 
-def test_bad_benchmarks_are_found_before_a_model_is_loaded(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = 'models.m.export=nowhere'
+def test_what_is_wrong_is_found_before_a_model_is_loaded(
+    exported: tuple[LLM2CLIP, Path], image_dataset: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise AssertionError('a model was loaded')
+
+    monkeypatch.setattr(llm2clip.evaluation.models, 'load_evaluated_model', fail)
+    monkeypatch.setattr(llm2clip.evaluation.models, 'teacher_fingerprint', fail)
     for i in range(2):
         (files / 'other/owl').mkdir(parents=True, exist_ok=True)
         (files / 'other/owl' / f'{i}.png').write_bytes(picture(i))
-    for argument, message in (
-            ('retrieval.x.source={name: coco2}', "retrieval.x.source: there is no 'coco2'; did you mean 'coco'"),
-            ('retrieval.x.source={name: coco, image: a}', "retrieval.x.source.image: coco takes no such argument"),
-            ('retrieval.x.source={images: a}', 'retrieval.x.source.name: required but not set'),
-            ('retrieval.x.source={name: urban1k, folder: nowhere}', 'retrieval.x.source: .*nowhere'),
-            (f'linear_probe.pets.test={{name: imagenet_folder, images: {files}/other}}',
-             r"linear_probe.pets: the classes of train and test differ: \['cat', 'dog', 'owl'\]")):
+        (files / f'one/{i}').mkdir(parents=True, exist_ok=True)
+        (files / f'one/{i}/picture.png').write_bytes(picture(i))
+    cra = f'cra.captions={image_dataset}'
+    one = f'{{name: imagenet_folder, images: {files}/one}}'
+    for arguments, message in (
+            (['retrieval.x.source={name: coco2}'], "retrieval.x.source: there is no 'coco2'; did you mean 'coco'"),
+            (['retrieval.x.source={name: coco, image: a}'], 'retrieval.x.source.image: coco takes no such argument'),
+            (['retrieval.x.source={images: a}'], 'retrieval.x.source.name: required but not set'),
+            (['retrieval.x.source={name: urban1k, folder: nowhere}'], 'retrieval.x.source: .*nowhere'),
+            ([f'linear_probe.pets.test={{name: imagenet_folder, images: {files}/other}}'],
+             r"linear_probe.pets: the classes of train and test differ: \['cat', 'dog', 'owl'\]"),
+            ([f'linear_probe.pets={{train: {one}, test: {one}}}'],
+             "linear_probe.pets.train: class '0' has 1 training images, expected at least 2"),
+            ([cra, 'cra.caption_keys=[short, lang]'], "cra.caption_keys: .*'caption.lang' is missing; the dataset has"),
+            ([cra, 'cra.caption_keys=[short]'], 'cra.caption_keys: expected two keys, got short'),
+            (['cra.captions=nowhere'], 'cra.captions: there is no MDS dataset in nowhere'),
+            ([cra, 'cra.teachers.t=nowhere'], 'cra.teachers.t: nowhere is not a teacher'),
+            ([cra, f'cra.encoders.e={{pretrained: {files}, gguf_file: x.gguf}}'],
+             'cra.encoders.e.gguf_file: there is no .*x.gguf'),
+            (['models.n.export=nowhere'], 'models.n.export: nowhere is no folder that export_hf wrote'),
+            (['models.n.run=nowhere'], 'models.n.run: nowhere is not the folder of a run'),
+            ([f'models.n.export={exported[1]}', 'models.n.teacher=nowhere'],
+             'models.n.teacher: nowhere is not a teacher'),
+            ([f'models.n.export={exported[1]}', 'models.n.teachers=[a, b]'], 'models.n.teacher: required but not set'),
+            (['models.n={official: x.pt, vision: {name: x}}'], 'models.n.official: there is no x.pt')):
         with pytest.raises(ConfigError, match=message):
-            run_recipe(monkeypatch, 'evaluate', *_arguments(files), model, argument)
+            run_recipe(monkeypatch, 'evaluate', *_arguments(files), f'models.m.export={exported[1]}', *arguments)
+        assert not (files / 'out').exists()
+
+
+def _begun(out: Path, second: Callable[[int], bytes] = picture) -> Evaluation:
+    """An evaluation of two models on two sets and of text encoders."""
+    evaluation = Evaluation(EvaluateConfig(out=str(out), bootstrap=0, gallery=0, num_workers=0))
+    evaluation.retrieval = {'first': _set([['a'], ['b']]), 'second': _set([['c'], ['d']], second)}
+    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name})
+                                   for name in evaluation.retrieval}
+    evaluation.config.models = {name: EvaluatedModelConfig(run=name) for name in ('m', 'n')}
+    evaluation.config.cra = CRAConfig(captions='captions')
+    return evaluation
+
+
+def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dying(i: int) -> bytes:
+        raise KeyboardInterrupt
+
+    def said() -> list[str]:
+        """What each file says is missing, which is the same."""
+        results = json.loads((tmp_path / 'results.json').read_text())
+        missing = results.get('missing', [])
+        words = f'Partial: the evaluation did not come to its end. Missing: {", ".join(missing)}.'
+        for name in ('results.md', 'report.html'):
+            text = (tmp_path / name).read_text()
+            assert (words in text) == bool(missing) and ('Partial' in text) == bool(missing), name
+        assert ('Partial' in render_report('', results, {})) == bool(missing)
+        return missing
+
+    model = _Given(torch.eye(2), torch.eye(2))
+    with pytest.raises(KeyboardInterrupt):
+        _begun(tmp_path, dying).run('m', model)  # type: ignore[arg-type]
+    assert said() == ['m: retrieval.second', 'n: retrieval.first', 'n: retrieval.second', 'cra']
+    with pytest.raises(ConfigError, match='did not come to its end; it lacks m: retrieval.second. Call `evaluate`'):
+        read_results(tmp_path, 'm', 'latest')
+    evaluation = _begun(tmp_path)
+    evaluation.run('m', model)  # type: ignore[arg-type]
+    assert said() == ['n: retrieval.first', 'n: retrieval.second', 'cra']
+    # All there is to say about this one is known.
+    assert list(read_results(tmp_path, 'm', 'latest')) == ['first', 'second']
+    evaluation.run('n', model)  # type: ignore[arg-type]
+    assert said() == ['cra']
+    monkeypatch.setattr(llm2clip.evaluation.evaluate, 'evaluate_cra', lambda config: {'encoder': 50.0})
+    evaluation.finish()
+    assert said() == []
+
+
+def test_numbers_stay_with_their_configuration_until_there_are_new_ones(tmp_path: Path) -> None:
+    model = _Given(torch.eye(2), torch.eye(2))
+    _begun(tmp_path).run('m', model)  # type: ignore[arg-type]
+    before = (tmp_path / 'config.yaml').read_text()
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), gallery=0, num_workers=0, title='another'))
+    assert (tmp_path / 'config.yaml').read_text() == before
+    evaluation.retrieval = {'first': _set([['a'], ['b']])}
+    evaluation.config.retrieval = {'first': RetrievalConfig(source={'name': 'mds', 'local': 'first'})}
+    evaluation.run('m', model)  # type: ignore[arg-type]
+    assert 'title: another' in (tmp_path / 'config.yaml').read_text()

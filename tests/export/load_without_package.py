@@ -12,6 +12,7 @@ ABSENT = ['llm2clip', 'composer', 'streaming', 'omegaconf', 'peft']
 sys.modules.update(dict.fromkeys([*ABSENT, 'timm']))  # type: ignore[arg-type]  # importing one of them fails
 
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoImageProcessor,
@@ -30,7 +31,10 @@ found: dict[str, torch.Tensor] = {}
 def whole(name: str, of: Optional[str] = None) -> None:
     pixels, vectors = given[f'{of or name}.pixels'], given[f'{of or name}.vectors']
     model = AutoModel.from_pretrained(folder / name, trust_remote_code=True)
-    assert not model.training and AutoImageProcessor.from_pretrained(folder / name).image_mean[0] == 0.5
+    processor = AutoImageProcessor.from_pretrained(folder / name, trust_remote_code=True)
+    assert not model.training and type(processor).__module__.endswith('image_processing_llm2clip')
+    pictures = [Image.open(path) for path in sorted((folder / 'pictures').iterdir())]
+    found[f'{name}.pictures'] = model.get_image_features(**processor(pictures, return_tensors='pt'))
     found[f'{name}.images'] = model.get_image_features(pixels)
     found[f'{name}.texts'] = model.get_text_features(texts)
     found[f'{name}.vectors'] = model.get_text_features(text_embedding=vectors)

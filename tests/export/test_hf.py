@@ -3,32 +3,25 @@
 
 """The exported folder: the same numbers, loaded by transformers, as the README says."""
 
-import io
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from parts import make_samples, picture
-from PIL import Image
-from recipes_in_process import run_recipe
+from parts import make_samples
 from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
-from torchvision.transforms.v2.functional import pil_to_tensor
 from trained import trained
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
 import llm2clip
-import llm2clip.runs
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, VisionConfig
-from llm2clip.data.transforms import eval_transform
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.export import hf, modeling_llm2clip
+from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
-from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
@@ -99,29 +92,6 @@ def test_other_towers_and_several_teachers(
         export_folder(model, config, record, teachers[:1], tmp_path / 'other')
 
 
-def test_recipe_checks_each_teacher(
-    teacher_folder: Path, causal_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, config, record, teachers = trained('timm:test_efficientnet', [teacher_folder, causal_teacher])
-    record['teacher']['concatenated'] = [teacher_fingerprint(folder) for folder in teachers]
-    run = Stage2Config(model=config, max_duration='1ba', global_train_batch_size=8)
-    monkeypatch.setattr(llm2clip.runs, 'load_stage2', lambda run_folder, weights: (model, run, record))
-
-    def export(*args: str) -> None:
-        run_recipe(monkeypatch, 'export_hf', 'run=s2', f'out={tmp_path}', 'remote_code=true', *args)
-
-    export(f'teachers=[{teacher_folder},{causal_teacher}]')
-    assert (tmp_path / 'llm2clip/teacher/1/text_encoder.json').is_file()
-    assert (tmp_path / 'llm2clip/modeling_llm2clip.py').is_file()
-    with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
-        export(f'teachers=[{causal_teacher},{teacher_folder}]')
-    with pytest.raises(ConfigError, match='trained under 2 teachers; got 1'):
-        export(f'teacher={teacher_folder}')
-    for args in ([], [f'teacher={teacher_folder}', f'teachers=[{teacher_folder}]']):
-        with pytest.raises(ConfigError, match='expected one of teacher .* and teachers'):
-            export(*args)
-
-
 @pytest.mark.parametrize('kind', [hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel])
 def test_the_teacher_comes_from_the_hub_when_it_is_asked_for(
     kind: type[hf.LLM2CLIPModel], exported: tuple[LLM2CLIP, Path], monkeypatch: pytest.MonkeyPatch
@@ -163,22 +133,19 @@ def test_without_its_teacher_only_vectors_work(exported: tuple[LLM2CLIP, Path], 
         loaded.get_text_features(['a red square'])
 
 
-def test_image_processor_equals_the_evaluation_transform(exported: tuple[LLM2CLIP, Path]) -> None:
-    model, out = exported
-    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    for image in (Image.fromarray(noise), Image.open(io.BytesIO(picture(1)))):
-        expected = eval_transform(model.vision_encoder.preprocessing)(pil_to_tensor(image))
-        found = AutoImageProcessor.from_pretrained(out)(image, return_tensors='pt')['pixel_values'][0]
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
 def test_readme_snippet_runs(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = re.search(r'runs this block -->\n```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
     assert code is not None and code[1].count('\n') <= 10
     monkeypatch.chdir(tmp_path)
-    Path('picture.png').write_bytes(picture(0))
     shutil.copytree(exported[1], 'runs/quickstart/export/llm2clip')
-    exec(code[1], {})
-    assert 'red heart' in capsys.readouterr().out
+    for kind, data in pictures(32).items():
+        Path('picture.png').write_bytes(data)
+        names: dict[str, Any] = {}
+        exec(code[1], names)
+        assert 'red heart' in capsys.readouterr().out
+        with torch.no_grad():
+            expected = exported[0].get_image_features(
+                training_pixels(data, exported[0].vision_encoder.preprocessing)[None])
+        torch.testing.assert_close(names['image'].detach(), expected, msg=kind)

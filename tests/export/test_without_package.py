@@ -18,6 +18,7 @@ from trained import Trained, trained
 
 from llm2clip.config import ConfigError
 from llm2clip.export import modeling_llm2clip
+from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.vision import export_vision
 from llm2clip.models.teacher import teacher_config
@@ -45,6 +46,9 @@ def found(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) 
         export_vision(model, config, record, folder / f'vision_{name}')
         given[f'{name}.pixels'], given[f'{name}.vectors'] = models[name].pixels(), models[name].vectors(TEXTS)
     save_file(given, folder / 'given.safetensors')
+    (folder / 'pictures').mkdir()
+    for i, data in enumerate(pictures(32).values()):
+        (folder / 'pictures' / f'{i}').write_bytes(data)
     # transformers keeps the code that it has run by the folder's name.
     (folder / 'with_timm').symlink_to(folder / 'timm')
     environment = {**os.environ, 'HF_HOME': str(folder / 'cache'), 'HF_HUB_OFFLINE': '1'}
@@ -64,6 +68,8 @@ def test_remote_code_gives_the_features_of_the_checkpoint(
     images, texts = model.get_image_features(trained_model.pixels()), model.get_text_features(vectors)
     assert images.std() > 0.01 and texts.std(0).mean() > 0.01
     _assert_close(found[f'{name}.images'], images)
+    seen = torch.stack([training_pixels(data, model.vision_encoder.preprocessing) for data in pictures(32).values()])
+    _assert_close(found[f'{name}.pictures'], model.get_image_features(seen))
     _assert_close(found[f'{name}.texts'], texts)
     _assert_close(found[f'{name}.vectors'], texts)
     logits = model.logit_scale.exp() * images @ texts.T + (model.logit_bias or 0)

@@ -10,11 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parts import make_samples, picture
+from PIL import Image
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.callbacks.jsonl_logger import read_metrics
 from llm2clip.data.schema import read_samples
+from llm2clip.export.check import pictures
+from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.teacher import load_teacher
 from llm2clip.models.text_encoder import encode_texts
 
@@ -45,8 +49,9 @@ def test_images_to_report(
     monkeypatch.chdir(tmp_path)
     Path('photos').mkdir()
     rows = ['image,caption']
+    encoded = [*pictures(32).values(), *map(picture, range(5, 24))]
     for i, sample in enumerate(make_samples(24)):
-        Path('photos', f'{i}.png').write_bytes(picture(i))
+        Path('photos', f'{i}.png').write_bytes(encoded[i])
         rows += [f'{i}.png,{text}' for text in sample.captions.values()]
     Path('captions.csv').write_text('\n'.join(rows).replace(', painted', ' painted') + '\n')
 
@@ -73,7 +78,7 @@ def test_images_to_report(
     run('evaluate', 'models.m.run=s2', 'out=eval', 'num_workers=0', 'device=cpu',
         f'retrieval.photos.source={{name: mds, local: {data}, caption_keys: ["0", "1"]}}',
         f'cra.captions={data}', 'cra.caption_keys=["0","1"]', 'cra.teachers.cra=s1/teacher')
-    run('export_hf', 'run=s2', 'teacher=s1/teacher', 'out=export', 'results=eval')
+    run('export_hf', 'run=s2', 'out=export', 'results=eval')
     run('export_vision', 'run=s2', 'out=export/vision')
     run('export_sentence_transformers', 'teacher=s1/teacher', 'out=export/st')
     run('report', 'results=eval', 'out=.', 'galleries=[photos]', 'steps={stage1: s1, stage2: s2}')
@@ -90,6 +95,16 @@ def test_images_to_report(
     assert Path('export/st/modules.json').is_file() and Path('export/vision/model.safetensors').is_file()
     assert '| photos | 24 | 48 |' in Path('export/llm2clip/README.md').read_text()
     assert Path('report.html').stat().st_size > 10_000 and Path('export/llm2clip/model.safetensors').is_file()
+
+    # The export gives the same numbers, from plain pictures.
+    model = AutoModel.from_pretrained('export/llm2clip')
+    processor = AutoImageProcessor.from_pretrained('export/llm2clip')
+    images = [Image.open(f'photos/{i}.png') for i in range(24)]
+    captions = [line.split(',')[1] for line in Path('captions.csv').read_text().splitlines()[1:]]
+    with torch.no_grad():
+        found = rank_both_ways(model.get_image_features(**processor(images, return_tensors='pt')),
+                               model.get_text_features(captions), torch.arange(24).repeat_interleave(2)).recalls()
+    assert {name: photos[name] for name in found} == pytest.approx(found, abs=1e-3)
 
     with pytest.raises(ValueError, match='another teacher'):
         path = Path('s1/teacher/text_encoder.json')

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from search_folders import write_export, write_photo
 from transformers import AutoImageProcessor, AutoModel
 
 import llm2clip.search.exported as exported
 from llm2clip.config import ConfigError
+from llm2clip.export.check import pictures
 from llm2clip.search.exported import ExportedModel
 from llm2clip.search.index import INDEX_FILE, Index
 from llm2clip.search.update import UNREADABLE_FILE, Update, update_index
@@ -34,7 +36,7 @@ def update(folder: Path, model: Path, photos: Path, **options: Any) -> Update:
 def direct(model_folder: Path, paths: list[Path]) -> np.ndarray:
     """Vectors as a user of transformers computes them."""
     model, processor = AutoModel.from_pretrained(model_folder), AutoImageProcessor.from_pretrained(model_folder)
-    images = [Image.open(path).convert('RGB') for path in paths]
+    images = [Image.open(path) for path in paths]
     with torch.no_grad():
         return model.get_image_features(**processor(images, return_tensors='pt')).numpy()
 
@@ -42,12 +44,14 @@ def direct(model_folder: Path, paths: list[Path]) -> np.ndarray:
 def test_vectors_are_those_of_the_exported_model(model_folder: Path, photos: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     Image.fromarray(noise).resize((900, 600)).save(photos / 'large.jpg')
+    for i, data in enumerate(pictures(32).values()):
+        (photos / f'kind_{i}.jpg').write_bytes(data)
     result = update(tmp_path / 'index', model_folder, photos, batch_size=4, num_workers=2)
-    assert (result.images, result.added, result.changed, result.removed) == (9, 9, 0, 0)
+    assert (result.images, result.added, result.changed, result.removed) == (14, 14, 0, 0)
     paths, vectors = Index(tmp_path / 'index').load()
     assert paths == sorted(paths) and set(paths) == {str(p.relative_to(photos)) for p in photos.rglob('*.*g')}
     np.testing.assert_allclose(vectors, direct(model_folder, [photos / path for path in paths]), atol=1e-3)
-    assert len(np.unique(vectors, axis=0)) == 9
+    assert len(np.unique(vectors, axis=0)) == 14
 
 
 def test_only_new_and_changed_files_are_read(
@@ -127,21 +131,23 @@ def test_any_error_of_a_decoder_is_about_its_image_alone(
     assert result.unreadable == {'0.png': "cannot be decoded: KeyError: 'tag'"} and result.images == 7
 
 
-def test_a_very_long_image_takes_no_more_memory(model_folder: Path, photos: Path) -> None:
+def test_a_very_long_image_takes_no_more_memory(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.zeros((2, 40_000, 3), np.uint8)
     pixels[:, 19_000:21_000] = [255, 0, 0]
     Image.fromarray(pixels).save(photos / 'long.png')
     Image.new('RGB', (2, 2), (255, 0, 0)).save(photos / 'red.png')
     seen: list[int] = []
-    processor = AutoImageProcessor.from_pretrained(model_folder)
+    interpolate = F.interpolate
 
-    def noted(images: torch.Tensor, **options: Any) -> Any:
-        seen.append(images.numel())
-        return processor(images, **options)
+    def noted(pixels: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        resized = interpolate(pixels, *args, **options)
+        seen.append(resized.numel())
+        return resized
 
-    pixels_of = exported._Pixels(photos, ['long.png', 'red.png'], noted)
+    monkeypatch.setattr(F, 'interpolate', noted)
+    pixels_of = exported._Pixels(photos, ['long.png', 'red.png'], 32)
     (_, long), (_, red) = pixels_of[0], pixels_of[1]
-    assert isinstance(long, torch.Tensor) and max(seen) <= 3 * 2 * 32
+    assert isinstance(long, torch.Tensor) and len(seen) == 2 and max(seen) <= 3 * 32 * 16 * 32
     torch.testing.assert_close(long, red)
 
 

@@ -1,0 +1,114 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Images -> what the vision tower sees: one definition for training, evaluation, search and exported models.
+
+Exports with remote code hold a copy of this file, so it imports nothing else of this package, and no more than an
+exported model needs: torch, transformers, Pillow and numpy.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+__all__ = ['LLM2CLIPImageProcessor', 'normalize', 'resize_and_crop', 'upright_rgb']
+
+# Longer images lose their ends before they are resized: the centre crop takes them off in any case, but resizing makes
+# 10,000 x 1 pixels into 2,240,000 x 224.
+_LONGEST_ASPECT = 16
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB: turned upright by its EXIF orientation, transparent parts on white, 16-bit greys scaled to 8 bits."""
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):  # Pillow would clip at 255
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert('RGB')
+    if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+    return image.convert('RGB')
+
+
+def resize_and_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """``(3, H, W)`` uint8 -> ``(3, size, size)`` uint8: shortest side resized to `size`, bicubic, then cropped.
+
+    The crop begins where those of transformers begin; torchvision's begins a pixel later in a quarter of all images.
+    """
+    longest = _LONGEST_ASPECT * min(pixels.shape[-2:])
+    pixels = _center(pixels, longest, longest)
+    height, width = pixels.shape[-2:]
+    sides = [int(size * side / min(height, width)) for side in (height, width)]
+    return _center(F.interpolate(pixels[None], sides, mode='bicubic', antialias=True)[0], size, size)
+
+
+def _center(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The centre, at most so large."""
+    top, left = (max(0, (side - most) // 2) for side, most in zip(pixels.shape[-2:], (height, width)))
+    return pixels[..., top:top + height, left:left + width]
+
+
+def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """``(…, 3, H, W)`` uint8 -> float32, scaled to [0, 1] and normalised."""
+    center, scale = (torch.tensor(list(values), device=pixels.device)[:, None, None] for values in (mean, std))
+    return (pixels.float() / 255 - center) / scale
+
+
+class LLM2CLIPImageProcessor(BaseImageProcessor):
+    """Pictures, as `PIL.Image.open` gives them, -> ``pixel_values`` as in training's evaluation.
+
+    Args:
+        image_size: Side of the square that the vision tower sees.
+        image_mean: Of each channel.
+        image_std: Of each channel.
+        **kwargs: Passed to BaseImageProcessor.
+    """
+
+    model_input_names = ['pixel_values']
+
+    def __init__(
+        self, image_size: int = 224, image_mean: Sequence[float] = (0.5,) * 3, image_std: Sequence[float] = (0.5,) * 3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size, self.image_mean, self.image_std = image_size, list(image_mean), list(image_std)
+
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Any, return_tensors: Optional[str] = None
+    ) -> BatchFeature:
+        """``pixel_values`` ``(B, 3, image_size, image_size)``.
+
+        Args:
+            images: A picture or a list of them, of any size and mode: as Pillow has it, or RGB values in uint8,
+                ``(H, W, 3)`` or ``(3, H, W)``.
+            return_tensors: As for every image processor; unset, a tensor of torch.
+
+        Raises:
+            ValueError: One is no picture.
+        """
+        pictures = images if isinstance(images, (list, tuple)) else [images]
+        pixels = torch.stack([resize_and_crop(_pixels(picture), self.image_size) for picture in pictures])
+        values = normalize(pixels, self.image_mean, self.image_std)
+        return BatchFeature({'pixel_values': values}, tensor_type=return_tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the name of the class, by which transformers would look for a faster one and warn that there is
+        none; it finds this one by the model's configuration."""
+        return {name: value for name, value in super().to_dict().items() if name != 'image_processor_type'}
+
+
+def _pixels(picture: Any) -> torch.Tensor:
+    """``(3, H, W)`` in uint8."""
+    # An array of its own, since torch wants one that can be written to.
+    values = np.array(upright_rgb(picture) if isinstance(picture, Image.Image) else picture)
+    if values.dtype != np.uint8 or values.ndim != 3 or 3 not in (values.shape[0], values.shape[2]):
+        what = type(picture).__name__ if values.ndim == 0 else f'{values.dtype} values of shape {values.shape}'
+        raise ValueError(f'expected pictures as PIL.Image.open gives them, or RGB values in uint8; got {what}')
+    pixels = torch.from_numpy(values)
+    return pixels.permute(2, 0, 1) if values.shape[2] == 3 else pixels

@@ -1,0 +1,174 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Whatever leaves the project sees a picture as training did, whatever its mode and orientation."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from trained import trained
+from transformers import AutoImageProcessor
+
+from llm2clip.config import ConfigError
+from llm2clip.data import image_processing_llm2clip
+from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor, upright_rgb
+from llm2clip.export import vision as vision_export
+from llm2clip.export.check import check_pictures, pictures, training_pixels
+from llm2clip.export.hf import export_folder
+from llm2clip.export.vision import export_vision
+from llm2clip.preprocessing import Preprocessing
+
+PIXELS = Preprocessing(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+@pytest.fixture(scope='module')
+def folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp('pixels') / 'model'
+    export_folder(*trained('clip_vision_model', [teacher_folder]), out)
+    return out
+
+
+def test_the_exported_processor_gives_the_pixels_of_training(folder: Path) -> None:
+    processor = AutoImageProcessor.from_pretrained(folder)
+    given = pictures(32)
+    expected = torch.stack([training_pixels(data, PIXELS) for data in given.values()])
+    # A list of pictures of two sizes; they stay as they were.
+    images = [opened(data) for data in given.values()]
+    sizes = [image.size for image in images]
+    assert torch.equal(processor(images, return_tensors='pt')['pixel_values'], expected)
+    assert [image.size for image in images] == sizes and images[1].getexif()[0x0112] == 6
+    array = np.asarray(upright_rgb(images[0]))
+    for values in (array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        assert torch.equal(processor(values, return_tensors='pt')['pixel_values'], expected[:1])
+
+
+@pytest.mark.parametrize('given, got', [
+    ('picture.png', 'str'), (np.zeros((8, 8, 4), np.uint8), r'uint8 values of shape \(8, 8, 4\)'),
+    (np.zeros((8, 8, 3), np.float32), 'float32 values of shape')])
+def test_what_is_no_picture_is_refused(given: Any, got: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=f'expected pictures as PIL.Image.open gives them, .*; got {got}'):
+        AutoImageProcessor.from_pretrained(folder)(given)
+
+
+def test_a_saved_processor_is_found_by_its_model(folder: Path) -> None:
+    written = json.loads((folder / 'preprocessor_config.json').read_text())
+    assert written == {'image_size': 32, 'image_mean': [0.5, 0.4, 0.3], 'image_std': [0.5, 0.6, 0.7]}
+    # In its place before: it takes no notice of orientation and transparency.
+    assert type(AutoImageProcessor.from_pretrained(folder)).__name__ == 'LLM2CLIPImageProcessor'
+
+
+def _on_black(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image).convert('RGB') if image.mode == 'RGBA' else upright_rgb(image)
+
+
+def _as_stored(image: Image.Image) -> Image.Image:
+    return image.convert('RGB') if image.getexif() else upright_rgb(image)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    return image.convert('RGB') if image.mode == 'P' else upright_rgb(image)
+
+
+def _clipped(image: Image.Image) -> Image.Image:
+    return image.convert('RGB') if image.mode == 'I;16' else upright_rgb(image)
+
+
+def _inverted(image: Image.Image) -> Image.Image:
+    return ImageOps.invert(upright_rgb(image)) if image.mode == 'CMYK' else upright_rgb(image)
+
+
+@pytest.mark.parametrize('wrong, kind', [
+    (_on_black, 'a transparent picture'), (_as_stored, 'a picture turned by EXIF'),
+    (_opaque, 'a palette with transparency'), (_clipped, 'a 16-bit grey picture'), (_inverted, 'a CMYK picture')])
+def test_the_check_notices_each_kind_of_picture(
+    wrong: Callable[[Image.Image], Image.Image], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = LLM2CLIPImageProcessor(32, PIXELS.mean, PIXELS.std)
+
+    def found(image: Image.Image) -> torch.Tensor:
+        return processor(image)['pixel_values'].flatten(1)
+
+    check_pictures(found, lambda pixels: pixels.flatten(1), PIXELS, 'pixels')
+    monkeypatch.setattr(image_processing_llm2clip, 'upright_rgb', wrong)
+    with pytest.raises(ConfigError, match=f'{kind}: the features differ from those of the checkpoint'):
+        check_pictures(found, lambda pixels: pixels.flatten(1), PIXELS, 'pixels')
+
+
+def test_an_export_that_sees_other_pixels_is_refused(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_run, of_timm = (trained(tower, [teacher_folder]) for tower in ('clip_vision_model', 'timm:test_efficientnet'))
+    monkeypatch.setattr(image_processing_llm2clip, 'upright_rgb', _on_black)
+    monkeypatch.setattr(vision_export, 'upright_rgb', _on_black)
+    with pytest.raises(ConfigError, match='a transparent picture: the features differ'):
+        export_folder(*of_run, tmp_path / 'model')
+    with pytest.raises(ConfigError, match='a transparent picture: the features differ'):
+        export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'vision')
+    with pytest.raises(ConfigError, match="timm's transform of a transparent picture differs"):
+        export_vision(of_timm.model, of_timm.config, of_timm.record, tmp_path / 'vision')
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_crop_that_begins_elsewhere_is_noticed() -> None:
+    def shifted(image: Image.Image) -> torch.Tensor:
+        pixels = np.asarray(upright_rgb(image).resize((39, 32) if image.width > image.height else (32, 39)))
+        return torch.from_numpy(pixels[-32:, -32:].copy()).flatten()[None].float()
+
+    with pytest.raises(ConfigError, match='a transparent picture: the features differ'):
+        check_pictures(shifted, lambda pixels: pixels.flatten(1), PIXELS, 'shifted')
+
+
+def _snippet() -> str:
+    code = re.search(r'```python\n(.*?)```', Path('README.md').read_text(), re.S)
+    assert code is not None
+    return code[1]
+
+
+@pytest.mark.parametrize('remote_code', [False, True])
+def test_the_snippet_of_a_models_card(
+    remote_code: bool, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_run = trained('clip_vision_model', [teacher_folder])
+    export_folder(*of_run, tmp_path / 'model', remote_code=remote_code)
+    monkeypatch.chdir(tmp_path / 'model')
+    assert _snippet().count('trust_remote_code=True') == 2 * remote_code
+    data = pictures(32)['a transparent picture']
+    Path('picture.png').write_bytes(data)
+    names: dict[str, Any] = {}
+    with torch.no_grad():
+        exec(_snippet(), names)
+        torch.testing.assert_close(names['image'],
+                                   of_run.model.get_image_features(training_pixels(data, PIXELS)[None]))
+
+
+@pytest.mark.parametrize('tower', ['clip_vision_model', 'vit', 'timm:test_vit'])
+def test_the_snippet_of_a_vision_towers_card(
+    tower: str, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config, record, _ = trained(tower, [teacher_folder])
+    export_vision(model, config, record, tmp_path / 'tower')
+    monkeypatch.chdir(tmp_path / 'tower')
+    # timm resizes by Pillow.
+    tolerance = {'rtol': 0, 'atol': 0.05} if 'timm' in tower else {}
+    preprocessing = model.vision_encoder.preprocessing
+    for kind, data in pictures(preprocessing.image_size, cropped=6).items():
+        Path('picture.png').write_bytes(data)
+        names: dict[str, Any] = {}
+        with torch.no_grad():
+            exec(_snippet(), names)
+            expected = model.vision_encoder(training_pixels(data, preprocessing)[None])
+            if tower in ('clip_vision_model', 'timm:test_vit'):
+                expected = model.visual_projection(expected)
+        torch.testing.assert_close(names['features'], expected, msg=kind, **tolerance)

@@ -1,0 +1,138 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The export recipes: what they take from the run, and what they refuse before weights are loaded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+from recipes_in_process import run_recipe
+from trained import Trained, trained
+
+import llm2clip.export.teachers
+import llm2clip.runs
+from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config_files import save_config
+from llm2clip.folders import MANIFEST
+from llm2clip.models.caption_teacher import teacher_fingerprint
+
+Export = Callable[..., None]
+
+
+def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> Path:
+    """A run without its checkpoint."""
+    save_config(Stage2Config(
+        model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder), run_name='r',
+        optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=None if teacher is None else str(teacher)), folder)
+    fingerprints = [teacher_fingerprint(path) for path in of_run.teachers]
+    record = {**of_run.record, 'teacher': fingerprints[0] if len(fingerprints) == 1 else {'concatenated': fingerprints}}
+    (folder / 'teacher.json').write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def loaded(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by each run whose weights are loaded."""
+    runs: list[str] = []
+
+    def load_stage2(run: str, weights: str) -> Any:
+        runs.append(run)
+        config, record = llm2clip.runs.read_stage2(run, weights)
+        teachers = [teacher_folder] * (record['llm_embed_dim'] // 32)
+        return trained('timm:test_efficientnet', teachers).model, config, record
+
+    monkeypatch.setattr(llm2clip.runs, 'load_stage2', load_stage2)
+    return runs
+
+
+def test_the_teacher_is_the_one_that_the_run_names(
+    loaded: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]), teacher_folder)
+    for _ in range(2):
+        run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export')
+    folder = tmp_path / 'export/llm2clip'
+    assert (folder / 'teacher/text_encoder.json').is_file() and len(loaded) == 2
+    said = capsys.readouterr().out
+    assert f'wrote {folder} (' in said
+    assert f' MB): {MANIFEST}, README.md, config.json, model.safetensors, preprocessor_config.json, teacher/' in said
+    (tmp_path / 'new').touch()
+    modes = {path.stat().st_mode for path in folder.rglob('*') if path.is_file()}
+    assert modes == {(tmp_path / 'new').stat().st_mode}
+    run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/vision')
+    assert f'wrote a test_efficientnet: {tmp_path}/vision (' in capsys.readouterr().out
+    run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
+    assert f'wrote {tmp_path}/st (' in capsys.readouterr().out
+
+
+def test_several_teachers_are_named_in_order(
+    loaded: list[str], teacher_folder: Path, causal_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = trained('timm:test_efficientnet', [teacher_folder, causal_teacher])
+    run = save_run(tmp_path / 's2', two, teacher_folder)
+
+    def export(*args: str) -> None:
+        run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'remote_code=true', *args)
+
+    export(f'teachers=[{teacher_folder},{causal_teacher}]')
+    assert (tmp_path / 'export/llm2clip/teacher/1/text_encoder.json').is_file()
+    assert (tmp_path / 'export/llm2clip/modeling_llm2clip.py').is_file() and len(loaded) == 1
+    with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
+        export(f'teachers=[{causal_teacher},{teacher_folder}]')
+    for args in ([], [f'teacher={teacher_folder}']):
+        with pytest.raises(ConfigError, match='teachers: the run in .* was trained under 2 teachers; got 1 of their'):
+            export(*args)
+    assert len(loaded) == 1
+
+
+def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
+    loaded: list[str], teacher_folder: Path, causal_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))
+
+    def fail(folder: Any) -> None:
+        raise AssertionError('weights were hashed')
+
+    monkeypatch.setattr(llm2clip.export.teachers, 'teacher_fingerprint', fail)
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+
+    def refused(message: str, *args: str, error: Any = ConfigError, name: str = 'export_hf') -> None:
+        before = sorted(tmp_path.rglob('*'))
+        with pytest.raises(error, match=message):
+            run_recipe(monkeypatch, name, f'run={run}', *args)
+        assert not loaded and sorted(tmp_path.rglob('*')) == before
+
+    out, teacher = f'out={tmp_path}/export', f'teacher={teacher_folder}'
+    refused('teacher: required but not set, since the config.yaml of .*s2 names none', out)
+    refused('expected one of teacher .* and teachers', out, teacher, f'teachers=[{teacher_folder}]')
+    refused('teachers: .* was trained under one teacher; got 2', out, f'teachers=[{teacher_folder},{causal_teacher}]')
+    refused('nowhere is not a teacher', out, 'teacher=nowhere')
+    refused('another teacher than the run: bidirectional is False', out, f'teacher={causal_teacher}', error=ValueError)
+    refused('results: nowhere has no results.json', out, teacher, 'results=nowhere')
+    refused('the run in .* kept no best ones', out, teacher, 'weights=best')
+    refused('push_to_hub: set HF_TOKEN', out, teacher, 'push_to_hub=me/model')
+    (tmp_path / 'llm2clip').mkdir()
+    (tmp_path / 'llm2clip/mine.txt').touch()
+    refused(r'llm2clip is there already .* \(in it: mine.txt\)', f'out={tmp_path}', teacher)
+    refused('push_to_hub: set HF_TOKEN', out, 'push_to_hub=me/model', name='export_vision')
+    refused('kept no best ones', out, 'weights=best', name='export_vision')
+
+
+def test_a_run_or_pictures_are_not_replaced(
+    loaded: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos/1.jpg').touch()
+    before = sorted(tmp_path.rglob('*'))
+    for out, inside in ((run, 'config.yaml, teacher.json'), (tmp_path / 'photos', '1.jpg'), (tmp_path, 'photos, s2')):
+        message = rf'{out} is there already and is not replaced by a new .*\(in it: {inside}\)'
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={out}')
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={out}')
+    assert not loaded and sorted(tmp_path.rglob('*')) == before

@@ -1,0 +1,172 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What replaces a folder: only what is of the same kind, and nothing is lost on the way."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+from llm2clip.config import ConfigError
+from llm2clip.folders import MANIFEST, check_replaceable, complete_folder
+
+
+def write(folder: Path, text: str, kind: str = 'model') -> None:
+    with complete_folder(folder, kind) as partial:
+        (partial / 'inside').mkdir()
+        (partial / 'inside/weights').write_text(text)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_folder_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
+    out = tmp_path / 'new' / 'out'
+    write(out, 'first')
+    # Left by recipes.
+    (out / 'config.yaml').touch()
+    (out / 'seconds.json').touch()
+    write(out, 'second one')
+    manifest = b'model, written by llm2clip\n10 inside/weights\n'
+    assert contents(out) == {'inside/weights': b'second one', MANIFEST: manifest}
+    assert os.listdir(tmp_path / 'new') == ['out']
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / 'out').mkdir()
+    write(tmp_path / 'out', 'text')
+    assert (tmp_path / 'out/inside/weights').is_file()
+
+
+def _of_pictures(folder: Path) -> str:
+    for i in range(12):
+        (folder / f'{i:02}.jpg').write_text('picture')
+    return f'it has no {MANIFEST} that says that it is one (in it: 00.jpg, 01.jpg, 02.jpg, 03.jpg, 04.jpg and 7 more'
+
+
+def _of_a_run(folder: Path) -> str:
+    (folder / 'checkpoints').mkdir()
+    (folder / 'checkpoints/latest.pt').touch()
+    (folder / 'config.yaml').touch()
+    return 'in it: checkpoints, config.yaml'
+
+
+def _of_another_kind(folder: Path) -> str:
+    write(folder, 'text', 'teacher')
+    return f'it has no {MANIFEST} that says that it is one'
+
+
+def _with_notes(folder: Path) -> str:
+    write(folder, 'text')
+    (folder / 'inside/notes.txt').touch()
+    return 'inside/notes.txt has been put into it'
+
+
+def _with_a_link(folder: Path) -> str:
+    write(folder, 'text')
+    (folder / 'link').symlink_to(folder.parent)
+    return 'link has been put into it'
+
+
+def _trained_on(folder: Path) -> str:
+    write(folder, 'text')
+    (folder / 'inside/weights').write_text('other text')
+    return 'inside/weights has been changed'
+
+
+@pytest.mark.parametrize('make', [_of_pictures, _of_a_run, _of_another_kind, _with_notes, _with_a_link, _trained_on])
+def test_any_other_folder_is_refused_before_the_work(make: object, tmp_path: Path) -> None:
+    out = tmp_path / 'out'
+    out.mkdir()
+    assert callable(make)
+    message = make(out)
+    before = contents(tmp_path)
+    for refused in (lambda: check_replaceable(out, 'model'), lambda: write(out, 'new')):
+        with pytest.raises(ConfigError, match=f'{out} is there already and is not replaced by a new model: ') as error:
+            refused()
+        assert message in str(error.value)
+    assert contents(tmp_path) == before
+
+
+def test_neither_home_nor_the_working_folder_nor_a_file_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / '.profile').touch()
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for out in (Path.home(), Path('.'), Path('..'), Path('/'), tmp_path / '.profile'):
+        with pytest.raises(ConfigError, match='is there already and is not replaced'):
+            write(out, 'text')
+    assert os.listdir(tmp_path) == ['.profile']
+
+
+def test_work_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / 'out', 'first')
+    before = contents(tmp_path)
+    with pytest.raises(KeyboardInterrupt), complete_folder(tmp_path / 'out', 'model') as partial:
+        (partial / 'weights').touch()
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == before
+
+
+def test_what_is_put_into_the_folder_meanwhile_is_kept(tmp_path: Path) -> None:
+    write(tmp_path / 'out', 'first')
+    with pytest.raises(ConfigError, match='notes has been put into it'), complete_folder(tmp_path / 'out', 'model'):
+        (tmp_path / 'out/notes').touch()
+    assert sorted(os.listdir(tmp_path / 'out')) == [MANIFEST, 'inside', 'notes']
+
+
+@pytest.mark.parametrize('renames', [0, 1, 2])
+def test_a_kill_at_any_moment_of_the_exchange_loses_nothing(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / 'out'
+    write(out, 'first')
+    replace, rmtree, done = Path.replace, shutil.rmtree, []
+
+    def dying(path: Path, target: Optional[Path] = None) -> Path:
+        if len(done) == renames:
+            raise SystemExit
+        done.append(path)
+        assert target is not None
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'replace', dying)
+        patch.setattr(shutil, 'rmtree', lambda path, **options: (dying if done else rmtree)(path, **options))
+        with pytest.raises(SystemExit):
+            write(out, 'second')
+    found = {data for name, data in contents(tmp_path).items() if name.endswith('weights')}
+    assert b'first' in found or (out / 'inside/weights').read_text() == 'second'
+    with pytest.raises(KeyboardInterrupt), complete_folder(out, 'model'):
+        raise KeyboardInterrupt
+    assert (out / 'inside/weights').read_text() == ('second' if renames == 2 else 'first')
+    assert os.listdir(tmp_path) == ['out']
+
+
+def test_a_folder_in_the_way_of_the_work_is_kept(tmp_path: Path) -> None:
+    (tmp_path / 'out.tmp').mkdir()
+    (tmp_path / 'out.tmp/mine').touch()
+    with pytest.raises(ConfigError, match='out.tmp is in the way'):
+        write(tmp_path / 'out', 'text')
+    assert (tmp_path / 'out.tmp/mine').is_file()
+
+
+def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    def made(umask: int) -> list[int]:
+        before = os.umask(umask)
+        try:
+            with complete_folder(tmp_path / f'{umask}', 'model') as partial:
+                (partial / 'private').mkdir(mode=0o700)
+                (partial / 'private/weights').touch(mode=0o600)
+        finally:
+            os.umask(before)
+        out = tmp_path / f'{umask}'
+        return [path.stat().st_mode & 0o777 for path in (out, out / 'private', out / 'private/weights', out / MANIFEST)]
+
+    assert made(0o022) == [0o755, 0o755, 0o644, 0o644]
+    assert made(0o007) == [0o770, 0o770, 0o660, 0o660]
