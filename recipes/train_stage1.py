@@ -14,9 +14,6 @@ def main(config: Stage1Config) -> None:
         from llm2clip.planning.plan import plan_run, plan_stage1
         plan_run(config, plan_stage1)
         return
-    if Path(config.teacher_folder).is_dir():
-        print(f'{config.teacher_folder} is complete')
-        return
 
     from composer import Evaluator
     from composer.utils import dist, get_device, reproducibility
@@ -24,12 +21,18 @@ def main(config: Stage1Config) -> None:
     from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
     from llm2clip.data.caption_pairs import build_caption_pair_loader
     from llm2clip.data.masked_texts import build_masked_text_loader
+    from llm2clip.folders import check_replaceable
     from llm2clip.models.caption_contrastive import CaptionContrastive
     from llm2clip.models.llm import add_lora, load_llm, load_llm_and_head
     from llm2clip.models.mntp import MaskedNextTokenPrediction
-    from llm2clip.models.teacher import save_teacher
+    from llm2clip.models.teacher import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
     from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer
 
+    if Path(config.teacher_folder, ENCODER_FILE).is_file():
+        print(f'{config.teacher_folder} is complete')
+        return
+    check_replaceable(config.teacher_folder, KIND)
+    check_replaceable(config.adapter_folder, ADAPTER_KIND)
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
     check_train_config(config)
     tokenizer = load_caption_tokenizer(config.text_encoder)

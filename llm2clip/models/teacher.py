@@ -28,11 +28,13 @@ from llm2clip.models.llm import (
 )
 from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer, load_text_encoder
 
-__all__ = ['ENCODER_FILE', 'KIND', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config', 'teacher_width']
+__all__ = [
+    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config', 'teacher_width',
+]
 
 ENCODER_FILE = 'text_encoder.json'
 LORA_FILE = 'lora.safetensors'
-KIND = 'teacher of captions'
+KIND, ADAPTER_KIND = 'teacher of captions', 'LoRA adapter'
 
 
 def save_teacher(
@@ -64,7 +66,7 @@ def save_teacher(
         whole.load_state_dict(state, assign=True)
         llm = whole.llm
         if isinstance(llm, PeftModel) and adapter_folder is not None:
-            with complete_folder(adapter_folder, 'LoRA adapter') as out:
+            with complete_folder(adapter_folder, ADAPTER_KIND) as out:
                 save_adapter(llm, encoder.config.pretrained, weights_fingerprint(llm), out)
         with complete_folder(folder, KIND) as out:
             if isinstance(llm, PeftModel):
