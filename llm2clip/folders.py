@@ -134,10 +134,20 @@ def _follow_umask(folder: Path) -> None:
 
 @contextmanager
 def complete_file(path: Union[str, Path]) -> Iterator[Path]:
-    """A temporary file to write, which replaces `path` when the block ends without an exception."""
+    """A temporary file to write, which replaces `path` when the block ends without an exception.
+
+    It has the permissions that the umask gives to new files, whoever wrote it.
+    """
     path = Path(path)
     partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    yield partial
+    partial.touch()
+    mode = partial.stat().st_mode
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.chmod(mode)
     partial.replace(path)
 
 

@@ -11,7 +11,7 @@ from typing import Optional
 import pytest
 
 from llm2clip.config import ConfigError
-from llm2clip.folders import MANIFEST, check_replaceable, complete_folder
+from llm2clip.folders import MANIFEST, check_replaceable, complete_file, complete_folder
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:
@@ -163,10 +163,14 @@ def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
             with complete_folder(tmp_path / f'{umask}', 'model') as partial:
                 (partial / 'private').mkdir(mode=0o700)
                 (partial / 'private/weights').touch(mode=0o600)
+            with complete_file(tmp_path / f'{umask}.safetensors') as file:
+                file.unlink()
+                file.touch(mode=0o600)
         finally:
             os.umask(before)
         out = tmp_path / f'{umask}'
-        return [path.stat().st_mode & 0o777 for path in (out, out / 'private', out / 'private/weights', out / MANIFEST)]
+        return [path.stat().st_mode & 0o777 for path in (
+            out, out / 'private', out / 'private/weights', out / MANIFEST, out.with_suffix('.safetensors'))]
 
-    assert made(0o022) == [0o755, 0o755, 0o644, 0o644]
-    assert made(0o007) == [0o770, 0o770, 0o660, 0o660]
+    assert made(0o022) == [0o755, 0o755, 0o644, 0o644, 0o644]
+    assert made(0o007) == [0o770, 0o770, 0o660, 0o660, 0o660]

@@ -29,7 +29,8 @@ from llm2clip.models.llm import (
 from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer, load_text_encoder
 
 __all__ = [
-    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config', 'teacher_width',
+    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config',
+    'teacher_width',
 ]
 
 ENCODER_FILE = 'text_encoder.json'
