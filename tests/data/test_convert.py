@@ -184,7 +184,7 @@ def test_samples_that_a_training_cannot_use_are_filtered(tmp_path: Path) -> None
 def test_formats_that_are_not_supported_are_named(tmp_path: Path) -> None:
     files = {'a': b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"></svg>',
              'b': b'\xef\xbb\xbf <svg viewBox="0 0 1 1"/>', 'c': b'\x00\x00\x00\x18ftypheic\x00', 'd': b'%PDF-1.7',
-             'e': b'<!DOCTYPE html><html>', 'f': b'nothing', 'g': b'<svgs>'}
+             'e': b'<!DOCTYPE html><html><svg >', 'f': b'nothing', 'g': b'<svgs>'}
     broken = [Sample(name, {'short': 'a', 'long': 'b'}, data) for name, data in files.items()]
     write_dataset([*make_samples(1), *broken], tmp_path / 'out', max_dropped=1.0)
     advice = 'is not supported; convert it to PNG or JPEG'
