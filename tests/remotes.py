@@ -114,7 +114,8 @@ class FaultyProxy:
                 elif state['fault'] == 'delay':
                     state['fault'] = ''
                     time.sleep(self.delay)
-                elif state['fault'] == 'truncate':
+                # botocore reads for ever where the connection ends inside `100 Continue`.
+                elif state['fault'] == 'truncate' and not data.startswith(b'HTTP/1.1 100'):
                     target.sendall(data[:len(data) // 2])
                     break
                 target.sendall(data)

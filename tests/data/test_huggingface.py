@@ -51,10 +51,12 @@ def test_a_saved_dataset(saved: Path) -> None:
     assert json.loads((saved / 'out/dataset.json').read_text())['dropped_ids'] == {'no caption': ['n2']}
 
 
-def test_a_split_of_a_saved_dataset(saved: Path) -> None:
+def test_a_split_of_a_saved_dataset(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('llm2clip.data.convert.huggingface._ROWS', 2)  # in two parts
     rows = _write(saved / 'out', f'{saved}/several', 'captions', 'image', split='validation')
     assert [row['caption.0'] for row in rows] == ['0 of 5', '0 of 0', '0 of 1']
-    assert rows[0]['sample_id'] == 'validation:1' and 'caption.2' in rows[0]
+    assert [row['sample_id'] for row in rows] == ['validation:1', 'validation:2', 'validation:3']
+    assert 'caption.2' in rows[0] and len(list((saved / 'out/validation').glob('part-*'))) == 2
     with pytest.raises(ConfigError, match="source.split: there is no 'train' in .*several; it has validation"):
         huggingface(f'{saved}/several', 'captions')
     with pytest.raises(ConfigError, match="no column 'text'; it has image, captions, de, name"):

@@ -9,12 +9,13 @@ from typing import Optional
 __all__ = ['unsupported_format']
 
 _SIGNATURES = {
-    'SVG': re.compile(rb'(\xef\xbb\xbf)?\s*(<\?xml[^>]*\?>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<svg[\s>]', re.DOTALL),
+    'HTML': re.compile(rb'(\xef\xbb\xbf)?\s*<(!doctype html|html)[\s>]', re.IGNORECASE),
+    # Before its element may stand declarations and comments.
+    'SVG': re.compile(rb'(\xef\xbb\xbf)?\s*(?=<).*?<svg[\s>]', re.DOTALL),
     'gzip (SVGZ)': re.compile(rb'\x1f\x8b'),
     'HEIC': re.compile(rb'.{4}ftyp(heic|heix|hevc|hevx|mif1|msf1)', re.DOTALL),
     'JPEG XL': re.compile(rb'\xff\x0a|\x00\x00\x00\x0cJXL '),
     'PDF': re.compile(rb'%PDF-'),
-    'HTML': re.compile(rb'\s*<(!doctype html|html)[\s>]', re.IGNORECASE),
 }
 _HEAD = 4096
 

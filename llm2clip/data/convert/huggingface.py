@@ -73,24 +73,21 @@ def _load(path: str, config: Optional[str], split: str) -> Any:
     except ImportError:
         raise ConfigError('the huggingface source needs the package datasets: pip install "llm2clip[datasets]"') \
             from None
+    # Other names are those of the library's readers, which would take any files of the working directory.
+    if not Path(path).is_dir() and path.count('/') != 1:
+        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
+                          'called owner/dataset')
+    saved = any(Path(path, name).is_file() for name in ('dataset_dict.json', 'state.json'))
     try:
-        if Path(path, 'dataset_dict.json').is_file():
-            splits = datasets.load_from_disk(path)
-            if split not in splits:
-                raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(splits)}')
-            rows = splits[split]
-        elif Path(path, 'state.json').is_file():
-            rows = datasets.load_from_disk(path)
-        elif Path(path).is_dir() or path.count('/') == 1:
-            rows = datasets.load_dataset(path, config, split=split)
-        else:
-            raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
-                              'called owner/dataset')
+        rows: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config, split=split)
     except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f'source.path: {path} cannot be read (there is '
-                          f'{"a" if Path(path).is_dir() else "no"} folder {Path(path).absolute()}): {error}') from None
+        there = 'a' if Path(path).is_dir() else 'no'
+        raise ConfigError(f'source.path: {path} cannot be read (there is {there} folder {Path(path).absolute()}): '
+                          f'{error}') from None
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
+        rows = rows[split]
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
