@@ -127,7 +127,7 @@ def _draw_lengths(axis: Axes, counts: CaptionCounts) -> None:
         cumulative = np.cumsum([words[n] for n in range(1, _LENGTHS)])
         last = max(int(np.searchsorted(cumulative, cumulative[-1] * 0.999)) + 2, 10)
         axis.plot(np.arange(1, last), [words[n] for n in range(1, last)], label=key)
-    axis.set(xlabel='words a caption', ylabel='captions')
+    axis.set(xlabel='words per caption', ylabel='captions')
     axis.legend(fontsize=7, ncols=1 + len(counts.words) // 12)
 
 
@@ -145,7 +145,7 @@ def _draw_per_sample(axis: Axes, counts: CaptionCounts) -> None:
     numbers = sorted(counts.per_sample)
     axis.bar(numbers, [counts.per_sample[n] for n in numbers])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel='captions a sample', ylabel='samples')
+    axis.set(xlabel='captions per sample', ylabel='samples')
 
 
 def _spread(out: OutputFolder, split: str, n: int) -> list[dict[str, Any]]:
