@@ -365,7 +365,7 @@ def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch:
     assert list(read_results(tmp_path, 'm', 'latest')) == ['first', 'second']
     evaluation.run('n', model)  # type: ignore[arg-type]
     assert said() == ['cra']
-    monkeypatch.setattr(llm2clip.evaluation.evaluate, 'evaluate_cra', lambda config: {'encoder': 50.0})
+    monkeypatch.setattr(llm2clip.evaluation.evaluate, 'evaluate_cra', lambda config: ({'encoder': 50.0}, 2))
     evaluation.finish()
     assert said() == []
 
