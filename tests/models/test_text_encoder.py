@@ -127,6 +127,8 @@ def test_a_saved_teacher_is_the_trained_one(real_llm: Path, tmp_path: Path, dtyp
     exact, _ = _trained(real_llm, 1, 0.03, dtype='float32', chat_template=False)
     merged = TextEncoder(LlamaModel.from_pretrained(tmp_path / 'teacher', dtype=torch.float32), encoder.config).eval()
     assert _cosine_distance(encode_texts(merged, tokenizer, texts), encode_texts(exact, tokenizer, texts)) < 1e-9
+    in_bfloat16 = encode_texts(found, found_tokenizer, texts, precision='amp_bf16')
+    assert 1e-6 < _cosine_distance(in_bfloat16, encode_texts(exact, tokenizer, texts)) < 2e-4
     rounded = TextEncoder(LlamaModel.from_pretrained(tmp_path / 'teacher', dtype=torch.bfloat16), encoder.config).eval()
     assert _cosine_distance(encode_texts(rounded, tokenizer, texts), encode_texts(exact, tokenizer, texts)) > 1e-5
 
