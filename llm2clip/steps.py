@@ -74,10 +74,11 @@ def next_command(config: Any, args: Sequence[str] = ()) -> Optional[str]:
     Args:
         config: Of this step.
         args: From which it was read.  Where they name one file of a folder with a file for every step, such as
-            `yamls/own`, the next one is launched.
+            `yamls/own`, and write where that says, the next file is launched.
     """
+    elsewhere = any(arg.startswith(('out=', 'save_folder=', 'teacher_folder=')) for arg in args)
     for path in map(Path, args[:1]):
-        if (step := _SERIES.get(path.stem)) is not None and path.with_stem(step[0]).is_file():
+        if (step := _SERIES.get(path.stem)) is not None and path.with_stem(step[0]).is_file() and not elsewhere:
             return shlex.join([*step[1], str(path.with_stem(step[0]))])
     for kind, command in _NEXT.items():
         if isinstance(config, kind):

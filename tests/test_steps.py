@@ -122,6 +122,9 @@ def test_a_folder_with_a_file_for_every_step_goes_on_with_the_next(monkeypatch: 
         assert (ROOT / command.split()[-1]).read_text().splitlines()[0] == f'# {command}'
         files = [command.split()[-1]]
     assert files == ['yamls/own/report.yaml']
+    moved = ['yamls/own/stage1.yaml', 'save_folder=runs/elsewhere']
+    command = next_command(load_config(Stage1Config, moved), moved)
+    assert command is not None and 'teacher=runs/elsewhere/teacher' in command
 
 
 def test_the_end_of_the_pipeline_and_unfinished_data_name_no_command(tmp_path: Path) -> None:
