@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from parts import make_samples, write_dataset, write_sidecar
+from safetensors.torch import save_file
 from streaming import MDSWriter
 from tqdm import tqdm
 
@@ -24,7 +25,13 @@ from llm2clip.data.verified_stream import ShardError
 from llm2clip.export.sentence_transformers import export_sentence_transformers
 from llm2clip.extract import extract_sidecar
 from llm2clip.folders import OutputFolder
-from llm2clip.models.caption_teacher import Embedded, LLMTeacher, build_caption_teacher, teacher_fingerprint
+from llm2clip.models.caption_teacher import (
+    Embedded,
+    LLMTeacher,
+    build_caption_teacher,
+    embed_or_load,
+    teacher_fingerprint,
+)
 from llm2clip.models.teacher import load_teacher, save_teacher
 from llm2clip.models.text_encoder import encode_texts, text_encoder_from_config, token_batches
 
@@ -139,6 +146,16 @@ def test_the_bar_moves_with_every_batch(
     teacher = LLMTeacher.from_folder(teacher_folder, batch_tokens=100)
     extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out'), teacher)
     assert sum(seen) == 2 * 64 and max(seen) <= 20
+
+
+def test_a_block_is_embedded_once_and_those_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    vectors = torch.arange(6.0).view(2, 3)
+    first = embed_or_load(tmp_path, ['a', 'b'], lambda texts: Embedded(vectors, 7, 1))
+    again = embed_or_load(tmp_path, ['a', 'b'], lambda texts: pytest.fail('embedded again'))
+    assert torch.equal(first.vectors, again.vectors) and again[1:] == first[1:] == (7, 1)
+    path, = tmp_path.iterdir()
+    save_file({'text_embedding': vectors}, path, {'truncated': '2'})
+    assert embed_or_load(tmp_path, ['a', 'b'], lambda texts: pytest.fail('embedded again'))[1:] == (0, 2)
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])

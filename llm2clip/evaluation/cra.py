@@ -38,7 +38,6 @@ def check_cra(config: CRAConfig) -> None:
             raise ConfigError(f'cra.encoders.{name}.gguf_file: there is no {file}')
 
 
-
 def evaluate_cra(config: CRAConfig) -> tuple[dict[str, float], int]:
     """Caption retrieval accuracy of each encoder on the same pairs, in percent, and how many pairs there are.
 

@@ -69,8 +69,9 @@ def embed_or_load(
     path = folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
     if path.is_file():
         with safe_open(path, framework='pt') as file:
-            counts = {name: int(value) for name, value in file.metadata().items()}
-            return Embedded(file.get_tensor('text_embedding'), **counts)
+            counts = file.metadata()
+            # Earlier versions did not count tokens.
+            return Embedded(file.get_tensor('text_embedding'), int(counts.get('tokens', 0)), int(counts['truncated']))
     embedded = embed(texts)
     folder.mkdir(parents=True, exist_ok=True)
     with complete_file(path) as partial:

@@ -200,7 +200,8 @@ def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
 def apply_lora_apart(llm: PreTrainedModel, path: Path, dtype: torch.dtype) -> PeftModel:
     """Take the LoRA weights out of an LLM again, so that it can be held in a type that has no room for them.
 
-    Next to a weight of bfloat16, half of what LoRA adds is below the last digit.  Beside it, nothing is lost.
+    Added to a weight of bfloat16, what LoRA learned is rounded to the eight significant bits of the sum; applied beside
+    the weight, it is not.
 
     Args:
         llm: In float32, with the weights merged.
