@@ -4,7 +4,7 @@
 """The vocabulary of the YAML files, one dataclass a recipe.
 
 Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
-mappings here; `llm2clip.builders` checks their names and arguments.  `llm2clip.config_files` reads the files.
+mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config_files` reads the files.
 """
 
 from dataclasses import dataclass, field
@@ -477,7 +477,7 @@ class RetrievalConfig:
     """One retrieval benchmark: images, and the captions that belong to them."""
 
     source: Component = MISSING
-    """`name` of the benchmark (`llm2clip/data/benchmarks/`) and where its files are."""
+    """`name` of the benchmark (`llm2clip/evaluation/sets/`) and where its files are."""
     merge_equal_texts: bool = False
     """Count captions of the same wording as one text, that of every image it is written for."""
 

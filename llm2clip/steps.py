@@ -30,7 +30,7 @@ __all__ = ['goes_on', 'next_command', 'step_folder']
 # What the next step takes besides the folders that this one knows; a user has files of their own in their place.
 _STAGE1 = ['yamls/stage1/laptop.yaml']
 _STAGE2 = ['yamls/stage2/paper.yaml', 'yamls/stage2/vision/clip_b16.yaml']
-_BENCHMARK = 'yamls/eval/benchmarks/mds.yaml'
+_BENCHMARK = 'yamls/eval/sets/mds.yaml'
 _CAPTION = 'caption.'
 
 

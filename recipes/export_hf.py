@@ -14,7 +14,7 @@ def main(config: ExportConfig) -> None:
     from llm2clip.export.model_card import read_results
     from llm2clip.export.teachers import run_teachers
     from llm2clip.folders import check_replaceable, describe_folder
-    from llm2clip.runs import load_stage2, read_stage2
+    from llm2clip.training.runs import load_stage2, read_stage2
 
     out = f'{config.out}/llm2clip'
     check_replaceable(out, KIND)

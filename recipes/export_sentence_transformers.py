@@ -9,7 +9,7 @@ from llm2clip.config_files import save_config
 
 
 def main(config: ExportTeacherConfig) -> None:
-    from llm2clip.export.sentence_transformers import export_sentence_transformers
+    from llm2clip.export.sentence_model import export_sentence_transformers
     from llm2clip.folders import describe_folder
 
     export_sentence_transformers(config.teacher, config.out, config.prompts)

@@ -11,7 +11,7 @@ def main(config: ExportVisionConfig) -> None:
     from llm2clip.export.hub import open_hub, upload
     from llm2clip.export.vision import KIND, export_vision
     from llm2clip.folders import check_replaceable, describe_folder
-    from llm2clip.runs import load_stage2, read_stage2
+    from llm2clip.training.runs import load_stage2, read_stage2
 
     check_replaceable(config.out, KIND)
     read_stage2(config.run, config.weights)

@@ -13,7 +13,7 @@ def main(config: ImportConfig) -> None:
     from llm2clip.folders import check_replaceable
     from llm2clip.imports.official import check_teacher_width, import_checkpoint
     from llm2clip.imports.teachers import import_teacher
-    from llm2clip.models.caption_teacher import teacher_fingerprint
+    from llm2clip.teacher.caption_teacher import teacher_fingerprint
 
     teacher = config.teacher
     if (teacher is None) == (config.text_encoder is None):

@@ -11,8 +11,8 @@ from llm2clip.config import ReportConfig
 
 
 def main(config: ReportConfig) -> None:
+    from llm2clip.evaluation.report import check_steps, collect_seconds, read_evaluation, render_report
     from llm2clip.folders import write_text
-    from llm2clip.report import check_steps, collect_seconds, read_evaluation, render_report
 
     results, galleries = read_evaluation(config.results, config.galleries)
     check_steps(config.steps)

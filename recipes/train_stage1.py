@@ -18,15 +18,15 @@ def main(config: Stage1Config) -> None:
     from composer import Evaluator
     from composer.utils import dist, get_device, reproducibility
 
-    from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
     from llm2clip.data.caption_pairs import build_caption_pair_loader
     from llm2clip.data.masked_texts import build_masked_text_loader
     from llm2clip.folders import check_replaceable
     from llm2clip.models.caption_contrastive import CaptionContrastive
-    from llm2clip.models.llm import add_lora, load_llm, load_llm_and_head
     from llm2clip.models.mntp import MaskedNextTokenPrediction
-    from llm2clip.models.teacher import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
-    from llm2clip.models.text_encoder import TextEncoder, load_caption_tokenizer
+    from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
+    from llm2clip.teacher.llm import add_lora, load_llm, load_llm_and_head
+    from llm2clip.teacher.text_encoder import TextEncoder, load_caption_tokenizer
+    from llm2clip.training.trainer import build_optimizer, build_trainer, check_train_config, fit
 
     if Path(config.teacher_folder, ENCODER_FILE).is_file():
         print(f'{config.teacher_folder} is complete')

@@ -16,14 +16,14 @@ def main(config: Stage2Config) -> None:
     from composer import Evaluator
     from composer.utils import dist, get_device, reproducibility
 
-    from llm2clip.algorithms.online_teacher import load_online_teacher
-    from llm2clip.builders import build_optimizer, build_trainer, check_train_config, fit
     from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
     from llm2clip.imports.initial import load_initial_weights
-    from llm2clip.models.caption_teacher import teacher_fingerprint
     from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
     from llm2clip.models.towers import tower_preprocessing
-    from llm2clip.runs import save_teacher_fingerprint
+    from llm2clip.teacher.caption_teacher import teacher_fingerprint
+    from llm2clip.training.algorithms.online_teacher import load_online_teacher
+    from llm2clip.training.runs import save_teacher_fingerprint
+    from llm2clip.training.trainer import build_optimizer, build_trainer, check_train_config, fit
 
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
     check_train_config(config)

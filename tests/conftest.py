@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
-from llm2clip.models.teacher import save_teacher
-from llm2clip.models.text_encoder import text_encoder_from_config
+from llm2clip.teacher.folder import save_teacher
+from llm2clip.teacher.text_encoder import text_encoder_from_config
 
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 

@@ -17,15 +17,15 @@ from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 from torch.distributed.tensor import DTensor
 
-from llm2clip.algorithms.average_gloo_gradients import AverageGlooGradients
-from llm2clip.algorithms.grad_cache import GradCache, with_rows
 from llm2clip.config import AdapterConfig, LoraConfig, ModelConfig, TextEncoderConfig, VisionConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.text_encoder import text_encoder_from_config
-from llm2clip.sharding import own_name, recomputed_modules, sharded_modules
+from llm2clip.models.sharding import own_name, recomputed_modules, sharded_modules
+from llm2clip.teacher.text_encoder import text_encoder_from_config
+from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
+from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
 
 N = 10
 QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from llm2clip.callbacks.jsonl_logger import read_metrics
-from llm2clip.runs import load_checkpoint_model
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.runs import load_checkpoint_model
 
 ROOT = Path(__file__).parents[1]
 COMPOSER = Path(sys.executable).with_name('composer')

@@ -13,9 +13,9 @@ from PIL import Image
 from llm2clip.config import DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.extract import extract_sidecar
 from llm2clip.folders import OutputFolder
-from llm2clip.models.caption_teacher import LLMTeacher
+from llm2clip.teacher.caption_teacher import LLMTeacher
+from llm2clip.teacher.extraction import extract_sidecar
 
 COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
 SHAPES = ['square', 'circle', 'cross', 'stripe']

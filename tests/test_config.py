@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm2clip.builders import check_train_config
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config
 from llm2clip.config_files import load_config, read_config, save_config
+from llm2clip.training.trainer import check_train_config
 
 REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
             'optimizer.lr=1e-3']

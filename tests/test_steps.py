@@ -13,7 +13,6 @@ from launched import ROOT
 from parts import make_samples, write_dataset
 from recipes_in_process import SCHEMAS
 
-from llm2clip.builders import build_retrieval_set, check_train_config
 from llm2clip.config import (
     DatasetConfig,
     EvaluateConfig,
@@ -26,7 +25,9 @@ from llm2clip.config import (
     TrainConfig,
 )
 from llm2clip.config_files import load_config
+from llm2clip.registry import build_retrieval_set
 from llm2clip.steps import goes_on, next_command, step_folder
+from llm2clip.training.trainer import check_train_config
 
 TRAIN = ['run_name=r', 'max_duration=1ep', 'global_train_batch_size=8', 'optimizer.lr=1e-3']
 

@@ -15,7 +15,6 @@ import yaml
 from omegaconf import OmegaConf
 from recipes_in_process import run_recipe
 
-from llm2clip.builders import CLASSIFICATION_SETS, RETRIEVAL_SETS, SOURCES, check, check_train_config
 from llm2clip.config import (
     EvaluateConfig,
     ExportConfig,
@@ -32,7 +31,9 @@ from llm2clip.config_files import load_config
 from llm2clip.evaluation.classification import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
-from llm2clip.optim import parameter_groups
+from llm2clip.registry import CLASSIFICATION_SETS, RETRIEVAL_SETS, SOURCES, check
+from llm2clip.training.optim import parameter_groups
+from llm2clip.training.trainer import check_train_config
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import encode_texts
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.text_encoder import encode_texts
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32, 'initializer_range': 0.3}

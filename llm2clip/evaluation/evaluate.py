@@ -13,10 +13,8 @@ import torch
 import xxhash
 from safetensors.torch import load_file, save_file
 
-from llm2clip.builders import build_classification_set, build_retrieval_set
 from llm2clip.config import ConfigError, EvaluateConfig
 from llm2clip.config_files import save_config
-from llm2clip.data.benchmarks.base import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.classification import (
     check_probe_labels,
     class_features,
@@ -28,11 +26,13 @@ from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.gallery import make_gallery
 from llm2clip.evaluation.images import encode_images
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
+from llm2clip.evaluation.report import render_report
 from llm2clip.evaluation.retrieval import evaluate_retrieval
+from llm2clip.evaluation.sets.base import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.folders import complete_file, write_text
-from llm2clip.models.caption_teacher import hash_weights
-from llm2clip.report import render_report
+from llm2clip.registry import build_classification_set, build_retrieval_set
+from llm2clip.teacher.caption_teacher import hash_weights
 
 __all__ = ['Evaluation']
 

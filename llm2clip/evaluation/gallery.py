@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from llm2clip.data.benchmarks.base import RetrievalSet
 from llm2clip.data.images import decode_image
 from llm2clip.evaluation.retrieval import RetrievalResult
+from llm2clip.evaluation.sets.base import RetrievalSet
 
 __all__ = ['make_gallery', 'thumbnail']
 

@@ -21,15 +21,15 @@ from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
 from llm2clip.data.image_embeddings import check_same_teacher
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.transforms import eval_transform
-from llm2clip.evaluation.text_cache import CachedTeacher
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.export.teachers import check_encoding
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
-from llm2clip.models.caption_teacher import build_caption_teacher, teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.teacher import teacher_config
 from llm2clip.preprocessing import Preprocessing
-from llm2clip.runs import load_stage2, read_stage2
+from llm2clip.teacher.caption_teacher import build_caption_teacher, teacher_fingerprint
+from llm2clip.teacher.folder import teacher_config
+from llm2clip.teacher.text_cache import CachedTeacher
+from llm2clip.training.runs import load_stage2, read_stage2
 
 __all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
 

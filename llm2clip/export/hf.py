@@ -23,10 +23,10 @@ from llm2clip.export import modeling_llm2clip
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.folders import complete_folder
-from llm2clip.models.caption_tokenizer import CaptionTokenizer
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.teacher import load_teacher, teacher_config
-from llm2clip.models.text_encoder import TextEncoder, encode_texts, load_caption_tokenizer
+from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.teacher.folder import load_teacher, teacher_config
+from llm2clip.teacher.text_encoder import TextEncoder, encode_texts, load_caption_tokenizer
 
 __all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'is_exported', 'teacher_folders']
 

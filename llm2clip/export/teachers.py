@@ -9,8 +9,8 @@ from typing import Any, Union
 
 from llm2clip.config import ConfigError, ExportConfig, Stage2Config
 from llm2clip.data.image_embeddings import check_same_teacher
-from llm2clip.models.caption_teacher import teacher_fingerprint
-from llm2clip.models.teacher import encoding, teacher_config
+from llm2clip.teacher.caption_teacher import teacher_fingerprint
+from llm2clip.teacher.folder import encoding, teacher_config
 
 __all__ = ['check_encoding', 'run_teachers']
 

@@ -12,7 +12,7 @@ from llm2clip.config import ConfigError, ModelConfig, VisionConfig
 from llm2clip.imports.files import read_weights
 from llm2clip.imports.layouts import adapter_shape, find_layout, from_official
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.teacher import teacher_width
+from llm2clip.teacher.folder import teacher_width
 
 __all__ = ['Imported', 'check_teacher_width', 'import_checkpoint']
 

@@ -20,10 +20,10 @@ from typing import Any, Optional, Union
 from transformers import AutoTokenizer
 
 from llm2clip.config import ConfigError, TextEncoderConfig
-from llm2clip.models.caption_tokenizer import CaptionTokenizer
-from llm2clip.models.llm import load_llm
-from llm2clip.models.teacher import save_teacher
-from llm2clip.models.text_encoder import TextEncoder
+from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.teacher.folder import save_teacher
+from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.text_encoder import TextEncoder
 
 __all__ = ['TEMPLATES', 'import_teacher']
 

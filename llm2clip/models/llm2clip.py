@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from composer.models import ComposerModel
 from torchmetrics import Metric
 
-from llm2clip.blockwise import blockwise_clip_loss, blockwise_siglip_loss
 from llm2clip.config import ConfigError, LossConfig, ModelConfig
 from llm2clip.data.vectors import vectors_of
-from llm2clip.losses import all_gather, clip_loss, siglip_loss
+from llm2clip.losses.blockwise import blockwise_clip_loss, blockwise_siglip_loss
+from llm2clip.losses.contrastive import all_gather, clip_loss, siglip_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.adapter import ResidualMLP, build_adapter
 from llm2clip.models.vision_encoder import VisionEncoder

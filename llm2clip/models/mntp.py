@@ -9,8 +9,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from llm2clip.models.text_encoder import TextEncoder
 from llm2clip.models.trainable import TrainableStateModel
+from llm2clip.teacher.text_encoder import TextEncoder
 
 __all__ = ['MaskedNextTokenPrediction', 'mntp_loss']
 

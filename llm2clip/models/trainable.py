@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn as nn
 from composer.models import ComposerModel
 
-from llm2clip.sharding import own_name
+from llm2clip.models.sharding import own_name
 
 __all__ = ['TrainableStateModel']
 

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm2clip.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
-from llm2clip.sharding import planned_units, recompute
+from llm2clip.models.sharding import planned_units, recompute
+from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 
 __all__ = ['Memory', 'StepPlan', 'step_memory']
 

@@ -18,20 +18,20 @@ from composer.models import ComposerModel
 from composer.utils import dist
 from streaming.base.util import bytes_to_int
 
-from llm2clip.builders import build_optimizer, check_train_config
 from llm2clip.config import CaptionPairConfig, ConfigError, LoaderConfig, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.data.caption_pairs import pairs_of_streams
 from llm2clip.data.masked_texts import texts_of_streams
 from llm2clip.data.schema import caption_column
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.models.llm import add_lora, load_llm, load_llm_and_head
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.models.teacher import teacher_config
-from llm2clip.models.text_encoder import TextEncoder
 from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_texts
 from llm2clip.planning.memory import Memory, StepPlan, step_memory
+from llm2clip.teacher.folder import teacher_config
+from llm2clip.teacher.llm import add_lora, load_llm, load_llm_and_head
+from llm2clip.teacher.text_encoder import TextEncoder
+from llm2clip.training.trainer import build_optimizer, check_train_config
 
 __all__ = ['Plan', 'plan_run', 'plan_stage1', 'plan_stage2']
 

@@ -22,7 +22,7 @@ from llm2clip.config import ConfigError
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.export.hf import TEACHER_FOLDER, LLM2CLIPConfig, LLM2CLIPModel, teacher_folders
-from llm2clip.models.teacher import teacher_config
+from llm2clip.teacher.folder import teacher_config
 
 __all__ = ['PRECISIONS', 'ExportedModel', 'ImageBatch', 'Unreadable']
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from llm2clip.benchmark import write_result
-from llm2clip.blockwise import blockwise_clip_loss
-from llm2clip.losses import clip_loss
+from llm2clip.losses.blockwise import blockwise_clip_loss
+from llm2clip.losses.contrastive import clip_loss
 
 BATCH, DIM, ROUNDS = 16384, 1280, 3
 LOSSES = {'plain': clip_loss, 'blockwise': blockwise_clip_loss}

@@ -18,20 +18,20 @@ from composer import Callback, Evaluator, State
 from composer.loggers import Logger
 from composer.utils import get_device, reproducibility
 
-from llm2clip.algorithms.online_teacher import load_online_teacher
 from llm2clip.benchmark import BENCH_FOLDER, write_result
-from llm2clip.builders import build_optimizer, build_trainer
 from llm2clip.config import DatasetConfig, LoraConfig, Stage2Config
 from llm2clip.config_files import load_config
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.extract import extract_sidecar
 from llm2clip.folders import OutputFolder
-from llm2clip.models.caption_teacher import LLMTeacher
 from llm2clip.models.joint import JointLLM2CLIP
-from llm2clip.models.llm import add_lora
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.teacher import load_teacher
 from llm2clip.models.towers import tower_preprocessing
+from llm2clip.teacher.caption_teacher import LLMTeacher
+from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.llm import add_lora
+from llm2clip.training.algorithms.online_teacher import load_online_teacher
+from llm2clip.training.trainer import build_optimizer, build_trainer
 
 RUN, YAML, EPOCHS, BATCH_TOKENS = Path('runs/quickstart'), 'yamls/stage2/quickstart.yaml', 5, 2048
 MODES = {'lora': 'LoRA in the loop', 'online': 'frozen in the loop', 'precomputed': 'precomputed'}

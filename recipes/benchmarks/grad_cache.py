@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from composer.core.data_spec import default_split_batch
 
-from llm2clip.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.benchmark import write_result
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config_files import package_folder
@@ -25,7 +24,8 @@ from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.models.text_encoder import text_encoder_from_config
+from llm2clip.teacher.text_encoder import text_encoder_from_config
+from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 
 MICROBATCH, BATCH, ROUNDS = 8, 32, 3
 # Texts cut to one length, so that only the number of them differs.

@@ -20,7 +20,7 @@ TOWERS = {'vit_base_patch16_224': 24, 'convnext_tiny': 32}
 MEASURED = """
 import resource, runpy, sys
 import composer, timm, transformers, wandb
-from llm2clip import builders
+from llm2clip.training import trainer
 from llm2clip.models import llm2clip
 build = llm2clip.LLM2CLIP.__init__
 def first(*args, **kwargs):

@@ -14,8 +14,8 @@ from pathlib import Path
 from streaming import MDSWriter, StreamingDataLoader
 
 from llm2clip.benchmark import write_result
+from llm2clip.data.loader import SeededDataset
 from llm2clip.data.schema import SAMPLE_ID, caption_column
-from llm2clip.data.streaming import SeededDataset
 from llm2clip.data.verified_stream import VerifiedStream
 
 SAMPLES, BATCH, WORKERS, ROUNDS = 500_000, 256, 2, 3

@@ -21,12 +21,12 @@ from composer.loggers import Logger
 from loaders import DIM, write_data
 
 from llm2clip.benchmark import write_result
-from llm2clip.builders import build_optimizer, build_trainer
 from llm2clip.config import Stage2Config
 from llm2clip.config_files import load_config
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
+from llm2clip.training.trainer import build_optimizer, build_trainer
 
 BATCH, STEPS, ROUNDS = 8, 4, 5
 Batch = dict[str, Any]

@@ -15,7 +15,6 @@ import torch.nn as nn
 from composer.utils import get_device, reproducibility
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-from llm2clip.builders import build_optimizer, build_trainer, fit
 from llm2clip.config import AdapterConfig, EvaluateConfig, Stage2Config
 from llm2clip.config_files import load_config, package_folder
 from llm2clip.data.image_embeddings import build_image_loader
@@ -24,6 +23,7 @@ from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
+from llm2clip.training.trainer import build_optimizer, build_trainer, fit
 
 WIDTH, LAYERS, LENGTH = 256, 6, 24
 GGUF = 'SmolLM2-135M-Instruct.Q4_1.gguf'

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from parts import picture, write_dataset
 from streaming import MDSWriter
 
-from llm2clip.algorithms.online_teacher import OnlineTeacher
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
@@ -23,9 +22,10 @@ from llm2clip.data.vectors import vector_columns, vector_rows, vectors_of
 from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import encode_texts
 from llm2clip.preprocessing import Preprocessing
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.text_encoder import encode_texts
+from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 KEYS = ['en', 'de', 'fr']

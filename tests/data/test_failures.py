@@ -290,7 +290,7 @@ def test_datasets_written_without_hashes_are_read(tmp_path: Path, image_dataset:
     for shard in index['shards']:
         shard['raw_data']['hashes'] = {}
     (tmp_path / 'data/train/index.json').write_text(json.dumps(index))
-    from llm2clip.data.streaming import SeededDataset
+    from llm2clip.data.loader import SeededDataset
     from llm2clip.data.verified_stream import VerifiedStream
     stream = VerifiedStream(local=str(tmp_path / 'cache'), remote=str(tmp_path / 'data/train'))
     assert len(list(SeededDataset([stream], 0, batch_size=1))) == 4

@@ -15,16 +15,16 @@ import pytest
 from parts import make_samples, write_dataset, write_sidecar
 from remotes import S3_KEY, S3_SECRET, FaultyProxy, rclone, sftp_server
 
-from llm2clip.callbacks.jsonl_logger import read_metrics
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
-from llm2clip.extract import extract_sidecar
 from llm2clip.folders import OutputFolder
-from llm2clip.models.caption_teacher import LLMTeacher
 from llm2clip.preprocessing import Preprocessing
+from llm2clip.teacher.caption_teacher import LLMTeacher
+from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 ROOT = Path(__file__).parents[2]
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -20,9 +20,9 @@ from PIL import Image
 from streaming import StreamingDataset
 
 from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.data.convert.img2dataset import webdataset
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.table import table
-from llm2clip.data.convert.webdataset import webdataset
 from llm2clip.data.convert.writer import is_complete, write_splits
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.folders import OutputFolder

@@ -19,9 +19,9 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
 from llm2clip.data.schema import read_index
 from llm2clip.data.vectors import vectors_of
-from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import encode_texts
 from llm2clip.preprocessing import Preprocessing
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.text_encoder import encode_texts
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

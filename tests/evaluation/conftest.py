@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
-from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.caption_teacher import teacher_fingerprint
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2}
 

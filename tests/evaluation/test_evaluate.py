@@ -23,16 +23,16 @@ from llm2clip.config import (
     RetrievalConfig,
     TextEncoderConfig,
 )
-from llm2clip.data.benchmarks.base import RetrievalSet
 from llm2clip.data.convert.samples import Sample
 from llm2clip.evaluation.cra import evaluate_cra
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.gallery import make_gallery, thumbnail
+from llm2clip.evaluation.report import render_report
 from llm2clip.evaluation.retrieval import evaluate_retrieval
+from llm2clip.evaluation.sets.base import RetrievalSet
 from llm2clip.evaluation.tables import markdown, result_tables
 from llm2clip.export.model_card import read_results
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.report import render_report
 
 
 class _Given:

@@ -20,14 +20,14 @@ from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import llm2clip.evaluation.models as evaluated
-import llm2clip.evaluation.text_cache as text_cache
+import llm2clip.teacher.text_cache as text_cache
 from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import export_folder
-from llm2clip.models.caption_teacher import Embedded, LLMTeacher, teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import encode_texts
+from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher, teacher_fingerprint
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.text_encoder import encode_texts
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]
 

@@ -23,8 +23,8 @@ from llm2clip.export import hf, modeling_llm2clip
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import encode_texts
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.text_encoder import encode_texts
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(VisionConfig('test_efficientnet', image_size=32, checkpoint='elsewhere.pth'),

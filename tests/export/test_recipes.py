@@ -13,11 +13,11 @@ from recipes_in_process import run_recipe
 from trained import Trained, trained
 
 import llm2clip.export.teachers
-import llm2clip.runs
+import llm2clip.training.runs
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import save_config
 from llm2clip.folders import MANIFEST
-from llm2clip.models.caption_teacher import teacher_fingerprint
+from llm2clip.teacher.caption_teacher import teacher_fingerprint
 
 Export = Callable[..., None]
 
@@ -40,11 +40,11 @@ def loaded(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def load_stage2(run: str, weights: str) -> Any:
         runs.append(run)
-        config, record = llm2clip.runs.read_stage2(run, weights)
+        config, record = llm2clip.training.runs.read_stage2(run, weights)
         teachers = [teacher_folder] * (record['llm_embed_dim'] // 32)
         return trained('timm:test_efficientnet', teachers).model, config, record
 
-    monkeypatch.setattr(llm2clip.runs, 'load_stage2', load_stage2)
+    monkeypatch.setattr(llm2clip.training.runs, 'load_stage2', load_stage2)
     return runs
 
 

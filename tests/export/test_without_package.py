@@ -21,8 +21,8 @@ from llm2clip.export import modeling_llm2clip
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.vision import export_vision
-from llm2clip.models.teacher import teacher_config
-from llm2clip.models.text_encoder import load_caption_tokenizer
+from llm2clip.teacher.folder import teacher_config
+from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 TEXTS = [text for sample in make_samples(5) for text in sample.captions.values()]
 

@@ -19,10 +19,10 @@ from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Confi
 from llm2clip.config_files import load_config
 from llm2clip.export.hf import export_folder
 from llm2clip.imports.initial import load_initial_weights
-from llm2clip.models.caption_teacher import teacher_fingerprint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.plan import plan_stage2
-from llm2clip.runs import load_stage2
+from llm2clip.teacher.caption_teacher import teacher_fingerprint
+from llm2clip.training.runs import load_stage2
 
 CONFIG = ModelConfig(VisionConfig('test_efficientnet.r160_in1k', image_size=32), AdapterConfig(depth=1), embed_dim=16)
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2,

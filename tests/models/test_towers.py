@@ -24,13 +24,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from llm2clip.algorithms.patch_dropout import apply_patch_dropout
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.sharding import own_name, planned_units, recompute, recomputed_modules
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
-from llm2clip.optim import describe_groups, parameter_groups
-from llm2clip.sharding import own_name, planned_units, recompute, recomputed_modules
+from llm2clip.training.algorithms.patch_dropout import apply_patch_dropout
+from llm2clip.training.optim import describe_groups, parameter_groups
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32}

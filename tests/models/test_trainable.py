@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.models.text_encoder import text_encoder_from_config
+from llm2clip.teacher.text_encoder import text_encoder_from_config
 
 
 def _model(folder: Path, r: int = 4, learn_scale: bool = True) -> CaptionContrastive:

@@ -17,7 +17,7 @@ import torch
 from launched import SGD, SHARDED, losses, run, start, weights
 from safetensors.torch import load_file
 
-from llm2clip.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 STEPS, SAVE, EVAL = 160, 4, 6
 

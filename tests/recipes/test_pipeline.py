@@ -15,12 +15,12 @@ from recipes_in_process import run_recipe
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from llm2clip.callbacks.jsonl_logger import read_metrics
 from llm2clip.data.schema import read_samples
 from llm2clip.export.check import pictures
 from llm2clip.metrics.retrieval import rank_both_ways
-from llm2clip.models.teacher import load_teacher
-from llm2clip.models.text_encoder import encode_texts
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.text_encoder import encode_texts
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 
 def test_warm_start_then_contrastive_on_its_adapter(

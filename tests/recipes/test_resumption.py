@@ -14,7 +14,7 @@ import pytest
 from launched import start
 from recipes_in_process import run_recipe
 
-from llm2clip.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 
 @pytest.mark.parametrize('kind', ['full', 'sharded'])

@@ -19,10 +19,10 @@ from launched import COMPOSER, ROOT, SGD, SHARDED, losses, run, weights
 from remotes import S3_KEY, S3_SECRET, free_port, rclone
 from safetensors.torch import load_file
 
-from llm2clip.callbacks.jsonl_logger import read_metrics
-from llm2clip.checkpoints import read_model
 from llm2clip.data.schema import read_index, read_samples
-from llm2clip.runs import load_checkpoint_model, load_stage2
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.checkpoints import read_model
+from llm2clip.training.runs import load_checkpoint_model, load_stage2
 
 FIFTY = ['max_duration=50ba', 'eval_interval=25ba', 'save_interval=50ba']
 

@@ -1,0 +1,92 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""ImageNet-style folders: a subfolder a class."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from llm2clip.config import ConfigError
+from llm2clip.evaluation.sets.base import ClassificationSet
+from llm2clip.evaluation.sets.files import ImageFiles, check_file, check_folder, found_in, read_json, read_lines
+
+__all__ = ['imagenet_folder']
+
+_Names = Union[list[str], dict[str, str]]
+_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+
+
+def imagenet_folder(images: str, class_names: Optional[str] = None) -> ClassificationSet:
+    """Images in a subfolder a class, in the order of the subfolders' names; also those of the linear probe.
+
+    ImageNet's validation images (https://image-net.org, ILSVRC2012, for research only) come in one folder and are moved
+    into a folder a class with https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
+
+    Args:
+        images: Folder of the classes' folders.
+        class_names: File with the classes' names; without one, those of the folders.  ``.json``: an object from folder
+            to name, a list in the folders' order, or Keras's ``imagenet_class_index.json``.  Text: a name a line in the
+            folders' order, or ``<folder> <name>`` a line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
+
+    Raises:
+        ConfigError: `images` has no subfolders, one of them has no images, or the names do not fit them.
+    """
+    check_folder(images, 'images', images)
+    folders = sorted(entry.name for entry in os.scandir(images) if entry.is_dir() and not entry.name.startswith('.'))
+    if not folders:
+        raise ConfigError(f'{images}: source.images: expected a subfolder a class; {found_in(Path(images))}')
+    files, labels = [], []
+    for label, folder in enumerate(folders):
+        inside = _images_of(Path(images, folder))
+        files += [f'{folder}/{name}' for name in inside]
+        labels += [label] * len(inside)
+    names = _names(images, class_names, folders) if class_names else folders
+    return ClassificationSet(images, files, labels, [name.replace('_', ' ') for name in names],
+                             ImageFiles(images, files))
+
+
+def _images_of(folder: Path) -> list[str]:
+    names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+    if not names:
+        raise ConfigError(f'the class folder {folder} has no images')
+    for name in names:
+        if not name.lower().endswith(_SUFFIXES):
+            raise ConfigError(f'expected only images in the class folder {folder}, found {name}')
+    return names
+
+
+def _names(images: str, path: str, folders: list[str]) -> list[str]:
+    """A name a folder."""
+    check_file(images, 'class_names', path)
+    names = _from_json(path) if path.endswith('.json') else _from_text(path, folders)
+    if isinstance(names, list):
+        if len(names) != len(folders):
+            raise ConfigError(f'source.class_names: {path} has {len(names):,} names, but {images} has '
+                              f'{len(folders):,} class folders')
+        return names
+    if lacking := [folder for folder in folders if folder not in names]:
+        raise ConfigError(f'source.class_names: {path} has no name for {len(lacking):,} of {len(folders):,} class '
+                          f'folders in {images}, the first of them is {lacking[0]}; it has names for '
+                          f'{", ".join(list(names)[:3])}, …')
+    return [names[folder] for folder in folders]
+
+
+def _from_json(path: str) -> _Names:
+    content: Any = read_json(path)
+    if isinstance(content, Mapping) and all(isinstance(value, list) and len(value) == 2 for value in content.values()):
+        content = {folder: name for folder, name in content.values()}
+    values = list(content.values()) if isinstance(content, Mapping) else content
+    if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f'source.class_names: {path}: expected an object from folder to name, a list of names, or an '
+                          f'object of [folder, name], found {str(content)[:60]!r}')
+    return dict(content) if isinstance(content, Mapping) else values
+
+
+def _from_text(path: str, folders: list[str]) -> _Names:
+    lines = [line for _, line in read_lines(path)]
+    parts = [line.split(maxsplit=1) for line in lines]
+    pairs = {part[0]: part[1] for part in parts if len(part) == 2}
+    known = sum(folder in pairs for folder in folders)
+    return pairs if len(pairs) == len(lines) and known > len(folders) / 2 else lines

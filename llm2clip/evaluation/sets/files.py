@@ -1,0 +1,208 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the loaders of evaluation sets share: reading, and checking everything before an evaluation begins."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm2clip.config import ConfigError
+from llm2clip.evaluation.sets.base import RetrievalSet
+
+__all__ = [
+    'ImageFiles', 'check_file', 'check_folder', 'check_split', 'field', 'found_in', 'image_files', 'read_first',
+    'read_json', 'read_json_lines', 'read_lines', 'retrieval_set', 'text_field', 'texts_field',
+]
+
+_CHUNK = 1 << 20
+_BETWEEN_RECORDS = re.compile(r'[\s,]*')
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Reads image files by position."""
+
+    folder: str
+    files: Sequence[str]
+
+    def __call__(self, position: int) -> bytes:
+        return Path(self.folder, self.files[position]).read_bytes()
+
+
+def image_files(name: str, folder: str, files: Sequence[str]) -> ImageFiles:
+    """A reader of `files`, paths inside `folder`, all of which exist.
+
+    Every folder is listed once, which is faster than asking for each file.
+
+    Raises:
+        ConfigError: The folder or images are missing.
+    """
+    check_folder(name, 'images', folder)
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for file in files:
+        inside, base = os.path.split(file)
+        if inside not in listed:
+            path = os.path.join(folder, inside)
+            listed[inside] = set(os.listdir(path)) if os.path.isdir(path) else set()
+        if base not in listed[inside]:
+            missing.append(file)
+    if missing:
+        first = Path(folder, missing[0])
+        raise ConfigError(f'{name}: {len(missing):,} of {len(files):,} images are missing, the first of them is '
+                          f'{first}; {found_in(first.parent)}')
+    return ImageFiles(folder, files)
+
+
+def retrieval_set(
+    name: str,
+    images: Iterable[tuple[str, Sequence[str]]],
+    source: str,
+    reader: Callable[[list[str]], Callable[[int], bytes]],
+    gaps: bool = False,
+) -> RetrievalSet:
+    """A set of images with their captions, checked.
+
+    Args:
+        name: Of the set.
+        images: Id and captions of each image.
+        source: The file they come from, for messages.
+        reader: From the ids to the set's `read_image`.
+        gaps: Captions may be empty, which is as if they were not there, and images may have none.
+
+    Raises:
+        ConfigError: There are no images or no captions, or `reader` does not find the images.
+        ValueError: An id occurs twice or, without `gaps`, an image has no caption or an empty one.
+    """
+    captions: dict[str, list[str]] = {}
+    for image, lines in images:
+        if image in captions:
+            raise ValueError(f'{name}: image {image} occurs twice in {source}')
+        captions[image] = [line.strip() for line in lines if line.strip() or not gaps]
+        if not gaps and (not lines or not all(captions[image])):
+            what = 'an empty caption' if lines else 'no caption'
+            raise ValueError(f'{name}: image {image} has {what} in {source}')
+    if not captions:
+        raise ConfigError(f'{name}: there are no images in {source}')
+    if not any(captions.values()):
+        raise ConfigError(f'{name}: no image has a caption in {source}')
+    ids = list(captions)
+    return RetrievalSet(name, ids, list(captions.values()), reader(ids))
+
+
+def check_folder(name: str, key: str, folder: str) -> None:
+    """Raise a ConfigError unless there is such a folder."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f'{name}: source.{key}: there is no folder {folder}; {found_in(Path(folder))}')
+
+
+def check_file(name: str, key: str, path: str) -> None:
+    """Raise a ConfigError unless there is such a file."""
+    if not Path(path).is_file():
+        raise ConfigError(f'{name}: source.{key}: there is no file {path}; {found_in(Path(path))}')
+
+
+def check_split(name: str, split: str, there: Iterable[str], path: str) -> None:
+    """Raise a ConfigError unless `split` is one of those in the file."""
+    splits = sorted(set(there))
+    if split not in splits:
+        raise ConfigError(f'{name}: source.split: there is no {split!r} in {path}; it has '
+                          f'{", ".join(splits) or "no images"}')
+
+
+def found_in(folder: Path) -> str:
+    """What a folder has, or if there is none, its nearest parent that exists: for messages."""
+    while not folder.is_dir():
+        folder = folder.parent
+    names = sorted(os.listdir(folder))
+    if not names:
+        return f'{folder} is empty'
+    more = f' and {len(names) - _NAMES_SHOWN:,} more' if len(names) > _NAMES_SHOWN else ''
+    return f'{folder} has {", ".join(names[:_NAMES_SHOWN])}{more}'
+
+
+def field(record: Any, key: str, where: str) -> Any:
+    """A field of a JSON object, or a ConfigError that names it and those that are there."""
+    if not isinstance(record, Mapping):
+        raise ConfigError(f'{where}: expected an object with {key!r}, found {str(record)[:60]!r}')
+    if key not in record:
+        raise ConfigError(f'{where} has no {key!r}; it has {", ".join(map(str, record))}')
+    return record[key]
+
+
+def text_field(record: Any, key: str, where: str) -> str:
+    """A field that is a text."""
+    value = field(record, key, where)
+    if not isinstance(value, str):
+        raise ValueError(f'{where}: {key!r} should be a text, found {str(value)[:60]!r}')
+    return value
+
+
+def texts_field(record: Any, key: str, where: str) -> list[str]:
+    """A field that is a list of texts."""
+    value = field(record, key, where)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f'{where}: {key!r} should be a list of texts, found {str(value)[:60]!r}')
+    return value
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file; a ValueError names one that is damaged."""
+    with open(path, encoding='utf-8-sig') as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{path} is damaged: {error}') from None
+
+
+def read_lines(path: str) -> Iterator[tuple[str, str]]:
+    """Lines that are not blank, each with ``<path>:<number>``."""
+    with open(path, encoding='utf-8-sig') as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f'{path}:{number}', line.strip()
+
+
+def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """The values of a JSON lines file, each with ``<path>:<number>``."""
+    for where, line in read_lines(path):
+        try:
+            yield where, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{where}: not JSON: {error}') from None
+
+
+def read_first(path: str, count: int) -> list[Any]:
+    """The first values of a list in a JSON file, without reading the rest of the file.
+
+    Raises:
+        ValueError: The file is not a list, ends within it, or has fewer values.
+    """
+    decoder, values = json.JSONDecoder(), []
+    with open(path, encoding='utf-8-sig') as file:
+        text = file.read(_CHUNK).lstrip()
+        if not text.startswith('['):
+            raise ValueError(f'{path}: expected a JSON list, found {text[:60]!r}')
+        at = 1
+        while len(values) < count:
+            gap = _BETWEEN_RECORDS.match(text, at)
+            at = gap.end() if gap else at
+            if text.startswith(']', at):
+                break
+            try:
+                value, at = decoder.raw_decode(text, at)
+                values.append(value)
+            except json.JSONDecodeError as error:
+                more = file.read(_CHUNK)
+                if not more:
+                    raise ValueError(f'{path} is damaged after {len(values):,} values: {error.msg}') from None
+                text, at = text[at:] + more, 0
+    if len(values) < count:
+        raise ValueError(f'{path} has {len(values):,} values, expected at least {count:,}')
+    return values

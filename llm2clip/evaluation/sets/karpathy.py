@@ -1,0 +1,163 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Flickr30k and COCO, whose test sets are those of Karpathy and Fei-Fei (arXiv 1412.2306)."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+from llm2clip.config import ConfigError
+from llm2clip.evaluation.sets.base import RetrievalSet
+from llm2clip.evaluation.sets.caption_lines import captions_of_lines
+from llm2clip.evaluation.sets.files import (
+    check_file,
+    check_split,
+    field,
+    image_files,
+    read_json,
+    retrieval_set,
+    text_field,
+    texts_field,
+)
+
+__all__ = ['coco', 'flickr30k']
+
+_Images = Iterator[tuple[str, Sequence[str]]]
+_CSV_COLUMNS = ('raw', 'split', 'filename')
+
+
+def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
+    """Flickr30k: 1,000 images with 5 captions each (test).
+
+    The 31,783 images (``flickr30k-images/<number>.jpg``, for research only) are given out on request at
+    https://shannon.cs.illinois.edu/DenotationGraph/ and are in https://huggingface.co/datasets/nlphuji/flickr30k .
+
+    Args:
+        images: Folder of the images, or that which the paths in `annotations` start from.
+        annotations: One of
+
+            - ``dataset_flickr30k.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
+            - ``flickr_annotations_30k.csv`` (nlphuji/flickr30k),
+            - ``flickr30k_test.json`` as ALBEF, BLIP and LLM2CLIP use it, with images ``flickr30k-images/<number>.jpg``
+              (https://storage.googleapis.com/sfr-vision-language-research/datasets/flickr30k_test.json),
+            - ``flickr30k_test_karpathy.txt`` as CLIP_benchmark uses it
+              (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0),
+            - ``results_20130124.token``, which comes with the images and has no splits.
+        split: ``train``, ``val`` or ``test``.  A file without splits must have the split's name in its own, or be
+            taken whole with ``all``.
+    """
+    return _karpathy('flickr30k', images, annotations, split, None)
+
+
+def coco(
+    images: str, annotations: str, split: str = 'test', captions_per_image: Optional[int] = 5
+) -> RetrievalSet:
+    """COCO: 5,000 images of val2014 (test, 5K).
+
+    The images (val2014.zip, 6 GB; https://cocodataset.org/#download; annotations CC BY 4.0, images under Flickr's
+    terms) are unpacked to ``val2014/``, for the other splits also ``train2014/``.
+
+    Args:
+        images: Folder that has ``val2014/``, or that which the paths in `annotations` start from.
+        annotations: One of
+
+            - ``dataset_coco.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
+            - ``coco_karpathy_test.json`` as BLIP and LLM2CLIP use it
+              (https://storage.googleapis.com/sfr-vision-language-research/datasets/coco_karpathy_test.json),
+            - a file in COCO's own format, such as ``coco_test_karpathy.json`` as CLIP_benchmark uses it
+              (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0), or ``captions_val2017.json``; its
+              names start from ``val2014`` or ``val2017``.
+        split: ``train``, ``restval``, ``val`` or ``test``.  A file without splits must have the split's name in its
+            own, or be taken whole with ``all``.
+        captions_per_image: The first so many captions; a few images have six or seven.  Null: all, as CLIP_benchmark
+            takes them.
+    """
+    return _karpathy('coco', images, annotations, split, captions_per_image)
+
+
+def _karpathy(
+    name: str, images: str, annotations: str, split: str, captions_per_image: Optional[int]
+) -> RetrievalSet:
+    check_file(name, 'annotations', annotations)
+    found = [(image, captions[:captions_per_image]) for image, captions in _read(name, annotations, split)]
+    return retrieval_set(name, found, annotations, partial(image_files, name, images))
+
+
+def _read(name: str, path: str, split: str) -> _Images:
+    """Image file and captions, of one split."""
+    suffix = Path(path).suffix
+    if suffix == '.csv':
+        return _of_csv(name, path, split)
+    if suffix != '.json':
+        _check_whole(name, path, split)
+        return iter(captions_of_lines(path).items())
+    content = read_json(path)
+    if isinstance(content, list):
+        _check_whole(name, path, split)
+        return _of_list(content, path)
+    if isinstance(content, dict) and 'annotations' in content:
+        _check_whole(name, path, split)
+        return _of_coco(content, path)
+    return _of_splits(name, content, path, split)
+
+
+def _check_whole(name: str, path: str, split: str) -> None:
+    """A file without splits is one: its name should say which."""
+    if split != 'all' and split not in Path(path).name.lower():
+        raise ConfigError(f'{name}: source.split: {path} has no splits, and its name does not say {split!r}; '
+                          f'split: all takes all of it')
+
+
+def _of_splits(name: str, content: Any, path: str, split: str) -> _Images:
+    """Karpathy's own files."""
+    images = field(content, 'images', path)
+    splits = [text_field(image, 'split', f'{path}, image {i}') for i, image in enumerate(images)]
+    check_split(name, split, splits, path)
+    for i, image in enumerate(images):
+        if splits[i] == split:
+            where = f'{path}, image {i}'
+            file = text_field(image, 'filename', where)
+            folder = f'{text_field(image, "filepath", where)}/' if 'filepath' in image else ''
+            yield folder + file, [text_field(s, 'raw', where) for s in field(image, 'sentences', where)]
+
+
+def _of_list(content: list[Any], path: str) -> _Images:
+    """ALBEF's and BLIP's files."""
+    for i, record in enumerate(content):
+        where = f'{path}, image {i}'
+        yield text_field(record, 'image', where), texts_field(record, 'caption', where)
+
+
+def _of_coco(content: dict[str, Any], path: str) -> _Images:
+    """COCO's own format."""
+    captions: dict[Any, list[str]] = {}
+    for i, annotation in enumerate(content['annotations']):
+        where = f'{path}, annotation {i}'
+        captions.setdefault(field(annotation, 'image_id', where), []).append(text_field(annotation, 'caption', where))
+    for i, image in enumerate(field(content, 'images', path)):
+        where = f'{path}, image {i}'
+        yield text_field(image, 'file_name', where), captions.get(field(image, 'id', where), [])
+
+
+def _of_csv(name: str, path: str, split: str) -> _Images:
+    """The file of nlphuji/flickr30k: the captions of an image are a JSON list in one cell."""
+    with open(path, newline='', encoding='utf-8-sig') as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or ()
+        for column in _CSV_COLUMNS:
+            if column not in columns:
+                raise ConfigError(f'{path} has no column {column!r}; it has {", ".join(columns)}')
+        rows = list(reader)
+    check_split(name, split, (row['split'] for row in rows), path)
+    for row in rows:
+        if row['split'] == split:
+            where = f'{path}, {row["filename"]}'
+            try:
+                captions = json.loads(row['raw'])
+            except json.JSONDecodeError as error:
+                raise ValueError(f'{where}: \'raw\' is not a JSON list: {error}') from None
+            yield row['filename'], texts_field({'raw': captions}, 'raw', where)

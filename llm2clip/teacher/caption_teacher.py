@@ -1,0 +1,216 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Frozen teachers, captions -> vectors: what stage 1 trained, any LLM as it is, or a sentence-transformers model."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Union
+
+import torch
+import torch.nn as nn
+import xxhash
+from composer.devices import Device
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
+from llm2clip.folders import complete_file
+from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.teacher.folder import ENCODER_FILE, encoding, load_teacher, teacher_config
+from llm2clip.teacher.text_encoder import TextEncoder, encode_tokens, load_text_encoder
+
+__all__ = [
+    'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
+    'embed_or_load', 'hash_weights', 'teacher_fingerprint',
+]
+
+
+class Embedded(NamedTuple):
+    """Vectors of N captions, and what they took."""
+
+    vectors: torch.Tensor
+    """``(N, D)`` in float32 on the CPU."""
+    tokens: int
+    """Tokens read, without padding."""
+    truncated: int
+    """Captions that were longer than `max_length` and lost their end."""
+
+
+class CaptionTeacher(Protocol):
+    """Turns captions into vectors, always the same ones."""
+
+    fingerprint: dict[str, Any]
+    """What decides the vectors: a hash of the weights, and how a caption is encoded."""
+
+    @property
+    def llm_embed_dim(self) -> int:
+        """Width of the vectors."""
+        ...
+
+    def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = ...) -> Embedded:
+        """Vectors of captions, none of which is empty; `on_batch` is told, as it goes on, how many more are done."""
+        ...
+
+
+def embed_or_load(
+    folder: Path, texts: Sequence[str], embed: Callable[[Sequence[str]], Embedded]
+) -> Embedded:
+    """A block of captions, from its file in `folder` if it was embedded before; otherwise it is kept there.
+
+    Args:
+        folder: Of blocks of one teacher.
+        texts: The captions.
+        embed: Is called for those that are not there.
+    """
+    path = folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
+    if path.is_file():
+        with safe_open(path, framework='pt') as file:
+            counts = file.metadata()
+            # Earlier versions did not count tokens.
+            return Embedded(file.get_tensor('text_embedding'), int(counts.get('tokens', 0)), int(counts['truncated']))
+    embedded = embed(texts)
+    folder.mkdir(parents=True, exist_ok=True)
+    with complete_file(path) as partial:
+        save_file({'text_embedding': embedded.vectors}, partial,
+                  {'tokens': str(embedded.tokens), 'truncated': str(embedded.truncated)})
+    return embedded
+
+
+class LLMTeacher:
+    """An LLM as text encoder.
+
+    Args:
+        encoder: In evaluation mode, on its device.
+        tokenizer: The encoder's.
+        fingerprint: Of both.
+        batch_tokens: Tokens a forward pass, padding included.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+    """
+
+    def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: dict[str, Any],
+                 batch_tokens: int = 4096, precision: str = 'fp32') -> None:
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.batch_tokens = batch_tokens
+        self.precision = precision
+
+    @classmethod
+    def from_folder(cls, folder: Union[str, Path], **options: Any) -> 'LLMTeacher':
+        """What stage 1 left in `folder`."""
+        return cls(*load_teacher(folder), teacher_fingerprint(folder), **options)
+
+    @property
+    def llm_embed_dim(self) -> int:
+        return self.encoder.llm_embed_dim
+
+    def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+        tokens = self.tokenizer.tokenize(texts)
+        vectors = encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision,
+                                on_batch=on_batch)
+        return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
+
+
+class SentenceTransformerTeacher:
+    """A sentence-transformers model, which brings its own pooling and batches.
+
+    Args:
+        name: Folder or hub name.
+        batch_size: Captions a forward pass.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    def __init__(self, name: str, batch_size: int = 64, precision: str = 'fp32',
+                 trust_remote_code: bool = False) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise ConfigError("sentence_transformer: install sentence-transformers (pip install "
+                              "'.[sentence-transformers]')") from None
+        folder = name if Path(name).is_dir() else snapshot_download(name)
+        self.model = SentenceTransformer(folder, trust_remote_code=trust_remote_code).eval()
+        self.batch_size = batch_size
+        self.precision = precision
+        self.fingerprint = {'weights': _hash_files(Path(folder)), 'max_length': self.model.max_seq_length,
+                            'prompt': self.model.default_prompt_name or ''}
+
+    @property
+    def llm_embed_dim(self) -> int:
+        return int(self.model.get_sentence_embedding_dimension() or 0)
+
+    def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+        lengths = [len(ids) for ids in self.model.tokenizer(list(texts), truncation=False, verbose=False)['input_ids']]
+        limit = self.model.max_seq_length or max(lengths)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
+            vectors = self.model.encode(list(texts), batch_size=self.batch_size, show_progress_bar=False,
+                                        convert_to_tensor=True)
+        on_batch(len(texts))
+        return Embedded(vectors.float().cpu(), sum(min(length, limit) for length in lengths),
+                        sum(length > limit for length in lengths))
+
+
+def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeacher:
+    """The teacher that the configuration names, on its device.
+
+    Raises:
+        ConfigError: It names none or several.
+    """
+    named = [key for key in ('teacher', 'text_encoder', 'sentence_transformer') if getattr(config, key) is not None]
+    if len(named) != 1:
+        raise ConfigError('expected one of teacher (a folder that stage 1 wrote), text_encoder (any LLM) and '
+                          f'sentence_transformer; got {" and ".join(named) or "none"}')
+    if config.sentence_transformer is not None:
+        teacher = SentenceTransformerTeacher(config.sentence_transformer, precision=config.precision,
+                                             trust_remote_code=config.trust_remote_code)
+        device.module_to_device(teacher.model)
+        return teacher
+    options = {'batch_tokens': config.batch_tokens, 'precision': config.precision}
+    if config.teacher is not None:
+        teacher = LLMTeacher.from_folder(config.teacher, **options)
+    else:
+        assert config.text_encoder is not None
+        encoder, tokenizer = load_text_encoder(config.text_encoder)
+        teacher = LLMTeacher(encoder, tokenizer, _llm_fingerprint(encoder, tokenizer, config.text_encoder), **options)
+    teacher.encoder = device.module_to_device(teacher.encoder)
+    return teacher
+
+
+def teacher_fingerprint(folder: Union[str, Path]) -> dict[str, Any]:
+    """What decides the vectors of a teacher that stage 1 wrote.
+
+    Raises:
+        ConfigError: The folder holds no teacher.
+    """
+    how = encoding(teacher_config(folder))
+    return {'weights': _hash_files(Path(folder)), **how}
+
+
+def _hash_files(folder: Path) -> str:
+    """Of weights, tokenizer, chat template and configurations."""
+    digest = xxhash.xxh64()
+    kinds = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
+    for path in sorted(path for path in folder.rglob('*') if path.suffix in kinds and path.name != ENCODER_FILE):
+        digest.update(path.relative_to(folder).as_posix())
+        with path.open('rb') as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _llm_fingerprint(encoder: TextEncoder, tokenizer: CaptionTokenizer, config: TextEncoderConfig) -> dict[str, Any]:
+    """Of an LLM wherever it came from, adapters included."""
+    digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, dataclasses.asdict(config)['gguf_file'])))
+    hash_weights(encoder, digest)
+    return {'weights': digest.hexdigest(), **encoding(config)}
+
+
+def hash_weights(module: nn.Module, digest: xxhash.xxh64) -> None:
+    """Add the bytes of all weights and buffers to a hash."""
+    for name, weight in sorted(module.state_dict().items()):
+        digest.update(name)
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

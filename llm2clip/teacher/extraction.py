@@ -1,0 +1,241 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teacher embeddings of an image dataset's captions: one sidecar shard for each of its shards."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from composer.utils import dist
+from streaming import MDSWriter
+from streaming.base.format.base.reader import Reader
+from streaming.base.world import World
+from tqdm import tqdm
+
+from llm2clip.config import ConfigError, DatasetConfig
+from llm2clip.data.paired_stream import FINGERPRINT_FILE, columns_of
+from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, dataset_fingerprint, read_index
+from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
+from llm2clip.data.verified_stream import VerifiedStream
+from llm2clip.folders import OutputFolder
+from llm2clip.teacher.caption_teacher import CaptionTeacher, embed_or_load
+
+__all__ = ['extract_sidecar']
+
+_INDEX = 'index.json'
+
+
+class _Captions(NamedTuple):
+    """The captions of one shard."""
+
+    shard: int
+    ids: list[str]
+    texts: list[str]
+    """Those of the first sample, key by key, then those of the second, and so on; empty where there is none."""
+
+
+def extract_sidecar(
+    dataset: DatasetConfig,
+    out: OutputFolder,
+    teacher: CaptionTeacher,
+    storage: str = 'float16',
+    normalize: bool = False,
+    about: Optional[dict[str, Any]] = None,
+    block_tokens: int = 32768,
+) -> dict[str, int]:
+    """Write the sidecar of one dataset.
+
+    The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when
+    it is complete, and the index, which makes the sidecar readable, when all are.  A rank that is killed in the middle
+    of a shard goes on after its last block of captions.  Nodes that do not share `out` need a remote.
+
+    The vector of a caption that a sample does not have, which is empty in the dataset, is zero.
+
+    Args:
+        dataset: The image or caption dataset.
+        out: Where the sidecar goes.
+        teacher: Embeds the captions.
+        storage: ``float16`` or ``int8``.
+        normalize: Store vectors of length 1.
+        about: Facts about the vectors for the fingerprint, such as the precision.
+        block_tokens: About how many tokens are embedded between two saves.
+
+    Returns:
+        What this call did, over all ranks: shards, captions, tokens, captions that were truncated, and captions that
+        the samples do not have.
+
+    Raises:
+        ConfigError: `storage` is unknown.
+        ShardError: A shard of the dataset is missing or damaged.
+        ValueError: The dataset has no captions, or `out` was begun for another dataset or teacher.
+    """
+    if storage not in STORAGES:
+        raise ConfigError(f'storage: {storage!r} is not one of {", ".join(STORAGES)}')
+    stream, shards = _open(dataset)
+    check_columns(columns_of(shards[0]), [SAMPLE_ID], dataset.local)
+    keys = caption_keys(columns_of(shards[0]))
+    if not keys:
+        raise ValueError(f'the dataset in {dataset.local} has no caption columns')
+    fingerprint = {
+        'dataset': dataset_fingerprint(read_index(dataset.local)), 'teacher': teacher.fingerprint,
+        'caption_keys': keys, 'vectors': {'storage': storage, 'normalized': normalize, **(about or {})}}
+    todo = _begin(out, fingerprint, len(shards))
+    mine = todo[dist.get_global_rank()::dist.get_world_size()]
+    done: dict[str, int] = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated', 'absent'), 0)
+    progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
+                    desc=f'embed {out.local.name}', disable=dist.get_local_rank() != 0)
+    with progress:
+        for captions in _ahead(_read(stream, shards[k], k, keys, dataset) for k in mine):
+            blocks = out.local / f'shard.{captions.shard:05}.blocks'
+            vectors = _embed(captions.texts, teacher, blocks, block_tokens, progress, done)
+            if normalize:
+                vectors = F.normalize(vectors, dim=-1)
+            rows = vector_rows(captions.ids, keys, vectors.numpy().reshape(len(captions.ids), len(keys), -1), storage)
+            _write(out, captions.shard, rows, vector_columns(keys, vectors.shape[-1], storage))
+            shutil.rmtree(blocks, ignore_errors=True)
+            done['shards'] += 1
+    done = {name: sum(rank[name] for rank in dist.all_gather_object(done)) for name in done}
+    if dist.get_global_rank() == 0:
+        _finish(out, len(shards))
+    dist.barrier()
+    return done
+
+
+def _embed(
+    texts: list[str], teacher: CaptionTeacher, folder: Path, block_tokens: int, progress: tqdm, done: dict[str, int]
+) -> torch.Tensor:
+    """One vector per caption, zero for an empty one; blocks are kept in `folder`."""
+    present = [i for i, text in enumerate(texts) if text.strip()]
+    done['absent'] += len(texts) - len(present)
+    progress.update(len(texts) - len(present))
+    vectors = torch.zeros(len(texts), teacher.llm_embed_dim)
+    for block in _blocks(texts, present, block_tokens):
+        before = progress.n
+        embedded = embed_or_load(folder, [texts[i] for i in block],
+                                 lambda texts: teacher.embed(texts, on_batch=progress.update))
+        progress.update(before + len(block) - progress.n)  # of a block from a file
+        vectors[block] = embedded.vectors
+        for name, n in (('captions', len(block)), ('tokens', embedded.tokens), ('truncated', embedded.truncated)):
+            done[name] += n
+        progress.set_postfix({'tokens/s': f'{done["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
+                              'truncated': done['truncated']})
+    return vectors
+
+
+def _blocks(texts: Sequence[str], present: Sequence[int], block_tokens: int) -> Iterator[list[int]]:
+    """Captions that are embedded, and saved, together: about `block_tokens` tokens, by four characters a token."""
+    block: list[int] = []
+    size = 0
+    for i in present:
+        block.append(i)
+        size += len(texts[i])
+        if size >= 4 * block_tokens:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _open(dataset: DatasetConfig) -> tuple[VerifiedStream, list[Reader]]:
+    stream = VerifiedStream(local=dataset.local, remote=dataset.remote)
+    stream.apply_default({'split': None, 'download_retry': 5, 'download_timeout': 120.0, 'validate_hash': None,
+                          'keep_zip': False})
+    if dataset.remote is None:
+        read_index(dataset.local)  # its errors are clearer than Streaming's
+    shards = stream.get_shards(World.detect(), False)
+    if dist.get_local_rank() == 0:
+        stream.set_up_local(shards, np.zeros(len(shards), np.int64))
+    dist.barrier()
+    return stream, shards
+
+
+def _piece(k: int) -> str:
+    """The index entry of a finished shard."""
+    return f'shard.{k:05}.json'
+
+
+def _begin(out: OutputFolder, fingerprint: dict[str, Any], n_shards: int) -> list[int]:
+    """Claim the folder for this dataset and teacher; returns the shards that are not there yet."""
+    todo: list[list[int]] = [[]]
+    if dist.get_global_rank() == 0:
+        out.local.mkdir(parents=True, exist_ok=True)
+        path, text = out.local / FINGERPRINT_FILE, json.dumps(fingerprint, indent=2) + '\n'
+        if not out.fetch(FINGERPRINT_FILE):
+            out.commit(FINGERPRINT_FILE, text)
+        elif (field := _difference(json.loads(path.read_text()), json.loads(text))) is not None:
+            raise ValueError(f'{out.local} was begun for another dataset or teacher, {field}; remove it to extract '
+                             'again')
+        todo = [[k for k in range(n_shards) if not out.fetch(_piece(k))]]
+    dist.broadcast_object_list(todo)
+    out.local.mkdir(parents=True, exist_ok=True)
+    return todo[0]
+
+
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> Optional[str]:
+    """The first field in which two fingerprints differ."""
+    for name in sorted({*found, *expected}):
+        a, b = found.get(name), expected.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if (inner := _difference(a, b)) is not None:
+                return f'{name}.{inner}'
+        elif a != b:
+            return f'{name} {a!r} instead of {b!r}'
+    return None
+
+
+def _read(stream: VerifiedStream, shard: Reader, k: int, keys: list[str], dataset: DatasetConfig) -> _Captions:
+    stream.prepare_shard(shard)
+    if stream.discard_damaged(shard):
+        stream.prepare_shard(shard)
+    ids, texts = [], []
+    for i in range(len(shard)):
+        sample = shard[i]
+        ids.append(sample[SAMPLE_ID])
+        for key in keys:
+            texts.append(sample[caption_column(key)])
+    if dataset.remote is not None:
+        shard.evict()
+    return _Captions(k, ids, texts)
+
+
+def _ahead(items: Iterable[_Captions]) -> Iterator[_Captions]:
+    """The same items, the next of which is made in a thread while the last is used."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, iterator, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, iterator, None)
+            yield item
+
+
+def _write(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Write one shard; its index entry, which says that it is done, comes last."""
+    name = f'shard.{k:05}.mds'
+    partial = out.local / f'{name}.tmp.{os.getpid()}'
+    with MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None) as writer:
+        for row in rows:
+            writer.write(row)
+    entry, = json.loads((partial / _INDEX).read_text())['shards']
+    os.replace(partial / entry['raw_data']['basename'], out.local / name)
+    entry['raw_data']['basename'] = name
+    shutil.rmtree(partial)
+    out.publish(name)
+    out.commit(_piece(k), json.dumps(entry))
+
+
+def _finish(out: OutputFolder, n_shards: int) -> None:
+    """Write the index from the shards' entries."""
+    for k in range(n_shards):
+        if not out.fetch(_piece(k)):
+            raise FileNotFoundError(f'{Path(out.local, _piece(k))}, which another node has written, is not here: nodes '
+                                    'that do not share the folder need out_remote')
+    entries = [json.loads((out.local / _piece(k)).read_text()) for k in range(n_shards)]
+    out.commit(_INDEX, json.dumps({'version': 2, 'shards': entries}, sort_keys=True))

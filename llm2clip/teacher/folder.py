@@ -1,0 +1,127 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What stage 1 leaves behind: the teacher as a Hugging Face folder, and the LoRA adapter alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from composer.utils import dist
+from peft import PeftModel
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoConfig
+
+from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.folders import complete_folder
+from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.teacher.llm import (
+    add_lora,
+    apply_lora_apart,
+    cast_weights,
+    load_llm,
+    save_adapter,
+    save_lora,
+    weights_fingerprint,
+)
+from llm2clip.teacher.text_encoder import TextEncoder, load_caption_tokenizer, load_text_encoder
+
+__all__ = [
+    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config',
+    'teacher_width',
+]
+
+ENCODER_FILE = 'text_encoder.json'
+LORA_FILE = 'lora.safetensors'
+KIND, ADAPTER_KIND = 'teacher of captions', 'LoRA adapter'
+
+
+def save_teacher(
+    encoder: TextEncoder,
+    tokenizer: CaptionTokenizer,
+    lora: Optional[LoraConfig],
+    folder: Union[str, Path],
+    adapter_folder: Union[str, Path, None] = None,
+) -> None:
+    """Write the encoder as a Hugging Face folder plus how it turns captions into vectors.
+
+    LoRA is merged in float32, and the weights are saved in it: a narrower type would round away a part of LoRA.  Its
+    own weights lie beside them, so that `load_teacher` can hold the LLM in a narrower type all the same.  Every rank
+    calls this; rank 0 writes.  A folder appears under its name only when it is complete.
+
+    Args:
+        encoder: May be sharded.
+        tokenizer: The encoder's.
+        lora: As the encoder was built with.
+        folder: Where to.
+        adapter_folder: Where the LoRA weights alone go, as peft loads them; they belong to the LLM with the encoder's
+            `adapters` merged.
+    """
+    state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_global_rank() == 0:
+        # peft cannot merge shards: an unsharded model takes over the gathered weights, without a second copy of them.
+        whole_llm = load_llm(encoder.config, on_meta=True)
+        whole = TextEncoder(whole_llm if lora is None else add_lora(whole_llm, lora), encoder.config)
+        whole.load_state_dict(state, assign=True)
+        llm = whole.llm
+        if isinstance(llm, PeftModel) and adapter_folder is not None:
+            with complete_folder(adapter_folder, ADAPTER_KIND) as out:
+                save_adapter(llm, encoder.config.pretrained, weights_fingerprint(llm), out)
+        with complete_folder(folder, KIND) as out:
+            if isinstance(llm, PeftModel):
+                assert lora is not None
+                save_lora(llm, lora, out / LORA_FILE)
+                cast_weights(llm, torch.float32)
+                # Not in place: on a CPU the gathered weights are still those of the encoder.
+                llm = llm.merge_and_unload(safe_merge=True)
+            llm.save_pretrained(out, safe_serialization=True)
+            tokenizer.tokenizer.save_pretrained(out)
+            (out / ENCODER_FILE).write_text(json.dumps(encoding(encoder.config), indent=2) + '\n')
+    dist.barrier()
+
+
+def encoding(config: TextEncoderConfig) -> dict[str, Any]:
+    """How an encoder turns captions into vectors, without where its weights lie."""
+    where = ('pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code')
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in where}
+
+
+def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
+    """How the teacher in `folder` was trained to encode.
+
+    Raises:
+        ConfigError: The folder is not one that `save_teacher` wrote.  A file that came with weights decides nothing but
+            how captions are encoded, and least of all whether code is run.
+    """
+    path = Path(folder) / ENCODER_FILE
+    if not path.is_file():
+        raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it ends)')
+    record, expected = json.loads(path.read_text()), encoding(TextEncoderConfig())
+    if not isinstance(record, dict) or record.keys() != expected.keys():
+        differing = sorted(record.keys() ^ expected.keys()) if isinstance(record, dict) else record
+        raise ConfigError(f'{path}: expected the keys {", ".join(expected)}, no more and no less; not so: {differing}')
+    return TextEncoderConfig(pretrained=str(folder), **record)
+
+
+def teacher_width(folder: Union[str, Path]) -> int:
+    """Size of the vectors of the teacher in `folder`, without its weights."""
+    return AutoConfig.from_pretrained(teacher_config(folder).pretrained).hidden_size
+
+
+def load_teacher(folder: Union[str, Path], dtype: Optional[str] = None) -> tuple[TextEncoder, CaptionTokenizer]:
+    """The frozen encoder that `save_teacher` wrote.
+
+    Args:
+        folder: Of the teacher.
+        dtype: Of the LLM's weights; unset, the one that stage 1 trained it in.  In a narrower one than float32, LoRA is
+            applied apart from the weights, as in training.
+    """
+    config = teacher_config(folder)
+    config.dtype = dtype or config.dtype
+    lora = Path(folder, LORA_FILE)
+    if config.dtype == 'float32' or not lora.is_file():
+        return load_text_encoder(config)
+    llm = apply_lora_apart(load_llm(dataclasses.replace(config, dtype='float32')), lora, getattr(torch, config.dtype))
+    return TextEncoder(llm, config).eval().requires_grad_(False), load_caption_tokenizer(config)

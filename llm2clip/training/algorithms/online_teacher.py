@@ -1,0 +1,100 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The frozen LLM in the loop, in place of a sidecar: for data that is seen once, or captions that change."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.devices import Device
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.text_encoder import TextEncoder, encode_tokens
+
+__all__ = ['OnlineTeacher', 'load_online_teacher', 'shard_encoder']
+
+
+def shard_encoder(encoder: TextEncoder, device_type: str) -> None:
+    """Spread a frozen encoder over all ranks with FSDP2, a decoder layer at a time."""
+    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+    for module in encoder.modules():
+        if encoder.fsdp_wrap_fn(module):
+            fully_shard(module, mesh=mesh)
+    fully_shard(encoder, mesh=mesh)
+
+
+class OnlineTeacher(Algorithm):
+    """Replace a batch's ``caption`` by ``text_embedding``, in float16 as a sidecar has it.
+
+    Training batches hold a list of B captions, evaluation batches K of them; the vector of an absent caption, an empty
+    text, is zero.  It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a step;
+    the LLM then runs once a sample.
+
+    Args:
+        encoder: Frozen, in evaluation mode, on its device.
+        tokenizer: The encoder's.
+        batch_tokens: Tokens a forward pass, padding included.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+        sharded: Whether `shard_encoder` spread the encoder.
+    """
+
+    def __init__(
+        self, encoder: TextEncoder, tokenizer: Any, batch_tokens: int = 4096, precision: str = 'fp32',
+        sharded: bool = False,
+    ) -> None:
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.batch_tokens, self.precision, self.sharded = batch_tokens, precision, sharded
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        captions = state.batch.pop('caption')
+        if event == Event.AFTER_DATALOADER:
+            state.batch['text_embedding'] = self.embed(captions)
+        else:
+            columns = [self.embed(column) for column in captions]
+            state.batch['text_embedding'] = state.device.tensor_to_device(torch.stack(columns, dim=1))
+
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        """``(N, llm_embed_dim)`` in float16 on the CPU."""
+        absent = torch.tensor([not text.strip() for text in texts])
+        # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
+        tokens = self.tokenizer.tokenize(['-' if gap else text for gap, text in zip(absent, texts)])
+        vectors = encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision, self.sharded)
+        return vectors.masked_fill(absent[:, None], 0).half()
+
+
+def load_online_teacher(
+    folder: Union[str, Path], device: Device, batch_tokens: int, precision: str, sharded: bool
+) -> OnlineTeacher:
+    """The teacher in a folder that stage 1 wrote.
+
+    Args:
+        folder: Of the teacher.
+        device: Where it runs.
+        batch_tokens: As for `OnlineTeacher`.
+        precision: As for `OnlineTeacher`.
+        sharded: Spread it over the ranks, which read it one after the other: a host holds it in full only once.
+    """
+    encoder = tokenizer = None
+    for turn in range(dist.get_local_world_size()):
+        if turn == dist.get_local_rank() or not sharded:
+            # Sharding wants one type for all weights.
+            encoder, tokenizer = load_teacher(folder, 'float32' if sharded else None)
+            if sharded:
+                shard_encoder(encoder, 'cpu' if device.name == 'cpu' else 'cuda')
+            else:
+                encoder = device.module_to_device(encoder)
+        if not sharded:
+            break
+        dist.barrier()
+    assert encoder is not None
+    return OnlineTeacher(encoder, tokenizer, batch_tokens, precision, sharded)

@@ -1,0 +1,61 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Keep the weights that did best in evaluation."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Optional
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from llm2clip.folders import complete_file
+from llm2clip.training.algorithms.ema import EMA
+from llm2clip.training.runs import BEST_FILE
+
+__all__ = ['SaveBest']
+
+
+class SaveBest(Callback):
+    """Write the model's weights to `best.safetensors` when a metric is higher than ever before; logs ``best/<metric>``.
+
+    With `ema`, the averaged weights, which are those that were evaluated.  A run that is resumed goes on from the best
+    value so far.
+
+    Args:
+        metric: Name of an evaluation metric.
+        folder: Receives the file; the trainer's builder puts the run's folder here.
+    """
+
+    def __init__(self, metric: str = 'retrieval_recall@10', folder: Optional[str] = None) -> None:
+        self.metric, self.folder = metric, folder
+        self.best: Optional[float] = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'best': self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state['best']
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        assert state.dataloader_label is not None
+        value = float(state.eval_metrics[state.dataloader_label][self.metric].compute())
+        if self.best is not None and value <= self.best:
+            return
+        self.best = value
+        logger.log_metrics({f'best/{self.metric}': value})
+        assert self.folder is not None
+        with ExitStack() as averaged:
+            for algorithm in state.algorithms:
+                if isinstance(algorithm, EMA):
+                    averaged.enter_context(algorithm.averaged_weights(state))
+            weights: dict[str, Any] = get_model_state_dict(
+                state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            if dist.get_global_rank() == 0:
+                with complete_file(Path(self.folder, BEST_FILE)) as partial:
+                    save_file({name: weight.contiguous() for name, weight in weights.items()}, partial)
+        dist.barrier()

@@ -1,0 +1,91 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Folders that runs leave behind: models loaded back from their checkpoints, with configuration and teacher."""
+
+import json
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config_files import read_config
+from llm2clip.folders import write_text
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.training.checkpoints import read_latest
+
+__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'read_stage2', 'save_teacher_fingerprint']
+
+TEACHER_FILE = 'teacher.json'
+BEST_FILE = 'best.safetensors'
+
+
+def save_teacher_fingerprint(teacher: dict[str, Any], llm_embed_dim: int, run: Union[str, Path]) -> None:
+    """Keep with a stage-2 run which teacher it learned from.
+
+    Raises:
+        ConfigError: The run was begun with another teacher.
+    """
+    record = {'teacher': teacher, 'llm_embed_dim': llm_embed_dim}
+    path = Path(run, TEACHER_FILE)
+    if path.is_file() and json.loads(path.read_text()) != record:
+        raise ConfigError(f'the run in {run} was begun with another teacher; choose another save_folder')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(record, indent=2) + '\n')
+
+
+def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
+    """The model's weights in a run's latest checkpoint, full or sharded, read without running code from it.
+
+    They are in the run's own folder, which may have been moved, or where its `checkpoint_folder` says.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if (own := Path(run, 'checkpoints')).is_dir():
+        return read_latest(str(own))
+    return read_latest(str(OmegaConf.load(Path(run, 'config.yaml')).checkpoint_folder))
+
+
+def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2Config, dict[str, Any]]:
+    """Configuration and teacher fingerprint of a stage-2 run, without its weights.
+
+    Raises:
+        ConfigError: The folder holds no stage-2 run, or not its best weights, if those are asked for.
+    """
+    if weights not in ('latest', 'best'):
+        raise ConfigError(f'weights: {weights!r} is neither latest nor best')
+    config = read_config(Stage2Config, run)
+    path = Path(run, TEACHER_FILE)
+    if not path.is_file():
+        raise ConfigError(f'the run in {run} has no {TEACHER_FILE}')
+    if weights == 'best' and not Path(run, BEST_FILE).is_file():
+        raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
+    return config, json.loads(path.read_text())
+
+
+def load_stage2(
+    run: Union[str, Path], weights: str = 'latest'
+) -> tuple[LLM2CLIP, Stage2Config, dict[str, Any]]:
+    """Model, configuration and teacher fingerprint of a stage-2 run, in evaluation mode.
+
+    Args:
+        run: Its folder.
+        weights: ``latest``, those of the latest checkpoint, or ``best``, those that `SaveBest` kept.
+
+    Raises:
+        ConfigError: The folder holds no stage-2 run, there are no such weights, or they are of another model.
+    """
+    config, teacher = read_stage2(run, weights)
+    state = load_checkpoint_model(run) if weights == 'latest' else load_file(Path(run, BEST_FILE))
+    state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
+    model = LLM2CLIP(config.model, teacher['llm_embed_dim'], load_weights=False)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f'the {weights} weights of {run} are of another model than its config.yaml describes: '
+                          f'{error}') from None
+    return model.eval(), config, teacher

@@ -1,0 +1,217 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Composer's Trainer, as a configuration describes it."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
+from composer.core import TimeUnit
+from composer.loggers import LoggerDestination
+from composer.models import ComposerModel
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+
+from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config_files import save_config
+from llm2clip.data.loader import device_batch_size
+from llm2clip.models.sharding import check_sharding
+from llm2clip.models.trainable import TrainableStateModel
+from llm2clip.registry import (
+    ALGORITHMS,
+    CALLBACKS,
+    LOGGERS,
+    OPTIMIZERS,
+    SCHEDULERS,
+    build,
+    build_all,
+    check,
+    check_arguments,
+    find,
+    named,
+)
+from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
+from llm2clip.training.algorithms.grad_cache import GradCache
+from llm2clip.training.algorithms.step_monitor import StepMonitor
+from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
+from llm2clip.training.callbacks.nonfinite import StopAtNonfinite
+from llm2clip.training.callbacks.progress_bar import ProgressBar
+from llm2clip.training.callbacks.resume_random_state import ResumeRandomState
+from llm2clip.training.callbacks.save_best import SaveBest
+from llm2clip.training.callbacks.text_monitor import TextMonitor
+from llm2clip.training.checkpoints import find_checkpoint, refuse_code, written_checkpoints
+from llm2clip.training.optim import describe_groups, parameter_groups
+
+__all__ = ['build_optimizer', 'build_trainer', 'check_train_config', 'fit']
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """Find every error in names, arguments and batch sizes before anything is loaded."""
+    check(OPTIMIZERS, *named(config.optimizer, 'optimizer'), 'optimizer')
+    check(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler')
+    for registry, kind in ((ALGORITHMS, 'algorithms'), (CALLBACKS, 'callbacks'), (LOGGERS, 'loggers')):
+        for name, arguments in getattr(config, kind).items():
+            check(registry, name, arguments or {}, f'{kind}.{name}')
+    if config.fsdp is not None:
+        check_arguments(FSDP2Config, 'fsdp', config.fsdp, 'fsdp')
+    device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
+    device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
+    microbatch = config.device_train_microbatch_size or device_batch
+    if not 0 < microbatch <= device_batch:
+        raise ConfigError(f'device_train_microbatch_size: {microbatch} is not between 1 and the device batch size, '
+                          f'{device_batch}')
+    negatives = not isinstance(config, Stage1Config) or config.objective == 'contrastive'
+    if negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
+        raise ConfigError(
+            f'device_train_microbatch_size: {microbatch} is not the device batch size, {device_batch}. A contrastive '
+            'loss on a microbatch would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which '
+            'keeps the loss that of the global batch, or leave the key out, or lower global_train_batch_size.')
+    if not negatives and 'grad_cache' in config.algorithms:
+        raise ConfigError('algorithms.grad_cache: objective mntp has no negatives; its microbatches need no cache')
+    if isinstance(config, Stage1Config):
+        _check_stage1(config)
+    elif (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
+          and (config.fsdp or {}).get('activation_checkpointing')):
+        raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
+                          'blocks already; set one of the two to false')
+
+
+def _check_stage1(config: Stage1Config) -> None:
+    if config.objective not in ('contrastive', 'mntp'):
+        raise ConfigError(f'objective: {config.objective!r} is neither contrastive nor mntp')
+    if config.fsdp is not None and config.text_encoder.dtype != 'float32':
+        raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs the '
+                          'float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
+    if config.loss_scale <= 0:
+        raise ConfigError(f'loss_scale: {config.loss_scale} is not above 0')
+    if config.objective == 'mntp' and config.eval_data is not None:
+        raise ConfigError('eval_data: objective mntp has no evaluation')
+
+
+def build_optimizer(
+    config: Mapping[str, Any],
+    model: torch.nn.Module,
+    lr_scale: Optional[Mapping[str, float]] = None,
+    layer_decay: float = 1.0,
+) -> torch.optim.Optimizer:
+    """The optimizer over `parameter_groups` of the model; rank 0 prints them."""
+    name, arguments = named(config, 'optimizer')
+    check(OPTIMIZERS, name, arguments, 'optimizer')
+    lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
+    groups = parameter_groups(model, lr, weight_decay, lr_scale, layer_decay)
+    if dist.get_global_rank() == 0:
+        print(describe_groups(model, groups), flush=True)
+    if 'betas' in arguments:
+        arguments['betas'] = tuple(arguments['betas'])
+    return find(OPTIMIZERS[name])(groups, lr=lr, **arguments)
+
+
+def build_trainer(
+    config: TrainConfig,
+    model: ComposerModel,
+    optimizer: torch.optim.Optimizer,
+    train_data: DataSpec,
+    evaluators: Union[Sequence[Evaluator], Evaluator, None] = None,
+    more_algorithms: Sequence[Algorithm] = (),
+) -> Trainer:
+    """Composer's Trainer as the configuration says; writes the resolved configuration into the run's folder.
+
+    `more_algorithms` come after those of the configuration.
+    """
+    if dist.get_global_rank() == 0:
+        save_config(config, config.save_folder)
+    algorithms: list[Algorithm] = build_all(ALGORITHMS, config.algorithms, 'algorithms')
+    for algorithm in algorithms:
+        if isinstance(algorithm, GradCache):
+            algorithm.split_batch = train_data.split_batch
+    # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged, then measured, then
+    # clipped.
+    algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
+    callbacks: list[Callback] = [
+        *build_all(CALLBACKS, config.callbacks, 'callbacks'), StopAtNonfinite(config.checkpoint_folder)]
+    for callback in callbacks:
+        if isinstance(callback, SaveBest):
+            callback.folder = callback.folder or config.save_folder
+    mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
+    if isinstance(config, Stage1Config):
+        callbacks.append(TextMonitor(config.text_encoder.max_length))
+    loggers: list[LoggerDestination] = build_all(LOGGERS, config.loggers, 'loggers')
+    if config.progress_bar:
+        loggers.append(ProgressBar())
+        # The Trainer would rather make one of its own.
+        warnings.filterwarnings('ignore', 'Specifying the ProgressBarLogger via')
+    loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
+    checkpoint = _resume_from(config) if config.autoresume else None
+    trainer = Trainer(
+        model=model,
+        optimizers=optimizer,
+        schedulers=build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler'),
+        train_dataloader=train_data,
+        eval_dataloader=evaluators,
+        algorithms=algorithms,
+        callbacks=callbacks,
+        loggers=loggers,
+        run_name=config.run_name,
+        max_duration=config.max_duration,
+        device_train_microbatch_size=config.device_train_microbatch_size,
+        # MNTP's loss is a mean over masked tokens, which microbatches and ranks have different numbers of.
+        accumulate_train_batch_on_tokens=mntp,
+        # `TrainableStateModel` checks its weights itself.
+        load_strict_model_weights=not isinstance(model, TrainableStateModel),
+        eval_interval=config.eval_interval,
+        save_folder=config.checkpoint_folder,
+        save_interval=config.save_interval,
+        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
+        # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
+        save_overwrite=config.autoresume,
+        load_path=checkpoint,
+        progress_bar=False,
+        log_to_console=config.log_to_console,
+        console_log_interval=config.console_log_interval,
+        device=config.device,
+        precision=config.precision,
+        seed=config.seed,
+        dist_timeout=config.dist_timeout,
+        parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
+    )
+    if config.fsdp is not None:
+        sharding = check_sharding(trainer.state.model, bool(config.fsdp.get('activation_checkpointing')))
+        if dist.get_global_rank() == 0:
+            print(sharding, flush=True)
+    if checkpoint is not None and dist.get_global_rank() == 0:
+        batch = trainer.state.timestamp.batch.value
+        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
+        print(f'{_progress(trainer)}, {checkpoint}', flush=True)
+    return trainer
+
+
+def _progress(trainer: Trainer) -> str:
+    """Where a run goes on."""
+    done, end, state = trainer.state.timestamp, trainer.state.max_duration, trainer.state
+    assert end is not None
+    if done >= end:
+        return f'complete at batch {done.batch.value}'
+    steps = end.value if end.unit == TimeUnit.BATCH else None
+    if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+        steps = end.value * state.dataloader_len.value
+    return f'goes on from batch {done.batch.value}' + (f' of {steps}' if steps is not None else '')
+
+
+def _resume_from(config: TrainConfig) -> Optional[str]:
+    refuse_code()
+    sharded = config.fsdp is not None and FSDP2Config(**config.fsdp).state_dict_type == 'sharded'
+    return find_checkpoint(config.checkpoint_folder, sharded)
+
+
+def fit(trainer: Trainer) -> None:
+    """Train until `max_duration`; a run that has reached it is left as it is."""
+    assert trainer.state.max_duration is not None
+    if trainer.state.timestamp >= trainer.state.max_duration:
+        return
+    if trainer._rng_state is not None:
+        trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
+    trainer.fit()

@@ -1,0 +1,127 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Flickr30k and COCO in each of the files that are in use."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from set_files import coco as write_coco
+from set_files import five, write_images
+from set_files import flickr30k as write_flickr30k
+
+from llm2clip.config import ConfigError
+from llm2clip.evaluation.sets.karpathy import coco, flickr30k
+
+TEST = ['1007129816.jpg', '1009434119.jpg']
+
+
+def test_flickr30k_by_karpathys_split(tmp_path: Path) -> None:
+    arguments = write_flickr30k(tmp_path)
+    found = flickr30k(**arguments)
+    assert found.name == 'flickr30k' and found.image_ids == TEST and found.captions == [five(name) for name in TEST]
+    assert flickr30k(**arguments, split='val').image_ids == ['10002456.jpg']
+    with pytest.raises(ConfigError, match=r"there is no 'dev' in .*dataset_flickr30k.json; it has test, train, val"):
+        flickr30k(**arguments, split='dev')
+
+
+def _csv() -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(['raw', 'sentids', 'split', 'filename', 'img_id'])
+    for i, (name, split) in enumerate([('10002456.jpg', 'val'), *((name, 'test') for name in TEST)]):
+        writer.writerow([json.dumps(five(name)), json.dumps(list(range(5 * i, 5 * i + 5))), split, name, i])
+    return out.getvalue()
+
+
+FILES = {
+    'flickr_annotations_30k.csv': _csv(),
+    'flickr30k_test.json': json.dumps([{'image': name, 'caption': five(name)} for name in TEST]),
+    'flickr30k_test_karpathy.txt': 'image,caption\n' + ''.join(f'{name},{c}\n' for name in TEST for c in five(name)),
+    'flickr30k_test.token': ''.join(f'{name}#{i}\t{c}\n' for name in TEST for i, c in enumerate(five(name))),
+}
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_other_files_of_flickr30k_are_the_same_set(file: str, tmp_path: Path) -> None:
+    arguments = write_flickr30k(tmp_path)
+    expected = flickr30k(**arguments)
+    (tmp_path / file).write_text(FILES[file])
+    found = flickr30k(**{**arguments, 'annotations': f'{tmp_path}/{file}'})
+    assert (found.image_ids, found.captions) == (expected.image_ids, expected.captions)
+    assert found.read_image(1) == expected.read_image(1)
+
+
+def test_a_file_without_splits_says_which_it_is(tmp_path: Path) -> None:
+    arguments = write_flickr30k(tmp_path)
+    path = tmp_path / 'results_20130124.token'
+    path.write_text(FILES['flickr30k_test.token'])
+    with pytest.raises(ConfigError, match=r"source.split: .*results_20130124.token has no splits, and its name does "
+                                          "not say 'test'; split: all takes all of it"):
+        flickr30k(**{**arguments, 'annotations': str(path)})
+    assert flickr30k(**{**arguments, 'annotations': str(path)}, split='all').image_ids == TEST
+    blip = tmp_path / 'flickr30k_test.json'
+    blip.write_text(FILES['flickr30k_test.json'])
+    with pytest.raises(ConfigError, match="does not say 'val'"):
+        flickr30k(**{**arguments, 'annotations': str(blip)}, split='val')
+
+
+def test_annotations_of_another_form_are_described(tmp_path: Path) -> None:
+    arguments = write_flickr30k(tmp_path)
+    for name, text, message in (
+        ('a.csv', 'caption,split,filename\n', r"a.csv has no column 'raw'; it has caption, split, filename"),
+        ('b.csv', 'raw,split,filename\nno list,test,1.jpg\n', r"b.csv, 1.jpg: 'raw' is not a JSON list"),
+        ('b2.csv', 'raw,split,filename\n"""a dog""",test,1.jpg\n', r"b2.csv, 1.jpg: 'raw' should be a list of texts"),
+        ('c.json', '{"pictures": []}', r"c.json has no 'images'; it has pictures"),
+        ('d.json', '{"images": [{"filename": "1.jpg", "split": "test"}]}',
+         r"d.json, image 0 has no 'sentences'; it has filename, split"),
+        ('test.json', '[{"image": "1.jpg", "caption": "a dog"}]', r"test.json, image 0: 'caption' should be a list"),
+        ('test.txt', 'a caption\n', r'test.txt:1|images are missing'),
+        ('test_2.txt', '1.jpg#0\tA dog.\n2.jpg\n', r'test_2.txt:2: expected `<image>#<number><tab><caption>`'),
+        ('e.json', '[', r'e.json is damaged'),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            flickr30k(**{**arguments, 'annotations': f'{tmp_path}/{name}'})
+
+
+def test_coco_takes_five_captions_an_image(tmp_path: Path) -> None:
+    arguments = write_coco(tmp_path)
+    found = coco(**arguments)
+    assert found.image_ids == ['val2014/COCO_val2014_000000391895.jpg', 'val2014/COCO_val2014_000000060623.jpg']
+    assert found.captions == [[f'picture {number}, {k}' for k in range(5)] for number in (391895, 60623)]
+    assert [len(captions) for captions in coco(**arguments, captions_per_image=None).captions] == [6, 5]
+    assert coco(**arguments, split='train').image_ids == ['train2014/COCO_train2014_000000057870.jpg']
+    with pytest.raises(ConfigError, match='it has restval, test, train'):
+        coco(**arguments, split='val')
+
+
+@pytest.mark.parametrize('form', ['blip', 'coco'])
+def test_other_files_of_coco_are_the_same_set(form: str, tmp_path: Path) -> None:
+    arguments = write_coco(tmp_path)
+    expected = coco(**arguments, captions_per_image=None)
+    rows = list(zip(expected.image_ids, expected.captions))
+    path = tmp_path / 'coco_karpathy_test.json'
+    if form == 'blip':
+        path.write_text(json.dumps([{'image': image, 'caption': captions} for image, captions in rows]))
+    else:
+        ids = {image: int(image[-10:-4]) for image in expected.image_ids}
+        path.write_text(json.dumps({
+            'images': [{'id': ids[image], 'file_name': image.split('/')[1]} for image, _ in rows],
+            # Not in the images' order.
+            'annotations': [{'id': 7, 'image_id': ids[image], 'caption': f'{captions[k]} \n'}
+                            for k in range(6) for image, captions in rows if k < len(captions)],
+        }))
+        arguments['images'] += '/val2014'
+    found = coco(**{**arguments, 'annotations': str(path)}, captions_per_image=None)
+    assert found.captions == expected.captions and found.read_image(1) == expected.read_image(1)
+
+
+def test_an_image_without_captions_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, ['1.jpg'])
+    (tmp_path / 'test.json').write_text('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": []}')
+    with pytest.raises(ValueError, match='coco: image 1.jpg has no caption in .*test.json'):
+        coco(str(tmp_path), f'{tmp_path}/test.json')

@@ -1,0 +1,43 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The shipped fragments, one a benchmark: their sources exist and take those arguments."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm2clip.evaluation.sets.xm3600 import LANGUAGES
+from llm2clip.registry import CLASSIFICATION_SETS, RETRIEVAL_SETS, check
+
+ROOT = Path(__file__).parents[3]
+FILES = sorted(ROOT.glob('yamls/eval/sets/*.yaml'))
+
+
+def _sources(path: Path) -> dict[str, dict[str, Any]]:
+    """Result name -> source."""
+    content = yaml.safe_load(path.read_text())
+    return {name: entry['source'] for section in content.values() for name, entry in section.items()}
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_a_fragment_fits_its_loader(path: Path) -> None:
+    assert path.read_text().splitlines()[0].startswith(f'# python recipes/evaluate.py {path.relative_to(ROOT)} ')
+    section, = yaml.safe_load(path.read_text())
+    registry = {'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS}[section]
+    for source in _sources(path).values():
+        check(registry, source.pop('name'), source, 'source')
+
+
+def test_every_set_has_a_fragment() -> None:
+    names = {source['name'] for path in FILES for source in _sources(path).values()}
+    assert names == {*RETRIEVAL_SETS, *CLASSIFICATION_SETS}
+    languages = [source['language'] for source in _sources(ROOT / 'yamls/eval/sets/xm3600.yaml').values()]
+    assert languages == list(LANGUAGES)
+
+
+def test_templates_have_one_place_for_the_name() -> None:
+    lines = (ROOT / 'yamls/eval/templates/imagenet.txt').read_text().splitlines()
+    assert len(set(lines)) == len(lines) == 12 and all(line.count('{}') == 1 for line in lines)

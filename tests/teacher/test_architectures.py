@@ -1,0 +1,137 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every supported architecture, random and small, as a bidirectional encoder."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    BertConfig,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.teacher.llm import ARCHITECTURES, add_lora, load_llm
+from llm2clip.teacher.text_encoder import TextEncoder, text_encoder_from_config
+
+WINDOW = 4
+SMALL = {'vocab_size': 400, 'hidden_size': 32, 'intermediate_size': 64, 'num_attention_heads': 4,
+         'num_key_value_heads': 2, 'initializer_range': 0.2, 'pad_token_id': 0, 'bos_token_id': 0, 'eos_token_id': 1}
+GEMMA = {'head_dim': 8, 'query_pre_attn_scalar': 8, 'sliding_window': WINDOW}
+SLIDING = {'use_sliding_window': True, 'sliding_window': WINDOW, 'max_window_layers': 0}
+VISION = {'hidden_size': 16, 'intermediate_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2,
+          'image_size': 28, 'patch_size': 14}
+CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
+    'llama': lambda **k: LlamaConfig(**SMALL, **k),
+    'mistral': lambda **k: MistralConfig(**SMALL, sliding_window=WINDOW, **k),
+    'qwen2': lambda **k: Qwen2Config(**SMALL, **SLIDING, **k),
+    'qwen3': lambda **k: Qwen3Config(**SMALL, head_dim=8, **SLIDING, **k),
+    'gemma2': lambda **k: Gemma2Config(**SMALL, **GEMMA, **k),
+    'gemma3_text': lambda **k: Gemma3TextConfig(**SMALL, **GEMMA, **k),
+    'gemma3': lambda **k: Gemma3Config(text_config=Gemma3TextConfig(**SMALL, **GEMMA, **k), vision_config=VISION,
+                                       mm_tokens_per_image=4, image_token_index=399, boi_token_index=397,
+                                       eoi_token_index=398),
+    'phi3': lambda **k: Phi3Config(**SMALL, sliding_window=WINDOW, **k),
+}
+TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
+LONG = TEXTS[3]
+
+
+@pytest.fixture(scope='module', params=sorted(CONFIGS))
+def family(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: pytest.TempPathFactory
+           ) -> Callable[..., TextEncoder]:
+    """(number of layers, further options) -> (encoder, tokenizer) of one architecture."""
+    root = tmp_path_factory.mktemp(request.param)
+
+    def load(layers: int = 2, **options: object) -> TextEncoder:
+        folder = root / str(layers)
+        if not folder.is_dir():
+            torch.manual_seed(0)
+            AutoModel.from_config(CONFIGS[request.param](num_hidden_layers=layers)).save_pretrained(folder)
+            for name in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):
+                shutil.copy(llm_folder / name, folder / name)
+        encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder), **options))
+        assert encoder.llm.config.model_type in ARCHITECTURES
+        return encoder.eval(), tokenizer
+
+    return load
+
+
+def _changed(encoder: TextEncoder, batch: dict[str, torch.Tensor], written: int, read: int) -> bool:
+    """Whether another token at one position changes the state of another."""
+    other = {**batch, 'input_ids': batch['input_ids'].clone()}
+    other['input_ids'][0, written] = (other['input_ids'][0, written] + 7) % 300
+    states = [encoder(x['input_ids'], x['attention_mask'])[0, read] for x in (batch, other)]
+    return not torch.allclose(*states, atol=1e-6)
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_the_first_token_sees_the_last_only_without_causal_mask(family: Callable, bidirectional: bool) -> None:
+    encoder, tokenizer = family(bidirectional=bidirectional)
+    assert _changed(encoder, tokenizer(TEXTS[1:2]), -1, 0) is bidirectional
+
+
+def test_a_sliding_window_does_not_hide_the_rest_of_the_text(family: Callable) -> None:
+    encoder, tokenizer = family(layers=1)
+    batch = tokenizer([LONG])
+    assert batch['input_ids'].shape[1] > 2 * WINDOW
+    assert _changed(encoder, batch, 0, -1) and _changed(encoder, batch, -1, 0)
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_company_padding_and_its_side_do_not_matter(family: Callable, bidirectional: bool) -> None:
+    encoder, tokenizer = family(bidirectional=bidirectional)
+    close = {'rtol': 1e-3, 'atol': 1e-4}
+    alone = torch.cat([encoder(**tokenizer([text])) for text in TEXTS])
+    batch = tokenizer(TEXTS)
+    torch.testing.assert_close(encoder(**batch), alone, **close)
+    longer = {key: torch.nn.functional.pad(value, (0, 9)) for key, value in batch.items()}
+    torch.testing.assert_close(encoder(**longer), alone, **close)
+    left = {key: torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(value, batch['attention_mask'])])
+            for key, value in batch.items()}
+    torch.testing.assert_close(encoder(**left), alone, **close)
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_sdpa_and_eager_agree(family: Callable, bidirectional: bool) -> None:
+    encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation='eager')
+    assert encoder.llm.config._attn_implementation == 'eager'
+    if encoder.llm.config.model_type == 'gemma2':  # whose soft cap on attention scores only eager has
+        assert family()[0].llm.config._attn_implementation == 'eager'
+        with pytest.raises(ConfigError, match='attn_implementation'):
+            family(attn_implementation='sdpa')
+        return
+    other, _ = family(bidirectional=bidirectional)
+    assert other.llm.config._attn_implementation == 'sdpa'
+    torch.testing.assert_close(encoder(**tokenizer(TEXTS)), other(**tokenizer(TEXTS)), rtol=1e-3, atol=1e-4)
+
+
+def test_lora_reaches_every_projection_and_fsdp_every_layer(family: Callable) -> None:
+    encoder, _ = family()
+    assert sum(map(encoder.fsdp_wrap_fn, encoder.modules())) == 2
+    linear = [name for name, module in encoder.llm.named_modules() if isinstance(module, torch.nn.Linear)]
+    adapted = [name for name, module in add_lora(encoder.llm, LoraConfig(r=2)).named_modules()
+               if hasattr(module, 'lora_A')]
+    assert len(adapted) == len(linear) >= 2 * 4
+
+
+@pytest.mark.parametrize('config', [BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2),
+                                    GPT2Config(n_embd=16, n_layer=1, n_head=2)])
+def test_another_architecture_is_refused_by_name(config: PretrainedConfig, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f'{config.model_type}.*llama'):
+        load_llm(TextEncoderConfig(pretrained=str(tmp_path)))

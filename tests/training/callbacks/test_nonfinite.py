@@ -1,0 +1,71 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A broken batch or step is named and stops the training before a checkpoint is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import DataSpec, Trainer
+from composer.models import ComposerModel
+
+from llm2clip.training.algorithms.grad_cache import GradCache
+from llm2clip.training.callbacks.nonfinite import NonfiniteError, StopAtNonfinite
+
+
+class _Model(ComposerModel):
+    feature_names = ('a',)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {'a': self.linear(batch['x'])}
+
+    def loss(self, outputs: dict[str, torch.Tensor], batch: dict[str, Any]) -> torch.Tensor:
+        return outputs['a'].square().mean()
+
+
+def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False) -> Trainer:
+    batches = []
+    for step in range(3):
+        x = torch.ones(4, 2)
+        if broken and step == 2:
+            x[1] = torch.nan
+        batches.append({'index': torch.arange(4), 'sample_id': [f's{step}{i}' for i in range(4)], 'x': x})
+    model = _Model()
+    trainer = Trainer(
+        model=model, train_dataloader=DataSpec(batches, get_num_samples_in_batch=lambda b: len(b['index'])),
+        optimizers=torch.optim.SGD(model.parameters(), lr=lr), max_duration='3ba', device='cpu', precision='fp32',
+        device_train_microbatch_size=2 if cached else 4, algorithms=[GradCache()] if cached else [],
+        callbacks=[StopAtNonfinite(str(folder / 'checkpoints'))], save_folder=str(folder / 'checkpoints'),
+        save_interval='1ba', progress_bar=False)
+    trainer.fit()
+    return trainer
+
+
+def test_a_finite_run_ends(tmp_path: Path) -> None:
+    trainer = _train(tmp_path, broken=False)
+    assert trainer.state.timestamp.batch.value == 3
+    assert {path.name for path in (tmp_path / 'checkpoints').glob('ep*')} == {
+        f'ep0-ba{step}-rank0.pt' for step in (1, 2, 3)}
+    assert torch.isfinite(trainer.state.model.linear.weight).all()
+
+
+def test_the_step_the_samples_and_the_last_checkpoint_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]; .*ep0-ba2-rank0\.pt"):
+        _train(tmp_path, broken=True)
+
+
+def test_with_the_gradient_cache_the_right_sample_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NonfiniteError, match=r"step 2 is nan; .*\['s21'\]; .*ep0-ba2-rank0\.pt"):
+        _train(tmp_path, broken=True, cached=True)
+
+
+def test_broken_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonfiniteError, match=r"step \d made weights .* there is no checkpoint yet"):
+        _train(tmp_path, broken=False, lr=3e38)
+    assert not list((tmp_path / 'checkpoints').glob('*.pt'))

@@ -1,0 +1,172 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The newest whole checkpoint is found, a damaged one is passed over, and code in one is refused."""
+
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from composer import Trainer
+from composer.models import ComposerModel
+from composer.utils.parallelism import FSDP2Config
+
+from llm2clip.config import ConfigError
+from llm2clip.training.checkpoints import (
+    find_checkpoint,
+    newest_checkpoint,
+    read_latest,
+    refuse_code,
+    written_checkpoints,
+)
+
+
+class _Model(ComposerModel):
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.linear(batch)
+
+    def loss(self, outputs: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        return outputs.square().mean()
+
+
+def _train(folder: Path, sharded: bool, load_path: Any = None, steps: int = 3) -> Trainer:
+    torch.manual_seed(0)
+    model = _Model()
+    trainer = Trainer(
+        model=model, train_dataloader=torch.utils.data.DataLoader(torch.randn(12, 4), 4), max_duration=f'{steps}ba',
+        optimizers=torch.optim.AdamW(model.parameters()), device='cpu', precision='fp32', progress_bar=False,
+        save_folder=str(folder), save_interval='1ba', save_overwrite=True, load_path=load_path, run_name='test',
+        parallelism_config={'fsdp': FSDP2Config(state_dict_type='sharded')} if sharded else None)
+    trainer.fit()
+    return trainer
+
+
+@pytest.fixture(scope='module', params=['full', 'sharded'])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
+    folder = tmp_path_factory.mktemp(request.param)
+    _train(folder, request.param == 'sharded')
+    return folder, request.param == 'sharded'
+
+
+def test_the_weights_are_read_whole(written: tuple[Path, bool], tmp_path: Path) -> None:
+    model = _train(tmp_path, False).state.model
+    found, expected = read_latest(str(written[0])), model.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    with pytest.raises(ConfigError, match='there is no checkpoint'):
+        read_latest(str(tmp_path / 'nothing'))
+
+
+@pytest.fixture
+def folder(written: tuple[Path, bool], tmp_path: Path) -> Path:
+    shutil.copytree(written[0], tmp_path / 'c', symlinks=True)
+    return tmp_path / 'c'
+
+
+def _name(batch: int, sharded: bool) -> str:
+    return f'ep0-ba{batch}' + ('' if sharded else '-rank0.pt')
+
+
+def _damage(path: Path, how: str) -> None:
+    """Cut the largest file of a checkpoint, or change one byte of it."""
+    file = max(path.glob('*.distcp'), key=lambda p: p.stat().st_size) if path.is_dir() else path
+    data = bytearray(file.read_bytes())
+    if how == 'flipped':
+        with zipfile.ZipFile(file) as archive:
+            entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+        name, extra = (int.from_bytes(data[entry.header_offset + i:entry.header_offset + i + 2], 'little')
+                       for i in (26, 28))
+        data[entry.header_offset + 30 + name + extra] ^= 255
+    else:
+        data = data[:len(data) // 2]
+    file.write_bytes(data)
+
+
+def test_the_newest_is_found(folder: Path, written: tuple[Path, bool]) -> None:
+    sharded = written[1]
+    (folder / 'latest-rank0.pt').unlink()  # killed between two lines of Composer's
+    assert find_checkpoint(str(folder), sharded) == str(folder / _name(3, sharded))
+    assert len(list(folder.glob('ep*'))) == 3
+    assert os.readlink(folder / 'latest-rank0.pt') == _name(3, sharded)
+    with pytest.raises(ConfigError, match='but this run writes and reads'):
+        find_checkpoint(str(folder), not sharded)
+    assert find_checkpoint(str(folder / 'nothing'), sharded) is None
+
+
+def test_a_resumed_run_takes_over_what_was_written_before_it(folder: Path, written: tuple[Path, bool]) -> None:
+    file = '/.metadata' if written[1] else ''
+    found = written_checkpoints(str(folder), 2)  # 3 is written again
+    assert found == [f'{folder / _name(batch, written[1])}{file}' for batch in (1, 2)]
+
+
+@pytest.mark.parametrize('how', ['flipped', 'cut', 'unfinished'])
+def test_a_damaged_one_is_passed_over_with_a_warning(folder: Path, written: tuple[Path, bool], how: str) -> None:
+    sharded = written[1]
+    last = folder / _name(3, sharded)
+    if how == 'unfinished' and sharded:
+        (last / '.metadata').unlink()
+    elif how == 'unfinished':
+        last.write_bytes(b'')
+    else:
+        _damage(last, how)
+    with pytest.warns(UserWarning, match=rf'{_name(3, sharded)} \(.*Going on from {_name(2, sharded)}'):
+        assert newest_checkpoint(folder) == folder / _name(2, sharded)
+    refuse_code()
+    assert _train(folder, sharded, str(folder / _name(2, sharded)), steps=4).state.timestamp.batch == 4
+
+
+def test_none_that_is_whole_is_an_error_but_a_first_one_is_not(folder: Path, written: tuple[Path, bool]) -> None:
+    for batch in (1, 2, 3):
+        _damage(folder / _name(batch, written[1]), 'cut')
+    with pytest.raises(ConfigError, match=r'no checkpoint is whole: .*ba3.*ba2.*ba1'):
+        newest_checkpoint(folder)
+    for path in folder.glob('*'):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / 'ep0-ba1-rank0.pt').write_bytes(b'half')  # killed in its first checkpoint
+    assert newest_checkpoint(folder) is None and not list(folder.glob('ep*'))
+
+
+class _Code:
+
+    def __reduce__(self) -> Any:
+        return os.system, ('touch pwned',)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(
+    folder: Path, written: tuple[Path, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    refuse_code()
+    sharded = written[1]
+    last = folder / _name(3, sharded)
+    if sharded:
+        metadata = last / '.metadata'
+        original = metadata.read_bytes()
+        metadata.write_bytes(pickle.dumps(_Code()))
+        with pytest.raises(ConfigError, match=r'ba3: its index holds (posix|os).system, which would run code'):
+            newest_checkpoint(folder)
+        with pytest.raises(ConfigError, match='would run code'):  # what Composer itself reads
+            _train(folder, True, str(last), steps=4)
+        metadata.write_bytes(original)
+        shutil.rmtree(last)
+        dcp.save({'state': {'x': torch.ones(2), 'y': _Code()}}, checkpoint_id=last)
+    else:
+        state = torch.load(last, weights_only=False)
+        state['state']['run_name'] = _Code()
+        torch.save(state, last)
+    with pytest.raises(ConfigError, match=r'ba3.*: it holds posix.system, which would run code'):
+        newest_checkpoint(folder)
+    if not sharded:
+        with pytest.raises(Exception, match=r'(?i)weights.only'):
+            _train(folder, False, str(last), steps=4)
+    assert not (folder / 'pwned').exists()
