@@ -21,7 +21,7 @@ def main(config: ExportConfig) -> None:
     run_config, record = read_stage2(config.run, config.weights)
     results = read_results(config.results, config.run, config.weights) if config.results else None
     hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
-    teachers = run_teachers(config, run_config, record)
+    teachers = run_teachers(config, run_config, record.teacher)
     model, _, _ = load_stage2(config.run, config.weights)
     export_folder(model, run_config.model, record, teachers, out, remote_code=config.remote_code, run=run_config,
                   results=results)

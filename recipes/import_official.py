@@ -13,7 +13,8 @@ def main(config: ImportConfig) -> None:
     from llm2clip.folders import check_replaceable
     from llm2clip.imports.official import check_teacher_width, import_checkpoint
     from llm2clip.imports.teachers import import_teacher
-    from llm2clip.teacher.caption_teacher import teacher_fingerprint
+    from llm2clip.teacher.fingerprint import TeacherRecord
+    from llm2clip.teacher.folder import teacher_fingerprint
 
     teacher = config.teacher
     if (teacher is None) == (config.text_encoder is None):
@@ -30,7 +31,7 @@ def main(config: ImportConfig) -> None:
         print(f'wrote {teacher}')
     if imported is not None and teacher is not None:
         check_teacher_width(teacher, imported, 'teacher')
-        record = {'llm_embed_dim': imported.llm_embed_dim, 'teacher': teacher_fingerprint(teacher)}
+        record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': imported.llm_embed_dim})
         export_folder(imported.model, imported.config, record, teacher, f'{config.out}/llm2clip')
         print(f'wrote {config.out}/llm2clip')
     save_config(config, config.out)

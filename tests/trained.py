@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import torch
-import torch.nn.functional as F
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
+from llm2clip.data.vectors import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.teacher.text_encoder import encode_texts
 
@@ -24,13 +25,12 @@ class Trained(NamedTuple):
 
     model: LLM2CLIP
     config: ModelConfig
-    record: dict[str, Any]
+    record: TeacherRecord
     teachers: list[Path]
 
     def vectors(self, texts: list[str]) -> torch.Tensor:
         """What the teachers say of texts."""
-        vectors = [encode_texts(*load_teacher(folder), texts) for folder in self.teachers]
-        return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
+        return concatenate([encode_texts(*load_teacher(folder), texts) for folder in self.teachers])
 
     def pixels(self) -> torch.Tensor:
         """Three images."""
@@ -57,9 +57,7 @@ def trained(
     tower.image_size = image_size or (64 if vision.startswith('timm:') else 32)
     width = 32 * len(teachers)
     config = ModelConfig(tower, AdapterConfig(adapter, depth=2), **{'embed_dim': width, **options})
-    fingerprints = [{'weights': f'w{i}', 'pooling': 'mean'} for i in range(len(teachers))]
+    fingerprint = Fingerprint(tuple({'weights': f'w{i}', 'pooling': 'mean'} for i in range(len(teachers))))
     torch.manual_seed(3)
     model = LLM2CLIP(config, width, load_weights=False).eval()
-    record = {'llm_embed_dim': width,
-              'teacher': fingerprints[0] if len(teachers) == 1 else {'concatenated': fingerprints}}
-    return Trained(model, config, record, teachers)
+    return Trained(model, config, TeacherRecord(fingerprint, {'llm_embed_dim': width}), teachers)

@@ -7,24 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 import torch
-import torch.nn.functional as F
 from composer.core import DataSpec
-from streaming import Stream, StreamingDataset
-from streaming.base.format.base.reader import Reader
+from streaming import StreamingDataset
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import captions_of, draw_caption, text_id
 from llm2clip.data.images import decode_pixels
-from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, stream_arguments, streaming_dataset
-from llm2clip.data.paired_stream import SIDECARS, PairedReader, PairedStream, columns_of, read_fingerprint
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
+from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, stream_arguments
+from llm2clip.data.paired_stream import SIDECARS, PairedStream, columns_of
+from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column
 from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
-from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.data.vectors import concatenate, stored_vector, vectors_of
 from llm2clip.preprocessing import Preprocessing
 
 __all__ = [
-    'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'check_same_teacher',
-    'common_teacher', 'paired_stream', 'sidecar_teacher', 'stream_mix',
+    'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'paired_stream', 'stream_mix',
 ]
 
 
@@ -129,10 +126,7 @@ def caption_embedding(sample: Mapping[str, Any], key: str, as_stored: bool) -> d
     stored = [stored_vector(row, key) for row in sample[SIDECARS]]
     if as_stored:
         return stored[0]
-    vectors = [vectors_of(one) for one in stored]
-    if len(vectors) > 1:
-        vectors = [torch.cat([F.normalize(vector.float(), dim=0) for vector in vectors])]
-    return {'text_embedding': vectors[0].float()}
+    return {'text_embedding': concatenate([vectors_of(one).float() for one in stored])}
 
 
 def _one_storage(dataset: StreamingDataset) -> bool:
@@ -183,42 +177,6 @@ def paired_stream(
             check_dataset(sidecar.local, [SAMPLE_ID, *embedding_columns])
     return PairedStream(sidecars=[(sidecar.local, sidecar.remote) for sidecar in sidecars], columns=columns,
                         embedding_columns=embedding_columns, keep_open=keep_open, **arguments)
-
-
-def sidecar_teacher(data: DataSpec) -> tuple[dict[str, Any], int]:
-    """The teacher that all sidecars of a loader's dataset come from, and the width of its vectors.
-
-    Several teachers count as one, ``{'concatenated': [teacher, …]}``.
-
-    Raises:
-        ValueError: The sidecars of two streams come from different teachers.
-    """
-    dataset = streaming_dataset(data)
-    return common_teacher([(stream, dataset.shards[dataset.shard_offset_per_stream[i]])
-                           for i, stream in enumerate(dataset.streams)])
-
-
-def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> tuple[dict[str, Any], int]:
-    """`sidecar_teacher` of paired streams, each with one of its shards."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    dim = 0
-    for stream, shard in streams:
-        assert isinstance(stream, PairedStream) and isinstance(shard, PairedReader)
-        folders = [sidecar.local for sidecar in stream.sidecars]
-        teachers = [read_fingerprint(folder)['teacher'] for folder in folders]
-        found.append((', '.join(folders), teachers[0] if len(teachers) == 1 else {'concatenated': teachers}))
-        dim = sum(embedding_dim(columns_of(reader)) for reader in shard.sidecars)
-    for where, teacher in found[1:]:
-        check_same_teacher(teacher, found[0][1], f'sidecar {where}', f'sidecar {found[0][0]}')
-    return found[0][1], dim
-
-
-def check_same_teacher(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, reference: str) -> None:
-    """Raise a ValueError that names the first field in which two teachers differ."""
-    for name in sorted({*found, *expected}):
-        if found.get(name) != expected.get(name):
-            raise ValueError(f'{what} comes from another teacher than {reference}: {name} is {found.get(name)!r}, '
-                             f'expected {expected.get(name)!r}')
 
 
 def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]:

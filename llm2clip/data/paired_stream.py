@@ -21,26 +21,13 @@ from streaming.base.format.mds.encodings import _get_coder
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, check_columns, dataset_fingerprint
+from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, dataset_fingerprint
 from llm2clip.data.verified_stream import VerifiedStream
 
-__all__ = ['FINGERPRINT_FILE', 'SIDECARS', 'PairedReader', 'PairedStream', 'columns_of', 'read_fingerprint']
+__all__ = ['SIDECARS', 'PairedReader', 'PairedStream', 'columns_of']
 
-FINGERPRINT_FILE = 'teacher.json'
 SIDECARS = 'sidecars'
 """Key of a paired sample under which the rows of the sidecars stand, in their order."""
-
-
-def read_fingerprint(folder: str) -> dict[str, Any]:
-    """What a sidecar says of its teacher and of the dataset it was made for.
-
-    Raises:
-        FileNotFoundError: The folder holds no sidecar.
-    """
-    path = Path(folder) / FINGERPRINT_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no sidecar in {folder}: {path} does not exist')
-    return json.loads(path.read_text())
 
 
 def columns_of(reader: Reader) -> dict[str, str]:
@@ -217,16 +204,18 @@ class PairedStream(VerifiedStream):
             if [len(reader) for reader in images] != [len(reader) for reader in readers]:
                 raise ValueError(f'{where} belongs to another dataset than {self.local}: its shards hold '
                                  f'{[len(r) for r in readers]} samples, expected {[len(r) for r in images]}')
-            self._check_fingerprint(sidecar, where)
+            self._check_dataset(sidecar, where)
             rows.append(readers)
         return [PairedReader(image, parts, self.keep_open) for image, *parts in zip(images, *rows)]
 
-    def _check_fingerprint(self, sidecar: VerifiedStream, where: str) -> None:
-        folder = os.path.join(sidecar.local, sidecar.split)
-        if sidecar.remote and not os.path.isfile(os.path.join(folder, FINGERPRINT_FILE)):
-            sidecar._download_file(FINGERPRINT_FILE)
+    def _check_dataset(self, sidecar: VerifiedStream, where: str) -> None:
+        path = Path(sidecar.local, sidecar.split, TEACHER_FILE)
+        if sidecar.remote and not path.is_file():
+            sidecar._download_file(TEACHER_FILE)
+        if not path.is_file():
+            raise FileNotFoundError(f'there is no sidecar in {path.parent}: {path} does not exist')
         expected = dataset_fingerprint(json.loads(Path(self.local, self.split, 'index.json').read_text()))
-        found = read_fingerprint(folder)['dataset']
+        found = json.loads(path.read_text())['dataset']
         if found != expected:
             raise ValueError(f'{where} belongs to another dataset than {self.local}: it was made for content '
                              f'{found}, the dataset has {expected}')

@@ -19,9 +19,9 @@ import xxhash
 from streaming.base.format import reader_from_json
 
 __all__ = [
-    'CAPTION', 'EMBEDDING', 'IMAGE', 'SAMPLE_ID', 'SCALE', 'caption_column', 'caption_keys', 'check_columns',
-    'check_dataset', 'dataset_fingerprint', 'embedding_column', 'embedding_dim', 'read_columns', 'read_index',
-    'read_samples', 'scale_column',
+    'CAPTION', 'EMBEDDING', 'IMAGE', 'SAMPLE_ID', 'SCALE', 'TEACHER_FILE', 'caption_column', 'caption_keys',
+    'check_columns', 'check_dataset', 'dataset_fingerprint', 'embedding_column', 'embedding_dim', 'read_columns',
+    'read_index', 'read_samples', 'scale_column',
 ]
 
 SAMPLE_ID = 'sample_id'
@@ -29,6 +29,8 @@ IMAGE = 'image'
 CAPTION = 'caption.'
 EMBEDDING = 'text_embedding.'
 SCALE = 'text_embedding_scale.'
+TEACHER_FILE = 'teacher.json'
+"""Beside a sidecar's shards: the dataset and the teacher that it belongs to."""
 
 _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), SCALE: ('float32',),
           EMBEDDING: ('ndarray:float16:', 'ndarray:int8:')}

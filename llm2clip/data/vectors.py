@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from llm2clip.data.schema import SAMPLE_ID, embedding_column, scale_column
 
 __all__ = [
-    'STORAGES', 'dequantize', 'quantize', 'stored_vector', 'vector_columns', 'vector_rows', 'vectors_of',
+    'STORAGES', 'concatenate', 'dequantize', 'quantize', 'stored_vector', 'vector_columns', 'vector_rows', 'vectors_of',
 ]
 
 STORAGES = ('float16', 'int8')
@@ -127,3 +128,11 @@ def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The ``text_embedding`` ``(…, D)`` of a batch or of `stored_vector`, int8 turned back into float32."""
     values, scale = batch['text_embedding'], batch.get('text_embedding_scale')
     return values if scale is None else dequantize(values, scale)
+
+
+def concatenate(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The vectors ``(…, D1)``, ``(…, D2)``, … of several teachers, scaled to length 1 and one after the other; those of
+    a single teacher as they are."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)

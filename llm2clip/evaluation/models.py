@@ -18,16 +18,16 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
-from llm2clip.data.image_embeddings import check_same_teacher
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.transforms import eval_transform
+from llm2clip.data.vectors import concatenate
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teacher_folders
-from llm2clip.export.teachers import check_encoding
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.preprocessing import Preprocessing
-from llm2clip.teacher.caption_teacher import build_caption_teacher, teacher_fingerprint
-from llm2clip.teacher.folder import teacher_config
+from llm2clip.teacher.caption_teacher import build_caption_teacher
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.folder import check_encoding, teacher_config, teacher_fingerprint
 from llm2clip.teacher.text_cache import CachedTeacher
 from llm2clip.training.runs import load_stage2, read_stage2
 
@@ -153,32 +153,31 @@ class HuggingFaceCLIP:
 
 
 def _cached_teacher(
-    config: TeacherConfig, record: Optional[dict[str, Any]], cache: Union[str, Path], device: Device, what: str
+    config: TeacherConfig, expected: Optional[Fingerprint], cache: Union[str, Path], device: Device, what: str
 ) -> CachedTeacher:
-    """The teacher of `record`, if that is known; one that lies in a folder is only loaded when it is needed."""
+    """A teacher, the expected one if that is known; one that lies in a folder is only loaded when it is needed."""
     if config.teacher is not None:
         fingerprint, load = teacher_fingerprint(config.teacher), lambda: build_caption_teacher(config, device)
     else:
         teacher = build_caption_teacher(config, device)
         fingerprint, load = teacher.fingerprint, lambda: teacher
-    if record is not None:
-        check_same_teacher(fingerprint, record, f'{config.teacher or "the teacher"}', what)
-    return CachedTeacher(cache, {**fingerprint, 'precision': config.precision}, load)
+    if expected is not None:
+        fingerprint.check(expected, config.teacher or 'the teacher', what)
+    return CachedTeacher(cache, fingerprint, config.precision, load)
 
 
 def _cached_teachers(
-    configs: Sequence[TeacherConfig], record: Optional[dict[str, Any]], cache: Union[str, Path], device: Device,
+    configs: Sequence[TeacherConfig], expected: Optional[Fingerprint], cache: Union[str, Path], device: Device,
     what: str,
 ) -> Teacher:
     """Of several teachers, the vectors concatenated as in training."""
-    records = [None] if record is None else record.get('concatenated', [record])
-    teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, records)]
+    teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, expected or [None])]
     if len(teachers) == 1:
         return teachers[0]
 
     def concatenated(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
-        return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1), max(truncated)
+        return concatenate(vectors), max(truncated)
 
     return concatenated
 
@@ -204,11 +203,10 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
         raise ConfigError(f'{key}.vision: required but not set, since official is')
     if config.official is not None and not Path(config.official).exists():
         raise ConfigError(f'{key}.official: there is no {config.official}')
-    teachers, record = _teachers(config, key)
-    records = [None] if record is None else record.get('concatenated', [record])
-    if len(teachers) != len(records):
-        raise ConfigError(f'{_what(config)} learned from {len(records)} teachers, not from {len(teachers)}')
-    for teacher, fingerprint in zip(teachers, records):
+    teachers, expected = _teachers(config, key)
+    if len(teachers) != len(expected or [None]):
+        raise ConfigError(f'{_what(config)} learned from {len(expected or [None])} teachers, not from {len(teachers)}')
+    for teacher, fingerprint in zip(teachers, expected or [None]):
         if teacher.teacher is not None:
             try:
                 teacher_config(teacher.teacher)
@@ -222,28 +220,28 @@ def _what(config: EvaluatedModelConfig) -> str:
     return str(config.run or config.export or config.official)
 
 
-def _teachers(config: EvaluatedModelConfig, key: str) -> tuple[list[TeacherConfig], Optional[dict[str, Any]]]:
-    """The teachers that a model is given, and the record of those that it learned from, if there is one."""
-    record, folders = None, []
+def _teachers(config: EvaluatedModelConfig, key: str) -> tuple[list[TeacherConfig], Optional[Fingerprint]]:
+    """The teachers that a model is given, and those that it learned from, if that is known."""
+    expected, folders = None, []
     if config.export is not None:
         if not is_exported(config.export):
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
                               f'of model_type {LLM2CLIPConfig.model_type})')
-        record = json.loads(Path(config.export, 'config.json').read_text())['teacher']
+        expected = Fingerprint.from_json(json.loads(Path(config.export, 'config.json').read_text())['teacher'])
         folders = list(map(str, teacher_folders(Path(config.export))))
     elif config.run is not None:
         try:
-            run_config, run_record = read_stage2(config.run, config.weights)
+            run_config, record = read_stage2(config.run, config.weights)
         except ConfigError as error:
             raise ConfigError(f'{key}.run: {error}') from None
-        record, folders = run_record['teacher'], [] if run_config.teacher is None else [run_config.teacher]
+        expected, folders = record.teacher, [] if run_config.teacher is None else [run_config.teacher]
     if config.teacher is not None or config.text_encoder is not None or config.sentence_transformer is not None:
-        return [config], record
+        return [config], expected
     folders = config.teachers or folders
     if not folders or not all(Path(folder).is_dir() for folder in folders):
         raise ConfigError(f'{key}.teacher: required but not set, since '
                           f'{", ".join(folders) or "what is evaluated"} names no folder of a teacher')
-    return [dataclasses.replace(config, teacher=folder) for folder in folders], record
+    return [dataclasses.replace(config, teacher=folder) for folder in folders], expected
 
 
 def load_evaluated_model(
@@ -264,7 +262,7 @@ def load_evaluated_model(
     check_evaluated_model(config, key)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device)
-    teachers, record = _teachers(config, key)
+    teachers, expected = _teachers(config, key)
     if config.export is not None:
         model = LLM2CLIPModel.from_pretrained(config.export).eval().model
     elif config.run is not None:
@@ -276,4 +274,4 @@ def load_evaluated_model(
         if config.teacher is not None:
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
     return TrainedLLM2CLIP(device.module_to_device(model),
-                           _cached_teachers(teachers, record, cache, device, _what(config)))
+                           _cached_teachers(teachers, expected, cache, device, _what(config)))

@@ -19,12 +19,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
+from llm2clip.data.vectors import concatenate
 from llm2clip.export import modeling_llm2clip
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_config
 from llm2clip.teacher.text_encoder import TextEncoder, encode_texts, load_caption_tokenizer
 
@@ -87,7 +89,7 @@ class LLM2CLIPModel(PreTrainedModel):
             self._teachers = tuple(map(load_teacher, self._teacher_folders()))
         vectors = [encode_texts(encoder.to(self.device), tokenizer, list(texts))
                    for encoder, tokenizer in self._teachers]
-        return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
+        return concatenate(vectors)
 
     def _teacher_folders(self) -> list[Path]:
         name = self.name_or_path or '.'
@@ -122,7 +124,7 @@ def teacher_folders(folder: Path) -> list[Path]:
 def export_folder(
     model: LLM2CLIP,
     config: ModelConfig,
-    record: dict[str, Any],
+    record: TeacherRecord,
     teacher: Union[str, Path, Sequence[Union[str, Path]]],
     out: Union[str, Path],
     *,
@@ -137,7 +139,7 @@ def export_folder(
     Args:
         model: The trained model, in evaluation mode.
         config: Its configuration.
-        record: Teacher fingerprint and `llm_embed_dim` of the run.
+        record: Which teacher it learned from.
         teacher: Folder of the teacher, copied into the export; of several, whose vectors are concatenated, in order.
         out: The folder to write.
         remote_code: Add the code that loads it with ``trust_remote_code=True`` where this package is not installed.
@@ -149,12 +151,11 @@ def export_folder(
             features.
     """
     teachers = [teacher] if isinstance(teacher, (str, Path)) else list(teacher)
-    trained = len(record['teacher'].get('concatenated', [record['teacher']]))
-    if len(teachers) != trained:
-        raise ConfigError(f'the model was trained under {trained} teachers; got {len(teachers)}: '
+    if len(teachers) != len(record.teacher):
+        raise ConfigError(f'the model was trained under {len(record.teacher)} teachers; got {len(teachers)}: '
                           f'{", ".join(map(str, teachers))}')
-    hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record['llm_embed_dim'],
-                               teacher=record['teacher'])
+    hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record.llm_embed_dim,
+                               teacher=record.teacher.to_json())
     if remote_code:
         hf_config.auto_map = REMOTE_CODE
     exported = LLM2CLIPModel(hf_config)
@@ -168,10 +169,10 @@ def export_folder(
         if remote_code:
             for module in (modeling_llm2clip, image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
-        model_card(config, record['teacher'], run, results, use=usage(remote_code)).save(partial / 'README.md')
-        _check_export(LLM2CLIPModel, partial, model, record['llm_embed_dim'])
+        model_card(config, record.teacher, run, results, use=usage(remote_code)).save(partial / 'README.md')
+        _check_export(LLM2CLIPModel, partial, model, record.llm_embed_dim)
         if remote_code:
-            _check_export(modeling_llm2clip.LLM2CLIPModel, partial, model, record['llm_embed_dim'])
+            _check_export(modeling_llm2clip.LLM2CLIPModel, partial, model, record.llm_embed_dim)
             for folder in teachers:
                 _check_remote_tokens(Path(folder))
 

@@ -5,14 +5,14 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from llm2clip.config import ConfigError, ImageDataConfig, ModelConfig, Stage2Config
+from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['Results', 'model_card', 'public_name', 'read_results', 'usage']
 
@@ -43,19 +43,15 @@ TEMPLATE = """---
 
 ## Teacher
 
-{% if teachers | length == 1 -%}
+{% if n_teachers == 1 -%}
 Texts are embedded by a frozen language model. Its fingerprint:
 {%- else -%}
-Texts are embedded by {{ teachers | length }} frozen language models, whose vectors, each of length 1, stand one after
+Texts are embedded by {{ n_teachers }} frozen language models, whose vectors, each of length 1, stand one after
 the other. Their fingerprints:
 {%- endif %}
-{% for teacher in teachers %}
-| | |
-|---|---|
-{%- for name, value in teacher.items() %}
-| {{ name }} | {{ value }} |
-{%- endfor %}
-{% endfor %}
+
+{{ teachers }}
+
 ## Data
 {% if streams %}
 | dataset | share | captions drawn |
@@ -140,7 +136,7 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
 
 def model_card(
     config: ModelConfig,
-    teacher: Mapping[str, Any],
+    teacher: Fingerprint,
     run: Optional[Stage2Config] = None,
     results: Optional[Results] = None,
     *,
@@ -156,7 +152,7 @@ def model_card(
 
     Args:
         config: Of the model.
-        teacher: Its fingerprint, or ``{'concatenated': [fingerprint, …]}``.
+        teacher: The one that it learned from, or several.
         run: Configuration of the run that trained it.
         results: Its numbers, as `read_results` gives them.
         title: Heading.
@@ -168,14 +164,13 @@ def model_card(
     data = ModelCardData(
         model_name=title if results else None, library_name=library_name, pipeline_tag=pipeline_tag,
         tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'], eval_results=_eval_results(results or {}) or None)
-    teachers = teacher.get('concatenated', [teacher])
     vision = config.vision
     facts = {'vision tower': f'`{public_name(vision.name)}`', 'image size': vision.image_size,
              'adapter': f'{config.adapter.name}, {config.adapter.depth} blocks' if config.adapter.name == 'residual'
              else config.adapter.name, 'dimensions of the joint space': config.embed_dim}
     return ModelCard.from_template(
         data, template_str=TEMPLATE, title=title, summary=summary, use=use or usage(), model_facts=facts,
-        teachers=[{name: f'`{value}`' for name, value in one.items() if value != ''} for one in teachers],
+        teachers=str(teacher), n_teachers=len(teacher),
         streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
         tables=_tables(results or {}))
 

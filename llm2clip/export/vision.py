@@ -27,6 +27,7 @@ from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
 from llm2clip.preprocessing import Preprocessing
+from llm2clip.teacher.fingerprint import TeacherRecord
 
 __all__ = ['KIND', 'export_vision', 'image_processor']
 
@@ -67,7 +68,7 @@ TIMM_TOLERANCE = 1.0
 def export_vision(
     model: LLM2CLIP,
     config: ModelConfig,
-    record: dict[str, Any],
+    record: TeacherRecord,
     out: Union[str, Path],
     projection: bool = True,
     run: Optional[Stage2Config] = None,
@@ -79,7 +80,7 @@ def export_vision(
     Args:
         model: The trained model, in evaluation mode.
         config: Its configuration.
-        record: Teacher fingerprint of the run, for the model card.
+        record: Which teacher it learned from, for the model card.
         out: The folder to write.
         projection: With the projection into the joint space, where the class has a place for one: in a
             `CLIPVisionModelWithProjection`, and as the classifier of a timm model.
@@ -96,7 +97,7 @@ def export_vision(
                   and (of_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)))
     with complete_folder(out, KIND) as partial:
         name, use = (_save_timm if of_timm else _save_transformers)(model, partial, projection)
-        card = model_card(config, record['teacher'], run, title=f'Vision tower of LLM2CLIP, {name}', use=use,
+        card = model_card(config, record.teacher, run, title=f'Vision tower of LLM2CLIP, {name}', use=use,
                           summary=SUMMARY if projection else TOWER_SUMMARY,
                           library_name='timm' if of_timm else 'transformers', pipeline_tag='image-feature-extraction')
         card.save(partial / 'README.md')

@@ -12,6 +12,7 @@ from llm2clip.config import ConfigError, ModelConfig
 from llm2clip.export.hf import LLM2CLIPConfig, is_exported
 from llm2clip.imports.files import read_weights
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['check_initial_weights', 'load_initial_weights']
 
@@ -21,14 +22,14 @@ _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 
 
 
 def load_initial_weights(
-    model: LLM2CLIP, config: ModelConfig, teacher: Mapping[str, Any], folder: Union[str, Path]
+    model: LLM2CLIP, config: ModelConfig, teacher: Fingerprint, folder: Union[str, Path]
 ) -> None:
     """Load an exported model's weights into one of the same configuration.
 
     Args:
         model: Any weights.
         config: The model's.
-        teacher: Fingerprint of the teacher that training uses; a warning says if it is another than the exported
+        teacher: The one that training uses; a warning says if it is another than the exported
             model's, whose adapter then has to learn anew.
         folder: What `export_folder` wrote.
 
@@ -44,11 +45,10 @@ def load_initial_weights(
         raise ConfigError(f'initial_weights: the weights in {folder} are not those of this model: {wrong[0]}'
                           f'{f", and so on for {len(wrong)} names" if wrong[1:] else ""}')
     model.load_state_dict(state)
-    differing = sorted(name for name in {*exported.teacher, *teacher}
-                       if exported.teacher.get(name) != teacher.get(name))
-    if differing:
-        warnings.warn(f'initial_weights: the model in {folder} learned from another teacher, which differs in '
-                      f'{", ".join(differing)}', stacklevel=2)
+    try:
+        teacher.check(Fingerprint.from_json(exported.teacher), 'training', f'the model in {folder}')
+    except ValueError as error:
+        warnings.warn(f'initial_weights: {error}', stacklevel=2)
 
 
 def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:

@@ -16,11 +16,12 @@ from streaming.base.format.base.reader import Reader
 from streaming.base.world import World
 
 from llm2clip.config import CaptionDataConfig, DatasetConfig, ImageDataConfig, LoaderConfig, StreamConfig
-from llm2clip.data.image_embeddings import common_teacher, paired_stream, stream_mix
+from llm2clip.data.image_embeddings import paired_stream, stream_mix
 from llm2clip.data.loader import stream_arguments
 from llm2clip.data.paired_stream import PairedReader, columns_of
 from llm2clip.data.schema import SAMPLE_ID, check_columns
 from llm2clip.data.verified_stream import ShardError, VerifiedStream
+from llm2clip.teacher.sidecars import common_teacher
 
 __all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_texts']
 
@@ -75,7 +76,7 @@ def plan_images(config: ImageDataConfig, key: str, online: bool) -> DataPlan:
             dataset.sidecars = dict(zip(teachers, sizes.sum(0).tolist()))
         if opened and not online:
             with _collected(plan, key):
-                _, plan.llm_embed_dim = common_teacher([(stream, readers[0]) for stream, readers in opened])
+                plan.llm_embed_dim = common_teacher([(stream, readers[0]) for stream, readers in opened]).llm_embed_dim
     return plan
 
 

@@ -23,13 +23,12 @@ from llm2clip.data.caption_pairs import pairs_of_streams
 from llm2clip.data.masked_texts import texts_of_streams
 from llm2clip.data.schema import caption_column
 from llm2clip.imports.initial import check_initial_weights
-from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_texts
 from llm2clip.planning.memory import Memory, StepPlan, step_memory
+from llm2clip.stages import stage1, stage2
 from llm2clip.teacher.folder import teacher_config
-from llm2clip.teacher.llm import add_lora, load_llm, load_llm_and_head
+from llm2clip.teacher.llm import load_llm
 from llm2clip.teacher.text_encoder import TextEncoder
 from llm2clip.training.trainer import build_optimizer, check_train_config
 
@@ -132,7 +131,7 @@ def plan_run(config: TrainConfig, plan: Callable[[Any], Plan]) -> None:
 
 
 def plan_stage2(config: Stage2Config) -> Plan:
-    """Of a training of the vision tower."""
+    """What stage 2 would need, and what would stop it."""
     data = plan_images(config.train_data, 'train_data', config.online.enabled)
     if config.eval_data is not None:
         data.problems += plan_images(config.eval_data, 'eval_data', config.online.enabled).problems
@@ -147,7 +146,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
         plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
         dim = _UNKNOWN_DIM
     with torch.device('meta'):
-        model = ComposerLLM2CLIP(LLM2CLIP(config.model, dim, load_weights=False), config.loss)
+        model = stage2.make_model(config, dim, load_weights=False)
     size = model.model.vision_encoder.preprocessing.image_size
     if config.initial_weights is not None:
         try:
@@ -174,7 +173,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
 
 
 def plan_stage1(config: Stage1Config) -> Plan:
-    """Of a fine-tuning of the LLM."""
+    """What stage 1 would need, and what would stop it."""
     mntp, pairs = config.objective == 'mntp', []
     if mntp:
         mixes = texts_of_streams(config.train_data, 'train_data')
@@ -190,15 +189,10 @@ def plan_stage1(config: Stage1Config) -> Plan:
     negative = any(pair.negative for of_stream in pairs for pair in of_stream)
     sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if negative else [])]
     length = config.text_encoder.max_length
-    if mntp:
-        llm, head = load_llm_and_head(config.text_encoder, on_meta=True)
-        encoder = TextEncoder(add_lora(llm, config.lora), config.text_encoder)
-        model: ComposerModel = _WithoutMask(encoder, head, config.mntp.mask_probability)
-    else:
-        encoder = TextEncoder(add_lora(load_llm(config.text_encoder, on_meta=True), config.lora), config.text_encoder)
-        with torch.device('meta'):
-            model = CaptionContrastive(
-                encoder, config.loss_scale, config.learn_scale, config.symmetric, config.mask_equal_texts)
+    with torch.device('meta'):
+        model = stage1.make_model(config, on_meta=True)
+    if isinstance(model, MaskedNextTokenPrediction):
+        model = _WithoutMask(model.text_encoder, model.head, config.mntp.mask_probability)
 
     def batch(n: int) -> dict[str, torch.Tensor]:
         result = {'index': torch.zeros(n, dtype=torch.long)}
@@ -293,12 +287,10 @@ def _measure(
     step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, contrastive, precision.startswith('amp'),
                     config.fsdp is not None, bool(fsdp.get('activation_checkpointing')), 'ema' in config.algorithms,
                     teacher)
-    scales: dict[str, Any] = {} if isinstance(config, Stage1Config) else {
-        'lr_scale': config.lr_scale, 'layer_decay': config.layer_decay}
     whole: list[int] = []
 
     def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(config.optimizer, model, **scales)
+        optimizer = build_optimizer(config, model)
         state = model.state_dict()  # of stage 1, only what is trained
         whole.append(sum(value.numel() * value.element_size() for value in state.values()))
         return optimizer

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Union
 
 import torch
-import torch.nn as nn
 import xxhash
 from composer.devices import Device
 from huggingface_hub import snapshot_download
@@ -20,12 +19,13 @@ from safetensors.torch import save_file
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.folders import complete_file
 from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
-from llm2clip.teacher.folder import ENCODER_FILE, encoding, load_teacher, teacher_config
+from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_weights
+from llm2clip.teacher.folder import encoding, load_teacher, teacher_fingerprint
 from llm2clip.teacher.text_encoder import TextEncoder, encode_tokens, load_text_encoder
 
 __all__ = [
     'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
-    'embed_or_load', 'hash_weights', 'teacher_fingerprint',
+    'embed_or_load',
 ]
 
 
@@ -43,7 +43,7 @@ class Embedded(NamedTuple):
 class CaptionTeacher(Protocol):
     """Turns captions into vectors, always the same ones."""
 
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
     """What decides the vectors: a hash of the weights, and how a caption is encoded."""
 
     @property
@@ -91,7 +91,7 @@ class LLMTeacher:
         precision: ``fp32``, or ``amp_bf16`` for autocast.
     """
 
-    def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: dict[str, Any],
+    def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32') -> None:
         self.encoder = encoder
         self.tokenizer = tokenizer
@@ -136,8 +136,8 @@ class SentenceTransformerTeacher:
         self.model = SentenceTransformer(folder, trust_remote_code=trust_remote_code).eval()
         self.batch_size = batch_size
         self.precision = precision
-        self.fingerprint = {'weights': _hash_files(Path(folder)), 'max_length': self.model.max_seq_length,
-                            'prompt': self.model.default_prompt_name or ''}
+        self.fingerprint = Fingerprint.of(hash_files(folder), {'max_length': self.model.max_seq_length,
+                                                               'prompt': self.model.default_prompt_name or ''})
 
     @property
     def llm_embed_dim(self) -> int:
@@ -180,37 +180,8 @@ def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeach
     return teacher
 
 
-def teacher_fingerprint(folder: Union[str, Path]) -> dict[str, Any]:
-    """What decides the vectors of a teacher that stage 1 wrote.
-
-    Raises:
-        ConfigError: The folder holds no teacher.
-    """
-    how = encoding(teacher_config(folder))
-    return {'weights': _hash_files(Path(folder)), **how}
-
-
-def _hash_files(folder: Path) -> str:
-    """Of weights, tokenizer, chat template and configurations."""
-    digest = xxhash.xxh64()
-    kinds = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
-    for path in sorted(path for path in folder.rglob('*') if path.suffix in kinds and path.name != ENCODER_FILE):
-        digest.update(path.relative_to(folder).as_posix())
-        with path.open('rb') as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _llm_fingerprint(encoder: TextEncoder, tokenizer: CaptionTokenizer, config: TextEncoderConfig) -> dict[str, Any]:
+def _llm_fingerprint(encoder: TextEncoder, tokenizer: CaptionTokenizer, config: TextEncoderConfig) -> Fingerprint:
     """Of an LLM wherever it came from, adapters included."""
     digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, dataclasses.asdict(config)['gguf_file'])))
     hash_weights(encoder, digest)
-    return {'weights': digest.hexdigest(), **encoding(config)}
-
-
-def hash_weights(module: nn.Module, digest: xxhash.xxh64) -> None:
-    """Add the bytes of all weights and buffers to a hash."""
-    for name, weight in sorted(module.state_dict().items()):
-        digest.update(name)
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return Fingerprint.of(digest.hexdigest(), encoding(config))

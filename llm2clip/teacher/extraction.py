@@ -21,12 +21,21 @@ from streaming.base.world import World
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig
-from llm2clip.data.paired_stream import FINGERPRINT_FILE, columns_of
-from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, dataset_fingerprint, read_index
+from llm2clip.data.paired_stream import columns_of
+from llm2clip.data.schema import (
+    SAMPLE_ID,
+    TEACHER_FILE,
+    caption_column,
+    caption_keys,
+    check_columns,
+    dataset_fingerprint,
+    read_index,
+)
 from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
 from llm2clip.data.verified_stream import VerifiedStream
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, embed_or_load
+from llm2clip.teacher.fingerprint import TeacherRecord
 
 __all__ = ['extract_sidecar']
 
@@ -84,10 +93,10 @@ def extract_sidecar(
     keys = caption_keys(columns_of(shards[0]))
     if not keys:
         raise ValueError(f'the dataset in {dataset.local} has no caption columns')
-    fingerprint = {
-        'dataset': dataset_fingerprint(read_index(dataset.local)), 'teacher': teacher.fingerprint,
-        'caption_keys': keys, 'vectors': {'storage': storage, 'normalized': normalize, **(about or {})}}
-    todo = _begin(out, fingerprint, len(shards))
+    record = TeacherRecord(teacher.fingerprint, {
+        'dataset': dataset_fingerprint(read_index(dataset.local)), 'caption_keys': keys,
+        'vectors': {'storage': storage, 'normalized': normalize, **(about or {})}})
+    todo = _begin(out, record, len(shards))
     mine = todo[dist.get_global_rank()::dist.get_world_size()]
     done: dict[str, int] = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated', 'absent'), 0)
     progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
@@ -162,33 +171,20 @@ def _piece(k: int) -> str:
     return f'shard.{k:05}.json'
 
 
-def _begin(out: OutputFolder, fingerprint: dict[str, Any], n_shards: int) -> list[int]:
+def _begin(out: OutputFolder, record: TeacherRecord, n_shards: int) -> list[int]:
     """Claim the folder for this dataset and teacher; returns the shards that are not there yet."""
     todo: list[list[int]] = [[]]
     if dist.get_global_rank() == 0:
         out.local.mkdir(parents=True, exist_ok=True)
-        path, text = out.local / FINGERPRINT_FILE, json.dumps(fingerprint, indent=2) + '\n'
-        if not out.fetch(FINGERPRINT_FILE):
-            out.commit(FINGERPRINT_FILE, text)
-        elif (field := _difference(json.loads(path.read_text()), json.loads(text))) is not None:
-            raise ValueError(f'{out.local} was begun for another dataset or teacher, {field}; remove it to extract '
+        if not out.fetch(TEACHER_FILE):
+            out.commit(TEACHER_FILE, record.to_text())
+        elif (differing := TeacherRecord.read(out.local).difference(record)) is not None:
+            raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it to extract '
                              'again')
         todo = [[k for k in range(n_shards) if not out.fetch(_piece(k))]]
     dist.broadcast_object_list(todo)
     out.local.mkdir(parents=True, exist_ok=True)
     return todo[0]
-
-
-def _difference(found: dict[str, Any], expected: dict[str, Any]) -> Optional[str]:
-    """The first field in which two fingerprints differ."""
-    for name in sorted({*found, *expected}):
-        a, b = found.get(name), expected.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if (inner := _difference(a, b)) is not None:
-                return f'{name}.{inner}'
-        elif a != b:
-            return f'{name} {a!r} instead of {b!r}'
-    return None
 
 
 def _read(stream: VerifiedStream, shard: Reader, k: int, keys: list[str], dataset: DatasetConfig) -> _Captions:

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.folders import complete_folder
 from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.teacher.fingerprint import Fingerprint, hash_files
 from llm2clip.teacher.llm import (
     add_lora,
     apply_lora_apart,
@@ -29,8 +30,8 @@ from llm2clip.teacher.llm import (
 from llm2clip.teacher.text_encoder import TextEncoder, load_caption_tokenizer, load_text_encoder
 
 __all__ = [
-    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'encoding', 'load_teacher', 'save_teacher', 'teacher_config',
-    'teacher_width',
+    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'check_encoding', 'encoding', 'load_teacher', 'save_teacher',
+    'teacher_config', 'teacher_fingerprint', 'teacher_width',
 ]
 
 ENCODER_FILE = 'text_encoder.json'
@@ -103,6 +104,26 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
         differing = sorted(record.keys() ^ expected.keys()) if isinstance(record, dict) else record
         raise ConfigError(f'{path}: expected the keys {", ".join(expected)}, no more and no less; not so: {differing}')
     return TextEncoderConfig(pretrained=str(folder), **record)
+
+
+def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
+    """What decides the vectors of the teacher in `folder`; its weights are read.
+
+    Raises:
+        ConfigError: The folder holds no teacher.
+    """
+    how = encoding(teacher_config(folder))
+    return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), how)
+
+
+def check_encoding(folder: Union[str, Path], expected: Fingerprint, reference: str) -> None:
+    """Compare the teacher in `folder` with a fingerprint in all but the weights, which are not read.
+
+    Raises:
+        ConfigError: The folder holds no teacher.
+        ValueError: It turns captions into vectors otherwise than the teacher of `reference`.
+    """
+    Fingerprint.of('', encoding(teacher_config(folder))).check(expected, str(folder), reference, but=('weights',))
 
 
 def teacher_width(folder: Union[str, Path]) -> int:

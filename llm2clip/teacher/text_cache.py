@@ -4,9 +4,9 @@
 """A teacher's vectors of evaluation captions, computed once and kept by the teacher's fingerprint."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 import xxhash
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from llm2clip.folders import write_text
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, embed_or_load
+from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['CachedTeacher']
 
@@ -26,15 +27,15 @@ class CachedTeacher:
 
     Args:
         folder: Of the files; one below it holds those of one teacher.
-        fingerprint: What decides the vectors.
+        fingerprint: Of one teacher.
+        precision: In which it computes.
         load: Loads the teacher, which happens only for texts that are not known.
     """
 
     def __init__(
-        self, folder: Union[str, Path], fingerprint: Mapping[str, Any], load: Callable[[], CaptionTeacher]
+        self, folder: Union[str, Path], fingerprint: Fingerprint, precision: str, load: Callable[[], CaptionTeacher]
     ) -> None:
-        self.fingerprint = dict(fingerprint)
-        text = json.dumps(self.fingerprint, indent=2, sort_keys=True) + '\n'
+        text = json.dumps({**fingerprint.to_json(), 'precision': precision}, indent=2, sort_keys=True) + '\n'
         self.folder = Path(folder, xxhash.xxh64(text).hexdigest())
         self._fingerprint_text = text
         self._load = load

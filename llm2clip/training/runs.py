@@ -3,9 +3,8 @@
 
 """Folders that runs leave behind: models loaded back from their checkpoints, with configuration and teacher."""
 
-import json
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
 import torch
 from omegaconf import OmegaConf
@@ -13,28 +12,26 @@ from safetensors.torch import load_file
 
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import read_config
-from llm2clip.folders import write_text
+from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.training.checkpoints import read_latest
 
-__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'read_stage2', 'save_teacher_fingerprint']
+__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'read_stage2', 'record_teacher']
 
-TEACHER_FILE = 'teacher.json'
 BEST_FILE = 'best.safetensors'
 
 
-def save_teacher_fingerprint(teacher: dict[str, Any], llm_embed_dim: int, run: Union[str, Path]) -> None:
-    """Keep with a stage-2 run which teacher it learned from.
+def record_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
+    """Keep with a stage-2 run which teacher it learns from.
 
     Raises:
         ConfigError: The run was begun with another teacher.
     """
-    record = {'teacher': teacher, 'llm_embed_dim': llm_embed_dim}
-    path = Path(run, TEACHER_FILE)
-    if path.is_file() and json.loads(path.read_text()) != record:
-        raise ConfigError(f'the run in {run} was begun with another teacher; choose another save_folder')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(record, indent=2) + '\n')
+    if not Path(run, TEACHER_FILE).is_file():
+        record.write(run)
+    elif (differing := TeacherRecord.read(run).difference(record)) is not None:
+        raise ConfigError(f'the run in {run} was begun with another teacher: {differing}; choose another save_folder')
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
@@ -50,8 +47,8 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
     return read_latest(str(OmegaConf.load(Path(run, 'config.yaml')).checkpoint_folder))
 
 
-def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2Config, dict[str, Any]]:
-    """Configuration and teacher fingerprint of a stage-2 run, without its weights.
+def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2Config, TeacherRecord]:
+    """Configuration and teacher of a stage-2 run, without its weights.
 
     Raises:
         ConfigError: The folder holds no stage-2 run, or not its best weights, if those are asked for.
@@ -59,18 +56,16 @@ def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2C
     if weights not in ('latest', 'best'):
         raise ConfigError(f'weights: {weights!r} is neither latest nor best')
     config = read_config(Stage2Config, run)
-    path = Path(run, TEACHER_FILE)
-    if not path.is_file():
-        raise ConfigError(f'the run in {run} has no {TEACHER_FILE}')
+    record = TeacherRecord.read(run)
     if weights == 'best' and not Path(run, BEST_FILE).is_file():
         raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
-    return config, json.loads(path.read_text())
+    return config, record
 
 
 def load_stage2(
     run: Union[str, Path], weights: str = 'latest'
-) -> tuple[LLM2CLIP, Stage2Config, dict[str, Any]]:
-    """Model, configuration and teacher fingerprint of a stage-2 run, in evaluation mode.
+) -> tuple[LLM2CLIP, Stage2Config, TeacherRecord]:
+    """Model, configuration and teacher of a stage-2 run, in evaluation mode.
 
     Args:
         run: Its folder.
@@ -79,13 +74,13 @@ def load_stage2(
     Raises:
         ConfigError: The folder holds no stage-2 run, there are no such weights, or they are of another model.
     """
-    config, teacher = read_stage2(run, weights)
+    config, record = read_stage2(run, weights)
     state = load_checkpoint_model(run) if weights == 'latest' else load_file(Path(run, BEST_FILE))
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
-    model = LLM2CLIP(config.model, teacher['llm_embed_dim'], load_weights=False)
+    model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ConfigError(f'the {weights} weights of {run} are of another model than its config.yaml describes: '
                           f'{error}') from None
-    return model.eval(), config, teacher
+    return model.eval(), config, record

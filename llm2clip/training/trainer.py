@@ -4,7 +4,7 @@
 """Composer's Trainer, as a configuration describes it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -13,7 +13,7 @@ from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
 from composer.core import TimeUnit
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
-from composer.utils import dist
+from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
@@ -31,7 +31,6 @@ from llm2clip.registry import (
     build_all,
     check,
     check_arguments,
-    find,
     named,
 )
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
@@ -46,7 +45,13 @@ from llm2clip.training.callbacks.text_monitor import TextMonitor
 from llm2clip.training.checkpoints import find_checkpoint, refuse_code, written_checkpoints
 from llm2clip.training.optim import describe_groups, parameter_groups
 
-__all__ = ['build_optimizer', 'build_trainer', 'check_train_config', 'fit']
+__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_train_config', 'fit']
+
+
+def begin(config: TrainConfig) -> None:
+    """Connect the ranks and check the configuration."""
+    dist.initialize_dist(get_device(config.device), config.dist_timeout)
+    check_train_config(config)
 
 
 def check_train_config(config: TrainConfig) -> None:
@@ -92,22 +97,19 @@ def _check_stage1(config: Stage1Config) -> None:
         raise ConfigError('eval_data: objective mntp has no evaluation')
 
 
-def build_optimizer(
-    config: Mapping[str, Any],
-    model: torch.nn.Module,
-    lr_scale: Optional[Mapping[str, float]] = None,
-    layer_decay: float = 1.0,
-) -> torch.optim.Optimizer:
+def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimizer over `parameter_groups` of the model; rank 0 prints them."""
-    name, arguments = named(config, 'optimizer')
-    check(OPTIMIZERS, name, arguments, 'optimizer')
+    name, arguments = named(config.optimizer, 'optimizer')
     lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
-    groups = parameter_groups(model, lr, weight_decay, lr_scale, layer_decay)
+    scales: dict[str, Any] = {}
+    if isinstance(config, Stage2Config):
+        scales = {'lr_scale': config.lr_scale, 'layer_decay': config.layer_decay}
+    groups = parameter_groups(model, lr, weight_decay, **scales)
     if dist.get_global_rank() == 0:
         print(describe_groups(model, groups), flush=True)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
-    return find(OPTIMIZERS[name])(groups, lr=lr, **arguments)
+    return build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
 
 
 def build_trainer(

@@ -14,24 +14,21 @@ import time
 from pathlib import Path
 
 import torch
-from composer import Callback, Evaluator, State
+from composer import Callback, State
 from composer.loggers import Logger
-from composer.utils import get_device, reproducibility
+from composer.utils import get_device
 
 from llm2clip.benchmark import BENCH_FOLDER, write_result
-from llm2clip.config import DatasetConfig, LoraConfig, Stage2Config
+from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Config
 from llm2clip.config_files import load_config
-from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.folders import OutputFolder
 from llm2clip.models.joint import JointLLM2CLIP
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.towers import tower_preprocessing
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.stages.stage2 import make_joint_trainer, make_trainer
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.teacher.llm import add_lora
-from llm2clip.training.algorithms.online_teacher import load_online_teacher
-from llm2clip.training.trainer import build_optimizer, build_trainer
 
 RUN, YAML, EPOCHS, BATCH_TOKENS = Path('runs/quickstart'), 'yamls/stage2/quickstart.yaml', 5, 2048
 MODES = {'lora': 'LoRA in the loop', 'online': 'frozen in the loop', 'precomputed': 'precomputed'}
@@ -70,30 +67,24 @@ def precompute(config: Stage2Config, folder: Path) -> float:
     return time.perf_counter() - start
 
 
+def tuned_in_the_loop(config: Stage2Config) -> JointLLM2CLIP:
+    """The stage-1 teacher with new LoRA weights, which learn together with the vision tower."""
+    assert config.teacher is not None
+    encoder, tokenizer = load_teacher(config.teacher)
+    towers = LLM2CLIP(config.model, encoder.llm_embed_dim)
+    encoder.llm = add_lora(encoder.llm, LoraConfig())  # pyright: ignore[reportArgumentType]
+    return JointLLM2CLIP(towers, encoder, tokenizer)
+
+
 def train(mode: str, config: Stage2Config) -> dict[str, float]:
     """One run: seconds of an epoch, retrieval at its end and the process's peak memory."""
-    device, online = get_device(None), mode != 'precomputed'
-    preprocessing = tower_preprocessing(config.model.vision)
-    assert config.eval_data is not None and config.teacher is not None
-    train_data = build_image_loader(config.train_data, preprocessing, config.global_train_batch_size, config.seed, True,
-                                    'train_data', online=online)
-    eval_data = build_image_loader(config.eval_data, preprocessing, config.global_eval_batch_size, config.seed, False,
-                                   'eval_data', online=online)
-    encoder, tokenizer = load_teacher(config.teacher)
-    reproducibility.seed_all(config.seed)
-    towers, algorithms = LLM2CLIP(config.model, encoder.llm_embed_dim), []
     if mode == 'lora':
-        encoder.llm = add_lora(encoder.llm, LoraConfig())  # pyright: ignore[reportArgumentType]
-        model = JointLLM2CLIP(towers, encoder, tokenizer)
         config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
+        trainer = make_joint_trainer(config, lambda: tuned_in_the_loop(config))
     else:
-        model = ComposerLLM2CLIP(towers)
-    if mode == 'online':
-        algorithms.append(load_online_teacher(config.teacher, device, BATCH_TOKENS, 'amp_bf16', False))
+        config.online = OnlineConfig(mode == 'online', batch_tokens=BATCH_TOKENS, precision='amp_bf16')
+        trainer = make_trainer(config)
     times = EpochTimes()
-    optimizer = build_optimizer(config.optimizer, model, config.lr_scale)
-    trainer = build_trainer(config, model, optimizer, train_data, [Evaluator(label='eval', dataloader=eval_data)],
-                            algorithms)
     trainer.state.callbacks.append(times)
     trainer.fit()
     recall = trainer.state.eval_metrics['eval']['retrieval_recall@10'].compute().item()

@@ -31,10 +31,10 @@ from llm2clip.config import DatasetConfig, ImageStreamConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
-from llm2clip.data.paired_stream import FINGERPRINT_FILE
 from llm2clip.data.schema import (
     IMAGE,
     SAMPLE_ID,
+    TEACHER_FILE,
     dataset_fingerprint,
     read_index,
 )
@@ -78,7 +78,7 @@ def write_data(folder: Path) -> None:
         entries.append(entry)
     (folder / 'sidecar/index.json').write_text(json.dumps({'version': 2, 'shards': entries}))
     fingerprint = {'dataset': dataset_fingerprint(index), 'teacher': {}}
-    (folder / 'sidecar' / FINGERPRINT_FILE).write_text(json.dumps(fingerprint))
+    (folder / 'sidecar' / TEACHER_FILE).write_text(json.dumps(fingerprint))
 
 
 def write_tars(folder: Path, pattern: str) -> int:

@@ -23,10 +23,9 @@ from loaders import DIM, write_data
 from llm2clip.benchmark import write_result
 from llm2clip.config import Stage2Config
 from llm2clip.config_files import load_config
-from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.towers import tower_preprocessing
-from llm2clip.training.trainer import build_optimizer, build_trainer
+from llm2clip.models.llm2clip import ComposerLLM2CLIP
+from llm2clip.stages import stage2
+from llm2clip.training.trainer import build_optimizer
 
 BATCH, STEPS, ROUNDS = 8, 4, 5
 Batch = dict[str, Any]
@@ -58,8 +57,8 @@ class InTurns(Callback):
 
 def make_model(config: Stage2Config) -> tuple[ComposerLLM2CLIP, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = ComposerLLM2CLIP(LLM2CLIP(config.model, DIM), config.loss)
-    return model, build_optimizer(config.optimizer, model, config.lr_scale, config.layer_decay)
+    model = stage2.make_model(config, DIM)
+    return model, build_optimizer(config, model)
 
 
 def bare_steps(model: ComposerLLM2CLIP, optimizer: torch.optim.Optimizer, batch: Batch) -> list[float]:
@@ -87,11 +86,8 @@ def main() -> None:
             f'save_folder={folder}/run', 'save_interval=1000ba', 'run_name=bench', 'train_data.num_workers=1',
             f'train_data.streams.bench={stream}', 'train_data.caption_mix={short: 0.5, long: 0.5}',
             'progress_bar=false'])
-        data = build_image_loader(config.train_data, tower_preprocessing(config.model.vision), BATCH, 0, True,
-                                  'train_data')
-        model, optimizer = make_model(config)
+        trainer = stage2.make_trainer(config)
         in_turns = InTurns(partial(bare_steps, *make_model(config)))
-        trainer = build_trainer(config, model, optimizer, data)
         trainer.state.callbacks.append(in_turns)
         trainer.fit()
         trainer.close()

@@ -9,21 +9,21 @@ and the tokenizer of the quickstart's LLM.  Everything else is the quickstart's 
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
-from composer.utils import get_device, reproducibility
+from composer.utils import get_device
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from llm2clip.config import AdapterConfig, EvaluateConfig, Stage2Config
 from llm2clip.config_files import load_config, package_folder
-from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.towers import tower_preprocessing
-from llm2clip.training.trainer import build_optimizer, build_trainer, fit
+from llm2clip.stages.stage2 import make_joint_trainer
+from llm2clip.training.trainer import fit
 
 WIDTH, LAYERS, LENGTH = 256, 6, 24
 GGUF = 'SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -69,12 +69,9 @@ def make_model(config: Stage2Config, tokenizer: Tokenizer) -> JointLLM2CLIP:
 
 def train(config: Stage2Config, tokenizer: Tokenizer) -> JointLLM2CLIP:
     """Train, or go on where a run was stopped."""
-    reproducibility.seed_all(config.seed)
-    model = make_model(config, tokenizer)
-    data = build_image_loader(config.train_data, tower_preprocessing(config.model.vision),
-                              config.global_train_batch_size, config.seed, True, 'train_data', online=True)
-    optimizer = build_optimizer(config.optimizer, model, config.lr_scale)
-    trainer = build_trainer(config, model, optimizer, data)
+    config.eval_data = None
+    trainer = make_joint_trainer(config, lambda: make_model(config, tokenizer))
+    model: Any = trainer.state.model
     fit(trainer)
     trainer.close()
     return get_device(config.device).module_to_device(model.eval())

@@ -16,11 +16,12 @@ from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
-from llm2clip.data.image_embeddings import build_image_loader, check_same_teacher, sidecar_teacher
+from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_index
 from llm2clip.data.vectors import vectors_of
 from llm2clip.preprocessing import Preprocessing
 from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.sidecars import sidecar_teacher
 from llm2clip.teacher.text_encoder import encode_texts
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -114,8 +115,8 @@ def test_a_dataset_may_have_sidecars_of_several_teachers(
         batch = next(iter(spec.dataloader))
         assert ('text_embedding_scale' in batch) is (names == ['other'])
         vectors[len(names), names[0]] = vectors_of(batch).float()
-        teacher, dim = sidecar_teacher(spec)
-        assert dim == 32 * len(names) and ('concatenated' in teacher) is (len(names) == 2)
+        record = sidecar_teacher(spec)
+        assert record.llm_embed_dim == 32 * len(names) and len(record.teacher) == len(names)
         clean_stale_shared_memory()
     tiny, other, both = vectors[1, 'tiny'], vectors[1, 'other'], vectors[2, 'other']
     assert not torch.equal(tiny, other)
@@ -170,10 +171,3 @@ def test_sample_ids_are_checked(image_dataset: Path, sidecar: Path, teacher_fold
     shutil.copy(sidecar / 'teacher.json', tmp_path / 'sidecar' / 'teacher.json')
     with pytest.raises(ValueError, match="is 's00.*' in .* but 't00.*' in the sidecar"):
         next(iter(_loader(_config(image_dataset, tmp_path / 'sidecar'), train=False)))
-
-
-def test_another_teacher_is_refused_by_field(sidecar: Path) -> None:
-    teacher = json.loads((sidecar / 'teacher.json').read_text())['teacher']
-    check_same_teacher(teacher, dict(teacher), 'a', 'b')
-    with pytest.raises(ValueError, match="a comes from another teacher than b: pooling is 'mean', expected 'last'"):
-        check_same_teacher(teacher, {**teacher, 'pooling': 'last'}, 'a', 'b')

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.caption_teacher import teacher_fingerprint
+from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.folder import teacher_fingerprint
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2}
 
@@ -23,7 +24,7 @@ def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     torch.manual_seed(3)
     model = LLM2CLIP(config, 32, load_weights=False).eval()
     out = tmp_path_factory.mktemp('export') / 'model'
-    record = {'llm_embed_dim': 32, 'teacher': teacher_fingerprint(teacher_folder)}
+    record = TeacherRecord(teacher_fingerprint(teacher_folder), {'llm_embed_dim': 32})
     export_folder(model, config, record, teacher_folder, out)
     return model, out
 

@@ -25,8 +25,9 @@ from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher, teacher_fingerprint
-from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 from llm2clip.teacher.text_encoder import encode_texts
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]
@@ -166,7 +167,7 @@ def test_another_teacher_is_refused(exported: tuple[LLM2CLIP, Path], teacher_fol
 def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:
     teachers = [teacher_folder, causal_teacher]
     model, config, record, _ = given = trained('timm:test_vit', teachers)
-    record = {**record, 'teacher': {'concatenated': [teacher_fingerprint(folder) for folder in teachers]}}
+    record = TeacherRecord(Fingerprint.concatenate(map(teacher_fingerprint, teachers)), record.about)
     export_folder(model, config, record, teachers, tmp_path / 'export')
     found = load(tmp_path, export=str(tmp_path / 'export'))
     with torch.no_grad():

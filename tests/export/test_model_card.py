@@ -22,10 +22,11 @@ from llm2clip.config import (
 )
 from llm2clip.config_files import save_config
 from llm2clip.export.model_card import model_card, read_results
+from llm2clip.teacher.fingerprint import Fingerprint
 
 NUMBERS = {'flickr': {'n_images': 1000, 'n_texts': 5000, 'image_retrieval_recall@1': 85.123, 'chance@10': 0.1},
            'coco': {'n_images': 5000, 'n_texts': 25000, 'image_retrieval_recall@1': 57.5, 'chance@10': 0.04}}
-TEACHER = {'weights': 'a1b2', 'pooling': 'mean', 'instruction': 'a | b'}
+TEACHER = Fingerprint.of('a1b2', {'pooling': 'mean', 'instruction': 'a | b'})
 
 
 def _run(tmp_path: Path) -> Stage2Config:
@@ -58,7 +59,7 @@ def test_card_of_a_run(tmp_path: Path) -> None:
 
 
 def test_card_without_run_or_results() -> None:
-    card = model_card(ModelConfig(VisionConfig('test_vit')), {'concatenated': [TEACHER, {'weights': 'c3'}]})
+    card = model_card(ModelConfig(VisionConfig('test_vit')), Fingerprint((*TEACHER.teachers, {'weights': 'c3'})))
     assert card.data.eval_results is None and 'Results' not in card.text
     assert '`a1b2`' in card.text and '`c3`' in card.text and 'Not recorded' in card.text
 

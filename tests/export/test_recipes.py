@@ -3,7 +3,6 @@
 
 """The export recipes: what they take from the run, and what they refuse before weights are loaded."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -17,7 +16,8 @@ import llm2clip.training.runs
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import save_config
 from llm2clip.folders import MANIFEST
-from llm2clip.teacher.caption_teacher import teacher_fingerprint
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.folder import teacher_fingerprint
 
 Export = Callable[..., None]
 
@@ -27,9 +27,8 @@ def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> P
     save_config(Stage2Config(
         model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder), run_name='r',
         optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=None if teacher is None else str(teacher)), folder)
-    fingerprints = [teacher_fingerprint(path) for path in of_run.teachers]
-    record = {**of_run.record, 'teacher': fingerprints[0] if len(fingerprints) == 1 else {'concatenated': fingerprints}}
-    (folder / 'teacher.json').write_text(json.dumps(record))
+    teacher = Fingerprint.concatenate(teacher_fingerprint(path) for path in of_run.teachers)
+    TeacherRecord(teacher, of_run.record.about).write(folder)
     return folder
 
 
@@ -41,7 +40,7 @@ def loaded(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def load_stage2(run: str, weights: str) -> Any:
         runs.append(run)
         config, record = llm2clip.training.runs.read_stage2(run, weights)
-        teachers = [teacher_folder] * (record['llm_embed_dim'] // 32)
+        teachers = [teacher_folder] * (record.llm_embed_dim // 32)
         return trained('timm:test_efficientnet', teachers).model, config, record
 
     monkeypatch.setattr(llm2clip.training.runs, 'load_stage2', load_stage2)

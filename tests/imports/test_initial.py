@@ -21,7 +21,8 @@ from llm2clip.export.hf import export_folder
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.plan import plan_stage2
-from llm2clip.teacher.caption_teacher import teacher_fingerprint
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.training.runs import load_stage2
 
 CONFIG = ModelConfig(VisionConfig('test_efficientnet.r160_in1k', image_size=32), AdapterConfig(depth=1), embed_dim=16)
@@ -36,7 +37,7 @@ def _export(config: ModelConfig, teacher: Path, out: Path) -> Path:
     model = LLM2CLIP(config, 32, load_weights=False).eval()
     with torch.no_grad():
         model.logit_scale.fill_(3.0)
-    record = {'llm_embed_dim': 32, 'teacher': teacher_fingerprint(teacher)}
+    record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32})
     export_folder(model, config, record, teacher, out)
     return out
 
@@ -78,7 +79,7 @@ def test_training_begins_with_them(
     expected = load_file(exported / 'model.safetensors')
     assert trained['logit_scale'].item() == 3.0 and len(trained) == len(expected)
     assert all(torch.equal(value, expected[f'model.{name}']) for name, value in trained.items())
-    assert not [w for w in recwarn if 'learned from another teacher' in str(w.message)]
+    assert not [w for w in recwarn if 'another teacher' in str(w.message)]
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -133,8 +134,8 @@ def test_weights_that_do_not_fit(exported: Path, tmp_path: Path) -> None:
 
 def test_another_teacher_is_a_warning(exported: Path, teacher_folder: Path) -> None:
     model = LLM2CLIP(CONFIG, 32, load_weights=False)
-    other = {**teacher_fingerprint(teacher_folder), 'pooling': 'last', 'weights': 'x'}
-    with pytest.warns(UserWarning, match='learned from another teacher, which differs in pooling, weights'):
+    other = Fingerprint(({**teacher_fingerprint(teacher_folder).to_json(), 'pooling': 'last'},))
+    with pytest.warns(UserWarning, match="another teacher than the model in .*: pooling is 'last', expected 'mean'"):
         load_initial_weights(model, CONFIG, other, exported)
 
 

@@ -15,7 +15,15 @@ import torch
 from launched import COMMON, ROOT
 from parts import make_samples, write_dataset
 
-from llm2clip.config import LoaderConfig, LossConfig, ModelConfig, Stage1Config, Stage2Config, VisionConfig
+from llm2clip.config import (
+    LoaderConfig,
+    LossConfig,
+    ModelConfig,
+    Stage1Config,
+    Stage2Config,
+    TrainConfig,
+    VisionConfig,
+)
 from llm2clip.config_files import load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
@@ -27,7 +35,7 @@ from llm2clip.planning.plan import Plan, _check_cache, plan_stage1, plan_stage2
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 from llm2clip.training.trainer import build_optimizer
 
-ADAMW = {'name': 'adamw', 'lr': 1e-3}
+ADAMW = TrainConfig(optimizer={'name': 'adamw', 'lr': 1e-3})
 
 
 def measure(loss: LossConfig, gradient_checkpointing: bool = False, **plan: Any) -> Memory:

@@ -278,7 +278,7 @@ def test_bad_input_stops_before_training(stage2_args: list[str], tmp_path: Path)
 def test_checkpoint_of_another_model_is_refused(stage2_args: list[str], tmp_path: Path) -> None:
     run('train_stage2', tmp_path / 'run', [*stage2_args, 'max_duration=2ba'])
     model, config, record = load_stage2(tmp_path / 'run')
-    assert record['llm_embed_dim'] == 32 and config.model.embed_dim == 16 and not model.training
+    assert record.llm_embed_dim == 32 and config.model.embed_dim == 16 and not model.training
     path = tmp_path / 'run' / 'config.yaml'
     path.write_text(path.read_text().replace('embed_dim: 16', 'embed_dim: 24'))
     with pytest.raises(ValueError, match='are of another model than its config.yaml'):

@@ -29,10 +29,10 @@ from llm2clip.teacher.caption_teacher import (
     LLMTeacher,
     build_caption_teacher,
     embed_or_load,
-    teacher_fingerprint,
 )
 from llm2clip.teacher.extraction import extract_sidecar
-from llm2clip.teacher.folder import load_teacher, save_teacher
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.text_encoder import encode_texts, text_encoder_from_config, token_batches
 
 
@@ -209,8 +209,8 @@ def test_a_sidecar_begun_for_another_teacher_is_refused_by_field(
     image_dataset: Path, sidecar: Path, teacher_folder: Path
 ) -> None:
     teacher = LLMTeacher.from_folder(teacher_folder)
-    teacher.fingerprint = {**teacher.fingerprint, 'pooling': 'last'}
-    with pytest.raises(ValueError, match="another dataset or teacher, teacher.pooling 'mean' instead of 'last'"):
+    teacher.fingerprint = Fingerprint(({**teacher.fingerprint.to_json(), 'pooling': 'last'},))
+    with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
         extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar), teacher)
 
 
@@ -220,18 +220,22 @@ def test_fingerprint_sees_weights_template_and_options(
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), pooling='last'))
     save_teacher(encoder, tokenizer, None, tmp_path / 'pooled')
     first, second = teacher_fingerprint(teacher_folder), teacher_fingerprint(tmp_path / 'pooled')
-    assert first['weights'] == second['weights'] and first != second
+    second.check(first, 'a', 'b', but=['pooling'])
+    with pytest.raises(ValueError, match="a comes from another teacher than b: pooling is 'last', expected 'mean'"):
+        second.check(first, 'a', 'b')
     path = tmp_path / 'pooled' / 'model.safetensors'
     weights = path.read_bytes()
     path.write_bytes(weights[:-1] + b'\x7f')
-    assert teacher_fingerprint(tmp_path / 'pooled')['weights'] != first['weights']
+    with pytest.raises(ValueError, match='weights is'):
+        teacher_fingerprint(tmp_path / 'pooled').check(second, 'a', 'b')
     path.write_bytes(weights)
     template, = (tmp_path / 'pooled').glob('*.jinja')
     template.write_text(template.read_text() + ' ')
-    assert teacher_fingerprint(tmp_path / 'pooled')['weights'] != first['weights']
+    with pytest.raises(ValueError, match='weights is'):
+        teacher_fingerprint(tmp_path / 'pooled').check(second, 'a', 'b')
 
 
-def _built(out: Path, **options: object) -> tuple[torch.Tensor, dict[str, object]]:
+def _built(out: Path, **options: object) -> tuple[torch.Tensor, Fingerprint]:
     teacher = build_caption_teacher(ExtractConfig(datasets={}, out=str(out), **options), DeviceCPU())
     return teacher.embed(['a red square', 'some words']).vectors, teacher.fingerprint
 
@@ -242,7 +246,7 @@ def test_any_llm_and_sentence_transformers_teach_too(llm_folder: Path, teacher_f
     vectors, fingerprint = _built(tmp_path, text_encoder=config)
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
     config.bidirectional = False
-    assert _built(tmp_path, text_encoder=config)[1] == {**fingerprint, 'bidirectional': False}
+    _built(tmp_path, text_encoder=config)[1].check(fingerprint, 'a', 'b', but=['bidirectional'])
     export_sentence_transformers(teacher_folder, tmp_path / 'st')
     torch.testing.assert_close(_built(tmp_path, sentence_transformer=str(tmp_path / 'st'), trust_remote_code=True)[0],
                                expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,75 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 1, put together: the LLM is fine-tuned into a text encoder (LLM2CLIP section 3.1)."""
+
+from pathlib import Path
+from typing import Union
+
+from composer import DataSpec, Evaluator
+from composer.utils import dist, reproducibility
+
+from llm2clip.config import Stage1Config
+from llm2clip.data.caption_pairs import build_caption_pair_loader
+from llm2clip.data.masked_texts import build_masked_text_loader
+from llm2clip.folders import check_replaceable
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.mntp import MaskedNextTokenPrediction
+from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
+from llm2clip.teacher.llm import add_lora, load_llm, load_llm_and_head
+from llm2clip.teacher.text_encoder import TextEncoder, load_caption_tokenizer
+from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
+
+__all__ = ['make_loaders', 'make_model', 'train']
+
+
+def make_loaders(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[DataSpec, list[Evaluator]]:
+    """The training data, and what is measured while training."""
+    batch = config.global_train_batch_size
+    if config.objective == 'mntp':
+        return build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed, 'train_data'), []
+    data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, True, 'train_data')
+    if config.eval_data is None:
+        return data, []
+    eval_data = build_caption_pair_loader(
+        config.eval_data, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
+    return data, [Evaluator(label='eval', dataloader=eval_data)]
+
+
+def make_model(config: Stage1Config, on_meta: bool = False) -> Union[CaptionContrastive, MaskedNextTokenPrediction]:
+    """The LLM with new LoRA weights, under the objective of the configuration.
+
+    Args:
+        config: The run's.
+        on_meta: Leave the LLM without memory for its weights.  Under FSDP every rank but the first does so.
+    """
+    if config.objective == 'mntp':
+        llm, head = load_llm_and_head(config.text_encoder, on_meta)
+        return MaskedNextTokenPrediction(TextEncoder(add_lora(llm, config.lora), config.text_encoder), head)
+    encoder = TextEncoder(add_lora(load_llm(config.text_encoder, on_meta), config.lora), config.text_encoder)
+    return CaptionContrastive(encoder, config.loss_scale, config.learn_scale, config.symmetric, config.mask_equal_texts)
+
+
+def train(config: Stage1Config) -> None:
+    """Train, or go on where a run was stopped, and write the teacher and its adapter; a complete run is left as it is.
+
+    Raises:
+        ConfigError: The configuration or the data is not what was expected.
+    """
+    if Path(config.teacher_folder, ENCODER_FILE).is_file():
+        print(f'{config.teacher_folder} is complete')
+        return
+    check_replaceable(config.teacher_folder, KIND)
+    check_replaceable(config.adapter_folder, ADAPTER_KIND)
+    begin(config)
+    tokenizer = load_caption_tokenizer(config.text_encoder)
+    reproducibility.seed_all(config.seed)
+    data, evaluators = make_loaders(config, tokenizer)
+    model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
+    trainer = build_trainer(config, model, build_optimizer(config, model), data, evaluators)
+    fit(trainer)
+    trainer.close()
+    save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.adapter_folder)
+    if dist.get_global_rank() == 0:
+        print(f'wrote the teacher to {config.teacher_folder} and its adapter to {config.adapter_folder}', flush=True)

@@ -1,0 +1,118 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 2, put together: the vision tower is trained against a frozen teacher's vectors (LLM2CLIP section 3.2)."""
+
+from collections.abc import Callable
+
+from composer import Algorithm, DataSpec, Evaluator, Trainer
+from composer.utils import dist, get_device, reproducibility
+
+from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.imports.initial import load_initial_weights
+from llm2clip.models.joint import JointLLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.towers import tower_preprocessing
+from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.sidecars import sidecar_teacher
+from llm2clip.training.algorithms.online_teacher import load_online_teacher
+from llm2clip.training.runs import record_teacher
+from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
+
+__all__ = ['make_joint_trainer', 'make_loaders', 'make_model', 'make_trainer', 'train']
+
+
+def make_loaders(config: Stage2Config, online: bool) -> tuple[DataSpec, list[Evaluator]]:
+    """The training data, and what is measured while training.
+
+    Args:
+        config: The run's.
+        online: Deliver captions in place of their vectors.
+    """
+    preprocessing = tower_preprocessing(config.model.vision)
+    data = build_image_loader(config.train_data, preprocessing, config.global_train_batch_size, config.seed, True,
+                              'train_data', online=online)
+    if config.eval_data is None:
+        return data, []
+    eval_data = build_image_loader(config.eval_data, preprocessing, config.global_eval_batch_size, config.seed, False,
+                                   'eval_data', online=online)
+    return data, [Evaluator(label='eval', dataloader=eval_data)]
+
+
+def make_model(config: Stage2Config, llm_embed_dim: int, load_weights: bool = True) -> ComposerLLM2CLIP:
+    """Vision tower and adapter under the loss of the configuration.
+
+    Args:
+        config: The run's.
+        llm_embed_dim: Width of the teacher's vectors.
+        load_weights: Load the tower's pretrained weights.
+    """
+    return ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim, load_weights), config.loss)
+
+
+def make_trainer(config: Stage2Config) -> Trainer:
+    """Everything that a run needs, checked.
+
+    Raises:
+        ConfigError: The configuration or the data is not what was expected.
+        ValueError: The sidecars come from another teacher than the one that is named.
+    """
+    begin(config)
+    data, evaluators = make_loaders(config, config.online.enabled)
+    record, algorithms = _find_teacher(config, data, evaluators)
+    if dist.get_global_rank() == 0:
+        record_teacher(record, config.save_folder)
+    reproducibility.seed_all(config.seed)
+    model = make_model(config, record.llm_embed_dim, load_weights=config.initial_weights is None)
+    if config.initial_weights is not None:
+        load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
+    return build_trainer(config, model, build_optimizer(config, model), data, evaluators, algorithms)
+
+
+def make_joint_trainer(config: Stage2Config, make_model: Callable[[], JointLLM2CLIP]) -> Trainer:
+    """What LLM2CLIP is compared with: the same training, but the text encoder learns too.
+
+    Args:
+        config: The run's, of which `online` and `teacher` are not used.
+        make_model: Makes the model when the random seed is set.
+    """
+    begin(config)
+    data, evaluators = make_loaders(config, online=True)
+    reproducibility.seed_all(config.seed)
+    model = make_model()
+    return build_trainer(config, model, build_optimizer(config, model), data, evaluators)
+
+
+def train(config: Stage2Config) -> None:
+    """Train, or go on where a run was stopped.
+
+    Raises:
+        ConfigError: The configuration or the data is not what was expected.
+        ValueError: The sidecars come from another teacher than the one that is named.
+    """
+    trainer = make_trainer(config)
+    fit(trainer)
+    trainer.close()
+    if dist.get_global_rank() == 0:
+        print(f'wrote the model to {config.checkpoint_folder}', flush=True)
+
+
+def _find_teacher(
+    config: Stage2Config, data: DataSpec, evaluators: list[Evaluator]
+) -> tuple[TeacherRecord, list[Algorithm]]:
+    """The teacher of the sidecars, or the one in the loop and the algorithm that runs it."""
+    if config.online.enabled:
+        if config.teacher is None:
+            raise ConfigError('teacher: required but not set, since online.enabled is true')
+        online = load_online_teacher(config.teacher, get_device(config.device), config.online.batch_tokens,
+                                     config.online.precision, config.online.sharded)
+        about = {'llm_embed_dim': online.encoder.llm_embed_dim}
+        return TeacherRecord(teacher_fingerprint(config.teacher), about), [online]
+    record = sidecar_teacher(data)
+    if config.teacher is not None:
+        record.teacher.check(teacher_fingerprint(config.teacher), 'the sidecar of train_data', config.teacher)
+    for evaluator in evaluators:
+        sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+    return record, []

@@ -1,0 +1,159 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What decides a teacher's vectors, kept wherever they are used, so that no others are taken for them."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn as nn
+import xxhash
+
+from llm2clip.config import ConfigError
+from llm2clip.data.schema import TEACHER_FILE
+from llm2clip.folders import write_text
+
+__all__ = ['Fingerprint', 'TeacherRecord', 'difference', 'hash_files', 'hash_weights']
+
+_SEVERAL = 'concatenated'
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Of one teacher, or of several whose vectors stand one after the other.
+
+    Attributes:
+        teachers: Of each, ``weights``, a hash of them, and how it turns a caption into a vector.
+    """
+
+    teachers: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, weights: str, encoding: Mapping[str, Any]) -> 'Fingerprint':
+        """Of one teacher."""
+        return cls(({'weights': weights, **encoding},))
+
+    @classmethod
+    def concatenate(cls, fingerprints: Iterable['Fingerprint']) -> 'Fingerprint':
+        """Of the teachers of all, in order."""
+        return cls(tuple(teacher for fingerprint in fingerprints for teacher in fingerprint.teachers))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
+        """What `to_json` gave."""
+        return cls(tuple(value.get(_SEVERAL, [value])))
+
+    def to_json(self) -> dict[str, Any]:
+        """For files; one teacher's fields, or those of several in a list."""
+        return self.teachers[0] if len(self.teachers) == 1 else {_SEVERAL: list(self.teachers)}
+
+    def __len__(self) -> int:
+        return len(self.teachers)
+
+    def __iter__(self) -> Iterator['Fingerprint']:
+        """Each teacher's."""
+        return (Fingerprint((teacher,)) for teacher in self.teachers)
+
+    def __str__(self) -> str:
+        """A table of each teacher's fields in Markdown, without the empty ones."""
+        return '\n\n'.join('\n'.join(['| | |', '|---|---|', *(f'| {name} | `{value}` |' for name, value in one.items()
+                                                              if value != '')]) for one in self.teachers)
+
+    def check(self, expected: 'Fingerprint', what: str, reference: str, but: Iterable[str] = ()) -> None:
+        """Raise a ValueError that names the first field in which `what` is another teacher than `reference`.
+
+        Args:
+            expected: The reference's.
+            what: Whose fingerprint this is, for the message.
+            reference: Whose the other is.
+            but: Fields that are left out.
+        """
+        found, others = ([{name: value for name, value in one.items() if name not in but} for one in side.teachers]
+                         for side in (self, expected))
+        differing = difference(found[0], others[0]) if len(found) == len(others) == 1 else difference(
+            {f'teacher {i}': one for i, one in enumerate(found, 1)},
+            {f'teacher {i}': one for i, one in enumerate(others, 1)})
+        if differing is not None:
+            raise ValueError(f'{what} comes from another teacher than {reference}: {differing}')
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """What `teacher.json` says in a sidecar, or in a run of stage 2.
+
+    Attributes:
+        teacher: Whose vectors they are.
+        about: In a run ``llm_embed_dim``, the vectors' width; in a sidecar ``dataset``, ``caption_keys``, ``vectors``.
+    """
+
+    teacher: Fingerprint
+    about: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Union[str, Path]) -> 'TeacherRecord':
+        """The record of a folder.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        path = Path(folder, TEACHER_FILE)
+        if not path.is_file():
+            raise ConfigError(f'{folder} has no {TEACHER_FILE}, which says from which teacher it comes')
+        about = json.loads(path.read_text())
+        return cls(Fingerprint.from_json(about.pop('teacher')), about)
+
+    @property
+    def llm_embed_dim(self) -> int:
+        return self.about['llm_embed_dim']
+
+    def write(self, folder: Union[str, Path]) -> None:
+        """Into a folder that has none yet."""
+        write_text(Path(folder, TEACHER_FILE), self.to_text())
+
+    def to_text(self) -> str:
+        return json.dumps({'teacher': self.teacher.to_json(), **self.about}, indent=2) + '\n'
+
+    def difference(self, expected: 'TeacherRecord') -> Optional[str]:
+        """The first field in which two records differ."""
+        return difference({'teacher': self.teacher.to_json(), **self.about},
+                          {'teacher': expected.teacher.to_json(), **expected.about})
+
+
+def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:
+    """The first field in which two nested mappings differ, with both values; None if they are equal."""
+    for name in sorted({*found, *expected}):
+        a, b = found.get(name), expected.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if (inner := difference(a, b)) is not None:
+                return f'{name}.{inner}'
+        elif a != b:
+            return f'{name} is {a!r}, expected {b!r}'
+    return None
+
+
+def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
+    """Hash of the weights, tokenizer, chat template and configurations in a folder.
+
+    Args:
+        folder: Of a model.
+        leave_out: Name of a file that does not count.
+    """
+    digest = xxhash.xxh64()
+    kinds = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
+    for path in sorted(path for path in Path(folder).rglob('*') if path.suffix in kinds and path.name != leave_out):
+        digest.update(path.relative_to(folder).as_posix())
+        with path.open('rb') as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_weights(module: nn.Module, digest: xxhash.xxh64) -> None:
+    """Add the bytes of all weights and buffers to a hash."""
+    for name, weight in sorted(module.state_dict().items()):
+        digest.update(name)
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
