@@ -112,6 +112,7 @@ class TeacherRecord:
 
     def write(self, folder: Union[str, Path]) -> None:
         """Into a folder that has none yet."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         write_text(Path(folder, TEACHER_FILE), self.to_text())
 
     def to_text(self) -> str:
