@@ -3,14 +3,24 @@
 
 """Recipes as a user launches them, with a rank or two."""
 
+import atexit
+import contextlib
+import faulthandler
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import NoReturn, Optional
 
 import torch
+from remotes import free_port
 
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import load_checkpoint_model
@@ -30,15 +40,118 @@ SHARDED = ['fsdp={state_dict_type: sharded, activation_checkpointing: true}', 'a
            'device_train_microbatch_size=3']
 
 
-def start(recipe: str, folder: Path, args: list[str], ranks: int = 1, **env: str) -> 'subprocess.Popen[str]':
-    log = open(folder.with_suffix('.log'), 'a')  # noqa: SIM115
+# A server that has imported what recipes import; it forks a run in place of starting an interpreter, which would take
+# longer than the run itself.
+_WARM = multiprocessing.get_context('forkserver')
+_WARM.set_forkserver_preload(['llm2clip.stages.stage1', 'llm2clip.stages.stage2', 'llm2clip.teacher.extraction',
+                              'llm2clip.evaluation.evaluate', 'composer.algorithms', 'wandb'])
+
+
+class Launched:
+    """A script on one or several ranks, in a process group of its own, as Composer's launcher starts it.
+
+    The launcher itself is for the tests that are about it.
+
+    Args:
+        command: Path of the script, and its arguments.
+        log: Receives all output.
+        ranks: Processes.
+        env: Environment of all.
+        first: Rank of the first process.
+        world_size: Ranks of all nodes; unset, those of this one.
+        port: Where ranks meet.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, ranks: int = 1, env: Optional[Mapping[str, str]] = None,
+                 first: int = 0, world_size: Optional[int] = None, port: Optional[int] = None) -> None:
+        of_rank = [{'RANK': str(first + k), 'WORLD_SIZE': str(world_size or ranks), 'LOCAL_RANK': str(k),
+                    'LOCAL_WORLD_SIZE': str(ranks), 'NODE_RANK': str(first // ranks), 'MASTER_ADDR': '127.0.0.1',
+                    'MASTER_PORT': str(port or free_port()), **(env or {})} for k in range(ranks)]
+        for one in of_rank:
+            one['MASTER_PORT'] = of_rank[0]['MASTER_PORT']
+        before = os.environ.copy()
+        os.environ['OMP_NUM_THREADS'] = '1'  # which the server, started by the first run, reads when it imports torch
+        self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank))
+        self._process.start()
+        os.environ.clear()
+        os.environ.update(before)
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> Optional[int]:
+        return self._process.exitcode
+
+    def wait(self, timeout: Optional[float] = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired('run', timeout or 0)
+        return self._process.exitcode
+
+
+def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]]) -> None:
+    """Fork the ranks; when one fails, end the others."""
+    os.setsid()
+    with log.open('ab') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    left = set()
+    for env in of_rank:
+        if (pid := os.fork()) == 0:
+            _run_rank(command, env)
+        left.add(pid)
+    code = 0
+    while left:
+        pid, status = os.wait()
+        left.discard(pid)
+        failed = os.waitstatus_to_exitcode(status)
+        if failed and not code:
+            code = failed
+            for other in left:
+                os.kill(other, signal.SIGTERM)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
+    code = 1
+    try:
+        os.environ.update(env)
+        os.chdir(ROOT)
+        faulthandler.enable()
+        # As in a process that begins: workers are forked, and what they share has a tracker of this rank's own.
+        multiprocessing.set_start_method('fork', force=True)
+        resource_tracker._resource_tracker.__init__()
+        sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+        sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1) for fd in (1, 2))
+        runpy.run_path(command[0], run_name='__main__')
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    os._exit(code)
+
+
+def start(recipe: str, folder: Path, args: list[str], ranks: int = 1, **env: str) -> Launched:
+    return Launched([f'recipes/{recipe}.py', *args, f'save_folder={folder}'], folder.with_suffix('.log'), ranks, env)
+
+
+def start_by_composer(recipe: str, folder: Path, args: list[str], ranks: int) -> 'subprocess.Popen[str]':
     command = [str(COMPOSER), '-n', str(ranks), f'recipes/{recipe}.py', *args, f'save_folder={folder}']
-    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, text=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONFAULTHANDLER': '1', **env})
+    with folder.with_suffix('.log').open('a') as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                                text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = True, **env: str) -> str:
-    process = start(recipe, folder, args, ranks, **env)
+    return finish(start(recipe, folder, args, ranks, **env), folder.with_suffix('.log'), ok)
+
+
+def finish(process: Launched, log: Path, ok: bool = True) -> str:
+    """Wait for a run; returns what it said."""
     try:
         code = process.wait(timeout=240)
     except subprocess.TimeoutExpired:
@@ -46,7 +159,7 @@ def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = T
         time.sleep(2)
         os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
-    output = folder.with_suffix('.log').read_text()
+    output = log.read_text()
     assert (code == 0) is ok and code != -signal.SIGKILL, output[-20_000:]
     return output
 

@@ -6,7 +6,6 @@
 import os
 import random
 import signal
-import subprocess
 import time
 import zipfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import SGD, SHARDED, losses, run, start, weights
+from launched import SGD, SHARDED, Launched, losses, run, start, weights
 from safetensors.torch import load_file
 
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -27,7 +26,7 @@ def adamw(args: list[str], steps: int, *extra: str) -> list[str]:
     return [*args, 'optimizer.name=adamw', 'optimizer.lr=0.01', f'max_duration={steps}ba', *extra]
 
 
-def kill_when(reached: Callable[[], bool], process: 'subprocess.Popen[str]', folder: Path, delay: float = 0.0) -> None:
+def kill_when(reached: Callable[[], bool], process: Launched, folder: Path, delay: float = 0.0) -> None:
     """Kill all processes of a run, `delay` seconds after it has `reached` something."""
     deadline = time.monotonic() + 120
     while not reached():

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launched import start
+from launched import start_by_composer
 from recipes_in_process import run_recipe
 
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -70,7 +70,8 @@ def _alive(group: int) -> list[str]:
 @pytest.mark.dist
 def test_ctrl_c_ends_both_ranks_with_one_line(stage2_args: list[str], tmp_path: Path) -> None:
     folder = tmp_path / 'run'
-    process = start('train_stage2', folder, [*stage2_args, 'max_duration=100000ba', 'eval_interval=100000ba'], 2)
+    args = [*stage2_args, 'max_duration=100000ba', 'eval_interval=100000ba']
+    process = start_by_composer('train_stage2', folder, args, 2)
     link = folder / 'checkpoints/latest-rank0.pt'
     deadline = time.monotonic() + 120
     while not link.exists():
