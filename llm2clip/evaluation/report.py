@@ -90,7 +90,8 @@ def report_parts(
 
 def _cra(results: Mapping[str, Any]) -> str:
     """Of each text encoder, as bars."""
-    if not (cra := results.get('cra')):
+    cra: Mapping[str, float] = results.get('cra', {})
+    if not cra:
         return ''
     pairs = f'{results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else 'all pairs'
     return section('Caption retrieval accuracy', f'How often the two captions of a pair find each other among '
