@@ -60,7 +60,7 @@ def load_model(folder: str, device: Device, texts: bool = True) -> tuple[Trained
     digest = xxhash.xxh64(json.dumps([exported.config.model, exported.config.teacher], sort_keys=True))
     hash_weights(exported.model, digest)
     device.module_to_device(exported)
-    return TrainedLLM2CLIP(exported.model, lambda texts: (exported.embed_texts(texts).cpu(), 0)), digest.hexdigest()
+    return TrainedLLM2CLIP(exported.model, lambda asked: (exported.embed_texts(asked).cpu(), 0)), digest.hexdigest()
 
 
 class Entry(NamedTuple):

@@ -32,7 +32,8 @@ def main(config: SearchConfig) -> None:
     for query, hits in answers:
         print('\n'.join([query, *(f'  {score:.3f}  {path}' for path, score in hits)]))
     if config.html is not None:
-        write_search_page(config.html, f'{len(index.entries):,} images of {index.images}, {config.model}', answers)
+        seen = f'The best of {len(index.entries):,} images in {index.images}, by {config.model}.'
+        write_search_page(config.html, seen, answers)
         print(f'wrote {config.html}', file=sys.stderr)
 
 

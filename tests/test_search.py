@@ -31,16 +31,7 @@ from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.export.check import pictures
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.search import (
-    INDEX_FILE,
-    Index,
-    find_images,
-    load_model,
-    read_index,
-    read_queries,
-    search,
-    update_index,
-)
+from llm2clip.search import INDEX_FILE, Index, find_images, load_model, read_index, read_queries, search, update_index
 
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]
@@ -282,14 +273,14 @@ def test_killed_it_has_what_was_saved_whole(
 
 
 def test_an_index_of_something_else_is_refused_and_kept(
-    model: Model, teacher_folder: Path, photos: Path, tmp_path: Path, reads: list[str]
+    model_folder: Path, model: Model, teacher_folder: Path, photos: Path, tmp_path: Path, reads: list[str]
 ) -> None:
     folder = tmp_path / 'index'
     update(folder, model, photos)
     before = (folder / INDEX_FILE).read_bytes()
     reads.clear()
     other = load_model(str(write_export(tmp_path / 'other', teacher_folder, seed=4)), DeviceCPU())
-    same = load_model(str(write_export(tmp_path / 'same', teacher_folder)), DeviceCPU())
+    same = load_model(shutil.copytree(model_folder, tmp_path / 'same'), DeviceCPU())
     for asked, images, message in [
         (other, photos, 'was made with another model; give another `index`, or remove that file'),
         (other, None, 'was made with another model'), (model, photos / 'odd', 'not of those in .*photos/odd'),

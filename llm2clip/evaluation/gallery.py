@@ -19,14 +19,14 @@ from llm2clip.evaluation.page import picture, section, write_page
 from llm2clip.evaluation.retrieval import RetrievalResult
 from llm2clip.evaluation.sets.base import RetrievalSet
 
-__all__ = ['make_gallery', 'write_search_page']
+__all__ = ['make_gallery', 'thumbnail', 'write_search_page']
 
 _KINDS = ('best', 'median', 'worst')
 # Pixels of the longer side: about twice what a page shows, for dense screens.
 _SIDE, _LARGE = 112, 320
 
 
-def _thumbnail(data: bytes, name: str, side: int = _SIDE) -> str:
+def thumbnail(data: bytes, name: str, side: int = _SIDE) -> str:
     """A small JPEG as a data URI."""
     image = decode_image(data, name)
     image.thumbnail((side, side))
@@ -70,7 +70,7 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
     def shown(i: int) -> str:
         if i not in pictures:
             position = result.images[i]
-            pictures[i] = _thumbnail(dataset.read_image(position), dataset.image_ids[position])
+            pictures[i] = thumbnail(dataset.read_image(position), dataset.image_ids[position])
         return pictures[i]
 
     by_text = _rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)
@@ -114,7 +114,7 @@ def write_search_page(
 
 def _tile(path: str, score: float, folder: str) -> str:
     try:
-        image = picture(_thumbnail(Path(path).read_bytes(), path, _LARGE))
+        image = picture(thumbnail(Path(path).read_bytes(), path, _LARGE))
     except (OSError, ValueError):  # since it was indexed
         image = '<p>gone or damaged</p>'
     link = quote(os.fsencode(os.path.relpath(path, folder)))
