@@ -622,7 +622,7 @@ class ReportConfig:
     results: str = MISSING
     """Folder that `evaluate` wrote."""
     out: str = MISSING
-    """Receives `report.html` and `results.json` with the steps' seconds."""
+    """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/summary.py`."""
     steps: dict[str, str] = MISSING
     """Step -> its folder, in the order of the pipeline."""
     galleries: list[str] = field(default_factory=list)
@@ -641,19 +641,13 @@ class SearchConfig:
     is searched as it is."""
     index: str = 'runs/search'
     """Folder of the index, which is of one model and one folder of images."""
-    replace: bool = False
-    """Discard an index of another model, folder or precision, which is an error otherwise."""
     query: Any = None
-    """A text, the path of an image file, or a list of them.  Unset, in a terminal: asked for, one after the other."""
+    """A text, the path of an image file, or a list of them.  Unset, the index is only brought up to date."""
     top: int = 10
-    """Images a query."""
+    """Images per query."""
     html: Optional[str] = None
     """File for a page with the pictures."""
-    html_embed: int = 500
-    """A page of more pictures shows the files themselves, one of fewer has thumbnails in it and needs no other file."""
     batch_size: int = 64
     num_workers: int = 2
     """Processes that read and decode images."""
-    precision: Optional[str] = None
-    """`fp32`, or `amp_bf16` for a forward pass in bfloat16.  Unset: that of the index, `fp32` for a new one."""
     device: Optional[str] = None

@@ -11,16 +11,16 @@ from llm2clip.config import ReportConfig
 
 
 def main(config: ReportConfig) -> None:
-    from llm2clip.evaluation.report import check_steps, collect_seconds, read_evaluation, render_report
+    from llm2clip.evaluation.page import write_page
+    from llm2clip.evaluation.report import check_steps, read_evaluation, report_parts
+    from llm2clip.evaluation.summary import collect_seconds, summarize
     from llm2clip.folders import write_text
 
     results, galleries = read_evaluation(config.results, config.galleries)
     check_steps(config.steps)
-    page = render_report(config.title, results, galleries, config.steps)
     out = Path(config.out)
-    results['seconds'] = collect_seconds(config.steps)
-    write_text(out / 'results.json', json.dumps(results, indent=2) + '\n')
-    write_text(out / 'report.html', page)
+    write_page(out / 'report.html', config.title, report_parts(results, galleries, config.steps))
+    write_text(out / 'results.json', json.dumps(summarize(results, collect_seconds(config.steps)), indent=2) + '\n')
     print(f'wrote {out / "report.html"} and {out / "results.json"}')
 
 

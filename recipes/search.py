@@ -4,47 +4,47 @@
 """Images found by a text or an image:
 python recipes/search.py model=runs/quickstart/export/llm2clip images=photos query='a dog on the beach' html=out.html"""
 
+import json
 import sys
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, SearchConfig
-from llm2clip.search.arguments import literal_queries
 
 
 def main(config: SearchConfig) -> None:
-    from llm2clip.search.answers import Searcher, answer_lines, check_queries, read_queries
-    from llm2clip.search.exported import ExportedModel
-    from llm2clip.search.index import Index
-    from llm2clip.search.page import write_page
-    from llm2clip.search.prompt import typed_answers
-    from llm2clip.search.update import update_index
+    from composer.utils import get_device
+
+    from llm2clip.evaluation.gallery import write_search_page
+    from llm2clip.search import is_image, load_model, read_index, read_queries, search, update_index
 
     queries = read_queries(config.query)
     if config.top < 1:
         raise ConfigError(f'top: {config.top} is less than 1')
-    model, index = ExportedModel(config.model, config.device), Index(config.index)
-    check_queries(queries, index, model)
+    if not queries and config.images is None:
+        raise ConfigError('query: expected a text or the path of an image, since there are no `images` to index')
+    model, fingerprint = load_model(config.model, get_device(config.device), not all(map(is_image, queries)))
+    index = read_index(config.index, fingerprint, config.images)
     if config.images is not None:
-        update = update_index(index, model, config.images, config.precision, config.batch_size, config.num_workers,
-                              config.replace)
-        print(f'{config.index}:', '\n'.join(update.lines()), file=sys.stderr)
-    searcher = Searcher(index, model)
-    if not index.finished:
-        print(f'{config.index}: not finished; give `images` to go on with it', file=sys.stderr)
-
-    answers = searcher.answer(queries, config.top)
-    for answer in answers:
-        print('\n'.join(answer_lines(answer)))
-    about = f'{len(searcher.paths):,} images of {searcher.about.images}, {config.model}'
-    if config.html is not None and answers:
-        write_page(config.html, answers, about, config.html_embed)
+        print(update_index(index, model, config.batch_size, config.num_workers), file=sys.stderr)
+    elif index.missing:
+        print(f'{index.file}: {index.missing:,} images are missing; give `images` to go on with them', file=sys.stderr)
+    answers = list(zip(queries, search(index, model, queries, config.top)))
+    for query, hits in answers:
+        print('\n'.join([query, *(f'  {score:.3f}  {path}' for path, score in hits)]))
+    if config.html is not None:
+        seen = f'The best of {len(index.entries):,} images in {index.images}, by {config.model}.'
+        write_search_page(config.html, seen, answers)
         print(f'wrote {config.html}', file=sys.stderr)
-    if not queries and sys.stdin.isatty():
-        for answer in typed_answers(lambda queries: searcher.answer(queries, config.top)):
-            answers.insert(0, answer)
-            if config.html is not None:
-                write_page(config.html, answers, about, config.html_embed)
+
+
+def as_typed(arg: str) -> str:
+    """An argument, with a text as it is typed: YAML would cut ``query=dog #1`` and read ``query=no`` as false.
+
+    What begins with a bracket or a quote is left to YAML.
+    """
+    value = arg.removeprefix('query=')
+    return arg if value == arg or value.startswith(('[', '"', "'")) else f'query={json.dumps(value)}'
 
 
 if __name__ == '__main__':
-    run_command(SearchConfig, main, literal_queries(sys.argv[1:]))
+    run_command(SearchConfig, main, list(map(as_typed, sys.argv[1:])))

@@ -26,7 +26,8 @@ from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.gallery import make_gallery
 from llm2clip.evaluation.images import encode_images
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
-from llm2clip.evaluation.report import render_report
+from llm2clip.evaluation.page import write_page
+from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.sets.base import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
@@ -136,7 +137,7 @@ class Evaluation:
         write_text(out / 'results.json', json.dumps(self.results, indent=2) + '\n')
         write_text(out / 'results.md', markdown(result_tables(self.results), partial_note(self.results)))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
-        write_text(out / 'report.html', render_report(self.config.title, self.results, self.galleries))
+        write_page(out / 'report.html', self.config.title, report_parts(self.results, self.galleries))
 
 
 class _ImageFeatures:

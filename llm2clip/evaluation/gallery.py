@@ -1,28 +1,35 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a model found, to look at: the best, median and worst queries of a benchmark with their results."""
+"""What a model found, to look at: the best, median and worst queries of a benchmark, and the answers of a search."""
 
 import base64
+import html
 import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
 from llm2clip.data.images import decode_image
+from llm2clip.evaluation.page import picture, section, write_page
 from llm2clip.evaluation.retrieval import RetrievalResult
 from llm2clip.evaluation.sets.base import RetrievalSet
 
-__all__ = ['make_gallery', 'thumbnail']
+__all__ = ['make_gallery', 'thumbnail', 'write_search_page']
 
 _KINDS = ('best', 'median', 'worst')
-_SIDE = 112
+# Pixels of the longer side: about twice what a page shows, for dense screens.
+_SIDE, _LARGE = 112, 320
 
 
-def thumbnail(data: bytes, name: str) -> str:
+def thumbnail(data: bytes, name: str, side: int = _SIDE) -> str:
     """A small JPEG as a data URI."""
     image = decode_image(data, name)
-    image.thumbnail((_SIDE, _SIDE))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, 'JPEG', quality=85)
     return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
@@ -60,7 +67,7 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
         texts_of.setdefault(image, set()).add(text)
     pictures: dict[int, str] = {}
 
-    def picture(i: int) -> str:
+    def shown(i: int) -> str:
         if i not in pictures:
             position = result.images[i]
             pictures[i] = thumbnail(dataset.read_image(position), dataset.image_ids[position])
@@ -69,9 +76,9 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
     by_text = _rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)
     by_image = _rows(result.image_features, text_features, result.ranks.images, texts_of, n, top)
     return {
-        'texts': [{**row, 'query': texts[row['query']], 'results': [(picture(i), hit) for i, hit in row['results']]}
+        'texts': [{**row, 'query': texts[row['query']], 'results': [(shown(i), hit) for i, hit in row['results']]}
                   for row in by_text],
-        'images': [{**row, 'query': picture(row['query']), 'results': [(texts[i], hit) for i, hit in row['results']]}
+        'images': [{**row, 'query': shown(row['query']), 'results': [(texts[i], hit) for i, hit in row['results']]}
                    for row in by_image],
     }
 
@@ -87,3 +94,30 @@ def _rows(
         rows.append({'kind': kind, 'rank': int(ranks[query]) + 1, 'query': query,
                      'results': [(i, i in right[query]) for i in best]})
     return rows
+
+
+def write_search_page(
+    path: str, seen: str, answers: Iterable[tuple[str, Sequence[tuple[str, float]]]]
+) -> None:
+    """Write a page with the pictures that a search found, each of which leads to its file.
+
+    Args:
+        path: The page.
+        seen: What was searched, a sentence below each query.
+        answers: Queries, each with paths of images and their scores.
+    """
+    folder = os.path.dirname(path) or '.'
+    write_page(path, 'Search', (
+        section(query, seen, f'<div class="tiles">{"".join(_tile(*hit, folder) for hit in hits)}</div>')
+        for query, hits in answers))
+
+
+def _tile(path: str, score: float, folder: str) -> str:
+    try:
+        image = picture(thumbnail(Path(path).read_bytes(), path, _LARGE))
+    except (OSError, ValueError):  # since it was indexed
+        image = '<p>gone or damaged</p>'
+    link = quote(os.fsencode(os.path.relpath(path, folder)))
+    name = html.escape(os.path.basename(path))
+    return (f'<figure><a href="{link}" title="{html.escape(path)}">{image}</a>'
+            f'<figcaption><b>{score:.3f}</b> {name}</figcaption></figure>')

@@ -1,9 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images of an evaluation set -> features, in order, none left out."""
+"""Encoded images -> features, in order: those of an evaluation set, none left out, or files that may be damaged."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -11,22 +13,80 @@ from tqdm import tqdm
 
 from llm2clip.evaluation.models import EvaluatedModel
 
-__all__ = ['encode_images']
+__all__ = ['EncodedBatch', 'encode_batches', 'encode_images']
+
+
+class EncodedBatch(NamedTuple):
+    """B images that follow one another, of which b could be read."""
+
+    positions: list[int]
+    """Of the b images."""
+    features: torch.Tensor
+    """``(b, D)``, of length 1, in float32 on the CPU."""
+    pooled: torch.Tensor
+    """What the tower says before it is projected, ``(b, W)``, in float32 on the CPU."""
+    unreadable: dict[int, str]
+    """Position -> why, which names the image; of the others."""
 
 
 class _Images(Dataset):
 
     def __init__(
         self, read_image: Callable[[int], bytes], names: Sequence[str],
-        preprocess: Callable[[bytes, str], torch.Tensor],
+        preprocess: Callable[[bytes, str], torch.Tensor], keep_going: bool,
     ) -> None:
-        self.read_image, self.names, self.preprocess = read_image, names, preprocess
+        self.read_image, self.names, self.preprocess, self.keep_going = read_image, names, preprocess, keep_going
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.preprocess(self.read_image(index), self.names[index])
+    def __getitem__(self, index: int) -> tuple[int, Union[torch.Tensor, str]]:
+        try:
+            return index, self.preprocess(self.read_image(index), self.names[index])
+        except Exception as error:  # whatever a decoder raises, it is about this image, and the others go on
+            if not self.keep_going:
+                raise
+            reason = str(error) if isinstance(error, (OSError, ValueError)) else f'{self.names[index]}: {error!r}'
+            return index, re.sub(r' <\S+ object at \w+>', '', reason)
+
+
+def _collate(
+    samples: list[tuple[int, Union[torch.Tensor, str]]]
+) -> tuple[list[int], Optional[torch.Tensor], dict[int, str]]:
+    """Positions and stacked pixels of what could be read, if anything could, and why the rest could not."""
+    read = {index: pixels for index, pixels in samples if isinstance(pixels, torch.Tensor)}
+    unreadable = {index: why for index, why in samples if isinstance(why, str)}
+    return list(read), torch.stack(list(read.values())) if read else None, unreadable
+
+
+def encode_batches(
+    model: EvaluatedModel,
+    read_image: Callable[[int], bytes],
+    names: Sequence[str],
+    batch_size: int = 64,
+    num_workers: int = 2,
+    keep_going: bool = False,
+) -> Iterator[EncodedBatch]:
+    """Features of images, batch after batch, in order.
+
+    Args:
+        model: Which encodes.
+        read_image: Position -> encoded image; picklable.
+        names: Of the N images, for messages.
+        batch_size: Images per forward pass.
+        num_workers: Processes that read and decode.
+        keep_going: An image that cannot be read or decoded does not end the pass but is among the `unreadable`.
+
+    Raises:
+        ValueError: An image cannot be decoded; names it.
+    """
+    loader = DataLoader(_Images(read_image, names, model.preprocess, keep_going), batch_size, num_workers=num_workers,
+                        collate_fn=_collate, pin_memory=model.device.type == 'cuda')
+    for positions, pixel_values, unreadable in loader:
+        features = pooled = torch.empty(0, 0)
+        if pixel_values is not None:
+            features, pooled = (rows.cpu() for rows in model.image_features(pixel_values.to(model.device)))
+        yield EncodedBatch(positions, features, pooled, unreadable)
 
 
 def encode_images(
@@ -37,25 +97,23 @@ def encode_images(
     batch_size: int = 64,
     num_workers: int = 2,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features ``(N, D)`` and the tower's own ``(N, W)``, in float32 on the CPU.
+    """Features ``(N, D)`` and the tower's own ``(N, W)``, in float32 on the CPU, of every image.
 
     Args:
         model: Which encodes.
         read_image: Position -> encoded image; picklable.
         names: Of the N images, for messages.
         what: Shown beside the progress bar.
-        batch_size: Images a forward pass.
+        batch_size: Images per forward pass.
         num_workers: Processes that read and decode.
 
     Raises:
         ValueError: An image cannot be decoded; names it.
     """
-    loader = DataLoader(_Images(read_image, names, model.preprocess), batch_size, num_workers=num_workers,
-                        pin_memory=model.device.type == 'cuda')
     features, pooled = [], []
     with tqdm(total=len(names), desc=what, unit=' images') as progress:
-        for pixel_values in loader:
-            for rows, part in zip((features, pooled), model.image_features(pixel_values.to(model.device))):
-                rows.append(part.cpu())
-            progress.update(len(pixel_values))
+        for batch in encode_batches(model, read_image, names, batch_size, num_workers):
+            features.append(batch.features)
+            pooled.append(batch.pooled)
+            progress.update(len(batch.positions))
     return torch.cat(features), torch.cat(pooled)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from llm2clip.evaluation.paper import PAPER
 
-__all__ = ['Table', 'markdown', 'partial_note', 'result_tables']
+__all__ = ['Table', 'accuracy_tables', 'markdown', 'partial_note', 'result_tables', 'retrieval_tables']
 
 _RETRIEVAL = [(f'{way}_retrieval_recall@{k}', f'{arrow} R@{k}')
               for way, arrow in (('image', 'text→image'), ('text', 'image→text')) for k in (1, 5, 10)]
@@ -30,8 +30,7 @@ def _cell(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
         return ''
     interval = values.get('intervals', {}).get(name)
-    # A space that does not break, so that a narrow table has the interval on a line of its own.
-    return f'{values[name]:.1f}' + (f' [{interval[0]:.1f},\N{NO-BREAK SPACE}{interval[1]:.1f}]' if interval else '')
+    return f'{values[name]:.1f}' + (f' [{interval[0]:.1f}, {interval[1]:.1f}]' if interval else '')
 
 
 def _truncated(values: Mapping[str, Mapping[str, Any]]) -> str:
@@ -74,11 +73,11 @@ def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table
                  _UNITS + _truncated(sets) + _without_caption(sets))
 
 
-def _retrieval_tables(entries: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """A table a benchmark; but where nothing is compared, one a model."""
+def retrieval_tables(results: Mapping[str, Any]) -> list[Table]:
+    """One table per benchmark of a `results.json`; but where nothing is compared, one per model."""
     tables: list[Table] = []
     alone: dict[str, dict[str, Any]] = {}
-    for name, entry in entries.items():
+    for name, entry in results.get('retrieval', {}).items():
         if len(entry['models']) > 1 or entry['benchmark'] in PAPER:
             tables.append(_retrieval_table(name, entry['benchmark'], entry['models']))
         else:
@@ -96,12 +95,16 @@ def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any
                  f'{_truncated(models)}')
 
 
+def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:
+    """One table per classification benchmark of a `results.json`."""
+    return [_accuracy_table(f'{title}: {name}', kind, entry['models'])
+            for kind, title in (('zeroshot', 'Zero-shot classification'), ('linear_probe', 'Linear probe'))
+            for name, entry in results.get(kind, {}).items()]
+
+
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table of a `results.json`."""
-    tables = _retrieval_tables(results.get('retrieval', {}))
-    for kind, title in (('zeroshot', 'Zero-shot classification'), ('linear_probe', 'Linear probe')):
-        tables += [_accuracy_table(f'{title}: {name}', kind, entry['models'])
-                   for name, entry in results.get(kind, {}).items()]
+    tables = [*retrieval_tables(results), *accuracy_tables(results)]
     if results.get('cra'):
         tables.append(Table('Caption retrieval accuracy', ['encoder', 'CRA'],
                             [[name, f'{value:.1f}'] for name, value in results['cra'].items()],

@@ -5,36 +5,116 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipes_in_process import run_recipe
 
+import llm2clip.evaluation.report
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.report import collect_seconds, render_report
+from llm2clip.evaluation.charts import bars
+from llm2clip.evaluation.page import write_page
+from llm2clip.evaluation.report import report_parts
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 
-def test_report_is_one_file_with_everything(image_dataset: Path, tmp_path: Path) -> None:
-    step = tmp_path / 'stage2'
-    step.mkdir()
-    (step / 'seconds.json').write_text('{"seconds": 12.3}')
-    (step / 'config.yaml').write_text('seed: 1 # <b>\n')
-    lines = [{'step': i, 'loss/train/total': 3.0 - i, 'lr-AdamW/group0': 0.1} for i in range(3)]
-    (step / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 3, "loss')
-    steps = {'stage2': str(step), 'missing': str(tmp_path / 'no')}
-    values = {'n_images': 64, 'n_texts': 64, 'chance@10': 15.6, 'intervals': {'image_retrieval_recall@1': (20.0, 40.5)}}
+def metrics_of(recall: float = 30.25) -> dict[str, Any]:
+    """What `evaluate` writes of a model on a retrieval set of 64 images."""
+    values: dict[str, Any] = {'n_images': 64, 'n_texts': 64, 'chance@10': 15.6,
+                              'intervals': {'image_retrieval_recall@1': [20.0, 40.5]}}
     for way in ('image', 'text'):
-        values.update({f'{way}_retrieval_recall@{k}': 30.25 for k in (1, 5, 10)}, **{f'{way}_retrieval_mean_rank': 7.5})
-    results = {'cra': {'untuned': 61.5}, 'retrieval': {'set': {'benchmark': 'coco', 'models': {'<m>': values}}}}
+        values.update({f'{way}_retrieval_recall@{k}': recall for k in (1, 5, 10)},
+                      **{f'{way}_retrieval_mean_rank': 7.5})
+    return values
+
+
+def entry(*models: str, recall: float = 30.25, benchmark: str = 'mds') -> dict[str, Any]:
+    return {'benchmark': benchmark, 'models': {model: metrics_of(recall) for model in models}}
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> Path:
+    """The folder of a training of three steps in 12.3 seconds."""
+    folder = tmp_path / 'stage2'
+    folder.mkdir()
+    (folder / 'seconds.json').write_text('{"seconds": 12.3}')
+    (folder / 'config.yaml').write_text('seed: 1 # <b>\n')
+    lines = [{'step': i, 'loss/train/total': 3.0 - i, 'lr-AdamW/group0': 0.1} for i in range(3)]
+    (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 3, "loss')
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, list[float]]]]:
+    """Labels and series of each picture of bars."""
+    pictures: list[tuple[list[str], dict[str, list[float]]]] = []
+
+    def noted(labels: list[str], series: dict[str, list[float]]) -> str:
+        pictures.append((labels, series))
+        return bars(labels, series)
+
+    monkeypatch.setattr(llm2clip.evaluation.report, 'bars', noted)
+    return pictures
+
+
+def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
+    results = {'cra': {'untuned': 61.5}, 'retrieval': {'set': entry('<m>', benchmark='coco')}}
     row = {'kind': 'worst', 'rank': 1234, 'query': 'a <caption>', 'results': [('data:image/jpeg;base64,xyz', True)]}
     gallery = {'model': '<m>', 'texts': [row],
                'images': [{**row, 'query': 'data:image/jpeg;base64,abc', 'results': [('found', False)]}]}
-    page = render_report('Title', results, {'set': gallery}, steps)
-    assert collect_seconds(steps) == {'stage2': 12.3}
-    for text in ('<svg', 'base64,xyz', '61.5', 'class="right"', '&lt;b&gt;', '30.2 [20.0,\xa040.5]',
-                 'a &lt;caption&gt;', 'worst, rank 1,234', '&lt;m&gt;', '56.3', '(paper)'):
+    write_page(tmp_path / 'new/report.html', 'A <title>', report_parts(
+        results, {'set': gallery}, {'stage2': str(step), 'missing': str(tmp_path / 'no')}))
+    page = (tmp_path / 'new/report.html').read_text()
+    for text in ('<svg', 'base64,xyz', 'class="right"', '&lt;b&gt;', '<td>30.2<small>[20.0, 40.5]</small></td>',
+                 'A &lt;title&gt;', 'a &lt;caption&gt;', 'worst, rank 1,234', '&lt;m&gt;', '56.3', '(paper)',
+                 '<td>12</td>'):
         assert text in page
     assert 'src="http' not in page and '<script' not in page and 'href=' not in page.replace('xlink:href="#', '')
+    headings = page.count('<h2>')
+    assert headings == page.count('</h2><p>') == 6  # below each, a sentence
+
+
+def test_caption_retrieval_accuracy_is_a_picture_of_bars(drawn: list[Any]) -> None:
+    report_parts({'cra': {'cra_causal': 51.9, 'cra_untrained': 24.8, 'cra': 95.1, 'mine': 3.0}}, {})
+    (labels, series), = drawn
+    assert labels == ['LLM, causal', 'causal mask dropped,\nuntrained', 'after stage 1', 'mine']
+    assert series == {'CRA': [51.9, 24.8, 95.1, 3.0]}
+
+
+def test_languages_stand_in_one_picture_beside_chance(drawn: list[Any]) -> None:
+    sets = {'unseen_style': entry('m'), 'lang_de': entry('m', 'n', recall=10.0), 'lang_fr': entry('m', recall=9.0),
+            'xm3600_fil': entry('m', 'n', recall=4.0)}
+    assert sum('<h2>Languages</h2>' in part for part in report_parts({'retrieval': sets}, {})) == 1
+    assert drawn == [(['de', 'fr', 'fil'], {'m': [10.0, 9.0, 4.0], 'chance': [15.6, 15.6, 15.6]})]
+    drawn.clear()
+    report_parts({'retrieval': {'lang_de': entry('m'), 'own_de': entry('m')}}, {})
+    assert drawn[0][0] == ['lang_de', 'own_de']
+    drawn.clear()
+    report_parts({'retrieval': {'coco': entry('m'), 'de': entry('m')}}, {})
+    assert not drawn
+
+
+def test_results_have_both_stages_and_seconds_at_the_top(
+    step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The format that `llm2clip.evaluation.summary` documents."""
+    cra = {'cra_causal': 51.875, 'cra_untrained': 24.75, 'cra': 95.125}
+    results: dict[str, Any] = {
+        'retrieval': {'unseen_style': entry('ours', 'baseline'), 'lang_de': entry('ours', recall=10.4)},
+        'zeroshot': {}, 'linear_probe': {}, 'cra': cra, 'cra_pairs': 400}
+
+    def reported() -> dict[str, Any]:
+        (tmp_path / 'results.json').write_text(json.dumps(results))
+        (tmp_path / 'gallery.json').write_text('{}')
+        run_recipe(monkeypatch, 'report', f'results={tmp_path}', f'out={tmp_path}/out', f'steps={{stage2: {step}}}')
+        return json.loads((tmp_path / 'out/results.json').read_text())
+
+    expected = {'stage1': cra, 'stage2': {'unseen_style': metrics_of(), 'lang_de': metrics_of(10.4)},
+                'seconds': {'stage2': 12.3}}
+    assert reported() == expected
+    accuracy = {'zeroshot_top1': 70.0, 'zeroshot_top5': 90.0, 'mean_per_class': 69.0, 'n_classes': 10, 'n_images': 50}
+    results.update(missing=['cra'], cra={}, zeroshot={'cifar10': {'benchmark': 'cifar', 'models': {'ours': accuracy}}})
+    assert reported() == {**expected, 'stage1': {}, 'zeroshot': {'cifar10': accuracy}, 'missing': ['cra']}
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The parts of an HTML page that needs no other file: the report's, and the one of what a search found."""
+
+import html
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Union
+
+from llm2clip.evaluation.tables import Table
+from llm2clip.folders import write_text
+
+__all__ = ['chip', 'picture', 'section', 'table', 'write_page']
+
+# Made for a window of 1280 pixels; what is wider, such as a table of long names, scrolls inside its own box.
+_STYLE = '''
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1.5rem; color: #222 }
+h2 { margin-top: 2.5rem; border-top: 1px solid #ddd; padding-top: 1rem; overflow-wrap: anywhere }
+h2 + p { max-width: 50rem } .note { max-width: 50rem; color: #777; font-size: 13px } .wide { overflow-x: auto }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 14px }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid #ddd; vertical-align: top }
+td + td, th + th { text-align: right } th:first-child { text-align: left }
+td small { display: block; color: #777; white-space: nowrap } tr.paper td { color: #777; font-style: italic }
+.grid { display: grid; gap: .5rem } .row { display: flex; gap: .4rem; align-items: center }
+.row b { width: 15rem; text-align: right; font-weight: 500; flex: none }
+.row i { width: 9.5rem; color: #777; flex: none }
+.row div { display: flex; gap: .4rem; flex-wrap: wrap } .row img { width: 64px; height: 64px }
+img { border: 3px solid #eee; border-radius: 6px; object-fit: contain; flex: none } img.right { border-color: #2a2 }
+.chip { border: 2px solid #eee; border-radius: 6px; padding: .1rem .5rem } .chip.right { border-color: #2a2 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 1rem }
+.tiles figure { margin: 0; min-width: 0 }
+.tiles figcaption { font-size: 13px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.tiles img { width: 100%; aspect-ratio: 1; box-sizing: border-box }
+svg { max-width: 100%; height: auto } details pre { background: #f6f6f6; padding: 1rem; overflow: auto }
+'''
+
+
+def write_page(path: Union[str, Path], title: str, parts: Iterable[str]) -> None:
+    """Write a page of HTML parts, which is never seen half written; makes its folder."""
+    text = html.escape(title)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, '<!doctype html><html lang="en"><meta charset="utf-8">'
+               '<meta name="viewport" content="width=device-width, initial-scale=1">'
+               f'<title>{text}</title><style>{_STYLE}</style><body><h1>{text}</h1>{"".join(parts)}</body></html>\n')
+
+
+def section(title: str, seen: str, body: str) -> str:
+    """A heading, a sentence that says what one sees below, and HTML."""
+    return f'<section><h2>{html.escape(title)}</h2><p>{html.escape(seen)}</p>{body}</section>'
+
+
+def table(content: Table) -> str:
+    """Header and rows, above the table's note; an interval in brackets stands below its value."""
+    head = ''.join(f'<th>{html.escape(cell)}</th>' for cell in content.header)
+    body = ''.join(f'<tr{" class=paper" if row[0].endswith("(paper)") else ""}>' + ''.join(map(_cell, row)) + '</tr>'
+                   for row in content.rows)
+    note = f'<p class="note">{html.escape(content.note)}</p>' if content.note else ''
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>{note}'
+
+
+def _cell(text: str) -> str:
+    value, bracket, interval = html.escape(text).partition(' [')
+    return f'<td>{value}<small>[{interval}</small></td>' if bracket else f'<td>{value}</td>'
+
+
+def picture(source: str, right: bool = False) -> str:
+    """An image by its data URI, framed in green if it is right."""
+    return f'<img class="{"right" if right else ""}" src="{source}" alt="">'
+
+
+def chip(text: str, right: bool) -> str:
+    """A text, framed in green if it is right."""
+    return f'<span class="chip {"right" if right else ""}">{html.escape(text)}</span>'

@@ -1,0 +1,249 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Images of a folder, found by a text or by another image.
+
+The index of a folder is one safetensors file, which is replaced as a whole.  Its tensors are ``features``, ``(N, D)``
+in float16 and of length 1, and ``files``, JSON as bytes: path -> size and time of the last change in ns of the N files.
+Its metadata are the folder of ``images``, the fingerprint of the ``model`` and how many images were still ``missing``.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import xxhash
+from composer.devices import Device
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from llm2clip.config import ConfigError
+from llm2clip.evaluation.images import encode_batches
+from llm2clip.evaluation.models import TrainedLLM2CLIP
+from llm2clip.evaluation.sets.files import ImageFiles
+from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
+from llm2clip.folders import complete_file
+from llm2clip.teacher.caption_teacher import hash_weights
+
+__all__ = ['Index', 'find_images', 'is_image', 'load_model', 'read_index', 'read_queries', 'search', 'update_index']
+
+IMAGE_SUFFIXES = ('.avif', '.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+INDEX_FILE = 'images.safetensors'
+# How much work a kill may cost.
+SAVE_SECONDS = 30.0
+
+
+def load_model(folder: str, device: Device, texts: bool = True) -> tuple[TrainedLLM2CLIP, str]:
+    """An exported model as evaluation sees it, and a fingerprint of its weights and configuration.
+
+    Args:
+        folder: The folder.
+        device: Where it runs.
+        texts: Whether it must have the teacher, which is loaded when the first text asks for it.
+
+    Raises:
+        ConfigError: `export_hf` did not write the folder, or the teacher is missing.
+    """
+    if not is_exported(folder):
+        raise ConfigError(f'model: {folder} is not the folder llm2clip/ that recipes/export_hf.py wrote')
+    missing = [teacher for teacher in teacher_folders(Path(folder)) if not teacher.is_dir()]
+    if texts and missing:
+        raise ConfigError(f'model: there is no {missing[0]}, the LLM that embeds texts; images as queries need none')
+    exported = LLM2CLIPModel.from_pretrained(folder).eval()
+    digest = xxhash.xxh64(json.dumps([exported.config.model, exported.config.teacher], sort_keys=True))
+    hash_weights(exported.model, digest)
+    device.module_to_device(exported)
+    return TrainedLLM2CLIP(exported.model, lambda asked: (exported.embed_texts(asked).cpu(), 0)), digest.hexdigest()
+
+
+class Entry(NamedTuple):
+    """An image file as it was when it was read."""
+
+    size: int
+    mtime_ns: int
+    feature: np.ndarray
+    """``(D,)``"""
+
+
+@dataclass
+class Index:
+    """Features of the images of one folder, by one model."""
+
+    file: Path
+    model: str
+    """Fingerprint of the model."""
+    images: str
+    """Absolute path of the folder."""
+    missing: int = 0
+    """Images that were not read yet when the index was written."""
+    entries: dict[str, Entry] = field(default_factory=dict)
+    """Path inside the folder -> what is known of the file."""
+
+    def save(self) -> None:
+        """Write the index; its file is replaced as a whole."""
+        files = json.dumps({path: entry[:2] for path, entry in self.entries.items()}).encode()
+        features = [entry.feature for entry in self.entries.values()]
+        tensors = {'files': np.frombuffer(files, np.uint8), 'features': np.array(features, np.float16)}
+        about = {'images': json.dumps(self.images), 'model': self.model, 'missing': str(self.missing)}
+        with complete_file(self.file) as partial:
+            save_file(tensors, partial, about)
+
+
+def read_index(folder: str, model: str, images: Optional[str] = None) -> Index:
+    """The index in a folder; if there is none, an empty one for `images`.
+
+    Args:
+        folder: Of the index.
+        model: Fingerprint of the model that it must have been made with.
+        images: Folder of images that it must be of; unset, it may be of any.
+
+    Raises:
+        ConfigError: It is of another model or another folder, is damaged, or there is none and no `images` either.
+    """
+    path, wanted = Path(folder, INDEX_FILE), os.path.abspath(images) if images is not None else None
+    if not path.is_file():
+        if wanted is None:
+            raise ConfigError(f'index: there is none in {folder}; give the folder of `images` to make one')
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f'index: {error}') from None
+        return Index(path, model, wanted)
+    try:
+        with safe_open(path, 'numpy') as file:
+            about, features = file.metadata(), file.get_tensor('features')
+            files = json.loads(file.get_tensor('files').tobytes())
+        entries = {name: Entry(size, mtime_ns, feature)
+                   for (name, (size, mtime_ns)), feature in zip(files.items(), features, strict=True)}
+        index = Index(path, about['model'], json.loads(about['images']), int(about['missing']), entries)
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f'index: {path} is damaged or no index: {error}') from None
+    difference = 'was made with another model' if index.model != model else \
+        f'is of the images in {index.images}, not of those in {wanted}' if wanted not in (None, index.images) else None
+    if difference is not None:
+        raise ConfigError(f'index: {path} {difference}; give another `index`, or remove that file')
+    return index
+
+
+def find_images(folder: str) -> tuple[dict[str, tuple[int, int]], str]:
+    """Every image file of a folder and those in it, by its suffix; hidden ones are left out, links are followed.
+
+    Returns:
+        Path inside the folder -> size and time of the last change in ns, sorted; and, for people, what else is there.
+
+    Raises:
+        ConfigError: There is no such folder, it has no images, or a folder in it cannot be read.
+    """
+    def unreadable(error: OSError) -> None:
+        raise ConfigError(f'images: {error.filename}: {error.strerror}')
+
+    images: dict[str, tuple[int, int]] = {}
+    others: Counter[str] = Counter()
+    seen = set()
+    for where, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:  # by a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for path in (Path(where, name) for name in names if not name.startswith('.')):
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                stat = path.stat()
+                images[os.path.relpath(path, folder)] = (stat.st_size, stat.st_mtime_ns)
+            else:
+                others[path.suffix.lower() or 'no suffix'] += 1
+    left_out = ', '.join(f'{number:,} {suffix}' for suffix, number in others.most_common(5))
+    if not images:
+        raise ConfigError(f'images: no image in {folder} or the folders in it; expected files that end in '
+                          f'{", ".join(IMAGE_SUFFIXES)}, found {left_out or "no file"}')
+    return dict(sorted(images.items())), left_out
+
+
+def update_index(index: Index, model: TrainedLLM2CLIP, batch_size: int = 64, num_workers: int = 2) -> str:
+    """Embed the images that are new or have changed, and forget those that are gone.
+
+    The index is saved now and then and at the end, also if an exception is the end.
+
+    Returns:
+        What was found and done, for people; names all images that cannot be read.
+
+    Raises:
+        ConfigError: As `find_images`.
+    """
+    found, left_out = find_images(index.images)
+    before = index.entries
+    index.entries = {path: entry for path, entry in before.items() if entry[:2] == found.get(path)}
+    todo = [path for path in found if path not in index.entries]
+    batches = encode_batches(model, ImageFiles(index.images, todo), todo, batch_size, num_workers, keep_going=True)
+    index.missing, saved, unreadable = len(todo), time.monotonic(), []
+    try:
+        with tqdm(total=len(found), initial=len(index.entries), desc='index', unit=' images') as progress:
+            for batch in batches:
+                for position, feature in zip(batch.positions, batch.features.numpy().astype(np.float16)):
+                    index.entries[todo[position]] = Entry(*found[todo[position]], feature)
+                unreadable += batch.unreadable.values()
+                progress.update(done := len(batch.positions) + len(batch.unreadable))
+                index.missing -= done
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    index.save()
+                    saved = time.monotonic()
+    finally:
+        if todo or len(index.entries) < len(before):
+            index.save()
+    lines = [f'{len(index.entries):,} images, {len(todo) - len(unreadable):,} of them new or changed; '
+             f'{len(before.keys() - found.keys()):,} are gone', *(f'unreadable: {reason}' for reason in unreadable)]
+    return '\n'.join([*lines, f'other files were left out: {left_out}'] if left_out else lines)
+
+
+def read_queries(value: Any) -> list[str]:
+    """The configuration's ``query``: nothing, a text, the path of an image file (by its suffix), or a list of them.
+
+    Raises:
+        ConfigError: There is no such image, a text is empty, or YAML has read something else than a text.
+    """
+    queries = value if isinstance(value, list) else [] if value is None else [value]
+    for query in queries:
+        if not isinstance(query, str) or not query.strip():
+            raise ConfigError(f'query: expected texts, and YAML reads {query!r}; put quotes around a text')
+        if is_image(query) and not os.path.isfile(query):
+            raise ConfigError(f'query: there is no image file {query}')
+    return queries
+
+
+def is_image(query: str) -> bool:
+    """Whether a query is the path of an image file."""
+    return query.lower().endswith(IMAGE_SUFFIXES)
+
+
+def search(index: Index, model: TrainedLLM2CLIP, queries: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+    """The best `top` images for each query, best first, equally good ones in the order of their paths.
+
+    Returns:
+        For each query, absolute paths with the cosine of the angle between the features of image and query.
+
+    Raises:
+        ConfigError: The index has no image that could be read.
+        ValueError: A query is an image that cannot be decoded; names it.
+    """
+    paths = sorted(index.entries)
+    if not paths:
+        raise ConfigError(f'index: {index.file} has no image that could be read')
+    texts = [query for query in queries if not is_image(query)]
+    pictures = [query for query in queries if is_image(query)]
+    features = dict(zip(texts, model.text_features(texts)[0])) if texts else {}
+    for batch in encode_batches(model, ImageFiles('', pictures), pictures, num_workers=0):
+        features.update((pictures[position], row) for position, row in zip(batch.positions, batch.features))
+    images = np.array([index.entries[path].feature for path in paths], np.float32)
+    answers = []
+    for query in queries:
+        scores = images @ features[query].numpy()
+        best = np.argsort(-scores, kind='stable')[:top]
+        answers.append([(os.path.join(index.images, paths[i]), float(scores[i])) for i in best])
+    return answers
