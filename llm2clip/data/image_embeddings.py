@@ -16,8 +16,8 @@ from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import captions_of, draw_caption, text_id
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, stream_arguments, streaming_dataset
-from llm2clip.data.paired_stream import SIDECARS, PairedReader, PairedStream, columns_of, read_fingerprint
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
+from llm2clip.data.streams.paired_stream import SIDECARS, PairedReader, PairedStream, columns_of, read_fingerprint
 from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
 from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.preprocessing import Preprocessing

@@ -18,9 +18,9 @@ from streaming.base.world import World
 from llm2clip.config import CaptionDataConfig, DatasetConfig, ImageDataConfig, LoaderConfig, StreamConfig
 from llm2clip.data.image_embeddings import common_teacher, paired_stream, stream_mix
 from llm2clip.data.loader import stream_arguments
-from llm2clip.data.paired_stream import PairedReader, columns_of
 from llm2clip.data.schema import SAMPLE_ID, check_columns
-from llm2clip.data.verified_stream import ShardError, VerifiedStream
+from llm2clip.data.streams.paired_stream import PairedReader, columns_of
+from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
 __all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_texts']
 

@@ -21,10 +21,10 @@ from streaming.base.world import World
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig
-from llm2clip.data.paired_stream import FINGERPRINT_FILE, columns_of
 from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, dataset_fingerprint, read_index
+from llm2clip.data.streams.paired_stream import FINGERPRINT_FILE, columns_of
+from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
-from llm2clip.data.verified_stream import VerifiedStream
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, embed_or_load
 

@@ -31,13 +31,13 @@ from llm2clip.config import DatasetConfig, ImageStreamConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
-from llm2clip.data.paired_stream import FINGERPRINT_FILE
 from llm2clip.data.schema import (
     IMAGE,
     SAMPLE_ID,
     dataset_fingerprint,
     read_index,
 )
+from llm2clip.data.streams.paired_stream import FINGERPRINT_FILE
 from llm2clip.data.transforms import pixels_needed, train_transform
 from llm2clip.data.vectors import vector_columns, vector_rows
 from llm2clip.preprocessing import Preprocessing

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.data.verified_stream import ShardError
+from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -114,7 +114,7 @@ def test_a_shard_that_arrives_damaged_once_is_downloaded_again(
             Path(target).write_bytes(Path(target).read_bytes()[:-9])
 
     monkeypatch.setattr('streaming.base.storage.download.shutil.copy', copy_badly)
-    monkeypatch.setattr('llm2clip.data.verified_stream.time.sleep', lambda seconds: None)
+    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
     assert _within(SECONDS, lambda: _indices(_loader(_config(tmp_path, *map(str, remotes))))) == list(range(64))
     assert len(damaged) > 10
 
@@ -255,7 +255,7 @@ def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
     assert process.stdout is not None and process.stdout.readline() == 'running\n'
     config = _config(tmp_path, *map(str, remotes))
     with monkeypatch.context() as patch:
-        patch.setattr('llm2clip.data.safe_dataset._LOCK_SECONDS', 0.5)
+        patch.setattr('llm2clip.data.streams.cache_locks._LOCK_SECONDS', 0.5)
         with pytest.raises(ShardError, match='cache/embeddings is the cache of another run that is still alive'):
             _loader(config)
     os.killpg(process.pid, signal.SIGKILL)
@@ -291,6 +291,6 @@ def test_datasets_written_without_hashes_are_read(tmp_path: Path, image_dataset:
         shard['raw_data']['hashes'] = {}
     (tmp_path / 'data/train/index.json').write_text(json.dumps(index))
     from llm2clip.data.loader import SeededDataset
-    from llm2clip.data.verified_stream import VerifiedStream
+    from llm2clip.data.streams.verified_stream import VerifiedStream
     stream = VerifiedStream(local=str(tmp_path / 'cache'), remote=str(tmp_path / 'data/train'))
     assert len(list(SeededDataset([stream], 0, batch_size=1))) == 4

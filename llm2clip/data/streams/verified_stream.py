@@ -5,6 +5,8 @@
 
 Streaming checks hashes only when asked to, after the file has its final name, and never those of files that were there
 before.  Here a file gets its name when it has been checked, and `SafeDataset` has the others checked at first use.
+
+Of Stream in Streaming 0.13 this relies on `_download_file`, which brings every file of a dataset, its index too.
 """
 
 import json
@@ -52,7 +54,11 @@ class VerifiedStream(Stream):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._files: dict[str, FileInfo] = {}
-        self._process = os.getpid()
+        self._connection: Optional[tuple[int, CloudDownloader]] = None
+
+    def caches(self) -> list[str]:
+        """The folders that are filled from a remote."""
+        return [] if self.remote is None else [os.path.abspath(os.path.join(self.local, self.split))]
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         if self.remote is not None and world.is_local_leader:
@@ -105,7 +111,7 @@ class VerifiedStream(Stream):
         cached = self._path(INDEX)
         if not cached.is_file():
             return
-        current = Path(self._download_file(INDEX, f'{INDEX}.now'))
+        current = Path(self.download(INDEX, f'{INDEX}.now'))
         same = current.read_bytes() == cached.read_bytes()
         current.unlink()
         if not same:
@@ -115,12 +121,18 @@ class VerifiedStream(Stream):
     def _url(self, basename: str) -> str:
         return os.path.join(self.remote or '', self.split, basename)
 
-    def _download_file(self, from_basename: str, to_basename: Optional[str] = None) -> str:
-        url, path = self._url(from_basename), self._path(to_basename or from_basename)
+    def download(self, basename: str, to_basename: Optional[str] = None) -> str:
+        """Bring a file from the remote, under another name if one is given.
+
+        Returns:
+            Its path.
+
+        Raises:
+            ShardError: There is no such file, it cannot be had, or its content is not that of the index.
+        """
+        url, path = self._url(basename), self._path(to_basename or basename)
         if self.remote is None:
             raise ShardError(f'{path} is missing, and the dataset has no remote')
-        if self._process != os.getpid():  # a connection does not survive a fork
-            self._downloader, self._process = CloudDownloader.get(self.remote), os.getpid()
         partial = path.with_name(f'{path.name}.{os.getpid()}.part')
         wait, tried, damaged, problem = 1.0, 0, 0, ''
         while tried < self.download_retry and damaged < 2:
@@ -133,12 +145,12 @@ class VerifiedStream(Stream):
             try:
                 self._download_within(url, str(partial))
             except Exception as error:
-                self._downloader = CloudDownloader.get(self.remote)
+                self._connection = None
                 if is_missing(error):
                     raise ShardError(f'{url} does not exist ({_describe(error)})') from error
                 problem = f'{url} cannot be downloaded: {_describe(error)}'
                 continue
-            damage = _damage(partial, self._files.get(from_basename))
+            damage = _damage(partial, self._files.get(basename))
             if damage is None:
                 partial.replace(path)
                 return str(path)
@@ -146,11 +158,21 @@ class VerifiedStream(Stream):
         partial.unlink(missing_ok=True)
         raise ShardError(f'{problem} (tried {tried} times)')
 
+    def _download_file(self, from_basename: str, to_basename: Optional[str] = None) -> str:
+        return self.download(from_basename, to_basename)
+
+    def _connected(self) -> CloudDownloader:
+        """A downloader of this process: a connection does not survive a fork."""
+        if self._connection is None or self._connection[0] != os.getpid():
+            self._connection = os.getpid(), CloudDownloader.get(self.remote)
+        return self._connection[1]
+
     def _download_within(self, url: str, path: str) -> None:
         """Download, but give up after `download_timeout` seconds, which not every downloader of Streaming does."""
+        downloader = self._connected()
         errors: list[BaseException] = []
 
-        def download(downloader: CloudDownloader = self._downloader) -> None:
+        def download() -> None:
             try:
                 downloader.download(url, path, self.download_timeout)
             except BaseException as error:
