@@ -19,7 +19,7 @@ from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, 
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column, embedding_dim
 from llm2clip.data.streams.paired_stream import SIDECARS, PairedReader, PairedStream, columns_of, read_fingerprint
 from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
-from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.data.vectors import float_vectors, stored_vector, vectors_of
 from llm2clip.preprocessing import Preprocessing
 
 __all__ = [
@@ -247,7 +247,7 @@ def build_image_loader(
     key: str,
     online: bool = False,
 ) -> DataSpec:
-    """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them.
+    """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them after its ``microbatch_transforms``.
 
     Args:
         config: Streams, caption mix and crops.
@@ -271,4 +271,5 @@ def build_image_loader(
             return TrainImageDataset(streams, mixes, transform, needed, seed=seed, **kwargs)
         return EvalImageDataset(streams, keys, eval_transform(preprocessing), seed=seed, **kwargs)
 
-    return build_loader(make, config, config.streams, global_batch_size, train, key)
+    return build_loader(make, config, config.streams, global_batch_size, train, key,
+                        microbatch_transforms=float_vectors)

@@ -5,7 +5,7 @@
 
 LLMs have a few dimensions that are ten times as large as the others, at which one scale a vector is wasted.  So vectors
 are rotated before they are rounded, which spreads those dimensions over all (as QuaRot, arXiv 2404.00456, does for
-activations), and rotated back where they are used: the model does it, on its device, for a whole batch.
+activations), and rotated back where they are used: on the model's device, for a whole microbatch.
 """
 
 import functools
@@ -19,7 +19,8 @@ import torch
 from llm2clip.data.schema import SAMPLE_ID, embedding_column, scale_column
 
 __all__ = [
-    'STORAGES', 'dequantize', 'quantize', 'stored_vector', 'vector_columns', 'vector_rows', 'vectors_of',
+    'STORAGES', 'dequantize', 'float_vectors', 'quantize', 'stored_vector', 'vector_columns', 'vector_rows',
+    'vectors_of',
 ]
 
 STORAGES = ('float16', 'int8')
@@ -127,3 +128,14 @@ def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The ``text_embedding`` ``(…, D)`` of a batch or of `stored_vector`, int8 turned back into float32."""
     values, scale = batch['text_embedding'], batch.get('text_embedding_scale')
     return values if scale is None else dequantize(values, scale)
+
+
+def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its ``text_embedding`` as `vectors_of` gives it, and no ``text_embedding_scale``.
+
+    A loader's ``microbatch_transforms``: small vectors travel to the device, the model sees those of the teacher.
+    """
+    if 'text_embedding_scale' not in batch:
+        return batch
+    rest = {name: value for name, value in batch.items() if name != 'text_embedding_scale'}
+    return {**rest, 'text_embedding': vectors_of(batch)}

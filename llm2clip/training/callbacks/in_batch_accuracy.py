@@ -45,8 +45,7 @@ class InBatchAccuracy(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value % self.interval:
             return
-        model = next(m for m in state.model.modules() if isinstance(m, ComposerLLM2CLIP))
-        image, text = model.features
+        image, text = (state.outputs[name].detach() for name in ComposerLLM2CLIP.feature_names)
         first = dist.get_global_rank() * len(image)
         hits = torch.stack([share_of_hits(image, all_gather(text), first),
                             share_of_hits(text, all_gather(image), first)])
