@@ -17,7 +17,6 @@ from typing import Any, Optional
 
 import pytest
 from parts import make_samples, write_dataset, write_sidecar
-from streaming import StreamingDataset
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
 from torch.utils.data import DataLoader
@@ -105,15 +104,15 @@ def test_a_corrupt_shard_stops_the_run(remotes: tuple[Path, Path], tmp_path: Pat
 def test_a_shard_that_arrives_damaged_once_is_downloaded_again(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, damaged = shutil.copy, set()
+    whole, damaged = CloudDownloader.download, set()
 
-    def copy_badly(source: str, target: str) -> None:
-        copy(source, target)
+    def download_badly(self: CloudDownloader, source: str, target: str, timeout: float) -> None:
+        whole(self, source, target, timeout)
         if source not in damaged and source.endswith('.mds'):
             damaged.add(source)
             Path(target).write_bytes(Path(target).read_bytes()[:-9])
 
-    monkeypatch.setattr('streaming.base.storage.download.shutil.copy', copy_badly)
+    monkeypatch.setattr(CloudDownloader, 'download', download_badly)
     monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
     assert _within(SECONDS, lambda: _indices(_loader(_config(tmp_path, *map(str, remotes))))) == list(range(64))
     assert len(damaged) > 10
@@ -178,7 +177,7 @@ def test_an_unreachable_remote_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_download_without_end_is_given_up(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LocalDownloader, '_download_file_impl', lambda *args: time.sleep(SECONDS))
+    monkeypatch.setattr(CloudDownloader, 'download', lambda *args: time.sleep(SECONDS))
     config = _config(tmp_path, *map(str, remotes), download_timeout=0.3)
     with pytest.raises(ShardError, match='index.json cannot be downloaded: TimeoutError: no end after 0 s'):
         _within(SECONDS / 2, lambda: _loader(config))
@@ -214,24 +213,6 @@ def test_a_cache_limit_that_cannot_work_is_refused_and_a_small_one_works(
     local = ImageDataConfig(streams={'s': stream}, caption_mix={'short': 1.0}, cache_limit='1gb')
     with pytest.raises(ConfigError, match='cache_limit: dataset s has no remote'):
         _loader(local)
-
-
-def test_a_short_epoch_is_an_error(
-    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = StreamingDataset._each_sample_id
-
-    def short(self: StreamingDataset, it: Any) -> Any:
-        for n, sample_id in enumerate(whole(self, it)):
-            if n == 20:
-                it.ready_index = it.total
-                return
-            yield sample_id
-
-    monkeypatch.setattr(StreamingDataset, '_each_sample_id', short)
-    loader = _loader(_config(tmp_path, *map(str, remotes)))
-    with pytest.raises(ShardError, match='the epoch ended after 20 of the 64 samples'):
-        _within(SECONDS, lambda: list(loader))
 
 
 KILLED = """

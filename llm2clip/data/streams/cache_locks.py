@@ -45,7 +45,7 @@ def claim_caches(folders: Iterable[str]) -> list[BinaryIO]:
             os.makedirs(folder, exist_ok=True)
             lock = open(os.path.join(folder, _LOCK_FILE), 'wb')  # noqa: SIM115
             deadline = time.monotonic() + _LOCK_SECONDS
-            while not _lock(lock):
+            while not _try_lock(lock):
                 if time.monotonic() > deadline:
                     raise ShardError(f'{folder} is the cache of another run that is still alive')
                 time.sleep(0.2)
@@ -55,7 +55,7 @@ def claim_caches(folders: Iterable[str]) -> list[BinaryIO]:
     return locks
 
 
-def _lock(file: BinaryIO) -> bool:
+def _try_lock(file: BinaryIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -115,10 +115,10 @@ class VerifiedStream(Stream):
         same = current.read_bytes() == cached.read_bytes()
         current.unlink()
         if not same:
-            raise ShardError(f'{self._url(INDEX)} is not the index that {self.local} was filled with: the dataset was '
-                             f'written anew; remove {self.local}')
+            raise ShardError(f'{self._remote_file(INDEX)} is not the index that {self.local} was filled with: the '
+                             f'dataset was written anew; remove {self.local}')
 
-    def _url(self, basename: str) -> str:
+    def _remote_file(self, basename: str) -> str:
         return os.path.join(self.remote or '', self.split, basename)
 
     def download(self, basename: str, to_basename: Optional[str] = None) -> str:
@@ -130,7 +130,7 @@ class VerifiedStream(Stream):
         Raises:
             ShardError: There is no such file, it cannot be had, or its content is not that of the index.
         """
-        url, path = self._url(basename), self._path(to_basename or basename)
+        url, path = self._remote_file(basename), self._path(to_basename or basename)
         if self.remote is None:
             raise ShardError(f'{path} is missing, and the dataset has no remote')
         partial = path.with_name(f'{path.name}.{os.getpid()}.part')

@@ -144,7 +144,7 @@ class GradCache(Algorithm):
             _set_random_state(self._cached.random_states[self._microbatch])
             self._microbatch += 1
         elif self._cached is not None:
-            state.outputs = self._cached.outputs
+            state.outputs = self._cached.outputs  # pyright: ignore[reportAttributeAccessIssue] (models give dicts)
 
     def _surrogate(self, outputs: Outputs, microbatch: Batch) -> torch.Tensor:
         if self._cached is None:
