@@ -61,6 +61,7 @@ class LLM2CLIP(nn.Module):
 
     def get_text_features(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """The teacher's vectors ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``, L2-normalised."""
+        assert text_embedding.is_floating_point(), f'{text_embedding.dtype} without the scales that belong to it'
         return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
 
     def forward(
