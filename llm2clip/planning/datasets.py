@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
-from streaming.base.world import World
 
 from llm2clip.config import CaptionDataConfig, DatasetConfig, ImageDataConfig, LoaderConfig, StreamConfig
 from llm2clip.data.image_embeddings import common_teacher, paired_stream, stream_mix
@@ -110,13 +109,10 @@ def _open(
 ) -> list[tuple[VerifiedStream, list[Reader]]]:
     """Add the datasets that can be had, and what is wrong with the others."""
     opened = []
-    defaults = {'split': None, 'download_retry': config.download_retry, 'download_timeout': config.download_timeout,
-                'validate_hash': None, 'keep_zip': False}
     for name in streams:
         with _collected(plan, f'{key}.streams.{name}'):
             stream, mix = open_stream(name)
-            stream.apply_default(defaults)
-            readers = stream.get_shards(World.detect(), False)
+            readers = stream.open(config.download_retry, config.download_timeout)
             sizes = [reader.get_raw_size() for reader in readers]
             images = [reader.images if isinstance(reader, PairedReader) else reader for reader in readers]
             total = sum(mix.values())

@@ -28,11 +28,9 @@ from streaming.base.world import World
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, check_columns, dataset_fingerprint
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
-__all__ = ['FINGERPRINT_FILE', 'SIDECARS', 'PairedReader', 'PairedStream', 'columns_of', 'read_fingerprint']
+__all__ = ['FINGERPRINT_FILE', 'PairedReader', 'PairedRow', 'PairedStream', 'columns_of', 'read_fingerprint']
 
 FINGERPRINT_FILE = 'teacher.json'
-SIDECARS = 'sidecars'
-"""Key of a paired sample under which the rows of the sidecars stand, in their order."""
 
 
 def read_fingerprint(folder: str) -> dict[str, Any]:
@@ -77,14 +75,18 @@ def _read(reader: MDSReader, idx: int, keep_open: bool) -> bytearray:
     return data
 
 
-class _Row(Mapping[str, Any]):
+class PairedRow(Mapping[str, Any]):
     """A sample whose columns are decoded when they are asked for: of its captions, one is used.
 
     Vectors are tensors that share the sample's memory, scales are tensors without dimension.
+
+    Attributes:
+        sidecars: The sample's rows of the sidecars, in their order.
     """
 
-    def __init__(self, reader: Reader, idx: int, keep_open: bool) -> None:
+    def __init__(self, reader: Reader, idx: int, keep_open: bool, sidecars: Sequence[Reader] = ()) -> None:
         assert isinstance(reader, MDSReader)
+        self.sidecars = [PairedRow(sidecar, idx, keep_open) for sidecar in sidecars]
         self._reader, self._data = reader, _read(reader, idx, keep_open)
         # Before the columns stand the sizes of those that have no fixed one.
         sizes, at = [size or 0 for size in reader.column_sizes], 0
@@ -114,23 +116,6 @@ class _Row(Mapping[str, Any]):
         return len(self._reader.column_names)
 
 
-class _PairedRow(_Row):
-    """An image's sample, with its rows of the sidecars under `SIDECARS`."""
-
-    def __init__(self, reader: Reader, idx: int, sidecars: Sequence[Reader], keep_open: bool) -> None:
-        super().__init__(reader, idx, keep_open)
-        self.sidecars = [_Row(sidecar, idx, keep_open) for sidecar in sidecars]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.sidecars if name == SIDECARS else super().__getitem__(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return itertools.chain(super().__iter__(), [SIDECARS])
-
-    def __len__(self) -> int:
-        return super().__len__() + 1
-
-
 class PairedReader(Reader):
     """One shard of each dataset, sample by sample the same."""
 
@@ -150,8 +135,8 @@ class PairedReader(Reader):
     def get_sample_data(self, idx: int) -> bytes:
         raise TypeError('a paired shard has no bytes of its own')
 
-    def get_item(self, idx: int) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = _PairedRow(self.images, idx, self.sidecars, self.keep_open)
+    def get_item(self, idx: int) -> PairedRow:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = PairedRow(self.images, idx, self.keep_open, self.sidecars)
         for sidecar, row in zip(self.sidecars, sample.sidecars):
             if sample.stored(SAMPLE_ID) != row.stored(SAMPLE_ID):
                 raise ValueError(

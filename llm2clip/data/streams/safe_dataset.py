@@ -17,7 +17,6 @@ Of StreamingDataset in Streaming 0.13 this relies on:
 - `_shm_prefix_int`: the number with which the names of a dataset in shared memory begin.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -88,8 +87,9 @@ class SafeDataset(StreamingDataset):
         try:
             super().prepare_shard(shard_id, blocking)
         except Exception as error:
-            self._failure.set(f'{error}' if isinstance(error, ShardError) else
-                              f'shard {self._shard_name(shard_id)}: {type(error).__name__}: {error}')
+            shard = self._stream(shard_id).source(self.shards[shard_id].file_pairs[0][0].basename)
+            self._failure.set(str(error) if isinstance(error, ShardError) else
+                              f'shard {shard}: {type(error).__name__}: {error}')
             # Others may wait for this shard, or for the lock that Streaming does not release when eviction fails.
             self._shard_states[shard_id] = _ShardState.REMOTE
             if self._cache_filelock.is_locked:
@@ -109,17 +109,15 @@ class SafeDataset(StreamingDataset):
     def _check_at_first_use(self, shard_id: int) -> None:
         if not self._unchecked[shard_id] or self._shard_states[shard_id] != _ShardState.LOCAL:
             return
-        stream = self.streams[self.stream_per_shard[shard_id]]
-        assert isinstance(stream, VerifiedStream)
-        if removed := stream.discard_damaged(self.shards[shard_id]):
+        if removed := self._stream(shard_id).discard_damaged(self.shards[shard_id]):
             self.cache_usage -= removed
             self._shard_states[shard_id] = _ShardState.REMOTE
         self._unchecked[shard_id] = 0
 
-    def _shard_name(self, shard_id: int) -> str:
+    def _stream(self, shard_id: int) -> VerifiedStream:
         stream = self.streams[self.stream_per_shard[shard_id]]
-        name = self.shards[shard_id].file_pairs[0][0].basename
-        return os.path.join(stream.remote or stream.local, stream.split, name)
+        assert isinstance(stream, VerifiedStream)
+        return stream
 
     # ------------------------------------------------------------------------------------------------- one epoch
     def on_exception(self, future: Future) -> None:

@@ -60,6 +60,16 @@ class VerifiedStream(Stream):
         """The folders that are filled from a remote."""
         return [] if self.remote is None else [os.path.abspath(os.path.join(self.local, self.split))]
 
+    def source(self, basename: str) -> str:
+        """Where a file comes from."""
+        return os.path.join(self.remote or self.local, self.split, basename)
+
+    def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> list[Reader]:
+        """The shards, for use without a dataset."""
+        self.apply_default({'split': None, 'download_retry': download_retry, 'download_timeout': download_timeout,
+                            'validate_hash': None, 'keep_zip': False})
+        return self.get_shards(World.detect(), False)
+
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         if self.remote is not None and world.is_local_leader:
             self._check_cached_index()
@@ -76,7 +86,7 @@ class VerifiedStream(Stream):
                     self._discard(path, f'{path.stat().st_size} bytes, expected {info.bytes}')
                     cache_usage_per_shard[k] = 0
             if self.remote is None and not cache_usage_per_shard[k]:
-                raise ShardError(f'shard {self._path(shard.file_pairs[0][0].basename)} is missing')
+                raise ShardError(f'shard {self.source(shard.file_pairs[0][0].basename)} is missing')
 
     def discard_damaged(self, shard: Reader) -> int:
         """Remove the shard's local file if its content is wrong, so that it will be downloaded again.
@@ -115,11 +125,8 @@ class VerifiedStream(Stream):
         same = current.read_bytes() == cached.read_bytes()
         current.unlink()
         if not same:
-            raise ShardError(f'{self._remote_file(INDEX)} is not the index that {self.local} was filled with: the '
+            raise ShardError(f'{self.source(INDEX)} is not the index that {self.local} was filled with: the '
                              f'dataset was written anew; remove {self.local}')
-
-    def _remote_file(self, basename: str) -> str:
-        return os.path.join(self.remote or '', self.split, basename)
 
     def download(self, basename: str, to_basename: Optional[str] = None) -> str:
         """Bring a file from the remote, under another name if one is given.
@@ -130,7 +137,7 @@ class VerifiedStream(Stream):
         Raises:
             ShardError: There is no such file, it cannot be had, or its content is not that of the index.
         """
-        url, path = self._remote_file(basename), self._path(to_basename or basename)
+        url, path = self.source(basename), self._path(to_basename or basename)
         if self.remote is None:
             raise ShardError(f'{path} is missing, and the dataset has no remote')
         partial = path.with_name(f'{path.name}.{os.getpid()}.part')
