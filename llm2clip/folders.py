@@ -174,11 +174,9 @@ class OutputFolder:
         self.remote = remote
         if remote is not None:
             # Streaming takes seconds to import, which only those with a remote should wait for.
-            from streaming.base.storage import CloudUploader
-            try:
-                CloudUploader._validate(CloudUploader, (str(local), remote))  # pyright: ignore
-            except ValueError:
-                raise ConfigError(f'Streaming cannot write to {remote}') from None
+            from streaming.base.storage.upload import UPLOADERS
+            if urlparse(remote).scheme not in UPLOADERS:
+                raise ConfigError(f'Streaming cannot write to {remote}')
 
     def __str__(self) -> str:
         return str(self.local) if self.remote is None else f'{self.local} (and {self.remote})'

@@ -19,7 +19,7 @@ from recipes_in_process import SCHEMAS
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, ExportVisionConfig
 from llm2clip.config_files import load_config
-from llm2clip.data.verified_stream import ShardError
+from llm2clip.data.streams.verified_stream import ShardError
 
 ROOT = Path(__file__).parents[1]
 RECIPES = list(SCHEMAS)
@@ -80,7 +80,7 @@ def test_errors_of_the_user_become_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     hint = ' (LLM2CLIP_TRACEBACK=1 shows where)'
     assert _error(_fail(ShardError('shard 3 is damaged'))) == f'error: shard 3 is damaged{hint}'
     passed_on = 'Caught ShardError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n' \
-                '  File "x.py", line 1\nllm2clip.data.verified_stream.ShardError: a: b is damaged\n'
+                '  File "x.py", line 1\nllm2clip.data.streams.verified_stream.ShardError: a: b is damaged\n'
     assert _error(_fail(ShardError(passed_on))) == f'error: a: b is damaged{hint}'
 
     def of_this_project(config: ExportVisionConfig) -> None:

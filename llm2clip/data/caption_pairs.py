@@ -14,7 +14,7 @@ from llm2clip.data.captions import draw_pair, text_id
 from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, count_tokens, text_streams
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.data.schema import SAMPLE_ID, caption_column
-from llm2clip.data.verified_stream import VerifiedStream
+from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = ['CaptionPairDataset', 'build_caption_pair_loader', 'pairs_of_streams']
 

@@ -14,10 +14,10 @@ from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import captions_of, draw_caption, text_id
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, stream_arguments
-from llm2clip.data.paired_stream import SIDECARS, PairedStream, columns_of
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column
+from llm2clip.data.streams.paired_stream import PairedStream, columns_of
 from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
-from llm2clip.data.vectors import concatenate, stored_vector, vectors_of
+from llm2clip.data.vectors import concatenate, float_vectors, stored_vector, vectors_of
 from llm2clip.preprocessing import Preprocessing
 
 __all__ = [
@@ -53,7 +53,7 @@ class TrainImageDataset(SeededDataset):
         self.transform = transform
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = super().__getitem__(at)
+        sample: Any = super().__getitem__(at)
         seed = self.sample_seed(sample)
         key, caption = draw_caption(sample, self.mixes[self.stream_of(at)], seed)
         image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], self.pixels_needed)
@@ -61,7 +61,7 @@ class TrainImageDataset(SeededDataset):
             'index': at,
             'sample_id': sample[SAMPLE_ID],
             'pixel_values': seeded(self.transform, image, seed),
-            **(caption_embedding(sample, key, self.as_stored) if sample[SIDECARS] else {'caption': caption}),
+            **(caption_embedding(sample.sidecars, key, self.as_stored) if sample.sidecars else {'caption': caption}),
             'text_id': text_id(caption),
             'sample_seed': seed & (1 << 63) - 1,
         }
@@ -92,9 +92,9 @@ class EvalImageDataset(SeededDataset):
         self.transform = transform
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = super().__getitem__(at)
+        sample: Any = super().__getitem__(at)
         texts = [sample[caption_column(key)] for key in self.keys]
-        vectors = [caption_embedding(sample, key, self.as_stored) for key in self.keys if sample[SIDECARS]]
+        vectors = [caption_embedding(sample.sidecars, key, self.as_stored) for key in self.keys if sample.sidecars]
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
@@ -111,11 +111,11 @@ class EvalImageDataset(SeededDataset):
         return caption, decode_pixels(sample[IMAGE], sample[SAMPLE_ID])
 
 
-def caption_embedding(sample: Mapping[str, Any], key: str, as_stored: bool) -> dict[str, torch.Tensor]:
-    """One caption's vector in a paired sample, for a batch.
+def caption_embedding(rows: Sequence[Mapping[str, Any]], key: str, as_stored: bool) -> dict[str, torch.Tensor]:
+    """One caption's vector of a sample, for a batch.
 
     Args:
-        sample: Of a `PairedStream`.
+        rows: The sample's in each sidecar.
         key: Caption key.
         as_stored: Leave int8 as it is, with its ``text_embedding_scale``.
 
@@ -123,7 +123,7 @@ def caption_embedding(sample: Mapping[str, Any], key: str, as_stored: bool) -> d
         ``text_embedding`` ``(D,)``; those of several teachers have length 1 each and stand one after the other
         ``(D1 + D2 + …,)``.
     """
-    stored = [stored_vector(row, key) for row in sample[SIDECARS]]
+    stored = [stored_vector(row, key) for row in rows]
     if as_stored:
         return stored[0]
     return {'text_embedding': concatenate([vectors_of(one).float() for one in stored])}
@@ -205,7 +205,7 @@ def build_image_loader(
     key: str,
     online: bool = False,
 ) -> DataSpec:
-    """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them.
+    """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them after its ``microbatch_transforms``.
 
     Args:
         config: Streams, caption mix and crops.
@@ -229,4 +229,5 @@ def build_image_loader(
             return TrainImageDataset(streams, mixes, transform, needed, seed=seed, **kwargs)
         return EvalImageDataset(streams, keys, eval_transform(preprocessing), seed=seed, **kwargs)
 
-    return build_loader(make, config, config.streams, global_batch_size, train, key)
+    return build_loader(make, config, config.streams, global_batch_size, train, key,
+                        microbatch_transforms=float_vectors)

@@ -15,9 +15,9 @@ from streaming import StreamingDataLoader, StreamingDataset
 from llm2clip.config import CaptionDataConfig, ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.microbatches import text_sides
-from llm2clip.data.safe_dataset import SafeDataset
 from llm2clip.data.schema import SAMPLE_ID, caption_keys, check_dataset, read_columns
-from llm2clip.data.verified_stream import VerifiedStream
+from llm2clip.data.streams.safe_dataset import SafeDataset
+from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = [
     'SeededDataset', 'all_caption_keys', 'build_loader', 'count_tokens', 'device_batch_size', 'stream_arguments',
@@ -37,12 +37,11 @@ class SeededDataset(SafeDataset):
     def __init__(self, streams: Sequence[VerifiedStream], seed: int, **kwargs: Any) -> None:
         super().__init__(streams=streams, **kwargs)
         self.seed = seed
-        self.epoch = 0
 
-    def _resume_incr_epoch(self) -> tuple[int, int]:
-        epoch, sample_in_epoch = super()._resume_incr_epoch()
-        self.epoch = epoch
-        return epoch, sample_in_epoch
+    @property
+    def epoch(self) -> int:
+        """The epoch that is read, or the first; no worker begins the next before all have ended this one."""
+        return max(self.next_epoch - 1, 0)
 
     def stream_of(self, at: int) -> int:
         """Index of the stream that sample `at` comes from."""

@@ -15,7 +15,7 @@ from llm2clip.data.captions import draw_caption
 from llm2clip.data.loader import SeededDataset, build_loader, count_tokens, text_streams
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.data.schema import SAMPLE_ID, caption_column
-from llm2clip.data.verified_stream import VerifiedStream
+from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = ['MaskedTextDataset', 'build_masked_text_loader', 'mask_tokens', 'texts_of_streams']
 

@@ -5,7 +5,7 @@
 
 LLMs have a few dimensions that are ten times as large as the others, at which one scale a vector is wasted.  So vectors
 are rotated before they are rounded, which spreads those dimensions over all (as QuaRot, arXiv 2404.00456, does for
-activations), and rotated back where they are used: the model does it, on its device, for a whole batch.
+activations), and rotated back where they are used: on the model's device, for a whole microbatch.
 """
 
 import functools
@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from llm2clip.data.schema import SAMPLE_ID, embedding_column, scale_column
 
 __all__ = [
-    'STORAGES', 'concatenate', 'dequantize', 'quantize', 'stored_vector', 'vector_columns', 'vector_rows', 'vectors_of',
+    'STORAGES', 'concatenate', 'dequantize', 'float_vectors', 'quantize', 'stored_vector', 'vector_columns',
+    'vector_rows', 'vectors_of',
 ]
 
 STORAGES = ('float16', 'int8')
@@ -136,3 +137,14 @@ def concatenate(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     if len(vectors) == 1:
         return vectors[0]
     return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)
+
+
+def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its ``text_embedding`` as `vectors_of` gives it, and no ``text_embedding_scale``.
+
+    A loader's ``microbatch_transforms``: small vectors travel to the device, the model sees those of the teacher.
+    """
+    if 'text_embedding_scale' not in batch:
+        return batch
+    rest = {name: value for name, value in batch.items() if name != 'text_embedding_scale'}
+    return {**rest, 'text_embedding': vectors_of(batch)}

@@ -14,7 +14,6 @@ from composer.models import ComposerModel
 from torchmetrics import Metric
 
 from llm2clip.config import ConfigError, LossConfig, ModelConfig
-from llm2clip.data.vectors import vectors_of
 from llm2clip.losses.blockwise import blockwise_clip_loss, blockwise_siglip_loss
 from llm2clip.losses.contrastive import all_gather, clip_loss, siglip_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
@@ -62,6 +61,7 @@ class LLM2CLIP(nn.Module):
 
     def get_text_features(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """The teacher's vectors ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``, L2-normalised."""
+        assert text_embedding.is_floating_point(), f'{text_embedding.dtype} without the scales that belong to it'
         return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
 
     def forward(
@@ -97,10 +97,9 @@ def _visual_projection(config: ModelConfig, width: int) -> nn.Module:
 class ComposerLLM2CLIP(ComposerModel):
     """Stage-2 training.
 
-    A training batch holds ``pixel_values`` ``(B, 3, H, W)``, ``text_embedding`` ``(B, llm_embed_dim)`` (int8
-    with ``text_embedding_scale`` ``(B,)`` too), ``text_id``
-    ``(B,)`` and ``sample_seed`` ``(B,)``; an evaluation batch has ``text_embedding`` ``(B, K, llm_embed_dim)`` for K
-    captions an image, their ``text_id`` ``(B, K)`` and the images' ``index`` ``(B,)``.
+    A training batch holds ``pixel_values`` ``(B, 3, H, W)``, ``text_embedding`` ``(B, llm_embed_dim)`` of any float
+    type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``; an evaluation batch has ``text_embedding``
+    ``(B, K, llm_embed_dim)`` for K captions an image, their ``text_id`` ``(B, K)`` and the images' ``index`` ``(B,)``.
 
     Args:
         model: The two towers.
@@ -118,20 +117,17 @@ class ComposerLLM2CLIP(ComposerModel):
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
             raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
                               f'{"one; SigLIP starts at -10" if model.logit_bias is None else "none"}')
-        self.features: list[torch.Tensor] = []
-        """Of both sides, of all samples that this rank had in the last batch."""
         self.val_metrics = {'retrieval_recall@10': RetrievalRecall()}
 
     def forward(self, batch: Batch) -> Batch:
         """What `LLM2CLIP` returns for this rank's samples."""
-        return self.model(batch['pixel_values'], vectors_of(batch), batch.get('sample_seed'))
+        return self.model(batch['pixel_values'], batch['text_embedding'], batch.get('sample_seed'))
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
         """The loss of the global batch; blockwise, this rank's part, of which it is the mean."""
         del args
         config, scale = self.loss_config, outputs['logit_scale']
         features = [outputs[name] for name in self.feature_names]
-        self.features = [feature.detach() for feature in features]
         text_id = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
         if config.block_size is None:
             features = [all_gather(feature) for feature in features]

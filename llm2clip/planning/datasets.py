@@ -13,14 +13,13 @@ from typing import TypeVar
 import numpy as np
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
-from streaming.base.world import World
 
 from llm2clip.config import CaptionDataConfig, DatasetConfig, ImageDataConfig, LoaderConfig, StreamConfig
 from llm2clip.data.image_embeddings import paired_stream, stream_mix
 from llm2clip.data.loader import stream_arguments
-from llm2clip.data.paired_stream import PairedReader, columns_of
 from llm2clip.data.schema import SAMPLE_ID, check_columns
-from llm2clip.data.verified_stream import ShardError, VerifiedStream
+from llm2clip.data.streams.paired_stream import PairedReader, columns_of
+from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.teacher.sidecars import common_teacher
 
 __all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_texts']
@@ -111,13 +110,10 @@ def _open(
 ) -> list[tuple[VerifiedStream, list[Reader]]]:
     """Add the datasets that can be had, and what is wrong with the others."""
     opened = []
-    defaults = {'split': None, 'download_retry': config.download_retry, 'download_timeout': config.download_timeout,
-                'validate_hash': None, 'keep_zip': False}
     for name in streams:
         with _collected(plan, f'{key}.streams.{name}'):
             stream, mix = open_stream(name)
-            stream.apply_default(defaults)
-            readers = stream.get_shards(World.detect(), False)
+            readers = stream.open(config.download_retry, config.download_timeout)
             sizes = [reader.get_raw_size() for reader in readers]
             images = [reader.images if isinstance(reader, PairedReader) else reader for reader in readers]
             total = sum(mix.values())

@@ -17,11 +17,9 @@ import torch.nn.functional as F
 from composer.utils import dist
 from streaming import MDSWriter
 from streaming.base.format.base.reader import Reader
-from streaming.base.world import World
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig
-from llm2clip.data.paired_stream import columns_of
 from llm2clip.data.schema import (
     SAMPLE_ID,
     TEACHER_FILE,
@@ -31,8 +29,9 @@ from llm2clip.data.schema import (
     dataset_fingerprint,
     read_index,
 )
+from llm2clip.data.streams.paired_stream import columns_of
+from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
-from llm2clip.data.verified_stream import VerifiedStream
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, embed_or_load
 from llm2clip.teacher.fingerprint import TeacherRecord
@@ -155,11 +154,9 @@ def _blocks(texts: Sequence[str], present: Sequence[int], block_tokens: int) -> 
 
 def _open(dataset: DatasetConfig) -> tuple[VerifiedStream, list[Reader]]:
     stream = VerifiedStream(local=dataset.local, remote=dataset.remote)
-    stream.apply_default({'split': None, 'download_retry': 5, 'download_timeout': 120.0, 'validate_hash': None,
-                          'keep_zip': False})
     if dataset.remote is None:
         read_index(dataset.local)  # its errors are clearer than Streaming's
-    shards = stream.get_shards(World.detect(), False)
+    shards = stream.open()
     if dist.get_local_rank() == 0:
         stream.set_up_local(shards, np.zeros(len(shards), np.int64))
     dist.barrier()

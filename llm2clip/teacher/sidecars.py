@@ -10,8 +10,8 @@ from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
 from llm2clip.data.loader import streaming_dataset
-from llm2clip.data.paired_stream import PairedReader, PairedStream, columns_of
 from llm2clip.data.schema import embedding_dim
+from llm2clip.data.streams.paired_stream import PairedReader, PairedStream, columns_of
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
 __all__ = ['common_teacher', 'sidecar_teacher']

@@ -130,6 +130,7 @@ def build_trainer(
     for algorithm in algorithms:
         if isinstance(algorithm, GradCache):
             algorithm.split_batch = train_data.split_batch
+            algorithm.microbatch_transforms = train_data.microbatch_transforms
     # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged, then measured, then
     # clipped.
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]

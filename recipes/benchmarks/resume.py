@@ -16,7 +16,7 @@ from streaming import MDSWriter, StreamingDataLoader
 from llm2clip.benchmark import write_result
 from llm2clip.data.loader import SeededDataset
 from llm2clip.data.schema import SAMPLE_ID, caption_column
-from llm2clip.data.verified_stream import VerifiedStream
+from llm2clip.data.streams.verified_stream import VerifiedStream
 
 SAMPLES, BATCH, WORKERS, ROUNDS = 500_000, 256, 2, 3
 SHARES = (0.0, 0.5, 0.99)

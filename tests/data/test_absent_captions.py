@@ -18,7 +18,7 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import dataset_fingerprint, read_index
-from llm2clip.data.vectors import vector_columns, vector_rows, vectors_of
+from llm2clip.data.vectors import float_vectors, vector_columns, vector_rows, vectors_of
 from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
@@ -111,12 +111,12 @@ def test_evaluation_while_training_uses_all_captions_that_there_are(data: tuple[
     metric.k = 3
     images, texts, image_of_text = [], [], []
     kept = [sample for sample in _samples() if any(sample.captions[key] for key in KEYS)]
-    for batch in _loader(data, dict.fromkeys(KEYS, 1.0), train=False):
+    for batch in map(float_vectors, _loader(data, dict.fromkeys(KEYS, 1.0), train=False)):
         model.update_metric(batch, model.eval_forward(batch), metric)
         assert (batch['text_id'] == 0).tolist() == [
             [not _samples()[i].captions[key] for key in KEYS] for i in batch['index'].tolist()]
         for sample_id, image, vectors in zip(batch['sample_id'], model.model.get_image_features(batch['pixel_values']),
-                                             model.model.get_text_features(vectors_of(batch))):
+                                             model.model.get_text_features(batch['text_embedding'])):
             sample = _samples()[int(sample_id)]
             if sample.sample_id in (k.sample_id for k in kept):
                 images.append(image)

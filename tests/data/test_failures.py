@@ -17,14 +17,13 @@ from typing import Any, Optional
 
 import pytest
 from parts import make_samples, write_dataset, write_sidecar
-from streaming import StreamingDataset
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
 from torch.utils.data import DataLoader
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.data.verified_stream import ShardError
+from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -105,16 +104,16 @@ def test_a_corrupt_shard_stops_the_run(remotes: tuple[Path, Path], tmp_path: Pat
 def test_a_shard_that_arrives_damaged_once_is_downloaded_again(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, damaged = shutil.copy, set()
+    whole, damaged = CloudDownloader.download, set()
 
-    def copy_badly(source: str, target: str) -> None:
-        copy(source, target)
+    def download_badly(self: CloudDownloader, source: str, target: str, timeout: float) -> None:
+        whole(self, source, target, timeout)
         if source not in damaged and source.endswith('.mds'):
             damaged.add(source)
             Path(target).write_bytes(Path(target).read_bytes()[:-9])
 
-    monkeypatch.setattr('streaming.base.storage.download.shutil.copy', copy_badly)
-    monkeypatch.setattr('llm2clip.data.verified_stream.time.sleep', lambda seconds: None)
+    monkeypatch.setattr(CloudDownloader, 'download', download_badly)
+    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
     assert _within(SECONDS, lambda: _indices(_loader(_config(tmp_path, *map(str, remotes))))) == list(range(64))
     assert len(damaged) > 10
 
@@ -178,7 +177,7 @@ def test_an_unreachable_remote_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_download_without_end_is_given_up(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LocalDownloader, '_download_file_impl', lambda *args: time.sleep(SECONDS))
+    monkeypatch.setattr(CloudDownloader, 'download', lambda *args: time.sleep(SECONDS))
     config = _config(tmp_path, *map(str, remotes), download_timeout=0.3)
     with pytest.raises(ShardError, match='index.json cannot be downloaded: TimeoutError: no end after 0 s'):
         _within(SECONDS / 2, lambda: _loader(config))
@@ -216,24 +215,6 @@ def test_a_cache_limit_that_cannot_work_is_refused_and_a_small_one_works(
         _loader(local)
 
 
-def test_a_short_epoch_is_an_error(
-    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = StreamingDataset._each_sample_id
-
-    def short(self: StreamingDataset, it: Any) -> Any:
-        for n, sample_id in enumerate(whole(self, it)):
-            if n == 20:
-                it.ready_index = it.total
-                return
-            yield sample_id
-
-    monkeypatch.setattr(StreamingDataset, '_each_sample_id', short)
-    loader = _loader(_config(tmp_path, *map(str, remotes)))
-    with pytest.raises(ShardError, match='the epoch ended after 20 of the 64 samples'):
-        _within(SECONDS, lambda: list(loader))
-
-
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -255,7 +236,7 @@ def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
     assert process.stdout is not None and process.stdout.readline() == 'running\n'
     config = _config(tmp_path, *map(str, remotes))
     with monkeypatch.context() as patch:
-        patch.setattr('llm2clip.data.safe_dataset._LOCK_SECONDS', 0.5)
+        patch.setattr('llm2clip.data.streams.cache_locks._LOCK_SECONDS', 0.5)
         with pytest.raises(ShardError, match='cache/embeddings is the cache of another run that is still alive'):
             _loader(config)
     os.killpg(process.pid, signal.SIGKILL)
@@ -291,6 +272,6 @@ def test_datasets_written_without_hashes_are_read(tmp_path: Path, image_dataset:
         shard['raw_data']['hashes'] = {}
     (tmp_path / 'data/train/index.json').write_text(json.dumps(index))
     from llm2clip.data.loader import SeededDataset
-    from llm2clip.data.verified_stream import VerifiedStream
+    from llm2clip.data.streams.verified_stream import VerifiedStream
     stream = VerifiedStream(local=str(tmp_path / 'cache'), remote=str(tmp_path / 'data/train'))
     assert len(list(SeededDataset([stream], 0, batch_size=1))) == 4

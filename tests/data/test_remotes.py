@@ -49,7 +49,7 @@ def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     # rclone knows the checksums of old clients only
     monkeypatch.setenv('AWS_RESPONSE_CHECKSUM_VALIDATION', 'when_required')
     monkeypatch.setenv('AWS_REQUEST_CHECKSUM_CALCULATION', 'when_required')
-    monkeypatch.setattr('llm2clip.data.verified_stream.time.sleep', lambda seconds: None)
+    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
     with rclone('s3', served, '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style') as port:
         proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'])
         monkeypatch.setenv('S3_ENDPOINT_URL', f'http://127.0.0.1:{proxy.port}')
@@ -82,7 +82,7 @@ def test_sftp_with_faults(served: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / 'known_hosts').write_text(f'[127.0.0.1]:{proxy.port} {env.pop("host_key")}\n')
         for name, value in env.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr('llm2clip.data.verified_stream.time.sleep', lambda seconds: None)
+        monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
         loader = _loader(tmp_path, f'sftp://user@127.0.0.1:{proxy.port}/bucket', 2)
         assert _ids(loader) == [s.sample_id for s in make_samples(64)]
         assert len(proxy.done) > 5

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
 from llm2clip.data.schema import read_columns, read_index, read_samples
+from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_columns, vector_rows, vectors_of
-from llm2clip.data.verified_stream import ShardError
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import (

@@ -26,6 +26,8 @@ class CachedGradients:
 
     loss: torch.Tensor
     """Loss of the global batch."""
+    outputs: dict[str, torch.Tensor]
+    """The model's for this rank's whole batch, without gradient."""
     features: dict[str, torch.Tensor]
     """Name -> its gradient with respect to this rank's features ``(B, D)``."""
     shared: dict[str, torch.Tensor]
@@ -45,7 +47,7 @@ def cache_gradients(
     loss: Callable[[Outputs, Batch], torch.Tensor],
     batch: Batch,
     microbatches: Sequence[Batch],
-    to_device: Callable[[Batch], Batch] = lambda batch: batch,
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> CachedGradients:
     """First pass: features without gradient, then the loss and its gradients with respect to them.
@@ -55,7 +57,7 @@ def cache_gradients(
         loss: (outputs of the whole batch, batch) -> loss of the global batch.
         batch: The whole batch of this rank.
         microbatches: The same in parts, with the ``<name>_row`` of `with_rows`.
-        to_device: Moves a microbatch.
+        prepare: Microbatch -> what the model takes.
         precision: Context of model and loss.
     """
     random_states: list[list[torch.Tensor]] = []
@@ -64,7 +66,7 @@ def cache_gradients(
     for microbatch in microbatches:
         random_states.append(_random_state())
         with torch.no_grad(), precision():
-            outputs = model(to_device(microbatch))
+            outputs = model(prepare(microbatch))
         for name, value in outputs.items():
             parts.setdefault(name, []).append(value)
             if value.ndim == 2:
@@ -77,7 +79,8 @@ def cache_gradients(
         total = loss(leaves, batch)
     gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
     return CachedGradients(
-        total.detach(), {name: gradients[name] for name in rows},
+        total.detach(), {name: leaf.detach() for name, leaf in leaves.items()},
+        {name: gradients[name] for name in rows},
         {name: gradient for name, gradient in gradients.items() if name not in rows}, random_states)
 
 
@@ -109,20 +112,27 @@ class GradCache(Algorithm):
 
     It works for models whose forward returns a dict of features ``(B, D)`` (and shared outputs such as `logit_scale`)
     and whose loss is a function of those.  Each microbatch's forward pass runs twice, unless there is only one.
-    Gradients arrive as they always do: clipping, schedulers, checkpoints and the logged loss are unchanged.
+    Gradients arrive as they always do: clipping, schedulers, checkpoints and the logged loss are unchanged, and so are
+    the ``outputs`` of Composer's state after a batch, which are those of the whole batch.
 
     Args:
         split_batch: (batch, microbatch size) -> microbatches, the loader's own.
+        microbatch_transforms: Microbatch on its device -> what the model takes, the loader's own.
     """
 
-    def __init__(self, split_batch: Callable[[Batch, int], Sequence[Batch]] = default_split_batch) -> None:
+    def __init__(
+        self,
+        split_batch: Callable[[Batch, int], Sequence[Batch]] = default_split_batch,
+        microbatch_transforms: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> None:
         self.split_batch = split_batch
+        self.microbatch_transforms = microbatch_transforms
         self._loss: Optional[Callable[[Outputs, Batch], torch.Tensor]] = None
         self._cached: Optional[CachedGradients] = None
         self._microbatch = 0
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.INIT, Event.AFTER_DATALOADER, Event.BEFORE_FORWARD)
+        return event in (Event.INIT, Event.AFTER_DATALOADER, Event.BEFORE_FORWARD, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         if event == Event.INIT:
@@ -130,9 +140,11 @@ class GradCache(Algorithm):
             self._loss, model.loss = model.loss, self._surrogate
         elif event == Event.AFTER_DATALOADER:
             self._first_pass(state)
-        elif self._cached is not None:
+        elif self._cached is not None and event == Event.BEFORE_FORWARD:
             _set_random_state(self._cached.random_states[self._microbatch])
             self._microbatch += 1
+        elif self._cached is not None:
+            state.outputs = self._cached.outputs  # pyright: ignore[reportAttributeAccessIssue] (models give dicts)
 
     def _surrogate(self, outputs: Outputs, microbatch: Batch) -> torch.Tensor:
         if self._cached is None:
@@ -153,7 +165,8 @@ class GradCache(Algorithm):
             return
         state.batch = batch
         self._cached = cache_gradients(
-            model, self._loss, batch, microbatches, state.device.batch_to_device,
+            model, self._loss, batch, microbatches,
+            lambda microbatch: self.microbatch_transforms(state.device.batch_to_device(microbatch)),
             lambda: get_precision_context(state.precision, state.precision_config))
 
 

@@ -3,6 +3,8 @@
 
 """How often an image finds its own caption in its batch, and a caption its image."""
 
+from typing import Any
+
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -45,8 +47,8 @@ class InBatchAccuracy(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value % self.interval:
             return
-        model = next(m for m in state.model.modules() if isinstance(m, ComposerLLM2CLIP))
-        image, text = model.features
+        outputs: Any = state.outputs
+        image, text = (outputs[name].detach() for name in ComposerLLM2CLIP.feature_names)
         first = dist.get_global_rank() * len(image)
         hits = torch.stack([share_of_hits(image, all_gather(text), first),
                             share_of_hits(text, all_gather(image), first)])

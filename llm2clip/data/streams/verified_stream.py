@@ -5,6 +5,8 @@
 
 Streaming checks hashes only when asked to, after the file has its final name, and never those of files that were there
 before.  Here a file gets its name when it has been checked, and `SafeDataset` has the others checked at first use.
+
+Of Stream in Streaming 0.13 this relies on `_download_file`, which brings every file of a dataset, its index too.
 """
 
 import json
@@ -52,7 +54,21 @@ class VerifiedStream(Stream):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._files: dict[str, FileInfo] = {}
-        self._process = os.getpid()
+        self._connection: Optional[tuple[int, CloudDownloader]] = None
+
+    def caches(self) -> list[str]:
+        """The folders that are filled from a remote."""
+        return [] if self.remote is None else [os.path.abspath(os.path.join(self.local, self.split))]
+
+    def source(self, basename: str) -> str:
+        """Where a file comes from."""
+        return os.path.join(self.remote or self.local, self.split, basename)
+
+    def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> list[Reader]:
+        """The shards, for use without a dataset."""
+        self.apply_default({'split': None, 'download_retry': download_retry, 'download_timeout': download_timeout,
+                            'validate_hash': None, 'keep_zip': False})
+        return self.get_shards(World.detect(), False)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         if self.remote is not None and world.is_local_leader:
@@ -70,7 +86,7 @@ class VerifiedStream(Stream):
                     self._discard(path, f'{path.stat().st_size} bytes, expected {info.bytes}')
                     cache_usage_per_shard[k] = 0
             if self.remote is None and not cache_usage_per_shard[k]:
-                raise ShardError(f'shard {self._path(shard.file_pairs[0][0].basename)} is missing')
+                raise ShardError(f'shard {self.source(shard.file_pairs[0][0].basename)} is missing')
 
     def discard_damaged(self, shard: Reader) -> int:
         """Remove the shard's local file if its content is wrong, so that it will be downloaded again.
@@ -105,22 +121,25 @@ class VerifiedStream(Stream):
         cached = self._path(INDEX)
         if not cached.is_file():
             return
-        current = Path(self._download_file(INDEX, f'{INDEX}.now'))
+        current = Path(self.download(INDEX, f'{INDEX}.now'))
         same = current.read_bytes() == cached.read_bytes()
         current.unlink()
         if not same:
-            raise ShardError(f'{self._url(INDEX)} is not the index that {self.local} was filled with: the dataset was '
-                             f'written anew; remove {self.local}')
+            raise ShardError(f'{self.source(INDEX)} is not the index that {self.local} was filled with: the '
+                             f'dataset was written anew; remove {self.local}')
 
-    def _url(self, basename: str) -> str:
-        return os.path.join(self.remote or '', self.split, basename)
+    def download(self, basename: str, to_basename: Optional[str] = None) -> str:
+        """Bring a file from the remote, under another name if one is given.
 
-    def _download_file(self, from_basename: str, to_basename: Optional[str] = None) -> str:
-        url, path = self._url(from_basename), self._path(to_basename or from_basename)
+        Returns:
+            Its path.
+
+        Raises:
+            ShardError: There is no such file, it cannot be had, or its content is not that of the index.
+        """
+        url, path = self.source(basename), self._path(to_basename or basename)
         if self.remote is None:
             raise ShardError(f'{path} is missing, and the dataset has no remote')
-        if self._process != os.getpid():  # a connection does not survive a fork
-            self._downloader, self._process = CloudDownloader.get(self.remote), os.getpid()
         partial = path.with_name(f'{path.name}.{os.getpid()}.part')
         wait, tried, damaged, problem = 1.0, 0, 0, ''
         while tried < self.download_retry and damaged < 2:
@@ -133,12 +152,12 @@ class VerifiedStream(Stream):
             try:
                 self._download_within(url, str(partial))
             except Exception as error:
-                self._downloader = CloudDownloader.get(self.remote)
+                self._connection = None
                 if is_missing(error):
                     raise ShardError(f'{url} does not exist ({_describe(error)})') from error
                 problem = f'{url} cannot be downloaded: {_describe(error)}'
                 continue
-            damage = _damage(partial, self._files.get(from_basename))
+            damage = _damage(partial, self._files.get(basename))
             if damage is None:
                 partial.replace(path)
                 return str(path)
@@ -146,11 +165,21 @@ class VerifiedStream(Stream):
         partial.unlink(missing_ok=True)
         raise ShardError(f'{problem} (tried {tried} times)')
 
+    def _download_file(self, from_basename: str, to_basename: Optional[str] = None) -> str:
+        return self.download(from_basename, to_basename)
+
+    def _connected(self) -> CloudDownloader:
+        """A downloader of this process: a connection does not survive a fork."""
+        if self._connection is None or self._connection[0] != os.getpid():
+            self._connection = os.getpid(), CloudDownloader.get(self.remote)
+        return self._connection[1]
+
     def _download_within(self, url: str, path: str) -> None:
         """Download, but give up after `download_timeout` seconds, which not every downloader of Streaming does."""
+        downloader = self._connected()
         errors: list[BaseException] = []
 
-        def download(downloader: CloudDownloader = self._downloader) -> None:
+        def download() -> None:
             try:
                 downloader.download(url, path, self.download_timeout)
             except BaseException as error:

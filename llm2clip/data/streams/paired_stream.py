@@ -1,7 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image dataset and sidecars of embeddings, MDS datasets of the same samples read as one stream."""
+"""Image dataset and sidecars of embeddings, MDS datasets of the same samples read as one stream.
+
+Samples are read here and not by Streaming's reader, which decodes all columns of a sample: of an image's captions, one
+is used.  Of Streaming 0.13 this relies on nothing private, but on the format of MDS files, version 2.
+"""
 
 import functools
 import io
@@ -17,27 +21,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from streaming.base.format.base.reader import Reader
-from streaming.base.format.mds.encodings import _get_coder
+from streaming.base.format.mds.encodings import mds_decode
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, dataset_fingerprint
-from llm2clip.data.verified_stream import VerifiedStream
+from llm2clip.data.streams.verified_stream import VerifiedStream
 
-__all__ = ['SIDECARS', 'PairedReader', 'PairedStream', 'columns_of']
-
-SIDECARS = 'sidecars'
-"""Key of a paired sample under which the rows of the sidecars stand, in their order."""
+__all__ = ['PairedReader', 'PairedRow', 'PairedStream', 'columns_of']
 
 
 def columns_of(reader: Reader) -> dict[str, str]:
     """Column name -> MDS type of one shard."""
     assert isinstance(reader, MDSReader)
     return dict(zip(reader.column_names, reader.column_encodings))
-
-
-# Streaming parses a column's type each time that it decodes one.
-_coder: Any = functools.cache(_get_coder)
 
 
 @functools.cache
@@ -64,14 +61,18 @@ def _read(reader: MDSReader, idx: int, keep_open: bool) -> bytearray:
     return data
 
 
-class _Row(Mapping[str, Any]):
+class PairedRow(Mapping[str, Any]):
     """A sample whose columns are decoded when they are asked for: of its captions, one is used.
 
     Vectors are tensors that share the sample's memory, scales are tensors without dimension.
+
+    Attributes:
+        sidecars: The sample's rows of the sidecars, in their order.
     """
 
-    def __init__(self, reader: Reader, idx: int, keep_open: bool) -> None:
+    def __init__(self, reader: Reader, idx: int, keep_open: bool, sidecars: Sequence[Reader] = ()) -> None:
         assert isinstance(reader, MDSReader)
+        self.sidecars = [PairedRow(sidecar, idx, keep_open) for sidecar in sidecars]
         self._reader, self._data = reader, _read(reader, idx, keep_open)
         # Before the columns stand the sizes of those that have no fixed one.
         sizes, at = [size or 0 for size in reader.column_sizes], 0
@@ -90,7 +91,7 @@ class _Row(Mapping[str, Any]):
         i = self._reader.column_names.index(name)
         encoding, start, end = self._reader.column_encodings[i], self._ends[i], self._ends[i + 1]
         if (dtype := _dtype(encoding)) is None:
-            return _coder(encoding).decode(self._data[start:end])
+            return mds_decode(encoding, self._data[start:end])  # pyright: ignore[reportArgumentType]
         values = torch.frombuffer(self._data, dtype=dtype, count=(end - start) // dtype.itemsize, offset=start)
         return values if encoding.startswith('ndarray:') else values[0]
 
@@ -99,23 +100,6 @@ class _Row(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._reader.column_names)
-
-
-class _PairedRow(_Row):
-    """An image's sample, with its rows of the sidecars under `SIDECARS`."""
-
-    def __init__(self, reader: Reader, idx: int, sidecars: Sequence[Reader], keep_open: bool) -> None:
-        super().__init__(reader, idx, keep_open)
-        self.sidecars = [_Row(sidecar, idx, keep_open) for sidecar in sidecars]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.sidecars if name == SIDECARS else super().__getitem__(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return itertools.chain(super().__iter__(), [SIDECARS])
-
-    def __len__(self) -> int:
-        return super().__len__() + 1
 
 
 class PairedReader(Reader):
@@ -128,11 +112,8 @@ class PairedReader(Reader):
         self.keep_open = keep_open
         self.file_pairs = [pair for reader in (images, *sidecars) for pair in reader.file_pairs]
 
-    def _evict_raw(self) -> int:
-        return sum(reader._evict_raw() for reader in (self.images, *self.sidecars))
-
-    def _evict_zip(self) -> int:
-        return sum(reader._evict_zip() for reader in (self.images, *self.sidecars))
+    def evict(self) -> int:
+        return sum(reader.evict() for reader in (self.images, *self.sidecars))
 
     def decode_sample(self, data: bytes) -> dict[str, Any]:
         raise TypeError('a paired shard has no bytes of its own')
@@ -140,8 +121,8 @@ class PairedReader(Reader):
     def get_sample_data(self, idx: int) -> bytes:
         raise TypeError('a paired shard has no bytes of its own')
 
-    def get_item(self, idx: int) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = _PairedRow(self.images, idx, self.sidecars, self.keep_open)
+    def get_item(self, idx: int) -> PairedRow:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = PairedRow(self.images, idx, self.keep_open, self.sidecars)
         for sidecar, row in zip(self.sidecars, sample.sidecars):
             if sample.stored(SAMPLE_ID) != row.stored(SAMPLE_ID):
                 raise ValueError(
@@ -188,6 +169,9 @@ class PairedStream(VerifiedStream):
         self._embedding_columns = (SAMPLE_ID, *embedding_columns)
         self.keep_open = keep_open
 
+    def caches(self) -> list[str]:
+        return super().caches() + [cache for sidecar in self.sidecars for cache in sidecar.caches()]
+
     def apply_default(self, default: dict[str, Any]) -> None:
         super().apply_default(default)
         for sidecar in self.sidecars:
@@ -211,7 +195,7 @@ class PairedStream(VerifiedStream):
     def _check_dataset(self, sidecar: VerifiedStream, where: str) -> None:
         path = Path(sidecar.local, sidecar.split, TEACHER_FILE)
         if sidecar.remote and not path.is_file():
-            sidecar._download_file(TEACHER_FILE)
+            sidecar.download(TEACHER_FILE)
         if not path.is_file():
             raise FileNotFoundError(f'there is no sidecar in {path.parent}: {path} does not exist')
         expected = dataset_fingerprint(json.loads(Path(self.local, self.split, 'index.json').read_text()))

@@ -1,0 +1,136 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 2's batches in Composer's loop: int8 vectors reach the model as floats, and callbacks see all outputs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import pytest
+import torch
+from composer import Callback, DataSpec, Evaluator, Trainer
+from composer.core import State
+from composer.loggers import InMemoryLogger, Logger
+from parts import make_samples, write_dataset, write_sidecar
+
+from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.vectors import dequantize
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.preprocessing import Preprocessing
+from llm2clip.training.algorithms.grad_cache import GradCache
+from llm2clip.training.callbacks.in_batch_accuracy import InBatchAccuracy
+
+N = 10
+PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+Batch = dict[str, Any]
+
+pytestmark = pytest.mark.usefixtures('no_leftovers')
+
+
+@pytest.fixture(scope='module')
+def int8_data(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageDataConfig:
+    folder = tmp_path_factory.mktemp('int8')
+    write_dataset(make_samples(N), folder)
+    write_sidecar(folder / 'train', folder / 'sidecar', teacher_folder, storage='int8')
+    stream = ImageStreamConfig(str(folder / 'train'), embeddings={'tiny': DatasetConfig(str(folder / 'sidecar'))})
+    return ImageDataConfig(streams={'s': stream}, caption_mix={'short': 1.0, 'long': 1.0}, num_workers=0,
+                           num_canonical_nodes=1)
+
+
+class _Result(NamedTuple):
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    accuracy: dict[str, float]
+    recall: float
+    dtypes: set[torch.dtype]
+
+
+class _Keep(Callback):
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+        self.loss = float('nan')
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        self.gradients = {name: parameter.grad.clone() for name, parameter in state.model.named_parameters()
+                          if parameter.grad is not None}
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.loss = state.total_loss_dict['loss/train/total']
+
+
+def _model() -> ComposerLLM2CLIP:
+    torch.manual_seed(0)
+    config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1), embed_dim=16)
+    return ComposerLLM2CLIP(LLM2CLIP(config, 32, load_weights=False))
+
+
+def _step(train: DataSpec, evaluation: DataSpec, microbatch_size: Optional[int] = None) -> _Result:
+    """One training step, which changes no weight, and an evaluation; with the gradient cache if it has microbatches."""
+    model, keep, logged, dtypes = _model(), _Keep(), InMemoryLogger(), set()
+    model.val_metrics['retrieval_recall@10'].k = 1
+    model.model.register_forward_pre_hook(lambda module, args: dtypes.add(args[1].dtype))
+    cache = [GradCache(train.split_batch, train.microbatch_transforms)] if microbatch_size else []
+    trainer = Trainer(
+        model=model, train_dataloader=train, max_duration='1ba', device='cpu', precision='fp32', seed=7,
+        eval_dataloader=Evaluator(label='eval', dataloader=evaluation, device_eval_microbatch_size=4),
+        optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0), algorithms=cache,
+        device_train_microbatch_size=microbatch_size or N, callbacks=[keep, InBatchAccuracy(interval=1)],
+        loggers=logged, progress_bar=False)
+    trainer.fit()
+    trainer.close()
+    accuracy = {name: float(values[-1][1]) for name, values in logged.data.items() if name.endswith('_accuracy')}
+    recall = logged.data['metrics/eval/retrieval_recall@10'][-1][1]
+    return _Result(keep.loss, keep.gradients, accuracy, float(recall), dtypes)
+
+
+def _loaders(config: ImageDataConfig) -> tuple[DataSpec, DataSpec]:
+    train, evaluation = (build_image_loader(config, PIXELS, N, 5, train, 'data') for train in (True, False))
+    return train, evaluation
+
+
+def _in_float(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches with the vectors in place of their int8 values."""
+    result = []
+    for batch in batches:
+        values, scale = batch['text_embedding'], batch['text_embedding_scale']
+        assert values.dtype == torch.int8 and scale.shape == values.shape[:-1]
+        rest = {name: value for name, value in batch.items() if name != 'text_embedding_scale'}
+        result.append({**rest, 'text_embedding': dequantize(values, scale)})
+    return result
+
+
+@pytest.fixture(scope='module')
+def batches(int8_data: ImageDataConfig) -> tuple[list[Batch], list[Batch]]:
+    """Of the training and the evaluation."""
+    train, evaluation = _loaders(int8_data)
+    return list(train.dataloader), list(evaluation.dataloader)
+
+
+@torch.no_grad()
+def _accuracy(batch: Batch) -> dict[str, float]:
+    """Of the model before training, from all scores of a batch."""
+    image, text, _ = _model().train()(batch).values()
+    both = (('image_to_text', image @ text.T), ('text_to_image', text @ image.T))
+    hits = {name: (scores.argmax(1) == torch.arange(len(scores))).float().mean().item() for name, scores in both}
+    assert 0 < sum(hits.values()) < 2
+    return {f'train/{name}_accuracy': share for name, share in hits.items()}
+
+
+@pytest.mark.parametrize('microbatch_size', [None, 4])
+def test_int8_vectors_give_the_gradients_and_the_recall_of_their_floats(
+    int8_data: ImageDataConfig, batches: tuple[list[Batch], list[Batch]], microbatch_size: Optional[int]
+) -> None:
+    """Bit for bit, in training, in both passes of the gradient cache and in evaluation."""
+    found = _step(*_loaders(int8_data), microbatch_size)
+    train, evaluation = (DataSpec(_in_float(part), get_num_samples_in_batch=lambda batch: len(batch['index']))
+                         for part in batches)
+    expected = _step(train, evaluation, microbatch_size)
+    assert found.dtypes == {torch.float32}
+    assert found.loss == expected.loss and found.recall == expected.recall and found.accuracy == expected.accuracy
+    assert found.gradients.keys() == expected.gradients.keys() and len(found.gradients) > 10
+    for name, gradient in expected.gradients.items():
+        assert gradient.any() and torch.equal(found.gradients[name], gradient), name
+    # Callbacks see the outputs of the whole batch, also where the gradient cache runs it in parts.
+    assert found.accuracy == pytest.approx(_accuracy(_in_float(batches[0])[0]))
