@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The vocabulary of the YAML files, one dataclass a recipe.
+"""The vocabulary of the YAML files, one dataclass per recipe.
 
 Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
 mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config_files` reads the files.
@@ -242,7 +242,7 @@ class CaptionDataConfig(LoaderConfig):
     streams: dict[str, CaptionStreamConfig] = field(default_factory=dict)
     pairs: list[CaptionPairConfig] = field(default_factory=list)
     """`objective: contrastive`: one is drawn each time a sample is seen.  Unset: any two captions of a sample, of a
-    dataset that is here.  `eval_data` takes one, of one key a side; unset, the first two captions of the dataset."""
+    dataset that is here.  `eval_data` takes one, of one key per side; unset, the first two captions of the dataset."""
     texts: dict[str, float] = field(default_factory=dict)
     """`objective: mntp`: caption key -> weight; of those that a sample has, one is drawn each time it is seen.
     Weight 0: never."""
@@ -268,7 +268,7 @@ class ImageDataConfig(LoaderConfig):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One configuration a recipe
+# One configuration per recipe
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +283,7 @@ class TrainConfig:
     global_train_batch_size: int = MISSING
     global_eval_batch_size: int = 64
     device_train_microbatch_size: Optional[int] = None
-    """Samples a forward pass.  Smaller than the device batch only with `algorithms.grad_cache`, which keeps the loss
+    """Samples per forward pass.  Smaller than the device batch only with `algorithms.grad_cache`, which keeps the loss
     that of the global batch (or with `objective: mntp`, whose loss has no negatives)."""
     seed: int = 17
     device: Optional[str] = None
@@ -347,7 +347,7 @@ class OnlineConfig:
     enabled: bool = False
     """Embed captions with `teacher` while training; the streams then need no `embeddings`."""
     batch_tokens: int = 16384
-    """Tokens a forward pass, padding included."""
+    """Tokens per forward pass, padding included."""
     precision: str = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     sharded: bool = False
@@ -406,7 +406,7 @@ class PrepareConfig(WriterConfig):
     """Raw files -> MDS datasets."""
 
     out: str = MISSING
-    """Folder that receives one MDS dataset a split."""
+    """Folder that receives one MDS dataset per split."""
     out_remote: Optional[str] = None
     """They are uploaded here as well, any place that Streaming writes to (`s3://…`, `gs://…`, …); machines that do not
     share `out` need it."""
@@ -427,7 +427,7 @@ class TeacherConfig:
     trust_remote_code: bool = False
     """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
     batch_tokens: int = 4096
-    """Tokens a forward pass, padding included."""
+    """Tokens per forward pass, padding included."""
     precision: str = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
 
@@ -443,7 +443,7 @@ class ExtractConfig(TeacherConfig):
     out_remote: Optional[str] = None
     """They are uploaded to `out_remote/<name>`; nodes that do not share `out` need it."""
     storage: str = 'float16'
-    """`float16`, or `int8` with one float32 scale a vector, half the size."""
+    """`float16`, or `int8` with one float32 scale per vector, half the size."""
     normalize: bool = False
     """Store vectors of length 1.  The adapter of stage 2 normalises in any case, but for `adapter.normalize: false`."""
     device: Optional[str] = None
@@ -489,7 +489,7 @@ class ZeroshotConfig:
     source: Component = MISSING
     """`name` of the set and where its files are."""
     templates: str = MISSING
-    """Text file with a prompt a line, `{}` for the class name; a class is the mean of its prompts."""
+    """Text file with one prompt per line, `{}` for the class name; a class is the mean of its prompts."""
 
 
 @dataclass
@@ -646,7 +646,7 @@ class SearchConfig:
     query: Any = None
     """A text, the path of an image file, or a list of them.  Unset, in a terminal: asked for, one after the other."""
     top: int = 10
-    """Images a query."""
+    """Images per query."""
     html: Optional[str] = None
     """File for a page with the pictures."""
     html_embed: int = 500

@@ -71,7 +71,7 @@ class SafeDataset(StreamingDataset):
         super().__init__(streams=streams, **kwargs)
         self._failure = _Failure(_get_path(self._shm_prefix_int, 'failure'))
         self._event = self._failure  # pyright: ignore[reportAttributeAccessIssue]
-        # Files that were there before are checked at first use, once a node.
+        # Files that were there before are checked at first use, once per node.
         self._unchecked = SharedArray(self.num_shards, np.uint8, _get_path(self._shm_prefix_int, 'unchecked'))
         if self._unique_rank_world.is_local_leader:
             self._failure.clear()

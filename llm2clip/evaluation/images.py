@@ -44,7 +44,7 @@ def encode_images(
         read_image: Position -> encoded image; picklable.
         names: Of the N images, for messages.
         what: Shown beside the progress bar.
-        batch_size: Images a forward pass.
+        batch_size: Images per forward pass.
         num_workers: Processes that read and decode.
 
     Raises:

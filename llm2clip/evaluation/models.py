@@ -170,7 +170,7 @@ def _cached_teachers(
     configs: Sequence[TeacherConfig], record: Optional[dict[str, Any]], cache: Union[str, Path], device: Device,
     what: str,
 ) -> Teacher:
-    """Of several teachers, the vectors concatenated as in training."""
+    """A teacher whose vectors are those of several, concatenated as in training."""
     records = [None] if record is None else record.get('concatenated', [record])
     teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, records)]
     if len(teachers) == 1:

@@ -75,7 +75,7 @@ def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table
 
 
 def _retrieval_tables(entries: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """A table a benchmark; but where nothing is compared, one a model."""
+    """One table per benchmark; but where nothing is compared, one per model."""
     tables: list[Table] = []
     alone: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():

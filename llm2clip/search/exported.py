@@ -111,7 +111,7 @@ class ExportedModel:
             folder: Where they are.
             paths: Inside the folder.
             precision: ``fp32``, or ``amp_bf16`` for autocast.
-            batch_size: Images a forward pass.
+            batch_size: Images per forward pass.
             num_workers: Processes that read and decode.
         """
         model = self._model

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The index of a folder of images: one vector an image, in one SQLite file.
+"""The index of a folder of images: one vector per image, in one SQLite file.
 
 SQLite makes a change whole or not at all, whenever the process dies.  One process at a time writes images; any number
 read, also meanwhile.

@@ -76,7 +76,7 @@ def update_index(
         model: Embeds the images.
         images: Folder of the images, with those in it.
         precision: ``fp32`` or ``amp_bf16``; unset, that of the index, and ``fp32`` for a new one.
-        batch_size: Images a forward pass.
+        batch_size: Images per forward pass.
         num_workers: Processes that read and decode.
         replace: Discard an index of another model, folder or precision.
 

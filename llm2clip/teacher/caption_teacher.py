@@ -87,7 +87,7 @@ class LLMTeacher:
         encoder: In evaluation mode, on its device.
         tokenizer: The encoder's.
         fingerprint: Of both.
-        batch_tokens: Tokens a forward pass, padding included.
+        batch_tokens: Tokens per forward pass, padding included.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
     """
 
@@ -120,7 +120,7 @@ class SentenceTransformerTeacher:
 
     Args:
         name: Folder or hub name.
-        batch_size: Captions a forward pass.
+        batch_size: Captions per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         trust_remote_code: Run code that comes with the model.
     """
@@ -191,7 +191,7 @@ def teacher_fingerprint(folder: Union[str, Path]) -> dict[str, Any]:
 
 
 def _hash_files(folder: Path) -> str:
-    """Of weights, tokenizer, chat template and configurations."""
+    """Hash of weights, tokenizer, chat template and configurations."""
     digest = xxhash.xxh64()
     kinds = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
     for path in sorted(path for path in folder.rglob('*') if path.suffix in kinds and path.name != ENCODER_FILE):
@@ -203,7 +203,7 @@ def _hash_files(folder: Path) -> str:
 
 
 def _llm_fingerprint(encoder: TextEncoder, tokenizer: CaptionTokenizer, config: TextEncoderConfig) -> dict[str, Any]:
-    """Of an LLM wherever it came from, adapters included."""
+    """Fingerprint of an LLM wherever it came from, adapters included."""
     digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, dataclasses.asdict(config)['gguf_file'])))
     hash_weights(encoder, digest)
     return {'weights': digest.hexdigest(), **encoding(config)}
