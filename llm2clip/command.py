@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TrainConfig
 from llm2clip.config_files import load_config
+from llm2clip.config_help import recipe_help
 from llm2clip.folders import write_text
 from llm2clip.steps import goes_on, next_command, step_folder
 
@@ -39,7 +40,7 @@ _OTHER_RANKS_WAIT = 5.0
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
-    """Read the configuration, call `main` with it, and name the command of the next step.
+    """Read the configuration, call `main` with it, and name the command of the next step; or answer ``--help``.
 
     The time that it takes is added to seconds.json in the step's folder.  An error in what the user gave becomes one
     line; with ``LLM2CLIP_TRACEBACK=1`` in the environment every error keeps its traceback.  Ctrl-C and SIGTERM end the
@@ -47,12 +48,15 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
 
     Args:
         schema: One of the dataclasses of `llm2clip.config`.
-        main: The recipe.
+        main: The recipe; the docstring of its module says what it does and, after a colon, how it is called.
         args: YAML files and overrides; unset, those of the command line.
     """
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # a file's name may hold bytes that are no text
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
+        if {'-h', '--help'}.intersection(args):
+            _print_help(recipe_help(schema, main.__globals__['__doc__']))
+            return
         config = load_config(schema, args)
         plan = isinstance(config, TrainConfig) and config.plan
         with _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
@@ -60,6 +64,13 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         command = None if plan else next_command(config, args)
         if command is not None and _rank() == 0:
             print(f'next: {command}', flush=True)
+
+
+def _print_help(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # piped into what reads only a part; the rest goes nowhere, also when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _rank(kind: str = 'RANK') -> int:

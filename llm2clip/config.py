@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The vocabulary of the YAML files, one dataclass a recipe.
+"""The vocabulary of the YAML files, one dataclass per recipe.
 
 Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
 mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config_files` reads the files.
@@ -68,8 +68,11 @@ class LoraConfig:
     """Low-rank adaptation of the LLM (paper, section 4.1); the names follow peft."""
 
     r: int = 16
+    """Rank of the adaptation."""
     lora_alpha: int = 32
+    """The adaptation is scaled by `lora_alpha` / `r`."""
     lora_dropout: float = 0.05
+    """Probability with which an input of the adaptation is dropped while it is trained."""
     target_modules: Optional[list[str]] = None
     """Names of projections; unset, those of attention and MLP in every layer, whatever the architecture calls them."""
 
@@ -99,14 +102,15 @@ class VisionConfig:
     architecture: Component = field(default_factory=dict)
     """A Hugging Face model's `config.json` by `model_type` (`clip_vision_model`, …), in place of the one in `name`."""
     image_size: int = 224
-    """Position embeddings are interpolated to it."""
+    """Side of the square input, in pixels; position embeddings are interpolated to it."""
     mean: Optional[list[float]] = None
-    """In place of the tower's own normalisation, together with `std`."""
+    """Of red, green and blue, from 0 to 1, in place of the tower's own normalisation; together with `std`."""
     std: Optional[list[float]] = None
+    """Standard deviation per colour; together with `mean`."""
     lock: bool = False
     """Train the projection and the adapter only (LiT)."""
     lock_blocks: int = 0
-    """Leave the embeddings and the first so many blocks as they are."""
+    """Do not train the embeddings and this many blocks after them."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass.  With FSDP, `fsdp.activation_checkpointing` does the same."""
     freeze_batch_norm: bool = True
@@ -120,7 +124,7 @@ class AdapterConfig:
     name: str = 'residual'
     """`residual`, the MLP of the official code; `linear`, or `identity`, for which both widths are equal."""
     depth: int = 4
-    """Residual blocks."""
+    """Number of residual blocks."""
     expansion: int = 2
     """Hidden width of a block over its width."""
     normalize: bool = True
@@ -134,6 +138,7 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     embed_dim: int = 1280
+    """Width of the joint space."""
     visual_projection: str = 'linear'
     """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; or `identity`, for which both widths
     are equal."""
@@ -150,11 +155,11 @@ class LossConfig:
     name: str = 'clip'
     """`clip`, or the pairwise sigmoids of `siglip`."""
     label_smoothing: float = 0.0
-    """Of `clip`."""
+    """Share of the target, from 0 to 1, that is spread over all candidates; for `clip`."""
     mask_equal_texts: bool = False
     """Two samples of the global batch that drew the same caption are not each other's negatives."""
     block_size: Optional[int] = None
-    """Compute so many rows of the logit matrix at once, never all; each rank those of its images only."""
+    """Rows of the logit matrix that are computed at once, each rank those of its images only.  Unset: all."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,8 +228,11 @@ class LoaderConfig:
     """What the loaders of both stages share."""
 
     num_workers: int = 2
+    """Processes per rank that read and decode samples."""
     shuffle: bool = True
+    """Draw the samples of an epoch in random order; evaluation never does."""
     shuffle_seed: int = 9176
+    """Seed of that order."""
     num_canonical_nodes: int = 64
     """Fixes the sample order for any number of nodes; a multiple or a divisor of the number of nodes."""
     download_retry: int = 5
@@ -232,35 +240,38 @@ class LoaderConfig:
     download_timeout: float = 120.0
     """Seconds that one download may take."""
     cache_limit: Optional[str] = None
-    """Largest size of a node's caches (`200gb`); unset, everything that was downloaded is kept."""
+    """Largest size of the caches per node (`200gb`).  Unset: everything that was downloaded is kept."""
 
 
 @dataclass
 class CaptionDataConfig(LoaderConfig):
-    """Stage 1.  Each global batch comes from one stream: mixing would make negatives trivial."""
+    """Captions for stage 1.  Each global batch comes from one stream: mixing would make negatives trivial."""
 
     streams: dict[str, CaptionStreamConfig] = field(default_factory=dict)
+    """Name -> dataset of captions, texts or images with captions."""
     pairs: list[CaptionPairConfig] = field(default_factory=list)
-    """`objective: contrastive`: one is drawn each time a sample is seen.  Unset: any two captions of a sample, of a
-    dataset that is here.  `eval_data` takes one, of one key a side; unset, the first two captions of the dataset."""
+    """For `objective: contrastive`: pairs of caption keys, of which one is drawn each time a sample is seen.  Unset:
+    any two captions of a sample, which needs the dataset's index in `local`.  `eval_data` takes one pair, with one key
+    per side; unset, the first two captions of the dataset."""
     texts: dict[str, float] = field(default_factory=dict)
-    """`objective: mntp`: caption key -> weight; of those that a sample has, one is drawn each time it is seen.
-    Weight 0: never."""
+    """For `objective: mntp`: caption key -> weight.  Of those that a sample has, one is drawn each time it is seen,
+    never one of weight 0."""
 
 
 @dataclass
 class ImageDataConfig(LoaderConfig):
-    """Stage 2: an image and the embedding of one of its captions."""
+    """Images for stage 2, each with the embedding of one of its captions."""
 
     streams: dict[str, ImageStreamConfig] = field(default_factory=dict)
+    """Name -> dataset of images, with the sidecars that hold its captions' embeddings."""
     teachers: list[str] = field(default_factory=list)
-    """Whose embeddings to read; unset, those of the only teacher.  Those of several are scaled to length 1 and
-    concatenated."""
+    """Names of the teachers whose embeddings are read.  Those of several are scaled to length 1 and concatenated.
+    Unset: the only one that the streams have."""
     caption_mix: dict[str, float] = field(default_factory=dict)
-    """Caption key -> weight; of those that a sample has, one is drawn each time it is seen (paper, section 4.2).
-    Weight 0: never.  Unset: any caption, of a dataset that is here."""
+    """Caption key -> weight.  Of those that a sample has, one is drawn each time it is seen (paper, section 4.2), never
+    one of weight 0.  Unset: all captions alike, which needs the dataset's index in `local`."""
     crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
-    """Range of the area that a training crop keeps."""
+    """Smallest and largest share of the area that a training crop keeps."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast, saturation and (a fifth of it) hue."""
     grayscale: float = 0.0
@@ -268,7 +279,7 @@ class ImageDataConfig(LoaderConfig):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One configuration a recipe
+# One configuration per recipe
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -279,38 +290,56 @@ class TrainConfig:
     save_folder: str = MISSING
     """The run's folder: `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
     run_name: str = MISSING
+    """Name of the run for loggers."""
     max_duration: str = MISSING
+    """Length of the training, as Composer writes time: `4ep` (epochs), `1000ba` (batches)."""
     global_train_batch_size: int = MISSING
+    """Samples per step over all ranks."""
     global_eval_batch_size: int = 64
+    """Samples per batch of the evaluation over all ranks."""
     device_train_microbatch_size: Optional[int] = None
-    """Samples a forward pass.  Smaller than the device batch only with `algorithms.grad_cache`, which keeps the loss
+    """Samples per forward pass.  Smaller than the device batch only with `algorithms.grad_cache`, which keeps the loss
     that of the global batch (or with `objective: mntp`, whose loss has no negatives)."""
     seed: int = 17
+    """Seed of initial weights, dropout, draws of captions and augmentation."""
     device: Optional[str] = None
+    """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     precision: Optional[str] = None
+    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: as Composer chooses, `amp_fp16` on a GPU and `fp32` on a CPU."""
     eval_interval: str = '1ep'
+    """Time between two evaluations on `eval_data`."""
     save_interval: str = '1ep'
+    """Time between two checkpoints."""
     save_num_checkpoints_to_keep: int = 2
-    """On disk; what is kept in an object store is for its lifecycle rules to say."""
+    """Newest checkpoints that are kept on disk; in an object store, its lifecycle rules say what is kept."""
     checkpoint_folder: str = '${save_folder}/checkpoints'
-    """On disk, which nodes may share, or in an object store (`s3://…`)."""
+    """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
     autoresume: bool = True
-    """Go on from the newest whole checkpoint there."""
+    """Go on from the newest whole checkpoint in `checkpoint_folder`."""
     progress_bar: bool = True
+    """Show how far the training is."""
     log_to_console: bool = False
+    """Print the metrics as well."""
     console_log_interval: str = '10ba'
+    """Time between two prints of the metrics."""
     dist_timeout: float = 300.0
+    """Seconds that a rank waits for the others before the run fails."""
     optimizer: Component = field(default_factory=lambda: {'name': 'adamw', 'lr': MISSING})
+    """`name` of an optimizer in `llm2clip/registry.py`, and its arguments, of which `lr` is required."""
     scheduler: Component = field(default_factory=lambda: {'name': 'constant'})
+    """`name` of a learning-rate schedule in `llm2clip/registry.py`, and its arguments."""
     algorithms: dict[str, Component] = field(default_factory=dict)
+    """Name in `llm2clip/registry.py` -> arguments, of what takes part in every step."""
     callbacks: dict[str, Component] = field(default_factory=dict)
+    """Name in `llm2clip/registry.py` -> arguments, of what watches the training."""
     loggers: dict[str, Component] = field(default_factory=dict)
+    """Name in `llm2clip/registry.py` -> arguments, of where metrics go besides `metrics.jsonl`."""
     fsdp: Optional[Component] = None
-    """Arguments of Composer's `FSDP2Config`; without them, DDP."""
+    """Arguments of Composer's `FSDP2Config`.  Unset: DDP, in which every rank holds the whole model."""
     plan: bool = False
     """Print what the run would need and what would go wrong, from the datasets' indexes alone, and stop."""
     plan_ranks: Optional[int] = None
-    """GPUs to plan for; unset, those that the launcher starts."""
+    """GPUs to plan for.  Unset: as many as the launcher starts."""
 
 
 @dataclass
@@ -328,16 +357,16 @@ class Stage1Config(TrainConfig):
     learn_scale: bool = False
     """Train the factor, from `loss_scale` on."""
     symmetric: bool = False
-    """Also from positive to query."""
+    """Add the loss from positive to query."""
     mask_equal_texts: bool = True
     """Two samples of the global batch that share a text are not each other's negatives."""
     train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
     eval_data: Optional[CaptionDataConfig] = None
     """Pairs for caption retrieval accuracy while training."""
     teacher_folder: str = '${save_folder}/teacher'
-    """Where the merged teacher goes when training ends."""
+    """Folder of the merged teacher, written when training ends."""
     adapter_folder: str = '${save_folder}/adapter'
-    """Where the LoRA adapter alone goes."""
+    """Folder of the LoRA adapter alone, written when training ends."""
 
 
 @dataclass
@@ -347,7 +376,7 @@ class OnlineConfig:
     enabled: bool = False
     """Embed captions with `teacher` while training; the streams then need no `embeddings`."""
     batch_tokens: int = 16384
-    """Tokens a forward pass, padding included."""
+    """Tokens per forward pass, padding included."""
     precision: str = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     sharded: bool = False
@@ -363,8 +392,9 @@ class Stage2Config(TrainConfig):
     """An exported folder whose weights training begins with, in place of the tower's pretrained ones."""
     train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
     eval_data: Optional[ImageDataConfig] = None
+    """Images and captions for retrieval recall while training."""
     teacher: Optional[str] = None
-    """Folder of the teacher that the sidecars must come from; unset, they must only agree with one another."""
+    """Folder of the teacher that the sidecars must come from.  Unset: they must only agree with one another."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     lr_scale: dict[str, float] = field(default_factory=dict)
@@ -379,18 +409,18 @@ class WriterConfig:
     """How datasets are written."""
 
     size_limit: str = '64mb'
-    """Largest shard, as Streaming writes sizes."""
+    """Largest size of a shard, as Streaming writes sizes (`64mb`)."""
     compression: Optional[str] = None
-    """Of shards, as Streaming names it (`zstd`, `zstd:7`, …).  Images are compressed already."""
+    """Compression of shards, as Streaming names it (`zstd`, `zstd:7`, …).  Images are compressed already."""
     max_dropped: float = 0.02
-    """Share of the input that may be left out before the conversion fails; what the settings leave out does not
-    count."""
+    """Largest share of the input, from 0 to 1, that may be unusable before the conversion fails.  What these settings
+    leave out does not count."""
     require_any_caption: list[str] = field(default_factory=list)
     """Leave out samples that have no caption of any of these keys, such as those of the training's `caption_mix`."""
     image_max_side: Optional[int] = None
-    """Images with a longer side are made smaller and saved as JPEG.  Unset: every image keeps its own bytes."""
+    """Longest side in pixels: larger images are made smaller and saved as JPEG.  Unset: every image keeps its bytes."""
     image_quality: int = 95
-    """Of those JPEGs."""
+    """Quality of those JPEGs, from 1 to 100."""
     num_workers: int = 1
     """Processes, each on a part (an input file) of its own."""
     machine: int = 0
@@ -406,28 +436,28 @@ class PrepareConfig(WriterConfig):
     """Raw files -> MDS datasets."""
 
     out: str = MISSING
-    """Folder that receives one MDS dataset a split."""
+    """Folder that receives one MDS dataset per split."""
     out_remote: Optional[str] = None
-    """They are uploaded here as well, any place that Streaming writes to (`s3://…`, `gs://…`, …); machines that do not
-    share `out` need it."""
+    """Place to which the datasets are uploaded as well (`s3://…`, `gs://…`, …); machines that do not share `out` need
+    it."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
 
 
 @dataclass
 class TeacherConfig:
-    """A frozen teacher of captions: `teacher`, or one of the two after it."""
+    """A frozen teacher of captions: one of `teacher`, `text_encoder` and `sentence_transformer`."""
 
     teacher: Optional[str] = None
     """Folder that stage 1 wrote."""
     text_encoder: Optional[TextEncoderConfig] = None
-    """Any LLM as it is."""
+    """Any LLM, not trained by stage 1."""
     sentence_transformer: Optional[str] = None
     """Folder or hub name of a sentence-transformers model."""
     trust_remote_code: bool = False
     """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
     batch_tokens: int = 4096
-    """Tokens a forward pass, padding included."""
+    """Tokens per forward pass, padding included."""
     precision: str = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
 
@@ -441,12 +471,14 @@ class ExtractConfig(TeacherConfig):
     out: str = MISSING
     """Sidecars go to `out/<name>`."""
     out_remote: Optional[str] = None
-    """They are uploaded to `out_remote/<name>`; nodes that do not share `out` need it."""
+    """Place to which the sidecars are uploaded, to `out_remote/<name>`; nodes that do not share `out` need it."""
     storage: str = 'float16'
-    """`float16`, or `int8` with one float32 scale a vector, half the size."""
+    """`float16`, or `int8` with one float32 scale per vector, half the size."""
     normalize: bool = False
-    """Store vectors of length 1.  The adapter of stage 2 normalises in any case, but for `adapter.normalize: false`."""
+    """Store vectors of length 1.  The adapter of stage 2 normalises them in any case, unless `adapter.normalize` is
+    false."""
     device: Optional[str] = None
+    """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     dist_timeout: float = 3600.0
     """Seconds that ranks wait for the one with the most work at the end."""
 
@@ -459,7 +491,7 @@ class EvaluatedModelConfig(TeacherConfig):
     run: Optional[str] = None
     """Folder of a stage-2 run."""
     weights: str = 'latest'
-    """`latest`, those of its latest checkpoint, or `best`, those that the callback `save_best` kept."""
+    """Which weights of the run: `latest`, those of its newest checkpoint, or `best`, which `save_best` kept."""
     export: Optional[str] = None
     """Folder that `export_hf` wrote."""
     official: Optional[str] = None
@@ -469,7 +501,7 @@ class EvaluatedModelConfig(TeacherConfig):
     pretrained: Optional[str] = None
     """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
     teachers: list[str] = field(default_factory=list)
-    """In place of `teacher`, those of `train_data.teachers`, whose vectors were concatenated, in the same order."""
+    """In place of `teacher`: the folders of `train_data.teachers`, in that order; their vectors are concatenated."""
 
 
 @dataclass
@@ -489,7 +521,7 @@ class ZeroshotConfig:
     source: Component = MISSING
     """`name` of the set and where its files are."""
     templates: str = MISSING
-    """Text file with a prompt a line, `{}` for the class name; a class is the mean of its prompts."""
+    """Text file with one prompt per line, `{}` for the class name; a class is the mean of its prompts."""
 
 
 @dataclass
@@ -499,6 +531,7 @@ class LinearProbeConfig:
     train: Component = MISSING
     """Set to learn from; a fifth of it chooses the regularisation."""
     test: Component = MISSING
+    """Set whose images are classified."""
 
 
 @dataclass
@@ -508,14 +541,17 @@ class CRAConfig:
     captions: str = MISSING
     """MDS folder with the pairs."""
     caption_keys: list[str] = field(default_factory=lambda: ['short', 'long'])
+    """The two captions of a sample that have to find each other."""
     encoders: dict[str, TextEncoderConfig] = field(default_factory=dict)
     """Result name -> LLM, not trained here, and how it encodes."""
     teachers: dict[str, str] = field(default_factory=dict)
     """Result name -> folder that stage 1 wrote, which knows how it encodes."""
     limit: Optional[int] = None
-    """Take the first so many pairs."""
+    """Number of pairs, from the first on.  Unset: all."""
     batch_tokens: int = 4096
+    """Tokens per forward pass, padding included."""
     precision: str = 'fp32'
+    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
 
 
 @dataclass
@@ -525,22 +561,29 @@ class EvaluateConfig:
     models: dict[str, EvaluatedModelConfig] = field(default_factory=dict)
     """Name in the tables -> model."""
     out: str = MISSING
-    """`results.json`, `results.md` and `report.html` go here."""
+    """Folder that receives `results.json`, `results.md` and `report.html`."""
     cache: str = '${out}/text_embeddings'
-    """Teachers' vectors of captions, kept for the next time and for other models of the same teacher."""
+    """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
     retrieval: dict[str, RetrievalConfig] = field(default_factory=dict)
+    """Name in the tables -> retrieval benchmark: images, and the captions that belong to them."""
     zeroshot: dict[str, ZeroshotConfig] = field(default_factory=dict)
+    """Name in the tables -> classification by class names."""
     linear_probe: dict[str, LinearProbeConfig] = field(default_factory=dict)
+    """Name in the tables -> logistic regression on the frozen tower's features."""
     cra: Optional[CRAConfig] = None
+    """Caption retrieval accuracy of text encoders on held-out pairs."""
     bootstrap: int = 1000
-    """Resamples for the 95 % intervals."""
+    """Number of resamples for the 95 % intervals; 0 for none."""
     gallery: int = 4
-    """Best, median and worst queries of each benchmark that the report shows, so many of each."""
+    """Queries that the report shows of each benchmark: this many of the best, the median and the worst; 0 for none."""
     title: str = 'LLM2CLIP'
-    """Of the report."""
+    """Title of the report."""
     batch_size: int = 64
+    """Images per forward pass."""
     num_workers: int = 2
+    """Processes that read and decode images."""
     device: Optional[str] = None
+    """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
 
 @dataclass
@@ -565,7 +608,7 @@ class ExportConfig(HubConfig):
     teacher: Optional[str] = None
     """Folder of the teacher that the run learned from.  Unset: as the run's configuration names it."""
     teachers: list[str] = field(default_factory=list)
-    """In its place, those of `train_data.teachers`, whose vectors were concatenated, in the same order."""
+    """In place of `teacher`: the folders of `train_data.teachers`, in that order; their vectors are concatenated."""
     out: str = MISSING
     """The model goes to `out/llm2clip`."""
     remote_code: bool = False
@@ -583,8 +626,9 @@ class ExportVisionConfig(HubConfig):
     weights: str = 'latest'
     """`latest` or `best`, as for `evaluate`."""
     out: str = MISSING
+    """Folder that receives the tower."""
     projection: bool = True
-    """With the projection into the joint space, where the class has a place for one: CLIP's, and timm's."""
+    """Include the projection into the joint space, where the class has a place for one: CLIP's, and timm's."""
 
 
 @dataclass
@@ -594,6 +638,7 @@ class ExportTeacherConfig:
     teacher: str = MISSING
     """Folder that stage 1 wrote."""
     out: str = MISSING
+    """Folder that receives the sentence-transformers model."""
     prompts: Optional[dict[str, str]] = None
     """Name -> instruction, for `encode(…, prompt_name=…)`.  Unset: `query`, the teacher's own instruction."""
 
@@ -603,16 +648,17 @@ class ImportConfig:
     """Official LLM2CLIP weights -> this project's folders: the model in `out`/llm2clip, a teacher in `out`/teacher."""
 
     checkpoint: Optional[str] = None
-    """The model: a file (`.pt`, `.safetensors`), or a Hugging Face folder.  Unset: the teacher alone."""
+    """Weights of the model: a file (`.pt`, `.safetensors`), or a Hugging Face folder.  Unset: the teacher alone."""
     vision: Optional[VisionConfig] = None
-    """Its tower.  A Hugging Face folder says the `architecture` itself."""
+    """The tower of `checkpoint`.  A Hugging Face folder says the `architecture` itself."""
     teacher: Optional[str] = None
-    """Folder of the teacher that it learned from, imported before."""
+    """Folder of the teacher that the model learned from, imported before."""
     text_encoder: Optional[TextEncoderConfig] = None
     """That teacher as it is published: an LLM, and in `adapters` LLM2Vec's adapters if they are not merged."""
     template: Optional[str] = None
     """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
     out: str = MISSING
+    """Folder that receives `llm2clip` (the model) and `teacher`."""
 
 
 @dataclass
@@ -624,10 +670,11 @@ class ReportConfig:
     out: str = MISSING
     """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/summary.py`."""
     steps: dict[str, str] = MISSING
-    """Step -> its folder, in the order of the pipeline."""
+    """Name of a step -> its folder, in the order of the pipeline."""
     galleries: list[str] = field(default_factory=list)
     """Which retrieval benchmarks are shown in pictures."""
     title: str = 'LLM2CLIP'
+    """Title of the report."""
 
 
 @dataclass
@@ -648,6 +695,8 @@ class SearchConfig:
     html: Optional[str] = None
     """File for a page with the pictures."""
     batch_size: int = 64
+    """Images per forward pass."""
     num_workers: int = 2
     """Processes that read and decode images."""
     device: Optional[str] = None
+    """`gpu` or `cpu`.  Unset: a GPU if there is one."""

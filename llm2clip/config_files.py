@@ -23,7 +23,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from llm2clip.config import ConfigError
 from llm2clip.folders import write_text
 
-__all__ = ['load_config', 'package_folder', 'read_config', 'save_config']
+__all__ = ['load_config', 'package_folder', 'read_config', 'save_config', 'unwrap_optional']
 
 T = TypeVar('T')
 
@@ -61,7 +61,7 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     files = [arg for arg in args if '=' not in arg]
     overrides = [arg for arg in args if '=' in arg]
     if not files and not overrides:
-        raise ConfigError(f'no configuration given: expected YAML files and key=value overrides for {schema.__name__}')
+        raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
 
     merged = OmegaConf.structured(schema)
     origins: dict[str, str] = {}
@@ -141,7 +141,7 @@ def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
 
 def _check_keys(schema: Any, node: Any, prefix: str, origins: dict[str, str]) -> None:
     """Raise for the first key of `node` that the type `schema` does not have."""
-    schema = _unwrap_optional(schema)
+    schema = unwrap_optional(schema)
     if OmegaConf.is_list(node) and typing.get_origin(schema) is list:
         for i in range(len(node)):
             _check_keys(typing.get_args(schema)[0], _raw(node, i), f'{prefix[:-1]}[{i}].', origins)
@@ -178,7 +178,8 @@ def _raw(node: Any, key: Any) -> Any:
     return None if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key) else node[key]
 
 
-def _unwrap_optional(hint: Any) -> Any:
+def unwrap_optional(hint: Any) -> Any:
+    """``X`` of ``Optional[X]``; any other type as it is."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         return next(arg for arg in typing.get_args(hint) if arg is not type(None))
     return hint

@@ -61,7 +61,7 @@ def goes_on(config: Any) -> str:
 
 
 def _newest_batch(checkpoints: str) -> Optional[int]:
-    """Of the newest whole checkpoint, to which Composer links after it has written one."""
+    """The batch of the newest whole checkpoint, to which Composer links after it has written one."""
     try:
         return int(re.findall(r'-ba(\d+)', os.readlink(Path(checkpoints, 'latest-rank0.pt')))[-1])
     except (OSError, IndexError):
@@ -192,7 +192,7 @@ def _dataset_arguments(key: str, datasets: Mapping[str, DatasetConfig]) -> list[
 
 
 def _columns(dataset: str) -> list[str]:
-    """Of an MDS dataset, as far as its index is here."""
+    """Columns of an MDS dataset; none if its index is not here."""
     path = Path(dataset, 'index.json')
     shards = json.loads(path.read_text())['shards'] if path.is_file() else []
     return shards[0]['column_names'] if shards else []

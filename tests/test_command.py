@@ -30,24 +30,40 @@ def _python(code: str, **options: Any) -> 'subprocess.Popen[str]':
                             stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_a_mistyped_key_is_answered_before_anything_heavy_is_imported() -> None:
+def test_help_and_a_mistyped_key_are_answered_before_anything_heavy_is_imported() -> None:
     process = _python(f'''
-        import json, runpy, sys
-        errors = {{}}
+        import contextlib, io, json, runpy, sys
+        errors, helps = {{}}, {{}}
         for recipe in {RECIPES}:
+            with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), 'utf-8')) as out:
+                sys.argv = [recipe, '-h']
+                runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
+                helps[recipe] = out.buffer.getvalue().decode()
             sys.argv = [recipe, 'outt=x']
             try:
                 runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
             except SystemExit as end:
                 errors[recipe] = end.code
-        print(json.dumps([errors, [name for name in ('torch', 'transformers', 'composer', 'streaming', 'numpy')
+        print(json.dumps([errors, helps, [name for name in ('torch', 'transformers', 'composer', 'streaming', 'numpy')
                                    if name in sys.modules]]))
         ''')
     output, log = process.communicate()
-    errors, heavy = json.loads(output or log)
+    errors, helps, heavy = json.loads(output or log)
     assert heavy == []
+    assert all(f'recipes/{recipe}.py' in text and ': str' in text for recipe, text in helps.items())
     assert len(errors) == len(RECIPES) == 11
     assert all(error.startswith('error: outt (command line): unknown key') for error in errors.values()), errors
+
+
+def test_help_may_be_read_in_part() -> None:
+    process = _python("""
+        import runpy, sys
+        sys.argv = ['recipes/report.py', '--help']
+        runpy.run_path('recipes/report.py', run_name='__main__')
+        """)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `| head` does
+    assert (process.stderr.read(), process.wait()) == ('', 0)
 
 
 def test_transformers_knows_exported_models_after_this_package_was_imported_first(tmp_path: Path) -> None:

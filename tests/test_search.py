@@ -43,7 +43,8 @@ def write_export(out: Path, teacher: Path, seed: int = 3) -> Path:
     config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1), embed_dim=16)
     torch.manual_seed(seed)
     model = LLM2CLIP(config, 32, load_weights=False).eval()
-    export_folder(model, config, TeacherRecord(Fingerprint(({'pooling': 'mean'},)), {'llm_embed_dim': 32}), teacher, out)
+    record = TeacherRecord(Fingerprint(({'pooling': 'mean'},)), {'llm_embed_dim': 32})
+    export_folder(model, config, record, teacher, out)
     return out
 
 

@@ -92,7 +92,7 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_other_ways_through_the_pipeline(text_pairs_dataset: Path, tmp_path: Path) -> None:
-    # One caption an image makes no pair: a teacher from elsewhere.
+    # One caption per image makes no pair: a teacher from elsewhere.
     single = make_samples(2)
     for sample in single:
         del sample.captions['long']

@@ -18,8 +18,8 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     """Image -> its captions, both in the order of the file.  Empty captions are none.
 
     Args:
-        captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (an object a line), ``.tsv``, or CSV under
-            any other name; the last two with a header.  An image may have several rows.
+        captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (one object per line), ``.tsv``, or CSV
+            under any other name; the last two with a header.  An image may have several rows.
         image_column: Column that says which captions belong together.
         caption_column: Column with the text; in JSON it may also be a list of texts.
 
@@ -53,7 +53,7 @@ def _csv_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         columns = reader.fieldnames or ()
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(f'{path}:{reader.line_num}: expected {len(columns)} values, one a column of '
+                raise ValueError(f'{path}:{reader.line_num}: expected {len(columns)} values, one per column of '
                                  f'{", ".join(columns)}; a text with commas needs quotes')
             yield path, row
 

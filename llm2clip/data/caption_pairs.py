@@ -76,9 +76,9 @@ def build_caption_pair_loader(
     Args:
         config: Streams and pairs.
         tokenizer: A `CaptionTokenizer`.
-        global_batch_size: Pairs a step over all ranks.
+        global_batch_size: Pairs per step over all ranks.
         seed: Seed of the caption choice.
-        train: Shuffle and drop the last incomplete batch.  Otherwise: one fixed pair of captions a sample, no
+        train: Shuffle and drop the last incomplete batch.  Otherwise: one fixed pair of captions per sample, no
             instruction, as caption retrieval accuracy is defined; samples that lack one of them do not count.
         key: Where `config` stands in the configuration.
     """
@@ -119,7 +119,7 @@ def pairs_of_streams(
         if not chosen:
             keys = all_caption_keys(name, stream, key, 'pairs')
             if len(keys) < 2:
-                raise ConfigError(f'{key}.streams.{name}: {stream.local} has one caption a sample, expected two')
+                raise ConfigError(f'{key}.streams.{name}: {stream.local} has one caption per sample, expected two')
             chosen = [CaptionPairConfig(keys, keys) if train else CaptionPairConfig(keys[:1], keys[1:2])]
         _check_pairs(chosen, train, where)
         pairs.append(chosen)
@@ -139,4 +139,4 @@ def _check_pairs(pairs: Sequence[CaptionPairConfig], train: bool, where: str) ->
     if any(pair.weight < 0 for pair in pairs) or not any(pair.weight > 0 for pair in pairs):
         raise ConfigError(f'{where}: expected weights, at least one above 0')
     if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive) > 1):
-        raise ConfigError(f'{where}: evaluation needs one pair with one caption key a side')
+        raise ConfigError(f'{where}: evaluation needs one pair with one caption key per side')

@@ -210,7 +210,7 @@ def build_image_loader(
     Args:
         config: Streams, caption mix and crops.
         preprocessing: Of the vision tower.
-        global_batch_size: Samples a step over all ranks.
+        global_batch_size: Samples per step over all ranks.
         seed: Seed of caption choice and crops.
         train: One drawn caption and a random crop, shuffled; otherwise every caption and a centre crop, in order.
         key: Where `config` stands in the configuration.

@@ -143,7 +143,7 @@ def build_loader(
         make_dataset: Takes the StreamingDataset arguments.
         config: Order and workers.
         streams: The configured streams.
-        global_batch_size: Samples a step over all ranks.
+        global_batch_size: Samples per step over all ranks.
         train: Drop the last incomplete batch; otherwise keep every sample and the stored order.
         key: Where `config` stands in the configuration, for messages.
         collate_fn: Samples -> batch.

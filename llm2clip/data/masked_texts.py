@@ -105,7 +105,7 @@ def build_masked_text_loader(
         config: Streams and texts.
         tokenizer: A `CaptionTokenizer`.
         mntp: What is masked, and how.
-        global_batch_size: Texts a step over all ranks.
+        global_batch_size: Texts per step over all ranks.
         seed: Seed of the choice of texts and of the masks.
         key: Where `config` stands in the configuration.
     """

@@ -25,7 +25,7 @@ def split_by_length(batch: dict[str, Any], microbatch_size: int) -> list[dict[st
     Args:
         batch: Tensors ``(B,)`` and ``(B, T)`` and lists of length B; each text side has an ``attention_mask``, padded
             on the right.
-        microbatch_size: Samples a part; the last may be smaller.
+        microbatch_size: Samples per part; the last may be smaller.
     """
     n = len(batch['index'])
     if n <= microbatch_size:

@@ -3,8 +3,8 @@
 
 """Column names and types of every dataset: the one source of truth.
 
-An image dataset has `sample_id`, `image` and one ``caption.<key>`` a caption; a caption dataset the same without
-`image`; a sidecar has `sample_id` and one ``text_embedding.<key>`` a caption, with ``text_embedding_scale.<key>`` if
+An image dataset has `sample_id`, `image` and one ``caption.<key>`` per caption; a caption dataset the same without
+`image`; a sidecar has `sample_id` and one ``text_embedding.<key>`` per caption, with ``text_embedding_scale.<key>`` if
 they are int8.
 
 Every sample has every column.  A caption that a sample does not have is an empty text, and its vector is zero.

@@ -79,8 +79,11 @@ def _evaluated(preprocessing: Preprocessing, image: torch.Tensor) -> torch.Tenso
 
 
 def pixels_needed(image_size: int, crop_scale: float) -> int:
-    """Shortest side from which a random crop of that share of the area is still made twice as small, so that decoding
-    at this size costs no detail."""
+    """The shortest side, in pixels, that an image has to be decoded at.
+
+    A random crop that keeps `crop_scale` of the area is then still at least ``2 * image_size`` pixels wide, and
+    resizing it to `image_size` loses no detail.
+    """
     return math.ceil(2 * image_size / math.sqrt(crop_scale))
 
 

@@ -1,11 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a sidecar stores the teacher's vectors: as float16, or as int8 with a float32 scale a vector.
+"""How a sidecar stores the teacher's vectors: as float16, or as int8 with a float32 scale per vector.
 
-LLMs have a few dimensions that are ten times as large as the others, at which one scale a vector is wasted.  So vectors
-are rotated before they are rounded, which spreads those dimensions over all (as QuaRot, arXiv 2404.00456, does for
-activations), and rotated back where they are used: on the model's device, for a whole microbatch.
+LLMs have a few dimensions that are ten times as large as the others, at which one scale per vector is wasted.  So
+vectors are rotated before they are rounded, which spreads those dimensions over all (as QuaRot, arXiv 2404.00456, does
+for activations), and rotated back where they are used: on the model's device, for a whole microbatch.
 """
 
 import functools
@@ -54,7 +54,7 @@ def _rotate(vectors: torch.Tensor, back: bool = False) -> torch.Tensor:
 
 
 def quantize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotated, then symmetric int8 with one scale a vector, the largest magnitude over 127.
+    """Rotated, then symmetric int8 with one scale per vector, the largest magnitude over 127.
 
     Args:
         vectors: ``(…, D)`` of any float type.
@@ -74,7 +74,7 @@ def dequantize(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
-    """Sidecar columns, name -> MDS type: ``2 * dim`` bytes a caption as float16, ``dim + 4`` as int8."""
+    """Sidecar columns, name -> MDS type: ``2 * dim`` bytes per caption as float16, ``dim + 4`` as int8."""
     columns = {SAMPLE_ID: 'str', **{embedding_column(key): f'ndarray:{storage}:{dim}' for key in keys}}
     if storage == 'int8':
         columns.update({scale_column(key): 'float32' for key in keys})

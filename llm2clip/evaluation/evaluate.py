@@ -47,8 +47,8 @@ class Evaluation:
         config: Benchmarks, and where results go; its models are for the caller to load.
 
     Raises:
-        ConfigError: A benchmark, a model or what caption retrieval needs is not what was expected.
-        ValueError: The files of a benchmark are not, or a model's teacher is another one.
+        ConfigError: A key has a wrong value, or a file or folder that it names is missing or of another kind.
+        ValueError: The contents of a benchmark's files are wrong, or a model was trained with another teacher.
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
@@ -105,7 +105,7 @@ class Evaluation:
                 config.bootstrap))
 
     def finish(self) -> None:
-        """Add the text encoders' numbers, if any are asked for, and let go of what a kill would have needed."""
+        """Add the text encoders' numbers, if any are asked for, and remove the features kept for a restart."""
         if self.config.cra is not None:
             self.results['cra'], self.results['cra_pairs'] = evaluate_cra(self.config.cra)
             self._save()

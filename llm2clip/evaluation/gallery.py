@@ -51,7 +51,7 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
         dataset: Whose images are shown.
         result: What a model found in it.
         n: Queries of each kind and direction.
-        top: Results a query.
+        top: Results per query.
 
     Returns:
         ``texts`` and ``images``: lists of ``kind``, ``rank`` (1 is the best), ``query`` and ``results``, pairs of a

@@ -170,7 +170,7 @@ def _cached_teachers(
     configs: Sequence[TeacherConfig], expected: Optional[Fingerprint], cache: Union[str, Path], device: Device,
     what: str,
 ) -> Teacher:
-    """Of several teachers, the vectors concatenated as in training."""
+    """A teacher whose vectors are those of several, concatenated as in training."""
     teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, expected or [None])]
     if len(teachers) == 1:
         return teachers[0]

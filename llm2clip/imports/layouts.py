@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The official weights' names and ours: one table a layout, read in both directions.
+"""The official weights' names and ours: one table per layout, read in both directions.
 
 What the tables rest on:
 

@@ -16,7 +16,7 @@ def bootstrap_interval(
     Queries of one image are not independent, so an image is drawn with all of them.
 
     Args:
-        values: ``(Q, M)``, M values a query.
+        values: ``(Q, M)``, M values per query.
         group: ``(Q,)``, which group a query belongs to, numbered from 0.
         resamples: How often to draw.
         seed: Of the drawing.

@@ -99,7 +99,7 @@ class ComposerLLM2CLIP(ComposerModel):
 
     A training batch holds ``pixel_values`` ``(B, 3, H, W)``, ``text_embedding`` ``(B, llm_embed_dim)`` of any float
     type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``; an evaluation batch has ``text_embedding``
-    ``(B, K, llm_embed_dim)`` for K captions an image, their ``text_id`` ``(B, K)`` and the images' ``index`` ``(B,)``.
+    ``(B, K, llm_embed_dim)`` for K captions per image, their ``text_id`` ``(B, K)`` and the images' ``index`` ``(B,)``.
 
     Args:
         model: The two towers.

@@ -45,7 +45,7 @@ class Tower(ABC):
 
     @abstractmethod
     def layer_ids(self) -> dict[str, int]:
-        """Parameter name -> its layer: 0 for the embeddings, then one a block, the last for what follows them."""
+        """Parameter name -> its layer: 0 for the embeddings, then one per block, the last for what follows them."""
 
     @abstractmethod
     def no_weight_decay(self) -> set[str]:

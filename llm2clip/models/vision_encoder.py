@@ -86,7 +86,7 @@ class VisionEncoder(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, width)``; patch dropout needs one ``sample_seed`` an image."""
+        """``(B, 3, H, W)`` -> ``(B, width)``; patch dropout needs one ``sample_seed`` per image."""
         self._sample_seed = sample_seed
         try:
             return self.tower.pooled(pixel_values)

@@ -40,7 +40,7 @@ class DatasetPlan:
     captions: dict[str, float]
     """Caption key, or direction, -> share of the samples that draw it."""
     drawn: int = 0
-    """Samples an epoch."""
+    """Samples per epoch."""
     sidecars: dict[str, int] = field(default_factory=dict)
     """Teacher's name -> bytes."""
 

@@ -29,8 +29,8 @@ class StepPlan:
 
     Attributes:
         ranks: GPUs.
-        device_batch: Samples of a GPU.
-        microbatch: Samples a forward pass; fewer than `device_batch` with GradCache, or for a loss without negatives.
+        device_batch: Samples per GPU.
+        microbatch: Samples per forward pass; fewer than `device_batch` with GradCache, or for a loss without negatives.
         contrastive: Whether the loss is that of the global batch.
         bfloat16: Autocast.
         sharded: FSDP2.
@@ -217,7 +217,7 @@ def _loss_memory(model: ComposerModel, make_batch: Callable[[int], Batch], plan:
 
 
 def _bytes(tensor: torch.Tensor, ranks: int = 1) -> int:
-    """Of a tensor, or of the first rank's shard: FSDP2 splits the rows."""
+    """Size of a tensor, or of the first rank's shard: FSDP2 splits the rows."""
     if ranks > 1 and tensor.ndim:
         return -(-len(tensor) // ranks) * (tensor.numel() // max(1, len(tensor))) * tensor.element_size()
     return tensor.numel() * tensor.element_size()

@@ -56,9 +56,9 @@ class Plan:
     tokens: int = 0
     """Most tokens that those can have."""
     checkpoint: int = 0
-    """Bytes of one."""
+    """Bytes of one checkpoint."""
     checkpoints: Optional[int] = None
-    """How many are written."""
+    """How many checkpoints are written."""
     kept: int = -1
     problems: list[str] = field(default_factory=list)
     """What will stop the run."""
@@ -73,10 +73,10 @@ class Plan:
 
     def _step_lines(self) -> list[str]:
         samples = sum(data.drawn for data in self.datasets)
-        lines = [f'{_gpus(self.ranks)}, {self.global_batch:,} samples a step'
-                 + (f', {self.device_batch:,} a GPU in microbatches of {self.microbatch:,}'
+        lines = [f'{_gpus(self.ranks)}, {self.global_batch:,} samples per step'
+                 + (f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
                     if (self.ranks, self.microbatch) != (1, self.global_batch) else ''),
-                 f'{samples:,} samples and {self.epoch_steps:,} steps an epoch'
+                 f'{samples:,} samples and {self.epoch_steps:,} steps per epoch'
                  + (f'; {self.steps:,} steps, {self.steps * self.global_batch:,} samples in all'
                     if self.steps is not None else '')]
         if self.texts:
@@ -92,7 +92,7 @@ class Plan:
         if self.memory is None:
             return []
         values = dataclasses.asdict(self.memory)
-        lines = [f'{"memory of a GPU":<24}{"GiB":>16}']
+        lines = [f'{"memory per GPU":<24}{"GiB":>16}']
         lines += [f'  {name:<22}{value / 2**30:>16.3f}' for name, value in values.items()
                   if value and name not in ('peak', 'optimizer_whole')]
         return [*lines, f'  {"peak, not their sum":<22}{values["peak"] / 2**30:>16.3f}']
@@ -102,7 +102,7 @@ class Plan:
         for data in self.datasets:
             captions = ', '.join(f'{name} {share:.0%}' for name, share in data.captions.items())
             sidecars = ''.join(f', sidecar {name} {_storage(size)}' for name, size in data.sidecars.items())
-            lines.append(f'{data.name}: {data.samples:,} samples, {data.drawn:,} an epoch ({captions}); '
+            lines.append(f'{data.name}: {data.samples:,} samples, {data.drawn:,} per epoch ({captions}); '
                          f'{_storage(data.size)}{sidecars}')
         return lines
 
@@ -305,7 +305,7 @@ def _measure(
 
 
 def _modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Of the children, each parameter counted once; LoRA weights apart from the LLM that they adapt."""
+    """Trainable and frozen parameters per child, each counted once; LoRA weights apart from the LLM they adapt."""
     result: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         part = 'lora' if 'lora_' in name else name.split('.')[0]

@@ -87,7 +87,7 @@ class LLMTeacher:
         encoder: In evaluation mode, on its device.
         tokenizer: The encoder's.
         fingerprint: Of both.
-        batch_tokens: Tokens a forward pass, padding included.
+        batch_tokens: Tokens per forward pass, padding included.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
     """
 
@@ -120,7 +120,7 @@ class SentenceTransformerTeacher:
 
     Args:
         name: Folder or hub name.
-        batch_size: Captions a forward pass.
+        batch_size: Captions per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         trust_remote_code: Run code that comes with the model.
     """
@@ -181,7 +181,7 @@ def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeach
 
 
 def _llm_fingerprint(encoder: TextEncoder, tokenizer: CaptionTokenizer, config: TextEncoderConfig) -> Fingerprint:
-    """Of an LLM wherever it came from, adapters included."""
+    """Fingerprint of an LLM wherever it came from, adapters included."""
     digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, dataclasses.asdict(config)['gguf_file'])))
     hash_weights(encoder, digest)
     return Fingerprint.of(digest.hexdigest(), encoding(config))

@@ -139,7 +139,7 @@ def _embed(
 
 
 def _blocks(texts: Sequence[str], present: Sequence[int], block_tokens: int) -> Iterator[list[int]]:
-    """Captions that are embedded, and saved, together: about `block_tokens` tokens, by four characters a token."""
+    """Captions that are embedded, and saved, together: about `block_tokens` tokens, by four characters per token."""
     block: list[int] = []
     size = 0
     for i in present:

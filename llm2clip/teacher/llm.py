@@ -82,7 +82,7 @@ def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedMode
     Args:
         config: What to load.
         on_meta: Build the modules without memory for their weights.  Under FSDP every rank but the first does so, and
-            receives its shards from the first: a large LLM is in memory once, not once a rank.
+            receives its shards from the first: a large LLM is in memory once, not once per rank.
 
     Raises:
         ConfigError: The folder is missing, the architecture is not one of `ARCHITECTURES`, or an adapter does not fit.

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Token states -> one vector a text."""
+"""Token states -> one vector per text."""
 
 import torch
 

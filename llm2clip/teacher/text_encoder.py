@@ -135,7 +135,7 @@ def encode_tokens(
         encoder: In evaluation mode, on its device.
         tokenizer: The encoder's.
         tokens: N texts.
-        batch_tokens: Tokens a forward pass, padding included.
+        batch_tokens: Tokens per forward pass, padding included.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         sharded: The encoder is spread over the ranks: all run it equally often, since each takes part in gathering its
             weights; one with fewer batches repeats its last.

@@ -249,7 +249,7 @@ def _newest_remote(store: ObjectStore, prefix: str) -> Optional[tuple[str, list[
 
 
 def _prefix(folder: str) -> str:
-    """Of the objects in a folder of an object store; a bucket's root has none."""
+    """Prefix of the objects in a folder of an object store; empty for a bucket's root."""
     path = parse_uri(folder)[2].strip('/')
     return f'{path}/' if path else ''
 

@@ -54,7 +54,7 @@ def parameter_groups(
 
 
 def _vision_layers(model: torch.nn.Module, layer_decay: float) -> tuple[dict[int, float], set[int]]:
-    """Of the vision towers' parameters, by id: the factor on the learning rate, and which do not decay."""
+    """The factor on the learning rate of each vision parameter, by its id, and the ids of those without decay."""
     scale: dict[int, float] = {}
     no_decay: set[int] = set()
     for module in model.modules():

@@ -33,7 +33,7 @@ def step(name: str, features: list[torch.Tensor]) -> float:
 
 
 def measure(name: str) -> tuple[float, float]:
-    """Seconds of a step, and the peak of what it takes beside the features, in MB."""
+    """Seconds per step, and the peak of what it takes beside the features, in MB."""
     torch.manual_seed(0)
     features = [F.normalize(torch.randn(BATCH, DIM, device=DEVICE), dim=-1).requires_grad_() for _ in range(2)]
     features.append(torch.full((1,), 3.0, device=DEVICE, requires_grad=True))

@@ -77,7 +77,7 @@ def tuned_in_the_loop(config: Stage2Config) -> JointLLM2CLIP:
 
 
 def train(mode: str, config: Stage2Config) -> dict[str, float]:
-    """One run: seconds of an epoch, retrieval at its end and the process's peak memory."""
+    """One run: seconds per epoch, retrieval at its end and the process's peak memory."""
     if mode == 'lora':
         config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
         trainer = make_joint_trainer(config, lambda: tuned_in_the_loop(config))
@@ -104,7 +104,7 @@ def run_mode(mode: str) -> dict[str, float]:
 def table(results: dict[str, dict[str, float]]) -> str:
     """Markdown."""
     base, lines = results['precomputed'], [
-        '| teacher | seconds an epoch | × precomputed | seconds once | R@10 | peak GiB | paper: hours | × |',
+        '| teacher | seconds per epoch | × precomputed | seconds once | R@10 | peak GiB | paper: hours | × |',
         '|---|---|---|---|---|---|---|---|']
     for mode, row in results.items():
         lines.append(
@@ -121,7 +121,7 @@ def main() -> None:
         done = subprocess.run([sys.executable, __file__, mode], check=True, stdout=subprocess.PIPE, text=True)
         results[mode] = json.loads(done.stdout.splitlines()[-1])
     ratio = results['precomputed']['epoch_seconds'] / results['online']['epoch_seconds']
-    write_result('cost', f'seconds of an epoch with precomputed embeddings ({EPOCHS} epochs, batch 128)',
+    write_result('cost', f'seconds per epoch with precomputed embeddings ({EPOCHS} epochs, batch 128)',
                  'with the frozen LLM in the loop', ratio, 0.5, ratio <= 0.5, results)
     text = table(results)
     (BENCH_FOLDER / 'cost.md').write_text(text + '\n')

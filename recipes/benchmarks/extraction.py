@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Captions a second of the teacher on real short and dense texts, in one run:
+"""Captions per second of the teacher on real short and dense texts, in one run:
 
 against a plain loop (batches of 32 in file order), against batches of 32 ordered by characters and tokenised text by
 text as LLM2Vec's `encode` does, and against the bound without any padding; in float32, and in bfloat16.

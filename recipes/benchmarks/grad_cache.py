@@ -75,7 +75,7 @@ STEPS: dict[str, Step] = {'plain': plain_step, 'cached': cached_step, 'unordered
 
 
 def median_seconds(steps: Mapping[str, Step], model: Any, batch: dict[str, Any]) -> dict[str, float]:
-    """Of each step, in turns, after one round that does not count."""
+    """Median seconds of each step, run in turns, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(1 + ROUNDS):
         for name, step in steps.items():

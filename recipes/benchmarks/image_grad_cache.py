@@ -33,7 +33,7 @@ def main() -> None:
              'plain': {size: peak_mb(__file__, 'plain', size) for size in BATCHES[:2]}}
     medians = median_seconds(STEPS, *make(BATCHES[0]))
     ratio, grown = medians['cached'] / medians['plain'], max(peaks['cached'].values()) / peaks['cached'][BATCHES[0]]
-    write_result('image_grad_cache', f'seconds of a step with gradient cache, {BATCHES[0]} images in chunks of {CHUNK}',
+    write_result('image_grad_cache', f'seconds per step with gradient cache, {BATCHES[0]} images in chunks of {CHUNK}',
                  'the plain step', ratio, 1.45, ratio <= 1.45, medians)
     write_result('image_grad_cache_memory', f'peak memory at {BATCHES[-1]} images, chunks of {CHUNK}',
                  f'at {BATCHES[0]}', grown, 1.15, grown <= 1.15, peaks)

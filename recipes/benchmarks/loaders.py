@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Samples a second of stage 2's loader, in one run with the same images and workers:
+"""Samples per second of stage 2's loader, in one run with the same images and workers:
 
 against the same loader without the sidecar, and against a webdataset pipeline that does what the official code's does
 (tars with the text vector in float32, Pillow's decoder, open_clip's transform).  And the bytes of both ways to store
@@ -121,7 +121,7 @@ def main() -> None:
         write_data(folder)
         tar_bytes = write_tars(folder, str(folder / '%03d.tar'))
         transform = train_transform(Preprocessing(SIZE, MEAN, MEAN), (0.9, 1.0))
-        # Streaming keeps one dataset a folder: the second reads the same files under another name.
+        # Streaming keeps one dataset per folder: the second reads the same files under another name.
         (folder / 'alone').symlink_to(folder / 'images/train')
 
         def dataset(local: str, online: bool) -> TrainImageDataset:
@@ -152,7 +152,7 @@ def main() -> None:
                  ratio, 1.3, ratio >= 1.3, medians)
     stored = {'sidecar': sum(sidecar), 'tars': tar_bytes / SAMPLES}
     ratio = stored['sidecar'] / stored['tars']
-    write_result('sidecar_bytes', 'bytes a sample of an int8 sidecar', 'float32 in tars', ratio, 0.26, ratio <= 0.26,
+    write_result('sidecar_bytes', 'bytes per sample of an int8 sidecar', 'float32 in tars', ratio, 0.26, ratio <= 0.26,
                  stored)
 
 

@@ -93,7 +93,7 @@ def main() -> None:
         trainer.close()
     medians = {'ours': statistics.median(in_turns.ours), 'bare': statistics.median(in_turns.bare)}
     ratio = medians['ours'] / medians['bare']
-    write_result('stage2_step', f'seconds of a step, Composer with joined stream and logging, batch {BATCH}',
+    write_result('stage2_step', f'seconds per step, Composer with joined stream and logging, batch {BATCH}',
                  'a bare PyTorch loop', ratio, 1.05, ratio <= 1.05, medians)
 
 

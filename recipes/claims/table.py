@@ -37,7 +37,7 @@ def verdict(first: Sequence[float], second: Sequence[float]) -> str:
 
 
 def summarize(claim: Claim, test: str, results: Results) -> list[dict[str, Any]]:
-    """One row a variant."""
+    """One row per variant."""
     sets = TESTS[test]
     scores = {variant: [score(seed, sets) for seed in results[variant]] for variant in claim.variants}
     base = scores[claim.variants[0]]
@@ -70,7 +70,7 @@ def write_table(results: Results) -> str:
 
 
 def _draw(rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
-    """A row a claim, a column a test."""
+    """One row per claim, one column per test."""
     heights = [len(claim.variants) + 1.2 for claim in CLAIMS]
     figure = plt.figure(figsize=(12, 0.55 * sum(heights)), layout='constrained')
     parts: Any = figure.subfigures(len(CLAIMS), 1, height_ratios=heights)

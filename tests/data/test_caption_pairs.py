@@ -184,7 +184,7 @@ def test_without_pairs_any_two_captions_are_one(
         pairs_of_streams(config, True, 'train_data')
     write_dataset([Sample('0', {'only': 'one'})], tmp_path / 'd')
     config.streams['s'] = CaptionStreamConfig(str(tmp_path / 'd/train'))
-    with pytest.raises(ConfigError, match='has one caption a sample, expected two'):
+    with pytest.raises(ConfigError, match='has one caption per sample, expected two'):
         pairs_of_streams(config, True, 'train_data')
 
 

@@ -260,7 +260,7 @@ def test_columns_that_cannot_be_captions_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('kind', ['paths', 'bytes', 'texts'])
 def test_all_rows_of_an_image_are_on_one_side(kind: str, tmp_path: Path) -> None:
-    """Two rows an image; another table of other images changes nothing."""
+    """Two rows per image; another table of other images changes nothing."""
     for i in range(30):
         (tmp_path / f'{i}.png').write_bytes(picture(i, 8))
     images = [i % 15 for i in range(30)]

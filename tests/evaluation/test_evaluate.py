@@ -145,7 +145,7 @@ def test_gallery_shows_best_median_and_worst() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with captions, a folder a class, and prompts."""
+    """A folder with captions, one folder per class, and prompts."""
     (tmp_path / 'photos').mkdir()
     rows = ['image,caption']
     for i, sample in enumerate(make_samples(12)):

@@ -81,7 +81,7 @@ def test_the_readme_block_agrees_with_our_metric(
     images = [Image.open(io.BytesIO(data)) for data in encoded]
     batches = [(images[i:i + 8], captions[i:i + 8]) for i in range(0, 24, 8)]
     code = re.search(r'test_clip_benchmark.py runs this block -->\n```python\n(.*?)```',
-                     (ROOT / 'README.md').read_text(), re.S)
+                     (ROOT / 'recipes/README.md').read_text(), re.S)
     assert code is not None
     names: dict[str, Any] = {'batches': batches}
     exec(code[1], names)

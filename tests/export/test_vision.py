@@ -82,7 +82,8 @@ def test_in_llava_as_the_readme_puts_it_there(
     of_run = trained('clip_vision_model', [teacher_folder])
     monkeypatch.chdir(tmp_path)
     export_vision(of_run.model, of_run.config, of_run.record, 'runs/vision')
-    code = re.search(r'test_vision.py runs this block -->\n```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    code = re.search(r'test_vision.py runs this block -->\n```python\n(.*?)```',
+                     (ROOT / 'recipes/README.md').read_text(), re.S)
     assert code is not None
     names: dict[str, object] = {}
     exec(code[1].replace('llava-hf/llava-1.5-7b-hf', str(llava_folder)), names)

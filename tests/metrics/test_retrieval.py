@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Retrieval metrics against a naive ranking, with ties, several texts an image and shared texts."""
+"""Retrieval metrics against a naive ranking, with ties, several texts per image and shared texts."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from llm2clip.metrics.retrieval import (
 
 
 def _naive(image: torch.Tensor, text: torch.Tensor, text_id: torch.Tensor, k: int) -> tuple[float, float]:
-    """Recall with every text a row, sorting scores one query at a time; no ties in the input."""
+    """Recall with one row per text, sorting scores one query at a time; no ties in the input."""
     n, keys = text_id.shape
     groups: dict[int, list[int]] = {}
     first: dict[int, torch.Tensor] = {}

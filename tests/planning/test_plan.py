@@ -112,8 +112,8 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     assert plan.modules['adapter'] == (sum(p.numel() for p in LLM2CLIP(config.model, 32).adapter.parameters()), 0)
     assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.problems
     text = str(plan)
-    assert '102 samples and 12 steps an epoch; 36 steps, 288 samples in all' in text
-    assert 's: 64 samples, 102 an epoch (short 25%, long 75%)' in text
+    assert '102 samples and 12 steps per epoch; 36 steps, 288 samples in all' in text
+    assert 's: 64 samples, 102 per epoch (short 25%, long 75%)' in text
     assert 'warning: 6 samples of an epoch fill no batch' in text
 
 
@@ -198,7 +198,7 @@ def test_as_a_user_calls_it(args: list[str], tmp_path: Path) -> None:
     command = [sys.executable, 'recipes/train_stage2.py', *args, 'plan=true']
     done = subprocess.run([*command, 'plan_ranks=2'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert '2 GPUs, 8 samples a step, 4 a GPU in microbatches of 4' in done.stdout and 'buckets' in done.stdout
+    assert '2 GPUs, 8 samples per step, 4 per GPU in microbatches of 4' in done.stdout and 'buckets' in done.stdout
     done = subprocess.run([*command, 'plan_ranks=3'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert 'WILL FAIL: global_train_batch_size: 8 is not divisible by the number of ranks, 3' in done.stdout

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`yamls/own/`, one command a step, on pictures and captions as people have them."""
+"""`yamls/own/`, one command per step, on pictures and captions as people have them."""
 
 import csv
 import io

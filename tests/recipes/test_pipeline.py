@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from parts import make_samples, picture
+from parts import make_samples, picture, write_dataset
 from PIL import Image
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
+from llm2clip.data.convert.samples import Sample
 from llm2clip.data.schema import read_samples
 from llm2clip.export.check import pictures
-from llm2clip.metrics.retrieval import rank_both_ways
+from llm2clip.metrics.retrieval import caption_retrieval_accuracy, rank_both_ways
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.teacher.text_encoder import encode_texts
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -41,6 +42,24 @@ def test_warm_start_then_contrastive_on_its_adapter(
     moved = 'layers.0.mlp.up_proj.weight'
     torch.testing.assert_close(stacked[moved], warm[moved])
     assert (raw[moved] - warm[moved]).abs().max() > 1e-3
+
+
+def test_caption_retrieval_while_stage1_trains_is_that_of_its_teacher(
+    stage1_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [Sample(text, {'a': text, 'b': f'{text} on a wall'})
+               for text in (sample.captions['long'][:28] for sample in make_samples(40, images=False))]
+    write_dataset(samples, tmp_path / 'pairs')
+    run_recipe(monkeypatch, 'train_stage1', *stage1_args, 'max_duration=4ba', 'eval_interval=2ba', 'optimizer.lr=0.01',
+               'text_encoder.instruction="Find it. "', 'lora.lora_dropout=0.5', 'train_data.num_workers=0',
+               f'eval_data.streams.s.local={tmp_path}/pairs/train', 'eval_data.num_workers=0',
+               'eval_data.num_canonical_nodes=4', 'global_eval_batch_size=12', f'save_folder={tmp_path}/run')
+    measured = read_metrics(tmp_path / 'run/metrics.jsonl')['metrics/eval/cra']
+    # Of the first two captions of a dataset, which evaluation reads without instruction and without dropout.
+    teacher = load_teacher(tmp_path / 'run/teacher')
+    first, second = (encode_texts(*teacher, [sample.captions[key] for sample in samples]) for key in 'ab')
+    assert measured.keys() == {2, 4} and measured[2] != measured[4]
+    assert measured[4] == pytest.approx(caption_retrieval_accuracy(first, second))
 
 
 def test_images_to_report(

@@ -18,7 +18,7 @@ from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 
 @pytest.mark.parametrize('kind', ['full', 'sharded'])
-def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_a_step(
+def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     kind: str, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str]
 ) -> None:

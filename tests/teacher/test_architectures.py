@@ -94,6 +94,8 @@ def test_a_sliding_window_does_not_hide_the_rest_of_the_text(family: Callable) -
 
 @pytest.mark.parametrize('bidirectional', [True, False])
 def test_company_padding_and_its_side_do_not_matter(family: Callable, bidirectional: bool) -> None:
+    """Padding on the left moves a text to later positions.  All these LLMs have rotary position embeddings, which see
+    the distance between two tokens alone: so the encoder passes no `position_ids`, and none are missed here."""
     encoder, tokenizer = family(bidirectional=bidirectional)
     close = {'rtol': 1e-3, 'atol': 1e-4}
     alone = torch.cat([encoder(**tokenizer([text])) for text in TEXTS])

@@ -25,7 +25,7 @@ def caption_csv(
     """``train`` and, if asked for, ``heldout`` splits of captions without their images.
 
     Args:
-        captions: CSV or TSV file with a header, JSON list or JSON lines; one caption a row.
+        captions: CSV or TSV file with a header, JSON list or JSON lines; one caption per row.
         image_column: Column that says which captions belong together.
         caption_column: Column with the text.
         heldout: Images held out, or a share between 0 and 1 of them, chosen by the hash of their name.

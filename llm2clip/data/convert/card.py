@@ -103,7 +103,7 @@ def write_card(out: OutputFolder, card: Mapping[str, Any], captions: Mapping[str
 def _picture(out: OutputFolder, captions: Mapping[str, CaptionCounts]) -> None:
     split, counts = next(iter(captions.items()))
     images = [sample for sample in _spread(out, split, _ROWS * _COLUMNS) if IMAGE in sample]
-    # Room for a line a key.
+    # Room for one line per key.
     top = max(2.6, 0.17 * len(counts.words) + 0.8)
     figure = plt.figure(figsize=(14, top + 2.6 * _ROWS if images else top), layout='constrained')
     grid = figure.add_gridspec(_ROWS + 1 if images else 1, _COLUMNS,

@@ -49,8 +49,9 @@ def emoji(
     """Splits of emoji, and what was left out.
 
     ``train`` has one artist (OpenMoji) with a `short` English caption, the name, and a `long` one, built from name,
-    aliases and category.  Never trained on: ``unseen_style``, the same concepts by the other artist (Twemoji);
-    ``unseen_concepts``, other concepts by both; ``unseen_languages``, some of the first with names in 13 languages.
+    aliases and category; 16 emoji are newer than the list of categories, and their captions end without one.  Never
+    trained on: ``unseen_style``, the same concepts by the other artist (Twemoji); ``unseen_concepts``, other concepts
+    by both; ``unseen_languages``, some of the first with names in 13 languages.
 
     Args:
         image_size: Side of the pictures, in pixels.
@@ -143,7 +144,7 @@ def _readable(name: str) -> str:
 
 
 def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
-    """For example ``dog face, also called dog, a picture of animals & nature``."""
+    """For example ``dog face, also called dog, an emoji of animals & nature``; without a category, ``…, an emoji``."""
     known = {name.lower()}
     others = []
     for alias in aliases:

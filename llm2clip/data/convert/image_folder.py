@@ -23,7 +23,7 @@ def image_folder(
 
     Args:
         images: Folder of the images.
-        captions: CSV or TSV file with a header, JSON list or JSON lines; one caption a row.
+        captions: CSV or TSV file with a header, JSON list or JSON lines; one caption per row.
         image_column: Column with the image's path inside `images`.
         caption_column: Column with the text.
         split: Name of the split.

@@ -22,7 +22,7 @@ _IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 def webdataset(
     files: Union[str, Sequence[str]], captions: Mapping[str, str], id_field: str = '__key__', split: str = 'train'
 ) -> tuple[Splits, Dropped]:
-    """One split of images with captions, a part a tar file.
+    """One split of images with captions, one part per tar file.
 
     Args:
         files: Paths or patterns (``cc3m/*.tar``).

@@ -13,7 +13,7 @@ __all__ = ['plain_text']
 
 
 def plain_text(files: Sequence[str], min_characters: int = 40) -> tuple[Splits, Dropped]:
-    """A ``train`` split with the caption ``text``: one sample a line that is long enough.
+    """A ``train`` split with the caption ``text``: one sample per line that is long enough.
 
     Args:
         files: Text files; a sample's id is ``<file name>:<line>``.

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tables (Parquet or CSV) with one row a sample: captions in columns, images as bytes or as paths."""
+"""Tables (Parquet or CSV) with one row per sample: captions in columns, images as bytes or as paths."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -37,7 +37,7 @@ def table(
     heldout: float = 0.0,
     seed: int = 0,
 ) -> tuple[Splits, Dropped]:
-    """One split or two, a part a table.
+    """One split or two, one part per table.
 
     Args:
         files: Paths or patterns of ``.parquet`` or ``.csv`` files.

@@ -43,7 +43,7 @@ class _Job(NamedTuple):
 
     out: OutputFolder
     folder: str
-    """Of the part, inside `out`."""
+    """Name of the part's folder inside `out`."""
     part: Part
     config: WriterConfig
     options: dict[str, Any]
@@ -66,7 +66,7 @@ def write_splits(
     config: Optional[WriterConfig] = None,
     about: Optional[Mapping[str, Any]] = None,
 ) -> Optional[dict[str, int]]:
-    """Write one MDS dataset a split, and their card beside them.
+    """Write one MDS dataset per split, and their card beside them.
 
     Every image is decoded to check it; a sample whose image does not decode, or that has no caption or lacks one that
     its source requires, is left out and counted.  Parts that are there already are kept.  With several machines each

@@ -75,7 +75,7 @@ class SafeDataset(StreamingDataset):
         super().__init__(streams=streams, **kwargs)
         self._failure = _Failure(f'{self._shm_prefix_int:06}_failure')
         self._event = self._failure  # pyright: ignore[reportAttributeAccessIssue]
-        # Files that were there before are checked at first use, once a node.
+        # Files that were there before are checked at first use, once per node.
         self._unchecked = SharedArray(self.num_shards, np.uint8, f'{self._shm_prefix_int:06}_unchecked')
         if dist.get_local_rank() == 0:
             self._failure.clear()

@@ -17,7 +17,7 @@ class RetrievalSet:
     image_ids: list[str]
     """Unique, in the published order."""
     captions: list[list[str]]
-    """Of each image, without white space around them; an image that has none does not count."""
+    """The captions of each image, stripped of white space; an image without captions does not count."""
     read_image: Callable[[int], bytes]
     """Encoded image of a position; can be pickled."""
 
@@ -29,7 +29,7 @@ class ClassificationSet:
     name: str
     image_ids: list[str]
     labels: list[int]
-    """Of each image, its class's position in `classes`."""
+    """The position in `classes` of each image's class."""
     classes: list[str]
     """Class names as prompts use them."""
     read_image: Callable[[int], bytes]

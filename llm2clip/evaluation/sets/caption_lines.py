@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Text files with a caption a line, as Flickr30k and its relatives publish them."""
+"""Text files with one caption per line, as Flickr30k and its relatives publish them."""
 
 import re
 

@@ -90,7 +90,7 @@ def _coco_folder(name: str) -> str:
 
 
 def _chinese_clip(name: str, images: str, texts: str) -> RetrievalSet:
-    """Chinese-CLIP's files: `images` has a line ``<id><tab><base64>`` an image, `texts` an object a text."""
+    """Chinese-CLIP's files: `images` has one line ``<id><tab><base64>`` per image, `texts` one object per text."""
     check_file(name, 'images', images)
     read_image, ids = Base64Images.index(name, images)
     captions: dict[str, list[str]] = {image: [] for image in ids}

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""ImageNet-style folders: a subfolder a class."""
+"""ImageNet-style folders: one subfolder per class."""
 
 import os
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', 
 
 
 def imagenet_folder(images: str, class_names: Optional[str] = None) -> ClassificationSet:
-    """Images in a subfolder a class, in the order of the subfolders' names; also those of the linear probe.
+    """Images in one subfolder per class, in the order of the subfolders' names; also those of the linear probe.
 
     ImageNet's validation images (https://image-net.org, ILSVRC2012, for research only) come in one folder and are moved
-    into a folder a class with https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
+    into one folder per class with https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
 
     Args:
         images: Folder of the classes' folders.
         class_names: File with the classes' names; without one, those of the folders.  ``.json``: an object from folder
-            to name, a list in the folders' order, or Keras's ``imagenet_class_index.json``.  Text: a name a line in the
-            folders' order, or ``<folder> <name>`` a line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
+            to name, a list in the folders' order, or Keras's ``imagenet_class_index.json``.  Text: one name per line in
+            the folders' order, or ``<folder> <name>`` per line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
 
     Raises:
         ConfigError: `images` has no subfolders, one of them has no images, or the names do not fit them.
@@ -36,7 +36,7 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
     check_folder(images, 'images', images)
     folders = sorted(entry.name for entry in os.scandir(images) if entry.is_dir() and not entry.name.startswith('.'))
     if not folders:
-        raise ConfigError(f'{images}: source.images: expected a subfolder a class; {found_in(Path(images))}')
+        raise ConfigError(f'{images}: source.images: expected one subfolder per class; {found_in(Path(images))}')
     files, labels = [], []
     for label, folder in enumerate(folders):
         inside = _images_of(Path(images, folder))

@@ -29,7 +29,7 @@ def image_folder(
 
     Args:
         images: Folder of the images.
-        captions: CSV or TSV file with a header, JSON list or JSON lines; several rows an image are its captions.
+        captions: CSV or TSV file with a header, JSON list or JSON lines; several rows per image are its captions.
         image_column: Column with the image's path inside `images`.
         caption_column: Column with the text.
     """
@@ -64,7 +64,7 @@ class MDSImages:
     local: str
     """The dataset; two readers of one dataset are equal."""
     readers: list[Any] = field(compare=False)
-    """One a shard."""
+    """One per shard."""
     ends: list[int] = field(compare=False)
     """Samples up to the end of each shard."""
 

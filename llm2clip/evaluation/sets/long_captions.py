@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sets with long captions, one an image: ShareGPT4V-1k, Urban1k, DOCCI."""
+"""Sets with long captions, one per image: ShareGPT4V-1k, Urban1k, DOCCI."""
 
 import os
 import re

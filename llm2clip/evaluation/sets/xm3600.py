@@ -29,7 +29,7 @@ LANGUAGES = (
 def xm3600(
     images: str, annotations: str, language: str, captions_per_image: Optional[int] = None
 ) -> RetrievalSet:
-    """XM3600 (arXiv 2205.12522): 3,600 images with about two captions a language.
+    """XM3600 (arXiv 2205.12522): 3,600 images with about two captions per language.
 
     Args:
         images: Folder that ``images.tgz`` unpacks to, ``<key>.jpg``

@@ -53,7 +53,7 @@ def cache_gradients(
     """First pass: features without gradient, then the loss and its gradients with respect to them.
 
     Args:
-        model: Microbatch -> outputs: matrices are features, a row a sample; others are shared by all samples.
+        model: Microbatch -> outputs: matrices are features, one row per sample; others are shared by all samples.
         loss: (outputs of the whole batch, batch) -> loss of the global batch.
         batch: The whole batch of this rank.
         microbatches: The same in parts, with the ``<name>_row`` of `with_rows`.

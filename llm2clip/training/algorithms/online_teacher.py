@@ -35,12 +35,12 @@ class OnlineTeacher(Algorithm):
 
     Training batches hold a list of B captions, evaluation batches K of them; the vector of an absent caption, an empty
     text, is zero.  It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a step;
-    the LLM then runs once a sample.
+    the LLM then runs once per sample.
 
     Args:
         encoder: Frozen, in evaluation mode, on its device.
         tokenizer: The encoder's.
-        batch_tokens: Tokens a forward pass, padding included.
+        batch_tokens: Tokens per forward pass, padding included.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         sharded: Whether `shard_encoder` spread the encoder.
     """

@@ -19,7 +19,7 @@ class ResumeRandomState(Callback):
     resumes in the middle of an epoch, as Streaming's does: dropout would go on with other masks.
 
     Args:
-        rng_state: One state a rank, as the Trainer read them.
+        rng_state: One state per rank, as the Trainer read them.
     """
 
     def __init__(self, rng_state: list[dict[str, Any]]) -> None:

@@ -70,7 +70,7 @@ def test_class_names_that_do_not_fit(file: str, content: object, message: str, i
 
 def test_a_folder_laid_out_wrongly(images: str, tmp_path: Path) -> None:
     write_images(tmp_path / 'flat', ['ILSVRC2012_val_00000001.JPEG'])
-    with pytest.raises(ConfigError, match=r'expected a subfolder a class; .*/flat has ILSVRC2012_val_00000001.JPEG'):
+    with pytest.raises(ConfigError, match=r'one subfolder per class; .*/flat has ILSVRC2012_val_00000001.JPEG'):
         imagenet_folder(f'{tmp_path}/flat')
     with pytest.raises(ConfigError, match=f'source.images: there is no folder .*/nowhere; {tmp_path} has flat, val'):
         imagenet_folder(f'{tmp_path}/nowhere')

@@ -50,7 +50,7 @@ def test_other_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(['file', 'text', 'message'], [
-    ('c.csv', 'image,caption\na.png,red, round\n', r'c.csv:2: expected 2 values, one a column of image, caption; a '
+    ('c.csv', 'image,caption\na.png,red, round\n', r'c.csv:2: expected 2 values, one per column of image, caption; a '
                                                   'text with commas needs quotes'),
     ('d.csv', 'image,caption\na.png\n', r'd.csv:2: expected 2 values'),
     ('e.jsonl', '{"image": "a.png", "caption": "x"}\n{"image": "a.png"}\n',

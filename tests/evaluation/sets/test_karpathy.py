@@ -88,7 +88,7 @@ def test_annotations_of_another_form_are_described(tmp_path: Path) -> None:
             flickr30k(**{**arguments, 'annotations': f'{tmp_path}/{name}'})
 
 
-def test_coco_takes_five_captions_an_image(tmp_path: Path) -> None:
+def test_coco_takes_five_captions_per_image(tmp_path: Path) -> None:
     arguments = write_coco(tmp_path)
     found = coco(**arguments)
     assert found.image_ids == ['val2014/COCO_val2014_000000391895.jpg', 'val2014/COCO_val2014_000000060623.jpg']

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The shipped fragments, one a benchmark: their sources exist and take those arguments."""
+"""The shipped fragments, one per benchmark: their sources exist and take those arguments."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One line a step, which is there at once."""
+"""One line per step, which is there at once."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,106 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a recipe prints for --help: its keys with their types, defaults and docstrings."""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+import typing
+from collections.abc import Iterator
+from typing import Any, Optional
+
+import yaml
+from omegaconf import MISSING
+
+from llm2clip.config_files import unwrap_optional
+
+__all__ = ['field_docs', 'recipe_help']
+
+_WIDTH = 100
+
+
+def recipe_help(schema: type, doc: str) -> str:
+    """All that a recipe can be given.
+
+    Args:
+        schema: One of the dataclasses of `llm2clip.config`.
+        doc: Docstring of the recipe: what it does, a colon, and how it is called.
+    """
+    what, _, call = ' '.join(doc.split()).partition(': ')
+    about = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys that '
+             'belong together are indented; written in one word they are joined by dots. <name> is a name that you '
+             'choose, [] one entry of a list.')
+    return '\n'.join([f'{what}.', '', f'  {call}', '', *textwrap.wrap(about, _WIDTH), '', *_lines(schema, '', {})])
+
+
+def field_docs(schema: type) -> dict[str, str]:
+    """Field -> its docstring, for those that have one, inherited ones included.
+
+    Python does not keep the strings below the fields of a class, so they are read from its source.
+    """
+    docs: dict[str, str] = {}
+    for base in reversed(schema.__mro__):
+        docs |= _own_docs(base) if dataclasses.is_dataclass(base) else {}
+    return docs
+
+
+@functools.cache
+def _own_docs(schema: type) -> dict[str, str]:
+    definition = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for field, after in zip(definition.body, definition.body[1:]):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            docs[ast.unparse(field.target)] = ' '.join(str(after.value.value).split())
+    return docs
+
+
+def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  ') -> Iterator[str]:
+    """Each key of a dataclass and those below it; a dataclass that was shown before is referred to."""
+    hints, docs = typing.get_type_hints(schema), field_docs(schema)
+    for field in dataclasses.fields(schema):
+        key, hint = f'{prefix}{field.name}', unwrap_optional(hints[field.name])
+        nested, path = _nested(hint, key)
+        default = _default(field)
+        yield f'{indent}{key}: {_type_name(hint)}' + (f' = {default}' if default is not None else '')
+        doc = docs.get(field.name) or (_first_paragraph(nested) if nested is not None else '')
+        if nested in shown:
+            doc += f' Its keys are those of {shown[nested]}.'
+        if doc:
+            yield textwrap.fill(doc, _WIDTH, initial_indent=f'{indent}    ', subsequent_indent=f'{indent}    ')
+        if nested is not None and nested not in shown:
+            shown[nested] = path
+            yield from _lines(nested, f'{path}.', shown, f'{indent}  ')
+
+
+def _first_paragraph(schema: type) -> str:
+    return ' '.join((inspect.getdoc(schema) or '').split('\n\n')[0].split())
+
+
+def _nested(hint: Any, key: str) -> tuple[Optional[type], str]:
+    """The dataclass inside a type, and the key under which its fields are."""
+    kind = typing.get_origin(hint)
+    part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
+    if not dataclasses.is_dataclass(part):
+        return None, key
+    return typing.cast(type, part), key + ('[]' if kind is list else '.<name>' if kind is dict else '')
+
+
+def _default(field: Any) -> Optional[str]:
+    """As YAML; None for a key that is required or has keys of its own."""
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if dataclasses.is_dataclass(value) or value == MISSING:
+        return None
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix('\n').removesuffix('\n...')
+
+
+def _type_name(hint: Any) -> str:
+    """For example ``dict[str, float]``; ``list[mapping]`` if its entries are described below."""
+    if typing.get_origin(hint) in (list, dict):
+        return f'{typing.get_origin(hint).__name__}[{", ".join(map(_type_name, typing.get_args(hint)))}]'
+    return 'mapping' if dataclasses.is_dataclass(hint) else getattr(hint, '__name__', str(hint)).replace('Any', 'any')
+
