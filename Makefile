@@ -9,7 +9,7 @@ UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet
 COMPOSER := $(BIN)/composer -n 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install-beside-torch quickstart claims test test-dist test-slow lint bench clean
+.PHONY: help install-beside-torch quickstart claims test test-fast test-dist test-slow lint bench clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -64,7 +64,10 @@ $(RUN)/report.html: | $(RUN)/export/config.yaml
 
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
-	$(BIN)/python -m pytest -m 'not gpu and not slow' --durations 10
+	$(BIN)/python -m pytest -n auto -m 'not gpu and not slow' --durations 10
+
+test-fast: $(VENV)/.dev  ## those that train nothing, in a minute
+	$(BIN)/python -m pytest -n auto -m 'not gpu and not slow and not dist and not trains'
 
 test-dist: $(VENV)/.dev  ## the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'

@@ -5,11 +5,14 @@
 
 import gc
 import os
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import launched
 import pytest
 import torch
 from parts import make_samples, write_dataset, write_sidecar
@@ -17,6 +20,7 @@ from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+import llm2clip.command
 from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.teacher.folder import save_teacher
@@ -25,9 +29,34 @@ from llm2clip.teacher.text_encoder import text_encoder_from_config
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many as there are cores, where each can have shared memory of its own."""
+    return len(os.sched_getaffinity(0)) if launched.may_have_own_memory() else 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        # Streaming names shared memory and lock files by numbers, which workers would take from one another.
+        launched.have_own_memory()
+        os.environ['TMPDIR'] = tempfile.tempdir = tempfile.mkdtemp()
+    # As Ctrl-C does, so that everything is torn down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Iterator[None]:
+    """End the session, not only the test, when a recipe in this process took Ctrl-C for its own."""
+    try:
+        return (yield)
+    except SystemExit:
+        if llm2clip.command._signal:
+            raise KeyboardInterrupt from None
+        raise
+
+
 @pytest.fixture(autouse=True, scope='session')
 def _few_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     os.environ['HF_HUB_OFFLINE'] = '1'
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # which it has read already

@@ -5,6 +5,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -45,6 +46,23 @@ SHARDED = ['fsdp={state_dict_type: sharded, activation_checkpointing: true}', 'a
 _WARM = multiprocessing.get_context('forkserver')
 _WARM.set_forkserver_preload(['llm2clip.stages.stage1', 'llm2clip.stages.stage2', 'llm2clip.teacher.extraction',
                               'llm2clip.evaluation.evaluate', 'composer.algorithms', 'wandb'])
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_NEW_MOUNTS, _PRIVATE, _DIE_WITH_PARENT = 0x20000, (1 << 14) | (1 << 18), 1
+
+
+def may_have_own_memory() -> bool:
+    """Whether this user may give processes their own /dev/shm."""
+    return subprocess.run(['unshare', '-m', 'true'], capture_output=True).returncode == 0
+
+
+def have_own_memory() -> None:
+    """Give this process, and those that it starts, an empty /dev/shm."""
+    for code in (_LIBC.unshare(_NEW_MOUNTS), _LIBC.mount(b'none', b'/', None, _PRIVATE, None),
+                 _LIBC.mount(b'tmpfs', b'/dev/shm', b'tmpfs', 0, None)):
+        if code:
+            raise OSError(ctypes.get_errno(), 'no shared memory of its own')
 
 
 class Launched:
@@ -89,7 +107,8 @@ class Launched:
 
 
 def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]]) -> None:
-    """Fork the ranks; when one fails, end the others."""
+    """Fork the ranks; when one fails, end the others, and all when the tests end."""
+    _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.setsid()
     with log.open('ab') as file:
         os.dup2(file.fileno(), 1)
@@ -114,6 +133,7 @@ def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]]) -> None:
 def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
     code = 1
     try:
+        _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         os.environ.update(env)
         os.chdir(ROOT)
         faulthandler.enable()

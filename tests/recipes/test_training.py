@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launched import COMPOSER, ROOT, SGD, SHARDED, losses, run, weights
+from launched import COMPOSER, ROOT, SGD, SHARDED, losses, may_have_own_memory, run, weights
 from remotes import S3_KEY, S3_SECRET, free_port, rclone
 from safetensors.torch import load_file
 
@@ -287,13 +287,8 @@ def test_checkpoint_of_another_model_is_refused(stage2_args: list[str], tmp_path
         load_stage2(tmp_path / 'empty')
 
 
-def _can_be_two_nodes() -> bool:
-    """Whether this user may give processes their own /dev/shm."""
-    return subprocess.run(['unshare', '-m', 'true'], capture_output=True).returncode == 0
-
-
 @pytest.mark.dist
-@pytest.mark.skipif(not _can_be_two_nodes(), reason='needs root')
+@pytest.mark.skipif(not may_have_own_memory(), reason='needs root')
 def test_two_nodes_train_together(
     stage2_args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path
 ) -> None:
