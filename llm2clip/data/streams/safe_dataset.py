@@ -20,6 +20,7 @@ Of StreamingDataset in Streaming 0.13 this relies on:
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -73,10 +74,16 @@ class SafeDataset(StreamingDataset):
     def __init__(self, streams: Sequence[VerifiedStream], **kwargs: Any) -> None:
         self._cache_locks = claim_caches(folder for stream in streams for folder in stream.caches())
         super().__init__(streams=streams, **kwargs)
-        self._failure = _Failure(f'{self._shm_prefix_int:06}_failure')
+        names = [f'{self._shm_prefix_int:06}_{name}' for name in ('failure', 'unchecked')]
+        if dist.get_local_rank() == 0:
+            # Streaming does not know of them, and leaves those of a killed run, which may be smaller.
+            for name in names:
+                Path('/dev/shm', name).unlink(missing_ok=True)
+        dist.barrier()
+        self._failure = _Failure(names[0])
         self._event = self._failure  # pyright: ignore[reportAttributeAccessIssue]
         # Files that were there before are checked at first use, once per node.
-        self._unchecked = SharedArray(self.num_shards, np.uint8, f'{self._shm_prefix_int:06}_unchecked')
+        self._unchecked = SharedArray(self.num_shards, np.uint8, names[1])
         if dist.get_local_rank() == 0:
             self._failure.clear()
             self._unchecked[:] = self._shard_states.numpy() == _ShardState.LOCAL
