@@ -4,6 +4,7 @@
 """Tiny real parts: a random Llama with a trained tokenizer, coloured pictures, MDS datasets, a sidecar."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -66,7 +67,11 @@ def _few_threads() -> None:
 def no_leftovers() -> Iterator[None]:
     """Streaming refuses a folder that another dataset of the process still has open."""
     yield
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # or PyTorch would raise an error
+    for worker in multiprocessing.active_children():
+        worker.kill()  # in place of waiting until those of a loader that has failed give up
     gc.collect()  # a dataset that is collected later would remove the memory of the next one, which has the same name
+    signal.signal(signal.SIGCHLD, before)
     clean_stale_shared_memory()
 
 

@@ -159,18 +159,20 @@ def start(recipe: str, folder: Path, args: list[str], ranks: int = 1, **env: str
     return Launched([f'recipes/{recipe}.py', *args, f'save_folder={folder}'], folder.with_suffix('.log'), ranks, env)
 
 
-def start_by_composer(recipe: str, folder: Path, args: list[str], ranks: int) -> 'subprocess.Popen[str]':
+def start_by_composer(
+    recipe: str, folder: Path, args: list[str], ranks: int, **env: str
+) -> 'subprocess.Popen[str]':
     command = [str(COMPOSER), '-n', str(ranks), f'recipes/{recipe}.py', *args, f'save_folder={folder}']
     with folder.with_suffix('.log').open('a') as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                                text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+                                text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
 
 
 def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = True, **env: str) -> str:
     return finish(start(recipe, folder, args, ranks, **env), folder.with_suffix('.log'), ok)
 
 
-def finish(process: Launched, log: Path, ok: bool = True) -> str:
+def finish(process: 'Launched | subprocess.Popen[str]', log: Path, ok: bool = True) -> str:
     """Wait for a run; returns what it said."""
     try:
         code = process.wait(timeout=240)

@@ -5,13 +5,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
+from launched import run
 from parts import make_samples, write_dataset, write_sidecar
 from remotes import S3_KEY, S3_SECRET, FaultyProxy, rclone, sftp_server
 
@@ -104,8 +103,7 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
         if remote:
             streams += [f'train_data.streams.s.remote={remote}/train',
                         f'train_data.streams.s.embeddings.tiny.remote={remote}/embeddings']
-        subprocess.run([sys.executable, 'recipes/train_stage2.py', *args, *streams, f'save_folder={tmp_path / name}'],
-                       cwd=ROOT, check=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        run('train_stage2', tmp_path / name, [*args, *streams])
         losses.append(read_metrics(tmp_path / name / 'metrics.jsonl')['loss/train/total'])
     assert len(losses[0]) == 16 and losses[0] == losses[1] and s3.done
 

@@ -23,6 +23,7 @@ from llm2clip.export import hf, modeling_llm2clip
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.teacher.text_encoder import encode_texts
 
@@ -36,7 +37,8 @@ def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     torch.manual_seed(3)
     model = LLM2CLIP(CONFIG, 32, load_weights=False).eval()
     out = tmp_path_factory.mktemp('export') / 'model'
-    export_folder(model, CONFIG, {'llm_embed_dim': 32, 'teacher': {'pooling': 'mean'}}, teacher_folder, out)
+    record = TeacherRecord(Fingerprint(({'pooling': 'mean'},)), {'llm_embed_dim': 32})
+    export_folder(model, CONFIG, record, teacher_folder, out)
     return model, out
 
 

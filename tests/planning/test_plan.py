@@ -5,14 +5,12 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launched import COMMON, ROOT
+from launched import COMMON, run
 from parts import make_samples, write_dataset
 
 from llm2clip.config import (
@@ -195,11 +193,8 @@ def test_a_cache_that_holds_half_of_the_data() -> None:
 
 
 def test_as_a_user_calls_it(args: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, 'recipes/train_stage2.py', *args, 'plan=true']
-    done = subprocess.run([*command, 'plan_ranks=2'], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert '2 GPUs, 8 samples per step, 4 per GPU in microbatches of 4' in done.stdout and 'buckets' in done.stdout
-    done = subprocess.run([*command, 'plan_ranks=3'], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert 'WILL FAIL: global_train_batch_size: 8 is not divisible by the number of ranks, 3' in done.stdout
+    said = run('train_stage2', tmp_path / 'run', [*args, 'plan=true', 'plan_ranks=2'])
+    assert '2 GPUs, 8 samples per step, 4 per GPU in microbatches of 4' in said and 'buckets' in said
+    said = run('train_stage2', tmp_path / 'run', [*args, 'plan=true', 'plan_ranks=3'], ok=False)
+    assert 'WILL FAIL: global_train_batch_size: 8 is not divisible by the number of ranks, 3' in said
     assert not (tmp_path / 'run').exists()

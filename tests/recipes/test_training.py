@@ -8,14 +8,24 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launched import COMPOSER, ROOT, SGD, SHARDED, losses, may_have_own_memory, run, weights
+from launched import (
+    COMPOSER,
+    ROOT,
+    SGD,
+    SHARDED,
+    Launched,
+    finish,
+    losses,
+    may_have_own_memory,
+    run,
+    start_by_composer,
+    weights,
+)
 from remotes import S3_KEY, S3_SECRET, free_port, rclone
 from safetensors.torch import load_file
 
@@ -153,10 +163,11 @@ def test_checkpoints_in_an_object_store(
         args = [*stage2_args, *SGD, 'fsdp.state_dict_type=sharded', 'save_interval=4ba']
         run('train_stage2', tmp_path / 'whole', args, 2)
         args.append('checkpoint_folder=s3://bucket/run/checkpoints')
-        run('train_stage2', tmp_path / 'first', [*args, 'max_duration=4ba'], 2, **env)
+        finish(start_by_composer('train_stage2', tmp_path / 'first', [*args, 'max_duration=4ba'], 2, **env),
+               tmp_path / 'first.log')
         stored = [path.name for path in (tmp_path / 'served/bucket/run/checkpoints').glob('ep0-ba4*')]
         assert stored == ['ep0-ba4']
-        run('train_stage2', tmp_path / 'second', args, 2, **env)
+        finish(start_by_composer('train_stage2', tmp_path / 'second', args, 2, **env), tmp_path / 'second.log')
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         # Read back from the bucket, shards joined.
@@ -170,9 +181,9 @@ def test_two_ranks_extract_what_one_extracts(
     image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / 'out'
-    command = [str(COMPOSER), '-n', '2', 'recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={out}',
+    command = ['recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={out}',
                f'datasets.train.local={image_dataset}', 'device=cpu']
-    subprocess.run(command, cwd=ROOT, check=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    finish(Launched(command, tmp_path / 'log', 2), tmp_path / 'log')
     found, expected = read_samples(out / 'train'), read_samples(sidecar)
     assert [shard['samples'] for shard in read_index(out / 'train')['shards']] == \
         [shard['samples'] for shard in read_index(sidecar)['shards']]
@@ -193,16 +204,12 @@ def test_two_nodes_that_share_only_a_remote_extract_together(
     def extract() -> str:
         nodes = []
         for k in range(2):
-            launcher = [str(COMPOSER), '-n', '1', '--world_size', '2', '--node_rank', str(k), '--master_addr',
-                        '127.0.0.1', '--master_port', str(port)]
             recipe = ['recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={tmp_path}/node{k}',
                       f'out_remote={remote}', f'datasets.train.local={tmp_path}/cache{k}',
                       f'datasets.train.remote={image_dataset}', 'device=cpu']
-            nodes.append(subprocess.Popen([*launcher, *recipe], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                                          env={**os.environ, 'OMP_NUM_THREADS': '1'}))
-        outputs = [node.communicate(timeout=240)[0] for node in nodes]
-        assert [node.returncode for node in nodes] == [0, 0]
-        return ''.join(outputs)
+            (log := tmp_path / f'log{k}').unlink(missing_ok=True)
+            nodes.append((Launched(recipe, log, first=k, world_size=2, port=port), log))
+        return ''.join(finish(*node) for node in nodes)
 
     n = len(read_index(image_dataset)['shards'])
     assert f'train: {n} shards, 128 captions' in extract()
@@ -234,18 +241,11 @@ def test_a_corrupt_shard_stops_both_ranks(
     # Without the launcher, which would kill the other rank when one has stopped.
     port, ranks = free_port(), []
     for rank in range(2):
-        env = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'NODE_RANK': '0',
-               'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1'}
-        ranks.append(subprocess.Popen([sys.executable, 'recipes/train_stage2.py', *args, f'save_folder={tmp_path}/run'],
-                                      cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                      env={**os.environ, **env}))
-    deadline = time.monotonic() + 150
-    try:
-        outputs = [rank.communicate(timeout=max(1, deadline - time.monotonic()))[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 1 for rank in ranks), [rank.returncode for rank in ranks]
+        one_node = {'LOCAL_RANK': str(rank), 'LOCAL_WORLD_SIZE': '2', 'NODE_RANK': '0'}
+        command = ['recipes/train_stage2.py', *args, f'save_folder={tmp_path}/run']
+        ranks.append((Launched(command, log := tmp_path / f'log{rank}', 1, one_node, rank, 2, port), log))
+    outputs = [finish(*rank, ok=False) for rank in ranks]
+    assert all(rank.poll() == 1 for rank, _ in ranks), [rank.poll() for rank, _ in ranks]
     named = [bool(re.search(r'error: .*sidecar/shard\.00001\.mds is damaged: xxh64', output)) for output in outputs]
     # The one that is in a collective operation when the other stops ends with that.
     assert any(named) and all(ok or 'Connection closed' in output for ok, output in zip(named, outputs)), outputs

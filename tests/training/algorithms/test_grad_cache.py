@@ -3,9 +3,6 @@
 
 """The gradient cache against the plain computation: loss and every gradient, one rank and two, DDP and FSDP2."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,9 @@ import gradients
 import pytest
 import torch
 from gradients import Result, caption_step, image_step
+from launched import Launched, finish
 
 from llm2clip.training.algorithms.grad_cache import GradCache
-
-ROOT = Path(__file__).parents[2]
 
 
 def _assert_equal(found: Result, expected: Result) -> None:
@@ -37,11 +33,8 @@ def plain(llm_folder: Path) -> Result:
 @pytest.fixture(scope='module')
 def two_ranks(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp('gradients') / 'two_ranks.pt'
-    command = [str(Path(sys.executable).with_name('composer')), '-n', '2', 'tests/gradients.py', str(llm_folder),
-               str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stderr[-5000:]
+    log = out.with_suffix('.log')
+    finish(Launched(['tests/gradients.py', str(llm_folder), str(out)], log, 2), log)
     return torch.load(out)
 
 
