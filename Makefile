@@ -64,10 +64,10 @@ $(RUN)/report.html: | $(RUN)/export/config.yaml
 
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
-	$(BIN)/python -m pytest -n auto -m 'not gpu and not slow' --durations 10
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' --durations 10
 
 test-fast: $(VENV)/.dev  ## those that train nothing, in a minute
-	$(BIN)/python -m pytest -n auto -m 'not gpu and not slow and not dist and not trains'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not dist and not trains'
 
 test-dist: $(VENV)/.dev  ## the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'

@@ -13,6 +13,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -78,18 +79,22 @@ class Launched:
         first: Rank of the first process.
         world_size: Ranks of all nodes; unset, those of this one.
         port: Where ranks meet.
+        own: A folder; the processes have shared memory of their own, and temporary files there, as on another machine.
     """
 
     def __init__(self, command: Sequence[str], log: Path, ranks: int = 1, env: Optional[Mapping[str, str]] = None,
-                 first: int = 0, world_size: Optional[int] = None, port: Optional[int] = None) -> None:
+                 first: int = 0, world_size: Optional[int] = None, port: Optional[int] = None,
+                 own: Optional[Path] = None) -> None:
         of_rank = [{'RANK': str(first + k), 'WORLD_SIZE': str(world_size or ranks), 'LOCAL_RANK': str(k),
                     'LOCAL_WORLD_SIZE': str(ranks), 'NODE_RANK': str(first // ranks), 'MASTER_ADDR': '127.0.0.1',
                     'MASTER_PORT': str(port or free_port()), **(env or {})} for k in range(ranks)]
         for one in of_rank:
             one['MASTER_PORT'] = of_rank[0]['MASTER_PORT']
+            if own is not None:
+                one['TMPDIR'] = str(own)
         before = os.environ.copy()
         os.environ['OMP_NUM_THREADS'] = '1'  # which the server, started by the first run, reads when it imports torch
-        self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank))
+        self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank, own is not None))
         self._process.start()
         os.environ.clear()
         os.environ.update(before)
@@ -106,10 +111,12 @@ class Launched:
         return self._process.exitcode
 
 
-def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]]) -> None:
+def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]], own_memory: bool) -> None:
     """Fork the ranks; when one fails, end the others, and all when the tests end."""
     _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.setsid()
+    if own_memory:
+        have_own_memory()
     with log.open('ab') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -136,6 +143,7 @@ def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
         _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         os.environ.update(env)
         os.chdir(ROOT)
+        tempfile.tempdir = None  # which the server may have looked up
         faulthandler.enable()
         # As in a process that begins: workers are forked, and what they share has a tracker of this rank's own.
         multiprocessing.set_start_method('fork', force=True)
