@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from llm2clip.data.caption_files import read_lines
 from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_files
 
 __all__ = ['plain_text']
@@ -25,11 +26,10 @@ def plain_text(files: Sequence[str], min_characters: int = 40) -> tuple[Splits, 
     check_files(files)
 
     def samples(name: str, dropped: Dropped) -> Iterator[Sample]:
-        with open(name, encoding='utf-8') as file:
-            for number, line in enumerate(map(str.strip, file), 1):
-                if len(line) >= min_characters:
-                    yield Sample(f'{Path(name).name}:{number}', {'text': line})
-                elif line:
-                    dropped.filter('short line')
+        for where, line in read_lines(name):
+            if len(line) >= min_characters:
+                yield Sample(Path(where).name, {'text': line})
+            else:
+                dropped.filter('short line')
 
     return {'train': [Part(Path(name).name, partial(samples, name)) for name in files]}, Dropped()

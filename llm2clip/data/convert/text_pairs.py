@@ -3,12 +3,12 @@
 
 """Text pairs as the E5 and Echo embedding data have them: JSON lines of `query`, `positive` and maybe `negative`."""
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm2clip.data.caption_files import read_json_lines
 from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_files, is_held_out
 
 __all__ = ['text_pairs']
@@ -30,11 +30,10 @@ def text_pairs(files: Sequence[str], heldout_share: float = 0.0) -> tuple[Splits
     check_files(files)
 
     def samples(name: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
-        with open(name, encoding='utf-8') as file:
-            for number, line in enumerate(file, 1):
-                sample_id = f'{Path(name).name}:{number}'
-                if line.strip() and is_held_out(sample_id, heldout_share) is held_out:
-                    yield Sample(sample_id, _pair(line, f'{name}:{number}'), required=('query', 'positive'))
+        for where, record in read_json_lines(name):
+            sample_id = Path(where).name
+            if is_held_out(sample_id, heldout_share) is held_out:
+                yield Sample(sample_id, _pair(record, where), required=('query', 'positive'))
 
     def parts(held_out: bool) -> list[Part]:
         return [Part(Path(name).name, partial(samples, name, held_out)) for name in files]
@@ -42,11 +41,7 @@ def text_pairs(files: Sequence[str], heldout_share: float = 0.0) -> tuple[Splits
     return {'train': parts(False), **({'heldout': parts(True)} if heldout_share else {})}, Dropped()
 
 
-def _pair(line: str, where: str) -> dict[str, str]:
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{where}: not JSON: {error}') from None
+def _pair(record: Any, where: str) -> dict[str, str]:
     texts = {}
     for key in ('query', 'positive', 'negative'):
         value = record.get(key) if isinstance(record, dict) else None

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import read_json, read_lines
 from llm2clip.evaluation.sets.base import ClassificationSet
-from llm2clip.evaluation.sets.files import ImageFiles, check_file, check_folder, found_in, read_json, read_lines
+from llm2clip.evaluation.sets.files import ImageFiles, check_file, check_folder, found_in, visible_files
 
 __all__ = ['imagenet_folder']
 
@@ -48,12 +49,9 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
 
 
 def _images_of(folder: Path) -> list[str]:
-    names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+    names = visible_files(folder, _SUFFIXES, 'images in the class folder')
     if not names:
         raise ConfigError(f'the class folder {folder} has no images')
-    for name in names:
-        if not name.lower().endswith(_SUFFIXES):
-            raise ConfigError(f'expected only images in the class folder {folder}, found {name}')
     return names
 
 

@@ -7,7 +7,6 @@ import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,7 +16,7 @@ from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_captions
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, caption_keys, check_dataset, read_index
 from llm2clip.evaluation.sets.base import RetrievalSet
-from llm2clip.evaluation.sets.files import image_files, retrieval_set
+from llm2clip.evaluation.sets.files import retrieval_set
 
 __all__ = ['MDSImages', 'image_folder', 'mds']
 
@@ -34,7 +33,7 @@ def image_folder(
         caption_column: Column with the text.
     """
     found = read_captions(captions, image_column, caption_column).items()
-    return retrieval_set(images, found, captions, partial(image_files, images, images), gaps=True)
+    return retrieval_set(images, found, captions, images, gaps=True)
 
 
 def mds(local: str, caption_keys: Optional[Sequence[str]] = None) -> RetrievalSet:
@@ -48,7 +47,7 @@ def mds(local: str, caption_keys: Optional[Sequence[str]] = None) -> RetrievalSe
     read_image = MDSImages.open(local)
     samples = ((sample[SAMPLE_ID], [sample[column] for column in columns])
                for reader in read_image.readers for sample in reader)
-    return retrieval_set(local, samples, local, lambda _: read_image, gaps=True)
+    return retrieval_set(local, samples, local, read_image, gaps=True)
 
 
 def _columns(local: str, keys: Optional[Sequence[str]]) -> list[str]:
