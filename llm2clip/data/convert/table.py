@@ -19,7 +19,6 @@ from llm2clip.data.convert.samples import (
     Part,
     Sample,
     Splits,
-    check_folder,
     check_heldout_share,
     matching_files,
 )
@@ -56,8 +55,6 @@ def table(
         ConfigError: No table matches, or one lacks a column.
     """
     check_heldout_share(heldout, split)
-    if images is not None:
-        check_folder(images)
     paths = matching_files(files)
     columns = Columns.choose(captions, {path: _open(path, None)[0] for path in paths},
                              lambda column: max(_longest_list(path, column) for path in paths),
