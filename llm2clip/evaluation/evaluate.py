@@ -112,7 +112,7 @@ class Evaluation:
 
     def _add(self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any]) -> None:
         entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
-        entry['models'][model] = _rounded(values)
+        entry['models'][model] = json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 3))
         self._save()
         shown = {key: value for key, value in entry['models'][model].items() if not isinstance(value, dict)}
         print(f'{model} on {name}: {shown}', flush=True)
@@ -176,11 +176,3 @@ class _ImageFeatures:
                 save_file({'projected': projected, 'pooled': pooled}, partial)
         features = load_file(path)
         return features['projected'], features['pooled']
-
-
-def _rounded(values: Any) -> Any:
-    if isinstance(values, float):
-        return round(values, 3)
-    if isinstance(values, Mapping):
-        return {key: _rounded(value) for key, value in values.items()}
-    return [_rounded(value) for value in values] if isinstance(values, (list, tuple)) else values

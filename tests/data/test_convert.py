@@ -155,7 +155,7 @@ def test_a_line_that_is_no_pair_is_named(line: str, message: str, tmp_path: Path
     splits, _ = text_pairs([str(path)])
     with pytest.raises(ValueError, match=message):
         _read(splits['train'])
-    with pytest.raises(ConfigError, match='no file /nowhere'):
+    with pytest.raises(ConfigError, match='no file matches /nowhere'):
         text_pairs(['/nowhere'])
 
 
