@@ -40,19 +40,14 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         raise ConfigError(f'{images}: source.images: expected a subfolder a class; {found_in(Path(images))}')
     files, labels = [], []
     for label, folder in enumerate(folders):
-        inside = _images_of(Path(images, folder))
+        inside = visible_files(Path(images, folder), _SUFFIXES, 'images in the class folder')
+        if not inside:
+            raise ConfigError(f'the class folder {Path(images, folder)} has no images')
         files += [f'{folder}/{name}' for name in inside]
         labels += [label] * len(inside)
     names = _names(images, class_names, folders) if class_names else folders
     return ClassificationSet(images, files, labels, [name.replace('_', ' ') for name in names],
                              ImageFiles(images, files))
-
-
-def _images_of(folder: Path) -> list[str]:
-    names = visible_files(folder, _SUFFIXES, 'images in the class folder')
-    if not names:
-        raise ConfigError(f'the class folder {folder} has no images')
-    return names
 
 
 def _names(images: str, path: str, folders: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from streaming.base.format import reader_from_json
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_captions
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, caption_keys, check_dataset, read_index
+from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index
 from llm2clip.evaluation.sets.base import RetrievalSet
 from llm2clip.evaluation.sets.files import retrieval_set
 
@@ -43,17 +43,14 @@ def mds(local: str, caption_keys: Optional[Sequence[str]] = None) -> RetrievalSe
         local: Folder of the dataset.
         caption_keys: Which captions of an image are its texts, as far as it has them; unset, all.
     """
-    columns = _columns(local, caption_keys)
+    columns = list(map(caption_column, caption_keys or ()))
+    there = check_dataset(local, [SAMPLE_ID, IMAGE, *columns])
+    if caption_keys is None:
+        columns = [name for name in there if name.startswith(CAPTION)]
     read_image = MDSImages.open(local)
     samples = ((sample[SAMPLE_ID], [sample[column] for column in columns])
                for reader in read_image.readers for sample in reader)
     return retrieval_set(local, samples, local, read_image, gaps=True)
-
-
-def _columns(local: str, keys: Optional[Sequence[str]]) -> list[str]:
-    """The columns with the captions."""
-    columns = check_dataset(local, [SAMPLE_ID, IMAGE, *(caption_column(key) for key in keys or ())])
-    return [caption_column(key) for key in (caption_keys(columns) if keys is None else keys)]
 
 
 @dataclass(frozen=True)
