@@ -3,14 +3,12 @@
 
 """A user's own evaluation set: a folder with a captions file, or an MDS dataset."""
 
-import bisect
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
-from streaming.base.format import reader_from_json
+from streaming import LocalDataset
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_captions
@@ -49,7 +47,7 @@ def mds(local: str, caption_keys: Optional[Sequence[str]] = None) -> RetrievalSe
         columns = [name for name in there if name.startswith(CAPTION)]
     read_image = MDSImages.open(local)
     samples = ((sample[SAMPLE_ID], [sample[column] for column in columns])
-               for reader in read_image.readers for sample in reader)
+               for shard in read_image.dataset.shards for sample in shard)
     return retrieval_set(local, samples, local, read_image, gaps=True)
 
 
@@ -58,17 +56,14 @@ class MDSImages:
     """Reads the images of a local MDS dataset by position, without Streaming's shared memory."""
 
     local: str
-    """The dataset; two readers of one dataset are equal."""
-    readers: list[Any] = field(compare=False)
-    """One a shard."""
-    ends: list[int] = field(compare=False)
-    """Samples up to the end of each shard."""
+    """Its folder; two readers of one dataset are equal."""
+    dataset: LocalDataset = field(compare=False)
 
     @classmethod
     def open(cls, local: str) -> 'MDSImages':
         """Raises a ConfigError if a shard is missing, cut off or compressed, or would run code when it is read."""
-        readers = []
-        for shard in read_index(local)['shards']:
+        dataset = LocalDataset(local)
+        for shard, reader in zip(read_index(local)['shards'], dataset.shards):
             path = Path(local, shard['raw_data']['basename'])
             if not path.is_file():
                 compressed = ' (only compressed, which is not read here)' if shard['zip_data'] else ''
@@ -76,14 +71,11 @@ class MDSImages:
             if path.stat().st_size != shard['raw_data']['bytes']:
                 raise ConfigError(f'{local}: the shard {path} has {path.stat().st_size:,} bytes, expected '
                                   f'{shard["raw_data"]["bytes"]:,}')
-            readers.append(reader_from_json(local, '', shard))
             try:
-                readers[-1].validate(allow_unsafe_types=False)
+                reader.validate(allow_unsafe_types=False)
             except ValueError as error:
                 raise ConfigError(f'{path}: {error}') from None
-        return cls(local, readers, list(itertools.accumulate(reader.samples for reader in readers)))
+        return cls(local, dataset)
 
     def __call__(self, position: int) -> bytes:
-        shard = bisect.bisect_right(self.ends, position)
-        begin = self.ends[shard - 1] if shard else 0
-        return self.readers[shard][position - begin][IMAGE]
+        return self.dataset[position][IMAGE]
