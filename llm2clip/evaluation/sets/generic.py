@@ -57,7 +57,7 @@ class MDSImages:
 
     local: str
     """Its folder; two readers of one dataset are equal."""
-    dataset: LocalDataset = field(compare=False)
+    dataset: LocalDataset = field(compare=False, repr=False)
 
     @classmethod
     def open(cls, local: str) -> 'MDSImages':
