@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -285,17 +286,11 @@ def _measure(
     step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, contrastive, precision.startswith('amp'),
                     config.fsdp is not None, bool(fsdp.get('activation_checkpointing')), 'ema' in config.algorithms,
                     teacher)
-    whole: list[int] = []
-
-    def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(config, model)
-        state = model.state_dict()  # of stage 1, only what is trained
-        whole.append(sum(value.numel() * value.element_size() for value in state.values()))
-        return optimizer
-
-    memory = step_memory(model, make_optimizer, make_batch, step)
+    saved = model.state_dict()  # of stage 1, only what is trained
+    weights = sum(value.numel() * value.element_size() for value in saved.values())
+    memory = step_memory(model, partial(build_optimizer, config), make_batch, step)
     plan.memory = memory
-    plan.checkpoint = whole[0] + memory.optimizer_whole
+    plan.checkpoint = weights + memory.optimizer_whole
     interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
     if torch.cuda.is_available() and memory.peak > (there := torch.cuda.get_device_properties(0).total_memory):
