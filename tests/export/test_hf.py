@@ -38,7 +38,7 @@ def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     torch.manual_seed(3)
     model = LLM2CLIP(CONFIG, 32, load_weights=False).eval()
     out = tmp_path_factory.mktemp('export') / 'model'
-    record = TeacherRecord(Fingerprint.of('x', {'pooling': 'mean'}), {'llm_embed_dim': 32})
+    record = TeacherRecord(Fingerprint(({'pooling': 'mean'},)), {'llm_embed_dim': 32})
     export_folder(model, CONFIG, record, teacher_folder, out)
     return model, out
 

@@ -197,21 +197,17 @@ def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) 
     """Leave out what cannot be used; an absent caption becomes an empty text."""
     for sample in samples:
         sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
-        if (problem := _caption_problem(sample)) is not None:
-            dropped.add(problem, sample.sample_id)
+        missing = [key for key in sample.required if not sample.captions[key]]
+        if not any(sample.captions.values()):
+            dropped.add('no caption', sample.sample_id)
+        elif missing:
+            dropped.add(f'no caption {" and ".join(missing)}', sample.sample_id)
         elif not _has_any(sample, config.require_any_caption):
             dropped.filter(f'no caption {" or ".join(config.require_any_caption)}')
         elif (problem := _image_problem(sample, config)) is not None:
             dropped.add(problem, sample.sample_id)
         else:
             yield sample
-
-
-def _caption_problem(sample: Sample) -> Optional[str]:
-    if not any(sample.captions.values()):
-        return 'no caption'
-    missing = [key for key in sample.required if not sample.captions[key]]
-    return f'no caption {" and ".join(missing)}' if missing else None
 
 
 def _has_any(sample: Sample, keys: Sequence[str]) -> bool:
