@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Union
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from llm2clip.config import ConfigError
 from llm2clip.folders import write_text
@@ -68,12 +68,14 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     for source, node, lines in [*map(_read_file, files), *map(_read_override, overrides)]:
         for key in lines:
             origins[key] = f'{source}:{lines[key]}' if lines[key] else source
-        _check_keys(schema, node, '', origins)
         try:
             merged = OmegaConf.merge(merged, node)
         except OmegaConfBaseException as error:
             key = error.full_key or ''
-            raise ConfigError(f'{_where(key, origins)}: {_first_line(error)}') from None
+            # Of a key in a list of mappings, OmegaConf leaves the path out.
+            key = next((path for path in lines if path == key or path.endswith(f'].{key}')), key)
+            fault = _unknown(key, error) if isinstance(error, ConfigKeyError) else _first_line(error)
+            raise ConfigError(f'{_where(key, origins)}: {fault}') from None
 
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
@@ -139,25 +141,13 @@ def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
             yield from _lines(item, f'{prefix[:-1]}[{i}].')
 
 
-def _check_keys(schema: Any, node: Any, prefix: str, origins: dict[str, str]) -> None:
-    """Raise for the first key of `node` that the type `schema` does not have."""
-    schema = unwrap_optional(schema)
-    if OmegaConf.is_list(node) and typing.get_origin(schema) is list:
-        for i in range(len(node)):
-            _check_keys(typing.get_args(schema)[0], _raw(node, i), f'{prefix[:-1]}[{i}].', origins)
-    if node is None or not OmegaConf.is_dict(node):
-        return
-    if typing.get_origin(schema) is dict:
-        for key in node:
-            _check_keys(typing.get_args(schema)[1], _raw(node, key), f'{prefix}{key}.', origins)
-    elif dataclasses.is_dataclass(schema):
-        hints = typing.get_type_hints(schema)
-        for key in node:
-            if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
-                hint = f'did you mean {prefix}{near[0]}?' if near else f'valid keys: {", ".join(hints)}'
-                raise ConfigError(f'{_where(prefix + str(key), origins)}: unknown key; {hint}')
-            _check_keys(hints[key], _raw(node, key), f'{prefix}{key}.', origins)
+def _unknown(key: str, error: ConfigKeyError) -> str:
+    """What may have been meant by a key that OmegaConf does not find in a dataclass."""
+    assert dataclasses.is_dataclass(error.object_type)
+    prefix, name = key.removesuffix(str(error.key)), str(error.key)
+    names = [field.name for field in dataclasses.fields(error.object_type)]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f'unknown key; did you mean {prefix}{near[0]}?' if near else f'unknown key; valid keys: {", ".join(names)}'
 
 
 def _check_secrets(node: Any, key: str, origins: dict[str, str]) -> None:
@@ -171,11 +161,6 @@ def _check_secrets(node: Any, key: str, origins: dict[str, str]) -> None:
     elif isinstance(node, str) and re.match(r'\w+://[^/@]*:[^/@]*@', node):
         raise ConfigError(f'{_where(key, origins)}: put no password into a URL; Streaming reads credentials from the '
                           'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
-
-
-def _raw(node: Any, key: Any) -> Any:
-    """A value without resolving interpolations."""
-    return None if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key) else node[key]
 
 
 def unwrap_optional(hint: Any) -> Any:

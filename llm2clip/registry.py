@@ -27,7 +27,7 @@ Registry = Mapping[str, str]
 """Name -> ``module:class`` (or function)."""
 
 SOURCES: Registry = {
-    'caption_csv': 'llm2clip.data.convert.caption_csv:caption_csv',
+    'caption_csv': 'llm2clip.data.convert.image_folder:caption_csv',
     'emoji': 'llm2clip.data.convert.emoji:emoji',
     'huggingface': 'llm2clip.data.convert.huggingface:huggingface',
     'image_folder': 'llm2clip.data.convert.image_folder:image_folder',

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -26,13 +26,6 @@ from llm2clip.config import (
 )
 
 __all__ = ['goes_on', 'next_command', 'step_folder']
-
-# What the next step takes besides the folders that this one knows; a user has files of their own in their place.
-_STAGE1 = ['yamls/stage1/laptop.yaml']
-_STAGE2 = ['yamls/stage2/paper.yaml', 'yamls/stage2/vision/clip_b16.yaml']
-_BENCHMARK = 'yamls/eval/sets/mds.yaml'
-_CAPTION = 'caption.'
-
 
 def step_folder(config: Any) -> Optional[str]:
     """The folder of a step that keeps how long it took; None for one that keeps nothing."""
@@ -80,11 +73,8 @@ def next_command(config: Any, args: Sequence[str] = ()) -> Optional[str]:
     for path in map(Path, args[:1]):
         if (step := _SERIES.get(path.stem)) is not None and path.with_stem(step[0]).is_file() and not elsewhere:
             return shlex.join([*step[1], str(path.with_stem(step[0]))])
-    for kind, command in _NEXT.items():
-        if isinstance(config, kind):
-            words = command(config)
-            return shlex.join(words) if words else None
-    return None
+    command = _NEXT.get(type(config))
+    return shlex.join(command(config)) or None if command is not None else None
 
 
 # Name of a step's file in such a folder -> that of the next one, and what launches it.
@@ -98,10 +88,6 @@ _SERIES = {
 }
 
 
-def _composer(recipe: str) -> list[str]:
-    return ['composer', '-n', os.environ.get('LOCAL_WORLD_SIZE', '1'), f'recipes/{recipe}.py']
-
-
 def _after_prepare(config: PrepareConfig) -> list[str]:
     """Stage 1 on the captions, which needs two of each sample, or else their extraction."""
     splits = {path.parent.name: str(path.parent) for path in sorted(Path(config.out).glob('*/index.json'))}
@@ -111,55 +97,47 @@ def _after_prepare(config: PrepareConfig) -> list[str]:
     keys = _captions(train)
     if len(keys) < 2:
         return _extract('TEACHER', {'train': DatasetConfig(train)}, f'{config.out}_embeddings')
+    query, positive = (['query'], ['positive']) if {'query', 'positive'} <= {*keys} else (keys, keys)
     heldout = [f'eval_data.streams.heldout.local={folder}' for folder in list(splits.values())[:1]]
-    return [*_composer('train_stage1'), *_STAGE1, f'train_data.streams.captions.local={train}',
-            f'train_data.pairs={_list_of_pairs(keys)}', *heldout]
+    return [*_composer('train_stage1'), 'yamls/stage1/laptop.yaml', f'train_data.streams.captions.local={train}',
+            f'train_data.pairs={_yaml([{"query": query, "positive": positive}])}', *heldout]
 
 
 def _after_stage1(config: Stage1Config) -> list[str]:
-    streams = config.train_data.streams
     if config.objective == 'mntp':
-        encoder = config.text_encoder
-        keys = sorted({key for name, stream in streams.items() for key in stream.texts or config.train_data.texts})
-        return [*_composer('train_stage1'), *_STAGE1, f'save_folder={config.save_folder}-contrastive',
-                f'text_encoder.pretrained={encoder.pretrained}',
-                f'text_encoder.gguf_file={encoder.gguf_file or "null"}',
-                f'text_encoder.adapters={_list([*encoder.adapters, config.adapter_folder])}',
-                *_dataset_arguments('train_data.streams', streams), f'train_data.pairs={_list_of_pairs(keys)}']
-    # Texts without images serve stage 1 only.
-    images = {name: stream for name, stream in streams.items() if _has_images(stream.local)}
-    return _extract(config.teacher_folder, images or {'train': DatasetConfig('IMAGE_DATASET')},
-                    f'{config.save_folder}/embeddings')
+        return []  # a warm start: which stage 1 follows is the user's choice
+    streams = _with_images(config.train_data.streams) or {'train': DatasetConfig('IMAGE_DATASET')}
+    return _extract(config.teacher_folder, streams, f'{config.save_folder}/embeddings')
 
 
 def _after_extract(config: ExtractConfig) -> list[str]:
-    images = {name: data for name, data in config.datasets.items() if _has_images(data.local)}
+    images = _with_images(config.datasets)
     if not images:
         return []
-    words = [*_composer('train_stage2'), *_STAGE2, 'run_name=stage2',
-             f'save_folder={Path(config.out).parent / "stage2"}', *_dataset_arguments('train_data.streams', images)]
-    for name in images:
-        remote = config.out_remote and f'{config.out_remote.rstrip("/")}/{name}'
-        words += _dataset_arguments(f'train_data.streams.{name}.embeddings',
-                                    {'teacher': DatasetConfig(f'{config.out}/{name}', remote)})
+    remote = config.out_remote and config.out_remote.rstrip('/')
+    sidecars = {f'{name}.embeddings.teacher': DatasetConfig(f'{config.out}/{name}', remote and f'{remote}/{name}')
+                for name in images}
     keys = sorted({key for data in images.values() for key in _captions(data.local)})
-    words.append(f'train_data.caption_mix={{{", ".join(f"{_quoted(key)}: 1.0" for key in keys or ["CAPTION"])}}}')
-    return [*words, f'teacher={config.teacher}'] if config.teacher else words
+    return [*_composer('train_stage2'), 'yamls/stage2/paper.yaml', 'yamls/stage2/vision/clip_b16.yaml',
+            'run_name=stage2', f'save_folder={Path(config.out).parent / "stage2"}',
+            *_dataset_arguments('train_data.streams', {**images, **sidecars}),
+            f'train_data.caption_mix={_yaml(dict.fromkeys(keys or ["CAPTION"], 1.0))}',
+            *([f'teacher={config.teacher}'] if config.teacher else [])]
 
 
 def _after_stage2(config: Stage2Config) -> list[str]:
     streams = config.eval_data.streams.values() if config.eval_data is not None else ()
     heldout = [f'retrieval.heldout.source.local={stream.local}' for stream in list(streams)[:1]]
     teacher = [] if config.teacher else ['models.ours.teacher=TEACHER']
-    return ['python', 'recipes/evaluate.py', _BENCHMARK, *heldout, f'models.ours.run={config.save_folder}', *teacher,
-            f'out={config.save_folder}/evaluate']
+    return ['python', 'recipes/evaluate.py', 'yamls/eval/sets/mds.yaml', *heldout,
+            f'models.ours.run={config.save_folder}', *teacher, f'out={config.save_folder}/evaluate']
 
 
 def _after_evaluate(config: EvaluateConfig) -> list[str]:
     model = next((model for model in config.models.values() if model.run), None)
-    if model is None or model.run is None:
+    if model is None:
         return []
-    teachers = [f'teachers={_list(model.teachers)}'] if model.teachers else [f'teacher={model.teacher}'] \
+    teachers = [f'teachers={_yaml(model.teachers)}'] if model.teachers else [f'teacher={model.teacher}'] \
         if model.teacher else []
     return ['python', 'recipes/export_hf.py', f'run={model.run}', f'weights={model.weights}', *teachers,
             f'results={config.out}', f'out={model.run}/export']
@@ -169,16 +147,13 @@ def _after_export(config: ExportConfig) -> list[str]:
     return ['python', 'recipes/search.py', f'model={config.out}/llm2clip', 'images=IMAGES', 'query=a dog']
 
 
-def _after_import(config: ImportConfig) -> list[str]:
-    if config.checkpoint is None:
-        return _extract(f'{config.out}/teacher', {'train': DatasetConfig('IMAGE_DATASET')}, f'{config.out}/embeddings')
-    return ['python', 'recipes/evaluate.py', _BENCHMARK, f'models.official.export={config.out}/llm2clip',
-            f'out={config.out}/evaluate']
+_NEXT: dict[Any, Callable[[Any], list[str]]] = {
+    PrepareConfig: _after_prepare, Stage1Config: _after_stage1, ExtractConfig: _after_extract,
+    Stage2Config: _after_stage2, EvaluateConfig: _after_evaluate, ExportConfig: _after_export}
 
 
-_NEXT = {PrepareConfig: _after_prepare, Stage1Config: _after_stage1, ExtractConfig: _after_extract,
-         Stage2Config: _after_stage2, EvaluateConfig: _after_evaluate, ExportConfig: _after_export,
-         ImportConfig: _after_import}
+def _composer(recipe: str) -> list[str]:
+    return ['composer', '-n', os.environ.get('LOCAL_WORLD_SIZE', '1'), f'recipes/{recipe}.py']
 
 
 def _extract(teacher: str, datasets: Mapping[str, DatasetConfig], out: str) -> list[str]:
@@ -199,25 +174,15 @@ def _columns(dataset: str) -> list[str]:
 
 
 def _captions(dataset: str) -> list[str]:
-    return sorted(name.removeprefix(_CAPTION) for name in _columns(dataset) if name.startswith(_CAPTION))
+    prefix = 'caption.'
+    return sorted(name.removeprefix(prefix) for name in _columns(dataset) if name.startswith(prefix))
 
 
-def _has_images(dataset: str) -> bool:
-    """False only if the index is here and says so."""
-    columns = _columns(dataset)
-    return not columns or 'image' in columns
+def _with_images(datasets: Mapping[str, DatasetConfig]) -> dict[str, DatasetConfig]:
+    """All but those whose index is here and has no images: texts alone serve stage 1 only."""
+    return {name: data for name, data in datasets.items() if 'image' in (_columns(data.local) or ['image'])}
 
 
-def _quoted(text: str) -> str:
-    """In YAML, so that a number stays a text."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _list(texts: Iterable[str]) -> str:
-    return f'[{", ".join(map(_quoted, texts))}]'
-
-
-def _list_of_pairs(keys: list[str]) -> str:
-    if {'query', 'positive'} <= {*keys}:
-        return '[{query: [query], positive: [positive]}]'
-    return f'[{{query: {_list(keys)}, positive: {_list(keys)}}}]'
+def _yaml(value: Any) -> str:
+    """On one line, with texts in quotes, so that a number stays a text."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,17 +1,17 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files of captions, with or without their images: CSV, TSV, JSON and JSON lines."""
+"""Files of captions, with or without their images: CSV, TSV, JSON, JSON lines, and plain lines."""
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llm2clip.config import ConfigError
 
-__all__ = ['read_captions']
+__all__ = ['read_captions', 'read_csv', 'read_json', 'read_json_lines', 'read_lines']
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
@@ -30,7 +30,7 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     if not Path(captions).is_file():
         raise ConfigError(f'source.captions: there is no file {Path(captions).absolute()}')
     suffix = Path(captions).suffix
-    records = _json_records(captions) if suffix in ('.json', '.jsonl', '.jsonlines') else _csv_records(captions)
+    records = _json_records(captions) if suffix in ('.json', '.jsonl', '.jsonlines') else read_csv(captions)
     texts: dict[str, list[str]] = {}
     for where, record in records:
         for column in (image_column, caption_column):
@@ -47,7 +47,23 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     return texts
 
 
-def _csv_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    records: Iterable[tuple[str, Any]] = read_json_lines(path)
+    if path.endswith('.json'):
+        value = read_json(path)
+        records = [(path, record) for record in (value if isinstance(value, list) else [value])]
+    for where, record in records:
+        if not isinstance(record, dict):
+            raise ValueError(f'{where}: expected objects with a column each, found {str(record)[:60]!r}')
+        yield where, record
+
+
+def read_csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a CSV file, or of one whose name ends with ``.tsv``, by their columns, each with its file.
+
+    Raises:
+        ValueError: A row has more or fewer values than the header.
+    """
     with open(path, newline='', encoding='utf-8-sig') as file:
         reader = csv.DictReader(file, delimiter='\t' if path.endswith('.tsv') else ',')
         columns = reader.fieldnames or ()
@@ -58,16 +74,26 @@ def _csv_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield path, row
 
 
-def _json_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_lines(path: str) -> Iterator[tuple[str, str]]:
+    """Lines that are not blank, each with ``<path>:<number>``."""
     with open(path, encoding='utf-8-sig') as file:
-        parts = [(path, file.read())] if path.endswith('.json') else \
-            [(f'{path}:{number}', line) for number, line in enumerate(file, 1) if line.strip()]
-    for where, text in parts:
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{where}: not JSON: {error}') from None
-        for record in value if path.endswith('.json') and isinstance(value, list) else [value]:
-            if not isinstance(record, dict):
-                raise ValueError(f'{where}: expected objects with a column each, found {str(record)[:60]!r}')
-            yield where, record
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f'{path}:{number}', line.strip()
+
+
+def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """The values of a JSON lines file, each with ``<path>:<number>``; a ValueError names a line that is damaged."""
+    return ((where, _parse(line, where)) for where, line in read_lines(path))
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file; a ValueError names one that is damaged."""
+    return _parse(Path(path).read_text(encoding='utf-8-sig'), path)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{where}: not JSON: {error}') from None

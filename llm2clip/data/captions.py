@@ -84,26 +84,19 @@ def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], see
     if not texts:
         raise _no_caption(sample, (key for pair in pairs for key in (*pair.query, *pair.positive)))
     queries = [[key for key in pair.query if _others(key, pair, texts)] for pair in pairs]
-    if not any(queries):
-        return _draw_single(pairs, texts, seed)
+    single = not any(queries)
+    if single:
+        queries = [[key for key in dict.fromkeys((*pair.query, *pair.positive)) if key in texts] for pair in pairs]
     usable = [(pair, keys) for pair, keys in zip(pairs, queries) if keys]
     pair, keys = usable[draw([pair.weight for pair, _ in usable], seed)]
     query = keys[draw([1] * len(keys), seed, 'query')]
-    others = _others(query, pair, texts)
+    others = [query] if single else _others(query, pair, texts)
     return DrawnPair(pair, texts[query], texts[others[draw([1] * len(others), seed, 'positive')]])
 
 
 def _others(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) -> list[str]:
     """The keys that may stand beside a query which is there."""
     return [key for key in pair.positive if key != query and key in texts] if query in texts else []
-
-
-def _draw_single(pairs: Sequence[CaptionPairConfig], texts: Mapping[str, str], seed: int) -> DrawnPair:
-    present = [[key for key in dict.fromkeys((*pair.query, *pair.positive)) if key in texts] for pair in pairs]
-    usable = [(pair, keys) for pair, keys in zip(pairs, present) if keys]
-    pair, keys = usable[draw([pair.weight for pair, _ in usable], seed)]
-    text = texts[keys[draw([1] * len(keys), seed, 'query')]]
-    return DrawnPair(pair, text, text)
 
 
 def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:

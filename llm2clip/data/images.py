@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from llm2clip.data.image_processing_llm2clip import upright_rgb
 
-__all__ = ['MAX_PIXELS', 'decode_image', 'decode_pixels']
+__all__ = ['MAX_PIXELS', 'decode_image', 'decode_pixels', 'encode_image']
 
 # Larger images are refused before they are decoded: a few kilobytes can unfold into gigabytes.
 MAX_PIXELS = 100_000_000
@@ -75,3 +75,10 @@ def _open(data: bytes, sample_id: str) -> Iterator[Image.Image]:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError, EOFError,
             Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f'the image of sample {sample_id!r} cannot be decoded: {error}') from None
+
+
+def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of a file in a format of Pillow's, with its options."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -43,11 +43,6 @@ class _RandomCrop(v2.RandomResizedCrop):
         return {**box, 'height': min(round(h), height - box['top']), 'width': min(round(w), width - box['left'])}
 
 
-def _normalize(preprocessing: Preprocessing) -> list[torch.nn.Module]:
-    return [v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(preprocessing.mean), list(preprocessing.std), inplace=True)]
-
-
 def train_transform(
     preprocessing: Preprocessing, crop_scale: Sequence[float], color_jitter: float = 0.0, grayscale: float = 0.0
 ) -> v2.Compose:
@@ -66,7 +61,8 @@ def train_transform(
         color.append(v2.RandomGrayscale(grayscale))
     if color_jitter:
         color.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter, color_jitter / 5))
-    return v2.Compose([crop, *color, *_normalize(preprocessing)])
+    return v2.Compose([crop, *color, v2.ToDtype(torch.float32, scale=True),
+                       v2.Normalize(list(preprocessing.mean), list(preprocessing.std), inplace=True)])
 
 
 def eval_transform(preprocessing: Preprocessing) -> Callable[[torch.Tensor], torch.Tensor]:

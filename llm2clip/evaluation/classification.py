@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import read_lines
 from llm2clip.evaluation.models import EvaluatedModel
 from llm2clip.metrics.bootstrap import bootstrap_interval
 from llm2clip.metrics.retrieval import recall, retrieval_ranks
@@ -32,10 +33,9 @@ def read_templates(path: Union[str, Path], key: str) -> list[str]:
         ConfigError: There is no file, it is empty, or a line has no `{}`.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines()]
+        templates = [line for _, line in read_lines(str(path)) if not line.startswith('#')]
     except OSError as error:
         raise ConfigError(f'{key}: {path} cannot be read ({error.strerror})') from None
-    templates = [line for line in lines if line and not line.startswith('#')]
     wrong = [line for line in templates if '{}' not in line]
     if wrong or not templates:
         raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
@@ -118,17 +118,11 @@ def linear_probe(
     check_probe_labels(train_labels.tolist(), test_labels.tolist(), classes)
     x, y = F.normalize(train, dim=-1).numpy(), train_labels.numpy()
     held = max(len(np.unique(y)), len(y) // 5)
-    fit_x, val_x, fit_y, val_y = train_test_split(x, y, test_size=held, stratify=y, random_state=seed)
-    scores = {c: _fit(fit_x, fit_y, c).score(val_x, val_y) for c in _C}
-    best = max(scores, key=scores.__getitem__)
-    probe = _fit(x, y, best)
+    split = StratifiedShuffleSplit(1, test_size=held, random_state=seed)
+    probe = GridSearchCV(LogisticRegression(max_iter=1000), {'C': _C}, cv=split).fit(x, y)
     logits = torch.full((len(test), len(classes)), -torch.inf, dtype=torch.float64)
     logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(
         probe.predict_log_proba(F.normalize(test, dim=-1).numpy())).double()
     right = logits.gather(1, test_labels[:, None])
     ranks = (logits >= right).sum(1) - 1
-    return {**_accuracy(ranks, test_labels, classes, 'linear_probe', resamples), 'C': best}
-
-
-def _fit(x: Any, y: Any, c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=1000).fit(x, y)
+    return {**_accuracy(ranks, test_labels, classes, 'linear_probe', resamples), **probe.best_params_}

@@ -82,7 +82,7 @@ class Evaluation:
         config = self.config
         images = _ImageFeatures(model, config, model_name, self.kept_features)
         for name, dataset in self.retrieval.items():
-            result = evaluate_retrieval(model, dataset, images(dataset, config.retrieval[name].source)[0],
+            result = evaluate_retrieval(model, dataset, images(dataset)[0],
                                         config.retrieval[name].merge_equal_texts)
             if config.gallery and name not in self.galleries:
                 self.galleries[name] = {'model': model_name, **make_gallery(dataset, result, config.gallery)}
@@ -93,16 +93,14 @@ class Evaluation:
             self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values)
         for name, (dataset, templates) in self.zeroshot.items():
             prompts, truncated = class_features(model, dataset.classes, templates)
-            features = images(dataset, config.zeroshot[name].source)[0]
+            features = images(dataset)[0]
             values = zeroshot_metrics(features, torch.tensor(dataset.labels), prompts, dataset.classes,
                                       config.bootstrap)
             self._add('zeroshot', name, dataset.name, model_name, {**values, 'n_truncated': truncated})
         for name, (train, test) in self.probes.items():
-            benchmark = config.linear_probe[name]
-            train_features, test_features = images(train, benchmark.train)[1], images(test, benchmark.test)[1]
             self._add('linear_probe', name, test.name, model_name, linear_probe(
-                train_features, torch.tensor(train.labels), test_features, torch.tensor(test.labels), train.classes,
-                config.bootstrap))
+                images(train)[1], torch.tensor(train.labels), images(test)[1], torch.tensor(test.labels),
+                train.classes, config.bootstrap))
 
     def finish(self) -> None:
         """Add the text encoders' numbers, if any are asked for, and remove the features kept for a restart."""
@@ -113,7 +111,7 @@ class Evaluation:
 
     def _add(self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any]) -> None:
         entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
-        entry['models'][model] = _rounded(values)
+        entry['models'][model] = json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 3))
         self._save()
         shown = {key: value for key, value in entry['models'][model].items() if not isinstance(value, dict)}
         print(f'{model} on {name}: {shown}', flush=True)
@@ -148,25 +146,12 @@ class _ImageFeatures:
 
     def __init__(self, model: EvaluatedModel, config: EvaluateConfig, name: str, folder: Path) -> None:
         self.model, self.config, self.name, self.folder = model, config, name, folder
-        self.known: list[tuple[Any, list[str], tuple[torch.Tensor, torch.Tensor]]] = []
         weights = xxhash.xxh64()
         hash_weights(model.model, weights)
         self.weights = weights.hexdigest()
 
-    def __call__(
-        self, dataset: Union[RetrievalSet, ClassificationSet], source: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        for read_image, names, features in self.known:
-            if read_image == dataset.read_image and names == dataset.image_ids:
-                return features
-        features = self._from_file(dataset, source)
-        self.known.append((dataset.read_image, dataset.image_ids, features))
-        return features
-
-    def _from_file(
-        self, dataset: Union[RetrievalSet, ClassificationSet], source: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        what = json.dumps([self.name, self.weights, dict(source), dataset.image_ids], sort_keys=True)
+    def __call__(self, dataset: Union[RetrievalSet, ClassificationSet]) -> tuple[torch.Tensor, torch.Tensor]:
+        what = json.dumps([self.name, self.weights, repr(dataset.read_image), dataset.image_ids])
         path = self.folder / f'{xxhash.xxh64(what).hexdigest()}.safetensors'
         if not path.is_file():
             projected, pooled = encode_images(
@@ -177,11 +162,3 @@ class _ImageFeatures:
                 save_file({'projected': projected, 'pooled': pooled}, partial)
         features = load_file(path)
         return features['projected'], features['pooled']
-
-
-def _rounded(values: Any) -> Any:
-    if isinstance(values, float):
-        return round(values, 3)
-    if isinstance(values, Mapping):
-        return {key: _rounded(value) for key, value in values.items()}
-    return [_rounded(value) for value in values] if isinstance(values, (list, tuple)) else values

@@ -5,14 +5,13 @@
 
 import io
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from llm2clip.config import ConfigError
-from llm2clip.data.images import decode_pixels
+from llm2clip.data.images import decode_pixels, encode_image
 from llm2clip.data.transforms import eval_transform
 from llm2clip.preprocessing import Preprocessing
 
@@ -43,18 +42,12 @@ def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     return {
-        'a transparent picture': _encoded(transparent, 'PNG'),
-        'a picture turned by EXIF': _encoded(photo, 'JPEG', exif=exif),
-        'a palette with transparency': _encoded(photo.quantize(16), 'PNG', transparency=3),
-        'a 16-bit grey picture': _encoded(Image.fromarray((65535 * y).astype(np.uint16)), 'PNG'),
-        'a CMYK picture': _encoded(photo.convert('CMYK'), 'JPEG'),
+        'a transparent picture': encode_image(transparent, 'PNG'),
+        'a picture turned by EXIF': encode_image(photo, 'JPEG', exif=exif),
+        'a palette with transparency': encode_image(photo.quantize(16), 'PNG', transparency=3),
+        'a 16-bit grey picture': encode_image(Image.fromarray((65535 * y).astype(np.uint16)), 'PNG'),
+        'a CMYK picture': encode_image(photo.convert('CMYK'), 'JPEG'),
     }
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def training_pixels(data: bytes, preprocessing: Preprocessing) -> torch.Tensor:

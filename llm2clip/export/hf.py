@@ -6,34 +6,33 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-import torch.nn.functional as F
-from huggingface_hub import snapshot_download
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
-from llm2clip.data.vectors import concatenate
-from llm2clip.export import modeling_llm2clip
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.folders import complete_folder
+from llm2clip.models import modeling_llm2clip
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
 from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_config
 from llm2clip.teacher.text_encoder import TextEncoder, encode_texts, load_caption_tokenizer
 
-__all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'is_exported', 'teacher_folders']
+__all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_folder', 'is_exported',
+           'teacher_folders']
 
 KIND = 'LLM2CLIP model'
-TEACHER_FOLDER = 'teacher'
 REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
                'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
 
@@ -46,79 +45,28 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
-class LLM2CLIPModel(PreTrainedModel):
-    """Vision tower, adapter and, on demand, the teacher (or teachers) in the folder's ``teacher/``."""
+class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
+    """That of the remote code, with the tower and the teachers as training has them."""
 
     config_class = LLM2CLIPConfig
-    main_input_name = 'pixel_values'
 
-    def __init__(self, config: LLM2CLIPConfig) -> None:
-        super().__init__(config)
-        self.model = LLM2CLIP(config.model_config(), config.llm_embed_dim, load_weights=False)
-        self._teachers: Optional[tuple[tuple[TextEncoder, CaptionTokenizer], ...]] = None
+    def _make_towers(self) -> LLM2CLIP:
+        return LLM2CLIP(self.config.model_config(), self.config.llm_embed_dim, load_weights=False)
 
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        """Weights come from the folder."""
+    def _load_teacher(self, folder: Path) -> Callable[[list[str], torch.device], torch.Tensor]:
+        return partial(_embed, *load_teacher(folder))
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        loaded: Any = super().from_pretrained(*args, **kwargs)
-        modeling_llm2clip.fill_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(B, 3, H, W)`` from the image processor -> ``(B, embed_dim)``, L2-normalised."""
-        return self.model.get_image_features(pixel_values.to(self.dtype))
-
-    def get_text_features(
-        self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
-        """Captions, or the teacher's vectors ``(B, llm_embed_dim)`` -> ``(B, embed_dim)``, L2-normalised."""
-        if (texts is None) == (text_embedding is None):
-            raise ValueError('give either texts or text_embedding')
-        if texts is not None:
-            text_embedding = self.embed_texts(texts)
-        assert text_embedding is not None
-        # In the weights' type, where training computes in float32.
-        return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
-
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """The teacher's vectors of captions, ``(B, llm_embed_dim)``; it is loaded at the first call."""
-        if self._teachers is None:
-            # In a tuple, so that they are no submodules and not saved with this model.
-            self._teachers = tuple(map(load_teacher, self._teacher_folders()))
-        vectors = [encode_texts(encoder.to(self.device), tokenizer, list(texts))
-                   for encoder, tokenizer in self._teachers]
-        return concatenate(vectors)
-
-    def _teacher_folders(self) -> list[Path]:
-        name = self.name_or_path or '.'
-        folder = Path(name)
-        if not folder.is_dir():
-            revision = getattr(self.config, '_commit_hash', None)
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
-        return teacher_folders(folder)
-
-    def forward(self, pixel_values: torch.Tensor, text_embedding: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features of both sides and ``logits_per_image`` ``(B_images, B_texts)``."""
-        image_features = self.get_image_features(pixel_values)
-        text_features = self.get_text_features(text_embedding=text_embedding)
-        logits = self.model.logit_scale.exp() * image_features @ text_features.T
-        if self.model.logit_bias is not None:
-            logits = logits + self.model.logit_bias
-        return {'image_features': image_features, 'text_features': text_features, 'logits_per_image': logits}
+def _embed(
+    encoder: TextEncoder, tokenizer: CaptionTokenizer, texts: list[str], device: torch.device
+) -> torch.Tensor:
+    return encode_texts(encoder.to(device), tokenizer, texts)
 
 
 def is_exported(folder: Union[str, Path]) -> bool:
     """Whether `export_folder` wrote a folder, by its config.json."""
     path = Path(folder, 'config.json')
     return path.is_file() and json.loads(path.read_text()).get('model_type') == LLM2CLIPConfig.model_type
-
-
-def teacher_folders(folder: Path) -> list[Path]:
-    """Where the teacher, or the teachers, of an exported folder lie."""
-    several = sorted((folder / TEACHER_FOLDER).glob('[0-9]*'), key=lambda path: int(path.name))
-    return several or [folder / TEACHER_FOLDER]
 
 
 def export_folder(

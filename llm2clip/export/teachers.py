@@ -26,8 +26,9 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
         raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
     named = config.teachers or [config.teacher or run.teacher or '']
     if len(learned_from) > 1 and len(named) != len(learned_from):
+        names = f' ({", ".join(run.train_data.teachers)})' if run.train_data.teachers else ''
         raise ConfigError(f'teachers: the run in {config.run} was trained under {len(learned_from)} teachers'
-                          f'{_names(run)}; got {len(list(filter(None, named)))} of their folders')
+                          f'{names}; got {len(list(filter(None, named)))} of their folders')
     if named == ['']:
         raise ConfigError(f'teacher: required but not set, since the config.yaml of {config.run} names none')
     if len(named) != len(learned_from):
@@ -37,7 +38,3 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
     for folder, fingerprint in zip(named, learned_from):
         teacher_fingerprint(folder).check(fingerprint, folder, 'the run')
     return named
-
-
-def _names(run: Stage2Config) -> str:
-    return f' ({", ".join(run.train_data.teachers)})' if run.train_data.teachers else ''

@@ -142,7 +142,8 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, st
         if not isinstance(head, nn.Linear):
             raise ConfigError(f'projection: {name} has no linear classifier in whose place it could be; leave it out '
                               'by projection=false')
-        _copy_linear(model.visual_projection, head)
+        # A classifier has a bias where the projection may have none.
+        head.load_state_dict({'bias': torch.zeros(head.out_features), **model.visual_projection.state_dict()})
     data = encoder.preprocessing
     timm.models.save_for_hf(trunk, str(folder), safe_serialization=True, data_config={
         'input_size': (3, data.image_size, data.image_size), 'mean': data.mean, 'std': data.std,
@@ -163,16 +164,6 @@ def _check_timm_pixels(transform: Any, preprocessing: Preprocessing) -> None:
         if not difference <= TIMM_TOLERANCE:
             raise ConfigError(f"timm's transform of {name} differs from that of training by {difference:.1f} of 255 in "
                               'the mean')
-
-
-def _copy_linear(source: nn.Module, target: nn.Linear) -> None:
-    assert isinstance(source, nn.Linear)
-    with torch.no_grad():
-        target.weight.copy_(source.weight)
-        if target.bias is not None:
-            target.bias.zero_()
-            if source.bias is not None:
-                target.bias.copy_(source.bias)
 
 
 def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:

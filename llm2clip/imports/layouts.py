@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The official weights' names and ours: one table per layout, read in both directions.
+"""The official weights' names and ours: one table per layout.
 
 What the tables rest on:
 
@@ -26,7 +26,7 @@ import torch
 
 from llm2clip.config import AdapterConfig, ConfigError
 
-__all__ = ['LAYOUTS', 'Layout', 'adapter_shape', 'find_layout', 'from_official', 'official_names', 'to_official']
+__all__ = ['LAYOUTS', 'Layout', 'adapter_shape', 'find_layout', 'from_official', 'official_names']
 
 State = dict[str, torch.Tensor]
 
@@ -130,12 +130,6 @@ def from_official(layout: Layout, state: Mapping[str, torch.Tensor], ours: Mappi
             raise ConfigError(f'checkpoint: {theirs} has the shape {found}, expected {expected}; vision.name and '
                               'vision.image_size must be those of the checkpoint')
     return {name: state[theirs].reshape(ours[name].shape) for name, theirs in names.items()}
-
-
-def to_official(layout: Layout, state: Mapping[str, torch.Tensor]) -> State:
-    """The official state dict, without what `Layout.left_out` names; the inverse of `from_official`."""
-    return {theirs: state[name].reshape(()) if name in _AS_THEY_ARE else state[name]
-            for name, theirs in official_names(layout, state).items()}
 
 
 def adapter_shape(layout: Layout, state: Mapping[str, torch.Tensor]) -> tuple[AdapterConfig, int, int]:

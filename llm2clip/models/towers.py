@@ -7,6 +7,7 @@ import copy
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -146,12 +147,8 @@ class TimmTower(Tower):
 def _load_timm_checkpoint(trunk: Any, path: str, remap: bool) -> None:
     """Load a file, converted and interpolated as timm does it with its own weights; all but a classifier must be there.
     """
-    if remap:
-        timm.models.load_checkpoint(trunk, path, remap=True)
-        return
-    state = timm.models.load_state_dict(path)
     convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
-    result = trunk.load_state_dict(state if convert is None else convert(state, trunk), strict=False)
+    result = timm.models.load_checkpoint(trunk, path, strict=remap, remap=remap, filter_fn=convert)
     classifier = f'{trunk.pretrained_cfg["classifier"]}.'
     missing = [name for name in result.missing_keys if not name.startswith(classifier)]
     if missing or result.unexpected_keys:
@@ -216,19 +213,14 @@ class TransformersTower(Tower):
         embeddings = getattr(getattr(self.trunk, 'vision_model', self.trunk), 'embeddings', None)
         if embeddings is None or not hasattr(self.trunk.config, 'patch_size'):
             raise ConfigError(f'algorithms.patch_dropout: {self.name} has no patches to drop')
-        embeddings.register_forward_hook(_TokenHook(keep, _grid(self.trunk.config) ** 2))
+        embeddings.register_forward_hook(partial(_hook, keep, _grid(self.trunk.config) ** 2))
 
     def checkpoint_gradients(self) -> None:
         self.trunk.gradient_checkpointing_enable({'use_reentrant': False})
 
 
-class _TokenHook:
-
-    def __init__(self, keep: Keep, patches: int) -> None:
-        self.keep, self.patches = keep, patches
-
-    def __call__(self, module: nn.Module, inputs: Any, tokens: torch.Tensor) -> torch.Tensor:
-        return _keep_patches(self.keep, tokens, tokens.shape[1] - self.patches)[0]
+def _hook(keep: Keep, patches: int, module: nn.Module, inputs: Any, tokens: torch.Tensor) -> torch.Tensor:
+    return _keep_patches(keep, tokens, tokens.shape[1] - patches)[0]
 
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, Union
 
 import numpy as np
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
-from llm2clip.config import CaptionDataConfig, DatasetConfig, ImageDataConfig, LoaderConfig, StreamConfig
+from llm2clip.config import CaptionDataConfig, DatasetConfig, ImageDataConfig
 from llm2clip.data.image_embeddings import paired_stream, stream_mix
 from llm2clip.data.loader import stream_arguments
 from llm2clip.data.schema import SAMPLE_ID, check_columns
@@ -67,7 +67,7 @@ def plan_images(config: ImageDataConfig, key: str, online: bool) -> DataPlan:
                 teacher: _in(scratch, sidecar) for teacher, sidecar in stream.embeddings.items()})
             return paired_stream(name, moved, config.teachers, list(mix), key, online), mix
 
-        opened = _open(plan, config, config.streams, open_stream, key)
+        opened = _open(plan, config, open_stream, key)
         for dataset, (_, readers) in zip(plan.datasets, opened):
             teachers = config.teachers or list(config.streams[dataset.name].embeddings)
             shards = [reader.sidecars for reader in readers if isinstance(reader, PairedReader)]
@@ -97,7 +97,7 @@ def plan_texts(
             moved = _in(scratch, config.streams[name])
             return VerifiedStream(**stream_arguments(name, moved, key)), chosen[name][0]
 
-        opened = _open(plan, config, config.streams, open_stream, key)
+        opened = _open(plan, config, open_stream, key)
         for dataset, (_, readers) in zip(plan.datasets, opened):
             with _collected(plan, f'{key}.streams.{dataset.name}'):
                 check_columns(columns_of(readers[0]), [SAMPLE_ID, *chosen[dataset.name][1]], dataset.name)
@@ -105,12 +105,12 @@ def plan_texts(
 
 
 def _open(
-    plan: DataPlan, config: LoaderConfig, streams: Mapping[str, StreamConfig],
+    plan: DataPlan, config: Union[ImageDataConfig, CaptionDataConfig],
     open_stream: Callable[[str], tuple[VerifiedStream, Mapping[str, float]]], key: str,
 ) -> list[tuple[VerifiedStream, list[Reader]]]:
     """Add the datasets that can be had, and what is wrong with the others."""
     opened = []
-    for name in streams:
+    for name in config.streams:
         with _collected(plan, f'{key}.streams.{name}'):
             stream, mix = open_stream(name)
             readers = stream.open(config.download_retry, config.download_timeout)

@@ -5,8 +5,9 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -17,8 +18,9 @@ from composer.core import Time, TimeUnit
 from composer.models import ComposerModel
 from composer.utils import dist
 from streaming.base.util import bytes_to_int
+from tqdm import tqdm
 
-from llm2clip.config import CaptionPairConfig, ConfigError, LoaderConfig, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config import ConfigError, LoaderConfig, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.data.caption_pairs import pairs_of_streams
 from llm2clip.data.masked_texts import texts_of_streams
 from llm2clip.data.schema import caption_column
@@ -73,7 +75,7 @@ class Plan:
 
     def _step_lines(self) -> list[str]:
         samples = sum(data.drawn for data in self.datasets)
-        lines = [f'{_gpus(self.ranks)}, {self.global_batch:,} samples per step'
+        lines = [f'{self.ranks:,} GPU{"s" * (self.ranks > 1)}, {self.global_batch:,} samples per step'
                  + (f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
                     if (self.ranks, self.microbatch) != (1, self.global_batch) else ''),
                  f'{samples:,} samples and {self.epoch_steps:,} steps per epoch'
@@ -101,9 +103,9 @@ class Plan:
         lines = []
         for data in self.datasets:
             captions = ', '.join(f'{name} {share:.0%}' for name, share in data.captions.items())
-            sidecars = ''.join(f', sidecar {name} {_storage(size)}' for name, size in data.sidecars.items())
+            sidecars = ''.join(f', sidecar {name} {_size(size)}' for name, size in data.sidecars.items())
             lines.append(f'{data.name}: {data.samples:,} samples, {data.drawn:,} per epoch ({captions}); '
-                         f'{_storage(data.size)}{sidecars}')
+                         f'{_size(data.size)}{sidecars}')
         return lines
 
     def _storage_lines(self) -> list[str]:
@@ -111,7 +113,7 @@ class Plan:
             return []
         written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
         kept = f', {self.kept} kept' if self.kept > 0 else ', all kept'
-        return [f'a checkpoint is {_storage(self.checkpoint)}{written}{kept}']
+        return [f'a checkpoint is {_size(self.checkpoint)}{written}{kept}']
 
 
 def plan_run(config: TrainConfig, plan: Callable[[Any], Plan]) -> None:
@@ -180,7 +182,8 @@ def plan_stage1(config: Stage1Config) -> Plan:
         columns = [[caption_column(key) for key in mix] for mix in mixes]
     else:
         pairs, columns = pairs_of_streams(config.train_data, True, 'train_data')
-        mixes = [_directions(of_stream) for of_stream in pairs]
+        mixes = [{f'{"|".join(pair.query)} → {"|".join(pair.positive)}': pair.weight for pair in of_stream}
+                 for of_stream in pairs]
     data = plan_texts(config.train_data, mixes, columns, 'train_data')
     if config.eval_data is not None and not mntp:
         eval_columns = pairs_of_streams(config.eval_data, False, 'eval_data')[1]
@@ -220,10 +223,6 @@ class _WithoutMask(MaskedNextTokenPrediction):
     def loss(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor], *args: Any) -> torch.Tensor:
         states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]
         return F.cross_entropy(self.head(states).float(), torch.zeros(len(states), dtype=torch.long))
-
-
-def _directions(pairs: Sequence[CaptionPairConfig]) -> dict[str, float]:
-    return {f'{"|".join(pair.query)} → {"|".join(pair.positive)}': pair.weight for pair in pairs}
 
 
 def _begin(config: TrainConfig, loader: LoaderConfig, data: DataPlan, per_stream: bool = False) -> Plan:
@@ -267,7 +266,7 @@ def _check_cache(plan: Plan, data: LoaderConfig) -> None:
     whole = sum(dataset.size + sum(dataset.sidecars.values()) for dataset in plan.datasets)
     if limit < 4 * largest:
         plan.problems.append(f'train_data.cache_limit: {data.cache_limit} is less than four shards, '
-                             f'{_storage(4 * largest)}')
+                             f'{_size(4 * largest)}')
     elif limit < whole:
         plan.warnings.append(f'train_data.cache_limit: {data.cache_limit} holds {limit / whole:.0%} of the data; the '
                              'rest is downloaded again every epoch')
@@ -287,17 +286,11 @@ def _measure(
     step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, contrastive, precision.startswith('amp'),
                     config.fsdp is not None, bool(fsdp.get('activation_checkpointing')), 'ema' in config.algorithms,
                     teacher)
-    whole: list[int] = []
-
-    def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(config, model)
-        state = model.state_dict()  # of stage 1, only what is trained
-        whole.append(sum(value.numel() * value.element_size() for value in state.values()))
-        return optimizer
-
-    memory = step_memory(model, make_optimizer, make_batch, step)
+    saved = model.state_dict()  # of stage 1, only what is trained
+    weights = sum(value.numel() * value.element_size() for value in saved.values())
+    memory = step_memory(model, partial(build_optimizer, config), make_batch, step)
     plan.memory = memory
-    plan.checkpoint = whole[0] + memory.optimizer_whole
+    plan.checkpoint = weights + memory.optimizer_whole
     interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
     if torch.cuda.is_available() and memory.peak > (there := torch.cuda.get_device_properties(0).total_memory):
@@ -315,14 +308,5 @@ def _modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     return result
 
 
-def _gpus(ranks: int) -> str:
-    return '1 GPU' if ranks == 1 else f'{ranks:,} GPUs'
-
-
-def _storage(size: int) -> str:
-    value = float(size)
-    for unit in ('B', 'kB', 'MB', 'GB'):
-        if value < 1000:
-            return f'{value:.3g} {unit}'
-        value /= 1000
-    return f'{value:,.4g} TB'
+def _size(n: int) -> str:
+    return tqdm.format_sizeof(n, 'B')

@@ -75,13 +75,6 @@ def _read_metadata(path: Path) -> Metadata:
         return _MetadataUnpickler(file).load()
 
 
-def _check_globals(file: Any) -> None:
-    """Raise a ConfigError for a torch archive that holds more than data."""
-    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    if unsafe:
-        raise ConfigError(f'it holds {", ".join(sorted(unsafe))}, which would run code')
-
-
 _original_read_metadata = FileSystemReader.read_metadata
 
 
@@ -116,7 +109,7 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_archive(file: Any, name: str) -> None:
-    """Raise for a torch archive that is cut or has a wrong checksum, or that is no data."""
+    """Raise for a torch archive that is cut, has a wrong checksum, or holds more than data (a ConfigError)."""
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
@@ -124,9 +117,11 @@ def _check_archive(file: Any, name: str) -> None:
         raise _Damaged(f'{name}: {error}') from None
     if bad is not None:
         raise _Damaged(f'{name}: the checksum of {bad} is wrong')
-    if isinstance(file, io.IOBase):
+    if not isinstance(file, Path):
         file.seek(0)
-    _check_globals(file)
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    if unsafe:
+        raise ConfigError(f'it holds {", ".join(sorted(unsafe))}, which would run code')
 
 
 def _check_sharded(folder: Path) -> None:
@@ -145,13 +140,6 @@ def _check_sharded(folder: Path) -> None:
         with path.open('rb') as file:
             file.seek(part.offset)
             _check_archive(io.BytesIO(file.read(part.length)), f'{part.relative_path}, {index.fqn}')
-
-
-def _check(path: Path) -> None:
-    if path.is_dir():
-        _check_sharded(path)
-    else:
-        _check_archive(path, path.name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,7 +189,7 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     damaged = []
     for i, path in enumerate(there):
         try:
-            _check(path)
+            _check_sharded(path) if path.is_dir() else _check_archive(path, path.name)
         except _Damaged as error:
             damaged.append(f'{path.name} ({error})')
             continue

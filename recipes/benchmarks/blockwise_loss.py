@@ -12,8 +12,8 @@ import time
 
 import torch
 import torch.nn.functional as F
+from bench_result import write_result
 
-from llm2clip.benchmark import write_result
 from llm2clip.losses.blockwise import blockwise_clip_loss
 from llm2clip.losses.contrastive import clip_loss
 

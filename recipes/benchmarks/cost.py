@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import torch
+from bench_result import BENCH_FOLDER, write_result
 from composer import Callback, State
 from composer.loggers import Logger
 from composer.utils import get_device
 
-from llm2clip.benchmark import BENCH_FOLDER, write_result
 from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Config
 from llm2clip.config_files import load_config
 from llm2clip.folders import OutputFolder

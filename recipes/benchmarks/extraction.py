@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from bench_result import write_result
 
-from llm2clip.benchmark import write_result
 from llm2clip.config import TextEncoderConfig
 from llm2clip.config_files import package_folder
 from llm2clip.data.convert.samples import Dropped

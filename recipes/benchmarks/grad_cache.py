@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from bench_result import write_result
 from composer.core.data_spec import default_split_batch
 
-from llm2clip.benchmark import write_result
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config_files import package_folder
 from llm2clip.data.captions import text_id

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from bench_result import write_result
 from composer.core.data_spec import default_split_batch
 from grad_cache import DEVICE, cached_step, measure_peak, median_seconds, peak_mb, plain_step
 
-from llm2clip.benchmark import write_result
 from llm2clip.config import ModelConfig, VisionConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 import torchvision.transforms as v1
 import webdataset
+from bench_result import write_result
 from PIL import Image
 from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
 
-from llm2clip.benchmark import write_result
 from llm2clip.config import DatasetConfig, ImageStreamConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits

@@ -7,8 +7,8 @@ import statistics
 from typing import Any
 
 import torch
+from bench_result import write_result
 
-from llm2clip.benchmark import write_result
 from llm2clip.config import TextEncoderConfig
 from llm2clip.config_files import package_folder
 from llm2clip.data.convert.samples import Dropped

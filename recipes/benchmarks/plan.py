@@ -9,9 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench_result import write_result
 from loaders import write_data
-
-from llm2clip.benchmark import write_result
 
 RECIPE = str(Path(__file__).parents[1] / 'train_stage2.py')
 YAML = str(Path(__file__).parents[2] / 'yamls/stage2/paper.yaml')

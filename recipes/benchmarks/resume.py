@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench_result import write_result
 from streaming import MDSWriter, StreamingDataLoader
 
-from llm2clip.benchmark import write_result
 from llm2clip.data.loader import SeededDataset
 from llm2clip.data.schema import SAMPLE_ID, caption_column
 from llm2clip.data.streams.verified_stream import VerifiedStream

@@ -9,13 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-from llm2clip.benchmark import BENCH_FOLDER
+from bench_result import BENCH_FOLDER
 
 FOLDER = Path(__file__).parent
+HELPERS = (Path(__file__).stem, 'bench_result')
 
 
 def main(names: list[str]) -> int:
-    there = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != Path(__file__).stem)
+    there = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in HELPERS)
     unknown = sorted(set(names) - set(there))
     if unknown:
         raise SystemExit(f'there is no benchmark {", ".join(unknown)}; there are {", ".join(there)}')

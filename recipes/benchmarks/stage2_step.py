@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from bench_result import write_result
 from composer import Callback, State
 from composer.loggers import Logger
 from loaders import DIM, write_data
 
-from llm2clip.benchmark import write_result
 from llm2clip.config import Stage2Config
 from llm2clip.config_files import load_config
 from llm2clip.models.llm2clip import ComposerLLM2CLIP

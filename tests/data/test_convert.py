@@ -13,9 +13,8 @@ from parts import make_samples, picture, write_dataset
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert.caption_csv import caption_csv
 from llm2clip.data.convert.emoji import LANGUAGES, emoji
-from llm2clip.data.convert.image_folder import image_folder
+from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.text_pairs import text_pairs
@@ -156,7 +155,7 @@ def test_a_line_that_is_no_pair_is_named(line: str, message: str, tmp_path: Path
     splits, _ = text_pairs([str(path)])
     with pytest.raises(ValueError, match=message):
         _read(splits['train'])
-    with pytest.raises(ConfigError, match='no file /nowhere'):
+    with pytest.raises(ConfigError, match='no file matches /nowhere'):
         text_pairs(['/nowhere'])
 
 
@@ -231,7 +230,7 @@ def test_files_that_are_missing_are_named_by_the_path_that_was_tried(
     monkeypatch.chdir(tmp_path)
     for source, message in (
             (lambda: caption_csv('c.csv'), f'source.captions: there is no file {tmp_path}/c.csv'),
-            (lambda: text_pairs(['p.jsonl']), f'source.files: there is no file {tmp_path}/p.jsonl'),
+            (lambda: text_pairs(['p.jsonl']), f'source.files: no file matches {tmp_path}/p.jsonl'),
             (lambda: table('t/*.csv', 'a'), f'source.files: no file matches {tmp_path}/t/*.csv'),
             (lambda: image_folder('photos', 'c.csv'), f'source.images: there is no folder {tmp_path}/photos')):
         with pytest.raises(ConfigError, match=re.escape(message)):

@@ -19,9 +19,10 @@ from transformers import AutoModel
 
 import llm2clip
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
-from llm2clip.export import hf, modeling_llm2clip
+from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
+from llm2clip.models import modeling_llm2clip
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher
@@ -108,8 +109,7 @@ def test_the_teacher_comes_from_the_hub_when_it_is_asked_for(
         asked.append((name, revision, allow_patterns))
         return str(exported[1])
 
-    for module in (hf, modeling_llm2clip):
-        monkeypatch.setattr(module, 'snapshot_download', download)
+    monkeypatch.setattr(modeling_llm2clip, 'snapshot_download', download)
     torch.testing.assert_close(from_hub.embed_texts(['a red square']), expected)
     assert asked == [('user/model', 'abc', 'teacher/*')]
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from trained import Trained, trained
 
 from llm2clip.config import ConfigError
-from llm2clip.export import modeling_llm2clip
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.vision import export_vision
+from llm2clip.models import modeling_llm2clip
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
@@ -98,8 +98,8 @@ def test_an_export_that_would_give_other_features_is_refused(
     models: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config, record, teachers = models['convnet']
-    monkeypatch.setattr(modeling_llm2clip._ResidualMLP, 'forward', lambda self, x: x)
-    with pytest.raises(ConfigError, match='modeling_llm2clip, texts: the features differ'):
+    monkeypatch.setattr(modeling_llm2clip._VisionEncoder, 'forward', lambda self, x: x.flatten(1)[:, :self.width])
+    with pytest.raises(ConfigError, match='modeling_llm2clip, images: the features differ'):
         export_folder(model, config, record, teachers, tmp_path / 'out', remote_code=True)
     assert not (tmp_path / 'out').exists()
 

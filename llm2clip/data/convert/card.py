@@ -71,12 +71,8 @@ class CaptionCounts:
                 for key, counts in self.words.items()}
 
     def _quantile(self, key: str, percent: int) -> int:
-        left = self.present(key) * percent / 100
-        for words, captions in sorted(self.words[key].items()):
-            left -= captions if words else 0
-            if words and left <= 0:
-                return words
-        raise AssertionError
+        words, captions = zip(*((n, captions) for n, captions in self.words[key].items() if n))
+        return int(np.quantile(words, percent / 100, weights=captions, method='inverted_cdf'))
 
 
 def _numbers(counts: Mapping[str, int]) -> Counter[int]:

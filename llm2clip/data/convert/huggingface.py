@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from llm2clip.config import ConfigError
 from llm2clip.data.convert.columns import Captions, Columns, longest_list
-from llm2clip.data.convert.samples import HELDOUT, Dropped, Part, Sample, Splits, check_folder, check_heldout_share
+from llm2clip.data.convert.samples import HELDOUT, Dropped, Part, Sample, Splits, check_heldout_share
 
 __all__ = ['huggingface']
 
@@ -48,8 +48,6 @@ def huggingface(
         ConfigError: The library is not installed, or there is no such dataset, split or column.
     """
     check_heldout_share(heldout, split)
-    if images is not None:
-        check_folder(images)
     rows = _load(path, config, split)
     columns = Columns.choose(
         captions, {path: rows.features.arrow_schema},

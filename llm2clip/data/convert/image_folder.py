@@ -1,16 +1,16 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A folder of images and a file of captions."""
+"""A file of captions, with a folder of their images or, for stage 1, without."""
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from llm2clip.data.convert.caption_csv import read_caption_csv
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, hold_out
+from llm2clip.data.caption_files import read_captions
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, hold_out, one_part
 
-__all__ = ['image_folder']
+__all__ = ['caption_csv', 'image_folder']
 
 
 def image_folder(
@@ -35,7 +35,7 @@ def image_folder(
         ConfigError: Folder, file or column is missing, or one of the two splits would be empty.
     """
     check_folder(images)
-    texts = read_caption_csv(captions, image_column, caption_column)
+    texts = _texts(captions, image_column, caption_column)
     splits = hold_out(texts, heldout, seed, split)
 
     def samples(names: list[str], dropped: Dropped) -> Iterator[Sample]:
@@ -47,3 +47,20 @@ def image_folder(
                 dropped.add('missing image file', str(path.absolute()))
 
     return {name: [Part('all', partial(samples, names))] for name, names in splits.items()}, Dropped()
+
+
+def caption_csv(
+    captions: str, image_column: str = 'image', caption_column: str = 'caption', heldout: float = 0, seed: int = 0
+) -> tuple[Splits, Dropped]:
+    """Captions without their images; arguments as for `image_folder`, whose `image_column` says which belong together.
+    """
+    texts = _texts(captions, image_column, caption_column)
+    return {split: one_part([Sample(image, texts[image]) for image in images])
+            for split, images in hold_out(texts, heldout, seed).items()}, Dropped()
+
+
+def _texts(captions: str, image_column: str, caption_column: str) -> dict[str, dict[str, str]]:
+    """Image -> its captions by their keys."""
+    texts = read_captions(captions, image_column, caption_column)
+    keys = range(max(map(len, texts.values())))
+    return {image: {str(i): lines[i] if i < len(lines) else '' for i in keys} for image, lines in texts.items()}

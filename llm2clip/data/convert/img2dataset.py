@@ -53,7 +53,7 @@ def _samples(path: str, captions: dict[str, str], id_field: str, dropped: Droppe
             if record is None:
                 break
             count += 1
-            fields = {'__key__': record['__key__'], 'txt': _text(record.get('txt')), **_json(record, path)}
+            fields = {'__key__': record['__key__'], 'txt': record.get('txt', b'').decode(), **_json(record, path)}
             sample_id = str(_field(fields, id_field, record['__key__'], path))
             image = next((record[name] for name in _IMAGES if name in record), None)
             if image is None:
@@ -62,10 +62,6 @@ def _samples(path: str, captions: dict[str, str], id_field: str, dropped: Droppe
             texts = {key: str(_field(fields, name, record['__key__'], path) or '') for key, name in captions.items()}
             yield Sample(sample_id, texts, image)
     _check_count(path, count)
-
-
-def _text(data: Any) -> Any:
-    return None if data is None else data.decode('utf-8')
 
 
 def _json(record: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -6,30 +6,31 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Union
 
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_files
+from llm2clip.data.caption_files import read_lines
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, matching_files
 
 __all__ = ['plain_text']
 
 
-def plain_text(files: Sequence[str], min_characters: int = 40) -> tuple[Splits, Dropped]:
+def plain_text(files: Union[str, Sequence[str]], min_characters: int = 40) -> tuple[Splits, Dropped]:
     """A ``train`` split with the caption ``text``: one sample per line that is long enough.
 
     Args:
-        files: Text files; a sample's id is ``<file name>:<line>``.
+        files: Paths or patterns of text files; a sample's id is ``<file name>:<line>``.
         min_characters: Shorter lines, such as headings, are left out and counted; blank ones are nothing.
 
     Raises:
-        ConfigError: A file is missing.
+        ConfigError: No file matches.
     """
-    check_files(files)
+    paths = matching_files(files)
 
     def samples(name: str, dropped: Dropped) -> Iterator[Sample]:
-        with open(name, encoding='utf-8') as file:
-            for number, line in enumerate(map(str.strip, file), 1):
-                if len(line) >= min_characters:
-                    yield Sample(f'{Path(name).name}:{number}', {'text': line})
-                elif line:
-                    dropped.filter('short line')
+        for where, line in read_lines(name):
+            if len(line) >= min_characters:
+                yield Sample(Path(where).name, {'text': line})
+            else:
+                dropped.filter('short line')
 
-    return {'train': [Part(Path(name).name, partial(samples, name)) for name in files]}, Dropped()
+    return {'train': [Part(Path(name).name, partial(samples, name)) for name in paths]}, Dropped()

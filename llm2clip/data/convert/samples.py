@@ -15,7 +15,7 @@ import xxhash
 from llm2clip.config import ConfigError
 
 __all__ = [
-    'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_files', 'check_folder', 'check_heldout_share', 'hold_out',
+    'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_folder', 'check_heldout_share', 'hold_out',
     'is_held_out', 'matching_files', 'one_part',
 ]
 
@@ -138,15 +138,6 @@ def check_folder(images: str) -> None:
         raise ConfigError(f'source.images: there is no folder {Path(images).absolute()}')
 
 
-def check_files(files: Sequence[str]) -> None:
-    """Raise a ConfigError unless there are input files, and all of them exist."""
-    if not files:
-        raise ConfigError('source.files: expected at least one file')
-    for name in files:
-        if not Path(name).is_file():
-            raise ConfigError(f'source.files: there is no file {Path(name).absolute()}')
-
-
 def matching_files(files: Union[str, Sequence[str]]) -> list[str]:
     """The files that match paths or patterns, those of each pattern in the order of their names.
 
@@ -158,7 +149,7 @@ def matching_files(files: Union[str, Sequence[str]]) -> list[str]:
         raise ConfigError('source.files: expected at least one file')
     found = []
     for pattern in patterns:
-        paths = sorted(glob.glob(pattern))
+        paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))
         if not paths:
             raise ConfigError(f'source.files: no file matches {Path(pattern).absolute()}')
         found += paths

@@ -19,7 +19,6 @@ from llm2clip.data.convert.samples import (
     Part,
     Sample,
     Splits,
-    check_folder,
     check_heldout_share,
     matching_files,
 )
@@ -56,11 +55,12 @@ def table(
         ConfigError: No table matches, or one lacks a column.
     """
     check_heldout_share(heldout, split)
-    if images is not None:
-        check_folder(images)
     paths = matching_files(files)
-    columns = Columns.choose(captions, {path: _open(path, None)[0] for path in paths},
-                             lambda column: max(_longest_list(path, column) for path in paths),
+
+    def longest(column: str) -> int:
+        return max((longest_list(batch.column(0)) for path in paths for batch in _open(path, [column])[1]), default=0)
+
+    columns = Columns.choose(captions, {path: _open(path, None)[0] for path in paths}, longest,
                              image_column, images, id_column)
 
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
@@ -83,8 +83,3 @@ def _open(path: str, columns: Optional[list[str]]) -> tuple[pyarrow.Schema, Iter
             pyarrow.csv.open_csv(path, convert_options=options, parse_options=parse))
     file = pyarrow.parquet.ParquetFile(path)
     return file.schema_arrow, file.iter_batches(batch_size=256, columns=columns)
-
-
-def _longest_list(path: str, column: str) -> int:
-    batches = _open(path, [column])[1]
-    return max((longest_list(batch.column(0)) for batch in batches), default=0)

@@ -7,7 +7,6 @@ Every part of a split becomes a folder of shards inside that of the split, ``par
 all are there, on whichever machine, one index over all of them, in the split's folder, makes the dataset readable.
 """
 
-import io
 import itertools
 import json
 import multiprocessing
@@ -27,7 +26,7 @@ from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert.card import CaptionCounts, write_card
 from llm2clip.data.convert.formats import unsupported_format
 from llm2clip.data.convert.samples import Dropped, Part, Sample
-from llm2clip.data.images import decode_image, decode_pixels
+from llm2clip.data.images import decode_image, decode_pixels, encode_image
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
 from llm2clip.folders import OutputFolder, complete_folder
 
@@ -198,21 +197,17 @@ def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) 
     """Leave out what cannot be used; an absent caption becomes an empty text."""
     for sample in samples:
         sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
-        if (problem := _caption_problem(sample)) is not None:
-            dropped.add(problem, sample.sample_id)
+        missing = [key for key in sample.required if not sample.captions[key]]
+        if not any(sample.captions.values()):
+            dropped.add('no caption', sample.sample_id)
+        elif missing:
+            dropped.add(f'no caption {" and ".join(missing)}', sample.sample_id)
         elif not _has_any(sample, config.require_any_caption):
             dropped.filter(f'no caption {" or ".join(config.require_any_caption)}')
         elif (problem := _image_problem(sample, config)) is not None:
             dropped.add(problem, sample.sample_id)
         else:
             yield sample
-
-
-def _caption_problem(sample: Sample) -> Optional[str]:
-    if not any(sample.captions.values()):
-        return 'no caption'
-    missing = [key for key in sample.required if not sample.captions[key]]
-    return f'no caption {" and ".join(missing)}' if missing else None
 
 
 def _has_any(sample: Sample, keys: Sequence[str]) -> bool:
@@ -234,18 +229,12 @@ def _image_problem(sample: Sample, config: WriterConfig) -> Optional[str]:
         else:
             image = decode_image(sample.image, sample.sample_id)
             if max(image.size) > config.image_max_side:
-                sample.image = _smaller(image, config.image_max_side, config.image_quality)
+                image.thumbnail((config.image_max_side, config.image_max_side), Image.Resampling.BICUBIC)
+                sample.image = encode_image(image, 'JPEG', quality=config.image_quality)
     except ValueError:
         name = unsupported_format(sample.image)
         return f'{name} is not supported; convert it to PNG or JPEG' if name else 'undecodable image'
     return None
-
-
-def _smaller(image: Image.Image, max_side: int, quality: int) -> bytes:
-    image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, 'JPEG', quality=quality)
-    return buffer.getvalue()
 
 
 def _finish(

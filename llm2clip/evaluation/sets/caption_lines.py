@@ -5,7 +5,7 @@
 
 import re
 
-from llm2clip.evaluation.sets.files import read_lines
+from llm2clip.data.caption_files import read_lines
 
 __all__ = ['captions_of_lines']
 

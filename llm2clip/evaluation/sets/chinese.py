@@ -6,22 +6,13 @@
 import base64
 import binascii
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import read_json_lines, read_lines
 from llm2clip.evaluation.sets.base import RetrievalSet
 from llm2clip.evaluation.sets.caption_lines import captions_of_lines
-from llm2clip.evaluation.sets.files import (
-    check_file,
-    field,
-    found_in,
-    image_files,
-    read_json_lines,
-    read_lines,
-    retrieval_set,
-    text_field,
-)
+from llm2clip.evaluation.sets.files import check_file, field, found_in, retrieval_set, text_field
 
 __all__ = ['Base64Images', 'coco_cn', 'flickr_cn']
 
@@ -48,7 +39,7 @@ def flickr_cn(images: str, annotations: str) -> RetrievalSet:
     if annotations.endswith('.jsonl'):
         return _chinese_clip('flickr_cn', images, annotations)
     found = captions_of_lines(annotations).items()
-    return retrieval_set('flickr_cn', found, annotations, partial(image_files, 'flickr_cn', images))
+    return retrieval_set('flickr_cn', found, annotations, images)
 
 
 def coco_cn(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
@@ -76,8 +67,7 @@ def coco_cn(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
     captions = captions_of_lines(str(captions_file))
     names = [f'{image}.jpg' for _, image in read_lines(str(split_file))]
     found = [(f'{_coco_folder(name)}/{name}', captions.get(name, [])) for name in names]
-    return retrieval_set('coco_cn', found, f'{captions_file} and {split_file.name}',
-                         partial(image_files, 'coco_cn', images))
+    return retrieval_set('coco_cn', found, f'{captions_file} and {split_file.name}', images)
 
 
 def _coco_folder(name: str) -> str:
@@ -101,7 +91,7 @@ def _chinese_clip(name: str, images: str, texts: str) -> RetrievalSet:
         if str(of[0]) not in captions:
             raise ConfigError(f'{name}: {where}: image {of[0]} is missing in {images}, which has {len(ids):,} others')
         captions[str(of[0])].append(text_field(record, 'text', where))
-    return retrieval_set(name, captions.items(), texts, lambda _: read_image)
+    return retrieval_set(name, captions.items(), texts, read_image)
 
 
 @dataclass(frozen=True)

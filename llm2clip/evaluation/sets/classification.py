@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import read_json, read_lines
 from llm2clip.evaluation.sets.base import ClassificationSet
-from llm2clip.evaluation.sets.files import ImageFiles, check_file, check_folder, found_in, read_json, read_lines
+from llm2clip.evaluation.sets.files import ImageFiles, check_file, check_folder, found_in, visible_files
 
 __all__ = ['imagenet_folder']
 
@@ -39,22 +40,14 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         raise ConfigError(f'{images}: source.images: expected one subfolder per class; {found_in(Path(images))}')
     files, labels = [], []
     for label, folder in enumerate(folders):
-        inside = _images_of(Path(images, folder))
+        inside = visible_files(Path(images, folder), _SUFFIXES, 'images in the class folder')
+        if not inside:
+            raise ConfigError(f'the class folder {Path(images, folder)} has no images')
         files += [f'{folder}/{name}' for name in inside]
         labels += [label] * len(inside)
     names = _names(images, class_names, folders) if class_names else folders
     return ClassificationSet(images, files, labels, [name.replace('_', ' ') for name in names],
                              ImageFiles(images, files))
-
-
-def _images_of(folder: Path) -> list[str]:
-    names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
-    if not names:
-        raise ConfigError(f'the class folder {folder} has no images')
-    for name in names:
-        if not name.lower().endswith(_SUFFIXES):
-            raise ConfigError(f'expected only images in the class folder {folder}, found {name}')
-    return names
 
 
 def _names(images: str, path: str, folders: list[str]) -> list[str]:

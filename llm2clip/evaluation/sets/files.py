@@ -6,17 +6,17 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.evaluation.sets.base import RetrievalSet
 
 __all__ = [
-    'ImageFiles', 'check_file', 'check_folder', 'check_split', 'field', 'found_in', 'image_files', 'read_first',
-    'read_json', 'read_json_lines', 'read_lines', 'retrieval_set', 'text_field', 'texts_field',
+    'ImageFiles', 'check_file', 'check_folder', 'field', 'found_in', 'numbered', 'of_split', 'read_first',
+    'retrieval_set', 'text_field', 'texts_field', 'visible_files',
 ]
 
 _CHUNK = 1 << 20
@@ -35,7 +35,7 @@ class ImageFiles:
         return Path(self.folder, self.files[position]).read_bytes()
 
 
-def image_files(name: str, folder: str, files: Sequence[str]) -> ImageFiles:
+def _image_files(name: str, folder: str, files: Sequence[str]) -> ImageFiles:
     """A reader of `files`, paths inside `folder`, all of which exist.
 
     Every folder is listed once, which is faster than asking for each file.
@@ -62,26 +62,26 @@ def image_files(name: str, folder: str, files: Sequence[str]) -> ImageFiles:
 
 def retrieval_set(
     name: str,
-    images: Iterable[tuple[str, Sequence[str]]],
+    captions_of: Iterable[tuple[str, Sequence[str]]],
     source: str,
-    reader: Callable[[list[str]], Callable[[int], bytes]],
+    images: Union[str, Callable[[int], bytes]],
     gaps: bool = False,
 ) -> RetrievalSet:
     """A set of images with their captions, checked.
 
     Args:
         name: Of the set.
-        images: Id and captions of each image.
+        captions_of: Id and captions of each image.
         source: The file they come from, for messages.
-        reader: From the ids to the set's `read_image`.
+        images: Folder in which the ids are files, or the set's `read_image`.
         gaps: Captions may be empty, which is as if they were not there, and images may have none.
 
     Raises:
-        ConfigError: There are no images or no captions, or `reader` does not find the images.
+        ConfigError: There are no images or no captions, or images are missing in the folder.
         ValueError: An id occurs twice or, without `gaps`, an image has no caption or an empty one.
     """
     captions: dict[str, list[str]] = {}
-    for image, lines in images:
+    for image, lines in captions_of:
         if image in captions:
             raise ValueError(f'{name}: image {image} occurs twice in {source}')
         captions[image] = [line.strip() for line in lines if line.strip() or not gaps]
@@ -93,7 +93,8 @@ def retrieval_set(
     if not any(captions.values()):
         raise ConfigError(f'{name}: no image has a caption in {source}')
     ids = list(captions)
-    return RetrievalSet(name, ids, list(captions.values()), reader(ids))
+    read_image = _image_files(name, images, ids) if isinstance(images, str) else images
+    return RetrievalSet(name, ids, list(captions.values()), read_image)
 
 
 def check_folder(name: str, key: str, folder: str) -> None:
@@ -108,12 +109,36 @@ def check_file(name: str, key: str, path: str) -> None:
         raise ConfigError(f'{name}: source.{key}: there is no file {path}; {found_in(Path(path))}')
 
 
-def check_split(name: str, split: str, there: Iterable[str], path: str) -> None:
-    """Raise a ConfigError unless `split` is one of those in the file."""
-    splits = sorted(set(there))
+def of_split(name: str, split: str, records: Iterable[tuple[str, Any]], path: str) -> list[tuple[str, Any]]:
+    """The records whose field ``split`` is this one, each with where it stands.
+
+    Raises:
+        ConfigError: None is.
+    """
+    records = list(records)
+    splits = [text_field(record, 'split', where) for where, record in records]
     if split not in splits:
         raise ConfigError(f'{name}: source.split: there is no {split!r} in {path}; it has '
-                          f'{", ".join(splits) or "no images"}')
+                          f'{", ".join(sorted(set(splits))) or "no images"}')
+    return [record for record, of in zip(records, splits) if of == split]
+
+
+def numbered(values: Iterable[Any], what: str) -> list[tuple[str, Any]]:
+    """Values of a list, each with where it stands: ``<what> <number>``."""
+    return [(f'{what} {i}', value) for i, value in enumerate(values)]
+
+
+def visible_files(folder: Path, suffixes: Sequence[str], expected: str) -> list[str]:
+    """Names in a folder but for hidden ones, sorted, all with one of the suffixes.
+
+    Raises:
+        ConfigError: There is another file.
+    """
+    names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+    for name in names:
+        if not name.lower().endswith(tuple(suffixes)):
+            raise ConfigError(f'expected only {expected} {folder}, found {name}')
+    return names
 
 
 def found_in(folder: Path) -> str:
@@ -150,32 +175,6 @@ def texts_field(record: Any, key: str, where: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f'{where}: {key!r} should be a list of texts, found {str(value)[:60]!r}')
     return value
-
-
-def read_json(path: str) -> Any:
-    """The content of a JSON file; a ValueError names one that is damaged."""
-    with open(path, encoding='utf-8-sig') as file:
-        try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{path} is damaged: {error}') from None
-
-
-def read_lines(path: str) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with ``<path>:<number>``."""
-    with open(path, encoding='utf-8-sig') as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f'{path}:{number}', line.strip()
-
-
-def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """The values of a JSON lines file, each with ``<path>:<number>``."""
-    for where, line in read_lines(path):
-        try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{where}: not JSON: {error}') from None
 
 
 def read_first(path: str, count: int) -> list[Any]:

@@ -3,21 +3,18 @@
 
 """A user's own evaluation set: a folder with a captions file, or an MDS dataset."""
 
-import bisect
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
-from streaming.base.format import reader_from_json
+from streaming import LocalDataset
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_captions
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, caption_keys, check_dataset, read_index
+from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index
 from llm2clip.evaluation.sets.base import RetrievalSet
-from llm2clip.evaluation.sets.files import image_files, retrieval_set
+from llm2clip.evaluation.sets.files import retrieval_set
 
 __all__ = ['MDSImages', 'image_folder', 'mds']
 
@@ -34,7 +31,7 @@ def image_folder(
         caption_column: Column with the text.
     """
     found = read_captions(captions, image_column, caption_column).items()
-    return retrieval_set(images, found, captions, partial(image_files, images, images), gaps=True)
+    return retrieval_set(images, found, captions, images, gaps=True)
 
 
 def mds(local: str, caption_keys: Optional[Sequence[str]] = None) -> RetrievalSet:
@@ -44,17 +41,14 @@ def mds(local: str, caption_keys: Optional[Sequence[str]] = None) -> RetrievalSe
         local: Folder of the dataset.
         caption_keys: Which captions of an image are its texts, as far as it has them; unset, all.
     """
-    columns = _columns(local, caption_keys)
+    columns = list(map(caption_column, caption_keys or ()))
+    there = check_dataset(local, [SAMPLE_ID, IMAGE, *columns])
+    if caption_keys is None:
+        columns = [name for name in there if name.startswith(CAPTION)]
     read_image = MDSImages.open(local)
     samples = ((sample[SAMPLE_ID], [sample[column] for column in columns])
-               for reader in read_image.readers for sample in reader)
-    return retrieval_set(local, samples, local, lambda _: read_image, gaps=True)
-
-
-def _columns(local: str, keys: Optional[Sequence[str]]) -> list[str]:
-    """The columns with the captions."""
-    columns = check_dataset(local, [SAMPLE_ID, IMAGE, *(caption_column(key) for key in keys or ())])
-    return [caption_column(key) for key in (caption_keys(columns) if keys is None else keys)]
+               for shard in read_image.dataset.shards for sample in shard)
+    return retrieval_set(local, samples, local, read_image, gaps=True)
 
 
 @dataclass(frozen=True)
@@ -62,17 +56,14 @@ class MDSImages:
     """Reads the images of a local MDS dataset by position, without Streaming's shared memory."""
 
     local: str
-    """The dataset; two readers of one dataset are equal."""
-    readers: list[Any] = field(compare=False)
-    """One per shard."""
-    ends: list[int] = field(compare=False)
-    """Samples up to the end of each shard."""
+    """Its folder; two readers of one dataset are equal."""
+    dataset: LocalDataset = field(compare=False, repr=False)
 
     @classmethod
     def open(cls, local: str) -> 'MDSImages':
         """Raises a ConfigError if a shard is missing, cut off or compressed, or would run code when it is read."""
-        readers = []
-        for shard in read_index(local)['shards']:
+        dataset = LocalDataset(local)
+        for shard, reader in zip(read_index(local)['shards'], dataset.shards):
             path = Path(local, shard['raw_data']['basename'])
             if not path.is_file():
                 compressed = ' (only compressed, which is not read here)' if shard['zip_data'] else ''
@@ -80,14 +71,11 @@ class MDSImages:
             if path.stat().st_size != shard['raw_data']['bytes']:
                 raise ConfigError(f'{local}: the shard {path} has {path.stat().st_size:,} bytes, expected '
                                   f'{shard["raw_data"]["bytes"]:,}')
-            readers.append(reader_from_json(local, '', shard))
             try:
-                readers[-1].validate(allow_unsafe_types=False)
+                reader.validate(allow_unsafe_types=False)
             except ValueError as error:
                 raise ConfigError(f'{path}: {error}') from None
-        return cls(local, readers, list(itertools.accumulate(reader.samples for reader in readers)))
+        return cls(local, dataset)
 
     def __call__(self, position: int) -> bytes:
-        shard = bisect.bisect_right(self.ends, position)
-        begin = self.ends[shard - 1] if shard else 0
-        return self.readers[shard][position - begin][IMAGE]
+        return self.dataset[position][IMAGE]

@@ -3,31 +3,20 @@
 
 """Flickr30k and COCO, whose test sets are those of Karpathy and Fei-Fei (arXiv 1412.2306)."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import read_csv, read_json
 from llm2clip.evaluation.sets.base import RetrievalSet
 from llm2clip.evaluation.sets.caption_lines import captions_of_lines
-from llm2clip.evaluation.sets.files import (
-    check_file,
-    check_split,
-    field,
-    image_files,
-    read_json,
-    retrieval_set,
-    text_field,
-    texts_field,
-)
+from llm2clip.evaluation.sets.files import check_file, field, numbered, of_split, retrieval_set, text_field, texts_field
 
 __all__ = ['coco', 'flickr30k']
 
 _Images = Iterator[tuple[str, Sequence[str]]]
-_CSV_COLUMNS = ('raw', 'split', 'filename')
 
 
 def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
@@ -84,7 +73,7 @@ def _karpathy(
 ) -> RetrievalSet:
     check_file(name, 'annotations', annotations)
     found = [(image, captions[:captions_per_image]) for image, captions in _read(name, annotations, split)]
-    return retrieval_set(name, found, annotations, partial(image_files, name, images))
+    return retrieval_set(name, found, annotations, images)
 
 
 def _read(name: str, path: str, split: str) -> _Images:
@@ -114,50 +103,33 @@ def _check_whole(name: str, path: str, split: str) -> None:
 
 def _of_splits(name: str, content: Any, path: str, split: str) -> _Images:
     """Karpathy's own files."""
-    images = field(content, 'images', path)
-    splits = [text_field(image, 'split', f'{path}, image {i}') for i, image in enumerate(images)]
-    check_split(name, split, splits, path)
-    for i, image in enumerate(images):
-        if splits[i] == split:
-            where = f'{path}, image {i}'
-            file = text_field(image, 'filename', where)
-            folder = f'{text_field(image, "filepath", where)}/' if 'filepath' in image else ''
-            yield folder + file, [text_field(s, 'raw', where) for s in field(image, 'sentences', where)]
+    for where, image in of_split(name, split, numbered(field(content, 'images', path), f'{path}, image'), path):
+        folder = f'{text_field(image, "filepath", where)}/' if 'filepath' in image else ''
+        yield (folder + text_field(image, 'filename', where),
+               [text_field(sentence, 'raw', where) for sentence in field(image, 'sentences', where)])
 
 
 def _of_list(content: list[Any], path: str) -> _Images:
     """ALBEF's and BLIP's files."""
-    for i, record in enumerate(content):
-        where = f'{path}, image {i}'
-        yield text_field(record, 'image', where), texts_field(record, 'caption', where)
+    return ((text_field(record, 'image', where), texts_field(record, 'caption', where))
+            for where, record in numbered(content, f'{path}, image'))
 
 
 def _of_coco(content: dict[str, Any], path: str) -> _Images:
     """COCO's own format."""
     captions: dict[Any, list[str]] = {}
-    for i, annotation in enumerate(content['annotations']):
-        where = f'{path}, annotation {i}'
+    for where, annotation in numbered(content['annotations'], f'{path}, annotation'):
         captions.setdefault(field(annotation, 'image_id', where), []).append(text_field(annotation, 'caption', where))
-    for i, image in enumerate(field(content, 'images', path)):
-        where = f'{path}, image {i}'
+    for where, image in numbered(field(content, 'images', path), f'{path}, image'):
         yield text_field(image, 'file_name', where), captions.get(field(image, 'id', where), [])
 
 
 def _of_csv(name: str, path: str, split: str) -> _Images:
     """The file of nlphuji/flickr30k: the captions of an image are a JSON list in one cell."""
-    with open(path, newline='', encoding='utf-8-sig') as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or ()
-        for column in _CSV_COLUMNS:
-            if column not in columns:
-                raise ConfigError(f'{path} has no column {column!r}; it has {", ".join(columns)}')
-        rows = list(reader)
-    check_split(name, split, (row['split'] for row in rows), path)
-    for row in rows:
-        if row['split'] == split:
-            where = f'{path}, {row["filename"]}'
-            try:
-                captions = json.loads(row['raw'])
-            except json.JSONDecodeError as error:
-                raise ValueError(f'{where}: \'raw\' is not a JSON list: {error}') from None
-            yield row['filename'], texts_field({'raw': captions}, 'raw', where)
+    for where, row in of_split(name, split, read_csv(path), path):
+        file = text_field(row, 'filename', where)
+        try:
+            captions = json.loads(text_field(row, 'raw', where))
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{where}, {file}: \'raw\' is not a JSON list: {error}') from None
+        yield file, texts_field({'raw': captions}, 'raw', f'{where}, {file}')

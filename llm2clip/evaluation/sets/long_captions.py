@@ -3,23 +3,22 @@
 
 """Sets with long captions, one per image: ShareGPT4V-1k, Urban1k, DOCCI."""
 
-import os
 import re
-from functools import partial
 from pathlib import Path
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import read_json_lines
 from llm2clip.evaluation.sets.base import RetrievalSet
 from llm2clip.evaluation.sets.files import (
     check_file,
-    check_split,
     field,
     found_in,
-    image_files,
+    numbered,
+    of_split,
     read_first,
-    read_json_lines,
     retrieval_set,
     text_field,
+    visible_files,
 )
 
 __all__ = ['docci', 'sharegpt4v', 'urban1k']
@@ -38,14 +37,13 @@ def sharegpt4v(images: str, annotations: str, first: int = 1000) -> RetrievalSet
     """
     check_file('sharegpt4v', 'annotations', annotations)
     found = []
-    for i, record in enumerate(read_first(annotations, first)):
-        where = f'{annotations}, value {i}'
+    for where, record in numbered(read_first(annotations, first), f'{annotations}, value'):
         turns = field(record, 'conversations', where)
         answer = next((turn for turn in turns if field(turn, 'from', where) == 'gpt'), None)
         if answer is None:
             raise ValueError(f'{where}: no turn of the conversation is from \'gpt\'')
         found.append((text_field(record, 'image', where), [text_field(answer, 'value', where)]))
-    return retrieval_set('sharegpt4v', found, annotations, partial(image_files, 'sharegpt4v', images))
+    return retrieval_set('sharegpt4v', found, annotations, images)
 
 
 def urban1k(folder: str) -> RetrievalSet:
@@ -59,7 +57,8 @@ def urban1k(folder: str) -> RetrievalSet:
         if not Path(folder, part).is_dir():
             raise ConfigError(f'urban1k: source.folder: expected the folders image and caption in {folder}; '
                               f'{found_in(Path(folder))}')
-    stems = {part: _stems(Path(folder, part), suffix) for part, suffix in (('image', '.jpg'), ('caption', '.txt'))}
+    stems = {part: {Path(name).stem for name in visible_files(Path(folder, part), [suffix], f'{suffix} files in')}
+             for part, suffix in (('image', '.jpg'), ('caption', '.txt'))}
     for part, other in (('image', 'caption'), ('caption', 'image')):
         if alone := sorted(stems[part] - stems[other], key=_natural):
             raise ConfigError(f'urban1k: {len(alone):,} of {len(stems[part]):,} files in {folder}/{part} have none of '
@@ -68,16 +67,7 @@ def urban1k(folder: str) -> RetrievalSet:
     for stem in sorted(stems['caption'], key=_natural):
         lines = Path(folder, 'caption', f'{stem}.txt').read_text(encoding='utf-8-sig').splitlines()
         found.append((f'{stem}.jpg', lines[:1]))
-    return retrieval_set('urban1k', found, f'{folder}/caption', partial(image_files, 'urban1k', f'{folder}/image'))
-
-
-def _stems(folder: Path, suffix: str) -> set[str]:
-    """Names in a folder without their suffix, which all should have; hidden files do not count."""
-    names = [name for name in os.listdir(folder) if not name.startswith('.')]
-    for name in names:
-        if not name.endswith(suffix):
-            raise ConfigError(f'urban1k: expected only {suffix} files in {folder}, found {name}')
-    return {name.removesuffix(suffix) for name in names}
+    return retrieval_set('urban1k', found, f'{folder}/caption', f'{folder}/image')
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -95,9 +85,6 @@ def docci(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
         split: ``train``, ``test``, ``qual_dev`` or ``qual_test``.
     """
     check_file('docci', 'annotations', annotations)
-    records = list(read_json_lines(annotations))
-    splits = [text_field(record, 'split', where) for where, record in records]
-    check_split('docci', split, splits, annotations)
     found = [(text_field(record, 'image_file', where), [text_field(record, 'description', where)])
-             for (where, record), there in zip(records, splits) if there == split]
-    return retrieval_set('docci', found, annotations, partial(image_files, 'docci', images))
+             for where, record in of_split('docci', split, read_json_lines(annotations), annotations)]
+    return retrieval_set('docci', found, annotations, images)

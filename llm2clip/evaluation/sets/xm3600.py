@@ -3,20 +3,12 @@
 
 """Crossmodal-3600: captions in 36 languages, written, not translated."""
 
-from functools import partial
 from typing import Optional
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import read_json_lines
 from llm2clip.evaluation.sets.base import RetrievalSet
-from llm2clip.evaluation.sets.files import (
-    check_file,
-    field,
-    image_files,
-    read_json_lines,
-    retrieval_set,
-    text_field,
-    texts_field,
-)
+from llm2clip.evaluation.sets.files import check_file, field, retrieval_set, text_field, texts_field
 
 __all__ = ['LANGUAGES', 'xm3600']
 
@@ -48,4 +40,4 @@ def xm3600(
     for where, record in read_json_lines(annotations):
         captions = texts_field(field(record, language, where), 'caption', f'{where}, {language}')
         found.append((f'{text_field(record, "image/key", where)}.jpg', captions[:captions_per_image]))
-    return retrieval_set(name, found, annotations, partial(image_files, name, images))
+    return retrieval_set(name, found, annotations, images)

@@ -11,27 +11,12 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from llm2clip.losses.contrastive import all_gather
+from llm2clip.metrics.retrieval import recall, retrieval_ranks
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 
-__all__ = ['InBatchAccuracy', 'share_of_hits']
+__all__ = ['InBatchAccuracy']
 
-
-@torch.no_grad()
-def share_of_hits(queries: torch.Tensor, candidates: torch.Tensor, first: int, block_size: int = 1024) -> torch.Tensor:
-    """Share of queries whose right candidate scores above every other one.
-
-    Args:
-        queries: ``(B, D)``.
-        candidates: ``(N, D)``; that of query i is ``first + i``.
-        first: Candidate of the first query.
-        block_size: Queries scored at once.
-    """
-    hits = queries.new_zeros(())
-    for start in range(0, len(queries), block_size):
-        scores = queries[start:start + block_size].float() @ candidates.float().T
-        right = scores.diagonal(first + start)
-        hits += ((scores >= right[:, None]).sum(1) == 1).sum()
-    return hits / len(queries)
+_ROWS = 1024
 
 
 class InBatchAccuracy(Callback):
@@ -49,9 +34,11 @@ class InBatchAccuracy(Callback):
             return
         outputs: Any = state.outputs
         image, text = (outputs[name].detach() for name in ComposerLLM2CLIP.feature_names)
-        first = dist.get_global_rank() * len(image)
-        hits = torch.stack([share_of_hits(image, all_gather(text), first),
-                            share_of_hits(text, all_gather(image), first)])
+        own = torch.arange(len(image), device=image.device)
+        right = torch.stack([own, own + dist.get_global_rank() * len(image)], 1)
+        hits = [recall(retrieval_ranks(queries, all_gather(candidates), right, _ROWS), 1) / 100
+                for queries, candidates in ((image, text), (text, image))]
+        hits = torch.tensor(hits, device=image.device)
         dist.all_reduce(hits)
         names = 'train/image_to_text_accuracy', 'train/text_to_image_accuracy'
         logger.log_metrics({name: value / dist.get_world_size() for name, value in zip(names, hits.tolist())})

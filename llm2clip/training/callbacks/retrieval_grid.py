@@ -62,13 +62,10 @@ class RetrievalGrid(Callback):
                 _, pixels = dataset.caption_and_pixels(int(index[hit]))
                 cell.imshow(pixels.permute(1, 2, 0).numpy())
                 if hit == row:
-                    cell.add_patch(_frame(pixels.shape[2], pixels.shape[1]))
+                    width, height = pixels.shape[2], pixels.shape[1]
+                    cell.add_patch(Rectangle((0, 0), width - 1, height - 1, fill=False, edgecolor='green', linewidth=4))
             for cell in line:
                 cell.axis('off')
         figure.tight_layout(pad=0.2)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _frame(width: int, height: int) -> Rectangle:
-    return Rectangle((0, 0), width - 1, height - 1, fill=False, edgecolor='green', linewidth=4)

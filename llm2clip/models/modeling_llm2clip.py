@@ -1,14 +1,16 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLM2CLIP without its package: what ``trust_remote_code=True`` runs, from the exported folder that holds this file.
+"""LLM2CLIP as transformers loads it: the adapter, the model's methods, and what else it takes without this package.
 
-It needs torch and transformers, and timm if the vision tower is one of timm's.  It can encode, and no more;
-`llm2clip.export.hf.LLM2CLIPModel` has the same methods, and every export compares the features of both.
+Exports with remote code hold a copy of this file, which ``trust_remote_code=True`` runs.  So it imports nothing else of
+this package, and no more than torch, transformers and, if the vision tower is one of timm's, timm.  Here,
+`llm2clip.export.hf.LLM2CLIPModel` puts the tower and the teacher of training into the same model, and every export
+compares the features of both.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,7 +25,9 @@ try:  # transformers asks for every package that is imported outside of a try bl
 except ImportError:
     timm = None
 
-__all__ = ['LLM2CLIPConfig', 'LLM2CLIPModel', 'Teacher', 'fill_tables']
+__all__ = ['Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'ResidualMLP', 'TEACHER_FOLDER', 'Teacher', 'teacher_folders']
+
+TEACHER_FOLDER = 'teacher'
 
 
 class LLM2CLIPConfig(PretrainedConfig):
@@ -85,7 +89,7 @@ class _VisionEncoder(nn.Module):
         return outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
 
-def fill_tables(model: PreTrainedModel) -> None:
+def _fill_tables(model: PreTrainedModel) -> None:
     """Compute anew what timm's towers compute in their constructors and do not save; transformers may have lost it."""
     module: Any
     for module in model.modules():
@@ -97,7 +101,13 @@ def fill_tables(model: PreTrainedModel) -> None:
             module.init_non_persistent_buffers()  # pyright: ignore[reportCallIssue]
 
 
-class _ResidualMLP(nn.Module):
+class ResidualMLP(nn.Module):
+    """``x + down(gelu(up(norm(x))))``, a block of the adapter.
+
+    Args:
+        width: Of its input and output.
+        expansion: Hidden width over `width`.
+    """
 
     def __init__(self, width: int, expansion: int) -> None:
         super().__init__()
@@ -109,17 +119,28 @@ class _ResidualMLP(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
-class _Adapter(nn.Module):
-    """L2-normalise, residual MLPs, LayerNorm, linear projection."""
+class Adapter(nn.Module):
+    """L2-normalise, `depth` residual MLPs, LayerNorm, linear projection (the official code's text adaptor).
 
-    def __init__(self, llm_embed_dim: int, embed_dim: int, depth: int, expansion: int, normalize: bool = True) -> None:
+    Args:
+        llm_embed_dim: Width of the teacher's vector.
+        embed_dim: Width of the joint space.
+        depth: Residual blocks.
+        expansion: Hidden width of a block over its width.
+        normalize: Whether the vector is scaled to length 1 first.
+    """
+
+    def __init__(
+        self, llm_embed_dim: int, embed_dim: int, depth: int = 4, expansion: int = 2, normalize: bool = True
+    ) -> None:
         super().__init__()
         self.normalize = normalize
-        self.blocks = nn.Sequential(*(_ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
         self.norm = nn.LayerNorm(llm_embed_dim)
         self.projection = nn.Linear(llm_embed_dim, embed_dim)
 
     def forward(self, text_embedding: torch.Tensor) -> torch.Tensor:
+        """``(…, llm_embed_dim)`` -> ``(…, embed_dim)``, not normalised."""
         if self.normalize:
             text_embedding = F.normalize(text_embedding, dim=-1)
         return self.projection(self.norm(self.blocks(text_embedding)))
@@ -131,7 +152,7 @@ class _Towers(nn.Module):
     def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
         super().__init__()
         adapter, embed_dim = dict(model['adapter']), model['embed_dim']
-        kinds = {'residual': _Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
+        kinds = {'residual': Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
         self.vision_encoder = _VisionEncoder(model['vision'])
         projection = model.get('visual_projection', 'linear')
         self.visual_projection = kinds['identity' if projection == 'identity' else 'linear'](
@@ -264,6 +285,12 @@ class Teacher:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def teacher_folders(folder: Path) -> list[Path]:
+    """Where the teacher, or the teachers, of an exported folder lie."""
+    several = sorted((folder / TEACHER_FOLDER).glob('[0-9]*'), key=lambda path: int(path.name))
+    return several or [folder / TEACHER_FOLDER]
+
+
 class LLM2CLIPModel(PreTrainedModel):
     """Vision tower, adapter and, on demand, the teacher (or teachers) in the folder's ``teacher/``."""
 
@@ -272,9 +299,15 @@ class LLM2CLIPModel(PreTrainedModel):
 
     def __init__(self, config: LLM2CLIPConfig) -> None:
         super().__init__(config)
-        self.model = _Towers(config.model, config.llm_embed_dim)
-        self._teachers: Optional[tuple[Teacher, ...]] = None
+        self.model = self._make_towers()
+        self._teachers: Optional[tuple[Any, ...]] = None
         self.post_init()
+
+    def _make_towers(self) -> Any:
+        return _Towers(self.config.model, self.config.llm_embed_dim)
+
+    def _load_teacher(self, folder: Path) -> Callable[[list[str], torch.device], torch.Tensor]:
+        return Teacher(folder)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from the folder."""
@@ -282,7 +315,7 @@ class LLM2CLIPModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         loaded: Any = super().from_pretrained(*args, **kwargs)
-        fill_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
+        _fill_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -299,6 +332,7 @@ class LLM2CLIPModel(PreTrainedModel):
         if texts is not None:
             text_embedding = self.embed_texts(texts)
         assert text_embedding is not None
+        # In the weights' type, where training computes in float32.
         return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -308,10 +342,9 @@ class LLM2CLIPModel(PreTrainedModel):
             folder = Path(name)
             if not folder.is_dir():
                 revision = getattr(self.config, '_commit_hash', None)
-                folder = Path(snapshot_download(name, revision=revision, allow_patterns='teacher/*'))
-            several = sorted((folder / 'teacher').glob('[0-9]*'), key=lambda path: int(path.name))
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
             # In a tuple, so that they are no submodules and not saved with this model.
-            self._teachers = tuple(map(Teacher, several or [folder / 'teacher']))
+            self._teachers = tuple(map(self._load_teacher, teacher_folders(folder)))
         vectors = [teacher(list(texts), self.device) for teacher in self._teachers]
         return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
 

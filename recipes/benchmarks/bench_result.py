@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the scripts of `recipes/benchmarks/` write."""
+"""What each benchmark of this folder writes."""
 
 import json
 import platform
