@@ -67,7 +67,7 @@ test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' --durations 10
 
 test-fast: $(VENV)/.dev  ## those that train nothing, in a minute
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not dist and not trains'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not dist and not long'
 
 test-dist: $(VENV)/.dev  ## the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'

@@ -35,6 +35,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return len(os.sched_getaffinity(0)) if launched.may_have_own_memory() else 0
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker is left with one at the end; recipes that train are `long`."""
+    for item in items:
+        if item.path.parent.name == 'recipes':
+            item.add_marker('long')
+    items.sort(key=lambda item: item.get_closest_marker('long') is None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if 'PYTEST_XDIST_WORKER' in os.environ:
         # Streaming names shared memory and lock files by numbers, which workers would take from one another.

@@ -66,6 +66,7 @@ def test_help_may_be_read_in_part() -> None:
     assert (process.stderr.read(), process.wait()) == ('', 0)
 
 
+@pytest.mark.long
 def test_transformers_knows_exported_models_after_this_package_was_imported_first(tmp_path: Path) -> None:
     (tmp_path / 'config.json').write_text('{"model_type": "llm2clip", "llm_embed_dim": 7}')
     process = _python(f'''

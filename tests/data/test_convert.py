@@ -93,6 +93,7 @@ needs_packages = pytest.mark.skipif(
 
 
 @needs_packages
+@pytest.mark.long
 def test_emoji_splits_share_no_concept_and_no_picture() -> None:
     splits, dropped = emoji(image_size=32, unseen_share=0.1, language_concepts=50)
     train, style, concepts, languages = (

@@ -228,6 +228,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.long
 def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

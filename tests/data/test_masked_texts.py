@@ -86,6 +86,7 @@ def test_texts_are_drawn_among_those_that_a_sample_has(tmp_path: Path, tokenizer
         assert text in tokenizer.tokenizer.decode(ids[mask == 1])
 
 
+@pytest.mark.usefixtures('no_leftovers')
 def test_masks_do_not_depend_on_workers(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
     stream = CaptionStreamConfig(str(image_dataset))
     labels = []

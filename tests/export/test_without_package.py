@@ -24,6 +24,8 @@ from llm2clip.models import modeling_llm2clip
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
+pytestmark = pytest.mark.long
+
 TEXTS = [text for sample in make_samples(5) for text in sample.captions.values()]
 
 

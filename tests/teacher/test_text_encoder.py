@@ -111,6 +111,7 @@ def _cosine_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((1 - torch.nn.functional.cosine_similarity(a.double(), b.double())).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_a_saved_teacher_is_the_trained_one(real_llm: Path, tmp_path: Path, dtype: str) -> None:
     """On real weights, in which LoRA merged into bfloat16 would lose a part of itself."""

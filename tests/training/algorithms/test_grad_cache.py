@@ -14,6 +14,7 @@ from launched import Launched, finish
 
 from llm2clip.training.algorithms.grad_cache import GradCache
 
+pytestmark = pytest.mark.long
 
 def _assert_equal(found: Result, expected: Result) -> None:
     """Each gradient within 1e-5 of its size."""
