@@ -190,7 +190,7 @@ def _stop(number: int) -> NoReturn:
     _signal = number
     signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader's worker ends
     for worker in multiprocessing.active_children():
-        worker.terminate()
+        worker.kill()  # one that was forked just now may miss any other signal
     raise SystemExit(128 + number)
 
 

@@ -89,9 +89,10 @@ def test_texts_are_drawn_among_those_that_a_sample_has(tmp_path: Path, tokenizer
 @pytest.mark.usefixtures('no_leftovers')
 def test_masks_do_not_depend_on_workers(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
     stream = CaptionStreamConfig(str(image_dataset))
-    labels = []
+    labels, loaders = [], []
     for workers, seed in ((0, 3), (2, 3), (0, 4)):
-        batches = list(_loader(tokenizer, workers, seed, s=stream))
+        loaders.append(_loader(tokenizer, workers, seed, s=stream))  # whose workers the fixture ends
+        batches = list(loaders[-1])
         labels.append([row[row >= 0].tolist() for batch in batches for row in batch['labels']])
         clean_stale_shared_memory()
     assert labels[0] == labels[1] != labels[2]
