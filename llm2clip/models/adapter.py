@@ -6,7 +6,7 @@
 import torch.nn as nn
 
 from llm2clip.config import AdapterConfig, ConfigError
-from llm2clip.models.modeling_llm2clip import Adapter, ResidualMLP
+from llm2clip.remote_code.modeling_llm2clip import Adapter, ResidualMLP
 
 __all__ = ['Adapter', 'ResidualMLP', 'build_adapter']
 

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.folders import complete_file
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_weights
 from llm2clip.teacher.folder import encoding, load_teacher, teacher_fingerprint
-from llm2clip.teacher.text_encoder import TextEncoder, encode_tokens, load_text_encoder
+from llm2clip.teacher.text_encoder import load_text_encoder
 
 __all__ = [
     'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',

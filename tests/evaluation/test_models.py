@@ -25,10 +25,10 @@ from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
-from llm2clip.teacher.text_encoder import encode_texts
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]
 
