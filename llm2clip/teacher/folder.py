@@ -24,7 +24,6 @@ from llm2clip.teacher.llm import (
     load_llm,
     save_adapter,
     save_lora,
-    weights_fingerprint,
 )
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer, load_text_encoder
 
@@ -67,7 +66,7 @@ def save_teacher(
         llm = whole.llm
         if isinstance(llm, PeftModel) and adapter_folder is not None:
             with complete_folder(adapter_folder, ADAPTER_KIND) as out:
-                save_adapter(llm, encoder.config.pretrained, weights_fingerprint(llm), out)
+                save_adapter(llm, encoder.config.pretrained, out)
         with complete_folder(folder, KIND) as out:
             if isinstance(llm, PeftModel):
                 assert lora is not None
