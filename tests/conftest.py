@@ -16,7 +16,7 @@ import huggingface_hub.constants
 import launched
 import pytest
 import torch
-from parts import make_samples, write_dataset, write_sidecar
+from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
 from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
@@ -25,7 +25,6 @@ import llm2clip.command
 from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.teacher.folder import save_teacher
-from llm2clip.teacher.text_encoder import text_encoder_from_config
 
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 

@@ -15,6 +15,7 @@ from composer import Callback, DataSpec, State, Trainer
 from composer.loggers import Logger
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
+from parts import text_encoder_from_config
 from torch.distributed.tensor import DTensor
 
 from llm2clip.config import AdapterConfig, LoraConfig, ModelConfig, TextEncoderConfig, VisionConfig
@@ -23,7 +24,6 @@ from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import own_name, recomputed_modules, sharded_modules
-from llm2clip.teacher.text_encoder import text_encoder_from_config
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
 

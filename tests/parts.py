@@ -10,15 +10,23 @@ from typing import Any, Optional
 
 from PIL import Image
 
-from llm2clip.config import DatasetConfig, WriterConfig
+from llm2clip.config import DatasetConfig, LoraConfig, TextEncoderConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.folders import OutputFolder
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 
 COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
 SHAPES = ['square', 'circle', 'cross', 'stripe']
+
+
+def text_encoder_from_config(
+    config: TextEncoderConfig, lora: Optional[LoraConfig] = None
+) -> tuple[TextEncoder, CaptionTokenizer]:
+    return build_text_encoder(config, lora), load_caption_tokenizer(config)
 
 
 def picture(seed: int, size: int = 48) -> bytes:

@@ -11,9 +11,9 @@ import torch
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.data.vectors import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher
-from llm2clip.teacher.text_encoder import encode_texts
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32, 'initializer_range': 0.3}

@@ -8,8 +8,9 @@ from pathlib import Path
 from llm2clip.config import ConfigError, CRAConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher, teacher_config
-from llm2clip.teacher.text_encoder import encode_texts, load_text_encoder
+from llm2clip.teacher.text_encoder import load_text_encoder
 
 __all__ = ['check_cra', 'evaluate_cra']
 

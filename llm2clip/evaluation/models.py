@@ -25,10 +25,9 @@ from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teach
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.preprocessing import Preprocessing
-from llm2clip.teacher.caption_teacher import build_caption_teacher
+from llm2clip.teacher.caption_teacher import CachedTeacher, build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import check_encoding, teacher_config, teacher_fingerprint
-from llm2clip.teacher.text_cache import CachedTeacher
 from llm2clip.training.runs import load_stage2, read_stage2
 
 __all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']

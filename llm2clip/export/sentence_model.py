@@ -13,9 +13,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import InputModule
 
 from llm2clip.folders import check_replaceable, complete_folder
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.folder import ENCODER_FILE, encoding, load_teacher
-from llm2clip.teacher.text_encoder import TextEncoder
 
 __all__ = ['CaptionEncoder', 'export_sentence_transformers']
 

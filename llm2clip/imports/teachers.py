@@ -20,10 +20,9 @@ from typing import Any, Optional, Union
 from transformers import AutoTokenizer
 
 from llm2clip.config import ConfigError, TextEncoderConfig
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.folder import save_teacher
-from llm2clip.teacher.llm import load_llm
-from llm2clip.teacher.text_encoder import TextEncoder
+from llm2clip.teacher.text_encoder import build_text_encoder
 
 __all__ = ['TEMPLATES', 'import_teacher']
 
@@ -62,8 +61,7 @@ def import_teacher(config: TextEncoderConfig, template: Optional[str], folder: U
     tokenizer = AutoTokenizer.from_pretrained(config.pretrained, trust_remote_code=config.trust_remote_code)
     tokenizer.chat_template = _chat_template(tokenizer, *TEMPLATES[template])
     config = dataclasses.replace(config, chat_template=template != 'none')
-    encoder = TextEncoder(load_llm(config), config)
-    save_teacher(encoder, CaptionTokenizer(tokenizer, config), None, folder)
+    save_teacher(build_text_encoder(config), CaptionTokenizer(tokenizer, config), None, folder)
 
 
 def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:

@@ -27,7 +27,7 @@ def blockwise_clip_loss(
     text_id: Optional[torch.Tensor] = None,
     block_size: int = 1024,
 ) -> torch.Tensor:
-    """This rank's part of `clip_loss`.
+    """This rank's part of `clip_loss`, in two passes over the blocks: the sums of rows and columns, then the gradients.
 
     Args:
         image_features: ``(B, D)``, L2-normalised, of this rank.
@@ -37,53 +37,20 @@ def blockwise_clip_loss(
         text_id: ``(B,)``; as for `clip_loss`.
         block_size: Rows of the logit matrix at once.
     """
-    texts, ids = all_gather(text_features.float()), None if text_id is None else all_gather(text_id)
-    return _ClipLoss.apply(  # pyright: ignore[reportReturnType]
-        image_features.float(), texts, logit_scale.float(), label_smoothing, text_id, ids, block_size)
-
-
-@in_float32
-def blockwise_siglip_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    logit_scale: torch.Tensor,
-    logit_bias: torch.Tensor,
-    text_id: Optional[torch.Tensor] = None,
-    block_size: int = 1024,
-) -> torch.Tensor:
-    """This rank's part of `siglip_loss`; arguments as there and for `blockwise_clip_loss`."""
-    texts, ids = all_gather(text_features.float()), None if text_id is None else all_gather(text_id)
-    return _SigLIPLoss.apply(  # pyright: ignore[reportReturnType]
-        image_features.float(), texts, logit_scale.float(), logit_bias.float(), text_id, ids, block_size)
-
-
-class _ClipLoss(torch.autograd.Function):
-    """Both passes over the blocks happen in `forward`: the sums of each row and column, then the gradients."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
-        images: torch.Tensor,
-        texts: torch.Tensor,
-        logit_scale: torch.Tensor,
-        label_smoothing: float,
-        text_id: Optional[torch.Tensor],
-        text_ids: Optional[torch.Tensor],
-        block_size: int,
-    ) -> torch.Tensor:
+    inputs = image_features.float(), all_gather(text_features.float()), logit_scale.float()
+    ids = None if text_id is None else all_gather(text_id)
+    with torch.no_grad():
+        images, texts, scale = inputs[0], inputs[1], inputs[2].exp()
         b, n = len(images), len(texts)
         first = dist.get_global_rank() * b
-        scale = logit_scale.exp()
         starts = range(0, b, block_size)
 
-        def ignored(start: int, stop: int) -> Optional[torch.Tensor]:
-            if text_id is None or text_ids is None:
-                return None
-            return same_text(text_id[start:stop], text_ids, first + start)
-
         def logits_of(start: int, stop: int) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-            logits, hidden = scale * images[start:stop] @ texts.T, ignored(start, stop)
-            return (logits if hidden is None else logits.masked_fill_(hidden, -torch.inf)), hidden
+            logits = scale * images[start:stop] @ texts.T
+            if ids is None:
+                return logits, None
+            hidden = same_text(ids[first + start:first + stop], ids, first + start)
+            return logits.masked_fill_(hidden, -torch.inf), hidden
 
         row_sum = images.new_empty(b)
         column_sum = images.new_full((n,), -torch.inf)
@@ -121,40 +88,36 @@ class _ClipLoss(torch.autograd.Function):
             text_gradient.addmm_(gradient.T, images[start:stop])
         # d logits / d logit_scale are the logits, and their sum with the gradient is that of images and image_gradient.
         scale_gradient = scale * (images * image_gradient).sum() / (2 * b)
-        ctx.save_for_backward(image_gradient.mul_(scale / (2 * b)), text_gradient.mul_(scale / (2 * b)),
-                              scale_gradient.view_as(logit_scale))
-        return total.sum() / (2 * b)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None
+        gradients = (image_gradient.mul_(scale / (2 * b)), text_gradient.mul_(scale / (2 * b)),
+                     scale_gradient.view_as(logit_scale))
+        value = total.sum() / (2 * b)
+    return _WithGradients.apply(value, gradients, *inputs)  # pyright: ignore[reportReturnType]
 
 
-class _SigLIPLoss(torch.autograd.Function):
-    """Value and gradients in one pass over the blocks."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
-        images: torch.Tensor,
-        texts: torch.Tensor,
-        logit_scale: torch.Tensor,
-        logit_bias: torch.Tensor,
-        text_id: Optional[torch.Tensor],
-        text_ids: Optional[torch.Tensor],
-        block_size: int,
-    ) -> torch.Tensor:
+@in_float32
+def blockwise_siglip_loss(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+    text_id: Optional[torch.Tensor] = None,
+    block_size: int = 1024,
+) -> torch.Tensor:
+    """This rank's part of `siglip_loss`, in one pass; arguments as there and for `blockwise_clip_loss`."""
+    inputs = image_features.float(), all_gather(text_features.float()), logit_scale.float(), logit_bias.float()
+    ids = None if text_id is None else all_gather(text_id)
+    with torch.no_grad():
+        images, texts, scale = inputs[0], inputs[1], inputs[2].exp()
         b = len(images)
         first = dist.get_global_rank() * b
-        scale = logit_scale.exp()
         total, bias_gradient = images.new_zeros(()), images.new_zeros(())
         image_gradient, text_gradient = torch.empty_like(images), torch.zeros_like(texts)
         for start in range(0, b, block_size):
             stop = min(start + block_size, b)
-            logits = scale * images[start:stop] @ texts.T + logit_bias
+            logits = scale * images[start:stop] @ texts.T + inputs[3]
             logits.diagonal(first + start).neg_()
-            if text_id is not None and text_ids is not None:
-                logits.masked_fill_(same_text(text_id[start:stop], text_ids, first + start), -torch.inf)
+            if ids is not None:
+                logits.masked_fill_(same_text(ids[first + start:first + stop], ids, first + start), -torch.inf)
             total += torch.nn.functional.softplus(logits).sum()
             gradient = logits.sigmoid_()
             gradient.diagonal(first + start).neg_()
@@ -162,10 +125,22 @@ class _SigLIPLoss(torch.autograd.Function):
             text_gradient.addmm_(gradient.T, images[start:stop])
             bias_gradient += gradient.sum()
         scale_gradient = scale * (images * image_gradient).sum() / b
-        ctx.save_for_backward(image_gradient.mul_(scale / b), text_gradient.mul_(scale / b),
-                              scale_gradient.view_as(logit_scale), (bias_gradient / b).view_as(logit_bias))
-        return total / b
+        gradients = (image_gradient.mul_(scale / b), text_gradient.mul_(scale / b),
+                     scale_gradient.view_as(logit_scale), (bias_gradient / b).view_as(logit_bias))
+        value = total / b
+    return _WithGradients.apply(value, gradients, *inputs)  # pyright: ignore[reportReturnType]
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients with respect to the inputs are known."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, value: torch.Tensor, gradients: tuple[torch.Tensor, ...], *inputs: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None
+        return None, None, *(grad * gradient for gradient in ctx.saved_tensors)

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from llm2clip.losses.contrastive import all_gather, ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.trainable import TrainableStateModel
-from llm2clip.teacher.text_encoder import TextEncoder
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 
 __all__ = ['CaptionContrastive']
 

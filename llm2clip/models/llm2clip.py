@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from composer.models import ComposerModel
 from torchmetrics import Metric
 
-from llm2clip.config import ConfigError, LossConfig, ModelConfig
+from llm2clip.config import AdapterConfig, ConfigError, LossConfig, ModelConfig
 from llm2clip.losses.blockwise import blockwise_clip_loss, blockwise_siglip_loss
 from llm2clip.losses.contrastive import all_gather, clip_loss, siglip_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.models.adapter import ResidualMLP, build_adapter
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.remote_code.modeling_llm2clip import Adapter, ResidualMLP
 
 __all__ = ['LLM2CLIP', 'ComposerLLM2CLIP']
 
@@ -38,7 +38,7 @@ class LLM2CLIP(nn.Module):
         super().__init__()
         self.vision_encoder = VisionEncoder(config.vision, load_weights)
         self.visual_projection = _visual_projection(config, self.vision_encoder.width)
-        self.adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
+        self.adapter = _adapter(config.adapter, llm_embed_dim, config.embed_dim)
         # One-dimensional, since FSDP2 cannot shard a scalar.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(config.logit_scale)))
         bias = config.logit_bias
@@ -74,6 +74,19 @@ class LLM2CLIP(nn.Module):
             'logit_scale': self.logit_scale,
         }
         return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias}
+
+
+def _adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
+    if config.name == 'residual':
+        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
+    if config.name == 'linear':
+        return nn.Linear(llm_embed_dim, embed_dim)
+    if config.name != 'identity':
+        raise ConfigError(f'model.adapter.name: {config.name!r} is not one of residual, linear, identity')
+    if llm_embed_dim != embed_dim:
+        raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the teacher's vectors, {llm_embed_dim}, "
+                          'as the identity adapter needs')
+    return nn.Identity()
 
 
 def _visual_projection(config: ModelConfig, width: int) -> nn.Module:

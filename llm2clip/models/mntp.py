@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from llm2clip.models.trainable import TrainableStateModel
-from llm2clip.teacher.text_encoder import TextEncoder
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 
 __all__ = ['MaskedNextTokenPrediction', 'mntp_loss']
 

@@ -5,21 +5,29 @@
 
 from typing import Any
 
+import torch
 import torch.nn as nn
 from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
 from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.models import ComposerModel
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError
 
-__all__ = ['check_sharding', 'own_name', 'planned_units', 'recompute', 'recomputed_modules', 'sharded_modules']
+__all__ = ['check_sharding', 'own_name', 'planned_units', 'recompute', 'recomputed_modules',
+           'sharded_modules', 'whole']
 
 
 def own_name(name: str) -> str:
     """The name of a module or parameter before it was wrapped for recomputation or by DDP."""
     return '.'.join(part for part in name.removeprefix('module.').split('.') if part != '_checkpoint_wrapped_module')
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with the other ranks' shards, if it is one."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def planned_units(model: ComposerModel) -> list[nn.Module]:

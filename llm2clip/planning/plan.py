@@ -28,10 +28,10 @@ from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_texts
 from llm2clip.planning.memory import Memory, StepPlan, step_memory
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.stages import stage1, stage2
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
-from llm2clip.teacher.text_encoder import TextEncoder
 from llm2clip.training.trainer import build_optimizer, check_train_config
 
 __all__ = ['Plan', 'plan_run', 'plan_stage1', 'plan_stage2']

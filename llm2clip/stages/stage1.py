@@ -15,10 +15,10 @@ from llm2clip.data.masked_texts import build_masked_text_loader
 from llm2clip.folders import check_replaceable
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
-from llm2clip.teacher.llm import add_lora, load_llm, load_llm_and_head
-from llm2clip.teacher.text_encoder import TextEncoder, load_caption_tokenizer
+from llm2clip.teacher.llm import add_lora, load_llm_and_head
+from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
 
 __all__ = ['make_loaders', 'make_model', 'train']
@@ -47,7 +47,7 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Union[CaptionCont
     if config.objective == 'mntp':
         llm, head = load_llm_and_head(config.text_encoder, on_meta)
         return MaskedNextTokenPrediction(TextEncoder(add_lora(llm, config.lora), config.text_encoder), head)
-    encoder = TextEncoder(add_lora(load_llm(config.text_encoder, on_meta), config.lora), config.text_encoder)
+    encoder = build_text_encoder(config.text_encoder, config.lora, on_meta)
     return CaptionContrastive(encoder, config.loss_scale, config.learn_scale, config.symmetric, config.mask_equal_texts)
 
 

@@ -16,18 +16,16 @@ from transformers import AutoConfig
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.folders import complete_folder
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
 from llm2clip.teacher.llm import (
-    add_lora,
     apply_lora_apart,
     cast_weights,
     load_llm,
     save_adapter,
     save_lora,
-    weights_fingerprint,
 )
-from llm2clip.teacher.text_encoder import TextEncoder, load_caption_tokenizer, load_text_encoder
+from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer, load_text_encoder
 
 __all__ = [
     'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'check_encoding', 'encoding', 'load_teacher', 'save_teacher',
@@ -63,13 +61,12 @@ def save_teacher(
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
         # peft cannot merge shards: an unsharded model takes over the gathered weights, without a second copy of them.
-        whole_llm = load_llm(encoder.config, on_meta=True)
-        whole = TextEncoder(whole_llm if lora is None else add_lora(whole_llm, lora), encoder.config)
+        whole = build_text_encoder(encoder.config, lora, on_meta=True)
         whole.load_state_dict(state, assign=True)
         llm = whole.llm
         if isinstance(llm, PeftModel) and adapter_folder is not None:
             with complete_folder(adapter_folder, ADAPTER_KIND) as out:
-                save_adapter(llm, encoder.config.pretrained, weights_fingerprint(llm), out)
+                save_adapter(llm, encoder.config.pretrained, out)
         with complete_folder(folder, KIND) as out:
             if isinstance(llm, PeftModel):
                 assert lora is not None

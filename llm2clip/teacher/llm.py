@@ -177,18 +177,18 @@ def merge_adapter(llm: PreTrainedModel, folder: Union[str, Path]) -> PreTrainedM
     return merged
 
 
-def save_adapter(model: PeftModel, pretrained: str, fingerprint: str, folder: Path) -> None:
+def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
     """Write the LoRA weights alone, as peft loads them, and which LLM they belong to.
 
     Args:
         model: With its adapter's weights.
         pretrained: The LLM's name, for messages.
-        fingerprint: `weights_fingerprint` of the LLM.
         folder: Where to.
     """
     model.save_pretrained(str(folder), safe_serialization=True)
     (folder / 'README.md').unlink()  # a model card with nothing filled in
-    (folder / BASE_FILE).write_text(json.dumps({'pretrained': pretrained, 'fingerprint': fingerprint}) + '\n')
+    base = {'pretrained': pretrained, 'fingerprint': weights_fingerprint(model)}
+    (folder / BASE_FILE).write_text(json.dumps(base) + '\n')
 
 
 def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:

@@ -20,7 +20,8 @@ from llm2clip.config import TextEncoderConfig
 from llm2clip.config_files import package_folder
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
-from llm2clip.teacher.text_encoder import encode_texts, load_text_encoder, token_batches
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts, token_batches
+from llm2clip.teacher.text_encoder import load_text_encoder
 
 SAMPLES, BATCH, BATCH_TOKENS, ROUNDS = 192, 32, 4096, 3
 

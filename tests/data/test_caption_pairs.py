@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from parts import make_samples, write_dataset
+from parts import make_samples, text_encoder_from_config, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, ConfigError, TextEncoderConfig
@@ -18,8 +18,8 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.microbatches import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
-from llm2clip.teacher.text_encoder import load_caption_tokenizer, text_encoder_from_config
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
+from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 BOTH = [CaptionPairConfig(['short'], ['long']), CaptionPairConfig(['long'], ['short'])]
 

@@ -17,7 +17,7 @@ from llm2clip.data.convert.samples import Sample
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.loader import count_tokens
 from llm2clip.data.masked_texts import build_masked_text_loader, mask_tokens
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')

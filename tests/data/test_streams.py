@@ -20,9 +20,9 @@ from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_index
 from llm2clip.data.vectors import vectors_of
 from llm2clip.preprocessing import Preprocessing
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.teacher.sidecars import sidecar_teacher
-from llm2clip.teacher.text_encoder import encode_texts
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

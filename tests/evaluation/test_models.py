@@ -20,15 +20,15 @@ from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import llm2clip.evaluation.models as evaluated
-import llm2clip.teacher.text_cache as text_cache
+import llm2clip.teacher.caption_teacher as caption_teacher
 from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
-from llm2clip.teacher.text_encoder import encode_texts
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]
 
@@ -71,7 +71,7 @@ def test_texts_are_embedded_once(
 def test_what_was_embedded_before_a_kill_is_kept(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_cache, '_BLOCK', 2)
+    monkeypatch.setattr(caption_teacher, '_BLOCK', 2)
     seen: list[str] = []
     embed = LLMTeacher.embed
 
@@ -88,7 +88,7 @@ def test_what_was_embedded_before_a_kill_is_kept(
     seen.extend(['again'] * 2)
     found = load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0]
     assert seen[6:] == TEXTS[4:]
-    monkeypatch.setattr(text_cache, '_BLOCK', 100)
+    monkeypatch.setattr(caption_teacher, '_BLOCK', 100)
     torch.testing.assert_close(found, load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0])
 
 

@@ -22,11 +22,11 @@ from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfi
 from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
-from llm2clip.models import modeling_llm2clip
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code import modeling_llm2clip
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher
-from llm2clip.teacher.text_encoder import encode_texts
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(VisionConfig('test_efficientnet', image_size=32, checkpoint='elsewhere.pth'),

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from parts import text_encoder_from_config
 from sentence_transformers import SentenceTransformer
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.export.sentence_model import export_sentence_transformers
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher, save_teacher
-from llm2clip.teacher.text_encoder import encode_texts, text_encoder_from_config
 
 TEXTS = ['a red square', 'a', 'a purple stripe painted by somebody who likes green']
 

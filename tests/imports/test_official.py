@@ -26,8 +26,8 @@ from llm2clip.config_files import load_config
 from llm2clip.imports.layouts import find_layout, from_official, official_names
 from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
-from llm2clip.teacher.text_encoder import encode_texts
 
 State = dict[str, torch.Tensor]
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
-from llm2clip.models.adapter import Adapter
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.remote_code.modeling_llm2clip import Adapter
 from llm2clip.training.algorithms.clamp_logit_scale import clamp_logit_scale
 from llm2clip.training.optim import parameter_groups
 

@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM
 
 from llm2clip.config import TextEncoderConfig
 from llm2clip.models.mntp import MaskedNextTokenPrediction, mntp_loss
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.llm import load_llm_and_head
-from llm2clip.teacher.text_encoder import TextEncoder
 
 
 @pytest.mark.parametrize('softcap', [None, 5.0])

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from parts import make_samples
+from parts import make_samples, text_encoder_from_config
 
 from llm2clip.config import AdapterConfig, EvaluateConfig, ModelConfig, Stage2Config, TextEncoderConfig, VisionConfig
 from llm2clip.config_files import load_config
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.text_encoder import text_encoder_from_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,8 +19,8 @@ from llm2clip.data.convert.samples import Sample
 from llm2clip.data.schema import read_samples
 from llm2clip.export.check import pictures
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy, rank_both_ways
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
-from llm2clip.teacher.text_encoder import encode_texts
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parts import text_encoder_from_config
 from transformers import (
     AutoModel,
     BertConfig,
@@ -25,8 +26,8 @@ from transformers import (
 )
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.llm import ARCHITECTURES, add_lora, load_llm
-from llm2clip.teacher.text_encoder import TextEncoder, text_encoder_from_config
 
 WINDOW = 4
 SMALL = {'vocab_size': 400, 'hidden_size': 32, 'intermediate_size': 64, 'num_attention_heads': 4,

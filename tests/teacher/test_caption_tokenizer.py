@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llm2clip.config import ConfigError, TextEncoderConfig
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.config import TextEncoderConfig
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 
 LONG = 'a purple stripe painted by somebody who likes green'
 
@@ -75,7 +75,7 @@ def test_truncation_is_counted_and_keeps_the_end_token(llm_folder: Path) -> None
 
 
 def test_what_leaves_no_room_is_an_error(llm_folder: Path) -> None:
-    with pytest.raises(ConfigError, match='max_length: 1 leaves no room'):
+    with pytest.raises(ValueError, match='max_length: 1 leaves no room'):
         _tokenizer(llm_folder, max_length=1)
     with pytest.raises(ValueError, match='leaves no room'):
         _tokenizer(llm_folder, max_length=10).tokenize(['a'], 'Find a caption that says the same as this one. ')
@@ -87,7 +87,7 @@ def test_a_template_that_is_not_there_is_an_error_only_if_asked_for(llm_folder: 
     bare = PreTrainedTokenizerFast.from_pretrained(llm_folder)
     bare.chat_template = None
     assert CaptionTokenizer(bare, TextEncoderConfig(pretrained='')).footer == []
-    with pytest.raises(ConfigError, match='no chat template'):
+    with pytest.raises(ValueError, match='no chat template'):
         CaptionTokenizer(bare, TextEncoderConfig(pretrained='', chat_template=True))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
-from parts import make_samples, write_dataset, write_sidecar
+from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
 from safetensors.torch import save_file
 from streaming import MDSWriter
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_columns, vector_rows, vectors_of
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.folders import OutputFolder
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts, token_batches
 from llm2clip.teacher.caption_teacher import (
     Embedded,
     LLMTeacher,
@@ -33,7 +34,6 @@ from llm2clip.teacher.caption_teacher import (
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.text_encoder import encode_texts, text_encoder_from_config, token_batches
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parts import text_encoder_from_config
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -16,11 +17,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.config_files import package_folder
-from llm2clip.teacher.caption_tokenizer import CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import (
+    CaptionTokenizer,
+    TextEncoder,
+    encode_texts,
+    last_pool,
+    mean_pool,
+    weighted_mean_pool,
+)
 from llm2clip.teacher.folder import load_teacher, save_teacher
 from llm2clip.teacher.llm import load_llm, load_llm_and_head
-from llm2clip.teacher.pooling import last_pool, mean_pool, weighted_mean_pool
-from llm2clip.teacher.text_encoder import TextEncoder, encode_texts, text_encoder_from_config
+from llm2clip.teacher.text_encoder import build_text_encoder
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
 
@@ -57,7 +64,7 @@ def test_the_encoder_pools_the_last_layer(llm_folder: Path) -> None:
     torch.testing.assert_close(encoder(**batch), mean_pool(states, batch['embed_mask']))
     last, _ = _encoder(llm_folder, pooling='last')
     torch.testing.assert_close(last(**batch)[0], states[0, batch['attention_mask'][0].sum() - 1])
-    with pytest.raises(ConfigError, match='pooling'):
+    with pytest.raises(ValueError, match='pooling'):
         _encoder(llm_folder, pooling='max')
 
 
@@ -207,7 +214,7 @@ def test_lora_on_a_projection_that_is_not_there_is_an_error(llm_folder: Path) ->
 
 
 def test_on_meta_nothing_is_in_memory(llm_folder: Path) -> None:
-    encoder, _ = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)), LoraConfig(), on_meta=True)
+    encoder = build_text_encoder(TextEncoderConfig(pretrained=str(llm_folder)), LoraConfig(), on_meta=True)
     assert all(p.is_meta for p in encoder.parameters())
     _, head = load_llm_and_head(TextEncoderConfig(pretrained=str(llm_folder)), on_meta=True)
     assert head.weight.is_meta and head.weight.shape == (400, 32)

@@ -14,7 +14,7 @@ from composer.loggers import Logger
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from llm2clip.models.sharding import own_name
+from llm2clip.models.sharding import own_name, whole
 
 __all__ = ['EMA']
 
@@ -47,7 +47,7 @@ class EMA(composer.algorithms.EMA):
         result = super().state_dict()
         for kind in ('named_parameters_dict', 'named_buffers_dict'):
             if kind in result.get('ema_model', {}):
-                result['ema_model'][kind] = {own_name(name): _whole(value)
+                result['ema_model'][kind] = {own_name(name): whole(value)
                                              for name, value in result['ema_model'][kind].items()}
         return result
 
@@ -62,10 +62,6 @@ class EMA(composer.algorithms.EMA):
         self.ema_model.named_parameters_dict = {
             name: _as(parameter, average[own_name(name)]) for name, parameter in model.named_parameters()
             if own_name(name) in average}
-
-
-def _whole(value: torch.Tensor) -> torch.Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,8 @@ from composer.utils import dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, encode_tokens
 from llm2clip.teacher.folder import load_teacher
-from llm2clip.teacher.text_encoder import TextEncoder, encode_tokens
 
 __all__ = ['OnlineTeacher', 'load_online_teacher', 'shard_encoder']
 

@@ -9,7 +9,8 @@ from typing import Optional
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from torch.distributed.tensor import DTensor
+
+from llm2clip.models.sharding import whole
 
 __all__ = ['StepMonitor', 'gradient_norm']
 
@@ -19,8 +20,7 @@ def gradient_norm(model: torch.nn.Module) -> float:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return 0.0
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return whole(torch.nn.utils.get_total_norm(gradients)).item()
 
 
 class StepMonitor(Algorithm):

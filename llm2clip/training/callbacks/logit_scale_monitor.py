@@ -5,7 +5,8 @@
 
 from composer.core import Callback, State
 from composer.loggers import Logger
-from torch.distributed.tensor import DTensor
+
+from llm2clip.models.sharding import whole
 
 __all__ = ['LogitScaleMonitor']
 
@@ -16,5 +17,4 @@ class LogitScaleMonitor(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         for name, parameter in state.model.named_parameters():
             if name.rsplit('.', 1)[-1] == 'logit_scale':
-                value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-                logger.log_metrics({'logit_scale': value.detach().exp().item()})
+                logger.log_metrics({'logit_scale': whole(parameter).detach().exp().item()})

@@ -3,15 +3,16 @@
 
 """LLM2CLIP as transformers loads it: the adapter, the model's methods, and what else it takes without this package.
 
-Exports with remote code hold a copy of this file, which ``trust_remote_code=True`` runs.  So it imports nothing else of
-this package, and no more than torch, transformers and, if the vision tower is one of timm's, timm.  Here,
-`llm2clip.export.hf.LLM2CLIPModel` puts the tower and the teacher of training into the same model, and every export
-compares the features of both.
+Exports with remote code hold a copy of this file, which ``trust_remote_code=True`` runs, and of the text encoder's.
+So it imports nothing else of this package, and no more than torch, transformers and, if the vision tower is one of
+timm's, timm.  Here, `llm2clip.export.hf.LLM2CLIPModel` puts the tower and the teacher of training into the same model,
+and every export compares the features of both.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import torch
@@ -19,6 +20,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+# Relative, since the copies in an export are no package of this name.
+from .text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
 
 try:  # transformers asks for every package that is imported outside of a try block
     import timm
@@ -174,110 +178,29 @@ _ENCODING = {'bidirectional', 'pooling', 'chat_template', 'instruction', 'max_le
 class Teacher:
     """The frozen LLM in a folder, loaded when it is first asked: captions -> vectors.
 
-    A caption is laid out as ``[BOS or template header][caption][end token]``; pooling sees the caption and the end
-    token.
-
     Args:
         folder: LLM, tokenizer and ``text_encoder.json``.
     """
 
     def __init__(self, folder: Path) -> None:
         how = json.loads((folder / 'text_encoder.json').read_text())
-        if how.keys() != _ENCODING or how['pooling'] not in ('mean', 'weighted_mean', 'last'):
-            raise ValueError(f'{folder}/text_encoder.json: expected {sorted(_ENCODING)}, with a pooling of mean, '
-                             f'weighted_mean or last; got {how}')
-        # Weights with LoRA in them are whole in float32 only.
-        self.folder = folder
-        self.dtype = torch.float32 if (folder / 'lora.safetensors').is_file() else getattr(torch, how['dtype'])
-        self.pooling, self.bidirectional, self.max_length = how['pooling'], how['bidirectional'], how['max_length']
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.trims = (False, False)
-        template = how['chat_template']
-        with_template = bool(self.tokenizer.chat_template) if template is None else template
-        self.header, self.footer = self._template_frame() if with_template else self._plain_frame()
-        self._llm: Any = None
+        if how.keys() != _ENCODING:
+            raise ValueError(f'{folder}/text_encoder.json: expected {sorted(_ENCODING)}; got {how}')
+        self.folder, self.how = folder, SimpleNamespace(**how)
+        self.tokenizer = CaptionTokenizer(AutoTokenizer.from_pretrained(folder), self.how)
+        self._encoder: Optional[TextEncoder] = None
 
-    @property
-    def llm(self) -> Any:
-        if self._llm is None:
+    def __call__(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        """``(N, llm_embed_dim)`` in float32 on the CPU, not normalised."""
+        if self._encoder is None:
             capped = getattr(AutoConfig.from_pretrained(self.folder), 'attn_logit_softcapping', None) is not None
-            llm: Any = AutoModel.from_pretrained(self.folder, dtype=self.dtype,
+            # Weights with LoRA in them are whole in float32 only.
+            dtype = 'float32' if (self.folder / 'lora.safetensors').is_file() else self.how.dtype
+            llm: Any = AutoModel.from_pretrained(self.folder, dtype=getattr(torch, dtype),
                                                  attn_implementation='eager' if capped else 'sdpa')
-            self._llm = getattr(llm, 'language_model', llm).eval().requires_grad_(False)
-        return self._llm
-
-    def _template_frame(self) -> tuple[list[int], list[int]]:
-        mark, space = '\u2063caption\u2063', '\u2003'
-        # Llama 3.2's template would otherwise write the day's date into every caption.
-        text = self.tokenizer.apply_chat_template([{'role': 'user', 'content': f'{space}{mark}{space}'}],
-                                                  tokenize=False, date_string='26 Jul 2024')
-        start, rest = text.split(mark)
-        # White space at a caption's ends goes where the template takes it away.
-        self.trims = not start.endswith(space), not rest.startswith(space)
-        before, after = self._ids(start.removesuffix(space)), self._ids(rest.removeprefix(space).rstrip())
-        end = next((i for i, token in enumerate(after) if token in self.tokenizer.all_special_ids), len(after))
-        return before, after[:end + 1]
-
-    def _plain_frame(self) -> tuple[list[int], list[int]]:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        header = [bos] if bos is not None and bos in self.tokenizer('').input_ids else []
-        return header, [eos] if self.pooling == 'last' else []
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
-
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text.
-
-        Raises:
-            ValueError: A text is empty.
-        """
-        empty = [i for i, text in enumerate(texts) if not text.strip()]
-        if empty:
-            raise ValueError(f'text {empty[0]} is empty')
-        room = self.max_length - len(self.header) - len(self.footer)
-        texts = [text.lstrip() if self.trims[0] else text for text in texts]
-        texts = [text.rstrip() if self.trims[1] else text for text in texts]
-        return [self.header + self._ids(text)[:room] + self.footer for text in texts]
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str], device: torch.device, batch_tokens: int = 4096) -> torch.Tensor:
-        """``(N, llm_embed_dim)`` in float32, not normalised.
-
-        Longest texts first, in batches with little padding, which in bfloat16 would change the vectors a little.
-        """
-        tokens = self.tokens(texts)
-        self.llm.to(device)
-        vectors = torch.empty(len(tokens), self.llm.config.hidden_size, device=device)
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
-        while order:
-            longest = len(tokens[order[0]])
-            most = max(1, batch_tokens // longest)
-            batch = [i for i in order[:most] if 10 * len(tokens[i]) >= 9 * longest]
-            order = order[len(batch):]
-            vectors[batch] = self._encode([tokens[i] for i in batch], device)
-        return vectors
-
-    def _encode(self, tokens: list[list[int]], device: torch.device) -> torch.Tensor:
-        pad = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if isinstance(i, int)), 0)
-        length = max(map(len, tokens))
-        ids = torch.tensor([row + [pad] * (length - len(row)) for row in tokens], device=device)
-        ends = torch.tensor([len(row) for row in tokens], device=device)
-        places = torch.arange(length, device=device)
-        attended = places < ends[:, None]
-        mask: torch.Tensor = attended.long()
-        if self.bidirectional:
-            # A 4-D additive mask that hides padding only replaces the causal one.
-            hidden = torch.zeros(attended.shape, dtype=self.llm.dtype, device=device)
-            hidden.masked_fill_(~attended, torch.finfo(hidden.dtype).min)
-            mask = hidden[:, None, None, :].expand(-1, 1, length, -1)
-        states = self.llm(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()
-        if self.pooling == 'last':
-            return states[torch.arange(len(tokens), device=device), ends - 1]
-        weights = (attended & (places >= len(self.header))).float()
-        if self.pooling == 'weighted_mean':
-            weights = weights * weights.cumsum(1)
-        return (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+            llm = getattr(llm, 'language_model', llm).eval().requires_grad_(False)
+            self._encoder = TextEncoder(llm, self.how).eval()
+        return encode_texts(self._encoder.to(device), self.tokenizer, texts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
