@@ -19,7 +19,7 @@ from bench_result import write_result
 from llm2clip.config import TextEncoderConfig
 from llm2clip.config_files import package_folder
 from llm2clip.data.convert.samples import Dropped
-from llm2clip.data.convert.wikipedia import wikipedia_summaries
+from llm2clip.data.convert.texts import wikipedia_summaries
 from llm2clip.teacher.text_encoder import encode_texts, load_text_encoder, token_batches
 
 SAMPLES, BATCH, BATCH_TOKENS, ROUNDS = 192, 32, 4096, 3

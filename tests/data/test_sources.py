@@ -100,7 +100,7 @@ def _end_of_member(path: Path, n: int) -> int:
 def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
     _tars(tmp_path / 'tars')
     splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', {'raw': 'caption'})
-    with pytest.raises(ValueError, match=r"00000\.tar: sample '0+' has no field 'caption'; it has .*raw_caption"):
+    with pytest.raises(ValueError, match=r"00000\.tar: sample '0+' has no 'caption'; it has .*raw_caption"):
         write_splits(splits, dropped, tmp_path / 'out')
     with pytest.raises(ConfigError, match='no file matches'):
         webdataset('/nowhere/*.tar', CAPTIONS)

@@ -24,9 +24,8 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert.card import CaptionCounts, write_card
-from llm2clip.data.convert.formats import unsupported_format
 from llm2clip.data.convert.samples import Dropped, Part, Sample
-from llm2clip.data.images import decode_image, decode_pixels, encode_image
+from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsupported_format
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
 from llm2clip.folders import OutputFolder, complete_folder
 
@@ -188,7 +187,7 @@ def _write_part(number: int) -> int:
     job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
     job.out.publish(f'{job.folder}/{_IDS_FILE}')
     record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
-              'captions': counts.to_json(), 'shards': shards}
+              'captions': vars(counts), 'shards': shards}
     job.out.commit(f'{job.folder}/{_PART_FILE}', json.dumps(record))
     return len(ids)
 
@@ -203,7 +202,7 @@ def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) 
         elif missing:
             dropped.add(f'no caption {" and ".join(missing)}', sample.sample_id)
         elif not _has_any(sample, config.require_any_caption):
-            dropped.filter(f'no caption {" or ".join(config.require_any_caption)}')
+            dropped.filtered[f'no caption {" or ".join(config.require_any_caption)}'] += 1
         elif (problem := _image_problem(sample, config)) is not None:
             dropped.add(problem, sample.sample_id)
         else:
@@ -254,7 +253,7 @@ def _finish(
     left_out = Dropped()
     for parts in records.values():
         for record in parts.values():
-            left_out.update(Dropped(record['dropped'], record['filtered']))
+            left_out.update(Dropped(record['dropped'], Counter(record['filtered'])))
     total = sum(written.values()) + len(left_out)
     if len(left_out) > config.max_dropped * total:
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
@@ -271,7 +270,7 @@ def _finish(
     captions = {split: CaptionCounts() for split in records}
     for split, parts in records.items():
         for record in parts.values():
-            captions[split].update(CaptionCounts.from_json(record['captions']))
+            captions[split].add_record(record['captions'])
     card = {**about, 'samples': written, 'dropped': left_out.counts(), 'dropped_ids': left_out.reasons}
     write_card(out, card, captions, CARD_FILE)
     return written

@@ -3,16 +3,20 @@
 
 """Flickr30k and COCO, whose test sets are those of Karpathy and Fei-Fei (arXiv 1412.2306)."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import read_csv, read_json
-from llm2clip.evaluation.sets.base import RetrievalSet
-from llm2clip.evaluation.sets.caption_lines import captions_of_lines
-from llm2clip.evaluation.sets.files import check_file, field, numbered, of_split, retrieval_set, text_field, texts_field
+from llm2clip.data.caption_files import field, parse_json, read_csv, read_json, text_field, texts_field
+from llm2clip.evaluation.sets.files import (
+    RetrievalSet,
+    captions_of_lines,
+    check_file,
+    numbered,
+    of_split,
+    retrieval_set,
+)
 
 __all__ = ['coco', 'flickr30k']
 
@@ -128,8 +132,5 @@ def _of_csv(name: str, path: str, split: str) -> _Images:
     """The file of nlphuji/flickr30k: the captions of an image are a JSON list in one cell."""
     for where, row in of_split(name, split, read_csv(path), path):
         file = text_field(row, 'filename', where)
-        try:
-            captions = json.loads(text_field(row, 'raw', where))
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{where}, {file}: \'raw\' is not a JSON list: {error}') from None
+        captions = parse_json(text_field(row, 'raw', where), f'{where}, {file}: \'raw\'')
         yield file, texts_field({'raw': captions}, 'raw', f'{where}, {file}')
