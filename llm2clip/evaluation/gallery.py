@@ -5,7 +5,6 @@
 
 import base64
 import html
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from urllib.parse import quote
 
 import torch
 
-from llm2clip.data.images import decode_image
+from llm2clip.data.images import decode_image, encode_image
 from llm2clip.evaluation.page import picture, section, write_page
 from llm2clip.evaluation.retrieval import RetrievalResult
-from llm2clip.evaluation.sets.base import RetrievalSet
+from llm2clip.evaluation.sets.files import RetrievalSet
 
 __all__ = ['make_gallery', 'thumbnail', 'write_search_page']
 
@@ -30,9 +29,7 @@ def thumbnail(data: bytes, name: str, side: int = _SIDE) -> str:
     """A small JPEG as a data URI."""
     image = decode_image(data, name)
     image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, 'JPEG', quality=85)
-    return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+    return f'data:image/jpeg;base64,{base64.b64encode(encode_image(image, "JPEG", quality=85)).decode()}'
 
 
 def _choose(ranks: torch.Tensor, margins: torch.Tensor, n: int) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ tower."""
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Protocol, Union
 
@@ -14,7 +15,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from composer.devices import Device
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
@@ -58,14 +58,9 @@ class EvaluatedModel(Protocol):
         ...
 
 
-class _OurTransform:
+def _preprocess_ours(preprocessing: Preprocessing, data: bytes, name: str) -> torch.Tensor:
     """As in training's evaluation."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.transform = eval_transform(preprocessing)
-
-    def __call__(self, data: bytes, name: str) -> torch.Tensor:
-        return self.transform(decode_pixels(data, name))
+    return eval_transform(preprocessing)(decode_pixels(data, name))
 
 
 class TrainedLLM2CLIP:
@@ -79,7 +74,7 @@ class TrainedLLM2CLIP:
     def __init__(self, model: LLM2CLIP, teacher: Teacher) -> None:
         self.model, self.teacher = model, teacher
         self.device = model.logit_scale.device
-        self.preprocess = _OurTransform(model.vision_encoder.preprocessing)
+        self.preprocess = partial(_preprocess_ours, model.vision_encoder.preprocessing)
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,15 +88,9 @@ class TrainedLLM2CLIP:
         return torch.cat(features), truncated
 
 
-class _ProcessorTransform:
-    """A Hugging Face image processor's."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, data: bytes, name: str) -> torch.Tensor:
-        image: Image.Image = decode_image(data, name)
-        return self.processor(images=image, return_tensors='pt')['pixel_values'][0]
+def _preprocess_theirs(processor: Any, data: bytes, name: str) -> torch.Tensor:
+    """By a Hugging Face image processor."""
+    return processor(images=decode_image(data, name), return_tensors='pt')['pixel_values'][0]
 
 
 class HuggingFaceCLIP:
@@ -119,7 +108,7 @@ class HuggingFaceCLIP:
         try:
             model: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
-            self.preprocess = _ProcessorTransform(AutoImageProcessor.from_pretrained(name))
+            self.preprocess = partial(_preprocess_theirs, AutoImageProcessor.from_pretrained(name))
         except (OSError, ValueError) as error:
             raise ConfigError(f'pretrained: {name} is no CLIP-like model of transformers: '
                               f'{str(error).splitlines()[0]}') from None
