@@ -12,8 +12,7 @@ from composer.core import DataSpec
 
 from llm2clip.config import CaptionDataConfig, ConfigError, MNTPConfig
 from llm2clip.data.captions import draw_caption
-from llm2clip.data.loader import SeededDataset, build_loader, count_tokens, text_streams
-from llm2clip.data.microbatches import split_by_length
+from llm2clip.data.loader import SeededDataset, build_loader, count_tokens, split_by_length, text_streams
 from llm2clip.data.schema import SAMPLE_ID, caption_column
 from llm2clip.data.streams.verified_stream import VerifiedStream
 

@@ -19,12 +19,11 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
 from llm2clip.data.images import decode_image, decode_pixels
-from llm2clip.data.transforms import eval_transform
+from llm2clip.data.transforms import Preprocessing, eval_transform
 from llm2clip.data.vectors import concatenate
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.preprocessing import Preprocessing
 from llm2clip.teacher.caption_teacher import build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import check_encoding, teacher_config, teacher_fingerprint
@@ -155,15 +154,8 @@ def _cached_teacher(
     return CachedTeacher(cache, fingerprint, config.precision, load)
 
 
-def _cached_teachers(
-    configs: Sequence[TeacherConfig], expected: Optional[Fingerprint], cache: Union[str, Path], device: Device,
-    what: str,
-) -> Teacher:
+def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
     """A teacher whose vectors are those of several, concatenated as in training."""
-    teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, expected or [None])]
-    if len(teachers) == 1:
-        return teachers[0]
-
     def concatenated(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
         return concatenate(vectors), max(truncated)
@@ -192,10 +184,7 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
         raise ConfigError(f'{key}.vision: required but not set, since official is')
     if config.official is not None and not Path(config.official).exists():
         raise ConfigError(f'{key}.official: there is no {config.official}')
-    teachers, expected = _teachers(config, key)
-    if len(teachers) != len(expected or [None]):
-        raise ConfigError(f'{_what(config)} learned from {len(expected or [None])} teachers, not from {len(teachers)}')
-    for teacher, fingerprint in zip(teachers, expected or [None]):
+    for teacher, fingerprint in _teachers(config, key):
         if teacher.teacher is not None:
             try:
                 teacher_config(teacher.teacher)
@@ -209,9 +198,9 @@ def _what(config: EvaluatedModelConfig) -> str:
     return str(config.run or config.export or config.official)
 
 
-def _teachers(config: EvaluatedModelConfig, key: str) -> tuple[list[TeacherConfig], Optional[Fingerprint]]:
-    """The teachers that a model is given, and those that it learned from, if that is known."""
-    expected, folders = None, []
+def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherConfig, Optional[Fingerprint]]]:
+    """The teachers that a model is given, each with the one that it learned from, if that is known."""
+    expected, folders = [None], []
     if config.export is not None:
         if not is_exported(config.export):
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
@@ -225,12 +214,15 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> tuple[list[TeacherConfi
             raise ConfigError(f'{key}.run: {error}') from None
         expected, folders = record.teacher, [] if run_config.teacher is None else [run_config.teacher]
     if config.teacher is not None or config.text_encoder is not None or config.sentence_transformer is not None:
-        return [config], expected
-    folders = config.teachers or folders
-    if not folders or not all(Path(folder).is_dir() for folder in folders):
+        teachers: list[TeacherConfig] = [config]
+    elif not (folders := config.teachers or folders) or not all(Path(folder).is_dir() for folder in folders):
         raise ConfigError(f'{key}.teacher: required but not set, since '
                           f'{", ".join(folders) or "what is evaluated"} names no folder of a teacher')
-    return [dataclasses.replace(config, teacher=folder) for folder in folders], expected
+    else:
+        teachers = [dataclasses.replace(config, teacher=folder) for folder in folders]
+    if len(teachers) != len(expected):
+        raise ConfigError(f'{_what(config)} learned from {len(expected)} teachers, not from {len(teachers)}')
+    return list(zip(teachers, expected))
 
 
 def load_evaluated_model(
@@ -251,7 +243,6 @@ def load_evaluated_model(
     check_evaluated_model(config, key)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device)
-    teachers, expected = _teachers(config, key)
     if config.export is not None:
         model = LLM2CLIPModel.from_pretrained(config.export).eval().model
     elif config.run is not None:
@@ -262,5 +253,5 @@ def load_evaluated_model(
         model = imported.model
         if config.teacher is not None:
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
-    return TrainedLLM2CLIP(device.module_to_device(model),
-                           _cached_teachers(teachers, expected, cache, device, _what(config)))
+    teachers = [_cached_teacher(*pair, cache, device, _what(config)) for pair in _teachers(config, key)]
+    return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers))

@@ -12,8 +12,7 @@ from PIL import Image
 
 from llm2clip.config import ConfigError
 from llm2clip.data.images import decode_pixels, encode_image
-from llm2clip.data.transforms import eval_transform
-from llm2clip.preprocessing import Preprocessing
+from llm2clip.data.transforms import Preprocessing, eval_transform
 
 __all__ = ['TOLERANCE', 'check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
 

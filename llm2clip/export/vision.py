@@ -21,12 +21,12 @@ from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data.image_processing_llm2clip import upright_rgb
+from llm2clip.data.transforms import Preprocessing
 from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
 from llm2clip.export.model_card import model_card
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
-from llm2clip.preprocessing import Preprocessing
 from llm2clip.teacher.fingerprint import TeacherRecord
 
 __all__ = ['KIND', 'export_vision', 'image_processor']

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.streams.verified_stream import ShardError
-from llm2clip.preprocessing import Preprocessing
+from llm2clip.data.transforms import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SECONDS = 60

@@ -20,11 +20,11 @@ from transformers import AutoImageProcessor
 from llm2clip.config import ConfigError
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor, upright_rgb
+from llm2clip.data.transforms import Preprocessing
 from llm2clip.export import vision as vision_export
 from llm2clip.export.check import check_pictures, pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.vision import export_vision
-from llm2clip.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
 

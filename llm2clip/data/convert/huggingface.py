@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from llm2clip.config import ConfigError
-from llm2clip.data.convert.columns import Captions, Columns, longest_list
 from llm2clip.data.convert.samples import HELDOUT, Dropped, Part, Sample, Splits, check_heldout_share
+from llm2clip.data.convert.table import Captions, Columns, longest_list
 
 __all__ = ['huggingface']
 

@@ -56,7 +56,7 @@ def test_other_columns(tmp_path: Path) -> None:
     ('e.jsonl', '{"image": "a.png", "caption": "x"}\n{"image": "a.png"}\n',
      r"e.jsonl:2 has no 'caption'; it has image"),
     ('f.jsonl', '{"image": "a.png", "caption": 3}', r"f.jsonl:1: expected texts in 'image' and 'caption', found"),
-    ('g.json', '["a.png"]', r'g.json: expected an object with 'image', found .a.png'),
+    ('g.json', '["a.png"]', r"g.json: expected an object with 'image', found .a.png"),
     ('h.json', '{"image":', r'h.json: not JSON'),
     ('i.csv', 'image,caption\na.png,\n', r'i.csv has no captions'),
     ('j.csv', 'image,caption\n', r'j.csv has no rows'),
