@@ -19,8 +19,8 @@ from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = [
-    'SeededDataset', 'all_caption_keys', 'build_loader', 'count_tokens', 'device_batch_size', 'split_by_length',
-    'stream_arguments', 'streaming_dataset', 'text_sides', 'text_streams',
+    'SeededDataset', 'TextDataset', 'all_caption_keys', 'build_loader', 'build_text_loader', 'count_tokens',
+    'device_batch_size', 'split_by_length', 'stream_arguments', 'streaming_dataset', 'text_sides',
 ]
 
 _MASK = 'attention_mask'
@@ -51,6 +51,29 @@ class SeededDataset(SafeDataset):
     def sample_seed(self, sample: dict[str, Any]) -> int:
         """Seed of this sample in this epoch."""
         return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
+
+
+class TextDataset(SeededDataset):
+    """Samples of stage 1, made into what a batch needs each time they are seen.
+
+    Args:
+        streams: Caption, text or image datasets.
+        make: A sample, the index of its stream and its seed in this epoch -> what goes into a batch, besides its
+            position and its id.
+        **kwargs: Passed to SeededDataset.
+    """
+
+    def __init__(
+        self, streams: Sequence[VerifiedStream], make: Callable[[dict[str, Any], int, int], dict[str, Any]],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(streams, **kwargs)
+        self.make = make
+
+    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(at)
+        made = self.make(sample, self.stream_of(at), self.sample_seed(sample))
+        return {'index': at, 'sample_id': sample[SAMPLE_ID], **made}
 
 
 def streaming_dataset(data: DataSpec) -> StreamingDataset:
@@ -102,23 +125,6 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
     if not keys:
         raise ConfigError(f'{key}.streams.{name}.local: the dataset in {stream.local} has no captions')
     return keys
-
-
-def text_streams(config: CaptionDataConfig, columns: Sequence[Sequence[str]], key: str) -> list[VerifiedStream]:
-    """Stage 1's streams, their columns checked.
-
-    Args:
-        config: The streams.
-        columns: The columns that are read from each.
-        key: Where `config` stands in the configuration.
-    """
-    streams = []
-    for (name, stream), needed in zip(config.streams.items(), columns):
-        arguments = stream_arguments(name, stream, key)
-        if stream.remote is None:
-            check_dataset(stream.local, [SAMPLE_ID, *needed])
-        streams.append(VerifiedStream(**arguments))
-    return streams
 
 
 def count_tokens(batch: dict[str, Any]) -> dict[str, int]:
@@ -183,6 +189,47 @@ def build_loader(
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']), **data_spec)
+
+
+def build_text_loader(
+    make: Callable[[dict[str, Any], int, int], dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    columns: Sequence[Sequence[str]],
+    config: CaptionDataConfig,
+    global_batch_size: int,
+    seed: int,
+    train: bool,
+    key: str,
+    batching_method: str = 'random',
+) -> DataSpec:
+    """Loader of stage 1's batches, its streams' columns checked.
+
+    Args:
+        make: As for `TextDataset`.
+        collate: What it made -> batch, besides positions and ids.
+        columns: The columns that are read from each stream.
+        config: Streams, order and workers.
+        global_batch_size: Samples per step over all ranks.
+        seed: Seed of everything random about a sample.
+        train: As for `build_loader`; microbatches are then of texts of similar length.
+        key: Where `config` stands in the configuration.
+        batching_method: As for `build_loader`.
+    """
+    streams = []
+    for (name, stream), needed in zip(config.streams.items(), columns):
+        arguments = stream_arguments(name, stream, key)
+        if stream.remote is None:
+            check_dataset(stream.local, [SAMPLE_ID, *needed])
+        streams.append(VerifiedStream(**arguments))
+
+    def collate_all(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {'index': torch.tensor([sample['index'] for sample in samples]),
+                'sample_id': [sample['sample_id'] for sample in samples], **collate(samples)}
+
+    return build_loader(
+        lambda **kwargs: TextDataset(streams, make, seed=seed, **kwargs), config, config.streams, global_batch_size,
+        train, key, collate_all, batching_method, split_batch=split_by_length if train else None,
+        get_num_tokens_in_batch=count_tokens)
 
 
 def text_sides(batch: dict[str, Any]) -> list[str]:

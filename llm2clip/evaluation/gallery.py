@@ -4,6 +4,7 @@
 """What a model found, to look at: the best, median and worst queries of a benchmark, and the answers of a search."""
 
 import base64
+import functools
 import html
 import os
 from collections.abc import Iterable, Sequence
@@ -62,13 +63,11 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
     for text, image in right.tolist():
         images_of.setdefault(text, set()).add(image)
         texts_of.setdefault(image, set()).add(text)
-    pictures: dict[int, str] = {}
 
+    @functools.cache
     def shown(i: int) -> str:
-        if i not in pictures:
-            position = result.images[i]
-            pictures[i] = thumbnail(dataset.read_image(position), dataset.image_ids[position])
-        return pictures[i]
+        position = result.images[i]
+        return thumbnail(dataset.read_image(position), dataset.image_ids[position])
 
     by_text = _rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)
     by_image = _rows(result.image_features, text_features, result.ranks.images, texts_of, n, top)

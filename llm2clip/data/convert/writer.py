@@ -240,15 +240,8 @@ def _finish(
     records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
     about: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Check all parts together, then write the indices and last the card.
-
-    Args:
-        records: Split -> folder of a part -> what was written of it.
-        dropped: As for `write_splits`, and so are the others.
-        out: The folder.
-        config: How it was written.
-        about: Facts about the source.
-    """
+    """Check all parts together, then write the indices and last the card; `records` has, for each split, the folders
+    of its parts with what was written of each."""
     written = {split: sum(record['samples'] for record in parts.values()) for split, parts in records.items()}
     left_out = Dropped()
     for parts in records.values():
@@ -288,13 +281,11 @@ def _check_unique(out: OutputFolder, split: str, folders: list[str]) -> None:
 
 
 def _check_same_columns(split: str, parts: Mapping[str, dict[str, Any]]) -> None:
-    first: Optional[tuple[str, list[str]]] = None
-    for folder, record in parts.items():
-        for shard in record['shards'][:1]:
-            first = first or (folder, shard['column_names'])
-            if shard['column_names'] != first[1]:
-                raise ValueError(f'{folder} of split {split!r} has columns {shard["column_names"]}, but {first[0]} has '
-                                 f'{first[1]}')
+    columns = {folder: record['shards'][0]['column_names'] for folder, record in parts.items() if record['shards']}
+    first = next(iter(columns))
+    for folder, names in columns.items():
+        if names != columns[first]:
+            raise ValueError(f'{folder} of split {split!r} has columns {names}, but {first} has {columns[first]}')
 
 
 def _merged_index(parts: Mapping[str, dict[str, Any]]) -> str:

@@ -43,7 +43,7 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
         split: ``train``, ``val`` or ``test``.  A file without splits must have the split's name in its own, or be
             taken whole with ``all``.
     """
-    return _karpathy('flickr30k', images, annotations, split, None)
+    return retrieval_set('flickr30k', _read('flickr30k', annotations, split), annotations, images)
 
 
 def coco(
@@ -69,40 +69,27 @@ def coco(
         captions_per_image: The first so many captions; a few images have six or seven.  Null: all, as CLIP_benchmark
             takes them.
     """
-    return _karpathy('coco', images, annotations, split, captions_per_image)
-
-
-def _karpathy(
-    name: str, images: str, annotations: str, split: str, captions_per_image: Optional[int]
-) -> RetrievalSet:
-    check_file(name, 'annotations', annotations)
-    found = [(image, captions[:captions_per_image]) for image, captions in _read(name, annotations, split)]
-    return retrieval_set(name, found, annotations, images)
+    found = ((image, captions[:captions_per_image]) for image, captions in _read('coco', annotations, split))
+    return retrieval_set('coco', found, annotations, images)
 
 
 def _read(name: str, path: str, split: str) -> _Images:
     """Image file and captions, of one split."""
+    check_file(name, 'annotations', path)
     suffix = Path(path).suffix
     if suffix == '.csv':
         return _of_csv(name, path, split)
-    if suffix != '.json':
-        _check_whole(name, path, split)
-        return iter(captions_of_lines(path).items())
-    content = read_json(path)
-    if isinstance(content, list):
-        _check_whole(name, path, split)
-        return _of_list(content, path)
-    if isinstance(content, dict) and 'annotations' in content:
-        _check_whole(name, path, split)
-        return _of_coco(content, path)
-    return _of_splits(name, content, path, split)
-
-
-def _check_whole(name: str, path: str, split: str) -> None:
-    """A file without splits is one: its name should say which."""
+    content = read_json(path) if suffix == '.json' else None
+    if suffix == '.json' and not isinstance(content, list) and not (
+            isinstance(content, dict) and 'annotations' in content):
+        return _of_splits(name, content, path, split)
+    # A file without splits is one: its name should say which.
     if split != 'all' and split not in Path(path).name.lower():
         raise ConfigError(f'{name}: source.split: {path} has no splits, and its name does not say {split!r}; '
                           f'split: all takes all of it')
+    if suffix != '.json':
+        return iter(captions_of_lines(path).items())
+    return _of_list(content, path) if isinstance(content, list) else _of_coco(content, path)
 
 
 def _of_splits(name: str, content: Any, path: str, split: str) -> _Images:
