@@ -9,10 +9,9 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Protocol, Union
+from typing import Any, Optional, Union
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from composer.devices import Device
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -36,34 +35,15 @@ _TEXTS = 256
 Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
 
 
-class EvaluatedModel(Protocol):
-    """Images and texts -> features of length 1 in one space."""
-
-    preprocess: Callable[[bytes, str], torch.Tensor]
-    """Encoded image and its name -> ``(3, H, W)``; picklable."""
-    device: torch.device
-
-    @property
-    def model(self) -> nn.Module:
-        """Whose weights decide the features of images."""
-        ...
-
-    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""
-        ...
-
-    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        """N texts -> ``(N, D)`` on the CPU, and how many were longer than the model reads and lost their end."""
-        ...
-
-
 def _preprocess_ours(preprocessing: Preprocessing, data: bytes, name: str) -> torch.Tensor:
     """As in training's evaluation."""
     return eval_transform(preprocessing)(decode_pixels(data, name))
 
 
 class TrainedLLM2CLIP:
-    """Vision tower and adapter, with the teacher's vectors of texts.
+    """Vision tower and adapter, with the teacher's vectors of texts: features of length 1 in one space.
+
+    Its `preprocess` takes an encoded image and its name to ``(3, H, W)``, and can be pickled.
 
     Args:
         model: In evaluation mode, on its device.
@@ -77,11 +57,13 @@ class TrainedLLM2CLIP:
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""
         pooled = self.model.vision_encoder(pixel_values)
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1), pooled.float()
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """N texts -> ``(N, D)`` on the CPU, and how many were longer than the model reads and lost their end."""
         vectors, truncated = self.teacher(texts)
         features = [self.model.get_text_features(block.to(self.device)).cpu() for block in vectors.split(4096)]
         return torch.cat(features), truncated
@@ -93,7 +75,8 @@ def _preprocess_theirs(processor: Any, data: bytes, name: str) -> torch.Tensor:
 
 
 class HuggingFaceCLIP:
-    """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`.
+    """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`, as
+    `TrainedLLM2CLIP`.
 
     Args:
         name: Hub name or local folder.
@@ -138,6 +121,9 @@ class HuggingFaceCLIP:
             truncated += sum(len(ids) > self._text_arguments['max_length']
                              for ids in self.tokenizer(block, verbose=False).input_ids)
         return torch.cat(features), truncated
+
+
+EvaluatedModel = Union[TrainedLLM2CLIP, HuggingFaceCLIP]
 
 
 def _cached_teacher(

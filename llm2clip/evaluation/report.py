@@ -36,8 +36,7 @@ from typing import Any, Optional, Union
 
 from llm2clip.command import SECONDS_FILE
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.charts import CHANCE, bars, curves
-from llm2clip.evaluation.page import chip, picture, section, table
+from llm2clip.evaluation.page import CHANCE, bars, chip, curves, picture, section, table
 from llm2clip.evaluation.tables import Table, accuracy_tables, partial_note, retrieval_tables
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 

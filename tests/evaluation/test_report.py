@@ -12,8 +12,7 @@ from recipes_in_process import run_recipe
 
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.charts import bars
-from llm2clip.evaluation.page import write_page
+from llm2clip.evaluation.page import bars, write_page
 from llm2clip.evaluation.report import report_parts
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 

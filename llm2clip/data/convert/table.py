@@ -60,9 +60,7 @@ class Columns:
             captions: Caption key -> column, or one column.
             tables: Name of each table, for messages -> its columns and their types.
             longest: Column of lists -> the number of texts in its longest list, over all tables.
-            image: As the field.
-            images: As the field.
-            sample_id: As the field.
+            image, images, sample_id: As the fields.
 
         Raises:
             ConfigError: A table lacks a column, a column has another type than expected, or there is no such folder.
@@ -112,7 +110,9 @@ class Columns:
         """
         for number, row in enumerate(rows, first):
             sample_id = str(row[self.sample_id]) if self.sample_id else f'{name}:{number}'
-            image = _image(row[self.image]) if self.image else None
+            image = row[self.image] if self.image else None
+            if isinstance(image, dict):
+                image = image.get('bytes') or image.get('path')
             if heldout and is_held_out(image or sample_id, heldout, seed) is not held_out:
                 continue
             if self.image and not image:
@@ -154,13 +154,6 @@ def _is_list(schema: pyarrow.Schema, column: str, path: str) -> bool:
     if pyarrow.types.is_nested(text) or pyarrow.types.is_binary(text) or pyarrow.types.is_large_binary(text):
         raise ConfigError(f'{path}: column {column!r} holds {kind}, expected texts or lists of texts')
     return is_list
-
-
-def _image(value: Any) -> Union[bytes, str, None]:
-    """The bytes of an image, or else its path."""
-    if isinstance(value, dict):
-        value = value.get('bytes') or value.get('path')
-    return value or None
 
 
 def table(

@@ -136,17 +136,13 @@ def _read_record(job: _Job) -> Optional[dict[str, Any]]:
 
 def _run(num_workers: int) -> Iterator[int]:
     """Write all jobs; yields how many samples have been written so far."""
-    total = 0
     if num_workers <= 1:
-        for job in range(len(_jobs)):
-            total += _write_part(job)
-            yield total
+        yield from itertools.accumulate(map(_write_part, range(len(_jobs))))
         return
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'))
     try:
-        for future in as_completed([pool.submit(_write_part, job) for job in range(len(_jobs))]):
-            total += future.result()
-            yield total
+        done = as_completed([pool.submit(_write_part, job) for job in range(len(_jobs))])
+        yield from itertools.accumulate(future.result() for future in done)
     finally:
         # After an error the parts that are being written are finished, the others are not begun.
         pool.shutdown(wait=False, cancel_futures=True)
