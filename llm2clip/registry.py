@@ -29,7 +29,7 @@ Registry = Mapping[str, str]
 SOURCES: Registry = {
     'caption_csv': 'llm2clip.data.convert.image_folder:caption_csv',
     'emoji': 'llm2clip.data.convert.emoji:emoji',
-    'huggingface': 'llm2clip.data.convert.huggingface:huggingface',
+    'huggingface': 'llm2clip.data.convert.table:huggingface',
     'image_folder': 'llm2clip.data.convert.image_folder:image_folder',
     'plain_text': 'llm2clip.data.convert.texts:plain_text',
     'table': 'llm2clip.data.convert.table:table',

@@ -17,9 +17,9 @@ from composer.devices import Device
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
-from llm2clip.data.images import decode_image, decode_pixels
-from llm2clip.data.transforms import Preprocessing, eval_transform
+from llm2clip.data.images import decode_image
 from llm2clip.data.vectors import concatenate
+from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -35,11 +35,6 @@ _TEXTS = 256
 Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
 
 
-def _preprocess_ours(preprocessing: Preprocessing, data: bytes, name: str) -> torch.Tensor:
-    """As in training's evaluation."""
-    return eval_transform(preprocessing)(decode_pixels(data, name))
-
-
 class TrainedLLM2CLIP:
     """Vision tower and adapter, with the teacher's vectors of texts: features of length 1 in one space.
 
@@ -53,7 +48,7 @@ class TrainedLLM2CLIP:
     def __init__(self, model: LLM2CLIP, teacher: Teacher) -> None:
         self.model, self.teacher = model, teacher
         self.device = model.logit_scale.device
-        self.preprocess = partial(_preprocess_ours, model.vision_encoder.preprocessing)
+        self.preprocess = partial(training_pixels, preprocessing=model.vision_encoder.preprocessing)
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

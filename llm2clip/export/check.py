@@ -49,9 +49,9 @@ def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
     }
 
 
-def training_pixels(data: bytes, preprocessing: Preprocessing) -> torch.Tensor:
-    """``(3, image_size, image_size)``: an encoded picture as training's evaluation sees it."""
-    return eval_transform(preprocessing)(decode_pixels(data, 'check'))
+def training_pixels(data: bytes, name: str = 'check', *, preprocessing: Preprocessing) -> torch.Tensor:
+    """``(3, image_size, image_size)``: an encoded picture, named for messages, as training's evaluation sees it."""
+    return eval_transform(preprocessing)(decode_pixels(data, name))
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def check_pictures(
         what: For the message.
     """
     for name, data in pictures(preprocessing.image_size).items():
-        pixels = training_pixels(data, preprocessing)[None]
+        pixels = training_pixels(data, preprocessing=preprocessing)[None]
         check_same(lambda _, data=data: found(Image.open(io.BytesIO(data))), expected, pixels, f'{what}, {name}')
 
 

@@ -160,7 +160,7 @@ def _check_timm_pixels(transform: Any, preprocessing: Preprocessing) -> None:
     std = torch.tensor(preprocessing.std)[:, None, None]
     for name, data in pictures(preprocessing.image_size, cropped=6).items():
         found = transform(upright_rgb(Image.open(io.BytesIO(data))))
-        difference = 255 * ((found - training_pixels(data, preprocessing)) * std).abs().mean().item()
+        difference = 255 * ((found - training_pixels(data, preprocessing=preprocessing)) * std).abs().mean().item()
         if not difference <= TIMM_TOLERANCE:
             raise ConfigError(f"timm's transform of {name} differs from that of training by {difference:.1f} of 255 in "
                               'the mean')

@@ -18,7 +18,7 @@ from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.texts import text_pairs, wikipedia_summaries
-from llm2clip.data.convert.writer import is_complete, write_splits
+from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_columns, read_samples
 from llm2clip.folders import OutputFolder
 
@@ -55,7 +55,7 @@ def test_too_many_bad_samples_fail_and_leave_no_dataset(tmp_path: Path) -> None:
     samples = [*make_samples(8), Sample('broken', {'short': 'a', 'long': 'b'}, b'x')]
     with pytest.raises(ValueError, match='1 of 9 .*max_dropped=0.02.*broken'):
         write_dataset(samples, tmp_path / 'out')
-    assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
+    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
 
 
 def test_duplicates_and_other_captions_are_errors(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsu
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
 from llm2clip.folders import OutputFolder, complete_folder
 
-__all__ = ['CARD_FILE', 'is_complete', 'write_splits']
+__all__ = ['CARD_FILE', 'write_splits']
 
+# Written last: a folder that has it is complete.
 CARD_FILE = 'dataset.json'
 _PART_FILE = 'part.json'
 _IDS_FILE = 'ids.npy'
@@ -50,11 +51,6 @@ class _Job(NamedTuple):
 
 # Set before the processes fork, so that sources need not be picklable.
 _jobs: list[_Job] = []
-
-
-def is_complete(out: OutputFolder) -> bool:
-    """Whether `write_splits` has finished in this folder."""
-    return out.fetch(CARD_FILE)
 
 
 def write_splits(

@@ -79,7 +79,7 @@ def _read(name: str, path: str, split: str) -> _Images:
     suffix = Path(path).suffix
     if suffix == '.csv':
         return _of_csv(name, path, split)
-    content = read_json(path) if suffix == '.json' else None
+    content: Any = read_json(path) if suffix == '.json' else None
     if suffix == '.json' and not isinstance(content, list) and not (
             isinstance(content, dict) and 'annotations' in content):
         return _of_splits(name, content, path, split)
