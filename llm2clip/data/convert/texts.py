@@ -12,7 +12,17 @@ from typing import Any, Union
 
 from llm2clip.config_files import package_folder
 from llm2clip.data.caption_files import read_json_lines, read_lines
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, hold_out, is_held_out, matching_files, one_part
+from llm2clip.data.convert.samples import (
+    HELDOUT,
+    Dropped,
+    Part,
+    Sample,
+    Splits,
+    hold_out,
+    is_held_out,
+    matching_files,
+    one_part,
+)
 
 __all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
 
@@ -39,10 +49,8 @@ def text_pairs(files: Union[str, Sequence[str]], heldout_share: float = 0.0) -> 
             if is_held_out(sample_id, heldout_share) is held_out:
                 yield Sample(sample_id, _pair(record, where), required=('query', 'positive'))
 
-    def parts(held_out: bool) -> list[Part]:
-        return [Part(Path(name).name, partial(samples, name, held_out)) for name in paths]
-
-    return {'train': parts(False), **({'heldout': parts(True)} if heldout_share else {})}, Dropped()
+    return {split: [Part(Path(name).name, partial(samples, name, split == HELDOUT)) for name in paths]
+            for split in (('train', HELDOUT) if heldout_share else ('train',))}, Dropped()
 
 
 def _pair(record: Any, where: str) -> dict[str, str]:

@@ -71,22 +71,11 @@ class ImageFiles:
 def _image_files(name: str, folder: str, files: Sequence[str]) -> ImageFiles:
     """A reader of `files`, paths inside `folder`, all of which exist.
 
-    Every folder is listed once, which is faster than asking for each file.
-
     Raises:
         ConfigError: The folder or images are missing.
     """
     check_folder(name, 'images', folder)
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for file in files:
-        inside, base = os.path.split(file)
-        if inside not in listed:
-            path = os.path.join(folder, inside)
-            listed[inside] = set(os.listdir(path)) if os.path.isdir(path) else set()
-        if base not in listed[inside]:
-            missing.append(file)
-    if missing:
+    if missing := [file for file in files if not os.path.isfile(os.path.join(folder, file))]:
         first = Path(folder, missing[0])
         raise ConfigError(f'{name}: {len(missing):,} of {len(files):,} images are missing, the first of them is '
                           f'{first}; {found_in(first.parent)}')
