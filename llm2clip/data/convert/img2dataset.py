@@ -64,11 +64,7 @@ def _samples(path: str, captions: dict[str, str], id_field: str, dropped: Droppe
                 continue
             texts = {key: str(field(fields, name, where) or '') for key, name in captions.items()}
             yield Sample(sample_id, texts, image)
-    _check_count(path, count)
-
-
-def _check_count(path: str, count: int) -> None:
-    """A tar that was cut off between two files reads like a whole one; img2dataset says how many there should be."""
+    # A tar that was cut off between two files reads like a whole one; img2dataset says how many there should be.
     stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
     if stats.is_file() and (expected := json.loads(stats.read_text())['successes']) != count:
         raise ValueError(f'{path} is cut off: it has {count} samples, but {stats.name} says {expected}')
