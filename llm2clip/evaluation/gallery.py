@@ -92,9 +92,7 @@ def _rows(
     return rows
 
 
-def write_search_page(
-    path: str, seen: str, answers: Iterable[tuple[str, Sequence[tuple[str, float]]]]
-) -> None:
+def write_search_page(path: str, seen: str, answers: Iterable[tuple[str, Sequence[tuple[str, float]]]]) -> None:
     """Write a page with the pictures that a search found, each of which leads to its file.
 
     Args:

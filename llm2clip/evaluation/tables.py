@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 __all__ = ['PAPER', 'Table', 'accuracy_tables', 'markdown', 'partial_note', 'result_tables', 'retrieval_tables']
 
-# What the paper reports (arXiv 2411.04997 v5, table 1), to stand beside our own numbers.
 _PAPER_SETS = ('flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci')
 _PAPER_ROWS = {
     'CLIP L/14-224': '85.2/65.0 56.3/36.5 84.2/83.6 68.3/55.6 63.1/65.8',
@@ -30,7 +29,8 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
                        map(float, cells.split()[i].split('/'))))
         for name, cells in _PAPER_ROWS.items()}
     for i, column in enumerate(_PAPER_SETS)}
-"""Benchmark -> model -> recall@1, image to text and text to image, in percent."""
+"""What the paper reports (arXiv 2411.04997 v5, table 1): benchmark -> model -> recall@1, image to text and text to
+image, in percent."""
 
 _RETRIEVAL = [(f'{way}_retrieval_recall@{k}', f'{arrow} R@{k}')
               for way, arrow in (('image', 'text→image'), ('text', 'image→text')) for k in (1, 5, 10)]

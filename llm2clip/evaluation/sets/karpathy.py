@@ -46,9 +46,7 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
     return retrieval_set('flickr30k', _read('flickr30k', annotations, split), annotations, images)
 
 
-def coco(
-    images: str, annotations: str, split: str = 'test', captions_per_image: Optional[int] = 5
-) -> RetrievalSet:
+def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[int] = 5) -> RetrievalSet:
     """COCO: 5,000 images of val2014 (test, 5K).
 
     The images (val2014.zip, 6 GB; https://cocodataset.org/#download; annotations CC BY 4.0, images under Flickr's

@@ -133,9 +133,7 @@ class Base64Images:
             raise ValueError(f'{self.path}: image {position} is not base64: {error}') from None
 
 
-def xm3600(
-    images: str, annotations: str, language: str, captions_per_image: Optional[int] = None
-) -> RetrievalSet:
+def xm3600(images: str, annotations: str, language: str, captions_per_image: Optional[int] = None) -> RetrievalSet:
     """XM3600 (arXiv 2205.12522): 3,600 images with about two captions per language.
 
     Args:
