@@ -668,7 +668,7 @@ class ReportConfig:
     results: str = MISSING
     """Folder that `evaluate` wrote."""
     out: str = MISSING
-    """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/summary.py`."""
+    """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/report.py`."""
     steps: dict[str, str] = MISSING
     """Name of a step -> its folder, in the order of the pipeline."""
     galleries: list[str] = field(default_factory=list)

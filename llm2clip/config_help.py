@@ -66,7 +66,8 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
         nested, path = _nested(hint, key)
         default = _default(field)
         yield f'{indent}{key}: {_type_name(hint)}' + (f' = {default}' if default is not None else '')
-        doc = docs.get(field.name) or (_first_paragraph(nested) if nested is not None else '')
+        about = (inspect.getdoc(nested) or '').split('\n\n')[0] if nested is not None else ''
+        doc = docs.get(field.name) or ' '.join(about.split())
         if nested in shown:
             doc += f' Its keys are those of {shown[nested]}.'
         if doc:
@@ -74,10 +75,6 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
         if nested is not None and nested not in shown:
             shown[nested] = path
             yield from _lines(nested, f'{path}.', shown, f'{indent}  ')
-
-
-def _first_paragraph(schema: type) -> str:
-    return ' '.join((inspect.getdoc(schema) or '').split('\n\n')[0].split())
 
 
 def _nested(hint: Any, key: str) -> tuple[Optional[type], str]:

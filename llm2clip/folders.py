@@ -221,18 +221,14 @@ def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None
         uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
         for name in names:
             uploader.upload_file(name)
-    else:  # Streaming's uploader makes no folders, and a reader could see half a file
-        for name in names:
-            _copy(folder / name, Path(remote, name), keep)
-
-
-def _copy(source: Path, target: Path, keep: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f'{target.name}.{os.getpid()}.part')
-    shutil.copy(source, partial)
-    partial.replace(target)
-    if not keep:
-        source.unlink()
+        return
+    for name in names:  # Streaming's uploader makes no folders, and a reader could see half a file
+        target = Path(remote, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(target) as partial:
+            shutil.copyfile(folder / name, partial)
+        if not keep:
+            (folder / name).unlink()
 
 
 def is_missing(error: Exception) -> bool:

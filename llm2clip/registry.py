@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llm2clip.config import ConfigError
 
 if TYPE_CHECKING:
-    from llm2clip.evaluation.sets.base import ClassificationSet, RetrievalSet
+    from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 
 __all__ = [
     'ALGORITHMS', 'CALLBACKS', 'CLASSIFICATION_SETS', 'LOGGERS', 'OPTIMIZERS', 'RETRIEVAL_SETS', 'Registry',
@@ -29,26 +29,26 @@ Registry = Mapping[str, str]
 SOURCES: Registry = {
     'caption_csv': 'llm2clip.data.convert.image_folder:caption_csv',
     'emoji': 'llm2clip.data.convert.emoji:emoji',
-    'huggingface': 'llm2clip.data.convert.huggingface:huggingface',
+    'huggingface': 'llm2clip.data.convert.table:huggingface',
     'image_folder': 'llm2clip.data.convert.image_folder:image_folder',
-    'plain_text': 'llm2clip.data.convert.plain_text:plain_text',
+    'plain_text': 'llm2clip.data.convert.texts:plain_text',
     'table': 'llm2clip.data.convert.table:table',
-    'text_pairs': 'llm2clip.data.convert.text_pairs:text_pairs',
+    'text_pairs': 'llm2clip.data.convert.texts:text_pairs',
     'webdataset': 'llm2clip.data.convert.img2dataset:webdataset',
-    'wikipedia_summaries': 'llm2clip.data.convert.wikipedia:wikipedia_summaries',
+    'wikipedia_summaries': 'llm2clip.data.convert.texts:wikipedia_summaries',
 }
 
 RETRIEVAL_SETS: Registry = {
     'coco': 'llm2clip.evaluation.sets.karpathy:coco',
-    'coco_cn': 'llm2clip.evaluation.sets.chinese:coco_cn',
+    'coco_cn': 'llm2clip.evaluation.sets.languages:coco_cn',
     'docci': 'llm2clip.evaluation.sets.long_captions:docci',
     'flickr30k': 'llm2clip.evaluation.sets.karpathy:flickr30k',
-    'flickr_cn': 'llm2clip.evaluation.sets.chinese:flickr_cn',
+    'flickr_cn': 'llm2clip.evaluation.sets.languages:flickr_cn',
     'image_folder': 'llm2clip.evaluation.sets.generic:image_folder',
     'mds': 'llm2clip.evaluation.sets.generic:mds',
     'sharegpt4v': 'llm2clip.evaluation.sets.long_captions:sharegpt4v',
     'urban1k': 'llm2clip.evaluation.sets.long_captions:urban1k',
-    'xm3600': 'llm2clip.evaluation.sets.xm3600:xm3600',
+    'xm3600': 'llm2clip.evaluation.sets.languages:xm3600',
 }
 
 CLASSIFICATION_SETS: Registry = {

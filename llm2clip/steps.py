@@ -27,6 +27,7 @@ from llm2clip.config import (
 
 __all__ = ['goes_on', 'next_command', 'step_folder']
 
+
 def step_folder(config: Any) -> Optional[str]:
     """The folder of a step that keeps how long it took; None for one that keeps nothing."""
     if isinstance(config, TrainConfig):
@@ -97,15 +98,18 @@ def _after_prepare(config: PrepareConfig) -> list[str]:
     keys = _captions(train)
     if len(keys) < 2:
         return _extract('TEACHER', {'train': DatasetConfig(train)}, f'{config.out}_embeddings')
-    query, positive = (['query'], ['positive']) if {'query', 'positive'} <= {*keys} else (keys, keys)
     heldout = [f'eval_data.streams.heldout.local={folder}' for folder in list(splits.values())[:1]]
-    return [*_composer('train_stage1'), 'yamls/stage1/laptop.yaml', f'train_data.streams.captions.local={train}',
-            f'train_data.pairs={_yaml([{"query": query, "positive": positive}])}', *heldout]
+    return [*_stage1({'captions': DatasetConfig(train)}, keys), *heldout]
 
 
 def _after_stage1(config: Stage1Config) -> list[str]:
-    if config.objective == 'mntp':
-        return []  # a warm start: which stage 1 follows is the user's choice
+    if config.objective == 'mntp':  # a warm start: stage 1 goes on from its adapter
+        encoder, data = config.text_encoder, config.train_data
+        keys = sorted({key for stream in data.streams.values() for key in stream.texts or data.texts})
+        return [*_stage1(data.streams, keys), f'save_folder={config.save_folder}-contrastive',
+                f'text_encoder.pretrained={encoder.pretrained}',
+                f'text_encoder.gguf_file={encoder.gguf_file or "null"}',
+                f'text_encoder.adapters={_yaml([*encoder.adapters, config.adapter_folder])}']
     streams = _with_images(config.train_data.streams) or {'train': DatasetConfig('IMAGE_DATASET')}
     return _extract(config.teacher_folder, streams, f'{config.save_folder}/embeddings')
 
@@ -147,13 +151,27 @@ def _after_export(config: ExportConfig) -> list[str]:
     return ['python', 'recipes/search.py', f'model={config.out}/llm2clip', 'images=IMAGES', 'query=a dog']
 
 
+def _after_import(config: ImportConfig) -> list[str]:
+    if config.checkpoint is None:
+        return _extract(f'{config.out}/teacher', {'train': DatasetConfig('IMAGE_DATASET')}, f'{config.out}/embeddings')
+    return ['python', 'recipes/evaluate.py', 'yamls/eval/sets/mds.yaml',
+            f'models.official.export={config.out}/llm2clip', f'out={config.out}/evaluate']
+
+
 _NEXT: dict[Any, Callable[[Any], list[str]]] = {
     PrepareConfig: _after_prepare, Stage1Config: _after_stage1, ExtractConfig: _after_extract,
-    Stage2Config: _after_stage2, EvaluateConfig: _after_evaluate, ExportConfig: _after_export}
+    Stage2Config: _after_stage2, EvaluateConfig: _after_evaluate, ExportConfig: _after_export,
+    ImportConfig: _after_import}
 
 
 def _composer(recipe: str) -> list[str]:
     return ['composer', '-n', os.environ.get('LOCAL_WORLD_SIZE', '1'), f'recipes/{recipe}.py']
+
+
+def _stage1(streams: Mapping[str, DatasetConfig], keys: list[str]) -> list[str]:
+    query, positive = (['query'], ['positive']) if {'query', 'positive'} <= {*keys} else (keys, keys)
+    return [*_composer('train_stage1'), 'yamls/stage1/laptop.yaml', *_dataset_arguments('train_data.streams', streams),
+            f'train_data.pairs={_yaml([{"query": query, "positive": positive}])}']
 
 
 def _extract(teacher: str, datasets: Mapping[str, DatasetConfig], out: str) -> list[str]:

@@ -9,10 +9,9 @@ from llm2clip.config_files import save_config
 
 
 def main(config: ExportConfig) -> None:
-    from llm2clip.export.hf import KIND, export_folder
+    from llm2clip.export.hf import KIND, export_folder, run_teachers
     from llm2clip.export.hub import open_hub, upload
     from llm2clip.export.model_card import read_results
-    from llm2clip.export.teachers import run_teachers
     from llm2clip.folders import check_replaceable, describe_folder
     from llm2clip.training.runs import load_stage2, read_stage2
 

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import AdapterConfig, LoraConfig, ModelConfig, TextEncoderConfig, VisionConfig
 from llm2clip.data.captions import text_id
-from llm2clip.data.microbatches import split_by_length
+from llm2clip.data.loader import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import own_name, recomputed_modules, sharded_modules

@@ -26,7 +26,7 @@ import llm2clip.evaluation.models
 import llm2clip.search
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.evaluation.gallery import write_search_page
-from llm2clip.evaluation.images import encode_images
+from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.export.check import pictures
 from llm2clip.export.hf import export_folder
@@ -117,8 +117,9 @@ def test_features_are_those_of_the_exported_model_and_of_its_evaluation(
     assert set(found) == {str(path.relative_to(photos)) for path in photos.rglob('*.*g')} and len(found) == 14
     features = np.array(list(found.values()), np.float32)
     np.testing.assert_allclose(features, direct(model_folder, [photos / path for path in found]), atol=1e-3)
-    evaluated, _ = encode_images(model[0], lambda i: (photos / list(found)[i]).read_bytes(), list(found), '',
-                                 batch_size=4, num_workers=0)
+    batches = encode_batches(model[0], lambda i: (photos / list(found)[i]).read_bytes(), list(found), batch_size=4,
+                             num_workers=0)
+    evaluated = torch.cat([batch.features for batch in batches])
     np.testing.assert_array_equal(features, evaluated.half().float())
 
 

@@ -101,12 +101,19 @@ def test_other_ways_through_the_pipeline(text_pairs_dataset: Path, tmp_path: Pat
     assert recipe == 'extract_embeddings' and extract.datasets['train'].local == f'{tmp_path}/one/train'
     recipe, stage1 = _next(PrepareConfig, f'out={text_pairs_dataset.parent}', 'source.name=text_pairs')
     assert recipe == 'train_stage1' and stage1.train_data.pairs[0].positive == ['positive']
+    recipe, stage1 = _next(Stage1Config, *TRAIN, 'text_encoder.pretrained=llm', 'save_folder=runs/mntp',
+                           'objective=mntp', 'train_data.streams.w.local=w', 'train_data.texts={a: 1.0, b: 1.0}')
+    assert recipe == 'train_stage1' and stage1.objective == 'contrastive'
+    assert stage1.text_encoder.adapters == ['runs/mntp/adapter'] and stage1.text_encoder.gguf_file is None
     # Texts alone serve stage 1 only.
     recipe, extract = _next(Stage1Config, *TRAIN, 'text_encoder.pretrained=x', 'save_folder=runs/s1',
                             f'train_data.streams.t.local={text_pairs_dataset}', 'train_data.streams.p.local=nowhere')
     assert list(extract.datasets) == ['p']
     recipe, evaluate = _next(Stage2Config, *TRAIN, 'model.vision.name=x', 'save_folder=runs/s2')
     assert evaluate.models['ours'].teacher == 'TEACHER'
+    for arguments, expected in ((['checkpoint=c', 'teacher=t'], 'evaluate'),
+                                (['text_encoder.pretrained=x'], 'extract_embeddings')):
+        assert _next(SCHEMAS['import_official'], 'out=o', *arguments)[0] == expected
 
 
 def test_a_folder_with_a_file_for_every_step_goes_on_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +130,6 @@ def test_a_folder_with_a_file_for_every_step_goes_on_with_the_next(monkeypatch: 
 
 def test_the_end_of_the_pipeline_and_unfinished_data_name_no_command(tmp_path: Path) -> None:
     assert next_command(load_config(PrepareConfig, [f'out={tmp_path}', 'source.name=x'])) is None
-    assert next_command(load_config(Stage1Config, [*TRAIN, 'text_encoder.pretrained=llm', 'save_folder=mntp',
-                                                   'objective=mntp', 'train_data.streams.w.local=w',
-                                                   'train_data.texts={a: 1.0, b: 1.0}'])) is None
     assert next_command(load_config(EvaluateConfig, ['models.m.export=x', 'out=o'])) is None
     assert next_command(load_config(ReportConfig, ['results=r', 'out=o', 'steps={}'])) is None
 

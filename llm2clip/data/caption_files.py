@@ -5,13 +5,16 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from llm2clip.config import ConfigError
 
-__all__ = ['read_captions', 'read_csv', 'read_json', 'read_json_lines', 'read_lines']
+__all__ = [
+    'field', 'parse_json', 'read_captions', 'read_csv', 'read_json', 'read_json_lines', 'read_lines', 'text_field',
+    'texts_field',
+]
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
@@ -30,13 +33,15 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     if not Path(captions).is_file():
         raise ConfigError(f'source.captions: there is no file {Path(captions).absolute()}')
     suffix = Path(captions).suffix
-    records = _json_records(captions) if suffix in ('.json', '.jsonl', '.jsonlines') else read_csv(captions)
+    if suffix == '.json':
+        value = read_json(captions)
+        records: Iterable[tuple[str, Any]] = [(captions, record)
+                                              for record in (value if isinstance(value, list) else [value])]
+    else:
+        records = read_json_lines(captions) if suffix in ('.jsonl', '.jsonlines') else read_csv(captions)
     texts: dict[str, list[str]] = {}
     for where, record in records:
-        for column in (image_column, caption_column):
-            if column not in record:
-                raise ConfigError(f'{where} has no column {column!r}; it has {", ".join(record)}')
-        image, caption = record[image_column], record[caption_column]
+        image, caption = field(record, image_column, where), field(record, caption_column, where)
         lines = [line for line in (caption if isinstance(caption, list) else [caption]) if line is not None]
         if not isinstance(image, str) or not all(isinstance(line, str) for line in lines):
             raise ValueError(f'{where}: expected texts in {image_column!r} and {caption_column!r}, found {image!r} '
@@ -45,17 +50,6 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     if not any(texts.values()):
         raise ConfigError(f'{captions} has no {"captions" if texts else "rows"}')
     return texts
-
-
-def _json_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    records: Iterable[tuple[str, Any]] = read_json_lines(path)
-    if path.endswith('.json'):
-        value = read_json(path)
-        records = [(path, record) for record in (value if isinstance(value, list) else [value])]
-    for where, record in records:
-        if not isinstance(record, dict):
-            raise ValueError(f'{where}: expected objects with a column each, found {str(record)[:60]!r}')
-        yield where, record
 
 
 def read_csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,16 +78,42 @@ def read_lines(path: str) -> Iterator[tuple[str, str]]:
 
 def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
     """The values of a JSON lines file, each with ``<path>:<number>``; a ValueError names a line that is damaged."""
-    return ((where, _parse(line, where)) for where, line in read_lines(path))
+    return ((where, parse_json(line, where)) for where, line in read_lines(path))
 
 
 def read_json(path: str) -> Any:
     """The content of a JSON file; a ValueError names one that is damaged."""
-    return _parse(Path(path).read_text(encoding='utf-8-sig'), path)
+    return parse_json(Path(path).read_text(encoding='utf-8-sig'), path)
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_json(text: Union[str, bytes], where: str) -> Any:
+    """The value of a JSON text; a ValueError says where one stands that is damaged."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f'{where}: not JSON: {error}') from None
+
+
+def field(record: Any, key: str, where: str) -> Any:
+    """A field of a JSON object or a column of a row, or a ConfigError that names it and those that are there."""
+    if not isinstance(record, Mapping):
+        raise ConfigError(f'{where}: expected an object with {key!r}, found {str(record)[:60]!r}')
+    if key not in record:
+        raise ConfigError(f'{where} has no {key!r}; it has {", ".join(map(str, record))}')
+    return record[key]
+
+
+def text_field(record: Any, key: str, where: str) -> str:
+    """A field that is a text."""
+    value = field(record, key, where)
+    if not isinstance(value, str):
+        raise ValueError(f'{where}: {key!r} should be a text, found {str(value)[:60]!r}')
+    return value
+
+
+def texts_field(record: Any, key: str, where: str) -> list[str]:
+    """A field that is a list of texts."""
+    value = field(record, key, where)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f'{where}: {key!r} should be a list of texts, found {str(value)[:60]!r}')
+    return value

@@ -11,67 +11,20 @@ from composer.core import DataSpec
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError
 from llm2clip.data.captions import draw_pair, text_id
-from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, count_tokens, text_streams
-from llm2clip.data.microbatches import split_by_length
-from llm2clip.data.schema import SAMPLE_ID, caption_column
-from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.data.loader import all_caption_keys, build_text_loader
+from llm2clip.data.schema import caption_column
 
-__all__ = ['CaptionPairDataset', 'build_caption_pair_loader', 'pairs_of_streams']
-
-
-class CaptionPairDataset(SeededDataset):
-    """Draws a direction and two captions of a sample each time it is seen, as `draw_pair` says.
-
-    In evaluation a caption that the sample lacks has the ``text_id`` 0, and the pair does not count.
-
-    Args:
-        streams: Caption or image datasets.
-        pairs: The directions of each stream.
-        tokenizer: A `CaptionTokenizer`.
-        train: Draw, and put the directions' instructions before the queries.  Otherwise: the first caption key of each
-            side of the only direction, without instruction.
-        **kwargs: Passed to SeededDataset.
-    """
-
-    def __init__(
-        self,
-        streams: Sequence[VerifiedStream],
-        pairs: Sequence[Sequence[CaptionPairConfig]],
-        tokenizer: Any,
-        train: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(streams, **kwargs)
-        self.pairs = pairs
-        self.tokenizer = tokenizer
-        self.train = train
-
-    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = super().__getitem__(at)
-        pairs = self.pairs[self.stream_of(at)]
-        if self.train:
-            pair, query, positive = draw_pair(sample, pairs, self.sample_seed(sample))
-            instruction = self.tokenizer.instruction if pair.instruction is None else pair.instruction
-        else:
-            pair, = pairs
-            query, positive = (sample[caption_column(keys[0])] for keys in (pair.query, pair.positive))
-            instruction = ''
-        result: dict[str, Any] = {'index': at, 'sample_id': sample[SAMPLE_ID]}
-        sides = {'query': query, 'positive': positive}
-        if any(other.negative for other in pairs):
-            sides['negative'] = sample[caption_column(pair.negative)] if pair.negative else ''
-        for side, text in sides.items():
-            there = text.strip()
-            result[side] = self.tokenizer.tokenize([text], instruction if side == 'query' else '')[0] if there \
-                else self.tokenizer.placeholder()
-            result[f'{side}_text_id'] = text_id(there and text)
-        return result
+__all__ = ['build_caption_pair_loader', 'pairs_of_streams']
 
 
 def build_caption_pair_loader(
     config: CaptionDataConfig, tokenizer: Any, global_batch_size: int, seed: int, train: bool, key: str
 ) -> DataSpec:
     """Loader of stage 1's batches; `CaptionContrastive` says what is in them.
+
+    In training a direction and two captions are drawn each time a sample is seen, as `draw_pair` says, and the
+    directions' instructions stand before the queries.  In evaluation a caption that the sample lacks has the
+    ``text_id`` 0, and the pair does not count.
 
     Args:
         config: Streams and pairs.
@@ -82,12 +35,30 @@ def build_caption_pair_loader(
             instruction, as caption retrieval accuracy is defined; samples that lack one of them do not count.
         key: Where `config` stands in the configuration.
     """
-    pairs, columns = pairs_of_streams(config, train, key)
-    streams = text_streams(config, columns, key)
+    pairs_of, columns = pairs_of_streams(config, train, key)
+
+    def make(sample: dict[str, Any], stream: int, sample_seed: int) -> dict[str, Any]:
+        pairs = pairs_of[stream]
+        if train:
+            pair, query, positive = draw_pair(sample, pairs, sample_seed)
+            instruction = tokenizer.instruction if pair.instruction is None else pair.instruction
+        else:
+            pair, = pairs
+            query, positive = (sample[caption_column(keys[0])] for keys in (pair.query, pair.positive))
+            instruction = ''
+        sides = {'query': query, 'positive': positive}
+        if any(other.negative for other in pairs):
+            sides['negative'] = sample[caption_column(pair.negative)] if pair.negative else ''
+        result: dict[str, Any] = {}
+        for side, text in sides.items():
+            there = text.strip()
+            result[side] = tokenizer.tokenize([text], instruction if side == 'query' else '')[0] if there \
+                else tokenizer.placeholder()
+            result[f'{side}_text_id'] = text_id(there and text)
+        return result
 
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = {'index': torch.tensor([sample['index'] for sample in samples]),
-                                 'sample_id': [sample['sample_id'] for sample in samples]}
+        batch: dict[str, Any] = {}
         for side in ('query', 'positive', 'negative'):
             if side in samples[0]:
                 texts = [sample[side] for sample in samples]
@@ -96,10 +67,8 @@ def build_caption_pair_loader(
                 batch[f'{side}_text_id'] = torch.tensor([sample[f'{side}_text_id'] for sample in samples])
         return batch
 
-    return build_loader(
-        lambda **kwargs: CaptionPairDataset(streams, pairs, tokenizer, train, seed=seed, **kwargs), config,
-        config.streams, global_batch_size, train, key, collate, batching_method='per_stream' if train else 'random',
-        split_batch=split_by_length if train else None, get_num_tokens_in_batch=count_tokens)
+    return build_text_loader(make, collate, columns, config, global_batch_size, seed, train, key,
+                             batching_method='per_stream' if train else 'random')
 
 
 def pairs_of_streams(

@@ -16,9 +16,8 @@ from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, stream_arguments
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column
 from llm2clip.data.streams.paired_stream import PairedStream, columns_of
-from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
+from llm2clip.data.transforms import Preprocessing, eval_transform, pixels_needed, seeded, train_transform
 from llm2clip.data.vectors import concatenate, float_vectors, stored_vector, vectors_of
-from llm2clip.preprocessing import Preprocessing
 
 __all__ = [
     'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'paired_stream', 'stream_mix',

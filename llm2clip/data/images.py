@@ -5,6 +5,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -16,10 +17,19 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from llm2clip.data.image_processing_llm2clip import upright_rgb
 
-__all__ = ['MAX_PIXELS', 'decode_image', 'decode_pixels', 'encode_image']
+__all__ = ['MAX_PIXELS', 'decode_image', 'decode_pixels', 'encode_image', 'unsupported_format']
 
 # Larger images are refused before they are decoded: a few kilobytes can unfold into gigabytes.
 MAX_PIXELS = 100_000_000
+_SIGNATURES = {
+    'HTML': re.compile(rb'(\xef\xbb\xbf)?\s*<(!doctype html|html)[\s>]', re.IGNORECASE),
+    # Before its element may stand declarations and comments.
+    'SVG': re.compile(rb'(\xef\xbb\xbf)?\s*(?=<).*?<svg[\s>]', re.DOTALL),
+    'gzip (SVGZ)': re.compile(rb'\x1f\x8b'),
+    'HEIC': re.compile(rb'.{4}ftyp(heic|heix|hevc|hevx|mif1|msf1)', re.DOTALL),
+    'JPEG XL': re.compile(rb'\xff\x0a|\x00\x00\x00\x0cJXL '),
+    'PDF': re.compile(rb'%PDF-'),
+}
 
 
 def decode_image(data: bytes, sample_id: str) -> Image.Image:
@@ -82,3 +92,13 @@ def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def unsupported_format(data: bytes) -> Optional[str]:
+    """What the file is, if it is no image or an image in a format that is not supported and can be told by its start.
+
+    Args:
+        data: A file that cannot be decoded.
+    """
+    head = data[:4096]
+    return next((name for name, pattern in _SIGNATURES.items() if pattern.match(head)), None)

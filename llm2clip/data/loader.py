@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the datasets of both stages share: the epoch, sample seeds, and the loader."""
+"""What the datasets of both stages share: the epoch, sample seeds, the loader, and microbatches."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +14,16 @@ from streaming import StreamingDataLoader, StreamingDataset
 
 from llm2clip.config import CaptionDataConfig, ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.captions import sample_seed
-from llm2clip.data.microbatches import text_sides
 from llm2clip.data.schema import SAMPLE_ID, caption_keys, check_dataset, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = [
-    'SeededDataset', 'all_caption_keys', 'build_loader', 'count_tokens', 'device_batch_size', 'stream_arguments',
-    'streaming_dataset', 'text_streams',
+    'SeededDataset', 'TextDataset', 'all_caption_keys', 'build_loader', 'build_text_loader', 'count_tokens',
+    'device_batch_size', 'split_by_length', 'stream_arguments', 'streaming_dataset', 'text_sides',
 ]
+
+_MASK = 'attention_mask'
 
 
 class SeededDataset(SafeDataset):
@@ -50,6 +51,29 @@ class SeededDataset(SafeDataset):
     def sample_seed(self, sample: dict[str, Any]) -> int:
         """Seed of this sample in this epoch."""
         return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
+
+
+class TextDataset(SeededDataset):
+    """Samples of stage 1, made into what a batch needs each time they are seen.
+
+    Args:
+        streams: Caption, text or image datasets.
+        make: A sample, the index of its stream and its seed in this epoch -> what goes into a batch, besides its
+            position and its id.
+        **kwargs: Passed to SeededDataset.
+    """
+
+    def __init__(
+        self, streams: Sequence[VerifiedStream], make: Callable[[dict[str, Any], int, int], dict[str, Any]],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(streams, **kwargs)
+        self.make = make
+
+    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(at)
+        made = self.make(sample, self.stream_of(at), self.sample_seed(sample))
+        return {'index': at, 'sample_id': sample[SAMPLE_ID], **made}
 
 
 def streaming_dataset(data: DataSpec) -> StreamingDataset:
@@ -101,23 +125,6 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
     if not keys:
         raise ConfigError(f'{key}.streams.{name}.local: the dataset in {stream.local} has no captions')
     return keys
-
-
-def text_streams(config: CaptionDataConfig, columns: Sequence[Sequence[str]], key: str) -> list[VerifiedStream]:
-    """Stage 1's streams, their columns checked.
-
-    Args:
-        config: The streams.
-        columns: The columns that are read from each.
-        key: Where `config` stands in the configuration.
-    """
-    streams = []
-    for (name, stream), needed in zip(config.streams.items(), columns):
-        arguments = stream_arguments(name, stream, key)
-        if stream.remote is None:
-            check_dataset(stream.local, [SAMPLE_ID, *needed])
-        streams.append(VerifiedStream(**arguments))
-    return streams
 
 
 def count_tokens(batch: dict[str, Any]) -> dict[str, int]:
@@ -182,3 +189,83 @@ def build_loader(
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']), **data_spec)
+
+
+def build_text_loader(
+    make: Callable[[dict[str, Any], int, int], dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    columns: Sequence[Sequence[str]],
+    config: CaptionDataConfig,
+    global_batch_size: int,
+    seed: int,
+    train: bool,
+    key: str,
+    batching_method: str = 'random',
+) -> DataSpec:
+    """Loader of stage 1's batches, its streams' columns checked.
+
+    Args:
+        make: As for `TextDataset`.
+        collate: What it made -> batch, besides positions and ids.
+        columns: The columns that are read from each stream.
+        config: Streams, order and workers.
+        global_batch_size: Samples per step over all ranks.
+        seed: Seed of everything random about a sample.
+        train: As for `build_loader`; microbatches are then of texts of similar length.
+        key: Where `config` stands in the configuration.
+        batching_method: As for `build_loader`.
+    """
+    streams = []
+    for (name, stream), needed in zip(config.streams.items(), columns):
+        arguments = stream_arguments(name, stream, key)
+        if stream.remote is None:
+            check_dataset(stream.local, [SAMPLE_ID, *needed])
+        streams.append(VerifiedStream(**arguments))
+
+    def collate_all(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {'index': torch.tensor([sample['index'] for sample in samples]),
+                'sample_id': [sample['sample_id'] for sample in samples], **collate(samples)}
+
+    return build_loader(
+        lambda **kwargs: TextDataset(streams, make, seed=seed, **kwargs), config, config.streams, global_batch_size,
+        train, key, collate_all, batching_method, split_batch=split_by_length if train else None,
+        get_num_tokens_in_batch=count_tokens)
+
+
+def text_sides(batch: dict[str, Any]) -> list[str]:
+    """Prefixes of the padded texts in a batch: ``query_``, ``positive_``, … or an empty one."""
+    return [key.removesuffix(_MASK) for key in batch if key.endswith(_MASK)]
+
+
+def split_by_length(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
+    """Split a batch, each side's texts in the order of their length, and cut the padding that a part does not need.
+
+    A side's tensors stay together.  Different sides are ordered independently, so a part holds texts of different
+    samples: fit for a loss on each text by itself, or for `GradCache`, whose loss is that of the whole batch.  A batch
+    that is not larger than a microbatch stays as it is.
+
+    Args:
+        batch: Tensors ``(B,)`` and ``(B, T)`` and lists of length B; each text side has an ``attention_mask``, padded
+            on the right.
+        microbatch_size: Samples per part; the last may be smaller.
+    """
+    n = len(batch['index'])
+    if n <= microbatch_size:
+        return [batch]
+    sides = text_sides(batch)
+    order = {side: batch[side + _MASK].sum(1).argsort(descending=True, stable=True) for side in sides}
+    parts: list[dict[str, Any]] = []
+    for start in range(0, n, microbatch_size):
+        rows = {side: order[side][start:start + microbatch_size] for side in sides}
+        length = {side: int(batch[side + _MASK][rows[side]].sum(1).max()) for side in sides}
+        part = {}
+        for key, value in batch.items():
+            side = max((side for side in sides if key.startswith(side)), key=len, default=None)
+            if side is None:
+                part[key] = value[start:start + microbatch_size]
+            elif isinstance(value, list):
+                part[key] = [value[row] for row in rows[side].tolist()]
+            else:
+                part[key] = value[rows[side]] if value.ndim == 1 else value[rows[side], :length[side]]
+        parts.append(part)
+    return parts

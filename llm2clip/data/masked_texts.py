@@ -3,7 +3,7 @@
 
 """Data of the MNTP warm start: single texts, some of their tokens masked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,10 @@ from composer.core import DataSpec
 
 from llm2clip.config import CaptionDataConfig, ConfigError, MNTPConfig
 from llm2clip.data.captions import draw_caption
-from llm2clip.data.loader import SeededDataset, build_loader, count_tokens, text_streams
-from llm2clip.data.microbatches import split_by_length
+from llm2clip.data.loader import build_text_loader
 from llm2clip.data.schema import SAMPLE_ID, caption_column
-from llm2clip.data.streams.verified_stream import VerifiedStream
 
-__all__ = ['MaskedTextDataset', 'build_masked_text_loader', 'mask_tokens', 'texts_of_streams']
+__all__ = ['build_masked_text_loader', 'mask_tokens', 'texts_of_streams']
 
 IGNORED = -100
 
@@ -47,38 +45,6 @@ def mask_tokens(
     return tokens, labels
 
 
-class MaskedTextDataset(SeededDataset):
-    """Draws one text of those that a sample has each time it is seen, and masks it anew.
-
-    Args:
-        streams: Caption, text or image datasets.
-        texts: Caption key -> weight, for each stream.
-        tokenizer: A `CaptionTokenizer`.
-        mntp: What is masked, and how.
-        **kwargs: Passed to SeededDataset.
-    """
-
-    def __init__(
-        self, streams: Sequence[VerifiedStream], texts: Sequence[Mapping[str, float]], tokenizer: Any, mntp: MNTPConfig,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(streams, **kwargs)
-        self.texts = texts
-        self.tokenizer = tokenizer
-        self.mntp = mntp
-        self.mask_id = tokenizer.plain(mntp.mask_token)[0]
-
-    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = super().__getitem__(at)
-        seed = self.sample_seed(sample)
-        _, text = draw_caption(sample, self.texts[self.stream_of(at)], seed)
-        tokenized, = self.tokenizer.tokenize([text])
-        if len(tokenized.ids) < 2:
-            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
-        ids, labels = mask_tokens(tokenized.ids, tokenized.start, self.mask_id, self.mntp.mask_probability, seed)
-        return {'index': at, 'sample_id': sample[SAMPLE_ID], 'text': tokenized._replace(ids=ids), 'labels': labels}
-
-
 def texts_of_streams(config: CaptionDataConfig, key: str) -> list[dict[str, float]]:
     """Caption key -> weight of each stream.
 
@@ -101,6 +67,8 @@ def build_masked_text_loader(
 ) -> DataSpec:
     """Loader of the warm start's batches; `MaskedNextTokenPrediction` says what is in them.
 
+    Each time a sample is seen, one of its texts is drawn and masked anew.
+
     Args:
         config: Streams and texts.
         tokenizer: A `CaptionTokenizer`.
@@ -114,19 +82,23 @@ def build_masked_text_loader(
     if not tokenizer.plain(mntp.mask_token):
         raise ConfigError('mntp.mask_token: expected a text of at least one token')
     texts = texts_of_streams(config, key)
-    streams = text_streams(config, [[caption_column(k) for k in mix] for mix in texts], key)
+    columns = [[caption_column(k) for k in mix] for mix in texts]
+    mask_id = tokenizer.plain(mntp.mask_token)[0]
+
+    def make(sample: dict[str, Any], stream: int, sample_seed: int) -> dict[str, Any]:
+        _, text = draw_caption(sample, texts[stream], sample_seed)
+        tokenized, = tokenizer.tokenize([text])
+        if len(tokenized.ids) < 2:
+            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
+        ids, labels = mask_tokens(tokenized.ids, tokenized.start, mask_id, mntp.mask_probability, sample_seed)
+        return {'text': tokenized._replace(ids=ids), 'labels': labels}
 
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = tokenizer.pad([sample['text'] for sample in samples])
         labels = torch.full_like(batch['input_ids'], IGNORED)
         for row, sample in enumerate(samples):
             labels[row, :len(sample['labels'])] = torch.tensor(sample['labels'])
-        return {'index': torch.tensor([sample['index'] for sample in samples]),
-                'sample_id': [sample['sample_id'] for sample in samples],
-                'input_ids': batch['input_ids'], 'attention_mask': batch['attention_mask'], 'labels': labels,
+        return {'input_ids': batch['input_ids'], 'attention_mask': batch['attention_mask'], 'labels': labels,
                 'cut': torch.tensor([sample['text'].cut for sample in samples])}
 
-    return build_loader(
-        lambda **kwargs: MaskedTextDataset(streams, texts, tokenizer, mntp, seed=seed, **kwargs), config,
-        config.streams, global_batch_size, True, key, collate, split_batch=split_by_length,
-        get_num_tokens_in_batch=count_tokens)
+    return build_text_loader(make, collate, columns, config, global_batch_size, seed, True, key)

@@ -9,6 +9,7 @@ of 255).
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,17 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.preprocessing import Preprocessing
 
-__all__ = ['eval_transform', 'pixels_needed', 'seeded', 'train_transform']
+__all__ = ['Preprocessing', 'eval_transform', 'pixels_needed', 'seeded', 'train_transform']
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """RGB in [0, 1], shortest side resized to `image_size`, square crop, then normalised by `mean` and `std`."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class _RandomCrop(v2.RandomResizedCrop):

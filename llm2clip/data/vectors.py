@@ -99,16 +99,13 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
     if bad.any():
         i, j = np.argwhere(bad)[0]
         raise ValueError(f'the embedding of caption {keys[j]!r} of sample {ids[i]!r} is not finite in {storage}')
-    scales = None
+    scales = {}
     if storage == 'int8':
-        values, scales = quantize(vectors)
-    rows = []
-    for i, sample_id in enumerate(ids):
-        row = {SAMPLE_ID: sample_id, **{embedding_column(key): values[i, j] for j, key in enumerate(keys)}}
-        if scales is not None:
-            row.update({scale_column(key): scales[i, j] for j, key in enumerate(keys)})
-        rows.append(row)
-    return rows
+        values, scale = quantize(vectors)
+        scales = {scale_column(key): scale[:, j] for j, key in enumerate(keys)}
+    columns = {embedding_column(key): values[:, j] for j, key in enumerate(keys)} | scales
+    return [{SAMPLE_ID: sample_id, **{name: column[i] for name, column in columns.items()}}
+            for i, sample_id in enumerate(ids)]
 
 
 def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:

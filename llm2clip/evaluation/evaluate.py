@@ -12,6 +12,7 @@ from typing import Any, Union
 import torch
 import xxhash
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from llm2clip.config import ConfigError, EvaluateConfig
 from llm2clip.config_files import save_config
@@ -24,12 +25,12 @@ from llm2clip.evaluation.classification import (
 )
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.gallery import make_gallery
-from llm2clip.evaluation.images import encode_images
+from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.page import write_page
 from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import evaluate_retrieval
-from llm2clip.evaluation.sets.base import ClassificationSet, RetrievalSet
+from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.folders import complete_file, write_text
 from llm2clip.registry import build_classification_set, build_retrieval_set
@@ -154,11 +155,13 @@ class _ImageFeatures:
         what = json.dumps([self.name, self.weights, repr(dataset.read_image), dataset.image_ids])
         path = self.folder / f'{xxhash.xxh64(what).hexdigest()}.safetensors'
         if not path.is_file():
-            projected, pooled = encode_images(
-                self.model, dataset.read_image, dataset.image_ids, f'{self.name} on {dataset.name}',
-                self.config.batch_size, self.config.num_workers)
+            size = self.config.batch_size
+            batches = list(tqdm(
+                encode_batches(self.model, dataset.read_image, dataset.image_ids, size, self.config.num_workers),
+                f'{self.name} on {dataset.name}', -(-len(dataset.image_ids) // size), unit=' batches'))
             self.folder.mkdir(parents=True, exist_ok=True)
             with complete_file(path) as partial:
-                save_file({'projected': projected, 'pooled': pooled}, partial)
+                save_file({'projected': torch.cat([batch.features for batch in batches]),
+                           'pooled': torch.cat([batch.pooled for batch in batches])}, partial)
         features = load_file(path)
         return features['projected'], features['pooled']

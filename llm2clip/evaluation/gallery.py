@@ -4,8 +4,8 @@
 """What a model found, to look at: the best, median and worst queries of a benchmark, and the answers of a search."""
 
 import base64
+import functools
 import html
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import torch
 
-from llm2clip.data.images import decode_image
+from llm2clip.data.images import decode_image, encode_image
 from llm2clip.evaluation.page import picture, section, write_page
 from llm2clip.evaluation.retrieval import RetrievalResult
-from llm2clip.evaluation.sets.base import RetrievalSet
+from llm2clip.evaluation.sets.files import RetrievalSet
 
 __all__ = ['make_gallery', 'thumbnail', 'write_search_page']
 
@@ -30,9 +30,7 @@ def thumbnail(data: bytes, name: str, side: int = _SIDE) -> str:
     """A small JPEG as a data URI."""
     image = decode_image(data, name)
     image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, 'JPEG', quality=85)
-    return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+    return f'data:image/jpeg;base64,{base64.b64encode(encode_image(image, "JPEG", quality=85)).decode()}'
 
 
 def _choose(ranks: torch.Tensor, margins: torch.Tensor, n: int) -> list[tuple[str, int]]:
@@ -65,13 +63,11 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
     for text, image in right.tolist():
         images_of.setdefault(text, set()).add(image)
         texts_of.setdefault(image, set()).add(text)
-    pictures: dict[int, str] = {}
 
+    @functools.cache
     def shown(i: int) -> str:
-        if i not in pictures:
-            position = result.images[i]
-            pictures[i] = thumbnail(dataset.read_image(position), dataset.image_ids[position])
-        return pictures[i]
+        position = result.images[i]
+        return thumbnail(dataset.read_image(position), dataset.image_ids[position])
 
     by_text = _rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)
     by_image = _rows(result.image_features, text_features, result.ranks.images, texts_of, n, top)
@@ -96,9 +92,7 @@ def _rows(
     return rows
 
 
-def write_search_page(
-    path: str, seen: str, answers: Iterable[tuple[str, Sequence[tuple[str, float]]]]
-) -> None:
+def write_search_page(path: str, seen: str, answers: Iterable[tuple[str, Sequence[tuple[str, float]]]]) -> None:
     """Write a page with the pictures that a search found, each of which leads to its file.
 
     Args:

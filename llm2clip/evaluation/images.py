@@ -9,11 +9,10 @@ from typing import NamedTuple, Optional, Union
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from llm2clip.evaluation.models import EvaluatedModel
 
-__all__ = ['EncodedBatch', 'encode_batches', 'encode_images']
+__all__ = ['EncodedBatch', 'encode_batches']
 
 
 class EncodedBatch(NamedTuple):
@@ -87,33 +86,3 @@ def encode_batches(
         if pixel_values is not None:
             features, pooled = (rows.cpu() for rows in model.image_features(pixel_values.to(model.device)))
         yield EncodedBatch(positions, features, pooled, unreadable)
-
-
-def encode_images(
-    model: EvaluatedModel,
-    read_image: Callable[[int], bytes],
-    names: Sequence[str],
-    what: str,
-    batch_size: int = 64,
-    num_workers: int = 2,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features ``(N, D)`` and the tower's own ``(N, W)``, in float32 on the CPU, of every image.
-
-    Args:
-        model: Which encodes.
-        read_image: Position -> encoded image; picklable.
-        names: Of the N images, for messages.
-        what: Shown beside the progress bar.
-        batch_size: Images per forward pass.
-        num_workers: Processes that read and decode.
-
-    Raises:
-        ValueError: An image cannot be decoded; names it.
-    """
-    features, pooled = [], []
-    with tqdm(total=len(names), desc=what, unit=' images') as progress:
-        for batch in encode_batches(model, read_image, names, batch_size, num_workers):
-            features.append(batch.features)
-            pooled.append(batch.pooled)
-            progress.update(len(batch.positions))
-    return torch.cat(features), torch.cat(pooled)

@@ -7,24 +7,22 @@ tower."""
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Protocol, Union
+from typing import Any, Optional, Union
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from composer.devices import Device
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
-from llm2clip.data.images import decode_image, decode_pixels
-from llm2clip.data.transforms import eval_transform
+from llm2clip.data.images import decode_image
 from llm2clip.data.vectors import concatenate
+from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.preprocessing import Preprocessing
 from llm2clip.teacher.caption_teacher import CachedTeacher, build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import check_encoding, teacher_config, teacher_fingerprint
@@ -36,39 +34,10 @@ _TEXTS = 256
 Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
 
 
-class EvaluatedModel(Protocol):
-    """Images and texts -> features of length 1 in one space."""
-
-    preprocess: Callable[[bytes, str], torch.Tensor]
-    """Encoded image and its name -> ``(3, H, W)``; picklable."""
-    device: torch.device
-
-    @property
-    def model(self) -> nn.Module:
-        """Whose weights decide the features of images."""
-        ...
-
-    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""
-        ...
-
-    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        """N texts -> ``(N, D)`` on the CPU, and how many were longer than the model reads and lost their end."""
-        ...
-
-
-class _OurTransform:
-    """As in training's evaluation."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.transform = eval_transform(preprocessing)
-
-    def __call__(self, data: bytes, name: str) -> torch.Tensor:
-        return self.transform(decode_pixels(data, name))
-
-
 class TrainedLLM2CLIP:
-    """Vision tower and adapter, with the teacher's vectors of texts.
+    """Vision tower and adapter, with the teacher's vectors of texts: features of length 1 in one space.
+
+    Its `preprocess` takes an encoded image and its name to ``(3, H, W)``, and can be pickled.
 
     Args:
         model: In evaluation mode, on its device.
@@ -78,33 +47,30 @@ class TrainedLLM2CLIP:
     def __init__(self, model: LLM2CLIP, teacher: Teacher) -> None:
         self.model, self.teacher = model, teacher
         self.device = model.logit_scale.device
-        self.preprocess = _OurTransform(model.vision_encoder.preprocessing)
+        self.preprocess = partial(training_pixels, preprocessing=model.vision_encoder.preprocessing)
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""
         pooled = self.model.vision_encoder(pixel_values)
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1), pooled.float()
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """N texts -> ``(N, D)`` on the CPU, and how many were longer than the model reads and lost their end."""
         vectors, truncated = self.teacher(texts)
         features = [self.model.get_text_features(block.to(self.device)).cpu() for block in vectors.split(4096)]
         return torch.cat(features), truncated
 
 
-class _ProcessorTransform:
-    """A Hugging Face image processor's."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, data: bytes, name: str) -> torch.Tensor:
-        image: Image.Image = decode_image(data, name)
-        return self.processor(images=image, return_tensors='pt')['pixel_values'][0]
+def _preprocess_theirs(processor: Any, data: bytes, name: str) -> torch.Tensor:
+    """By a Hugging Face image processor."""
+    return processor(images=decode_image(data, name), return_tensors='pt')['pixel_values'][0]
 
 
 class HuggingFaceCLIP:
-    """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`.
+    """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`, as
+    `TrainedLLM2CLIP`.
 
     Args:
         name: Hub name or local folder.
@@ -118,7 +84,7 @@ class HuggingFaceCLIP:
         try:
             model: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
-            self.preprocess = _ProcessorTransform(AutoImageProcessor.from_pretrained(name))
+            self.preprocess = partial(_preprocess_theirs, AutoImageProcessor.from_pretrained(name))
         except (OSError, ValueError) as error:
             raise ConfigError(f'pretrained: {name} is no CLIP-like model of transformers: '
                               f'{str(error).splitlines()[0]}') from None
@@ -151,6 +117,9 @@ class HuggingFaceCLIP:
         return torch.cat(features), truncated
 
 
+EvaluatedModel = Union[TrainedLLM2CLIP, HuggingFaceCLIP]
+
+
 def _cached_teacher(
     config: TeacherConfig, expected: Optional[Fingerprint], cache: Union[str, Path], device: Device, what: str
 ) -> CachedTeacher:
@@ -165,15 +134,8 @@ def _cached_teacher(
     return CachedTeacher(cache, fingerprint, config.precision, load)
 
 
-def _cached_teachers(
-    configs: Sequence[TeacherConfig], expected: Optional[Fingerprint], cache: Union[str, Path], device: Device,
-    what: str,
-) -> Teacher:
+def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
     """A teacher whose vectors are those of several, concatenated as in training."""
-    teachers = [_cached_teacher(*pair, cache, device, what) for pair in zip(configs, expected or [None])]
-    if len(teachers) == 1:
-        return teachers[0]
-
     def concatenated(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
         return concatenate(vectors), max(truncated)
@@ -202,10 +164,7 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
         raise ConfigError(f'{key}.vision: required but not set, since official is')
     if config.official is not None and not Path(config.official).exists():
         raise ConfigError(f'{key}.official: there is no {config.official}')
-    teachers, expected = _teachers(config, key)
-    if len(teachers) != len(expected or [None]):
-        raise ConfigError(f'{_what(config)} learned from {len(expected or [None])} teachers, not from {len(teachers)}')
-    for teacher, fingerprint in zip(teachers, expected or [None]):
+    for teacher, fingerprint in _teachers(config, key):
         if teacher.teacher is not None:
             try:
                 teacher_config(teacher.teacher)
@@ -219,9 +178,9 @@ def _what(config: EvaluatedModelConfig) -> str:
     return str(config.run or config.export or config.official)
 
 
-def _teachers(config: EvaluatedModelConfig, key: str) -> tuple[list[TeacherConfig], Optional[Fingerprint]]:
-    """The teachers that a model is given, and those that it learned from, if that is known."""
-    expected, folders = None, []
+def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherConfig, Optional[Fingerprint]]]:
+    """The teachers that a model is given, each with the one that it learned from, if that is known."""
+    expected, folders = [None], []
     if config.export is not None:
         if not is_exported(config.export):
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
@@ -235,12 +194,15 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> tuple[list[TeacherConfi
             raise ConfigError(f'{key}.run: {error}') from None
         expected, folders = record.teacher, [] if run_config.teacher is None else [run_config.teacher]
     if config.teacher is not None or config.text_encoder is not None or config.sentence_transformer is not None:
-        return [config], expected
-    folders = config.teachers or folders
-    if not folders or not all(Path(folder).is_dir() for folder in folders):
+        teachers: list[TeacherConfig] = [config]
+    elif not (folders := config.teachers or folders) or not all(Path(folder).is_dir() for folder in folders):
         raise ConfigError(f'{key}.teacher: required but not set, since '
                           f'{", ".join(folders) or "what is evaluated"} names no folder of a teacher')
-    return [dataclasses.replace(config, teacher=folder) for folder in folders], expected
+    else:
+        teachers = [dataclasses.replace(config, teacher=folder) for folder in folders]
+    if len(teachers) != len(expected):
+        raise ConfigError(f'{_what(config)} learned from {len(expected)} teachers, not from {len(teachers)}')
+    return list(zip(teachers, expected))
 
 
 def load_evaluated_model(
@@ -261,7 +223,6 @@ def load_evaluated_model(
     check_evaluated_model(config, key)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device)
-    teachers, expected = _teachers(config, key)
     if config.export is not None:
         model = LLM2CLIPModel.from_pretrained(config.export).eval().model
     elif config.run is not None:
@@ -272,5 +233,5 @@ def load_evaluated_model(
         model = imported.model
         if config.teacher is not None:
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
-    return TrainedLLM2CLIP(device.module_to_device(model),
-                           _cached_teachers(teachers, expected, cache, device, _what(config)))
+    teachers = [_cached_teacher(*pair, cache, device, _what(config)) for pair in _teachers(config, key)]
+    return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers))

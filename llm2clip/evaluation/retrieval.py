@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from llm2clip.evaluation.models import EvaluatedModel
-from llm2clip.evaluation.sets.base import RetrievalSet
+from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
 __all__ = ['RetrievalResult', 'evaluate_retrieval']

@@ -12,8 +12,7 @@ from PIL import Image
 
 from llm2clip.config import ConfigError
 from llm2clip.data.images import decode_pixels, encode_image
-from llm2clip.data.transforms import eval_transform
-from llm2clip.preprocessing import Preprocessing
+from llm2clip.data.transforms import Preprocessing, eval_transform
 
 __all__ = ['TOLERANCE', 'check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
 
@@ -50,9 +49,9 @@ def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
     }
 
 
-def training_pixels(data: bytes, preprocessing: Preprocessing) -> torch.Tensor:
-    """``(3, image_size, image_size)``: an encoded picture as training's evaluation sees it."""
-    return eval_transform(preprocessing)(decode_pixels(data, 'check'))
+def training_pixels(data: bytes, name: str = 'check', *, preprocessing: Preprocessing) -> torch.Tensor:
+    """``(3, image_size, image_size)``: an encoded picture, named for messages, as training's evaluation sees it."""
+    return eval_transform(preprocessing)(decode_pixels(data, name))
 
 
 @torch.no_grad()
@@ -71,7 +70,7 @@ def check_pictures(
         what: For the message.
     """
     for name, data in pictures(preprocessing.image_size).items():
-        pixels = training_pixels(data, preprocessing)[None]
+        pixels = training_pixels(data, preprocessing=preprocessing)[None]
         check_same(lambda _, data=data: found(Image.open(io.BytesIO(data))), expected, pixels, f'{what}, {name}')
 
 

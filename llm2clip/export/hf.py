@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -15,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from llm2clip.config import ConfigError, ModelConfig, Stage2Config
+from llm2clip.config import ConfigError, ExportConfig, ModelConfig, Stage2Config
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
@@ -24,12 +23,12 @@ from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code import modeling_llm2clip, text_encoder_llm2clip
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
-from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import load_teacher
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.folder import check_encoding, load_teacher, teacher_fingerprint
 
 __all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_folder', 'is_exported',
-           'teacher_folders']
+           'run_teachers', 'teacher_folders']
 
 KIND = 'LLM2CLIP model'
 REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
@@ -53,19 +52,43 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
         return LLM2CLIP(self.config.model_config(), self.config.llm_embed_dim, load_weights=False)
 
     def _load_teacher(self, folder: Path) -> Callable[[list[str], torch.device], torch.Tensor]:
-        return partial(_embed, *load_teacher(folder))
-
-
-def _embed(
-    encoder: TextEncoder, tokenizer: CaptionTokenizer, texts: list[str], device: torch.device
-) -> torch.Tensor:
-    return encode_texts(encoder.to(device), tokenizer, texts)
+        encoder, tokenizer = load_teacher(folder)
+        return lambda texts, device: encode_texts(encoder.to(device), tokenizer, texts)
 
 
 def is_exported(folder: Union[str, Path]) -> bool:
     """Whether `export_folder` wrote a folder, by its config.json."""
     path = Path(folder, 'config.json')
     return path.is_file() and json.loads(path.read_text()).get('model_type') == LLM2CLIPConfig.model_type
+
+
+def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerprint) -> list[str]:
+    """Folders of the teachers, checked without loading them; their weights are hashed only if all else is right.
+
+    Args:
+        config: Names them, or leaves it to the run.
+        run: Configuration of the run.
+        learned_from: The teachers that it learned from.
+
+    Raises:
+        ConfigError: None or too many are named, or a folder holds no teacher.
+        ValueError: One is not the teacher that the run learned from.
+    """
+    if config.teacher and config.teachers:
+        raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
+    named = config.teachers or [config.teacher or run.teacher or '']
+    if not any(named) and len(learned_from) == 1:
+        raise ConfigError(f'teacher: required but not set, since the config.yaml of {config.run} names none')
+    if len(named) != len(learned_from):
+        trained = 'one teacher' if len(learned_from) == 1 else f'{len(learned_from)} teachers'
+        names = f' ({", ".join(run.train_data.teachers)})' if run.train_data.teachers else ''
+        raise ConfigError(f'teachers: the run in {config.run} was trained under {trained}{names}; got '
+                          f'{len(list(filter(None, named)))} of their folders')
+    for folder, fingerprint in zip(named, learned_from):
+        check_encoding(folder, fingerprint, 'the run')
+    for folder, fingerprint in zip(named, learned_from):
+        teacher_fingerprint(folder).check(fingerprint, folder, 'the run')
+    return named
 
 
 def export_folder(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Union
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError
 
 from llm2clip.config import ConfigError
 from llm2clip.folders import MANIFEST
@@ -40,7 +40,7 @@ def open_hub(repo: str, private: bool) -> HfApi:
     api = HfApi(token=token)
     try:
         user = api.whoami()
-        public = _is_public(api, repo)
+        public = api.repo_exists(repo) and not api.model_info(repo).private
     except HFValidationError as error:
         raise ConfigError(f'push_to_hub: {error}') from None
     except OSError as error:
@@ -55,14 +55,6 @@ def open_hub(repo: str, private: bool) -> HfApi:
     if public and private:
         raise ConfigError(f'private: {repo} exists and is public')
     return api
-
-
-def _is_public(api: HfApi, repo: str) -> bool:
-    """Whether there is such a repository, and everybody sees it."""
-    try:
-        return not api.model_info(repo).private
-    except RepositoryNotFoundError:
-        return False
 
 
 def upload(api: HfApi, folder: Union[str, Path], repo: str, private: bool) -> str:

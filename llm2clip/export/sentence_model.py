@@ -3,6 +3,7 @@
 
 """The teacher as a sentence-transformers folder, and the module that loads it."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,17 +72,9 @@ class CaptionEncoder(InputModule):
         Path(output_path, ENCODER_FILE).write_text(json.dumps(encoding(self.encoder.config), indent=2) + '\n')
 
     @classmethod
-    def load(
-        cls,
-        model_name_or_path: str,
-        subfolder: str = '',
-        token: Union[bool, str, None] = None,
-        cache_folder: Optional[str] = None,
-        revision: Optional[str] = None,
-        local_files_only: bool = False,
-        **kwargs: Any,
-    ) -> 'CaptionEncoder':
-        folder = cls.load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
+    def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> 'CaptionEncoder':
+        where = inspect.signature(cls.load_dir_path).parameters
+        folder = cls.load_dir_path(model_name_or_path, *args, **{k: v for k, v in kwargs.items() if k in where})
         path = Path(folder, PROMPTS_FILE)
         prompts = json.loads(path.read_text()).get('prompts', {}) if path.is_file() else {}
         return cls(*load_teacher(folder), prompts)

@@ -21,15 +21,15 @@ from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data.image_processing_llm2clip import upright_rgb
+from llm2clip.data.transforms import Preprocessing
 from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
 from llm2clip.export.model_card import model_card
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
-from llm2clip.preprocessing import Preprocessing
 from llm2clip.teacher.fingerprint import TeacherRecord
 
-__all__ = ['KIND', 'export_vision', 'image_processor']
+__all__ = ['KIND', 'export_vision']
 
 KIND = 'vision tower'
 
@@ -116,15 +116,6 @@ def _expected(model: LLM2CLIP, projection: bool, pixels: torch.Tensor) -> torch.
     return model.visual_projection(pooled) if projection else pooled
 
 
-def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
-    """The evaluation transform of upright RGB pictures, as transformers has it."""
-    size = preprocessing.image_size
-    return CLIPImageProcessorFast(
-        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
-        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
-        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
-
-
 def _use(code: str, library: str, precision: str = '') -> str:
     """The part of the card that says how to load the model."""
     return USE.format(code=code, library=library, upright=inspect.getsource(upright_rgb).strip(),
@@ -160,7 +151,7 @@ def _check_timm_pixels(transform: Any, preprocessing: Preprocessing) -> None:
     std = torch.tensor(preprocessing.std)[:, None, None]
     for name, data in pictures(preprocessing.image_size, cropped=6).items():
         found = transform(upright_rgb(Image.open(io.BytesIO(data))))
-        difference = 255 * ((found - training_pixels(data, preprocessing)) * std).abs().mean().item()
+        difference = 255 * ((found - training_pixels(data, preprocessing=preprocessing)) * std).abs().mean().item()
         if not difference <= TIMM_TOLERANCE:
             raise ConfigError(f"timm's transform of {name} differs from that of training by {difference:.1f} of 255 in "
                               'the mean')
@@ -171,7 +162,14 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
     trunk: Any = model.vision_encoder.trunk
     native: Any = _clip_with_projection(trunk, model.visual_projection) if projection else trunk
     native.save_pretrained(folder, safe_serialization=True)
-    image_processor(model.vision_encoder.preprocessing).save_pretrained(folder)
+    # The evaluation transform of upright RGB pictures, as transformers has it.
+    preprocessing = model.vision_encoder.preprocessing
+    size = preprocessing.image_size
+    CLIPImageProcessorFast(
+        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
+        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
+        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True,
+    ).save_pretrained(folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
@@ -187,7 +185,7 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
     processor: Any = AutoImageProcessor.from_pretrained(folder)
     check_pictures(
         lambda image: features(processor(upright_rgb(image), return_tensors='pt')['pixel_values'].to(device)),
-        lambda pixels: _expected(model, projection, pixels.to(device)), model.vision_encoder.preprocessing, name)
+        lambda pixels: _expected(model, projection, pixels.to(device)), preprocessing, name)
     code = TRANSFORMERS_USE.format(
         name=name, arguments=', add_pooling_layer=False' if without_pooler else '',
         output=f'{output}[:, 0]' if without_pooler else output)

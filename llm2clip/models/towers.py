@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.image_processing_base import ImageProcessingMixin
 
 from llm2clip.config import ConfigError, VisionConfig
-from llm2clip.preprocessing import Preprocessing
+from llm2clip.data.transforms import Preprocessing
 
 __all__ = ['Keep', 'Tower', 'load_tower', 'tower_preprocessing']
 

@@ -19,7 +19,7 @@ from bench_result import write_result
 from llm2clip.config import TextEncoderConfig
 from llm2clip.config_files import package_folder
 from llm2clip.data.convert.samples import Dropped
-from llm2clip.data.convert.wikipedia import wikipedia_summaries
+from llm2clip.data.convert.texts import wikipedia_summaries
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts, token_batches
 from llm2clip.teacher.text_encoder import load_text_encoder
 

@@ -38,9 +38,8 @@ from llm2clip.data.schema import (
     dataset_fingerprint,
     read_index,
 )
-from llm2clip.data.transforms import pixels_needed, train_transform
+from llm2clip.data.transforms import Preprocessing, pixels_needed, train_transform
 from llm2clip.data.vectors import vector_columns, vector_rows
-from llm2clip.preprocessing import Preprocessing
 
 SAMPLES, DIM, SIZE, BATCH, WORKERS, ROUNDS = 2000, 4096, 224, 32, 2, 15
 KEYS, MEAN = ['short', 'long'], (0.5, 0.5, 0.5)

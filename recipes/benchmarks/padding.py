@@ -12,8 +12,8 @@ from bench_result import write_result
 from llm2clip.config import TextEncoderConfig
 from llm2clip.config_files import package_folder
 from llm2clip.data.convert.samples import Dropped
-from llm2clip.data.convert.wikipedia import wikipedia_summaries
-from llm2clip.data.microbatches import split_by_length
+from llm2clip.data.convert.texts import wikipedia_summaries
+from llm2clip.data.loader import split_by_length
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 BATCH, MICROBATCH, BATCHES = 512, 16, 8

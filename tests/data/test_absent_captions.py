@@ -18,11 +18,11 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import dataset_fingerprint, read_index
+from llm2clip.data.transforms import Preprocessing
 from llm2clip.data.vectors import float_vectors, vector_columns, vector_rows, vectors_of
 from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.preprocessing import Preprocessing
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.training.algorithms.online_teacher import OnlineTeacher

@@ -16,7 +16,7 @@ from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamC
 from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_streams
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
-from llm2clip.data.microbatches import split_by_length
+from llm2clip.data.loader import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.text_encoder import load_caption_tokenizer

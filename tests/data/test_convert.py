@@ -17,9 +17,8 @@ from llm2clip.data.convert.emoji import LANGUAGES, emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
 from llm2clip.data.convert.table import table
-from llm2clip.data.convert.text_pairs import text_pairs
-from llm2clip.data.convert.wikipedia import wikipedia_summaries
-from llm2clip.data.convert.writer import is_complete, write_splits
+from llm2clip.data.convert.texts import text_pairs, wikipedia_summaries
+from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_columns, read_samples
 from llm2clip.folders import OutputFolder
 
@@ -56,7 +55,7 @@ def test_too_many_bad_samples_fail_and_leave_no_dataset(tmp_path: Path) -> None:
     samples = [*make_samples(8), Sample('broken', {'short': 'a', 'long': 'b'}, b'x')]
     with pytest.raises(ValueError, match='1 of 9 .*max_dropped=0.02.*broken'):
         write_dataset(samples, tmp_path / 'out')
-    assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
+    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
 
 
 def test_duplicates_and_other_captions_are_errors(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_image_folder(tmp_path: Path) -> None:
         [('0.png', 'a, b', 'c', ''), ('1.png', 'd', 'e', 'f'), ('2.png', 'g', 'h', '')]
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['dropped_ids'] == {'missing image file': [f'{tmp_path}/no.png']}
-    with pytest.raises(ConfigError, match="no column 'text'; it has image, caption"):
+    with pytest.raises(ConfigError, match="has no 'text'; it has image, caption"):
         image_folder(str(tmp_path), str(csv), caption_column='text')
     with pytest.raises(ConfigError, match='no file'):
         image_folder(str(tmp_path), 'nowhere.csv')
@@ -127,7 +126,7 @@ def test_caption_csv_groups_the_captions_of_an_image(tmp_path: Path) -> None:
         assert sample.captions == {str(k): f'caption {i + 6 * k}, quoted' for k in range(3)}
     again, _ = caption_csv(str(path), heldout=2)
     assert [s.sample_id for s in _read(again['heldout'])] == [s.sample_id for s in heldout]
-    with pytest.raises(ConfigError, match="no column 'text'"):
+    with pytest.raises(ConfigError, match="has no 'text'"):
         caption_csv(str(path), caption_column='text')
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.streams.verified_stream import ShardError
-from llm2clip.preprocessing import Preprocessing
+from llm2clip.data.transforms import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SECONDS = 60
@@ -237,7 +237,7 @@ def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
     assert process.stdout is not None and process.stdout.readline() == 'running\n'
     config = _config(tmp_path, *map(str, remotes))
     with monkeypatch.context() as patch:
-        patch.setattr('llm2clip.data.streams.cache_locks._LOCK_SECONDS', 0.5)
+        patch.setattr('llm2clip.data.streams.safe_dataset._LOCK_SECONDS', 0.5)
         with pytest.raises(ShardError, match='cache/embeddings is the cache of another run that is still alive'):
             _loader(config)
     os.killpg(process.pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ import pytest
 from parts import picture
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert.huggingface import huggingface
+from llm2clip.data.convert.table import huggingface
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
 
@@ -52,7 +52,7 @@ def test_a_saved_dataset(saved: Path) -> None:
 
 
 def test_a_split_of_a_saved_dataset(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('llm2clip.data.convert.huggingface._ROWS', 2)  # in two parts
+    monkeypatch.setattr('llm2clip.data.convert.table._ROWS', 2)  # in two parts
     rows = _write(saved / 'out', f'{saved}/several', 'captions', 'image', split='validation')
     assert [row['caption.0'] for row in rows] == ['0 of 5', '0 of 0', '0 of 1']
     assert [row['sample_id'] for row in rows] == ['validation:1', 'validation:2', 'validation:3']

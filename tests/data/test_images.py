@@ -17,8 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast
 
 from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels
-from llm2clip.data.transforms import eval_transform, pixels_needed, seeded, train_transform
-from llm2clip.preprocessing import Preprocessing
+from llm2clip.data.transforms import Preprocessing, eval_transform, pixels_needed, seeded, train_transform
 
 PIXELS = Preprocessing(64, (0.5, 0.4, 0.3), (0.3, 0.4, 0.5))
 

@@ -12,8 +12,8 @@ from parts import make_samples, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import CaptionDataConfig, CaptionStreamConfig, ConfigError, MNTPConfig, TextEncoderConfig
-from llm2clip.data.convert.plain_text import plain_text
 from llm2clip.data.convert.samples import Sample
+from llm2clip.data.convert.texts import plain_text
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.loader import count_tokens
 from llm2clip.data.masked_texts import build_masked_text_loader, mask_tokens

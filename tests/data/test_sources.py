@@ -23,7 +23,7 @@ from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert.img2dataset import webdataset
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.table import table
-from llm2clip.data.convert.writer import is_complete, write_splits
+from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.folders import OutputFolder
 
@@ -83,7 +83,7 @@ def test_a_damaged_tar_is_named_and_nothing_is_readable(tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=message):
             write_splits(splits, dropped, tmp_path / 'out')
-        assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
+        assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
     # Mended and called again, it goes on with the parts that are missing.
     first = (tmp_path / 'out/train/part-00000/part.json').stat().st_mtime_ns
     path.write_bytes(whole)
@@ -100,7 +100,7 @@ def _end_of_member(path: Path, n: int) -> int:
 def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
     _tars(tmp_path / 'tars')
     splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', {'raw': 'caption'})
-    with pytest.raises(ValueError, match=r"00000\.tar: sample '0+' has no field 'caption'; it has .*raw_caption"):
+    with pytest.raises(ValueError, match=r"00000\.tar: sample '0+' has no 'caption'; it has .*raw_caption"):
         write_splits(splits, dropped, tmp_path / 'out')
     with pytest.raises(ConfigError, match='no file matches'):
         webdataset('/nowhere/*.tar', CAPTIONS)
@@ -118,7 +118,7 @@ def test_machines_share_the_parts_and_the_last_writes_the_index(tmp_path: Path) 
     splits = {'train': [_part(n) for n in range(5)]}
     first, second = (WriterConfig(machine=k, machines=2) for k in range(2))
     assert write_splits(splits, Dropped(), tmp_path / 'out', second) is None
-    assert not is_complete(OutputFolder(tmp_path / 'out')) and not (tmp_path / 'out/train/index.json').exists()
+    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
     assert sorted(p.name for p in (tmp_path / 'out/train').iterdir()) == ['part-part1', 'part-part3']
     assert write_splits(splits, Dropped(), tmp_path / 'out', first) == {'train': 30}
     assert [row['sample_id'][:3] for row in read_samples(tmp_path / 'out/train')] == \
@@ -131,7 +131,7 @@ def test_machines_that_share_only_a_remote(tmp_path: Path) -> None:
     first, second = (WriterConfig(machine=k, machines=2, keep_local=False) for k in range(2))
     outs = [OutputFolder(tmp_path / f'machine{k}', str(remote)) for k in range(2)]
     assert write_splits(splits, Dropped(), outs[1], second) is None
-    assert not (remote / 'train/index.json').exists() and not is_complete(outs[0])
+    assert not (remote / 'train/index.json').exists() and not outs[0].fetch(CARD_FILE)
     shutil.rmtree(outs[1].local / 'train/part-part3')
     assert write_splits(splits, Dropped(), outs[1], second) is None, 'a part that is in the remote is done'
     (remote / 'train/part-part1/part.json').unlink()
@@ -140,7 +140,7 @@ def test_machines_that_share_only_a_remote(tmp_path: Path) -> None:
     assert write_splits(splits, Dropped(), outs[0], first) == {'train': 30}
     assert [row['sample_id'][:3] for row in read_samples(remote / 'train')] == \
         [f's{n}-' for n in range(5) for _ in range(6)]
-    assert is_complete(outs[1]) and (remote / 'dataset.png').is_file()
+    assert outs[1].fetch(CARD_FILE) and (remote / 'dataset.png').is_file()
     assert not [path for out in outs for path in out.local.rglob('*.mds')]
     with pytest.raises(ConfigError, match='begun with another source'):
         write_splits(splits, Dropped(), OutputFolder(tmp_path / 'third', str(remote)), first, {'source': 'other'})
@@ -151,7 +151,7 @@ def test_what_fails_leaves_the_finished_parts(workers: int, tmp_path: Path) -> N
     config = WriterConfig(num_workers=workers)
     with pytest.raises(RuntimeError, match='killed'):
         write_splits({'train': [_part(0), _part(1), _part(2, fail=True)]}, Dropped(), tmp_path / 'out', config)
-    assert not is_complete(OutputFolder(tmp_path / 'out'))
+    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE)
     assert not (tmp_path / 'out/train/part-part2').exists()
     assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
 

@@ -18,8 +18,8 @@ from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageSt
 from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_index
+from llm2clip.data.transforms import Preprocessing
 from llm2clip.data.vectors import vectors_of
-from llm2clip.preprocessing import Preprocessing
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.teacher.sidecars import sidecar_teacher

@@ -29,7 +29,7 @@ from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.gallery import make_gallery, thumbnail
 from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import evaluate_retrieval
-from llm2clip.evaluation.sets.base import RetrievalSet
+from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.evaluation.tables import markdown, result_tables
 from llm2clip.export.model_card import read_results
 from llm2clip.models.llm2clip import LLM2CLIP

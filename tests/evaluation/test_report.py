@@ -12,8 +12,7 @@ from recipes_in_process import run_recipe
 
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.charts import bars
-from llm2clip.evaluation.page import write_page
+from llm2clip.evaluation.page import bars, write_page
 from llm2clip.evaluation.report import report_parts
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
@@ -97,7 +96,7 @@ def test_languages_stand_in_one_picture_beside_chance(drawn: list[Any]) -> None:
 def test_results_have_both_stages_and_seconds_at_the_top(
     step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The format that `llm2clip.evaluation.summary` documents."""
+    """The format that `llm2clip.evaluation.report` documents."""
     cra = {'cra_causal': 51.875, 'cra_untrained': 24.75, 'cra': 95.125}
     results: dict[str, Any] = {
         'retrieval': {'unseen_style': entry('ours', 'baseline'), 'lang_de': entry('ours', recall=10.4)},

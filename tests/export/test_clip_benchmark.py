@@ -89,7 +89,7 @@ def test_the_readme_block_agrees_with_our_metric(
     with torch.no_grad():
         text_features = of_run.model.get_text_features(of_run.vectors([text for own in captions for text in own]))
         preprocessing = of_run.model.vision_encoder.preprocessing
-        pixels = torch.stack([training_pixels(data, preprocessing) for data in encoded])
+        pixels = torch.stack([training_pixels(data, preprocessing=preprocessing) for data in encoded])
         ours = rank_both_ways(of_run.model.get_image_features(pixels), text_features,
                               torch.arange(24).repeat_interleave(2)).recalls()
     theirs = names['metrics']

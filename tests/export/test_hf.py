@@ -149,5 +149,5 @@ def test_readme_snippet_runs(
         assert 'red heart' in capsys.readouterr().out
         with torch.no_grad():
             expected = exported[0].get_image_features(
-                training_pixels(data, exported[0].vision_encoder.preprocessing)[None])
+                training_pixels(data, preprocessing=exported[0].vision_encoder.preprocessing)[None])
         torch.testing.assert_close(names['image'].detach(), expected, msg=kind)

@@ -20,11 +20,11 @@ from transformers import AutoImageProcessor
 from llm2clip.config import ConfigError
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor, upright_rgb
+from llm2clip.data.transforms import Preprocessing
 from llm2clip.export import vision as vision_export
 from llm2clip.export.check import check_pictures, pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.vision import export_vision
-from llm2clip.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
 
@@ -43,7 +43,7 @@ def folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_exported_processor_gives_the_pixels_of_training(folder: Path) -> None:
     processor = AutoImageProcessor.from_pretrained(folder)
     given = pictures(32)
-    expected = torch.stack([training_pixels(data, PIXELS) for data in given.values()])
+    expected = torch.stack([training_pixels(data, preprocessing=PIXELS) for data in given.values()])
     # A list of pictures of two sizes; they stay as they were.
     images = [opened(data) for data in given.values()]
     sizes = [image.size for image in images]
@@ -150,7 +150,7 @@ def test_the_snippet_of_a_models_card(
     with torch.no_grad():
         exec(_snippet(), names)
         torch.testing.assert_close(names['image'],
-                                   of_run.model.get_image_features(training_pixels(data, PIXELS)[None]))
+                                   of_run.model.get_image_features(training_pixels(data, preprocessing=PIXELS)[None]))
 
 
 @pytest.mark.parametrize('tower', ['clip_vision_model', 'vit', 'timm:test_vit'])
@@ -168,7 +168,7 @@ def test_the_snippet_of_a_vision_towers_card(
         names: dict[str, Any] = {}
         with torch.no_grad():
             exec(_snippet(), names)
-            expected = model.vision_encoder(training_pixels(data, preprocessing)[None])
+            expected = model.vision_encoder(training_pixels(data, preprocessing=preprocessing)[None])
             if tower in ('clip_vision_model', 'timm:test_vit'):
                 expected = model.visual_projection(expected)
         torch.testing.assert_close(names['features'], expected, msg=kind, **tolerance)

@@ -11,7 +11,7 @@ import pytest
 from recipes_in_process import run_recipe
 from trained import Trained, trained
 
-import llm2clip.export.teachers
+import llm2clip.export.hf
 import llm2clip.training.runs
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import save_config
@@ -96,7 +96,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     def fail(folder: Any) -> None:
         raise AssertionError('weights were hashed')
 
-    monkeypatch.setattr(llm2clip.export.teachers, 'teacher_fingerprint', fail)
+    monkeypatch.setattr(llm2clip.export.hf, 'teacher_fingerprint', fail)
     monkeypatch.delenv('HF_TOKEN', raising=False)
 
     def refused(message: str, *args: str, error: Any = ConfigError, name: str = 'export_hf') -> None:

@@ -70,7 +70,8 @@ def test_remote_code_gives_the_features_of_the_checkpoint(
     images, texts = model.get_image_features(trained_model.pixels()), model.get_text_features(vectors)
     assert images.std() > 0.01 and texts.std(0).mean() > 0.01
     _assert_close(found[f'{name}.images'], images)
-    seen = torch.stack([training_pixels(data, model.vision_encoder.preprocessing) for data in pictures(32).values()])
+    preprocessing = model.vision_encoder.preprocessing
+    seen = torch.stack([training_pixels(data, preprocessing=preprocessing) for data in pictures(32).values()])
     _assert_close(found[f'{name}.pictures'], model.get_image_features(seen))
     _assert_close(found[f'{name}.texts'], texts)
     _assert_close(found[f'{name}.vectors'], texts)

@@ -16,9 +16,9 @@ from parts import make_samples, write_dataset, write_sidecar
 
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.transforms import Preprocessing
 from llm2clip.data.vectors import dequantize
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.preprocessing import Preprocessing
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.callbacks.in_batch_accuracy import InBatchAccuracy
 

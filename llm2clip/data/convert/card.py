@@ -44,21 +44,11 @@ class CaptionCounts:
             self.words.setdefault(key, Counter())[min(len(text.split()), _LENGTHS - 1)] += 1
         self.per_sample[sum(map(bool, captions.values()))] += 1
 
-    def update(self, other: 'CaptionCounts') -> None:
-        """Add the counts of other samples."""
-        for key, counts in other.words.items():
-            self.words.setdefault(key, Counter()).update(counts)
-        self.per_sample.update(other.per_sample)
-
-    def to_json(self) -> dict[str, Any]:
-        """For `from_json`, which reads it back."""
-        return {'words': self.words, 'per_sample': self.per_sample}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> 'CaptionCounts':
-        """JSON's keys are texts."""
-        words, per_sample = record['words'], record['per_sample']
-        return cls({key: _numbers(counts) for key, counts in words.items()}, _numbers(per_sample))
+    def add_record(self, record: Mapping[str, Any]) -> None:
+        """Add the counts of other samples, their `vars` after a way through JSON, whose keys are texts."""
+        for key, counts in record['words'].items():
+            self.words.setdefault(key, Counter()).update({int(n): count for n, count in counts.items()})
+        self.per_sample.update({int(n): count for n, count in record['per_sample'].items()})
 
     def present(self, key: str) -> int:
         """Captions of a key."""
@@ -73,10 +63,6 @@ class CaptionCounts:
     def _quantile(self, key: str, percent: int) -> int:
         words, captions = zip(*((n, captions) for n, captions in self.words[key].items() if n))
         return int(np.quantile(words, percent / 100, weights=captions, method='inverted_cdf'))
-
-
-def _numbers(counts: Mapping[str, int]) -> Counter[int]:
-    return Counter({int(number): count for number, count in counts.items()})
 
 
 def write_card(out: OutputFolder, card: Mapping[str, Any], captions: Mapping[str, CaptionCounts], name: str) -> None:

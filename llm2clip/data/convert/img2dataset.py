@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import field, parse_json
 from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, matching_files
 
 __all__ = ['webdataset']
@@ -53,32 +54,17 @@ def _samples(path: str, captions: dict[str, str], id_field: str, dropped: Droppe
             if record is None:
                 break
             count += 1
-            fields = {'__key__': record['__key__'], 'txt': record.get('txt', b'').decode(), **_json(record, path)}
-            sample_id = str(_field(fields, id_field, record['__key__'], path))
+            where = f'{path}: sample {record["__key__"]!r}'
+            fields = {'__key__': record['__key__'], 'txt': record.get('txt', b'').decode(),
+                      **parse_json(record.get('json', '{}'), where)}
+            sample_id = str(field(fields, id_field, where))
             image = next((record[name] for name in _IMAGES if name in record), None)
             if image is None:
                 dropped.add('no image', sample_id)
                 continue
-            texts = {key: str(_field(fields, name, record['__key__'], path) or '') for key, name in captions.items()}
+            texts = {key: str(field(fields, name, where) or '') for key, name in captions.items()}
             yield Sample(sample_id, texts, image)
-    _check_count(path, count)
-
-
-def _json(record: Mapping[str, Any], path: str) -> dict[str, Any]:
-    try:
-        return json.loads(record['json']) if 'json' in record else {}
-    except ValueError as error:
-        raise ValueError(f'{path}: the JSON of sample {record["__key__"]!r} is damaged: {error}') from None
-
-
-def _field(fields: Mapping[str, Any], name: str, key: str, path: str) -> Any:
-    if name not in fields:
-        raise ValueError(f'{path}: sample {key!r} has no field {name!r}; it has {", ".join(sorted(fields))}')
-    return fields[name]
-
-
-def _check_count(path: str, count: int) -> None:
-    """A tar that was cut off between two files reads like a whole one; img2dataset says how many there should be."""
+    # A tar that was cut off between two files reads like a whole one; img2dataset says how many there should be.
     stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
     if stats.is_file() and (expected := json.loads(stats.read_text())['successes']) != count:
         raise ValueError(f'{path} is cut off: it has {count} samples, but {stats.name} says {expected}')

@@ -5,6 +5,7 @@
 
 import glob
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,20 +39,16 @@ class Dropped:
     """What was left out: reason -> sample ids, or the paths of missing files."""
 
     reasons: dict[str, list[str]] = field(default_factory=dict)
-    filtered: dict[str, int] = field(default_factory=dict)
+    filtered: Counter[str] = field(default_factory=Counter)
     """Reason -> how many samples the user's own settings leave out; `max_dropped` does not concern them."""
 
     def add(self, reason: str, sample_id: str) -> None:
         self.reasons.setdefault(reason, []).append(sample_id)
 
-    def filter(self, reason: str, count: int = 1) -> None:
-        self.filtered[reason] = self.filtered.get(reason, 0) + count
-
     def update(self, other: 'Dropped') -> None:
         for reason, ids in other.reasons.items():
             self.reasons.setdefault(reason, []).extend(ids)
-        for reason, count in other.filtered.items():
-            self.filter(reason, count)
+        self.filtered.update(other.filtered)
 
     def __len__(self) -> int:
         return sum(map(len, self.reasons.values()))

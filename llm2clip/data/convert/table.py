@@ -1,29 +1,165 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tables (Parquet or CSV) with one row per sample: captions in columns, images as bytes or as paths."""
+"""Tables with one row per sample: captions in columns of texts or of lists of texts, images as bytes or as paths.
 
-from collections.abc import Iterator, Sequence
+They are Parquet or CSV files, or datasets of the Hugging Face `datasets` library.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
-from llm2clip.data.convert.columns import Captions, Columns, longest_list
+from llm2clip.config import ConfigError
 from llm2clip.data.convert.samples import (
     HELDOUT,
     Dropped,
     Part,
     Sample,
     Splits,
+    check_folder,
     check_heldout_share,
+    is_held_out,
     matching_files,
 )
 
-__all__ = ['table']
+__all__ = ['Captions', 'Columns', 'huggingface', 'table']
+
+# Of a Hugging Face dataset, in one part.
+_ROWS = 10_000
+
+Captions = Union[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table make a sample."""
+
+    captions: dict[str, list[str]]
+    """Column -> the caption keys that it becomes; several for a column of lists."""
+    image: Optional[str] = None
+    """Column of encoded images, of Hugging Face's ``{bytes, path}`` structs, or of paths; None for captions alone."""
+    images: Optional[str] = None
+    """Folder that paths are relative to."""
+    sample_id: Optional[str] = None
+    """Column of the samples' ids."""
+
+    @classmethod
+    def choose(
+        cls, captions: Captions, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int],
+        image: Optional[str] = None, images: Optional[str] = None, sample_id: Optional[str] = None,
+    ) -> 'Columns':
+        """The columns that the configuration names, checked.
+
+        A column of texts becomes the caption key that the configuration gives it, and a column of lists the keys
+        ``<key>_0``, ``<key>_1``, …, as many as its longest list has texts.  A column that is named without a key
+        becomes ``0``, ``1``, ….
+
+        Args:
+            captions: Caption key -> column, or one column.
+            tables: Name of each table, for messages -> its columns and their types.
+            longest: Column of lists -> the number of texts in its longest list, over all tables.
+            image, images, sample_id: As the fields.
+
+        Raises:
+            ConfigError: A table lacks a column, a column has another type than expected, or there is no such folder.
+        """
+        if not captions:
+            raise ConfigError('source.captions: expected a column, or caption keys with their columns')
+        if images is not None:
+            check_folder(images)
+        named = [('', captions)] if isinstance(captions, str) else list(captions.items())
+        for path, schema in tables.items():
+            for name in (*(column for _, column in named), *(name for name in (image, sample_id) if name)):
+                if name not in schema.names:
+                    raise ConfigError(f'{path} has no column {name!r}; it has {", ".join(schema.names)}')
+        keys: dict[str, list[str]] = {}
+        for key, column in named:
+            kinds = {_is_list(schema, column, path) for path, schema in tables.items()}
+            if len(kinds) > 1:
+                raise ConfigError(f'column {column!r} holds texts in some tables and lists of texts in others')
+            if kinds == {True}:
+                names = [f'{key}_{i}' if key else str(i) for i in range(longest(column))]
+            else:
+                names = [key or '0']
+            keys.setdefault(column, []).extend(names)
+        every = [name for names in keys.values() for name in names]
+        if len(set(every)) < len(every) or len(keys) < len(named):
+            raise ConfigError(f'source.captions: {captions} gives two captions one key, or one column twice')
+        return cls(keys, image, images, sample_id)
+
+    def names(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys([*self.captions, *(name for name in (self.image, self.sample_id) if name)]))
+
+    def samples(
+        self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, heldout: float = 0.0, seed: int = 0,
+        held_out: bool = False, first: int = 1,
+    ) -> Iterator[Sample]:
+        """The samples of some rows.
+
+        Args:
+            rows: Column -> value.
+            name: Of the table; without a column of ids, a sample's is ``<name>:<row>``.
+            dropped: Receives the rows without image.
+            heldout: Share of the images that are held out: by their path, their bytes or, without images, the id.
+            seed: Which ones.
+            held_out: Yield those that are held out; otherwise the others.
+            first: Number of the first row.
+        """
+        for number, row in enumerate(rows, first):
+            sample_id = str(row[self.sample_id]) if self.sample_id else f'{name}:{number}'
+            image = row[self.image] if self.image else None
+            if isinstance(image, dict):
+                image = image.get('bytes') or image.get('path')
+            if heldout and is_held_out(image or sample_id, heldout, seed) is not held_out:
+                continue
+            if self.image and not image:
+                dropped.add('no image', sample_id)
+                continue
+            if isinstance(image, str):
+                path = Path(self.images or '', image)
+                if not path.is_file():
+                    dropped.add('missing image file', str(path.absolute()))
+                    continue
+                image = path.read_bytes()
+            yield Sample(sample_id, self._texts(row, sample_id), image)
+
+    def _texts(self, row: Mapping[str, Any], sample_id: str) -> dict[str, str]:
+        texts = {}
+        for column, keys in self.captions.items():
+            value = row[column]
+            values = value if isinstance(value, list) else [] if value is None else [value]
+            if len(values) > len(keys):
+                raise ValueError(f'sample {sample_id!r}: column {column!r} has {len(values)} texts, expected at most '
+                                 f'{len(keys)}')
+            texts.update(dict.fromkeys(keys, ''))
+            texts.update({key: '' if value is None else str(value) for key, value in zip(keys, values)})
+        return texts
+
+
+def _longest_list(lists: Any) -> int:
+    """The number of values in the longest list of an Arrow array, which may hold nulls."""
+    lengths = pyarrow.compute.call_function('list_value_length', [lists])
+    return pyarrow.compute.call_function('max', [lengths]).as_py() or 0
+
+
+def _is_list(schema: pyarrow.Schema, column: str, path: str) -> bool:
+    """Whether a column of captions holds lists."""
+    kind = schema.field(column).type
+    is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or \
+        pyarrow.types.is_fixed_size_list(kind)
+    text = kind.value_type if is_list else kind
+    if pyarrow.types.is_nested(text) or pyarrow.types.is_binary(text) or pyarrow.types.is_large_binary(text):
+        raise ConfigError(f'{path}: column {column!r} holds {kind}, expected texts or lists of texts')
+    return is_list
 
 
 def table(
@@ -36,7 +172,7 @@ def table(
     heldout: float = 0.0,
     seed: int = 0,
 ) -> tuple[Splits, Dropped]:
-    """One split or two, one part per table.
+    """Tables, Parquet or CSV: one split or two, one part per table.
 
     Args:
         files: Paths or patterns of ``.parquet`` or ``.csv`` files.
@@ -58,7 +194,7 @@ def table(
     paths = matching_files(files)
 
     def longest(column: str) -> int:
-        return max((longest_list(batch.column(0)) for path in paths for batch in _open(path, [column])[1]), default=0)
+        return max((_longest_list(batch.column(0)) for path in paths for batch in _open(path, [column])[1]), default=0)
 
     columns = Columns.choose(captions, {path: _open(path, None)[0] for path in paths}, longest,
                              image_column, images, id_column)
@@ -83,3 +219,79 @@ def _open(path: str, columns: Optional[list[str]]) -> tuple[pyarrow.Schema, Iter
             pyarrow.csv.open_csv(path, convert_options=options, parse_options=parse))
     file = pyarrow.parquet.ParquetFile(path)
     return file.schema_arrow, file.iter_batches(batch_size=256, columns=columns)
+
+
+def huggingface(
+    path: str,
+    captions: Captions,
+    image_column: Optional[str] = None,
+    config: Optional[str] = None,
+    split: str = 'train',
+    id_column: Optional[str] = None,
+    images: Optional[str] = None,
+    heldout: float = 0.0,
+    seed: int = 0,
+) -> tuple[Splits, Dropped]:
+    """One split of a dataset: a saved one, a local folder of files, or one of the hub.  It is read in parts of 10,000
+    rows.  No code that comes with a dataset is run.
+
+    Args:
+        path: Folder that `save_to_disk` wrote; folder of images with a ``metadata.csv``, of Parquet files or of
+            others that the library reads; or the name of a dataset on the hub, ``owner/dataset``.
+        captions: Caption key -> column of texts or of lists of texts, or one column; `Columns.choose` says which keys
+            a column of lists becomes.
+        image_column: Column of images, encoded ones or paths; without one, a dataset of captions.
+        config: Which of the dataset's configurations, where it has several.
+        split: Which of its splits; it keeps its name.
+        id_column: Column of the samples' ids; by default ``<split>:<row>``.
+        images: Folder that paths are relative to.
+        heldout: Share of the images that go into the split ``heldout``, chosen by the hash of their path or bytes, so
+            that all rows of an image are on one side; without images, by that of the id.
+        seed: Which ones.
+
+    Raises:
+        ConfigError: The library is not installed, or there is no such dataset, split or column.
+    """
+    check_heldout_share(heldout, split)
+    rows = _load(path, config, split)
+    columns = Columns.choose(
+        captions, {path: rows.features.arrow_schema},
+        lambda column: max(_longest_list(batch.column(0)) for batch in
+                           rows.select_columns([column]).with_format('arrow').iter(_ROWS)),
+        image_column, images, id_column)
+    rows = rows.select_columns(columns.names())
+
+    def read(start: int, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+        part = rows.select(range(start, min(start + _ROWS, len(rows))))
+        return columns.samples(part, split, dropped, heldout, seed, held_out, first=start + 1)
+
+    return {name: [Part(f'{start:08}', partial(read, start, name == HELDOUT)) for start in range(0, len(rows), _ROWS)]
+            for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
+
+
+def _load(path: str, config: Optional[str], split: str) -> Any:
+    """The rows of a split, images as they are stored."""
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError('the huggingface source needs the package datasets: pip install "llm2clip[datasets]"') \
+            from None
+    # Other names are those of the library's readers, which would take any files of the working directory.
+    if not Path(path).is_dir() and path.count('/') != 1:
+        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
+                          'called owner/dataset')
+    saved = any(Path(path, name).is_file() for name in ('dataset_dict.json', 'state.json'))
+    try:
+        rows: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config, split=split)
+    except (ValueError, OSError, RuntimeError) as error:
+        there = 'a' if Path(path).is_dir() else 'no'
+        raise ConfigError(f'source.path: {path} cannot be read (there is {there} folder {Path(path).absolute()}): '
+                          f'{error}') from None
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
+        rows = rows[split]
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert.card import CaptionCounts, write_card
-from llm2clip.data.convert.formats import unsupported_format
 from llm2clip.data.convert.samples import Dropped, Part, Sample
-from llm2clip.data.images import decode_image, decode_pixels, encode_image
+from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsupported_format
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
 from llm2clip.folders import OutputFolder, complete_folder
 
-__all__ = ['CARD_FILE', 'is_complete', 'write_splits']
+__all__ = ['CARD_FILE', 'write_splits']
 
+# Written last: a folder that has it is complete.
 CARD_FILE = 'dataset.json'
 _PART_FILE = 'part.json'
 _IDS_FILE = 'ids.npy'
@@ -51,11 +51,6 @@ class _Job(NamedTuple):
 
 # Set before the processes fork, so that sources need not be picklable.
 _jobs: list[_Job] = []
-
-
-def is_complete(out: OutputFolder) -> bool:
-    """Whether `write_splits` has finished in this folder."""
-    return out.fetch(CARD_FILE)
 
 
 def write_splits(
@@ -137,17 +132,13 @@ def _read_record(job: _Job) -> Optional[dict[str, Any]]:
 
 def _run(num_workers: int) -> Iterator[int]:
     """Write all jobs; yields how many samples have been written so far."""
-    total = 0
     if num_workers <= 1:
-        for job in range(len(_jobs)):
-            total += _write_part(job)
-            yield total
+        yield from itertools.accumulate(map(_write_part, range(len(_jobs))))
         return
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'))
     try:
-        for future in as_completed([pool.submit(_write_part, job) for job in range(len(_jobs))]):
-            total += future.result()
-            yield total
+        done = as_completed([pool.submit(_write_part, job) for job in range(len(_jobs))])
+        yield from itertools.accumulate(future.result() for future in done)
     finally:
         # After an error the parts that are being written are finished, the others are not begun.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -188,7 +179,7 @@ def _write_part(number: int) -> int:
     job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
     job.out.publish(f'{job.folder}/{_IDS_FILE}')
     record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
-              'captions': counts.to_json(), 'shards': shards}
+              'captions': vars(counts), 'shards': shards}
     job.out.commit(f'{job.folder}/{_PART_FILE}', json.dumps(record))
     return len(ids)
 
@@ -203,7 +194,7 @@ def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) 
         elif missing:
             dropped.add(f'no caption {" and ".join(missing)}', sample.sample_id)
         elif not _has_any(sample, config.require_any_caption):
-            dropped.filter(f'no caption {" or ".join(config.require_any_caption)}')
+            dropped.filtered[f'no caption {" or ".join(config.require_any_caption)}'] += 1
         elif (problem := _image_problem(sample, config)) is not None:
             dropped.add(problem, sample.sample_id)
         else:
@@ -241,20 +232,13 @@ def _finish(
     records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
     about: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Check all parts together, then write the indices and last the card.
-
-    Args:
-        records: Split -> folder of a part -> what was written of it.
-        dropped: As for `write_splits`, and so are the others.
-        out: The folder.
-        config: How it was written.
-        about: Facts about the source.
-    """
+    """Check all parts together, then write the indices and last the card; `records` has, for each split, the folders
+    of its parts with what was written of each."""
     written = {split: sum(record['samples'] for record in parts.values()) for split, parts in records.items()}
     left_out = Dropped()
     for parts in records.values():
         for record in parts.values():
-            left_out.update(Dropped(record['dropped'], record['filtered']))
+            left_out.update(Dropped(record['dropped'], Counter(record['filtered'])))
     total = sum(written.values()) + len(left_out)
     if len(left_out) > config.max_dropped * total:
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
@@ -271,7 +255,7 @@ def _finish(
     captions = {split: CaptionCounts() for split in records}
     for split, parts in records.items():
         for record in parts.values():
-            captions[split].update(CaptionCounts.from_json(record['captions']))
+            captions[split].add_record(record['captions'])
     card = {**about, 'samples': written, 'dropped': left_out.counts(), 'dropped_ids': left_out.reasons}
     write_card(out, card, captions, CARD_FILE)
     return written
@@ -289,13 +273,11 @@ def _check_unique(out: OutputFolder, split: str, folders: list[str]) -> None:
 
 
 def _check_same_columns(split: str, parts: Mapping[str, dict[str, Any]]) -> None:
-    first: Optional[tuple[str, list[str]]] = None
-    for folder, record in parts.items():
-        for shard in record['shards'][:1]:
-            first = first or (folder, shard['column_names'])
-            if shard['column_names'] != first[1]:
-                raise ValueError(f'{folder} of split {split!r} has columns {shard["column_names"]}, but {first[0]} has '
-                                 f'{first[1]}')
+    columns = {folder: record['shards'][0]['column_names'] for folder, record in parts.items() if record['shards']}
+    first = next(iter(columns))
+    for folder, names in columns.items():
+        if names != columns[first]:
+            raise ValueError(f'{folder} of split {split!r} has columns {names}, but {first} has {columns[first]}')
 
 
 def _merged_index(parts: Mapping[str, dict[str, Any]]) -> str:

@@ -14,26 +14,32 @@ Of StreamingDataset in Streaming 0.13 this relies on:
 - `_each_sample_id`: the ids of the samples that are delivered, after those of an epoch have been drawn;
 - `_shard_states`: what every process knows of a shard, in the values of `_ShardState`;
 - `_cache_filelock`: held by `prepare_shard` while it makes room;
-- `_shm_prefix_int`: the number with which the names of a dataset in shared memory begin.
+- `_shm_prefix_int`: the number with which the names of a dataset in shared memory begin, as six digits;
+- `_unpack_locals`: reads the folders that a dataset uses from its name in shared memory that ends in ``_locals``.
 """
 
+import fcntl
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 from composer.utils import dist
 from streaming import StreamingDataset
-from streaming.base.constant import TICK
+from streaming.base.constant import LOCALS, TICK
 from streaming.base.dataset import _ShardState
 from streaming.base.shared import SharedArray
+from streaming.base.shared.prefix import _unpack_locals
 
-from llm2clip.data.streams.cache_locks import claim_caches
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
 __all__ = ['SafeDataset']
+
+_LOCK_FILE = '.in_use'
+_LOCK_SECONDS = 30.0
 
 
 class _Failure:
@@ -72,7 +78,7 @@ class SafeDataset(StreamingDataset):
     """
 
     def __init__(self, streams: Sequence[VerifiedStream], **kwargs: Any) -> None:
-        self._cache_locks = claim_caches(folder for stream in streams for folder in stream.caches())
+        self._cache_locks = _claim_caches(folder for stream in streams for folder in stream.caches())
         super().__init__(streams=streams, **kwargs)
         names = [f'{self._shm_prefix_int:06}_{name}' for name in ('failure', 'unchecked')]
         if dist.get_local_rank() == 0:
@@ -158,3 +164,47 @@ class SafeDataset(StreamingDataset):
             raise ShardError(str(self._failure))
         if delivered != expected:
             raise ShardError(f'the epoch ended after {delivered} of the {expected} samples of this worker')
+
+
+def _claim_caches(folders: Iterable[str]) -> list[BinaryIO]:
+    """Lock caches for this process and its children, and forget killed runs that used them.
+
+    Streaming registers the folders that a dataset uses in shared memory, and refuses a cache that is registered.
+    Shared memory outlives a killed run, a file lock does not.
+
+    Returns:
+        The locks, which hold while they are open; only the first rank of a node has any.
+
+    Raises:
+        ShardError: Another run uses one of the folders.
+    """
+    locks: list[BinaryIO] = []
+    if dist.get_local_rank() == 0:
+        caches = set(folders)
+        for folder in sorted(caches):
+            os.makedirs(folder, exist_ok=True)
+            lock = open(os.path.join(folder, _LOCK_FILE), 'wb')  # noqa: SIM115
+            deadline = time.monotonic() + _LOCK_SECONDS
+            while not _try_lock(lock):
+                if time.monotonic() > deadline:
+                    raise ShardError(f'{folder} is the cache of another run that is still alive')
+                time.sleep(0.2)
+            locks.append(lock)
+        _forget_killed_runs(caches)
+    dist.barrier()
+    return locks
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _forget_killed_runs(caches: set[str]) -> None:
+    for registered in Path('/dev/shm').glob(f'[0-9]*_{LOCALS}'):
+        if caches.intersection(_unpack_locals(registered.read_bytes())[0]):
+            for segment in registered.parent.glob(f'{registered.name.partition("_")[0]}_*'):
+                segment.unlink(missing_ok=True)

@@ -10,8 +10,14 @@ from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_json, read_lines
-from llm2clip.evaluation.sets.base import ClassificationSet
-from llm2clip.evaluation.sets.files import ImageFiles, check_file, check_folder, found_in, visible_files
+from llm2clip.evaluation.sets.files import (
+    ClassificationSet,
+    ImageFiles,
+    check_file,
+    check_folder,
+    found_in,
+    visible_files,
+)
 
 __all__ = ['imagenet_folder']
 

@@ -1,27 +1,60 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the loaders of evaluation sets share: reading, and checking everything before an evaluation begins."""
+"""What an evaluation set is, and what the loaders share: reading, and checking all before an evaluation begins."""
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.sets.base import RetrievalSet
+from llm2clip.data.caption_files import read_lines, text_field
 
 __all__ = [
-    'ImageFiles', 'check_file', 'check_folder', 'field', 'found_in', 'numbered', 'of_split', 'read_first',
-    'retrieval_set', 'text_field', 'texts_field', 'visible_files',
+    'ClassificationSet', 'ImageFiles', 'RetrievalSet', 'captions_of_lines', 'check_file', 'check_folder', 'found_in',
+    'numbered', 'of_split', 'read_first', 'retrieval_set', 'visible_files',
 ]
 
 _CHUNK = 1 << 20
 _BETWEEN_RECORDS = re.compile(r'[\s,]*')
 _NAMES_SHOWN = 6
+# `1000092795.jpg#0<tab>A caption`, `1009692167#zhm#1 <caption>`, `6228559981<tab><caption>`
+_NUMBERED = re.compile(r'(?P<image>[^#\s,]+)(?:#\S*)?\s+(?P<caption>.+)')
+# `1007129816.jpg,A caption`: CLIP_benchmark's files, which quote nothing
+_COMMA = re.compile(r'(?P<image>[^\s,]+\.jpg),(?P<caption>.*)')
+# `一条:q 狗:n 。:wj`: every word with its part of speech
+_SEGMENTED = re.compile(r'\S+:[a-z]+[0-9]*(?:\s+\S+:[a-z]+[0-9]*)*')
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Images with their captions: every caption belongs to one image."""
+
+    name: str
+    image_ids: list[str]
+    """Unique, in the published order."""
+    captions: list[list[str]]
+    """The captions of each image, stripped of white space; an image without captions does not count."""
+    read_image: Callable[[int], bytes]
+    """Encoded image of a position; can be pickled."""
+
+
+@dataclass(frozen=True)
+class ClassificationSet:
+    """Images with one class each."""
+
+    name: str
+    image_ids: list[str]
+    labels: list[int]
+    """The position in `classes` of each image's class."""
+    classes: list[str]
+    """Class names as prompts use them."""
+    read_image: Callable[[int], bytes]
+    """Encoded image of a position; can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +71,11 @@ class ImageFiles:
 def _image_files(name: str, folder: str, files: Sequence[str]) -> ImageFiles:
     """A reader of `files`, paths inside `folder`, all of which exist.
 
-    Every folder is listed once, which is faster than asking for each file.
-
     Raises:
         ConfigError: The folder or images are missing.
     """
     check_folder(name, 'images', folder)
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for file in files:
-        inside, base = os.path.split(file)
-        if inside not in listed:
-            path = os.path.join(folder, inside)
-            listed[inside] = set(os.listdir(path)) if os.path.isdir(path) else set()
-        if base not in listed[inside]:
-            missing.append(file)
-    if missing:
+    if missing := [file for file in files if not os.path.isfile(os.path.join(folder, file))]:
         first = Path(folder, missing[0])
         raise ConfigError(f'{name}: {len(missing):,} of {len(files):,} images are missing, the first of them is '
                           f'{first}; {found_in(first.parent)}')
@@ -152,31 +174,6 @@ def found_in(folder: Path) -> str:
     return f'{folder} has {", ".join(names[:_NAMES_SHOWN])}{more}'
 
 
-def field(record: Any, key: str, where: str) -> Any:
-    """A field of a JSON object, or a ConfigError that names it and those that are there."""
-    if not isinstance(record, Mapping):
-        raise ConfigError(f'{where}: expected an object with {key!r}, found {str(record)[:60]!r}')
-    if key not in record:
-        raise ConfigError(f'{where} has no {key!r}; it has {", ".join(map(str, record))}')
-    return record[key]
-
-
-def text_field(record: Any, key: str, where: str) -> str:
-    """A field that is a text."""
-    value = field(record, key, where)
-    if not isinstance(value, str):
-        raise ValueError(f'{where}: {key!r} should be a text, found {str(value)[:60]!r}')
-    return value
-
-
-def texts_field(record: Any, key: str, where: str) -> list[str]:
-    """A field that is a list of texts."""
-    value = field(record, key, where)
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f'{where}: {key!r} should be a list of texts, found {str(value)[:60]!r}')
-    return value
-
-
 def read_first(path: str, count: int) -> list[Any]:
     """The first values of a list in a JSON file, without reading the rest of the file.
 
@@ -205,3 +202,31 @@ def read_first(path: str, count: int) -> list[Any]:
     if len(values) < count:
         raise ValueError(f'{path} has {len(values):,} values, expected at least {count:,}')
     return values
+
+
+def captions_of_lines(path: str) -> dict[str, list[str]]:
+    """Image file -> captions.
+
+    Lines are ``<image>#<number><tab or space><caption>``, where the number may be missing and the image may lack
+    ``.jpg``; or, under a header, ``<image>.jpg,<caption>``.  Chinese that is split into words with their parts of
+    speech is put together again.
+
+    Raises:
+        ValueError: A line has neither form; the message names file and line.
+    """
+    captions: dict[str, list[str]] = {}
+    lines = list(read_lines(path))
+    form = _COMMA if any(_COMMA.fullmatch(line) for _, line in lines[1:2]) else _NUMBERED
+    if form is _COMMA and not _COMMA.fullmatch(lines[0][1]):
+        lines = lines[1:]
+    for where, line in lines:
+        match = form.fullmatch(line)
+        if match is None:
+            raise ValueError(f'{where}: expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found '
+                             f'{line[:60]!r}')
+        image, caption = match['image'], match['caption']
+        image = image if image.endswith('.jpg') else f'{image}.jpg'
+        if _SEGMENTED.fullmatch(caption):
+            caption = ''.join(word.rsplit(':', 1)[0] for word in caption.split())
+        captions.setdefault(image, []).append(caption)
+    return captions

@@ -13,8 +13,7 @@ from streaming import LocalDataset
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_captions
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index
-from llm2clip.evaluation.sets.base import RetrievalSet
-from llm2clip.evaluation.sets.files import retrieval_set
+from llm2clip.evaluation.sets.files import RetrievalSet, retrieval_set
 
 __all__ = ['MDSImages', 'image_folder', 'mds']
 

@@ -3,16 +3,20 @@
 
 """Flickr30k and COCO, whose test sets are those of Karpathy and Fei-Fei (arXiv 1412.2306)."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import read_csv, read_json
-from llm2clip.evaluation.sets.base import RetrievalSet
-from llm2clip.evaluation.sets.caption_lines import captions_of_lines
-from llm2clip.evaluation.sets.files import check_file, field, numbered, of_split, retrieval_set, text_field, texts_field
+from llm2clip.data.caption_files import field, parse_json, read_csv, read_json, text_field, texts_field
+from llm2clip.evaluation.sets.files import (
+    RetrievalSet,
+    captions_of_lines,
+    check_file,
+    numbered,
+    of_split,
+    retrieval_set,
+)
 
 __all__ = ['coco', 'flickr30k']
 
@@ -39,12 +43,10 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
         split: ``train``, ``val`` or ``test``.  A file without splits must have the split's name in its own, or be
             taken whole with ``all``.
     """
-    return _karpathy('flickr30k', images, annotations, split, None)
+    return retrieval_set('flickr30k', _read('flickr30k', annotations, split), annotations, images)
 
 
-def coco(
-    images: str, annotations: str, split: str = 'test', captions_per_image: Optional[int] = 5
-) -> RetrievalSet:
+def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[int] = 5) -> RetrievalSet:
     """COCO: 5,000 images of val2014 (test, 5K).
 
     The images (val2014.zip, 6 GB; https://cocodataset.org/#download; annotations CC BY 4.0, images under Flickr's
@@ -65,40 +67,27 @@ def coco(
         captions_per_image: The first so many captions; a few images have six or seven.  Null: all, as CLIP_benchmark
             takes them.
     """
-    return _karpathy('coco', images, annotations, split, captions_per_image)
-
-
-def _karpathy(
-    name: str, images: str, annotations: str, split: str, captions_per_image: Optional[int]
-) -> RetrievalSet:
-    check_file(name, 'annotations', annotations)
-    found = [(image, captions[:captions_per_image]) for image, captions in _read(name, annotations, split)]
-    return retrieval_set(name, found, annotations, images)
+    found = ((image, captions[:captions_per_image]) for image, captions in _read('coco', annotations, split))
+    return retrieval_set('coco', found, annotations, images)
 
 
 def _read(name: str, path: str, split: str) -> _Images:
     """Image file and captions, of one split."""
+    check_file(name, 'annotations', path)
     suffix = Path(path).suffix
     if suffix == '.csv':
         return _of_csv(name, path, split)
-    if suffix != '.json':
-        _check_whole(name, path, split)
-        return iter(captions_of_lines(path).items())
-    content = read_json(path)
-    if isinstance(content, list):
-        _check_whole(name, path, split)
-        return _of_list(content, path)
-    if isinstance(content, dict) and 'annotations' in content:
-        _check_whole(name, path, split)
-        return _of_coco(content, path)
-    return _of_splits(name, content, path, split)
-
-
-def _check_whole(name: str, path: str, split: str) -> None:
-    """A file without splits is one: its name should say which."""
+    content: Any = read_json(path) if suffix == '.json' else None
+    if suffix == '.json' and not isinstance(content, list) and not (
+            isinstance(content, dict) and 'annotations' in content):
+        return _of_splits(name, content, path, split)
+    # A file without splits is one: its name should say which.
     if split != 'all' and split not in Path(path).name.lower():
         raise ConfigError(f'{name}: source.split: {path} has no splits, and its name does not say {split!r}; '
                           f'split: all takes all of it')
+    if suffix != '.json':
+        return iter(captions_of_lines(path).items())
+    return _of_list(content, path) if isinstance(content, list) else _of_coco(content, path)
 
 
 def _of_splits(name: str, content: Any, path: str, split: str) -> _Images:
@@ -128,8 +117,5 @@ def _of_csv(name: str, path: str, split: str) -> _Images:
     """The file of nlphuji/flickr30k: the captions of an image are a JSON list in one cell."""
     for where, row in of_split(name, split, read_csv(path), path):
         file = text_field(row, 'filename', where)
-        try:
-            captions = json.loads(text_field(row, 'raw', where))
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{where}, {file}: \'raw\' is not a JSON list: {error}') from None
+        captions = parse_json(text_field(row, 'raw', where), f'{where}, {file}: \'raw\'')
         yield file, texts_field({'raw': captions}, 'raw', f'{where}, {file}')

@@ -7,17 +7,15 @@ import re
 from pathlib import Path
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import read_json_lines
-from llm2clip.evaluation.sets.base import RetrievalSet
+from llm2clip.data.caption_files import field, read_json_lines, text_field
 from llm2clip.evaluation.sets.files import (
+    RetrievalSet,
     check_file,
-    field,
     found_in,
     numbered,
     of_split,
     read_first,
     retrieval_set,
-    text_field,
     visible_files,
 )
 

@@ -10,7 +10,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from llm2clip.data.microbatches import text_sides
+from llm2clip.data.loader import text_sides
 
 __all__ = ['TextMonitor']
 

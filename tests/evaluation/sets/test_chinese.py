@@ -15,8 +15,8 @@ from set_files import coco_cn as write_coco_cn
 from set_files import flickr_cn as write_flickr_cn
 
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.sets.base import RetrievalSet
-from llm2clip.evaluation.sets.chinese import coco_cn, flickr_cn
+from llm2clip.evaluation.sets.files import RetrievalSet
+from llm2clip.evaluation.sets.languages import coco_cn, flickr_cn
 
 
 def test_flickr_cn(tmp_path: Path) -> None:

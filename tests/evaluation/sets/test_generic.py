@@ -45,7 +45,7 @@ def test_other_columns(tmp_path: Path) -> None:
     arguments = write_image_folder(tmp_path)
     (tmp_path / 'c.csv').write_text('file,text\na.png,red\n')
     assert image_folder(arguments['images'], f'{tmp_path}/c.csv', 'file', 'text').captions == [['red']]
-    with pytest.raises(ConfigError, match="c.csv has no column 'caption'; it has file, text"):
+    with pytest.raises(ConfigError, match="c.csv has no 'caption'; it has file, text"):
         image_folder(arguments['images'], f'{tmp_path}/c.csv', 'file')
 
 
@@ -54,9 +54,9 @@ def test_other_columns(tmp_path: Path) -> None:
                                                   'text with commas needs quotes'),
     ('d.csv', 'image,caption\na.png\n', r'd.csv:2: expected 2 values'),
     ('e.jsonl', '{"image": "a.png", "caption": "x"}\n{"image": "a.png"}\n',
-     r"e.jsonl:2 has no column 'caption'; it has image"),
+     r"e.jsonl:2 has no 'caption'; it has image"),
     ('f.jsonl', '{"image": "a.png", "caption": 3}', r"f.jsonl:1: expected texts in 'image' and 'caption', found"),
-    ('g.json', '["a.png"]', r'g.json: expected objects with a column each, found .a.png'),
+    ('g.json', '["a.png"]', r"g.json: expected an object with 'image', found .a.png"),
     ('h.json', '{"image":', r'h.json: not JSON'),
     ('i.csv', 'image,caption\na.png,\n', r'i.csv has no captions'),
     ('j.csv', 'image,caption\n', r'j.csv has no rows'),

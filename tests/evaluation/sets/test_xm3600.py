@@ -10,7 +10,7 @@ from set_files import write_json_lines
 from set_files import xm3600 as write_xm3600
 
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.sets.xm3600 import LANGUAGES, xm3600
+from llm2clip.evaluation.sets.languages import LANGUAGES, xm3600
 
 
 def test_a_language_of_xm3600(tmp_path: Path) -> None:

