@@ -1,0 +1,53 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which way imports go, as `llm2clip/README.md` shows it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# From what uses everything to what uses nothing; rooms of one line may use one another in the order given.
+LAYERS = [['planning', 'search'], ['stages', 'evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
+          ['data'], ['losses', 'metrics', 'registry'], ['command'], ['steps', 'config_help', 'config_files'],
+          ['folders', 'remote_code'], ['config']]
+ORDER = [room for layer in LAYERS for room in layer]
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms of the package that a module imports, inside functions too, but not for the type checker alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING':
+            node.body = []
+    names = [alias.name if isinstance(node, ast.Import) else f'{node.module}.{alias.name}'
+             for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names]
+    return {name.split('.')[1] for name in names if name.startswith('llm2clip.')}
+
+
+def modules(room: str) -> list[Path]:
+    return sorted((ROOT / 'llm2clip' / room).rglob('*.py')) or [ROOT / f'llm2clip/{room}.py']
+
+
+def test_every_room_has_its_place() -> None:
+    there = {path.stem for path in (ROOT / 'llm2clip').iterdir()
+             if path.suffix == '.py' or (path / '__init__.py').exists()}
+    assert there - {'__init__'} == {*ORDER}
+
+
+@pytest.mark.parametrize('room', ORDER)
+def test_imports_never_go_back(room: str) -> None:
+    for path in modules(room):
+        back = imported(path) & {*ORDER[:ORDER.index(room)]}
+        assert not back, f'{path.relative_to(ROOT)} imports {", ".join(sorted(back))}'
+
+
+def test_nobody_imports_a_recipe() -> None:
+    recipes = {path.stem for path in (ROOT / 'recipes').rglob('*.py')}
+    for path in (ROOT / 'llm2clip').rglob('*.py'):
+        tree = ast.parse(path.read_text())
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+        assert not {name.split('.')[0] for name in names} & (recipes | {'recipes'})
