@@ -281,9 +281,9 @@ def test_an_index_of_something_else_is_refused_and_kept(
     folder = tmp_path / 'index'
     update(folder, model, photos)
     before = (folder / INDEX_FILE).read_bytes()
-    reads.clear()
     other = load_model(str(write_export(tmp_path / 'other', teacher_folder, seed=4)), DeviceCPU())
     same = load_model(str(shutil.copytree(model_folder, tmp_path / 'same')), DeviceCPU())
+    reads.clear()
     for asked, images, message in [
         (other, photos, 'was made with another model; give another `index`, or remove that file'),
         (other, None, 'was made with another model'), (model, photos / 'odd', 'not of those in .*photos/odd'),
