@@ -22,7 +22,7 @@ from recipes_in_process import run_recipe
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModel
 
-import llm2clip.evaluation.models
+import llm2clip.export.check
 import llm2clip.search
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.evaluation.gallery import write_search_page
@@ -78,13 +78,13 @@ def photos(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of each image that this process decodes."""
     names: list[str] = []
-    decode = llm2clip.evaluation.models.decode_pixels
+    decode = llm2clip.export.check.decode_pixels
 
     def noted(data: bytes, name: str) -> torch.Tensor:
         names.append(name)
         return decode(data, name)
 
-    monkeypatch.setattr(llm2clip.evaluation.models, 'decode_pixels', noted)
+    monkeypatch.setattr(llm2clip.export.check, 'decode_pixels', noted)
     return names
 
 
@@ -181,7 +181,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(
     (photos / 'empty.jpg').touch()
     (photos / 'cut.png').write_bytes((photos / '0.png').read_bytes()[:60])
     (photos / 'notes.txt').touch()
-    read_bytes, decode = Path.read_bytes, llm2clip.evaluation.models.decode_pixels
+    read_bytes, decode = Path.read_bytes, llm2clip.export.check.decode_pixels
 
     def denied(path: Path) -> bytes:
         if path.name == '0.png':
@@ -195,7 +195,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, 'read_bytes', denied)
-        patch.setattr(llm2clip.evaluation.models, 'decode_pixels', fragile)
+        patch.setattr(llm2clip.export.check, 'decode_pixels', fragile)
         index, said = update(tmp_path / 'index', model, photos, batch_size=1)
     assert said.startswith('6 images, 6 of them new') and said.endswith('other files were left out: 1 .txt')
     for reason in (f"unreadable: [Errno 13] Permission denied: '{photos}/0.png'", "unreadable: 2.png: KeyError('tag')",
@@ -240,14 +240,14 @@ def test_stopped_it_goes_on_where_it_was(
 ) -> None:
     folder = tmp_path / 'index'
     with monkeypatch.context() as patch:
-        decode = llm2clip.evaluation.models.decode_pixels
+        decode = llm2clip.export.check.decode_pixels
 
         def interrupted(data: bytes, name: str) -> torch.Tensor:
             if len(reads) == 5:
                 raise KeyboardInterrupt
             return decode(data, name)
 
-        patch.setattr(llm2clip.evaluation.models, 'decode_pixels', interrupted)
+        patch.setattr(llm2clip.export.check, 'decode_pixels', interrupted)
         with pytest.raises(KeyboardInterrupt):
             update(folder, model, photos, batch_size=2)
     assert len(indexed(folder, model)) == 4 and read_index(str(folder), model[1]).missing == 4
@@ -281,9 +281,9 @@ def test_an_index_of_something_else_is_refused_and_kept(
     folder = tmp_path / 'index'
     update(folder, model, photos)
     before = (folder / INDEX_FILE).read_bytes()
-    reads.clear()
     other = load_model(str(write_export(tmp_path / 'other', teacher_folder, seed=4)), DeviceCPU())
     same = load_model(str(shutil.copytree(model_folder, tmp_path / 'same')), DeviceCPU())
+    reads.clear()
     for asked, images, message in [
         (other, photos, 'was made with another model; give another `index`, or remove that file'),
         (other, None, 'was made with another model'), (model, photos / 'odd', 'not of those in .*photos/odd'),
