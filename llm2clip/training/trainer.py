@@ -3,6 +3,7 @@
 
 """Composer's Trainer, as a configuration describes it."""
 
+import gc
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,13 +47,6 @@ from llm2clip.training.checkpoints import find_checkpoint, refuse_code, written_
 from llm2clip.training.optim import describe_groups, parameter_groups
 
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_train_config', 'fit']
-
-# Keys of the configuration that are arguments of the Trainer.
-_AS_THEY_ARE = (
-    'run_name', 'max_duration', 'device_train_microbatch_size', 'eval_interval', 'save_interval',
-    'save_num_checkpoints_to_keep', 'log_to_console', 'console_log_interval', 'device', 'precision', 'seed',
-    'dist_timeout')
-
 
 def begin(config: TrainConfig) -> None:
     """Connect the ranks and check the configuration."""
@@ -156,7 +150,6 @@ def build_trainer(
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
     checkpoint = _resume_from(config) if config.autoresume else None
     trainer = Trainer(
-        **{name: getattr(config, name) for name in _AS_THEY_ARE},
         model=model,
         optimizers=optimizer,
         schedulers=build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler'),
@@ -165,18 +158,32 @@ def build_trainer(
         algorithms=algorithms,
         callbacks=callbacks,
         loggers=loggers,
+        run_name=config.run_name,
+        max_duration=config.max_duration,
+        device_train_microbatch_size=config.device_train_microbatch_size,
         # MNTP's loss is a mean over masked tokens, which microbatches and ranks have different numbers of.
         accumulate_train_batch_on_tokens=mntp,
         # `TrainableStateModel` checks its weights itself.
         load_strict_model_weights=not isinstance(model, TrainableStateModel),
+        eval_interval=config.eval_interval,
         save_folder=config.checkpoint_folder,
+        save_interval=config.save_interval,
+        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
         # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
         save_overwrite=config.autoresume,
         load_path=checkpoint,
         progress_bar=False,
+        log_to_console=config.log_to_console,
+        console_log_interval=config.console_log_interval,
+        device=config.device,
+        precision=config.precision,
+        seed=config.seed,
+        dist_timeout=config.dist_timeout,
         parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
     )
     if config.fsdp is not None:
+        # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
+        gc.collect()
         sharding = check_sharding(trainer.state.model, bool(config.fsdp.get('activation_checkpointing')))
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
