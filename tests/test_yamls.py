@@ -151,6 +151,7 @@ def test_every_sidecar_of_stage2_is_one_that_extraction_writes() -> None:
     assert {sidecar.local for stream in streams for sidecar in stream.embeddings.values()} == _sidecars()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('file', [file for file in FILES if 'yamls/stage1/' in file])
 def test_stage1_trains_a_stand_in(
     file: str, llm_folder: Path, image_dataset: Path, text_pairs_dataset: Path, tmp_path: Path,

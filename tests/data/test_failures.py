@@ -29,7 +29,7 @@ from llm2clip.data.transforms import Preprocessing
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SECONDS = 60
 
-pytestmark = pytest.mark.usefixtures('no_leftovers')
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers')]
 
 
 @pytest.fixture(scope='module')
@@ -228,7 +228,6 @@ time.sleep(600)
 """
 
 
-@pytest.mark.long
 def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ from llm2clip.training.callbacks.jsonl_logger import read_metrics
 ROOT = Path(__file__).parents[2]
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-pytestmark = [pytest.mark.usefixtures('no_leftovers'), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers'), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +75,6 @@ def test_s3_with_faults(s3: FaultyProxy, tmp_path: Path, workers: int) -> None:
     assert s3.requests > 60 and {'503', 'truncate', 'drop', 'delay'} <= set(s3.done)
 
 
-@pytest.mark.long
 def test_sftp_with_faults(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with sftp_server(served, tmp_path) as (port, env):
         proxy = FaultyProxy(port, ['drop', 'truncate', 'delay'], every=97)
@@ -89,7 +88,6 @@ def test_sftp_with_faults(served: Path, tmp_path: Path, monkeypatch: pytest.Monk
         proxy.close()
 
 
-@pytest.mark.long
 def test_a_training_over_a_bad_connection_sees_what_it_should(
     s3: FaultyProxy, served: Path, tmp_path: Path
 ) -> None:
@@ -110,7 +108,6 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
     assert len(losses[0]) == 16 and losses[0] == losses[1] and s3.done
 
 
-@pytest.mark.long
 def test_conversion_and_extraction_write_to_s3(
     s3: FaultyProxy, served: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,8 @@ from llm2clip.training.trainer import build_optimizer
 
 ADAMW = TrainConfig(optimizer={'name': 'adamw', 'lr': 1e-3})
 
+pytestmark = pytest.mark.long
+
 
 def measure(loss: LossConfig, gradient_checkpointing: bool = False, **plan: Any) -> Memory:
     vision = VisionConfig(name='vit_tiny_patch16_224', image_size=64, gradient_checkpointing=gradient_checkpointing)
@@ -67,7 +69,6 @@ def test_parameters_and_optimizer_are_exact() -> None:
     assert shards.optimizer_whole == memory.optimizer and shards.peak < memory.peak
 
 
-@pytest.mark.long
 def test_peak_grows_with_what_it_should() -> None:
     plain = measure(LossConfig(), ranks=1, device_batch=64, microbatch=64)
     assert plain.peak > plain.parameters + plain.optimizer + plain.activations
@@ -143,7 +144,6 @@ def test_each_batch_of_stage1_is_of_one_stream(
     assert warm.memory and warm.texts == warm.steps * 8 and not warm.problems
 
 
-@pytest.mark.long
 def test_what_will_stop_the_run_is_said(args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
     write_dataset(make_samples(40), tmp_path / 'other')
     cases = [
@@ -194,7 +194,6 @@ def test_a_cache_that_holds_half_of_the_data() -> None:
     assert not plan.problems and re.search('holds 50% of the data; the rest is downloaded again', plan.warnings[0])
 
 
-@pytest.mark.long
 def test_as_a_user_calls_it(args: list[str], tmp_path: Path) -> None:
     said = run('train_stage2', tmp_path / 'run', [*args, 'plan=true', 'plan_ranks=2'])
     assert '2 GPUs, 8 samples per step, 4 per GPU in microbatches of 4' in said and 'buckets' in said
