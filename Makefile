@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 # Exactly the versions of uv.lock, for Python 3.11 and 3.12.
 UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet
-# Composer's launcher, on one process; it sets no thread count, so torch uses all cores.
-COMPOSER := $(BIN)/composer -n 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install-beside-torch quickstart claims test test-fast test-dist test-slow lint bench clean
@@ -44,13 +42,13 @@ $(RUN)/data/wikipedia/config.yaml: | $(VENV)/.base
 	$(BIN)/python recipes/prepare_data.py yamls/data/quickstart_wikipedia.yaml
 
 $(RUN)/stage1/teacher/text_encoder.json: | $(RUN)/data/emoji/config.yaml $(RUN)/data/wikipedia/config.yaml
-	$(COMPOSER) recipes/train_stage1.py yamls/stage1/quickstart.yaml
+	$(BIN)/python recipes/train_stage1.py yamls/stage1/quickstart.yaml
 
 $(RUN)/embeddings/config.yaml: | $(RUN)/stage1/teacher/text_encoder.json
-	$(COMPOSER) recipes/extract_embeddings.py yamls/extract/quickstart.yaml
+	$(BIN)/python recipes/extract_embeddings.py yamls/extract/quickstart.yaml
 
 $(RUN)/stage2/finished: | $(RUN)/embeddings/config.yaml
-	$(COMPOSER) recipes/train_stage2.py yamls/stage2/quickstart.yaml
+	$(BIN)/python recipes/train_stage2.py yamls/stage2/quickstart.yaml
 	@touch $@
 
 $(RUN)/evaluate/results.json: | $(RUN)/stage2/finished

@@ -3,12 +3,14 @@
 
 """Caption retrieval accuracy of text encoders: do two captions of one image find each other?"""
 
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from llm2clip.config import ConfigError, CRAConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
 from llm2clip.teacher.folder import load_teacher, teacher_config
 from llm2clip.teacher.text_encoder import load_text_encoder
 
@@ -58,13 +60,25 @@ def evaluate_cra(config: CRAConfig) -> tuple[dict[str, float], int]:
               f'{config.caption_keys}', flush=True)
     pairs = pairs[:config.limit]
     first, second = ([pair[side] for pair in pairs] for side in range(2))
-    encoders = {**{name: lambda how=how: load_text_encoder(how) for name, how in config.encoders.items()},
-                **{name: lambda folder=folder: load_teacher(folder) for name, folder in config.teachers.items()}}
     result = {}
-    for name, load in encoders.items():
-        encoder, tokenizer = load()
+    for name, (encoder, tokenizer) in _encoders(config):
         vectors = [encode_texts(encoder, tokenizer, texts, config.batch_tokens, config.precision)
                    for texts in (first, second)]
         result[name] = round(caption_retrieval_accuracy(*vectors), 3)
         print(f'{name}: {result[name]:.1f} % of {len(pairs)} pairs', flush=True)
     return result, len(pairs)
+
+
+def _encoders(config: CRAConfig) -> Iterator[tuple[str, tuple[TextEncoder, CaptionTokenizer]]]:
+    """One after the other; encoders that follow each other and have the same LLM share it."""
+    llm_of = attrgetter('pretrained', 'gguf_file', 'adapters', 'dtype', 'attn_implementation', 'trust_remote_code')
+    before = None
+    for name, how in config.encoders.items():
+        if before is not None and llm_of(before[0].config) == llm_of(how):
+            encoder, tokenizer = before
+            before = TextEncoder(encoder.llm, how).eval(), CaptionTokenizer(tokenizer.tokenizer, how)
+        else:
+            before = load_text_encoder(how)
+        yield name, before
+    for name, folder in config.teachers.items():
+        yield name, load_teacher(folder)

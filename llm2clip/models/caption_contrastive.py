@@ -21,6 +21,7 @@ __all__ = ['CaptionContrastive']
 Batch = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
 
+
 class _LogitScale(nn.Module):
     """The factor on the cosine similarities, in log space; a module, so that FSDP shards it like the rest."""
 

@@ -65,8 +65,8 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
     if on_meta:
         with torch.device('meta'):
             return auto.from_config(hf_config, **options)
-    llm, info = auto.from_pretrained(
-        config.pretrained, gguf_file=config.gguf_file, output_loading_info=True, trust_remote_code=False, **options)
+    llm, info = auto.from_pretrained(config.pretrained, config=hf_config, gguf_file=config.gguf_file,
+                                     output_loading_info=True, trust_remote_code=False, **options)
     # What the weights lack would be random.  The head alone may be there or not.
     missing, unexpected = (sorted(name for name in info[kind] if not name.startswith('lm_head.'))
                            for kind in ('missing_keys', 'unexpected_keys'))

@@ -48,6 +48,7 @@ from llm2clip.training.optim import describe_groups, parameter_groups
 
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_train_config', 'fit']
 
+
 def begin(config: TrainConfig) -> None:
     """Connect the ranks and check the configuration."""
     dist.initialize_dist(get_device(config.device), config.dist_timeout)

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.data.streams.verified_stream import ShardError
+from llm2clip.data.streams.safe_dataset import SafeDataset
+from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.data.transforms import Preprocessing
 
 PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -242,6 +243,22 @@ def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert _within(SECONDS, lambda: _indices(_loader(config))) == list(range(64))
+
+
+def test_shared_memory_that_a_killed_run_left_is_not_used(tmp_path: Path) -> None:
+    write_dataset(make_samples(40), tmp_path, size_limit='1kb')
+    left = [Path(f'/dev/shm/{number:06}_unchecked') for number in range(32)]
+    left = [path for path in left if not path.exists()]
+    try:
+        for path in left:
+            path.write_bytes(b'\0' * 3)
+        streams = [VerifiedStream(local=str(tmp_path / 'train'))]
+        dataset = SafeDataset(streams, batch_size=1, num_canonical_nodes=1)
+        assert len(dataset._unchecked[:]) == dataset.num_shards > 3 and dataset._unchecked[:].all()
+        assert len(list(dataset)) == 40 and not dataset._unchecked[:].any()
+    finally:
+        for path in left:
+            path.unlink(missing_ok=True)
 
 
 def test_a_downloader_is_not_shared_between_processes(

@@ -13,6 +13,7 @@ import torch
 from parts import make_samples, picture, write_dataset
 from recipes_in_process import run_recipe
 
+import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
 import llm2clip.evaluation.models
 from llm2clip.config import (
@@ -123,6 +124,22 @@ def test_cra_takes_the_pairs_that_there_are(
     write_dataset([Sample('0', {'a': 'x', 'b': ''})], tmp_path / 'none')
     with pytest.raises(ValueError, match=r"cra.caption_keys: no sample of .*none/train has all of \['a', 'b'\]"):
         evaluate_cra(CRAConfig(f'{tmp_path}/none/train', ['a', 'b'], encoders))
+
+
+def test_cra_loads_an_llm_once_for_encoders_that_follow_each_other(
+    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset([Sample(f'{i}', {'a': f'a {i} b', 'b': f'{i} of them'}) for i in range(24)], tmp_path)
+    encoders = {'causal': TextEncoderConfig(f'{llm_folder}', bidirectional=False),
+                'last': TextEncoderConfig(f'{llm_folder}', pooling='last', chat_template=False),
+                'bfloat16': TextEncoderConfig(f'{llm_folder}', dtype='bfloat16')}
+    alone = {name: evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], {name: how}))[0][name]
+             for name, how in encoders.items()}
+    load, loaded = llm2clip.evaluation.cra.load_text_encoder, []
+    monkeypatch.setattr(llm2clip.evaluation.cra, 'load_text_encoder', lambda how: loaded.append(how) or load(how))
+    assert evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], encoders))[0] == alone
+    assert loaded == [encoders['causal'], encoders['bfloat16']]
+    assert alone['causal'] != alone['last']
 
 
 def test_gallery_shows_best_median_and_worst() -> None:

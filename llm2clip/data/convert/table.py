@@ -238,16 +238,10 @@ def huggingface(
     Args:
         path: Folder that `save_to_disk` wrote; folder of images with a ``metadata.csv``, of Parquet files or of
             others that the library reads; or the name of a dataset on the hub, ``owner/dataset``.
-        captions: Caption key -> column of texts or of lists of texts, or one column; `Columns.choose` says which keys
-            a column of lists becomes.
-        image_column: Column of images, encoded ones or paths; without one, a dataset of captions.
+        captions, image_column, images, heldout, seed: As for `table`.
         config: Which of the dataset's configurations, where it has several.
         split: Which of its splits; it keeps its name.
         id_column: Column of the samples' ids; by default ``<split>:<row>``.
-        images: Folder that paths are relative to.
-        heldout: Share of the images that go into the split ``heldout``, chosen by the hash of their path or bytes, so
-            that all rows of an image are on one side; without images, by that of the id.
-        seed: Which ones.
 
     Raises:
         ConfigError: The library is not installed, or there is no such dataset, split or column.
