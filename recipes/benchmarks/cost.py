@@ -52,8 +52,8 @@ class EpochTimes(Callback):
 def make_config(folder: Path) -> Stage2Config:
     return load_config(Stage2Config, [
         # As the paper trains: all of the tower.
-        YAML, 'model.vision.lock_blocks=0', f'max_duration={EPOCHS}ep', f'eval_interval={EPOCHS}ep', f'save_interval={EPOCHS}ep',
-        f'save_folder={folder}/run', 'progress_bar=false'])
+        YAML, 'model.vision.lock_blocks=0', f'max_duration={EPOCHS}ep', f'eval_interval={EPOCHS}ep',
+        f'save_interval={EPOCHS}ep', f'save_folder={folder}/run', 'progress_bar=false'])
 
 
 def precompute(config: Stage2Config, folder: Path) -> float:
