@@ -104,6 +104,13 @@ def test_texts_that_lose_their_end_are_counted(
     assert theirs.text_features([just + just])[1] == 1
 
 
+def test_of_several_teachers_the_one_that_cuts_most_texts_counts() -> None:
+    teacher = evaluated._concatenated([lambda texts: (torch.full((2, 4), 3.0), 1), lambda texts: (torch.ones(2, 9), 2)])
+    vectors, truncated = teacher(['a', 'b'])
+    torch.testing.assert_close(vectors, torch.tensor([[0.5] * 4 + [1 / 3] * 9] * 2))
+    assert truncated == 2
+
+
 def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> None:
     found = load(tmp_path, pretrained=str(baseline))
     model: Any = AutoModel.from_pretrained(baseline).eval()

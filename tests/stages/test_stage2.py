@@ -1,0 +1,48 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A run of stage 2 has one teacher: that of its training data, of its evaluation data, the one it names, and before."""
+
+from pathlib import Path
+
+import pytest
+from parts import write_sidecar
+
+from llm2clip.config import (
+    DatasetConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
+    ModelConfig,
+    Stage2Config,
+    VisionConfig,
+)
+from llm2clip.stages.stage2 import make_trainer
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+
+
+def _data(dataset: Path, sidecar: Path) -> ImageDataConfig:
+    stream = ImageStreamConfig(str(dataset), embeddings={'tiny': DatasetConfig(str(sidecar))})
+    return ImageDataConfig(streams={'s': stream}, caption_mix={'short': 1.0}, num_workers=0, num_canonical_nodes=1)
+
+
+def test_a_run_has_one_teacher(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
+) -> None:
+    write_sidecar(image_dataset, tmp_path / 'other', causal_teacher)
+
+    def make(train: Path, evaluation: Path, teacher: Path) -> None:
+        make_trainer(Stage2Config(
+            run_name='r', save_folder=str(tmp_path / 'run'), checkpoint_folder=str(tmp_path / 'run'), device='cpu',
+            max_duration='1ba', global_train_batch_size=8, global_eval_batch_size=8,
+            optimizer={'name': 'adamw', 'lr': 1}, scheduler={'name': 'constant'}, teacher=str(teacher),
+            model=ModelConfig(VisionConfig('test_efficientnet', image_size=32)),
+            train_data=_data(image_dataset, train), eval_data=_data(image_dataset, evaluation)))
+
+    with pytest.raises(ValueError, match=f'the sidecar of train_data comes from another teacher than {causal_teacher}'):
+        make(sidecar, sidecar, causal_teacher)
+    with pytest.raises(ValueError, match='eval_data comes from another teacher than train_data: '):
+        make(sidecar, tmp_path / 'other', teacher_folder)
+    assert not (tmp_path / 'run').exists()
+    TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 1}).write(tmp_path / 'run')
+    with pytest.raises(ValueError, match='was begun with another teacher: .*; choose another save_folder'):
+        make(sidecar, sidecar, teacher_folder)
