@@ -91,7 +91,7 @@ def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> No
         return picture(i)
 
     gallery = make_gallery(_set(captions, read_image), result, 3, top=2)
-    shown = {picture for row in gallery['texts'] for picture, _ in row['results']}
+    shown = {found for row in gallery['texts'] for found, _ in row['results']}
     assert shown <= {thumbnail(picture(i), str(i)) for i in kept} and len(shown) > 3
     evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=10, gallery=2, num_workers=0))
     evaluation.retrieval = {'de': _set(captions), 'en': _set([['a']] * n)}
