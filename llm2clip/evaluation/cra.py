@@ -75,10 +75,10 @@ def _encoders(config: CRAConfig) -> Iterator[tuple[str, tuple[TextEncoder, Capti
     before = None
     for name, how in config.encoders.items():
         if before is not None and llm_of(before[0].config) == llm_of(how):
-            encoder, tokenizer = before
-            before = TextEncoder(encoder.llm, how).eval(), CaptionTokenizer(tokenizer.tokenizer, how)
+            before = TextEncoder(before[0].llm, how).eval(), CaptionTokenizer(before[1].tokenizer, how)
         else:
             before = load_text_encoder(how)
         yield name, before
+    before = None  # no longer in memory beside the teachers
     for name, folder in config.teachers.items():
         yield name, load_teacher(folder)
