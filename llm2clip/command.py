@@ -26,7 +26,7 @@ from tqdm import tqdm
 from llm2clip.config import ConfigError, TrainConfig
 from llm2clip.config_files import load_config
 from llm2clip.config_help import recipe_help
-from llm2clip.folders import write_text
+from llm2clip.files import write_text
 from llm2clip.steps import goes_on, next_command, step_folder
 
 __all__ = ['SECONDS_FILE', 'run_command']

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from llm2clip.config import ConfigError
-from llm2clip.folders import write_text
+from llm2clip.files import write_text
 
 __all__ = ['load_config', 'package_folder', 'read_config', 'save_config', 'unwrap_optional']
 

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files and folders that appear under their name only when everything is in them, here and in an object store."""
+"""Folders that appear under their name only when everything is in them, here and in an object store."""
 
 import os
 import shutil
@@ -12,11 +12,9 @@ from typing import Optional, Union
 from urllib.parse import urlparse
 
 from llm2clip.config import ConfigError
+from llm2clip.files import complete_file
 
-__all__ = [
-    'MANIFEST', 'OutputFolder', 'check_replaceable', 'complete_file', 'complete_folder', 'describe_folder',
-    'is_missing', 'write_text',
-]
+__all__ = ['MANIFEST', 'OutputFolder', 'check_replaceable', 'complete_folder', 'describe_folder', 'is_missing']
 
 MANIFEST = 'MANIFEST'
 _ATTEMPTS = 5
@@ -130,32 +128,6 @@ def _follow_umask(folder: Path) -> None:
     for path in folder.rglob('*'):
         if not path.is_symlink():
             path.chmod(mode if path.is_dir() else mode & 0o666)
-
-
-@contextmanager
-def complete_file(path: Union[str, Path]) -> Iterator[Path]:
-    """A temporary file to write, which replaces `path` when the block ends without an exception.
-
-    It has the permissions that the umask gives to new files, whoever wrote it.
-    """
-    path = Path(path)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    partial.touch()
-    mode = partial.stat().st_mode
-    try:
-        yield partial
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.chmod(mode)
-    partial.replace(path)
-
-
-def write_text(path: Union[str, Path], text: str) -> None:
-    """Write a file that is never seen half written."""
-    with complete_file(path) as partial:
-        # A file's name in it may hold bytes that are no text.
-        partial.write_text(text, encoding='utf-8', errors='replace')
 
 
 class OutputFolder:

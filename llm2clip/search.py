@@ -29,7 +29,7 @@ from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
-from llm2clip.folders import complete_file
+from llm2clip.files import complete_file
 from llm2clip.teacher.caption_teacher import hash_weights
 
 __all__ = ['Index', 'find_images', 'is_image', 'load_model', 'read_index', 'read_queries', 'search', 'update_index']

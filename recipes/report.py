@@ -13,7 +13,7 @@ from llm2clip.config import ReportConfig
 def main(config: ReportConfig) -> None:
     from llm2clip.evaluation.page import write_page
     from llm2clip.evaluation.report import check_steps, collect_seconds, read_evaluation, report_parts, summarize
-    from llm2clip.folders import write_text
+    from llm2clip.files import write_text
 
     results, galleries = read_evaluation(config.results, config.galleries)
     check_steps(config.steps)

@@ -11,7 +11,8 @@ from typing import Optional
 import pytest
 
 from llm2clip.config import ConfigError
-from llm2clip.folders import MANIFEST, check_replaceable, complete_file, complete_folder
+from llm2clip.files import complete_file
+from llm2clip.folders import MANIFEST, check_replaceable, complete_folder
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:

@@ -32,7 +32,7 @@ from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
-from llm2clip.folders import complete_file, write_text
+from llm2clip.files import complete_file, write_text
 from llm2clip.registry import build_classification_set, build_retrieval_set
 from llm2clip.teacher.fingerprint import hash_weights
 

@@ -13,7 +13,7 @@ from typing import Any, Union
 import matplotlib
 
 from llm2clip.evaluation.tables import Table
-from llm2clip.folders import write_text
+from llm2clip.files import write_text
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402

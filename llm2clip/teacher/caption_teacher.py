@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
-from llm2clip.folders import complete_file, write_text
+from llm2clip.files import complete_file, write_text
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_weights
 from llm2clip.teacher.folder import encoding, load_teacher, teacher_fingerprint

@@ -15,7 +15,7 @@ import xxhash
 
 from llm2clip.config import ConfigError
 from llm2clip.data.schema import TEACHER_FILE
-from llm2clip.folders import write_text
+from llm2clip.files import write_text
 
 __all__ = ['Fingerprint', 'TeacherRecord', 'difference', 'hash_files', 'hash_weights']
 

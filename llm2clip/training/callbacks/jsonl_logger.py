@@ -12,7 +12,7 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from llm2clip.folders import complete_file
+from llm2clip.files import complete_file
 
 __all__ = ['JSONLLogger', 'read_metrics']
 

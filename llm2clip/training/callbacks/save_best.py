@@ -13,7 +13,7 @@ from composer.utils import dist
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from llm2clip.folders import complete_file
+from llm2clip.files import complete_file
 from llm2clip.training.algorithms.ema import EMA
 from llm2clip.training.runs import BEST_FILE
 

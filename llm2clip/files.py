@@ -1,0 +1,120 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files, read and written whole; whatever is wrong with one is said with its name."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from safetensors import SafetensorError
+
+__all__ = [
+    'FileError', 'complete_file', 'json_text', 'parse_json', 'read_json', 'read_text', 'reading', 'write_json',
+    'write_text',
+]
+
+_JSON_KINDS = {dict: 'an object', list: 'a list'}
+
+
+class FileError(ValueError):
+    """A file that cannot be used; the message names it and says what was expected."""
+
+
+@contextmanager
+def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
+    """Turn what a library raises about a file's content into an error that names the file.
+
+    Args:
+        path: The file, or where in it the block reads.
+        expected: What it should be, in words.
+
+    Raises:
+        FileError: Whatever the block raised, except for errors of this project, which say already what is wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith('llm2clip.'):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f'{error}'.strip()
+        reason = ' '.join(reason.split()) or type(error).__name__
+        raise FileError(f'{path}: cannot be read ({reason}), expected {expected}') from error
+
+
+def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
+    """A text file in UTF-8, without a byte order mark.
+
+    Raises:
+        FileError: It is missing, or no such text.
+    """
+    with reading(path, expected):
+        return Path(path).read_text(encoding='utf-8-sig')
+
+
+def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[type] = None) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: The text.
+        where: The file, or where in it the text stands, for messages.
+        kind: `dict` or `list`, if it must be one of them.
+
+    Raises:
+        FileError: It is no JSON, or of another kind.
+    """
+    expected = f'JSON, {_JSON_KINDS[kind]}' if kind is not None else 'JSON'
+    with reading(where, expected):
+        value = json.loads(text)
+    if kind is not None and not isinstance(value, kind):
+        raise FileError(f'{where}: holds {str(value)[:60]!r}, expected {expected}')
+    return value
+
+
+def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
+    """The content of a JSON file; arguments and errors as for `parse_json`, or the file is missing."""
+    return parse_json(read_text(path, 'JSON'), path, kind)
+
+
+def json_text(value: Any) -> str:
+    """JSON for people to read."""
+    return json.dumps(value, indent=2) + '\n'
+
+
+@contextmanager
+def complete_file(path: Union[str, Path]) -> Iterator[Path]:
+    """A temporary file to write, which replaces `path` when the block ends without an exception.
+
+    It has the permissions that the umask gives to new files, whoever wrote it.
+
+    Raises:
+        FileError: It cannot be written, for example since the disk is full.
+    """
+    path = Path(path)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, SafetensorError) or isinstance(error, OSError) and error.filename in (None, str(partial)):
+            raise FileError(f'{path}: cannot be written ({getattr(error, "strerror", None) or error})') from error
+        raise
+
+
+def write_text(path: Union[str, Path], text: str) -> None:
+    """Write a file that is never seen half written."""
+    with complete_file(path) as partial:
+        # A file's name in it may hold bytes that are no text.
+        partial.write_text(text, encoding='utf-8', errors='replace')
+
+
+def write_json(path: Union[str, Path], value: Any) -> None:
+    """Write `json_text` as `write_text` does."""
+    write_text(path, json_text(value))
