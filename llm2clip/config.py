@@ -4,13 +4,16 @@
 """The vocabulary of the YAML files, one dataclass per recipe.
 
 Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
-mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config_files` reads the files.
+mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config_files` reads the files and checks
+every value against the range in its type.
 """
 
+import re
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Annotated, Any, Literal, Optional, TypeVar
 
 from omegaconf import MISSING
+from pydantic import AfterValidator, Field
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
@@ -30,6 +33,83 @@ class ConfigError(ValueError):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Ranges of values
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+T = TypeVar('T')
+
+
+def _expect(allowed: bool, value: T, expected: str) -> T:
+    if not allowed:
+        raise ValueError(expected)
+    return value
+
+
+_TIME = re.compile(r'(\d+(?:\.\d+)?(?:e\d+)?)(iter|ep|ba|sp|tok|sec|dur)')
+
+
+def _time(value: str) -> str:
+    match = _TIME.fullmatch(value)
+    number, unit = (float(match[1]), match[2]) if match else (0.0, '')
+    allowed = number <= 1 if unit == 'dur' else number == int(number)
+    return _expect(number > 0 and allowed, value,
+                   'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples), 0.1dur (of max_duration)')
+
+
+def _duration(value: str) -> str:
+    return _expect(not value.endswith('dur'), value, 'a time that is no share of max_duration, such as 4ep or 1000ba')
+
+
+def _size(value: str) -> str:
+    return _expect(re.fullmatch(r'\d*\.?\d*[1-9]\d*\.?\d*([kmgtpezy]?b)?', value.strip().lower()) is not None, value,
+                   'a size above 0, such as 64mb or 200gb')
+
+
+def _folder_name(value: str) -> str:
+    return _expect(re.fullmatch(r'[^/\\\0.][^/\\\0]*', value) is not None, value,
+                   'the name of a folder, without / and with no dot at its start')
+
+
+def _drawable(weights: dict[str, float]) -> dict[str, float]:
+    return _expect(not weights or sum(weights.values()) > 0, weights, 'one weight above 0 at least')
+
+
+def _checkpoints_kept(value: int) -> int:
+    return _expect(value > 0 or value == -1, value, 'at least 1, or -1 to keep all')
+
+
+def _ascending(values: list[float]) -> list[float]:
+    return _expect(values == sorted(values), values, 'the smaller value first')
+
+
+# A text that is not empty, such as a name or a path.
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2),
+                      AfterValidator(_ascending)]
+# Name -> how often it is drawn.
+Mix = Annotated[dict[Text, Weight], AfterValidator(_drawable)]
+# As Composer and Streaming write them.
+Time = Annotated[str, AfterValidator(_time)]
+Duration = Annotated[Time, AfterValidator(_duration)]
+Size = Annotated[str, AfterValidator(_size)]
+Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
+DeviceName = Literal['gpu', 'cpu']
+TeacherPrecision = Literal['fp32', 'amp_bf16']
+RunWeights = Literal['latest', 'best']
+Repository = Annotated[str, Field(pattern=r'^[\w.-]+/[\w.-]+$')]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Models
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -38,26 +118,26 @@ class ConfigError(ValueError):
 class TextEncoderConfig:
     """An LLM as a text encoder: where it comes from and how a caption becomes one vector."""
 
-    pretrained: str = MISSING
+    pretrained: Text = MISSING
     """Hugging Face hub name or local folder of the LLM."""
-    gguf_file: Optional[str] = None
+    gguf_file: Optional[Text] = None
     """File inside `pretrained` when the weights are GGUF."""
-    adapters: list[str] = field(default_factory=list)
+    adapters: list[Text] = field(default_factory=list)
     """LoRA adapters (folders or hub names) merged into the LLM in this order, before a new one is added."""
     bidirectional: bool = True
     """Drop the causal mask in every layer (LLM2CLIP section 3.1); padding stays masked."""
-    pooling: str = 'mean'
+    pooling: Literal['mean', 'weighted_mean', 'last'] = 'mean'
     """`mean` or `weighted_mean` over the caption's own tokens, or `last`, the end token after them."""
     chat_template: Optional[bool] = None
     """Wrap the caption as a user message of the tokenizer's chat template, whose header is not pooled.  Unset: if the
     tokenizer has one."""
     instruction: str = ''
     """Text put before a query caption; never pooled."""
-    max_length: int = 512
+    max_length: Count = 512
     """Longest input in tokens, template and instruction included; longer captions are truncated and counted."""
-    dtype: str = 'float32'
+    dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     """Type of the LLM's own weights; LoRA weights stay float32.  FSDP needs one type, hence `float32`."""
-    attn_implementation: Optional[str] = None
+    attn_implementation: Optional[Literal['sdpa', 'eager']] = None
     """`sdpa` or `eager`.  Unset: `sdpa`, but `eager` for Gemma 2, whose soft cap on attention scores only that has."""
     trust_remote_code: bool = False
     """Run code that comes with the tokenizer. Leave off unless you have read that code."""
@@ -67,13 +147,13 @@ class TextEncoderConfig:
 class LoraConfig:
     """Low-rank adaptation of the LLM (paper, section 4.1); the names follow peft."""
 
-    r: int = 16
+    r: Count = 16
     """Rank of the adaptation."""
-    lora_alpha: int = 32
+    lora_alpha: Count = 32
     """The adaptation is scaled by `lora_alpha` / `r`."""
-    lora_dropout: float = 0.05
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Probability with which an input of the adaptation is dropped while it is trained."""
-    target_modules: Optional[list[str]] = None
+    target_modules: Optional[Texts] = None
     """Names of projections; unset, those of attention and MLP in every layer, whatever the architecture calls them."""
 
 
@@ -81,9 +161,9 @@ class LoraConfig:
 class MNTPConfig:
     """Masked next-token prediction (LLM2Vec, section 2.2): an LLM learns to use the context on its right."""
 
-    mask_probability: float = 0.2
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of a text's tokens that are masked; each is predicted from the position before it."""
-    mask_token: str = '_'
+    mask_token: Text = '_'
     """Text whose first token stands for a masked one; LLMs have no mask token of their own."""
 
 
@@ -91,25 +171,25 @@ class MNTPConfig:
 class VisionConfig:
     """A vision tower from timm or transformers."""
 
-    name: str = MISSING
+    name: Text = MISSING
     """timm model (also `hf-hub:…`, `local-dir:…`), or hub name or local folder of a Hugging Face image model."""
     pretrained: bool = False
     """Load the weights that belong to `name`."""
-    checkpoint: Optional[str] = None
+    checkpoint: Optional[Text] = None
     """Local file of a timm model's weights instead; read without running code."""
     remap: bool = False
     """The checkpoint has other key names but the same parameters in the same order."""
     architecture: Component = field(default_factory=dict)
     """A Hugging Face model's `config.json` by `model_type` (`clip_vision_model`, …), in place of the one in `name`."""
-    image_size: int = 224
+    image_size: Count = 224
     """Side of the square input, in pixels; position embeddings are interpolated to it."""
-    mean: Optional[list[float]] = None
+    mean: Optional[Annotated[list[Share], Field(min_length=3, max_length=3)]] = None
     """Of red, green and blue, from 0 to 1, in place of the tower's own normalisation; together with `std`."""
-    std: Optional[list[float]] = None
+    std: Optional[Annotated[list[Positive], Field(min_length=3, max_length=3)]] = None
     """Standard deviation per colour; together with `mean`."""
     lock: bool = False
     """Train the projection and the adapter only (LiT)."""
-    lock_blocks: int = 0
+    lock_blocks: Natural = 0
     """Do not train the embeddings and this many blocks after them."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass.  With FSDP, `fsdp.activation_checkpointing` does the same."""
@@ -121,11 +201,11 @@ class VisionConfig:
 class AdapterConfig:
     """From the teacher's vector to the joint space."""
 
-    name: str = 'residual'
+    name: Literal['residual', 'linear', 'identity'] = 'residual'
     """`residual`, the MLP of the official code; `linear`, or `identity`, for which both widths are equal."""
-    depth: int = 4
+    depth: Natural = 4
     """Number of residual blocks."""
-    expansion: int = 2
+    expansion: Count = 2
     """Hidden width of a block over its width."""
     normalize: bool = True
     """Scale the teacher's vector to length 1 before the first block."""
@@ -137,14 +217,14 @@ class ModelConfig:
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    embed_dim: int = 1280
+    embed_dim: Count = 1280
     """Width of the joint space."""
-    visual_projection: str = 'linear'
+    visual_projection: Literal['linear', 'affine', 'identity'] = 'linear'
     """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; or `identity`, for which both widths
     are equal."""
-    logit_scale: float = 1 / 0.07
+    logit_scale: Positive = 1 / 0.07
     """Factor on the cosine similarities at the beginning."""
-    logit_bias: Optional[float] = None
+    logit_bias: Optional[Finite] = None
     """Added to the logits at the beginning, for `loss.name: siglip`; SigLIP starts at -10, and `logit_scale` at 10."""
 
 
@@ -152,13 +232,13 @@ class ModelConfig:
 class LossConfig:
     """Loss of stage 2, over the global batch."""
 
-    name: str = 'clip'
+    name: Literal['clip', 'siglip'] = 'clip'
     """`clip`, or the pairwise sigmoids of `siglip`."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """Share of the target, from 0 to 1, that is spread over all candidates; for `clip`."""
     mask_equal_texts: bool = False
     """Two samples of the global batch that drew the same caption are not each other's negatives."""
-    block_size: Optional[int] = None
+    block_size: Optional[Count] = None
     """Rows of the logit matrix that are computed at once, each rank those of its images only.  Unset: all."""
 
 
@@ -171,9 +251,9 @@ class LossConfig:
 class DatasetConfig:
     """Where an MDS dataset is."""
 
-    local: str = MISSING
+    local: Text = MISSING
     """Folder of the dataset, or the cache when `remote` is set."""
-    remote: Optional[str] = None
+    remote: Optional[Text] = None
     """Any place Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path)."""
 
 
@@ -181,9 +261,9 @@ class DatasetConfig:
 class StreamConfig(DatasetConfig):
     """A dataset among those that a training draws from."""
 
-    proportion: Optional[float] = None
+    proportion: Optional[Positive] = None
     """Share of the epoch drawn from this stream; for all streams or for none."""
-    repeat: Optional[float] = None
+    repeat: Optional[Positive] = None
     """How often an epoch repeats this stream."""
 
 
@@ -191,15 +271,15 @@ class StreamConfig(DatasetConfig):
 class CaptionPairConfig:
     """Two texts of one sample that belong together, and the direction between them."""
 
-    query: list[str] = MISSING
+    query: Texts = MISSING
     """Caption keys, of which one is drawn that the sample has."""
-    positive: list[str] = MISSING
+    positive: Texts = MISSING
     """Caption keys, of which one is drawn that the sample has and that is not the query's."""
-    negative: Optional[str] = None
+    negative: Optional[Text] = None
     """Caption key of a text that is wrong for this query (a hard negative); single samples may leave it empty."""
     instruction: Optional[str] = None
     """Put before the query of this direction, in place of `text_encoder.instruction`; never pooled."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """How often this direction is drawn, relative to the others of its list."""
 
 
@@ -207,9 +287,9 @@ class CaptionPairConfig:
 class CaptionStreamConfig(StreamConfig):
     """A dataset of captions, texts or images with captions."""
 
-    pairs: Optional[list[CaptionPairConfig]] = None
+    pairs: Optional[Annotated[list[CaptionPairConfig], Field(min_length=1)]] = None
     """In place of `train_data.pairs`."""
-    texts: Optional[dict[str, float]] = None
+    texts: Optional[Mix] = None
     """In place of `train_data.texts`."""
 
 
@@ -217,9 +297,9 @@ class CaptionStreamConfig(StreamConfig):
 class ImageStreamConfig(StreamConfig):
     """A dataset of images, with the sidecars that hold its captions' embeddings."""
 
-    embeddings: dict[str, DatasetConfig] = field(default_factory=dict)
+    embeddings: dict[Text, DatasetConfig] = field(default_factory=dict)
     """Teacher's name -> sidecar."""
-    caption_mix: Optional[dict[str, float]] = None
+    caption_mix: Optional[Mix] = None
     """In place of that of `train_data`."""
 
 
@@ -227,19 +307,19 @@ class ImageStreamConfig(StreamConfig):
 class LoaderConfig:
     """What the loaders of both stages share."""
 
-    num_workers: int = 2
+    num_workers: Natural = 2
     """Processes per rank that read and decode samples."""
     shuffle: bool = True
     """Draw the samples of an epoch in random order; evaluation never does."""
-    shuffle_seed: int = 9176
+    shuffle_seed: Seed = 9176
     """Seed of that order."""
-    num_canonical_nodes: int = 64
+    num_canonical_nodes: Count = 64
     """Fixes the sample order for any number of nodes; a multiple or a divisor of the number of nodes."""
-    download_retry: int = 5
+    download_retry: Count = 5
     """How often a file is downloaded, with pauses of 1, 2, 4, … seconds, before the run stops."""
-    download_timeout: float = 120.0
+    download_timeout: Positive = 120.0
     """Seconds that one download may take."""
-    cache_limit: Optional[str] = None
+    cache_limit: Optional[Size] = None
     """Largest size of the caches per node (`200gb`).  Unset: everything that was downloaded is kept."""
 
 
@@ -247,13 +327,13 @@ class LoaderConfig:
 class CaptionDataConfig(LoaderConfig):
     """Captions for stage 1.  Each global batch comes from one stream: mixing would make negatives trivial."""
 
-    streams: dict[str, CaptionStreamConfig] = field(default_factory=dict)
+    streams: Annotated[dict[Text, CaptionStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset of captions, texts or images with captions."""
     pairs: list[CaptionPairConfig] = field(default_factory=list)
     """For `objective: contrastive`: pairs of caption keys, of which one is drawn each time a sample is seen.  Unset:
     any two captions of a sample, which needs the dataset's index in `local`.  `eval_data` takes one pair, with one key
     per side; unset, the first two captions of the dataset."""
-    texts: dict[str, float] = field(default_factory=dict)
+    texts: Mix = field(default_factory=dict)
     """For `objective: mntp`: caption key -> weight.  Of those that a sample has, one is drawn each time it is seen,
     never one of weight 0."""
 
@@ -262,19 +342,19 @@ class CaptionDataConfig(LoaderConfig):
 class ImageDataConfig(LoaderConfig):
     """Images for stage 2, each with the embedding of one of its captions."""
 
-    streams: dict[str, ImageStreamConfig] = field(default_factory=dict)
+    streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset of images, with the sidecars that hold its captions' embeddings."""
-    teachers: list[str] = field(default_factory=list)
+    teachers: list[Text] = field(default_factory=list)
     """Names of the teachers whose embeddings are read.  Those of several are scaled to length 1 and concatenated.
     Unset: the only one that the streams have."""
-    caption_mix: dict[str, float] = field(default_factory=dict)
+    caption_mix: Mix = field(default_factory=dict)
     """Caption key -> weight.  Of those that a sample has, one is drawn each time it is seen (paper, section 4.2), never
     one of weight 0.  Unset: all captions alike, which needs the dataset's index in `local`."""
-    crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
+    crop_scale: CropScale = field(default_factory=lambda: [0.9, 1.0])
     """Smallest and largest share of the area that a training crop keeps."""
-    color_jitter: float = 0.0
+    color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
     """Strength of random brightness, contrast, saturation and (a fifth of it) hue."""
-    grayscale: float = 0.0
+    grayscale: Share = 0.0
     """Probability of a grey training image."""
 
 
@@ -287,32 +367,32 @@ class ImageDataConfig(LoaderConfig):
 class TrainConfig:
     """What both trainings share: Composer's Trainer by its own names."""
 
-    save_folder: str = MISSING
+    save_folder: Text = MISSING
     """The run's folder: `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
-    run_name: str = MISSING
+    run_name: Text = MISSING
     """Name of the run for loggers."""
-    max_duration: str = MISSING
+    max_duration: Duration = MISSING
     """Length of the training, as Composer writes time: `4ep` (epochs), `1000ba` (batches)."""
-    global_train_batch_size: int = MISSING
+    global_train_batch_size: Count = MISSING
     """Samples per step over all ranks."""
-    global_eval_batch_size: int = 64
+    global_eval_batch_size: Count = 64
     """Samples per batch of the evaluation over all ranks."""
-    device_train_microbatch_size: Optional[int] = None
+    device_train_microbatch_size: Optional[Count] = None
     """Samples per forward pass.  Smaller than the device batch only with `algorithms.grad_cache`, which keeps the loss
     that of the global batch (or with `objective: mntp`, whose loss has no negatives)."""
-    seed: int = 17
+    seed: Seed = 17
     """Seed of initial weights, dropout, draws of captions and augmentation."""
-    device: Optional[str] = None
+    device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
-    precision: Optional[str] = None
+    precision: Optional[Literal['fp32', 'amp_bf16', 'amp_fp16']] = None
     """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: as Composer chooses, `amp_fp16` on a GPU and `fp32` on a CPU."""
-    eval_interval: str = '1ep'
+    eval_interval: Time = '1ep'
     """Time between two evaluations on `eval_data`."""
-    save_interval: str = '1ep'
+    save_interval: Time = '1ep'
     """Time between two checkpoints."""
-    save_num_checkpoints_to_keep: int = 2
-    """Newest checkpoints that are kept on disk; in an object store, its lifecycle rules say what is kept."""
-    checkpoint_folder: str = '${save_folder}/checkpoints'
+    save_num_checkpoints_to_keep: Annotated[int, AfterValidator(_checkpoints_kept)] = 2
+    """Newest checkpoints that are kept on disk, -1 for all.  In an object store, its lifecycle rules decide."""
+    checkpoint_folder: Text = '${save_folder}/checkpoints'
     """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
     autoresume: bool = True
     """Go on from the newest whole checkpoint in `checkpoint_folder`."""
@@ -320,9 +400,9 @@ class TrainConfig:
     """Show how far the training is."""
     log_to_console: bool = False
     """Print the metrics as well."""
-    console_log_interval: str = '10ba'
+    console_log_interval: Time = '10ba'
     """Time between two prints of the metrics."""
-    dist_timeout: float = 300.0
+    dist_timeout: Positive = 300.0
     """Seconds that a rank waits for the others before the run fails."""
     optimizer: Component = field(default_factory=lambda: {'name': 'adamw', 'lr': MISSING})
     """`name` of an optimizer in `llm2clip/registry.py`, and its arguments, of which `lr` is required."""
@@ -338,7 +418,7 @@ class TrainConfig:
     """Arguments of Composer's `FSDP2Config`.  Unset: DDP, in which every rank holds the whole model."""
     plan: bool = False
     """Print what the run would need and what would go wrong, from the datasets' indexes alone, and stop."""
-    plan_ranks: Optional[int] = None
+    plan_ranks: Optional[Count] = None
     """GPUs to plan for.  Unset: as many as the launcher starts."""
 
 
@@ -346,13 +426,13 @@ class TrainConfig:
 class Stage1Config(TrainConfig):
     """Fine-tuning of the LLM into a text encoder."""
 
-    objective: str = 'contrastive'
+    objective: Literal['contrastive', 'mntp'] = 'contrastive'
     """`contrastive` on pairs of captions, or `mntp`, the optional warm start on single texts."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     mntp: MNTPConfig = field(default_factory=MNTPConfig)
-    loss_scale: float = 50.0
+    loss_scale: Positive = 50.0
     """Factor on the cosine similarities, the inverse of the temperature."""
     learn_scale: bool = False
     """Train the factor, from `loss_scale` on."""
@@ -363,9 +443,9 @@ class Stage1Config(TrainConfig):
     train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
     eval_data: Optional[CaptionDataConfig] = None
     """Pairs for caption retrieval accuracy while training."""
-    teacher_folder: str = '${save_folder}/teacher'
+    teacher_folder: Text = '${save_folder}/teacher'
     """Folder of the merged teacher, written when training ends."""
-    adapter_folder: str = '${save_folder}/adapter'
+    adapter_folder: Text = '${save_folder}/adapter'
     """Folder of the LoRA adapter alone, written when training ends."""
 
 
@@ -375,9 +455,9 @@ class OnlineConfig:
 
     enabled: bool = False
     """Embed captions with `teacher` while training; the streams then need no `embeddings`."""
-    batch_tokens: int = 16384
+    batch_tokens: Count = 16384
     """Tokens per forward pass, padding included."""
-    precision: str = 'fp32'
+    precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     sharded: bool = False
     """Spread the LLM over all ranks with FSDP2."""
@@ -388,18 +468,18 @@ class Stage2Config(TrainConfig):
     """Post-training of the vision tower under the frozen teacher's embeddings."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    initial_weights: Optional[str] = None
+    initial_weights: Optional[Text] = None
     """An exported folder whose weights training begins with, in place of the tower's pretrained ones."""
     train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
     eval_data: Optional[ImageDataConfig] = None
     """Images and captions for retrieval recall while training."""
-    teacher: Optional[str] = None
+    teacher: Optional[Text] = None
     """Folder of the teacher that the sidecars must come from.  Unset: they must only agree with one another."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    lr_scale: dict[str, float] = field(default_factory=dict)
+    lr_scale: dict[str, Weight] = field(default_factory=dict)
     """Module name (`vision_encoder`, `adapter`, `logit_scale`, …) -> factor on its learning rate."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each layer of the vision tower to the one below it."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
@@ -408,24 +488,24 @@ class Stage2Config(TrainConfig):
 class WriterConfig:
     """How datasets are written."""
 
-    size_limit: str = '64mb'
+    size_limit: Size = '64mb'
     """Largest size of a shard, as Streaming writes sizes (`64mb`)."""
-    compression: Optional[str] = None
+    compression: Optional[Compression] = None
     """Compression of shards, as Streaming names it (`zstd`, `zstd:7`, …).  Images are compressed already."""
-    max_dropped: float = 0.02
+    max_dropped: Share = 0.02
     """Largest share of the input, from 0 to 1, that may be unusable before the conversion fails.  What these settings
     leave out does not count."""
-    require_any_caption: list[str] = field(default_factory=list)
+    require_any_caption: list[Text] = field(default_factory=list)
     """Leave out samples that have no caption of any of these keys, such as those of the training's `caption_mix`."""
-    image_max_side: Optional[int] = None
+    image_max_side: Optional[Count] = None
     """Longest side in pixels: larger images are made smaller and saved as JPEG.  Unset: every image keeps its bytes."""
-    image_quality: int = 95
+    image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Quality of those JPEGs, from 1 to 100."""
-    num_workers: int = 1
+    num_workers: Count = 1
     """Processes, each on a part (an input file) of its own."""
-    machine: int = 0
+    machine: Natural = 0
     """Which of `machines` this is, from 0."""
-    machines: int = 1
+    machines: Count = 1
     """Machines that share the parts and the `out` folder, or its remote."""
     keep_local: bool = True
     """With a remote, keep shards here too after they were uploaded."""
@@ -435,9 +515,9 @@ class WriterConfig:
 class PrepareConfig(WriterConfig):
     """Raw files -> MDS datasets."""
 
-    out: str = MISSING
+    out: Text = MISSING
     """Folder that receives one MDS dataset per split."""
-    out_remote: Optional[str] = None
+    out_remote: Optional[Text] = None
     """Place to which the datasets are uploaded as well (`s3://…`, `gs://…`, …); machines that do not share `out` need
     it."""
     source: Component = MISSING
@@ -448,17 +528,17 @@ class PrepareConfig(WriterConfig):
 class TeacherConfig:
     """A frozen teacher of captions: one of `teacher`, `text_encoder` and `sentence_transformer`."""
 
-    teacher: Optional[str] = None
+    teacher: Optional[Text] = None
     """Folder that stage 1 wrote."""
     text_encoder: Optional[TextEncoderConfig] = None
     """Any LLM, not trained by stage 1."""
-    sentence_transformer: Optional[str] = None
+    sentence_transformer: Optional[Text] = None
     """Folder or hub name of a sentence-transformers model."""
     trust_remote_code: bool = False
     """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
-    batch_tokens: int = 4096
+    batch_tokens: Count = 4096
     """Tokens per forward pass, padding included."""
-    precision: str = 'fp32'
+    precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
 
 
@@ -466,20 +546,20 @@ class TeacherConfig:
 class ExtractConfig(TeacherConfig):
     """Captions of an image MDS -> their embeddings by a frozen teacher."""
 
-    datasets: dict[str, DatasetConfig] = MISSING
+    datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
     """Name -> image or caption dataset."""
-    out: str = MISSING
+    out: Text = MISSING
     """Sidecars go to `out/<name>`."""
-    out_remote: Optional[str] = None
+    out_remote: Optional[Text] = None
     """Place to which the sidecars are uploaded, to `out_remote/<name>`; nodes that do not share `out` need it."""
-    storage: str = 'float16'
+    storage: Literal['float16', 'int8'] = 'float16'
     """`float16`, or `int8` with one float32 scale per vector, half the size."""
     normalize: bool = False
     """Store vectors of length 1.  The adapter of stage 2 normalises them in any case, unless `adapter.normalize` is
     false."""
-    device: Optional[str] = None
+    device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
-    dist_timeout: float = 3600.0
+    dist_timeout: Positive = 3600.0
     """Seconds that ranks wait for the one with the most work at the end."""
 
 
@@ -488,19 +568,19 @@ class EvaluatedModelConfig(TeacherConfig):
     """What is evaluated: one of `run`, `export`, `official` and `pretrained`.  A run needs its teacher, if its own
     configuration does not name it, and official weights theirs; the teacher of an export lies in the folder."""
 
-    run: Optional[str] = None
+    run: Optional[Text] = None
     """Folder of a stage-2 run."""
-    weights: str = 'latest'
+    weights: RunWeights = 'latest'
     """Which weights of the run: `latest`, those of its newest checkpoint, or `best`, which `save_best` kept."""
-    export: Optional[str] = None
+    export: Optional[Text] = None
     """Folder that `export_hf` wrote."""
-    official: Optional[str] = None
+    official: Optional[Text] = None
     """Official LLM2CLIP weights, a file or a Hugging Face folder, as for `import_official`."""
     vision: Optional[VisionConfig] = None
     """The tower of `official`."""
-    pretrained: Optional[str] = None
+    pretrained: Optional[Text] = None
     """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
-    teachers: list[str] = field(default_factory=list)
+    teachers: list[Text] = field(default_factory=list)
     """In place of `teacher`: the folders of `train_data.teachers`, in that order; their vectors are concatenated."""
 
 
@@ -520,7 +600,7 @@ class ZeroshotConfig:
 
     source: Component = MISSING
     """`name` of the set and where its files are."""
-    templates: str = MISSING
+    templates: Text = MISSING
     """Text file with one prompt per line, `{}` for the class name; a class is the mean of its prompts."""
 
 
@@ -538,19 +618,20 @@ class LinearProbeConfig:
 class CRAConfig:
     """Caption retrieval accuracy of text encoders on held-out pairs."""
 
-    captions: str = MISSING
+    captions: Text = MISSING
     """MDS folder with the pairs."""
-    caption_keys: list[str] = field(default_factory=lambda: ['short', 'long'])
+    caption_keys: Annotated[list[Text], Field(min_length=2, max_length=2)] = field(
+        default_factory=lambda: ['short', 'long'])
     """The two captions of a sample that have to find each other."""
     encoders: dict[str, TextEncoderConfig] = field(default_factory=dict)
     """Result name -> LLM, not trained here, and how it encodes."""
-    teachers: dict[str, str] = field(default_factory=dict)
+    teachers: dict[str, Text] = field(default_factory=dict)
     """Result name -> folder that stage 1 wrote, which knows how it encodes."""
-    limit: Optional[int] = None
+    limit: Optional[Count] = None
     """Number of pairs, from the first on.  Unset: all."""
-    batch_tokens: int = 4096
+    batch_tokens: Count = 4096
     """Tokens per forward pass, padding included."""
-    precision: str = 'fp32'
+    precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
 
 
@@ -558,39 +639,46 @@ class CRAConfig:
 class EvaluateConfig:
     """Numbers of trained models, side by side."""
 
-    models: dict[str, EvaluatedModelConfig] = field(default_factory=dict)
+    models: dict[Text, EvaluatedModelConfig] = field(default_factory=dict)
     """Name in the tables -> model."""
-    out: str = MISSING
+    out: Text = MISSING
     """Folder that receives `results.json`, `results.md` and `report.html`."""
-    cache: str = '${out}/text_embeddings'
+    cache: Text = '${out}/text_embeddings'
     """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
-    retrieval: dict[str, RetrievalConfig] = field(default_factory=dict)
+    retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
     """Name in the tables -> retrieval benchmark: images, and the captions that belong to them."""
-    zeroshot: dict[str, ZeroshotConfig] = field(default_factory=dict)
+    zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
     """Name in the tables -> classification by class names."""
-    linear_probe: dict[str, LinearProbeConfig] = field(default_factory=dict)
+    linear_probe: dict[Text, LinearProbeConfig] = field(default_factory=dict)
     """Name in the tables -> logistic regression on the frozen tower's features."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
-    bootstrap: int = 1000
+    bootstrap: Natural = 1000
     """Number of resamples for the 95 % intervals; 0 for none."""
-    gallery: int = 4
+    gallery: Natural = 4
     """Queries that the report shows of each benchmark: this many of the best, the median and the worst; 0 for none."""
     title: str = 'LLM2CLIP'
     """Title of the report."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images per forward pass."""
-    num_workers: int = 2
+    num_workers: Natural = 2
     """Processes that read and decode images."""
-    device: Optional[str] = None
+    device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if there is nothing to evaluate."""
+        if self.models and not (self.retrieval or self.zeroshot or self.linear_probe):
+            raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')
+        if not self.models and (self.retrieval or self.zeroshot or self.linear_probe or self.cra is None):
+            raise ConfigError('models: {}, expected at least one')
 
 
 @dataclass
 class HubConfig:
     """Where a finished folder is uploaded."""
 
-    push_to_hub: Optional[str] = None
+    push_to_hub: Optional[Repository] = None
     """`owner/name` of a repository on the Hugging Face Hub.  The token is read from HF_TOKEN in the environment, and
     from nowhere else.  Unset: the folder is not uploaded."""
     private: bool = False
@@ -601,19 +689,19 @@ class HubConfig:
 class ExportConfig(HubConfig):
     """Stage-2 run and teacher -> one Hugging Face folder."""
 
-    run: str = MISSING
+    run: Text = MISSING
     """Folder of a stage-2 run."""
-    weights: str = 'latest'
+    weights: RunWeights = 'latest'
     """`latest` or `best`, as for `evaluate`."""
-    teacher: Optional[str] = None
+    teacher: Optional[Text] = None
     """Folder of the teacher that the run learned from.  Unset: as the run's configuration names it."""
-    teachers: list[str] = field(default_factory=list)
+    teachers: list[Text] = field(default_factory=list)
     """In place of `teacher`: the folders of `train_data.teachers`, in that order; their vectors are concatenated."""
-    out: str = MISSING
+    out: Text = MISSING
     """The model goes to `out/llm2clip`."""
     remote_code: bool = False
     """Put the code into the folder that loads it, by `trust_remote_code=True`, where this package is not installed."""
-    results: Optional[str] = None
+    results: Optional[Text] = None
     """Folder that `evaluate` wrote about these weights; its numbers go into the model card."""
 
 
@@ -621,11 +709,11 @@ class ExportConfig(HubConfig):
 class ExportVisionConfig(HubConfig):
     """Stage-2 run -> its vision tower alone, as transformers or timm load it."""
 
-    run: str = MISSING
+    run: Text = MISSING
     """Folder of a stage-2 run."""
-    weights: str = 'latest'
+    weights: RunWeights = 'latest'
     """`latest` or `best`, as for `evaluate`."""
-    out: str = MISSING
+    out: Text = MISSING
     """Folder that receives the tower."""
     projection: bool = True
     """Include the projection into the joint space, where the class has a place for one: CLIP's, and timm's."""
@@ -635,9 +723,9 @@ class ExportVisionConfig(HubConfig):
 class ExportTeacherConfig:
     """Teacher -> one sentence-transformers folder."""
 
-    teacher: str = MISSING
+    teacher: Text = MISSING
     """Folder that stage 1 wrote."""
-    out: str = MISSING
+    out: Text = MISSING
     """Folder that receives the sentence-transformers model."""
     prompts: Optional[dict[str, str]] = None
     """Name -> instruction, for `encode(…, prompt_name=…)`.  Unset: `query`, the teacher's own instruction."""
@@ -647,17 +735,17 @@ class ExportTeacherConfig:
 class ImportConfig:
     """Official LLM2CLIP weights -> this project's folders: the model in `out`/llm2clip, a teacher in `out`/teacher."""
 
-    checkpoint: Optional[str] = None
+    checkpoint: Optional[Text] = None
     """Weights of the model: a file (`.pt`, `.safetensors`), or a Hugging Face folder.  Unset: the teacher alone."""
     vision: Optional[VisionConfig] = None
     """The tower of `checkpoint`.  A Hugging Face folder says the `architecture` itself."""
-    teacher: Optional[str] = None
+    teacher: Optional[Text] = None
     """Folder of the teacher that the model learned from, imported before."""
     text_encoder: Optional[TextEncoderConfig] = None
     """That teacher as it is published: an LLM, and in `adapters` LLM2Vec's adapters if they are not merged."""
-    template: Optional[str] = None
+    template: Optional[Literal['llama3', 'chatml', 'none']] = None
     """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
-    out: str = MISSING
+    out: Text = MISSING
     """Folder that receives `llm2clip` (the model) and `teacher`."""
 
 
@@ -665,13 +753,13 @@ class ImportConfig:
 class ReportConfig:
     """Everything a pipeline wrote -> one HTML file."""
 
-    results: str = MISSING
+    results: Text = MISSING
     """Folder that `evaluate` wrote."""
-    out: str = MISSING
+    out: Text = MISSING
     """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/report.py`."""
-    steps: dict[str, str] = MISSING
+    steps: Annotated[dict[str, Text], Field(min_length=1)] = MISSING
     """Name of a step -> its folder, in the order of the pipeline."""
-    galleries: list[str] = field(default_factory=list)
+    galleries: list[Text] = field(default_factory=list)
     """Which retrieval benchmarks are shown in pictures."""
     title: str = 'LLM2CLIP'
     """Title of the report."""
@@ -681,22 +769,22 @@ class ReportConfig:
 class SearchConfig:
     """Images of a folder, found by a text or an image."""
 
-    model: str = MISSING
+    model: Text = MISSING
     """Folder that `export_hf` wrote."""
-    images: Optional[str] = None
+    images: Optional[Text] = None
     """Folder of images, with those in it.  New, changed and removed files are brought into the index.  Unset: the index
     is searched as it is."""
-    index: str = 'runs/search'
+    index: Text = 'runs/search'
     """Folder of the index, which is of one model and one folder of images."""
     query: Any = None
     """A text, the path of an image file, or a list of them.  Unset, the index is only brought up to date."""
-    top: int = 10
+    top: Count = 10
     """Images per query."""
-    html: Optional[str] = None
+    html: Optional[Text] = None
     """File for a page with the pictures."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images per forward pass."""
-    num_workers: int = 2
+    num_workers: Natural = 2
     """Processes that read and decode images."""
-    device: Optional[str] = None
+    device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""

@@ -12,18 +12,19 @@ import importlib.util
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
 from llm2clip.config import ConfigError
-from llm2clip.files import write_text
+from llm2clip.files import FileError, read_text, write_text
 
-__all__ = ['load_config', 'package_folder', 'read_config', 'save_config', 'unwrap_optional']
+__all__ = ['check_values', 'load_config', 'package_folder', 'read_config', 'save_config', 'unwrap_optional']
 
 T = TypeVar('T')
 
@@ -81,10 +82,50 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     if missing:
         raise ConfigError(f'required but not set: {", ".join(missing)} (in {", ".join(args)})')
     try:
-        _check_secrets(OmegaConf.to_container(merged, resolve=True), '', origins)
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except InterpolationResolutionError as error:
+        values = OmegaConf.to_container(merged, resolve=True)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
         raise ConfigError(f'{_where(error.full_key or "", origins)}: {_first_line(error)}') from None
+    _check_secrets(values, '', origins)
+    check_values(schema, values, lambda key: _where(key, origins))
+    if hasattr(config, 'check'):
+        config.check()
+    return config  # type: ignore[return-value]
+
+
+def check_values(schema: type, values: Any, where: Callable[[str], str] = str) -> None:
+    """Compare values with the ranges in the types of a configuration.
+
+    Args:
+        schema: One of the dataclasses of `llm2clip.config`.
+        values: Its fields, as nested mappings and lists.
+        where: Dotted key -> what a message calls it.
+
+    Raises:
+        ConfigError: One is out of its range; names the key, the value and the range.
+    """
+    try:
+        TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        faults = [_fault(fault, where) for fault in error.errors(include_url=False)]
+        raise ConfigError('; '.join(faults)) from None
+
+
+def _fault(error: Any, where: Callable[[str], str]) -> str:
+    """What pydantic says about one value, with our names for it."""
+    parts = [part for part in error['loc'] if part != '[key]']
+    key = ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in parts).removeprefix('.')
+    value = parts[-1] if len(parts) < len(error['loc']) else error['input']
+    expected = str(error['ctx']['error']) if error['type'] == 'value_error' else _expected(error['msg'])
+    return f'{where(key)}: {value!r}, expected {expected}'
+
+
+def _expected(message: str) -> str:
+    """What pydantic wants, out of its whole sentence."""
+    for ours, pattern in (('', r'^\w+ should (be|have) (a valid )?'), ('', r' after validation, not \d+'),
+                          ('at least', 'greater than or equal to'), ('at most', 'less than or equal to')):
+        message = re.sub(pattern, ours, message)
+    return message
 
 
 def read_config(schema: type[T], folder: Union[str, Path]) -> T:
@@ -104,14 +145,14 @@ def save_config(config: Any, folder: Union[str, Path]) -> None:
 
 def _read_file(path: str) -> tuple[str, Any, dict[str, int]]:
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f'{path}: cannot be read ({error.strerror}); expected a YAML file or key=value') from None
+        text = read_text(path, 'a YAML file or key=value')
+    except FileError as error:
+        raise ConfigError(str(error)) from None
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         node = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f'{path}: not valid YAML: {error}') from None
+        raise ConfigError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
     if tree is None:
         return path, OmegaConf.create({}), {}
     if not OmegaConf.is_dict(node):

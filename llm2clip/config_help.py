@@ -96,7 +96,9 @@ def _default(field: Any) -> Optional[str]:
 
 
 def _type_name(hint: Any) -> str:
-    """For example ``dict[str, float]``; ``list[mapping]`` if its entries are described below."""
+    """For example ``dict[str, float]``; ``list[mapping]`` if its entries are described below; ``sdpa | eager``."""
+    if typing.get_origin(hint) is typing.Literal:
+        return ' | '.join(typing.get_args(hint))
     if typing.get_origin(hint) in (list, dict):
         return f'{typing.get_origin(hint).__name__}[{", ".join(map(_type_name, typing.get_args(hint)))}]'
     return 'mapping' if dataclasses.is_dataclass(hint) else getattr(hint, '__name__', str(hint)).replace('Any', 'any')

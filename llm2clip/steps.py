@@ -99,14 +99,14 @@ def _after_prepare(config: PrepareConfig) -> list[str]:
     if len(keys) < 2:
         return _extract('TEACHER', {'train': DatasetConfig(train)}, f'{config.out}_embeddings')
     heldout = [f'eval_data.streams.heldout.local={folder}' for folder in list(splits.values())[:1]]
-    return [*_stage1({'captions': DatasetConfig(train)}, keys), *heldout]
+    return [*_stage1({'captions': DatasetConfig(train)}, keys), *(heldout or ['eval_data=null'])]
 
 
 def _after_stage1(config: Stage1Config) -> list[str]:
     if config.objective == 'mntp':  # a warm start: stage 1 goes on from its adapter
         encoder, data = config.text_encoder, config.train_data
         keys = sorted({key for stream in data.streams.values() for key in stream.texts or data.texts})
-        return [*_stage1(data.streams, keys), f'save_folder={config.save_folder}-contrastive',
+        return [*_stage1(data.streams, keys), 'eval_data=null', f'save_folder={config.save_folder}-contrastive',
                 f'text_encoder.pretrained={encoder.pretrained}',
                 f'text_encoder.gguf_file={encoder.gguf_file or "null"}',
                 f'text_encoder.adapters={_yaml([*encoder.adapters, config.adapter_folder])}']

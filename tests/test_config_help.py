@@ -8,7 +8,7 @@ import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import pytest
 from omegaconf import MISSING, OmegaConf
@@ -20,7 +20,7 @@ from llm2clip.config_help import field_docs, recipe_help
 
 
 def _keys(text: str) -> list[str]:
-    return re.findall(r'^ +(\S+): (?:str|int|float|bool|any|list|dict|mapping)\b', text, re.M)
+    return re.findall(r'^ +(\S+): (?:str|int|float|bool|any|list|dict|mapping|\w+ \|)(?:\W|$)', text, re.M)
 
 
 def _inside(hint: Any) -> set[Any]:
@@ -71,6 +71,7 @@ class _Outer(_Inner):
     """Name -> inner one."""
     pairs: Optional[list[_Inner]] = None
     scale: Optional[float] = None
+    kind: Optional[Literal['one', 'other']] = None
 
 
 def test_types_defaults_and_docstrings_of_nested_keys() -> None:
@@ -91,4 +92,5 @@ def test_types_defaults_and_docstrings_of_nested_keys() -> None:
       Name -> inner one. Its keys are those of inner.
   pairs: list[mapping] = null
       What an inner one is. Its keys are those of inner.
-  scale: float = null'''
+  scale: float = null
+  kind: one | other = null'''

@@ -29,7 +29,8 @@ from llm2clip.registry import build_retrieval_set
 from llm2clip.steps import goes_on, next_command, step_folder
 from llm2clip.training.trainer import check_train_config
 
-TRAIN = ['run_name=r', 'max_duration=1ep', 'global_train_batch_size=8', 'optimizer.lr=1e-3']
+TRAIN = ['run_name=r', 'max_duration=1ep', 'global_train_batch_size=8', 'optimizer.lr=1e-3',
+         'train_data.streams.p.local=data']
 
 
 def _next(schema: Any, *args: str) -> tuple[str, Any]:
@@ -56,7 +57,7 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
     photos = f'{prepared}/train'
     recipe, stage1 = _next(PrepareConfig, f'out={prepared}', 'source.name=image_folder')
     assert recipe == 'train_stage1' and stage1.train_data.streams['captions'].local == photos
-    assert stage1.train_data.pairs[0].query == ['long', 'short'] and stage1.eval_data.streams == {}
+    assert stage1.train_data.pairs[0].query == ['long', 'short'] and stage1.eval_data is None
     (prepared / 'train').rename(prepared / 'heldout')
     (prepared / 'train').symlink_to(prepared / 'heldout')
     recipe, stage1 = _next(PrepareConfig, f'out={prepared}', 'source.name=image_folder')
@@ -80,7 +81,7 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
     build_retrieval_set(evaluate.retrieval['heldout'].source, 'retrieval.heldout.source')
 
     recipe, export = _next(EvaluateConfig, 'models.m.run=runs/s2', 'models.m.teacher=t', 'models.m.weights=best',
-                           'out=runs/e', 'models.base.pretrained=clip')
+                           'out=runs/e', 'models.base.pretrained=clip', 'retrieval.r.source.name=coco')
     assert recipe == 'export_hf' and (export.run, export.teacher, export.weights, export.results) == \
         ('runs/s2', 't', 'best', 'runs/e')
     recipe, search = _next(SCHEMAS['export_hf'], 'run=r', 'teacher=t', 'out=runs/export')
@@ -130,8 +131,8 @@ def test_a_folder_with_a_file_for_every_step_goes_on_with_the_next(monkeypatch: 
 
 def test_the_end_of_the_pipeline_and_unfinished_data_name_no_command(tmp_path: Path) -> None:
     assert next_command(load_config(PrepareConfig, [f'out={tmp_path}', 'source.name=x'])) is None
-    assert next_command(load_config(EvaluateConfig, ['models.m.export=x', 'out=o'])) is None
-    assert next_command(load_config(ReportConfig, ['results=r', 'out=o', 'steps={}'])) is None
+    assert next_command(load_config(EvaluateConfig, ['models.m.export=x', 'out=o', 'retrieval.r.source.name=coco'])) is None
+    assert next_command(load_config(ReportConfig, ['results=r', 'out=o', 'steps.a=b'])) is None
 
 
 def test_how_a_stopped_step_goes_on(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_how_a_stopped_step_goes_on(tmp_path: Path) -> None:
         assert goes_on(load_config(Stage2Config, args)) == f'the same command goes on from batch {batch}'
     assert 's3://b/c' in goes_on(load_config(Stage2Config, [*args, 'checkpoint_folder=s3://b/c']))
     assert goes_on(load_config(Stage2Config, [*args, 'autoresume=false'])) == ''
-    assert goes_on(load_config(ReportConfig, ['results=r', 'out=o', 'steps={}'])) == ''
+    assert goes_on(load_config(ReportConfig, ['results=r', 'out=o', 'steps.a=b'])) == ''
 
 
 def test_every_step_that_writes_a_folder_of_its_own_keeps_its_seconds_there() -> None:
