@@ -8,7 +8,6 @@ seconds, inside its `main`, so that a mistyped key is answered at once.
 """
 
 import atexit
-import json
 import multiprocessing
 import os
 import signal
@@ -16,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Optional, TypeVar
 
@@ -26,14 +25,13 @@ from tqdm import tqdm
 from llm2clip.config import ConfigError, TrainConfig
 from llm2clip.config_files import load_config
 from llm2clip.config_help import recipe_help
-from llm2clip.files import write_text
-from llm2clip.steps import goes_on, next_command, step_folder
+from llm2clip.files import FileError, write_json
+from llm2clip.steps import SECONDS_FILE, claim, goes_on, next_command, recorded_seconds, step_folder
 
-__all__ = ['SECONDS_FILE', 'run_command']
+__all__ = ['run_command']
 
 T = TypeVar('T')
 
-SECONDS_FILE = 'seconds.json'
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
@@ -59,7 +57,8 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             return
         config = load_config(schema, args)
         plan = isinstance(config, TrainConfig) and config.plan
-        with _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
+        alone = claim(config) if _rank() == 0 and not plan else nullcontext()
+        with alone, _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
             main(config)
         command = None if plan else next_command(config, args)
         if command is not None and _rank() == 0:
@@ -94,8 +93,10 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
     finally:
         if not refused and folder is not None and _rank() == 0 and Path(folder).is_dir():
             path = Path(folder, SECONDS_FILE)
-            before = json.loads(path.read_text())['seconds'] if path.is_file() else 0.0
-            write_text(path, json.dumps({'seconds': round(before + time.monotonic() - start, 1)}) + '\n')
+            try:
+                write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})
+            except FileError as error:  # how long a step took is not worth its end
+                print(error, file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,15 +121,18 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether this project raised an error to tell the user something, in contrast to a fault in a program."""
-    if type(error).__module__.startswith('llm2clip.'):
+    """Whether an error tells the user something, in contrast to a fault in a program: one that this project raised, or
+    the system, such as that a disk is full."""
+    if isinstance(error, OSError) or type(error).__module__.startswith('llm2clip.'):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
 
 
 def _message(error: Exception) -> str:
-    """The message alone of an error that a loader's worker has passed on with its traceback."""
+    """The message alone, also of an error that a loader's worker has passed on with its traceback."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f'{error.filename}: {error.strerror}'
     text = str(error)
     return text.rstrip().splitlines()[-1].split(': ', 1)[-1] if 'Original Traceback' in text else text
 

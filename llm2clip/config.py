@@ -21,8 +21,8 @@ __all__ = [
     'ExportVisionConfig', 'ExtractConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
     'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
     'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'Stage1Config', 'Stage2Config',
-    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'WriterConfig',
-    'ZeroshotConfig',
+    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'VisualProjection',
+    'WeightType', 'WriterConfig', 'ZeroshotConfig',
 ]
 
 Component = dict[str, Any]
@@ -104,6 +104,8 @@ Duration = Annotated[Time, AfterValidator(_duration)]
 Size = Annotated[str, AfterValidator(_size)]
 Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
 DeviceName = Literal['gpu', 'cpu']
+WeightType = Literal['float32', 'bfloat16', 'float16']
+VisualProjection = Literal['linear', 'affine', 'identity']
 TeacherPrecision = Literal['fp32', 'amp_bf16']
 RunWeights = Literal['latest', 'best']
 Repository = Annotated[str, Field(pattern=r'^[\w.-]+/[\w.-]+$')]
@@ -135,7 +137,7 @@ class TextEncoderConfig:
     """Text put before a query caption; never pooled."""
     max_length: Count = 512
     """Longest input in tokens, template and instruction included; longer captions are truncated and counted."""
-    dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+    dtype: WeightType = 'float32'
     """Type of the LLM's own weights; LoRA weights stay float32.  FSDP needs one type, hence `float32`."""
     attn_implementation: Optional[Literal['sdpa', 'eager']] = None
     """`sdpa` or `eager`.  Unset: `sdpa`, but `eager` for Gemma 2, whose soft cap on attention scores only that has."""
@@ -219,7 +221,7 @@ class ModelConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     embed_dim: Count = 1280
     """Width of the joint space."""
-    visual_projection: Literal['linear', 'affine', 'identity'] = 'linear'
+    visual_projection: VisualProjection = 'linear'
     """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; or `identity`, for which both widths
     are equal."""
     logit_scale: Positive = 1 / 0.07

@@ -13,13 +13,14 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, read_text, write_text
@@ -27,6 +28,7 @@ from llm2clip.files import FileError, read_text, write_text
 __all__ = ['check_values', 'load_config', 'package_folder', 'read_config', 'save_config', 'unwrap_optional']
 
 T = TypeVar('T')
+_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 
 
 def package_folder(name: str) -> str:
@@ -87,42 +89,50 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     except OmegaConfBaseException as error:
         raise ConfigError(f'{_where(error.full_key or "", origins)}: {_first_line(error)}') from None
     _check_secrets(values, '', origins)
-    check_values(schema, values, lambda key: _where(key, origins))
-    if hasattr(config, 'check'):
-        config.check()
+    check_values(schema, values, where=lambda key: _where(key, origins))
+    check_together = getattr(config, 'check', None)
+    if check_together is not None:
+        check_together()
     return config  # type: ignore[return-value]
 
 
-def check_values(schema: type, values: Any, where: Callable[[str], str] = str) -> None:
-    """Compare values with the ranges in the types of a configuration.
+def check_values(kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str) -> None:
+    """Compare values with a type, and with the ranges that stand beside it.
 
     Args:
-        schema: One of the dataclasses of `llm2clip.config`.
-        values: Its fields, as nested mappings and lists.
+        kind: One of the dataclasses of `llm2clip.config`, or any other type.
+        values: Those of a dataclass as nested mappings and lists.
+        key: Where they stand in the configuration; empty for the whole.
         where: Dotted key -> what a message calls it.
 
     Raises:
         ConfigError: One is out of its range; names the key, the value and the range.
     """
     try:
-        TypeAdapter(schema).validate_python(values)
+        adapter = TypeAdapter(kind, config=None if is_dataclass(kind) else _ANY_TYPE)
+        adapter.validate_python(values)
     except ValidationError as error:
-        faults = [_fault(fault, where) for fault in error.errors(include_url=False)]
-        raise ConfigError('; '.join(faults)) from None
+        faults: dict[str, list[str]] = {}
+        for fault in error.errors(include_url=False):
+            what, expected = _describe(fault, key, where)
+            faults.setdefault(what, []).append(expected)
+        raise ConfigError('; '.join(f'{what}, expected {" or ".join(expected)}'
+                                    for what, expected in faults.items())) from None
 
 
-def _fault(error: Any, where: Callable[[str], str]) -> str:
-    """What pydantic says about one value, with our names for it."""
+def _describe(error: Any, key: str, where: Callable[[str], str]) -> tuple[str, str]:
+    """What pydantic says about one value, with our names for it: key and value, and what was expected."""
     parts = [part for part in error['loc'] if part != '[key]']
-    key = ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in parts).removeprefix('.')
+    key = key or ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in parts).removeprefix('.')
     value = parts[-1] if len(parts) < len(error['loc']) else error['input']
     expected = str(error['ctx']['error']) if error['type'] == 'value_error' else _expected(error['msg'])
-    return f'{where(key)}: {value!r}, expected {expected}'
+    return f'{where(key)}: {value!r}', expected
 
 
 def _expected(message: str) -> str:
     """What pydantic wants, out of its whole sentence."""
     for ours, pattern in (('', r'^\w+ should (be|have) (a valid )?'), ('', r' after validation, not \d+'),
+                          ('one value more', r'^Field required'), ('', r', unable to .*'),
                           ('at least', 'greater than or equal to'), ('at most', 'less than or equal to')):
         message = re.sub(pattern, ours, message)
     return message

@@ -1,26 +1,113 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders that appear under their name only when everything is in them, here and in an object store."""
+"""Folders that one recipe writes and no other, and that appear under their name only when everything is in them, here
+and in an object store."""
 
+import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional, TextIO, Union
 from urllib.parse import urlparse
 
 from llm2clip.config import ConfigError
 from llm2clip.files import complete_file
 
-__all__ = ['MANIFEST', 'OutputFolder', 'check_replaceable', 'complete_folder', 'describe_folder', 'is_missing']
+__all__ = [
+    'MANIFEST', 'RECORD', 'OutputFolder', 'check_replaceable', 'claimed', 'complete_folder', 'describe_folder',
+    'is_missing', 'locked',
+]
 
 MANIFEST = 'MANIFEST'
+RECORD = '.llm2clip'
+"""In a folder that a recipe writes bit by bit: the recipe's name."""
 _ATTEMPTS = 5
 _SHOWN = 5
 # What recipes add to a folder that they wrote.
 _OWN_FILES = ('config.yaml', 'seconds.json')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whose a folder is
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(path: Union[str, Path], folder: Union[str, Path], part: int = 0) -> Iterator[TextIO]:
+    """An open file that this process alone holds until the block ends.
+
+    The system releases it when the process ends in whatever way, and a forked process does not hold it.
+
+    Args:
+        path: The file, which is made if it is not there.  If this process opened it once more and closed that, it would
+            lose the lock.
+        folder: What the lock protects, for the message.
+        part: Which of several locks in the file.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a+') as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+            free = os.fstat(file.fileno()).st_nlink > 0  # or its holder removed it just now
+        except (BlockingIOError, PermissionError):
+            free = False
+        if not free:
+            raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the only '
+                              'one; wait for it, stop it, or choose another folder')
+        yield file
+
+
+@contextmanager
+def claimed(
+    folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0
+) -> Iterator[None]:
+    """A folder that no other recipe has written and no other process is writing.
+
+    A hidden file in it says which recipe writes there.
+
+    Args:
+        folder: It is made if it is not there, and removed again if the block leaves nothing in it.
+        recipe: Its name.
+        names: What the recipe writes; unset, the folder is all its own.
+        part: Which of several processes this is that share the folder.
+
+    Raises:
+        ConfigError: The folder has files that the recipe did not write, or another process is writing there.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f'{folder}: a file, expected a folder to write into')
+    there = sorted(path.name for path in folder.iterdir() if path.name[0] != '.') if folder.is_dir() else []
+    in_the_way = there if names is None else sorted({*there} & {*names})
+    record = folder / RECORD
+    if in_the_way and not record.is_file():
+        raise ConfigError(f'{folder}: holds {_listed(in_the_way)}, which {recipe} did not write (there is no {RECORD} '
+                          'that says so), expected an empty folder or one that it wrote')
+    with locked(record, folder, part) as file:
+        file.seek(0)
+        owner = file.read().strip()
+        if owner not in ('', recipe):
+            raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that {recipe} wrote')
+        if not owner:
+            file.write(f'{recipe}\n')
+            file.flush()
+        try:
+            yield
+        finally:
+            if folder.is_dir() and os.listdir(folder) == [RECORD]:
+                record.unlink()
+                folder.rmdir()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ', '.join(names[:_SHOWN]) + (f' and {len(names) - _SHOWN:,} more' if names[_SHOWN:] else '')
 
 
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
@@ -34,8 +121,7 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     if folder.is_dir():
         inside = sorted(path.name for path in folder.iterdir())
         fault = _fault(folder, kind) if inside else None
-        contents = ', '.join(inside[:_SHOWN]) + (f' and {len(inside) - _SHOWN:,} more' if inside[_SHOWN:] else '')
-        fault = fault and f'{fault} (in it: {contents})'
+        fault = fault and f'{fault} (in it: {_listed(inside)})'
     else:
         fault = 'it is no folder' if folder.exists() else None
     if fault is not None:

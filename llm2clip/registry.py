@@ -9,10 +9,12 @@ A part is a small module of its own and a line here.  Its arguments in a YAML fi
 import difflib
 import importlib
 import inspect
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm2clip.config import ConfigError
+from llm2clip.config_files import check_values
 
 if TYPE_CHECKING:
     from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
@@ -116,14 +118,25 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 
 def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
-    """Raise a ConfigError at an argument that `part`, which the configuration calls `name`, does not take."""
+    """Raise a ConfigError at an argument that `part`, called `name` in the configuration, does not take, or whose value is
+    not of the type in its signature or outside the range beside that."""
     parameters = inspect.signature(part).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for argument in arguments:
-        if argument not in parameters:
+    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    hints = _type_hints(part)
+    for argument, value in arguments.items():
+        if argument not in parameters and not any_name:
             raise ConfigError(f'{key}.{argument}: {name} takes no such argument; '
                               f'{nearest(argument, list(parameters))}')
+        if argument in hints:
+            check_values(hints[argument], value, f'{key}.{argument}')
+
+
+def _type_hints(part: Callable[..., Any]) -> dict[str, Any]:
+    """Of its arguments; none if they use names that exist for type checkers only."""
+    try:
+        return typing.get_type_hints(part.__init__ if isinstance(part, type) else part, include_extras=True)
+    except NameError:
+        return {}
 
 
 def check(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str) -> None:
@@ -145,8 +158,10 @@ def build(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str)
     check(registry, name, arguments, key)
     try:
         return find(registry[name])(**arguments)
-    except TypeError as error:
-        raise ConfigError(f'{key}: {error}') from None
+    except (TypeError, ValueError) as error:
+        if type(error).__module__.startswith('llm2clip.'):
+            raise
+        raise ConfigError(f'{key}: {error}') from error
 
 
 def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:

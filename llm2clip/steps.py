@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,16 +17,28 @@ from llm2clip.config import (
     EvaluateConfig,
     ExportConfig,
     ExportTeacherConfig,
+    ExportVisionConfig,
     ExtractConfig,
     ImportConfig,
     PrepareConfig,
+    ReportConfig,
     SearchConfig,
     Stage1Config,
     Stage2Config,
     TrainConfig,
 )
+from llm2clip.files import FileError, read_json
+from llm2clip.folders import claimed, locked
 
-__all__ = ['goes_on', 'next_command', 'step_folder']
+__all__ = ['SECONDS_FILE', 'claim', 'goes_on', 'next_command', 'recorded_seconds', 'step_folder']
+
+
+SECONDS_FILE = 'seconds.json'
+_RECIPES = {
+    PrepareConfig: 'prepare_data', Stage1Config: 'train_stage1', ExtractConfig: 'extract_embeddings',
+    Stage2Config: 'train_stage2', EvaluateConfig: 'evaluate', ExportConfig: 'export_hf',
+    ExportVisionConfig: 'export_vision', ExportTeacherConfig: 'export_sentence_transformers',
+    ImportConfig: 'import_official', ReportConfig: 'report', SearchConfig: 'search'}
 
 
 def step_folder(config: Any) -> Optional[str]:
@@ -36,6 +49,46 @@ def step_folder(config: Any) -> Optional[str]:
                            ImportConfig)):
         return config.out
     return None
+
+
+def recorded_seconds(path: Path) -> float:
+    """How long a step took, by its file; 0 if there is none, or it is damaged."""
+    try:
+        return float(read_json(path, dict)['seconds'])
+    except (FileError, LookupError, TypeError, ValueError):
+        return 0.0
+
+
+def claim(config: Any) -> AbstractContextManager[Any]:
+    """Hold the folders that a step writes, in a block in which no other process can do so.
+
+    Raises:
+        ConfigError: On entering: another recipe's or somebody else's files are in one, or another process writes there.
+    """
+    held = ExitStack()
+    recipe = _RECIPES[type(config)]
+    if isinstance(config, TrainConfig):
+        held.enter_context(claimed(config.save_folder, recipe))
+        checkpoints = Path(os.path.abspath(config.checkpoint_folder))
+        inside = checkpoints.is_relative_to(os.path.abspath(config.save_folder))
+        if not inside and '://' not in config.checkpoint_folder:
+            held.enter_context(claimed(checkpoints, recipe))
+    elif isinstance(config, PrepareConfig):
+        held.enter_context(claimed(config.out, recipe, part=config.machine))
+    elif isinstance(config, ReportConfig):
+        held.enter_context(claimed(config.out, recipe, ['report.html', 'results.json']))
+    elif isinstance(config, SearchConfig):
+        if config.images is not None:
+            held.enter_context(claimed(config.index, recipe))
+    elif isinstance(config, (ExportVisionConfig, ExportTeacherConfig)):
+        # These replace the folder as a whole, by what its manifest says.
+        out = Path(os.path.abspath(config.out))
+        lock = out.with_name(f'.{out.name}.lock')
+        held.enter_context(locked(lock, out))
+        held.callback(lock.unlink)
+    else:
+        held.enter_context(claimed(config.out, recipe))
+    return held
 
 
 def goes_on(config: Any) -> str:
@@ -187,7 +240,7 @@ def _dataset_arguments(key: str, datasets: Mapping[str, DatasetConfig]) -> list[
 def _columns(dataset: str) -> list[str]:
     """Columns of an MDS dataset; none if its index is not here."""
     path = Path(dataset, 'index.json')
-    shards = json.loads(path.read_text())['shards'] if path.is_file() else []
+    shards = read_json(path, dict).get('shards') if path.is_file() else []
     return shards[0]['column_names'] if shards else []
 
 

@@ -18,8 +18,6 @@ def main(config: SearchConfig) -> None:
     from llm2clip.search import is_image, load_model, read_index, read_queries, search, update_index
 
     queries = read_queries(config.query)
-    if config.top < 1:
-        raise ConfigError(f'top: {config.top} is less than 1')
     if not queries and config.images is None:
         raise ConfigError('query: expected a text or the path of an image, since there are no `images` to index')
     model, fingerprint = load_model(config.model, get_device(config.device), not all(map(is_image, queries)))

@@ -402,7 +402,8 @@ def test_the_recipe_as_a_user_calls_it(
     assert output.out.splitlines() == lines[:4] and '3 images are missing; give `images` to go on' in output.err
     for arguments, message in [
         (['query=nowhere.png'], 'query: there is no image file nowhere.png'), ([], 'query: expected a text'),
-        (['query=a', 'top=0'], 'top: 0'), (['images=none', 'query=a'], 'is of the images in .*/photos'),
+        (['query=a', 'top=0'], 'top .command line.: 0, expected at least 1'),
+        (['images=none', 'query=a'], 'is of the images in .*/photos'),
         (['imags=photos'], 'did you mean images'),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -131,7 +131,8 @@ def test_a_folder_with_a_file_for_every_step_goes_on_with_the_next(monkeypatch: 
 
 def test_the_end_of_the_pipeline_and_unfinished_data_name_no_command(tmp_path: Path) -> None:
     assert next_command(load_config(PrepareConfig, [f'out={tmp_path}', 'source.name=x'])) is None
-    assert next_command(load_config(EvaluateConfig, ['models.m.export=x', 'out=o', 'retrieval.r.source.name=coco'])) is None
+    evaluate = ['models.m.export=x', 'out=o', 'retrieval.r.source.name=coco']
+    assert next_command(load_config(EvaluateConfig, evaluate)) is None
     assert next_command(load_config(ReportConfig, ['results=r', 'out=o', 'steps.a=b'])) is None
 
 

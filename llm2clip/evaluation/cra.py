@@ -23,8 +23,6 @@ def check_cra(config: CRAConfig) -> None:
     Raises:
         ConfigError: Names the key.
     """
-    if len(config.caption_keys) != 2:
-        raise ConfigError(f'cra.caption_keys: expected two keys, got {", ".join(config.caption_keys) or "none"}')
     for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', list(map(caption_column, config.caption_keys)))):
         try:
             check_dataset(config.captions, columns)

@@ -12,6 +12,7 @@ from typing import Any, Union
 
 import matplotlib
 
+from llm2clip.config import ConfigError
 from llm2clip.evaluation.tables import Table
 from llm2clip.files import write_text
 
@@ -46,11 +47,20 @@ svg { max-width: 100%; height: auto } details pre { background: #f6f6f6; padding
 '''
 
 
+_GENERATOR = b'<meta name="generator" content="llm2clip">'
+
+
 def write_page(path: Union[str, Path], title: str, parts: Iterable[str]) -> None:
-    """Write a page of HTML parts, which is never seen half written; makes its folder."""
-    text = html.escape(title)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, '<!doctype html><html lang="en"><meta charset="utf-8">'
+    """Write a page of HTML parts, which is never seen half written; makes its folder.
+
+    Raises:
+        ConfigError: There is a file of that name, and it is no page that this function wrote.
+    """
+    text, path = html.escape(title), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and _GENERATOR not in path.open('rb').read(500):
+        raise ConfigError(f'{path}: is there already and was not written by llm2clip, expected another name')
+    write_text(path, f'<!doctype html><html lang="en"><meta charset="utf-8">{_GENERATOR.decode()}'
                '<meta name="viewport" content="width=device-width, initial-scale=1">'
                f'<title>{text}</title><style>{_STYLE}</style><body><h1>{text}</h1>{"".join(parts)}</body></html>\n')
 

@@ -28,16 +28,16 @@ Other models of the evaluation are in the `results.json` that `evaluate` wrote.
 """
 
 import html
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from llm2clip.command import SECONDS_FILE
 from llm2clip.config import ConfigError
 from llm2clip.evaluation.page import CHANCE, bars, chip, curves, picture, section, table
 from llm2clip.evaluation.tables import Table, accuracy_tables, partial_note, retrieval_tables
+from llm2clip.files import read_json, read_text
+from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 __all__ = ['check_steps', 'collect_seconds', 'read_evaluation', 'report_parts', 'summarize']
@@ -63,12 +63,9 @@ def read_evaluation(folder: Union[str, Path], galleries: Sequence[str]) -> tuple
     """
     found = []
     for name in ('results.json', 'gallery.json'):
-        try:
-            found.append(json.loads(Path(folder, name).read_text()))
-        except (OSError, ValueError) as error:
-            reason = 'there is no such folder' if not Path(folder).is_dir() else f'{name}: {error}'
-            raise ConfigError(f'results: expected the folder of an evaluation, with results.json and gallery.json; got '
-                              f'{folder} ({reason})') from None
+        if not Path(folder, name).is_file():
+            raise ConfigError(f'results: {folder} has no {name}, expected the folder that `evaluate` wrote')
+        found.append(read_json(Path(folder, name), dict))
     results, pictures = found
     for name in galleries:
         if name not in pictures:
@@ -164,7 +161,7 @@ def _seconds(seconds: Mapping[str, float]) -> str:
 
 def _configurations(steps: Mapping[str, str]) -> str:
     configs = ''.join(
-        f'<details><summary>{html.escape(step)}</summary><pre>{html.escape(path.read_text())}</pre></details>'
+        f'<details><summary>{html.escape(step)}</summary><pre>{html.escape(read_text(path))}</pre></details>'
         for step, folder in steps.items() if (path := Path(folder, 'config.yaml')).is_file())
     return section('Configurations', 'Every key of each step as it was set when it ran.', configs) if configs else ''
 
@@ -190,4 +187,4 @@ def _first_model(sets: Mapping[str, Any]) -> dict[str, Any]:
 def collect_seconds(steps: Mapping[str, str]) -> dict[str, float]:
     """Step -> seconds that its folder has recorded."""
     files = {step: Path(folder, SECONDS_FILE) for step, folder in steps.items()}
-    return {step: json.loads(file.read_text())['seconds'] for step, file in files.items() if file.is_file()}
+    return {step: recorded_seconds(file) for step, file in files.items() if file.is_file()}

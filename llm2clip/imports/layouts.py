@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llm2clip.config import AdapterConfig, ConfigError
+from llm2clip.config import AdapterConfig, ConfigError, VisualProjection
 
 __all__ = ['LAYOUTS', 'Layout', 'adapter_shape', 'find_layout', 'from_official', 'official_names']
 
@@ -47,7 +47,7 @@ class Layout:
     left_out: tuple[str, ...] = ()
     """Patterns of names in the file that are not imported: constants that the model computes, and the LLM, which is
     the teacher's."""
-    visual_projection: str = 'linear'
+    visual_projection: VisualProjection = 'linear'
     normalize: bool = True
 
 

@@ -81,8 +81,6 @@ def _adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Mo
         return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
     if config.name == 'linear':
         return nn.Linear(llm_embed_dim, embed_dim)
-    if config.name != 'identity':
-        raise ConfigError(f'model.adapter.name: {config.name!r} is not one of residual, linear, identity')
     if llm_embed_dim != embed_dim:
         raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the teacher's vectors, {llm_embed_dim}, "
                           'as the identity adapter needs')
@@ -95,9 +93,6 @@ def _visual_projection(config: ModelConfig, width: int) -> nn.Module:
             raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the tower, {width}, as '
                               'model.visual_projection: identity needs')
         return nn.Identity()
-    if config.visual_projection not in ('linear', 'affine'):
-        raise ConfigError(f'model.visual_projection: {config.visual_projection!r} is not one of linear, affine, '
-                          'identity')
     projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
     # Orthogonal rows keep the angles between the pretrained tower's features, so that training starts from its
     # geometry and not from a random one.
@@ -125,8 +120,6 @@ class ComposerLLM2CLIP(ComposerModel):
         super().__init__()
         self.model = model
         self.loss_config = loss or LossConfig()
-        if self.loss_config.name not in ('clip', 'siglip'):
-            raise ConfigError(f'loss.name: {self.loss_config.name!r} is neither clip nor siglip')
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
             raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
                               f'{"one; SigLIP starts at -10" if model.logit_bias is None else "none"}')

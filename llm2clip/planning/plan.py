@@ -32,7 +32,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.stages import stage1, stage2
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
-from llm2clip.training.trainer import build_optimizer, check_train_config
+from llm2clip.training.trainer import build_optimizer, check_metrics, check_train_config
 
 __all__ = ['Plan', 'plan_run', 'plan_stage1', 'plan_stage2']
 
@@ -278,6 +278,10 @@ def _measure(
 ) -> None:
     """Parameters, memory and checkpoints."""
     plan.modules = _modules(parts)
+    try:
+        check_metrics(config, model)
+    except ConfigError as error:
+        plan.problems.append(str(error))
     if not plan.measurable:
         return
     contrastive = not isinstance(config, Stage1Config) or config.objective == 'contrastive'

@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoConfig
 
-from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig, WeightType
 from llm2clip.folders import complete_folder
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
@@ -128,7 +128,7 @@ def teacher_width(folder: Union[str, Path]) -> int:
     return AutoConfig.from_pretrained(teacher_config(folder).pretrained).hidden_size
 
 
-def load_teacher(folder: Union[str, Path], dtype: Optional[str] = None) -> tuple[TextEncoder, CaptionTokenizer]:
+def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -> tuple[TextEncoder, CaptionTokenizer]:
     """The frozen encoder that `save_teacher` wrote.
 
     Args:

@@ -4,6 +4,7 @@
 """Composer's Trainer, as a configuration describes it."""
 
 import gc
+import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from llm2clip.registry import (
     build_all,
     check,
     check_arguments,
+    find,
     named,
 )
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
@@ -46,7 +48,7 @@ from llm2clip.training.callbacks.text_monitor import TextMonitor
 from llm2clip.training.checkpoints import find_checkpoint, refuse_code, written_checkpoints
 from llm2clip.training.optim import describe_groups, parameter_groups
 
-__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_train_config', 'fit']
+__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
 
 def begin(config: TrainConfig) -> None:
@@ -57,11 +59,13 @@ def begin(config: TrainConfig) -> None:
 
 def check_train_config(config: TrainConfig) -> None:
     """Find every error in names, arguments and batch sizes before anything is loaded."""
-    check(OPTIMIZERS, *named(config.optimizer, 'optimizer'), 'optimizer')
-    check(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler')
-    for registry, kind in ((ALGORITHMS, 'algorithms'), (CALLBACKS, 'callbacks'), (LOGGERS, 'loggers')):
-        for name, arguments in getattr(config, kind).items():
-            check(registry, name, arguments or {}, f'{kind}.{name}')
+    name, arguments = named(config.optimizer, 'optimizer')
+    build(OPTIMIZERS, name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments}, 'optimizer')
+    build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler')
+    build_all(ALGORITHMS, config.algorithms, 'algorithms')
+    build_all(CALLBACKS, config.callbacks, 'callbacks')
+    for name, arguments in config.loggers.items():
+        check(LOGGERS, name, arguments or {}, f'loggers.{name}')
     if config.fsdp is not None:
         check_arguments(FSDP2Config, 'fsdp', config.fsdp, 'fsdp')
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
@@ -87,15 +91,27 @@ def check_train_config(config: TrainConfig) -> None:
 
 
 def _check_stage1(config: Stage1Config) -> None:
-    if config.objective not in ('contrastive', 'mntp'):
-        raise ConfigError(f'objective: {config.objective!r} is neither contrastive nor mntp')
     if config.fsdp is not None and config.text_encoder.dtype != 'float32':
         raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs the '
                           'float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
-    if config.loss_scale <= 0:
-        raise ConfigError(f'loss_scale: {config.loss_scale} is not above 0')
     if config.objective == 'mntp' and config.eval_data is not None:
         raise ConfigError('eval_data: objective mntp has no evaluation')
+
+
+def check_metrics(config: TrainConfig, model: ComposerModel) -> None:
+    """Raise a ConfigError at a callback that waits for a metric which is never computed."""
+    known = sorted(model.get_metrics(is_train=False))
+    evaluated = getattr(config, 'eval_data', None) is not None
+    for name, argument in (('save_best', 'metric'), ('early_stopper', 'monitor')):
+        if name not in config.callbacks:
+            continue
+        default = inspect.signature(find(CALLBACKS[name])).parameters[argument].default
+        metric = (config.callbacks[name] or {}).get(argument, default)
+        if not evaluated:
+            raise ConfigError(f'callbacks.{name}: there is no eval_data, expected some on which {metric} is computed')
+        if metric not in known:
+            raise ConfigError(f'callbacks.{name}.{argument}: {metric!r} is never computed, expected '
+                              f'{" or ".join(known)}')
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -125,6 +141,7 @@ def build_trainer(
 
     `more_algorithms` come after those of the configuration.
     """
+    check_metrics(config, model)
     if dist.get_global_rank() == 0:
         save_config(config, config.save_folder)
     algorithms: list[Algorithm] = build_all(ALGORITHMS, config.algorithms, 'algorithms')

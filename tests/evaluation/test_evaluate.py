@@ -327,7 +327,7 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
             ([f'linear_probe.pets={{train: {one}, test: {one}}}'],
              "linear_probe.pets.train: class '0' has 1 training images, expected at least 2"),
             ([cra, 'cra.caption_keys=[short, lang]'], "cra.caption_keys: .*'caption.lang' is missing; the dataset has"),
-            ([cra, 'cra.caption_keys=[short]'], 'cra.caption_keys: expected two keys, got short'),
+            ([cra, 'cra.caption_keys=[short]'], 'cra.caption_keys .*expected at least 2 items'),
             (['cra.captions=nowhere'], 'cra.captions: there is no MDS dataset in nowhere'),
             ([cra, 'cra.teachers.t=nowhere'], 'cra.teachers.t: nowhere is not a teacher'),
             ([cra, f'cra.encoders.e={{pretrained: {files}, gguf_file: x.gguf}}'],

@@ -13,7 +13,7 @@ from trained import Trained, trained
 
 import llm2clip.export.hf
 import llm2clip.training.runs
-from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, Stage2Config
 from llm2clip.config_files import save_config
 from llm2clip.folders import MANIFEST
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -26,7 +26,8 @@ def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> P
     """A run without its checkpoint."""
     save_config(Stage2Config(
         model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder), run_name='r',
-        optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=None if teacher is None else str(teacher)), folder)
+        optimizer={'name': 'adamw', 'lr': 1e-5}, train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}),
+        teacher=None if teacher is None else str(teacher)), folder)
     teacher = Fingerprint.concatenate(teacher_fingerprint(path) for path in of_run.teachers)
     TeacherRecord(teacher, of_run.record.about).write(folder)
     return folder

@@ -10,6 +10,8 @@ import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
+from llm2clip.config import Positive
+
 __all__ = ['ClampLogitScale', 'clamp_logit_scale']
 
 
@@ -28,7 +30,7 @@ class ClampLogitScale(Algorithm):
         maximum: Largest factor on the cosine similarities.
     """
 
-    def __init__(self, maximum: float = 100.0) -> None:
+    def __init__(self, maximum: Positive = 100.0) -> None:
         self.maximum = maximum
 
     def match(self, event: Event, state: State) -> bool:

@@ -3,11 +3,12 @@
 
 """Train on a part of each image's patches (FLIP, Li et al. 2022, arXiv 2212.00794)."""
 
-from typing import Optional
+from typing import Annotated, Optional
 
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
+from pydantic import Field
 
 from llm2clip.models.vision_encoder import VisionEncoder
 
@@ -38,7 +39,7 @@ class PatchDropout(Algorithm):
         rate: Share of the patches to leave out.
     """
 
-    def __init__(self, rate: float = 0.5) -> None:
+    def __init__(self, rate: Annotated[float, Field(ge=0, lt=1)] = 0.5) -> None:
         self.rate = rate
 
     def match(self, event: Event, state: State) -> bool:

@@ -10,6 +10,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from llm2clip.config import Count
 from llm2clip.losses.contrastive import all_gather
 from llm2clip.metrics.retrieval import recall, retrieval_ranks
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
@@ -26,7 +27,7 @@ class InBatchAccuracy(Callback):
         interval: Batches between two measurements, each of which costs a logit matrix.
     """
 
-    def __init__(self, interval: int = 10) -> None:
+    def __init__(self, interval: Count = 10) -> None:
         self.interval = interval
 
     def batch_end(self, state: State, logger: Logger) -> None:

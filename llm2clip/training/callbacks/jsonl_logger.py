@@ -80,12 +80,14 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file, none if it does not exist; one that a kill cut short is left out."""
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    """The lines of a file, none if it does not exist; one that a kill or a disk has damaged is left out."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(record, dict) and isinstance(record.get('step'), int):
+            yield record
 
 
 def read_metrics(path: Union[str, Path]) -> dict[str, dict[int, float]]:

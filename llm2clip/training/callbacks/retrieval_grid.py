@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torchmetrics.utilities import dim_zero_cat
 
+from llm2clip.config import Count
 from llm2clip.data.image_embeddings import EvalImageDataset
 from llm2clip.metrics.retrieval import RetrievalRecall
 
@@ -29,7 +30,7 @@ class RetrievalGrid(Callback):
         images: Columns.
     """
 
-    def __init__(self, captions: int = 6, images: int = 6) -> None:
+    def __init__(self, captions: Count = 6, images: Count = 6) -> None:
         self.captions, self.images = captions, images
 
     def eval_end(self, state: State, logger: Logger) -> None:
