@@ -26,6 +26,7 @@ from llm2clip.config import ConfigError, TrainConfig
 from llm2clip.config_files import load_config
 from llm2clip.config_help import recipe_help
 from llm2clip.files import FileError, write_json
+from llm2clip.folders import holds_more_than_record
 from llm2clip.steps import SECONDS_FILE, claim, goes_on, next_command, recorded_seconds, step_folder
 
 __all__ = ['run_command']
@@ -81,7 +82,7 @@ def _rank(kind: str = 'RANK') -> int:
 def _timed(folder: Optional[str]) -> Iterator[None]:
     """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it.
 
-    A block that made no such folder leaves nothing, nor does one whose configuration was refused: the folder may be
+    A block that wrote nothing there leaves nothing, nor does one whose configuration was refused: the folder may be
     anybody's.
     """
     start, refused = time.monotonic(), False
@@ -91,7 +92,7 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
         refused = True
         raise
     finally:
-        if not refused and folder is not None and _rank() == 0 and Path(folder).is_dir():
+        if not refused and folder is not None and _rank() == 0 and holds_more_than_record(folder):
             path = Path(folder, SECONDS_FILE)
             try:
                 write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})

@@ -8,6 +8,7 @@ Every recipe is called ``recipe.py A.yaml [B.yaml …] [key.sub=value …]``: fi
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import re
 import types
@@ -79,11 +80,13 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
             key = next((path for path in lines if path == key or path.endswith(f'].{key}')), key)
             fault = _unknown(key, error) if isinstance(error, ConfigKeyError) else _first_line(error)
             raise ConfigError(f'{_where(key, origins)}: {fault}') from None
+        except TypeError as error:  # a list in place of a mapping, or the other way round
+            raise ConfigError(f'{_where(list(lines)[-1], origins)}: {error}') from None
 
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise ConfigError(f'required but not set: {", ".join(missing)} (in {", ".join(args)})')
     try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f'required but not set: {", ".join(missing)} (in {", ".join(args)})')
         values = OmegaConf.to_container(merged, resolve=True)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -109,8 +112,7 @@ def check_values(kind: Any, values: Any, key: str = '', where: Callable[[str], s
         ConfigError: One is out of its range; names the key, the value and the range.
     """
     try:
-        adapter = TypeAdapter(kind, config=None if is_dataclass(kind) else _ANY_TYPE)
-        adapter.validate_python(values)
+        (_adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)).validate_python(values)
     except ValidationError as error:
         faults: dict[str, list[str]] = {}
         for fault in error.errors(include_url=False):
@@ -118,6 +120,11 @@ def check_values(kind: Any, values: Any, key: str = '', where: Callable[[str], s
             faults.setdefault(what, []).append(expected)
         raise ConfigError('; '.join(f'{what}, expected {" or ".join(expected)}'
                                     for what, expected in faults.items())) from None
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
 
 
 def _describe(error: Any, key: str, where: Callable[[str], str]) -> tuple[str, str]:
@@ -165,7 +172,7 @@ def _read_file(path: str) -> tuple[str, Any, dict[str, int]]:
         raise ConfigError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
     if tree is None:
         return path, OmegaConf.create({}), {}
-    if not OmegaConf.is_dict(node):
+    if not isinstance(tree, yaml.MappingNode):
         raise ConfigError(f'{path}: expected a mapping of keys to values at the top')
     return path, node, dict(_lines(tree, ''))
 

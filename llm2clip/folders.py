@@ -18,7 +18,7 @@ from llm2clip.files import complete_file
 
 __all__ = [
     'MANIFEST', 'RECORD', 'OutputFolder', 'check_replaceable', 'claimed', 'complete_folder', 'describe_folder',
-    'is_missing', 'locked',
+    'holds_more_than_record', 'is_missing', 'locked',
 ]
 
 MANIFEST = 'MANIFEST'
@@ -101,9 +101,14 @@ def claimed(
         try:
             yield
         finally:
-            if folder.is_dir() and os.listdir(folder) == [RECORD]:
+            if folder.is_dir() and not holds_more_than_record(folder):
                 record.unlink()
                 folder.rmdir()
+
+
+def holds_more_than_record(folder: Union[str, Path]) -> bool:
+    """Whether there is such a folder with anything in it but what `claimed` writes."""
+    return Path(folder).is_dir() and not {*os.listdir(folder)} <= {RECORD}
 
 
 def _listed(names: Sequence[str]) -> str:

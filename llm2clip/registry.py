@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, Positive
 from llm2clip.config_files import check_values
 
 if TYPE_CHECKING:
@@ -105,6 +105,12 @@ LOGGERS: Registry = {
 }
 
 
+# Of other libraries' parts whose signatures say less than their code asks for.
+_RANGES: Mapping[str, Mapping[str, Any]] = {
+    'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'], 'clipping_threshold': Positive},
+}
+
+
 def find(reference: str) -> Callable[..., Any]:
     """The part behind ``module:class``."""
     module, name = reference.split(':')
@@ -118,17 +124,18 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 
 def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
-    """Raise a ConfigError at an argument that `part`, called `name` in the configuration, does not take, or whose value is
-    not of the type in its signature or outside the range beside that."""
+    """Raise a ConfigError at an argument that `part`, called `name` in the configuration, does not take, or whose value
+    is not of the type in its signature or not in the range beside that."""
     parameters = inspect.signature(part).parameters
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    hints = _type_hints(part)
+    hints = {**_type_hints(part), **_RANGES.get(name, {})}
     for argument, value in arguments.items():
         if argument not in parameters and not any_name:
             raise ConfigError(f'{key}.{argument}: {name} takes no such argument; '
                               f'{nearest(argument, list(parameters))}')
         if argument in hints:
             check_values(hints[argument], value, f'{key}.{argument}')
+            _check_time(hints[argument], value, f'{key}.{argument}')
 
 
 def _type_hints(part: Callable[..., Any]) -> dict[str, Any]:
@@ -137,6 +144,16 @@ def _type_hints(part: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(part.__init__ if isinstance(part, type) else part, include_extras=True)
     except NameError:
         return {}
+
+
+def _check_time(hint: Any, value: Any, key: str) -> None:
+    """Raise a ConfigError if a text stands for one of Composer's times, and is none."""
+    for kind in typing.get_args(hint):
+        if isinstance(value, str) and hasattr(kind, 'from_timestring'):
+            try:
+                kind.from_timestring(value)
+            except Exception:
+                raise ConfigError(f'{key}: {value!r}, expected a time, such as 1ep, 20ba or 0.1dur') from None
 
 
 def check(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str) -> None:
@@ -148,7 +165,7 @@ def check(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str)
         arguments: Keyword arguments from the configuration.
         key: Where the choice stands in the configuration.
     """
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ConfigError(f'{key}: there is no {name!r}; {nearest(str(name), list(registry))}')
     check_arguments(find(registry[name]), name, arguments, key)
 

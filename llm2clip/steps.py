@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
@@ -59,7 +59,7 @@ def recorded_seconds(path: Path) -> float:
         return 0.0
 
 
-def claim(config: Any) -> AbstractContextManager[Any]:
+def claim(config: Any) -> ExitStack:
     """Hold the folders that a step writes, in a block in which no other process can do so.
 
     Raises:

@@ -3,7 +3,9 @@
 
 """How recipes begin and end: nothing heavy before the configuration, errors in one line, an end at Ctrl-C."""
 
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,9 +19,11 @@ import pytest
 from recipes_in_process import SCHEMAS
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, ExportVisionConfig
+from llm2clip.config import ConfigError, EvaluateConfig, ExportVisionConfig, PrepareConfig
 from llm2clip.config_files import load_config
 from llm2clip.data.streams.verified_stream import ShardError
+from llm2clip.files import complete_file
+from llm2clip.steps import claim, step_folder
 
 ROOT = Path(__file__).parents[1]
 RECIPES = list(SCHEMAS)
@@ -133,9 +137,9 @@ STOPPED = '''
     from tqdm import tqdm
     from llm2clip.command import run_command
     from llm2clip.config import PrepareConfig
-    os.makedirs({folder!r})
 
     def main(config):
+        os.makedirs({folder!r} + '/train')
         worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
         worker.start()
         try:
@@ -168,3 +172,123 @@ def test_a_signal_ends_a_recipe_and_its_workers_with_one_line(
     last = 'stopped; the same command goes on with what is missing'
     assert (log.splitlines()[-1] == last) is (rank == 0) and 'Traceback' not in log, log
     assert (folder / 'seconds.json').exists() is (rank == 0)
+
+
+def _call(recipe: str, *args: str) -> None:
+    """A recipe whose work is done at once."""
+    def main(config: Any) -> None:
+        folder = step_folder(config)
+        if folder is not None:
+            Path(folder).mkdir(exist_ok=True)
+            Path(folder, 'made').touch()
+    run_command(SCHEMAS[recipe], main, args)
+
+
+TRAIN = ['run_name=r', 'max_duration=1ep', 'global_train_batch_size=8', 'optimizer.lr=1e-3',
+         'train_data.streams.p.local=data']
+# Recipe -> its arguments, of which the first says where it writes.
+ARGUMENTS = {
+    'prepare_data': ['out', 'source.name=x'], 'extract_embeddings': ['out', 'datasets.d.local=d'],
+    'train_stage1': ['save_folder', 'text_encoder.pretrained=x', *TRAIN],
+    'train_stage2': ['save_folder', 'model.vision.name=x', *TRAIN],
+    'evaluate': ['out', 'models.m.run=r', 'retrieval.r.source.name=coco'], 'export_hf': ['out', 'run=r'],
+    'export_vision': ['out', 'run=r'], 'export_sentence_transformers': ['out', 'teacher=t'],
+    'import_official': ['out'], 'report': ['out', 'results=r', 'steps.a=b'],
+    'search': ['index', 'model=m', 'images=i'],
+}
+
+
+@pytest.mark.parametrize('recipe', ARGUMENTS)
+def test_two_processes_do_not_write_one_output(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
+    key, *others = ARGUMENTS[recipe]
+    args = [f'{key}={tmp_path}/out', *others]
+    holder = _python(f'''
+        import sys
+        from llm2clip.config_files import load_config
+        from llm2clip import config
+        from llm2clip.steps import claim
+        with claim(load_config(config.{SCHEMAS[recipe].__name__}, {args!r})):
+            print('holds', flush=True)
+            sys.stdin.read()
+        ''', stdin=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == 'holds\n'
+    with pytest.raises(ConfigError, match=f'{tmp_path}/out: another process is writing there'):
+        _call(recipe, *args)
+    holder.kill()
+    holder.wait()
+    _call(recipe, *args)
+    _call(recipe, *args)
+
+
+@pytest.mark.parametrize('recipe', set(ARGUMENTS) - {'export_vision', 'export_sentence_transformers'})
+def test_a_folder_that_another_recipe_or_nobody_knows_wrote_is_refused(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
+    key, *others = ARGUMENTS[recipe]
+    (tmp_path / 'home').mkdir()
+    name = 'report.html' if recipe == 'report' else 'photo.jpg'
+    (tmp_path / 'home' / name).write_text('mine')
+    with pytest.raises(ConfigError, match=f'home: holds {name}, which {recipe} did not write'):
+        _call(recipe, f'{key}={tmp_path}/home', *others)
+    assert [path.name for path in (tmp_path / 'home').iterdir()] == [name]
+    other = 'evaluate' if recipe != 'evaluate' else 'export_hf'
+    _call(other, f'out={tmp_path}/run', *ARGUMENTS[other][1:])
+    with pytest.raises(ConfigError, match=f'run: was written by {other}'):
+        _call(recipe, f'{key}={tmp_path}/run', *others)
+
+
+def test_machines_share_a_folder_and_a_worker_does_not_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(PrepareConfig, [f'out={tmp_path}/out', 'source.name=x', 'machines=2'])
+    with claim(config):
+        (tmp_path / 'out/train').mkdir()
+        worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+        worker.start()
+        _python_claims(config, machine=1, expected='')
+        _python_claims(config, machine=0, expected='another process is writing')
+    _python_claims(config, machine=0, expected='')
+    worker.kill()
+    worker.join()
+
+
+def _python_claims(config: PrepareConfig, machine: int, expected: str) -> None:
+    log = _python(f'''
+        from llm2clip.config import PrepareConfig
+        from llm2clip.steps import claim
+        claim(PrepareConfig(out={config.out!r}, machine={machine}, machines=2)).close()
+        ''').communicate()[1]
+    assert expected in log and bool(expected) is bool(log), log
+
+
+@pytest.mark.parametrize('damage', ['', '{"seconds"', '[]', '{"seconds": "x"}', '{"seconds": null}'])
+def test_damaged_bookkeeping_fails_no_step(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
+    args = [f'out={tmp_path}/out', *ARGUMENTS['evaluate'][1:]]
+    _call('evaluate', *args)
+    (tmp_path / 'out/seconds.json').write_text(damage)
+    _call('evaluate', *args)
+    assert json.loads((tmp_path / 'out/seconds.json').read_text())['seconds'] >= 0
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
+
+    def main(config: EvaluateConfig) -> None:
+        Path(config.out, 'made').touch()
+        # So does the system, also for what comes after.
+        monkeypatch.setattr(Path, 'write_text', fail)
+        with complete_file(Path(config.out, 'results.json')) as partial:
+            partial.write_text('text')
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(SystemExit) as end:
+        run_command(EvaluateConfig, main, [f'out={tmp_path}/out', *ARGUMENTS['evaluate'][1:]])
+    assert str(end.value.code).startswith(f'error: {tmp_path}/out/results.json: cannot be written (No space left')
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['.llm2clip', 'made']

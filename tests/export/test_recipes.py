@@ -117,6 +117,8 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     refused('push_to_hub: set HF_TOKEN', out, teacher, 'push_to_hub=me/model')
     (tmp_path / 'llm2clip').mkdir()
     (tmp_path / 'llm2clip/mine.txt').touch()
+    refused('holds llm2clip, s2, which export_hf did not write', f'out={tmp_path}', teacher)
+    (tmp_path / '.llm2clip').write_text('export_hf')
     refused(r'llm2clip is there already .* \(in it: mine.txt\)', f'out={tmp_path}', teacher)
     refused('push_to_hub: set HF_TOKEN', out, 'push_to_hub=me/model', name='export_vision')
     refused('kept no best ones', out, 'weights=best', name='export_vision')
