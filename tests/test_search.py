@@ -305,7 +305,7 @@ def test_what_is_no_index(model: Model, photos: Path, tmp_path: Path) -> None:
     file = tmp_path / 'index' / INDEX_FILE
     for damaged in (file.read_bytes()[:-9], b'something else that somebody keeps here', b''):
         file.write_bytes(damaged)
-        with pytest.raises(ConfigError, match=f'index: .*{INDEX_FILE} is damaged or no index: '):
+        with pytest.raises(ValueError, match=f'{INDEX_FILE}: cannot be read .*expected an index of images'):
             update(tmp_path / 'index', model, photos)
         assert file.read_bytes() == damaged
 

@@ -22,6 +22,7 @@ from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code import checks_llm2clip, modeling_llm2clip, text_encoder_llm2clip
+from llm2clip.remote_code.checks_llm2clip import checksums
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -53,7 +54,7 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
         return LLM2CLIP(self.config.model_config(), self.config.llm_embed_dim, load_weights=False)
 
     def _load_teacher(
-        self, folder: Path, recorded: dict[str, Any]
+        self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
     ) -> Callable[[list[str], torch.device], torch.Tensor]:
         check_teacher(folder, Fingerprint.from_json(recorded), 'the model')
         encoder, tokenizer = load_teacher(folder)
@@ -134,6 +135,7 @@ def export_folder(
     Raises:
         ConfigError: The model was trained with another number of teachers, or what was written does not give its
             features.
+        ValueError: It was trained with other teachers.
     """
     teachers = [teacher] if isinstance(teacher, (str, Path)) else list(teacher)
     if len(teachers) != len(record.teacher):
@@ -147,10 +149,13 @@ def export_folder(
     exported.model.load_state_dict(model.state_dict())
     preprocessing = model.vision_encoder.preprocessing
     with complete_folder(out, KIND) as partial:
-        exported.save_pretrained(partial, safe_serialization=True)
-        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
         for i, folder in enumerate(teachers):
             shutil.copytree(folder, partial / TEACHER_FOLDER / (str(i) if len(teachers) > 1 else ''))
+        for folder, fingerprint in zip(teacher_folders(partial), record.teacher):
+            check_teacher(folder, fingerprint, 'the model')
+        hf_config.teacher_files = list(map(checksums, teacher_folders(partial)))
+        exported.save_pretrained(partial, safe_serialization=True)
+        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
         if remote_code:
             for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)

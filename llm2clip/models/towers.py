@@ -290,7 +290,8 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
         raise ConfigError(f'model.vision.name: {config.name!r} is no timm model, and no folder or hub name of a '
                           f'transformers model with its image processor ({str(error).splitlines()[0]}); without one, '
                           'give model.vision.mean and .std') from None
-    return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
+    with reading(f'model.vision.name: {config.name}', 'an image processor with image_mean and image_std'):
+        return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
 
 
 def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:

@@ -9,6 +9,7 @@ and transformers.
 
 import json
 import math
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,12 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from .text_encoder_llm2clip import POOLINGS
 
 __all__ = [
-    'LoadError', 'check_encoding', 'check_finite', 'check_keys', 'check_no_code', 'llm_dtype', 'load_checked',
-    'load_config', 'load_tokenizer', 'read_encoding',
+    'TEACHER_SUFFIXES', 'LoadError', 'check_encoding', 'check_files', 'check_finite', 'check_keys', 'check_no_code',
+    'checksums', 'llm_dtype', 'load_checked', 'load_config', 'load_tokenizer', 'read_encoding',
 ]
 
+# Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
+TEACHER_SUFFIXES = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
 _REASON = 300
 _SHOWN = 3
 _ENCODING = {'bidirectional': (bool,), 'pooling': (str,), 'chat_template': (bool, type(None)), 'instruction': (str,),
@@ -184,7 +187,7 @@ def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **op
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# How a teacher encodes
+# Teachers
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +212,27 @@ def read_encoding(path: Path) -> dict[str, Any]:
         raise LoadError(f'{path}: pooling is {how["pooling"]!r}, expected {" or ".join(POOLINGS)}')
     llm_dtype(how['dtype'], path)
     return how
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of each file of a teacher that decides its vectors, by the file's path in the folder."""
+    found = {}
+    for path in sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES):
+        crc = 0
+        with path.open('rb') as file:
+            while block := file.read(1 << 24):
+                crc = zlib.crc32(block, crc)
+        found[path.relative_to(folder).as_posix()] = crc
+    return found
+
+
+def check_files(folder: Path, recorded: Mapping[str, int]) -> None:
+    """Raise a LoadError that names the first file of a teacher whose checksum is not the recorded one."""
+    found = checksums(folder)
+    for name in sorted({*found, *recorded}):
+        if found.get(name) != recorded.get(name):
+            fault = 'is missing' if name not in found else 'is not the file that was exported'
+            raise LoadError(f'{folder / name}: {fault}, expected the teacher that the model learned from')
 
 
 def check_encoding(how: Mapping[str, Any], recorded: Mapping[str, Any], where: Union[str, Path]) -> None:

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from .checks_llm2clip import (
     LoadError,
     check_encoding,
+    check_files,
     check_no_code,
     llm_dtype,
     load_checked,
@@ -50,6 +51,7 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Vision tower, adapter and `embed_dim`.
         llm_embed_dim: Width of the teacher's vectors.
         teacher: Fingerprint of the teacher.
+        teacher_files: Of each teacher, the checksums of its files.
         **kwargs: Passed to PretrainedConfig.
     """
 
@@ -60,16 +62,26 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Optional[dict[str, Any]] = None,
         llm_embed_dim: int = 0,
         teacher: Optional[dict[str, Any]] = None,
+        teacher_files: Sequence[dict[str, int]] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model = model or {}
         self.llm_embed_dim = llm_embed_dim
         self.teacher = teacher or {}
+        self.teacher_files = list(teacher_files)
         for key in ('model', 'teacher'):
             if not isinstance(getattr(self, key), dict):
                 raise LoadError(f'config.json: {key} is {str(getattr(self, key))[:60]!r}, expected an object')
+        self.recorded_teachers()
         check_no_code(self.model, 'config.json: model')
+
+    def recorded_teachers(self) -> list[dict[str, Any]]:
+        """Fingerprint of each teacher that the model learned from."""
+        teachers = self.teacher.get('concatenated', [self.teacher])
+        if not isinstance(teachers, list) or not all(isinstance(one, dict) for one in teachers):
+            raise LoadError(f'config.json: teacher is {str(self.teacher)[:60]!r}, expected fingerprints')
+        return teachers
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -191,14 +203,17 @@ class Teacher:
     Args:
         folder: LLM, tokenizer and ``text_encoder.json``.
         recorded: Fingerprint of the teacher that the model learned from.
+        files: Checksums of that teacher's files; unset, they are not compared.
 
     Raises:
         LoadError: The folder holds no teacher, or one that encodes otherwise.
     """
 
-    def __init__(self, folder: Path, recorded: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None) -> None:
         how = read_encoding(folder / 'text_encoder.json')
         check_encoding(how, recorded, folder)
+        if files is not None:
+            check_files(folder, files)
         self.folder, self.how = folder, SimpleNamespace(**how)
         self.tokenizer = CaptionTokenizer(load_tokenizer(folder), self.how)
         self._encoder: Optional[TextEncoder] = None
@@ -245,9 +260,9 @@ class LLM2CLIPModel(PreTrainedModel):
         return _Towers(self.config.model, self.config.llm_embed_dim)
 
     def _load_teacher(
-        self, folder: Path, recorded: dict[str, Any]
+        self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
     ) -> Callable[[list[str], torch.device], torch.Tensor]:
-        return Teacher(folder, recorded)
+        return Teacher(folder, recorded, files)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from the folder."""
@@ -293,11 +308,11 @@ class LLM2CLIPModel(PreTrainedModel):
                 revision = getattr(self.config, '_commit_hash', None)
                 folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
             # In a tuple, so that they are no submodules and not saved with this model.
-            folders, recorded = teacher_folders(folder), self.config.teacher
-            several = recorded.get('concatenated', [recorded])
-            if len(folders) != len(several):
-                raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(several)} as config.json says')
-            self._teachers = tuple(map(self._load_teacher, folders, several))
+            folders, recorded = teacher_folders(folder), self.config.recorded_teachers()
+            files = self.config.teacher_files or [None] * len(recorded)
+            if not len(folders) == len(recorded) == len(files):
+                raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
+            self._teachers = tuple(map(self._load_teacher, folders, recorded, files))
         vectors = [teacher(list(texts), self.device) for teacher in self._teachers]
         return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
 

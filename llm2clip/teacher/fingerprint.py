@@ -15,6 +15,7 @@ import xxhash
 from llm2clip.config import ConfigError
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import json_text, read_json, reading, write_text
+from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 
 __all__ = ['Fingerprint', 'TeacherRecord', 'difference', 'hash_files', 'hash_weights']
 
@@ -152,8 +153,8 @@ def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
         leave_out: Name of a file that does not count.
     """
     digest = xxhash.xxh64()
-    kinds = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
-    for path in sorted(path for path in Path(folder).rglob('*') if path.suffix in kinds and path.name != leave_out):
+    for path in sorted(path for path in Path(folder).rglob('*')
+                       if path.suffix in TEACHER_SUFFIXES and path.name != leave_out):
         digest.update(path.relative_to(folder).as_posix())
         with path.open('rb') as file:
             while block := file.read(1 << 24):

@@ -17,8 +17,10 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
@@ -52,6 +54,7 @@ _METADATA_GLOBALS = {
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
 }
 _METADATA = '.metadata'
+_EXPECTED = 'a checkpoint of this project'
 _NAME = re.compile(r'ep\d+-ba(\d+)(-rank0\.pt)?')
 
 
@@ -64,6 +67,15 @@ class _Damaged(Exception):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _named(path: Union[str, Path]) -> Iterator[None]:
+    """Say which checkpoint is damaged or holds code."""
+    try:
+        yield
+    except (_Damaged, ConfigError) as error:
+        raise FileError(f'{path}: {error}, expected {_EXPECTED}') from None
+
+
 class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
@@ -74,8 +86,18 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def _read_metadata(path: Path) -> Metadata:
-    with path.open('rb') as file:
-        return _MetadataUnpickler(file).load()
+    try:
+        with path.open('rb') as file:
+            metadata = _MetadataUnpickler(file).load()
+    except FileNotFoundError:
+        raise _Damaged(f'there is no {_METADATA}, which is written last') from None
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever pickle makes of other bytes
+        raise _Damaged(f'{_METADATA}: {error}') from None
+    if not isinstance(metadata, Metadata):
+        raise _Damaged(f'{_METADATA}: holds a {type(metadata).__name__} and no index')
+    return metadata
 
 
 _original_read_metadata = FileSystemReader.read_metadata
@@ -102,12 +124,9 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
         FileError: The checkpoint is damaged, would run code, or holds no model.
         LoadError: A weight is not finite.
     """
-    expected = 'a checkpoint of this project'
-    try:
+    with _named(path):
         _check_checkpoint(path)
-    except (_Damaged, ConfigError) as error:
-        raise FileError(f'{path}: {error}, expected {expected}') from None
-    with reading(path, expected):
+    with reading(path, _EXPECTED):
         model = dict((_read_sharded(path) if path.is_dir() else read_pickle(path))['state']['model'])
     check_finite(model, path)
     return model
@@ -149,16 +168,7 @@ def _check_archive(file: Any, name: str) -> None:
 
 
 def _check_sharded(folder: Path) -> None:
-    try:
-        metadata = _read_metadata(folder / _METADATA)
-    except FileNotFoundError:
-        raise _Damaged(f'there is no {_METADATA}, which is written last') from None
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever pickle makes of other bytes
-        raise _Damaged(f'{_METADATA}: {error}') from None
-    if not isinstance(metadata, Metadata):
-        raise _Damaged(f'{_METADATA}: holds no index')
+    metadata = _read_metadata(folder / _METADATA)
     for index, part in (metadata.storage_data or {}).items():
         path = folder / part.relative_path
         if not path.is_file() or path.stat().st_size < part.offset + part.length:
@@ -256,7 +266,8 @@ def _newest_remote(store: ObjectStore, prefix: str) -> Optional[tuple[str, list[
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, 'metadata')
             store.download_object(f'{prefix}{name}/{_METADATA}', str(path))
-            parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
+            with _named(f'{prefix}{name}'):
+                parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
         if all(f'{name}/{part}' in objects for part in parts):
             return name, objects
     return None
