@@ -146,10 +146,16 @@ def _expected(message: str) -> str:
 
 
 def read_config(schema: type[T], folder: Union[str, Path]) -> T:
-    """The `config.yaml` that a run of `schema` left in its folder."""
+    """The `config.yaml` that a run of `schema` left in its folder.
+
+    Raises:
+        ConfigError: There is none, it is of another recipe, or it asks for values from outside, such as the environment.
+    """
     path = Path(folder) / 'config.yaml'
     if not path.is_file():
         raise ConfigError(f'{folder} is not the folder of a run: it has no config.yaml')
+    if (resolver := re.search(r'\$\{[^}]*:[^}]*\}?', read_text(path, 'the configuration of a run'))) is not None:
+        raise ConfigError(f'{path}: {resolver[0]} asks for a value from outside, expected none in what a run has written')
     return load_config(schema, [str(path)])
 
 

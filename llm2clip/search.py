@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import xxhash
 from composer.devices import Device
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -29,8 +28,9 @@ from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
-from llm2clip.files import complete_file
+from llm2clip.files import complete_file, parse_json, reading
 from llm2clip.teacher.caption_teacher import hash_weights
+from llm2clip.weights import read_safetensors
 
 __all__ = ['Index', 'find_images', 'is_image', 'load_model', 'read_index', 'read_queries', 'search', 'update_index']
 
@@ -105,7 +105,8 @@ def read_index(folder: str, model: str, images: Optional[str] = None) -> Index:
         images: Folder of images that it must be of; unset, it may be of any.
 
     Raises:
-        ConfigError: It is of another model or another folder, is damaged, or there is none and no `images` either.
+        ConfigError: It is of another model or another folder, or there is none and no `images` either.
+        FileError, LoadError: It is damaged.
     """
     path, wanted = Path(folder, INDEX_FILE), os.path.abspath(images) if images is not None else None
     if not path.is_file():
@@ -116,15 +117,15 @@ def read_index(folder: str, model: str, images: Optional[str] = None) -> Index:
         except OSError as error:
             raise ConfigError(f'index: {error}') from None
         return Index(path, model, wanted)
-    try:
-        with safe_open(path, 'numpy') as file:
-            about, features = file.metadata(), file.get_tensor('features')
-            files = json.loads(file.get_tensor('files').tobytes())
+    expected = 'an index of images; remove it, and they are indexed again'
+    tensors, about = read_safetensors(path, expected)
+    with reading(path, expected):
+        files, features = parse_json(tensors['files'].numpy().tobytes(), path, dict), tensors['features'].numpy()
+        if features.ndim != 2 and files:
+            raise ValueError(f'features have the shape {features.shape}')
         entries = {name: Entry(size, mtime_ns, feature)
                    for (name, (size, mtime_ns)), feature in zip(files.items(), features, strict=True)}
         index = Index(path, about['model'], json.loads(about['images']), int(about['missing']), entries)
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f'index: {path} is damaged or no index: {error}') from None
     difference = 'was made with another model' if index.model != model else \
         f'is of the images in {index.images}, not of those in {wanted}' if wanted not in (None, index.images) else None
     if difference is not None:

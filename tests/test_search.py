@@ -32,7 +32,8 @@ from llm2clip.export.check import pictures
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.search import INDEX_FILE, Index, find_images, load_model, read_index, read_queries, search, update_index
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.folder import teacher_fingerprint
 
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]
@@ -43,7 +44,7 @@ def write_export(out: Path, teacher: Path, seed: int = 3) -> Path:
     config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1), embed_dim=16)
     torch.manual_seed(seed)
     model = LLM2CLIP(config, 32, load_weights=False).eval()
-    record = TeacherRecord(Fingerprint(({'pooling': 'mean'},)), {'llm_embed_dim': 32})
+    record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32})
     export_folder(model, config, record, teacher, out)
     return out
 
@@ -304,7 +305,7 @@ def test_what_is_no_index(model: Model, photos: Path, tmp_path: Path) -> None:
     file = tmp_path / 'index' / INDEX_FILE
     for damaged in (file.read_bytes()[:-9], b'something else that somebody keeps here', b''):
         file.write_bytes(damaged)
-        with pytest.raises(ConfigError, match=f'index: .*{INDEX_FILE} is damaged or no index: '):
+        with pytest.raises(ValueError, match=f'{INDEX_FILE}: cannot be read .*expected an index of images'):
             update(tmp_path / 'index', model, photos)
         assert file.read_bytes() == damaged
 

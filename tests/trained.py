@@ -13,7 +13,7 @@ from llm2clip.data.vectors import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32, 'initializer_range': 0.3}
@@ -57,7 +57,7 @@ def trained(
     tower.image_size = image_size or (64 if vision.startswith('timm:') else 32)
     width = 32 * len(teachers)
     config = ModelConfig(tower, AdapterConfig(adapter, depth=2), **{'embed_dim': width, **options})
-    fingerprint = Fingerprint(tuple({'weights': f'w{i}', 'pooling': 'mean'} for i in range(len(teachers))))
+    fingerprint = Fingerprint.concatenate(map(teacher_fingerprint, teachers))
     torch.manual_seed(3)
     model = LLM2CLIP(config, width, load_weights=False).eval()
     return Trained(model, config, TeacherRecord(fingerprint, {'llm_embed_dim': width}), teachers)

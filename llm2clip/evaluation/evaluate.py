@@ -11,7 +11,7 @@ from typing import Any, Union
 
 import torch
 import xxhash
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, EvaluateConfig
@@ -35,6 +35,7 @@ from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.files import complete_file, write_text
 from llm2clip.registry import build_classification_set, build_retrieval_set
 from llm2clip.teacher.fingerprint import hash_weights
+from llm2clip.weights import read_safetensors
 
 __all__ = ['Evaluation']
 
@@ -163,5 +164,5 @@ class _ImageFeatures:
             with complete_file(path) as partial:
                 save_file({'projected': torch.cat([batch.features for batch in batches]),
                            'pooled': torch.cat([batch.pooled for batch in batches])}, partial)
-        features = load_file(path)
+        features = read_safetensors(path, 'features of images; remove it to compute them again').tensors
         return features['projected'], features['pooled']

@@ -5,7 +5,6 @@
 tower."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,17 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn.functional as F
 from composer.devices import Device
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
 from llm2clip.data.images import decode_image
 from llm2clip.data.vectors import concatenate
 from llm2clip.export.check import training_pixels
-from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, teacher_folders
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
+from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.checks_llm2clip import load_checked, load_config, load_tokenizer
 from llm2clip.teacher.caption_teacher import CachedTeacher, build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import check_encoding, teacher_config, teacher_fingerprint
@@ -77,17 +78,18 @@ class HuggingFaceCLIP:
         device: Where it runs.
 
     Raises:
-        ConfigError: There is no such model, or it has not both.
+        ConfigError: It has not both.
+        FileError, LoadError: There is no such model, or it is damaged.
     """
 
     def __init__(self, name: str, device: Device) -> None:
-        try:
-            model: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-            self.preprocess = partial(_preprocess_theirs, AutoImageProcessor.from_pretrained(name))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f'pretrained: {name} is no CLIP-like model of transformers: '
-                              f'{str(error).splitlines()[0]}') from None
+        where = f'pretrained: {name}'
+        model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
+                                config=load_config(name, where), dtype=torch.float32)
+        self.tokenizer = load_tokenizer(name)
+        with reading(where, 'an image processor of transformers'):
+            self.preprocess = partial(_preprocess_theirs,
+                                      AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
         for method in ('get_image_features', 'get_text_features'):
             if not hasattr(model, method):
                 raise ConfigError(f'pretrained: {name}, a {type(model).__name__}, has no {method}')
@@ -185,7 +187,7 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherConfi
         if not is_exported(config.export):
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
                               f'of model_type {LLM2CLIPConfig.model_type})')
-        expected = Fingerprint.from_json(json.loads(Path(config.export, 'config.json').read_text())['teacher'])
+        expected = exported_teachers(config.export)
         folders = list(map(str, teacher_folders(Path(config.export))))
     elif config.run is not None:
         try:

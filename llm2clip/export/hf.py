@@ -4,7 +4,6 @@
 """The trained model as a Hugging Face folder, and the class that loads it."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,16 +18,18 @@ from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import Results, model_card, public_name, usage
+from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.remote_code import modeling_llm2clip, text_encoder_llm2clip
+from llm2clip.remote_code import checks_llm2clip, modeling_llm2clip, text_encoder_llm2clip
+from llm2clip.remote_code.checks_llm2clip import checksums
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import check_encoding, load_teacher, teacher_fingerprint
+from llm2clip.teacher.folder import check_encoding, check_teacher, load_teacher
 
-__all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_folder', 'is_exported',
-           'run_teachers', 'teacher_folders']
+__all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_folder', 'exported_teachers',
+           'is_exported', 'run_teachers', 'teacher_folders']
 
 KIND = 'LLM2CLIP model'
 REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
@@ -39,8 +40,9 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
     """That of the remote code, with the model's own types."""
 
     def model_config(self) -> ModelConfig:
-        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        with reading(self.name_or_path or 'config.json', 'a config.json that export_hf wrote'):
+            merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
+            return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
 class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
@@ -51,7 +53,10 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
     def _make_towers(self) -> LLM2CLIP:
         return LLM2CLIP(self.config.model_config(), self.config.llm_embed_dim, load_weights=False)
 
-    def _load_teacher(self, folder: Path) -> Callable[[list[str], torch.device], torch.Tensor]:
+    def _load_teacher(
+        self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
+    ) -> Callable[[list[str], torch.device], torch.Tensor]:
+        check_teacher(folder, Fingerprint.from_json(recorded), 'the model')
         encoder, tokenizer = load_teacher(folder)
         return lambda texts, device: encode_texts(encoder.to(device), tokenizer, texts)
 
@@ -59,7 +64,18 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
 def is_exported(folder: Union[str, Path]) -> bool:
     """Whether `export_folder` wrote a folder, by its config.json."""
     path = Path(folder, 'config.json')
-    return path.is_file() and json.loads(path.read_text()).get('model_type') == LLM2CLIPConfig.model_type
+    return path.is_file() and read_json(path, dict).get('model_type') == LLM2CLIPConfig.model_type
+
+
+def exported_teachers(folder: Union[str, Path]) -> Fingerprint:
+    """The teachers that an exported model learned from, by its config.json.
+
+    Raises:
+        FileError: It does not say so.
+    """
+    path = Path(folder, 'config.json')
+    with reading(path, 'the fingerprint of a teacher under the key teacher'):
+        return Fingerprint.from_json(read_json(path, dict)['teacher'])
 
 
 def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerprint) -> list[str]:
@@ -87,7 +103,7 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
     for folder, fingerprint in zip(named, learned_from):
         check_encoding(folder, fingerprint, 'the run')
     for folder, fingerprint in zip(named, learned_from):
-        teacher_fingerprint(folder).check(fingerprint, folder, 'the run')
+        check_teacher(folder, fingerprint, 'the run')
     return named
 
 
@@ -119,6 +135,7 @@ def export_folder(
     Raises:
         ConfigError: The model was trained with another number of teachers, or what was written does not give its
             features.
+        ValueError: It was trained with other teachers.
     """
     teachers = [teacher] if isinstance(teacher, (str, Path)) else list(teacher)
     if len(teachers) != len(record.teacher):
@@ -132,12 +149,15 @@ def export_folder(
     exported.model.load_state_dict(model.state_dict())
     preprocessing = model.vision_encoder.preprocessing
     with complete_folder(out, KIND) as partial:
-        exported.save_pretrained(partial, safe_serialization=True)
-        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
         for i, folder in enumerate(teachers):
             shutil.copytree(folder, partial / TEACHER_FOLDER / (str(i) if len(teachers) > 1 else ''))
+        for folder, fingerprint in zip(teacher_folders(partial), record.teacher):
+            check_teacher(folder, fingerprint, 'the model')
+        hf_config.teacher_files = list(map(checksums, teacher_folders(partial)))
+        exported.save_pretrained(partial, safe_serialization=True)
+        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
         if remote_code:
-            for module in (modeling_llm2clip, text_encoder_llm2clip, image_processing_llm2clip):
+            for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
         model_card(config, record.teacher, run, results, use=usage(remote_code)).save(partial / 'README.md')
         _check_export(LLM2CLIPModel, partial, model, record.llm_embed_dim)
@@ -146,16 +166,13 @@ def export_folder(
 
 
 def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) -> None:
-    loaded, info = kind.from_pretrained(folder, output_loading_info=True)
-    if info['missing_keys'] or info['unexpected_keys']:
-        raise ConfigError(f'{kind.__module__} cannot load this model: it lacks {sorted(info["missing_keys"])[:3]} and '
-                          f'has {sorted(info["unexpected_keys"])[:3]} besides')
+    loaded = kind.from_pretrained(folder)
     device, preprocessing = model.logit_scale.device, model.vision_encoder.preprocessing
     loaded = loaded.eval().to(device)
     size = preprocessing.image_size
     check_same(loaded.get_image_features, model.get_image_features, noise(2, 3, size, size).to(device),
                f'{kind.__module__}, images')
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     check_pictures(lambda image: loaded.get_image_features(**processor(image, return_tensors='pt').to(device)),
                    lambda pixels: model.get_image_features(pixels.to(device)), preprocessing, kind.__module__)
     check_same(lambda vectors: loaded.get_text_features(text_embedding=vectors), model.get_text_features,

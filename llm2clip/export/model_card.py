@@ -4,7 +4,6 @@
 """The README.md of an exported folder, filled from the run."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Optional, Union
 
@@ -12,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from llm2clip.config import ConfigError, ImageDataConfig, ModelConfig, Stage2Config
+from llm2clip.files import read_json, reading
 from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['Results', 'model_card', 'public_name', 'read_results', 'usage']
@@ -116,7 +116,8 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
     path, config_path = Path(folder, 'results.json'), Path(folder, 'config.yaml')
     if not path.is_file() or not config_path.is_file():
         raise ConfigError(f'results: {folder} has no results.json with its config.yaml; `evaluate` writes them')
-    models = OmegaConf.load(config_path).models
+    with reading(config_path, 'the configuration of an evaluation'):
+        models = dict(OmegaConf.load(config_path).models)
     name = next((name for name, model in models.items() if model.get('run') is not None
                  and Path(model.run).resolve() == Path(run).resolve()
                  and model.get('weights', 'latest') == weights), None)
@@ -124,14 +125,15 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
         known = ', '.join(f'the {model.get("weights", "latest")} weights of {model.run}' for model in models.values()
                           if model.get('run') is not None)
         raise ConfigError(f'results: {folder} is about {known or "no run"}, not the {weights} weights of {run}')
-    found = json.loads(path.read_text())
+    found = read_json(path, dict)
     if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:
         raise ConfigError(f'results: the evaluation in {folder} did not come to its end; it lacks '
                           f'{", ".join(missing)}. Call `evaluate` again')
-    return {benchmark: {metric: value for metric, value in entry['models'][name].items()
-                        if isinstance(value, (int, float))}
-            for kind in ('retrieval', 'zeroshot', 'linear_probe') for benchmark, entry in found[kind].items()
-            if name in entry['models']}
+    with reading(path, 'the results of an evaluation'):
+        return {benchmark: {metric: value for metric, value in entry['models'][name].items()
+                            if isinstance(value, (int, float))}
+                for kind in ('retrieval', 'zeroshot', 'linear_probe') for benchmark, entry in found[kind].items()
+                if name in entry['models']}
 
 
 def model_card(

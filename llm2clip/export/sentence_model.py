@@ -4,7 +4,6 @@
 """The teacher as a sentence-transformers folder, and the module that loads it."""
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -13,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import InputModule
 
+from llm2clip.files import read_json, write_json
 from llm2clip.folders import check_replaceable, complete_folder
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.folder import ENCODER_FILE, encoding, load_teacher
@@ -69,14 +69,14 @@ class CaptionEncoder(InputModule):
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         self.encoder.llm.save_pretrained(output_path, safe_serialization=safe_serialization)
         self.save_tokenizer(output_path)
-        Path(output_path, ENCODER_FILE).write_text(json.dumps(encoding(self.encoder.config), indent=2) + '\n')
+        write_json(Path(output_path, ENCODER_FILE), encoding(self.encoder.config))
 
     @classmethod
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> 'CaptionEncoder':
         where = inspect.signature(cls.load_dir_path).parameters
         folder = cls.load_dir_path(model_name_or_path, *args, **{k: v for k, v in kwargs.items() if k in where})
         path = Path(folder, PROMPTS_FILE)
-        prompts = json.loads(path.read_text()).get('prompts', {}) if path.is_file() else {}
+        prompts = read_json(path, dict).get('prompts', {}) if path.is_file() else {}
         return cls(*load_teacher(folder), prompts)
 
 

@@ -182,7 +182,7 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
 
     loaded.to(device := model.logit_scale.device)
     _check(features, model, projection, name)
-    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     check_pictures(
         lambda image: features(processor(upright_rgb(image), return_tensors='pt')['pixel_values'].to(device)),
         lambda pixels: _expected(model, projection, pixels.to(device)), preprocessing, name)

@@ -3,18 +3,16 @@
 
 """Weights from a file or a folder, read without running code."""
 
-import json
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from llm2clip.config import ConfigError
+from llm2clip.files import FileError, read_json, reading
+from llm2clip.remote_code.checks_llm2clip import check_finite
+from llm2clip.weights import read_pickle, read_safetensors
 
 __all__ = ['read_weights']
 
@@ -32,7 +30,8 @@ def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
         key: Where the path stands in the configuration, for messages.
 
     Raises:
-        ConfigError: There are no weights, or the file holds more than data.
+        ConfigError: There are none.
+        FileError, LoadError: A file is damaged, holds more than data, or values that are not finite.
     """
     path = Path(path)
     if path.is_dir():
@@ -42,31 +41,30 @@ def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
         path = found
     if not path.is_file():
         raise ConfigError(f'{key}: there is no file or folder {path}')
-    if path.name.endswith('.index.json'):
-        shards = sorted(set(json.loads(path.read_text())['weight_map'].values()))
-        state = {name: value for shard in shards for name, value in read_weights(path.parent / shard, key).items()}
-    else:
-        state = _read_file(path, key)
+    state = _read_shards(path) if path.name.endswith('.index.json') else _read_file(path)
+    check_finite(state, path)
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def _read_file(path: Path, key: str) -> dict[str, torch.Tensor]:
-    try:
-        content: Any = load_file(path) if path.suffix == '.safetensors' else torch.load(
-            path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        # What was refused, out of torch's long message.
-        refused = re.search(r'GLOBAL (\S+)', str(error)) or re.search(r'WeightsUnpickler error: (.+)', str(error))
-        raise ConfigError(f'{key}: {path} holds more than weights, which could run code: '
-                          f'{refused[1] if refused else "no pickle of tensors"}') from None
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ConfigError(f'{key}: {path} cannot be read: {error}') from None
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    """The weights that an index names, each from its file beside the index."""
+    with reading(index, 'weight_map, parameter name -> file'):
+        weight_map = dict(read_json(index, dict)['weight_map'])
+        shards = sorted({Path(shard).name for shard in weight_map.values()})
+    state = {name: value for shard in shards for name, value in _read_file(index.parent / shard).items()}
+    if absent := sorted(weight_map.keys() - state.keys()):
+        raise FileError(f'{index}: names {absent[0]}, expected it in {weight_map[absent[0]]}')
+    return state
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    content: Any = read_safetensors(path).tensors if path.suffix == '.safetensors' else read_pickle(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(
             isinstance(value, torch.Tensor) for value in content.values()):
-        raise ConfigError(f'{key}: {path} is no mapping of parameter names to tensors')
+        raise FileError(f'{path}: is no mapping of parameter names to tensors, expected weights')
     # DistributedDataParallel's.
     prefix = 'module.' if all(name.startswith('module.') for name in content) else ''
     return {name.removeprefix(prefix): value for name, value in content.items()}

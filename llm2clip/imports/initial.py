@@ -4,14 +4,15 @@
 """The weights of an exported folder as the beginning of a training."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
 
 from llm2clip.config import ConfigError, ModelConfig
-from llm2clip.export.hf import LLM2CLIPConfig, is_exported
+from llm2clip.export.hf import LLM2CLIPConfig, exported_teachers, is_exported
 from llm2clip.imports.files import read_weights
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['check_initial_weights', 'load_initial_weights']
@@ -35,15 +36,11 @@ def load_initial_weights(
 
     Raises:
         ConfigError: There is no exported model, or it is of another configuration.
+        FileError, LoadError: Its weights are damaged, or not those of this model.
     """
     exported = check_initial_weights(model, config, folder)
     state = {name.removeprefix('model.'): value for name, value in read_weights(folder, 'initial_weights').items()}
-    ours = model.state_dict()
-    wrong = [f'{name} is {_shape(state, name)} there and {_shape(ours, name)} here'
-             for name in sorted({*state, *ours}) if _shape(state, name) != _shape(ours, name)]
-    if wrong:
-        raise ConfigError(f'initial_weights: the weights in {folder} are not those of this model: {wrong[0]}'
-                          f'{f", and so on for {len(wrong)} names" if wrong[1:] else ""}')
+    check_keys(state, model.state_dict(), f'initial_weights: {folder}')
     model.load_state_dict(state)
     try:
         teacher.check(Fingerprint.from_json(exported.teacher), 'training', f'the model in {folder}')
@@ -59,6 +56,7 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
     """
     if not is_exported(folder):
         raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
+    exported_teachers(folder)
     exported = LLM2CLIPConfig.from_pretrained(folder)
     wrong = [f'model.{key}: {found!r}, but {expected!r} there'
              for key, found, expected in _differences(model, config, exported.model_config())]
@@ -87,7 +85,3 @@ def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) ->
     for name in ('name', 'depth', 'expansion', 'normalize'):
         pairs[f'adapter.{name}'] = getattr(config.adapter, name), getattr(exported.adapter, name)
     return ((key, *pair) for key, pair in pairs.items() if pair[0] != pair[1])
-
-
-def _shape(state: Mapping[str, Any], name: str) -> str:
-    return str(tuple(state[name].shape)) if name in state else 'missing'

@@ -4,11 +4,11 @@
 """An official checkpoint -> our model."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 from llm2clip.config import ConfigError, ModelConfig, VisionConfig
+from llm2clip.files import read_json, reading
 from llm2clip.imports.files import read_weights
 from llm2clip.imports.layouts import adapter_shape, find_layout, from_official
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -41,7 +41,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     layout = find_layout(state)
     adapter, llm_embed_dim, embed_dim = adapter_shape(layout, state)
     if (path := Path(checkpoint, 'config.json')).is_file():
-        vision = _with_architecture(vision, json.loads(path.read_text()), path)
+        vision = _with_architecture(vision, read_json(path, dict), path)
     config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection,
                          logit_bias=0.0 if 'logit_bias' in state else None)
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
@@ -58,7 +58,8 @@ def check_teacher_width(teacher: Union[str, Path], imported: Imported, key: str)
 
 def _with_architecture(vision: VisionConfig, published: dict[str, Any], path: Path) -> VisionConfig:
     """The tower as the folder's config.json describes it, with what shapes do not tell: heads, activation, epsilon."""
-    fields = {'model_type': 'clip_vision_model', **published.get('vision_config', {})}
+    with reading(path, 'the vision_config of a CLIP'):
+        fields = {'model_type': 'clip_vision_model', **published.get('vision_config', {})}
     for name, value in vision.architecture.items():
         if fields.setdefault(name, value) != value:
             raise ConfigError(f'vision.architecture.{name}: {value!r}, but {path} says {fields[name]!r}')

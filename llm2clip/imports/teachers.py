@@ -17,9 +17,9 @@ import re
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from transformers import AutoTokenizer
-
 from llm2clip.config import ConfigError, TextEncoderConfig
+from llm2clip.files import read_json, reading
+from llm2clip.remote_code.checks_llm2clip import load_tokenizer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.folder import save_teacher
 from llm2clip.teacher.text_encoder import build_text_encoder
@@ -58,7 +58,7 @@ def import_teacher(config: TextEncoderConfig, template: Optional[str], folder: U
     template = template or _template_by_name(config)
     if template not in TEMPLATES:
         raise ConfigError(f'template: {template!r} is not one of {", ".join(TEMPLATES)}')
-    tokenizer = AutoTokenizer.from_pretrained(config.pretrained, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code)
     tokenizer.chat_template = _chat_template(tokenizer, *TEMPLATES[template])
     config = dataclasses.replace(config, chat_template=template != 'none')
     save_teacher(build_text_encoder(config), CaptionTokenizer(tokenizer, config), None, folder)
@@ -81,7 +81,8 @@ def _with_adapter_first(config: TextEncoderConfig) -> TextEncoderConfig:
     path = Path(config.pretrained, 'adapter_config.json')
     if not path.is_file():
         return config
-    base = json.loads(path.read_text())['base_model_name_or_path']
+    with reading(path, 'the LLM of an adapter under the key base_model_name_or_path'):
+        base = str(read_json(path, dict)['base_model_name_or_path'])
     return dataclasses.replace(config, pretrained=base, adapters=[config.pretrained, *config.adapters])
 
 
@@ -90,7 +91,7 @@ def _check_llm2vec_config(config: TextEncoderConfig) -> None:
     path = Path([config.pretrained, *config.adapters][-1], 'llm2vec_config.json')
     if not path.is_file():
         return
-    saved = json.loads(path.read_text())
+    saved = read_json(path, dict)
     pooling = saved.get('pooling_mode', 'mean')
     for key, found, expected in (
             ('pooling', config.pooling, _POOLINGS.get(pooling, pooling)),
@@ -105,7 +106,7 @@ def _check_llm2vec_config(config: TextEncoderConfig) -> None:
 def _template_by_name(config: TextEncoderConfig) -> str:
     names = [config.pretrained]
     if (path := Path(config.pretrained, 'config.json')).is_file():
-        names.append(json.loads(path.read_text()).get('_name_or_path', ''))
+        names.append(str(read_json(path, dict).get('_name_or_path', '')))
     for name in names:
         if 'Llama-3' in name and 'Instruct' in name:
             return 'llama3'

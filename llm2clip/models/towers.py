@@ -18,11 +18,13 @@ import torch.nn as nn
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models.eva import Eva
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from llm2clip.config import ConfigError, VisionConfig
 from llm2clip.data.transforms import Preprocessing
+from llm2clip.files import reading
+from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
 
 __all__ = ['Keep', 'Tower', 'load_tower', 'tower_preprocessing']
 
@@ -114,9 +116,13 @@ class TimmTower(Tower):
         checkpoint = config.checkpoint if load_weights else None
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
-        trunk = timm.create_model(config.name, pretrained=config.pretrained and load_weights, **size)
+        pretrained = config.pretrained and load_weights
+        with reading(f'model.vision.name: {config.name}', 'a model of timm'):
+            trunk = timm.create_model(config.name, pretrained=pretrained, **size)
         if checkpoint is not None:
             _load_timm_checkpoint(trunk, checkpoint, config.remap)
+        if pretrained or checkpoint is not None:
+            check_finite(trunk.state_dict(), checkpoint or f'model.vision.name: {config.name}')
         trunk.reset_classifier(0)  # pyright: ignore[reportCallIssue]
         self.trunk: Any = trunk
         self.width: int = self.trunk.num_features
@@ -148,7 +154,8 @@ def _load_timm_checkpoint(trunk: Any, path: str, remap: bool) -> None:
     """Load a file, converted and interpolated as timm does it with its own weights; all but a classifier must be there.
     """
     convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
-    result = timm.models.load_checkpoint(trunk, path, strict=remap, remap=remap, filter_fn=convert)
+    with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
+        result = timm.models.load_checkpoint(trunk, path, strict=remap, remap=remap, filter_fn=convert)
     classifier = f'{trunk.pretrained_cfg["classifier"]}.'
     missing = [name for name in result.missing_keys if not name.startswith(classifier)]
     if missing or result.unexpected_keys:
@@ -175,15 +182,14 @@ class TransformersTower(Tower):
             raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose weights are a '
                               'folder: give it as model.vision.name')
         # A pooler that the weights do not have would be random.
-        extra = {'add_pooling_layer': False} if architecture.model_type in ('vit', 'deit', 'beit') else {}
+        without_pooler = architecture.model_type in ('vit', 'deit', 'beit')
+        extra: dict[str, Any] = {'add_pooling_layer': False} if without_pooler else {}
         if config.pretrained and load_weights:
-            trunk, info = AutoModel.from_pretrained(
-                config.name, config=architecture, output_loading_info=True, dtype=torch.float32, **extra)
-            if info['missing_keys']:
-                raise ConfigError(f'model.vision.name: the weights in {config.name} lack '
-                                  f'{sorted(info["missing_keys"])[:3]} of {type(trunk).__name__}')
+            trunk, _ = load_checked(
+                AutoModel.from_pretrained, config.name, where=f'model.vision.name: {config.name}', more=True,
+                config=architecture, dtype=torch.float32, trust_remote_code=False, **extra)
         else:
-            trunk = AutoModel.from_config(architecture, dtype=torch.float32, **extra)
+            trunk = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **extra)
         self.trunk: Any = _at_image_size(trunk, config.image_size, extra)
         self.width = architecture.hidden_size if hasattr(architecture, 'hidden_size') else architecture.hidden_sizes[-1]
         self.name = config.name
@@ -225,9 +231,12 @@ def _hook(keep: Keep, patches: int, module: nn.Module, inputs: Any, tokens: torc
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:
     if config.architecture:
-        fields = dict(config.architecture)
-        return AutoConfig.for_model(fields.pop('model_type'), **fields)
-    whole = AutoConfig.from_pretrained(config.name)
+        check_no_code(fields := dict(config.architecture), 'model.vision.architecture')
+        if (model_type := fields.pop('model_type', None)) not in CONFIG_MAPPING:
+            raise ConfigError(f'model.vision.architecture: transformers has no model_type {model_type!r}')
+        with reading('model.vision.architecture', f'the fields of a {model_type!r} model'):
+            return AutoConfig.for_model(model_type, **fields)
+    whole = load_config(config.name, f'model.vision.name: {config.name}')
     return getattr(whole, 'vision_config', whole)
 
 
@@ -241,7 +250,7 @@ def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> Pr
         return trunk
     architecture = copy.deepcopy(trunk.config)
     architecture.image_size = image_size
-    resized: Any = AutoModel.from_config(architecture, dtype=torch.float32, **arguments)
+    resized: Any = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **arguments)
     state = trunk.state_dict()
     for name, value in resized.state_dict().items():
         if state[name].shape != value.shape:
@@ -281,7 +290,8 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
         raise ConfigError(f'model.vision.name: {config.name!r} is no timm model, and no folder or hub name of a '
                           f'transformers model with its image processor ({str(error).splitlines()[0]}); without one, '
                           'give model.vision.mean and .std') from None
-    return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
+    with reading(f'model.vision.name: {config.name}', 'an image processor with image_mean and image_std'):
+        return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
 
 
 def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:

@@ -3,13 +3,12 @@
 
 """LLM2CLIP as transformers loads it: the adapter, the model's methods, and what else it takes without this package.
 
-Exports with remote code hold a copy of this file, which ``trust_remote_code=True`` runs, and of the text encoder's.
+Exports with remote code hold a copy of this file, which ``trust_remote_code=True`` runs, and of those it imports.
 So it imports nothing else of this package, and no more than torch, transformers and, if the vision tower is one of
 timm's, timm.  Here, `llm2clip.export.hf.LLM2CLIPModel` puts the tower and the teacher of training into the same model,
 and every export compares the features of both.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +18,20 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 # Relative, since the copies in an export are no package of this name.
+from .checks_llm2clip import (
+    LoadError,
+    check_encoding,
+    check_files,
+    check_no_code,
+    llm_dtype,
+    load_checked,
+    load_config,
+    load_tokenizer,
+    read_encoding,
+)
 from .text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
 
 try:  # transformers asks for every package that is imported outside of a try block
@@ -41,6 +51,7 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Vision tower, adapter and `embed_dim`.
         llm_embed_dim: Width of the teacher's vectors.
         teacher: Fingerprint of the teacher.
+        teacher_files: Of each teacher, the checksums of its files.
         **kwargs: Passed to PretrainedConfig.
     """
 
@@ -51,12 +62,26 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Optional[dict[str, Any]] = None,
         llm_embed_dim: int = 0,
         teacher: Optional[dict[str, Any]] = None,
+        teacher_files: Sequence[dict[str, int]] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model = model or {}
         self.llm_embed_dim = llm_embed_dim
         self.teacher = teacher or {}
+        self.teacher_files = list(teacher_files)
+        for key in ('model', 'teacher'):
+            if not isinstance(getattr(self, key), dict):
+                raise LoadError(f'config.json: {key} is {str(getattr(self, key))[:60]!r}, expected an object')
+        self.recorded_teachers()
+        check_no_code(self.model, 'config.json: model')
+
+    def recorded_teachers(self) -> list[dict[str, Any]]:
+        """Fingerprint of each teacher that the model learned from."""
+        teachers = self.teacher.get('concatenated', [self.teacher])
+        if not isinstance(teachers, list) or not all(isinstance(one, dict) for one in teachers):
+            raise LoadError(f'config.json: teacher is {str(self.teacher)[:60]!r}, expected fingerprints')
+        return teachers
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -74,7 +99,7 @@ class _VisionEncoder(nn.Module):
             fields = dict(vision['architecture'])
             architecture = AutoConfig.for_model(fields.pop('model_type'), **fields)
             extra = {'add_pooling_layer': False} if architecture.model_type in ('vit', 'deit', 'beit') else {}
-            self.trunk: Any = AutoModel.from_config(architecture, dtype=torch.float32, **extra)
+            self.trunk: Any = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **extra)
             self.width: int = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
         else:
             if timm is None:
@@ -172,32 +197,37 @@ class _Towers(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-_ENCODING = {'bidirectional', 'pooling', 'chat_template', 'instruction', 'max_length', 'dtype'}
-
-
 class Teacher:
     """The frozen LLM in a folder, loaded when it is first asked: captions -> vectors.
 
     Args:
         folder: LLM, tokenizer and ``text_encoder.json``.
+        recorded: Fingerprint of the teacher that the model learned from.
+        files: Checksums of that teacher's files; unset, they are not compared.
+
+    Raises:
+        LoadError: The folder holds no teacher, or one that encodes otherwise.
     """
 
-    def __init__(self, folder: Path) -> None:
-        how = json.loads((folder / 'text_encoder.json').read_text())
-        if how.keys() != _ENCODING:
-            raise ValueError(f'{folder}/text_encoder.json: expected {sorted(_ENCODING)}; got {how}')
+    def __init__(self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None) -> None:
+        how = read_encoding(folder / 'text_encoder.json')
+        check_encoding(how, recorded, folder)
+        if files is not None:
+            check_files(folder, files)
         self.folder, self.how = folder, SimpleNamespace(**how)
-        self.tokenizer = CaptionTokenizer(AutoTokenizer.from_pretrained(folder), self.how)
+        self.tokenizer = CaptionTokenizer(load_tokenizer(folder), self.how)
         self._encoder: Optional[TextEncoder] = None
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """``(N, llm_embed_dim)`` in float32 on the CPU, not normalised."""
         if self._encoder is None:
-            capped = getattr(AutoConfig.from_pretrained(self.folder), 'attn_logit_softcapping', None) is not None
+            config = load_config(self.folder)
+            capped = getattr(config, 'attn_logit_softcapping', None) is not None
             # Weights with LoRA in them are whole in float32 only.
             dtype = 'float32' if (self.folder / 'lora.safetensors').is_file() else self.how.dtype
-            llm: Any = AutoModel.from_pretrained(self.folder, dtype=getattr(torch, dtype),
-                                                 attn_implementation='eager' if capped else 'sdpa')
+            llm, _ = load_checked(AutoModel.from_pretrained, self.folder, config=config, trust_remote_code=False,
+                                  optional='lm_head.', dtype=llm_dtype(dtype, self.folder),
+                                  attn_implementation='eager' if capped else 'sdpa')
             llm = getattr(llm, 'language_model', llm).eval().requires_grad_(False)
             self._encoder = TextEncoder(llm, self.how).eval()
         return encode_texts(self._encoder.to(device), self.tokenizer, texts)
@@ -229,17 +259,28 @@ class LLM2CLIPModel(PreTrainedModel):
     def _make_towers(self) -> Any:
         return _Towers(self.config.model, self.config.llm_embed_dim)
 
-    def _load_teacher(self, folder: Path) -> Callable[[list[str], torch.device], torch.Tensor]:
-        return Teacher(folder)
+    def _load_teacher(
+        self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
+    ) -> Callable[[list[str], torch.device], torch.Tensor]:
+        return Teacher(folder, recorded, files)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from the folder."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        loaded: Any = super().from_pretrained(*args, **kwargs)
-        _fill_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As of every model of transformers, but the weights must be all there, and finite.
+
+        Raises:
+            LoadError: They are not.
+        """
+        # No export has pickled weights.
+        options = {'use_safetensors': True, **kwargs}
+        model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **options)
+        _fill_tables(model)
+        return (model, info) if output_loading_info else model
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(B, 3, H, W)`` from the image processor -> ``(B, embed_dim)``, L2-normalised."""
@@ -267,7 +308,11 @@ class LLM2CLIPModel(PreTrainedModel):
                 revision = getattr(self.config, '_commit_hash', None)
                 folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
             # In a tuple, so that they are no submodules and not saved with this model.
-            self._teachers = tuple(map(self._load_teacher, teacher_folders(folder)))
+            folders, recorded = teacher_folders(folder), self.config.recorded_teachers()
+            files = self.config.teacher_files or [None] * len(recorded)
+            if not len(folders) == len(recorded) == len(files):
+                raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
+            self._teachers = tuple(map(self._load_teacher, folders, recorded, files))
         vectors = [teacher(list(texts), self.device) for teacher in self._teachers]
         return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
 

@@ -74,8 +74,12 @@ class CaptionTokenizer:
         if config.chat_template is False or not self.tokenizer.chat_template:
             return self._plain_frame(config.pooling)
         message = [{'role': 'user', 'content': f'{_SPACE}{_SENTINEL}{_SPACE}'}]
-        text = self.tokenizer.apply_chat_template(message, tokenize=False, date_string=_TEMPLATE_DATE)
-        before, after = str(text).split(_SENTINEL)
+        try:
+            text = self.tokenizer.apply_chat_template(message, tokenize=False, date_string=_TEMPLATE_DATE)
+            before, after = str(text).split(_SENTINEL)
+        except Exception as error:
+            raise ValueError(f'{self.tokenizer.name_or_path}: its chat template cannot be used ({error}), expected one '
+                             'that shows a message once') from error
         self.trims = not before.endswith(_SPACE), not after.startswith(_SPACE)
         before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE)
         footer = self.plain(after.rstrip())

@@ -13,16 +13,17 @@ import torch
 import xxhash
 from composer.devices import Device
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
-from llm2clip.files import complete_file, write_text
+from llm2clip.files import FileError, complete_file, read_json, reading, write_text
+from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_weights
 from llm2clip.teacher.folder import encoding, load_teacher, teacher_fingerprint
 from llm2clip.teacher.text_encoder import load_text_encoder
+from llm2clip.weights import read_safetensors
 
 __all__ = [
     'CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
@@ -31,6 +32,8 @@ __all__ = [
 
 # Texts of a file, embedded together: enough to sort by length, few enough to lose.
 _BLOCK = 1024
+# Classes that a sentence-transformers folder may name: modules, activations, and what export_sentence writes.
+_TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.', 'llm2clip.export.sentence_model.CaptionEncoder')
 
 
 class Embedded(NamedTuple):
@@ -69,14 +72,22 @@ def embed_or_load(
         folder: Of blocks of one teacher.
         texts: The captions.
         embed: Is called for those that are not there.
+
+    Raises:
+        FileError, LoadError: The file is damaged; removed, it is written anew.
     """
     path = folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
     if path.is_file():
-        with safe_open(path, framework='pt') as file:
-            counts = file.metadata()
+        expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
+        tensors, counts = read_safetensors(path, expected)
+        with reading(path, expected):
             # Earlier versions did not count tokens.
-            return Embedded(file.get_tensor('text_embedding'), int(counts.get('tokens', 0)), int(counts['truncated']))
+            found = Embedded(tensors['text_embedding'], int(counts.get('tokens', 0)), int(counts['truncated']))
+        if found.vectors.ndim != 2 or len(found.vectors) != len(texts):
+            raise FileError(f'{path}: holds vectors of the shape {tuple(found.vectors.shape)}, expected {expected}')
+        return found
     embedded = embed(texts)
+    check_finite({'a vector of the teacher': embedded.vectors}, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with complete_file(path) as partial:
         save_file({'text_embedding': embedded.vectors}, partial,
@@ -168,6 +179,10 @@ class SentenceTransformerTeacher:
         batch_size: Captions per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ConfigError: sentence-transformers is not installed.
+        FileError, LoadError: There is no such model, it needs code that is not trusted, or its weights are not finite.
     """
 
     def __init__(self, name: str, batch_size: int = 64, precision: str = 'fp32',
@@ -177,8 +192,12 @@ class SentenceTransformerTeacher:
         except ImportError:
             raise ConfigError("sentence_transformer: install sentence-transformers (pip install "
                               "'.[sentence-transformers]')") from None
-        folder = name if Path(name).is_dir() else snapshot_download(name)
-        self.model = SentenceTransformer(folder, trust_remote_code=trust_remote_code).eval()
+        with reading(f'sentence_transformer: {name}', 'a sentence-transformers model'):
+            folder = name if Path(name).is_dir() else snapshot_download(name)
+            if not trust_remote_code:
+                _refuse_foreign_classes(Path(folder))
+            self.model = SentenceTransformer(folder, trust_remote_code=trust_remote_code).eval()
+        check_finite(self.model.state_dict(), f'sentence_transformer: {name}')
         self.batch_size = batch_size
         self.precision = precision
         self.fingerprint = Fingerprint.of(hash_files(folder), {'max_length': self.model.max_seq_length,
@@ -197,6 +216,23 @@ class SentenceTransformerTeacher:
         on_batch(len(texts))
         return Embedded(vectors.float().cpu(), sum(min(length, limit) for length in lengths),
                         sum(length > limit for length in lengths))
+
+
+def _refuse_foreign_classes(folder: Path) -> None:
+    """sentence-transformers runs the classes that a local folder names, whether it is trusted or not."""
+    for path in sorted(folder.rglob('*.json')):
+        content = read_json(path)
+        for values in content if isinstance(content, list) else [content]:
+            if not isinstance(values, dict):
+                continue
+            types = values.get('types')
+            named = [values.get(key) for key in ('type', 'activation_function', 'tokenizer_class')]
+            for name in [*named, *(types.values() if isinstance(types, dict) else ())]:
+                if '.' in str(name) and not str(name).startswith(_TRUSTED_CLASSES):
+                    raise FileError(f'{path}: names the class {name}, expected one of sentence-transformers; '
+                                    'trust_remote_code=true lets it run')
+        if path.name == 'config.json' and isinstance(content, dict):
+            check_no_code({**content, 'auto_map': None}, path)
 
 
 def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeacher:

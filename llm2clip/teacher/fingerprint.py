@@ -3,7 +3,6 @@
 
 """What decides a teacher's vectors, kept wherever they are used, so that no others are taken for them."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ import xxhash
 
 from llm2clip.config import ConfigError
 from llm2clip.data.schema import TEACHER_FILE
-from llm2clip.files import write_text
+from llm2clip.files import json_text, read_json, reading, write_text
+from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 
 __all__ = ['Fingerprint', 'TeacherRecord', 'difference', 'hash_files', 'hash_weights']
 
@@ -44,8 +44,15 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
-        """What `to_json` gave."""
-        return cls(tuple(value.get(_SEVERAL, [value])))
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        teachers = value.get(_SEVERAL, [value]) if isinstance(value, Mapping) else None
+        if not isinstance(teachers, list) or not teachers or not all(isinstance(one, Mapping) for one in teachers):
+            raise ValueError(f'{str(value)[:60]!r} is no fingerprint of a teacher')
+        return cls(tuple(map(dict, teachers)))
 
     def to_json(self) -> dict[str, Any]:
         """For files; one teacher's fields, or those of several in a list."""
@@ -99,12 +106,14 @@ class TeacherRecord:
 
         Raises:
             ConfigError: There is none.
+            FileError: It is damaged.
         """
         path = Path(folder, TEACHER_FILE)
         if not path.is_file():
             raise ConfigError(f'{folder} has no {TEACHER_FILE}, which says from which teacher it comes')
-        about = json.loads(path.read_text())
-        return cls(Fingerprint.from_json(about.pop('teacher')), about)
+        about = read_json(path, dict)
+        with reading(path, 'the fingerprint of a teacher under the key teacher'):
+            return cls(Fingerprint.from_json(about.pop('teacher')), about)
 
     @property
     def llm_embed_dim(self) -> int:
@@ -116,7 +125,7 @@ class TeacherRecord:
         write_text(Path(folder, TEACHER_FILE), self.to_text())
 
     def to_text(self) -> str:
-        return json.dumps({'teacher': self.teacher.to_json(), **self.about}, indent=2) + '\n'
+        return json_text({'teacher': self.teacher.to_json(), **self.about})
 
     def difference(self, expected: 'TeacherRecord') -> Optional[str]:
         """The first field in which two records differ."""
@@ -144,8 +153,8 @@ def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
         leave_out: Name of a file that does not count.
     """
     digest = xxhash.xxh64()
-    kinds = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
-    for path in sorted(path for path in Path(folder).rglob('*') if path.suffix in kinds and path.name != leave_out):
+    for path in sorted(path for path in Path(folder).rglob('*')
+                       if path.suffix in TEACHER_SUFFIXES and path.name != leave_out):
         digest.update(path.relative_to(folder).as_posix())
         with path.open('rb') as file:
             while block := file.read(1 << 24):

@@ -4,7 +4,6 @@
 """What stage 1 leaves behind: the teacher as a Hugging Face folder, and the LoRA adapter alone."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -12,10 +11,11 @@ import torch
 from composer.utils import dist
 from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import AutoConfig
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig, WeightType
+from llm2clip.files import write_json
 from llm2clip.folders import complete_folder
+from llm2clip.remote_code.checks_llm2clip import load_config, read_encoding
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
 from llm2clip.teacher.llm import (
@@ -28,8 +28,8 @@ from llm2clip.teacher.llm import (
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer, load_text_encoder
 
 __all__ = [
-    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'check_encoding', 'encoding', 'load_teacher', 'save_teacher',
-    'teacher_config', 'teacher_fingerprint', 'teacher_width',
+    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'check_encoding', 'check_teacher', 'encoding', 'load_teacher',
+    'save_teacher', 'teacher_config', 'teacher_fingerprint', 'teacher_width',
 ]
 
 ENCODER_FILE = 'text_encoder.json'
@@ -76,7 +76,7 @@ def save_teacher(
                 llm = llm.merge_and_unload(safe_merge=True)
             llm.save_pretrained(out, safe_serialization=True)
             tokenizer.tokenizer.save_pretrained(out)
-            (out / ENCODER_FILE).write_text(json.dumps(encoding(encoder.config), indent=2) + '\n')
+            write_json(out / ENCODER_FILE, encoding(encoder.config))
     dist.barrier()
 
 
@@ -90,17 +90,13 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
     """How the teacher in `folder` was trained to encode.
 
     Raises:
-        ConfigError: The folder is not one that `save_teacher` wrote.  A file that came with weights decides nothing but
-            how captions are encoded, and least of all whether code is run.
+        ConfigError: The folder is not one that `save_teacher` wrote.
+        LoadError: Its file is damaged, or says more or less than how captions are encoded.
     """
     path = Path(folder) / ENCODER_FILE
     if not path.is_file():
         raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it ends)')
-    record, expected = json.loads(path.read_text()), encoding(TextEncoderConfig())
-    if not isinstance(record, dict) or record.keys() != expected.keys():
-        differing = sorted(record.keys() ^ expected.keys()) if isinstance(record, dict) else record
-        raise ConfigError(f'{path}: expected the keys {", ".join(expected)}, no more and no less; not so: {differing}')
-    return TextEncoderConfig(pretrained=str(folder), **record)
+    return TextEncoderConfig(pretrained=str(folder), **read_encoding(path))
 
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
@@ -111,6 +107,12 @@ def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
     """
     how = encoding(teacher_config(folder))
     return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), how)
+
+
+def check_teacher(folder: Union[str, Path], expected: Fingerprint, reference: str) -> None:
+    """`check_encoding`, then the weights, which are read."""
+    check_encoding(folder, expected, reference)
+    teacher_fingerprint(folder).check(expected, str(folder), reference)
 
 
 def check_encoding(folder: Union[str, Path], expected: Fingerprint, reference: str) -> None:
@@ -125,7 +127,7 @@ def check_encoding(folder: Union[str, Path], expected: Fingerprint, reference: s
 
 def teacher_width(folder: Union[str, Path]) -> int:
     """Size of the vectors of the teacher in `folder`, without its weights."""
-    return AutoConfig.from_pretrained(teacher_config(folder).pretrained).hidden_size
+    return load_config(teacher_config(folder).pretrained).hidden_size
 
 
 def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -> tuple[TextEncoder, CaptionTokenizer]:

@@ -16,17 +16,20 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import (
     PeftConfig,
     PeftModel,
+    PeftType,
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.files import FileError, read_json, reading, write_json
+from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
+from llm2clip.weights import read_safetensors
 
 __all__ = [
     'ARCHITECTURES', 'add_lora', 'apply_lora_apart', 'cast_weights', 'load_llm', 'load_llm_and_head', 'merge_adapter',
@@ -42,12 +45,10 @@ def _hf_config(config: TextEncoderConfig) -> PretrainedConfig:
     folder = config.pretrained
     if os.path.isabs(folder) and not os.path.isdir(folder):
         raise ConfigError(f'text_encoder.pretrained: there is no folder {folder}')
-    hf_config = AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file, trust_remote_code=False)
+    hf_config = load_config(folder, f'text_encoder.pretrained: {folder}', gguf_file=config.gguf_file)
     if hf_config.model_type not in ARCHITECTURES:
         raise ConfigError(f'text_encoder.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
                           f'that work as text encoders are {", ".join(ARCHITECTURES)}')
-    # Code that comes with the weights is not used, and what is saved must not ask for it.
-    hf_config.__dict__.pop('auto_map', None)
     return hf_config
 
 
@@ -65,14 +66,10 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
     if on_meta:
         with torch.device('meta'):
             return auto.from_config(hf_config, **options)
-    llm, info = auto.from_pretrained(config.pretrained, config=hf_config, gguf_file=config.gguf_file,
-                                     output_loading_info=True, trust_remote_code=False, **options)
-    # What the weights lack would be random.  The head alone may be there or not.
-    missing, unexpected = (sorted(name for name in info[kind] if not name.startswith('lm_head.'))
-                           for kind in ('missing_keys', 'unexpected_keys'))
-    if missing or unexpected:
-        raise ConfigError(f'text_encoder.pretrained: the weights in {config.pretrained} lack {missing[:3]} of '
-                          f'{type(llm).__name__} and have {unexpected[:3]} besides')
+    # The head alone may be there or not.
+    llm, _ = load_checked(
+        auto.from_pretrained, config.pretrained, where=f'text_encoder.pretrained: {config.pretrained}',
+        optional='lm_head.', config=hf_config, gguf_file=config.gguf_file, trust_remote_code=False, **options)
     return llm
 
 
@@ -150,24 +147,32 @@ def merge_adapter(llm: PreTrainedModel, folder: Union[str, Path]) -> PreTrainedM
         folder: Folder or hub name of the adapter.
 
     Raises:
-        ConfigError: There is no adapter, or it was trained on another LLM.
+        ConfigError: It was trained on another LLM.
+        FileError, LoadError: There is no adapter, it is damaged, or it names code.
     """
     key = f'text_encoder.adapters: {folder}'
-    try:
+    with reading(key, 'a LoRA adapter'):
+        if (path := Path(folder, 'adapter_config.json')).is_file():
+            read_json(path, dict)
         peft_config = PeftConfig.from_pretrained(str(folder))
+        if peft_config.peft_type != PeftType.LORA or getattr(peft_config, 'megatron_config', None):
+            # peft would import the module that stands in `megatron_core`.
+            raise FileError(f'{key}: its adapter_config.json is of the type {peft_config.peft_type} and has the '
+                            f'megatron_config {getattr(peft_config, "megatron_config", None)}, expected LORA and none')
         # One that was trained with a language-model head has its layers a level deeper.
         state = {name.replace('base_model.model.model.', 'base_model.model.'): weight
                  for name, weight in load_peft_weights(str(folder), device='cpu').items()}
-    except (ValueError, OSError) as error:
-        raise ConfigError(f'{key} is not a LoRA adapter: {error}') from None
+    check_finite(state, key)
     peft_config.task_type = None
     base = Path(folder, BASE_FILE)
-    if base.is_file() and (record := json.loads(base.read_text()))['fingerprint'] != weights_fingerprint(llm):
-        raise ConfigError(f'{key} was trained on another LLM, {record["pretrained"]}')
+    if base.is_file():
+        record = read_json(base, dict)
+        if record.get('fingerprint') != weights_fingerprint(llm):
+            raise ConfigError(f'{key} was trained on another LLM, {record.get("pretrained")}')
     try:
         model = get_peft_model(llm, peft_config)
         result: Any = set_peft_model_state_dict(model, state)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f'{key} does not fit a {llm.config.model_type!r} model of width {llm.config.hidden_size}: '
                           f'{str(error).splitlines()[0]}') from None
     missing = [name for name in result.missing_keys if 'lora_' in name]
@@ -188,7 +193,7 @@ def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
     model.save_pretrained(str(folder), safe_serialization=True)
     (folder / 'README.md').unlink()  # a model card with nothing filled in
     base = {'pretrained': pretrained, 'fingerprint': weights_fingerprint(model)}
-    (folder / BASE_FILE).write_text(json.dumps(base) + '\n')
+    write_json(folder / BASE_FILE, base)
 
 
 def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
@@ -207,13 +212,18 @@ def apply_lora_apart(llm: PreTrainedModel, path: Path, dtype: torch.dtype) -> Pe
         llm: In float32, with the weights merged.
         path: What `save_lora` wrote.
         dtype: Of the result's weights.
+
+    Raises:
+        ConfigError: They are of another LLM.
+        FileError, LoadError: The file is damaged.
     """
-    with safe_open(path, framework='pt') as file:
-        config = LoraConfig(**json.loads(file.metadata()['lora']))
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    config.lora_dropout = 0.0
-    model = add_lora(llm, config)
-    result: Any = set_peft_model_state_dict(model, state)
+    expected = 'the LoRA weights of this LLM'
+    state, about = read_safetensors(path, expected)
+    with reading(path, expected):
+        config = LoraConfig(**json.loads(about['lora']))
+        config.lora_dropout = 0.0
+        model = add_lora(llm, config)
+        result: Any = set_peft_model_state_dict(model, state)
     missing = [name for name in result.missing_keys if 'lora_' in name]
     if missing or result.unexpected_keys:
         raise ConfigError(f'{path} does not belong to this LLM: it lacks {missing[:3]} and has '

@@ -5,9 +5,8 @@
 
 from typing import Optional
 
-from transformers import AutoTokenizer
-
 from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.remote_code.checks_llm2clip import load_tokenizer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.llm import add_lora, load_llm
 
@@ -16,8 +15,7 @@ __all__ = ['build_text_encoder', 'load_caption_tokenizer', 'load_text_encoder']
 
 def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
     """The tokenizer that comes with the LLM."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        config.pretrained, gguf_file=config.gguf_file, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code, gguf_file=config.gguf_file)
     return CaptionTokenizer(tokenizer, config)
 
 

@@ -17,8 +17,10 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
@@ -31,6 +33,9 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from llm2clip.config import ConfigError
+from llm2clip.files import FileError, reading
+from llm2clip.remote_code.checks_llm2clip import check_finite
+from llm2clip.weights import read_pickle
 
 __all__ = ['find_checkpoint', 'newest_checkpoint', 'read_latest', 'read_model', 'refuse_code',
            'written_checkpoints']
@@ -49,6 +54,7 @@ _METADATA_GLOBALS = {
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
 }
 _METADATA = '.metadata'
+_EXPECTED = 'a checkpoint of this project'
 _NAME = re.compile(r'ep\d+-ba(\d+)(-rank0\.pt)?')
 
 
@@ -61,6 +67,15 @@ class _Damaged(Exception):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _named(path: Union[str, Path]) -> Iterator[None]:
+    """Say which checkpoint is damaged or holds code."""
+    try:
+        yield
+    except (_Damaged, ConfigError) as error:
+        raise FileError(f'{path}: {error}, expected {_EXPECTED}') from None
+
+
 class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
@@ -71,8 +86,18 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def _read_metadata(path: Path) -> Metadata:
-    with path.open('rb') as file:
-        return _MetadataUnpickler(file).load()
+    try:
+        with path.open('rb') as file:
+            metadata = _MetadataUnpickler(file).load()
+    except FileNotFoundError:
+        raise _Damaged(f'there is no {_METADATA}, which is written last') from None
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever pickle makes of other bytes
+        raise _Damaged(f'{_METADATA}: {error}') from None
+    if not isinstance(metadata, Metadata):
+        raise _Damaged(f'{_METADATA}: holds a {type(metadata).__name__} and no index')
+    return metadata
 
 
 _original_read_metadata = FileSystemReader.read_metadata
@@ -93,14 +118,27 @@ def refuse_code() -> None:
 
 
 def read_model(path: Path) -> dict[str, torch.Tensor]:
-    """The model's weights in a full or sharded checkpoint, whole, on the CPU, without running code from it."""
-    if not path.is_dir():
-        return torch.load(path, map_location='cpu', weights_only=True)['state']['model']
+    """The model's weights in a full or sharded checkpoint, whole, on the CPU, without running code from it.
+
+    Raises:
+        FileError: The checkpoint is damaged, would run code, or holds no model.
+        LoadError: A weight is not finite.
+    """
+    with _named(path):
+        _check_checkpoint(path)
+    with reading(path, _EXPECTED):
+        model = dict((_read_sharded(path) if path.is_dir() else read_pickle(path))['state']['model'])
+    check_finite(model, path)
+    return model
+
+
+def _read_sharded(path: Path) -> dict[str, Any]:
+    """The model's part of a checkpoint."""
     refuse_code()
-    state: dict[str, Any] = {}
-    _load_state_dict(state, storage_reader=FileSystemReader(path), no_dist=True,
+    content: dict[str, Any] = {}
+    _load_state_dict(content, storage_reader=FileSystemReader(path), no_dist=True,
                      planner=_EmptyStateDictLoadPlanner(keys={'state.model'}))
-    return state['state']['model']
+    return content
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,31 +146,29 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _check_checkpoint(path: Path) -> None:
+    """Raise for a checkpoint that is not whole, or holds more than data (a ConfigError)."""
+    _check_sharded(path) if path.is_dir() else _check_archive(path, path.name)
+
+
 def _check_archive(file: Any, name: str) -> None:
-    """Raise for a torch archive that is cut, has a wrong checksum, or holds more than data (a ConfigError)."""
+    """The same for a file of torch."""
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        if not isinstance(file, Path):
+            file.seek(0)
+        unsafe = [] if bad else torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception as error:  # whatever zipfile and torch make of other bytes
         raise _Damaged(f'{name}: {error}') from None
     if bad is not None:
         raise _Damaged(f'{name}: the checksum of {bad} is wrong')
-    if not isinstance(file, Path):
-        file.seek(0)
-    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     if unsafe:
         raise ConfigError(f'it holds {", ".join(sorted(unsafe))}, which would run code')
 
 
 def _check_sharded(folder: Path) -> None:
-    try:
-        metadata = _read_metadata(folder / _METADATA)
-    except FileNotFoundError:
-        raise _Damaged(f'there is no {_METADATA}, which is written last') from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise _Damaged(f'{_METADATA}: {error}') from None
+    metadata = _read_metadata(folder / _METADATA)
     for index, part in (metadata.storage_data or {}).items():
         path = folder / part.relative_path
         if not path.is_file() or path.stat().st_size < part.offset + part.length:
@@ -189,7 +225,7 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     damaged = []
     for i, path in enumerate(there):
         try:
-            _check_sharded(path) if path.is_dir() else _check_archive(path, path.name)
+            _check_checkpoint(path)
         except _Damaged as error:
             damaged.append(f'{path.name} ({error})')
             continue
@@ -230,7 +266,8 @@ def _newest_remote(store: ObjectStore, prefix: str) -> Optional[tuple[str, list[
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, 'metadata')
             store.download_object(f'{prefix}{name}/{_METADATA}', str(path))
-            parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
+            with _named(f'{prefix}{name}'):
+                parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
         if all(f'{name}/{part}' in objects for part in parts):
             return name, objects
     return None
@@ -279,6 +316,7 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
 
     Raises:
         ConfigError: There is none.
+        FileError, LoadError: As for `read_model`.
     """
     store = maybe_create_object_store_from_uri(folder)
     if store is None:

@@ -8,14 +8,16 @@ from typing import Union
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config_files import read_config
 from llm2clip.data.schema import TEACHER_FILE
+from llm2clip.files import FileError, reading
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.training.checkpoints import read_latest
+from llm2clip.weights import read_safetensors
 
 __all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'read_stage2', 'record_teacher']
 
@@ -41,10 +43,13 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
 
     Raises:
         ConfigError: There is none.
+        FileError, LoadError: It is damaged, or its weights are not finite.
     """
     if (own := Path(run, 'checkpoints')).is_dir():
         return read_latest(str(own))
-    return read_latest(str(OmegaConf.load(Path(run, 'config.yaml')).checkpoint_folder))
+    with reading(path := Path(run, 'config.yaml'), 'checkpoint_folder, where the checkpoints are'):
+        folder = str(OmegaConf.load(path).checkpoint_folder)
+    return read_latest(folder)
 
 
 def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2Config, TeacherRecord]:
@@ -57,6 +62,8 @@ def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2C
         raise ConfigError(f'weights: {weights!r} is neither latest nor best')
     config = read_config(Stage2Config, run)
     record = TeacherRecord.read(run)
+    if not isinstance(width := record.about.get('llm_embed_dim'), int):
+        raise FileError(f'{run}/{TEACHER_FILE}: llm_embed_dim is {width!r}, expected the width of the vectors')
     if weights == 'best' and not Path(run, BEST_FILE).is_file():
         raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
     return config, record
@@ -72,15 +79,13 @@ def load_stage2(
         weights: ``latest``, those of the latest checkpoint, or ``best``, those that `SaveBest` kept.
 
     Raises:
-        ConfigError: The folder holds no stage-2 run, there are no such weights, or they are of another model.
+        ConfigError: The folder holds no stage-2 run, or there are no such weights.
+        FileError, LoadError: They are damaged, not finite, or of another model.
     """
     config, record = read_stage2(run, weights)
-    state = load_checkpoint_model(run) if weights == 'latest' else load_file(Path(run, BEST_FILE))
+    state = load_checkpoint_model(run) if weights == 'latest' else read_safetensors(Path(run, BEST_FILE)).tensors
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConfigError(f'the {weights} weights of {run} are of another model than its config.yaml describes: '
-                          f'{error}') from None
+    check_keys(state, model.state_dict(), f'the {weights} weights of {run}')
+    model.load_state_dict(state)
     return model.eval(), config, record

@@ -46,7 +46,7 @@ class Tokenizer:
     """Texts -> ``input_ids`` that end with, and are padded by, the end token."""
 
     def __init__(self, folder: str, gguf_file: str) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
         # Not 2, the LLM's own: transformers takes that for CLIP's first releases and pools elsewhere.
         self.end = self.tokenizer.convert_tokens_to_ids('<|endoftext|>')
 

@@ -25,8 +25,8 @@ from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(VisionConfig('test_efficientnet', image_size=32, checkpoint='elsewhere.pth'),
@@ -38,7 +38,7 @@ def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     torch.manual_seed(3)
     model = LLM2CLIP(CONFIG, 32, load_weights=False).eval()
     out = tmp_path_factory.mktemp('export') / 'model'
-    record = TeacherRecord(Fingerprint(({'pooling': 'mean'},)), {'llm_embed_dim': 32})
+    record = TeacherRecord(teacher_fingerprint(teacher_folder), {'llm_embed_dim': 32})
     export_folder(model, CONFIG, record, teacher_folder, out)
     return model, out
 

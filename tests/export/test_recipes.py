@@ -97,7 +97,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     def fail(folder: Any) -> None:
         raise AssertionError('weights were hashed')
 
-    monkeypatch.setattr(llm2clip.export.hf, 'teacher_fingerprint', fail)
+    monkeypatch.setattr(llm2clip.teacher.folder, 'teacher_fingerprint', fail)
     monkeypatch.delenv('HF_TOKEN', raising=False)
 
     def refused(message: str, *args: str, error: Any = ConfigError, name: str = 'export_hf') -> None:

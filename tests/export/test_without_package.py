@@ -21,7 +21,7 @@ from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.vision import export_vision
 from llm2clip.remote_code import modeling_llm2clip
-from llm2clip.teacher.folder import teacher_config
+from llm2clip.teacher.folder import encoding, teacher_config
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 pytestmark = pytest.mark.long
@@ -116,4 +116,5 @@ def test_remote_code_reads_captions_as_the_teacher_did(content: str, teacher_fol
         + ' }}</s>\n{% endfor %}')
     texts = [*TEXTS, '  a red square \n', 'x']
     expected = load_caption_tokenizer(teacher_config(folder)).tokenize(texts)
-    assert modeling_llm2clip.Teacher(folder).tokenizer.tokenize(texts) == expected
+    teacher = modeling_llm2clip.Teacher(folder, encoding(teacher_config(folder)))
+    assert teacher.tokenizer.tokenize(texts) == expected

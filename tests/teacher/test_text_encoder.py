@@ -203,7 +203,7 @@ def test_an_adapter_of_another_llm_is_refused(llm_folder: Path, tmp_path: Path) 
     (tmp_path / 'adapter' / 'base_model.json').unlink()
     with pytest.raises(ConfigError, match='does not fit .* of width 16'):
         load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'narrow'), adapters=adapters))
-    with pytest.raises(ConfigError, match='is not a LoRA adapter'):
+    with pytest.raises(ValueError, match=f'text_encoder.adapters: {tmp_path}: .*expected a LoRA adapter'):
         load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
 
 
@@ -240,6 +240,6 @@ def test_no_code_runs_that_comes_with_a_teacher(teacher_folder: Path, tmp_path: 
     assert encode_texts(*load_teacher(folder), TEXTS).shape == (4, 32)
     path = folder / 'text_encoder.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'trust_remote_code': True}))
-    with pytest.raises(ConfigError, match=r"text_encoder.json: expected the keys .*not so: \['trust_remote_code'\]"):
+    with pytest.raises(ValueError, match='text_encoder.json: expected the keys .*not so: trust_remote_code'):
         load_teacher(folder)
     assert not (tmp_path / 'ran').exists()

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError
+from llm2clip.training import checkpoints
 from llm2clip.training.checkpoints import (
     find_checkpoint,
     newest_checkpoint,
@@ -134,6 +135,49 @@ def test_none_that_is_whole_is_an_error_but_a_first_one_is_not(folder: Path, wri
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / 'ep0-ba1-rank0.pt').write_bytes(b'half')  # killed in its first checkpoint
     assert newest_checkpoint(folder) is None and not list(folder.glob('ep*'))
+
+
+class _Store:
+    """An object store with the files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def list_objects(self, prefix: Optional[str]) -> list[str]:
+        return [f'{prefix}{path.relative_to(self.folder)}' for path in self.folder.rglob('*') if path.is_file()]
+
+    def download_object(self, name: str, path: str) -> None:
+        shutil.copy(self.folder / name.removeprefix('run/'), path)
+
+
+@pytest.mark.parametrize('remote', [False, True])
+@pytest.mark.parametrize('how', ['cut', 'flipped', 'empty', 'no index', 'not finite'])
+def test_weights_are_not_read_from_a_damaged_one(
+    how: str, remote: bool, folder: Path, written: tuple[Path, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharded, where = written[1], 's3://bucket/run' if remote else str(folder)
+    if remote:
+        (folder / 'latest-rank0.pt').unlink()
+        monkeypatch.setattr(checkpoints, 'maybe_create_object_store_from_uri', lambda uri: _Store(folder))
+    last = folder / _name(3, sharded)
+    whole = read_latest(where)
+    if how == 'not finite':
+        whole['linear.weight'][1, 1] = float('nan')
+        state = {'state': {'model': whole}}
+        if sharded:
+            shutil.rmtree(last)
+            dcp.save(state, checkpoint_id=last)
+        else:
+            torch.save(state, last)
+    elif how == 'empty':
+        (last / '.metadata' if sharded else last).write_bytes(b'')
+    elif how == 'no index' and sharded:
+        (last / '.metadata').write_bytes(pickle.dumps({}))
+    else:
+        _damage(last, how)
+    with pytest.raises(ValueError, match='linear.weight holds values that are not finite' if how == 'not finite' else
+                       r'(ep0-ba3|latest|metadata).*, expected a checkpoint'):
+        read_latest(where)
 
 
 class _Code:

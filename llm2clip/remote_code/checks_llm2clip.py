@@ -1,0 +1,255 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models, configurations and tokenizers of transformers: loaded without running code from them, and checked.
+
+Exports with remote code hold a copy of this file.  So it imports nothing else of this package, and no more than torch
+and transformers.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+# Relative, since the copies in an export are no package of this name.
+from .text_encoder_llm2clip import POOLINGS
+
+__all__ = [
+    'TEACHER_SUFFIXES', 'LoadError', 'check_encoding', 'check_files', 'check_finite', 'check_keys', 'check_no_code',
+    'checksums', 'llm_dtype', 'load_checked', 'load_config', 'load_tokenizer', 'read_encoding',
+]
+
+# Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
+TEACHER_SUFFIXES = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
+_REASON = 300
+_SHOWN = 3
+_ENCODING = {'bidirectional': (bool,), 'pooling': (str,), 'chat_template': (bool, type(None)), 'instruction': (str,),
+             'max_length': (int,), 'dtype': (str,)}
+
+
+class LoadError(ValueError):
+    """Weights or a configuration that cannot be used; the message names them and says what was expected."""
+
+
+@contextmanager
+def _loading(where: Union[str, Path], expected: str) -> Iterator[None]:
+    """Say in one line, and with its name, what a library has against a file or folder."""
+    try:
+        yield
+    except Exception as error:
+        # A package that is missing is no fault of the folder, and errors of this project name what is wrong.
+        if isinstance(error, ImportError) or 'llm2clip' in type(error).__module__:
+            raise
+        reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
+        raise LoadError(f'{where}: cannot be loaded ({reason}), expected {expected}') from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_finite(state: Mapping[str, torch.Tensor], where: Union[str, Path]) -> None:
+    """Raise a LoadError that names the first weight with a value that is infinite or no number.
+
+    Weights on the meta device, and those that are no floating-point numbers, are passed over.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and value.numel() and not value.is_meta:
+            # Its results are not finite if any value is not, and it is a hundred times as fast as torch.isfinite.
+            ends = torch.aminmax(value if value.dtype.itemsize > 1 else value.float())
+            if not all(math.isfinite(end.item()) for end in ends):
+                raise LoadError(f'{where}: {name} holds values that are not finite, expected finite weights')
+
+
+def check_keys(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: Union[str, Path]
+) -> None:
+    """Raise a LoadError that names the first weights that are missing, left over, or of another shape."""
+    _check_names(expected.keys() - found.keys(), found.keys() - expected.keys(), where)
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            raise LoadError(f'{where}: {name} has the shape {tuple(found[name].shape)}, expected {tuple(value.shape)}')
+
+
+def _check_names(missing: Collection[str], besides: Collection[str], where: Union[str, Path]) -> None:
+    if missing or besides:
+        raise LoadError(f'{where}: the weights lack {_some(missing)} and have {_some(besides)} besides, expected all '
+                        'weights of this model and no others')
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ', '.join(sorted(names)[:_SHOWN]) or 'nothing'
+    return f'{shown} and {len(names) - _SHOWN} more' if len(names) > _SHOWN else shown
+
+
+def load_checked(
+    load: Callable[..., Any],
+    name: Any,
+    *args: Any,
+    where: str = '',
+    optional: str = '',
+    more: bool = False,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """What a `from_pretrained` of transformers returns, and what that says about it, if all weights are as they should.
+
+    Left to itself, transformers makes up what is missing, forgets what is left over, and takes what is not finite.
+
+    Args:
+        load: Of a class of models.
+        name: Folder or hub name.
+        *args: Passed to `load`.
+        where: What messages name, if not `name`.
+        optional: Beginning of names that may be missing or left over.
+        more: Others may be left over: the model is a part of what the folder holds.
+        **options: Passed to `load`.
+
+    Raises:
+        LoadError: It cannot be loaded, is an adapter to another model, or has other or infinite weights.
+    """
+    where = where or str(name)
+    # transformers would load the model that the adapter names in place of this one.
+    adapter = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter to one')
+    if Path(name or '', 'adapter_config.json').is_file():
+        raise adapter
+    with _loading(where, 'a model of transformers'):
+        model, info = load(name, *args, output_loading_info=True, **options)
+    if getattr(model, '_hf_peft_config_loaded', False):
+        raise adapter
+    missing, besides = ([key for key in info[kind] if not (optional and key.startswith(optional))]
+                        for kind in ('missing_keys', 'unexpected_keys'))
+    _check_names(missing, [] if more else besides, where)
+    if info['mismatched_keys']:
+        raise LoadError(f'{where}: the shapes of {_some([key for key, *_ in info["mismatched_keys"]])} are not those '
+                        'of this model, expected all weights of this model')
+    check_finite(model.state_dict(), where)
+    return model, info
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data, not code
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
+    """Refuse a configuration that names code: classes beside it, attention kernels of the Hub, values to be computed.
+
+    Raises:
+        LoadError: It does; names the key.
+    """
+    for key, value in fields.items():
+        if isinstance(value, PretrainedConfig):
+            value = vars(value)
+        kernel = 'attn_implementation' in str(key) and '/' in str(value)
+        if kernel or (key == 'auto_map' and value) or (isinstance(value, str) and '${' in value):
+            raise LoadError(f'{where}: {key} names code, {str(value)[:80]}, expected none: data does not decide which '
+                            'code runs')
+        for inner in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(inner, Mapping):
+                check_no_code(inner, f'{where}: {key}')
+
+
+def load_config(name: Union[str, Path], where: str = '', **options: Any) -> PretrainedConfig:
+    """The configuration of a model that transformers knows; classes that come with it are not used.
+
+    Raises:
+        LoadError: There is none, or it names code otherwise.
+    """
+    where = where or str(name)
+    with _loading(where, 'a config.json that transformers knows'):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    # What is saved must not ask for them either.
+    vars(config).pop('auto_map', None)
+    check_no_code(vars(config), where)
+    return config
+
+
+def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **options: Any) -> Any:
+    """The tokenizer of a folder or hub name; code that comes with it is run only if the user trusts it.
+
+    Raises:
+        LoadError: There is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
+        raise LoadError(f'{name}: has no tokenizer, expected tokenizer.json or other files of one that transformers '
+                        f'knows ({reason})') from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Teachers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_encoding(path: Path) -> dict[str, Any]:
+    """A teacher's ``text_encoder.json``, how it turns captions into vectors.
+
+    A file that came with weights decides nothing else, and least of all whether code is run.
+
+    Raises:
+        LoadError: It is missing or no JSON, or has other keys or values of other types.
+    """
+    with _loading(path, 'how a teacher turns captions into vectors, as JSON'):
+        how = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(how, dict) or how.keys() != _ENCODING.keys():
+        differing = ', '.join(sorted(how.keys() ^ _ENCODING.keys())) if isinstance(how, dict) else str(how)[:60]
+        raise LoadError(f'{path}: expected the keys {", ".join(_ENCODING)}, no more and no less; not so: {differing}')
+    for key, types in _ENCODING.items():
+        if type(how[key]) not in types:
+            names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in types)
+            raise LoadError(f'{path}: {key} is {how[key]!r}, expected {names}')
+    if how['pooling'] not in POOLINGS:
+        raise LoadError(f'{path}: pooling is {how["pooling"]!r}, expected {" or ".join(POOLINGS)}')
+    llm_dtype(how['dtype'], path)
+    return how
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of each file of a teacher that decides its vectors, by the file's path in the folder."""
+    found = {}
+    for path in sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES):
+        crc = 0
+        with path.open('rb') as file:
+            while block := file.read(1 << 24):
+                crc = zlib.crc32(block, crc)
+        found[path.relative_to(folder).as_posix()] = crc
+    return found
+
+
+def check_files(folder: Path, recorded: Mapping[str, int]) -> None:
+    """Raise a LoadError that names the first file of a teacher whose checksum is not the recorded one."""
+    found = checksums(folder)
+    for name in sorted({*found, *recorded}):
+        if found.get(name) != recorded.get(name):
+            fault = 'is missing' if name not in found else 'is not the file that was exported'
+            raise LoadError(f'{folder / name}: {fault}, expected the teacher that the model learned from')
+
+
+def check_encoding(how: Mapping[str, Any], recorded: Mapping[str, Any], where: Union[str, Path]) -> None:
+    """Raise a LoadError if a teacher encodes otherwise than the one that a model learned from, by its fingerprint."""
+    for key in _ENCODING:
+        if how[key] != recorded.get(key):
+            raise LoadError(f'{where}: comes from another teacher than the model: {key} is {how[key]!r}, expected '
+                            f'{recorded.get(key)!r}')
+
+
+def llm_dtype(name: str, where: Union[str, Path]) -> torch.dtype:
+    """The floating-point type of a name.
+
+    Raises:
+        LoadError: It is none.
+    """
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise LoadError(f'{where}: dtype is {name!r}, expected float32, bfloat16 or float16')
+    return dtype

@@ -1,0 +1,86 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Ways in which files of weights and configurations go wrong, and what has to be said about them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from llm2clip.command import _is_expected
+
+Damage = Callable[[Path], object]
+
+
+def edited(**fields: Any) -> Damage:
+    """Change fields of a JSON object; `...` removes one."""
+    def damage(path: Path) -> None:
+        content = {**json.loads(path.read_text()), **fields}
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+    return damage
+
+
+def written(content: bytes) -> Damage:
+    return lambda path: path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    """Change what a safetensors file holds."""
+    def damage(path: Path) -> None:
+        with safe_open(path, 'pt') as file:
+            state, about = {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()  # noqa: SIM118
+        change(state)
+        save_file(state, path, about)
+
+    return damage
+
+
+def spoilt(value: float, which: int = 0) -> Damage:
+    """One value of the weight that stands at `which` is another."""
+    def change(state: dict[str, torch.Tensor]) -> None:
+        floating = sorted(name for name in state if state[name].is_floating_point() and state[name].numel())
+        state[floating[which]].view(-1)[-1] = value
+
+    return weights(change)
+
+
+def _longer(state: dict[str, torch.Tensor]) -> None:
+    name = max(state)
+    state[name] = torch.cat([state[name], state[name]])
+
+
+BYTES = {'cut': cut, 'empty': written(b''), 'garbage': written(b'\x93\x00 no such file \xff' * 40), 'gone': gone}
+WEIGHTS = {
+    **BYTES, 'nan': spoilt(float('nan')), 'inf': spoilt(float('inf'), -1),
+    'missing': weights(lambda state: state.pop(max(state))), 'another shape': weights(_longer),
+    'left over': weights(lambda state: state.update({'model.of.nobody': torch.ones(2)})),
+    'renamed': weights(lambda state: state.update({'model.of.nobody': state.pop(min(state))})),
+}
+JSON = {**BYTES, 'a list': written(b'[1, 2]'), 'a number': written(b'7'), 'null': written(b'null')}
+
+
+def refused(load: Callable[[], object], *names: str) -> str:
+    """What an error says, which is one line and names each of `names`."""
+    with pytest.raises(ValueError) as caught:
+        load()
+    message = str(caught.value)
+    assert _is_expected(caught.value)
+    assert '\n' not in message and len(message) < 900, message
+    for name in names:
+        assert name in message, message
+    return message

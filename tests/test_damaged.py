@@ -1,0 +1,443 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Damaged weights and configurations: every way that leads to a result refuses them, and names the file."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from composer.devices import DeviceCPU
+from damage import BYTES, JSON, WEIGHTS, Damage, edited, gone, refused, spoilt, weights, written
+from official_parts import HALF, eva_state, save_eva
+from parts import text_encoder_from_config
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from trained import Trained, trained
+from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
+
+from llm2clip.config import (
+    EvaluatedModelConfig,
+    LoraConfig,
+    Stage2Config,
+    TeacherConfig,
+    TextEncoderConfig,
+    VisionConfig,
+)
+from llm2clip.config_files import save_config
+from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.export.hf import export_folder
+from llm2clip.export.model_card import read_results
+from llm2clip.export.sentence_model import export_sentence_transformers
+from llm2clip.imports.files import read_weights
+from llm2clip.imports.initial import load_initial_weights
+from llm2clip.imports.official import import_checkpoint
+from llm2clip.models.towers import load_tower
+from llm2clip.remote_code import modeling_llm2clip
+from llm2clip.search import INDEX_FILE, Index, load_model, read_index
+from llm2clip.teacher.caption_teacher import Embedded, build_caption_teacher, embed_or_load
+from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.folder import save_teacher
+from llm2clip.teacher.llm import load_llm
+from llm2clip.training.runs import load_stage2
+
+TEXTS = ['a red square']
+CPU = DeviceCPU()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exports
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def whole(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export with remote code."""
+    model, config, record, teachers = trained('clip_vision_model', [teacher_folder])
+    folder = tmp_path_factory.mktemp('export') / 'whole'
+    export_folder(model, config, record, teachers, folder, remote_code=True)
+    return folder
+
+
+@pytest.fixture
+def export(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / 'export')
+
+
+def _evaluate(folder: Path) -> Any:
+    model = load_evaluated_model(EvaluatedModelConfig(export=str(folder)), folder.parent / 'cache', CPU, 'models.m')
+    return model.text_features(TEXTS)[0]
+
+
+def _search(folder: Path) -> Any:
+    return load_model(str(folder), CPU)[0].text_features(TEXTS)[0]
+
+
+def _plain(folder: Path) -> Any:
+    return AutoModel.from_pretrained(folder).get_text_features(TEXTS)
+
+
+def _remote(folder: Path) -> Any:
+    return modeling_llm2clip.LLM2CLIPModel.from_pretrained(folder).get_text_features(TEXTS)
+
+
+def _initial(folder: Path) -> Any:
+    model, config, record, _ = trained('clip_vision_model', [Path(folder.parent, 'teacher')])
+    return load_initial_weights(model, config, record.teacher, folder)
+
+
+WAYS = {'evaluate': _evaluate, 'search': _search, 'plain': _plain, 'remote': _remote}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_whole_export_is_taken(way: str, export: Path) -> None:
+    torch.testing.assert_close(WAYS[way](export), _plain(export))
+
+
+@pytest.mark.parametrize('damage', WEIGHTS)
+@pytest.mark.parametrize('way', [*WAYS, 'initial'])
+def test_weights_of_an_export(way: str, damage: str, export: Path, teacher_folder: Path) -> None:
+    (export.parent / 'teacher').symlink_to(teacher_folder)
+    WEIGHTS[damage](export / 'model.safetensors')
+    refused(lambda: {**WAYS, 'initial': _initial}[way](export), str(export))
+
+
+@pytest.mark.parametrize('damage', WEIGHTS)
+@pytest.mark.parametrize('way', WAYS)
+def test_weights_of_its_teacher(way: str, damage: str, export: Path) -> None:
+    WEIGHTS[damage](export / 'teacher/model.safetensors')
+    refused(lambda: WAYS[way](export), str(export / 'teacher'), 'expected')
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_other_weights_of_its_teacher(way: str, export: Path) -> None:
+    spoilt(0.5)(export / 'teacher/model.safetensors')
+    refused(lambda: WAYS[way](export), str(export / 'teacher'), 'expected')
+
+
+@pytest.mark.parametrize('damage', JSON)
+@pytest.mark.parametrize('file', ['config.json', 'teacher/text_encoder.json', 'teacher/config.json',
+                                  'teacher/tokenizer.json', 'teacher/tokenizer_config.json'])
+@pytest.mark.parametrize('way', WAYS)
+def test_json_of_an_export(way: str, file: str, damage: str, export: Path) -> None:
+    if (way, file) == ('plain', 'config.json'):
+        pytest.skip('transformers reads it before it knows whose model it is')
+    JSON[damage](export / file)
+    refused(lambda: WAYS[way](export), str(export))
+
+
+ADAPTER = b'{"base_model_name_or_path": "other", "peft_type": "LORA"}'
+FIELDS: dict[str, tuple[str, Damage, str]] = {
+    'another pooling': ('teacher/text_encoder.json', edited(pooling='last'), "pooling is 'last', expected 'mean'"),
+    'no pooling': ('teacher/text_encoder.json', edited(pooling='max'), "pooling is 'max', expected mean or weighted"),
+    'causal': ('teacher/text_encoder.json', edited(bidirectional=False), 'bidirectional is False, expected True'),
+    'a text for a switch': ('teacher/text_encoder.json', edited(bidirectional='no'), "'no', expected bool"),
+    'a switch for a number': ('teacher/text_encoder.json', edited(max_length=True), 'max_length is True, expected int'),
+    'longer': ('teacher/text_encoder.json', edited(max_length=65), 'max_length is 65, expected 64'),
+    'no type': ('teacher/text_encoder.json', edited(dtype='load'), "dtype is 'load', expected float32"),
+    'a key too few': ('teacher/text_encoder.json', edited(dtype=...), 'not so: dtype'),
+    'a key too many': ('teacher/text_encoder.json', edited(pretrained='elsewhere'), 'not so: pretrained'),
+    'consent': ('teacher/text_encoder.json', edited(trust_remote_code=True), 'not so: trust_remote_code'),
+    'no teacher recorded': ('config.json', edited(teacher=...), 'teacher'),
+    'a text for a teacher': ('config.json', edited(teacher='mine'), 'teacher'),
+    'several teachers': ('config.json', edited(teacher={'concatenated': [{}, {}]}), 'teachers'),
+    'no list of teachers': ('config.json', edited(teacher={'concatenated': 7}), ''),
+    'no model': ('config.json', edited(model=...), ''),
+    'a list for a model': ('config.json', edited(model=[1]), 'model'),
+    'half a model': ('config.json', edited(model={'embed_dim': 32}), ''),
+    'another width': ('config.json', edited(llm_embed_dim=48), ''),
+    'a width of no kind': ('config.json', edited(llm_embed_dim='many'), ''),
+    'an adapter beside it': ('adapter_config.json', written(ADAPTER), ''),
+    'an adapter of the teacher': ('teacher/adapter_config.json', written(ADAPTER), 'teacher'),
+    'another template': ('teacher/chat_template.jinja', written(b'{{ messages[0]["content"] }} !'), 'teacher'),
+    'no template': ('teacher/chat_template.jinja', gone, 'teacher'),
+    'more tokens': ('teacher/added_tokens.json', written(b'{"x": 7}'), 'teacher'),
+}
+
+
+@pytest.mark.parametrize('damage', FIELDS)
+@pytest.mark.parametrize('way', WAYS)
+def test_fields_of_an_export(way: str, damage: str, export: Path) -> None:
+    file, change, message = FIELDS[damage]
+    change(export / file)
+    if (way, damage) == ('plain', 'an adapter beside it'):
+        pytest.skip('transformers loads the model that the adapter names')
+    refused(lambda: WAYS[way](export), message)
+
+
+def test_a_teacher_is_compared_before_it_is_exported(
+    teacher_folder: Path, causal_teacher: Path, tmp_path: Path
+) -> None:
+    model, config, record, _ = trained('clip_vision_model', [teacher_folder])
+    refused(lambda: export_folder(model, config, record, causal_teacher, tmp_path / 'out'), 'bidirectional is False')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_pickled_weights_of_an_export(export: Path) -> None:
+    torch.save({}, export / 'pytorch_model.bin')
+    (export / 'model.safetensors').unlink()
+    for way in WAYS.values():
+        refused(lambda way=way: way(export), str(export))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _save_run(of_run: Trained, folder: Path) -> None:
+    save_config(Stage2Config(
+        model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder), run_name='r',
+        optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=str(of_run.teachers[0])), folder)
+    of_run.record.write(folder)
+    state = {f'model.{name}': value.clone() for name, value in of_run.model.state_dict().items()}
+    save_file(state, folder / 'best.safetensors')
+    (folder / 'checkpoints').mkdir()
+    torch.save({'state': {'model': state}}, folder / 'checkpoints/latest-rank0.pt')
+
+
+def _in_checkpoint(damage: Damage) -> Damage:
+    """Of the weights in a full checkpoint, as if they lay in a safetensors file."""
+    def change(path: Path) -> None:
+        save_file(torch.load(path)['state']['model'], path.with_suffix('.x'))
+        damage(path.with_suffix('.x'))
+        torch.save({'state': {'model': load_file(path.with_suffix('.x'))}}, path)
+
+    return change
+
+
+def _flipped(path: Path) -> None:
+    """One bit of a weight."""
+    with zipfile.ZipFile(path) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+    data = bytearray(path.read_bytes())
+    data[entry.header_offset + 30 + 256] ^= 1
+    path.write_bytes(data)
+
+
+RUN_FILES: dict[str, tuple[str, str, Damage]] = {
+    **{f'best, {name}': ('best.safetensors', 'best', damage) for name, damage in WEIGHTS.items()},
+    **{f'checkpoint, {name}': ('checkpoints/latest-rank0.pt', 'latest', damage if name in BYTES else
+                               _in_checkpoint(damage)) for name, damage in WEIGHTS.items()},
+    'checkpoint, flipped': ('checkpoints/latest-rank0.pt', 'latest', _flipped),
+    'checkpoint, no state': ('checkpoints/latest-rank0.pt', 'latest', lambda path: torch.save({}, path)),
+    'checkpoint, a list': ('checkpoints/latest-rank0.pt', 'latest', lambda path: torch.save([1], path)),
+    'checkpoint, no weights': ('checkpoints/latest-rank0.pt', 'latest',
+                               lambda path: torch.save({'state': {'model': 7}}, path)),
+    **{f'teacher.json, {name}': ('teacher.json', 'latest', damage) for name, damage in JSON.items()},
+    'no width': ('teacher.json', 'latest', edited(llm_embed_dim=...)),
+    'a width of no kind': ('teacher.json', 'latest', edited(llm_embed_dim='many')),
+}
+
+
+@pytest.mark.parametrize('damage', RUN_FILES)
+@pytest.mark.parametrize('way', ['export', 'evaluate'])
+def test_files_of_a_run(way: str, damage: str, teacher_folder: Path, tmp_path: Path) -> None:
+    _save_run(trained('timm:test_vit', [teacher_folder]), run := tmp_path / 'run')
+    file, kept, change = RUN_FILES[damage]
+
+    def load() -> object:
+        if way == 'export':
+            return load_stage2(run, kept)
+        config = EvaluatedModelConfig(run=str(run), weights=kept)
+        return load_evaluated_model(config, tmp_path / 'cache', CPU, 'models.m')
+
+    load()
+    change(run / file)
+    refused(load, str(run))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Teachers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def with_lora(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher in bfloat16, with its LoRA weights beside it and an adapter's folder."""
+    out = tmp_path_factory.mktemp('lora')
+    config = TextEncoderConfig(pretrained=str(llm_folder), max_length=64, dtype='bfloat16')
+    save_teacher(*text_encoder_from_config(config, LoraConfig(r=4)), LoraConfig(r=4), out / 'teacher', out / 'adapter')
+    return out
+
+
+def _extract(folder: Path) -> Any:
+    return build_caption_teacher(TeacherConfig(teacher=str(folder)), CPU).embed(TEXTS)
+
+
+TEACHER_FILES = {
+    **{f'model.safetensors, {name}': ('model.safetensors', damage) for name, damage in WEIGHTS.items()},
+    **{f'lora.safetensors, {name}': ('lora.safetensors', damage) for name, damage in WEIGHTS.items() if name != 'gone'},
+    **{f'{file}, {name}': (file, damage) for name, damage in JSON.items()
+       for file in ('text_encoder.json', 'config.json', 'tokenizer.json')},
+    'lora of nobody': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path)),
+    'lora without its shape': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path, {'lora': '{'})),
+    'lora of another shape': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path,
+                                                                         {'lora': '{"rank": 3}'})),
+    'a template that fails': ('chat_template.jinja', written(b'{{ messages[')),
+    'a template without captions': ('chat_template.jinja', written(b'always the same')),
+}
+
+
+@pytest.mark.parametrize('damage', TEACHER_FILES)
+@pytest.mark.parametrize('way', ['extract', 'sentence-transformers'])
+def test_files_of_a_teacher(way: str, damage: str, with_lora: Path, tmp_path: Path) -> None:
+    if way != 'extract' and damage.startswith('lora'):
+        pytest.skip('in float32, LoRA is in the weights')
+    folder = shutil.copytree(with_lora / 'teacher', tmp_path / 'teacher')
+    file, change = TEACHER_FILES[damage]
+    change(folder / file)
+    refused(lambda: _extract(folder) if way == 'extract' else export_sentence_transformers(folder, tmp_path / 'out'),
+            str(folder))
+
+
+ADAPTER_FILES = {
+    **{f'weights, {name}': ('adapter_model.safetensors', damage) for name, damage in WEIGHTS.items()},
+    **{f'adapter_config.json, {name}': ('adapter_config.json', damage) for name, damage in JSON.items()},
+    **{f'base_model.json, {name}': ('base_model.json', damage) for name, damage in JSON.items() if name != 'gone'},
+    'of another kind': ('adapter_config.json', edited(peft_type='IA3')),
+    'of no kind': ('adapter_config.json', edited(peft_type='NONE')),
+    'a wrong rank': ('adapter_config.json', edited(r=7)),
+    'a rank of no kind': ('adapter_config.json', edited(r='many')),
+    'for no projection': ('adapter_config.json', edited(target_modules=['nobody'])),
+    'of another LLM': ('base_model.json', edited(fingerprint='0')),
+    'of no LLM': ('base_model.json', edited(fingerprint=...)),
+}
+
+
+@pytest.mark.parametrize('damage', ADAPTER_FILES)
+def test_files_of_an_adapter(damage: str, with_lora: Path, llm_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(with_lora / 'adapter', tmp_path / 'adapter')
+    file, change = ADAPTER_FILES[damage]
+    change(folder / file)
+    refused(lambda: load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(folder)])), str(folder))
+
+
+@pytest.mark.parametrize('damage', [spoilt(float('nan')), spoilt(float('inf'))])
+def test_weights_of_a_sentence_transformers_folder(damage: Damage, teacher_folder: Path, tmp_path: Path) -> None:
+    export_sentence_transformers(teacher_folder, tmp_path / 'st')
+    file, = (tmp_path / 'st').rglob('model.safetensors')
+    damage(file)
+    refused(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(tmp_path / 'st')), CPU),
+            str(tmp_path / 'st'), 'not finite')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Towers, official weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('damage', WEIGHTS)
+def test_a_tower_of_timm(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / 'tower.safetensors'
+    save_file(timm.create_model('test_vit', img_size=32, num_classes=0).state_dict(), file)
+    WEIGHTS[damage](file)
+    refused(lambda: load_tower(VisionConfig('test_vit', checkpoint=str(file), image_size=32)), str(file))
+
+
+@pytest.mark.parametrize('damage', [name for name in WEIGHTS if name != 'left over'])
+def test_a_tower_of_transformers(damage: str, tmp_path: Path) -> None:
+    CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                                     patch_size=8, image_size=32)).save_pretrained(tmp_path)
+    WEIGHTS[damage](tmp_path / 'model.safetensors')
+    refused(lambda: load_tower(VisionConfig(str(tmp_path), pretrained=True, image_size=32, **HALF)), str(tmp_path))
+
+
+@pytest.mark.parametrize('suffix', ['pt', 'safetensors'])
+@pytest.mark.parametrize('damage', [*BYTES, 'nan', 'inf'])
+def test_official_weights(damage: str, suffix: str, tmp_path: Path) -> None:
+    file, state = tmp_path / f'official.{suffix}', eva_state()
+    if damage in ('nan', 'inf'):
+        state['visual.head.bias'][3] = float(damage)
+    save_eva(file, state) if suffix == 'pt' else save_file(state, file)
+    if damage in BYTES:
+        BYTES[damage](file)
+    refused(lambda: import_checkpoint(file, VisionConfig('tiny_eva_clip', image_size=56, **HALF)), str(file))
+
+
+@pytest.mark.parametrize('index', [
+    b'', b'[]', b'{}', b'{"weight_map": 7}', b'{"weight_map": {"a": 7}}',
+    b'{"weight_map": {"a": "nowhere.safetensors"}}',
+    b'{"weight_map": {"a": "w.safetensors"}}', b'{"weight_map": {"w": "../w.safetensors"}}',
+    b'{"weight_map": {"w": "model.safetensors.index.json"}}'])
+def test_an_index_of_shards(index: bytes, tmp_path: Path) -> None:
+    save_file({'w': torch.ones(2)}, tmp_path / 'w.safetensors')
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    save_file({'b': torch.ones(2)}, folder / 'w.safetensors')
+    (folder / 'model.safetensors.index.json').write_bytes(index)
+    refused(lambda: read_weights(folder, 'checkpoint'), str(folder))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was computed before
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _no_vectors(state: dict[str, torch.Tensor]) -> None:
+    state['other'] = state.pop('text_embedding')
+
+
+@pytest.mark.parametrize('damage', [
+    *(BYTES[name] for name in ('cut', 'empty', 'garbage')), spoilt(float('nan')), spoilt(float('inf')),
+    weights(_no_vectors), weights(lambda state: state.update(text_embedding=torch.ones(3, 4))),
+    weights(lambda state: state.update(text_embedding=torch.ones(2)))])
+def test_vectors_of_texts(damage: Damage, tmp_path: Path) -> None:
+    texts, found = ['a', 'b'], Embedded(torch.ones(2, 4), 2, 0)
+    embed_or_load(tmp_path, texts, lambda _: found)
+    file, = tmp_path.iterdir()
+    damage(file)
+    refused(lambda: embed_or_load(tmp_path, texts, lambda _: found), str(file), 'expected')
+
+
+def test_a_teacher_that_gives_no_numbers(tmp_path: Path) -> None:
+    refused(lambda: embed_or_load(tmp_path, ['a'], lambda _: Embedded(torch.tensor([[1.0, float('nan')]]), 1, 0)),
+            'not finite')
+    assert not list(tmp_path.iterdir())
+
+
+INDEX = {'features': np.ones((1, 4), np.float16), 'files': np.frombuffer(b'{"a.png": [1, 2]}', np.uint8)}
+ABOUT = {'images': '"/photos"', 'model': 'm', 'missing': '0'}
+
+
+@pytest.mark.parametrize(('tensors', 'about'), [
+    ({'features': np.full((1, 4), np.nan, np.float16)}, {}), ({'features': np.ones((2, 4), np.float16)}, {}),
+    ({'features': np.ones(1, np.float16)}, {}), ({'files': np.frombuffer(b'[1]', np.uint8)}, {}),
+    ({'files': np.frombuffer(b'{', np.uint8)}, {}), ({}, {'missing': 'some'}), ({}, {'images': 'x'}),
+    ({}, {'model': ...}), ({'files': ...}, {}), ({'features': ...}, {})])
+def test_an_index_of_images(tensors: dict[str, Any], about: dict[str, Any], tmp_path: Path) -> None:
+    def write(tensors: dict[str, Any], about: dict[str, Any]) -> None:
+        kept, kept_about = ({name: value for name, value in {**all_of, **changed}.items() if value is not ...}
+                            for all_of, changed in ((INDEX, tensors), (ABOUT, about)))
+        save_arrays(kept, tmp_path / INDEX_FILE, kept_about)
+
+    write({}, {})
+    assert isinstance(read_index(str(tmp_path), 'm'), Index)
+    write(tensors, about)
+    refused(lambda: read_index(str(tmp_path), 'm'), INDEX_FILE)
+
+
+@pytest.mark.parametrize('damage', [*(JSON[name] for name in JSON if name != 'gone'), edited(teacher=...),
+                                    edited(teacher=7), edited(teacher={'concatenated': []})])
+def test_the_record_of_a_teacher(damage: Damage, tmp_path: Path) -> None:
+    file = tmp_path / 'teacher.json'
+    file.write_text(json.dumps({'teacher': {'weights': 'w'}, 'llm_embed_dim': 32}))
+    damage(file)
+    refused(lambda: TeacherRecord.read(tmp_path), str(file), 'expected')
+
+
+@pytest.mark.parametrize('damage', [*(JSON[name] for name in JSON if name != 'gone'), edited(retrieval=...),
+                                    edited(retrieval=7), edited(retrieval={'coco': {}})])
+def test_the_results_of_an_evaluation(damage: Damage, tmp_path: Path) -> None:
+    file, run = tmp_path / 'results.json', tmp_path / 'run'
+    (tmp_path / 'config.yaml').write_text(f'models: {{m: {{run: {run}}}}}')
+    file.write_text(json.dumps({kind: {} for kind in ('retrieval', 'zeroshot', 'linear_probe')}))
+    assert read_results(tmp_path, run, 'latest') == {}
+    damage(file)
+    refused(lambda: read_results(tmp_path, run, 'latest'), str(file), 'expected')

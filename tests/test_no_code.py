@@ -1,0 +1,364 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Code that comes with data never runs, on no way that loads it, unless the user's own words say so."""
+
+import builtins
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers.modeling_utils
+from composer.devices import DeviceCPU
+from damage import edited
+from official_parts import HALF, eva_state
+from parts import text_encoder_from_config
+from trained import Trained, trained
+from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaModel
+
+from llm2clip.command import _is_expected
+from llm2clip.config import EvaluatedModelConfig, LoraConfig, TeacherConfig, TextEncoderConfig, VisionConfig
+from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.export.hf import export_folder
+from llm2clip.export.sentence_model import export_sentence_transformers
+from llm2clip.imports.initial import load_initial_weights
+from llm2clip.imports.official import import_checkpoint
+from llm2clip.imports.teachers import import_teacher
+from llm2clip.models.towers import load_tower, tower_preprocessing
+from llm2clip.remote_code import modeling_llm2clip
+from llm2clip.search import load_model
+from llm2clip.teacher.caption_teacher import build_caption_teacher
+from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import load_llm
+from llm2clip.training.checkpoints import read_latest
+
+TEXTS = ['a red square']
+CPU = DeviceCPU()
+AUTO_MAP = {name: 'evil.Evil' for name in (
+    'AutoConfig', 'AutoModel', 'AutoModelForCausalLM', 'AutoImageProcessor', 'AutoProcessor')}
+TOKENIZER_MAP = {'AutoTokenizer': ['evil.Evil', 'evil.Evil']}
+
+
+@pytest.fixture(autouse=True)
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that code would write; nobody is asked whether to run it, and kernels of the Hub count as code."""
+    path = tmp_path / 'ran'
+    asked: list[Any] = []
+    monkeypatch.setattr(builtins, 'input', lambda *args: asked.append(args) or 'y')
+    monkeypatch.setattr(transformers.modeling_utils, 'load_and_register_kernel', lambda name: path.touch())
+    monkeypatch.chdir(tmp_path)
+    yield path
+    assert not asked and not path.exists()
+
+
+def plant(folder: Path) -> None:
+    """Code in a folder, and in a module that can be imported, of every name by which data might ask for it."""
+    code = f"""open({str(Path.cwd() / 'ran')!r}, 'w').close()
+class Evil:
+    def __init__(self, *args, **kwargs): pass
+    @classmethod
+    def load(cls, *args, **kwargs): return cls()
+    from_pretrained = register_for_auto_class = load
+"""
+    for name in ('evil', 'modeling_evil', 'tokenization_evil'):
+        (folder / f'{name}.py').write_text(code)
+
+
+def plant_maps(folder: Path) -> None:
+    """Every configuration of a folder asks for code."""
+    plant(folder)
+    for name, auto_map in (('config.json', AUTO_MAP), ('tokenizer_config.json', TOKENIZER_MAP),
+                           ('preprocessor_config.json', AUTO_MAP), ('processor_config.json', AUTO_MAP)):
+        path = folder / name
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({**content, 'auto_map': auto_map}))
+
+
+def unknown(folder: Path) -> None:
+    """Nothing of it can be loaded without the code."""
+    plant_maps(folder)
+    edited(model_type='evil', architectures=['Evil'])(folder / 'config.json')
+    edited(tokenizer_class='Evil')(folder / 'tokenizer_config.json')
+
+
+def consenting(folder: Path) -> None:
+    """The data itself says yes."""
+    plant_maps(folder)
+    edited(trust_remote_code=True)(folder / 'config.json')
+    edited(trust_remote_code=True)(folder / 'tokenizer_config.json')
+    if (folder / 'text_encoder.json').is_file():
+        edited(trust_remote_code=True)(folder / 'text_encoder.json')
+
+
+def kernel(folder: Path) -> None:
+    edited(attn_implementation='evil/kernel', _attn_implementation_internal='evil/kernel')(folder / 'config.json')
+
+
+def pickled(folder: Path) -> None:
+    """In place of its weights."""
+    for path in folder.glob('*.safetensors'):
+        path.unlink()
+    for name in ('pytorch_model.bin', 'adapter_model.bin'):
+        write_pickle(folder / name)
+
+
+def write_pickle(path: Path) -> None:
+    torch.save({**eva_state(), 'x': _Code()}, path)
+
+
+class _Code:
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ('ran',)
+
+
+PLANTS = {'auto_map': plant_maps, 'no class of its own': unknown, 'consent in data': consenting, 'kernel': kernel,
+          'pickle': pickled}
+
+
+def attempt(load: Callable[[], object]) -> None:
+    """It may work without the code, or say in one line what is wrong."""
+    try:
+        load()
+    except ValueError as error:
+        assert _is_expected(error) and '\n' not in str(error) and len(str(error)) < 900, error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Teachers and LLMs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def model(teacher_folder: Path) -> Trained:
+    return trained('clip_vision_model', [teacher_folder])
+
+
+@pytest.fixture(scope='module')
+def whole(model: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('export') / 'whole'
+    export_folder(*model[:3], model.teachers, folder, remote_code=True)
+    return folder
+
+
+def _evaluate(folder: Path) -> Any:
+    config = EvaluatedModelConfig(export=str(folder))
+    return load_evaluated_model(config, folder.parent / 'cache', CPU, 'models.m').text_features(TEXTS)
+
+
+OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
+    'extraction': lambda folder, _: build_caption_teacher(TeacherConfig(teacher=str(folder)), CPU).embed(TEXTS),
+    'online training': lambda folder, _: load_teacher(folder, 'float32'),
+    'fingerprint': lambda folder, _: teacher_fingerprint(folder),
+    'export': lambda folder, model: export_folder(
+        model.model, model.config, model.record, folder, folder.parent / 'out', remote_code=True),
+    'export of the teacher': lambda folder, _: export_sentence_transformers(folder, folder.parent / 'out'),
+    'remote code': lambda folder, model: modeling_llm2clip.Teacher(folder, model.record.teacher.teachers[0])(
+        TEXTS, torch.device('cpu')),
+    'any LLM': lambda folder, _: build_caption_teacher(TeacherConfig(text_encoder=TextEncoderConfig(str(folder))), CPU),
+    'stage 1': lambda folder, _: text_encoder_from_config(TextEncoderConfig(str(folder)), LoraConfig()),
+    'import': lambda folder, _: import_teacher(TextEncoderConfig(str(folder)), 'none', folder.parent / 'out'),
+    'baseline': lambda folder, _: load_evaluated_model(
+        EvaluatedModelConfig(pretrained=str(folder)), folder.parent / 'cache', CPU, 'models.m'),
+    'tower': lambda folder, _: load_tower(VisionConfig(str(folder), pretrained=True, **HALF)),
+    'pixels': lambda folder, _: tower_preprocessing(VisionConfig(str(folder))),
+}
+
+
+@pytest.mark.parametrize('planted', PLANTS)
+@pytest.mark.parametrize('way', OF_TEACHERS)
+def test_of_a_teacher_or_llm(way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(teacher_folder, tmp_path / 'folder')
+    PLANTS[planted](folder)
+    attempt(lambda: OF_TEACHERS[way](folder, model))
+
+
+def test_code_of_a_tokenizer_runs_only_by_the_users_word(teacher_folder: Path, tmp_path: Path, marker: Path) -> None:
+    folder = shutil.copytree(teacher_folder, tmp_path / 'folder')
+    plant_maps(folder)
+    with suppress(AttributeError):  # it is no tokenizer
+        text_encoder_from_config(TextEncoderConfig(str(folder), trust_remote_code=True))
+    assert marker.exists()
+    marker.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exports
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+OF_EXPORTS: dict[str, Callable[[Path, Trained], object]] = {
+    'evaluate': lambda folder, _: _evaluate(folder),
+    'search': lambda folder, _: load_model(str(folder), CPU)[0].text_features(TEXTS),
+    'initial weights': lambda folder, model: load_initial_weights(
+        model.model, model.config, model.record.teacher, folder),
+    'transformers': lambda folder, _: AutoModel.from_pretrained(folder).get_text_features(TEXTS),
+    'remote code': lambda folder, _: modeling_llm2clip.LLM2CLIPModel.from_pretrained(folder).get_text_features(TEXTS),
+}
+
+
+def _in_model(*path: str, **fields: Any) -> Callable[[Path], None]:
+    """Fields inside the description of the model."""
+    def change(folder: Path) -> None:
+        plant(folder)
+        content = inner = json.loads((folder / 'config.json').read_text())
+        for key in ('model', *path):
+            inner = inner.setdefault(key, {})
+        inner.update(fields)
+        (folder / 'config.json').write_text(json.dumps(content))
+
+    return change
+
+
+def _in_teacher(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda folder: change(folder / 'teacher')
+
+
+OF_EXPORT = {
+    'its own auto_map': lambda folder: (plant(folder), edited(auto_map=AUTO_MAP)(folder / 'config.json')),
+    'auto_map of the tower': _in_model('vision', 'architecture', auto_map=AUTO_MAP),
+    'a tower of no class': _in_model('vision', 'architecture', auto_map=AUTO_MAP, model_type='evil'),
+    'auto_map inside the tower': _in_model('vision', 'architecture', 'text_config', auto_map=AUTO_MAP),
+    'a kernel of the tower': _in_model('vision', 'architecture', attn_implementation='evil/kernel'),
+    'another kernel of it': _in_model('vision', 'architecture', _attn_implementation_internal='evil/kernel'),
+    'a value to compute': _in_model('vision', name='${oc.env:HOME}'),
+    'pickle': pickled,
+    **{f'teacher: {name}': _in_teacher(change) for name, change in PLANTS.items()},
+}
+
+
+@pytest.mark.parametrize('planted', OF_EXPORT)
+@pytest.mark.parametrize('way', OF_EXPORTS)
+def test_of_an_export(way: str, planted: str, model: Trained, whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / 'folder')
+    OF_EXPORT[planted](folder)
+    attempt(lambda: OF_EXPORTS[way](folder, model))
+
+
+@pytest.mark.parametrize('planted', [name for name in OF_EXPORT if 'tower' in name or 'compute' in name])
+def test_what_an_export_says_of_code_is_named(planted: str, model: Trained, whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / 'folder')
+    OF_EXPORT[planted](folder)
+    for load in OF_EXPORTS.values():
+        with pytest.raises(ValueError, match=r'config\.json: model: .* names code'):
+            load(folder, model)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Towers, adapters, sentence-transformers, checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('planted', PLANTS)
+def test_of_a_tower(planted: str, tmp_path: Path) -> None:
+    folder = tmp_path / 'folder'
+    CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                                     patch_size=8, image_size=32)).save_pretrained(folder)
+    (folder / 'tokenizer_config.json').write_text('{}')
+    PLANTS[planted](folder)
+    attempt(lambda: load_tower(VisionConfig(str(folder), pretrained=True, image_size=32, **HALF)))
+    attempt(lambda: import_checkpoint(folder, VisionConfig(str(folder), image_size=32, **HALF)))
+
+
+def test_of_a_tower_of_timm(tmp_path: Path) -> None:
+    write_pickle(tmp_path / 'tower.pth')
+    attempt(lambda: load_tower(VisionConfig('test_vit', checkpoint=str(tmp_path / 'tower.pth'))))
+    timm.models.save_for_hf(timm.create_model('test_vit'), str(tmp_path / 'local'))
+    pickled(tmp_path / 'local')
+    attempt(lambda: load_tower(VisionConfig(f'local-dir:{tmp_path}/local', pretrained=True)))
+
+
+@pytest.mark.parametrize('fields', [
+    {'auto_mapping': {'base_model_class': 'Evil', 'parent_library': 'evil'}},
+    {'megatron_config': {'x': 1}, 'megatron_core': 'evil'}, {'peft_type': 'evil'}, None])
+def test_of_an_adapter(
+    fields: Any, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder)), LoraConfig(r=4))
+    folder = tmp_path / 'adapter'
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', folder)
+    plant(folder)
+    monkeypatch.syspath_prepend(folder)
+    edited(**fields)(folder / 'adapter_config.json') if fields else pickled(folder)
+    attempt(lambda: load_llm(TextEncoderConfig(str(llm_folder), adapters=[str(folder)])))
+    edited(base_model_name_or_path=str(llm_folder))(folder / 'adapter_config.json')
+    attempt(lambda: import_teacher(TextEncoderConfig(str(folder)), 'none', tmp_path / 'out'))
+
+
+def _sentence_transformer(llm: Path, folder: Path, kind: str = 'sentence_transformers.models.Dense') -> None:
+    """A folder of two modules, the second of which is of the given class."""
+    LlamaModel.from_pretrained(llm).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer.pad_token = '</s>'
+    tokenizer.save_pretrained(folder)
+    (folder / 'sentence_bert_config.json').write_text(json.dumps({'max_seq_length': 16}))
+    (folder / 'pooling').mkdir()
+    (folder / 'pooling/config.json').write_text(json.dumps({'word_embedding_dimension': 32}))
+    types = ['sentence_transformers.models.Transformer', 'sentence_transformers.models.Pooling', kind]
+    (folder / 'modules.json').write_text(json.dumps(
+        [{'idx': i, 'name': str(i), 'path': path, 'type': name}
+         for i, (path, name) in enumerate(zip(['', 'pooling', 'last'], types))]))
+    (folder / 'last').mkdir()
+
+
+MODULES = {
+    'foreign module': ('evil.Evil', {}),
+    'activation': ('sentence_transformers.models.Dense',
+                   {'in_features': 32, 'out_features': 4, 'activation_function': 'evil.Evil'}),
+    'router': ('sentence_transformers.models.Router', {'types': {'a': 'evil.Evil'}, 'structure': {'query': ['a']}}),
+    'tokenizer of words': ('sentence_transformers.models.WordEmbeddings', {'tokenizer_class': 'evil.Evil'}),
+}
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_of_sentence_transformers(
+    module: str, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
+) -> None:
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    kind, fields = MODULES[module]
+    _sentence_transformer(llm_folder, folder, kind)
+    for name in ('config.json', 'router_config.json', 'wordembedding_config.json'):
+        (folder / 'last' / name).write_text(json.dumps(fields))
+    plant(folder)
+    monkeypatch.syspath_prepend(folder)
+    config = TeacherConfig(sentence_transformer=str(folder))
+    with pytest.raises(ValueError, match=r'names the class evil\.Evil, expected one of sentence-transformers'):
+        build_caption_teacher(config, CPU)
+    assert not marker.exists()
+    if module == 'foreign module':
+        config.trust_remote_code = True
+        with pytest.raises(Exception):  # noqa: B017 - it is no module
+            build_caption_teacher(config, CPU).embed(TEXTS)
+        assert marker.exists()
+        marker.unlink()
+
+
+@pytest.mark.parametrize('planted', PLANTS)
+def test_of_the_llm_of_sentence_transformers(planted: str, llm_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    _sentence_transformer(llm_folder, folder)
+    (folder / 'modules.json').write_text(json.dumps(json.loads((folder / 'modules.json').read_text())[:2]))
+    edited(model_args={'trust_remote_code': True}, tokenizer_args={'trust_remote_code': True},
+           config_args={'trust_remote_code': True})(folder / 'sentence_bert_config.json')
+    PLANTS[planted](folder)
+    attempt(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(folder)), CPU).embed(TEXTS))
+
+
+def test_of_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / 'run').mkdir()
+    for content in ({'state': {'model': {'x': _Code()}}}, {'state': {'model': {'x': torch.ones(2)}, 'run': _Code()}}):
+        torch.save(content, tmp_path / 'run/latest-rank0.pt')
+        with pytest.raises(ValueError, match=r'latest-rank0\.pt: it holds posix\.mkdir, which would run code'):
+            read_latest(str(tmp_path / 'run'))
+    (tmp_path / 'run/latest-rank0.pt').write_bytes(pickle.dumps(_Code()))
+    attempt(lambda: read_latest(str(tmp_path / 'run')))
