@@ -8,19 +8,53 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 from urllib.parse import urlparse
 
 from llm2clip.config import ConfigError
-from llm2clip.files import complete_file
+from llm2clip.files import FileError, complete_file
 
-__all__ = ['MANIFEST', 'OutputFolder', 'check_replaceable', 'complete_folder', 'describe_folder', 'is_missing']
+__all__ = [
+    'MANIFEST', 'OutputFolder', 'check_name', 'check_replaceable', 'complete_folder', 'describe_folder', 'inside',
+    'is_missing', 'stays_inside',
+]
 
 MANIFEST = 'MANIFEST'
 _ATTEMPTS = 5
 _SHOWN = 5
 # What recipes add to a folder that they wrote.
 _OWN_FILES = ('config.yaml', 'seconds.json')
+
+
+def check_name(name: Any, key: str) -> None:
+    """Raise a ConfigError unless a folder inside another one can have this name; `key` says where it stands."""
+    if not isinstance(name, str) or not name.isprintable() or not name or name.startswith('.') or '/' in name:
+        raise ConfigError(f'{key}: got {name!r}, expected the name of a folder, which neither begins with a dot nor '
+                          'holds a slash')
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a path, by its parts alone, is relative to a folder and does not lead out of it."""
+    return bool(name) and not name.startswith('/') and '..' not in name.split('/') and '\0' not in name
+
+
+def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] = ()) -> Path:
+    """The path of a file that data name, which has to be in a folder.
+
+    Args:
+        folder: The folder, or a symbolic link to it.
+        name: The path of the file in it.
+        where: Where the data name it, for messages.
+        also: Other folders in which it may be.
+
+    Raises:
+        FileError: It is outside: by ``..``, as an absolute path, or by a symbolic link.
+    """
+    path = os.path.join(folder, name.replace('\0', ''))
+    real, roots = os.path.realpath(path), [os.path.realpath(root) for root in (folder, *also)]
+    if '\0' in name or not any(os.path.commonpath([root, real]) == root for root in roots):
+        raise FileError(f'{where}: the path {name!r} leads to {real}, expected one inside {folder}')
+    return Path(path)
 
 
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:

@@ -13,10 +13,12 @@ from llm2clip.config_files import save_config
 def main(config: ExtractConfig) -> None:
     from composer.utils import dist, get_device
 
-    from llm2clip.folders import OutputFolder
+    from llm2clip.folders import OutputFolder, check_name
     from llm2clip.teacher.caption_teacher import build_caption_teacher
     from llm2clip.teacher.extraction import extract_sidecar
 
+    for name in config.datasets:
+        check_name(name, 'datasets')
     device = get_device(config.device)
     dist.initialize_dist(device, config.dist_timeout)
     teacher = build_caption_teacher(config, device)

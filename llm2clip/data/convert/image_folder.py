@@ -5,10 +5,10 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
+from llm2clip.data.arguments import check_split
 from llm2clip.data.caption_files import read_captions
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, hold_out, one_part
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, hold_out, one_part, read_image
 
 __all__ = ['caption_csv', 'image_folder']
 
@@ -24,7 +24,7 @@ def image_folder(
     Args:
         images: Folder of the images.
         captions: CSV or TSV file with a header, JSON list or JSON lines; one caption per row.
-        image_column: Column with the image's path inside `images`.
+        image_column: Column with the image's path inside `images`, which it cannot leave.
         caption_column: Column with the text.
         split: Name of the split.
         heldout: Images that go into the split ``heldout``, or a share between 0 and 1 of them, chosen by the hash of
@@ -34,17 +34,15 @@ def image_folder(
     Raises:
         ConfigError: Folder, file or column is missing, or one of the two splits would be empty.
     """
+    check_split(split, heldout, seed)
     check_folder(images)
     texts = _texts(captions, image_column, caption_column)
     splits = hold_out(texts, heldout, seed, split)
 
     def samples(names: list[str], dropped: Dropped) -> Iterator[Sample]:
         for name in names:
-            path = Path(images, name)
-            if path.is_file():
-                yield Sample(name, texts[name], path.read_bytes())
-            else:
-                dropped.add('missing image file', str(path.absolute()))
+            if (image := read_image(images, name, captions, dropped)) is not None:
+                yield Sample(name, texts[name], image)
 
     return {name: [Part('all', partial(samples, names))] for name, names in splits.items()}, Dropped()
 
@@ -54,6 +52,7 @@ def caption_csv(
 ) -> tuple[Splits, Dropped]:
     """Captions without their images; arguments as for `image_folder`, whose `image_column` says which belong together.
     """
+    check_split('train', heldout, seed)
     texts = _texts(captions, image_column, caption_column)
     return {split: one_part([Sample(image, texts[image]) for image in images])
             for split, images in hold_out(texts, heldout, seed).items()}, Dropped()

@@ -3,7 +3,6 @@
 
 """Texts without images: text pairs of embedding data, plain text files, and Wikipedia summaries."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any, Union
 
 from llm2clip.config_files import package_folder
-from llm2clip.data.caption_files import read_json_lines, read_lines
+from llm2clip.data.arguments import HELDOUT, check_count, check_share, check_split
+from llm2clip.data.caption_files import check_text, read_json_lines, read_lines
 from llm2clip.data.convert.samples import (
-    HELDOUT,
     Dropped,
     Part,
     Sample,
@@ -23,6 +22,7 @@ from llm2clip.data.convert.samples import (
     matching_files,
     one_part,
 )
+from llm2clip.files import FileError, read_json
 
 __all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
 
@@ -41,6 +41,7 @@ def text_pairs(files: Union[str, Sequence[str]], heldout_share: float = 0.0) -> 
         ConfigError: No file matches.
         ValueError: A line is not a pair; the message names file and line.
     """
+    check_share(heldout_share, 'source.heldout_share')
     paths = matching_files(files)
 
     def samples(name: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
@@ -59,9 +60,9 @@ def _pair(record: Any, where: str) -> dict[str, str]:
         value = record.get(key) if isinstance(record, dict) else None
         value = '' if value is None and key == 'negative' else value
         if not isinstance(value, str):
-            raise ValueError(f'{where}: expected an object with texts `query`, `positive` and maybe `negative`; '
-                             f'{key} is {value!r}')
-        texts[key] = value
+            raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts `query`, `positive` '
+                            'and maybe `negative`')
+        texts[key] = check_text(value, f'{where}: {key}')
     return texts
 
 
@@ -77,6 +78,7 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: int = 40) -> tu
     Raises:
         ConfigError: No file matches.
     """
+    check_count(min_characters, 'source.min_characters')
     paths = matching_files(files)
 
     def samples(name: str, dropped: Dropped) -> Iterator[Sample]:
@@ -102,9 +104,9 @@ def wikipedia_summaries(
         heldout: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
         seed: Which ones.
     """
+    check_split('train', heldout, seed)
     dropped = Dropped()
-    with open(f'{package_folder(package)}/data/summaries_en-us.json', encoding='utf-8') as file:
-        articles = json.load(file)
+    articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)
     samples: dict[str, Sample] = {}
     for title, article in articles.items():
         description, extract = article.get('description') or '', article.get('extract') or ''

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import read_json, read_lines
+from llm2clip.data.caption_files import read_lines
 from llm2clip.evaluation.sets.files import (
     ClassificationSet,
     ImageFiles,
@@ -18,6 +18,7 @@ from llm2clip.evaluation.sets.files import (
     found_in,
     visible_files,
 )
+from llm2clip.files import read_json
 
 __all__ = ['imagenet_folder']
 
