@@ -45,10 +45,10 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
         records = read_json_lines(captions) if suffix in ('.jsonl', '.jsonlines') else read_csv(captions)
     texts: dict[str, list[str]] = {}
     for where, record in records:
-        caption = field(record, caption_column, where)
+        image, caption = text_field(record, image_column, where), field(record, caption_column, where)
         lines = [optional_text(line, f'{where}: {caption_column!r}')
                  for line in (caption if isinstance(caption, list) else [caption])]
-        texts.setdefault(text_field(record, image_column, where), []).extend(line for line in lines if line.strip())
+        texts.setdefault(image, []).extend(line for line in lines if line.strip())
     if not any(texts.values()):
         raise ConfigError(f'{captions} has no {"captions" if texts else "rows"}')
     return texts

@@ -147,8 +147,10 @@ def test_text_pairs_keep_what_is_there_and_count_empty_sides(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(('line', 'message'), [
-    ('{"query": "a"}', r'pairs\.jsonl:2: positive is .None., expected an object'), ('{"query": ', r'pairs\.jsonl:2: cannot be read .* expected JSON'),
-    ('["a", "b"]', r'pairs\.jsonl:2: query is .None., expected an object'), ('{"query": 1, "positive": "b"}', "query is '1'")])
+    ('{"query": "a"}', r'pairs\.jsonl:2: positive is .None., expected an object'),
+    ('{"query": ', r'pairs\.jsonl:2: cannot be read .* expected JSON'),
+    ('["a", "b"]', r'pairs\.jsonl:2: query is .None., expected an object'),
+    ('{"query": 1, "positive": "b"}', "query is '1'")])
 def test_a_line_that_is_no_pair_is_named(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / 'pairs.jsonl'
     path.write_text('{"query": "a", "positive": "b"}\n' + line + '\n')

@@ -78,8 +78,8 @@ def test_a_damaged_tar_is_named_and_nothing_is_readable(tmp_path: Path) -> None:
     path = tmp_path / 'tars/00001.tar'
     whole = path.read_bytes()
     splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', CAPTIONS)
-    for size, message in ((len(whole) // 2 + 100, r'00001\.tar: cannot be read .unexpected end of data., expected a whole tar'),
-                          (_end_of_member(path, 12), r'00001\.tar: cannot be read .no header of a file at byte .*, expected a whole tar')):
+    for size, message in ((len(whole) // 2 + 100, r'00001\.tar: cannot be read .no header.*truncated'),
+                          (_end_of_member(path, 12), r'00001\.tar: cannot be read .*, expected a whole tar')):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=message):
             write_splits(splits, dropped, tmp_path / 'out')
