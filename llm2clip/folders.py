@@ -22,15 +22,18 @@ __all__ = [
 MANIFEST = 'MANIFEST'
 _ATTEMPTS = 5
 _SHOWN = 5
+# What file systems allow, less what is added to the name of what is not complete.
+_LONGEST_NAME = 200
 # What recipes add to a folder that they wrote.
 _OWN_FILES = ('config.yaml', 'seconds.json')
 
 
 def check_name(name: Any, key: str) -> None:
     """Raise a ConfigError unless a folder inside another one can have this name; `key` says where it stands."""
-    if not isinstance(name, str) or not name.isprintable() or not name or name.startswith('.') or '/' in name:
+    if not isinstance(name, str) or not name.isprintable() or name.startswith('.') or '/' in name \
+            or not 0 < len(name.encode()) <= _LONGEST_NAME:
         raise ConfigError(f'{key}: got {name!r}, expected the name of a folder, which neither begins with a dot nor '
-                          'holds a slash')
+                          f'holds a slash, of at most {_LONGEST_NAME} bytes')
 
 
 def stays_inside(name: str) -> bool:

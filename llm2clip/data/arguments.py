@@ -3,7 +3,7 @@
 
 """Checks of the arguments that data sources and evaluation sets have in common, made before they read anything."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
 from llm2clip.config import ConfigError
@@ -36,8 +36,9 @@ def check_split(split: Any, heldout: Any = 0, seed: Any = 0) -> None:
     check_count(seed, 'source.seed', most=2**64 - 1)
 
 
-def check_keys(keys: Iterable[Any]) -> None:
-    """Raise a ConfigError unless these are names for captions."""
-    for key in keys:
-        if not isinstance(key, str) or not key.isprintable() or not key:
-            raise ConfigError(f'source.captions: got the caption key {key!r}, expected a text')
+def check_keys(keys: Any, where: str) -> None:
+    """Raise a ConfigError that names `where` unless these are names of captions."""
+    if isinstance(keys, str) or not isinstance(keys, Iterable) or \
+            not all(isinstance(key, str) and key.isprintable() and key for key in keys):
+        shown = list(keys) if isinstance(keys, Mapping) else keys
+        raise ConfigError(f'{where}: got {shown!r}, expected names of captions')

@@ -20,7 +20,7 @@ from streaming.base.format import FileInfo, reader_from_json
 from streaming.base.format.mds.encodings import is_mds_encoding, is_mds_encoding_safe
 from streaming.base.hashing import get_hash, is_hash
 
-from llm2clip.files import FileError, parse_json, reading
+from llm2clip.files import FileError, parse_json, read_text, reading
 from llm2clip.folders import stays_inside
 
 __all__ = [
@@ -76,9 +76,7 @@ def read_index(folder: Union[str, Path]) -> dict[str, Any]:
     path = Path(folder) / INDEX
     if not path.is_file():
         raise FileNotFoundError(f'there is no MDS dataset in {folder}: {path} does not exist')
-    with reading(path, 'the index of an MDS dataset'):
-        data = path.read_bytes()
-    return parse_index(data, path)
+    return parse_index(read_text(path, 'the index of an MDS dataset'), path)
 
 
 def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, Any]:

@@ -46,30 +46,31 @@ def webdataset(
     paths = matching_files(files)
     if not captions or not isinstance(captions, Mapping):
         raise ConfigError('source.captions: expected caption keys with the fields that hold them')
-    check_keys(captions)
+    check_keys(captions, 'source.captions')
     parts = [Part(Path(path).stem, partial(_samples, path, dict(captions), id_field)) for path in paths]
     return {split: parts}, Dropped()
 
 
 def _samples(path: str, captions: dict[str, str], id_field: str, dropped: Dropped) -> Iterator[Sample]:
     count = 0
-    for record in group_by_keys(_members(path)):
-        count += 1
-        where = f'{path}: sample {record["__key__"]!r}'
-        with reading(f'{where}: txt', 'a text in UTF-8'):
-            text = record.get('txt', b'').decode()
-        fields = {'__key__': record['__key__'], 'txt': text, **parse_json(record.get('json', '{}'), where, dict)}
-        sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
-        image = next((record[name] for name in _IMAGES if name in record), None)
-        if image is None:
-            dropped.add('no image', sample_id)
-            continue
-        texts = {key: optional_text(field(fields, name, where), f'{where}: {name!r}')
-                 for key, name in captions.items()}
-        yield Sample(sample_id, texts, image)
+    with reading(path, 'a whole tar with every file once'):
+        for record in group_by_keys(_members(path)):
+            count += 1
+            where = f'{path}: sample {record["__key__"]!r}'
+            with reading(f'{where}: txt', 'a text in UTF-8'):
+                text = record.get('txt', b'').decode()
+            fields = {'__key__': record['__key__'], 'txt': text, **parse_json(record.get('json', '{}'), where, dict)}
+            sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
+            image = next((record[name] for name in _IMAGES if name in record), None)
+            if image is None:
+                dropped.add('no image', sample_id)
+                continue
+            texts = {key: optional_text(field(fields, name, where), f'{where}: {name!r}')
+                     for key, name in captions.items()}
+            yield Sample(sample_id, texts, image)
     stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
     if stats.is_file() and (expected := field(read_json(stats, dict), 'successes', str(stats))) != count:
-        raise FileError(f'{path}: has {count} samples, expected {expected}, as {stats.name} says')
+        raise FileError(f'{path}: has {count} samples, expected {expected!r}, as {stats.name} says')
 
 
 class _Member(tarfile.TarInfo):
@@ -89,9 +90,10 @@ def _members(path: str) -> Iterator[dict[str, Any]]:
     """The files of a tar as `group_by_keys` takes them.
 
     Raises:
-        FileError: The tar is damaged or cut off, or has something else than files in it.
+        FileError: The tar has something else than files in it, or goes on after its end.
+        TarError: It is damaged or cut off.
     """
-    with reading(path, 'a whole tar'), tarfile.open(path, tarinfo=_Member) as tar:
+    with tarfile.open(path, tarinfo=_Member) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # which otherwise grow
             if not stays_inside(member.name):

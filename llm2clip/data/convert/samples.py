@@ -163,8 +163,8 @@ def matching_files(files: Union[str, Sequence[str]]) -> list[str]:
         ConfigError: A pattern matches none.
     """
     patterns = [files] if isinstance(files, str) else files
-    if not patterns:
-        raise ConfigError('source.files: expected at least one file')
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(path, str) for path in patterns):
+        raise ConfigError(f'source.files: got {files!r}, expected at least one file')
     found = []
     for pattern in patterns:
         paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))

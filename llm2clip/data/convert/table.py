@@ -6,6 +6,7 @@
 They are Parquet, CSV or TSV files, or datasets of the Hugging Face `datasets` library.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,12 +78,12 @@ class Columns:
         Raises:
             ConfigError: A table lacks a column, a column has another type than expected, or there is no such folder.
         """
-        if not captions:
+        if not captions or not isinstance(captions, (str, Mapping)):
             raise ConfigError('source.captions: expected a column, or caption keys with their columns')
         if images is not None:
             check_folder(images)
         named = [('', captions)] if isinstance(captions, str) else list(captions.items())
-        check_keys(key or '0' for key, _ in named)
+        check_keys([key or '0' for key, _ in named], 'source.captions')
         for path, schema in tables.items():
             for name in (*(column for _, column in named), *(name for name in (image, sample_id) if name)):
                 if name not in schema.names:
@@ -179,7 +180,8 @@ def _is_text(kind: pyarrow.DataType) -> bool:
 def _check_images(schema: pyarrow.Schema, column: str, path: str) -> None:
     """Raise a ConfigError unless a column can hold images."""
     kind = schema.field(column).type
-    if not _is_text(kind) and not pyarrow.types.is_struct(kind) and 'binary' not in str(kind):
+    is_struct = pyarrow.types.is_struct(kind) and any(field.name in ('bytes', 'path') for field in kind)
+    if not _is_text(kind) and not is_struct and not re.match('(large_|fixed_size_)?binary', str(kind)):
         raise ConfigError(f'{path}: column {column!r} holds {kind}, expected encoded images or paths')
 
 

@@ -37,7 +37,7 @@ __all__ = ['CARD_FILE', 'is_written', 'write_splits']
 CARD_FILE = 'dataset.json'
 _PART_FILE = 'part.json'
 _IDS_FILE = 'ids.npy'
-_RECORD = {'options', 'samples', 'dropped', 'filtered', 'captions', 'shards'}
+_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'captions': dict, 'shards': list}
 
 
 class _Job(NamedTuple):
@@ -166,11 +166,7 @@ def _read_record(job: _Job) -> Optional[dict[str, Any]]:
     if not job.out.fetch(f'{job.folder}/{_PART_FILE}'):
         return None
     record = read_json(path, dict)
-    if record.keys() != _RECORD or not isinstance(record['shards'], list):
-        raise FileError(f'{path}: expected {", ".join(sorted(_RECORD))}; remove {path.parent} to convert that part '
-                        'again')
-    for i, shard in enumerate(record['shards']):
-        check_shard(shard, f'{path}: shard {i}')
+    _check_record(record, path)
     if record.get('options') == job.options:
         return record
     if record['samples']:
@@ -178,6 +174,17 @@ def _read_record(job: _Job) -> Optional[dict[str, Any]]:
                           'to convert again')
     path.unlink()
     return None
+
+
+def _check_record(record: Mapping[str, Any], path: Path) -> None:
+    """Raise a FileError unless this is what was written of a part."""
+    whole = {name: type(value) for name, value in record.items()} == _RECORD and \
+        record['captions'].keys() == vars(CaptionCounts()).keys()
+    for i, shard in enumerate(record['shards'] if whole else ()):
+        check_shard(shard, f'{path}: shard {i}')
+    if not whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
+        raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert '
+                        'it again')
 
 
 def _run(num_workers: int) -> Iterator[int]:
@@ -303,6 +310,8 @@ def _finish(
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()})')
         _check_unique(out, split, {folder: record['samples'] for folder, record in parts.items()})
         _check_same_columns(split, parts)
+        if out.remote is None:
+            _check_files(out.local / split, parts)
     for split, parts in records.items():
         out.commit(f'{split}/{INDEX}', _merged_index(parts))
     captions = {split: CaptionCounts() for split in records}
@@ -338,6 +347,18 @@ def _check_same_columns(split: str, parts: Mapping[str, dict[str, Any]]) -> None
     for folder, names in columns.items():
         if names != columns[first]:
             raise ValueError(f'{folder} of split {split!r} has columns {names}, but {first} has {columns[first]}')
+
+
+def _check_files(folder: Path, parts: Mapping[str, dict[str, Any]]) -> None:
+    """Raise a FileError unless the shards of a split are there, in their sizes."""
+    for part, record in parts.items():
+        for shard in record['shards']:
+            info = shard['zip_data'] or shard['raw_data']
+            path = folder / part / info['basename']
+            size = path.stat().st_size if path.is_file() else None
+            if size != info['bytes']:
+                raise FileError(f'{path}: {"is missing" if size is None else f"has {size:,} bytes"}, expected '
+                                f'{info["bytes"]:,} bytes; remove {path.parent} to convert that part again')
 
 
 def _merged_index(parts: Mapping[str, dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from typing import Optional
 
 from streaming import LocalDataset
 
+from llm2clip.data.arguments import check_keys
 from llm2clip.data.caption_files import read_captions
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index, whole_shard
 from llm2clip.evaluation.sets.files import RetrievalSet, retrieval_set
@@ -38,6 +39,8 @@ def mds(local: str, caption_keys: Optional[Sequence[str]] = None) -> RetrievalSe
         local: Folder of the dataset.
         caption_keys: Which captions of an image are its texts, as far as it has them; unset, all.
     """
+    if caption_keys is not None:
+        check_keys(caption_keys, 'source.caption_keys')
     columns = list(map(caption_column, caption_keys or ()))
     there = check_dataset(local, [SAMPLE_ID, IMAGE, *columns])
     if caption_keys is None:

@@ -130,7 +130,7 @@ class Base64Images:
             file.seek(begin)
             data = file.read(length)
         try:
-            return base64.urlsafe_b64decode(data)
+            return base64.b64decode(data, altchars=b'-_' if set(b'-_') & set(data) else None, validate=True)
         except binascii.Error as error:
             raise FileError(f'{self.path}: image {position} is not base64: {error}') from None
 

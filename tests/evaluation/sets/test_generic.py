@@ -51,8 +51,8 @@ def test_other_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(['file', 'text', 'message'], [
-    ('c.csv', 'image,caption\na.png,red, round\n', r'c.csv:2: has 3 values, expected 2, one per column of image, caption'
-                                                  '; a text with commas needs quotes'),
+    ('c.csv', 'image,caption\na.png,red, round\n', r'c.csv:2: has 3 values, expected 2, one per column of image, '
+                                                  'caption; a text with commas needs quotes'),
     ('d.csv', 'image,caption\na.png\n', r'd.csv:2: has 1 values, expected 2'),
     ('e.jsonl', '{"image": "a.png", "caption": "x"}\n{"image": "a.png"}\n',
      r"e.jsonl:2 has no 'caption'; it has image"),
