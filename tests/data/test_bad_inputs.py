@@ -30,6 +30,7 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
 from llm2clip.data.convert.table import Columns
 from llm2clip.data.convert.writer import is_written, write_splits
 from llm2clip.data.schema import check_shard, read_index, read_samples
+from llm2clip.data.streams.paired_stream import PairedStream
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.files import FileError
 from llm2clip.folders import OutputFolder
@@ -436,6 +437,16 @@ def test_a_sidecars_shard_whose_entry_is_damaged(tmp_path: Path, teacher_folder:
         (out.local / 'shard.00000.json').write_text(text)
         refused(rf'shard\.00000\.json: {words}', lambda: extract_sidecar(dataset, out, teacher))
         assert not (out.local / 'index.json').exists()
+
+
+@pytest.mark.parametrize(['text', 'words'], [('', r'teacher\.json: cannot be read .*, expected JSON, an object'),
+                                             ('[]', r'teacher\.json: holds .*, expected JSON, an object')])
+def test_a_sidecar_whose_record_is_damaged(
+    text: str, words: str, image_dataset: Path, sidecar: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sidecar, tmp_path / 'sidecar')
+    write('sidecar/teacher.json', text)
+    refused(words, PairedStream(local=str(image_dataset), sidecars=[('sidecar', None)]).open)
 
 
 def test_a_sidecar_cannot_be_written_outside_of_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:

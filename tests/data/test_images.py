@@ -211,6 +211,11 @@ def test_images_that_would_come_out_black_or_grey_are_refused(name: str) -> None
             decode(data, 's7')
 
 
+def test_a_header_of_too_many_pixels_is_refused_before_it_unfolds() -> None:
+    with pytest.raises(ValueError, match='[0-9,]+ bytes are too few for 9900 x 9900 pixels'):
+        decode_pixels(_patched(encode(photo(), 'JPEG'), 9900), 's')
+
+
 @pytest.mark.parametrize('options', [{}, {'progressive': True}, {'optimize': True}, {'restart_marker_blocks': 4},
                                      {'quality': 1, 'optimize': True}])
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])

@@ -55,7 +55,7 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
     names = _names(images, class_names, folders) if class_names else folders
     for folder, name in zip(folders, names):
         if not check_text(name, f'{class_names or images}: the name of {folder!r}').strip():
-            raise ConfigError(f'source.class_names: {class_names}: the name of {folder!r} is empty')
+            raise ConfigError(f'source.class_names: {class_names}: the name of {folder!r} is empty, expected a text')
     return ClassificationSet(images, files, labels, [name.replace('_', ' ') for name in names],
                              ImageFiles(images, files))
 

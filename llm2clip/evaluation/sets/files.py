@@ -100,7 +100,7 @@ def retrieval_set(
         name: Of the set.
         captions_of: Id and captions of each image.
         source: The file they come from, for messages.
-        images: Folder in which the ids are files, or the set's `read_image`.
+        images: Folder in which the ids are files and which no symbolic link in it leaves, or the set's `read_image`.
         gaps: Captions may be empty, which is as if they were not there, and images may have none.
 
     Raises:

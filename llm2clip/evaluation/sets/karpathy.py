@@ -54,7 +54,8 @@ def coco(images: str, annotations: str, split: str = 'test', captions_per_image:
     terms) are unpacked to ``val2014/``, for the other splits also ``train2014/``.
 
     Args:
-        images: Folder that has ``val2014/``, or that which the paths in `annotations` start from.
+        images: Folder that has ``val2014/``, or that which the paths in `annotations` start from.  It may be a symbolic
+            link, but what is in it may not lead out of it.
         annotations: One of
 
             - ``dataset_coco.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
