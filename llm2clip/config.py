@@ -17,11 +17,12 @@ from pydantic import AfterValidator, Field
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
-    'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
-    'ExportVisionConfig', 'ExtractConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
-    'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
-    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'Stage1Config', 'Stage2Config',
-    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'VisualProjection',
+    'Count', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'FolderName', 'HeldOutShare', 'HubConfig', 'ImageDataConfig',
+    'ImageStreamConfig', 'ImportConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',
+    'MNTPConfig', 'ModelConfig', 'Natural', 'OnlineConfig', 'Positive', 'PrepareConfig', 'ReportConfig',
+    'RetrievalConfig', 'SearchConfig', 'Seed', 'Share', 'Stage1Config', 'Stage2Config', 'StreamConfig',
+    'TeacherConfig', 'Text', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'VisualProjection', 'Weight',
     'WeightType', 'WriterConfig', 'ZeroshotConfig',
 ]
 
@@ -66,9 +67,15 @@ def _size(value: str) -> str:
                    'a size above 0, such as 64mb or 200gb')
 
 
+# What file systems allow, less what is added to the name of what is not complete.
+_LONGEST_NAME = 200
+
+
 def _folder_name(value: str) -> str:
-    return _expect(re.fullmatch(r'[^/\\\0.][^/\\\0]*', value) is not None, value,
-                   'the name of a folder, without / and with no dot at its start')
+    allowed = value.isprintable() and value[:1] not in ('', '.') and '/' not in value
+    return _expect(allowed and len(value.encode()) <= _LONGEST_NAME, value,
+                   'the name of a folder, which neither begins with a dot nor holds a slash, of at most '
+                   f'{_LONGEST_NAME} bytes')
 
 
 def _drawable(weights: dict[str, float]) -> dict[str, float]:
@@ -94,6 +101,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+HeldOutShare = Annotated[float, Field(ge=0, lt=1)]
 CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2),
                       AfterValidator(_ascending)]
 # Name -> how often it is drawn.

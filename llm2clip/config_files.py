@@ -99,7 +99,9 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     return config  # type: ignore[return-value]
 
 
-def check_values(kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str) -> None:
+def check_values(
+    kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str, strict: bool = False
+) -> None:
     """Compare values with a type, and with the ranges that stand beside it.
 
     Args:
@@ -107,12 +109,14 @@ def check_values(kind: Any, values: Any, key: str = '', where: Callable[[str], s
         values: Those of a dataclass as nested mappings and lists.
         key: Where they stand in the configuration; empty for the whole.
         where: Dotted key -> what a message calls it.
+        strict: A text in digits is no number.
 
     Raises:
         ConfigError: One is out of its range; names the key, the value and the range.
     """
     try:
-        (_adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)).validate_python(values)
+        adapter = _adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)
+        adapter.validate_python(values, strict=strict)
     except ValidationError as error:
         faults: dict[str, list[str]] = {}
         for fault in error.errors(include_url=False):
@@ -149,13 +153,13 @@ def read_config(schema: type[T], folder: Union[str, Path]) -> T:
     """The `config.yaml` that a run of `schema` left in its folder.
 
     Raises:
-        ConfigError: There is none, it is of another recipe, or it asks for values from outside, such as the environment.
+        ConfigError: There is none, it is of another recipe, or asks for values from outside, as from the environment.
     """
     path = Path(folder) / 'config.yaml'
     if not path.is_file():
         raise ConfigError(f'{folder} is not the folder of a run: it has no config.yaml')
     if (resolver := re.search(r'\$\{[^}]*:[^}]*\}?', read_text(path, 'the configuration of a run'))) is not None:
-        raise ConfigError(f'{path}: {resolver[0]} asks for a value from outside, expected none in what a run has written')
+        raise ConfigError(f'{path}: {resolver[0]} asks for a value from outside, expected none in what a run wrote')
     return load_config(schema, [str(path)])
 
 

@@ -14,11 +14,11 @@ from typing import Optional, TextIO, Union
 from urllib.parse import urlparse
 
 from llm2clip.config import ConfigError
-from llm2clip.files import complete_file
+from llm2clip.files import FileError, complete_file
 
 __all__ = [
     'MANIFEST', 'RECORD', 'OutputFolder', 'check_replaceable', 'claimed', 'complete_folder', 'describe_folder',
-    'holds_more_than_record', 'is_missing', 'locked',
+    'holds_more_than_record', 'inside', 'is_missing', 'locked', 'stays_inside',
 ]
 
 MANIFEST = 'MANIFEST'
@@ -30,6 +30,33 @@ _SHOWN = 5
 _OWN_FILES = ('config.yaml', 'seconds.json')
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Paths inside a folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a path, by its parts alone, is relative to a folder and does not lead out of it."""
+    return bool(name) and not name.startswith('/') and '..' not in name.split('/') and '\0' not in name
+
+
+def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] = ()) -> Path:
+    """The path of a file that data name, which has to be in a folder.
+
+    Args:
+        folder: The folder, or a symbolic link to it.
+        name: The path of the file in it.
+        where: Where the data name it, for messages.
+        also: Other folders in which it may be.
+
+    Raises:
+        FileError: It is outside: by ``..``, as an absolute path, or by a symbolic link.
+    """
+    path = os.path.join(folder, name.replace('\0', ''))
+    real, roots = os.path.realpath(path), [os.path.realpath(root) for root in (folder, *also)]
+    if '\0' in name or not any(os.path.commonpath([root, real]) == root for root in roots):
+        raise FileError(f'{where}: the path {name!r} leads to {real}, expected one inside {folder}')
+    return Path(path)
 # ---------------------------------------------------------------------------------------------------------------------
 # Whose a folder is
 # ---------------------------------------------------------------------------------------------------------------------

@@ -134,7 +134,9 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
             raise ConfigError(f'{key}.{argument}: {name} takes no such argument; '
                               f'{nearest(argument, list(parameters))}')
         if argument in hints:
-            check_values(hints[argument], value, f'{key}.{argument}')
+            # YAML has no tuples.
+            tuples = 'tuple' in str(hints[argument]) and isinstance(value, list)
+            check_values(hints[argument], tuple(value) if tuples else value, f'{key}.{argument}', strict=True)
             _check_time(hints[argument], value, f'{key}.{argument}')
 
 

@@ -9,12 +9,12 @@ from llm2clip.config_files import save_config
 
 
 def main(config: PrepareConfig) -> None:
-    from llm2clip.data.convert.writer import CARD_FILE, write_splits
+    from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
     from llm2clip.folders import OutputFolder
     from llm2clip.registry import build_source
 
     out = OutputFolder(config.out, config.out_remote)
-    if out.fetch(CARD_FILE):
+    if is_written(out, {'source': config.source}):
         print(f'{out} is complete')
         return
     if not 0 <= config.machine < config.machines:

@@ -24,6 +24,8 @@ from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
 from llm2clip.config import (
     EvaluatedModelConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
     LoraConfig,
     Stage2Config,
     TeacherConfig,
@@ -194,7 +196,8 @@ def test_pickled_weights_of_an_export(export: Path) -> None:
 def _save_run(of_run: Trained, folder: Path) -> None:
     save_config(Stage2Config(
         model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder), run_name='r',
-        optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=str(of_run.teachers[0])), folder)
+        optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=str(of_run.teachers[0]),
+        train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')})), folder)
     of_run.record.write(folder)
     state = {f'model.{name}': value.clone() for name, value in of_run.model.state_dict().items()}
     save_file(state, folder / 'best.safetensors')

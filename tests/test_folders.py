@@ -10,9 +10,10 @@ from typing import Optional
 
 import pytest
 
-from llm2clip.config import ConfigError
-from llm2clip.files import complete_file
-from llm2clip.folders import MANIFEST, check_replaceable, complete_folder
+from llm2clip.config import ConfigError, FolderName
+from llm2clip.config_files import check_values
+from llm2clip.files import FileError, complete_file
+from llm2clip.folders import MANIFEST, check_replaceable, complete_folder, inside, stays_inside
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:
@@ -175,3 +176,35 @@ def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
 
     assert made(0o022) == [0o755, 0o755, 0o644, 0o644, 0o644]
     assert made(0o007) == [0o770, 0o770, 0o660, 0o660, 0o660]
+
+
+@pytest.mark.parametrize('name', ['../b', '/etc/hostname', 'up', 'up/b', 'a/../../b', 'a\0', '..', 'out'])
+def test_a_path_that_leads_out_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder/up').symlink_to('..')
+    (tmp_path / 'folder/out').symlink_to('/etc/hostname')
+    (tmp_path / 'link').symlink_to('folder')
+    for folder in ('folder', 'link'):
+        with pytest.raises(FileError, match=f'c.csv: the path .* leads to .*, expected one inside {tmp_path}/{folder}'):
+            inside(tmp_path / folder, name, 'c.csv')
+    assert name in ('/etc/hostname', 'out', 'a\0') or inside(tmp_path / 'folder', name, 'c.csv', [str(tmp_path)])
+
+
+@pytest.mark.parametrize('name', ['a', 'a/b', './a', 'a/../b', 'up/folder/a', '...', 'a..b'])
+def test_a_path_that_stays_in_its_folder_is_taken(name: str, tmp_path: Path) -> None:
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder/up').symlink_to('..')
+    (tmp_path / 'link').symlink_to('folder')
+    for folder in ('folder', 'link'):
+        assert inside(tmp_path / folder, name, 'c.csv') == tmp_path / folder / name
+        assert inside(tmp_path / folder, f'{tmp_path}/{folder}/{name}', 'c.csv') == tmp_path / folder / name
+    assert inside('/', '/etc/hostname', 'c.csv') == Path('/etc/hostname')
+    assert stays_inside(name) is (name != 'a/../b')
+
+
+@pytest.mark.parametrize('name', ['', '.', '..', '.a', 'a/b', '/a', 'a\0', 'a\n', '\ud800', 'a' * 201, 5, None, ['a']])
+def test_names_that_no_folder_can_have(name: object) -> None:
+    with pytest.raises(ConfigError, match='^split: .*, expected (the name of a folder|string)'):
+        check_values(FolderName, name, 'split')
+    for good in ('a', 'a.b', 'a b', 'é', 'a' * 200):
+        check_values(FolderName, good, 'split')

@@ -1,20 +1,25 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files of captions, with or without their images: CSV, TSV, JSON, JSON lines, and plain lines."""
+"""Files of captions, with or without their images: CSV, TSV, JSON, JSON lines, and plain lines.
+
+Whatever is read here is text in UTF-8 that can be written again, or an error says where it is not.
+"""
 
 import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional
 
 from llm2clip.config import ConfigError
+from llm2clip.files import FileError, parse_json, read_json, reading
 
 __all__ = [
-    'field', 'parse_json', 'read_captions', 'read_csv', 'read_json', 'read_json_lines', 'read_lines', 'text_field',
-    'texts_field',
+    'check_text', 'field', 'list_field', 'numbered', 'optional_text', 'read_captions', 'read_csv', 'read_header',
+    'read_json_lines', 'read_lines', 'text_field', 'texts_field',
 ]
+
+_SHOWN = 8
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
@@ -28,78 +33,120 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
 
     Raises:
         ConfigError: The file is missing, has no caption, or lacks a column.
-        ValueError: A row is cut off or not of this form; the message names file and line.
+        FileError: It cannot be read, or a row is cut off or not of this form; the message names file and line.
     """
     if not Path(captions).is_file():
         raise ConfigError(f'source.captions: there is no file {Path(captions).absolute()}')
     suffix = Path(captions).suffix
     if suffix == '.json':
         value = read_json(captions)
-        records: Iterable[tuple[str, Any]] = [(captions, record)
-                                              for record in (value if isinstance(value, list) else [value])]
+        records = numbered(value if isinstance(value, list) else [value], f'{captions}, value')
     else:
         records = read_json_lines(captions) if suffix in ('.jsonl', '.jsonlines') else read_csv(captions)
     texts: dict[str, list[str]] = {}
     for where, record in records:
-        image, caption = field(record, image_column, where), field(record, caption_column, where)
-        lines = [line for line in (caption if isinstance(caption, list) else [caption]) if line is not None]
-        if not isinstance(image, str) or not all(isinstance(line, str) for line in lines):
-            raise ValueError(f'{where}: expected texts in {image_column!r} and {caption_column!r}, found {image!r} '
-                             f'and {caption!r}')
+        image, caption = text_field(record, image_column, where), field(record, caption_column, where)
+        lines = [optional_text(line, f'{where}: {caption_column!r}')
+                 for line in (caption if isinstance(caption, list) else [caption])]
         texts.setdefault(image, []).extend(line for line in lines if line.strip())
     if not any(texts.values()):
         raise ConfigError(f'{captions} has no {"captions" if texts else "rows"}')
     return texts
 
 
-def read_csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a CSV file, or of one whose name ends with ``.tsv``, by their columns, each with its file.
+def _read_text_lines(path: str, newline: Optional[str] = None) -> Iterator[str]:
+    """The lines of a text file, with their ends."""
+    expected = 'a text in UTF-8'
+    with reading(path, expected), open(path, encoding='utf-8-sig', errors='surrogateescape', newline=newline) as file:
+        for number, line in enumerate(file, 1):
+            check_text(line, f'{path}:{number}')
+            yield line
+
+
+def check_text(text: str, where: str) -> str:
+    """A text, if it is one that can be written in UTF-8.
 
     Raises:
-        ValueError: A row has more or fewer values than the header.
+        FileError: It has a NUL character, half a surrogate pair, or a byte that was no UTF-8.
     """
-    with open(path, newline='', encoding='utf-8-sig') as file:
-        reader = csv.DictReader(file, delimiter='\t' if path.endswith('.tsv') else ',')
-        columns = reader.fieldnames or ()
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f'{path}:{reader.line_num}: expected {len(columns)} values, one per column of '
-                                 f'{", ".join(columns)}; a text with commas needs quotes')
-            yield path, row
+    if '\0' in text:
+        raise FileError(f'{where}: has a NUL character, expected a text in UTF-8')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = f'the byte 0x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'the half character U+{code:X}'
+        raise FileError(f'{where}: has {what}, expected a text in UTF-8') from None
+    return text
+
+
+def read_header(path: str) -> list[str]:
+    """The columns of a CSV file, or of one whose name ends with ``.tsv``; errors as for `read_csv`."""
+    return next(_read_rows(path), (path, []))[1]
+
+
+def read_csv(path: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file, or of one whose name ends with ``.tsv``, by their columns, each with ``<path>:<line>``.
+
+    Raises:
+        FileError: It is no text in UTF-8, a quote is not closed, a row has more or fewer values than the header, or two
+            columns have one name; the message names file and line.
+    """
+    rows = _read_rows(path)
+    _, columns = next(rows, ('', []))
+    for where, row in rows:
+        if len(row) != len(columns):
+            raise FileError(f'{where}: has {len(row)} values, expected {len(columns)}, one per column of '
+                            f'{", ".join(columns)}; a text with commas needs quotes')
+        yield where, dict(zip(columns, row))
+
+
+def _read_rows(path: str) -> Iterator[tuple[str, list[str]]]:
+    """The header, checked, and the rows that are not blank, each with where it begins."""
+    reader = csv.reader(_read_text_lines(path, newline=''), delimiter='\t' if path.endswith('.tsv') else ',',
+                        strict=True)
+    columns: Optional[list[str]] = None
+    while True:
+        where = f'{path}:{reader.line_num + 1}'
+        with reading(where, 'a row in which every quote that is opened is closed, and one in a text is doubled'):
+            row = next(reader, None)
+        if row is None:
+            return
+        if row and columns is None:
+            columns = row
+            if twice := [name for name in columns if columns.count(name) > 1]:
+                raise FileError(f'{where}: has two columns {twice[0]!r}, expected different names')
+        if row:
+            yield where, row
 
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
     """Lines that are not blank, each with ``<path>:<number>``."""
-    with open(path, encoding='utf-8-sig') as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f'{path}:{number}', line.strip()
+    for number, line in enumerate(_read_text_lines(path), 1):
+        if line.strip():
+            yield f'{path}:{number}', line.strip()
 
 
 def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """The values of a JSON lines file, each with ``<path>:<number>``; a ValueError names a line that is damaged."""
+    """The values of a JSON lines file, each with ``<path>:<number>``; a FileError names a line that is damaged."""
     return ((where, parse_json(line, where)) for where, line in read_lines(path))
 
 
-def read_json(path: str) -> Any:
-    """The content of a JSON file; a ValueError names one that is damaged."""
-    return parse_json(Path(path).read_text(encoding='utf-8-sig'), path)
-
-
-def parse_json(text: Union[str, bytes], where: str) -> Any:
-    """The value of a JSON text; a ValueError says where one stands that is damaged."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f'{where}: not JSON: {error}') from None
+def numbered(values: Any, what: str) -> list[tuple[str, Any]]:
+    """Values of a list, each with where it stands: ``<what> <number>``."""
+    if not isinstance(values, list):
+        raise FileError(f'{what}s: found {_short(values)}, expected a list')
+    return [(f'{what} {i}', value) for i, value in enumerate(values)]
 
 
 def field(record: Any, key: str, where: str) -> Any:
     """A field of a JSON object or a column of a row, or a ConfigError that names it and those that are there."""
     if not isinstance(record, Mapping):
-        raise ConfigError(f'{where}: expected an object with {key!r}, found {str(record)[:60]!r}')
+        raise ConfigError(f'{where}: expected an object with {key!r}, found {_short(record)}')
     if key not in record:
-        raise ConfigError(f'{where} has no {key!r}; it has {", ".join(map(str, record))}')
+        names = [f'{name}' for name in record]
+        more = f' and {len(names) - _SHOWN:,} more' if len(names) > _SHOWN else ''
+        raise ConfigError(f'{where} has no {key!r}; it has {", ".join(names[:_SHOWN])}{more}')
     return record[key]
 
 
@@ -107,13 +154,33 @@ def text_field(record: Any, key: str, where: str) -> str:
     """A field that is a text."""
     value = field(record, key, where)
     if not isinstance(value, str):
-        raise ValueError(f'{where}: {key!r} should be a text, found {str(value)[:60]!r}')
+        raise FileError(f'{where}: {key!r} is {_short(value)}, expected a text')
+    return check_text(value, f'{where}: {key!r}')
+
+
+def list_field(record: Any, key: str, where: str) -> list[Any]:
+    """A field that is a list."""
+    value = field(record, key, where)
+    if not isinstance(value, list):
+        raise FileError(f'{where}: {key!r} is {_short(value)}, expected a list')
     return value
 
 
 def texts_field(record: Any, key: str, where: str) -> list[str]:
     """A field that is a list of texts."""
-    value = field(record, key, where)
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f'{where}: {key!r} should be a list of texts, found {str(value)[:60]!r}')
-    return value
+    values = list_field(record, key, where)
+    if not all(isinstance(text, str) for text in values):
+        raise FileError(f'{where}: {key!r} is {_short(values)}, expected a list of texts')
+    return [check_text(text, f'{where}: {key!r}') for text in values]
+
+
+def optional_text(value: Any, where: str) -> str:
+    """A text, or an empty one for null."""
+    if value is not None and not isinstance(value, str):
+        raise FileError(f'{where} is {_short(value)}, expected a text')
+    return check_text(value or '', where)
+
+
+def _short(value: Any) -> str:
+    """For messages."""
+    return repr(str(value)[:60])

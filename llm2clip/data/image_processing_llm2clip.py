@@ -25,11 +25,20 @@ _LONGEST_ASPECT = 16
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB: turned upright by its EXIF orientation, transparent parts on white, 16-bit greys scaled to 8 bits."""
+    """RGB: turned upright by its EXIF orientation, transparent parts on white, 16-bit greys scaled to 8 bits.
+
+    Raises:
+        ValueError: Its values are fractions, or do not fit into 16 bits: which of them is white, nobody can tell.
+    """
     if image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)
+    if image.mode == 'F':
+        raise ValueError('its pixels are fractions, expected whole numbers of 8 or 16 bits')
     if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):  # Pillow would clip at 255
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert('RGB')
+        values = np.asarray(image)
+        if image.mode == 'I' and values.size and not 0 <= values.min() <= values.max() < 1 << 16:
+            raise ValueError(f'its pixels are from {values.min()} to {values.max()}, expected 8 or 16 bits')
+        return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert('RGB')
     if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')

@@ -21,6 +21,10 @@ __all__ = ['MAX_PIXELS', 'decode_image', 'decode_pixels', 'encode_image', 'unsup
 
 # Larger images are refused before they are decoded: a few kilobytes can unfold into gigabytes.
 MAX_PIXELS = 100_000_000
+# Of a JPEG: the shortest Huffman code has one bit, and there is one at least for 64 pixels.
+_MAX_PIXELS_PER_BYTE = 512
+# What libjpeg leaves where data are missing, also in CMYK.
+_UNTOUCHED = {(128, 128, 128), (64, 64, 64)}
 _SIGNATURES = {
     'HTML': re.compile(rb'(\xef\xbb\xbf)?\s*<(!doctype html|html)[\s>]', re.IGNORECASE),
     # Before its element may stand declarations and comments.
@@ -43,10 +47,15 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
         sample_id: For messages.
 
     Raises:
-        ValueError: The bytes are not an image that can be decoded, or it has more than `MAX_PIXELS`; names the sample.
+        ValueError: The bytes are not an image that can be decoded, a part of it is missing, or it has more than
+            `MAX_PIXELS`; names the sample.
     """
     with _open(data, sample_id) as image:
-        return upright_rgb(image)
+        scan = _scan(image)
+        upright = upright_rgb(image)
+        right, bottom = upright.width - 1, upright.height - 1
+        _check_whole(data, scan, {upright.getpixel(at) for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))})
+        return upright
 
 
 def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -> torch.Tensor:
@@ -62,17 +71,46 @@ def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -
         ValueError: As `decode_image`.
     """
     with _open(data, sample_id) as image:
-        if image.format != 'JPEG' or image.mode not in ('RGB', 'L'):
-            return pil_to_tensor(upright_rgb(image))
-        if at_least and min(image.size) >= 2 * at_least:
-            scale = at_least / min(image.size)
-            image.draft('RGB', (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            return pil_to_tensor(upright_rgb(image))
-        # The same pixels as Pillow's, bit by bit, in less time.
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        pixels = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        assert isinstance(pixels, torch.Tensor)
+        scan = _scan(image)
+        pixels = _decode(data, image, at_least)
+        _check_whole(data, scan, {tuple(pixels[:, y, x].tolist()) for x in (0, -1) for y in (0, -1)})
         return pixels
+
+
+def _decode(data: bytes, image: Image.Image, at_least: Optional[int]) -> torch.Tensor:
+    if image.format != 'JPEG' or image.mode not in ('RGB', 'L'):
+        return pil_to_tensor(upright_rgb(image))
+    if at_least and min(image.size) >= 2 * at_least:
+        scale = at_least / min(image.size)
+        image.draft('RGB', (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        return pil_to_tensor(upright_rgb(image))
+    # The same pixels as Pillow's, bit by bit, in less time.
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    pixels = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    assert isinstance(pixels, torch.Tensor)
+    return pixels
+
+
+def _scan(image: Image.Image) -> Optional[int]:
+    """Where the coded pixels of a sequential JPEG begin, as long as they have not been read; None of other images."""
+    if image.format != 'JPEG' or image.info.get('progressive'):
+        return None
+    return image.fp.tell()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+
+
+def _check_whole(data: bytes, scan: Optional[int], corners: set[Any]) -> None:
+    """Raise an error if the coded pixels of a JPEG end before its last ones, which libjpeg leaves grey then.
+
+    Args:
+        data: Of the image.
+        scan: As `_scan` gives it.
+        corners: Colours of its corners, in one of which its last pixels are.
+    """
+    if scan is None or not corners & _UNTOUCHED or data.find(b'\xff\xda', scan) >= 0:
+        return
+    # Without its end marker, decoding goes on until there are no more data; a decoder looks a few bytes ahead.
+    with Image.open(io.BytesIO(data[:data.rfind(b'\xff\xd9')] + bytes(16))) as image:
+        image.load()
 
 
 @contextmanager
@@ -81,6 +119,8 @@ def _open(data: bytes, sample_id: str) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f'{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels')
+            if image.format == 'JPEG' and image.width * image.height > _MAX_PIXELS_PER_BYTE * len(data):
+                raise ValueError(f'{len(data):,} bytes are too few for {image.width} x {image.height} pixels')
             yield image
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError, EOFError,
             Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

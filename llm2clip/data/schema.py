@@ -13,15 +13,20 @@ Every sample has every column.  A caption that a sample does not have is an empt
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import xxhash
-from streaming.base.format import reader_from_json
+from streaming.base.format import FileInfo, reader_from_json
+from streaming.base.format.mds.encodings import is_mds_encoding, is_mds_encoding_safe
+from streaming.base.hashing import get_hash, is_hash
+
+from llm2clip.files import FileError, parse_json, read_text, reading
+from llm2clip.folders import stays_inside
 
 __all__ = [
-    'CAPTION', 'EMBEDDING', 'IMAGE', 'SAMPLE_ID', 'SCALE', 'TEACHER_FILE', 'caption_column', 'caption_keys',
-    'check_columns', 'check_dataset', 'dataset_fingerprint', 'embedding_column', 'embedding_dim', 'read_columns',
-    'read_index', 'read_samples', 'scale_column',
+    'CAPTION', 'EMBEDDING', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'SCALE', 'TEACHER_FILE', 'caption_column', 'caption_keys',
+    'check_columns', 'check_dataset', 'check_shard', 'dataset_fingerprint', 'embedding_column', 'embedding_dim',
+    'file_damage', 'parse_index', 'read_columns', 'read_index', 'read_samples', 'scale_column', 'whole_shard',
 ]
 
 SAMPLE_ID = 'sample_id'
@@ -29,9 +34,12 @@ IMAGE = 'image'
 CAPTION = 'caption.'
 EMBEDDING = 'text_embedding.'
 SCALE = 'text_embedding_scale.'
+INDEX = 'index.json'
 TEACHER_FILE = 'teacher.json'
 """Beside a sidecar's shards: the dataset and the teacher that it belongs to."""
 
+_COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
+_SHARD = {*_COLUMNS, 'compression', 'format', 'hashes', 'raw_data', 'samples', 'size_limit', 'version', 'zip_data'}
 _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), SCALE: ('float32',),
           EMBEDDING: ('ndarray:float16:', 'ndarray:int8:')}
 
@@ -63,22 +71,125 @@ def read_index(folder: Union[str, Path]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no dataset in `folder`.
-        ValueError: It has no shards, or its index is damaged.
+        FileError: Its index is not what `parse_index` expects.
     """
-    path = Path(folder) / 'index.json'
+    path = Path(folder) / INDEX
     if not path.is_file():
         raise FileNotFoundError(f'there is no MDS dataset in {folder}: {path} does not exist')
-    try:
-        index = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is damaged: {error}') from None
-    if not index.get('shards'):
-        raise ValueError(f'the MDS dataset in {folder} is empty')
+    return parse_index(read_text(path, 'the index of an MDS dataset'), path)
+
+
+def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, Any]:
+    """The index of an MDS dataset, all of whose shards have the same columns and files of their own.
+
+    Args:
+        data: Content of its file.
+        where: The file, for messages.
+
+    Raises:
+        FileError: It is damaged, of another version or format, without shards, or names files outside of its folder.
+    """
+    index = parse_json(data, where, dict)
+    shards = index.get('shards')
+    if index.get('version') != 2:
+        raise FileError(f'{where}: has version {index.get("version")!r}, expected an index of MDS, version 2')
+    if not isinstance(shards, list) or not shards:
+        raise FileError(f'{where}: the MDS dataset is empty, expected a list of shards')
+    names = set()
+    for i, shard in enumerate(shards):
+        check_shard(shard, f'{where}: shard {i}', shards[0] if i else None)
+        names.add(shard['raw_data']['basename'])
+    if len(names) < len(shards):
+        raise FileError(f'{where}: two shards are in one file, expected one for each')
     return index
 
 
+def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -> None:
+    """Raise a FileError unless this is the entry of a shard in an index.
+
+    Args:
+        shard: The entry.
+        where: Where it stands, for messages.
+        like: Another one, which has been checked, and whose columns it should have.
+    """
+    if not isinstance(shard, dict) or shard.keys() != _SHARD:
+        raise FileError(f'{where}: expected an object with {", ".join(sorted(_SHARD))}')
+    if shard['format'] != 'mds' or shard['version'] != 2:
+        raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, version 2')
+    if not _is_count(shard['samples'], 1):
+        raise FileError(f'{where}: has {shard["samples"]!r} samples, expected a whole number above 0')
+    if like is not None:
+        if any(shard[name] != like[name] for name in _COLUMNS):
+            raise FileError(f'{where}: has columns {shard["column_names"]}, expected those of the first shard')
+    else:
+        _check_shard_columns(shard, where)
+    if not _is_file(shard['raw_data']) or not (_is_file(shard['zip_data']) if shard['compression'] else
+                                               shard['zip_data'] is None):
+        raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found '
+                        f'{str((shard["raw_data"], shard["zip_data"]))[:120]}')
+    if not isinstance(shard['compression'], (str, type(None))) or not isinstance(shard['hashes'], list) \
+            or not (shard['size_limit'] is None or _is_count(shard['size_limit'])):
+        raise FileError(f'{where}: expected other types of compression, hashes and size_limit')
+
+
+def _check_shard_columns(shard: dict[str, Any], where: str) -> None:
+    names, encodings, sizes = columns = [shard[name] for name in _COLUMNS]
+    if not all(isinstance(values, list) for values in columns) or not len(names) == len(encodings) == len(sizes) > 0 \
+            or not all(isinstance(name, str) for name in (*names, *encodings)) or len({*names}) < len(names) \
+            or not all(size is None or _is_count(size) for size in sizes):
+        raise FileError(f'{where}: expected as many names of columns, all different, as types and sizes')
+    for name, encoding in zip(names, encodings):
+        if not is_mds_encoding_safe(encoding):
+            raise FileError(f'{where}: column {name} contains an unsafe type: {encoding}, which runs code when it is '
+                            'read')
+        if not is_mds_encoding(encoding):
+            raise FileError(f'{where}: column {name!r} has type {encoding!r}, expected one of MDS')
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and value >= least
+
+
+def _is_file(info: Any) -> bool:
+    """Whether this describes a file of a shard, inside of the dataset's folder."""
+    return isinstance(info, dict) and info.keys() == {'basename', 'bytes', 'hashes'} and _is_count(info['bytes']) and \
+        isinstance(info['hashes'], dict) and isinstance(info['basename'], str) and stays_inside(info['basename'])
+
+
+def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
+    """How a file differs from what the index says of it."""
+    with reading(path, 'a file of a dataset'):
+        data = path.read_bytes()
+    if len(data) != expected.bytes:
+        return f'{len(data)} bytes, expected {expected.bytes}'
+    for algorithm, digest in expected.hashes.items():
+        if is_hash(algorithm):
+            found = get_hash(algorithm, data)
+            return None if found == digest else f'{algorithm} {found}, expected {digest}'
+    return None
+
+
+def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
+    """A reader of a shard of a local dataset, without Streaming's shared memory.
+
+    Args:
+        folder: Of the dataset.
+        shard: The shard's entry in its index.
+
+    Raises:
+        FileError: Its file is missing, compressed, or not as the index describes it.
+    """
+    path = Path(folder, shard['raw_data']['basename'])
+    if not path.is_file():
+        compressed = ' (only compressed, which is not read here)' if shard['zip_data'] else ''
+        raise FileError(f'the shard {path} is missing{compressed}')
+    if (damage := file_damage(path, FileInfo(**shard['raw_data']))) is not None:
+        raise FileError(f'the shard {path} is damaged: {damage}')
+    return reader_from_json(str(folder), '', shard)
+
+
 def read_columns(folder: Union[str, Path]) -> dict[str, str]:
-    """Column name -> MDS type, as the first shard has them."""
+    """Column name -> MDS type."""
     shard = read_index(folder)['shards'][0]
     return dict(zip(shard['column_names'], shard['column_encodings']))
 
@@ -108,5 +219,5 @@ def dataset_fingerprint(index: dict[str, Any]) -> str:
 
 
 def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:
-    """All samples of a local dataset, in order, without Streaming's shared memory."""
-    return [sample for shard in read_index(folder)['shards'] for sample in reader_from_json(str(folder), '', shard)]
+    """All samples of a local dataset, in order; errors as for `read_index` and `whole_shard`."""
+    return [sample for shard in read_index(folder)['shards'] for sample in whole_shard(folder, shard)]

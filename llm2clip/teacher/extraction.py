@@ -21,24 +21,25 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig
 from llm2clip.data.schema import (
+    INDEX,
     SAMPLE_ID,
     TEACHER_FILE,
     caption_column,
     caption_keys,
     check_columns,
+    check_shard,
     dataset_fingerprint,
     read_index,
 )
 from llm2clip.data.streams.paired_stream import columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
+from llm2clip.files import read_json
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, embed_or_load
 from llm2clip.teacher.fingerprint import TeacherRecord
 
 __all__ = ['extract_sidecar']
-
-_INDEX = 'index.json'
 
 
 class _Captions(NamedTuple):
@@ -81,7 +82,8 @@ def extract_sidecar(
         the samples do not have.
 
     Raises:
-        ConfigError: `storage` is unknown.
+        ConfigError: `storage` is unknown, or `out` holds a dataset that is no sidecar.
+        FileError: An index, or what is in `out`, is damaged.
         ShardError: A shard of the dataset is missing or damaged.
         ValueError: The dataset has no captions, or `out` was begun for another dataset or teacher.
     """
@@ -174,6 +176,9 @@ def _begin(out: OutputFolder, record: TeacherRecord, n_shards: int) -> list[int]
     if dist.get_global_rank() == 0:
         out.local.mkdir(parents=True, exist_ok=True)
         if not out.fetch(TEACHER_FILE):
+            if out.fetch(INDEX):
+                raise ConfigError(f'out: {out.local} holds a dataset that is no sidecar, expected an empty folder or a '
+                                  'sidecar')
             out.commit(TEACHER_FILE, record.to_text())
         elif (differing := TeacherRecord.read(out.local).difference(record)) is not None:
             raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it to extract '
@@ -216,7 +221,7 @@ def _write(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[
     with MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None) as writer:
         for row in rows:
             writer.write(row)
-    entry, = json.loads((partial / _INDEX).read_text())['shards']
+    entry, = read_json(partial / INDEX, dict)['shards']
     os.replace(partial / entry['raw_data']['basename'], out.local / name)
     entry['raw_data']['basename'] = name
     shutil.rmtree(partial)
@@ -230,5 +235,7 @@ def _finish(out: OutputFolder, n_shards: int) -> None:
         if not out.fetch(_piece(k)):
             raise FileNotFoundError(f'{Path(out.local, _piece(k))}, which another node has written, is not here: nodes '
                                     'that do not share the folder need out_remote')
-    entries = [json.loads((out.local / _piece(k)).read_text()) for k in range(n_shards)]
-    out.commit(_INDEX, json.dumps({'version': 2, 'shards': entries}, sort_keys=True))
+    entries = [read_json(out.local / _piece(k), dict) for k in range(n_shards)]
+    for k, entry in enumerate(entries):
+        check_shard(entry, f'{out.local / _piece(k)}')
+    out.commit(INDEX, json.dumps({'version': 2, 'shards': entries}, sort_keys=True))

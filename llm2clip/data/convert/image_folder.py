@@ -5,17 +5,27 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
+from llm2clip.config import FolderName, Seed, Weight
 from llm2clip.data.caption_files import read_captions
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, hold_out, one_part
+from llm2clip.data.convert.samples import (
+    Dropped,
+    Part,
+    Sample,
+    Splits,
+    check_folder,
+    check_split,
+    hold_out,
+    one_part,
+    read_image,
+)
 
 __all__ = ['caption_csv', 'image_folder']
 
 
 def image_folder(
-    images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption', split: str = 'train',
-    heldout: float = 0, seed: int = 0,
+    images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption',
+    split: FolderName = 'train', heldout: Weight = 0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Images with their captions, called ``0``, ``1``, … in the order of the file.
 
@@ -24,7 +34,7 @@ def image_folder(
     Args:
         images: Folder of the images.
         captions: CSV or TSV file with a header, JSON list or JSON lines; one caption per row.
-        image_column: Column with the image's path inside `images`.
+        image_column: Column with the image's path inside `images`, which it cannot leave.
         caption_column: Column with the text.
         split: Name of the split.
         heldout: Images that go into the split ``heldout``, or a share between 0 and 1 of them, chosen by the hash of
@@ -34,23 +44,21 @@ def image_folder(
     Raises:
         ConfigError: Folder, file or column is missing, or one of the two splits would be empty.
     """
+    check_split(split, heldout)
     check_folder(images)
     texts = _texts(captions, image_column, caption_column)
     splits = hold_out(texts, heldout, seed, split)
 
     def samples(names: list[str], dropped: Dropped) -> Iterator[Sample]:
         for name in names:
-            path = Path(images, name)
-            if path.is_file():
-                yield Sample(name, texts[name], path.read_bytes())
-            else:
-                dropped.add('missing image file', str(path.absolute()))
+            if (image := read_image(images, name, captions, dropped)) is not None:
+                yield Sample(name, texts[name], image)
 
     return {name: [Part('all', partial(samples, names))] for name, names in splits.items()}, Dropped()
 
 
 def caption_csv(
-    captions: str, image_column: str = 'image', caption_column: str = 'caption', heldout: float = 0, seed: int = 0
+    captions: str, image_column: str = 'image', caption_column: str = 'caption', heldout: Weight = 0, seed: Seed = 0
 ) -> tuple[Splits, Dropped]:
     """Captions without their images; arguments as for `image_folder`, whose `image_column` says which belong together.
     """

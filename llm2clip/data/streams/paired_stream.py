@@ -10,7 +10,6 @@ is used.  Of Streaming 0.13 this relies on nothing private, but on the format of
 import functools
 import io
 import itertools
-import json
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +24,9 @@ from streaming.base.format.mds.encodings import mds_decode
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, dataset_fingerprint
+from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, dataset_fingerprint, read_index
 from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.files import read_json
 
 __all__ = ['PairedReader', 'PairedRow', 'PairedStream', 'columns_of']
 
@@ -198,8 +198,8 @@ class PairedStream(VerifiedStream):
             sidecar.download(TEACHER_FILE)
         if not path.is_file():
             raise FileNotFoundError(f'there is no sidecar in {path.parent}: {path} does not exist')
-        expected = dataset_fingerprint(json.loads(Path(self.local, self.split, 'index.json').read_text()))
-        found = json.loads(path.read_text())['dataset']
+        expected = dataset_fingerprint(read_index(Path(self.local, self.split)))
+        found = read_json(path, dict).get('dataset')
         if found != expected:
             raise ValueError(f'{where} belongs to another dataset than {self.local}: it was made for content '
                              f'{found}, the dataset has {expected}')

@@ -9,7 +9,6 @@ before.  Here a file gets its name when it has been checked, and `SafeDataset` h
 Of Stream in Streaming 0.13 this relies on `_download_file`, which brings every file of a dataset, its index too.
 """
 
-import json
 import logging
 import os
 import random
@@ -22,17 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from streaming import Stream
 from streaming.base.format.base.reader import FileInfo, Reader
-from streaming.base.hashing import get_hash, is_hash
 from streaming.base.storage import CloudDownloader
 from streaming.base.world import World
 
+from llm2clip.data.schema import INDEX, file_damage, parse_index, read_index
+from llm2clip.files import parse_json
 from llm2clip.folders import is_missing
 
 __all__ = ['ShardError', 'VerifiedStream']
 
 log = logging.getLogger(__name__)
 
-INDEX = 'index.json'
 _LONGEST_WAIT = 30.0
 
 
@@ -73,6 +72,8 @@ class VerifiedStream(Stream):
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         if self.remote is not None and world.is_local_leader:
             self._check_cached_index()
+        if self.remote is None or self._path(INDEX).is_file():
+            read_index(self._path(INDEX).parent)  # another is checked when it has been downloaded
         shards = super().get_shards(world, allow_unsafe_types)
         self._files = {info.basename: info for shard in shards for pair in shard.file_pairs for info in pair if info}
         return shards
@@ -98,7 +99,7 @@ class VerifiedStream(Stream):
             ShardError: It is damaged, and there is no remote to download it from.
         """
         for path, info in self._present(shard)[:1]:
-            if (damage := _damage(path, info)) is not None:
+            if (damage := file_damage(path, info)) is not None:
                 self._discard(path, damage)
                 return info.bytes
         return 0
@@ -157,13 +158,23 @@ class VerifiedStream(Stream):
                     raise ShardError(f'{url} does not exist ({_describe(error)})') from error
                 problem = f'{url} cannot be downloaded: {_describe(error)}'
                 continue
-            damage = _damage(partial, self._files.get(basename))
+            damage = self._damage(partial, basename)
             if damage is None:
                 partial.replace(path)
                 return str(path)
             problem, damaged = f'{url} is damaged: {damage}', damaged + 1
         partial.unlink(missing_ok=True)
         raise ShardError(f'{problem} (tried {tried} times)')
+
+    def _damage(self, path: Path, basename: str) -> Optional[str]:
+        """What is wrong with a file that was downloaded: a shard by the index, others by what can be read of them."""
+        if basename in self._files:
+            return file_damage(path, self._files[basename])
+        try:
+            (parse_index if basename == INDEX else parse_json)(path.read_bytes(), basename)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _download_file(self, from_basename: str, to_basename: Optional[str] = None) -> str:
         return self.download(from_basename, to_basename)
@@ -192,24 +203,6 @@ class VerifiedStream(Stream):
             raise TimeoutError(f'no end after {self.download_timeout:.0f} s (download_timeout)')
         if errors:
             raise errors[0]
-
-
-def _damage(path: Path, expected: Optional[FileInfo]) -> Optional[str]:
-    """How a file differs from what the index says of it; of an index, whether it can be read."""
-    data = path.read_bytes()
-    if expected is None:
-        try:
-            json.loads(data)
-        except ValueError as error:
-            return str(error)
-        return None
-    if len(data) != expected.bytes:
-        return f'{len(data)} bytes, expected {expected.bytes}'
-    for algorithm, digest in expected.hashes.items():
-        if is_hash(algorithm):
-            found = get_hash(algorithm, data)
-            return None if found == digest else f'{algorithm} {found}, expected {digest}'
-    return None
 
 
 def _describe(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import read_json, read_lines
+from llm2clip.data.caption_files import check_text, read_lines
 from llm2clip.evaluation.sets.files import (
     ClassificationSet,
     ImageFiles,
@@ -18,6 +18,7 @@ from llm2clip.evaluation.sets.files import (
     found_in,
     visible_files,
 )
+from llm2clip.files import read_json
 
 __all__ = ['imagenet_folder']
 
@@ -52,6 +53,9 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         files += [f'{folder}/{name}' for name in inside]
         labels += [label] * len(inside)
     names = _names(images, class_names, folders) if class_names else folders
+    for folder, name in zip(folders, names):
+        if not check_text(name, f'{class_names or images}: the name of {folder!r}').strip():
+            raise ConfigError(f'source.class_names: {class_names}: the name of {folder!r} is empty, expected a text')
     return ClassificationSet(images, files, labels, [name.replace('_', ' ') for name in names],
                              ImageFiles(images, files))
 

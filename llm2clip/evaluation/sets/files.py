@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import read_lines, text_field
+from llm2clip.data.caption_files import check_text, read_lines, text_field
+from llm2clip.files import FileError, reading
+from llm2clip.folders import inside
 
 __all__ = [
     'ClassificationSet', 'ImageFiles', 'RetrievalSet', 'captions_of_lines', 'check_file', 'check_folder', 'found_in',
-    'numbered', 'of_split', 'read_first', 'retrieval_set', 'visible_files',
+    'of_split', 'read_first', 'retrieval_set', 'visible_files',
 ]
 
 _CHUNK = 1 << 20
@@ -65,17 +67,20 @@ class ImageFiles:
     files: Sequence[str]
 
     def __call__(self, position: int) -> bytes:
-        return Path(self.folder, self.files[position]).read_bytes()
+        path = Path(self.folder, self.files[position])
+        with reading(path, 'an image'):
+            return path.read_bytes()
 
 
-def _image_files(name: str, folder: str, files: Sequence[str]) -> ImageFiles:
-    """A reader of `files`, paths inside `folder`, all of which exist.
+def _image_files(name: str, folder: str, files: Sequence[str], source: str) -> ImageFiles:
+    """A reader of `files`, paths inside `folder` that `source` names, all of which exist.
 
     Raises:
         ConfigError: The folder or images are missing.
+        FileError: A path leads out of the folder.
     """
     check_folder(name, 'images', folder)
-    if missing := [file for file in files if not os.path.isfile(os.path.join(folder, file))]:
+    if missing := [file for file in files if not os.path.isfile(inside(folder, file, source))]:
         first = Path(folder, missing[0])
         raise ConfigError(f'{name}: {len(missing):,} of {len(files):,} images are missing, the first of them is '
                           f'{first}; {found_in(first.parent)}')
@@ -95,18 +100,20 @@ def retrieval_set(
         name: Of the set.
         captions_of: Id and captions of each image.
         source: The file they come from, for messages.
-        images: Folder in which the ids are files, or the set's `read_image`.
+        images: Folder in which the ids are files and which no symbolic link in it leaves, or the set's `read_image`.
         gaps: Captions may be empty, which is as if they were not there, and images may have none.
 
     Raises:
         ConfigError: There are no images or no captions, or images are missing in the folder.
+        FileError: An image is outside of its folder, or a caption is no text that can be written in UTF-8.
         ValueError: An id occurs twice or, without `gaps`, an image has no caption or an empty one.
     """
     captions: dict[str, list[str]] = {}
     for image, lines in captions_of:
         if image in captions:
             raise ValueError(f'{name}: image {image} occurs twice in {source}')
-        captions[image] = [line.strip() for line in lines if line.strip() or not gaps]
+        texts = [check_text(line, f'{name}: image {image!r} in {source}').strip() for line in lines]
+        captions[image] = [text for text in texts if text or not gaps]
         if not gaps and (not lines or not all(captions[image])):
             what = 'an empty caption' if lines else 'no caption'
             raise ValueError(f'{name}: image {image} has {what} in {source}')
@@ -115,7 +122,7 @@ def retrieval_set(
     if not any(captions.values()):
         raise ConfigError(f'{name}: no image has a caption in {source}')
     ids = list(captions)
-    read_image = _image_files(name, images, ids) if isinstance(images, str) else images
+    read_image = _image_files(name, images, ids, source) if isinstance(images, str) else images
     return RetrievalSet(name, ids, list(captions.values()), read_image)
 
 
@@ -143,11 +150,6 @@ def of_split(name: str, split: str, records: Iterable[tuple[str, Any]], path: st
         raise ConfigError(f'{name}: source.split: there is no {split!r} in {path}; it has '
                           f'{", ".join(sorted(set(splits))) or "no images"}')
     return [record for record, of in zip(records, splits) if of == split]
-
-
-def numbered(values: Iterable[Any], what: str) -> list[tuple[str, Any]]:
-    """Values of a list, each with where it stands: ``<what> <number>``."""
-    return [(f'{what} {i}', value) for i, value in enumerate(values)]
 
 
 def visible_files(folder: Path, suffixes: Sequence[str], expected: str) -> list[str]:
@@ -178,13 +180,13 @@ def read_first(path: str, count: int) -> list[Any]:
     """The first values of a list in a JSON file, without reading the rest of the file.
 
     Raises:
-        ValueError: The file is not a list, ends within it, or has fewer values.
+        FileError: The file is not a list, ends within it, or has fewer values.
     """
     decoder, values = json.JSONDecoder(), []
-    with open(path, encoding='utf-8-sig') as file:
+    with reading(path, 'a JSON list in UTF-8'), open(path, encoding='utf-8-sig') as file:
         text = file.read(_CHUNK).lstrip()
         if not text.startswith('['):
-            raise ValueError(f'{path}: expected a JSON list, found {text[:60]!r}')
+            raise FileError(f'{path}: expected a JSON list, found {text[:60]!r}')
         at = 1
         while len(values) < count:
             gap = _BETWEEN_RECORDS.match(text, at)
@@ -197,10 +199,10 @@ def read_first(path: str, count: int) -> list[Any]:
             except json.JSONDecodeError as error:
                 more = file.read(_CHUNK)
                 if not more:
-                    raise ValueError(f'{path} is damaged after {len(values):,} values: {error.msg}') from None
+                    raise FileError(f'{path} is damaged after {len(values):,} values: {error.msg}') from None
                 text, at = text[at:] + more, 0
     if len(values) < count:
-        raise ValueError(f'{path} has {len(values):,} values, expected at least {count:,}')
+        raise FileError(f'{path} has {len(values):,} values, expected at least {count:,}')
     return values
 
 
@@ -212,7 +214,7 @@ def captions_of_lines(path: str) -> dict[str, list[str]]:
     speech is put together again.
 
     Raises:
-        ValueError: A line has neither form; the message names file and line.
+        FileError: A line has neither form; the message names file and line.
     """
     captions: dict[str, list[str]] = {}
     lines = list(read_lines(path))
@@ -222,7 +224,7 @@ def captions_of_lines(path: str) -> dict[str, list[str]]:
     for where, line in lines:
         match = form.fullmatch(line)
         if match is None:
-            raise ValueError(f'{where}: expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found '
+            raise FileError(f'{where}: expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found '
                              f'{line[:60]!r}')
         image, caption = match['image'], match['caption']
         image = image if image.endswith('.jpg') else f'{image}.jpg'

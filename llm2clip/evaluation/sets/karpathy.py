@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import field, parse_json, read_csv, read_json, text_field, texts_field
+from llm2clip.config import ConfigError, Count
+from llm2clip.data.caption_files import field, list_field, numbered, read_csv, text_field, texts_field
 from llm2clip.evaluation.sets.files import (
     RetrievalSet,
     captions_of_lines,
     check_file,
-    numbered,
     of_split,
     retrieval_set,
 )
+from llm2clip.files import FileError, parse_json, read_json
 
 __all__ = ['coco', 'flickr30k']
 
@@ -46,14 +46,15 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
     return retrieval_set('flickr30k', _read('flickr30k', annotations, split), annotations, images)
 
 
-def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[int] = 5) -> RetrievalSet:
+def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[Count] = 5) -> RetrievalSet:
     """COCO: 5,000 images of val2014 (test, 5K).
 
     The images (val2014.zip, 6 GB; https://cocodataset.org/#download; annotations CC BY 4.0, images under Flickr's
     terms) are unpacked to ``val2014/``, for the other splits also ``train2014/``.
 
     Args:
-        images: Folder that has ``val2014/``, or that which the paths in `annotations` start from.
+        images: Folder that has ``val2014/``, or that which the paths in `annotations` start from.  It may be a symbolic
+            link, but what is in it may not lead out of it.
         annotations: One of
 
             - ``dataset_coco.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
@@ -95,7 +96,7 @@ def _of_splits(name: str, content: Any, path: str, split: str) -> _Images:
     for where, image in of_split(name, split, numbered(field(content, 'images', path), f'{path}, image'), path):
         folder = f'{text_field(image, "filepath", where)}/' if 'filepath' in image else ''
         yield (folder + text_field(image, 'filename', where),
-               [text_field(sentence, 'raw', where) for sentence in field(image, 'sentences', where)])
+               [text_field(sentence, 'raw', where) for sentence in list_field(image, 'sentences', where)])
 
 
 def _of_list(content: list[Any], path: str) -> _Images:
@@ -108,9 +109,16 @@ def _of_coco(content: dict[str, Any], path: str) -> _Images:
     """COCO's own format."""
     captions: dict[Any, list[str]] = {}
     for where, annotation in numbered(content['annotations'], f'{path}, annotation'):
-        captions.setdefault(field(annotation, 'image_id', where), []).append(text_field(annotation, 'caption', where))
+        captions.setdefault(_id(annotation, 'image_id', where), []).append(text_field(annotation, 'caption', where))
     for where, image in numbered(field(content, 'images', path), f'{path}, image'):
-        yield text_field(image, 'file_name', where), captions.get(field(image, 'id', where), [])
+        yield text_field(image, 'file_name', where), captions.pop(_id(image, 'id', where), [])
+
+
+def _id(record: Any, key: str, where: str) -> Any:
+    value = field(record, key, where)
+    if not isinstance(value, (int, str)):
+        raise FileError(f'{where}: {key!r} is {str(value)[:60]!r}, expected a number or a text')
+    return value
 
 
 def _of_csv(name: str, path: str, split: str) -> _Images:

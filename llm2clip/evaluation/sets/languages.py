@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, Count
 from llm2clip.data.caption_files import field, read_json_lines, read_lines, text_field, texts_field
 from llm2clip.evaluation.sets.files import RetrievalSet, captions_of_lines, check_file, found_in, retrieval_set
+from llm2clip.files import FileError, reading
 
 __all__ = ['Base64Images', 'LANGUAGES', 'coco_cn', 'flickr_cn', 'xm3600']
 
@@ -77,7 +78,7 @@ def _coco_folder(name: str) -> str:
     """``val2014`` of ``COCO_val2014_000000043734.jpg``."""
     parts = name.split('_')
     if len(parts) != 3 or parts[0] != 'COCO':
-        raise ValueError(f'coco_cn: expected image ids such as COCO_val2014_000000043734, found '
+        raise FileError(f'coco_cn: expected image ids such as COCO_val2014_000000043734, found '
                          f'{name.removesuffix(".jpg")!r}')
     return parts[1]
 
@@ -90,7 +91,7 @@ def _chinese_clip(name: str, images: str, texts: str) -> RetrievalSet:
     for where, record in read_json_lines(texts):
         of = field(record, 'image_ids', where)
         if not isinstance(of, list) or len(of) != 1:
-            raise ValueError(f'{where}: expected one image in \'image_ids\', found {str(of)[:60]}')
+            raise FileError(f'{where}: expected one image in \'image_ids\', found {str(of)[:60]}')
         if str(of[0]) not in captions:
             raise ConfigError(f'{name}: {where}: image {of[0]} is missing in {images}, which has {len(ids):,} others')
         captions[str(of[0])].append(text_field(record, 'text', where))
@@ -110,30 +111,30 @@ class Base64Images:
         """A reader of a file, and the ids of its images."""
         ids: dict[str, tuple[int, int]] = {}
         begin = 0
-        with open(path, 'rb') as file:
+        with reading(path, 'lines of `<id><tab><image in base64>`'), open(path, 'rb') as file:
             for number, line in enumerate(file, 1):
                 key, tab, data = line.rstrip().partition(b'\t')
                 if line.strip():
                     if not tab:
-                        raise ValueError(f'{path}:{number}: expected `<id><tab><image in base64>`, found {line[:60]!r}')
+                        raise FileError(f'{path}:{number}: expected `<id><tab><image in base64>`, found {line[:60]!r}')
                     if key.decode() in ids:
-                        raise ValueError(f'{name}: image {key.decode()} occurs twice in {path}')
+                        raise FileError(f'{name}: image {key.decode()} occurs twice in {path}')
                     ids[key.decode()] = begin + len(key) + 1, len(data)
                 begin += len(line)
         return cls(path, list(ids.values())), list(ids)
 
     def __call__(self, position: int) -> bytes:
         begin, length = self.spans[position]
-        with open(self.path, 'rb') as file:
+        with reading(self.path, 'images in base64'), open(self.path, 'rb') as file:
             file.seek(begin)
             data = file.read(length)
         try:
-            return base64.urlsafe_b64decode(data)
+            return base64.b64decode(data, altchars=b'-_' if set(b'-_') & set(data) else None, validate=True)
         except binascii.Error as error:
-            raise ValueError(f'{self.path}: image {position} is not base64: {error}') from None
+            raise FileError(f'{self.path}: image {position} is not base64: {error}') from None
 
 
-def xm3600(images: str, annotations: str, language: str, captions_per_image: Optional[int] = None) -> RetrievalSet:
+def xm3600(images: str, annotations: str, language: str, captions_per_image: Optional[Count] = None) -> RetrievalSet:
     """XM3600 (arXiv 2205.12522): 3,600 images with about two captions per language.
 
     Args:

@@ -6,23 +6,23 @@
 import re
 from pathlib import Path
 
-from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import field, read_json_lines, text_field
+from llm2clip.config import ConfigError, Count
+from llm2clip.data.caption_files import field, list_field, numbered, read_json_lines, text_field
 from llm2clip.evaluation.sets.files import (
     RetrievalSet,
     check_file,
     found_in,
-    numbered,
     of_split,
     read_first,
     retrieval_set,
     visible_files,
 )
+from llm2clip.files import FileError, read_text
 
 __all__ = ['docci', 'sharegpt4v', 'urban1k']
 
 
-def sharegpt4v(images: str, annotations: str, first: int = 1000) -> RetrievalSet:
+def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalSet:
     """ShareGPT4V-1k, the test set of Long-CLIP (arXiv 2403.15378): the first 1,000 of 1.2 million captions.
 
     Args:
@@ -36,10 +36,10 @@ def sharegpt4v(images: str, annotations: str, first: int = 1000) -> RetrievalSet
     check_file('sharegpt4v', 'annotations', annotations)
     found = []
     for where, record in numbered(read_first(annotations, first), f'{annotations}, value'):
-        turns = field(record, 'conversations', where)
+        turns = list_field(record, 'conversations', where)
         answer = next((turn for turn in turns if field(turn, 'from', where) == 'gpt'), None)
         if answer is None:
-            raise ValueError(f'{where}: no turn of the conversation is from \'gpt\'')
+            raise FileError(f'{where}: no turn of the conversation is from \'gpt\'')
         found.append((text_field(record, 'image', where), [text_field(answer, 'value', where)]))
     return retrieval_set('sharegpt4v', found, annotations, images)
 
@@ -63,7 +63,7 @@ def urban1k(folder: str) -> RetrievalSet:
                               f'the same name in {folder}/{other}, the first of them is {alone[0]}')
     found = []
     for stem in sorted(stems['caption'], key=_natural):
-        lines = Path(folder, 'caption', f'{stem}.txt').read_text(encoding='utf-8-sig').splitlines()
+        lines = read_text(Path(folder, 'caption', f'{stem}.txt')).splitlines()
         found.append((f'{stem}.jpg', lines[:1]))
     return retrieval_set('urban1k', found, f'{folder}/caption', f'{folder}/image')
 

@@ -86,7 +86,7 @@ def test_what_is_wrong_with_a_record_is_said(tmp_path: Path) -> None:
         _docci(tmp_path, _record('a.jpg', 'A.'), _record('b.jpg', ' \n'))
     with pytest.raises(ConfigError, match=r"d.jsonlines:1 has no 'description'; it has image_file, caption, split"):
         _docci(tmp_path, {'image_file': 'a.jpg', 'caption': 'A.', 'split': 'test'})
-    with pytest.raises(ValueError, match=r"d.jsonlines:1: 'description' should be a text, found '\[1\]'"):
+    with pytest.raises(ValueError, match=r"d.jsonlines:1: 'description' is '\[1\]', expected a text"):
         _docci(tmp_path, {'image_file': 'a.jpg', 'description': [1], 'split': 'test'})
     with pytest.raises(ConfigError, match=r"d.jsonlines:2: expected an object with 'split', found '\[1\]'"):
         _docci(tmp_path, _record('a.jpg', 'A.'), [1])
@@ -95,7 +95,7 @@ def test_what_is_wrong_with_a_record_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"source.split: there is no 'test' in .*d.jsonlines; it has no images"):
         _docci(tmp_path)
     (tmp_path / 'd.jsonlines').write_text('{"split": "te')
-    with pytest.raises(ValueError, match=r'd.jsonlines:1: not JSON'):
+    with pytest.raises(ValueError, match=r'd.jsonlines:1: cannot be read .*, expected JSON'):
         find(RETRIEVAL_SETS['docci'])(images=f'{tmp_path}/images', annotations=f'{tmp_path}/d.jsonlines')
 
 

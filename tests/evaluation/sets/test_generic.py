@@ -16,6 +16,7 @@ from llm2clip.config import ConfigError
 from llm2clip.data.convert import image_folder as convert
 from llm2clip.data.convert.samples import Sample
 from llm2clip.evaluation.sets.generic import image_folder, mds
+from llm2clip.files import FileError
 
 ROWS = [('a.png', 'red, round'), ('b/c.png', 'blue'), ('a.png', 'a ball')]
 OBJECTS = [{'image': image, 'caption': caption} for image, caption in ROWS]
@@ -45,19 +46,19 @@ def test_other_columns(tmp_path: Path) -> None:
     arguments = write_image_folder(tmp_path)
     (tmp_path / 'c.csv').write_text('file,text\na.png,red\n')
     assert image_folder(arguments['images'], f'{tmp_path}/c.csv', 'file', 'text').captions == [['red']]
-    with pytest.raises(ConfigError, match="c.csv has no 'caption'; it has file, text"):
+    with pytest.raises(ConfigError, match="c.csv:2 has no 'caption'; it has file, text"):
         image_folder(arguments['images'], f'{tmp_path}/c.csv', 'file')
 
 
 @pytest.mark.parametrize(['file', 'text', 'message'], [
-    ('c.csv', 'image,caption\na.png,red, round\n', r'c.csv:2: expected 2 values, one per column of image, caption; a '
-                                                  'text with commas needs quotes'),
-    ('d.csv', 'image,caption\na.png\n', r'd.csv:2: expected 2 values'),
+    ('c.csv', 'image,caption\na.png,red, round\n', r'c.csv:2: has 3 values, expected 2, one per column of image, '
+                                                  'caption; a text with commas needs quotes'),
+    ('d.csv', 'image,caption\na.png\n', r'd.csv:2: has 1 values, expected 2'),
     ('e.jsonl', '{"image": "a.png", "caption": "x"}\n{"image": "a.png"}\n',
      r"e.jsonl:2 has no 'caption'; it has image"),
-    ('f.jsonl', '{"image": "a.png", "caption": 3}', r"f.jsonl:1: expected texts in 'image' and 'caption', found"),
-    ('g.json', '["a.png"]', r"g.json: expected an object with 'image', found .a.png"),
-    ('h.json', '{"image":', r'h.json: not JSON'),
+    ('f.jsonl', '{"image": "a.png", "caption": 3}', r"f.jsonl:1: 'caption' is '3', expected a text"),
+    ('g.json', '["a.png"]', r"g.json, value 0: expected an object with 'image', found .a.png"),
+    ('h.json', '{"image":', r'h.json: cannot be read .* expected JSON'),
     ('i.csv', 'image,caption\na.png,\n', r'i.csv has no captions'),
     ('j.csv', 'image,caption\n', r'j.csv has no rows'),
 ])
@@ -114,10 +115,10 @@ def test_shards_are_checked_when_the_set_is_opened(tmp_path: Path) -> None:
     shard = sorted(Path(arguments['local']).glob('part-all/shard.*'))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
-    with pytest.raises(ConfigError, match=f'the shard .*{shard.name} has {len(whole) - 1:,} bytes, expected'):
+    with pytest.raises(FileError, match=f'the shard .*{shard.name} is damaged: {len(whole) - 1} bytes, expected'):
         mds(**arguments)
     shard.unlink()
-    with pytest.raises(ConfigError, match=f'the shard .*{shard.name} is missing$'):
+    with pytest.raises(FileError, match=f'the shard .*{shard.name} is missing$'):
         mds(**arguments)
 
 
@@ -126,9 +127,9 @@ def test_a_dataset_that_would_run_code_or_is_compressed_is_refused(tmp_path: Pat
     sample = {'sample_id': 's', 'image': b'x', 'caption.a': 'text'}
     with MDSWriter(out=str(tmp_path / 'code'), columns={**columns, 'more': 'pkl'}) as writer:
         writer.write({**sample, 'more': 1})
-    with pytest.raises(ConfigError, match='more contains an unsafe type: pkl'):
+    with pytest.raises(FileError, match='index.json: shard 0: column more contains an unsafe type: pkl'):
         mds(f'{tmp_path}/code')
     with MDSWriter(out=str(tmp_path / 'zip'), columns=columns, compression='zstd') as writer:
         writer.write(sample)
-    with pytest.raises(ConfigError, match=r'is missing \(only compressed, which is not read here\)'):
+    with pytest.raises(FileError, match=r'is missing \(only compressed, which is not read here\)'):
         mds(f'{tmp_path}/zip')

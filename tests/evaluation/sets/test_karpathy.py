@@ -72,16 +72,16 @@ def test_a_file_without_splits_says_which_it_is(tmp_path: Path) -> None:
 def test_annotations_of_another_form_are_described(tmp_path: Path) -> None:
     arguments = write_flickr30k(tmp_path)
     for name, text, message in (
-        ('a.csv', 'caption,split,filename\nA dog.,test,1.jpg\n', r"a.csv has no 'raw'; it has caption, split"),
-        ('b.csv', 'raw,split,filename\nno list,test,1.jpg\n', r"b.csv, 1.jpg: 'raw': not JSON"),
-        ('b2.csv', 'raw,split,filename\n"""a dog""",test,1.jpg\n', r"b2.csv, 1.jpg: 'raw' should be a list of texts"),
+        ('a.csv', 'caption,split,filename\nA dog.,test,1.jpg\n', r"a.csv:2 has no 'raw'; it has caption, split"),
+        ('b.csv', 'raw,split,filename\nno list,test,1.jpg\n', r"b.csv:2, 1.jpg: 'raw': cannot .*, expected JSON"),
+        ('b2.csv', 'raw,split,filename\n"""a dog""",test,1.jpg\n', r"b2.csv:2, 1.jpg: 'raw' is 'a dog', expected"),
         ('c.json', '{"pictures": []}', r"c.json has no 'images'; it has pictures"),
         ('d.json', '{"images": [{"filename": "1.jpg", "split": "test"}]}',
          r"d.json, image 0 has no 'sentences'; it has filename, split"),
-        ('test.json', '[{"image": "1.jpg", "caption": "a dog"}]', r"test.json, image 0: 'caption' should be a list"),
+        ('test.json', '[{"image": "1.jpg", "caption": "a dog"}]', r"test.json, image 0: 'caption' is 'a dog',"),
         ('test.txt', 'a caption\n', r'test.txt:1|images are missing'),
         ('test_2.txt', '1.jpg#0\tA dog.\n2.jpg\n', r'test_2.txt:2: expected `<image>#<number><tab><caption>`'),
-        ('e.json', '[', r'e.json: not JSON'),
+        ('e.json', '[', r'e.json: cannot be read .* expected JSON'),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):

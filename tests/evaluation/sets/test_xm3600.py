@@ -38,7 +38,7 @@ def test_captions_of_another_form(tmp_path: Path) -> None:
     arguments = write_xm3600(tmp_path)
     path = Path(arguments['annotations'])
     for value, message in (({'captions': ['a']}, r"captions.jsonl:1, de has no 'caption'; it has captions"),
-                           ({'caption': 'a'}, r"captions.jsonl:1, de: 'caption' should be a list of texts, found 'a'"),
+                           ({'caption': 'a'}, r"captions.jsonl:1, de: 'caption' is 'a', expected a list"),
                            ({'caption': []}, 'xm3600_de: image 000411001ff7dd4f.jpg has no caption')):
         write_json_lines(path, [{'image/key': '000411001ff7dd4f', 'de': value}])
         with pytest.raises(ValueError, match=message):
