@@ -59,8 +59,9 @@ def sftp_server(folder: Path, home: Path) -> Iterator[tuple[int, dict[str, str]]
 class FaultyProxy:
     """Passes TCP connections on to a port; one answer in ten goes wrong, in the ways that `faults` lists in turn.
 
-    An answer is what the server sends between two requests.  The ways: ``drop`` closes the connection before it,
-    ``delay`` waits, ``truncate`` closes the connection inside it, ``503`` (HTTP only) sends an error instead.
+    An answer is what the server sends between two requests; a request may come in many pieces, as an upload does.  The
+    ways: ``drop`` closes the connection before it, ``delay`` waits, ``truncate`` closes the connection inside it,
+    ``503`` (HTTP only) sends an error instead.
     """
 
     def __init__(self, port: int, faults: Sequence[str], every: int = 10, delay: float = 2.0) -> None:
@@ -89,7 +90,7 @@ class FaultyProxy:
             except OSError:
                 client.close()
                 continue
-            state = {'fault': ''}
+            state = {'fault': '', 'last': 'answer'}
             for pair in ((client, server, False), (server, client, True)):
                 threading.Thread(target=self._pass, args=(*pair, state), daemon=True).start()
 
@@ -105,17 +106,19 @@ class FaultyProxy:
     def _pass(self, source: socket.socket, target: socket.socket, answers: bool, state: dict[str, str]) -> None:
         try:
             while data := source.recv(1 << 16):
-                if not answers:
+                begins = state['last'] == 'answer'
+                state['last'] = 'answer' if answers else 'request'
+                if not answers and begins:
                     state['fault'] = self._next_fault()
                     if state['fault'] == '503':
                         source.sendall(b'HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
                     if state['fault'] in ('503', 'drop'):
                         break
-                elif state['fault'] == 'delay':
+                elif answers and state['fault'] == 'delay':
                     state['fault'] = ''
                     time.sleep(self.delay)
                 # botocore reads for ever where the connection ends inside `100 Continue`.
-                elif state['fault'] == 'truncate' and not data.startswith(b'HTTP/1.1 100'):
+                elif answers and state['fault'] == 'truncate' and not data.startswith(b'HTTP/1.1 100'):
                     target.sendall(data[:len(data) // 2])
                     break
                 target.sendall(data)
