@@ -45,6 +45,22 @@ def rclone(protocol: str, folder: Path, *options: str) -> Iterator[int]:
 
 
 @contextmanager
+def s3_server(folder: Path) -> Iterator[int]:
+    """Serve a folder, whose folders are buckets, over S3; yields the port.  Files may be moved there without it."""
+    options = ['--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style', '--dir-cache-time', '0s']
+    with rclone('s3', folder, *options) as port:
+        yield port
+
+
+def s3_environment(port: int) -> dict[str, str]:
+    """The environment variables with which boto3 finds that server, or a proxy before it."""
+    return {'S3_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': S3_KEY,
+            'AWS_SECRET_ACCESS_KEY': S3_SECRET, 'AWS_DEFAULT_REGION': 'us-east-1',
+            # rclone knows the checksums of old clients only.
+            'AWS_RESPONSE_CHECKSUM_VALIDATION': 'when_required', 'AWS_REQUEST_CHECKSUM_CALCULATION': 'when_required'}
+
+
+@contextmanager
 def sftp_server(folder: Path, home: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Serve a folder over SFTP; yields the port and the environment that lets Streaming in."""
     user_key, host_key = (paramiko.RSAKey.generate(2048) for _ in range(2))
