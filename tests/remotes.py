@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import boto3
 import paramiko
 
 S3_KEY, S3_SECRET = 'key', 'not-a-real-secret'
@@ -46,10 +47,17 @@ def rclone(protocol: str, folder: Path, *options: str) -> Iterator[int]:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[int]:
-    """Serve a folder, whose folders are buckets, over S3; yields the port.  Files may be moved there without it."""
-    options = ['--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style', '--dir-cache-time', '0s']
-    with rclone('s3', folder, *options) as port:
+    """Serve a folder, whose folders are buckets, over S3; yields the port."""
+    with rclone('s3', folder, '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style') as port:
         yield port
+
+
+def s3_remove(port: int, bucket: str, prefix: str) -> None:
+    """Remove objects by way of the server, which would not see that their files are gone."""
+    names = ('endpoint_url', 'aws_access_key_id', 'aws_secret_access_key', 'region_name')
+    client = boto3.client('s3', **dict(zip(names, s3_environment(port).values())))
+    for found in client.list_objects_v2(Bucket=bucket, Prefix=prefix).get('Contents', ()):
+        client.delete_object(Bucket=bucket, Key=found['Key'])
 
 
 def s3_environment(port: int) -> dict[str, str]:

@@ -20,7 +20,7 @@ import torch
 from launched import SGD, SHARDED, Launched, finish, losses, run, stage2_arguments, start, weights
 from official_parts import HF_CONFIG, hf_state
 from parts import make_samples, picture
-from remotes import FaultyProxy, s3_environment, s3_server
+from remotes import FaultyProxy, s3_environment, s3_remove, s3_server
 from safetensors.torch import load_file, save_file
 
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -219,8 +219,8 @@ runpy.run_path('recipes/search.py', run_name='__main__')
 """
 # What may differ: times, the log of a training, its checkpoints (whose weights are compared), and what was downloaded.
 DIFFERS = ('seconds.json', 'metrics.jsonl', 'checkpoints/', 'cache/')
-# What a kill leaves of a file that was being written; nobody reads it.
-LEFT_OVER = re.compile(r'\.staging\.\d+/|\.\d+\.(tmp|part)$|\.tmp\.\d+/')
+# What a kill leaves of a file that was being written, and the server of an upload; nobody reads it.
+LEFT_OVER = re.compile(r'\.rclone_temp_put_|\.staging\.\d+/|\.\d+\.(tmp|part)$|\.tmp\.\d+/')
 
 
 @pytest.fixture(scope='module')
@@ -249,14 +249,15 @@ def made(
 
 
 @pytest.fixture
-def remote(image_dataset: Path, sidecar: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A server of datasets, with a place for new ones, and the environment in which its answers go wrong."""
+def remote(image_dataset: Path, sidecar: Path, tmp_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """A server of datasets, with a place for new ones: its port, and the environment in which its answers go wrong."""
     bucket = tmp_path / 'served/bucket'
     shutil.copytree(image_dataset, bucket / 'images')
     shutil.copytree(sidecar, bucket / 'embeddings')
+    (bucket / 'out').mkdir()
     with s3_server(bucket.parent) as port:
         proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'], delay=0.5)
-        yield s3_environment(proxy.port)
+        yield port, s3_environment(proxy.port)
         proxy.close()
 
 
@@ -333,15 +334,19 @@ def test_kills_at_random_moments(
     stage2_args: list[str], made: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """What is there in the end is what an undisturbed run leaves, bit for bit."""
-    env = request.getfixturevalue('remote') if case.remote else {}
+    port, env = request.getfixturevalue('remote') if case.remote else (0, {})
     out, remote_out, log = tmp_path / 'out', tmp_path / 'served/bucket/out', tmp_path / 'out.log'
     place = Place(out, remote_out, image_dataset, sidecar, llm_folder, teacher_folder, stage1_args, stage2_args, made)
     script = made / 'search.py' if case.recipe == 'search' else f'recipes/{case.recipe}.py'
     generator, aim = random.Random(case.name), Aim(out, random.Random(case.name))
 
     def begin() -> Launched:
-        remote_out.mkdir(parents=True, exist_ok=True)
         return Launched([str(script), *case.args(place)], log, case.ranks, env)
+
+    def clear() -> None:
+        shutil.rmtree(out)
+        if case.remote:
+            s3_remove(port, 'bucket', 'out/')
 
     def check() -> None:
         assert_same_folder(out, tmp_path / 'whole')
@@ -353,8 +358,10 @@ def test_kills_at_random_moments(
     begun = time.monotonic()
     finish(begin(), log)
     seconds, kills, ended = time.monotonic() - begun, 0, 0
-    out.rename(tmp_path / 'whole')
-    remote_out.rename(tmp_path / 'whole_remote')
+    shutil.copytree(out, tmp_path / 'whole')
+    if case.remote:
+        shutil.copytree(remote_out, tmp_path / 'whole_remote')
+    clear()
     while kills < case.kills:
         process = begin()
         if case.aimed:
@@ -363,8 +370,7 @@ def test_kills_at_random_moments(
             # What the kills left was completed; the next run begins with nothing.
             finish(process, log)
             check()
-            shutil.rmtree(out)
-            shutil.rmtree(remote_out)
+            clear()
             ended += 1
             continue
         kills += 1
