@@ -205,10 +205,10 @@ def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = T
     return finish(start(recipe, folder, args, ranks, **env), folder.with_suffix('.log'), ok)
 
 
-def finish(process: 'Launched | subprocess.Popen[str]', log: Path, ok: bool = True) -> str:
-    """Wait for a run; returns what it said."""
+def finish(process: 'Launched | subprocess.Popen[str]', log: Path, ok: bool = True, seconds: float = 240.0) -> str:
+    """Wait for a run, that many seconds at most; returns what it said."""
     try:
-        code = process.wait(timeout=240)
+        code = process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGABRT)  # each process writes where it was
         time.sleep(2)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 STEPS, SAVE, EVAL = 160, 4, 6
+PATIENCE = 900.0  # seconds; other work may take most of the machine
 
 
 def adamw(args: list[str], steps: int, *extra: str) -> list[str]:
@@ -35,7 +36,7 @@ def adamw(args: list[str], steps: int, *extra: str) -> list[str]:
 
 def kill_when(reached: Callable[[], bool], process: Launched, folder: Path, delay: float = 0.0) -> None:
     """Kill all processes of a run, `delay` seconds after it has `reached` something."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE / 3
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix('.log').read_text()[-3000:]
         time.sleep(0.002)
@@ -327,7 +328,7 @@ def kill_within(seconds: float, process: Launched) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case.name.replace(' ', '_'))
 def test_kills_at_random_moments(
     case: Case, image_dataset: Path, sidecar: Path, llm_folder: Path, teacher_folder: Path, stage1_args: list[str],
@@ -356,7 +357,7 @@ def test_kills_at_random_moments(
             assert_same_folder(remote_out, tmp_path / 'whole_remote')
 
     begun = time.monotonic()
-    finish(begin(), log)
+    finish(begin(), log, seconds=PATIENCE)
     seconds, kills, ended = time.monotonic() - begun, 0, 0
     shutil.copytree(out, tmp_path / 'whole')
     if case.remote:
@@ -368,13 +369,13 @@ def test_kills_at_random_moments(
             aim.kill(process, kills)
         elif not kill_within(generator.uniform(0, seconds), process):
             # What the kills left was completed; the next run begins with nothing.
-            finish(process, log)
+            finish(process, log, seconds=PATIENCE)
             check()
             clear()
             ended += 1
             continue
         kills += 1
-    finish(begin(), log)
+    finish(begin(), log, seconds=PATIENCE)
     check()
     print(f'{case.name}: {kills} kills, {ended} runs that ended between them, {seconds:.1f} s undisturbed', flush=True)
     assert not case.aimed or all(aim.hit.values()), aim.hit
