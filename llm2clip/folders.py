@@ -6,6 +6,7 @@ and in an object store."""
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,8 @@ RECORD = '.llm2clip'
 """In a folder that a recipe writes bit by bit: the recipe's name."""
 _ATTEMPTS = 5
 _SHOWN = 5
-# What recipes add to a folder that they wrote.
-_OWN_FILES = ('config.yaml', 'seconds.json')
+# What recipes add to a folder that they wrote, and what is left of such a file by a kill while it was written.
+_OWN_FILES = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def _fault(folder: Path, kind: str) -> Optional[str]:
     written = dict(line.split(' ', 1)[::-1] for line in lines[1:] if ' ' in line)
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*')
              if path.is_symlink() or not path.is_dir()}
-    others = sorted(found.keys() - written.keys() - {MANIFEST, *_OWN_FILES})
+    others = sorted(name for name in found.keys() - written.keys() - {MANIFEST} if not _OWN_FILES.fullmatch(name))
     if others:
         return f'{others[0]} has been put into it'
     changed = [name for name, size in written.items() if name in found and str(found[name].stat().st_size) != size]

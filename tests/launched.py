@@ -42,6 +42,23 @@ SHARDED = ['fsdp={state_dict_type: sharded, activation_checkpointing: true}', 'a
            'device_train_microbatch_size=3']
 
 
+def stage1_arguments(images: Path, llm: Path) -> list[str]:
+    """Of a small stage 1 on the captions of images."""
+    return [*COMMON, f'text_encoder.pretrained={llm}', 'text_encoder.max_length=32', 'symmetric=true',
+            f'train_data.streams.s.local={images}', 'lora.r=4', 'lora.lora_dropout=0.0', 'optimizer.lr=0.05',
+            'train_data.pairs=[{query: [short, long], positive: [short, long]}]']
+
+
+def stage2_arguments(images: Path, sidecar: Path) -> list[str]:
+    """Of a small stage 2 with an evaluation."""
+    streams = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data')
+               for key, value in (('local', images), ('embeddings.tiny.local', sidecar))]
+    return [*COMMON, *streams, 'model.vision.name=test_efficientnet', 'model.vision.image_size=32',
+            'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05', 'eval_interval=3ba',
+            'train_data.caption_mix={short: 0.5, long: 0.5}', 'eval_data.caption_mix={short: 1.0}',
+            'eval_data.num_workers=0', 'global_eval_batch_size=8']
+
+
 # A server that has imported what recipes import; it forks a run in place of starting an interpreter, which would take
 # longer than the run itself.
 _WARM = multiprocessing.get_context('forkserver')
@@ -100,6 +117,14 @@ class Launched:
         os.environ.update(before)
         assert self._process.pid is not None
         self.pid = self._process.pid
+
+    def kill(self) -> None:
+        """Kill all processes at once, as the loss of a machine does."""
+        while self.poll() is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)  # it has not come to having a group of its own
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
 
     def poll(self) -> Optional[int]:
         return self._process.exitcode
@@ -180,14 +205,15 @@ def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = T
     return finish(start(recipe, folder, args, ranks, **env), folder.with_suffix('.log'), ok)
 
 
-def finish(process: 'Launched | subprocess.Popen[str]', log: Path, ok: bool = True) -> str:
-    """Wait for a run; returns what it said."""
+def finish(process: 'Launched | subprocess.Popen[str]', log: Path, ok: bool = True, seconds: float = 240.0) -> str:
+    """Wait for a run, that many seconds at most; returns what it said."""
     try:
-        code = process.wait(timeout=240)
+        code = process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGABRT)  # each process writes where it was
         time.sleep(2)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
     output = log.read_text()
     assert (code == 0) is ok and code != -signal.SIGKILL, output[-20_000:]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import boto3
 import paramiko
 
 S3_KEY, S3_SECRET = 'key', 'not-a-real-secret'
@@ -45,6 +46,29 @@ def rclone(protocol: str, folder: Path, *options: str) -> Iterator[int]:
 
 
 @contextmanager
+def s3_server(folder: Path) -> Iterator[int]:
+    """Serve a folder, whose folders are buckets, over S3; yields the port."""
+    with rclone('s3', folder, '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style') as port:
+        yield port
+
+
+def s3_remove(port: int, bucket: str, prefix: str) -> None:
+    """Remove objects by way of the server, which would not see that their files are gone."""
+    names = ('endpoint_url', 'aws_access_key_id', 'aws_secret_access_key', 'region_name')
+    client = boto3.client('s3', **dict(zip(names, s3_environment(port).values())))
+    for found in client.list_objects_v2(Bucket=bucket, Prefix=prefix).get('Contents', ()):
+        client.delete_object(Bucket=bucket, Key=found['Key'])
+
+
+def s3_environment(port: int) -> dict[str, str]:
+    """The environment variables with which boto3 finds that server, or a proxy before it."""
+    return {'S3_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': S3_KEY,
+            'AWS_SECRET_ACCESS_KEY': S3_SECRET, 'AWS_DEFAULT_REGION': 'us-east-1',
+            # rclone knows the checksums of old clients only.
+            'AWS_RESPONSE_CHECKSUM_VALIDATION': 'when_required', 'AWS_REQUEST_CHECKSUM_CALCULATION': 'when_required'}
+
+
+@contextmanager
 def sftp_server(folder: Path, home: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Serve a folder over SFTP; yields the port and the environment that lets Streaming in."""
     user_key, host_key = (paramiko.RSAKey.generate(2048) for _ in range(2))
@@ -59,8 +83,9 @@ def sftp_server(folder: Path, home: Path) -> Iterator[tuple[int, dict[str, str]]
 class FaultyProxy:
     """Passes TCP connections on to a port; one answer in ten goes wrong, in the ways that `faults` lists in turn.
 
-    An answer is what the server sends between two requests.  The ways: ``drop`` closes the connection before it,
-    ``delay`` waits, ``truncate`` closes the connection inside it, ``503`` (HTTP only) sends an error instead.
+    An answer is what the server sends between two requests; a request may come in many pieces, as an upload does.  The
+    ways: ``drop`` closes the connection before it, ``delay`` waits, ``truncate`` closes the connection inside it,
+    ``503`` (HTTP only) sends an error instead.
     """
 
     def __init__(self, port: int, faults: Sequence[str], every: int = 10, delay: float = 2.0) -> None:
@@ -89,7 +114,7 @@ class FaultyProxy:
             except OSError:
                 client.close()
                 continue
-            state = {'fault': ''}
+            state = {'fault': '', 'last': 'answer'}
             for pair in ((client, server, False), (server, client, True)):
                 threading.Thread(target=self._pass, args=(*pair, state), daemon=True).start()
 
@@ -105,17 +130,19 @@ class FaultyProxy:
     def _pass(self, source: socket.socket, target: socket.socket, answers: bool, state: dict[str, str]) -> None:
         try:
             while data := source.recv(1 << 16):
-                if not answers:
+                begins = state['last'] == 'answer'
+                state['last'] = 'answer' if answers else 'request'
+                if not answers and begins:
                     state['fault'] = self._next_fault()
                     if state['fault'] == '503':
                         source.sendall(b'HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
                     if state['fault'] in ('503', 'drop'):
                         break
-                elif state['fault'] == 'delay':
+                elif answers and state['fault'] == 'delay':
                     state['fault'] = ''
                     time.sleep(self.delay)
                 # botocore reads for ever where the connection ends inside `100 Continue`.
-                elif state['fault'] == 'truncate' and not data.startswith(b'HTTP/1.1 100'):
+                elif answers and state['fault'] == 'truncate' and not data.startswith(b'HTTP/1.1 100'):
                     target.sendall(data[:len(data) // 2])
                     break
                 target.sendall(data)

@@ -32,6 +32,8 @@ def test_a_folder_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
     # Left by recipes.
     (out / 'config.yaml').touch()
     (out / 'seconds.json').touch()
+    # By a recipe that was killed meanwhile.
+    (out / 'config.yaml.1234.tmp').touch()
     write(out, 'second one')
     manifest = b'model, written by llm2clip\n10 inside/weights\n'
     assert contents(out) == {'inside/weights': b'second one', MANIFEST: manifest}

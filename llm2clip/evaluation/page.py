@@ -141,6 +141,8 @@ def curves(metrics: Mapping[str, Mapping[int, float]]) -> str:
 def _svg(figure: Any) -> str:
     figure.tight_layout()
     buffer = io.StringIO()
-    figure.savefig(buffer, format='svg')
+    # The same chart is the same bytes: no random names inside, no date.
+    with plt.rc_context({'svg.hashsalt': 'llm2clip'}):
+        figure.savefig(buffer, format='svg', metadata={'Date': None})
     plt.close(figure)
     return buffer.getvalue()[buffer.getvalue().index('<svg'):]

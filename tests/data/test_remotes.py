@@ -12,7 +12,7 @@ import boto3
 import pytest
 from launched import run
 from parts import make_samples, write_dataset, write_sidecar
-from remotes import S3_KEY, S3_SECRET, FaultyProxy, rclone, sftp_server
+from remotes import FaultyProxy, s3_environment, s3_server, sftp_server
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.convert.samples import Dropped, one_part
@@ -42,16 +42,11 @@ def served(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    monkeypatch.setenv('AWS_ACCESS_KEY_ID', S3_KEY)
-    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', S3_SECRET)
-    monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
-    # rclone knows the checksums of old clients only
-    monkeypatch.setenv('AWS_RESPONSE_CHECKSUM_VALIDATION', 'when_required')
-    monkeypatch.setenv('AWS_REQUEST_CHECKSUM_CALCULATION', 'when_required')
     monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
-    with rclone('s3', served, '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style') as port:
+    with s3_server(served) as port:
         proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'])
-        monkeypatch.setenv('S3_ENDPOINT_URL', f'http://127.0.0.1:{proxy.port}')
+        for name, value in s3_environment(proxy.port).items():
+            monkeypatch.setenv(name, value)
         yield proxy
         proxy.close()
 

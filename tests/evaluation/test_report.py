@@ -62,9 +62,11 @@ def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
     row = {'kind': 'worst', 'rank': 1234, 'query': 'a <caption>', 'results': [('data:image/jpeg;base64,xyz', True)]}
     gallery = {'model': '<m>', 'texts': [row],
                'images': [{**row, 'query': 'data:image/jpeg;base64,abc', 'results': [('found', False)]}]}
-    write_page(tmp_path / 'new/report.html', 'A <title>', report_parts(
-        results, {'set': gallery}, {'stage2': str(step), 'missing': str(tmp_path / 'no')}))
+    for name in ('new', 'again'):
+        write_page(tmp_path / name / 'report.html', 'A <title>', report_parts(
+            results, {'set': gallery}, {'stage2': str(step), 'missing': str(tmp_path / 'no')}))
     page = (tmp_path / 'new/report.html').read_text()
+    assert page == (tmp_path / 'again/report.html').read_text()
     for text in ('<svg', 'base64,xyz', 'class="right"', '&lt;b&gt;', '<td>30.2<small>[20.0, 40.5]</small></td>',
                  'A &lt;title&gt;', 'a &lt;caption&gt;', 'worst, rank 1,234', '&lt;m&gt;', '56.3', '(paper)',
                  '<td>12</td>'):

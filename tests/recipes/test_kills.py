@@ -3,22 +3,30 @@
 
 """A run that is killed and resumed, at any moment and as often as you like, learns what an undisturbed one does."""
 
-import os
+import contextlib
+import json
 import random
-import signal
+import re
+import shutil
+import subprocess
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from launched import SGD, SHARDED, Launched, losses, run, start, weights
-from safetensors.torch import load_file
+from launched import SGD, SHARDED, Launched, finish, losses, run, stage2_arguments, start, weights
+from official_parts import HF_CONFIG, hf_state
+from parts import make_samples, picture
+from remotes import FaultyProxy, s3_environment, s3_remove, s3_server
+from safetensors.torch import load_file, save_file
 
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 STEPS, SAVE, EVAL = 160, 4, 6
+PATIENCE = 900.0  # seconds; other work may take most of the machine
 
 
 def adamw(args: list[str], steps: int, *extra: str) -> list[str]:
@@ -28,13 +36,12 @@ def adamw(args: list[str], steps: int, *extra: str) -> list[str]:
 
 def kill_when(reached: Callable[[], bool], process: Launched, folder: Path, delay: float = 0.0) -> None:
     """Kill all processes of a run, `delay` seconds after it has `reached` something."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE / 3
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix('.log').read_text()[-3000:]
         time.sleep(0.002)
     time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
 
 
 def assert_same_result(found: Path, expected: Path) -> None:
@@ -83,49 +90,292 @@ def unfinished(checkpoints: Path) -> list[str]:
             or path.is_file() and not zipfile.is_zipfile(path)]
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Many kills of every recipe
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """What a case reads and where it writes."""
+
+    out: Path
+    """The only folder that it writes to; the same one for the undisturbed run."""
+    remote_out: Path
+    """What lies in s3://bucket/out, for a case with a remote."""
+    images: Path
+    """A dataset, also in s3://bucket/images."""
+    sidecar: Path
+    """Its embeddings, also in s3://bucket/embeddings."""
+    llm: Path
+    teacher: Path
+    stage1: list[str]
+    """Arguments of a training."""
+    stage2: list[str]
+    made: Path
+    """A trained model (run), what was measured of it (results), its export (export), photos and an official model."""
+
+
+class Case(NamedTuple):
+    """A recipe that is killed.
+
+    Args:
+        name: Of the case.
+        recipe: Its script.
+        kills: How often.
+        args: Its arguments.
+        ranks: Processes.
+        remote: Whether it reads from, or writes to, a remote whose answers go wrong one time in ten.
+        aimed: Whether it is a training, in which the kills come while it trains, evaluates and writes a checkpoint;
+            others are killed at any moment of the time that an undisturbed run takes.
+    """
+
+    name: str
+    recipe: str
+    kills: int
+    args: Callable[[Place], list[str]]
+    ranks: int = 1
+    remote: bool = False
+    aimed: bool = False
+
+
+def _training(stage: str, *extra: str) -> Callable[[Place], list[str]]:
+    """Arguments of a training with many checkpoints and evaluations."""
+    def args(place: Place) -> list[str]:
+        given = [f'save_folder={place.out}', f'save_interval={SAVE}ba', f'eval_interval={EVAL}ba', *extra]
+        if stage == 'stage1':
+            given += ['lora.lora_dropout=0.1', f'eval_data.streams.s.local={place.images}',
+                      'eval_data.num_canonical_nodes=4', 'eval_data.num_workers=0']
+        return adamw(getattr(place, stage), STEPS, *given)
+
+    return args
+
+
+def _remote_training(stage: str, *extra: str) -> Callable[[Place], list[str]]:
+    """The same, with the data of the training in a remote."""
+    def args(place: Place) -> list[str]:
+        stream = 'train_data.streams.s'
+        given = [f'{stream}.remote=s3://bucket/images', f'{stream}.local={place.out}/cache/images']
+        if stage == 'stage2':
+            given += [f'{stream}.embeddings.tiny.remote=s3://bucket/embeddings',
+                      f'{stream}.embeddings.tiny.local={place.out}/cache/embeddings']
+        return [*_training(stage, *extra)(place), *given]
+
+    return args
+
+
+def _evaluation(place: Place) -> list[str]:
+    source = f'{{name: mds, local: {place.images}, caption_keys: [short, long]}}'
+    return [
+        f'models.m.run={place.made}/run', f'models.n.run={place.made}/run', f'retrieval.a.source={source}',
+        f'cra.captions={place.images}', 'cra.caption_keys=[short, long]',
+        f'cra.teachers.t={place.teacher}', f'out={place.out}', 'device=cpu', 'batch_size=8', 'bootstrap=200']
+
+
+CASES = [
+    Case('prepare_data', 'prepare_data', 14, lambda place: [
+        'source.name=image_folder', f'source.images={place.made}/photos', f'source.captions={place.made}/captions.csv',
+        f'out={place.out}', 'size_limit=8kb']),
+    Case('prepare_data to a remote', 'prepare_data', 8, lambda place: [
+        'source.name=image_folder', f'source.images={place.made}/photos', f'source.captions={place.made}/captions.csv',
+        f'out={place.out}', 'size_limit=8kb', 'out_remote=s3://bucket/out'], remote=True),
+    Case('stage 1', 'train_stage1', 14, _training('stage1'), 2, aimed=True),
+    Case('stage 1, sharded', 'train_stage1', 14, _training('stage1', *SHARDED), 2, aimed=True),
+    Case('stage 1, sharded, full checkpoints', 'train_stage1', 14,
+         _training('stage1', 'fsdp.state_dict_type=full'), 2, aimed=True),
+    Case('stage 1 from a remote', 'train_stage1', 9, _remote_training('stage1'), 2, remote=True, aimed=True),
+    Case('extract_embeddings', 'extract_embeddings', 12, lambda place: [
+        f'teacher={place.teacher}', f'datasets.train.local={place.images}', f'out={place.out}', 'device=cpu',
+        'batch_tokens=256'], 2),
+    Case('extract_embeddings from remote to remote', 'extract_embeddings', 12, lambda place: [
+        f'teacher={place.teacher}', f'datasets.train.local={place.out}/cache', 'device=cpu', f'out={place.out}',
+        'datasets.train.remote=s3://bucket/images', 'out_remote=s3://bucket/out', 'batch_tokens=256'], 2, remote=True),
+    Case('stage 2', 'train_stage2', 14, _training('stage2'), 2, aimed=True),
+    Case('stage 2, sharded', 'train_stage2', 14, _training('stage2', 'fsdp.state_dict_type=sharded'), 2, aimed=True),
+    Case('stage 2, sharded, full checkpoints', 'train_stage2', 14, _training('stage2', 'fsdp.state_dict_type=full'), 2,
+         aimed=True),
+    Case('stage 2 from a remote', 'train_stage2', 14,
+         _remote_training('stage2', 'fsdp.state_dict_type=sharded'), 2, remote=True, aimed=True),
+    Case('evaluate', 'evaluate', 14, _evaluation),
+    Case('export_hf', 'export_hf', 10, lambda place: [
+        f'run={place.made}/run', f'results={place.made}/results', f'out={place.out}', 'remote_code=true']),
+    Case('export_vision', 'export_vision', 10, lambda place: [f'run={place.made}/run', f'out={place.out}']),
+    Case('export_sentence_transformers', 'export_sentence_transformers', 10, lambda place: [
+        f'teacher={place.teacher}', f'out={place.out}']),
+    Case('import_official', 'import_official', 10, lambda place: [
+        f'checkpoint={place.made}/official', 'vision.name=openai/clip-vit', 'vision.image_size=32',
+        'vision.mean=[0.5,0.5,0.5]', 'vision.std=[0.5,0.5,0.5]',
+        f'text_encoder.pretrained={place.llm}', 'template=none', f'out={place.out}']),
+    Case('report', 'report', 10, lambda place: [
+        f'results={place.made}/results', f'out={place.out}', 'galleries=[a]', f'steps.stage2={place.made}/run']),
+    Case('search', 'search', 12, lambda place: [
+        f'model={place.made}/export/llm2clip', f'images={place.made}/photos', f'index={place.out}', 'device=cpu',
+        'query=[a red square, a green circle]', f'html={place.out}/page.html', 'batch_size=4']),
+]
+# As the recipe, but the index is saved after every batch, not every half minute.
+SEARCH = """
+import runpy
+import llm2clip.search
+llm2clip.search.SAVE_SECONDS = 0.0
+runpy.run_path('recipes/search.py', run_name='__main__')
+"""
+# What may differ: times, the log of a training, its checkpoints (whose weights are compared), and what was downloaded.
+DIFFERS = ('seconds.json', 'metrics.jsonl', 'checkpoints/', 'cache/')
+# What a kill leaves of a file that was being written, and the server of an upload; nobody reads it.
+LEFT_OVER = re.compile(r'\.rclone_temp_put_|\.staging\.\d+/|\.\d+\.(tmp|part)$|\.tmp\.\d+/')
+
+
+@pytest.fixture(scope='module')
+def made(
+    image_dataset: Path, sidecar: Path, teacher_folder: Path, llm_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What recipes read that others wrote."""
+    folder = tmp_path_factory.mktemp('made')
+    place = Place(folder / 'results', folder, image_dataset, sidecar, llm_folder, teacher_folder, [], [], folder)
+    run('train_stage2', folder / 'run', [*stage2_arguments(image_dataset, sidecar), f'teacher={teacher_folder}'])
+    finish(Launched(['recipes/evaluate.py', *_evaluation(place)], folder / 'log'), folder / 'log')
+    finish(Launched(['recipes/export_hf.py', f'run={folder}/run', f'out={folder}/export'], folder / 'log'),
+           folder / 'log')
+    (folder / 'photos').mkdir()
+    rows = ['image,caption']
+    for i, sample in enumerate(make_samples(48)):
+        (folder / f'photos/{i}.png').write_bytes(picture(i))
+        rows += [f'{i}.png,{text.replace(",", "")}' for text in sample.captions.values()]
+    (folder / 'captions.csv').write_text('\n'.join(rows) + '\n')
+    (folder / 'official').mkdir()
+    (folder / 'official/config.json').write_text(json.dumps(HF_CONFIG))
+    save_file(hf_state(), folder / 'official/model.safetensors')
+    (folder / 'search.py').write_text(SEARCH)
+    return folder
+
+
+@pytest.fixture
+def remote(image_dataset: Path, sidecar: Path, tmp_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """A server of datasets, with a place for new ones: its port, and the environment in which its answers go wrong."""
+    bucket = tmp_path / 'served/bucket'
+    shutil.copytree(image_dataset, bucket / 'images')
+    shutil.copytree(sidecar, bucket / 'embeddings')
+    (bucket / 'out').mkdir()
+    with s3_server(bucket.parent) as port:
+        proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'], delay=0.5)
+        yield port, s3_environment(proxy.port)
+        proxy.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder that are always the same."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}
+    return {name: _content(path) for name, path in sorted(files.items())
+            if not name.startswith(DIFFERS) and not LEFT_OVER.search(name)}
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, of safetensors with its facts in order, which the library writes in any."""
+    data = path.read_bytes()
+    if path.suffix != '.safetensors':
+        return data
+    end = 8 + int.from_bytes(data[:8], 'little')
+    return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
+
+
+def assert_same_folder(found: Path, expected: Path) -> None:
+    """The same files with the same bytes."""
+    one, other = contents(found), contents(expected)
+    assert one.keys() == other.keys()
+    assert not (differing := [name for name in one if one[name] != other[name]]), differing
+
+
+class Aim:
+    """Moments at which a training is killed, and what it did then.
+
+    Args:
+        folder: Of the run.
+        generator: Of the moments.
+    """
+
+    def __init__(self, folder: Path, generator: random.Random) -> None:
+        self.folder, self.generator = folder, generator
+        self.hit = dict.fromkeys(('training', 'evaluating', 'writing'), 0)
+
+    def kill(self, process: Launched, kill: int) -> None:
+        """Wait for some steps and then, in turn, for nothing, an evaluation and a checkpoint."""
+        aim = list(self.hit)[kill % 3]
+        target = max(losses(self.folder), default=-1) + self.generator.randint(1, 8)
+
+        def reached() -> bool:
+            step = max(losses(self.folder), default=-1)
+            there = {'training': True, 'evaluating': (step + 1) % EVAL == 0,
+                     'writing': bool(unfinished(self.folder / 'checkpoints'))}
+            return step >= target and there[aim]
+
+        kill_when(reached, process, self.folder, self.generator.uniform(0, 0.05) if aim != 'writing' else 0)
+        step = max(losses(self.folder))
+        evaluated = max(read_metrics(self.folder / 'metrics.jsonl').get('loss/eval/total', {}), default=-1)
+        done = 'writing' if unfinished(self.folder / 'checkpoints') else \
+            'evaluating' if (step + 1) % EVAL == 0 and evaluated < step else 'training'
+        self.hit[done] += 1
+        print(f'kill {kill + 1}: step {step}, {self.hit}', flush=True)
+
+
+def kill_within(seconds: float, process: Launched) -> bool:
+    """Kill a run that many seconds after now; whether it was still there."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+        return False
+    process.kill()
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(('stage', 'extra'), [
-    ('stage1', ['lora.lora_dropout=0.1']), ('stage1', [*SHARDED, 'lora.lora_dropout=0.1']),
-    ('stage1', ['fsdp.state_dict_type=full', 'lora.lora_dropout=0.1']),
-    ('stage2', []), ('stage2', ['fsdp.state_dict_type=sharded']), ('stage2', ['fsdp.state_dict_type=full'])])
-def test_twenty_kills(stage: str, extra: list[str], tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """While training, evaluating and writing a checkpoint, each at random moments."""
-    generator = random.Random(str((stage, extra)))
-    args = request.getfixturevalue(f'{stage}_args')
-    if stage == 'stage1':
-        data = next(value for value in args if value.startswith('train_data.streams.s.local='))
-        args = [*args, data.replace('train_data', 'eval_data'), 'eval_data.num_canonical_nodes=4',
-                'eval_data.num_workers=0']
-    recipe, args = f'train_{stage}', adamw(args, STEPS, f'save_interval={SAVE}ba', f'eval_interval={EVAL}ba', *extra)
-    run(recipe, tmp_path / 'whole', args, 2)
-    folder = tmp_path / 'killed'
-    hit = dict.fromkeys(('training', 'evaluating', 'writing'), 0)
-    for kill in range(20):
-        process, aim = start(recipe, folder, args, 2), list(hit)[kill % 3]
-        begun = max(losses(folder), default=-1)
-        size = folder.with_name('killed.log').stat().st_size
-        target = begun + generator.randint(1, 8)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.name.replace(' ', '_'))
+def test_kills_at_random_moments(
+    case: Case, image_dataset: Path, sidecar: Path, llm_folder: Path, teacher_folder: Path, stage1_args: list[str],
+    stage2_args: list[str], made: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """What is there in the end is what an undisturbed run leaves, bit for bit."""
+    port, env = request.getfixturevalue('remote') if case.remote else (0, {})
+    out, remote_out, log = tmp_path / 'out', tmp_path / 'served/bucket/out', tmp_path / 'out.log'
+    place = Place(out, remote_out, image_dataset, sidecar, llm_folder, teacher_folder, stage1_args, stage2_args, made)
+    script = made / 'search.py' if case.recipe == 'search' else f'recipes/{case.recipe}.py'
+    generator, aim = random.Random(case.name), Aim(out, random.Random(case.name))
 
-        def reached(aim: str = aim, target: int = target, size: int = size) -> bool:
-            step = max(losses(folder), default=-1)
-            if aim == 'evaluating':
-                return step >= target and (step + 1) % EVAL == 0
-            if aim == 'writing':
-                return step >= target and bool(unfinished(folder / 'checkpoints'))
-            return step >= target
+    def begin() -> Launched:
+        return Launched([str(script), *case.args(place)], log, case.ranks, env)
 
-        kill_when(reached, process, folder, generator.uniform(0, 0.05) if aim != 'writing' else 0)
-        step = max(losses(folder))
-        evaluated = max(read_metrics(folder / 'metrics.jsonl').get('loss/eval/total', {}), default=-1)
-        if unfinished(folder / 'checkpoints'):
-            hit['writing'] += 1
-        elif (step + 1) % EVAL == 0 and evaluated < step:
-            hit['evaluating'] += 1
-        else:
-            hit['training'] += 1
-        print(f'kill {kill + 1}: step {step}, {hit}', flush=True)
-    run(recipe, folder, args, 2)
-    assert_same_result(folder, tmp_path / 'whole')
-    assert all(hit.values()), hit
+    def clear() -> None:
+        shutil.rmtree(out)
+        if case.remote:
+            s3_remove(port, 'bucket', 'out/')
+
+    def check() -> None:
+        assert_same_folder(out, tmp_path / 'whole')
+        if case.aimed:
+            assert_same_result(out, tmp_path / 'whole')
+        if case.remote:
+            assert_same_folder(remote_out, tmp_path / 'whole_remote')
+
+    begun = time.monotonic()
+    finish(begin(), log, seconds=PATIENCE)
+    seconds, kills, ended = time.monotonic() - begun, 0, 0
+    shutil.copytree(out, tmp_path / 'whole')
+    if case.remote:
+        shutil.copytree(remote_out, tmp_path / 'whole_remote')
+    clear()
+    while kills < case.kills:
+        process = begin()
+        if case.aimed:
+            aim.kill(process, kills)
+        elif not kill_within(generator.uniform(0, seconds), process):
+            # What the kills left was completed; the next run begins with nothing.
+            finish(process, log, seconds=PATIENCE)
+            check()
+            clear()
+            ended += 1
+            continue
+        kills += 1
+    finish(begin(), log, seconds=PATIENCE)
+    check()
+    print(f'{case.name}: {kills} kills, {ended} runs that ended between them, {seconds:.1f} s undisturbed', flush=True)
+    assert not case.aimed or all(aim.hit.values()), aim.hit

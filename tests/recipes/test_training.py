@@ -21,7 +21,7 @@ from launched import (
     start_by_composer,
     weights,
 )
-from remotes import S3_KEY, S3_SECRET, free_port, rclone
+from remotes import free_port, s3_environment, s3_server
 from safetensors.torch import load_file
 
 from llm2clip.data.schema import read_index, read_samples
@@ -150,10 +150,8 @@ def test_checkpoints_in_an_object_store(
 ) -> None:
     """A machine that is lost with its disk; another one goes on from the bucket."""
     (tmp_path / 'served/bucket').mkdir(parents=True)
-    with rclone('s3', tmp_path / 'served', '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style') as port:
-        env = {'S3_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': S3_KEY,
-               'AWS_SECRET_ACCESS_KEY': S3_SECRET, 'AWS_DEFAULT_REGION': 'us-east-1',
-               'AWS_RESPONSE_CHECKSUM_VALIDATION': 'when_required', 'AWS_REQUEST_CHECKSUM_CALCULATION': 'when_required'}
+    with s3_server(tmp_path / 'served') as port:
+        env = s3_environment(port)
         # Few checkpoints: Composer waits half a minute for each upload before it links to it.
         args = [*stage2_args, *SGD, 'fsdp.state_dict_type=sharded', 'save_interval=4ba']
         run('train_stage2', tmp_path / 'whole', args, 2)
