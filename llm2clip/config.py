@@ -55,11 +55,15 @@ def _time(value: str) -> str:
     number, unit = (float(match[1]), match[2]) if match else (0.0, '')
     allowed = number <= 1 if unit == 'dur' else number == int(number)
     return _expect(number > 0 and allowed, value,
-                   'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples), 0.1dur (of max_duration)')
+                   'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) or 0.1dur (of max_duration)')
 
 
 def _duration(value: str) -> str:
-    return _expect(not value.endswith('dur'), value, 'a time that is no share of max_duration, such as 4ep or 1000ba')
+    length = 'a length above 0, such as 4ep (epochs), 1000ba (batches) or 3e6sp (samples)'
+    try:
+        return _expect(not _time(value).endswith('dur'), value, length)
+    except ValueError:
+        raise ValueError(length) from None
 
 
 def _size(value: str) -> str:
@@ -108,7 +112,7 @@ CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_lengt
 Mix = Annotated[dict[Text, Weight], AfterValidator(_drawable)]
 # As Composer and Streaming write them.
 Time = Annotated[str, AfterValidator(_time)]
-Duration = Annotated[Time, AfterValidator(_duration)]
+Duration = Annotated[str, AfterValidator(_duration)]
 Size = Annotated[str, AfterValidator(_size)]
 Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
 DeviceName = Literal['gpu', 'cpu']

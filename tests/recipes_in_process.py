@@ -18,6 +18,23 @@ ROOT = Path(__file__).parents[1]
 SCHEMAS = {path.stem: getattr(llm2clip.config, re.findall(r'run_command\((\w+)', path.read_text())[0])
            for path in sorted((ROOT / 'recipes').glob('*.py'))}
 
+TRAIN = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'optimizer.lr=1e-3',
+         'train_data.streams.s.local=d']
+# Recipe -> the keys that it requires, with values.
+REQUIRED = {
+    'evaluate': ['out=o', 'models.m.run=r', 'retrieval.r.source.name=coco'],
+    'export_hf': ['run=r', 'out=o'],
+    'export_sentence_transformers': ['teacher=t', 'out=o'],
+    'export_vision': ['run=r', 'out=o'],
+    'extract_embeddings': ['out=o', 'datasets.d.local=d', 'teacher=t'],
+    'import_official': ['out=o', 'teacher=t'],
+    'prepare_data': ['out=o', 'source.name=emoji'],
+    'report': ['results=r', 'out=o', 'steps.a=b'],
+    'search': ['model=m', 'index=o', 'images=i'],
+    'train_stage1': [*TRAIN, 'text_encoder.pretrained=x'],
+    'train_stage2': [*TRAIN, 'model.vision.name=x'],
+}
+
 
 def run_recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')  # errors as they are raised

@@ -7,28 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from recipes_in_process import SCHEMAS
+from recipes_in_process import REQUIRED, SCHEMAS
 
 from llm2clip.config import ConfigError
 from llm2clip.config_files import load_config
 from llm2clip.training.trainer import check_train_config
 
-TRAIN = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'optimizer.lr=1e-3',
-         'train_data.streams.s.local=d']
-# Recipe -> what it needs.
-REQUIRED = {
-    'evaluate': ['out=o', 'models.m.run=r', 'retrieval.r.source.name=coco'],
-    'export_hf': ['run=r', 'out=o'],
-    'export_sentence_transformers': ['teacher=t', 'out=o'],
-    'export_vision': ['run=r', 'out=o'],
-    'extract_embeddings': ['out=o', 'datasets.d.local=d', 'teacher=t'],
-    'import_official': ['out=o', 'teacher=t'],
-    'prepare_data': ['out=o', 'source.name=emoji'],
-    'report': ['results=r', 'out=o', 'steps.a=b'],
-    'search': ['model=m', 'query=q'],
-    'train_stage1': [*TRAIN, 'text_encoder.pretrained=x'],
-    'train_stage2': [*TRAIN, 'model.vision.name=x'],
-}
 BOTH = ('train_stage1', 'train_stage2')
 PARTS = ('optimizer.', 'scheduler.', 'algorithms.', 'callbacks.', 'loggers.')
 NUMBERS = ['0', '-1', '1.5', 'many', 'nan']

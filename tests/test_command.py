@@ -7,6 +7,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipes_in_process import SCHEMAS
+from recipes_in_process import REQUIRED, SCHEMAS
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, EvaluateConfig, ExportVisionConfig, PrepareConfig
@@ -34,20 +35,21 @@ def _python(code: str, **options: Any) -> 'subprocess.Popen[str]':
                             stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_help_and_a_mistyped_key_are_answered_before_anything_heavy_is_imported() -> None:
+def test_help_a_mistyped_key_and_a_bad_value_are_answered_before_anything_heavy_is_imported() -> None:
     process = _python(f'''
         import contextlib, io, json, runpy, sys
-        errors, helps = {{}}, {{}}
+        errors, helps, required = {{}}, {{}}, {REQUIRED!r}
         for recipe in {RECIPES}:
             with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), 'utf-8')) as out:
                 sys.argv = [recipe, '-h']
                 runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
                 helps[recipe] = out.buffer.getvalue().decode()
-            sys.argv = [recipe, 'outt=x']
-            try:
-                runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
-            except SystemExit as end:
-                errors[recipe] = end.code
+            for bad in ('outt=x', required[recipe][0].partition('=')[0] + '='):
+                sys.argv = [recipe, *required[recipe], bad]
+                try:
+                    runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
+                except SystemExit as end:
+                    errors.setdefault(recipe, []).append(end.code)
         print(json.dumps([errors, helps, [name for name in ('torch', 'transformers', 'composer', 'streaming', 'numpy')
                                    if name in sys.modules]]))
         ''')
@@ -56,7 +58,9 @@ def test_help_and_a_mistyped_key_are_answered_before_anything_heavy_is_imported(
     assert heavy == []
     assert all(f'recipes/{recipe}.py' in text and ': str' in text for recipe, text in helps.items())
     assert len(errors) == len(RECIPES) == 11
-    assert all(error.startswith('error: outt (command line): unknown key') for error in errors.values()), errors
+    for unknown, bad in errors.values():
+        assert unknown.startswith('error: outt (command line): unknown key')
+        assert re.match(r"error: \w+ \(command line\): .*(''|None), expected|error: \w+ .*None", bad), bad
 
 
 def test_help_may_be_read_in_part() -> None:
@@ -184,27 +188,18 @@ def _call(recipe: str, *args: str) -> None:
     run_command(SCHEMAS[recipe], main, args)
 
 
-TRAIN = ['run_name=r', 'max_duration=1ep', 'global_train_batch_size=8', 'optimizer.lr=1e-3',
-         'train_data.streams.p.local=data']
-# Recipe -> its arguments, of which the first says where it writes.
-ARGUMENTS = {
-    'prepare_data': ['out', 'source.name=x'], 'extract_embeddings': ['out', 'datasets.d.local=d'],
-    'train_stage1': ['save_folder', 'text_encoder.pretrained=x', *TRAIN],
-    'train_stage2': ['save_folder', 'model.vision.name=x', *TRAIN],
-    'evaluate': ['out', 'models.m.run=r', 'retrieval.r.source.name=coco'], 'export_hf': ['out', 'run=r'],
-    'export_vision': ['out', 'run=r'], 'export_sentence_transformers': ['out', 'teacher=t'],
-    'import_official': ['out'], 'report': ['out', 'results=r', 'steps.a=b'],
-    'search': ['index', 'model=m', 'images=i'],
-}
+def _writes(recipe: str, folder: Path) -> list[str]:
+    """What a recipe requires, with this output folder."""
+    return [f'{arg.partition("=")[0]}={folder}' if arg in ('out=o', 'save_folder=f', 'index=o') else arg
+            for arg in REQUIRED[recipe]]
 
 
-@pytest.mark.parametrize('recipe', ARGUMENTS)
+@pytest.mark.parametrize('recipe', REQUIRED)
 def test_two_processes_do_not_write_one_output(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
-    key, *others = ARGUMENTS[recipe]
-    args = [f'{key}={tmp_path}/out', *others]
+    args = _writes(recipe, tmp_path / 'out')
     holder = _python(f'''
         import sys
         from llm2clip.config_files import load_config
@@ -223,22 +218,21 @@ def test_two_processes_do_not_write_one_output(
     _call(recipe, *args)
 
 
-@pytest.mark.parametrize('recipe', set(ARGUMENTS) - {'export_vision', 'export_sentence_transformers'})
+@pytest.mark.parametrize('recipe', sorted({*REQUIRED} - {'export_vision', 'export_sentence_transformers'}))
 def test_a_folder_that_another_recipe_or_nobody_knows_wrote_is_refused(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
-    key, *others = ARGUMENTS[recipe]
     (tmp_path / 'home').mkdir()
     name = 'report.html' if recipe == 'report' else 'photo.jpg'
     (tmp_path / 'home' / name).write_text('mine')
     with pytest.raises(ConfigError, match=f'home: holds {name}, which {recipe} did not write'):
-        _call(recipe, f'{key}={tmp_path}/home', *others)
+        _call(recipe, *_writes(recipe, tmp_path / 'home'))
     assert [path.name for path in (tmp_path / 'home').iterdir()] == [name]
     other = 'evaluate' if recipe != 'evaluate' else 'export_hf'
-    _call(other, f'out={tmp_path}/run', *ARGUMENTS[other][1:])
+    _call(other, *_writes(other, tmp_path / 'run'))
     with pytest.raises(ConfigError, match=f'run: was written by {other}'):
-        _call(recipe, f'{key}={tmp_path}/run', *others)
+        _call(recipe, *_writes(recipe, tmp_path / 'run'))
 
 
 def test_machines_share_a_folder_and_a_worker_does_not_hold_it(
@@ -268,7 +262,7 @@ def _python_claims(config: PrepareConfig, machine: int, expected: str) -> None:
 @pytest.mark.parametrize('damage', ['', '{"seconds"', '[]', '{"seconds": "x"}', '{"seconds": null}'])
 def test_damaged_bookkeeping_fails_no_step(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
-    args = [f'out={tmp_path}/out', *ARGUMENTS['evaluate'][1:]]
+    args = _writes('evaluate', tmp_path / 'out')
     _call('evaluate', *args)
     (tmp_path / 'out/seconds.json').write_text(damage)
     _call('evaluate', *args)
@@ -289,6 +283,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(SystemExit) as end:
-        run_command(EvaluateConfig, main, [f'out={tmp_path}/out', *ARGUMENTS['evaluate'][1:]])
+        run_command(EvaluateConfig, main, _writes('evaluate', tmp_path / 'out'))
     assert str(end.value.code).startswith(f'error: {tmp_path}/out/results.json: cannot be written (No space left')
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['.llm2clip', 'made']

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from llm2clip.config import ConfigError, ExportConfig, ModelConfig, Stage2Config
+from llm2clip.config_files import check_values
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
@@ -42,6 +43,8 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
     def model_config(self) -> ModelConfig:
         with reading(self.name_or_path or 'config.json', 'a config.json that export_hf wrote'):
             merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
+            check_values(ModelConfig, OmegaConf.to_container(merged),
+                         where=lambda key: f'{self.name_or_path or "config.json"}: model.{key}')
             return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 

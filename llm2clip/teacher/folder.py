@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig, WeightType
+from llm2clip.config_files import check_values
 from llm2clip.files import write_json
 from llm2clip.folders import complete_folder
 from llm2clip.remote_code.checks_llm2clip import load_config, read_encoding
@@ -92,11 +93,14 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
     Raises:
         ConfigError: The folder is not one that `save_teacher` wrote.
         LoadError: Its file is damaged, or says more or less than how captions are encoded.
+        ConfigError: A value in it is out of range.
     """
     path = Path(folder) / ENCODER_FILE
     if not path.is_file():
         raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it ends)')
-    return TextEncoderConfig(pretrained=str(folder), **read_encoding(path))
+    config = TextEncoderConfig(pretrained=str(folder), **read_encoding(path))
+    check_values(TextEncoderConfig, dataclasses.asdict(config), where=lambda key: f'{path}: {key}')
+    return config
 
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:

@@ -149,7 +149,6 @@ def test_what_will_stop_the_run_is_said(args: list[str], image_dataset: Path, si
     cases = [
         (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
         ([f'train_data.streams.s.local={tmp_path}/other/train'], r'streams\.s: sidecar .* belongs to another dataset'),
-        (['train_data.caption_mix={short: 0, long: 0}'], r'caption_mix: expected caption keys with weights'),
         ([f'train_data.streams.s.local={tmp_path}/cache', f'train_data.streams.s.remote={tmp_path}/gone'],
          r'gone/index\.json does not exist'),
         (['train_data.caption_mix={medium: 1}'], r"column 'caption\.medium' is missing"),
@@ -159,6 +158,11 @@ def test_what_will_stop_the_run_is_said(args: list[str], image_dataset: Path, si
         (['global_train_batch_size=128'], r'an epoch has 64 samples, fewer than one global batch of 128'),
         (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
         (['optimizer.name=lion'], r"optimizer: there is no 'lion'"),
+        (['optimizer.lr=-1'], r'optimizer: Invalid learning rate: -1'),
+        (['callbacks.save_best={}'], r'callbacks.save_best: there is no eval_data'),
+        ([f'eval_data.streams.s={{local: {image_dataset}, embeddings: {{tiny: {{local: {sidecar}}}}}}}',
+          'callbacks.save_best={metric: nosuch}'],
+         r"callbacks.save_best.metric: 'nosuch' is never computed, expected retrieval_recall@10"),
     ]
     for extra, message in cases:
         plan = stage2(*args, *extra)
