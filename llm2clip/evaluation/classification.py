@@ -17,6 +17,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_lines
 from llm2clip.evaluation.models import EvaluatedModel
+from llm2clip.files import FileError
 from llm2clip.metrics.bootstrap import bootstrap_interval
 from llm2clip.metrics.retrieval import recall, retrieval_ranks
 
@@ -34,8 +35,8 @@ def read_templates(path: Union[str, Path], key: str) -> list[str]:
     """
     try:
         templates = [line for _, line in read_lines(str(path)) if not line.startswith('#')]
-    except OSError as error:
-        raise ConfigError(f'{key}: {path} cannot be read ({error.strerror})') from None
+    except FileError as error:
+        raise ConfigError(f'{key}: {error}') from None
     wrong = [line for line in templates if '{}' not in line]
     if wrong or not templates:
         raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
