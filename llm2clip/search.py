@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
+import torch
 import xxhash
 from composer.devices import Device
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError
@@ -28,9 +28,9 @@ from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
-from llm2clip.files import complete_file, parse_json, reading
+from llm2clip.files import parse_json, reading
 from llm2clip.teacher.caption_teacher import hash_weights
-from llm2clip.weights import read_safetensors
+from llm2clip.weights import read_safetensors, write_safetensors
 
 __all__ = ['Index', 'find_images', 'is_image', 'load_model', 'read_index', 'read_queries', 'search', 'update_index']
 
@@ -90,10 +90,10 @@ class Index:
         """Write the index; its file is replaced as a whole."""
         files = json.dumps({path: entry[:2] for path, entry in self.entries.items()}).encode()
         features = [entry.feature for entry in self.entries.values()]
-        tensors = {'files': np.frombuffer(files, np.uint8), 'features': np.array(features, np.float16)}
+        tensors = {'files': torch.frombuffer(bytearray(files), dtype=torch.uint8),
+                   'features': torch.from_numpy(np.array(features, np.float16))}
         about = {'images': json.dumps(self.images), 'model': self.model, 'missing': str(self.missing)}
-        with complete_file(self.file) as partial:
-            save_file(tensors, partial, about)
+        write_safetensors(self.file, tensors, about)
 
 
 def read_index(folder: str, model: str, images: Optional[str] = None) -> Index:

@@ -5,16 +5,22 @@
 
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
+import xxhash
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from llm2clip.files import FileError, reading
+from llm2clip.files import FileError, complete_file, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
-__all__ = ['Tensors', 'read_pickle', 'read_safetensors']
+__all__ = ['Tensors', 'read_pickle', 'read_safetensors', 'write_safetensors']
+
+
+_HASH = 'xxh64'
 
 
 class Tensors(NamedTuple):
@@ -33,13 +39,38 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
         expected: What it should hold, for messages.
 
     Raises:
-        FileError: It is missing or damaged.
+        FileError: It is missing or damaged, also by the hash that `write_safetensors` gave it.
         LoadError: A value is not finite.
     """
     with reading(path, expected), safe_open(path, framework='pt') as file:
         found = Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
+    if found.about.get(_HASH, digest := _digest(found.tensors)) != digest:
+        raise FileError(f'{path}: is damaged (its values have another hash), expected {expected}')
     check_finite(found.tensors, path)
     return found
+
+
+def write_safetensors(
+    path: Union[str, Path], tensors: Mapping[str, torch.Tensor], about: Optional[Mapping[str, str]] = None
+) -> None:
+    """Write a safetensors file with a hash of its values, which is never seen half written.
+
+    Args:
+        path: The file.
+        tensors: Its contents.
+        about: Its metadata, besides the hash.
+    """
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    with complete_file(path) as partial:
+        save_file(tensors, partial, {**(about or {}), _HASH: _digest(tensors)})
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = xxhash.xxh64()
+    for name, value in sorted(tensors.items()):
+        digest.update(name)
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save') -> Any:

@@ -48,6 +48,7 @@ from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import save_teacher
 from llm2clip.teacher.llm import load_llm
 from llm2clip.training.runs import load_stage2
+from llm2clip.weights import read_safetensors, write_safetensors
 
 TEXTS = ['a red square']
 CPU = DeviceCPU()
@@ -106,8 +107,41 @@ def test_a_whole_export_is_taken(way: str, export: Path) -> None:
 @pytest.mark.parametrize('way', [*WAYS, 'initial'])
 def test_weights_of_an_export(way: str, damage: str, export: Path, teacher_folder: Path) -> None:
     (export.parent / 'teacher').symlink_to(teacher_folder)
+    edited(weight_files={})(export / 'config.json')  # the checksum alone would find all of it
     WEIGHTS[damage](export / 'model.safetensors')
     refused(lambda: {**WAYS, 'initial': _initial}[way](export), str(export))
+
+
+def _flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('way', [*WAYS, 'initial'])
+def test_a_bit_of_an_export(way: str, export: Path, teacher_folder: Path) -> None:
+    (export.parent / 'teacher').symlink_to(teacher_folder)
+    _flip_last_bit(export / 'model.safetensors')
+    refused(lambda: {**WAYS, 'initial': _initial}[way](export), f'{export}/model.safetensors: is damaged')
+
+
+@pytest.mark.parametrize('way', ['plain', 'remote'])
+def test_an_export_that_was_trained_further_is_saved_and_loaded(way: str, export: Path, tmp_path: Path) -> None:
+    load = {'plain': AutoModel, 'remote': modeling_llm2clip.LLM2CLIPModel}[way].from_pretrained
+    model = load(export)
+    with torch.no_grad():
+        model.model.logit_scale += 1
+    model.save_pretrained(tmp_path / 'further')
+    assert torch.equal(load(tmp_path / 'further').model.logit_scale, model.model.logit_scale)
+
+
+def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
+    tensors = {'b': torch.ones(3, 2, dtype=torch.bfloat16).T, 'a': torch.zeros(0), 'c': torch.tensor(1)}
+    write_safetensors(tmp_path / 'x', tensors, {'about': 'it'})
+    found = read_safetensors(tmp_path / 'x')
+    assert found.about['about'] == 'it' and all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
+    _flip_last_bit(tmp_path / 'x')
+    refused(lambda: read_safetensors(tmp_path / 'x'), f'{tmp_path}/x: is damaged')
 
 
 @pytest.mark.parametrize('damage', WEIGHTS)

@@ -24,6 +24,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 import llm2clip.export.check
 import llm2clip.search
+import llm2clip.weights
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.evaluation.gallery import write_search_page
 from llm2clip.evaluation.images import encode_batches
@@ -263,7 +264,7 @@ def test_killed_it_has_what_was_saved_whole(
 ) -> None:
     """SIGKILL at any moment leaves the file of the last save, which is never seen half written."""
     folder, kept = tmp_path / 'index', []
-    save_file = llm2clip.search.save_file
+    save_file = llm2clip.weights.save_file
 
     def noted(tensors: Any, path: Path, about: Any) -> None:
         kept.append(len(indexed(folder, model)) if (folder / INDEX_FILE).is_file() else 0)
@@ -271,7 +272,7 @@ def test_killed_it_has_what_was_saved_whole(
         with safe_open(path, 'numpy') as file:
             assert path.name != INDEX_FILE and int(file.metadata()['missing']) == 8 - len(reads)
 
-    monkeypatch.setattr(llm2clip.search, 'save_file', noted)
+    monkeypatch.setattr(llm2clip.weights, 'save_file', noted)
     monkeypatch.setattr(llm2clip.search, 'SAVE_SECONDS', 0)
     update(folder, model, photos, batch_size=2)
     assert kept == [0, 2, 4, 6, 8] and os.listdir(folder) == [INDEX_FILE]

@@ -11,7 +11,6 @@ from typing import Any, Union
 
 import torch
 import xxhash
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, EvaluateConfig
@@ -32,10 +31,10 @@ from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
-from llm2clip.files import complete_file, write_text
+from llm2clip.files import write_text
 from llm2clip.registry import build_classification_set, build_retrieval_set
 from llm2clip.teacher.fingerprint import hash_weights
-from llm2clip.weights import read_safetensors
+from llm2clip.weights import read_safetensors, write_safetensors
 
 __all__ = ['Evaluation']
 
@@ -161,8 +160,7 @@ class _ImageFeatures:
                 encode_batches(self.model, dataset.read_image, dataset.image_ids, size, self.config.num_workers),
                 f'{self.name} on {dataset.name}', -(-len(dataset.image_ids) // size), unit=' batches'))
             self.folder.mkdir(parents=True, exist_ok=True)
-            with complete_file(path) as partial:
-                save_file({'projected': torch.cat([batch.features for batch in batches]),
-                           'pooled': torch.cat([batch.pooled for batch in batches])}, partial)
+            write_safetensors(path, {'projected': torch.cat([batch.features for batch in batches]),
+                                     'pooled': torch.cat([batch.pooled for batch in batches])})
         features = read_safetensors(path, 'features of images; remove it to compute them again').tensors
         return features['projected'], features['pooled']

@@ -23,7 +23,7 @@ from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code import checks_llm2clip, modeling_llm2clip, text_encoder_llm2clip
-from llm2clip.remote_code.checks_llm2clip import checksums
+from llm2clip.remote_code.checks_llm2clip import checksum, checksums
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -158,6 +158,8 @@ def export_folder(
             check_teacher(folder, fingerprint, 'the model')
         hf_config.teacher_files = list(map(checksums, teacher_folders(partial)))
         exported.save_pretrained(partial, safe_serialization=True)
+        hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}
+        hf_config.save_pretrained(partial)
         LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
         if remote_code:
             for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, image_processing_llm2clip):

@@ -12,7 +12,7 @@ from llm2clip.config import ConfigError, ModelConfig
 from llm2clip.export.hf import LLM2CLIPConfig, exported_teachers, is_exported
 from llm2clip.imports.files import read_weights
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.remote_code.checks_llm2clip import check_keys
+from llm2clip.remote_code.checks_llm2clip import check_keys, check_weight_files
 from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['check_initial_weights', 'load_initial_weights']
@@ -39,6 +39,7 @@ def load_initial_weights(
         FileError, LoadError: Its weights are damaged, or not those of this model.
     """
     exported = check_initial_weights(model, config, folder)
+    check_weight_files(Path(folder))
     state = {name.removeprefix('model.'): value for name, value in read_weights(folder, 'initial_weights').items()}
     check_keys(state, model.state_dict(), f'initial_weights: {folder}')
     model.load_state_dict(state)

@@ -23,7 +23,8 @@ from .text_encoder_llm2clip import POOLINGS
 
 __all__ = [
     'TEACHER_SUFFIXES', 'LoadError', 'check_encoding', 'check_files', 'check_finite', 'check_keys', 'check_no_code',
-    'checksums', 'llm_dtype', 'load_checked', 'load_config', 'load_tokenizer', 'read_encoding',
+    'check_weight_files', 'checksum', 'checksums', 'llm_dtype', 'load_checked', 'load_config', 'load_tokenizer',
+    'read_encoding',
 ]
 
 # Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
@@ -216,14 +217,27 @@ def read_encoding(path: Path) -> dict[str, Any]:
 
 def checksums(folder: Path) -> dict[str, int]:
     """CRC-32 of each file of a teacher that decides its vectors, by the file's path in the folder."""
-    found = {}
-    for path in sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES):
-        crc = 0
-        with path.open('rb') as file:
-            while block := file.read(1 << 24):
-                crc = zlib.crc32(block, crc)
-        found[path.relative_to(folder).as_posix()] = crc
-    return found
+    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES)
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in paths}
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with path.open('rb') as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def check_weight_files(folder: Path) -> None:
+    """Raise a LoadError if a file of an exported model's weights is not the one that was exported, by config.json."""
+    path = folder / 'config.json'
+    with _loading(path, 'the configuration of an exported model'):
+        recorded = json.loads(path.read_text(encoding='utf-8')).get('weight_files', {}).items()
+    for name, expected in recorded:
+        if not (folder / name).is_file() or checksum(folder / name) != expected:
+            raise LoadError(f'{folder / name}: is damaged or missing, expected the weights that were exported')
 
 
 def check_files(folder: Path, recorded: Mapping[str, int]) -> None:

@@ -26,6 +26,7 @@ from .checks_llm2clip import (
     check_encoding,
     check_files,
     check_no_code,
+    check_weight_files,
     llm_dtype,
     load_checked,
     load_config,
@@ -52,6 +53,7 @@ class LLM2CLIPConfig(PretrainedConfig):
         llm_embed_dim: Width of the teacher's vectors.
         teacher: Fingerprint of the teacher.
         teacher_files: Of each teacher, the checksums of its files.
+        weight_files: Checksums of the files of this model's weights, as they were exported.
         **kwargs: Passed to PretrainedConfig.
     """
 
@@ -63,6 +65,7 @@ class LLM2CLIPConfig(PretrainedConfig):
         llm_embed_dim: int = 0,
         teacher: Optional[dict[str, Any]] = None,
         teacher_files: Sequence[dict[str, int]] = (),
+        weight_files: Optional[dict[str, int]] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -70,6 +73,7 @@ class LLM2CLIPConfig(PretrainedConfig):
         self.llm_embed_dim = llm_embed_dim
         self.teacher = teacher or {}
         self.teacher_files = list(teacher_files)
+        self.weight_files = weight_files or {}
         for key in ('model', 'teacher'):
             if not isinstance(getattr(self, key), dict):
                 raise LoadError(f'config.json: {key} is {str(getattr(self, key))[:60]!r}, expected an object')
@@ -271,15 +275,18 @@ class LLM2CLIPModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As of every model of transformers, but the weights must be all there, and finite.
+        """As of every model of transformers, but the weights must be all there, finite, and those that were exported.
 
         Raises:
             LoadError: They are not.
         """
+        if Path(str(pretrained_model_name_or_path), 'config.json').is_file():
+            check_weight_files(Path(pretrained_model_name_or_path))
         # No export has pickled weights.
         options = {'use_safetensors': True, **kwargs}
         model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **options)
         _fill_tables(model)
+        model.config.weight_files = {}  # they may be others when this model is saved again
         return (model, info) if output_loading_info else model
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -13,17 +13,16 @@ import torch
 import xxhash
 from composer.devices import Device
 from huggingface_hub import snapshot_download
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
-from llm2clip.files import FileError, complete_file, read_json, reading, write_text
+from llm2clip.files import FileError, read_json, reading, write_text
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_weights
 from llm2clip.teacher.folder import encoding, load_teacher, teacher_fingerprint
 from llm2clip.teacher.text_encoder import load_text_encoder
-from llm2clip.weights import read_safetensors
+from llm2clip.weights import read_safetensors, write_safetensors
 
 __all__ = [
     'CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
@@ -89,9 +88,8 @@ def embed_or_load(
     embedded = embed(texts)
     check_finite({'a vector of the teacher': embedded.vectors}, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with complete_file(path) as partial:
-        save_file({'text_embedding': embedded.vectors}, partial,
-                  {'tokens': str(embedded.tokens), 'truncated': str(embedded.truncated)})
+    write_safetensors(path, {'text_embedding': embedded.vectors},
+                      {'tokens': str(embedded.tokens), 'truncated': str(embedded.truncated)})
     return embedded
 
 

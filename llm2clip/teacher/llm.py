@@ -23,13 +23,12 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_json
 from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
-from llm2clip.weights import read_safetensors
+from llm2clip.weights import read_safetensors, write_safetensors
 
 __all__ = [
     'ARCHITECTURES', 'add_lora', 'apply_lora_apart', 'cast_weights', 'load_llm', 'load_llm_and_head', 'merge_adapter',
@@ -198,8 +197,7 @@ def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
 
 def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
     """Write the LoRA weights beside the LLM that they are merged into, for `apply_lora_apart`."""
-    state = {name: weight.contiguous() for name, weight in get_peft_model_state_dict(model).items()}
-    save_file(state, path, {'lora': json.dumps(dataclasses.asdict(config))})
+    write_safetensors(path, get_peft_model_state_dict(model), {'lora': json.dumps(dataclasses.asdict(config))})
 
 
 def apply_lora_apart(llm: PreTrainedModel, path: Path, dtype: torch.dtype) -> PeftModel:

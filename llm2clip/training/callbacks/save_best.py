@@ -10,12 +10,11 @@ from typing import Any, Optional
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from llm2clip.files import complete_file
 from llm2clip.training.algorithms.ema import EMA
 from llm2clip.training.runs import BEST_FILE
+from llm2clip.weights import write_safetensors
 
 __all__ = ['SaveBest']
 
@@ -56,6 +55,5 @@ class SaveBest(Callback):
             weights: dict[str, Any] = get_model_state_dict(
                 state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
             if dist.get_global_rank() == 0:
-                with complete_file(Path(self.folder, BEST_FILE)) as partial:
-                    save_file({name: weight.contiguous() for name, weight in weights.items()}, partial)
+                write_safetensors(Path(self.folder, BEST_FILE), weights)
         dist.barrier()
