@@ -124,9 +124,9 @@ class Launched:
 
     def kill(self) -> None:
         """Kill all processes at once, as the loss of a machine does."""
-        while self.poll() is None and os.getpgid(self.pid) != self.pid:
-            time.sleep(0.001)  # it has not come to having a group of its own
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            while os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)  # it has not come to having a group of its own
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
 
