@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -97,11 +98,13 @@ class Launched:
         world_size: Ranks of all nodes; unset, those of this one.
         port: Where ranks meet.
         own: A folder; the processes have shared memory of their own, and temporary files there, as on another machine.
+        grace: Seconds after which ranks are killed that do not end when another one has failed, such as one that waits
+            for the others in C++.
     """
 
     def __init__(self, command: Sequence[str], log: Path, ranks: int = 1, env: Optional[Mapping[str, str]] = None,
                  first: int = 0, world_size: Optional[int] = None, port: Optional[int] = None,
-                 own: Optional[Path] = None) -> None:
+                 own: Optional[Path] = None, grace: float = 20.0) -> None:
         of_rank = [{'RANK': str(first + k), 'WORLD_SIZE': str(world_size or ranks), 'LOCAL_RANK': str(k),
                     'LOCAL_WORLD_SIZE': str(ranks), 'NODE_RANK': str(first // ranks), 'MASTER_ADDR': '127.0.0.1',
                     'MASTER_PORT': str(port or free_port()), **(env or {})} for k in range(ranks)]
@@ -111,7 +114,8 @@ class Launched:
                 one['TMPDIR'] = str(own)
         before = os.environ.copy()
         os.environ['OMP_NUM_THREADS'] = '1'  # which the server, started by the first run, reads when it imports torch
-        self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank, own is not None))
+        self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank, own is not None,
+                                                  grace))
         self._process.start()
         os.environ.clear()
         os.environ.update(before)
@@ -120,9 +124,9 @@ class Launched:
 
     def kill(self) -> None:
         """Kill all processes at once, as the loss of a machine does."""
-        while self.poll() is None and os.getpgid(self.pid) != self.pid:
-            time.sleep(0.001)  # it has not come to having a group of its own
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            while os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)  # it has not come to having a group of its own
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
 
@@ -136,7 +140,7 @@ class Launched:
         return self._process.exitcode
 
 
-def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]], own_memory: bool) -> None:
+def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]], own_memory: bool, grace: float) -> None:
     """Fork the ranks; when one fails, end the others, and all when the tests end."""
     _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.setsid()
@@ -159,7 +163,14 @@ def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]], own_memo
             code = failed
             for other in left:
                 os.kill(other, signal.SIGTERM)
+            threading.Timer(grace, _kill_all, [left]).start()
     os._exit(code if code >= 0 else 128 - code)
+
+
+def _kill_all(pids: set[int]) -> None:
+    for pid in [*pids]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:

@@ -3,6 +3,8 @@
 
 """Real S3 and SFTP servers on loopback, and a proxy in front of them that misbehaves."""
 
+import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -18,10 +20,18 @@ import paramiko
 S3_KEY, S3_SECRET = 'key', 'not-a-real-secret'
 
 
+# Below those that the system gives to connections, one of which could take a port before it is listened on: of two
+# ranks, the first would end at once, and the second wait for it for minutes.  Each process begins elsewhere.
+_PORTS = range(12_000, 32_000)
+_next_port = itertools.count(os.getpid() * 101)
+
+
 def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return server.getsockname()[1]
+    """A port that nobody listens on, another one each time."""
+    while True:
+        with socket.socket() as server, suppress(OSError):
+            server.bind(('127.0.0.1', _PORTS[next(_next_port) % len(_PORTS)]))
+            return server.getsockname()[1]
 
 
 @contextmanager
