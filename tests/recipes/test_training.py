@@ -145,6 +145,7 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
 
 
 @pytest.mark.dist
+@pytest.mark.timeout(600)
 def test_checkpoints_in_an_object_store(
     stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
