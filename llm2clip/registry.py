@@ -154,7 +154,7 @@ def _check_time(hint: Any, value: Any, key: str) -> None:
         if isinstance(value, str) and hasattr(kind, 'from_timestring'):
             try:
                 kind.from_timestring(value)
-            except Exception:
+            except (ValueError, TypeError, AssertionError):
                 raise ConfigError(f'{key}: {value!r}, expected a time, such as 1ep, 20ba or 0.1dur') from None
 
 
