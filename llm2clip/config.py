@@ -8,22 +8,46 @@ mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.
 every value against the range in its type.
 """
 
-import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Optional, TypeVar
+from typing import Annotated, Any, Literal, Optional
 
 from omegaconf import MISSING
-from pydantic import AfterValidator, Field
+from pydantic import Field
+
+from llm2clip.ranges import (
+    CheckpointsKept,
+    Compression,
+    Count,
+    CropScale,
+    DeviceName,
+    Duration,
+    Finite,
+    FolderName,
+    Mix,
+    Natural,
+    Positive,
+    Repository,
+    RunWeights,
+    Seed,
+    Share,
+    Size,
+    TeacherPrecision,
+    Text,
+    Texts,
+    Time,
+    VisualProjection,
+    Weight,
+    WeightType,
+)
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
-    'Count', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
-    'ExportVisionConfig', 'ExtractConfig', 'FolderName', 'HeldOutShare', 'HubConfig', 'ImageDataConfig',
-    'ImageStreamConfig', 'ImportConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',
-    'MNTPConfig', 'ModelConfig', 'Natural', 'OnlineConfig', 'Positive', 'PrepareConfig', 'ReportConfig',
-    'RetrievalConfig', 'SearchConfig', 'Seed', 'Share', 'Stage1Config', 'Stage2Config', 'StreamConfig',
-    'TeacherConfig', 'Text', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'VisualProjection', 'Weight',
-    'WeightType', 'WriterConfig', 'ZeroshotConfig',
+    'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
+    'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
+    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'Stage1Config', 'Stage2Config',
+    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'WriterConfig',
+    'ZeroshotConfig',
 ]
 
 Component = dict[str, Any]
@@ -31,96 +55,6 @@ Component = dict[str, Any]
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, its origin and what was expected."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ranges of values
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-T = TypeVar('T')
-
-
-def _expect(allowed: bool, value: T, expected: str) -> T:
-    if not allowed:
-        raise ValueError(expected)
-    return value
-
-
-_TIME = re.compile(r'(\d+(?:\.\d+)?(?:e\d+)?)(iter|ep|ba|sp|tok|sec|dur)')
-
-
-def _time(value: str) -> str:
-    match = _TIME.fullmatch(value)
-    number, unit = (float(match[1]), match[2]) if match else (0.0, '')
-    allowed = number <= 1 if unit == 'dur' else number == int(number)
-    return _expect(number > 0 and allowed, value,
-                   'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) or 0.1dur (of max_duration)')
-
-
-def _duration(value: str) -> str:
-    length = 'a length above 0, such as 4ep (epochs), 1000ba (batches) or 3e6sp (samples)'
-    try:
-        return _expect(not _time(value).endswith('dur'), value, length)
-    except ValueError:
-        raise ValueError(length) from None
-
-
-def _size(value: str) -> str:
-    return _expect(re.fullmatch(r'\d*\.?\d*[1-9]\d*\.?\d*([kmgtpezy]?b)?', value.strip().lower()) is not None, value,
-                   'a size above 0, such as 64mb or 200gb')
-
-
-# What file systems allow, less what is added to the name of what is not complete.
-_LONGEST_NAME = 200
-
-
-def _folder_name(value: str) -> str:
-    allowed = value.isprintable() and value[:1] not in ('', '.') and '/' not in value
-    return _expect(allowed and len(value.encode()) <= _LONGEST_NAME, value,
-                   'the name of a folder, which neither begins with a dot nor holds a slash, of at most '
-                   f'{_LONGEST_NAME} bytes')
-
-
-def _drawable(weights: dict[str, float]) -> dict[str, float]:
-    return _expect(not weights or sum(weights.values()) > 0, weights, 'one weight above 0 at least')
-
-
-def _checkpoints_kept(value: int) -> int:
-    return _expect(value > 0 or value == -1, value, 'at least 1, or -1 to keep all')
-
-
-def _ascending(values: list[float]) -> list[float]:
-    return _expect(values == sorted(values), values, 'the smaller value first')
-
-
-# A text that is not empty, such as a name or a path.
-Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1)]
-FolderName = Annotated[str, AfterValidator(_folder_name)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-HeldOutShare = Annotated[float, Field(ge=0, lt=1)]
-CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2),
-                      AfterValidator(_ascending)]
-# Name -> how often it is drawn.
-Mix = Annotated[dict[Text, Weight], AfterValidator(_drawable)]
-# As Composer and Streaming write them.
-Time = Annotated[str, AfterValidator(_time)]
-Duration = Annotated[str, AfterValidator(_duration)]
-Size = Annotated[str, AfterValidator(_size)]
-Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
-DeviceName = Literal['gpu', 'cpu']
-WeightType = Literal['float32', 'bfloat16', 'float16']
-VisualProjection = Literal['linear', 'affine', 'identity']
-TeacherPrecision = Literal['fp32', 'amp_bf16']
-RunWeights = Literal['latest', 'best']
-Repository = Annotated[str, Field(pattern=r'^[\w.-]+/[\w.-]+$')]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -404,7 +338,7 @@ class TrainConfig:
     """Time between two evaluations on `eval_data`."""
     save_interval: Time = '1ep'
     """Time between two checkpoints."""
-    save_num_checkpoints_to_keep: Annotated[int, AfterValidator(_checkpoints_kept)] = 2
+    save_num_checkpoints_to_keep: CheckpointsKept = 2
     """Newest checkpoints that are kept on disk, -1 for all.  In an object store, its lifecycle rules decide."""
     checkpoint_folder: Text = '${save_folder}/checkpoints'
     """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
@@ -536,6 +470,11 @@ class PrepareConfig(WriterConfig):
     it."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if there is no such machine."""
+        if self.machine >= self.machines:
+            raise ConfigError(f'machine: {self.machine}, expected one of {self.machines} machines, counted from 0')
 
 
 @dataclass
@@ -761,6 +700,14 @@ class ImportConfig:
     """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
     out: Text = MISSING
     """Folder that receives `llm2clip` (the model) and `teacher`."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if there is not one teacher, or a model without its tower."""
+        if (self.teacher is None) == (self.text_encoder is None):
+            raise ConfigError('teacher: expected either this (a folder of this project) or text_encoder (an official '
+                              'LLM)')
+        if self.checkpoint is not None and self.vision is None:
+            raise ConfigError('vision: required but not set, since checkpoint is')
 
 
 @dataclass

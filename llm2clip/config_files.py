@@ -158,7 +158,7 @@ def read_config(schema: type[T], folder: Union[str, Path]) -> T:
     path = Path(folder) / 'config.yaml'
     if not path.is_file():
         raise ConfigError(f'{folder} is not the folder of a run: it has no config.yaml')
-    if (resolver := re.search(r'\$\{[^}]*:[^}]*\}?', read_text(path, 'the configuration of a run'))) is not None:
+    if (resolver := re.search(r'\$\{[^}\n]*:[^}\n]*\}?', read_text(path, 'the configuration of a run'))) is not None:
         raise ConfigError(f'{path}: {resolver[0]} asks for a value from outside, expected none in what a run wrote')
     return load_config(schema, [str(path)])
 

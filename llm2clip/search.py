@@ -29,8 +29,7 @@ from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.files import parse_json, reading
-from llm2clip.teacher.caption_teacher import hash_weights
-from llm2clip.weights import read_safetensors, write_safetensors
+from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['Index', 'find_images', 'is_image', 'load_model', 'read_index', 'read_queries', 'search', 'update_index']
 
@@ -58,7 +57,7 @@ def load_model(folder: str, device: Device, texts: bool = True) -> tuple[Trained
         raise ConfigError(f'model: there is no {missing[0]}, the LLM that embeds texts; images as queries need none')
     exported = LLM2CLIPModel.from_pretrained(folder).eval()
     digest = xxhash.xxh64(json.dumps([exported.config.model, exported.config.teacher], sort_keys=True))
-    hash_weights(exported.model, digest)
+    hash_tensors(exported.model.state_dict(), digest)
     device.module_to_device(exported)
     return TrainedLLM2CLIP(exported.model, lambda asked: (exported.embed_texts(asked).cpu(), 0)), digest.hexdigest()
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from llm2clip.files import FileError, complete_file, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
-__all__ = ['Tensors', 'read_pickle', 'read_safetensors', 'write_safetensors']
+__all__ = ['Tensors', 'hash_tensors', 'read_pickle', 'read_safetensors', 'write_safetensors']
 
 
 _HASH = 'xxh64'
@@ -44,7 +44,7 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
     """
     with reading(path, expected), safe_open(path, framework='pt') as file:
         found = Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
-    if found.about.get(_HASH, digest := _digest(found.tensors)) != digest:
+    if _HASH in found.about and found.about[_HASH] != _digest(found.tensors):
         raise FileError(f'{path}: is damaged (its values have another hash), expected {expected}')
     check_finite(found.tensors, path)
     return found
@@ -66,11 +66,15 @@ def write_safetensors(
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = xxhash.xxh64()
+    hash_tensors(tensors, digest := xxhash.xxh64())
+    return digest.hexdigest()
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: xxhash.xxh64) -> None:
+    """Add the names and bytes of tensors to a hash, whatever their order."""
     for name, value in sorted(tensors.items()):
         digest.update(name)
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save') -> Any:

@@ -4,7 +4,7 @@
 """Official weights -> this project's folders: python recipes/import_official.py yamls/import/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, ImportConfig
+from llm2clip.config import ImportConfig
 from llm2clip.config_files import save_config
 
 
@@ -17,10 +17,6 @@ def main(config: ImportConfig) -> None:
     from llm2clip.teacher.folder import teacher_fingerprint
 
     teacher = config.teacher
-    if (teacher is None) == (config.text_encoder is None):
-        raise ConfigError('expected one of teacher (a folder of this project) and text_encoder (an official LLM)')
-    if config.checkpoint is not None and config.vision is None:
-        raise ConfigError('vision: required but not set, since checkpoint is')
     check_replaceable(f'{config.out}/llm2clip', KIND)
     imported = None
     if config.checkpoint is not None and config.vision is not None:

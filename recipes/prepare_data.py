@@ -4,7 +4,7 @@
 """Raw files -> MDS datasets: python recipes/prepare_data.py yamls/data/quickstart_emoji.yaml [key=value …]"""
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, PrepareConfig
+from llm2clip.config import PrepareConfig
 from llm2clip.config_files import save_config
 
 
@@ -17,8 +17,6 @@ def main(config: PrepareConfig) -> None:
     if is_written(out, {'source': config.source}):
         print(f'{out} is complete')
         return
-    if not 0 <= config.machine < config.machines:
-        raise ConfigError(f'machine: {config.machine} is not one of {config.machines} machines, counted from 0')
     splits, dropped = build_source(config.source)
     written = write_splits(splits, dropped, out, config, {'source': config.source})
     if written is None:

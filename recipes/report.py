@@ -3,7 +3,6 @@
 
 """Everything that a pipeline wrote -> one HTML file: python recipes/report.py yamls/report/….yaml [key=value …]"""
 
-import json
 from pathlib import Path
 
 from llm2clip.command import run_command
@@ -13,13 +12,13 @@ from llm2clip.config import ReportConfig
 def main(config: ReportConfig) -> None:
     from llm2clip.evaluation.page import write_page
     from llm2clip.evaluation.report import check_steps, collect_seconds, read_evaluation, report_parts, summarize
-    from llm2clip.files import write_text
+    from llm2clip.files import write_json
 
     results, galleries = read_evaluation(config.results, config.galleries)
     check_steps(config.steps)
     out = Path(config.out)
     write_page(out / 'report.html', config.title, report_parts(results, galleries, config.steps))
-    write_text(out / 'results.json', json.dumps(summarize(results, collect_seconds(config.steps)), indent=2) + '\n')
+    write_json(out / 'results.json', summarize(results, collect_seconds(config.steps)))
     print(f'wrote {out / "report.html"} and {out / "results.json"}')
 
 

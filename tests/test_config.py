@@ -73,6 +73,15 @@ def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / 'config.yaml').read_text())['seed'] == 17
 
 
+@pytest.mark.parametrize('value', ['${oc.env:HOME}', '${package:torch}', '${oc.env:'])
+def test_what_a_run_wrote_asks_for_nothing_from_outside(value: str, tmp_path: Path) -> None:
+    save_config(load_config(Stage2Config, REQUIRED), tmp_path)
+    path = tmp_path / 'config.yaml'
+    path.write_text(path.read_text().replace('run_name: r', f"run_name: '{value}'"))
+    with pytest.raises(ConfigError, match=r'config\.yaml: \$\{.* asks for a value from outside'):
+        read_config(Stage2Config, tmp_path)
+
+
 @pytest.mark.parametrize(('override', 'message'), [
     ('callbacks.lr_monitr={}', r'callbacks.lr_monitr.*lr_monitor'),
     ('callbacks.speed_monitor.windw_size=3', r'callbacks.speed_monitor.windw_size.*window_size'),

@@ -34,7 +34,7 @@ from llm2clip.config import (
 )
 from llm2clip.config_files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
-from llm2clip.export.hf import export_folder
+from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.model_card import read_results
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.imports.files import read_weights
@@ -45,7 +45,7 @@ from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import INDEX_FILE, Index, load_model, read_index
 from llm2clip.teacher.caption_teacher import Embedded, build_caption_teacher, embed_or_load
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import save_teacher
+from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.llm import load_llm
 from llm2clip.training.runs import load_stage2
 from llm2clip.weights import read_safetensors, write_safetensors
@@ -166,6 +166,14 @@ def test_json_of_an_export(way: str, file: str, damage: str, export: Path) -> No
         pytest.skip('transformers reads it before it knows whose model it is')
     JSON[damage](export / file)
     refused(lambda: WAYS[way](export), str(export))
+
+
+def test_values_out_of_range(export: Path) -> None:
+    edited(max_length=0)(export / 'teacher/text_encoder.json')
+    refused(lambda: teacher_config(export / 'teacher'), 'text_encoder.json: max_length: 0, expected at least 1')
+    config = LLM2CLIPConfig.from_pretrained(export)
+    config.model['adapter'] = {**config.model['adapter'], 'depth': -1}
+    refused(config.model_config, 'model.adapter.depth: -1, expected at least 0')
 
 
 ADAPTER = b'{"base_model_name_or_path": "other", "peft_type": "LORA"}'

@@ -112,7 +112,7 @@ def test_other_ways_through_the_pipeline(text_pairs_dataset: Path, tmp_path: Pat
     assert list(extract.datasets) == ['p']
     recipe, evaluate = _next(Stage2Config, *TRAIN, 'model.vision.name=x', 'save_folder=runs/s2')
     assert evaluate.models['ours'].teacher == 'TEACHER'
-    for arguments, expected in ((['checkpoint=c', 'teacher=t'], 'evaluate'),
+    for arguments, expected in ((['checkpoint=c', 'teacher=t', 'vision.name=x'], 'evaluate'),
                                 (['text_encoder.pretrained=x'], 'extract_embeddings')):
         assert _next(SCHEMAS['import_official'], 'out=o', *arguments)[0] == expected
 

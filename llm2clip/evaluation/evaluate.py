@@ -31,10 +31,9 @@ from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
-from llm2clip.files import write_text
+from llm2clip.files import write_json, write_text
 from llm2clip.registry import build_classification_set, build_retrieval_set
-from llm2clip.teacher.fingerprint import hash_weights
-from llm2clip.weights import read_safetensors, write_safetensors
+from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['Evaluation']
 
@@ -133,7 +132,7 @@ class Evaluation:
             self.results = {'missing': missing, **self.results}
         # With the first numbers, not before: the folder may have those of another configuration.
         save_config(self.config, out)
-        write_text(out / 'results.json', json.dumps(self.results, indent=2) + '\n')
+        write_json(out / 'results.json', self.results)
         write_text(out / 'results.md', markdown(result_tables(self.results), partial_note(self.results)))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
         write_page(out / 'report.html', self.config.title, report_parts(self.results, self.galleries))
@@ -148,7 +147,7 @@ class _ImageFeatures:
     def __init__(self, model: EvaluatedModel, config: EvaluateConfig, name: str, folder: Path) -> None:
         self.model, self.config, self.name, self.folder = model, config, name, folder
         weights = xxhash.xxh64()
-        hash_weights(model.model, weights)
+        hash_tensors(model.model.state_dict(), weights)
         self.weights = weights.hexdigest()
 
     def __call__(self, dataset: Union[RetrievalSet, ClassificationSet]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,10 +19,10 @@ from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_text
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_tokens
-from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_weights
+from llm2clip.teacher.fingerprint import Fingerprint, hash_files
 from llm2clip.teacher.folder import encoding, load_teacher, teacher_fingerprint
 from llm2clip.teacher.text_encoder import load_text_encoder
-from llm2clip.weights import read_safetensors, write_safetensors
+from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = [
     'CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
@@ -262,5 +262,5 @@ def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeach
 def _llm_fingerprint(encoder: TextEncoder, tokenizer: CaptionTokenizer, config: TextEncoderConfig) -> Fingerprint:
     """Fingerprint of an LLM wherever it came from, adapters included."""
     digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, dataclasses.asdict(config)['gguf_file'])))
-    hash_weights(encoder, digest)
+    hash_tensors(encoder.state_dict(), digest)
     return Fingerprint.of(digest.hexdigest(), encoding(config))

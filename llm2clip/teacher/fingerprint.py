@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import torch
-import torch.nn as nn
 import xxhash
 
 from llm2clip.config import ConfigError
@@ -17,7 +15,7 @@ from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import json_text, read_json, reading, write_text
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 
-__all__ = ['Fingerprint', 'TeacherRecord', 'difference', 'hash_files', 'hash_weights']
+__all__ = ['Fingerprint', 'TeacherRecord', 'difference', 'hash_files']
 
 _SEVERAL = 'concatenated'
 
@@ -160,10 +158,3 @@ def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
             while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def hash_weights(module: nn.Module, digest: xxhash.xxh64) -> None:
-    """Add the bytes of all weights and buffers to a hash."""
-    for name, weight in sorted(module.state_dict().items()):
-        digest.update(name)
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -138,6 +138,16 @@ def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     refused('steps.stage1: there is no folder nowhere', 'steps={stage1: nowhere}')
 
 
+def test_a_page_replaces_only_a_page_of_this_project(tmp_path: Path) -> None:
+    write_page(tmp_path / 'a.html', 'one', [])
+    write_page(tmp_path / 'a.html', 'other', [])
+    assert 'other' in (tmp_path / 'a.html').read_text()
+    (tmp_path / 'mine.html').write_text('<!doctype html><html><title>mine</title></html>')
+    with pytest.raises(ConfigError, match='mine.html: is there already and was not written by llm2clip'):
+        write_page(tmp_path / 'mine.html', 'one', [])
+    assert 'mine' in (tmp_path / 'mine.html').read_text()
+
+
 def test_metrics_keep_the_last_value_of_a_repeated_step(tmp_path: Path) -> None:
     path = tmp_path / 'm.jsonl'
     path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"st\n{"step": 2, "a": 3, "b": 4}\n')

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from llm2clip.config import ConfigError, FolderName, HeldOutShare, Seed, Text
+from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import optional_text, read_csv, read_header
 from llm2clip.data.convert.samples import (
     HELDOUT,
@@ -33,6 +33,7 @@ from llm2clip.data.convert.samples import (
     sample_name,
 )
 from llm2clip.files import FileError, reading
+from llm2clip.ranges import FolderName, HeldOutShare, Seed, Text
 
 __all__ = ['Captions', 'Columns', 'huggingface', 'table']
 
@@ -79,7 +80,7 @@ class Columns:
         Raises:
             ConfigError: A table lacks a column, a column has another type than expected, or there is no such folder.
         """
-        if not captions or not isinstance(captions, (str, Mapping)):
+        if not captions:
             raise ConfigError('source.captions: expected a column, or caption keys with their columns')
         if images is not None:
             check_folder(images)

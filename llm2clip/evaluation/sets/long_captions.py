@@ -6,7 +6,7 @@
 import re
 from pathlib import Path
 
-from llm2clip.config import ConfigError, Count
+from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import field, list_field, numbered, read_json_lines, text_field
 from llm2clip.evaluation.sets.files import (
     RetrievalSet,
@@ -18,6 +18,7 @@ from llm2clip.evaluation.sets.files import (
     visible_files,
 )
 from llm2clip.files import FileError, read_text
+from llm2clip.ranges import Count
 
 __all__ = ['docci', 'sharegpt4v', 'urban1k']
 

@@ -10,10 +10,10 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from llm2clip.config import Count
 from llm2clip.losses.contrastive import all_gather
 from llm2clip.metrics.retrieval import recall, retrieval_ranks
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
+from llm2clip.ranges import Count
 
 __all__ = ['InBatchAccuracy']
 
