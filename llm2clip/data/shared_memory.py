@@ -58,6 +58,6 @@ def warn_if_short(needed: int, num_workers: int, key: str) -> None:
         return
     if needed > free:
         warnings.warn(
-            f'{key}.num_workers: {num_workers} workers per rank may fill {needed / 2**30:.1f} GiB of /dev/shm, which '
-            f'has {free / 2**30:.1f} GiB free; full, it kills them with a bus error. Lower {key}.num_workers or the '
-            'batch size, or give /dev/shm more room (in Docker, --shm-size)', stacklevel=2)
+            f'{key}.num_workers: at {num_workers}, workers may fill {needed / 2**30:.1f} GiB of this node\'s /dev/shm, '
+            f'of which {free / 2**30:.1f} GiB are free, and a full one kills them with a bus error. Lower {key}.'
+            'num_workers or the batch size, or give /dev/shm more room (in Docker, --shm-size)', stacklevel=2)

@@ -151,7 +151,7 @@ def test_a_full_shared_memory_is_foreseen(
     needed = shared_memory(next(iter(_images(image_dataset, sidecar))), 1, epoch_samples=64, pinned=False)
     free = [needed - 1]
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=free[0]))
-    with pytest.warns(UserWarning, match=r'^train_data\.num_workers: 1 workers per rank may fill 0\.0 GiB of /dev/shm'):
+    with pytest.warns(UserWarning, match=r'^train_data\.num_workers: at 1, workers may fill 0\.0 GiB of'):
         _images(image_dataset, sidecar, workers=1)
     free[0] = needed
     with warnings.catch_warnings(action='error', category=UserWarning):
