@@ -256,7 +256,7 @@ class LoaderConfig:
     """What the loaders of both stages share."""
 
     num_workers: Natural = 2
-    """Processes per rank that read and decode samples."""
+    """Processes per rank that read and decode samples, each two batches ahead in shared memory."""
     shuffle: bool = True
     """Draw the samples of an epoch in random order; evaluation never does."""
     shuffle_seed: Seed = 9176

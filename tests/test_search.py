@@ -22,14 +22,13 @@ from recipes_in_process import run_recipe
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModel
 
-import llm2clip.export.check
+import llm2clip.evaluation.models
 import llm2clip.search
 import llm2clip.weights
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.evaluation.gallery import write_search_page
 from llm2clip.evaluation.images import encode_batches
-from llm2clip.evaluation.models import TrainedLLM2CLIP
-from llm2clip.export.check import pictures
+from llm2clip.evaluation.models import TrainedLLM2CLIP, pictures
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.search import INDEX_FILE, Index, find_images, load_model, read_index, read_queries, search, update_index
@@ -80,13 +79,13 @@ def photos(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of each image that this process decodes."""
     names: list[str] = []
-    decode = llm2clip.export.check.decode_pixels
+    decode = llm2clip.evaluation.models.decode_pixels
 
     def noted(data: bytes, name: str) -> torch.Tensor:
         names.append(name)
         return decode(data, name)
 
-    monkeypatch.setattr(llm2clip.export.check, 'decode_pixels', noted)
+    monkeypatch.setattr(llm2clip.evaluation.models, 'decode_pixels', noted)
     return names
 
 
@@ -183,7 +182,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(
     (photos / 'empty.jpg').touch()
     (photos / 'cut.png').write_bytes((photos / '0.png').read_bytes()[:60])
     (photos / 'notes.txt').touch()
-    read_bytes, decode = Path.read_bytes, llm2clip.export.check.decode_pixels
+    read_bytes, decode = Path.read_bytes, llm2clip.evaluation.models.decode_pixels
 
     def denied(path: Path) -> bytes:
         if path.name == '0.png':
@@ -197,7 +196,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, 'read_bytes', denied)
-        patch.setattr(llm2clip.export.check, 'decode_pixels', fragile)
+        patch.setattr(llm2clip.evaluation.models, 'decode_pixels', fragile)
         index, said = update(tmp_path / 'index', model, photos, batch_size=1)
     assert said.startswith('6 images, 6 of them new') and said.endswith('other files were left out: 1 .txt')
     for reason in (f'unreadable: {photos}/0.png: cannot be read (Permission denied), expected an image',
@@ -243,14 +242,14 @@ def test_stopped_it_goes_on_where_it_was(
 ) -> None:
     folder = tmp_path / 'index'
     with monkeypatch.context() as patch:
-        decode = llm2clip.export.check.decode_pixels
+        decode = llm2clip.evaluation.models.decode_pixels
 
         def interrupted(data: bytes, name: str) -> torch.Tensor:
             if len(reads) == 5:
                 raise KeyboardInterrupt
             return decode(data, name)
 
-        patch.setattr(llm2clip.export.check, 'decode_pixels', interrupted)
+        patch.setattr(llm2clip.evaluation.models, 'decode_pixels', interrupted)
         with pytest.raises(KeyboardInterrupt):
             update(folder, model, photos, batch_size=2)
     assert len(indexed(folder, model)) == 4 and read_index(str(folder), model[1]).missing == 4

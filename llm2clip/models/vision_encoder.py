@@ -93,7 +93,7 @@ class VisionEncoder(nn.Module):
             pixel_values: In uint8, as loaders give them, or already normalised.
             sample_seed: ``(B,)``, for patch dropout.
         """
-        # Here and not in the loader: Composer keeps two copies of a microbatch on the device while it trains on it.
+        # Here and not when they are loaded: Composer holds a microbatch twice on the device while it trains on it.
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalize(pixel_values, self.preprocessing.mean, self.preprocessing.std)
         self._sample_seed = sample_seed

@@ -3,9 +3,9 @@
 
 """Samples per second of stage 2's loader, in one run with the same images and workers:
 
-against the same loader without the sidecar, and against a webdataset pipeline that does what the official code's does
-(tars with the text vector in float32, Pillow's decoder, open_clip's transform).  And the bytes of both ways to store
-the vectors.
+against the same loader without the sidecar, against the same that normalises pixels in its workers, and against a
+webdataset pipeline that does what the official code's does (tars with the text vector in float32, Pillow's decoder,
+open_clip's transform).  And the bytes of both ways to store the vectors, and of both ways to deliver a batch.
 """
 
 import io
@@ -25,7 +25,8 @@ import webdataset
 from bench_result import write_result
 from PIL import Image
 from streaming import MDSWriter, StreamingDataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
+from torchvision.transforms import v2
 
 from llm2clip.config import DatasetConfig, ImageStreamConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
@@ -38,7 +39,8 @@ from llm2clip.data.schema import (
     dataset_fingerprint,
     read_index,
 )
-from llm2clip.data.transforms import Preprocessing, pixels_needed, train_transform
+from llm2clip.data.shared_memory import batch_bytes
+from llm2clip.data.transforms import pixels_needed, train_transform
 from llm2clip.data.vectors import vector_columns, vector_rows
 
 SAMPLES, DIM, SIZE, BATCH, WORKERS, ROUNDS = 2000, 4096, 224, 32, 2, 15
@@ -119,24 +121,30 @@ def main() -> None:
         folder = Path(name)
         write_data(folder)
         tar_bytes = write_tars(folder, str(folder / '%03d.tar'))
-        transform = train_transform(Preprocessing(SIZE, MEAN, MEAN), (0.9, 1.0))
-        # Streaming keeps one dataset per folder: the second reads the same files under another name.
-        (folder / 'alone').symlink_to(folder / 'images/train')
+        transform = train_transform(SIZE, (0.9, 1.0))
+        to_floats = v2.Compose([*transform.transforms, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, MEAN)])
+        # Streaming keeps one dataset per folder: the others read the same files under another name.
+        for other in ('alone', 'floats', 'floats_sidecar'):
+            (folder / other).symlink_to(folder / ('sidecar' if 'sidecar' in other else 'images/train'))
 
-        def dataset(local: str, online: bool) -> TrainImageDataset:
+        def dataset(local: str, online: bool = False, sidecar: str = 'sidecar', transform: v2.Compose = transform
+                    ) -> TrainImageDataset:
             config = ImageStreamConfig(local=str(folder / local),
-                                       embeddings={'teacher': DatasetConfig(local=str(folder / 'sidecar'))})
+                                       embeddings={'teacher': DatasetConfig(local=str(folder / sidecar))})
             stream = paired_stream('s', config, [], KEYS, 'bench', online, keep_open=True)
-            return TrainImageDataset([stream], [dict.fromkeys(KEYS, 1)], transform, pixels_needed(SIZE, 0.9),
+            return TrainImageDataset([stream], [dict.fromkeys(KEYS, 1)], transform, SIZE, pixels_needed(SIZE, 0.9),
                                      **OPTIONS)
 
-        joined, alone = dataset('images/train', False), dataset('alone', True)
+        datasets = {'joined': dataset('images/train'), 'alone': dataset('alone', online=True),
+                    'floats': dataset('floats', sidecar='floats_sidecar', transform=to_floats)}
         loaders = {name: DataLoader(data, BATCH, num_workers=WORKERS, drop_last=True, persistent_workers=True)
-                   for name, data in (('joined', joined), ('alone', alone))}
+                   for name, data in datasets.items()}
         loaders['webdataset'] = webdataset_loader(sorted(map(str, folder.glob('*.tar'))))
         rates: dict[str, list[float]] = {name: [] for name in loaders}
         for loader in loaders.values():
             rate(loader)  # starts its workers, which stay
+        delivered = {name: batch_bytes(default_collate([datasets[name][i] for i in range(BATCH)])) / BATCH
+                     for name in ('joined', 'floats')}
         for turn in range(ROUNDS):
             for name in sorted(loaders, reverse=turn % 2 == 0):
                 rates[name].append(rate(loaders[name]))
@@ -146,6 +154,12 @@ def main() -> None:
     ratio = statistics.median(joined / alone for joined, alone in zip(rates['joined'], rates['alone']))
     write_result('joined_loader', 'samples/s, images joined with a sidecar', 'the same loader without the sidecar',
                  ratio, 0.95, ratio >= 0.95, medians)
+    ratio = statistics.median(pixels / floats for pixels, floats in zip(rates['joined'], rates['floats']))
+    write_result('uint8_loader', 'samples/s, pixels in uint8', 'normalised to float32 in the workers', ratio, 1.0,
+                 ratio >= 1.0, medians)
+    ratio = delivered['joined'] / delivered['floats']
+    write_result('uint8_bytes', 'bytes per sample that workers deliver, pixels in uint8', 'float32', ratio, 0.26,
+                 ratio <= 0.26, delivered)
     ratio = medians['joined'] / medians['webdataset']
     write_result('webdataset_loader', 'samples/s, images joined with a sidecar', 'webdataset as in the official code',
                  ratio, 1.3, ratio >= 1.3, medians)

@@ -23,6 +23,7 @@ import llm2clip.evaluation.models as evaluated
 import llm2clip.teacher.caption_teacher as caption_teacher
 from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
 from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
@@ -41,10 +42,13 @@ def test_exported_model(exported: tuple[LLM2CLIP, Path], teacher_folder: Path, t
     model, folder = exported
     found = load(tmp_path, export=str(folder))
     pixels = torch.stack([found.preprocess(picture(i), str(i)) for i in range(3)])
+    assert pixels.dtype == torch.uint8
     features, pooled = found.image_features(pixels)
+    floats = torch.stack([training_pixels(picture(i), preprocessing=model.vision_encoder.preprocessing)
+                          for i in range(3)])
     with torch.no_grad():
-        torch.testing.assert_close(features, model.get_image_features(pixels))
-        torch.testing.assert_close(pooled, model.vision_encoder(pixels))
+        torch.testing.assert_close(features, model.get_image_features(floats))
+        torch.testing.assert_close(pooled, model.vision_encoder(floats))
         expected = model.get_text_features(encode_texts(*load_teacher(teacher_folder), TEXTS))
     torch.testing.assert_close(found.text_features(TEXTS)[0], expected)
 

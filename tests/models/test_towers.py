@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
+from llm2clip.data.image_processing_llm2clip import normalize
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import own_name, planned_units, recompute, recomputed_modules
 from llm2clip.models.towers import tower_preprocessing
@@ -149,6 +150,8 @@ def test_the_image_side_of_a_published_clip(clip_folder: Path) -> None:
     assert encoder.preprocessing.mean == (0.1, 0.2, 0.3) and encoder.preprocessing.std == (0.4, 0.5, 0.6)
     reference, images = CLIPVisionModel.from_pretrained(clip_folder), _images(encoder)
     torch.testing.assert_close(encoder(images), reference(images).pooler_output)
+    pixels = torch.randint(256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(encoder(pixels), encoder(normalize(pixels, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))))
     random = _encoder(VisionConfig(str(clip_folder), image_size=32)).eval()
     assert not torch.allclose(random(images), encoder(images), atol=1e-2)
     # Exported, it needs the folder no longer.
