@@ -28,7 +28,8 @@ import llm2clip.weights
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.evaluation.gallery import write_search_page
 from llm2clip.evaluation.images import encode_batches
-from llm2clip.evaluation.models import TrainedLLM2CLIP, pictures
+from llm2clip.evaluation.models import TrainedLLM2CLIP
+from llm2clip.export.check import pictures
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.search import INDEX_FILE, Index, find_images, load_model, read_index, read_queries, search, update_index
