@@ -12,11 +12,12 @@ from streaming import StreamingDataset
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import captions_of, draw_caption, text_id
+from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, stream_arguments
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column
 from llm2clip.data.streams.paired_stream import PairedStream, columns_of
-from llm2clip.data.transforms import Preprocessing, eval_transform, pixels_needed, seeded, train_transform
+from llm2clip.data.transforms import pixels_needed, seeded, train_transform
 from llm2clip.data.vectors import concatenate, float_vectors, stored_vector, vectors_of
 
 __all__ = [
@@ -32,7 +33,8 @@ class TrainImageDataset(SeededDataset):
     Args:
         streams: Paired streams.
         caption_mixes: Caption key -> weight, for each stream.
-        transform: Random transform, uint8 pixels -> normalised.
+        transform: Random transform, pixels in uint8 -> those of the tower's size.
+        image_size: Side of the square that it gives.
         pixels_needed: Shortest side that it needs; larger images may be decoded at a fraction of their size.
         **kwargs: Passed to SeededDataset.
     """
@@ -42,12 +44,15 @@ class TrainImageDataset(SeededDataset):
         streams: Sequence[PairedStream],
         caption_mixes: Sequence[Mapping[str, float]],
         transform: Any,
+        image_size: int,
         pixels_needed: Optional[int] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
         self.pixels_needed = pixels_needed
-        self.as_stored = _one_storage(self)
+        stored = _stored_vectors(self)
+        self.as_stored = _one_storage(stored)
+        self.largest = {**_largest(stored, image_size), 'sample_seed': torch.empty(1, dtype=torch.long, device='meta')}
         self.mixes = caption_mixes
         self.transform = transform
 
@@ -74,7 +79,7 @@ class EvalImageDataset(SeededDataset):
     Args:
         streams: Paired streams.
         caption_keys: Captions that belong to an image.
-        transform: Uint8 pixels -> normalised.
+        image_size: Side of the square that the vision tower sees.
         **kwargs: Passed to SeededDataset.
     """
 
@@ -82,13 +87,15 @@ class EvalImageDataset(SeededDataset):
         self,
         streams: Sequence[PairedStream],
         caption_keys: Sequence[str],
-        transform: Any,
+        image_size: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
-        self.as_stored = _one_storage(self)
+        stored = _stored_vectors(self)
+        self.as_stored = _one_storage(stored)
+        self.largest = _largest(stored, image_size, len(caption_keys))
         self.keys = list(caption_keys)
-        self.transform = transform
+        self.image_size = image_size
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample: Any = super().__getitem__(at)
@@ -97,7 +104,7 @@ class EvalImageDataset(SeededDataset):
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
-            'pixel_values': self.transform(decode_pixels(sample[IMAGE], sample[SAMPLE_ID])),
+            'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), self.image_size),
             **({name: torch.stack([vector[name] for vector in vectors]) for name in vectors[0]} if vectors
                else {'caption': texts}),
             'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(self.keys, texts)]),
@@ -128,16 +135,43 @@ def caption_embedding(rows: Sequence[Mapping[str, Any]], key: str, as_stored: bo
     return {'text_embedding': concatenate([vectors_of(one).float() for one in stored])}
 
 
-def _one_storage(dataset: StreamingDataset) -> bool:
-    """Whether each stream has one sidecar, and all of them store vectors the same way."""
-    kinds = set()
+def _stored_vectors(dataset: StreamingDataset) -> list[list[torch.Tensor]]:
+    """Of each stream: a vector ``(D,)`` of each of its sidecars, without data and in the type that it is stored in."""
+    vectors = []
     for stream_id, stream in enumerate(dataset.streams):
         assert isinstance(stream, PairedStream)
-        if len(stream.sidecars) != 1:
-            return False
         shard = dataset.shards[dataset.shard_offset_per_stream[stream_id]]
-        kinds |= {kind.split(':')[1] for kind in columns_of(shard.sidecars[0]).values() if kind.startswith('ndarray')}
-    return len(kinds) == 1
+        kinds = [next(kind for kind in columns_of(sidecar).values() if kind.startswith('ndarray')).split(':')
+                 for sidecar in (shard.sidecars if stream.sidecars else [])]
+        vectors.append([torch.empty(int(dim), dtype=getattr(torch, kind), device='meta') for _, kind, dim in kinds])
+    return vectors
+
+
+def _one_storage(stored: Sequence[Sequence[torch.Tensor]]) -> bool:
+    """Whether each stream has one sidecar, and all of them store vectors the same way."""
+    return all(len(vectors) == 1 for vectors in stored) and len({vectors[0].dtype for vectors in stored}) == 1
+
+
+def _largest(
+    stored: Sequence[Sequence[torch.Tensor]], image_size: int, captions: Optional[int] = None
+) -> dict[str, torch.Tensor]:
+    """A batch of one sample, without data.
+
+    Args:
+        stored: From `_stored_vectors`.
+        image_size: Side of the square that the vision tower sees.
+        captions: Per sample, if not a single one is drawn.
+    """
+    texts = (1,) if captions is None else (1, captions)
+    result = {'pixel_values': torch.empty(1, 3, image_size, image_size, dtype=torch.uint8),
+              'index': torch.empty(1, dtype=torch.long), 'text_id': torch.empty(texts, dtype=torch.long)}
+    if any(stored):
+        dim = max(sum(map(len, vectors)) for vectors in stored)
+        kind = stored[0][0].dtype if _one_storage(stored) else torch.float32
+        result['text_embedding'] = torch.empty(*texts, dim, dtype=kind)
+        if kind == torch.int8:
+            result['text_embedding_scale'] = torch.empty(texts)
+    return {name: value.to('meta') for name, value in result.items()}
 
 
 def paired_stream(
@@ -197,7 +231,7 @@ def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]
 
 def build_image_loader(
     config: ImageDataConfig,
-    preprocessing: Preprocessing,
+    image_size: int,
     global_batch_size: int,
     seed: int,
     train: bool,
@@ -208,7 +242,7 @@ def build_image_loader(
 
     Args:
         config: Streams, caption mix and crops.
-        preprocessing: Of the vision tower.
+        image_size: Side of the square that the vision tower sees.
         global_batch_size: Samples per step over all ranks.
         seed: Seed of caption choice and crops.
         train: One drawn caption and a random crop, shuffled; otherwise every caption and a centre crop, in order.
@@ -223,10 +257,10 @@ def build_image_loader(
 
     def make(**kwargs: Any) -> Union[TrainImageDataset, EvalImageDataset]:
         if train:
-            transform = train_transform(preprocessing, config.crop_scale, config.color_jitter, config.grayscale)
-            needed = pixels_needed(preprocessing.image_size, config.crop_scale[0])
-            return TrainImageDataset(streams, mixes, transform, needed, seed=seed, **kwargs)
-        return EvalImageDataset(streams, keys, eval_transform(preprocessing), seed=seed, **kwargs)
+            transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale)
+            needed = pixels_needed(image_size, config.crop_scale[0])
+            return TrainImageDataset(streams, mixes, transform, image_size, needed, seed=seed, **kwargs)
+        return EvalImageDataset(streams, keys, image_size, seed=seed, **kwargs)
 
     return build_loader(make, config, config.streams, global_batch_size, train, key,
                         microbatch_transforms=float_vectors)

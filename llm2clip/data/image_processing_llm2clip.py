@@ -64,9 +64,12 @@ def _center(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """``(…, 3, H, W)`` uint8 -> float32, scaled to [0, 1] and normalised."""
-    center, scale = (torch.tensor(list(values), device=pixels.device)[:, None, None] for values in (mean, std))
-    return (pixels.float() / 255 - center) / scale
+    """``(…, 3, H, W)`` uint8 -> float32 on the same device, scaled to [0, 1] and normalised."""
+    # Written there and not copied, since the host would wait for a copy.
+    center, scale = (torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=pixels.device)
+                                  for value in values]) for values in (mean, std))
+    # As torchvision does it, and torch on a GPU also where a division is asked for.
+    return (pixels.float() * (1 / 255)).sub_(center).div_(scale)
 
 
 class LLM2CLIPImageProcessor(BaseImageProcessor):

@@ -15,6 +15,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 from llm2clip.config import CaptionDataConfig, ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID, caption_keys, check_dataset, read_columns
+from llm2clip.data.shared_memory import shared_memory, warn_if_short
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
@@ -29,6 +30,9 @@ _MASK = 'attention_mask'
 class SeededDataset(SafeDataset):
     """A dataset whose samples know the epoch they are seen in.
 
+    Attributes:
+        largest: A batch of one sample, as large as they come; its tensors may be without data.
+
     Args:
         streams: The streams.
         seed: Seed of everything random about a sample.
@@ -38,6 +42,7 @@ class SeededDataset(SafeDataset):
     def __init__(self, streams: Sequence[VerifiedStream], seed: int, **kwargs: Any) -> None:
         super().__init__(streams=streams, **kwargs)
         self.seed = seed
+        self.largest: Mapping[str, Any] = {}
 
     @property
     def epoch(self) -> int:
@@ -60,15 +65,17 @@ class TextDataset(SeededDataset):
         streams: Caption, text or image datasets.
         make: A sample, the index of its stream and its seed in this epoch -> what goes into a batch, besides its
             position and its id.
+        largest: As for `SeededDataset`.
         **kwargs: Passed to SeededDataset.
     """
 
     def __init__(
         self, streams: Sequence[VerifiedStream], make: Callable[[dict[str, Any], int, int], dict[str, Any]],
-        **kwargs: Any,
+        largest: Mapping[str, Any], **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
         self.make = make
+        self.largest = largest
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
@@ -178,6 +185,14 @@ def build_loader(
     if train and dataset.size < global_batch_size:
         raise ConfigError(f'{key}: the dataset has {dataset.size} samples, fewer than one global batch of '
                           f'{global_batch_size}')
+    # Composer has begun to use the GPU before any loader is made.
+    pinned = torch.cuda.is_initialized()
+    if dist.get_local_rank() == 0:
+        largest = {name: value.expand(batch_size, *value.shape[1:]) for name, value in dataset.largest.items()
+                   if isinstance(value, torch.Tensor)}
+        needed = shared_memory(largest, config.num_workers, ranks=dist.get_local_world_size(),
+                               epoch_samples=dataset.epoch_size, pinned=pinned)
+        warn_if_short(needed, config.num_workers, key)
     loader = StreamingDataLoader(
         dataset,
         batch_size=batch_size,
@@ -185,6 +200,8 @@ def build_loader(
         drop_last=train,
         collate_fn=collate_fn,
         persistent_workers=train and config.num_workers > 0,
+        # Composer's copies to the GPU are asynchronous if what they read is pinned.
+        pin_memory=pinned,
         # Its own generator: drawing the workers' seed from the global one would shift dropout when a run resumes.
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
@@ -194,6 +211,7 @@ def build_loader(
 def build_text_loader(
     make: Callable[[dict[str, Any], int, int], dict[str, Any]],
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    longest: dict[str, Any],
     columns: Sequence[Sequence[str]],
     config: CaptionDataConfig,
     global_batch_size: int,
@@ -207,6 +225,7 @@ def build_text_loader(
     Args:
         make: As for `TextDataset`.
         collate: What it made -> batch, besides positions and ids.
+        longest: What `make` gives at most.
         columns: The columns that are read from each stream.
         config: Streams, order and workers.
         global_batch_size: Samples per step over all ranks.
@@ -226,9 +245,10 @@ def build_text_loader(
         return {'index': torch.tensor([sample['index'] for sample in samples]),
                 'sample_id': [sample['sample_id'] for sample in samples], **collate(samples)}
 
+    largest = collate_all([{'index': 0, 'sample_id': '', **longest}])
     return build_loader(
-        lambda **kwargs: TextDataset(streams, make, seed=seed, **kwargs), config, config.streams, global_batch_size,
-        train, key, collate_all, batching_method, split_batch=split_by_length if train else None,
+        lambda **kwargs: TextDataset(streams, make, largest, seed=seed, **kwargs), config, config.streams,
+        global_batch_size, train, key, collate_all, batching_method, split_batch=split_by_length if train else None,
         get_num_tokens_in_batch=count_tokens)
 
 

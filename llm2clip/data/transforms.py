@@ -1,24 +1,22 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What training and evaluation do to pixels, ``(3, H, W)`` uint8 -> ``(3, image_size, image_size)`` float32.
+"""What training does to pixels, ``(3, H, W)`` -> ``(3, image_size, image_size)``, both uint8; the vision encoder
+normalises them on its device.
 
 On tensors: torchvision resizes them several times faster than Pillow does, to the same values (they differ by at most 2
 of 255).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
-from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-
-__all__ = ['Preprocessing', 'eval_transform', 'pixels_needed', 'seeded', 'train_transform']
+__all__ = ['Preprocessing', 'pixels_needed', 'seeded', 'train_transform']
 
 
 @dataclass(frozen=True)
@@ -53,34 +51,23 @@ class _RandomCrop(v2.RandomResizedCrop):
 
 
 def train_transform(
-    preprocessing: Preprocessing, crop_scale: Sequence[float], color_jitter: float = 0.0, grayscale: float = 0.0
+    image_size: int, crop_scale: Sequence[float], color_jitter: float = 0.0, grayscale: float = 0.0
 ) -> v2.Compose:
     """Random crop that keeps a share of the area in `crop_scale`, resized; optional colour changes.
 
     Args:
-        preprocessing: Of the vision tower.
+        image_size: Side of the square that the vision tower sees.
         crop_scale: Smallest and largest share.
         color_jitter: Strength of random brightness, contrast, saturation, and a fifth of it for hue.
         grayscale: Probability of dropping the colours.
     """
-    crop = _RandomCrop(
-        preprocessing.image_size, scale=(crop_scale[0], crop_scale[1]), interpolation=InterpolationMode.BICUBIC)
+    crop = _RandomCrop(image_size, scale=(crop_scale[0], crop_scale[1]), interpolation=InterpolationMode.BICUBIC)
     color: list[torch.nn.Module] = []
     if grayscale:
         color.append(v2.RandomGrayscale(grayscale))
     if color_jitter:
         color.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter, color_jitter / 5))
-    return v2.Compose([crop, *color, v2.ToDtype(torch.float32, scale=True),
-                       v2.Normalize(list(preprocessing.mean), list(preprocessing.std), inplace=True)])
-
-
-def eval_transform(preprocessing: Preprocessing) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Resize the shortest side, crop the centre, normalise; picklable."""
-    return partial(_evaluated, preprocessing)
-
-
-def _evaluated(preprocessing: Preprocessing, image: torch.Tensor) -> torch.Tensor:
-    return normalize(resize_and_crop(image, preprocessing.image_size), preprocessing.mean, preprocessing.std)
+    return v2.Compose([crop, *color])
 
 
 def pixels_needed(image_size: int, crop_scale: float) -> int:

@@ -16,9 +16,9 @@ from composer.devices import Device
 from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
-from llm2clip.data.images import decode_image
+from llm2clip.data.image_processing_llm2clip import resize_and_crop
+from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.vectors import concatenate
-from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
 from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
@@ -35,10 +35,16 @@ _TEXTS = 256
 Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
 
 
+def _preprocess(image_size: int, data: bytes, name: str) -> torch.Tensor:
+    """In uint8, as in training's evaluation."""
+    return resize_and_crop(decode_pixels(data, name), image_size)
+
+
 class TrainedLLM2CLIP:
     """Vision tower and adapter, with the teacher's vectors of texts: features of length 1 in one space.
 
-    Its `preprocess` takes an encoded image and its name to ``(3, H, W)``, and can be pickled.
+    Its `preprocess` takes an encoded image and its name to ``(3, H, W)``, as `image_features` reads them, and can be
+    pickled.
 
     Args:
         model: In evaluation mode, on its device.
@@ -48,7 +54,7 @@ class TrainedLLM2CLIP:
     def __init__(self, model: LLM2CLIP, teacher: Teacher) -> None:
         self.model, self.teacher = model, teacher
         self.device = model.logit_scale.device
-        self.preprocess = partial(training_pixels, preprocessing=model.vision_encoder.preprocessing)
+        self.preprocess = partial(_preprocess, model.vision_encoder.preprocessing.image_size)
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from llm2clip.config import ConfigError
+from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import decode_pixels, encode_image
-from llm2clip.data.transforms import Preprocessing, eval_transform
+from llm2clip.data.transforms import Preprocessing
 
 __all__ = ['TOLERANCE', 'check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
 
@@ -51,7 +52,8 @@ def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
 
 def training_pixels(data: bytes, name: str = 'check', *, preprocessing: Preprocessing) -> torch.Tensor:
     """``(3, image_size, image_size)``: an encoded picture, named for messages, as training's evaluation sees it."""
-    return eval_transform(preprocessing)(decode_pixels(data, name))
+    pixels = resize_and_crop(decode_pixels(data, name), preprocessing.image_size)
+    return normalize(pixels, preprocessing.mean, preprocessing.std)
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class LLM2CLIP(nn.Module):
     def get_image_features(
         self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, embed_dim)``, L2-normalised; ``sample_seed`` ``(B,)`` is for patch dropout."""
+        """``(B, 3, H, W)`` -> ``(B, embed_dim)``, L2-normalised; arguments as of the `VisionEncoder`."""
         return F.normalize(self.visual_projection(self.vision_encoder(pixel_values, sample_seed)).float(), dim=-1)
 
     def get_text_features(self, text_embedding: torch.Tensor) -> torch.Tensor:
@@ -105,8 +105,8 @@ def _visual_projection(config: ModelConfig, width: int) -> nn.Module:
 class ComposerLLM2CLIP(ComposerModel):
     """Stage-2 training.
 
-    A training batch holds ``pixel_values`` ``(B, 3, H, W)``, ``text_embedding`` ``(B, llm_embed_dim)`` of any float
-    type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``; an evaluation batch has ``text_embedding``
+    A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding`` ``(B, llm_embed_dim)`` of any
+    float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``; an evaluation batch has ``text_embedding``
     ``(B, K, llm_embed_dim)`` for K captions per image, their ``text_id`` ``(B, K)`` and the images' ``index`` ``(B,)``.
 
     Args:

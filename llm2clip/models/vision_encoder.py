@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 
 from llm2clip.config import ConfigError, VisionConfig
+from llm2clip.data.image_processing_llm2clip import normalize
 from llm2clip.models.towers import load_tower, tower_preprocessing
 
 __all__ = ['VisionEncoder', 'kept_patches']
@@ -86,7 +87,15 @@ class VisionEncoder(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, width)``; patch dropout needs one ``sample_seed`` per image."""
+        """``(B, 3, H, W)`` -> ``(B, width)``.
+
+        Args:
+            pixel_values: In uint8, as loaders give them, or already normalised.
+            sample_seed: ``(B,)``, for patch dropout.
+        """
+        # Here and not in the loader: Composer keeps two copies of a microbatch on the device while it trains on it.
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalize(pixel_values, self.preprocessing.mean, self.preprocessing.std)
         self._sample_seed = sample_seed
         try:
             return self.tower.pooled(pixel_values)

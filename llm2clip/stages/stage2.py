@@ -31,12 +31,12 @@ def make_loaders(config: Stage2Config, online: bool) -> tuple[DataSpec, list[Eva
         config: The run's.
         online: Deliver captions in place of their vectors.
     """
-    preprocessing = tower_preprocessing(config.model.vision)
-    data = build_image_loader(config.train_data, preprocessing, config.global_train_batch_size, config.seed, True,
+    image_size = tower_preprocessing(config.model.vision).image_size
+    data = build_image_loader(config.train_data, image_size, config.global_train_batch_size, config.seed, True,
                               'train_data', online=online)
     if config.eval_data is None:
         return data, []
-    eval_data = build_image_loader(config.eval_data, preprocessing, config.global_eval_batch_size, config.seed, False,
+    eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
                                    'eval_data', online=online)
     return data, [Evaluator(label='eval', dataloader=eval_data)]
 

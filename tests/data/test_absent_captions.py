@@ -18,7 +18,6 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import dataset_fingerprint, read_index
-from llm2clip.data.transforms import Preprocessing
 from llm2clip.data.vectors import float_vectors, vector_columns, vector_rows, vectors_of
 from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.joint import JointLLM2CLIP
@@ -27,7 +26,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 
-PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGE_SIZE = 32
 KEYS = ['en', 'de', 'fr']
 DIM = 16
 
@@ -66,7 +65,7 @@ def _loader(data: tuple[Path, Path], mix: dict[str, float], train: bool, online:
             ) -> torch.utils.data.DataLoader:
     stream = ImageStreamConfig(str(data[0]), embeddings={'t': DatasetConfig(str(data[1]))})
     config = ImageDataConfig(streams={'s': stream}, caption_mix=mix, num_workers=workers, num_canonical_nodes=2)
-    return build_image_loader(config, PIXELS, 8, 5, train, 'train_data', online).dataloader
+    return build_image_loader(config, IMAGE_SIZE, 8, 5, train, 'train_data', online).dataloader
 
 
 def test_a_caption_is_drawn_with_its_embedding_among_those_that_a_sample_has(data: tuple[Path, Path]) -> None:

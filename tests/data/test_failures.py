@@ -25,9 +25,8 @@ from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageSt
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.data.transforms import Preprocessing
 
-PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGE_SIZE = 32
 SECONDS = 60
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers')]
@@ -58,7 +57,7 @@ def _config(folder: Path, images: str, embeddings: str, workers: int = 0, **opti
 
 
 def _loader(config: ImageDataConfig, batch: int = 8) -> DataLoader:
-    return build_image_loader(config, PIXELS, batch, 5, True, 'train_data').dataloader
+    return build_image_loader(config, IMAGE_SIZE, batch, 5, True, 'train_data').dataloader
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:

@@ -16,10 +16,12 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast
 
+from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels
-from llm2clip.data.transforms import Preprocessing, eval_transform, pixels_needed, seeded, train_transform
+from llm2clip.data.transforms import pixels_needed, seeded, train_transform
 
-PIXELS = Preprocessing(64, (0.5, 0.4, 0.3), (0.3, 0.4, 0.5))
+MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.4, 0.5)
+TO_FLOATS = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
 def photo(width: int = 160, height: int = 120) -> Image.Image:
@@ -123,20 +125,18 @@ def test_what_does_not_decode_names_its_sample(decode: Any) -> None:
 def test_resizing_tensors_equals_resizing_in_pillow() -> None:
     """Within 2 of 255."""
     image = photo(400, 300)
-    pillow = v2.Compose([v2.Resize(64, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(64), v2.ToImage(),
-                         v2.ToDtype(torch.float32, scale=True), v2.Normalize(PIXELS.mean, PIXELS.std)])(image)
-    found = eval_transform(PIXELS)(pil_to_tensor(image))
-    std = torch.tensor(PIXELS.std)[:, None, None]
-    assert ((found - pillow) * std).abs().max() <= 2.01 / 255 and ((found - pillow) * std).abs().mean() < 0.2 / 255
+    pillow = v2.Compose([v2.Resize(64, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(64)])(image)
+    difference = (resize_and_crop(pil_to_tensor(image), 64).float() - pil_to_tensor(pillow).float()).abs()
+    assert difference.max() <= 2 and difference.mean() < 0.2
 
 
 @pytest.mark.parametrize('size', [(64, 67), (64, 71), (135, 128), (97, 300), (40, 30), (64, 64), (250, 64)])
 def test_evaluation_sees_what_an_image_processor_of_transformers_gives(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     processor = CLIPImageProcessorFast(size={'shortest_edge': 64}, crop_size={'height': 64, 'width': 64},
-                                       image_mean=list(PIXELS.mean), image_std=list(PIXELS.std))
+                                       image_mean=list(MEAN), image_std=list(STD))
     expected = processor(Image.fromarray(noise), return_tensors='pt')['pixel_values'][0]
-    found = eval_transform(PIXELS)(pil_to_tensor(Image.fromarray(noise)))
+    found = normalize(resize_and_crop(pil_to_tensor(Image.fromarray(noise)), 64), MEAN, STD)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -148,21 +148,39 @@ def test_large_jpegs_are_decoded_at_a_fraction_of_their_size() -> None:
     small, whole = decode_pixels(data, 's', needed), decode_pixels(data, 's')
     assert whole.shape == (3, 1200, 1600) and small.shape == (3, 150, 200)
     assert decode_pixels(encode(photo(260, 260), 'JPEG'), 's', needed).shape == (3, 260, 260)
-    transform = train_transform(PIXELS, (0.9, 1.0))
-    std = torch.tensor(PIXELS.std)[:, None, None]
-    differences = [((seeded(transform, small, seed) - seeded(transform, whole, seed)) * std).abs().mean()
+    transform = train_transform(64, (0.9, 1.0))
+    differences = [(seeded(transform, small, seed).float() - seeded(transform, whole, seed).float()).abs().mean()
                    for seed in range(32)]
-    assert max(differences) < 2 / 255 and sum(differences) / 32 < 1 / 255
+    assert max(differences) < 2 and sum(differences) / 32 < 1
+
+
+def test_pixels_become_floats_as_torchvision_makes_them() -> None:
+    """Bit for bit, every value in every channel."""
+    pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256)
+    found = normalize(pixels, MEAN, STD)
+    assert found.dtype == torch.float32 and torch.equal(found, TO_FLOATS(pixels))
+    assert torch.equal(normalize(pixels[0], list(MEAN), list(STD)), found[0])
+
+
+@pytest.mark.parametrize('color', [{}, {'color_jitter': 0.4, 'grayscale': 0.5}])
+def test_training_sees_the_floats_that_a_transform_to_floats_gives(color: dict[str, float]) -> None:
+    """Bit for bit: colours change in uint8, before."""
+    transform, pixels = train_transform(64, (0.5, 1.0), **color), pil_to_tensor(photo())
+    for seed in range(8):
+        found = seeded(transform, pixels, seed)
+        assert found.dtype == torch.uint8 and found.shape == (3, 64, 64)
+        expected = seeded(v2.Compose([*transform.transforms, *TO_FLOATS.transforms]), pixels, seed)
+        assert torch.equal(normalize(found, MEAN, STD), expected)
 
 
 def test_crops_keep_their_share_and_stay_inside() -> None:
     """On a ramp, where a crop begins and ends can be read from its corners."""
     ramp = torch.stack(torch.meshgrid(torch.arange(240.0), torch.arange(120.0), indexing='ij')).to(torch.uint8)
     ramp = torch.cat([ramp, ramp[:1]])
-    transform = train_transform(Preprocessing(240, (0.0,) * 3, (1.0,) * 3), (0.3, 0.6))
+    transform = train_transform(240, (0.3, 0.6))
     shares, tops = [], []
     for seed in range(200):
-        crop = seeded(transform, ramp, seed) * 255
+        crop = seeded(transform, ramp, seed)
         (top, left), (bottom, right) = crop[:2, 0, 0].tolist(), crop[:2, -1, -1].tolist()
         assert -1 <= top < bottom <= 240 and -1 <= left < right <= 120
         height, width = bottom - top + 1, right - left + 1

@@ -19,14 +19,13 @@ from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
-from llm2clip.data.transforms import Preprocessing
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 ROOT = Path(__file__).parents[2]
-PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGE_SIZE = 32
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers'), pytest.mark.timeout(240)]
 
@@ -57,7 +56,7 @@ def _loader(tmp_path: Path, remote: str, workers: int) -> object:
                                embeddings={'tiny': sidecar})
     config = ImageDataConfig(streams={'s': stream}, num_workers=workers, num_canonical_nodes=4,
                              caption_mix={'short': 1.0}, download_timeout=20)
-    return build_image_loader(config, PIXELS, 8, 5, True, 'train_data').dataloader
+    return build_image_loader(config, IMAGE_SIZE, 8, 5, True, 'train_data').dataloader
 
 
 def _ids(loader: object) -> list[str]:

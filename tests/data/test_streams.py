@@ -18,13 +18,12 @@ from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageSt
 from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_index
-from llm2clip.data.transforms import Preprocessing
 from llm2clip.data.vectors import vectors_of
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.teacher.sidecars import sidecar_teacher
 
-PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGE_SIZE = 32
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 
@@ -36,7 +35,7 @@ def _config(images: Path, sidecar: Path, workers: int = 0, **options: object) ->
 
 
 def _loader(config: ImageDataConfig, train: bool = True, batch: int = 8) -> torch.utils.data.DataLoader:
-    return build_image_loader(config, PIXELS, batch, 5, train, 'train_data').dataloader
+    return build_image_loader(config, IMAGE_SIZE, batch, 5, train, 'train_data').dataloader
 
 
 def test_every_image_comes_with_the_embedding_of_its_caption(
@@ -111,7 +110,7 @@ def test_a_dataset_may_have_sidecars_of_several_teachers(
     vectors = {}
     for names in (['tiny'], ['other'], ['other', 'tiny']):
         config.teachers = names
-        spec = build_image_loader(config, PIXELS, 8, 5, True, 'train_data')
+        spec = build_image_loader(config, IMAGE_SIZE, 8, 5, True, 'train_data')
         batch = next(iter(spec.dataloader))
         assert ('text_embedding_scale' in batch) is (names == ['other'])
         vectors[len(names), names[0]] = vectors_of(batch).float()

@@ -26,7 +26,6 @@ from llm2clip.config_files import load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.towers import tower_preprocessing
 from llm2clip.planning.datasets import DatasetPlan
 from llm2clip.planning.memory import Memory, StepPlan, step_memory
 from llm2clip.planning.plan import Plan, _check_cache, plan_stage1, plan_stage2
@@ -103,7 +102,7 @@ def stage2(*args: str) -> Plan:
 def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: Path, no_leftovers: None) -> None:
     plan = stage2(*args, 'train_data.streams.s.repeat=1.6')
     config = load_config(Stage2Config, [*args, 'train_data.streams.s.repeat=1.6'])
-    loader = build_image_loader(config.train_data, tower_preprocessing(config.model.vision), 8, 0, True, 'train_data')
+    loader = build_image_loader(config.train_data, config.model.vision.image_size, 8, 0, True, 'train_data')
     data, = plan.datasets
     assert plan.epoch_steps == len(loader.dataloader) == 12 and plan.steps == 36
     assert (data.samples, data.drawn, data.captions) == (64, 102, {'short': 0.25, 'long': 0.75})

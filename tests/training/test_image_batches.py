@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2's batches in Composer's loop: int8 vectors reach the model as floats, and callbacks see all outputs."""
+"""Stage 2's batches in Composer's loop: int8 vectors and uint8 pixels become floats on the way to the tower and the
+adapter, and callbacks see all outputs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,14 @@ from parts import make_samples, write_dataset, write_sidecar
 
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.data.transforms import Preprocessing
+from llm2clip.data.image_processing_llm2clip import normalize
 from llm2clip.data.vectors import dequantize
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.callbacks.in_batch_accuracy import InBatchAccuracy
 
 N = 10
-PIXELS = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGE_SIZE = 32
 Batch = dict[str, Any]
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
@@ -86,18 +87,20 @@ def _step(train: DataSpec, evaluation: DataSpec, microbatch_size: Optional[int] 
 
 
 def _loaders(config: ImageDataConfig) -> tuple[DataSpec, DataSpec]:
-    train, evaluation = (build_image_loader(config, PIXELS, N, 5, train, 'data') for train in (True, False))
+    train, evaluation = (build_image_loader(config, IMAGE_SIZE, N, 5, train, 'data') for train in (True, False))
     return train, evaluation
 
 
 def _in_float(batches: Sequence[Batch]) -> list[Batch]:
-    """The batches with the vectors in place of their int8 values."""
-    result = []
+    """The batches with the vectors in place of their int8 values, and normalised pixels."""
+    result, of_tower = [], _model().model.vision_encoder.preprocessing
     for batch in batches:
         values, scale = batch['text_embedding'], batch['text_embedding_scale']
         assert values.dtype == torch.int8 and scale.shape == values.shape[:-1]
+        assert batch['pixel_values'].dtype == torch.uint8 and batch['pixel_values'].is_contiguous()
+        pixels = normalize(batch['pixel_values'], of_tower.mean, of_tower.std)
         rest = {name: value for name, value in batch.items() if name != 'text_embedding_scale'}
-        result.append({**rest, 'text_embedding': dequantize(values, scale)})
+        result.append({**rest, 'text_embedding': dequantize(values, scale), 'pixel_values': pixels})
     return result
 
 
@@ -119,7 +122,7 @@ def _accuracy(batch: Batch) -> dict[str, float]:
 
 
 @pytest.mark.parametrize('microbatch_size', [None, 4])
-def test_int8_vectors_give_the_gradients_and_the_recall_of_their_floats(
+def test_int8_vectors_and_uint8_pixels_give_the_gradients_and_the_recall_of_their_floats(
     int8_data: ImageDataConfig, batches: tuple[list[Batch], list[Batch]], microbatch_size: Optional[int]
 ) -> None:
     """Bit for bit, in training, in both passes of the gradient cache and in evaluation."""
