@@ -115,7 +115,7 @@ def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = Tr
 def plan_sources(datasets: Mapping[str, DatasetConfig], key: str) -> DataPlan:
     """Datasets whose captions are all embedded."""
     streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    return _plan_columns(streams, dict.fromkeys(datasets, ({}, None)), CaptionDataConfig(streams), key)
+    return _plan_columns(streams, dict.fromkeys(datasets, ({}, None)), CaptionDataConfig(streams=streams), key)
 
 
 def _plan_columns(
@@ -153,7 +153,8 @@ def _plan_columns(
 
 def _mean_characters(shard: Reader, columns: Sequence[str], samples: int = 200) -> float:
     """Of the texts in the first samples of a shard, or 0 if it is not there as it is stored."""
-    if shard.split is None or not Path(shard.dirname, shard.split, shard.raw_data.basename).is_file():
+    raw, _ = shard.file_pairs[0]
+    if not Path(shard.dirname, shard.split or '', raw.basename).is_file():
         return 0.0
     texts = [shard[i][column].strip() for i in range(min(samples, len(shard))) for column in columns]
     return float(np.mean([len(text) for text in texts if text] or [0.0]))

@@ -58,8 +58,7 @@ def seconds_per_image(config: ImageDataConfig, image_size: int, images: int = 20
     """
     blurred = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).resize((640, 480))
     blurred.save(file := io.BytesIO(), 'JPEG', quality=90)
-    from llm2clip.data.transforms import Preprocessing
-    transform = train_transform(Preprocessing(image_size, (0.5,) * 3, (0.5,) * 3), config.crop_scale, config.color_jitter, config.grayscale)
+    transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale)
     needed = pixels_needed(image_size, config.crop_scale[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

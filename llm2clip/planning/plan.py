@@ -29,6 +29,7 @@ from llm2clip.config import (
 )
 from llm2clip.data.shared_memory import shared_memory
 from llm2clip.imports.initial import check_initial_weights
+from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_sources, plan_texts
@@ -63,12 +64,24 @@ def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
     """
     if dist.get_global_rank() > 0:
         return
-    # What asks for the number of ranks before they are connected looks here, as Composer's launcher sets it.
-    os.environ['WORLD_SIZE'] = str(config.plan_ranks or dist.get_world_size())
-    result = plan(config)
+    with _world_size(config.plan_ranks or dist.get_world_size()):
+        result = plan(config)
     print(result, flush=True)
     if result.problems:
         raise SystemExit(1)
+
+
+@contextmanager
+def _world_size(ranks: int) -> Iterator[None]:
+    """What asks for the number of ranks before they are connected looks where Composer's launcher puts it."""
+    before = os.environ.get('WORLD_SIZE')
+    os.environ['WORLD_SIZE'] = str(ranks)
+    try:
+        yield
+    finally:
+        os.environ.pop('WORLD_SIZE')
+        if before is not None:
+            os.environ['WORLD_SIZE'] = before
 
 
 def plan_stage2(config: Stage2Config) -> Plan:
@@ -89,7 +102,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
         dim = _UNKNOWN_DIM
     image_size = tower_preprocessing(config.model.vision).image_size
 
-    def make_model() -> ComposerModel:
+    def make_model() -> ComposerLLM2CLIP:
         with torch.device('meta'):
             return stage2.make_model(config, dim, load_weights=False)
 
@@ -99,7 +112,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
         with _collected(plan):
             check_initial_weights(model.model, config.model, config.initial_weights)
     vector = {'text_embedding': torch.empty(1, dim, dtype=torch.float16)}
-    _measure(plan, config, make_model, lambda n: image_batch(n, image_size, vector), online=online)
+    _measure(plan, config, model, make_model, lambda n: image_batch(n, image_size, vector), online=online)
     if plan.measurable:
         plan.seconds_per_sample = seconds_per_image(config.train_data, image_size)
         plan.num_workers = config.train_data.num_workers
@@ -131,9 +144,10 @@ def plan_stage1(config: Stage1Config) -> Plan:
             return MeanMask(model, config.mntp.mask_probability)
         return model
 
-    plan.modules = _modules(make_model())
+    model = make_model()
+    plan.modules = _modules(model)
     plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
-    _measure(plan, config, make_model, lambda n: text_batch(n, sides, longest), longest)
+    _measure(plan, config, model, make_model, lambda n: text_batch(n, sides, longest), longest)
     return plan
 
 
@@ -217,33 +231,35 @@ def _collected(plan: Plan) -> Iterator[None]:
 
 
 def _measure(
-    plan: TrainingPlan, config: Union[Stage1Config, Stage2Config], make_model: Callable[[], ComposerModel],
-    make_batch: Callable[[int], dict[str, torch.Tensor]], longest: int = 0, online: Optional[OnlinePlan] = None,
+    plan: TrainingPlan, config: Union[Stage1Config, Stage2Config], model: ComposerModel,
+    make_model: Callable[[], ComposerModel], make_batch: Callable[[int], dict[str, torch.Tensor]], longest: int = 0,
+    online: Optional[OnlinePlan] = None,
 ) -> None:
     """A step's cost, the largest microbatch, and checkpoints.
 
     Args:
         plan: Receives them.
         config: The run's.
-        make_model: On the meta device.
+        model: On the meta device; it is used up.
+        make_model: Makes another.
         make_batch: Number of samples -> batch of the loader.
         longest: Tokens of each text in it.
         online: The teacher in the loop.
     """
-    model = make_model()
     with _collected(plan):
         check_metrics(config, model)
     if not plan.measurable:
         return
     plan.groups = describe_groups(model, build_optimizer(config, model).param_groups)
+    fsdp = None if config.fsdp is None else FSDP2Config(**config.fsdp)
     step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, 'grad_cache' in config.algorithms,
-                    _precision(config), None if config.fsdp is None else FSDP2Config(**config.fsdp), 'ema' in config.algorithms, online)
+                    _precision(config), fsdp, 'ema' in config.algorithms, online)
 
-    def rehearse(microbatch: int) -> StepCost:
-        return rehearse_step(make_model(), partial(build_optimizer, config), make_batch,
+    def rehearse(microbatch: int, model: Optional[ComposerModel] = None) -> StepCost:
+        return rehearse_step(model or make_model(), partial(build_optimizer, config), make_batch,
                              dataclasses.replace(step, microbatch=microbatch))
 
-    plan.cost = rehearse(plan.microbatch)
+    plan.cost = rehearse(plan.microbatch, model)
     if longest and plan.texts:
         plan.cost.shorten(plan.tokens / plan.texts / longest)
     gpu = GPUS[config.plan_gpu]
@@ -258,15 +274,19 @@ def _measure(
 
 
 def _largest(plan: TrainingPlan, gpu: GPU, rehearse: Callable[[int], StepCost]) -> int:
-    """The largest share of the device batch whose step fits; what was measured says where to look."""
+    """The largest share of the device batch whose step fits, or 0.  Memory grows evenly with the microbatch."""
     assert plan.cost is not None
-    fixed, per_sample = plan.cost.peak - plan.cost.activations, plan.cost.activations / plan.microbatch
-    known = {plan.microbatch: gpu.fits(plan.cost.peak)}
-    for size in (n for n in range(plan.device_batch, 0, -1) if plan.device_batch % n == 0):
-        if size not in known and gpu.fits(int(fixed + size * per_sample)):
-            known[size] = gpu.fits(rehearse(size).peak)
-        if known.get(size):
-            return size
+    sizes = [n for n in range(1, plan.device_batch + 1) if plan.device_batch % n == 0]
+    peaks = {plan.microbatch: plan.cost.peak}
+    at = sizes.index(plan.microbatch) if plan.microbatch in sizes else 0
+    other = sizes[at - 1] if at else sizes[1]
+    peaks.setdefault(other, rehearse(other).peak)
+    (n, first), (m, second) = list(peaks.items())
+    for size in reversed(sizes):
+        if gpu.fits(int(first + (second - first) / (m - n) * (size - n))):
+            peaks[size] = peaks.get(size) or rehearse(size).peak
+            if gpu.fits(peaks[size]):
+                return size
     return 0
 
 

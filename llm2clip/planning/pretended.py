@@ -18,6 +18,7 @@ import torch
 import torch.distributed
 import torch.distributed._tools.fake_collectives  # lets collectives run on fake tensors
 import torch.nn as nn
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.library import _scoped_library
@@ -39,15 +40,20 @@ _FLOAT32_ON_CUDA = (
 
 @contextmanager
 def pretended_ranks(ranks: int) -> Iterator[Optional[DeviceMesh]]:
-    """This process is rank 0 of `ranks`, whose collectives return at once; yields a mesh of all of them."""
-    if ranks == 1:
-        yield None
-        return
+    """This process is rank 0 of `ranks`, whose collectives return at once; yields a mesh of all of them.
+
+    Process groups that are there already are put aside.
+    """
+    groups, outside = distributed_c10d._world.pg_map, distributed_c10d._world.default_pg
+    there = set(groups)
+    distributed_c10d._update_default_pg(None)
     torch.distributed.init_process_group('fake', store=FakeStore(), rank=0, world_size=ranks)
     try:
-        yield init_device_mesh('cpu', (ranks,))
+        yield init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
     finally:
-        torch.distributed.destroy_process_group()
+        distributed_c10d._update_default_pg(outside)
+        for group in set(groups) - there:
+            torch.distributed.destroy_process_group(group)
 
 
 def without_content(model: nn.Module) -> None:
@@ -100,24 +106,27 @@ class Memory(TorchDispatchMode):
     Torch's own `MemTracker` wants every parameter trained and each module run once.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
+    def __init__(self, module: Optional[nn.Module] = None) -> None:
         super().__init__()
         self.current = self.peak = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._sizes: dict[int, int] = {}
-        for module in modules:
-            for tensor in (*module.parameters(), *module.buffers()):
-                self.add(tensor)
+        if module is not None:
+            self.add_module(module)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
-                self.add(value)
+                self._add(value)
         return result
 
-    def add(self, tensor: torch.Tensor) -> None:
-        """Count a tensor that was made outside."""
+    def add_module(self, module: nn.Module) -> None:
+        """Count the parameters and buffers of a module that was made outside."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            self._add(tensor)
+
+    def _add(self, tensor: torch.Tensor) -> None:
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
         storage = local.untyped_storage()
         key = storage._cdata
@@ -207,7 +216,7 @@ class NoValues(TorchDispatchMode):
     """Answers those who ask a tensor without content for its value: with yes, 1 or 1.0."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func._overloadpacket is torch.ops.aten._local_scalar_dense:
             dtype = args[0].dtype
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
         return func(*args, **(kwargs or {}))

@@ -19,7 +19,6 @@ from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from llm2clip.data.vectors import float_vectors
 from llm2clip.models.mntp import MaskedNextTokenPrediction
@@ -144,9 +143,12 @@ def rehearse_step(
             cost.buckets = trainable if plan.ranks > 1 else 0
         microbatches = _on_the_host(model, make_batch(plan.device_batch), plan)
         online = None if plan.teacher is None else _teacher(plan.teacher, mesh)
-        with Memory(model, *([online] if online else [])) as memory, as_on_cuda(), NoValues(), Flops() as flops:
-            cost.teacher = sum(_local_bytes(tensor) for tensor in online.state_dict().values()) if online else 0
-            cost.parameters = memory.current - cost.teacher
+        memory = Memory(model)
+        cost.parameters = memory.current
+        if online is not None:
+            memory.add_module(online)
+            cost.teacher = memory.current - cost.parameters
+        with memory, as_on_cuda(), NoValues(), Flops() as flops:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             cost.gradients = memory.current - cost.teacher - cost.parameters
@@ -238,6 +240,7 @@ def _step(
 ) -> None:
     """In the order in which Composer does it."""
     batch, *microbatches = batches
+    loss: Any = model.loss
     parts = plan.device_batch / plan.microbatch
     dtype = _AUTOCAST.get(plan.precision)
 
@@ -259,7 +262,7 @@ def _step(
                 for name, value in first.items()}
 
     if plan.cached and len(microbatches) > 1:
-        cached = cache_gradients(first_pass, model.loss, batch, microbatches, prepare, precision)
+        cached = cache_gradients(first_pass, loss, batch, microbatches, prepare, precision)
         first.clear()
     optimizer.zero_grad()
     run = microbatches[:2]
@@ -268,7 +271,7 @@ def _step(
         kept = {name: value.clone() for name, value in part.items()}  # by Composer, for metrics of the training
         with precision(), flops.counted(times=parts / len(run)):
             outputs = model(part)
-            total: Any = model.loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
+            total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
         with flops.counted(times=parts / len(run), backward=True):
             total.backward()
         del outputs, total, kept
@@ -278,7 +281,3 @@ def _step(
 def _bytes(tensor: torch.Tensor) -> int:
     """Size of a tensor, or of all its shards."""
     return tensor.numel() * tensor.element_size()
-
-
-def _local_bytes(tensor: torch.Tensor) -> int:
-    return _bytes(tensor._local_tensor if isinstance(tensor, DTensor) else tensor)
