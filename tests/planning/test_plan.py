@@ -7,10 +7,8 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from launched import COMMON
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
@@ -26,7 +24,7 @@ from llm2clip.planning.encoders import on_meta
 from llm2clip.planning.hardware import GPUS
 from llm2clip.planning.plan import _check_cache, plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.pretended import Memory
-from llm2clip.planning.summary import Plan, TrainingPlan
+from llm2clip.planning.summary import TrainingPlan
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 pytestmark = pytest.mark.long

@@ -17,7 +17,7 @@ from composer.utils.parallelism import FSDP2Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm2clip.config import LossConfig, ModelConfig, TextEncoderConfig, TrainConfig, VisionConfig
+from llm2clip.config import ModelConfig, TextEncoderConfig, TrainConfig, VisionConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.planning.loading import image_batch
 from llm2clip.planning.pretended import Flops, Memory, as_on_cuda
@@ -31,15 +31,15 @@ VISION = VisionConfig(name='vit_tiny_patch16_224', image_size=64)
 VECTOR = {'text_embedding': torch.empty(1, 48)}
 
 
-def make(loss: LossConfig = LossConfig(), checkpointing: bool = False, device: str = 'meta') -> ComposerLLM2CLIP:
+def make(checkpointing: bool = False, device: str = 'meta') -> ComposerLLM2CLIP:
     vision = dataclasses.replace(VISION, gradient_checkpointing=checkpointing)
     with torch.device(device):
-        return ComposerLLM2CLIP(LLM2CLIP(ModelConfig(vision=vision, embed_dim=32), 48, False), loss)
+        return ComposerLLM2CLIP(LLM2CLIP(ModelConfig(vision=vision, embed_dim=32), 48, False))
 
 
-def measure(loss: LossConfig = LossConfig(), checkpointing: bool = False, **plan: Any) -> StepCost:
+def measure(checkpointing: bool = False, **plan: Any) -> StepCost:
     cached = plan['microbatch'] < plan['device_batch']
-    return rehearse_step(make(loss, checkpointing), partial(build_optimizer, ADAMW),
+    return rehearse_step(make(checkpointing), partial(build_optimizer, ADAMW),
                          lambda n: image_batch(n, 64, VECTOR), StepPlan(cached=cached, **plan))
 
 
