@@ -7,14 +7,14 @@
 """
 
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, Union
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictBool
 
 __all__ = [
     'CheckpointsKept', 'Compression', 'Count', 'CropScale', 'DeviceName', 'Duration', 'Finite', 'FolderName',
     'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share',
-    'Size', 'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
+    'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
 ]
 
 T = TypeVar('T')
@@ -98,6 +98,7 @@ Duration = Annotated[str, AfterValidator(_duration)]
 Size = Annotated[str, AfterValidator(_size)]
 Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
 DeviceName = Literal['gpu', 'cpu']
+Switch = Union[StrictBool, Literal['auto']]
 WeightType = Literal['float32', 'bfloat16', 'float16']
 VisualProjection = Literal['linear', 'affine', 'identity']
 TeacherPrecision = Literal['fp32', 'amp_bf16']
