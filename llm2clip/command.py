@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Optional, TypeVar
 import wrapt
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, TrainConfig
+from llm2clip.config import ConfigError, PlanConfig
 from llm2clip.config_files import load_config
 from llm2clip.config_help import recipe_help
 from llm2clip.files import FileError, write_json
@@ -57,7 +57,7 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             _print_help(recipe_help(schema, main.__globals__['__doc__']))
             return
         config = load_config(schema, args)
-        plan = isinstance(config, TrainConfig) and config.plan
+        plan = isinstance(config, PlanConfig) and config.plan
         alone = claim(config) if _rank() == 0 and not plan else nullcontext()
         with alone, _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
             main(config)

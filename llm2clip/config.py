@@ -28,6 +28,7 @@ from llm2clip.ranges import (
     Positive,
     Repository,
     RunWeights,
+    SampleCount,
     Seed,
     Share,
     Size,
@@ -45,7 +46,7 @@ __all__ = [
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
     'ExportVisionConfig', 'ExtractConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
     'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
-    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'Stage1Config', 'Stage2Config',
+    'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'Stage1Config', 'Stage2Config',
     'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'WriterConfig',
     'ZeroshotConfig',
 ]
@@ -312,8 +313,32 @@ class ImageDataConfig(LoaderConfig):
 
 
 @dataclass
-class TrainConfig:
-    """What both trainings share: Composer's Trainer by its own names."""
+class PlanConfig:
+    """What a run would need and what would go wrong: said in place of running it, on any machine, without GPU."""
+
+    plan: bool = False
+    """Print it, from the datasets' indexes and a step on tensors without content, and stop."""
+    plan_ranks: Optional[Count] = None
+    """GPUs to plan for.  Unset: as many as the launcher starts."""
+    plan_samples: Optional[SampleCount] = None
+    """Samples per epoch, or to embed, for data that is not there yet; no dataset is then looked at."""
+    plan_tokens: Optional[Count] = None
+    """Mean number of tokens of a text, template included, for time and price.  Unset: estimated from the first shard
+    that is there, by four characters per token, or else the longest that the encoder reads."""
+    plan_llm: Optional[Text] = None
+    """Folder with the `config.json` of the LLM, or of the one that the teacher will be: a plan then needs neither the
+    network nor the teacher."""
+    plan_gpu: Literal['A100', 'H100', 'H200', 'B200'] = 'H100'
+    """GPU that proposals are made for."""
+    plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of a GPU's peak at which the FLOPs of a step, recomputation included, are taken to be computed."""
+    plan_price: Optional[Positive] = None
+    """Price of one GPU-hour, in any currency."""
+
+
+@dataclass
+class TrainerConfig:
+    """Composer's Trainer by its own names."""
 
     save_folder: Text = MISSING
     """The run's folder: `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
@@ -364,10 +389,11 @@ class TrainConfig:
     """Name in `llm2clip/registry.py` -> arguments, of where metrics go besides `metrics.jsonl`."""
     fsdp: Optional[Component] = None
     """Arguments of Composer's `FSDP2Config`.  Unset: DDP, in which every rank holds the whole model."""
-    plan: bool = False
-    """Print what the run would need and what would go wrong, from the datasets' indexes alone, and stop."""
-    plan_ranks: Optional[Count] = None
-    """GPUs to plan for.  Unset: as many as the launcher starts."""
+
+
+@dataclass
+class TrainConfig(PlanConfig, TrainerConfig):
+    """What both trainings share."""
 
 
 @dataclass
@@ -496,7 +522,7 @@ class TeacherConfig:
 
 
 @dataclass
-class ExtractConfig(TeacherConfig):
+class ExtractConfig(PlanConfig, TeacherConfig):
     """Captions of an image MDS -> their embeddings by a frozen teacher."""
 
     datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING

@@ -7,14 +7,14 @@
 """
 
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, Union
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictBool
 
 __all__ = [
     'CheckpointsKept', 'Compression', 'Count', 'CropScale', 'DeviceName', 'Duration', 'Finite', 'FolderName',
-    'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository', 'RunWeights', 'Seed', 'Share', 'Size',
-    'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
+    'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share',
+    'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
 ]
 
 T = TypeVar('T')
@@ -80,6 +80,8 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# `15e6` is a float.
+SampleCount = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -96,6 +98,7 @@ Duration = Annotated[str, AfterValidator(_duration)]
 Size = Annotated[str, AfterValidator(_size)]
 Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
 DeviceName = Literal['gpu', 'cpu']
+Switch = Union[StrictBool, Literal['auto']]
 WeightType = Literal['float32', 'bfloat16', 'float16']
 VisualProjection = Literal['linear', 'affine', 'identity']
 TeacherPrecision = Literal['fp32', 'amp_bf16']

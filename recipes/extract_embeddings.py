@@ -11,6 +11,10 @@ from llm2clip.config_files import save_config
 
 
 def main(config: ExtractConfig) -> None:
+    if config.plan:
+        from llm2clip.planning.plan import plan_extraction, plan_run
+        plan_run(config, plan_extraction)
+        return
     from composer.utils import dist, get_device
 
     from llm2clip.folders import OutputFolder

@@ -3,20 +3,25 @@
 
 """Which modules FSDP2 shards on their own, and which are recomputed in the backward pass."""
 
+import dataclasses
 from typing import Any
 
 import torch
 import torch.nn as nn
+from composer.core import Precision
 from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
-from composer.distributed.fsdp2_utils import generate_composer_model_policy
+from composer.distributed.fsdp2 import prepare_fully_shard
+from composer.distributed.fsdp2_utils import generate_composer_model_policy, sync_optimizer_and_model_params
 from composer.models import ComposerModel
+from composer.utils.parallelism import FSDP2Config
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError
 
-__all__ = ['check_sharding', 'own_name', 'planned_units', 'recompute', 'recomputed_modules',
+__all__ = ['check_sharding', 'own_name', 'planned_units', 'recompute', 'recomputed_modules', 'shard',
            'sharded_modules', 'whole']
 
 
@@ -39,6 +44,15 @@ def planned_units(model: ComposerModel) -> list[nn.Module]:
 def recompute(model: ComposerModel) -> None:
     """Wrap what `fsdp.activation_checkpointing` recomputes, as Composer does it."""
     apply_ac(model, True, False, generate_composer_model_check_fn(model))
+
+
+def shard(
+    model: ComposerModel, optimizer: torch.optim.Optimizer, config: FSDP2Config, mesh: DeviceMesh, precision: Precision
+) -> None:
+    """Shard model and optimizer as Composer does it, but on any device: Composer has no mixed precision on a CPU."""
+    with sync_optimizer_and_model_params(optimizer, model):
+        prepare_fully_shard(model, dataclasses.replace(config, device_mesh=mesh), precision,
+                            generate_composer_model_policy(model))
 
 
 def sharded_modules(model: nn.Module) -> list[str]:

@@ -1,28 +1,34 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a training will read, from the datasets' indexes alone: its own streams are asked, but no shard is."""
+"""What a run will read, from the datasets' indexes: its own streams are asked, but no shard is.
+
+But for the length of texts, which a look into the first shard tells, if that is there.
+"""
 
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar, Union
+from pathlib import Path
+from typing import Optional, TypeVar, Union
 
 import numpy as np
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
-from llm2clip.config import CaptionDataConfig, DatasetConfig, ImageDataConfig
+from llm2clip.config import CaptionDataConfig, CaptionStreamConfig, DatasetConfig, ImageDataConfig
+from llm2clip.data.caption_pairs import pairs_of_streams
 from llm2clip.data.image_embeddings import paired_stream, stream_mix
 from llm2clip.data.loader import stream_arguments
-from llm2clip.data.schema import SAMPLE_ID, check_columns
+from llm2clip.data.masked_texts import texts_of_streams
+from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.teacher.sidecars import common_teacher
 
-__all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_texts']
+__all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_sources', 'plan_texts']
 
 T = TypeVar('T', bound=DatasetConfig)
 
@@ -32,17 +38,21 @@ class DatasetPlan:
     """One stream of a training."""
 
     name: str
-    samples: int
-    size: int
+    samples: int = 0
+    size: int = 0
     """Bytes, decompressed."""
-    largest_shard: int
+    largest_shard: int = 0
     """Bytes, those of its sidecars included."""
-    captions: dict[str, float]
+    captions: dict[str, float] = field(default_factory=dict)
     """Caption key, or direction, -> share of the samples that draw it."""
     drawn: int = 0
     """Samples per epoch."""
     sidecars: dict[str, int] = field(default_factory=dict)
     """Teacher's name -> bytes."""
+    texts: int = 0
+    """Captions of all samples, absent ones included."""
+    characters: float = 0.0
+    """Of a text, on average; 0 where no shard is there yet."""
 
 
 @dataclass
@@ -54,6 +64,8 @@ class DataPlan:
     """What is wrong with them."""
     llm_embed_dim: int = 0
     """Width of the teachers' vectors, together; 0 without sidecars."""
+    characters: float = 0.0
+    """Of a text, on average over what is drawn; 0 where it is not known."""
 
 
 def plan_images(config: ImageDataConfig, key: str, online: bool) -> DataPlan:
@@ -79,29 +91,73 @@ def plan_images(config: ImageDataConfig, key: str, online: bool) -> DataPlan:
     return plan
 
 
-def plan_texts(
-    config: CaptionDataConfig, mixes: Sequence[Mapping[str, float]], columns: Sequence[Sequence[str]], key: str
-) -> DataPlan:
-    """Stage 1's streams.
+def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> tuple[DataPlan, bool]:
+    """Stage 1's streams, and whether some pair has a hard negative.
 
     Args:
         config: The streams.
-        mixes: What is drawn from each -> weight.
-        columns: Which columns that takes.
         key: Where `config` stands in the configuration.
+        mntp: Single texts and not pairs.
+        train: As for the loaders.
     """
-    plan, chosen = DataPlan(), dict(zip(config.streams, zip(mixes, columns)))
+    negative = False
+    if mntp:
+        mixes = texts_of_streams(config, key)
+        columns = [[caption_column(caption) for caption in mix] for mix in mixes]
+    else:
+        pairs, columns = pairs_of_streams(config, train, key)
+        mixes = [{f'{"|".join(pair.query)} → {"|".join(pair.positive)}': pair.weight for pair in of_stream}
+                 for of_stream in pairs]
+        negative = any(pair.negative for of_stream in pairs for pair in of_stream)
+    return _plan_columns(config.streams, dict(zip(config.streams, zip(mixes, columns))), config, key), negative
+
+
+def plan_sources(datasets: Mapping[str, DatasetConfig], key: str) -> DataPlan:
+    """Datasets whose captions are all embedded."""
+    streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
+    return _plan_columns(streams, dict.fromkeys(datasets, ({}, None)), CaptionDataConfig(streams=streams), key)
+
+
+def _plan_columns(
+    streams: Mapping[str, CaptionStreamConfig], chosen: Mapping[str, tuple[Mapping[str, float], Optional[list[str]]]],
+    loader: CaptionDataConfig, key: str,
+) -> DataPlan:
+    """Streams of which some columns are read.
+
+    Args:
+        streams: The streams.
+        chosen: Stream -> what is drawn from it with which weight, and its columns; None, all captions.
+        loader: Their loader's.
+        key: Where `streams` stand in the configuration.
+    """
+    plan = DataPlan()
     with tempfile.TemporaryDirectory() as scratch:
 
         def open_stream(name: str) -> tuple[VerifiedStream, Mapping[str, float]]:
-            moved = _in(scratch, config.streams[name])
-            return VerifiedStream(**stream_arguments(name, moved, key)), chosen[name][0]
+            return VerifiedStream(**stream_arguments(name, _in(scratch, streams[name]), key)), chosen[name][0]
 
-        opened = _open(plan, config, open_stream, key)
+        opened = _open(plan, loader, open_stream, key)
         for dataset, (_, readers) in zip(plan.datasets, opened):
             with _collected(plan, f'{key}.streams.{dataset.name}'):
-                check_columns(columns_of(readers[0]), [SAMPLE_ID, *chosen[dataset.name][1]], dataset.name)
+                there = columns_of(readers[0])
+                columns = chosen[dataset.name][1] or [caption_column(caption) for caption in caption_keys(there)]
+                check_columns(there, [SAMPLE_ID, *columns], dataset.name)
+                dataset.texts = dataset.samples * len(columns)
+                dataset.characters = _mean_characters(readers[0], columns)
+    known = [dataset for dataset in plan.datasets if dataset.characters]
+    if known:
+        plan.characters = float(np.average([dataset.characters for dataset in known],
+                                           weights=[dataset.drawn or 1 for dataset in known]))
     return plan
+
+
+def _mean_characters(shard: Reader, columns: Sequence[str], samples: int = 200) -> float:
+    """Of the texts in the first samples of a shard, or 0 if it is not there as it is stored."""
+    raw, _ = shard.file_pairs[0]
+    if not Path(shard.dirname, shard.split or '', raw.basename).is_file():
+        return 0.0
+    texts = [shard[i][column].strip() for i in range(min(samples, len(shard))) for column in columns]
+    return float(np.mean([len(text) for text in texts if text] or [0.0]))
 
 
 def _open(

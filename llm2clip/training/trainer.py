@@ -115,15 +115,13 @@ def check_metrics(config: TrainConfig, model: ComposerModel) -> None:
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups` of the model; rank 0 prints them."""
+    """The optimizer over `parameter_groups` of the model."""
     name, arguments = named(config.optimizer, 'optimizer')
     lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
     scales: dict[str, Any] = {}
     if isinstance(config, Stage2Config):
         scales = {'lr_scale': config.lr_scale, 'layer_decay': config.layer_decay}
     groups = parameter_groups(model, lr, weight_decay, **scales)
-    if dist.get_global_rank() == 0:
-        print(describe_groups(model, groups), flush=True)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
     return build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
@@ -144,6 +142,7 @@ def build_trainer(
     check_metrics(config, model)
     if dist.get_global_rank() == 0:
         save_config(config, config.save_folder)
+        print(describe_groups(model, optimizer.param_groups), flush=True)
     algorithms: list[Algorithm] = build_all(ALGORITHMS, config.algorithms, 'algorithms')
     for algorithm in algorithms:
         if isinstance(algorithm, GradCache):

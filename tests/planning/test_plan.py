@@ -3,88 +3,32 @@
 
 """What `plan=true` says against what is so."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from launched import COMMON, run
+from launched import COMMON
 from parts import make_samples, write_dataset
+from recipes_in_process import run_recipe
 
-from llm2clip.config import (
-    LoaderConfig,
-    LossConfig,
-    ModelConfig,
-    Stage1Config,
-    Stage2Config,
-    TrainConfig,
-    VisionConfig,
-)
+from llm2clip.config import ExtractConfig, LoaderConfig, Stage1Config, Stage2Config, TextEncoderConfig, TrainConfig
 from llm2clip.config_files import load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.data.schema import read_samples
+from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.datasets import DatasetPlan
-from llm2clip.planning.memory import Memory, StepPlan, step_memory
-from llm2clip.planning.plan import Plan, _check_cache, plan_stage1, plan_stage2
+from llm2clip.planning.encoders import on_meta
+from llm2clip.planning.hardware import GPUS
+from llm2clip.planning.plan import _check_cache, plan_extraction, plan_stage1, plan_stage2
+from llm2clip.planning.pretended import Memory
+from llm2clip.planning.summary import TrainingPlan
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
-from llm2clip.training.trainer import build_optimizer
-
-ADAMW = TrainConfig(optimizer={'name': 'adamw', 'lr': 1e-3})
 
 pytestmark = pytest.mark.long
 
-
-def measure(loss: LossConfig, gradient_checkpointing: bool = False, **plan: Any) -> Memory:
-    vision = VisionConfig(name='vit_tiny_patch16_224', image_size=64, gradient_checkpointing=gradient_checkpointing)
-    with torch.device('meta'):
-        model = ComposerLLM2CLIP(LLM2CLIP(ModelConfig(vision=vision, embed_dim=32), 48, False), loss)
-
-    def batch(n: int) -> dict[str, torch.Tensor]:
-        return {'pixel_values': torch.empty(n, 3, 64, 64), 'text_embedding': torch.empty(n, 48),
-                **{name: torch.zeros(n, dtype=torch.long) for name in ('index', 'text_id', 'sample_seed')}}
-
-    return step_memory(model, lambda model: build_optimizer(ADAMW, model), batch, StepPlan(**plan))
-
-
-def size(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def test_parameters_and_optimizer_are_exact() -> None:
-    memory = measure(LossConfig(), ranks=1, device_batch=4, microbatch=4)
-    vision = VisionConfig(name='vit_tiny_patch16_224', image_size=64)
-    model = ComposerLLM2CLIP(LLM2CLIP(ModelConfig(vision=vision, embed_dim=32), 48, False))
-    optimizer = build_optimizer(ADAMW, model)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    assert memory.parameters == memory.gradients == size(model.parameters())
-    assert memory.optimizer == size(value for state in optimizer.state.values() for value in state.values())
-    shards = measure(LossConfig(), ranks=3, device_batch=4, microbatch=4, sharded=True)
-    assert shards.parameters == size(parameter.chunk(3)[0] for parameter in model.parameters())
-    assert shards.optimizer_whole == memory.optimizer and shards.peak < memory.peak
-
-
-def test_peak_grows_with_what_it_should() -> None:
-    plain = measure(LossConfig(), ranks=1, device_batch=64, microbatch=64)
-    assert plain.peak > plain.parameters + plain.optimizer + plain.activations
-    cached = measure(LossConfig(), ranks=1, device_batch=64, microbatch=8)
-    larger = measure(LossConfig(), ranks=1, device_batch=256, microbatch=8)
-    assert cached.activations < plain.activations / 4
-    images = (256 - 64) * 3 * 64 * 64 * 4
-    assert larger.peak - images == pytest.approx(cached.peak, rel=0.02)
-    assert measure(LossConfig(), True, ranks=1, device_batch=64, microbatch=64).activations < plain.activations / 2
-    half = measure(LossConfig(), ranks=1, device_batch=64, microbatch=64, bfloat16=True)
-    assert half.activations < 0.8 * plain.activations
-    ddp = measure(LossConfig(), ranks=8, device_batch=64, microbatch=64)
-    assert ddp.buckets == ddp.gradients and ddp.logits > 4 * 512 * 512 > plain.logits
-    blocks = measure(LossConfig(block_size=64), ranks=8, device_batch=64, microbatch=64)
-    assert blocks.logits < ddp.logits / 2
-    ema = measure(LossConfig(), ranks=1, device_batch=64, microbatch=64, ema=True)
-    assert ema.peak - plain.peak == plain.parameters
 
 
 @pytest.fixture
@@ -95,7 +39,7 @@ def args(image_dataset: Path, sidecar: Path, tmp_path: Path) -> list[str]:
             'train_data.caption_mix={short: 1, long: 3}', 'max_duration=3ep', 'train_data.num_workers=0']
 
 
-def stage2(*args: str) -> Plan:
+def stage2(*args: str) -> TrainingPlan:
     return plan_stage2(load_config(Stage2Config, list(args)))
 
 
@@ -116,6 +60,11 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     assert 'warning: 6 samples of an epoch fill no batch' in text
 
 
+def size_of_llm(folder: Path) -> int:
+    encoder = on_meta(TextEncoderConfig(str(folder)))
+    return Memory(encoder).current
+
+
 def size_of_shards(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob('*.mds'))
 
@@ -134,13 +83,13 @@ def test_each_batch_of_stage1_is_of_one_stream(
     loader = build_caption_pair_loader(config.train_data, load_caption_tokenizer(config.text_encoder), 8, 0, True, 't')
     assert [data.drawn for data in plan.datasets] == [76, 33]
     assert plan.epoch_steps == sum(1 for _ in loader.dataloader) == 76 // 8 + 33 // 8
-    assert plan.texts == 2 * 8 * plan.steps == 2 * 8 * 26 and plan.tokens == 32 * plan.texts
+    assert plan.texts == 2 * 8 * plan.steps == 2 * 8 * 26 and 0 < plan.tokens < 32 * plan.texts
     trainable, frozen = plan.modules['lora']
     assert trainable > 0 == frozen and plan.modules['text_encoder'][0] == 0 and plan.modules['scale'] == (1, 0)
     # Of checkpoints, only what is trained, with the state of Adam.
-    assert plan.memory and plan.checkpoint == 4 * (trainable + 1) + plan.memory.optimizer
+    assert plan.cost and plan.cost.checkpoint == 12 * (trainable + 1) + 4 * (2 * 2 * 7 + 1)  # and Adam's steps
     warm = plan_stage1(load_config(Stage1Config, [*args, 'objective=mntp', 'train_data.texts={short: 1.0}']))
-    assert warm.memory and warm.texts == warm.steps * 8 and not warm.problems
+    assert warm.cost and warm.texts == warm.steps * 8 and not warm.problems
 
 
 def test_what_will_stop_the_run_is_said(args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
@@ -185,21 +134,85 @@ def test_a_remote_is_asked_for_its_index_only(
 def test_a_sharded_run_with_layer_decay_and_recomputation(args: list[str]) -> None:
     plain = stage2(*args, 'layer_decay=0.85')
     sharded = stage2(*args, 'layer_decay=0.85', 'fsdp={activation_checkpointing: true, state_dict_type: sharded}')
-    assert plain.memory and sharded.memory and not sharded.problems
-    assert sharded.memory.activations < plain.memory.activations
+    assert plain.cost and sharded.cost and not sharded.problems
+    assert sharded.cost.activations < plain.cost.activations and sharded.cost.recomputed > 0
     both = stage2(*args, 'fsdp={activation_checkpointing: true}', 'model.vision.gradient_checkpointing=true')
     assert any('gradient_checkpointing recomputes the same blocks already' in problem for problem in both.problems)
 
 
 def test_a_cache_that_holds_half_of_the_data() -> None:
-    plan = Plan(1, 8, 8, 8, datasets=[DatasetPlan('s', 64, 9_000, 1_000, {}, sidecars={'tiny': 1_000})])
+    datasets = [DatasetPlan('s', 64, 9_000, 1_000, sidecars={'tiny': 1_000})]
+    plan = TrainingPlan(TrainConfig(), 1, datasets=datasets)
     _check_cache(plan, LoaderConfig(cache_limit='5000b'))
     assert not plan.problems and re.search('holds 50% of the data; the rest is downloaded again', plan.warnings[0])
 
 
-def test_as_a_user_calls_it(args: list[str], tmp_path: Path) -> None:
-    said = run('train_stage2', tmp_path / 'run', [*args, 'plan=true', 'plan_ranks=2'])
+def test_as_a_user_calls_it(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe(monkeypatch, 'train_stage2', *args, 'plan=true', 'plan_ranks=2')
+    said = capsys.readouterr().out
     assert '2 GPUs, 8 samples per step, 4 per GPU in microbatches of 4' in said and 'buckets' in said
-    said = run('train_stage2', tmp_path / 'run', [*args, 'plan=true', 'plan_ranks=3'], ok=False)
+    with pytest.raises(SystemExit, match='1'):
+        run_recipe(monkeypatch, 'train_stage2', *args, 'plan=true', 'plan_ranks=3')
+    said = capsys.readouterr().out
     assert 'WILL FAIL: global_train_batch_size: 8 is not divisible by the number of ranks, 3' in said
-    assert not (tmp_path / 'run').exists()
+    assert not (tmp_path / 'run').exists() and 'next:' not in said
+
+
+def test_data_that_is_not_there_yet(args: list[str]) -> None:
+    plan = stage2(*args, 'train_data.streams.s.local=/nowhere', 'plan_samples=15e6', 'plan_price=2.5')
+    assert (plan.drawn, plan.epoch_steps, plan.steps) == (15_000_000, 1_875_000, 5_625_000) and not plan.problems
+    assert plan.cost and plan.repeats == plan.steps
+    seconds = plan.cost.flops / (67e12 * 0.4)  # the run computes in float32
+    assert plan.seconds(GPUS['H100']) == pytest.approx(seconds)
+    row = next(line.split() for line in str(plan).splitlines() if line.startswith('  H100'))
+    hours = seconds * 5_625_000 / 3600
+    assert [float(value) for value in row[-2:]] == [round(hours), round(2.5 * hours)]
+    assert str(plan).index('GPU-hours') < str(plan).index('optimizer groups')
+
+
+def test_the_largest_microbatch_is_the_largest_that_fits(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = [*args, 'global_train_batch_size=16', 'algorithms.grad_cache={}', 'model.vision.freeze_batch_norm=true']
+    peaks = {}
+    for size in (1, 4, 8):
+        plan = stage2(*cached, f'device_train_microbatch_size={size}')
+        assert plan.cost and plan.largest == 16
+        peaks[size] = plan.cost.peak
+    assert sorted(peaks.values()) == list(peaks.values())
+    monkeypatch.setitem(GPUS, 'H100', dataclasses.replace(GPUS['H100'], memory=(peaks[4] + peaks[8]) / 2 / 0.9 / 2**30))
+    assert {stage2(*cached, f'device_train_microbatch_size={size}').largest for size in (1, 8)} == {4}
+    monkeypatch.setitem(GPUS, 'H100', dataclasses.replace(GPUS['H100'], memory=0.001))
+    assert stage2(*cached, 'device_train_microbatch_size=4').largest == 0
+    assert any('algorithms.grad_cache allows a smaller' in warning for warning in stage2(*args).warnings)
+
+
+def test_extraction(
+    image_dataset: Path, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / 'out'
+    args = [f'text_encoder.pretrained={llm_folder}', f'datasets.s.local={image_dataset}', f'out={out}', 'device=cpu',
+            'batch_tokens=64', 'storage=int8', 'text_encoder.max_length=32']
+    plan = plan_extraction(load_config(ExtractConfig, args))
+    texts = sum(1 for sample in read_samples(image_dataset) for key in sample if key.startswith('caption.'))
+    assert plan.texts == texts and plan.cost and plan.cost.teacher == size_of_llm(llm_folder) and not plan.problems
+    run_recipe(monkeypatch, 'extract_embeddings', *args)
+    written = sum(path.stat().st_size for path in out.rglob('*.mds'))
+    assert 0 < plan.sidecars['s'] < written < 1.5 * plan.sidecars['s'] + 64 * texts
+    there = plan_extraction(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_tokens=16']))
+    assert there.texts == 1_000_000 and there.tokens == 16_000_000 and there.repeats == 1_000_000 / 4
+    missing = [*args[1:-1], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6']
+    assert plan_extraction(load_config(ExtractConfig, missing)).cost
+    problem, = plan_extraction(load_config(ExtractConfig, [*args[1:-1], 'teacher=/nowhere'])).problems
+    assert 'plan_llm lets it be planned' in problem
+
+
+@pytest.mark.parametrize(('name', 'parameters'), [
+    # As published, less the head, which only Llama 3 8B and 3.1 8B have weights of its own for.
+    ('llama3.1_8b', 8_030_261_248 - 128_256 * 4096), ('llama3_8b', 8_030_261_248 - 128_256 * 4096),
+    ('llama3.2_1b', 1_235_814_400), ('qwen2.5_0.5b', 494_032_768), ('smollm2_135m', 134_515_008)])
+def test_the_llms_of_the_fragments_have_their_published_size(name: str, parameters: int) -> None:
+    encoder = on_meta(TextEncoderConfig(f'yamls/llms/{name}'))
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
+    for kind in ('stage1', 'extract/teacher', 'stage2/teacher'):
+        assert f'plan_llm: yamls/llms/{name}\n' in Path(f'yamls/{kind}/{name}.yaml').read_text()

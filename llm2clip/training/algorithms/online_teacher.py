@@ -12,7 +12,7 @@ from composer.core import Algorithm, Event, State
 from composer.devices import Device
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, encode_tokens
@@ -21,9 +21,8 @@ from llm2clip.teacher.folder import load_teacher
 __all__ = ['OnlineTeacher', 'load_online_teacher', 'shard_encoder']
 
 
-def shard_encoder(encoder: TextEncoder, device_type: str) -> None:
-    """Spread a frozen encoder over all ranks with FSDP2, a decoder layer at a time."""
-    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+def shard_encoder(encoder: TextEncoder, mesh: DeviceMesh) -> None:
+    """Spread a frozen encoder over the ranks of a mesh with FSDP2, a decoder layer at a time."""
     for module in encoder.modules():
         if encoder.fsdp_wrap_fn(module):
             fully_shard(module, mesh=mesh)
@@ -90,7 +89,8 @@ def load_online_teacher(
             # Sharding wants one type for all weights.
             encoder, tokenizer = load_teacher(folder, 'float32' if sharded else None)
             if sharded:
-                shard_encoder(encoder, 'cpu' if device.name == 'cpu' else 'cuda')
+                device_type = 'cpu' if device.name == 'cpu' else 'cuda'
+                shard_encoder(encoder, init_device_mesh(device_type, (dist.get_world_size(),)))
             else:
                 encoder = device.module_to_device(encoder)
         if not sharded:

@@ -1,0 +1,74 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The commands in the heads of the YAML files, planned on eight GPUs, without data, network or teacher."""
+
+import itertools
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config
+from llm2clip.config_files import load_config
+from llm2clip.planning import step
+from llm2clip.planning.hardware import GPUS
+from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
+from llm2clip.planning.summary import Plan
+
+ROOT = Path(__file__).parents[2]
+PLANS: dict[str, tuple[Any, Any]] = {
+    'train_stage1': (Stage1Config, plan_stage1), 'train_stage2': (Stage2Config, plan_stage2),
+    'extract_embeddings': (ExtractConfig, plan_extraction)}
+
+
+def _lines() -> list[tuple[str, ...]]:
+    """Recipe and arguments, each once: which data it is does not change the plan of a step."""
+    lines: dict[tuple[str, ...], None] = {}
+    for path in sorted(ROOT.glob('yamls/**/*.yaml')):
+        for line in itertools.takewhile(lambda line: line.startswith('#'), path.read_text().splitlines()):
+            words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
+            recipe = next((word for word in words if word.startswith('recipes/')), '')
+            if Path(recipe).stem in PLANS and 'yamls/own/' not in line and 'uickstart' not in line:
+                args = ['yamls/stage2/data/3m.yaml' if arg.startswith('yamls/stage2/data/') else arg
+                        for arg in words[words.index(recipe) + 1:]]
+                lines[(Path(recipe).stem, *args)] = None
+    return list(lines)
+
+
+def _plan(recipe: str, args: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('WORLD_SIZE', '8')
+    schema, plan = PLANS[recipe]
+    return plan(load_config(schema, [*args, 'plan_samples=15e6', 'device=gpu']))
+
+
+@pytest.fixture(scope='module')
+def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama 3.1 8B with two layers."""
+    folder = tmp_path_factory.mktemp('llm')
+    config = json.loads((ROOT / 'yamls/llms/llama3.1_8b/config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'num_hidden_layers': 2}))
+    return folder
+
+
+@pytest.mark.parametrize('line', _lines(), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
+def test_model_optimizer_and_sharding_go_together(
+    line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('_step', '_embed'):
+        monkeypatch.setattr(step, name, lambda *args: None)
+    plan = _plan(line[0], [*line[1:], f'plan_llm={shallow_llm}'], monkeypatch)
+    problems = [problem for problem in plan.problems if not problem.startswith('initial_weights')]  # of another run
+    assert plan.cost and plan.cost.peak and not problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('line', _lines(), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
+def test_every_line_fits_an_h100(line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _plan(line[0], line[1:], monkeypatch)
+    assert plan.cost and GPUS['H100'].fits(plan.cost.peak), str(plan)
