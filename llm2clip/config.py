@@ -344,6 +344,10 @@ class TrainConfig:
     """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
     autoresume: bool = True
     """Go on from the newest whole checkpoint in `checkpoint_folder`."""
+    log_interval: Time = '1ba'
+    """Time between two readings of loss, gradient norm and other metrics.  Each makes the host wait for the GPU and the
+    GPU for the host, so larger models log every step and smaller ones every tenth.  They are also read at the end of an
+    epoch and before every checkpoint and evaluation; a loss or weight that is not finite stops the run at a reading."""
     progress_bar: bool = True
     """Show how far the training is."""
     log_to_console: bool = False

@@ -3,6 +3,7 @@
 
 """Which modules FSDP2 shards on their own, and which are recomputed in the backward pass."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from composer.distributed.activation_checkpointing import apply_ac, generate_com
 from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.models import ComposerModel
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError
 
-__all__ = ['check_sharding', 'own_name', 'planned_units', 'recompute', 'recomputed_modules',
+__all__ = ['check_sharding', 'keep_float32', 'own_name', 'planned_units', 'recompute', 'recomputed_modules',
            'sharded_modules', 'whole']
 
 
@@ -39,6 +40,26 @@ def planned_units(model: ComposerModel) -> list[nn.Module]:
 def recompute(model: ComposerModel) -> None:
     """Wrap what `fsdp.activation_checkpointing` recomputes, as Composer does it."""
     apply_ac(model, True, False, generate_composer_model_check_fn(model))
+
+
+def keep_float32(model: nn.Module) -> None:
+    """Undo the rounding of what has to stay float32, after Composer has sharded a model and before its first forward.
+
+    Composer 0.32.1 gives every FSDP2 unit one `MixedPrecisionPolicy`, which in 16-bit precisions rounds the unit's
+    weights and its inputs: a temperature of 100 to 98.9.  Here, a unit of scalars alone, such as temperature and bias,
+    keeps them, and a unit for which its model's ``fsdp_float32_inputs_fn`` returns True takes its inputs as they are;
+    autocast still rounds for matrix products.  torch 2.7 reads the policies when the model first runs.
+    """
+    for child in model.children():
+        takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
+        for module in child.modules():
+            if isinstance(module, FSDPModule):
+                state = module._get_fsdp_state()
+                group: Any = state._fsdp_param_group
+                if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
+                    state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
+                elif takes_float32(module):
+                    state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
 
 
 def sharded_modules(model: nn.Module) -> list[str]:

@@ -1,0 +1,93 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Composer's training loop, in which the host does not wait for the GPU."""
+
+import datetime
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Optional, Union
+
+import composer
+import torch
+import torch.distributed
+from composer.core import Event
+from composer.utils import dist
+
+from llm2clip.training.readings import Readings
+
+__all__ = ['Trainer']
+
+Batch = Any
+
+
+class Trainer(composer.Trainer):
+    """Composer's Trainer, which reads from the device what `Readings` reads and nothing else.
+
+    Composer 0.32.1 makes the host wait for the GPU six times a step, and itself has no setting against it: it averages
+    the batch size over the ranks on the GPU, gives the optimizer a closure that reads the loss, reads it again for the
+    logs, and sums samples, tokens and time over the ranks on the GPU.  Here, the loss goes to `Readings`, and numbers
+    that the host has go from host to host.
+
+    Gradient scaling (``precision: amp_fp16``) still reads, once a step, whether a gradient has overflown.
+
+    Args:
+        readings: One of the callbacks.
+        options: All arguments of Composer's.
+    """
+
+    def __init__(self, readings: Readings, **options: Any) -> None:
+        self._readings = readings
+        self._hosts: Optional[torch.distributed.ProcessGroup] = None
+        super().__init__(**options)
+        if dist.get_world_size() > 1 and torch.distributed.get_backend() == 'nccl':
+            # NCCL has nothing for numbers on the host.
+            timeout = datetime.timedelta(seconds=options.get('dist_timeout', 300.0))
+            self._hosts = torch.distributed.new_group(backend='gloo', timeout=timeout)
+
+    def _use_closures(self) -> bool:
+        return False
+
+    def _train_batch(self, use_grad_scaling: bool) -> Optional[dict[str, torch.Tensor]]:  # pyright: ignore
+        """None, as after a step that gradient scaling has left out: Composer would read and log losses at once."""
+        self._readings.losses = super()._train_batch(use_grad_scaling)
+        return None
+
+    def _train_microbatches(
+        self, microbatches: Sequence[Batch], total_loss_dict: dict[str, torch.Tensor], ddp_sync: bool = True
+    ) -> torch.Tensor:
+        """Composer's, but the ranks' batch sizes are averaged on the host."""
+        state, data = self.state, self._train_data_spec
+        assert data is not None and state.optimizers is not None and state.scaler is not None and ddp_sync
+        self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
+        for optimizer in state.optimizers:
+            optimizer.zero_grad()
+        scaled = self._use_grad_scaling(state.precision, state.scaler)
+        size_of = (partial(data.get_num_tokens_in_batch, token_type='loss_generating')
+                   if self.accumulate_train_batch_on_tokens else data.get_num_samples_in_batch)
+        batch, size = state.batch, self._sum(sum(map(size_of, microbatches)))[0] / dist.get_world_size()
+        for i, state.batch in enumerate(microbatches):
+            state.batch = data.microbatch_transforms(state.device.batch_to_device(state.batch))
+            for name, loss in self._train_microbatch(scaled, size, i + 1 == len(microbatches)).items():
+                total = total_loss_dict.setdefault(f'loss/train/{name}', torch.zeros_like(loss).view(1))
+                total += loss
+        state.batch = batch
+        if scaled:
+            for optimizer in state.optimizers:
+                state.scaler.unscale_(optimizer)
+        self.engine.run_event(Event.AFTER_TRAIN_BATCH)
+        return total_loss_dict['loss/train/total']
+
+    def _accumulate_time_across_ranks(
+        self, num_samples: Union[int, float], num_tokens: int, batch_time: datetime.timedelta
+    ) -> tuple[int, int, datetime.timedelta]:
+        """Sums of samples and tokens, and the time of rank 0; all on the host."""
+        first = batch_time.total_seconds() if dist.get_global_rank() == 0 else 0.0
+        samples, tokens, seconds = self._sum(num_samples, num_tokens, first)
+        return round(samples), round(tokens), datetime.timedelta(seconds=seconds)
+
+    def _sum(self, *numbers: float) -> list[float]:
+        """Sums over the ranks."""
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(sums, group=self._hosts)
+        return sums.tolist()
