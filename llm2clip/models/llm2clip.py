@@ -76,12 +76,13 @@ class LLM2CLIP(nn.Module):
         self, pixel_values: torch.Tensor, text_embedding: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
     ) -> Batch:
         """``image_features``, ``text_features``, ``logit_scale`` (in log space) and ``logit_bias``, if there is one."""
+        # Copies, since FSDP2 frees the parameters that it has gathered.
         outputs = {
             'image_features': self.get_image_features(pixel_values, sample_seed),
             'text_features': self.get_text_features(text_embedding),
-            'logit_scale': self.logit_scale,
+            'logit_scale': self.logit_scale.clone(),
         }
-        return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias}
+        return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias.clone()}
 
 
 def _adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:

@@ -4,7 +4,8 @@
 """Composer's training loop, in which the host does not wait for the GPU."""
 
 import datetime
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Optional, Union
 
@@ -12,6 +13,7 @@ import composer
 import torch
 import torch.distributed
 from composer.core import Event
+from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
 
 from llm2clip.training.readings import Readings
@@ -24,9 +26,9 @@ Batch = Any
 class Trainer(composer.Trainer):
     """Composer's Trainer, which reads from the device what `Readings` reads and nothing else.
 
-    Composer 0.32.1 makes the host wait for the GPU six times a step, and itself has no setting against it: it averages
-    the batch size over the ranks on the GPU, gives the optimizer a closure that reads the loss, reads it again for the
-    logs, and sums samples, tokens and time over the ranks on the GPU.  Here, the loss goes to `Readings`, and numbers
+    Composer 0.32.1 makes the host wait for the GPU seven times a step, and has no setting against it: ranks agree on the
+    GPU on whether there is another batch, on its size, and on samples, tokens and time so far; the optimizer gets a
+    closure that reads the loss, and the loss is read again for the logs.  Here, the loss goes to `Readings`, and numbers
     that the host has go from host to host.
 
     Gradient scaling (``precision: amp_fp16``) still reads, once a step, whether a gradient has overflown.
@@ -44,6 +46,22 @@ class Trainer(composer.Trainer):
             # NCCL has nothing for numbers on the host.
             timeout = datetime.timedelta(seconds=options.get('dist_timeout', 300.0))
             self._hosts = torch.distributed.new_group(backend='gloo', timeout=timeout)
+
+    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Batch]:
+        """Composer's: batches as long as every rank has one."""
+        state, training = self.state, trainer_mode == TrainerMode.TRAIN
+        assert state.dataloader is not None
+        batches = itertools.islice(state.dataloader, None if state.dataloader_len is None else int(state.dataloader_len))
+        while True:
+            if training:
+                self.engine.run_event(Event.BEFORE_DATALOADER)
+            batch = next(batches, None)
+            if batch is None and training:
+                # Ends the profiler's mark, without the event.
+                self.engine.run_marker_only_event(Event.AFTER_DATALOADER)
+            if self._sum(batch is None)[0] > 0:
+                return
+            yield batch
 
     def _use_closures(self) -> bool:
         return False

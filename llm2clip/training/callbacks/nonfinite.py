@@ -28,7 +28,8 @@ class _Step:
 
     number: int
     sample_ids: list[str]
-    loss: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    losses: list[torch.Tensor] = field(default_factory=list)
+    """Of its microbatches."""
     finite: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Rows of the batch, and whether their features are finite."""
     weights: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -55,7 +56,7 @@ class StopAtNonfinite(Callback):
     def before_backward(self, state: State, logger: Logger) -> None:
         assert isinstance(state.loss, torch.Tensor)
         step = self._steps[-1]
-        step.loss = step.loss.to(state.loss.device) + state.loss.detach()
+        step.losses.append(state.loss.detach().sum())
         outputs: Any = state.outputs
         for name, value in outputs.items() if isinstance(outputs, dict) else ():
             if value.ndim == 2:
@@ -68,7 +69,7 @@ class StopAtNonfinite(Callback):
         self._steps[-1].weights = torch.nn.utils.get_total_norm(weights)
 
     def measure(self, state: State) -> dict[str, Any]:
-        return {'losses': torch.stack([step.loss.view(()) for step in self._steps]),
+        return {'losses': torch.stack([torch.stack(step.losses).mean() for step in self._steps]),
                 'weights': torch.stack([step.weights for step in self._steps])}
 
     def report(self, values: Mapping[str, Any], state: State) -> Mapping[str, float]:
