@@ -94,7 +94,7 @@ def captions_in_bfloat16(llm: str) -> dict[str, Any]:
 
 def main(llm: str, out: str) -> None:
     dist.initialize_dist(get_device('cpu'), 120)
-    results: dict[str, Any] = {(case, block): loss_of_rows(case, block) for case in CASES for block in (0, 4)}
+    results: dict[Any, Any] = {(case, block): loss_of_rows(case, block) for case in CASES for block in (0, 4)}
     results['images'], results['captions'] = images_in_bfloat16(), captions_in_bfloat16(llm)
     if dist.get_global_rank() == 0:
         torch.save(results, out)

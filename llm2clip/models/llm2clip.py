@@ -142,11 +142,11 @@ class ComposerLLM2CLIP(ComposerModel):
         """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
         del args
         config, scale = self.loss_config, outputs['logit_scale']
-        features = [outputs[name] for name in self.feature_names]
+        images, texts = (outputs[name] for name in self.feature_names)
         text_id = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
         if config.name == 'siglip':
-            return siglip_loss(*features, scale, outputs['logit_bias'], text_id, config.block_size)
-        return clip_loss(*features, scale, config.label_smoothing, text_id, config.block_size)
+            return siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size)
+        return clip_loss(images, texts, scale, config.label_smoothing, text_id, config.block_size)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

@@ -108,8 +108,9 @@ def _find_teacher(
     if config.online.enabled:
         if config.teacher is None:
             raise ConfigError('teacher: required but not set, since online.enabled is true')
-        online = load_online_teacher(config.teacher, open_device(config.device, config.precision), config.online.batch_tokens,
-                                     config.online.precision, config.online.sharded)
+        device = open_device(config.device, config.precision)
+        online = load_online_teacher(config.teacher, device, config.online.batch_tokens, config.online.precision,
+                                     config.online.sharded)
         about = {'llm_embed_dim': online.encoder.llm_embed_dim}
         return TeacherRecord(teacher_fingerprint(config.teacher), about), [online]
     record = sidecar_teacher(data)

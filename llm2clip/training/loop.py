@@ -5,7 +5,7 @@
 
 import datetime
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any, Optional, Union
 
@@ -13,7 +13,7 @@ import composer
 import torch
 import torch.distributed
 from composer.core import Event
-from composer.trainer.trainer import TrainerMode
+from composer.core.types import TrainerMode
 from composer.utils import dist
 
 from llm2clip.training.readings import Readings
@@ -26,10 +26,10 @@ Batch = Any
 class Trainer(composer.Trainer):
     """Composer's Trainer, which reads from the device what `Readings` reads and nothing else.
 
-    Composer 0.32.1 makes the host wait for the GPU seven times a step, and has no setting against it: ranks agree on the
-    GPU on whether there is another batch, on its size, and on samples, tokens and time so far; the optimizer gets a
-    closure that reads the loss, and the loss is read again for the logs.  Here, the loss goes to `Readings`, and numbers
-    that the host has go from host to host.
+    Composer 0.32.1 makes the host wait for the GPU at least six times a step, and has no setting against it: ranks
+    agree on the GPU on whether there is another batch, on its size, and on samples, tokens and time so far; the
+    optimizer gets a closure that reads the loss, and the loss is read again for the logs.  Here, the loss goes to
+    `Readings`, and numbers that the hosts have go from host to host, by gloo.
 
     Gradient scaling (``precision: amp_fp16``) still reads, once a step, whether a gradient has overflown.
 
@@ -47,11 +47,12 @@ class Trainer(composer.Trainer):
             timeout = datetime.timedelta(seconds=options.get('dist_timeout', 300.0))
             self._hosts = torch.distributed.new_group(backend='gloo', timeout=timeout)
 
-    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Batch]:
+    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Generator[Batch, Any, None]:
         """Composer's: batches as long as every rank has one."""
         state, training = self.state, trainer_mode == TrainerMode.TRAIN
         assert state.dataloader is not None
-        batches = itertools.islice(state.dataloader, None if state.dataloader_len is None else int(state.dataloader_len))
+        length = None if state.dataloader_len is None else int(state.dataloader_len)
+        batches = itertools.islice(state.dataloader, length)
         while True:
             if training:
                 self.engine.run_event(Event.BEFORE_DATALOADER)

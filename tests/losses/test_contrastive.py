@@ -9,7 +9,6 @@ from typing import Optional
 
 import pytest
 import torch
-import torch.nn.functional as F
 from whole_matrix import CASES, MatmulPrecisions, own_rows, sample, unit, whole_matrix
 
 from llm2clip.losses.contrastive import clip_loss, ignored_candidates, info_nce, siglip_loss

@@ -127,7 +127,6 @@ def test_nothing_is_read_between_readings() -> None:
     _, logged, reads = _fit(ours=True)
     assert reads.steps == set()
     assert _fit(ours=False)[2].steps == set(range(STEPS))  # by Composer's Trainer
-    metrics = ('loss/train/total', 'gradient_norm', 'time/data_wait', 'logit_scale', 'train/image_to_text_accuracy')
     every = _fit(ours=True, log_interval='1ba')[1]
     for name in ('loss/train/total', 'gradient_norm', 'logit_scale', 'train/image_to_text_accuracy'):
         # After the third and the sixth step, and after the last.

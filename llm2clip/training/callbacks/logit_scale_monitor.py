@@ -17,8 +17,9 @@ class LogitScaleMonitor(Callback):
     """Log ``logit_scale``, the factor on the cosine similarities, as the step leaves it."""
 
     def measure(self, state: State) -> dict[str, Any]:
-        return {'logit_scale': whole(parameter).detach().exp().sum() for name, parameter in
-                state.model.named_parameters() if name.rsplit('.', 1)[-1] == 'logit_scale'}
+        scales = [parameter for name, parameter in state.model.named_parameters()
+                  if name.rsplit('.', 1)[-1] == 'logit_scale']
+        return {'logit_scale': whole(scales[0]).detach().exp().sum()} if scales else {}
 
     def report(self, values: Mapping[str, Any], state: State) -> Mapping[str, float]:
         return values
