@@ -12,7 +12,7 @@ Gradients are computed together with the value: the backward pass only multiplie
 one block of logits is held at a time, and every matrix product is in float32 without TF32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 import torch
@@ -57,62 +57,52 @@ def softmax_loss(
     """
     inputs = rows.float(), columns.float(), scale.float()
     with torch.no_grad():
-        rows, columns, scale = (value.detach() for value in inputs)
-        b, c = len(rows), len(columns)
-        blocks = _blocks(b, block_size)
-
-        def logits_of(start: int, stop: int) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-            logits = (rows[start:stop] @ columns.T).mul_(scale)
-            if ignored is None:
-                return logits, None
-            hidden = ignored(start, stop)
-            return logits.masked_fill_(hidden, -torch.inf), hidden
-
-        logits, hidden = rows.new_empty(0), None
-        row_sum = rows.new_empty(b)
-        column_sum = rows.new_full((back or 0,), -torch.inf)
-        row_count, column_count = rows.new_full((b,), c), rows.new_zeros(back or 0)
-        for start, stop in blocks:
-            logits, hidden = logits_of(start, stop)
-            row_sum[start:stop] = logits.logsumexp(1)
-            if back is not None:
-                column_sum = torch.logaddexp(column_sum, logits[:, :back].logsumexp(0))
-                column_count += stop - start
-            if hidden is not None and label_smoothing:
-                row_count[start:stop] -= hidden.sum(1)
-                column_count -= hidden[:, :len(column_count)].sum(0)
-        own = slice(first, first + b)
-        right = scale * (rows * columns[own]).sum(1)
-        directions, total = 1, row_sum.sum()
+        logits = _Logits(*inputs, ignored, block_size)
+        partners, row_sum, column_sum, row_count, column_count = _sums(logits, first, back or 0)
+        right = (1 - label_smoothing) * partners
+        total, directions = (row_sum - right).sum(), 1
         if back is not None:
             # A column's sum goes over the rows of all ranks.
             column_sum = all_gather(column_sum).view(-1, back).logsumexp(0)
             column_count = all_gather(column_count).view(-1, back).sum(0)
-            directions, total = 2, total + column_sum[own].sum()
-        total = total - directions * (1 - label_smoothing) * right.sum()
-
-        row_gradient, column_gradient = torch.empty_like(rows), torch.zeros_like(columns)
-        for start, stop in blocks:
-            if len(blocks) > 1:
-                logits, hidden = logits_of(start, stop)
-            # Gradient of the sum over rows and directions with respect to the logits.
-            gradient = (logits - row_sum[start:stop, None]).exp_()
+            total, directions = total + (column_sum[first:first + len(right)] - right).sum(), 2
+        products = _Products(logits)
+        for block, values, hidden in logits:
+            # Of the sum over rows and directions, with respect to the logits.
+            gradient = (values - row_sum[block, None]).exp_()
             if label_smoothing:
-                weight = (label_smoothing / row_count[start:stop, None]).repeat(1, c)
+                weight = (label_smoothing / row_count[block, None]).repeat(1, values.shape[1])
                 if back is not None:
                     weight[:, :back] += label_smoothing / column_count
                 if hidden is not None:
                     weight.masked_fill_(hidden, 0)
-                total = total - (weight * logits.masked_fill(logits == -torch.inf, 0)).sum()
+                total = total - (weight * values.masked_fill(values == -torch.inf, 0)).sum()
                 gradient -= weight
             if back is not None:
-                gradient[:, :back] += logits[:, :back].sub_(column_sum).exp_()
-            gradient.diagonal(first + start).sub_(directions * (1 - label_smoothing))
-            row_gradient[start:stop] = gradient @ columns
-            column_gradient.addmm_(gradient.T, rows[start:stop])
-        mean = 1 / (directions * b)
-        value, gradients = total * mean, _gradients(rows, row_gradient, column_gradient, scale, mean)
-    return _with_gradients(value, inputs, gradients)
+                gradient[:, :back] += values[:, :back].sub_(column_sum).exp_()
+            gradient.diagonal(first + block.start).sub_(directions * (1 - label_smoothing))
+            products.add(block, gradient)
+        mean = 1 / (directions * len(right))
+        gradients = products.gradients(mean)
+    return _with_gradients(total * mean, inputs, gradients)
+
+
+def _sums(logits: '_Logits', first: int, back: int) -> tuple[torch.Tensor, ...]:
+    """The rows' logits with their partners; ``log(sum(exp(logits)))`` of each row and of each of the first `back`
+    columns; of how many logits the sums are."""
+    b, c = len(logits.rows), len(logits.columns)
+    new = logits.rows.new_full
+    partners, row_sum, column_sum = new((b,), 0.0), new((b,), 0.0), new((back,), -torch.inf)
+    row_count, column_count = new((b,), c), new((back,), b)
+    for block, values, hidden in logits:
+        partners[block] = values.diagonal(first + block.start)
+        row_sum[block] = values.logsumexp(1)
+        if back:
+            column_sum = torch.logaddexp(column_sum, values[:, :back].logsumexp(0))
+        if hidden is not None:
+            row_count[block] -= hidden.sum(1)
+            column_count -= hidden[:, :back].sum(0)
+    return partners, row_sum, column_sum, row_count, column_count
 
 
 @in_float32
@@ -141,37 +131,70 @@ def sigmoid_loss(
     """
     inputs = rows.float(), columns.float(), scale.float(), bias.float()
     with torch.no_grad():
-        rows, columns, scale, bias = (value.detach() for value in inputs)
-        b = len(rows)
-        total, bias_gradient = rows.new_zeros(1), rows.new_zeros(1)
-        row_gradient, column_gradient = torch.empty_like(rows), torch.zeros_like(columns)
-        for start, stop in _blocks(b, block_size):
-            logits = (rows[start:stop] @ columns.T).mul_(scale).add_(bias)
-            logits.diagonal(first + start).neg_()
-            if ignored is not None:
-                logits.masked_fill_(ignored(start, stop), -torch.inf)
-            total += torch.nn.functional.softplus(logits).sum()
-            gradient = logits.sigmoid_()
-            gradient.diagonal(first + start).neg_()
-            row_gradient[start:stop] = gradient @ columns
-            column_gradient.addmm_(gradient.T, rows[start:stop])
+        logits = _Logits(*inputs[:3], ignored, block_size)
+        products = _Products(logits)
+        total, bias_gradient = rows.new_zeros(()), rows.new_zeros(())
+        for block, values, _ in logits:
+            values.add_(inputs[3])
+            values.diagonal(first + block.start).neg_()
+            total += torch.nn.functional.softplus(values).sum()
+            gradient = values.sigmoid_()
+            gradient.diagonal(first + block.start).neg_()
+            products.add(block, gradient)
             bias_gradient += gradient.sum()
-        gradients = (*_gradients(rows, row_gradient, column_gradient, scale, 1 / b), bias_gradient / b)
-    return _with_gradients(total / b, inputs, gradients)
+        mean = 1 / len(rows)
+        gradients = (*products.gradients(mean), bias_gradient * mean)
+    return _with_gradients(total * mean, inputs, gradients)
 
 
-def _blocks(rows: int, block_size: Optional[int]) -> list[tuple[int, int]]:
-    size = block_size or rows
-    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+class _Logits:
+    """Logits a block of rows at a time, minus infinity where they are ignored; a single block is kept.
+
+    Iterating gives the rows, their logits ``(R, C)``, which may be overwritten in the last pass, and what is ignored.
+    """
+
+    def __init__(
+        self, rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, ignored: Optional[Ignored],
+        block_size: Optional[int],
+    ) -> None:
+        self.rows, self.columns, self.scale = rows.detach(), columns.detach(), scale.detach()
+        self.ignored = ignored
+        self.block_size = block_size or len(rows)
+        self._kept: Optional[tuple[torch.Tensor, Optional[torch.Tensor]]] = None
+
+    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, Optional[torch.Tensor]]]:
+        for start in range(0, len(self.rows), self.block_size):
+            block = slice(start, min(start + self.block_size, len(self.rows)))
+            values, hidden = self._kept or self._compute(block)
+            if self.block_size >= len(self.rows):
+                self._kept = values, hidden
+            yield block, values, hidden
+
+    def _compute(self, block: slice) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        values = (self.rows[block] @ self.columns.T).mul_(self.scale)
+        if self.ignored is None:
+            return values, None
+        hidden = self.ignored(block.start, block.stop)
+        return values.masked_fill_(hidden, -torch.inf), hidden
 
 
-def _gradients(
-    rows: torch.Tensor, row_gradient: torch.Tensor, column_gradient: torch.Tensor, scale: torch.Tensor, mean: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """With respect to rows, columns and scale, from the products of the logits' gradient with columns and rows."""
-    # The sum of all logits' derivatives by `scale` times their gradients is that of `rows` and `row_gradient`.
-    of_scale = (rows * row_gradient).sum() * mean
-    return row_gradient.mul_(scale * mean), column_gradient.mul_(scale * mean), of_scale
+class _Products:
+    """The gradient of the logits, multiplied with rows and columns block by block."""
+
+    def __init__(self, logits: _Logits) -> None:
+        self.logits = logits
+        self.row_gradient, self.column_gradient = torch.empty_like(logits.rows), torch.zeros_like(logits.columns)
+
+    def add(self, block: slice, gradient: torch.Tensor) -> None:
+        self.row_gradient[block] = gradient @ self.logits.columns
+        self.column_gradient.addmm_(gradient.T, self.logits.rows[block])
+
+    def gradients(self, mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """With respect to rows, columns and scale, times `mean`."""
+        # The sum of all logits' derivatives by `scale` times their gradients is that of rows and their products.
+        of_scale = (self.logits.rows * self.row_gradient).sum() * mean
+        factor = self.logits.scale * mean
+        return self.row_gradient.mul_(factor), self.column_gradient.mul_(factor), of_scale
 
 
 def _with_gradients(
