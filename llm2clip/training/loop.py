@@ -18,9 +18,20 @@ from composer.utils import dist
 
 from llm2clip.training.readings import Readings
 
-__all__ = ['Trainer']
+__all__ = ['Trainer', 'host_group']
 
 Batch = Any
+
+
+def host_group(timeout: float) -> Optional[torch.distributed.ProcessGroup]:
+    """The ranks' processes, to reduce numbers that are on the host; None if the default group can do that.
+
+    Args:
+        timeout: Seconds.
+    """
+    if dist.get_world_size() == 1 or torch.distributed.get_backend() != 'nccl':
+        return None
+    return torch.distributed.new_group(backend='gloo', timeout=datetime.timedelta(seconds=timeout))
 
 
 class Trainer(composer.Trainer):
@@ -40,12 +51,8 @@ class Trainer(composer.Trainer):
 
     def __init__(self, readings: Readings, **options: Any) -> None:
         self._readings = readings
-        self._hosts: Optional[torch.distributed.ProcessGroup] = None
         super().__init__(**options)
-        if dist.get_world_size() > 1 and torch.distributed.get_backend() == 'nccl':
-            # NCCL has nothing for numbers on the host.
-            timeout = datetime.timedelta(seconds=options.get('dist_timeout', 300.0))
-            self._hosts = torch.distributed.new_group(backend='gloo', timeout=timeout)
+        self._hosts = host_group(options.get('dist_timeout', 300.0))
 
     def _iter_dataloader(self, trainer_mode: TrainerMode) -> Generator[Batch, Any, None]:
         """Composer's: batches as long as every rank has one."""
