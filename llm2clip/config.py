@@ -188,7 +188,7 @@ class LossConfig:
     mask_equal_texts: bool = False
     """Two samples of the global batch that drew the same caption are not each other's negatives."""
     block_size: Optional[Count] = None
-    """Rows of the logit matrix that are computed at once, each rank those of its images only.  Unset: all."""
+    """Rows of the logit matrix that a rank computes at once, among those of its own images.  Unset: all of them."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -358,7 +358,8 @@ class TrainerConfig:
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     precision: Optional[Literal['fp32', 'amp_bf16', 'amp_fp16']] = None
-    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: as Composer chooses, `amp_fp16` on a GPU and `fp32` on a CPU."""
+    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: as Composer chooses, `amp_fp16` on a GPU and `fp32` on a CPU.  Losses,
+    temperature and the metrics of evaluations are float32 in any case; with `fp32`, everything is, without TF32."""
     eval_interval: Time = '1ep'
     """Time between two evaluations on `eval_data`."""
     save_interval: Time = '1ep'
@@ -369,6 +370,10 @@ class TrainerConfig:
     """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
     autoresume: bool = True
     """Go on from the newest whole checkpoint in `checkpoint_folder`."""
+    log_interval: Time = '1ba'
+    """Time between two readings of the losses and metrics of a step, for which the host waits for the GPU; a loss or
+    weight that is not finite stops the run at the next one.  They are also read at the end of an epoch and before every
+    checkpoint and evaluation."""
     progress_bar: bool = True
     """Show how far the training is."""
     log_to_console: bool = False

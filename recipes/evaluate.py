@@ -8,12 +8,11 @@ from llm2clip.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
-    from composer.utils import get_device
-
     from llm2clip.evaluation.evaluate import Evaluation
     from llm2clip.evaluation.models import load_evaluated_model
+    from llm2clip.float32 import open_device
 
-    evaluation, device = Evaluation(config), get_device(config.device)
+    evaluation, device = Evaluation(config), open_device(config.device)
     for name, model in config.models.items():
         evaluation.run(name, load_evaluated_model(model, config.cache, device, f'models.{name}'))
     evaluation.finish()

@@ -15,13 +15,14 @@ def main(config: ExtractConfig) -> None:
         from llm2clip.planning.plan import plan_extraction, plan_run
         plan_run(config, plan_extraction)
         return
-    from composer.utils import dist, get_device
+    from composer.utils import dist
 
+    from llm2clip.float32 import open_device
     from llm2clip.folders import OutputFolder
     from llm2clip.teacher.caption_teacher import build_caption_teacher
     from llm2clip.teacher.extraction import extract_sidecar
 
-    device = get_device(config.device)
+    device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     teacher = build_caption_teacher(config, device)
     for name, dataset in config.datasets.items():

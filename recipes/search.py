@@ -12,15 +12,14 @@ from llm2clip.config import ConfigError, SearchConfig
 
 
 def main(config: SearchConfig) -> None:
-    from composer.utils import get_device
-
     from llm2clip.evaluation.gallery import write_search_page
+    from llm2clip.float32 import open_device
     from llm2clip.search import is_image, load_model, read_index, read_queries, search, update_index
 
     queries = read_queries(config.query)
     if not queries and config.images is None:
         raise ConfigError('query: expected a text or the path of an image, since there are no `images` to index')
-    model, fingerprint = load_model(config.model, get_device(config.device), not all(map(is_image, queries)))
+    model, fingerprint = load_model(config.model, open_device(config.device), not all(map(is_image, queries)))
     index = read_index(config.index, fingerprint, config.images)
     if config.images is not None:
         print(update_index(index, model, config.batch_size, config.num_workers), file=sys.stderr)

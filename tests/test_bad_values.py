@@ -53,7 +53,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (BOTH, 'scheduler', ['{name: cosine, t_max: soon}', '{name: cosine_with_warmup}', '{name: linear, alpha_f: x}',
                          '{name: constant, alpha: [1]}']),
     (BOTH, 'callbacks.speed_monitor.window_size', ['x', '[1]']),
-    (BOTH, 'callbacks.in_batch_accuracy.interval', ['0', '-3']),
+    (BOTH, 'log_interval', ['0ba', '-1ba', '10', 'often']),
     (BOTH, 'callbacks.early_stopper', ['{monitor: cra}', '{monitor: a, dataloader_label: eval, patience: soon}',
                                        '{monitor: a, dataloader_label: eval, comp: better}']),
     (BOTH, 'algorithms.clamp_logit_scale.maximum', ['0', '-1', 'nan', 'x']),

@@ -9,6 +9,7 @@ import torch
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from llm2clip.float32 import in_float32
 from llm2clip.metrics.bootstrap import bootstrap_interval
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
 _SCORES = 2**27
 
 
+@in_float32
 def retrieval_ranks(
     queries: torch.Tensor, candidates: torch.Tensor, right: torch.Tensor, chunk: Optional[int] = None
 ) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torchmetrics import Metric
 
-from llm2clip.losses.contrastive import all_gather, ignored_candidates, info_nce
+from llm2clip.losses.contrastive import ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
@@ -23,13 +23,14 @@ Outputs = dict[str, torch.Tensor]
 
 
 class _LogitScale(nn.Module):
-    """The factor on the cosine similarities, in log space; a module, so that FSDP shards it like the rest."""
+    """The factor on the cosine similarities, in log space; a module, so that FSDP2 makes a unit of it."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale)))
 
-    def forward(self) -> torch.Tensor:
+    def forward(self, anything: torch.Tensor) -> torch.Tensor:
+        """The parameter.  On GPUs, FSDP2 of torch 2.7 wants the outermost unit, which this is, to have an input."""
         return self.logit_scale.clone()
 
 
@@ -73,18 +74,17 @@ class CaptionContrastive(TrainableStateModel):
                 **{key: batch[f'{side}_{key}'] for key in ('input_ids', 'attention_mask', 'embed_mask')})
             for side in self.feature_names if f'{side}_input_ids' in batch}
         if self.scale is not None:
-            outputs['logit_scale'] = self.scale()
+            outputs['logit_scale'] = self.scale(batch['index'])
         return outputs
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
-        """The loss of the global batch, the same on every rank."""
+        """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
         del args
-        sides = [side for side in self.feature_names if side in outputs]
-        features = {side: all_gather(outputs[side]) for side in sides}
-        ids = {side: all_gather(batch[f'{side}_text_id'].to(outputs[side].device)) for side in sides}
+        ids = {side: batch[f'{side}_text_id'].to(outputs[side].device)
+               for side in self.feature_names if side in outputs}
         ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'), self.mask_equal_texts)
         scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.loss_scale
-        return info_nce(features['query'], features['positive'], features.get('negative'), scale=scale,
+        return info_nce(outputs['query'], outputs['positive'], outputs.get('negative'), scale=scale,
                         symmetric=self.symmetric, ignored=ignored)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Outputs:

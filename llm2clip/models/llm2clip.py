@@ -14,8 +14,7 @@ from composer.models import ComposerModel
 from torchmetrics import Metric
 
 from llm2clip.config import AdapterConfig, ConfigError, LossConfig, ModelConfig
-from llm2clip.losses.blockwise import blockwise_clip_loss, blockwise_siglip_loss
-from llm2clip.losses.contrastive import all_gather, clip_loss, siglip_loss
+from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter, ResidualMLP
@@ -46,8 +45,17 @@ class LLM2CLIP(nn.Module):
 
     # Composer asks the direct children of a ComposerModel for these two, and nobody below them.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every block of the vision tower and of the adapter on its own."""
-        return self.vision_encoder.is_block(module) or isinstance(module, ResidualMLP)
+        """Shard every block of the vision tower and of the adapter on its own, and each part around its blocks.
+
+        What is left for the outermost unit are the temperature and the bias, which stay float32.
+        """
+        parts = self.vision_encoder, self.visual_projection, self.adapter
+        return (module in parts and any(True for _ in module.parameters())
+                or self.vision_encoder.is_block(module) or isinstance(module, ResidualMLP))
+
+    def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
+        """The teacher's vectors reach the adapter as they are."""
+        return module is self.adapter
 
     def activation_checkpointing_fn(self, module: nn.Module) -> bool:
         """With `fsdp.activation_checkpointing`, recompute every block of the vision tower on its own."""
@@ -68,12 +76,13 @@ class LLM2CLIP(nn.Module):
         self, pixel_values: torch.Tensor, text_embedding: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
     ) -> Batch:
         """``image_features``, ``text_features``, ``logit_scale`` (in log space) and ``logit_bias``, if there is one."""
+        # Copies, since FSDP2 frees the parameters that it has gathered.
         outputs = {
             'image_features': self.get_image_features(pixel_values, sample_seed),
             'text_features': self.get_text_features(text_embedding),
-            'logit_scale': self.logit_scale,
+            'logit_scale': self.logit_scale.clone(),
         }
-        return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias}
+        return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias.clone()}
 
 
 def _adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
@@ -130,20 +139,14 @@ class ComposerLLM2CLIP(ComposerModel):
         return self.model(batch['pixel_values'], batch['text_embedding'], batch.get('sample_seed'))
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
-        """The loss of the global batch; blockwise, this rank's part, of which it is the mean."""
+        """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
         del args
         config, scale = self.loss_config, outputs['logit_scale']
-        features = [outputs[name] for name in self.feature_names]
+        images, texts = (outputs[name] for name in self.feature_names)
         text_id = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
-        if config.block_size is None:
-            features = [all_gather(feature) for feature in features]
-            text_id = None if text_id is None else all_gather(text_id)
-            if config.name == 'siglip':
-                return siglip_loss(*features, scale, outputs['logit_bias'], text_id)
-            return clip_loss(*features, scale, config.label_smoothing, text_id)
         if config.name == 'siglip':
-            return blockwise_siglip_loss(*features, scale, outputs['logit_bias'], text_id, config.block_size)
-        return blockwise_clip_loss(*features, scale, config.label_smoothing, text_id, config.block_size)
+            return siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size)
+        return clip_loss(images, texts, scale, config.label_smoothing, text_id, config.block_size)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

@@ -16,12 +16,12 @@ from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError
 
-__all__ = ['check_sharding', 'own_name', 'planned_units', 'recompute', 'recomputed_modules', 'shard',
+__all__ = ['check_sharding', 'keep_float32', 'own_name', 'planned_units', 'recompute', 'recomputed_modules', 'shard',
            'sharded_modules', 'whole']
 
 
@@ -53,6 +53,27 @@ def shard(
     with sync_optimizer_and_model_params(optimizer, model):
         prepare_fully_shard(model, dataclasses.replace(config, device_mesh=mesh), precision,
                             generate_composer_model_policy(model))
+    keep_float32(model)
+
+
+def keep_float32(model: nn.Module) -> None:
+    """Undo the rounding of what has to stay float32, after Composer has sharded a model and before its first forward.
+
+    Composer 0.32.1 gives every FSDP2 unit one `MixedPrecisionPolicy`, which in 16-bit precisions rounds the unit's
+    weights and its inputs: a temperature of 100 to 98.9.  Here, a unit of scalars alone, such as temperature and bias,
+    keeps them, and a unit for which its model's ``fsdp_float32_inputs_fn`` returns True takes its inputs as they are;
+    autocast still rounds for matrix products.  torch 2.7 reads the policies when the model first runs.
+    """
+    for child in model.children():
+        takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
+        for module in child.modules():
+            if isinstance(module, FSDPModule):
+                state = module._get_fsdp_state()
+                group: Any = state._fsdp_param_group
+                if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
+                    state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
+                elif takes_float32(module):
+                    state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
 
 
 def sharded_modules(model: nn.Module) -> list[str]:

@@ -5,11 +5,12 @@
 
 from collections.abc import Callable
 
-from composer import Algorithm, DataSpec, Evaluator, Trainer
-from composer.utils import dist, get_device, reproducibility
+from composer import Algorithm, DataSpec, Evaluator
+from composer.utils import dist, reproducibility
 
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.float32 import open_device
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
@@ -18,6 +19,7 @@ from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sidecars import sidecar_teacher
 from llm2clip.training.algorithms.online_teacher import load_online_teacher
+from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
 
@@ -106,8 +108,9 @@ def _find_teacher(
     if config.online.enabled:
         if config.teacher is None:
             raise ConfigError('teacher: required but not set, since online.enabled is true')
-        online = load_online_teacher(config.teacher, get_device(config.device), config.online.batch_tokens,
-                                     config.online.precision, config.online.sharded)
+        device = open_device(config.device, config.precision)
+        online = load_online_teacher(config.teacher, device, config.online.batch_tokens, config.online.precision,
+                                     config.online.sharded)
         about = {'llm_embed_dim': online.encoder.llm_embed_dim}
         return TeacherRecord(teacher_fingerprint(config.teacher), about), [online]
     record = sidecar_teacher(data)

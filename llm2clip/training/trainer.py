@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
+from composer import Algorithm, Callback, DataSpec, Evaluator
 from composer.core import TimeUnit
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
-from composer.utils import dist, get_device
+from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config_files import save_config
 from llm2clip.data.loader import device_batch_size
-from llm2clip.models.sharding import check_sharding
+from llm2clip.float32 import open_device
+from llm2clip.models.sharding import check_sharding, keep_float32
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.registry import (
     ALGORITHMS,
@@ -46,14 +47,16 @@ from llm2clip.training.callbacks.resume_random_state import ResumeRandomState
 from llm2clip.training.callbacks.save_best import SaveBest
 from llm2clip.training.callbacks.text_monitor import TextMonitor
 from llm2clip.training.checkpoints import find_checkpoint, refuse_code, written_checkpoints
+from llm2clip.training.loop import Trainer
 from llm2clip.training.optim import describe_groups, parameter_groups
+from llm2clip.training.readings import Readings
 
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
 
 def begin(config: TrainConfig) -> None:
     """Connect the ranks and check the configuration."""
-    dist.initialize_dist(get_device(config.device), config.dist_timeout)
+    dist.initialize_dist(open_device(config.device, config.precision), config.dist_timeout)
     check_train_config(config)
 
 
@@ -151,8 +154,9 @@ def build_trainer(
     # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged, then measured, then
     # clipped.
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
+    readings = Readings(config.log_interval)
     callbacks: list[Callback] = [
-        *build_all(CALLBACKS, config.callbacks, 'callbacks'), StopAtNonfinite(config.checkpoint_folder)]
+        StopAtNonfinite(config.checkpoint_folder), readings, *build_all(CALLBACKS, config.callbacks, 'callbacks')]
     for callback in callbacks:
         if isinstance(callback, SaveBest):
             callback.folder = callback.folder or config.save_folder
@@ -167,6 +171,7 @@ def build_trainer(
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
     checkpoint = _resume_from(config) if config.autoresume else None
     trainer = Trainer(
+        readings,
         model=model,
         optimizers=optimizer,
         schedulers=build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler'),
@@ -192,7 +197,7 @@ def build_trainer(
         progress_bar=False,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
-        device=config.device,
+        device=open_device(config.device, config.precision),
         precision=config.precision,
         seed=config.seed,
         dist_timeout=config.dist_timeout,
@@ -201,6 +206,7 @@ def build_trainer(
     if config.fsdp is not None:
         # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
         gc.collect()
+        keep_float32(trainer.state.model)
         sharding = check_sharding(trainer.state.model, bool(config.fsdp.get('activation_checkpointing')))
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)

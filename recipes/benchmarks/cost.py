@@ -17,10 +17,10 @@ import torch
 from bench_result import BENCH_FOLDER, write_result
 from composer import Callback, State
 from composer.loggers import Logger
-from composer.utils import get_device
 
 from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Config
 from llm2clip.config_files import load_config
+from llm2clip.float32 import open_device
 from llm2clip.folders import OutputFolder
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -62,7 +62,7 @@ def precompute(config: Stage2Config, folder: Path) -> float:
     stream, = config.train_data.streams.values()
     assert config.teacher is not None
     teacher = LLMTeacher.from_folder(config.teacher, batch_tokens=BATCH_TOKENS, precision='amp_bf16')
-    teacher.encoder = get_device(None).module_to_device(teacher.encoder)
+    teacher.encoder = open_device(None).module_to_device(teacher.encoder)
     extract_sidecar(DatasetConfig(local=stream.local), OutputFolder(str(folder / 'sidecar')), teacher)
     stream.embeddings = {'smollm2': DatasetConfig(local=str(folder / 'sidecar'))}
     return time.perf_counter() - start

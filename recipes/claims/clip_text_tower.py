@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from composer.utils import get_device
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from llm2clip.config import AdapterConfig, EvaluateConfig, Stage2Config
 from llm2clip.config_files import load_config, package_folder
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.models import TrainedLLM2CLIP
+from llm2clip.float32 import open_device
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.stages.stage2 import make_joint_trainer
@@ -74,7 +74,7 @@ def train(config: Stage2Config, tokenizer: Tokenizer) -> JointLLM2CLIP:
     model: Any = trainer.state.model
     fit(trainer)
     trainer.close()
-    return get_device(config.device).module_to_device(model.eval())
+    return open_device(config.device).module_to_device(model.eval())
 
 
 def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:

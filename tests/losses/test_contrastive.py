@@ -4,22 +4,20 @@
 """Losses and their gradients against computations written out by hand."""
 
 import math
+from functools import partial
+from typing import Optional
 
 import pytest
 import torch
-import torch.nn.functional as F
+from whole_matrix import CASES, MatmulPrecisions, own_rows, sample, unit, whole_matrix
 
-from llm2clip.losses.blockwise import blockwise_clip_loss, blockwise_siglip_loss
-from llm2clip.losses.contrastive import all_gather, clip_loss, ignored_candidates, info_nce, siglip_loss
-
-
-def _unit(n: int, d: int, seed: int) -> torch.Tensor:
-    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+from llm2clip.losses.contrastive import clip_loss, ignored_candidates, info_nce, siglip_loss
+from llm2clip.losses.gather import all_gather
 
 
 def test_clip_loss_and_gradients_equal_a_loop() -> None:
-    image = _unit(7, 5, 0).float().requires_grad_()
-    text = _unit(7, 5, 1).float().requires_grad_()
+    image = unit(7, 5, 0).float().requires_grad_()
+    text = unit(7, 5, 1).float().requires_grad_()
     scale = torch.tensor([2.0], requires_grad=True)
     clip_loss(image, text, scale).backward()
 
@@ -41,14 +39,8 @@ def test_clip_loss_of_a_perfect_model_is_near_zero_and_of_a_constant_one_is_log_
     assert clip_loss(torch.ones(6, 1), torch.ones(6, 1), torch.zeros(1)).item() == pytest.approx(math.log(6))
 
 
-def _sample(n: int = 11) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Features of both sides, logit scale and bias, and text ids of which some are equal."""
-    leaves = [_unit(n, 5, 0), _unit(n, 5, 1), torch.tensor([2.0]), torch.tensor([-3.0])]
-    return [leaf.float().requires_grad_() for leaf in leaves], torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5])[:n]
-
-
 def test_label_smoothing_and_equal_texts_in_clip_loss_equal_a_loop() -> None:
-    (image, text, scale, _), ids = _sample()
+    (image, text, scale, _), ids = sample()
     logits = (scale.exp() * image @ text.T).double()
     total = 0.0
     for scores in (logits, logits.T):
@@ -64,7 +56,7 @@ def test_label_smoothing_and_equal_texts_in_clip_loss_equal_a_loop() -> None:
 
 @pytest.mark.parametrize('equal_texts', [False, True])
 def test_siglip_loss_equals_a_loop(equal_texts: bool) -> None:
-    (image, text, scale, bias), ids = _sample()
+    (image, text, scale, bias), ids = sample()
     total = 0.0
     for i in range(11):
         for j in range(11):
@@ -76,40 +68,42 @@ def test_siglip_loss_equals_a_loop(equal_texts: bool) -> None:
     assert found.item() == pytest.approx(total / 11, rel=1e-5)
 
 
-@pytest.mark.parametrize('block_size', [1, 4, 11, 100])
-@pytest.mark.parametrize('equal_texts', [False, True])
-@pytest.mark.parametrize('loss', ['clip', 'smooth_clip', 'siglip'])
-def test_blockwise_losses_equal_the_plain_ones(loss: str, equal_texts: bool, block_size: int) -> None:
+@pytest.mark.parametrize('block_size', [1, 4, 11, 100, None])
+@pytest.mark.parametrize('case', CASES)
+def test_values_and_gradients_in_blocks_are_those_of_the_whole_matrix(case: str, block_size: Optional[int]) -> None:
+    """Which autograd differentiates."""
     results = []
-    for blockwise in (False, True):
-        (image, text, scale, bias), ids = _sample()
-        options = {'text_id': ids if equal_texts else None, **({'block_size': block_size} if blockwise else {})}
-        if loss == 'siglip':
-            value = (blockwise_siglip_loss if blockwise else siglip_loss)(image, text, scale, bias, **options)
-        else:
-            smoothing = 0.1 if loss == 'smooth_clip' else 0.0
-            value = (blockwise_clip_loss if blockwise else clip_loss)(image, text, scale, smoothing, **options)
+    for loss in (whole_matrix, partial(own_rows, block_size=block_size)):
+        leaves, ids = sample()
+        value = loss(case, leaves, ids)
         (3 * value).backward()
-        results.append([value, *(leaf.grad for leaf in (image, text, scale, *([bias] if loss == 'siglip' else [])))])
+        results.append([value, *(leaf.grad for leaf in leaves if leaf.grad is not None)])
     for found, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_losses_are_computed_in_float32_under_autocast() -> None:
-    (image, text, scale, bias), _ = _sample()
-    for loss in (lambda: clip_loss(image, text, scale), lambda: blockwise_clip_loss(image, text, scale),
-                 lambda: siglip_loss(image, text, scale, bias), lambda: info_nce(image, text),
-                 lambda: blockwise_siglip_loss(image, text, scale, bias)):
-        expected = loss()
-        with torch.autocast('cpu', torch.bfloat16):
-            assert loss().item() == expected.item()
+@pytest.mark.parametrize('case', CASES)
+def test_losses_are_in_whole_float32_forward_and_backward(case: str) -> None:
+    """Under autocast and where TF32 is allowed, as Composer allows it on GPUs."""
+    leaves, ids = sample()
+    expected = own_rows(case, leaves, ids)
+    (before := torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision('high'))
+    try:
+        with MatmulPrecisions() as seen, torch.autocast('cpu', torch.bfloat16):
+            value = own_rows(case, leaves, ids)
+            value.backward()
+        assert torch.get_float32_matmul_precision() == 'high'
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert value.item() == expected.item()
+    assert len(seen.found) >= 3 and set(seen.found) == {('highest', torch.float32)}
 
 
 @pytest.mark.parametrize('symmetric', [False, True])
 @pytest.mark.parametrize('negatives', [0, 4])
 def test_info_nce_equals_a_loop(symmetric: bool, negatives: int) -> None:
-    query, positive = 3 * _unit(6, 8, 0), 2 * _unit(6, 8, 1)
-    negative = _unit(negatives, 8, 2) if negatives else None
+    query, positive = 3 * unit(6, 8, 0), 2 * unit(6, 8, 1)
+    negative = unit(negatives, 8, 2) if negatives else None
     cos = torch.nn.functional.cosine_similarity
     total = 0.0
     for i in range(6):
@@ -145,7 +139,7 @@ def test_equal_texts_are_not_each_others_negatives() -> None:
 
 @pytest.mark.parametrize('symmetric', [False, True])
 def test_ignored_candidates_are_as_if_absent(symmetric: bool) -> None:
-    query, positive, negative = _unit(4, 8, 0), _unit(4, 8, 1), _unit(4, 8, 2)
+    query, positive, negative = unit(4, 8, 0), unit(4, 8, 1), unit(4, 8, 2)
     ignored = torch.zeros(4, 8, dtype=torch.bool)
     ignored[0, 1] = ignored[1, 0] = ignored[2, 5] = True
     total = 0.0

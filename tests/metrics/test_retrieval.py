@@ -5,6 +5,7 @@
 
 import pytest
 import torch
+from whole_matrix import MatmulPrecisions
 
 from llm2clip.metrics.retrieval import (
     CaptionRetrievalAccuracy,
@@ -163,3 +164,15 @@ def test_metrics_count_a_repeated_sample_once() -> None:
     cra.update(torch.eye(3), torch.eye(3), torch.arange(3))
     cra.update(torch.eye(3)[:1], torch.eye(3)[:1], torch.tensor([0]))
     assert cra.compute().item() == 100.0
+
+
+def test_scores_are_in_whole_float32() -> None:
+    """Under autocast and where TF32 is allowed."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('high')
+    try:
+        with MatmulPrecisions() as seen, torch.autocast('cpu', torch.bfloat16):
+            caption_retrieval_accuracy(torch.randn(4, 3), torch.randn(4, 3))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(seen.found) == 2 and set(seen.found) == {('highest', torch.float32)}

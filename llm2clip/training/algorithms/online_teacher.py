@@ -15,6 +15,7 @@ from composer.utils import dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from llm2clip.float32 import exact_float32
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, encode_tokens
 from llm2clip.teacher.folder import load_teacher
 
@@ -67,7 +68,9 @@ class OnlineTeacher(Algorithm):
         absent = torch.tensor([not text.strip() for text in texts])
         # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
         tokens = self.tokenizer.tokenize(['-' if gap else text for gap, text in zip(absent, texts)])
-        vectors = encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision, self.sharded)
+        with exact_float32(next(self.encoder.parameters()).device.type):
+            vectors = encode_tokens(
+                self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision, self.sharded)
         return vectors.masked_fill(absent[:, None], 0).half()
 
 

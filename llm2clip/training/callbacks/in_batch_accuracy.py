@@ -3,43 +3,46 @@
 
 """How often an image finds its own caption in its batch, and a caption its image."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from composer.core import Callback, State
-from composer.loggers import Logger
-from composer.utils import dist
 
-from llm2clip.losses.contrastive import all_gather
-from llm2clip.metrics.retrieval import recall, retrieval_ranks
+from llm2clip.float32 import in_float32
+from llm2clip.losses.gather import all_gather, first_row
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
-from llm2clip.ranges import Count
 
-__all__ = ['InBatchAccuracy']
+__all__ = ['InBatchAccuracy', 'share_found']
 
 _ROWS = 1024
 
 
-class InBatchAccuracy(Callback):
-    """Log ``train/image_to_text_accuracy`` and ``train/text_to_image_accuracy`` over the global batch.
+@in_float32
+def share_found(queries: torch.Tensor, candidates: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Share of queries that score higher with their partner than with any other candidate, a scalar on the device.
 
     Args:
-        interval: Batches between two measurements, each of which costs a logit matrix.
+        queries: ``(Q, D)``.
+        candidates: ``(C, D)``; the partner of query i is candidate ``first + i``.
+        first: The first query's partner.
     """
+    found = []
+    for start in range(0, len(queries), _ROWS):
+        scores = queries[start:start + _ROWS].float() @ candidates.float().T
+        found.append((scores >= scores.diagonal(first + start)[:, None]).sum(1) == 1)
+    return torch.cat(found).float().mean()
 
-    def __init__(self, interval: Count = 10) -> None:
-        self.interval = interval
 
-    def batch_end(self, state: State, logger: Logger) -> None:
-        if state.timestamp.batch.value % self.interval:
-            return
+class InBatchAccuracy(Callback):
+    """Log ``train/image_to_text_accuracy`` and ``train/text_to_image_accuracy`` over the global batch."""
+
+    def measure(self, state: State) -> dict[str, Any]:
         outputs: Any = state.outputs
         image, text = (outputs[name].detach() for name in ComposerLLM2CLIP.feature_names)
-        own = torch.arange(len(image), device=image.device)
-        right = torch.stack([own, own + dist.get_global_rank() * len(image)], 1)
-        hits = [recall(retrieval_ranks(queries, all_gather(candidates), right, _ROWS), 1) / 100
-                for queries, candidates in ((image, text), (text, image))]
-        hits = torch.tensor(hits, device=image.device)
-        dist.all_reduce(hits)
-        names = 'train/image_to_text_accuracy', 'train/text_to_image_accuracy'
-        logger.log_metrics({name: value / dist.get_world_size() for name, value in zip(names, hits.tolist())})
+        first = first_row(image)
+        return {'train/image_to_text_accuracy': share_found(image, all_gather(text), first),
+                'train/text_to_image_accuracy': share_found(text, all_gather(image), first)}
+
+    def report(self, values: Mapping[str, Any], state: State) -> Mapping[str, float]:
+        return values

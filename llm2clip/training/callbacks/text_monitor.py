@@ -3,9 +3,10 @@
 
 """How much of the text is padding, and how much was cut off."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
@@ -16,9 +17,10 @@ __all__ = ['TextMonitor']
 
 
 class TextMonitor(Callback):
-    """Log ``data/padding_share`` of this batch's tokens, and ``data/cut_texts`` and ``data/texts`` since the beginning.
+    """Log what share of the tokens since the last reading was padding (``data/padding_share``), how many texts there
+    were since the beginning (``data/texts``), and how many of them were cut off (``data/cut_texts``).
 
-    Of pairs also ``data/equal_pairs`` of this batch, whose query and positive are one text.
+    Of pairs also ``data/equal_pairs`` since the last reading, whose query and positive are one text.
 
     Args:
         max_length: For the message at the end.
@@ -28,8 +30,8 @@ class TextMonitor(Callback):
         self.max_length = max_length
         self.texts = 0
         self.cut = 0
-        self._real = torch.zeros(1)
-        self._slots = 0
+        self._seen: Counter[str] = Counter()
+        """By this rank, since the last reading."""
 
     def state_dict(self) -> dict[str, Any]:
         return {'texts': self.texts, 'cut': self.cut}
@@ -37,25 +39,31 @@ class TextMonitor(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.texts, self.cut = state['texts'], state['cut']
 
-    def before_forward(self, state: State, logger: Logger) -> None:
-        for side in text_sides(state.batch):
-            mask = state.batch[f'{side}attention_mask']
-            self._real = self._real.to(mask.device) + mask.sum()
-            self._slots += mask.numel()
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Count while the batch is on the host."""
+        batch, sides = state.batch, text_sides(state.batch)
+        for side in sides:
+            self._seen['cut'] += int((batch[f'{side}cut'] > 0).sum())
+            self._seen['real'] += int(batch[f'{side}attention_mask'].sum())
+        self._seen['texts'] += len(sides) * len(batch['index'])
+        if 'positive_text_id' in batch:
+            self._seen['equal'] += int((batch['query_text_id'] == batch['positive_text_id']).sum())
 
-    def batch_end(self, state: State, logger: Logger) -> None:
-        sides = text_sides(state.batch)
-        cut = sum(int((state.batch[f'{side}cut'] > 0).sum()) for side in sides)
-        paired = 'positive_text_id' in state.batch
-        equal = int((state.batch['query_text_id'] == state.batch['positive_text_id']).sum()) if paired else 0
-        counts = torch.tensor([cut, len(sides) * len(state.batch['index']), int(self._real), self._slots, equal])
-        counts = state.device.tensor_to_device(counts)
-        dist.all_reduce(counts)
-        cut, texts, real, slots, equal = counts.tolist()
-        self.cut, self.texts = self.cut + cut, self.texts + texts
-        self._real, self._slots = torch.zeros(1), 0
-        logger.log_metrics({'data/padding_share': 1 - real / slots, 'data/cut_texts': self.cut,
-                            'data/texts': self.texts, **({'data/equal_pairs': equal} if paired else {})})
+    def before_forward(self, state: State, logger: Logger) -> None:
+        """A microbatch is padded to its own longest text."""
+        self._seen['slots'] += sum(state.batch[f'{side}attention_mask'].numel() for side in text_sides(state.batch))
+
+    def measure(self, state: State) -> dict[str, Any]:
+        seen = {name: self._seen[name] for name in ('cut', 'texts', 'real', 'slots', 'equal')}
+        self._seen.clear()
+        return seen
+
+    def report(self, values: Mapping[str, Any], state: State) -> Mapping[str, float]:
+        total = {name: round(value * dist.get_world_size()) for name, value in values.items()}
+        self.cut, self.texts = self.cut + total['cut'], self.texts + total['texts']
+        return {'data/padding_share': 1 - total['real'] / total['slots'], 'data/cut_texts': self.cut,
+                'data/texts': self.texts,
+                **({'data/equal_pairs': total['equal']} if 'positive_text_id' in state.batch else {})}
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if self.cut and dist.get_global_rank() == 0:

@@ -77,7 +77,8 @@ def test_fsdp_shards_and_recomputes_block_by_block(two_ranks: dict[str, Any]) ->
     """By the names of what Composer wrapped: a model that is one unit trains all the same."""
     blocks = [f'model.vision_encoder.trunk.blocks.{i}' for i in range(5)]
     assert two_ranks['images/fsdp/units'] == {
-        'sharded': ['model', *blocks, 'model.adapter.blocks.0'], 'recomputed': blocks}
+        'sharded': ['model', 'model.vision_encoder', *blocks, 'model.visual_projection', 'model.adapter',
+                    'model.adapter.blocks.0'], 'recomputed': blocks}
     layers = [f'text_encoder.llm.base_model.model.layers.{i}' for i in range(2)]
     assert two_ranks['captions/fsdp/units'] == {'sharded': ['text_encoder', *layers, 'scale'], 'recomputed': layers}
     assert two_ranks['images/ddp/units'] == {'sharded': [], 'recomputed': []}

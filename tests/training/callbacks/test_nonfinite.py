@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from composer import DataSpec, Trainer
+from composer import DataSpec
 from composer.models import ComposerModel
 
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.callbacks.nonfinite import NonfiniteError, StopAtNonfinite
+from llm2clip.training.loop import Trainer
+from llm2clip.training.readings import Readings
 
 
 class _Model(ComposerModel):
@@ -29,43 +31,63 @@ class _Model(ComposerModel):
         return outputs['a'].square().mean()
 
 
-def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False) -> Trainer:
+def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False, **options: Any) -> Trainer:
+    """Six steps, of which the third has a broken sample."""
     batches = []
-    for step in range(3):
+    for step in range(6):
         x = torch.ones(4, 2)
         if broken and step == 2:
             x[1] = torch.nan
         batches.append({'index': torch.arange(4), 'sample_id': [f's{step}{i}' for i in range(4)], 'x': x})
-    model = _Model()
+    model, readings = _Model(), Readings(options.pop('log_interval', '1ba'))
+    options = {'save_interval': '1ba', 'max_duration': '6ba', **options}
     trainer = Trainer(
-        model=model, train_dataloader=DataSpec(batches, get_num_samples_in_batch=lambda b: len(b['index'])),
-        optimizers=torch.optim.SGD(model.parameters(), lr=lr), max_duration='3ba', device='cpu', precision='fp32',
+        readings, model=model,
+        train_dataloader=DataSpec(batches, get_num_samples_in_batch=lambda b: len(b['index'])),
+        optimizers=torch.optim.SGD(model.parameters(), lr=lr), device='cpu', precision='fp32',
         device_train_microbatch_size=2 if cached else 4, algorithms=[GradCache()] if cached else [],
-        callbacks=[StopAtNonfinite(str(folder / 'checkpoints'))], save_folder=str(folder / 'checkpoints'),
-        save_interval='1ba', progress_bar=False)
+        callbacks=[StopAtNonfinite(str(folder / 'checkpoints')), readings], save_folder=str(folder / 'checkpoints'),
+        progress_bar=False, **options)
     trainer.fit()
     return trainer
 
 
+def _checkpoints(folder: Path) -> set[str]:
+    return {path.name for path in (folder / 'checkpoints').glob('ep*')}
+
+
 def test_a_finite_run_ends(tmp_path: Path) -> None:
     trainer = _train(tmp_path, broken=False)
-    assert trainer.state.timestamp.batch.value == 3
-    assert {path.name for path in (tmp_path / 'checkpoints').glob('ep*')} == {
-        f'ep0-ba{step}-rank0.pt' for step in (1, 2, 3)}
+    assert trainer.state.timestamp.batch.value == 6
+    assert _checkpoints(tmp_path) == {f'ep0-ba{step}-rank0.pt' for step in range(1, 7)}
     assert torch.isfinite(trainer.state.model.linear.weight).all()
 
 
-def test_the_step_the_samples_and_the_last_checkpoint_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize('cached', [False, True])
+def test_the_step_the_samples_and_the_last_checkpoint_are_named(tmp_path: Path, cached: bool) -> None:
     with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]; .*ep0-ba2-rank0\.pt"):
-        _train(tmp_path, broken=True)
+        _train(tmp_path, broken=True, cached=cached)
+    assert _checkpoints(tmp_path) == {'ep0-ba1-rank0.pt', 'ep0-ba2-rank0.pt'}
 
 
-def test_with_the_gradient_cache_the_right_sample_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NonfiniteError, match=r"step 2 is nan; .*\['s21'\]; .*ep0-ba2-rank0\.pt"):
-        _train(tmp_path, broken=True, cached=True)
+@pytest.mark.parametrize(('options', 'batch'), [
+    ({'save_interval': '1ep', 'log_interval': '5ba'}, 5), ({'save_interval': '4ba', 'log_interval': '100ba'}, 4),
+    ({'save_interval': '1ep', 'log_interval': '100ba'}, 6),
+    ({'save_interval': '1ep', 'log_interval': '1ep', 'max_duration': '1ep'}, 6)])
+def test_readings_are_rare_but_come_before_every_checkpoint(
+    tmp_path: Path, options: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps after the broken one are run, but the broken one is named."""
+    steps: list[int] = []
+    read = Readings._read
+    monkeypatch.setattr(Readings, '_read', lambda self, state, logger: (
+        steps.append(state.timestamp.batch.value), read(self, state, logger)))
+    with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]; .*no checkpoint yet"):
+        _train(tmp_path, broken=True, **options)
+    assert steps == [batch] and not _checkpoints(tmp_path)
 
 
 def test_broken_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(NonfiniteError, match=r"step \d made weights .* there is no checkpoint yet"):
         _train(tmp_path, broken=False, lr=3e38)
-    assert not list((tmp_path / 'checkpoints').glob('*.pt'))
+    assert not _checkpoints(tmp_path)

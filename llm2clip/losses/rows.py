@@ -1,0 +1,219 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The losses of some rows of a logit matrix with all of its columns, and their gradients, in blocks of rows.
+
+The logits are the products of `rows` and `columns` times `scale`; the partner of row i is column ``first + i``.  With
+several ranks, each has the rows of its own samples and the columns of all: the mean over ranks of what a function here
+returns is the loss of the whole matrix, and the mean over ranks of the parameters' gradients, as DDP and FSDP compute
+it, is its gradient.
+
+Gradients are computed together with the value: the backward pass only multiplies them by what comes from above.  So
+one block of logits is held at a time, and every matrix product is in float32 without TF32.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Optional
+
+import torch
+
+from llm2clip.float32 import in_float32
+from llm2clip.losses.gather import all_gather
+
+__all__ = ['sigmoid_loss', 'softmax_loss']
+
+Ignored = Callable[[int, int], torch.Tensor]
+"""(start, stop) -> ``(stop - start, C)``, which columns are left out of rows start to stop; never a partner."""
+
+
+@in_float32
+def softmax_loss(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    scale: torch.Tensor,
+    first: int = 0,
+    back: Optional[int] = None,
+    label_smoothing: float = 0.0,
+    ignored: Optional[Ignored] = None,
+    block_size: Optional[int] = None,
+) -> torch.Tensor:
+    """Cross-entropy from each row to its partner among the columns, and back.
+
+    In two passes over the blocks: the sums of rows and columns, then the gradients.
+
+    Args:
+        rows: ``(B, D)``.
+        columns: ``(C, D)``.
+        scale: Factor on the products, of one element.
+        first: Column of the first row's partner.
+        back: The columns before this one are the partners of all ranks' rows: average with the cross-entropy from each
+            of them to its row.  None: only from row to column.
+        label_smoothing: Share of a label that is spread evenly over all columns that are not ignored.
+        ignored: Columns that are left out.
+        block_size: Rows of the logit matrix at once.  None: all.
+
+    Returns:
+        The mean over rows, and over both directions, a scalar in float32.
+    """
+    inputs = rows.float(), columns.float(), scale.float()
+    with torch.no_grad():
+        logits = _Logits(*inputs, ignored, block_size)
+        partners, row_sum, column_sum, row_count, column_count = _sums(logits, first, back or 0)
+        right = (1 - label_smoothing) * partners
+        total, directions = (row_sum - right).sum(), 1
+        if back is not None:
+            # A column's sum goes over the rows of all ranks.
+            column_sum = all_gather(column_sum).view(-1, back).logsumexp(0)
+            column_count = all_gather(column_count).view(-1, back).sum(0)
+            total, directions = total + (column_sum[first:first + len(right)] - right).sum(), 2
+        products = _Products(logits)
+        for block, values, hidden in logits:
+            # Of the sum over rows and directions, with respect to the logits.
+            gradient = (values - row_sum[block, None]).exp_()
+            if label_smoothing:
+                weight = (label_smoothing / row_count[block, None]).repeat(1, values.shape[1])
+                if back is not None:
+                    weight[:, :back] += label_smoothing / column_count
+                if hidden is not None:
+                    weight.masked_fill_(hidden, 0)
+                total = total - (weight * values.masked_fill(values == -torch.inf, 0)).sum()
+                gradient -= weight
+            if back is not None:
+                gradient[:, :back] += values[:, :back].sub_(column_sum).exp_()
+            gradient.diagonal(first + block.start).sub_(directions * (1 - label_smoothing))
+            products.add(block, gradient)
+        mean = 1 / (directions * len(right))
+        gradients = products.gradients(mean)
+    return _with_gradients(total * mean, inputs, gradients)
+
+
+def _sums(logits: '_Logits', first: int, back: int) -> tuple[torch.Tensor, ...]:
+    """The rows' logits with their partners; ``log(sum(exp(logits)))`` of each row and of each of the first `back`
+    columns; of how many logits the sums are."""
+    b, c = len(logits.rows), len(logits.columns)
+    new = logits.rows.new_full
+    partners, row_sum, column_sum = new((b,), 0.0), new((b,), 0.0), new((back,), -torch.inf)
+    row_count, column_count = new((b,), c), new((back,), b)
+    for block, values, hidden in logits:
+        partners[block] = values.diagonal(first + block.start)
+        row_sum[block] = values.logsumexp(1)
+        if back:
+            column_sum = torch.logaddexp(column_sum, values[:, :back].logsumexp(0))
+        if hidden is not None:
+            row_count[block] -= hidden.sum(1)
+            column_count -= hidden[:, :back].sum(0)
+    return partners, row_sum, column_sum, row_count, column_count
+
+
+@in_float32
+def sigmoid_loss(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    first: int = 0,
+    ignored: Optional[Ignored] = None,
+    block_size: Optional[int] = None,
+) -> torch.Tensor:
+    """A binary decision for each pair of a row and a column: are they partners?  In one pass over the blocks.
+
+    Args:
+        rows: ``(B, D)``.
+        columns: ``(C, D)``.
+        scale: Factor on the products, of one element.
+        bias: Added to the logits, of one element.
+        first: Column of the first row's partner.
+        ignored: Columns that are left out.
+        block_size: Rows of the logit matrix at once.  None: all.
+
+    Returns:
+        The sum over the pairs divided by the number of rows, a scalar in float32.
+    """
+    inputs = rows.float(), columns.float(), scale.float(), bias.float()
+    with torch.no_grad():
+        logits = _Logits(*inputs[:3], ignored, block_size)
+        products = _Products(logits)
+        total, bias_gradient = rows.new_zeros(()), rows.new_zeros(())
+        for block, values, _ in logits:
+            values.add_(inputs[3])
+            values.diagonal(first + block.start).neg_()
+            total += torch.nn.functional.softplus(values).sum()
+            gradient = values.sigmoid_()
+            gradient.diagonal(first + block.start).neg_()
+            products.add(block, gradient)
+            bias_gradient += gradient.sum()
+        mean = 1 / len(rows)
+        gradients = (*products.gradients(mean), bias_gradient * mean)
+    return _with_gradients(total * mean, inputs, gradients)
+
+
+class _Logits:
+    """Logits a block of rows at a time, minus infinity where they are ignored; a single block is kept.
+
+    Iterating gives the rows, their logits ``(R, C)``, which may be overwritten in the last pass, and what is ignored.
+    """
+
+    def __init__(
+        self, rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, ignored: Optional[Ignored],
+        block_size: Optional[int],
+    ) -> None:
+        self.rows, self.columns, self.scale = rows.detach(), columns.detach(), scale.detach()
+        self.ignored = ignored
+        self.block_size = block_size or len(rows)
+        self._kept: Optional[tuple[torch.Tensor, Optional[torch.Tensor]]] = None
+
+    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, Optional[torch.Tensor]]]:
+        for start in range(0, len(self.rows), self.block_size):
+            block = slice(start, min(start + self.block_size, len(self.rows)))
+            values, hidden = self._kept or self._compute(block)
+            if self.block_size >= len(self.rows):
+                self._kept = values, hidden
+            yield block, values, hidden
+
+    def _compute(self, block: slice) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        values = (self.rows[block] @ self.columns.T).mul_(self.scale)
+        if self.ignored is None:
+            return values, None
+        hidden = self.ignored(block.start, block.stop)
+        return values.masked_fill_(hidden, -torch.inf), hidden
+
+
+class _Products:
+    """The gradient of the logits, multiplied with rows and columns block by block."""
+
+    def __init__(self, logits: _Logits) -> None:
+        self.logits = logits
+        self.row_gradient, self.column_gradient = torch.empty_like(logits.rows), torch.zeros_like(logits.columns)
+
+    def add(self, block: slice, gradient: torch.Tensor) -> None:
+        self.row_gradient[block] = gradient @ self.logits.columns
+        self.column_gradient.addmm_(gradient.T, self.logits.rows[block])
+
+    def gradients(self, mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """With respect to rows, columns and scale, times `mean`."""
+        # The sum of all logits' derivatives by `scale` times their gradients is that of rows and their products.
+        of_scale = (self.logits.rows * self.row_gradient).sum() * mean
+        factor = self.logits.scale * mean
+        return self.row_gradient.mul_(factor), self.column_gradient.mul_(factor), of_scale
+
+
+def _with_gradients(
+    value: torch.Tensor, inputs: tuple[torch.Tensor, ...], gradients: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    shaped = tuple(gradient.view_as(tensor) for gradient, tensor in zip(gradients, inputs, strict=True))
+    return _WithGradients.apply(value.sum(), shaped, *inputs)  # pyright: ignore[reportReturnType]
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients with respect to the inputs are known."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, value: torch.Tensor, gradients: tuple[torch.Tensor, ...], *inputs: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, *(grad * gradient for gradient in ctx.saved_tensors)

@@ -1,0 +1,118 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What two ranks compute: `composer -n 2 tests/two_ranks.py LLM OUT` writes the losses of their rows, with gradients,
+and what FSDP2 in bfloat16 leaves in float32."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed
+from composer.core import Precision
+from composer.distributed.fsdp2 import prepare_fully_shard
+from composer.distributed.fsdp2_utils import generate_composer_model_policy
+from composer.utils import dist, get_device
+from composer.utils.parallelism import FSDP2Config
+from parts import text_encoder_from_config
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from whole_matrix import CASES, own_rows, sample
+
+from llm2clip.config import AdapterConfig, LoraConfig, LossConfig, ModelConfig, TextEncoderConfig, VisionConfig
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.sharding import keep_float32
+from llm2clip.training.loop import host_group
+
+N, BIAS = 12, -10.1
+
+
+def loss_of_rows(case: str, block_size: int) -> dict[str, Any]:
+    """The mean of the ranks' losses and, per leaf, the gradient that training with DDP would get."""
+    share = N // dist.get_world_size()
+    rows = slice(dist.get_global_rank() * share, (dist.get_global_rank() + 1) * share)
+    leaves, ids = sample(N)
+    leaves = [leaf.detach()[rows if leaf.ndim == 2 else slice(None)].requires_grad_() for leaf in leaves]
+    value = own_rows(case, leaves, ids[rows], block_size or None)
+    value.backward()
+    ranks = dist.all_gather_object((value.item(), [leaf.grad for leaf in leaves]))
+    gradients = []
+    for parts in zip(*(gradients for _, gradients in ranks)):
+        if parts[0] is not None:
+            gradients.append(torch.cat(parts) / len(ranks) if parts[0].ndim == 2 else torch.stack(parts).mean(0))
+    return {'value': sum(value for value, _ in ranks) / len(ranks), 'gradients': gradients}
+
+
+def _sharded_step(model: Any, batch: dict[str, Any], watched: Mapping[str, str]) -> dict[str, Any]:
+    """Outputs and gradients of scalars; and of watched modules, inputs and the types of gathered weights."""
+    config = FSDP2Config(device_mesh=init_device_mesh('cpu', (dist.get_world_size(),)))
+    prepare_fully_shard(model, config, Precision.AMP_BF16, generate_composer_model_policy(model))
+    keep_float32(model)
+    result: dict[str, Any] = {'weights': {}, 'inputs': {}}
+
+    def watch(name: str, module: torch.nn.Module) -> None:
+        def see(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            result['weights'][name] = {
+                parameter.dtype for parameter in module.parameters() if not isinstance(parameter, DTensor)}
+            result['inputs'][name] = args[0].detach()
+        module.register_forward_pre_hook(see)
+
+    for name, path in watched.items():
+        watch(name, model.get_submodule(path))
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = model(batch)
+        loss = model.loss(outputs, batch)
+    loss.backward()
+    result['outputs'] = {name: outputs[name].detach() for name in ('logit_scale', 'logit_bias') if name in outputs}
+    result['loss'] = loss.detach()
+    result['gradients'] = {name.rsplit('.', 1)[-1]: parameter.grad.full_tensor() for name, parameter in
+                           model.named_parameters() if name.rsplit('.', 1)[-1] in ('logit_scale', 'logit_bias')}
+    return result
+
+
+def images_in_bfloat16() -> dict[str, Any]:
+    torch.manual_seed(0)
+    config = ModelConfig(VisionConfig('test_vit', image_size=32), AdapterConfig(depth=1), embed_dim=16,
+                         logit_scale=100.0, logit_bias=BIAS)
+    model = ComposerLLM2CLIP(LLM2CLIP(config, 8), LossConfig(name='siglip'))
+    batch = {'index': torch.arange(4), 'pixel_values': torch.randn(4, 3, 32, 32), 'text_embedding': torch.randn(4, 8)}
+    result = _sharded_step(model, batch, {'adapter': 'model.adapter', 'block': 'model.vision_encoder.trunk.blocks.1'})
+    return {**result, 'vectors': batch['text_embedding']}
+
+
+def captions_in_bfloat16(llm: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=llm), LoraConfig(r=4))
+    model = CaptionContrastive(encoder, 100.0, learn_scale=True)
+    batch: dict[str, Any] = {'index': torch.arange(4)}
+    for side in ('query', 'positive'):
+        tokens = tokenizer.tokenize([f'a {side} {i}' for i in range(4)])
+        batch.update({f'{side}_{name}': value for name, value in tokenizer.pad(tokens).items()})
+        batch[f'{side}_text_id'] = torch.arange(4) + 1 + 10 * (side == 'query')
+    return _sharded_step(model, batch, {})
+
+
+def sum_of_hosts() -> float:
+    """As it is where the ranks' default group is NCCL's."""
+    assert host_group(60) is None
+    with mock.patch('torch.distributed.get_backend', return_value='nccl'):
+        group = host_group(60)
+    numbers = torch.tensor([1.0 + dist.get_global_rank()])
+    torch.distributed.all_reduce(numbers, group=group)
+    return numbers.item() if group is not None else 0.0
+
+
+def main(llm: str, out: str) -> None:
+    dist.initialize_dist(get_device('cpu'), 120)
+    results: dict[Any, Any] = {(case, block): loss_of_rows(case, block) for case in CASES for block in (0, 4)}
+    results['hosts'] = sum_of_hosts()
+    results['images'], results['captions'] = images_in_bfloat16(), captions_in_bfloat16(llm)
+    if dist.get_global_rank() == 0:
+        torch.save(results, out)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The losses of whole logit matrices, differentiated by autograd, for comparison with those of some rows."""
+
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llm2clip.losses.contrastive import clip_loss, ignored_candidates, info_nce, same_text, siglip_loss
+
+CASES = ('clip', 'clip, smooth', 'clip, equal texts', 'clip, smooth, equal texts', 'siglip', 'siglip, equal texts',
+         'info_nce', 'info_nce, symmetric', 'info_nce, ignored', 'info_nce, symmetric, ignored')
+N = 11
+
+
+def unit(n: int, d: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def sample(n: int = N) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Features of both sides, logit scale and bias, and text ids of which some are equal."""
+    leaves = [unit(n, 5, 0), unit(n, 5, 1), torch.tensor([2.0]), torch.tensor([-3.0])]
+    return ([leaf.float().requires_grad_() for leaf in leaves],
+            torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])[:n])
+
+
+def _negatives(positive: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two hard negatives per sample, of which some are absent, and their ids."""
+    negative = torch.cat([positive.roll(1, 1), 2 * positive.roll(2, 1)])
+    return negative, torch.cat([ids % 3, ids])
+
+
+def whole_matrix(case: str, leaves: list[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    """The loss of all samples, computed at once."""
+    left, right, scale, bias = leaves
+    if case.startswith('siglip'):
+        logits = scale.exp() * left @ right.T + bias
+        losses = -F.logsigmoid((2 * torch.eye(len(left)) - 1) * logits)
+        return losses.masked_fill(same_text(ids, ids), 0).sum() / len(left) if 'equal' in case else (
+            losses.sum() / len(left))
+    n, ignored = len(left), None
+    if case.startswith('clip'):
+        logits = scale.exp() * left @ right.T
+        if 'equal' in case:
+            ignored = same_text(ids, ids)
+        ways = [(logits, ignored), (logits.T, ignored)]
+    else:
+        negative, negative_id = _negatives(right, ids)
+        candidates = torch.cat([right, negative])
+        logits = scale.exp() * F.normalize(left, dim=-1) @ F.normalize(candidates, dim=-1).T
+        if 'ignored' in case:
+            ignored = ignored_candidates(ids, ids % 4 + 20, negative_id)
+        ways = [(logits, ignored)]
+        if 'symmetric' in case:
+            ways.append((logits[:, :n].T, None if ignored is None else ignored[:, :n].T))
+    smoothing = 0.1 if 'smooth' in case else 0.0
+    return torch.stack([_cross_entropy(*way, smoothing) for way in ways]).mean()
+
+
+def _cross_entropy(logits: torch.Tensor, ignored: Optional[torch.Tensor], smoothing: float) -> torch.Tensor:
+    if ignored is None:
+        return F.cross_entropy(logits, torch.arange(len(logits)), label_smoothing=smoothing)
+    total = logits.masked_fill(ignored, -torch.inf).logsumexp(1)
+    mean = logits.masked_fill(ignored, 0).sum(1) / (~ignored).sum(1)
+    return (total - (1 - smoothing) * logits.diagonal() - smoothing * mean).mean()
+
+
+def own_rows(
+    case: str, leaves: list[torch.Tensor], ids: torch.Tensor, block_size: Optional[int] = None
+) -> torch.Tensor:
+    """This rank's part, by the package."""
+    left, right, scale, bias = leaves
+    text_id = ids if 'equal' in case else None
+    if case.startswith('siglip'):
+        return siglip_loss(left, right, scale, bias, text_id, block_size)
+    if case.startswith('clip'):
+        return clip_loss(left, right, scale, 0.1 if 'smooth' in case else 0.0, text_id, block_size)
+    negative, negative_id = _negatives(right, ids)
+    ignored = ignored_candidates(ids, ids % 4 + 20, negative_id) if 'ignored' in case else None
+    return info_nce(left, right, negative, scale.exp(), 'symmetric' in case, ignored)
+
+
+class MatmulPrecisions(TorchDispatchMode):
+    """Notes what each matrix product was allowed, and the type of its first factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm):
+            self.found.append((torch.get_float32_matmul_precision(), args[-1].dtype))
+        return func(*args, **(kwargs or {}))
