@@ -285,11 +285,10 @@ def _measure(
     if not plan.measurable:
         return
     contrastive = not isinstance(config, Stage1Config) or config.objective == 'contrastive'
-    fsdp = config.fsdp or {}
+    recomputed = config.fsdp is not None and config.fsdp.activation_checkpointing
     precision = config.precision or ('fp32' if config.device == 'cpu' else 'amp_fp16')
     step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, contrastive, precision.startswith('amp'),
-                    config.fsdp is not None, bool(fsdp.get('activation_checkpointing')), 'ema' in config.algorithms,
-                    teacher)
+                    config.fsdp is not None, recomputed, 'ema' in config.algorithms, teacher)
     saved = model.state_dict()  # of stage 1, only what is trained
     weights = sum(value.numel() * value.element_size() for value in saved.values())
     memory = step_memory(model, partial(build_optimizer, config), make_batch, step)

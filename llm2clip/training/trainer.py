@@ -6,7 +6,7 @@
 import gc
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -16,12 +16,12 @@ from composer.core import TimeUnit
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist, get_device
-from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config_files import save_config
 from llm2clip.data.loader import device_batch_size
-from llm2clip.models.sharding import check_sharding
+from llm2clip.models.compilation import compile_blocks
+from llm2clip.models.sharding import check_fsdp, check_sharding, fsdp2_config, prefetch
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.registry import (
     ALGORITHMS,
@@ -66,8 +66,10 @@ def check_train_config(config: TrainConfig) -> None:
     build_all(CALLBACKS, config.callbacks, 'callbacks')
     for name, arguments in config.loggers.items():
         check(LOGGERS, name, arguments or {}, f'loggers.{name}')
+    if config.compile is not None:
+        _check_compile(config.compile)
     if config.fsdp is not None:
-        check_arguments(FSDP2Config, 'fsdp', config.fsdp, 'fsdp')
+        check_fsdp(config.fsdp, get_device(config.device).name)
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
@@ -85,9 +87,18 @@ def check_train_config(config: TrainConfig) -> None:
     if isinstance(config, Stage1Config):
         _check_stage1(config)
     elif (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
-          and (config.fsdp or {}).get('activation_checkpointing')):
+          and config.fsdp is not None and config.fsdp.activation_checkpointing):
         raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
                           'blocks already; set one of the two to false')
+
+
+def _check_compile(arguments: Mapping[str, Any]) -> None:
+    check_arguments(torch.compile, 'torch.compile', arguments, 'compile')
+    try:
+        torch.compile(torch.nn.Identity(), **arguments)
+    except (RuntimeError, TypeError) as error:  # a backend, mode or option that there is not
+        # Which names hundreds of options.
+        raise ConfigError(f'compile: {str(error).splitlines()[0].partition(", known options are")[0]}') from None
 
 
 def _check_stage1(config: Stage1Config) -> None:
@@ -167,6 +178,8 @@ def build_trainer(
         warnings.filterwarnings('ignore', 'Specifying the ProgressBarLogger via')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
     checkpoint = _resume_from(config) if config.autoresume else None
+    if config.compile is not None:
+        compile_blocks(model, **config.compile)
     trainer = Trainer(
         model=model,
         optimizers=optimizer,
@@ -197,12 +210,14 @@ def build_trainer(
         precision=config.precision,
         seed=config.seed,
         dist_timeout=config.dist_timeout,
-        parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
+        parallelism_config=None if config.fsdp is None else {
+            'fsdp': fsdp2_config(config.fsdp, get_device(config.device).name)},
     )
     if config.fsdp is not None:
         # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
         gc.collect()
-        sharding = check_sharding(trainer.state.model, bool(config.fsdp.get('activation_checkpointing')))
+        sharding = check_sharding(trainer.state.model, config.fsdp.activation_checkpointing)
+        prefetch(trainer.state.model, config.fsdp.prefetch)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
     if checkpoint is not None and dist.get_global_rank() == 0:
@@ -226,7 +241,7 @@ def _progress(trainer: Trainer) -> str:
 
 def _resume_from(config: TrainConfig) -> Optional[str]:
     refuse_code()
-    sharded = config.fsdp is not None and FSDP2Config(**config.fsdp).state_dict_type == 'sharded'
+    sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
     return find_checkpoint(config.checkpoint_folder, sharded)
 
 

@@ -97,12 +97,14 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
 
 @pytest.mark.dist
 def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_path: Path) -> None:
-    args = [*stage2_args, *SGD, 'algorithms.ema={half_life: 2ba}', 'callbacks.save_best={}', 'save_interval=3ba']
+    args = [*stage2_args, *SGD, 'model.vision.name=test_vit', 'algorithms.ema={half_life: 2ba}',
+            'callbacks.save_best={}', 'save_interval=3ba']
     run('train_stage2', tmp_path / 'one', args)
     sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true}'
-    for steps in (3, 6):  # begun, and resumed
-        output = run('train_stage2', tmp_path / 'two', [*args, sharded, f'max_duration={steps}ba'], 2)
-        assert 'FSDP2 shards 7 modules one by one, from model to model.adapter.blocks.0, 5 of which are' in output
+    # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
+    for steps, extra in ((3, 'compile={backend: aot_eager, fullgraph: true}'), (6, 'fsdp.replicate=2')):
+        output = run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)
+        assert 'FSDP2 shards 8 modules one by one, from model to model.adapter.blocks.0, 6 of which are' in output
     best = []
     for name in ('one', 'two'):
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')
