@@ -93,6 +93,7 @@ def test_what_a_run_wrote_asks_for_nothing_from_outside(value: str, tmp_path: Pa
     ('algorithms.gradient_cliping={}', r'gradient_clipping'),
     ('fsdp.state_dict=full', r'fsdp.state_dict.*state_dict_type'),
     ('fsdp.activation_cpu_offload=true', r'fsdp.activation_cpu_offload: activations on a CPU'),
+    ('optimizer={name: sgd, lr: 1, fused: true}', r'optimizer.fused: sgd has no kernel for weights that fsdp shards'),
     ('compile.bakend=inductor', r'compile.bakend: torch.compile takes no such argument.*backend'),
     ('compile.mode=fast', r'compile: .*mode=fast.*max-autotune'),
     ('compile.options={max_autotuning: true}', r'compile: Unexpected optimization option max_autotuning$'),
@@ -100,7 +101,7 @@ def test_what_a_run_wrote_asks_for_nothing_from_outside(value: str, tmp_path: Pa
 ])
 def test_parts_are_checked_before_anything_is_loaded(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_train_config(load_config(Stage2Config, [*REQUIRED, override]))
+        check_train_config(load_config(Stage2Config, [*REQUIRED, 'fsdp={}', override]))
 
 
 @pytest.mark.parametrize(('ranks', 'keys', 'message'), [

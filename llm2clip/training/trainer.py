@@ -51,6 +51,10 @@ from llm2clip.training.optim import describe_groups, parameter_groups
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
 
+# Optimizers whose fused kernel torch 2.7 also runs on sharded weights (DTensor).
+_FUSED_SHARDS = ('adamw',)
+
+
 def begin(config: TrainConfig) -> None:
     """Connect the ranks and check the configuration."""
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
@@ -61,6 +65,8 @@ def check_train_config(config: TrainConfig) -> None:
     """Find every error in names, arguments and batch sizes before anything is loaded."""
     name, arguments = named(config.optimizer, 'optimizer')
     build(OPTIMIZERS, name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments}, 'optimizer')
+    if config.fsdp is not None and arguments.get('fused') and name not in _FUSED_SHARDS:
+        raise ConfigError(f'optimizer.fused: {name} has no kernel for weights that fsdp shards; leave it out')
     build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler')
     build_all(ALGORITHMS, config.algorithms, 'algorithms')
     build_all(CALLBACKS, config.callbacks, 'callbacks')
@@ -126,7 +132,11 @@ def check_metrics(config: TrainConfig, model: ComposerModel) -> None:
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups` of the model; rank 0 prints them."""
+    """The optimizer over `parameter_groups` of the model; rank 0 prints them.
+
+    On a GPU it updates all parameters by one kernel where it can (``fused``), unless the configuration says otherwise:
+    with FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
+    """
     name, arguments = named(config.optimizer, 'optimizer')
     lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
     scales: dict[str, Any] = {}
@@ -137,7 +147,20 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
         print(describe_groups(model, groups), flush=True)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
-    return build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
+    check(OPTIMIZERS, name, arguments, 'optimizer')
+    can_fuse = 'fused' in inspect.signature(find(OPTIMIZERS[name])).parameters
+    if can_fuse and get_device(config.device).name == 'gpu' and (config.fsdp is None or name in _FUSED_SHARDS):
+        arguments = {'fused': not arguments.get('foreach'), **arguments}
+    optimizer = build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
+    if can_fuse:
+        optimizer.register_load_state_dict_pre_hook(_keep_fused)
+    return optimizer
+
+
+def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state for an optimizer that computes as this run is configured, not as the one that wrote it."""
+    groups = [{**group, 'fused': optimizer.defaults['fused']} for group in state['param_groups']]
+    return {**state, 'param_groups': groups}
 
 
 def build_trainer(
