@@ -9,7 +9,7 @@ every value against the range in its type.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, Union
 
 from omegaconf import MISSING
 from pydantic import Field
@@ -44,11 +44,11 @@ from llm2clip.ranges import (
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
-    'ExportVisionConfig', 'ExtractConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
-    'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
-    'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'Stage1Config', 'Stage2Config',
-    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig', 'WriterConfig',
-    'ZeroshotConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig',
+    'ImportConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig',
+    'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig',
+    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'VisionConfig',
+    'WriterConfig', 'ZeroshotConfig',
 ]
 
 Component = dict[str, Any]
@@ -313,6 +313,28 @@ class ImageDataConfig(LoaderConfig):
 
 
 @dataclass
+class FsdpConfig:
+    """FSDP2: weights, gradients and the optimizer's state are spread over the ranks, a block of the model at a time."""
+
+    activation_checkpointing: bool = False
+    """Recompute every block's activations in the backward pass."""
+    activation_cpu_offload: bool = False
+    """Keep what a block leaves for the backward pass in the host's memory; on GPUs."""
+    state_dict_type: Literal['full', 'sharded'] = 'sharded'
+    """A checkpoint is one file, gathered by the first rank (`full`), or a folder, where every rank writes its part."""
+    mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
+    """With a `precision` of 16 bits: weights are gathered in 16 bits and gradients reduced in float32 (`DEFAULT`) or in
+    16 bits too (`PURE`), or both are in float32 (`FULL`)."""
+    reshard_after_forward: Union[bool, int] = True
+    """Free a block's gathered weights after its forward pass and gather them again in the backward pass.  `false` keeps
+    them; a number keeps them spread over groups of that many ranks, which are neighbours."""
+    replicate: Count = 1
+    """Copies of the model (HSDP), usually one per node: each is sharded over ranks that are neighbours."""
+    prefetch: Optional[Count] = None
+    """How many blocks ahead weights are gathered.  Unset: as torch does it, one ahead in the backward pass."""
+
+
+@dataclass
 class PlanConfig:
     """What a run would need and what would go wrong: said in place of running it, on any machine, without GPU."""
 
@@ -392,8 +414,10 @@ class TrainerConfig:
     """Name in `llm2clip/registry.py` -> arguments, of what watches the training."""
     loggers: dict[str, Component] = field(default_factory=dict)
     """Name in `llm2clip/registry.py` -> arguments, of where metrics go besides `metrics.jsonl`."""
-    fsdp: Optional[Component] = None
-    """Arguments of Composer's `FSDP2Config`.  Unset: DDP, in which every rank holds the whole model."""
+    compile: Optional[Component] = None
+    """Compile the repeated blocks of the model: arguments of `torch.compile`, `{}` for its defaults.  Unset: do not."""
+    fsdp: Optional[FsdpConfig] = None
+    """Shard the model over the ranks.  Unset: DDP, in which every rank holds the whole model."""
 
 
 @dataclass

@@ -233,8 +233,9 @@ def _check_secrets(node: Any, key: str, origins: dict[str, str]) -> None:
 
 def unwrap_optional(hint: Any) -> Any:
     """``X`` of ``Optional[X]``; any other type as it is."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) in (Union, types.UnionType) and type(None) in args:
+        return next(arg for arg in args if arg is not type(None))
     return hint
 
 

@@ -96,9 +96,11 @@ def _default(field: Any) -> Optional[str]:
 
 
 def _type_name(hint: Any) -> str:
-    """For example ``dict[str, float]``; ``list[mapping]`` if its entries are described below; ``sdpa | eager``."""
+    """For example ``dict[str, float]``; ``list[mapping]`` if its entries are described below; ``bool | int``."""
     if typing.get_origin(hint) is typing.Literal:
         return ' | '.join(typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Union:
+        return ' | '.join(map(_type_name, typing.get_args(hint)))
     if typing.get_origin(hint) in (list, dict):
         return f'{typing.get_origin(hint).__name__}[{", ".join(map(_type_name, typing.get_args(hint)))}]'
     return 'mapping' if dataclasses.is_dataclass(hint) else getattr(hint, '__name__', str(hint)).replace('Any', 'any')

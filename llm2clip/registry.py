@@ -94,7 +94,7 @@ CALLBACKS: Registry = {
     'retrieval_grid': 'llm2clip.training.callbacks.retrieval_grid:RetrievalGrid',
     'runtime_estimator': 'composer.callbacks:RuntimeEstimator',
     'save_best': 'llm2clip.training.callbacks.save_best:SaveBest',
-    'speed_monitor': 'composer.callbacks:SpeedMonitor',
+    'speed_monitor': 'llm2clip.training.callbacks.speed_monitor:SpeedMonitor',
     'system_metrics_monitor': 'composer.callbacks:SystemMetricsMonitor',
 }
 

@@ -8,22 +8,22 @@ negative, two that share a text.
 """
 
 import sys
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from composer import Callback, DataSpec, State, Trainer
 from composer.loggers import Logger
 from composer.utils import dist, get_device
-from composer.utils.parallelism import FSDP2Config
 from parts import text_encoder_from_config
 from torch.distributed.tensor import DTensor
 
-from llm2clip.config import AdapterConfig, LoraConfig, ModelConfig, TextEncoderConfig, VisionConfig
+from llm2clip.config import AdapterConfig, FsdpConfig, LoraConfig, ModelConfig, TextEncoderConfig, VisionConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.loader import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.compilation import compile_blocks
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.sharding import own_name, recomputed_modules, sharded_modules
+from llm2clip.models.sharding import fsdp2_config, own_name, prefetch, recomputed_modules, sharded_modules
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
 
@@ -32,6 +32,25 @@ QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] 
 POSITIVES = [f'number {i}, {"painted " * (i * 5 % 7)}on a wall' for i in range(N)]
 NEGATIVES = ['', *(f'a blue circle {"or so " * (i % 3)}{i}' for i in range(1, N))]
 Result = dict[str, torch.Tensor]
+
+
+class Way(NamedTuple):
+    """How a step is taken."""
+
+    fsdp: Optional[FsdpConfig] = None
+    compiled: bool = False
+    """Without any graph break."""
+
+
+WAYS = {
+    'ddp': Way(),
+    'fsdp': Way(FsdpConfig(activation_checkpointing=True, prefetch=2)),
+    'hsdp': Way(FsdpConfig(activation_checkpointing=True, replicate=2)),
+}
+COMPILED = {
+    'ddp': Way(compiled=True),
+    'fsdp': Way(FsdpConfig(activation_checkpointing=True), compiled=True),
+}
 
 
 class InOneGraph(CaptionContrastive):
@@ -54,7 +73,7 @@ def _rows() -> slice:
     return slice(dist.get_global_rank() * share, (dist.get_global_rank() + 1) * share)
 
 
-def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, sharded: bool) -> Result:
+def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way: Way = WAYS['ddp']) -> Result:
     """One step of stage 1; `kind` is ``plain``, ``cached`` or ``in_one_graph``."""
     torch.manual_seed(0)
     encoder, tokenizer = text_encoder_from_config(
@@ -69,16 +88,16 @@ def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, shar
         tokens = [tokenizer.tokenize([text])[0] if text else tokenizer.placeholder() for text in texts]
         batch.update({f'{side}_{k}': v[_rows()] for k, v in tokenizer.pad(tokens).items()})
         batch[f'{side}_text_id'] = torch.tensor([text_id(text) for text in texts])[_rows()]
-    return _step(model, batch, microbatch_size if kind == 'cached' else None, split_by_length, sharded)
+    return _step(model, batch, microbatch_size if kind == 'cached' else None, split_by_length, way)
 
 
-def image_step(microbatch_size: Optional[int], sharded: bool) -> Result:
+def image_step(microbatch_size: Optional[int], way: Way = WAYS['ddp'], tower: str = 'test_efficientnet') -> Result:
     """One step of stage 2, with the cache unless `microbatch_size` is None."""
     torch.manual_seed(0)
-    config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1), embed_dim=16)
+    config = ModelConfig(VisionConfig(tower, image_size=32), AdapterConfig(depth=1), embed_dim=16)
     model = ComposerLLM2CLIP(LLM2CLIP(config, 8))
     batch = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32), 'text_embedding': torch.randn(N, 8)}
-    return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, sharded)
+    return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
 class _Keep(Callback):
@@ -101,16 +120,19 @@ class _Keep(Callback):
         self.units.update(sharded=sharded_modules(state.model), recomputed=recomputed_modules(state.model))
 
 
-def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], split: Any, sharded: bool) -> Result:
+def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], split: Any, way: Way) -> Result:
+    if way.compiled:
+        compile_blocks(model, backend='aot_eager', fullgraph=True)
     data = DataSpec([batch], get_num_samples_in_batch=lambda b: len(b['index']), split_batch=split)
     keep = _Keep()
     cache = [GradCache(data.split_batch)] if microbatch_size else []
-    fsdp = {'fsdp': FSDP2Config(activation_checkpointing=True)} if sharded else None
     trainer = Trainer(
         model=model, train_dataloader=data, max_duration='1ba', device='cpu', precision='fp32', callbacks=[keep],
         optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
         algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, seed=7,
-        parallelism_config=fsdp, progress_bar=False)
+        parallelism_config={'fsdp': fsdp2_config(way.fsdp, 'cpu')} if way.fsdp else None, progress_bar=False)
+    if way.fsdp is not None:
+        prefetch(trainer.state.model, way.fsdp.prefetch)
     trainer.fit()
     trainer.close()
     return keep.result
@@ -120,14 +142,15 @@ def main(llm: str, out: str) -> None:
     """Every case that needs two ranks."""
     dist.initialize_dist(get_device('cpu'), 120)
     results: dict[str, Any] = {}
-    for way, sharded in (('ddp', False), ('fsdp', True)):
+    for name, way in WAYS.items():
         for size in (5, 3, 2):
-            results[f'captions/{way}/{size}'] = caption_step(llm, size, 0.0, 'cached', sharded)
+            results[f'captions/{name}/{size}'] = caption_step(llm, size, 0.0, 'cached', way)
         for kind in ('cached', 'in_one_graph'):
-            results[f'dropout/{way}/{kind}'] = caption_step(llm, 2, 0.3, kind, sharded)
-        results[f'captions/{way}/units'] = dict(_Keep.units)
-        results[f'images/{way}'] = image_step(2, sharded)
-        results[f'images/{way}/units'] = dict(_Keep.units)
+            results[f'dropout/{name}/{kind}'] = caption_step(llm, 3, 0.3, kind, way)
+        results[f'captions/{name}/units'] = dict(_Keep.units)
+        results[f'images/{name}'] = image_step(2, way)
+        results[f'images/{name}/units'] = dict(_Keep.units)
+    results['compiled'] = caption_step(llm, 3, 0.3, 'cached', COMPILED['fsdp'])
     if dist.get_global_rank() == 0:
         torch.save(results, out)
 

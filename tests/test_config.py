@@ -3,7 +3,9 @@
 
 """Configuration: merging, and errors that name key, file and nearest valid name."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Optional
 
 import pytest
 import yaml
@@ -90,11 +92,34 @@ def test_what_a_run_wrote_asks_for_nothing_from_outside(value: str, tmp_path: Pa
     ('scheduler.name=cosin', r'scheduler.*cosine'),
     ('algorithms.gradient_cliping={}', r'gradient_clipping'),
     ('fsdp.state_dict=full', r'fsdp.state_dict.*state_dict_type'),
+    ('fsdp.activation_cpu_offload=true', r'fsdp.activation_cpu_offload: activations on a CPU'),
+    ('optimizer={name: sgd, lr: 1, fused: true}', r'optimizer.fused: sgd has no kernel for weights that fsdp shards'),
+    ('compile.bakend=inductor', r'compile.bakend: torch.compile takes no such argument.*backend'),
+    ('compile.mode=fast', r'compile: .*mode=fast.*max-autotune'),
+    ('compile.options={max_autotuning: true}', r'compile: Unexpected optimization option max_autotuning$'),
     ('device_train_microbatch_size=4', r'device_train_microbatch_size.*negatives'),
 ])
 def test_parts_are_checked_before_anything_is_loaded(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_train_config(load_config(Stage2Config, [*REQUIRED, override]))
+        check_train_config(load_config(Stage2Config, [*REQUIRED, 'fsdp={}', override]))
+
+
+@pytest.mark.parametrize(('ranks', 'keys', 'message'), [
+    (8, 'replicate: 2, reshard_after_forward: 2', None),
+    (8, 'replicate: 8, reshard_after_forward: false', None),
+    (8, 'replicate: 3', r'fsdp.replicate: 3 .* divides that of the ranks, 8'),
+    (8, 'replicate: 16', r'fsdp.replicate: 16'),
+    (8, 'replicate: 2, reshard_after_forward: 8', r'fsdp.reshard_after_forward: 8 .* copy of the model, 4'),
+    (6, 'reshard_after_forward: 4', r'fsdp.reshard_after_forward: 4 .*, 6'),
+])
+def test_numbers_of_ranks_go_together(
+    ranks: int, keys: str, message: Optional[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('WORLD_SIZE', str(ranks))
+    config = load_config(Stage2Config, [*REQUIRED, f'fsdp={{{keys}}}', 'global_train_batch_size=24',
+                                        'global_eval_batch_size=24'])
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
+        check_train_config(config)
 
 
 def test_microbatch_of_the_whole_device_batch_is_accepted() -> None:

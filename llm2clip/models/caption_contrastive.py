@@ -4,7 +4,7 @@
 """Stage 1 as a Composer model: two captions of one thing attract each other."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 import torch
@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from llm2clip.losses.contrastive import ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
+from llm2clip.models.flops import text_flops
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 
@@ -86,6 +87,12 @@ class CaptionContrastive(TrainableStateModel):
         scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.loss_scale
         return info_nce(outputs['query'], outputs['positive'], outputs.get('negative'), scale=scale,
                         symmetric=self.symmetric, ignored=ignored)
+
+    def batch_flops(self) -> Callable[[Batch], float]:
+        """Counts FLOPs once; what is returned says, of a batch, those of the LLM on all texts (`text_flops`)."""
+        text = text_flops(self.text_encoder)
+        return lambda batch: sum(text.of(batch[f'{side}_attention_mask'].sum(1)) for side in self.feature_names
+                                 if f'{side}_attention_mask' in batch)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Outputs:
         return outputs if outputs is not None else self(batch)

@@ -44,6 +44,9 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         vectors = self.text_encoder(**{name: value.to(device) for name, value in tokens.items()})
         return vectors.masked_fill(absent[:, None], 0)
 
+    def batch_flops(self) -> None:
+        """Not known: how long the texts are is the tokenizer's to say."""
+
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
         captions = batch['caption']
         vectors = (self.embed(captions) if isinstance(captions[0], str)

@@ -4,7 +4,7 @@
 """Stage 2: vision tower and adapter under the CLIP loss."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 import torch
@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from llm2clip.config import AdapterConfig, ConfigError, LossConfig, ModelConfig
 from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
+from llm2clip.models.flops import count_flops
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter, ResidualMLP
 
@@ -147,6 +148,17 @@ class ComposerLLM2CLIP(ComposerModel):
         if config.name == 'siglip':
             return siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size)
         return clip_loss(images, texts, scale, config.label_smoothing, text_id, config.block_size)
+
+    def batch_flops(self) -> Optional[Callable[[Batch], float]]:
+        """Counts FLOPs once; what is returned says, of a batch, those of towers and adapter (`count_flops`).
+
+        The loss is left out, at the paper's sizes less than a hundredth of them.
+        """
+        size = self.model.vision_encoder.preprocessing.image_size
+        width = next((layer.in_features for layer in self.model.adapter.modules() if isinstance(layer, nn.Linear)), 1)
+        sample = count_flops(self.model, torch.empty(1, 3, size, size, device='meta'),
+                             torch.empty(1, width, device='meta'), torch.zeros(1, dtype=torch.long, device='meta'))
+        return lambda batch: float(sample * len(batch['index']))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

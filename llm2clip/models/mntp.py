@@ -3,12 +3,14 @@
 
 """Masked next-token prediction, the optional warm start of stage 1 (LLM2Vec, BehnamGhader et al. 2024, section 2.2)."""
 
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from llm2clip.models.flops import count_flops, text_flops
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 
@@ -63,3 +65,11 @@ class MaskedNextTokenPrediction(TrainableStateModel):
         """The mean over this microbatch's masked tokens."""
         del args
         return mntp_loss(outputs, batch['labels'], self.head, self.softcap)
+
+    def batch_flops(self) -> Callable[[dict[str, torch.Tensor]], float]:
+        """Counts FLOPs once; what is returned says, of a batch, those of the LLM and of its head on masked tokens."""
+        text = text_flops(self.text_encoder)
+        state = torch.empty(1, self.head.in_features, device='meta', requires_grad=True)
+        token = count_flops(self.head, state)
+        return lambda batch: (text.of(batch['attention_mask'].sum(1))
+                              + token * int((batch['labels'][:, 1:] != IGNORED).sum()))

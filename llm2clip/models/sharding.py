@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which modules FSDP2 shards on their own, and which are recomputed in the backward pass."""
+"""How FSDP2 shards a model: which modules on their own, over which ranks, and which of them are recomputed."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn as nn
@@ -13,16 +13,74 @@ from composer.distributed.activation_checkpointing import apply_ac, generate_com
 from composer.distributed.fsdp2 import prepare_fully_shard
 from composer.distributed.fsdp2_utils import generate_composer_model_policy, sync_optimizer_and_model_params
 from composer.models import ComposerModel
+from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, FsdpConfig
 
-__all__ = ['check_sharding', 'keep_float32', 'own_name', 'planned_units', 'recompute', 'recomputed_modules', 'shard',
-           'sharded_modules', 'whole']
+__all__ = ['check_fsdp', 'check_sharding', 'fsdp2_config', 'keep_float32', 'own_name', 'planned_units', 'prefetch',
+           'recompute', 'recomputed_modules', 'shard', 'sharded_modules', 'whole']
+
+
+def check_fsdp(config: FsdpConfig, device: str) -> None:
+    """Raise a ConfigError if a number of ranks does not go with those there are.
+
+    Args:
+        config: The run's.
+        device: ``gpu`` or ``cpu``.
+    """
+    ranks, groups = dist.get_world_size(), config.reshard_after_forward
+    if ranks % config.replicate:
+        raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that divides '
+                          f'that of the ranks, {ranks}')
+    shards = ranks // config.replicate
+    if not isinstance(groups, bool) and (groups < 1 or shards % groups):
+        raise ConfigError(f'fsdp.reshard_after_forward: {groups} ranks, expected true, false or a number that divides '
+                          f'that of the ranks of a copy of the model, {shards}')
+    if config.activation_cpu_offload and device == 'cpu':
+        raise ConfigError("fsdp.activation_cpu_offload: activations on a CPU are in the host's memory already")
+
+
+def fsdp2_config(config: FsdpConfig, device: str) -> FSDP2Config:
+    """Composer's configuration, with the mesh of ranks for copies of the model; collective if there are several.
+
+    Args:
+        config: The run's.
+        device: ``gpu`` or ``cpu``.
+    """
+    mesh = None
+    if config.replicate > 1:
+        shape = (config.replicate, dist.get_world_size() // config.replicate)
+        # The last dimension is that of neighbours, which a node's fast links join.
+        mesh = init_device_mesh('cuda' if device == 'gpu' else device, shape, mesh_dim_names=('replicate', 'shard'))
+    return FSDP2Config(
+        device_mesh=mesh,
+        reshard_after_forward=config.reshard_after_forward,
+        activation_checkpointing=config.activation_checkpointing,
+        activation_cpu_offload=config.activation_cpu_offload,
+        state_dict_type=config.state_dict_type,
+        mixed_precision=config.mixed_precision,
+    )
+
+
+def prefetch(model: nn.Module, ahead: Optional[int]) -> None:
+    """Let each FSDP2 unit gather the weights of the next ones, and in the backward pass of those before it.
+
+    Args:
+        model: A ComposerModel, sharded.
+        ahead: How many units; None leaves all as torch does it.
+    """
+    if ahead is None:
+        return
+    for child in model.children():  # each of which Composer makes a tree of units by itself
+        units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
+        for i, unit in enumerate(units):
+            unit.set_modules_to_forward_prefetch(units[i + 1:i + 1 + ahead])
+            unit.set_modules_to_backward_prefetch(units[max(0, i - ahead):i][::-1])
 
 
 def own_name(name: str) -> str:
@@ -47,12 +105,11 @@ def recompute(model: ComposerModel) -> None:
 
 
 def shard(
-    model: ComposerModel, optimizer: torch.optim.Optimizer, config: FSDP2Config, mesh: DeviceMesh, precision: Precision
+    model: ComposerModel, optimizer: torch.optim.Optimizer, config: FSDP2Config, precision: Precision
 ) -> None:
     """Shard model and optimizer as Composer does it, but on any device: Composer has no mixed precision on a CPU."""
     with sync_optimizer_and_model_params(optimizer, model):
-        prepare_fully_shard(model, dataclasses.replace(config, device_mesh=mesh), precision,
-                            generate_composer_model_policy(model))
+        prepare_fully_shard(model, config, precision, generate_composer_model_policy(model))
     keep_float32(model)
 
 

@@ -15,7 +15,6 @@ import torch.nn as nn
 from composer.core import Precision, Time, TimeUnit
 from composer.models import ComposerModel
 from composer.utils import dist
-from composer.utils.parallelism import FSDP2Config
 from streaming.base.util import bytes_to_int
 
 from llm2clip.config import (
@@ -251,9 +250,8 @@ def _measure(
     if not plan.measurable:
         return
     plan.groups = describe_groups(model, build_optimizer(config, model).param_groups)
-    fsdp = None if config.fsdp is None else FSDP2Config(**config.fsdp)
     step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, 'grad_cache' in config.algorithms,
-                    _precision(config), fsdp, 'ema' in config.algorithms, online)
+                    _precision(config), config.fsdp, 'ema' in config.algorithms, online)
 
     def rehearse(microbatch: int, model: Optional[ComposerModel] = None) -> StepCost:
         return rehearse_step(model or make_model(), partial(build_optimizer, config), make_batch,
@@ -268,7 +266,7 @@ def _measure(
     elif not gpu.fits(plan.cost.peak):
         plan.warnings.append(f'it does not fit one {config.plan_gpu}; algorithms.grad_cache allows a smaller '
                              'device_train_microbatch_size')
-    plan.sharded_checkpoints = config.fsdp is not None and config.fsdp.get('state_dict_type', 'sharded') == 'sharded'
+    plan.sharded_checkpoints = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
     interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
 

@@ -7,7 +7,9 @@ Model, optimizer, sharding, loss and gradient cache are the real ones.  What is 
 microbatches, the first two run.
 """
 
+import dataclasses
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -16,13 +18,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from composer.core import Precision
 from composer.models import ComposerModel
-from composer.utils.parallelism import FSDP2Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 
+from llm2clip.config import FsdpConfig
 from llm2clip.data.vectors import float_vectors
 from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.models.sharding import recompute, shard
+from llm2clip.models.sharding import fsdp2_config, prefetch, recompute, shard
 from llm2clip.planning.pretended import Flops, Memory, NoValues, as_on_cuda, pretended_ranks, without_content
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, Tokenized, encode_tokens
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
@@ -78,7 +80,7 @@ class StepPlan:
     microbatch: int
     cached: bool = False
     precision: Precision = Precision.FP32
-    fsdp: Optional[FSDP2Config] = None
+    fsdp: Optional[FsdpConfig] = None
     ema: bool = False
     teacher: Optional[OnlinePlan] = None
 
@@ -131,16 +133,23 @@ def rehearse_step(
         plan: How the step is run.
     """
     cost = StepCost()
-    with pretended_ranks(plan.ranks) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
+    with ExitStack() as stack:
+        mesh = stack.enter_context(pretended_ranks(plan.ranks))
+        # Which needs numbers for its own mesh, too.
+        fsdp = None if plan.fsdp is None or mesh is None else fsdp2_config(plan.fsdp, 'cpu')
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         without_content(model)
         model.train()
         optimizer = make_optimizer(model)
         cost.checkpoint = sum(map(_bytes, model.state_dict().values()))  # of stage 1, only what is trained
         trainable = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
-        if plan.fsdp is not None:
-            _shard(model, optimizer, mesh, plan.fsdp, plan.precision)
-        else:
-            cost.buckets = trainable if plan.ranks > 1 else 0
+        if plan.fsdp is not None and plan.fsdp.activation_checkpointing:
+            recompute(model)
+        if plan.fsdp is not None and fsdp is not None and mesh is not None:
+            shard(model, optimizer, dataclasses.replace(fsdp, device_mesh=fsdp.device_mesh or mesh), plan.precision)
+            prefetch(model, plan.fsdp.prefetch)
+        elif plan.ranks > 1:
+            cost.buckets = trainable
         microbatches = _on_the_host(model, make_batch(plan.device_batch), plan)
         online = None if plan.teacher is None else _teacher(plan.teacher, mesh)
         memory = Memory(model)
@@ -189,16 +198,6 @@ class MeanMask(MaskedNextTokenPrediction):
     def loss(self, outputs: torch.Tensor, batch: Batch, *args: Any) -> torch.Tensor:
         states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]
         return F.cross_entropy(self.head(states).float(), torch.zeros(len(states), dtype=torch.long))
-
-
-def _shard(
-    model: ComposerModel, optimizer: torch.optim.Optimizer, mesh: Optional[DeviceMesh], config: FSDP2Config,
-    precision: Precision,
-) -> None:
-    if config.activation_checkpointing:
-        recompute(model)
-    if mesh is not None:
-        shard(model, optimizer, config, mesh, precision)
 
 
 def _teacher(plan: OnlinePlan, mesh: Optional[DeviceMesh]) -> TextEncoder:

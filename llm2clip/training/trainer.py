@@ -6,7 +6,7 @@
 import gc
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -16,13 +16,13 @@ from composer.core import TimeUnit
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist
-from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config_files import save_config
 from llm2clip.data.loader import device_batch_size
 from llm2clip.float32 import open_device
-from llm2clip.models.sharding import check_sharding, keep_float32
+from llm2clip.models.compilation import compile_blocks
+from llm2clip.models.sharding import check_fsdp, check_sharding, fsdp2_config, keep_float32, prefetch
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.registry import (
     ALGORITHMS,
@@ -54,23 +54,36 @@ from llm2clip.training.readings import Readings
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
 
+# Optimizers whose fused kernel torch 2.7 also runs on sharded weights (DTensor).
+_FUSED_SHARDS = ('adamw',)
+
+
 def begin(config: TrainConfig) -> None:
     """Connect the ranks and check the configuration."""
     dist.initialize_dist(open_device(config.device, config.precision), config.dist_timeout)
     check_train_config(config)
 
 
+def device_kind(config: TrainConfig) -> str:
+    """``gpu`` or ``cpu``, without using it."""
+    return config.device or ('gpu' if torch.cuda.is_available() else 'cpu')
+
+
 def check_train_config(config: TrainConfig) -> None:
     """Find every error in names, arguments and batch sizes before anything is loaded."""
     name, arguments = named(config.optimizer, 'optimizer')
     build(OPTIMIZERS, name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments}, 'optimizer')
+    if config.fsdp is not None and arguments.get('fused') and name not in _FUSED_SHARDS:
+        raise ConfigError(f'optimizer.fused: {name} has no kernel for weights that fsdp shards; leave it out')
     build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler')
     build_all(ALGORITHMS, config.algorithms, 'algorithms')
     build_all(CALLBACKS, config.callbacks, 'callbacks')
     for name, arguments in config.loggers.items():
         check(LOGGERS, name, arguments or {}, f'loggers.{name}')
+    if config.compile is not None:
+        _check_compile(config.compile)
     if config.fsdp is not None:
-        check_arguments(FSDP2Config, 'fsdp', config.fsdp, 'fsdp')
+        check_fsdp(config.fsdp, device_kind(config))
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
@@ -88,9 +101,18 @@ def check_train_config(config: TrainConfig) -> None:
     if isinstance(config, Stage1Config):
         _check_stage1(config)
     elif (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
-          and (config.fsdp or {}).get('activation_checkpointing')):
+          and config.fsdp is not None and config.fsdp.activation_checkpointing):
         raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
                           'blocks already; set one of the two to false')
+
+
+def _check_compile(arguments: Mapping[str, Any]) -> None:
+    check_arguments(torch.compile, 'torch.compile', arguments, 'compile')
+    try:
+        torch.compile(torch.nn.Identity(), **arguments)
+    except (RuntimeError, TypeError) as error:  # a backend, mode or option that there is not
+        # Which names hundreds of options.
+        raise ConfigError(f'compile: {str(error).splitlines()[0].partition(", known options are")[0]}') from None
 
 
 def _check_stage1(config: Stage1Config) -> None:
@@ -118,7 +140,11 @@ def check_metrics(config: TrainConfig, model: ComposerModel) -> None:
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups` of the model."""
+    """The optimizer over `parameter_groups` of the model.
+
+    On a GPU it updates all parameters by one kernel where it can (``fused``), unless the configuration says otherwise:
+    with FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
+    """
     name, arguments = named(config.optimizer, 'optimizer')
     lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
     scales: dict[str, Any] = {}
@@ -127,7 +153,20 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     groups = parameter_groups(model, lr, weight_decay, **scales)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
-    return build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
+    check(OPTIMIZERS, name, arguments, 'optimizer')
+    can_fuse = 'fused' in inspect.signature(find(OPTIMIZERS[name])).parameters
+    if can_fuse and device_kind(config) == 'gpu' and (config.fsdp is None or name in _FUSED_SHARDS):
+        arguments = {'fused': not arguments.get('foreach'), **arguments}
+    optimizer = build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
+    if can_fuse:
+        optimizer.register_load_state_dict_pre_hook(_keep_fused)
+    return optimizer
+
+
+def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state for an optimizer that computes as this run is configured, not as the one that wrote it."""
+    groups = [{**group, 'fused': optimizer.defaults['fused']} for group in state['param_groups']]
+    return {**state, 'param_groups': groups}
 
 
 def build_trainer(
@@ -170,6 +209,8 @@ def build_trainer(
         warnings.filterwarnings('ignore', 'Specifying the ProgressBarLogger via')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
     checkpoint = _resume_from(config) if config.autoresume else None
+    if config.compile is not None:
+        compile_blocks(model, **config.compile)
     trainer = Trainer(
         readings,
         model=model,
@@ -201,13 +242,15 @@ def build_trainer(
         precision=config.precision,
         seed=config.seed,
         dist_timeout=config.dist_timeout,
-        parallelism_config={'fsdp': FSDP2Config(**config.fsdp)} if config.fsdp is not None else None,
+        parallelism_config=None if config.fsdp is None else {
+            'fsdp': fsdp2_config(config.fsdp, device_kind(config))},
     )
     if config.fsdp is not None:
         # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
         gc.collect()
         keep_float32(trainer.state.model)
-        sharding = check_sharding(trainer.state.model, bool(config.fsdp.get('activation_checkpointing')))
+        sharding = check_sharding(trainer.state.model, config.fsdp.activation_checkpointing)
+        prefetch(trainer.state.model, config.fsdp.prefetch)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
     if checkpoint is not None and dist.get_global_rank() == 0:
@@ -231,7 +274,7 @@ def _progress(trainer: Trainer) -> str:
 
 def _resume_from(config: TrainConfig) -> Optional[str]:
     refuse_code()
-    sharded = config.fsdp is not None and FSDP2Config(**config.fsdp).state_dict_type == 'sharded'
+    sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
     return find_checkpoint(config.checkpoint_folder, sharded)
 
 

@@ -13,11 +13,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from composer.core import Precision
-from composer.utils.parallelism import FSDP2Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm2clip.config import ModelConfig, TextEncoderConfig, TrainConfig, VisionConfig
+from llm2clip.config import FsdpConfig, ModelConfig, TextEncoderConfig, TrainConfig, VisionConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.planning.loading import image_batch
 from llm2clip.planning.pretended import Flops, Memory, as_on_cuda
@@ -60,7 +59,7 @@ def test_weights_and_optimizer_are_exact() -> None:
     assert cost.gradients == size(model.parameters()) and cost.optimizer == size(state)
     values = [*model.state_dict().values(), *state]
     assert cost.checkpoint == sum(value.numel() * value.element_size() for value in values)
-    shards = measure(ranks=3, device_batch=4, microbatch=4, fsdp=FSDP2Config())
+    shards = measure(ranks=3, device_batch=4, microbatch=4, fsdp=FsdpConfig())
     assert shards.gradients == size(parameter.chunk(3)[0] for parameter in model.parameters())
     assert shards.checkpoint == cost.checkpoint and shards.peak < cost.peak
 
@@ -95,7 +94,7 @@ def test_flops_are_those_of_the_step_itself() -> None:
     assert again.recomputed == again.flops - plain.flops > 0.2 * plain.flops
     cached = measure(ranks=1, device_batch=8, microbatch=2)
     assert cached.recomputed == pytest.approx(cached.flops - plain.flops, rel=0.01)
-    sharded = measure(ranks=4, device_batch=8, microbatch=8, fsdp=FSDP2Config(activation_checkpointing=True))
+    sharded = measure(ranks=4, device_batch=8, microbatch=8, fsdp=FsdpConfig(activation_checkpointing=True))
     assert sharded.flops == pytest.approx(again.flops, rel=0.02)
 
 
@@ -140,7 +139,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     if not there:
         torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/ranks', rank=0, world_size=1)
     try:
-        measure(ranks=2, device_batch=4, microbatch=4, fsdp=FSDP2Config())
+        measure(ranks=2, device_batch=4, microbatch=4, fsdp=FsdpConfig())
         assert torch.distributed.get_world_size() == 1 and torch.distributed.get_backend() == 'gloo'
         torch.distributed.all_reduce(value := torch.ones(1))
         assert value.item() == 1

@@ -97,12 +97,14 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
 
 @pytest.mark.dist
 def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_path: Path) -> None:
-    args = [*stage2_args, *SGD, 'algorithms.ema={half_life: 2ba}', 'callbacks.save_best={}', 'save_interval=3ba']
+    args = [*stage2_args, *SGD, 'model.vision.name=test_vit', 'algorithms.ema={half_life: 2ba}',
+            'callbacks.save_best={}', 'save_interval=3ba']
     run('train_stage2', tmp_path / 'one', args)
     sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true}'
-    for steps in (3, 6):  # begun, and resumed
-        output = run('train_stage2', tmp_path / 'two', [*args, sharded, f'max_duration={steps}ba'], 2)
-        assert 'FSDP2 shards 10 modules one by one, from model to model.adapter.blocks.0, 5 of which are' in output
+    # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
+    for steps, extra in ((3, 'compile={backend: aot_eager, fullgraph: true}'), (6, 'fsdp.replicate=2')):
+        output = run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)
+        assert 'FSDP2 shards 9 modules one by one, from model to model.adapter.blocks.0, 6 of which are' in output
     best = []
     for name in ('one', 'two'):
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')
@@ -122,7 +124,7 @@ def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_
 def test_stage1_on_two_ranks_learns_what_one_learns(
     objective: str, stage1_args: list[str], image_dataset: Path, tmp_path: Path
 ) -> None:
-    args = [*stage1_args, *SGD]
+    args = [*stage1_args, *SGD, 'callbacks.speed_monitor={window_size: 2}']
     if objective == 'contrastive':
         variants: dict[str, tuple[int, list[str]]] = {'one': (1, []), 'ddp': (2, []), 'sharded': (2, SHARDED)}
         args += [f'eval_data.streams.s.local={image_dataset}', 'eval_data.num_canonical_nodes=4', 'eval_interval=3ba',
@@ -137,6 +139,9 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
         for result in ('adapter/adapter_model.safetensors', 'teacher/model.safetensors'):
             assert_same_weights(load_file(tmp_path / name / result), load_file(tmp_path / 'one' / result))
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')
+        tokens, flops = (metrics[f'throughput/{of}_per_sec'] for of in ('tokens', 'flops'))
+        # Of a model this small, about four operations a weight that is not the token embedding's.
+        assert all(1e4 < flops[step] / tokens[step] < 1e6 for step in (4, 6))
         if objective == 'contrastive':
             # Captions retrieve each other: the metric is that of all 64 pairs, whatever the ranks.
             assert metrics['metrics/eval/cra'].keys() == {3, 6}

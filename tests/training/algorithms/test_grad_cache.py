@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The gradient cache against the plain computation: loss and every gradient, one rank and two, DDP and FSDP2."""
+"""The gradient cache against the plain computation: loss and every gradient, one rank and two, DDP and FSDP2, compiled.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,26 +10,27 @@ from typing import Any
 import gradients
 import pytest
 import torch
-from gradients import Result, caption_step, image_step
+from gradients import COMPILED, WAYS, Result, caption_step, image_step
 from launched import Launched, finish
 
 from llm2clip.training.algorithms.grad_cache import GradCache
 
 pytestmark = pytest.mark.long
 
-def _assert_equal(found: Result, expected: Result) -> None:
-    """Each gradient within 1e-5 of its size."""
+
+def _assert_equal(found: Result, expected: Result, close: float = 1e-5) -> None:
+    """Each gradient within a share of its size."""
     assert found.keys() == expected.keys() and len(found) > 10
     assert any('logit_scale' in name for name in found)
     for name, value in expected.items():
         if name != 'random':
             error = (found[name] - value).abs().max() / value.abs().max()
-            assert value.abs().max() > 0 and error < 1e-5, (name, error)
+            assert value.abs().max() > 0 and error < close, (name, error)
 
 
 @pytest.fixture(scope='module')
 def plain(llm_folder: Path) -> Result:
-    return caption_step(str(llm_folder), gradients.N, 0.0, 'plain', False)
+    return caption_step(str(llm_folder), gradients.N, 0.0, 'plain')
 
 
 @pytest.fixture(scope='module')
@@ -41,34 +43,48 @@ def two_ranks(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.mark.parametrize('microbatch_size', [gradients.N, 5, 3])
 def test_one_rank(plain: Result, llm_folder: Path, microbatch_size: int) -> None:
-    _assert_equal(caption_step(str(llm_folder), microbatch_size, 0.0, 'cached', False), plain)
+    _assert_equal(caption_step(str(llm_folder), microbatch_size, 0.0, 'cached'), plain)
 
 
 def test_one_rank_with_dropout(plain: Result, llm_folder: Path) -> None:
-    cached, naive = (caption_step(str(llm_folder), 3, 0.3, kind, False) for kind in ('cached', 'in_one_graph'))
+    cached, naive = (caption_step(str(llm_folder), 3, 0.3, kind) for kind in ('cached', 'in_one_graph'))
     _assert_equal(cached, naive)
     assert not torch.allclose(cached['loss'], plain['loss'], rtol=1e-3)
     # What is random after the step is what it would have been without the cache.
     torch.testing.assert_close(cached['random'], naive['random'], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('stage', [1, 2])
+def test_compiled_blocks(stage: int, llm_folder: Path) -> None:
+    """With dropout and an uneven microbatch; no compiled module has another name."""
+    found, expected = (caption_step(str(llm_folder), 3, 0.3, 'cached', way) if stage == 1
+                       else image_step(3, way, 'test_vit') for way in (COMPILED['ddp'], WAYS['ddp']))
+    _assert_equal(found, expected, 1e-6)
+    torch.testing.assert_close(found['random'], expected['random'], rtol=0, atol=0)
+
+
 @pytest.mark.dist
-@pytest.mark.parametrize('way', ['ddp', 'fsdp'])
+def test_compiled_blocks_on_two_ranks(two_ranks: dict[str, Any]) -> None:
+    _assert_equal(two_ranks['compiled'], two_ranks['dropout/fsdp/cached'], 1e-6)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize('way', WAYS)
 def test_two_ranks(plain: Result, two_ranks: dict[str, Any], way: str) -> None:
     for microbatch_size in (5, 3, 2):
         _assert_equal(two_ranks[f'captions/{way}/{microbatch_size}'], plain)
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize('way', ['ddp', 'fsdp'])
+@pytest.mark.parametrize('way', WAYS)
 def test_two_ranks_with_dropout(two_ranks: dict[str, Any], way: str) -> None:
     _assert_equal(two_ranks[f'dropout/{way}/cached'], two_ranks[f'dropout/{way}/in_one_graph'])
 
 
 @pytest.mark.dist
 def test_stage2(two_ranks: dict[str, Any]) -> None:
-    expected = image_step(None, False)
-    for found in (image_step(3, False), two_ranks['images/ddp'], two_ranks['images/fsdp']):
+    expected = image_step(None)
+    for found in (image_step(3), *(two_ranks[f'images/{way}'] for way in WAYS)):
         _assert_equal(found, expected)
 
 
