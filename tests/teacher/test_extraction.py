@@ -3,6 +3,7 @@
 
 """Teacher embeddings: shard for shard, resumable, bound to dataset and teacher."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from streaming import MDSWriter
 from tqdm import tqdm
 
+import llm2clip.teacher.extraction
 from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
 from llm2clip.data.schema import read_columns, read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError
@@ -130,6 +132,26 @@ def test_finished_shards_and_blocks_are_kept_and_the_rest_is_done(
         np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
     assert not list((tmp_path / 'out').glob('*.blocks'))
     assert write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
+
+
+@pytest.mark.parametrize('fails', ['keep_block', '_write'])
+def test_what_fails_in_the_thread_that_writes_ends_the_extraction_and_names_the_shard(
+    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    calls, write = [], getattr(llm2clip.teacher.extraction, fails)
+
+    def full(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        write(*args)
+
+    monkeypatch.setattr(llm2clip.teacher.extraction, fails, full)
+    with pytest.raises(OSError, match='No space left') as caught:
+        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
+    assert caught.value.__notes__ == ['while shard 1 was embedded']
+    assert len(calls) == 2  # nothing is written after that
+    assert [path.name for path in sorted((tmp_path / 'out').glob('*.mds'))] == ['shard.00000.mds']
 
 
 def test_the_bar_moves_with_every_batch(
