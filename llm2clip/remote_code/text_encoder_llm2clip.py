@@ -322,15 +322,12 @@ def _attend_by_runs(
     causal = not bidirectional and getattr(module, 'is_causal', True)
     window = None if bidirectional else sliding_window
     eager = sys.modules[type(module).__module__].eager_attention_forward if implementation == 'eager' else None
-    grouped = False
     if eager is None:
         if torch.is_autocast_enabled(query.device.type):
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        # Only the fused kernels of a GPU share keys and values between heads without a detour.
-        grouped = query.is_cuda and query.dtype.itemsize == 2
-        if not grouped:
-            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        # Few kernels let heads share keys and values, and torch cannot count the FLOPs of those.
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     sizes = [n * length for n, length in runs]
     outputs = []
     for (n, length), *parts in zip(runs, *(x[0].split(sizes, 1) for x in (query, key, value))):
@@ -345,7 +342,7 @@ def _attend_by_runs(
             output, _ = eager(module, q, k, v, mask, scaling=scaling, **kwargs)
         else:
             output = F.scaled_dot_product_attention(
-                q, k, v, mask, scale=scaling, is_causal=causal and mask is None, enable_gqa=grouped).transpose(1, 2)
+                q, k, v, mask, scale=scaling, is_causal=causal and mask is None).transpose(1, 2)
         outputs.append(output.reshape(1, n * length, *output.shape[2:]))
     return torch.cat(outputs, 1), None
 
@@ -429,8 +426,8 @@ def encode_tokens(
     vectors = [torch.empty(0, encoder.llm_embed_dim, device=device)]
     for batch in batches + batches[-1:] * repeats:
         rows, runs = pack([tokens[i] for i in batch])
-        if device.type == 'cuda':
-            rows = rows.pin_memory()  # or the copy would wait for the batch before
+        # From pageable memory the copy would wait for the batch before.
+        rows = torch.empty_like(rows, pin_memory=device.type == 'cuda').copy_(rows)
         ids, positions, embed_mask = rows.to(device, non_blocking=True).unsqueeze(1)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
             vectors.append(encoder(ids, embed_mask=embed_mask, position_ids=positions, runs=runs).float())

@@ -50,7 +50,7 @@ def padded_batches(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def file_order(lengths: Sequence[int]) -> list[list[int]]:
-    return [list(part) for part in torch.arange(len(lengths)).split(BATCH)]
+    return [list(range(len(lengths)))[start:start + BATCH] for start in range(0, len(lengths), BATCH)]
 
 
 @torch.no_grad()
