@@ -131,11 +131,12 @@ def _is_expected(error: Exception) -> bool:
 
 
 def _message(error: Exception) -> str:
-    """The message alone, also of an error that a loader's worker has passed on with its traceback."""
+    """The message alone, also of an error that a loader's worker has passed on with its traceback, and its notes."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f'{error.filename}: {error.strerror}'
-    text = str(error)
-    return text.rstrip().splitlines()[-1].split(': ', 1)[-1] if 'Original Traceback' in text else text
+        text = f'{error.filename}: {error.strerror}'
+    elif 'Original Traceback' in (text := str(error)):
+        text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
+    return '; '.join([text, *getattr(error, '__notes__', [])])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -459,7 +459,7 @@ class OnlineConfig:
     enabled: bool = False
     """Embed captions with `teacher` while training; the streams then need no `embeddings`."""
     batch_tokens: Count = 16384
-    """Tokens per forward pass, padding included."""
+    """Tokens per forward pass; texts are packed without padding."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     sharded: bool = False
@@ -545,7 +545,7 @@ class TeacherConfig:
     trust_remote_code: bool = False
     """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
     batch_tokens: Count = 4096
-    """Tokens per forward pass, padding included."""
+    """Tokens per forward pass; texts are packed without padding."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
 
@@ -638,7 +638,7 @@ class CRAConfig:
     limit: Optional[Count] = None
     """Number of pairs, from the first on.  Unset: all."""
     batch_tokens: Count = 4096
-    """Tokens per forward pass, padding included."""
+    """Tokens per forward pass; texts are packed without padding."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
 

@@ -5,7 +5,8 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from llm2clip.files import FileError, complete_file, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
-__all__ = ['Tensors', 'hash_tensors', 'read_pickle', 'read_safetensors', 'write_safetensors']
+__all__ = ['Tensors', 'hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'write_safetensors']
 
 
 _HASH = 'xxh64'
@@ -48,6 +49,28 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
         raise FileError(f'{path}: is damaged (its values have another hash), expected {expected}')
     check_finite(found.tensors, path)
     return found
+
+
+@contextmanager
+def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Tensor]]:
+    """The weights that transformers saved in a folder: name -> tensor, each of which is read when it is asked for.
+
+    Raises:
+        FileError: A file is damaged, or there is no weight of a name.
+    """
+    expected = 'weights in safetensors'
+    with ExitStack() as files:
+        places: dict[str, Any] = {}
+        for path in sorted(Path(folder).glob('model*.safetensors')):
+            with reading(path, expected):
+                file: Any = files.enter_context(safe_open(path, framework='pt'))
+                places.update(dict.fromkeys(file.keys(), file))
+
+        def read(name: str) -> torch.Tensor:
+            with reading(f'{folder}: {name}', expected):
+                return places[name].get_tensor(name)
+
+        yield read
 
 
 def write_safetensors(

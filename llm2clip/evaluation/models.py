@@ -133,7 +133,8 @@ def _cached_teacher(
 ) -> CachedTeacher:
     """A teacher, the expected one if that is known; one that lies in a folder is only loaded when it is needed."""
     if config.teacher is not None:
-        fingerprint, load = teacher_fingerprint(config.teacher), lambda: build_caption_teacher(config, device)
+        fingerprint = teacher_fingerprint(config.teacher)
+        load = partial(build_caption_teacher, config, device, fingerprint)
     else:
         teacher = build_caption_teacher(config, device)
         fingerprint, load = teacher.fingerprint, lambda: teacher

@@ -208,22 +208,10 @@ def _teacher(plan: OnlinePlan, mesh: Optional[DeviceMesh]) -> TextEncoder:
     return plan.encoder
 
 
-class _Padding:
-    """In place of a tokenizer."""
-
-    pad_id = 0
-
-    @staticmethod
-    def pad(tokens: list[Tokenized]) -> dict[str, torch.Tensor]:
-        ones = torch.ones(len(tokens), len(tokens[0].ids), dtype=torch.long)
-        return {'input_ids': ones, 'attention_mask': ones, 'embed_mask': ones}
-
-
 def _embed(encoder: TextEncoder, plan: OnlinePlan) -> None:
     """One forward pass."""
     tokens = [Tokenized([1] * plan.tokens, 0, 0)] * plan.captions
-    encode_tokens(encoder, _Padding(), tokens, plan.batch_tokens, plan.precision,  # pyright: ignore[reportArgumentType]
-                  plan.sharded)
+    encode_tokens(encoder, tokens, plan.batch_tokens, plan.precision, plan.sharded)
 
 
 def _on_the_host(model: ComposerModel, batch: Batch, plan: StepPlan) -> list[Batch]:

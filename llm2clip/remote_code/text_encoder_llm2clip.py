@@ -7,20 +7,26 @@ Exports with remote code hold a copy of this file.  So it imports nothing of thi
 transformers.
 """
 
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, groupby
 from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.distributed
 import torch.nn as nn
-from transformers import PreTrainedTokenizerBase
+import torch.nn.functional as F
+from transformers import AttentionInterface, PreTrainedTokenizerBase
 
 __all__ = [
     'POOLINGS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'Tokens', 'encode_texts', 'encode_tokens', 'last_pool',
-    'mean_pool', 'token_batches', 'weighted_mean_pool',
+    'mean_pool', 'pack', 'token_batches', 'weighted_mean_pool',
 ]
 
 Tokens = dict[str, torch.Tensor]
+Runs = Sequence[tuple[int, int]]
 _SENTINEL = '\u2063caption\u2063'
 _SPACE = '\u2003'
 # Llama 3.2's template would otherwise write the day's date into every caption.
@@ -209,15 +215,39 @@ class TextEncoder(nn.Module):
         return self.fsdp_wrap_fn(module)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, embed_mask: Optional[torch.Tensor] = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: Optional[torch.Tensor] = None,
+        embed_mask: Optional[torch.Tensor] = None,
+        position_ids: Optional[torch.Tensor] = None,
+        runs: Optional[Runs] = None,
     ) -> torch.Tensor:
         """``(B, T)`` tokens -> ``(B, llm_embed_dim)`` vectors in float32, not normalised.
 
-        Without `embed_mask`, the tokens' states ``(B, T, llm_embed_dim)``.
+        Without `embed_mask`, the tokens' states ``(B, T, llm_embed_dim)``.  With `position_ids` and `runs` in place of
+        `attention_mask`, the ``(1, T)`` tokens are texts without padding between them, as `pack` gives them.
         """
+        if runs is not None:
+            return self._forward_packed(input_ids, embed_mask, position_ids, runs)
+        assert attention_mask is not None
         mask = self._every_token_sees_every_token(attention_mask) if self.config.bidirectional else attention_mask
         states = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         return states if embed_mask is None else self.pool(states, embed_mask)
+
+    def _forward_packed(
+        self, input_ids: torch.Tensor, embed_mask: Optional[torch.Tensor], position_ids: Optional[torch.Tensor],
+        runs: Runs
+    ) -> torch.Tensor:
+        with _attention_by_runs(self.llm.config) as implementation:
+            states = self.llm(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, runs=runs,
+                bidirectional=self.config.bidirectional, implementation=implementation).last_hidden_state
+        if embed_mask is None:
+            return states
+        sizes = [n * length for n, length in runs]
+        return torch.cat([
+            self.pool(part.view(n, length, -1), mask.view(n, length))
+            for part, mask, (n, length) in zip(states[0].split(sizes), embed_mask[0].split(sizes), runs)])
 
     def _every_token_sees_every_token(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """``(B, 1, T, T)`` additive mask that hides padding only; transformers passes it on as it is, also to layers
@@ -231,61 +261,179 @@ class TextEncoder(nn.Module):
         return hidden[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
 
 
-def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices, longest text first, grouped so that a padded batch holds at most `batch_tokens` tokens.
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts without padding
+# ---------------------------------------------------------------------------------------------------------------------
 
-    No text is shorter than nine tenths of the longest in its batch, which keeps padding near 4 % also when there are
-    few texts.  The largest batch of a job is its first one, so that one that does not fit in memory fails at once.
+
+_BY_RUNS = 'llm2clip_by_runs'
+# The implementation of an LLM's attention stands in its configuration, which all threads share.
+_switching = threading.RLock()
+
+
+@contextmanager
+def _attention_by_runs(config: Any) -> Iterator[str]:
+    """Let an LLM attend by `_attend_by_runs`, and tell by which implementation it otherwise does."""
+    with _switching:
+        before = config._attn_implementation
+        config._attn_implementation = _BY_RUNS
+        try:
+            yield before
+        finally:
+            config._attn_implementation = before
+
+
+def _attend_by_runs(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Optional[torch.Tensor],
+    *,
+    runs: Runs,
+    bidirectional: bool,
+    implementation: str,
+    scaling: float,
+    sliding_window: Optional[int] = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each of the texts that lie in one row, as transformers calls it.
+
+    Texts of one length become a batch of their own, which needs neither padding nor, but for a causal sliding window,
+    a mask: every device has its fastest kernel for that.  An LLM with ``eager`` attention, such as Gemma 2 with its
+    soft cap on attention scores, computes the batch as it does elsewhere.
+
+    Args:
+        module: The LLM's attention layer.
+        query: ``(1, H, T, head_dim)``.
+        key: ``(1, H_kv, T, head_dim)``.
+        value: As `key`.
+        attention_mask: None; transformers makes none for an implementation that it does not know.
+        runs: As of `pack`.
+        bidirectional: Whether a token sees those after it, in which case no window is left either.
+        implementation: ``sdpa`` or ``eager``.
+        scaling: Factor on the scores.
+        sliding_window: Of this layer, if it has one.
+        **kwargs: What only ``eager`` attention knows.
+
+    Returns:
+        ``(1, T, H, head_dim)``.
+    """
+    causal = not bidirectional and getattr(module, 'is_causal', True)
+    window = None if bidirectional else sliding_window
+    eager = sys.modules[type(module).__module__].eager_attention_forward if implementation == 'eager' else None
+    if eager is None:
+        if torch.is_autocast_enabled(query.device.type):
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        # Few kernels let heads share keys and values, and torch cannot count the FLOPs of those.
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    sizes = [n * length for n, length in runs]
+    outputs = []
+    for (n, length), *parts in zip(runs, *(x[0].split(sizes, 1) for x in (query, key, value))):
+        q, k, v = (part.unflatten(1, (n, length)).transpose(0, 1) for part in parts)
+        mask = None
+        if (eager is not None and causal) or (window is not None and window < length):
+            mask = _visible(length, causal, window, query.device)
+        if eager is not None:
+            if mask is not None:
+                mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
+                    ~mask, torch.finfo(q.dtype).min)[None, None]
+            output, _ = eager(module, q, k, v, mask, scaling=scaling, **kwargs)
+        else:
+            output = F.scaled_dot_product_attention(
+                q, k, v, mask, scale=scaling, is_causal=causal and mask is None).transpose(1, 2)
+        outputs.append(output.reshape(1, n * length, *output.shape[2:]))
+    return torch.cat(outputs, 1), None
+
+
+def _visible(length: int, causal: bool, window: Optional[int], device: torch.device) -> torch.Tensor:
+    """``(T, T)``, whether a token (row) sees another (column)."""
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions
+    visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    return visible if window is None else visible & (distance.abs() < window)
+
+
+AttentionInterface.register(_BY_RUNS, _attend_by_runs)
+
+
+def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices, longest text first, grouped so that a batch holds at most `batch_tokens` tokens, or a single text.
+
+    Texts of one length stand together, which is what `pack` wants.  The batch that needs most memory is the first, so
+    that one that does not fit fails at once.
     """
     batch: list[int] = []
+    size = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        longest = lengths[batch[0]] if batch else 0
-        if batch and ((len(batch) + 1) * longest > batch_tokens or 10 * lengths[index] < 9 * longest):
+        if batch and size + lengths[index] > batch_tokens:
             yield batch
-            batch = []
+            batch, size = [], 0
         batch.append(index)
+        size += lengths[index]
     if batch:
         yield batch
+
+
+def pack(texts: Sequence[Tokenized]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """Texts, one after the other in a row of T tokens without padding.
+
+    Args:
+        texts: Those of one length stand together.
+
+    Returns:
+        ``(3, T)``: the `input_ids`, the `position_ids`, which begin anew with every text, and the `embed_mask`; and the
+        runs, how many texts of which length follow one another.
+    """
+    rows = torch.tensor([
+        list(chain.from_iterable(text.ids for text in texts)),
+        list(chain.from_iterable(range(len(text.ids)) for text in texts)),
+        list(chain.from_iterable([0] * text.start + [1] * (len(text.ids) - text.start) for text in texts))])
+    return rows, [(len(list(run)), length) for length, run in groupby(len(text.ids) for text in texts)]
 
 
 @torch.no_grad()
 def encode_tokens(
     encoder: TextEncoder,
-    tokenizer: CaptionTokenizer,
     tokens: Sequence[Tokenized],
     batch_tokens: int = 4096,
     precision: str = 'fp32',
     sharded: bool = False,
     on_batch: Callable[[int], object] = lambda texts: None,
 ) -> torch.Tensor:
-    """Embed tokenised texts in batches of similar length.
+    """Embed tokenised texts, packed into rows without padding.
 
     Args:
         encoder: In evaluation mode, on its device.
-        tokenizer: The encoder's.
         tokens: N texts.
-        batch_tokens: Tokens per forward pass, padding included.
+        batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         sharded: The encoder is spread over the ranks: all run it equally often, since each takes part in gathering its
             weights; one with fewer batches repeats its last.
         on_batch: Is told how many texts each batch had.
 
     Returns:
-        ``(N, llm_embed_dim)`` in float32 on the CPU, in the order of `tokens`.
+        ``(N, llm_embed_dim)`` in float32 on the encoder's device, in the order of `tokens`.
     """
     device = next(encoder.parameters()).device
-    result = torch.empty(len(tokens), encoder.llm_embed_dim, device=device)
     batches = list(token_batches([len(text.ids) for text in tokens], batch_tokens))
+    repeats = 0
     if sharded:
         most = torch.tensor(len(batches), device=device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        batches += [batches[-1]] * (int(most) - len(batches))
-    for batch in batches:
-        inputs = {k: v.to(device, non_blocking=True) for k, v in tokenizer.pad([tokens[i] for i in batch]).items()}
+        repeats = int(most) - len(batches)
+    vectors = [torch.empty(0, encoder.llm_embed_dim, device=device)]
+    for batch in batches + batches[-1:] * repeats:
+        rows, runs = pack([tokens[i] for i in batch])
+        # From pageable memory the copy would wait for the batch before.
+        rows = torch.empty_like(rows, pin_memory=device.type == 'cuda').copy_(rows)
+        ids, positions, embed_mask = rows.to(device, non_blocking=True).unsqueeze(1)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
-            result[batch] = encoder(**inputs).float()
+            vectors.append(encoder(ids, embed_mask=embed_mask, position_ids=positions, runs=runs).float())
         on_batch(len(batch))
-    return result.cpu()
+    order = torch.tensor([i for batch in batches for i in batch], dtype=torch.long)
+    return torch.cat(vectors)[:len(tokens)][order.argsort().to(device, non_blocking=True)]
 
 
 def encode_texts(
@@ -296,5 +444,5 @@ def encode_texts(
     precision: str = 'fp32',
     instruction: str = '',
 ) -> torch.Tensor:
-    """`encode_tokens` of texts, each after an instruction that is not pooled."""
-    return encode_tokens(encoder, tokenizer, tokenizer.tokenize(texts, instruction), batch_tokens, precision)
+    """`encode_tokens` of texts, each after an instruction that is not pooled; on the CPU."""
+    return encode_tokens(encoder, tokenizer.tokenize(texts, instruction), batch_tokens, precision).cpu()

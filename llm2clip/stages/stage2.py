@@ -15,7 +15,8 @@ from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
-from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.nodes import once_per_node
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sidecars import sidecar_teacher
 from llm2clip.training.algorithms.online_teacher import load_online_teacher
@@ -112,10 +113,14 @@ def _find_teacher(
         online = load_online_teacher(config.teacher, device, config.online.batch_tokens, config.online.precision,
                                      config.online.sharded)
         about = {'llm_embed_dim': online.encoder.llm_embed_dim}
-        return TeacherRecord(teacher_fingerprint(config.teacher), about), [online]
+        return TeacherRecord(_fingerprint(config.teacher), about), [online]
     record = sidecar_teacher(data)
     if config.teacher is not None:
-        record.teacher.check(teacher_fingerprint(config.teacher), 'the sidecar of train_data', config.teacher)
+        record.teacher.check(_fingerprint(config.teacher), 'the sidecar of train_data', config.teacher)
     for evaluator in evaluators:
         sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
     return record, []
+
+
+def _fingerprint(folder: str) -> Fingerprint:
+    return once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')

@@ -17,16 +17,18 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_text
+from llm2clip.nodes import once_per_node
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_tokens
-from llm2clip.teacher.fingerprint import Fingerprint, hash_files
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
+from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import encoding, load_teacher, teacher_fingerprint
+from llm2clip.teacher.hashes import hash_files
 from llm2clip.teacher.text_encoder import load_text_encoder
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = [
     'CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
-    'embed_or_load',
+    'embed_or_load', 'keep_block', 'load_block',
 ]
 
 # Texts of a file, embedded together: enough to sort by length, few enough to lose.
@@ -57,39 +59,65 @@ class CaptionTeacher(Protocol):
         """Width of the vectors."""
         ...
 
+    def tokenize(self, texts: Sequence[str]) -> Any:
+        """What `embed_tokens` takes, of captions none of which is empty; another thread may call it meanwhile."""
+        ...
+
+    def embed_tokens(self, tokens: Any, on_batch: Callable[[int], object] = ...) -> Embedded:
+        """Vectors of captions; `on_batch` is told, as it goes on, how many more are done."""
+        ...
+
     def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = ...) -> Embedded:
-        """Vectors of captions, none of which is empty; `on_batch` is told, as it goes on, how many more are done."""
+        """Both in one."""
         ...
 
 
-def embed_or_load(
-    folder: Path, texts: Sequence[str], embed: Callable[[Sequence[str]], Embedded]
-) -> Embedded:
-    """A block of captions, from its file in `folder` if it was embedded before; otherwise it is kept there.
+def load_block(folder: Path, texts: Sequence[str]) -> Optional[Embedded]:
+    """A block of captions from the file that `keep_block` wrote, None if there is none.
 
     Args:
         folder: Of blocks of one teacher.
         texts: The captions.
-        embed: Is called for those that are not there.
 
     Raises:
         FileError, LoadError: The file is damaged; removed, it is written anew.
     """
-    path = folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
-    if path.is_file():
-        expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
-        tensors, counts = read_safetensors(path, expected)
-        with reading(path, expected):
-            # Earlier versions did not count tokens.
-            found = Embedded(tensors['text_embedding'], int(counts.get('tokens', 0)), int(counts['truncated']))
-        if found.vectors.ndim != 2 or len(found.vectors) != len(texts):
-            raise FileError(f'{path}: holds vectors of the shape {tuple(found.vectors.shape)}, expected {expected}')
-        return found
-    embedded = embed(texts)
+    path = _block_file(folder, texts)
+    if not path.is_file():
+        return None
+    expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
+    tensors, counts = read_safetensors(path, expected)
+    with reading(path, expected):
+        # Earlier versions did not count tokens.
+        found = Embedded(tensors['text_embedding'], int(counts.get('tokens', 0)), int(counts['truncated']))
+    if found.vectors.ndim != 2 or len(found.vectors) != len(texts):
+        raise FileError(f'{path}: holds vectors of the shape {tuple(found.vectors.shape)}, expected {expected}')
+    return found
+
+
+def keep_block(folder: Path, texts: Sequence[str], embedded: Embedded) -> None:
+    """Write the file of a block of captions; arguments as of `load_block`, and their vectors.
+
+    Raises:
+        FileError: It cannot be written.
+        LoadError: A vector is not finite.
+    """
     check_finite({'a vector of the teacher': embedded.vectors}, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path, {'text_embedding': embedded.vectors},
+    write_safetensors(_block_file(folder, texts), {'text_embedding': embedded.vectors},
                       {'tokens': str(embedded.tokens), 'truncated': str(embedded.truncated)})
+
+
+def _block_file(folder: Path, texts: Sequence[str]) -> Path:
+    return folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
+
+
+def embed_or_load(folder: Path, texts: Sequence[str], embed: Callable[[Sequence[str]], Embedded]) -> Embedded:
+    """`load_block`, or what `embed` makes of the captions, which is then kept."""
+    embedded = load_block(folder, texts)
+    if embedded is None:
+        embedded = embed(texts)
+        keep_block(folder, texts, embedded)
     return embedded
 
 
@@ -141,7 +169,7 @@ class LLMTeacher:
         encoder: In evaluation mode, on its device.
         tokenizer: The encoder's.
         fingerprint: Of both.
-        batch_tokens: Tokens per forward pass, padding included.
+        batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
     """
 
@@ -154,19 +182,27 @@ class LLMTeacher:
         self.precision = precision
 
     @classmethod
-    def from_folder(cls, folder: Union[str, Path], **options: Any) -> 'LLMTeacher':
-        """What stage 1 left in `folder`."""
-        return cls(*load_teacher(folder), teacher_fingerprint(folder), **options)
+    def from_folder(
+        cls, folder: Union[str, Path], fingerprint: Optional[Fingerprint] = None, **options: Any
+    ) -> 'LLMTeacher':
+        """What stage 1 left in `folder`; its fingerprint is computed unless it is given."""
+        return cls(*load_teacher(folder), fingerprint or teacher_fingerprint(folder), **options)
 
     @property
     def llm_embed_dim(self) -> int:
         return self.encoder.llm_embed_dim
 
+    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
+        return self.tokenizer.tokenize(texts)
+
+    def embed_tokens(
+        self, tokens: Sequence[Tokenized], on_batch: Callable[[int], object] = lambda texts: None
+    ) -> Embedded:
+        vectors = encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, on_batch=on_batch)
+        return Embedded(vectors.cpu(), sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
+
     def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        tokens = self.tokenizer.tokenize(texts)
-        vectors = encode_tokens(self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision,
-                                on_batch=on_batch)
-        return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
+        return self.embed_tokens(self.tokenize(texts), on_batch)
 
 
 class SentenceTransformerTeacher:
@@ -198,12 +234,20 @@ class SentenceTransformerTeacher:
         check_finite(self.model.state_dict(), f'sentence_transformer: {name}')
         self.batch_size = batch_size
         self.precision = precision
-        self.fingerprint = Fingerprint.of(hash_files(folder), {'max_length': self.model.max_seq_length,
-                                                               'prompt': self.model.default_prompt_name or ''})
+        weights = once_per_node(lambda: hash_files(folder), f'files in {folder}')
+        self.fingerprint = Fingerprint.of(weights, {'max_length': self.model.max_seq_length,
+                                                    'prompt': self.model.default_prompt_name or ''})
 
     @property
     def llm_embed_dim(self) -> int:
         return int(self.model.get_sentence_embedding_dimension() or 0)
+
+    def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
+        """The captions as they are: `encode` tokenises them, and a tokenizer does not work for two threads at once."""
+        return texts
+
+    def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+        return self.embed(tokens, on_batch)
 
     def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
         lengths = [len(ids) for ids in self.model.tokenizer(list(texts), truncation=False, verbose=False)['input_ids']]
@@ -233,11 +277,20 @@ def _refuse_foreign_classes(folder: Path) -> None:
             check_no_code({**content, 'auto_map': None}, path)
 
 
-def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeacher:
+def build_caption_teacher(
+    config: TeacherConfig, device: Device, fingerprint: Optional[Fingerprint] = None
+) -> CaptionTeacher:
     """The teacher that the configuration names, on its device.
+
+    Args:
+        config: Which teacher.
+        device: Where it runs.
+        fingerprint: Of the folder `config.teacher`, if it is known.  Otherwise one rank per node reads the weights for
+            it, and every rank has to call this.
 
     Raises:
         ConfigError: It names none or several.
+        ValueError: The nodes have different teachers.
     """
     named = [key for key in ('teacher', 'text_encoder', 'sentence_transformer') if getattr(config, key) is not None]
     if len(named) != 1:
@@ -250,11 +303,15 @@ def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeach
         return teacher
     options = {'batch_tokens': config.batch_tokens, 'precision': config.precision}
     if config.teacher is not None:
-        teacher = LLMTeacher.from_folder(config.teacher, **options)
+        folder = config.teacher
+        fingerprint = fingerprint or once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
+        teacher = LLMTeacher.from_folder(folder, fingerprint, **options)
     else:
         assert config.text_encoder is not None
         encoder, tokenizer = load_text_encoder(config.text_encoder)
-        teacher = LLMTeacher(encoder, tokenizer, _llm_fingerprint(encoder, tokenizer, config.text_encoder), **options)
+        llm = config.text_encoder
+        fingerprint = once_per_node(lambda: _llm_fingerprint(encoder, tokenizer, llm), f'LLM {llm.pretrained}')
+        teacher = LLMTeacher(encoder, tokenizer, fingerprint, **options)
     teacher.encoder = device.module_to_device(teacher.encoder)
     return teacher
 

@@ -6,10 +6,13 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, TypeVar
 
 import numpy as np
 import torch
@@ -36,19 +39,38 @@ from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
 from llm2clip.files import read_json
 from llm2clip.folders import OutputFolder
-from llm2clip.teacher.caption_teacher import CaptionTeacher, embed_or_load
+from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, keep_block, load_block
 from llm2clip.teacher.fingerprint import TeacherRecord
 
 __all__ = ['extract_sidecar']
 
+T = TypeVar('T')
 
-class _Captions(NamedTuple):
-    """The captions of one shard."""
 
-    shard: int
+@dataclass
+class _Shard:
+    """The captions of one shard, and their vectors as they come."""
+
+    number: int
     ids: list[str]
     texts: list[str]
     """Those of the first sample, key by key, then those of the second, and so on; empty where there is none."""
+    vectors: torch.Tensor
+    """One per caption, zero for an empty one."""
+
+
+class _Block(NamedTuple):
+    """Captions of one shard that are embedded, and kept, together."""
+
+    shard: _Shard
+    rows: list[int]
+    """Which of the shard's captions they are."""
+    tokens: Any
+    """The teacher's, unless the vectors are known."""
+    known: Optional[Embedded]
+    """Their vectors, if a run before this one embedded them."""
+    last: bool
+    """Whether the shard has all its vectors then."""
 
 
 def extract_sidecar(
@@ -64,7 +86,9 @@ def extract_sidecar(
 
     The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when
     it is complete, and the index, which makes the sidecar readable, when all are.  A rank that is killed in the middle
-    of a shard goes on after its last block of captions.  Nodes that do not share `out` need a remote.
+    of a shard goes on after the last block of captions that was kept.  Nodes that do not share `out` need a remote.
+
+    While the teacher embeds a block, threads read the next shard, tokenise the next block and write what is done.
 
     The vector of a caption that a sample does not have, which is empty in the dataset, is zero.
 
@@ -102,16 +126,27 @@ def extract_sidecar(
     done: dict[str, int] = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated', 'absent'), 0)
     progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
                     desc=f'embed {out.local.name}', disable=dist.get_local_rank() != 0)
-    with progress:
-        for captions in _ahead(_read(stream, shards[k], k, keys, dataset) for k in mine):
-            blocks = out.local / f'shard.{captions.shard:05}.blocks'
-            vectors = _embed(captions.texts, teacher, blocks, block_tokens, progress, done)
-            if normalize:
-                vectors = F.normalize(vectors, dim=-1)
-            rows = vector_rows(captions.ids, keys, vectors.numpy().reshape(len(captions.ids), len(keys), -1), storage)
-            _write(out, captions.shard, rows, vector_columns(keys, vectors.shape[-1], storage))
-            shutil.rmtree(blocks, ignore_errors=True)
-            done['shards'] += 1
+
+    def finish(shard: _Shard) -> None:
+        vectors = F.normalize(shard.vectors, dim=-1) if normalize else shard.vectors
+        rows = vector_rows(shard.ids, keys, vectors.numpy().reshape(len(shard.ids), len(keys), -1), storage)
+        _write(out, shard.number, rows, vector_columns(keys, vectors.shape[-1], storage))
+        shutil.rmtree(_blocks_folder(out, shard), ignore_errors=True)
+        done['shards'] += 1
+
+    read = _ahead(_read(stream, shards[k], k, keys, dataset, teacher.llm_embed_dim) for k in mine)
+    with progress, _Behind() as behind:
+        for block in _ahead(_tokenized(read, teacher, out, block_tokens)):
+            shard, before = block.shard, progress.n
+            with _naming(shard):
+                embedded = block.known or teacher.embed_tokens(block.tokens, on_batch=progress.update)
+            shard.vectors[block.rows] = embedded.vectors
+            _count(done, progress, before, block, embedded)
+            if block.known is None:
+                texts = [shard.texts[i] for i in block.rows]
+                behind(shard, keep_block, _blocks_folder(out, shard), texts, embedded)
+            if block.last:
+                behind(shard, finish, shard)
     done = {name: sum(rank[name] for rank in dist.all_gather_object(done)) for name in done}
     if dist.get_global_rank() == 0:
         _finish(out, len(shards))
@@ -119,34 +154,40 @@ def extract_sidecar(
     return done
 
 
-def _embed(
-    texts: list[str], teacher: CaptionTeacher, folder: Path, block_tokens: int, progress: tqdm, done: dict[str, int]
-) -> torch.Tensor:
-    """One vector per caption, zero for an empty one; blocks are kept in `folder`."""
-    present = [i for i, text in enumerate(texts) if text.strip()]
-    done['absent'] += len(texts) - len(present)
-    progress.update(len(texts) - len(present))
-    vectors = torch.zeros(len(texts), teacher.llm_embed_dim)
-    for block in _blocks(texts, present, block_tokens):
-        before = progress.n
-        embedded = embed_or_load(folder, [texts[i] for i in block],
-                                 lambda texts: teacher.embed(texts, on_batch=progress.update))
-        progress.update(before + len(block) - progress.n)  # of a block from a file
-        vectors[block] = embedded.vectors
-        for name, n in (('captions', len(block)), ('tokens', embedded.tokens), ('truncated', embedded.truncated)):
-            done[name] += n
-        progress.set_postfix({'tokens/s': f'{done["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
-                              'truncated': done['truncated']})
-    return vectors
+def _count(done: dict[str, int], progress: tqdm, before: int, block: _Block, embedded: Embedded) -> None:
+    """Add a block to the counts; the bar stood at `before` when it began, and its batches may have moved it since."""
+    absent = sum(not text.strip() for text in block.shard.texts) if block.last else 0
+    for name, n in (('captions', len(block.rows)), ('tokens', embedded.tokens), ('truncated', embedded.truncated),
+                    ('absent', absent)):
+        done[name] += n
+    progress.update(before + len(block.rows) + absent - progress.n)
+    progress.set_postfix({'tokens/s': f'{done["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
+                          'truncated': done['truncated']})
 
 
-def _blocks(texts: Sequence[str], present: Sequence[int], block_tokens: int) -> Iterator[list[int]]:
-    """Captions that are embedded, and saved, together: about `block_tokens` tokens, by four characters per token."""
+def _tokenized(
+    shards: Iterable[_Shard], teacher: CaptionTeacher, out: OutputFolder, block_tokens: int
+) -> Iterator[_Block]:
+    """The blocks of all shards, tokenised if their vectors are not known; at least one per shard."""
+    for shard in shards:
+        blocks = list(_blocks(shard.texts, block_tokens)) or [[]]
+        for rows in blocks:
+            texts = [shard.texts[i] for i in rows]
+            with _naming(shard):
+                known = load_block(_blocks_folder(out, shard), texts) if texts else \
+                    Embedded(shard.vectors[rows], 0, 0)
+                tokens = teacher.tokenize(texts) if known is None else None
+            yield _Block(shard, rows, tokens, known, rows is blocks[-1])
+
+
+def _blocks(texts: Sequence[str], block_tokens: int) -> Iterator[list[int]]:
+    """Captions that are not empty, in blocks of about `block_tokens` tokens, by four characters per token."""
     block: list[int] = []
     size = 0
-    for i in present:
-        block.append(i)
-        size += len(texts[i])
+    for i, text in enumerate(texts):
+        if text.strip():
+            block.append(i)
+            size += len(text)
         if size >= 4 * block_tokens:
             yield block
             block, size = [], 0
@@ -189,7 +230,13 @@ def _begin(out: OutputFolder, record: TeacherRecord, n_shards: int) -> list[int]
     return todo[0]
 
 
-def _read(stream: VerifiedStream, shard: Reader, k: int, keys: list[str], dataset: DatasetConfig) -> _Captions:
+def _blocks_folder(out: OutputFolder, shard: _Shard) -> Path:
+    return out.local / f'shard.{shard.number:05}.blocks'
+
+
+def _read(
+    stream: VerifiedStream, shard: Reader, k: int, keys: list[str], dataset: DatasetConfig, llm_embed_dim: int
+) -> _Shard:
     stream.prepare_shard(shard)
     if stream.discard_damaged(shard):
         stream.prepare_shard(shard)
@@ -201,17 +248,67 @@ def _read(stream: VerifiedStream, shard: Reader, k: int, keys: list[str], datase
             texts.append(sample[caption_column(key)])
     if dataset.remote is not None:
         shard.evict()
-    return _Captions(k, ids, texts)
+    return _Shard(k, ids, texts, torch.zeros(len(texts), llm_embed_dim))
 
 
-def _ahead(items: Iterable[_Captions]) -> Iterator[_Captions]:
-    """The same items, the next of which is made in a thread while the last is used."""
+@contextmanager
+def _naming(shard: _Shard) -> Iterator[None]:
+    """Note in an error which shard it is about."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f'while shard {shard.number} was embedded')
+        raise
+
+
+def _ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, the next of which is made in a thread while the last is used; None is no item."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, iterator, None)
         while (item := following.result()) is not None:
             following = pool.submit(next, iterator, None)
             yield item
+
+
+class _Behind:
+    """A thread that writes what is done, in order, while its user goes on; two calls at most wait for it.
+
+    What it raises is raised by the next call, and nothing is written after that.  When the block ends, by an exception
+    as well, everything that was asked for has been written.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+        self._error: Optional[Exception] = None
+
+    def __enter__(self) -> '_Behind':
+        return self
+
+    def __exit__(self, kind: Optional[type[BaseException]], *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self._check()
+
+    def __call__(self, shard: _Shard, function: Callable[..., None], *args: Any) -> None:
+        self._check()
+        while len(self._waiting) > 1:
+            self._waiting.popleft().result()
+            self._check()
+        self._waiting.append(self._pool.submit(self._run, shard, function, *args))
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, shard: _Shard, function: Callable[..., None], *args: Any) -> None:
+        if self._error is None:
+            try:
+                with _naming(shard):
+                    function(*args)
+            except Exception as error:
+                self._error = error
 
 
 def _write(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import xxhash
-
 from llm2clip.config import ConfigError
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import json_text, read_json, reading, write_text
-from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 
-__all__ = ['Fingerprint', 'TeacherRecord', 'difference', 'hash_files']
+__all__ = ['Fingerprint', 'TeacherRecord', 'difference']
 
 _SEVERAL = 'concatenated'
 
@@ -141,20 +138,3 @@ def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optiona
         elif a != b:
             return f'{name} is {a!r}, expected {b!r}'
     return None
-
-
-def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
-    """Hash of the weights, tokenizer, chat template and configurations in a folder.
-
-    Args:
-        folder: Of a model.
-        leave_out: Name of a file that does not count.
-    """
-    digest = xxhash.xxh64()
-    for path in sorted(path for path in Path(folder).rglob('*')
-                       if path.suffix in TEACHER_SUFFIXES and path.name != leave_out):
-        digest.update(path.relative_to(folder).as_posix())
-        with path.open('rb') as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()

@@ -19,7 +19,8 @@ from llm2clip.folders import complete_folder
 from llm2clip.ranges import WeightType
 from llm2clip.remote_code.checks_llm2clip import load_config, read_encoding
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
-from llm2clip.teacher.fingerprint import Fingerprint, hash_files
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.hashes import hash_files
 from llm2clip.teacher.llm import (
     apply_lora_apart,
     cast_weights,
@@ -105,7 +106,7 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
 
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
-    """What decides the vectors of the teacher in `folder`; its weights are read.
+    """What decides the vectors of the teacher in `folder`; its weights are read, unless `hash_files` knows them.
 
     Raises:
         ConfigError: The folder holds no teacher.
@@ -148,5 +149,5 @@ def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -
     lora = Path(folder, LORA_FILE)
     if config.dtype == 'float32' or not lora.is_file():
         return load_text_encoder(config)
-    llm = apply_lora_apart(load_llm(dataclasses.replace(config, dtype='float32')), lora, getattr(torch, config.dtype))
+    llm = apply_lora_apart(load_llm(config), folder, lora)
     return TextEncoder(llm, config).eval().requires_grad_(False), load_caption_tokenizer(config)

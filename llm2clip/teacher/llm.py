@@ -28,7 +28,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreT
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_json
 from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
-from llm2clip.weights import read_safetensors, write_safetensors
+from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 
 __all__ = [
     'ARCHITECTURES', 'add_lora', 'apply_lora_apart', 'cast_weights', 'load_llm', 'load_llm_and_head', 'merge_adapter',
@@ -200,20 +200,21 @@ def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
     write_safetensors(path, get_peft_model_state_dict(model), {'lora': json.dumps(dataclasses.asdict(config))})
 
 
-def apply_lora_apart(llm: PreTrainedModel, path: Path, dtype: torch.dtype) -> PeftModel:
-    """Take the LoRA weights out of an LLM again, so that it can be held in a type that has no room for them.
+def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path) -> PeftModel:
+    """Take the LoRA weights out of an LLM that is held in a type with no room for them, and apply them beside it.
 
     Added to a weight of bfloat16, what LoRA learned is rounded to the eight significant bits of the sum; applied beside
-    the weight, it is not.
+    the weight, it is not.  So the merged weights lie in `folder` in float32, and here each is read again, one at a
+    time, rid of its LoRA weights and only then rounded: the whole is never in memory in float32.
 
     Args:
-        llm: In float32, with the weights merged.
+        llm: As loaded from `folder`, in the type that the result has.
+        folder: With the merged weights in float32.
         path: What `save_lora` wrote.
-        dtype: Of the result's weights.
 
     Raises:
         ConfigError: They are of another LLM.
-        FileError, LoadError: The file is damaged.
+        FileError, LoadError: A file is damaged.
     """
     expected = 'the LoRA weights of this LLM'
     state, about = read_safetensors(path, expected)
@@ -226,12 +227,12 @@ def apply_lora_apart(llm: PreTrainedModel, path: Path, dtype: torch.dtype) -> Pe
     if missing or result.unexpected_keys:
         raise ConfigError(f'{path} does not belong to this LLM: it lacks {missing[:3]} and has '
                           f'{result.unexpected_keys[:3]} besides')
-    with torch.no_grad():
-        for module in model.modules():
+    with torch.no_grad(), open_weights(folder) as merged:
+        for name, module in model.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
                 weight: Any = module.get_base_layer().weight
-                weight -= module.get_delta_weight('default')  # pyright: ignore[reportCallIssue]
-    cast_weights(model, dtype)
+                delta: Any = module.get_delta_weight('default')  # pyright: ignore[reportCallIssue]
+                weight.copy_(merged(f'{name}.weight') - delta)
     return model
 
 

@@ -6,6 +6,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Optional
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.remote_code.text_encoder_llm2clip import POOLINGS, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.llm import ARCHITECTURES, add_lora, load_llm
 
 WINDOW = 4
@@ -107,6 +108,27 @@ def test_company_padding_and_its_side_do_not_matter(family: Callable, bidirectio
     left = {key: torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(value, batch['attention_mask'])])
             for key, value in batch.items()}
     torch.testing.assert_close(encoder(**left), alone, **close)
+
+
+def _farthest(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+
+@pytest.mark.parametrize(('bidirectional', 'attention'), [(True, None), (False, None), (False, 'eager')])
+def test_packed_texts_have_the_vectors_of_padded_ones(
+    family: Callable, bidirectional: bool, attention: Optional[str]
+) -> None:
+    encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation=attention)
+    implementation = encoder.llm.config._attn_implementation
+    # Two of one length, one of a single token, some that begin with tokens which are not pooled.
+    tokens = [*tokenizer.tokenize(TEXTS), *tokenizer.tokenize([*TEXTS[::-1], 'b'], 'Find it: '), Tokenized([7], 0, 0)]
+    assert min(len(text.ids) for text in tokens) < WINDOW < max(len(text.ids) for text in tokens) // 2
+    batch = tokenizer.pad(tokens)
+    for encoder.pool, batch_tokens in zip(POOLINGS.values(), (1, 40, 1000)):
+        with torch.no_grad():
+            expected = encoder(**batch)
+        assert _farthest(encode_tokens(encoder, tokens, batch_tokens), expected) < 1e-5
+    assert encoder.llm.config._attn_implementation == implementation
 
 
 @pytest.mark.parametrize('bidirectional', [True, False])

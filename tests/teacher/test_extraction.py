@@ -3,6 +3,7 @@
 
 """Teacher embeddings: shard for shard, resumable, bound to dataset and teacher."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -18,13 +19,14 @@ from safetensors.torch import save_file
 from streaming import MDSWriter
 from tqdm import tqdm
 
+import llm2clip.teacher.extraction
 from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
 from llm2clip.data.schema import read_columns, read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_columns, vector_rows, vectors_of
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.folders import OutputFolder
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts, token_batches
+from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.teacher.caption_teacher import (
     Embedded,
     LLMTeacher,
@@ -109,18 +111,18 @@ def test_a_vector_that_is_not_finite_is_named(storage: str) -> None:
 def test_finished_shards_and_blocks_are_kept_and_the_rest_is_done(
     image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embedded, embed = [], LLMTeacher.embed
+    embedded, embed = [], LLMTeacher.embed_tokens
 
-    def stop_in_the_third_shard(self: LLMTeacher, texts: list[str], **options: Any) -> Embedded:
+    def stop_in_the_third_shard(self: LLMTeacher, tokens: list[Tokenized], **options: Any) -> Embedded:
         if len(embedded) == 2 * of_a_shard + 1:
             embedded.append('stopped')
             raise KeyboardInterrupt
-        embedded.extend(texts)
-        return embed(self, texts, **options)
+        embedded.extend(tokens)
+        return embed(self, tokens, **options)
 
     n = len(read_index(image_dataset)['shards'])
     of_a_shard = 2 * read_index(image_dataset)['shards'][0]['samples']
-    monkeypatch.setattr(LLMTeacher, 'embed', stop_in_the_third_shard)
+    monkeypatch.setattr(LLMTeacher, 'embed_tokens', stop_in_the_third_shard)
     with pytest.raises(KeyboardInterrupt):
         write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, block_tokens=1)
     assert not (tmp_path / 'out' / 'index.json').exists()
@@ -130,6 +132,26 @@ def test_finished_shards_and_blocks_are_kept_and_the_rest_is_done(
         np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
     assert not list((tmp_path / 'out').glob('*.blocks'))
     assert write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
+
+
+@pytest.mark.parametrize('fails', ['keep_block', '_write'])
+def test_what_fails_in_the_thread_that_writes_ends_the_extraction_and_names_the_shard(
+    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    calls, write = [], getattr(llm2clip.teacher.extraction, fails)
+
+    def full(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        write(*args)
+
+    monkeypatch.setattr(llm2clip.teacher.extraction, fails, full)
+    with pytest.raises(OSError, match='No space left') as caught:
+        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
+    assert caught.value.__notes__ == ['while shard 1 was embedded']
+    assert len(calls) == 2  # nothing is written after that
+    assert [path.name for path in sorted((tmp_path / 'out').glob('*.mds'))] == ['shard.00000.mds']
 
 
 def test_the_bar_moves_with_every_batch(
@@ -259,10 +281,8 @@ def test_any_llm_and_sentence_transformers_teach_too(llm_folder: Path, teacher_f
 def test_batches_hold_every_text_once_within_the_budget() -> None:
     lengths = [3, 50, 7, 7, 90, 1, 20, 20, 20, 4]
     batches = list(token_batches(lengths, 100))
+    assert [[lengths[i] for i in batch] for batch in batches] == [[90], [50, 20, 20], [20, 7, 7, 4, 3, 1]]
     assert sorted(i for batch in batches for i in batch) == list(range(10))
-    assert all(len(batch) * max(lengths[i] for i in batch) <= 100 for batch in batches)
-    assert all(min(lengths[i] for i in batch) >= 0.9 * max(lengths[i] for i in batch) for batch in batches)
-    assert batches[0] == [4] and batches[2] == [6, 7, 8] and len(batches) == 7
     assert list(token_batches([500], 100)) == [[0]] and not list(token_batches([], 100))
 
 

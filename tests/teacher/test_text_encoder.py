@@ -3,15 +3,19 @@
 
 """The LLM as an encoder: pooling, batching, LoRA, adapters, and saving."""
 
+import gc
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from parts import text_encoder_from_config
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
@@ -20,13 +24,16 @@ from llm2clip.config_files import package_folder
 from llm2clip.remote_code.text_encoder_llm2clip import (
     CaptionTokenizer,
     TextEncoder,
+    Tokenized,
     encode_texts,
+    encode_tokens,
     last_pool,
     mean_pool,
+    pack,
     weighted_mean_pool,
 )
 from llm2clip.teacher.folder import load_teacher, save_teacher
-from llm2clip.teacher.llm import load_llm, load_llm_and_head
+from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_llm_and_head, save_lora
 from llm2clip.teacher.text_encoder import build_text_encoder
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
@@ -74,12 +81,31 @@ def test_an_instruction_changes_the_vector(llm_folder: Path) -> None:
     assert not torch.allclose(query, encoder(**tokenizer(TEXTS[:1])), atol=1e-4)
 
 
-def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path) -> None:
-    encoder, tokenizer = _encoder(llm_folder)
+@pytest.mark.parametrize('lora', [False, True])
+def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path, lora: bool) -> None:
+    encoder, tokenizer = _trained(llm_folder, 1) if lora else _encoder(llm_folder)
     expected = encoder(**tokenizer(TEXTS)).detach()
     for batch_tokens in (1, 20, 1000):
         torch.testing.assert_close(encode_texts(encoder, tokenizer, TEXTS, batch_tokens), expected,
-                                   rtol=1e-4, atol=1e-5)
+                                   rtol=1e-5, atol=1e-5)
+    assert encode_tokens(encoder, []).shape == (0, 32)
+
+
+def test_a_row_of_packed_texts() -> None:
+    texts = [Tokenized([5, 6, 7], 1, 0), Tokenized([8, 9, 4], 0, 0), Tokenized([3], 0, 0)]
+    rows, runs = pack(texts)
+    assert rows.tolist() == [[5, 6, 7, 8, 9, 4, 3], [0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 1, 1, 1, 1]]
+    assert runs == [(2, 3), (1, 1)]
+
+
+def test_several_threads_may_encode(llm_folder: Path) -> None:
+    encoder, tokenizer = _encoder(llm_folder)
+    tokens = tokenizer.tokenize(TEXTS)
+    expected = encode_tokens(encoder, tokens)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: encode_tokens(encoder, tokens, 20), range(16)):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert encoder.llm.config._attn_implementation == 'sdpa'
 
 
 def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:
@@ -143,6 +169,17 @@ def test_a_saved_teacher_is_the_trained_one(real_llm: Path, tmp_path: Path, dtyp
     assert _cosine_distance(rounded_vectors, encode_texts(exact, tokenizer, texts)) > 1e-6
 
 
+def _rid_of_lora(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights of a teacher with its LoRA weights apart, from the whole in float32."""
+    llm = load_llm(TextEncoderConfig(str(folder), dtype='float32'))
+    model = add_lora(llm, LoraConfig(r=4))
+    set_peft_model_state_dict(model, load_file(folder / 'lora.safetensors'))
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.get_base_layer().weight.data -= module.get_delta_weight('default').detach()
+    return {name: weight if 'lora_' in name else weight.to(dtype) for name, weight in model.state_dict().items()}
+
+
 def test_lora_is_taken_out_of_the_merged_weights_to_the_last_bit(llm_folder: Path, tmp_path: Path) -> None:
     encoder, tokenizer = _trained(llm_folder, 1, dtype='bfloat16')
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
@@ -152,9 +189,49 @@ def test_lora_is_taken_out_of_the_merged_weights_to_the_last_bit(llm_folder: Pat
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) and found[name].dtype == weight.dtype
                for name, weight in expected.items())
+    # As all weights at once would give them.
+    for dtype in ('bfloat16', 'float16'):
+        naive = _rid_of_lora(tmp_path / 'teacher', getattr(torch, dtype))
+        assert all(torch.equal(weight, naive[name]) and weight.dtype == naive[name].dtype
+                   for name, weight in load_teacher(tmp_path / 'teacher', dtype)[0].llm.state_dict().items())
     # A wider type than that of the training is no harm, and needs nothing apart.
     wide, _ = load_teacher(tmp_path / 'teacher', 'float32')
     assert not any('lora_' in name for name, _ in wide.named_parameters())
+
+
+def _memory() -> int:
+    """Bytes that this process holds, without files that are mapped into it."""
+    line, = (line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('RssAnon'))
+    return int(line.split()[1]) * 1024
+
+
+def test_a_teacher_is_never_in_memory_in_a_wider_type_than_its_own(tmp_path: Path) -> None:
+    with torch.device('meta'):
+        llm = LlamaModel(LlamaConfig(vocab_size=8, hidden_size=512, intermediate_size=2 ** 14, num_hidden_layers=5,
+                                     num_attention_heads=4, num_key_value_heads=2))
+    # Of one value: what they are does not matter, and so they are written in no time.
+    llm.to_empty(device='cpu').apply(lambda module: [p.data.fill_(0.5) for p in module.parameters(recurse=False)])
+    in_float32 = 4 * sum(p.numel() for p in llm.parameters())
+    llm.save_pretrained(tmp_path)
+    save_lora(add_lora(llm, LoraConfig(r=2)), LoraConfig(r=2), tmp_path / 'lora.safetensors')
+    del llm
+    gc.collect()
+    before, peak, ended = _memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.001):
+            peak = max(peak, _memory() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        narrow = load_llm(TextEncoderConfig(str(tmp_path), dtype='bfloat16'))
+        apply_lora_apart(narrow, tmp_path, tmp_path / 'lora.safetensors')
+    finally:
+        ended.set()
+        watcher.join()
+    assert 0.5 * in_float32 < peak < 0.9 * in_float32
 
 
 def test_adapters_are_merged_in_float32_into_a_narrow_llm(llm_folder: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class OnlineTeacher(Algorithm):
     Args:
         encoder: Frozen, in evaluation mode, on its device.
         tokenizer: The encoder's.
-        batch_tokens: Tokens per forward pass, padding included.
+        batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         sharded: Whether `shard_encoder` spread the encoder.
     """
@@ -60,18 +60,17 @@ class OnlineTeacher(Algorithm):
         if event == Event.AFTER_DATALOADER:
             state.batch['text_embedding'] = self.embed(captions)
         else:
-            columns = [self.embed(column) for column in captions]
-            state.batch['text_embedding'] = state.device.tensor_to_device(torch.stack(columns, dim=1))
+            state.batch['text_embedding'] = torch.stack([self.embed(column) for column in captions], dim=1)
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """``(N, llm_embed_dim)`` in float16 on the CPU."""
-        absent = torch.tensor([not text.strip() for text in texts])
+        """``(N, llm_embed_dim)`` in float16 on the encoder's device."""
+        absent = [not text.strip() for text in texts]
         # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
         tokens = self.tokenizer.tokenize(['-' if gap else text for gap, text in zip(absent, texts)])
         with exact_float32(next(self.encoder.parameters()).device.type):
-            vectors = encode_tokens(
-                self.encoder, self.tokenizer, tokens, self.batch_tokens, self.precision, self.sharded)
-        return vectors.masked_fill(absent[:, None], 0).half()
+            vectors = encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded).half()
+        gaps = torch.tensor(absent)[:, None].to(vectors.device, non_blocking=True)
+        return vectors.masked_fill_(gaps, 0)
 
 
 def load_online_teacher(
