@@ -40,6 +40,7 @@ from llm2clip.registry import (
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.step_monitor import StepMonitor
+from llm2clip.training.callbacks.checkpoint_saver import CheckpointSaver
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.training.callbacks.nonfinite import StopAtNonfinite
 from llm2clip.training.callbacks.progress_bar import ProgressBar
@@ -52,6 +53,9 @@ from llm2clip.training.optim import describe_groups, parameter_groups
 from llm2clip.training.readings import Readings
 
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
+
+# Seconds; Composer's launcher leaves 30 between SIGTERM and SIGKILL.
+_STOPPED_WAITS = 20.0
 
 
 # Optimizers whose fused kernel torch 2.7 also runs on sharded weights (DTensor).
@@ -202,6 +206,10 @@ def build_trainer(
     mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))
+    callbacks.append(CheckpointSaver(
+        config.checkpoint_folder, config.save_interval, config.save_num_checkpoints_to_keep,
+        # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
+        overwrite=config.autoresume, timeout=config.dist_timeout))
     loggers: list[LoggerDestination] = build_all(LOGGERS, config.loggers, 'loggers')
     if config.progress_bar:
         loggers.append(ProgressBar())
@@ -229,11 +237,6 @@ def build_trainer(
         # `TrainableStateModel` checks its weights itself.
         load_strict_model_weights=not isinstance(model, TrainableStateModel),
         eval_interval=config.eval_interval,
-        save_folder=config.checkpoint_folder,
-        save_interval=config.save_interval,
-        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
-        # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
-        save_overwrite=config.autoresume,
         load_path=checkpoint,
         progress_bar=False,
         log_to_console=config.log_to_console,
@@ -285,4 +288,10 @@ def fit(trainer: Trainer) -> None:
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
-    trainer.fit()
+    try:
+        trainer.fit()
+    except BaseException:
+        # A run that is stopped completes the checkpoint that it has begun, if it can before the launcher kills it.
+        assert isinstance(trainer._checkpoint_saver, CheckpointSaver)
+        trainer._checkpoint_saver.wait(_STOPPED_WAITS)
+        raise
