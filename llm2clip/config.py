@@ -32,6 +32,7 @@ from llm2clip.ranges import (
     Seed,
     Share,
     Size,
+    Switch,
     TeacherPrecision,
     Text,
     Texts,
@@ -140,8 +141,9 @@ class VisionConfig:
     """Train the projection and the adapter only (LiT)."""
     lock_blocks: Natural = 0
     """Do not train the embeddings and this many blocks after them."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass.  With FSDP, `fsdp.activation_checkpointing` does the same."""
+    gradient_checkpointing: Switch = False
+    """Recompute activations in the backward pass, a fifth of the FLOPs for much less memory; `auto`: if the step would
+    not fit the GPU otherwise.  With FSDP, `fsdp.activation_checkpointing` does the same."""
     freeze_batch_norm: bool = True
     """Keep BatchNorm on its pretrained statistics, so that a sample's features do not depend on its batch."""
 
@@ -316,8 +318,8 @@ class ImageDataConfig(LoaderConfig):
 class FsdpConfig:
     """FSDP2: weights, gradients and the optimizer's state are spread over the ranks, a block of the model at a time."""
 
-    activation_checkpointing: bool = False
-    """Recompute every block's activations in the backward pass."""
+    activation_checkpointing: Switch = False
+    """Recompute every block's activations in the backward pass; `auto`: if the step would not fit the GPU otherwise."""
     activation_cpu_offload: bool = False
     """Keep what a block leaves for the backward pass in the host's memory; on GPUs."""
     state_dict_type: Literal['full', 'sharded'] = 'sharded'

@@ -4,7 +4,6 @@
 """What a run will need and what will go wrong, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,6 +41,8 @@ from llm2clip.planning.encoders import (
 )
 from llm2clip.planning.hardware import GPU, GPUS
 from llm2clip.planning.loading import image_batch, seconds_per_image, text_batch
+from llm2clip.planning.pretended import pretended_ranks
+from llm2clip.planning.recomputation import settle_recomputation
 from llm2clip.planning.step import MeanMask, OnlinePlan, StepCost, StepPlan, rehearse_encoder, rehearse_step
 from llm2clip.planning.summary import ExtractionPlan, Plan, TrainingPlan, readable
 from llm2clip.remote_code.checks_llm2clip import load_config
@@ -63,24 +64,12 @@ def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
     """
     if dist.get_global_rank() > 0:
         return
-    with _world_size(config.plan_ranks or dist.get_world_size()):
-        result = plan(config)
-    print(result, flush=True)
+    with pretended_ranks(config.plan_ranks or dist.get_world_size()):
+        settled, said = settle_recomputation(config, plan, GPUS[config.plan_gpu])
+        result = plan(settled)
+    print(f'{said}\n{result}' if said else result, flush=True)
     if result.problems:
         raise SystemExit(1)
-
-
-@contextmanager
-def _world_size(ranks: int) -> Iterator[None]:
-    """What asks for the number of ranks before they are connected looks where Composer's launcher puts it."""
-    before = os.environ.get('WORLD_SIZE')
-    os.environ['WORLD_SIZE'] = str(ranks)
-    try:
-        yield
-    finally:
-        os.environ.pop('WORLD_SIZE')
-        if before is not None:
-            os.environ['WORLD_SIZE'] = before
 
 
 def plan_stage2(config: Stage2Config) -> Plan:

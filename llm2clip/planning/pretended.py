@@ -8,6 +8,7 @@ and what it means for memory and FLOPs, is put right here: which operations auto
 keeps for the backward pass, and the FLOPs of attention.
 """
 
+import os
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -42,8 +43,11 @@ _FLOAT32_ON_CUDA = (
 def pretended_ranks(ranks: int) -> Iterator[Optional[DeviceMesh]]:
     """This process is rank 0 of `ranks`, whose collectives return at once; yields a mesh of all of them.
 
-    Process groups that are there already are put aside.
+    Process groups that are there already, and what a launcher says of this rank, are put aside.
     """
+    environment = {'WORLD_SIZE': str(ranks), 'RANK': '0'}
+    said = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
     groups, outside = distributed_c10d._world.pg_map, distributed_c10d._world.default_pg
     there = set(groups)
     distributed_c10d._update_default_pg(None)
@@ -54,6 +58,9 @@ def pretended_ranks(ranks: int) -> Iterator[Optional[DeviceMesh]]:
         distributed_c10d._update_default_pg(outside)
         for group in set(groups) - there:
             torch.distributed.destroy_process_group(group)
+        for name, value in said.items():
+            os.environ.pop(name)
+            os.environ.update({} if value is None else {name: value})
 
 
 def without_content(model: nn.Module) -> None:

@@ -108,8 +108,6 @@ class TrainingPlan(Plan):
     microbatch: int = 0
     largest: Optional[int] = None
     """Largest microbatch that fits the GPU of the options."""
-    recomputation: str = ''
-    """What was decided on it."""
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Part of the model -> trainable and frozen parameters."""
     steps: Optional[int] = None
@@ -147,11 +145,10 @@ class TrainingPlan(Plan):
         return [*self._fit(), *self._loading(), *self._data(), *self._storage(), self.groups]
 
     def _fit(self) -> list[str]:
-        lines = [self.recomputation] if self.recomputation else []
-        if self.largest is not None:
-            lines.append(f'the largest microbatch that fits one {self.options.plan_gpu} is {self.largest:,}'
-                         if self.largest else f'no microbatch fits one {self.options.plan_gpu}')
-        return lines
+        if self.largest is None:
+            return []
+        return [f'the largest microbatch that fits one {self.options.plan_gpu} is {self.largest:,}' if self.largest
+                else f'no microbatch fits one {self.options.plan_gpu}']
 
     def _loading(self) -> list[str]:
         if self.cost is None or not self.seconds_per_sample:

@@ -17,6 +17,8 @@ from llm2clip.config_files import load_config
 from llm2clip.planning import step
 from llm2clip.planning.hardware import GPUS
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
+from llm2clip.planning.pretended import pretended_ranks
+from llm2clip.planning.recomputation import settle_recomputation
 from llm2clip.planning.summary import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +44,10 @@ def _lines() -> list[tuple[str, ...]]:
 def _plan(recipe: str, args: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    monkeypatch.setenv('WORLD_SIZE', '8')
     schema, plan = PLANS[recipe]
-    return plan(load_config(schema, [*args, 'plan_samples=15e6', 'device=gpu']))
+    with pretended_ranks(8):
+        config = load_config(schema, [*args, 'plan_samples=15e6'])
+        return plan(settle_recomputation(config, plan, GPUS['H100'])[0])
 
 
 @pytest.fixture(scope='module')

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launched import COMMON
@@ -24,6 +25,7 @@ from llm2clip.planning.encoders import on_meta
 from llm2clip.planning.hardware import GPUS
 from llm2clip.planning.plan import _check_cache, plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.pretended import Memory
+from llm2clip.planning.recomputation import settle_for_this_gpu, settle_recomputation
 from llm2clip.planning.summary import TrainingPlan
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
@@ -216,3 +218,19 @@ def test_the_llms_of_the_fragments_have_their_published_size(name: str, paramete
     assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
     for kind in ('stage1', 'extract/teacher', 'stage2/teacher'):
         assert f'plan_llm: yamls/llms/{name}\n' in Path(f'yamls/{kind}/{name}.yaml').read_text()
+
+
+def test_recomputation_is_settled_by_what_fits(args: list[str]) -> None:
+    def settled(*more: str, memory: float = 1.0) -> tuple[Any, Any, str]:
+        config = load_config(Stage2Config, [*args, *more])
+        result, said = settle_recomputation(config, plan_stage2, dataclasses.replace(GPUS['H100'], memory=memory))
+        return result.model.vision.gradient_checkpointing, result.fsdp and result.fsdp.activation_checkpointing, said
+
+    auto = 'model.vision.gradient_checkpointing=auto'
+    assert settled() == (False, None, '')
+    on, _, said = settled(auto, memory=0.001)
+    assert on and re.search(r'gradient_checkpointing: on, since a step without takes 0\.\d GiB of the 0 of', said)
+    assert settled(auto)[:2] == (False, None) and ': off, since' in settled(auto)[2]
+    assert settled('fsdp={activation_checkpointing: auto}', memory=0.001)[:2] == (False, True)
+    assert settled(auto, 'fsdp={activation_checkpointing: auto}', memory=0.001)[:2] == (False, True)
+    assert settle_for_this_gpu(load_config(Stage2Config, [*args, auto])).model.vision.gradient_checkpointing is False

@@ -1,0 +1,81 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Whether the blocks of a model have to be recomputed in the backward pass for a step to fit its GPU."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Optional, TypeVar
+
+import torch
+
+from llm2clip.config import Stage2Config, TrainConfig
+from llm2clip.planning.hardware import GPU
+
+__all__ = ['settle_for_this_gpu', 'settle_recomputation']
+
+T = TypeVar('T')
+Config = TypeVar('Config', bound=TrainConfig)
+
+
+def settle_for_this_gpu(config: Config) -> Config:
+    """`settle_recomputation` for a training that begins; rank 0 says what was decided."""
+    if 'auto' not in _switches(config).values():
+        return config
+    from composer.utils import dist
+
+    from llm2clip.planning.plan import plan_stage1, plan_stage2
+    from llm2clip.planning.pretended import pretended_ranks
+
+    gpu = None
+    if config.device != 'cpu' and torch.cuda.is_available():
+        gpu = GPU(torch.cuda.get_device_properties(0).total_memory / 2**30, 0, 0)
+    with pretended_ranks(dist.get_world_size()):
+        plan = plan_stage2 if isinstance(config, Stage2Config) else plan_stage1
+        settled, said = settle_recomputation(config, plan, gpu)
+    if said and dist.get_global_rank() == 0:
+        print(said, flush=True)
+    return settled
+
+
+def settle_recomputation(config: T, plan: Callable[[T], Any], gpu: Optional[GPU]) -> tuple[T, str]:
+    """The configuration with ``auto`` replaced by what has to be, and a line that says why.
+
+    Args:
+        config: Of a training or an extraction.
+        plan: Of its recipe.
+        gpu: What the step has to fit; without one, nothing is recomputed.
+    """
+    keys = [key for key, value in _switches(config).items() if value == 'auto']
+    off = _with_recomputation(config, False)
+    if not keys or gpu is None:
+        return off, ''
+    cost = plan(off).cost
+    if cost is None:  # what is wrong with the configuration is said later
+        return off, ''
+    fits = gpu.fits(cost.peak)
+    return off if fits else _with_recomputation(config, True), (
+        f'{" and ".join(keys)}: {"off" if fits else "on"}, since a step without takes {cost.peak / 2**30:.1f} GiB of '
+        f'the {gpu.memory:.0f} of a GPU')
+
+
+def _switches(config: Any) -> dict[str, Any]:
+    """Key -> value of what switches recomputation."""
+    keys = {}
+    if isinstance(config, Stage2Config):
+        keys['model.vision.gradient_checkpointing'] = config.model.vision.gradient_checkpointing
+    if isinstance(config, TrainConfig) and config.fsdp is not None:
+        keys['fsdp.activation_checkpointing'] = config.fsdp.activation_checkpointing
+    return keys
+
+
+def _with_recomputation(config: Any, on: bool) -> Any:
+    """A copy in which `on` stands for ``auto``, of FSDP's switch alone where both say so."""
+    switches, config = _switches(config), copy.deepcopy(config)
+    if switches.get('fsdp.activation_checkpointing') == 'auto':
+        config.fsdp = dataclasses.replace(config.fsdp, activation_checkpointing=on)
+        on = False
+    if switches.get('model.vision.gradient_checkpointing') == 'auto':
+        config.model.vision.gradient_checkpointing = on
+    return config
