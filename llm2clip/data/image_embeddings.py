@@ -142,7 +142,7 @@ def _stored_vectors(dataset: StreamingDataset) -> list[list[torch.Tensor]]:
         assert isinstance(stream, PairedStream)
         shard = dataset.shards[dataset.shard_offset_per_stream[stream_id]]
         kinds = [next(kind for kind in columns_of(sidecar).values() if kind.startswith('ndarray')).split(':')
-                 for sidecar in (shard.sidecars if stream.sidecars else [])]
+                 for sidecar in shard.sidecars]
         vectors.append([torch.empty(int(dim), dtype=getattr(torch, kind), device='meta') for _, kind, dim in kinds])
     return vectors
 
