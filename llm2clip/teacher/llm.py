@@ -230,8 +230,9 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
     with torch.no_grad(), open_weights(folder) as merged:
         for name, module in model.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
-                weight: Any = module.get_base_layer().weight
-                delta: Any = module.get_delta_weight('default')  # pyright: ignore[reportCallIssue]
+                layer: Any = module
+                weight = layer.get_base_layer().weight
+                delta = layer.get_delta_weight('default')
                 weight.copy_(merged(f'{name}.weight') - delta)
     return model
 
