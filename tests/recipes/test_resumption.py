@@ -73,12 +73,16 @@ def test_ctrl_c_ends_both_ranks_with_one_line(stage2_args: list[str], tmp_path: 
     args = [*stage2_args, 'max_duration=100000ba', 'eval_interval=100000ba']
     process = start_by_composer('train_stage2', folder, args, 2)
     link = folder / 'checkpoints/latest-rank0.pt'
-    deadline = time.monotonic() + 120
-    while not link.exists():
-        assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix('.log').read_text()[-3000:]
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the launcher, the ranks and their workers
-    assert process.wait(timeout=30) == 130
+    deadline, output = time.monotonic() + 120, folder.with_suffix('.log')
+    try:
+        while not link.exists():
+            assert process.poll() is None and time.monotonic() < deadline, output.read_text()[-3000:]
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the launcher, the ranks and their workers
+        assert process.wait(timeout=30) == 130
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # or the run would go on after the test
+        raise
     log = folder.with_suffix('.log').read_text()
     saved = link.resolve().name.split('ba')[1].split('-')[0]
     assert log.count(f'stopped; the same command goes on from batch {saved}\n') == log.count('stopped') == 1, log
