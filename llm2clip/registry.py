@@ -178,7 +178,7 @@ def build(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str)
     check(registry, name, arguments, key)
     try:
         return find(registry[name])(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         if type(error).__module__.startswith('llm2clip.'):
             raise
         raise ConfigError(f'{key}: {error}') from error

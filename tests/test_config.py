@@ -3,6 +3,7 @@
 
 """Configuration: merging, and errors that name key, file and nearest valid name."""
 
+import importlib.util
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Optional
@@ -12,6 +13,7 @@ import yaml
 
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config
 from llm2clip.config_files import load_config, read_config, save_config
+from llm2clip.registry import LOGGERS, build
 from llm2clip.training.trainer import check_train_config
 
 REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
@@ -120,6 +122,12 @@ def test_numbers_of_ranks_go_together(
                                         'global_eval_batch_size=24'])
     with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
         check_train_config(config)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mlflow') is not None, reason='mlflow is installed')
+def test_a_part_that_needs_another_package_says_so() -> None:
+    with pytest.raises(ConfigError, match=r'loggers\.mlflow: .*pip install'):
+        build(LOGGERS, 'mlflow', {}, 'loggers.mlflow')
 
 
 def test_microbatch_of_the_whole_device_batch_is_accepted() -> None:

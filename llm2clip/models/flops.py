@@ -15,7 +15,7 @@ from typing import NamedTuple, Optional
 
 import torch
 import torch.nn as nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -56,11 +56,11 @@ def count_flops(model: nn.Module, *inputs: Optional[torch.Tensor]) -> int:
         Those of matrix products and convolutions, two for a multiplication and an addition.
     """
     def without_memory(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(tensor, device='cpu').requires_grad_(tensor.requires_grad)
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device='cpu', requires_grad=tensor.requires_grad)
 
     # Fused attention computes its scores again in the backward pass; as matrix products they are counted once.
-    with _as_in_training(model), FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), \
-            FlopCounterMode(display=False) as counter:
+    with _as_in_training(model), unset_fake_temporarily(), FakeTensorMode(allow_non_fake_inputs=True), \
+            sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         state = {name: without_memory(tensor)
                  for name, tensor in chain(model.named_parameters(), model.named_buffers())}
         outputs = functional_call(model, state, tuple(None if x is None else without_memory(x) for x in inputs))

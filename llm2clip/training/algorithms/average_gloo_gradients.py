@@ -17,8 +17,9 @@ __all__ = ['AverageGlooGradients', 'average_gloo_gradients']
 def average_gloo_gradients(model: torch.nn.Module) -> None:
     """Divide sharded gradients by the world size where gloo has summed them.
 
-    FSDP2 of torch 2.7 reduces gradients with ``ReduceOp.AVG``; gloo's reduce-scatter sums instead, silently.  AdamW
-    hides the factor, but norms, clipping and other optimizers do not.  Does nothing for NCCL and without FSDP.
+    FSDP2 of torch 2.7 reduces gradients with ``ReduceOp.AVG``; gloo sums instead, silently, over the ranks of a copy of
+    the model and over the copies.  AdamW hides the factor, but norms, clipping and other optimizers do not.  Does
+    nothing for NCCL and without FSDP.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_backend() != 'gloo':
         return
