@@ -70,7 +70,7 @@ test-fast: $(VENV)/.dev  ## those that train nothing, in a minute
 test-dist: $(VENV)/.dev  ## the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'
 
-test-slow: $(VENV)/.dev  ## 220 kills over all recipes and ten minutes on a bad connection, an hour
+test-slow: $(VENV)/.dev  ## 250 kills over all recipes and ten minutes on a bad connection, an hour
 	$(BIN)/python -m pytest -m slow -s
 
 lint: $(VENV)/.dev  ## ruff and pyright

@@ -190,7 +190,7 @@ def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
 def _stop(number: int) -> NoReturn:
     """End this process in an orderly way, and its workers at once.
 
-    No checkpoint is written on the way: ranks may be anywhere in a step, and the launcher kills them 30 seconds later.
+    No checkpoint is begun on the way: ranks may be anywhere in a step, and the launcher kills them 30 seconds later.
     """
     global _signal
     _signal = number

@@ -387,7 +387,7 @@ class TrainerConfig:
     eval_interval: Time = '1ep'
     """Time between two evaluations on `eval_data`."""
     save_interval: Time = '1ep'
-    """Time between two checkpoints."""
+    """Time between two checkpoints, which are written while training goes on."""
     save_num_checkpoints_to_keep: CheckpointsKept = 2
     """Newest checkpoints that are kept on disk, -1 for all.  In an object store, its lifecycle rules decide."""
     checkpoint_folder: Text = '${save_folder}/checkpoints'

@@ -210,7 +210,7 @@ CASES = [
         'datasets.train.remote=s3://bucket/images', 'out_remote=s3://bucket/out', 'batch_tokens=256'], 2, remote=True),
     Case('stage 2', 'train_stage2', 14, _training('stage2'), 2, aimed=True),
     Case('stage 2, sharded', 'train_stage2', 14, _training('stage2', 'fsdp.state_dict_type=sharded'), 2, aimed=True),
-    Case('stage 2, sharded, on a slow disk', 'train_stage2', 27,
+    Case('stage 2, sharded, on a slow disk', 'train_stage2', 24,
          _training('stage2', 'fsdp.state_dict_type=sharded'), 2, aimed=True, slow_disk=True),
     Case('stage 2, sharded, full checkpoints', 'train_stage2', 14, _training('stage2', 'fsdp.state_dict_type=full'), 2,
          aimed=True),
@@ -245,7 +245,7 @@ import os
 import runpy
 import time
 fsync = os.fsync
-os.fsync = lambda file: (time.sleep(0.15), fsync(file))
+os.fsync = lambda file: (time.sleep(0.3), fsync(file))
 runpy.run_path('recipes/{recipe}.py', run_name='__main__')
 """
 # What may differ: times, the log of a training, its checkpoints (whose weights are compared), and what was downloaded.
@@ -321,10 +321,11 @@ class Aim:
     Args:
         folder: Of the run.
         generator: Of the moments.
+        slow_disk: Whether to wait for a checkpoint of an earlier step that is being written.
     """
 
-    def __init__(self, folder: Path, generator: random.Random) -> None:
-        self.folder, self.generator = folder, generator
+    def __init__(self, folder: Path, generator: random.Random, slow_disk: bool) -> None:
+        self.folder, self.generator, self.slow_disk = folder, generator, slow_disk
         self.hit = dict.fromkeys(('training', 'evaluating', 'writing'), 0)
         self.behind = 0
         """Kills while a checkpoint of an earlier step was written."""
@@ -332,13 +333,13 @@ class Aim:
     def kill(self, process: Launched, kill: int) -> None:
         """Wait for some steps and then, in turn, for nothing, an evaluation and a checkpoint."""
         aim = list(self.hit)[kill % 3]
-        target = max(losses(self.folder), default=-1) + self.generator.randint(1, 8)
+        target = max(losses(self.folder), default=-1) + self.generator.randint(1, 4 if self.slow_disk else 8)
 
         def reached() -> bool:
             step = max(losses(self.folder), default=-1)
             there = {'training': True, 'evaluating': (step + 1) % EVAL == 0,
                      'writing': bool(unfinished(self.folder / 'checkpoints'))}
-            return step >= target and there[aim]
+            return step >= target and (_writes_at(self.folder, step) if self.slow_disk else there[aim])
 
         kill_when(reached, process, self.folder, self.generator.uniform(0, 0.05) if aim != 'writing' else 0)
         step = max(losses(self.folder))
@@ -374,7 +375,7 @@ def test_kills_at_random_moments(
     script = made / 'search.py' if case.recipe == 'search' else f'recipes/{case.recipe}.py'
     if case.slow_disk:
         script = _slow_disk(tmp_path, case.recipe)
-    generator, aim = random.Random(case.name), Aim(out, random.Random(case.name))
+    generator, aim = random.Random(case.name), Aim(out, random.Random(case.name), case.slow_disk)
 
     def begin() -> Launched:
         return Launched([str(script), *case.args(place)], log, case.ranks, env)
@@ -414,6 +415,6 @@ def test_kills_at_random_moments(
     check()
     print(f'{case.name}: {kills} kills, {ended} runs that ended between them, {seconds:.1f} s undisturbed', flush=True)
     if case.slow_disk:
-        assert aim.behind > 20, aim.behind
+        assert aim.behind >= 20, aim.behind
     else:
         assert not case.aimed or all(aim.hit.values()), aim.hit

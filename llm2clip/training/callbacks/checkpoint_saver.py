@@ -23,7 +23,9 @@ from composer.utils import checkpoint, dist, parse_uri, reproducibility
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.utils._pytree import tree_map
 
 __all__ = ['CheckpointError', 'CheckpointSaver', 'host_copy']
@@ -146,10 +148,17 @@ class CheckpointSaver(composer.callbacks.CheckpointSaver):
 
 
 class _HostCopyWriter(FileSystemWriter):
-    """torch's, but tensors are copied from the device once, all at the same time, where it copies each one twice."""
+    """torch's, but tensors are copied from the device once, all at the same time, where it copies each one twice, and
+    the ranks hear of the error that came first: one that is sent loses those that led to it."""
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         return host_copy(state_dict)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            raise _first(error) from None
 
 
 def host_copy(content: Any) -> Any:
@@ -169,11 +178,17 @@ def _copy(value: Any) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong first, on the first rank where something did."""
+    """What went wrong, on the first rank where something did."""
     rank = ''
     if isinstance(error, CheckpointException) and error.failures:
         first = min(error.failures)
         rank, error = f' (rank {first})', error.failures[first][0]
+    return f'{_first(error)}{rank}'
+
+
+def _first(error: BaseException) -> BaseException:
+    """What led to an error, back to one of the system: torch's file of tensors complains about a full disk in its own
+    way."""
     while not isinstance(error, OSError) and (before := error.__cause__ or error.__context__) is not None:
         error = before
-    return f'{error}{rank}'
+    return error
