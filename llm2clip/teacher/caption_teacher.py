@@ -6,6 +6,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_text
+from llm2clip.ranks import agreed, in_turns, is_first, rows
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
@@ -26,7 +28,7 @@ from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = [
     'CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
-    'embed_or_load',
+    'embed_or_load', 'keep_block', 'load_block',
 ]
 
 # Texts of a file, embedded together: enough to sort by length, few enough to lose.
@@ -62,34 +64,52 @@ class CaptionTeacher(Protocol):
         ...
 
 
-def embed_or_load(
-    folder: Path, texts: Sequence[str], embed: Callable[[Sequence[str]], Embedded]
-) -> Embedded:
-    """A block of captions, from its file in `folder` if it was embedded before; otherwise it is kept there.
+def load_block(folder: Path, texts: Sequence[str]) -> Optional[Embedded]:
+    """A block of captions from the file that `keep_block` wrote, None if there is none.
 
     Args:
         folder: Of blocks of one teacher.
         texts: The captions.
-        embed: Is called for those that are not there.
 
     Raises:
         FileError, LoadError: The file is damaged; removed, it is written anew.
     """
-    path = folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
-    if path.is_file():
-        expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
-        tensors, counts = read_safetensors(path, expected)
-        with reading(path, expected):
-            # Earlier versions did not count tokens.
-            found = Embedded(tensors['text_embedding'], int(counts.get('tokens', 0)), int(counts['truncated']))
-        if found.vectors.ndim != 2 or len(found.vectors) != len(texts):
-            raise FileError(f'{path}: holds vectors of the shape {tuple(found.vectors.shape)}, expected {expected}')
-        return found
-    embedded = embed(texts)
+    path = _block_file(folder, texts)
+    if not path.is_file():
+        return None
+    expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
+    tensors, counts = read_safetensors(path, expected)
+    with reading(path, expected):
+        # Earlier versions did not count tokens.
+        found = Embedded(tensors['text_embedding'], int(counts.get('tokens', 0)), int(counts['truncated']))
+    if found.vectors.ndim != 2 or len(found.vectors) != len(texts):
+        raise FileError(f'{path}: holds vectors of the shape {tuple(found.vectors.shape)}, expected {expected}')
+    return found
+
+
+def keep_block(folder: Path, texts: Sequence[str], embedded: Embedded) -> None:
+    """Write the file of a block of captions; arguments as of `load_block`, and their vectors.
+
+    Raises:
+        FileError: It cannot be written.
+        LoadError: A vector is not finite.
+    """
     check_finite({'a vector of the teacher': embedded.vectors}, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path, {'text_embedding': embedded.vectors},
+    write_safetensors(_block_file(folder, texts), {'text_embedding': embedded.vectors},
                       {'tokens': str(embedded.tokens), 'truncated': str(embedded.truncated)})
+
+
+def _block_file(folder: Path, texts: Sequence[str]) -> Path:
+    return folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
+
+
+def embed_or_load(folder: Path, texts: Sequence[str], embed: Callable[[Sequence[str]], Embedded]) -> Embedded:
+    """`load_block`, or what `embed` makes of the captions, which is then kept."""
+    embedded = load_block(folder, texts)
+    if embedded is None:
+        embedded = embed(texts)
+        keep_block(folder, texts, embedded)
     return embedded
 
 
@@ -115,23 +135,36 @@ class CachedTeacher:
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """``(N, D)`` in float32 on the CPU, and how many texts were longer than the teacher reads and lost their end.
 
-        Killed, it goes on after the blocks that are done.
+        Every rank calls this.  They share the texts that are not known; all vectors come to the first, which alone
+        reads and writes files, and the others have none.  Killed, it goes on after the blocks that are done.
         """
-        vectors, truncated = [], 0
-        with tqdm(total=len(texts), desc='embed captions', unit=' captions') as progress:
-            for start in range(0, len(texts), _BLOCK):
-                block = list(texts[start:start + _BLOCK])
-                embedded = embed_or_load(self.folder, block, self._embed)
-                vectors.append(embedded.vectors)
-                truncated += embedded.truncated
-                progress.update(len(block))
-        return torch.cat(vectors), truncated
+        blocks = [list(texts[start:start + _BLOCK]) for start in range(0, len(texts), _BLOCK)]
+        found: dict[int, Embedded] = {}
+
+        def unknown() -> list[int]:
+            known = ((i, load_block(self.folder, block)) for i, block in enumerate(blocks))
+            found.update((i, embedded) for i, embedded in known if embedded is not None)
+            return [i for i in range(len(blocks)) if i not in found]
+
+        todo = agreed(unknown)
+        done = sum(len(blocks[i]) for i in found)
+        with tqdm(total=len(texts), initial=done, desc='embed captions', unit=' captions',
+                  disable=not is_first()) as progress:
+            for i, embedded in zip(todo, in_turns([blocks[i] for i in todo], partial(map, self._embed))):
+                self._keep(blocks[i], embedded)
+                found[i] = embedded
+                progress.update(len(blocks[i]))
+        embedded = [found[i] for i in sorted(found)]
+        return rows(block.vectors for block in embedded), sum(block.truncated for block in embedded)
 
     def _embed(self, texts: Sequence[str]) -> Embedded:
         self._teacher = self._teacher or self._load()
+        return self._teacher.embed(texts)
+
+    def _keep(self, texts: Sequence[str], embedded: Embedded) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
-        return self._teacher.embed(texts)
+        keep_block(self.folder, texts, embedded)
 
 
 class LLMTeacher:
