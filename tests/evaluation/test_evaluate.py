@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from composer.devices import DeviceCPU
-from parts import make_samples, picture, write_dataset
+from parts import picture, write_dataset
 from recipes_in_process import run_recipe
+from set_files import own_sets, write_own_sets
 
 import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
@@ -164,27 +165,12 @@ def test_gallery_shows_best_median_and_worst() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with captions, one folder per class, and prompts."""
-    (tmp_path / 'photos').mkdir()
-    rows = ['image,caption']
-    for i, sample in enumerate(make_samples(12)):
-        (tmp_path / 'photos' / f'{i}.png').write_bytes(picture(i))
-        rows += [f'{i}.png,"{text}"' for text in sample.captions.values()]
-        folder = tmp_path / 'classes' / ('cat', 'dog')[i % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f'{i}.png').write_bytes(picture(i))
-    (tmp_path / 'captions.csv').write_text('\n'.join(rows) + '\n')
-    (tmp_path / 'templates.txt').write_text('a photo of a {}\na {}\n')
+    write_own_sets(tmp_path)
     return tmp_path
 
 
 def _arguments(files: Path) -> list[str]:
-    source = f'{{name: imagenet_folder, images: {files}/classes}}'
-    photos = f'{{name: image_folder, images: {files}/photos, captions: {files}/captions.csv}}'
-    return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50',
-            f'retrieval.flickr30k.source={photos}',
-            f'zeroshot.pets.source={source}', f'zeroshot.pets.templates={files}/templates.txt',
-            f'linear_probe.pets.train={source}', f'linear_probe.pets.test={source}']
+    return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50', *own_sets(files)]
 
 
 def test_models_side_by_side(
@@ -299,9 +285,12 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
     # So may another model of the same weights, which may see images otherwise.
     resumed.run('other', model)  # type: ignore[arg-type]
     assert read == [0, 1] * 3
+    model.precision = 'amp_bf16'
+    resumed.run('other', model)  # type: ignore[arg-type]
+    assert read == [0, 1] * 4
     resumed.finish(DeviceCPU())
     evaluation(picture).run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1] * 4
+    assert read == [0, 1] * 5
 
 
 def test_what_is_wrong_is_found_before_a_model_is_loaded(
