@@ -590,6 +590,8 @@ class EvaluatedModelConfig(TeacherConfig):
     """The tower of `official`."""
     pretrained: Optional[Text] = None
     """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
+    precision: TeacherPrecision = 'fp32'
+    """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
     teachers: list[Text] = field(default_factory=list)
     """In place of `teacher`: the folders of `train_data.teachers`, in that order; their vectors are concatenated."""
 
@@ -672,7 +674,7 @@ class EvaluateConfig:
     batch_size: Count = 64
     """Images per forward pass."""
     num_workers: Natural = 2
-    """Processes that read and decode images."""
+    """Processes per rank that read and decode images."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
@@ -802,7 +804,9 @@ class SearchConfig:
     """File for a page with the pictures."""
     batch_size: Count = 64
     """Images per forward pass."""
+    precision: TeacherPrecision = 'fp32'
+    """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
     num_workers: Natural = 2
-    """Processes that read and decode images."""
+    """Processes per rank that read and decode images."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""

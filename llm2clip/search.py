@@ -5,7 +5,10 @@
 
 The index of a folder is one safetensors file, which is replaced as a whole.  Its tensors are ``features``, ``(N, D)``
 in float16 and of length 1, and ``files``, JSON as bytes: path -> size and time of the last change in ns of the N files.
-Its metadata are the folder of ``images``, the fingerprint of the ``model`` and how many images were still ``missing``.
+Its metadata are the folder of ``images``, the fingerprint of the ``model``, the ``precision`` in which that computed,
+and how many images were still ``missing``.
+
+Several ranks share the images.  The first alone reads and writes the index, and answers.
 """
 
 import json
@@ -29,6 +32,8 @@ from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.files import parse_json, reading
+from llm2clip.ranges import TeacherPrecision
+from llm2clip.ranks import agreed, is_first, together
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['Index', 'find_images', 'is_image', 'load_model', 'read_index', 'read_queries', 'search', 'update_index']
@@ -39,13 +44,16 @@ INDEX_FILE = 'images.safetensors'
 SAVE_SECONDS = 30.0
 
 
-def load_model(folder: str, device: Device, texts: bool = True) -> tuple[TrainedLLM2CLIP, str]:
+def load_model(
+    folder: str, device: Device, texts: bool = True, precision: TeacherPrecision = 'fp32'
+) -> tuple[TrainedLLM2CLIP, str]:
     """An exported model as evaluation sees it, and a fingerprint of its weights and configuration.
 
     Args:
         folder: The folder.
         device: Where it runs.
         texts: Whether it must have the teacher, which is loaded when the first text asks for it.
+        precision: ``fp32``, or ``amp_bf16`` for autocast, of the teacher as well.
 
     Raises:
         ConfigError: `export_hf` did not write the folder, or the teacher is missing.
@@ -56,10 +64,12 @@ def load_model(folder: str, device: Device, texts: bool = True) -> tuple[Trained
     if texts and missing:
         raise ConfigError(f'model: there is no {missing[0]}, the LLM that embeds texts; images as queries need none')
     exported = LLM2CLIPModel.from_pretrained(folder).eval()
+    exported.teacher_precision = precision
     digest = xxhash.xxh64(json.dumps([exported.config.model, exported.config.teacher], sort_keys=True))
     hash_tensors(exported.model.state_dict(), digest)
     device.module_to_device(exported)
-    return TrainedLLM2CLIP(exported.model, lambda asked: (exported.embed_texts(asked).cpu(), 0)), digest.hexdigest()
+    model = TrainedLLM2CLIP(exported.model, lambda asked: (exported.embed_texts(asked).cpu(), 0), precision)
+    return model, digest.hexdigest()
 
 
 class Entry(NamedTuple):
@@ -80,6 +90,8 @@ class Index:
     """Fingerprint of the model."""
     images: str
     """Absolute path of the folder."""
+    precision: str = 'fp32'
+    """In which the model computed."""
     missing: int = 0
     """Images that were not read yet when the index was written."""
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -91,31 +103,43 @@ class Index:
         features = [entry.feature for entry in self.entries.values()]
         tensors = {'files': torch.frombuffer(bytearray(files), dtype=torch.uint8),
                    'features': torch.from_numpy(np.array(features, np.float16))}
-        about = {'images': json.dumps(self.images), 'model': self.model, 'missing': str(self.missing)}
+        about = {'images': json.dumps(self.images), 'model': self.model, 'precision': self.precision,
+                 'missing': str(self.missing)}
         write_safetensors(self.file, tensors, about)
 
 
-def read_index(folder: str, model: str, images: Optional[str] = None) -> Index:
-    """The index in a folder; if there is none, an empty one for `images`.
+def read_index(
+    folder: str, model: str, images: Optional[str] = None, precision: TeacherPrecision = 'fp32'
+) -> Index:
+    """The index in a folder; if there is none, or on another rank than the first, an empty one for `images`.
+
+    Every rank calls this.
 
     Args:
         folder: Of the index.
         model: Fingerprint of the model that it must have been made with.
         images: Folder of images that it must be of; unset, it may be of any.
+        precision: In which the model must have computed.
 
     Raises:
-        ConfigError: It is of another model or another folder, or there is none and no `images` either.
+        ConfigError: It is of another model, precision or folder, or there is none and no `images` either.
         FileError, LoadError: It is damaged.
     """
-    path, wanted = Path(folder, INDEX_FILE), os.path.abspath(images) if images is not None else None
+    wanted = os.path.abspath(images) if images is not None else None
+    empty = Index(Path(folder, INDEX_FILE), model, wanted or '', precision)
+    return together(lambda: _read_index(empty, wanted) if is_first() else empty)
+
+
+def _read_index(empty: Index, wanted: Optional[str]) -> Index:
+    path = empty.file
     if not path.is_file():
         if wanted is None:
-            raise ConfigError(f'index: there is none in {folder}; give the folder of `images` to make one')
+            raise ConfigError(f'index: there is none in {path.parent}; give the folder of `images` to make one')
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f'index: {error}') from None
-        return Index(path, model, wanted)
+        return empty
     expected = 'an index of images; remove it, and they are indexed again'
     tensors, about = read_safetensors(path, expected)
     with reading(path, expected):
@@ -124,9 +148,16 @@ def read_index(folder: str, model: str, images: Optional[str] = None) -> Index:
             raise ValueError(f'features have the shape {features.shape}')
         entries = {name: Entry(size, mtime_ns, feature)
                    for (name, (size, mtime_ns)), feature in zip(files.items(), features, strict=True)}
-        index = Index(path, about['model'], json.loads(about['images']), int(about['missing']), entries)
-    difference = 'was made with another model' if index.model != model else \
-        f'is of the images in {index.images}, not of those in {wanted}' if wanted not in (None, index.images) else None
+        # Earlier versions knew one precision.
+        index = Index(path, about['model'], json.loads(about['images']), about.get('precision', 'fp32'),
+                      int(about['missing']), entries)
+    difference = None
+    if index.model != empty.model:
+        difference = 'was made with another model'
+    elif index.precision != empty.precision:
+        difference = f'was made with precision={index.precision}, not {empty.precision}'
+    elif wanted not in (None, index.images):
+        difference = f'is of the images in {index.images}, not of those in {wanted}'
     if difference is not None:
         raise ConfigError(f'index: {path} {difference}; give another `index`, or remove that file')
     return index
@@ -169,22 +200,31 @@ def find_images(folder: str) -> tuple[dict[str, tuple[int, int]], str]:
 def update_index(index: Index, model: TrainedLLM2CLIP, batch_size: int = 64, num_workers: int = 2) -> str:
     """Embed the images that are new or have changed, and forget those that are gone.
 
-    The index is saved now and then and at the end, also if an exception is the end.
+    Every rank calls this.  The index, which the first has, is saved now and then and at the end, also if an exception
+    is the end.
 
     Returns:
-        What was found and done, for people; names all images that cannot be read.
+        What was found and done, for people; names all images that cannot be read.  Only the first rank knows.
 
     Raises:
         ConfigError: As `find_images`.
     """
-    found, left_out = find_images(index.images)
     before = index.entries
-    index.entries = {path: entry for path, entry in before.items() if entry[:2] == found.get(path)}
-    todo = [path for path in found if path not in index.entries]
+    found: dict[str, tuple[int, int]] = {}
+    left_out = ''
+
+    def compare() -> list[str]:
+        nonlocal found, left_out
+        found, left_out = find_images(index.images)
+        index.entries = {path: entry for path, entry in before.items() if entry[:2] == found.get(path)}
+        return [path for path in found if path not in index.entries]
+
+    todo = agreed(compare)
     batches = encode_batches(model, ImageFiles(index.images, todo), todo, batch_size, num_workers, keep_going=True)
     index.missing, saved, unreadable = len(todo), time.monotonic(), []
     try:
-        with tqdm(total=len(found), initial=len(index.entries), desc='index', unit=' images') as progress:
+        with tqdm(total=len(found), initial=len(index.entries), desc='index', unit=' images',
+                  disable=not is_first()) as progress:
             for batch in batches:
                 for position, feature in zip(batch.positions, batch.features.numpy().astype(np.float16)):
                     index.entries[todo[position]] = Entry(*found[todo[position]], feature)
@@ -195,7 +235,7 @@ def update_index(index: Index, model: TrainedLLM2CLIP, batch_size: int = 64, num
                     index.save()
                     saved = time.monotonic()
     finally:
-        if todo or len(index.entries) < len(before):
+        if is_first() and (todo or len(index.entries) < len(before)):
             index.save()
     lines = [f'{len(index.entries):,} images, {len(todo) - len(unreadable):,} of them new or changed; '
              f'{len(before.keys() - found.keys()):,} are gone', *(f'unreadable: {reason}' for reason in unreadable)]
@@ -238,8 +278,7 @@ def search(index: Index, model: TrainedLLM2CLIP, queries: Sequence[str], top: in
     texts = [query for query in queries if not is_image(query)]
     pictures = [query for query in queries if is_image(query)]
     features = dict(zip(texts, model.text_features(texts)[0])) if texts else {}
-    for batch in encode_batches(model, ImageFiles('', pictures), pictures, num_workers=0):
-        features.update((pictures[position], row) for position, row in zip(batch.positions, batch.features))
+    features.update((path, _features_of_image(model, path)) for path in pictures)
     images = np.array([index.entries[path].feature for path in paths], np.float32)
     answers = []
     for query in queries:
@@ -247,3 +286,8 @@ def search(index: Index, model: TrainedLLM2CLIP, queries: Sequence[str], top: in
         best = np.argsort(-scores, kind='stable')[:top]
         answers.append([(os.path.join(index.images, paths[i]), float(scores[i])) for i in best])
     return answers
+
+
+def _features_of_image(model: TrainedLLM2CLIP, path: str) -> torch.Tensor:
+    pixel_values = model.preprocess(ImageFiles('', [path])(0), path)
+    return model.image_features(pixel_values[None].to(model.device))[0][0].cpu()

@@ -186,7 +186,7 @@ def _after_stage2(config: Stage2Config) -> list[str]:
     streams = config.eval_data.streams.values() if config.eval_data is not None else ()
     heldout = [f'retrieval.heldout.source.local={stream.local}' for stream in list(streams)[:1]]
     teacher = [] if config.teacher else ['models.ours.teacher=TEACHER']
-    return ['python', 'recipes/evaluate.py', 'yamls/eval/sets/mds.yaml', *heldout,
+    return [*_evaluate(), 'yamls/eval/sets/mds.yaml', *heldout,
             f'models.ours.run={config.save_folder}', *teacher, f'out={config.save_folder}/evaluate']
 
 
@@ -219,6 +219,12 @@ _NEXT: dict[Any, Callable[[Any], list[str]]] = {
 
 def _composer(recipe: str) -> list[str]:
     return ['composer', '-n', os.environ.get('LOCAL_WORLD_SIZE', '1'), f'recipes/{recipe}.py']
+
+
+def _evaluate() -> list[str]:
+    """On as many ranks as this step had."""
+    ranks = os.environ.get('LOCAL_WORLD_SIZE', '1')
+    return ['python', 'recipes/evaluate.py'] if ranks == '1' else _composer('evaluate')
 
 
 def _stage1(streams: Mapping[str, DatasetConfig], keys: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Numbers of trained models, side by side: python recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
+"""Numbers of trained models, side by side:
+(python | composer -n N) recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
 from llm2clip.config import EvaluateConfig
@@ -11,12 +12,15 @@ def main(config: EvaluateConfig) -> None:
     from llm2clip.evaluation.evaluate import Evaluation
     from llm2clip.evaluation.models import load_evaluated_model
     from llm2clip.float32 import open_device
+    from llm2clip.ranks import is_first, meet
 
+    meet()
     evaluation, device = Evaluation(config), open_device(config.device)
     for name, model in config.models.items():
         evaluation.run(name, load_evaluated_model(model, config.cache, device, f'models.{name}'))
-    evaluation.finish()
-    print(f'wrote results.json, results.md and report.html to {config.out}')
+    evaluation.finish(device)
+    if is_first():
+        print(f'wrote results.json, results.md and report.html to {config.out}')
 
 
 if __name__ == '__main__':

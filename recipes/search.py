@@ -14,15 +14,21 @@ from llm2clip.config import ConfigError, SearchConfig
 def main(config: SearchConfig) -> None:
     from llm2clip.evaluation.gallery import write_search_page
     from llm2clip.float32 import open_device
+    from llm2clip.ranks import is_first, meet
     from llm2clip.search import is_image, load_model, read_index, read_queries, search, update_index
 
     queries = read_queries(config.query)
     if not queries and config.images is None:
         raise ConfigError('query: expected a text or the path of an image, since there are no `images` to index')
-    model, fingerprint = load_model(config.model, open_device(config.device), not all(map(is_image, queries)))
-    index = read_index(config.index, fingerprint, config.images)
-    if config.images is not None:
-        print(update_index(index, model, config.batch_size, config.num_workers), file=sys.stderr)
+    meet()
+    model, fingerprint = load_model(config.model, open_device(config.device, config.precision),
+                                    not all(map(is_image, queries)), config.precision)
+    index = read_index(config.index, fingerprint, config.images, config.precision)
+    said = update_index(index, model, config.batch_size, config.num_workers) if config.images is not None else None
+    if not is_first():
+        return
+    if said is not None:
+        print(said, file=sys.stderr)
     elif index.missing:
         print(f'{index.file}: {index.missing:,} images are missing; give `images` to go on with them', file=sys.stderr)
     answers = list(zip(queries, search(index, model, queries, config.top)))

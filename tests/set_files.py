@@ -145,3 +145,26 @@ WRITERS: dict[str, Callable[[Path], Arguments]] = {
     'coco': coco, 'coco_cn': coco_cn, 'docci': docci, 'flickr30k': flickr30k, 'flickr_cn': flickr_cn,
     'image_folder': image_folder, 'mds': mds, 'sharegpt4v': sharegpt4v, 'urban1k': urban1k, 'xm3600': xm3600,
 }
+
+
+def write_own_sets(folder: Path) -> None:
+    """Twelve pictures with captions, the same in one folder per class, and prompts."""
+    (folder / 'photos').mkdir()
+    rows = ['image,caption']
+    for i, sample in enumerate(make_samples(12)):
+        (folder / 'photos' / f'{i}.png').write_bytes(picture(i))
+        rows += [f'{i}.png,"{text}"' for text in sample.captions.values()]
+        of_class = folder / 'classes' / ('cat', 'dog')[i % 2]
+        of_class.mkdir(parents=True, exist_ok=True)
+        (of_class / f'{i}.png').write_bytes(picture(i))
+    (folder / 'captions.csv').write_text('\n'.join(rows) + '\n')
+    (folder / 'templates.txt').write_text('a photo of a {}\na {}\n')
+
+
+def own_sets(folder: Path) -> list[str]:
+    """Arguments of an evaluation on what `write_own_sets` wrote."""
+    source = f'{{name: imagenet_folder, images: {folder}/classes}}'
+    photos = f'{{name: image_folder, images: {folder}/photos, captions: {folder}/captions.csv}}'
+    return [f'retrieval.flickr30k.source={photos}',
+            f'zeroshot.pets.source={source}', f'zeroshot.pets.templates={folder}/templates.txt',
+            f'linear_probe.pets.train={source}', f'linear_probe.pets.test={source}']

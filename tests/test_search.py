@@ -20,6 +20,7 @@ from parts import picture
 from PIL import Image
 from recipes_in_process import run_recipe
 from safetensors import safe_open
+from safetensors.numpy import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 import llm2clip.evaluation.models
@@ -411,6 +412,26 @@ def test_the_recipe_as_a_user_calls_it(
     ]:
         with pytest.raises(ConfigError, match=message):
             _call(monkeypatch, tmp_path, model_folder, *arguments)
+
+
+def test_another_precision_has_an_index_of_its_own(
+    model_folder: Path, model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = ['images=photos', 'precision=amp_bf16', 'query=a red square', 'top=8']
+    _call(monkeypatch, tmp_path, model_folder, 'images=photos', 'query=a red square', 'top=8')
+    with pytest.raises(ConfigError, match='was made with precision=fp32, not amp_bf16; give another `index`'):
+        _call(monkeypatch, tmp_path, model_folder, *narrow)
+    scores = [capsys.readouterr().out.splitlines()[1:]]
+    _call(monkeypatch, tmp_path, model_folder, *narrow, index=tmp_path / 'narrow')
+    scores.append(capsys.readouterr().out.splitlines()[1:])
+    full, other = ({line.split()[1]: float(line.split()[0]) for line in lines} for lines in scores)
+    assert full != other and full == pytest.approx(other, abs=0.02) and len(full) == 8
+    with pytest.raises(ConfigError, match='was made with precision=amp_bf16, not fp32'):
+        read_index(str(tmp_path / 'narrow'), model[1])
+    features = [load_file(tmp_path / name / INDEX_FILE)['features'] for name in ('index', 'narrow')]
+    assert not np.array_equal(*features)
+    np.testing.assert_allclose(*features, atol=0.03)
 
 
 def test_images_as_queries_need_no_teacher_and_texts_are_refused_before_the_index_is_made(

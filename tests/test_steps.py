@@ -90,6 +90,8 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
     command = next_command(load_config(ExtractConfig, ['teacher=t', 'out=o', f'datasets.p.local={photos}']))
     assert command is not None and command.startswith('composer -n 8 recipes/train_stage2.py')
+    command = next_command(load_config(Stage2Config, [*TRAIN, 'model.vision.name=x', 'save_folder=runs/s2']))
+    assert command is not None and command.startswith('composer -n 8 recipes/evaluate.py')
 
 
 def test_other_ways_through_the_pipeline(text_pairs_dataset: Path, tmp_path: Path) -> None:

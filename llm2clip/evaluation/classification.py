@@ -16,12 +16,13 @@ from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_lines
-from llm2clip.evaluation.models import EvaluatedModel
 from llm2clip.files import FileError
 from llm2clip.metrics.bootstrap import bootstrap_interval
 from llm2clip.metrics.retrieval import recall, retrieval_ranks
 
-__all__ = ['check_probe_labels', 'class_features', 'linear_probe', 'read_templates', 'zeroshot_metrics']
+__all__ = [
+    'check_probe_labels', 'class_features', 'class_prompts', 'linear_probe', 'read_templates', 'zeroshot_metrics',
+]
 
 # Inverse strengths of the regularisation that the probe chooses from.
 _C = tuple(10.0 ** power for power in range(-2, 5))
@@ -44,13 +45,19 @@ def read_templates(path: Union[str, Path], key: str) -> list[str]:
     return templates
 
 
-def class_features(
-    model: EvaluatedModel, classes: Sequence[str], templates: Sequence[str]
-) -> tuple[torch.Tensor, int]:
-    """``(C, D)``: the mean of each class's prompts, normalised; and how many prompts lost their end."""
-    prompts = [template.replace('{}', name) for name in classes for template in templates]
-    features, truncated = model.text_features(prompts)
-    return F.normalize(features.view(len(classes), len(templates), -1).mean(dim=1), dim=-1), truncated
+def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """The prompts of each class, class by class."""
+    return [template.replace('{}', name) for name in classes for template in templates]
+
+
+def class_features(prompt_features: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """``(C, D)``: the mean of each class's prompts, normalised.
+
+    Args:
+        prompt_features: ``(C x prompts, D)``, of `class_prompts`.
+        n_classes: C.
+    """
+    return F.normalize(prompt_features.view(n_classes, -1, prompt_features.shape[-1]).mean(dim=1), dim=-1)
 
 
 def zeroshot_metrics(

@@ -4,17 +4,25 @@
 """Caption retrieval accuracy of text encoders: do two captions of one image find each other?"""
 
 from collections.abc import Iterator
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
+
+import torch
+from composer.devices import Device
 
 from llm2clip.config import ConfigError, CRAConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
+from llm2clip.ranks import in_turns, is_first, rows
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
 from llm2clip.teacher.folder import load_teacher, teacher_config
 from llm2clip.teacher.text_encoder import load_text_encoder
 
 __all__ = ['check_cra', 'evaluate_cra']
+
+# Texts that are embedded together: enough to sort by length, few enough for several ranks to share.
+_BLOCK = 1024
 
 
 def check_cra(config: CRAConfig) -> None:
@@ -39,10 +47,15 @@ def check_cra(config: CRAConfig) -> None:
             raise ConfigError(f'cra.encoders.{name}.gguf_file: there is no {file}')
 
 
-def evaluate_cra(config: CRAConfig) -> tuple[dict[str, float], int]:
+def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
     """Caption retrieval accuracy of each encoder on the same pairs, in percent, and how many pairs there are.
 
-    Samples that lack one of the two captions are no pairs.
+    Samples that lack one of the two captions are no pairs.  Every rank calls this.  They share the texts, and the first
+    has the numbers.
+
+    Args:
+        config: Encoders and pairs.
+        device: Where the encoders run.
 
     Raises:
         ValueError: There are no pairs.
@@ -53,18 +66,28 @@ def evaluate_cra(config: CRAConfig) -> tuple[dict[str, float], int]:
     pairs = [pair for pair in pairs if all(text.strip() for text in pair)]
     if not pairs:
         raise ValueError(f'cra.caption_keys: no sample of {config.captions} has all of {config.caption_keys}')
-    if len(pairs) < len(samples):
+    if len(pairs) < len(samples) and is_first():
         print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
               f'{config.caption_keys}', flush=True)
     pairs = pairs[:config.limit]
     first, second = ([pair[side] for pair in pairs] for side in range(2))
     result = {}
     for name, (encoder, tokenizer) in _encoders(config):
-        vectors = [encode_texts(encoder, tokenizer, texts, config.batch_tokens, config.precision)
-                   for texts in (first, second)]
+        device.module_to_device(encoder)
+        vectors = [_encode(encoder, tokenizer, texts, config) for texts in (first, second)]
+        if not is_first():
+            continue
         result[name] = round(caption_retrieval_accuracy(*vectors), 3)
         print(f'{name}: {result[name]:.1f} % of {len(pairs)} pairs', flush=True)
     return result, len(pairs)
+
+
+def _encode(
+    encoder: TextEncoder, tokenizer: CaptionTokenizer, texts: list[str], config: CRAConfig
+) -> torch.Tensor:
+    encode = partial(encode_texts, encoder, tokenizer, batch_tokens=config.batch_tokens, precision=config.precision)
+    blocks = [texts[start:start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
+    return rows(in_turns(blocks, partial(map, encode)))
 
 
 def _encoders(config: CRAConfig) -> Iterator[tuple[str, tuple[TextEncoder, CaptionTokenizer]]]:

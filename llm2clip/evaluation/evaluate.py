@@ -6,11 +6,13 @@
 import json
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Union
 
 import torch
 import xxhash
+from composer.devices import Device
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, EvaluateConfig
@@ -18,6 +20,7 @@ from llm2clip.config_files import save_config
 from llm2clip.evaluation.classification import (
     check_probe_labels,
     class_features,
+    class_prompts,
     linear_probe,
     read_templates,
     zeroshot_metrics,
@@ -28,10 +31,11 @@ from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.page import write_page
 from llm2clip.evaluation.report import report_parts
-from llm2clip.evaluation.retrieval import evaluate_retrieval
+from llm2clip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.files import write_json, write_text
+from llm2clip.ranks import agreed, is_first, rows
 from llm2clip.registry import build_classification_set, build_retrieval_set
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
@@ -42,6 +46,9 @@ Results = dict[str, Any]
 
 class Evaluation:
     """Benchmarks, models' folders and the rest of a configuration, checked; models are then run one after the other.
+
+    Every rank makes one and calls the same methods.  They share what is embedded; the first has all features, computes
+    the numbers and writes the files.
 
     Args:
         config: Benchmarks, and where results go; its models are for the caller to load.
@@ -79,35 +86,55 @@ class Evaluation:
 
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Add a model's numbers on every benchmark."""
-        config = self.config
-        images = _ImageFeatures(model, config, model_name, self.kept_features)
+        images = _ImageFeatures(model, self.config, model_name, self.kept_features)
         for name, dataset in self.retrieval.items():
-            result = evaluate_retrieval(model, dataset, images(dataset)[0],
-                                        config.retrieval[name].merge_equal_texts)
-            if config.gallery and name not in self.galleries:
-                self.galleries[name] = {'model': model_name, **make_gallery(dataset, result, config.gallery)}
-            values: Results = {**result.ranks.recalls(), 'n_truncated': result.truncated,
-                               'n_without_caption': len(dataset.image_ids) - len(result.images)}
-            if config.bootstrap:
-                values['intervals'] = result.ranks.intervals(resamples=config.bootstrap)
-            self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values)
+            projected, (texts, truncated) = images(dataset)[0], model.text_features(dataset.texts)
+            if is_first():
+                result = evaluate_retrieval(dataset, projected, texts, self.config.retrieval[name].merge_equal_texts,
+                                            model.device)
+                self._add_retrieval(name, model_name, model.precision, result, truncated)
         for name, (dataset, templates) in self.zeroshot.items():
-            prompts, truncated = class_features(model, dataset.classes, templates)
-            features = images(dataset)[0]
-            values = zeroshot_metrics(features, torch.tensor(dataset.labels), prompts, dataset.classes,
-                                      config.bootstrap)
-            self._add('zeroshot', name, dataset.name, model_name, {**values, 'n_truncated': truncated})
+            prompts, truncated = model.text_features(class_prompts(dataset.classes, templates))
+            projected = images(dataset)[0]
+            if is_first():
+                values = zeroshot_metrics(projected, torch.tensor(dataset.labels),
+                                          class_features(prompts, len(dataset.classes)), dataset.classes,
+                                          self.config.bootstrap)
+                self._add('zeroshot', name, dataset.name, model_name,
+                          {**values, 'n_truncated': truncated, 'precision': model.precision})
         for name, (train, test) in self.probes.items():
-            self._add('linear_probe', name, test.name, model_name, linear_probe(
-                images(train)[1], torch.tensor(train.labels), images(test)[1], torch.tensor(test.labels),
-                train.classes, config.bootstrap))
+            learned, tested = images(train)[1], images(test)[1]
+            if is_first():
+                values = linear_probe(learned, torch.tensor(train.labels), tested, torch.tensor(test.labels),
+                                      train.classes, self.config.bootstrap)
+                self._add('linear_probe', name, test.name, model_name, {**values, 'precision': model.precision})
 
-    def finish(self) -> None:
-        """Add the text encoders' numbers, if any are asked for, and remove the features kept for a restart."""
+    def finish(self, device: Device) -> None:
+        """Add the text encoders' numbers, if any are asked for, and remove the features kept for a restart.
+
+        Args:
+            device: Where the text encoders run.
+        """
         if self.config.cra is not None:
-            self.results['cra'], self.results['cra_pairs'] = evaluate_cra(self.config.cra)
-            self._save()
-        shutil.rmtree(self.kept_features, ignore_errors=True)
+            found = evaluate_cra(self.config.cra, device)
+            if is_first():
+                self.results['cra'], self.results['cra_pairs'] = found
+                self.results['cra_precision'] = self.config.cra.precision
+                self._save()
+        if is_first():
+            shutil.rmtree(self.kept_features, ignore_errors=True)
+
+    def _add_retrieval(
+        self, name: str, model_name: str, precision: str, result: RetrievalResult, truncated: int
+    ) -> None:
+        config, dataset = self.config, self.retrieval[name]
+        if config.gallery and name not in self.galleries:
+            self.galleries[name] = {'model': model_name, **make_gallery(dataset, result, config.gallery)}
+        values: Results = {**result.ranks.recalls(), 'n_truncated': truncated,
+                           'n_without_caption': len(dataset.image_ids) - len(result.images), 'precision': precision}
+        if config.bootstrap:
+            values['intervals'] = result.ranks.intervals(resamples=config.bootstrap)
+        self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values)
 
     def _add(self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any]) -> None:
         entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
@@ -146,20 +173,31 @@ class _ImageFeatures:
 
     def __init__(self, model: EvaluatedModel, config: EvaluateConfig, name: str, folder: Path) -> None:
         self.model, self.config, self.name, self.folder = model, config, name, folder
-        weights = xxhash.xxh64()
-        hash_tensors(model.model.state_dict(), weights)
-        self.weights = weights.hexdigest()
+
+    @cached_property
+    def _weights(self) -> str:
+        digest = xxhash.xxh64()
+        hash_tensors(self.model.model.state_dict(), digest)
+        return digest.hexdigest()
+
+    def _file(self, dataset: Union[RetrievalSet, ClassificationSet]) -> Path:
+        what = json.dumps([self.name, self._weights, self.model.precision, repr(dataset.read_image), dataset.image_ids])
+        return self.folder / f'{xxhash.xxh64(what).hexdigest()}.safetensors'
 
     def __call__(self, dataset: Union[RetrievalSet, ClassificationSet]) -> tuple[torch.Tensor, torch.Tensor]:
-        what = json.dumps([self.name, self.weights, repr(dataset.read_image), dataset.image_ids])
-        path = self.folder / f'{xxhash.xxh64(what).hexdigest()}.safetensors'
-        if not path.is_file():
+        """Features and pooled states, on the first rank; the others, which call this too, have no rows."""
+        if not agreed(lambda: self._file(dataset).is_file()):
             size = self.config.batch_size
             batches = list(tqdm(
                 encode_batches(self.model, dataset.read_image, dataset.image_ids, size, self.config.num_workers),
-                f'{self.name} on {dataset.name}', -(-len(dataset.image_ids) // size), unit=' batches'))
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_safetensors(path, {'projected': torch.cat([batch.features for batch in batches]),
-                                     'pooled': torch.cat([batch.pooled for batch in batches])})
-        features = read_safetensors(path, 'features of images; remove it to compute them again').tensors
+                f'{self.name} on {dataset.name}', -(-len(dataset.image_ids) // size), unit=' batches',
+                disable=not is_first()))
+            if is_first():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_safetensors(self._file(dataset), {'projected': torch.cat([batch.features for batch in batches]),
+                                                        'pooled': torch.cat([batch.pooled for batch in batches])})
+        if not is_first():
+            return rows([]), rows([])
+        expected = 'features of images; remove it to compute them again'
+        features = read_safetensors(self._file(dataset), expected).tensors
         return features['projected'], features['pooled']

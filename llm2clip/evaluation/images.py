@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from llm2clip.evaluation.models import EvaluatedModel
+from llm2clip.ranks import in_turns
 
 __all__ = ['EncodedBatch', 'encode_batches']
 
@@ -68,21 +69,29 @@ def encode_batches(
 ) -> Iterator[EncodedBatch]:
     """Features of images, batch after batch, in order.
 
+    Every rank calls this.  They take turns: the batches are those of one rank, and all of them come to the first.
+
     Args:
         model: Which encodes.
         read_image: Position -> encoded image; picklable.
         names: Of the N images, for messages.
         batch_size: Images per forward pass.
-        num_workers: Processes that read and decode.
+        num_workers: Processes per rank that read and decode.
         keep_going: An image that cannot be read or decoded does not end the pass but is among the `unreadable`.
 
     Raises:
         ValueError: An image cannot be decoded; names it.
     """
-    loader = DataLoader(_Images(read_image, names, model.preprocess, keep_going), batch_size, num_workers=num_workers,
-                        collate_fn=_collate, pin_memory=model.device.type == 'cuda')
-    for positions, pixel_values, unreadable in loader:
-        features = pooled = torch.empty(0, 0)
-        if pixel_values is not None:
-            features, pooled = (rows.cpu() for rows in model.image_features(pixel_values.to(model.device)))
-        yield EncodedBatch(positions, features, pooled, unreadable)
+    images = _Images(read_image, names, model.preprocess, keep_going)
+    batches = [range(start, min(start + batch_size, len(names))) for start in range(0, len(names), batch_size)]
+
+    def encode(batches: Sequence[range]) -> Iterator[EncodedBatch]:
+        loader = DataLoader(images, batch_sampler=[*map(list, batches)], num_workers=num_workers, collate_fn=_collate,
+                            pin_memory=model.device.type == 'cuda')
+        for positions, pixel_values, unreadable in loader:
+            features = pooled = torch.empty(0, 0)
+            if pixel_values is not None:
+                features, pooled = (x.cpu() for x in model.image_features(pixel_values.to(model.device)))
+            yield EncodedBatch(positions, features, pooled, unreadable)
+
+    return in_turns(batches, encode)

@@ -23,6 +23,8 @@ from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers,
 from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.ranges import TeacherPrecision
+from llm2clip.ranks import in_turns, rows
 from llm2clip.remote_code.checks_llm2clip import load_checked, load_config, load_tokenizer
 from llm2clip.teacher.caption_teacher import CachedTeacher, build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -49,25 +51,33 @@ class TrainedLLM2CLIP:
     Args:
         model: In evaluation mode, on its device.
         teacher: Texts -> vectors ``(N, llm_embed_dim)`` on the CPU, and how many texts lost their end.
+        precision: ``fp32``, or ``amp_bf16`` for autocast; the teacher has its own.
     """
 
-    def __init__(self, model: LLM2CLIP, teacher: Teacher) -> None:
-        self.model, self.teacher = model, teacher
+    def __init__(self, model: LLM2CLIP, teacher: Teacher, precision: TeacherPrecision = 'fp32') -> None:
+        self.model, self.teacher, self.precision = model, teacher, precision
         self.device = model.logit_scale.device
         self.preprocess = partial(_preprocess, model.vision_encoder.preprocessing.image_size)
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""
-        pooled = self.model.vision_encoder(pixel_values)
-        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1), pooled.float()
+        with _autocast(self):
+            pooled = self.model.vision_encoder(pixel_values)
+            projected = self.model.visual_projection(pooled)
+        return F.normalize(projected.float(), dim=-1), pooled.float()
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        """N texts -> ``(N, D)`` on the CPU, and how many were longer than the model reads and lost their end."""
+        """N texts -> ``(N, D)`` on the CPU, and how many were longer than the model reads and lost their end.
+
+        Every rank calls this.  They share the texts; what they find comes to the first, and the others have no rows.
+        """
         vectors, truncated = self.teacher(texts)
-        features = [self.model.get_text_features(block.to(self.device)).cpu() for block in vectors.split(4096)]
-        return torch.cat(features), truncated
+        with _autocast(self):
+            features = [self.model.get_text_features(block.to(self.device)).cpu()
+                        for block in vectors.split(4096) if len(block)]
+        return rows(features), truncated
 
 
 def _preprocess_theirs(processor: Any, data: bytes, name: str) -> torch.Tensor:
@@ -82,13 +92,15 @@ class HuggingFaceCLIP:
     Args:
         name: Hub name or local folder.
         device: Where it runs.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
 
     Raises:
         ConfigError: It has not both.
         FileError, LoadError: There is no such model, or it is damaged.
     """
 
-    def __init__(self, name: str, device: Device) -> None:
+    def __init__(self, name: str, device: Device, precision: TeacherPrecision = 'fp32') -> None:
+        self.precision = precision
         where = f'pretrained: {name}'
         model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
                                 config=load_config(name, where), dtype=torch.float32)
@@ -109,23 +121,31 @@ class HuggingFaceCLIP:
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pooled = self.model.vision_model(pixel_values).pooler_output
-        return F.normalize(self.model.get_image_features(pixel_values=pixel_values).float(), dim=-1), pooled.float()
+        with _autocast(self):
+            pooled = self.model.vision_model(pixel_values).pooler_output
+            projected = self.model.get_image_features(pixel_values=pixel_values)
+        return F.normalize(projected.float(), dim=-1), pooled.float()
+
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        blocks = [list(texts[start:start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
+        found = list(in_turns(blocks, partial(map, self._features_of_texts)))
+        return rows(features for features, _ in found), sum(truncated for _, truncated in found)
 
     @torch.no_grad()
-    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        features, truncated = [], 0
-        for start in range(0, len(texts), _TEXTS):
-            block = list(texts[start:start + _TEXTS])
-            tokens = self.tokenizer(block, return_tensors='pt', **self._text_arguments)
-            outputs = self.model.get_text_features(**tokens.to(self.device))
-            features.append(F.normalize(outputs.float(), dim=-1).cpu())
-            truncated += sum(len(ids) > self._text_arguments['max_length']
-                             for ids in self.tokenizer(block, verbose=False).input_ids)
-        return torch.cat(features), truncated
+    def _features_of_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
+        tokens = self.tokenizer(texts, return_tensors='pt', **self._text_arguments)
+        with _autocast(self):
+            features = self.model.get_text_features(**tokens.to(self.device))
+        truncated = sum(len(ids) > self._text_arguments['max_length']
+                        for ids in self.tokenizer(texts, verbose=False).input_ids)
+        return F.normalize(features.float(), dim=-1).cpu(), truncated
 
 
 EvaluatedModel = Union[TrainedLLM2CLIP, HuggingFaceCLIP]
+
+
+def _autocast(model: EvaluatedModel) -> torch.autocast:
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == 'amp_bf16')
 
 
 def _cached_teacher(
@@ -231,7 +251,7 @@ def load_evaluated_model(
     """
     check_evaluated_model(config, key)
     if config.pretrained is not None:
-        return HuggingFaceCLIP(config.pretrained, device)
+        return HuggingFaceCLIP(config.pretrained, device, config.precision)
     if config.export is not None:
         model = LLM2CLIPModel.from_pretrained(config.export).eval().model
     elif config.run is not None:
@@ -243,4 +263,4 @@ def load_evaluated_model(
         if config.teacher is not None:
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
     teachers = [_cached_teacher(*pair, cache, device, _what(config)) for pair in _teachers(config, key)]
-    return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers))
+    return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers), config.precision)

@@ -19,7 +19,7 @@ The numbers of a pipeline stand beside its report, in one `results.json`.
   ``n_texts``; ``image_retrieval_recall@k`` (text -> image) and ``text_retrieval_recall@k`` (image -> text) for k = 1, 5
   and 10, and ``chance@10`` (text -> image), in percent; ``image_retrieval_mean_rank`` and ``text_retrieval_mean_rank``,
   where 1 is the best; ``n_truncated`` texts that lost their end and ``n_without_caption`` images that were left out;
-  ``intervals``: metric -> both ends of its 95 % bootstrap interval.
+  ``precision``, ``fp32`` or ``amp_bf16``; ``intervals``: metric -> both ends of its 95 % bootstrap interval.
 - ``seconds``: step of the pipeline -> how long it took, over all its starts.
 - ``zeroshot`` and ``linear_probe``: as ``stage2``, of the sets for classification, if the evaluation has any.
 - ``missing``: what has no numbers yet, if the evaluation did not come to its end.

@@ -4,10 +4,10 @@
 """A model on a retrieval benchmark."""
 
 from dataclasses import dataclass
+from typing import Union
 
 import torch
 
-from llm2clip.evaluation.models import EvaluatedModel
 from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
@@ -25,34 +25,34 @@ class RetrievalResult:
     text_features: torch.Tensor
     """``(T, D)``"""
     texts: list[str]
-    truncated: int
-    """Texts that were longer than the model reads and lost their end."""
     ranks: RetrievalRanks
 
 
 def evaluate_retrieval(
-    model: EvaluatedModel, dataset: RetrievalSet, image_features: torch.Tensor, merge_equal_texts: bool = False
+    dataset: RetrievalSet,
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    merge_equal_texts: bool = False,
+    device: Union[str, torch.device] = 'cpu',
 ) -> RetrievalResult:
     """Rank both ways.  Images without a caption are left out.
 
     Args:
-        model: For the texts.
         dataset: Which texts belong to which image.
-        image_features: ``(M, D)``, of all images of the set, by the same model.
+        image_features: ``(M, D)``, of all images of the set, by a model.
+        text_features: ``(T, D)``, of all texts of the set, by the same model.
         merge_equal_texts: Texts of the same wording are one.
+        device: Where the scores are computed.
     """
     images = [i for i, captions in enumerate(dataset.captions) if captions]
     image_features = image_features[images]
-    texts = [text for captions in dataset.captions for text in captions]
     counts = torch.tensor([len(dataset.captions[i]) for i in images])
     image_of_text = torch.arange(len(counts)).repeat_interleave(counts)
-    text_id = None
+    texts, text_id = dataset.texts, None
     if merge_equal_texts:
         numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         text_id = torch.tensor([numbers[text] for text in texts])
-    text_features, truncated = model.text_features(texts)
-    device = model.device
     ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
                            None if text_id is None else text_id.to(device))
     ranks = RetrievalRanks(*(x.cpu() for x in ranks))
-    return RetrievalResult(images, image_features, text_features, texts, truncated, ranks)
+    return RetrievalResult(images, image_features, text_features, texts, ranks)

@@ -61,6 +61,12 @@ def _counts(what: str, key: str, values: Mapping[str, Mapping[str, Any]]) -> str
     return f'; {what}: {counts}' if counts else ''
 
 
+def _narrow(values: Mapping[str, Mapping[str, Any]]) -> str:
+    """A remark on which models, or which sets, were computed in bfloat16; nothing where none was."""
+    names = [name for name, value in values.items() if value.get('precision') == 'amp_bf16']
+    return f'; computed in bfloat16: {", ".join(names)}' if names else ''
+
+
 _truncated = partial(_counts, 'texts that were too long and lost their end', 'n_truncated')
 _without_caption = partial(_counts, 'images left out since they have no caption of the set', 'n_without_caption')
 
@@ -78,7 +84,7 @@ def _retrieval_table(name: str, benchmark: str, models: Mapping[str, Mapping[str
     first = next(iter(models.values()))
     return Table(f'Retrieval: {name}', ['model', *_RETRIEVAL_HEADER], rows,
                  f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; {_UNITS}{_truncated(models)}'
-                 f'{_without_caption({name: first})}')
+                 f'{_without_caption({name: first})}{_narrow(models)}')
 
 
 def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -86,7 +92,7 @@ def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table
     rows = [[name, f'{values["n_images"]:,}', f'{values["n_texts"]:,}', *_retrieval_cells(values)]
             for name, values in sets.items()]
     return Table(f'Retrieval: {model}', ['set', 'images', 'texts', *_RETRIEVAL_HEADER], rows,
-                 _UNITS + _truncated(sets) + _without_caption(sets))
+                 _UNITS + _truncated(sets) + _without_caption(sets) + _narrow(sets))
 
 
 def retrieval_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -108,7 +114,7 @@ def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any
     first = next(iter(models.values()))
     return Table(title, ['model', 'top-1', 'top-5', 'mean per class', 'chance'], rows,
                  f'{first["n_images"]:,} images, {first["n_classes"]:,} classes; %, 95 % bootstrap intervals'
-                 f'{_truncated(models)}')
+                 f'{_truncated(models)}{_narrow(models)}')
 
 
 def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -122,9 +128,10 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table of a `results.json`."""
     tables = [*retrieval_tables(results), *accuracy_tables(results)]
     if results.get('cra'):
+        narrow = '; computed in bfloat16' if results.get('cra_precision') == 'amp_bf16' else ''
         tables.append(Table('Caption retrieval accuracy', ['encoder', 'CRA'],
                             [[name, f'{value:.1f}'] for name, value in results['cra'].items()],
-                            f'%, {results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else '%'))
+                            (f'%, {results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else '%') + narrow))
     return tables
 
 

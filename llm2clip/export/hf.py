@@ -22,6 +22,7 @@ from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.ranges import TeacherPrecision
 from llm2clip.remote_code import checks_llm2clip, modeling_llm2clip, text_encoder_llm2clip
 from llm2clip.remote_code.checks_llm2clip import checksum, checksums
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
@@ -52,6 +53,8 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
     """That of the remote code, with the tower and the teachers as training has them."""
 
     config_class = LLM2CLIPConfig
+    teacher_precision: TeacherPrecision = 'fp32'
+    """In which the teachers compute."""
 
     def _make_towers(self) -> LLM2CLIP:
         return LLM2CLIP(self.config.model_config(), self.config.llm_embed_dim, load_weights=False)
@@ -61,7 +64,8 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
     ) -> Callable[[list[str], torch.device], torch.Tensor]:
         check_teacher(folder, Fingerprint.from_json(recorded), 'the model')
         encoder, tokenizer = load_teacher(folder)
-        return lambda texts, device: encode_texts(encoder.to(device), tokenizer, texts)
+        precision = self.teacher_precision
+        return lambda texts, device: encode_texts(encoder.to(device), tokenizer, texts, precision=precision)
 
 
 def is_exported(folder: Union[str, Path]) -> bool:

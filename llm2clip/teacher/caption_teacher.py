@@ -6,6 +6,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_text
 from llm2clip.nodes import once_per_node
+from llm2clip.ranks import agreed, in_turns, is_first, rows
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -143,23 +145,36 @@ class CachedTeacher:
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """``(N, D)`` in float32 on the CPU, and how many texts were longer than the teacher reads and lost their end.
 
-        Killed, it goes on after the blocks that are done.
+        Every rank calls this.  They share the texts that are not known; all vectors come to the first, which alone
+        reads and writes files, and the others have none.  Killed, it goes on after the blocks that are done.
         """
-        vectors, truncated = [], 0
-        with tqdm(total=len(texts), desc='embed captions', unit=' captions') as progress:
-            for start in range(0, len(texts), _BLOCK):
-                block = list(texts[start:start + _BLOCK])
-                embedded = embed_or_load(self.folder, block, self._embed)
-                vectors.append(embedded.vectors)
-                truncated += embedded.truncated
-                progress.update(len(block))
-        return torch.cat(vectors), truncated
+        blocks = [list(texts[start:start + _BLOCK]) for start in range(0, len(texts), _BLOCK)]
+        found: dict[int, Embedded] = {}
+
+        def unknown() -> list[int]:
+            known = ((i, load_block(self.folder, block)) for i, block in enumerate(blocks))
+            found.update((i, embedded) for i, embedded in known if embedded is not None)
+            return [i for i in range(len(blocks)) if i not in found]
+
+        todo = agreed(unknown)
+        done = sum(len(blocks[i]) for i in found)
+        with tqdm(total=len(texts), initial=done, desc='embed captions', unit=' captions',
+                  disable=not is_first()) as progress:
+            for i, embedded in zip(todo, in_turns([blocks[i] for i in todo], partial(map, self._embed))):
+                self._keep(blocks[i], embedded)
+                found[i] = embedded
+                progress.update(len(blocks[i]))
+        embedded = [found[i] for i in sorted(found)]
+        return rows(block.vectors for block in embedded), sum(block.truncated for block in embedded)
 
     def _embed(self, texts: Sequence[str]) -> Embedded:
         self._teacher = self._teacher or self._load()
+        return self._teacher.embed(texts)
+
+    def _keep(self, texts: Sequence[str], embedded: Embedded) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
-        return self._teacher.embed(texts)
+        keep_block(self.folder, texts, embedded)
 
 
 class LLMTeacher:

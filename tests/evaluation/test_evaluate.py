@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_samples, picture, write_dataset
+from composer.devices import DeviceCPU
+from parts import picture, write_dataset
 from recipes_in_process import run_recipe
+from set_files import own_sets, write_own_sets
 
 import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
@@ -41,6 +43,7 @@ class _Given:
 
     device = torch.device('cpu')
     model = torch.nn.Module()
+    precision = 'fp32'
 
     def __init__(self, images: torch.Tensor, texts: torch.Tensor) -> None:
         self.images, self.texts = images, texts
@@ -66,9 +69,9 @@ def test_captions_of_any_number_and_equal_wording() -> None:
     texts[3] = texts[0]
     # The second image is nearest to the text that it shares with the first one.
     images = torch.stack([texts[1], texts[0], texts[5]])
-    result = evaluate_retrieval(_Given(images, texts), dataset, images)  # type: ignore[arg-type]
+    result = evaluate_retrieval(dataset, images, texts)
     assert result.ranks.recalls()['n_texts'] == 6
-    merged = evaluate_retrieval(_Given(images, texts), dataset, images, True)  # type: ignore[arg-type]
+    merged = evaluate_retrieval(dataset, images, texts, True)
     assert merged.ranks.recalls()['n_texts'] == 5
     assert merged.ranks.recalls()['text_retrieval_recall@1'] == 100.0
 
@@ -81,8 +84,8 @@ def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> No
     kept = [i for i in range(n) if captions[i]]
     texts = torch.cat([features[1, i].expand(len(captions[i]), -1) + 0.1 * i for i in kept])
     model = _Given(features[0], texts)
-    result = evaluate_retrieval(model, _set(captions), features[0])  # type: ignore[arg-type]
-    alone = evaluate_retrieval(model, _set([captions[i] for i in kept]), features[0, kept])  # type: ignore[arg-type]
+    result = evaluate_retrieval(_set(captions), features[0], texts)
+    alone = evaluate_retrieval(_set([captions[i] for i in kept]), features[0, kept], texts)
     assert result.images == kept and result.ranks.recalls() == alone.ranks.recalls()
     assert result.ranks.recalls()['n_images'] == 9 and result.ranks.recalls()['n_texts'] == len(texts) == 12
 
@@ -115,15 +118,15 @@ def test_cra_takes_the_pairs_that_there_are(
     for name, rows in (('gaps', samples), ('whole', whole)):
         write_dataset(rows, tmp_path / name)
         config = CRAConfig(f'{tmp_path}/{name}/train', ['a', 'b'], encoders)
-        results.append(evaluate_cra(config))
+        results.append(evaluate_cra(config, DeviceCPU()))
     assert results[0] == results[1] and results[0][1] == len(whole) == 6
     assert f'6 of 12 samples of {tmp_path}/gaps/train lack one of' in capsys.readouterr().out
     config.limit = 2
-    assert evaluate_cra(config)[1] == 2
+    assert evaluate_cra(config, DeviceCPU())[1] == 2
     assert '\n\n%, 6 pairs\n' in markdown(result_tables({'cra': results[0][0], 'cra_pairs': results[0][1]}))
     write_dataset([Sample('0', {'a': 'x', 'b': ''})], tmp_path / 'none')
     with pytest.raises(ValueError, match=r"cra.caption_keys: no sample of .*none/train has all of \['a', 'b'\]"):
-        evaluate_cra(CRAConfig(f'{tmp_path}/none/train', ['a', 'b'], encoders))
+        evaluate_cra(CRAConfig(f'{tmp_path}/none/train', ['a', 'b'], encoders), DeviceCPU())
 
 
 def test_cra_loads_an_llm_once_for_encoders_that_follow_each_other(
@@ -133,11 +136,11 @@ def test_cra_loads_an_llm_once_for_encoders_that_follow_each_other(
     encoders = {'causal': TextEncoderConfig(f'{llm_folder}', bidirectional=False),
                 'last': TextEncoderConfig(f'{llm_folder}', pooling='last', chat_template=False),
                 'bfloat16': TextEncoderConfig(f'{llm_folder}', dtype='bfloat16')}
-    alone = {name: evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], {name: how}))[0][name]
+    alone = {name: evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], {name: how}), DeviceCPU())[0][name]
              for name, how in encoders.items()}
     load, loaded = llm2clip.evaluation.cra.load_text_encoder, []
     monkeypatch.setattr(llm2clip.evaluation.cra, 'load_text_encoder', lambda how: loaded.append(how) or load(how))
-    assert evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], encoders))[0] == alone
+    assert evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], encoders), DeviceCPU())[0] == alone
     assert loaded == [encoders['causal'], encoders['bfloat16']]
     assert alone['causal'] != alone['last']
 
@@ -149,7 +152,7 @@ def test_gallery_shows_best_median_and_worst() -> None:
     for i in range(n):
         scores[i, :i] = 2.0
     dataset = _set([[f'text {i}'] for i in range(n)])
-    result = evaluate_retrieval(_Given(torch.eye(n), scores), dataset, torch.eye(n))  # type: ignore[arg-type]
+    result = evaluate_retrieval(dataset, torch.eye(n), scores)
     gallery = make_gallery(dataset, result, 2, top=3)
     assert [(row['kind'], row['rank']) for row in gallery['texts']] == [
         ('best', 1), ('best', 2), ('median', 4), ('median', 5), ('worst', 8), ('worst', 9)]
@@ -162,27 +165,12 @@ def test_gallery_shows_best_median_and_worst() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with captions, one folder per class, and prompts."""
-    (tmp_path / 'photos').mkdir()
-    rows = ['image,caption']
-    for i, sample in enumerate(make_samples(12)):
-        (tmp_path / 'photos' / f'{i}.png').write_bytes(picture(i))
-        rows += [f'{i}.png,"{text}"' for text in sample.captions.values()]
-        folder = tmp_path / 'classes' / ('cat', 'dog')[i % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f'{i}.png').write_bytes(picture(i))
-    (tmp_path / 'captions.csv').write_text('\n'.join(rows) + '\n')
-    (tmp_path / 'templates.txt').write_text('a photo of a {}\na {}\n')
+    write_own_sets(tmp_path)
     return tmp_path
 
 
 def _arguments(files: Path) -> list[str]:
-    source = f'{{name: imagenet_folder, images: {files}/classes}}'
-    photos = f'{{name: image_folder, images: {files}/photos, captions: {files}/captions.csv}}'
-    return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50',
-            f'retrieval.flickr30k.source={photos}',
-            f'zeroshot.pets.source={source}', f'zeroshot.pets.templates={files}/templates.txt',
-            f'linear_probe.pets.train={source}', f'linear_probe.pets.test={source}']
+    return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50', *own_sets(files)]
 
 
 def test_models_side_by_side(
@@ -297,9 +285,12 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
     # So may another model of the same weights, which may see images otherwise.
     resumed.run('other', model)  # type: ignore[arg-type]
     assert read == [0, 1] * 3
-    resumed.finish()
-    evaluation(picture).run('m', model)  # type: ignore[arg-type]
+    model.precision = 'amp_bf16'
+    resumed.run('other', model)  # type: ignore[arg-type]
     assert read == [0, 1] * 4
+    resumed.finish(DeviceCPU())
+    evaluation(picture).run('m', model)  # type: ignore[arg-type]
+    assert read == [0, 1] * 5
 
 
 def test_what_is_wrong_is_found_before_a_model_is_loaded(
@@ -382,8 +373,8 @@ def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch:
     assert list(read_results(tmp_path, 'm', 'latest')) == ['first', 'second']
     evaluation.run('n', model)  # type: ignore[arg-type]
     assert said() == ['cra']
-    monkeypatch.setattr(llm2clip.evaluation.evaluate, 'evaluate_cra', lambda config: ({'encoder': 50.0}, 2))
-    evaluation.finish()
+    monkeypatch.setattr(llm2clip.evaluation.evaluate, 'evaluate_cra', lambda config, device: ({'encoder': 50.0}, 2))
+    evaluation.finish(DeviceCPU())
     assert said() == []
 
 

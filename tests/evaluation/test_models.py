@@ -72,6 +72,17 @@ def test_texts_are_embedded_once(
         load(tmp_path, export=str(exported[1])).text_features([*TEXTS, 'more'])
 
 
+def test_bfloat16_is_near_float32(exported: tuple[LLM2CLIP, Path], baseline: Path, tmp_path: Path) -> None:
+    for options in ({'export': str(exported[1])}, {'pretrained': str(baseline)}):
+        full, narrow = (load(tmp_path, **options, precision=precision) for precision in ('fp32', 'amp_bf16'))
+        pixels = torch.stack([full.preprocess(picture(i), str(i)) for i in range(3)])
+        pairs = [*zip(full.image_features(pixels), narrow.image_features(pixels)),
+                 (full.text_features(TEXTS)[0], narrow.text_features(TEXTS)[0])]
+        for one, other in pairs:
+            assert one.dtype == other.dtype == torch.float32 and not torch.equal(one, other)
+            assert float((one - other).norm() / one.norm()) < 0.05
+
+
 def test_what_was_embedded_before_a_kill_is_kept(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

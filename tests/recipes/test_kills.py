@@ -216,7 +216,7 @@ CASES = [
          aimed=True),
     Case('stage 2 from a remote', 'train_stage2', 14,
          _remote_training('stage2', 'fsdp.state_dict_type=sharded'), 2, remote=True, aimed=True),
-    Case('evaluate', 'evaluate', 14, _evaluation),
+    Case('evaluate', 'evaluate', 14, _evaluation, 2),
     Case('export_hf', 'export_hf', 10, lambda place: [
         f'run={place.made}/run', f'results={place.made}/results', f'out={place.out}', 'remote_code=true']),
     Case('export_vision', 'export_vision', 10, lambda place: [f'run={place.made}/run', f'out={place.out}']),
@@ -230,7 +230,7 @@ CASES = [
         f'results={place.made}/results', f'out={place.out}', 'galleries=[a]', f'steps.stage2={place.made}/run']),
     Case('search', 'search', 12, lambda place: [
         f'model={place.made}/export/llm2clip', f'images={place.made}/photos', f'index={place.out}', 'device=cpu',
-        'query=[a red square, a green circle]', f'html={place.out}/page.html', 'batch_size=4']),
+        'query=[a red square, a green circle]', f'html={place.out}/page.html', 'batch_size=4'], 2),
 ]
 # As the recipe, but the index is saved after every batch, not every half minute.
 SEARCH = """

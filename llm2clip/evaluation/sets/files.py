@@ -44,6 +44,11 @@ class RetrievalSet:
     read_image: Callable[[int], bytes]
     """Encoded image of a position; can be pickled."""
 
+    @property
+    def texts(self) -> list[str]:
+        """The T captions of all images, image by image."""
+        return [text for captions in self.captions for text in captions]
+
 
 @dataclass(frozen=True)
 class ClassificationSet:

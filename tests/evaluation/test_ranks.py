@@ -1,0 +1,165 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Two ranks share an evaluation and a search, and leave what one rank leaves."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from launched import Launched, finish
+from recipes_in_process import run_recipe
+from safetensors.numpy import load_file
+from set_files import own_sets, write_own_sets
+
+import llm2clip.evaluation.cra
+import llm2clip.evaluation.models
+import llm2clip.teacher.caption_teacher
+from llm2clip.models.llm2clip import LLM2CLIP
+
+# Several blocks of texts, as large sets have them.
+BLOCK = 7
+# Recipes one after the other, then what this rank encoded; the last recipe fails.
+SCRIPT = f"""
+import json, os, runpy, sys
+from llm2clip.evaluation import cra, models
+from llm2clip.teacher import caption_teacher
+caption_teacher._BLOCK = cra._BLOCK = models._TEXTS = {BLOCK}
+encoded = {{'images': 0, 'texts': 0}}
+
+def counted(what, method):
+    def call(self, inputs):
+        encoded[what] += len(inputs)
+        return method(self, inputs)
+    return call
+
+models.TrainedLLM2CLIP.image_features = counted('images', models.TrainedLLM2CLIP.image_features)
+caption_teacher.LLMTeacher.embed = counted('texts', caption_teacher.LLMTeacher.embed)
+for recipe, args in json.loads(sys.argv[1]):
+    sys.argv = [recipe, *args]
+    if 'broken' in str(args):
+        print('rank', os.environ['RANK'], 'encoded', json.dumps(encoded))
+    runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
+"""
+
+
+class Place:
+    """Sets, and the same sets with an image that is damaged; two ranks evaluate and search here, and so does one."""
+
+    def __init__(self, folder: Path, exported: Path, baseline: Path, teacher: Path, images: Path) -> None:
+        self.folder, self.sets, self.broken = folder, folder / 'sets', folder / 'broken'
+        self.models = [f'models.ours.export={exported}', f'models.bf16={{export: {exported}, precision: amp_bf16}}',
+                       f'models.theirs={{pretrained: {baseline}, precision: amp_bf16}}']
+        self.cra = [f'cra.captions={images}', f'cra.teachers.t={teacher}', 'cra.limit=20']
+        self.exported = exported
+        for sets in (self.sets, self.broken):
+            sets.mkdir()
+            write_own_sets(sets)
+        # Of the second batch, which the second rank takes.
+        self.damaged = self.broken / 'classes/dog/1.png'
+        self.damaged.write_bytes(self.damaged.read_bytes()[:60])
+
+    def evaluate(self, out: str, sets: Path, models: Sequence[str]) -> list[str]:
+        return [f'out={self.folder / out}', 'num_workers=0', 'device=cpu', 'gallery=1', 'bootstrap=20', 'batch_size=5',
+                *own_sets(sets), *models]
+
+    def search(self, out: str) -> list[str]:
+        return [f'model={self.exported}', f'images={self.sets}', f'index={self.folder / out}', 'device=cpu',
+                'num_workers=1', 'batch_size=5', 'query=[a red square]', f'html={self.folder / out}.html']
+
+
+@pytest.fixture(scope='module')
+def place(
+    exported: tuple[LLM2CLIP, Path], baseline: Path, teacher_folder: Path, image_dataset: Path,
+    tmp_path_factory: pytest.TempPathFactory
+) -> Place:
+    return Place(tmp_path_factory.mktemp('ranks'), exported[1], baseline, teacher_folder, image_dataset)
+
+
+@pytest.fixture(scope='module')
+def log(place: Place) -> str:
+    """What two ranks said that evaluated, searched and came across the damaged image."""
+    script, log = place.folder / 'script.py', place.folder / 'log'
+    script.write_text(SCRIPT)
+    recipes = [('evaluate', place.evaluate('two', place.sets, [*place.models, *place.cra])),
+               ('search', place.search('two_index')),
+               ('evaluate', place.evaluate('resumed', place.broken, place.models[:1]))]
+    return finish(Launched([str(script), json.dumps(recipes)], log, 2), log, ok=False)
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """This process, with the threads of a launched one."""
+    monkeypatch.setattr(llm2clip.teacher.caption_teacher, '_BLOCK', BLOCK)
+    monkeypatch.setattr(llm2clip.evaluation.cra, '_BLOCK', BLOCK)
+    monkeypatch.setattr(llm2clip.evaluation.models, '_TEXTS', BLOCK)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield monkeypatch
+    torch.set_num_threads(before)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder but for times and paths; safetensors with their header in order."""
+    found = {}
+    for path in sorted(path for path in folder.rglob('*') if path.is_file()):
+        data = path.read_bytes()
+        if path.suffix == '.safetensors':
+            end = 8 + int.from_bytes(data[:8], 'little')
+            data = json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
+        if path.name not in ('config.yaml', 'seconds.json'):
+            found[path.relative_to(folder).as_posix()] = data
+    return found
+
+
+pytestmark = [pytest.mark.dist, pytest.mark.parametrize('baseline', ['clip'], indirect=True)]
+
+
+def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.MonkeyPatch) -> None:
+    """The same batches make the same files, bit for bit."""
+    run_recipe(one_rank, 'evaluate', *place.evaluate('one', place.sets, [*place.models, *place.cra]))
+    one, two = contents(place.folder / 'one'), contents(place.folder / 'two')
+    assert one == two and 'results.json' in one
+    assert sum(name.startswith('text_embeddings/') for name in one) > 2 * 4
+    results = json.loads(one['results.json'])
+    assert results['cra'] and all(list(results[kind][name]['models']) == ['ours', 'bf16', 'theirs'] for kind, name in
+                                  (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('linear_probe', 'pets')))
+    ours, bf16, _ = results['retrieval']['flickr30k']['models'].values()
+    assert (ours['precision'], bf16['precision']) == ('fp32', 'amp_bf16')
+    assert b'; computed in bfloat16: bf16, theirs\n' in one['results.md']
+    # Each image and text was encoded on one rank, and its progress shown by one.
+    encoded = [json.loads(line) for line in re.findall(r'rank \d encoded (.*)', log)]
+    assert sorted(rank['images'] for rank in encoded) == [5 * 2 * 2 + 10, 7 * 2 * 2 + 14]
+    assert sum(rank['texts'] for rank in encoded) == 2 * (24 + 4) and all(rank['texts'] > 8 for rank in encoded)
+    for said in ('wrote results.json', "bf16 on pets: {'n_images': 12, 'n_classes': 2, 'zeroshot", 'index:   0%',
+                 f'ours on {place.sets}/photos:   0%'):
+        assert log.count(said) == 1, said
+
+
+def test_two_ranks_make_the_index_of_one(place: Place, log: str, one_rank: pytest.MonkeyPatch) -> None:
+    run_recipe(one_rank, 'search', *place.search('one_index'))
+    assert contents(place.folder / 'one_index') == contents(place.folder / 'two_index')
+    features = load_file(place.folder / 'two_index/images.safetensors')['features']
+    assert features.shape == (24, 16)
+    assert (place.folder / 'one_index.html').read_text() == (place.folder / 'two_index.html').read_text()
+
+
+def test_a_damaged_image_on_one_rank_ends_both_and_the_rest_is_kept(
+    place: Place, log: str, one_rank: pytest.MonkeyPatch
+) -> None:
+    errors = re.findall("^error: .*", log, re.MULTILINE)
+    assert len(errors) == 1 and "the image of sample 'dog/1.png' cannot be decoded" in errors[0], log[-3000:]
+    assert 'Traceback' not in log
+    out = place.folder / 'resumed'
+    assert len(list((out / 'image_features').iterdir())) == 1
+    missing = json.loads((out / 'results.json').read_text())['missing']
+    assert missing == ['ours: zeroshot.pets', 'ours: linear_probe.pets']
+    shutil.copy(place.sets / 'classes/dog/1.png', place.damaged)
+    run_recipe(one_rank, 'evaluate', *place.evaluate('resumed', place.broken, place.models[:1]))
+    results, whole = (json.loads((place.folder / name / 'results.json').read_text()) for name in ('resumed', 'two'))
+    for kind, name in (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('linear_probe', 'pets')):
+        assert results[kind][name]['models']['ours'] == whole[kind][name]['models']['ours']
