@@ -88,7 +88,7 @@ def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:
 
     numbers = Evaluation(evaluation)
     numbers.run('clip_text_tower', TrainedLLM2CLIP(model.model, embed))
-    numbers.finish(get_device(evaluation.device))
+    numbers.finish(open_device(evaluation.device))
 
 
 if __name__ == '__main__':
