@@ -107,6 +107,9 @@ def test_errors_of_the_user_become_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     passed_on = 'Caught ShardError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n' \
                 '  File "x.py", line 1\nllm2clip.data.streams.verified_stream.ShardError: a: b is damaged\n'
     assert _error(_fail(ShardError(passed_on))) == f'error: a: b is damaged{hint}'
+    noted = OSError('No space left')
+    noted.add_note('while shard 1 was embedded')
+    assert _error(_fail(noted)) == f'error: No space left; while shard 1 was embedded{hint}'
 
     def of_this_project(config: ExportVisionConfig) -> None:
         load_config(ExportVisionConfig, ['nowhere.yaml'])

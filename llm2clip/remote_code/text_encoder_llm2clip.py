@@ -225,7 +225,9 @@ class TextEncoder(nn.Module):
         """``(B, T)`` tokens -> ``(B, llm_embed_dim)`` vectors in float32, not normalised.
 
         Without `embed_mask`, the tokens' states ``(B, T, llm_embed_dim)``.  With `position_ids` and `runs` in place of
-        `attention_mask`, the ``(1, T)`` tokens are texts without padding between them, as `pack` gives them.
+        `attention_mask`, the ``(1, T)`` tokens are texts without padding between them, as `pack` gives them; all LLMs
+        that work padded work packed.  One whose rotary frequencies follow the longest text (``longrope``, ``dynamic``)
+        takes that of the row, as it takes that of a padded batch.
         """
         if runs is not None:
             return self._forward_packed(input_ids, embed_mask, position_ids, runs)
