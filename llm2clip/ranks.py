@@ -116,4 +116,5 @@ def _others_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankError(f'another rank has ended, which says why ({str(error).splitlines()[0]})') from error
+        raise RankError('another rank has ended, which says why unless it was killed '
+                        f'({str(error).splitlines()[0]})') from error

@@ -429,9 +429,9 @@ def test_another_precision_has_an_index_of_its_own(
     assert full != other and full == pytest.approx(other, abs=0.02) and len(full) == 8
     with pytest.raises(ConfigError, match='was made with precision=amp_bf16, not fp32'):
         read_index(str(tmp_path / 'narrow'), model[1])
-    features = [load_file(tmp_path / name / INDEX_FILE)['features'] for name in ('index', 'narrow')]
-    assert not np.array_equal(*features)
-    np.testing.assert_allclose(*features, atol=0.03)
+    wide, short = (load_file(tmp_path / name / INDEX_FILE)['features'] for name in ('index', 'narrow'))
+    assert not np.array_equal(wide, short)
+    np.testing.assert_allclose(wide, short, atol=0.03)
 
 
 def test_images_as_queries_need_no_teacher_and_texts_are_refused_before_the_index_is_made(

@@ -1,0 +1,69 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Shared work comes to the first rank in order; what happens to one rank ends the others."""
+
+from pathlib import Path
+
+import pytest
+from launched import Launched
+
+from llm2clip.ranks import agreed, in_turns, together
+
+SCRIPT = """
+import os, signal
+from llm2clip.ranks import RankError, agreed, in_turns, is_first, meet, together
+
+class Odd(Exception):  # no copy of it can be made
+    def __init__(self, one, other):
+        super().__init__(f'{one} {other}')
+
+def work(items, fails=None):
+    for item in items:
+        if item == fails:
+            raise Odd('item', item)
+        yield 10 * item
+
+def say(*words):
+    os.write(1, f'rank {rank}: {" ".join(map(str, words))}\\n'.encode())
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+rank = os.environ['RANK']
+meet()
+say('took', list(in_turns(range(5), work)))
+say('took', list(in_turns([], work)))
+say('agrees on', agreed(lambda: f'what {rank} says'))
+for fails in (0, 3, 4):
+    try:
+        list(in_turns(range(5), lambda mine: work(mine, fails)))
+    except Exception as error:
+        say('heard', error)
+try:
+    agreed(lambda: 1 / 0)
+except ZeroDivisionError as error:
+    say('heard', error)
+try:
+    together(lambda: os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else None)
+except RankError as error:
+    say('is alone:', error)
+"""
+
+
+@pytest.mark.dist
+def test_two_ranks(tmp_path: Path) -> None:
+    script, log = tmp_path / 'script.py', tmp_path / 'log'
+    script.write_text(SCRIPT)
+    assert Launched([str(script)], log, 2, grace=60).wait(240) != 0
+    lines = log.read_text().splitlines()
+    said = [[line.removeprefix(f'rank {rank}: ') for line in lines if line.startswith(f'rank {rank}: ')]
+            for rank in range(2)]
+    heard = ['agrees on what 0 says', *(f'heard Odd: item {i}' for i in (0, 3, 4)), 'heard division by zero']
+    first, second = ([line.replace('heard item', 'heard Odd: item') for line in lines] for lines in said)
+    assert first[:-1] == ['took [0, 10, 20, 30, 40]', 'took []', *heard]
+    assert first[-1].startswith('is alone: another rank has ended')
+    assert second == ['took []', 'took []', *heard]
+
+
+def test_one_rank_needs_no_others() -> None:
+    assert list(in_turns([1, 2], lambda items: (2 * item for item in items))) == [2, 4]
+    assert agreed(lambda: 3) == together(lambda: 3) == 3
