@@ -23,6 +23,7 @@ from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers,
 from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.nodes import once_per_node
 from llm2clip.ranges import TeacherPrecision
 from llm2clip.ranks import in_turns, rows
 from llm2clip.remote_code.checks_llm2clip import load_checked, load_config, load_tokenizer
@@ -153,7 +154,8 @@ def _cached_teacher(
 ) -> CachedTeacher:
     """A teacher, the expected one if that is known; one that lies in a folder is only loaded when it is needed."""
     if config.teacher is not None:
-        fingerprint = teacher_fingerprint(config.teacher)
+        folder = config.teacher
+        fingerprint = once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
         load = partial(build_caption_teacher, config, device, fingerprint)
     else:
         teacher = build_caption_teacher(config, device)
