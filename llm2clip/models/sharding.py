@@ -60,7 +60,7 @@ def fsdp2_config(config: FsdpConfig, device: str) -> FSDP2Config:
     return FSDP2Config(
         device_mesh=mesh,
         reshard_after_forward=config.reshard_after_forward,
-        activation_checkpointing=config.activation_checkpointing,
+        activation_checkpointing=bool(config.activation_checkpointing),
         activation_cpu_offload=config.activation_cpu_offload,
         state_dict_type=config.state_dict_type,
         mixed_precision=config.mixed_precision,

@@ -32,7 +32,7 @@ def settle_for_this_gpu(config: Config) -> Config:
     if config.device != 'cpu' and torch.cuda.is_available():
         gpu = GPU(torch.cuda.get_device_properties(0).total_memory / 2**30, 0, 0)
     with pretended_ranks(dist.get_world_size()):
-        plan = plan_stage2 if isinstance(config, Stage2Config) else plan_stage1
+        plan: Callable[[Any], Any] = plan_stage2 if isinstance(config, Stage2Config) else plan_stage1
         settled, said = settle_recomputation(config, plan, gpu)
     if said and dist.get_global_rank() == 0:
         print(said, flush=True)

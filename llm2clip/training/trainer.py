@@ -252,7 +252,7 @@ def build_trainer(
         # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
         gc.collect()
         keep_float32(trainer.state.model)
-        sharding = check_sharding(trainer.state.model, config.fsdp.activation_checkpointing)
+        sharding = check_sharding(trainer.state.model, bool(config.fsdp.activation_checkpointing))
         prefetch(trainer.state.model, config.fsdp.prefetch)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
