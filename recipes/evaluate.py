@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Numbers of trained models, side by side:
-(python | composer -n N) recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
+composer [-n N] recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
 from llm2clip.config import EvaluateConfig

@@ -39,7 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == 'recipes':
             item.add_marker('long')
-    items.sort(key=lambda item: item.get_closest_marker('long') is None)
+    items.sort(key=_expected_seconds, reverse=True)
+
+
+def _expected_seconds(item: pytest.Item) -> float:
+    """More for `long`, and as much as a test is allowed where that is more than usual."""
+    timeout, long = item.get_closest_marker('timeout'), item.get_closest_marker('long')
+    return max(timeout.args[0] if timeout and timeout.args[0] > 300 else 0, 300 if long else 0)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,7 +3,7 @@
 
 """`torch.compile` for a model's repeated blocks.
 
-Not the whole model is compiled, as Composer's Trainer would do it, but each block that FSDP2 would shard on its own.
+Not the whole model is compiled, as Composer's Trainer would do it, but each of its repeated layers.
 Blocks of one kind share what was compiled for the first of them, so that compiling takes seconds for any depth.  What
 stands between the blocks runs as before: FSDP2's gathering of weights, the recomputation of activations, patch dropout,
 GradCache's two passes, the loss.  The modules stay the same, and so do the names in checkpoints.
@@ -24,9 +24,12 @@ _RECOMPILE_LIMIT = 256
 
 
 def repeated_blocks(model: ComposerModel) -> list[nn.Module]:
-    """The modules that the model would have sharded on their own, without the outermost ones."""
-    return [module for child in model.children() if hasattr(child, 'fsdp_wrap_fn')
-            for module in child.modules() if child.fsdp_wrap_fn(module)]  # pyright: ignore[reportCallIssue]
+    """What the parts of a model call their blocks, or else shard on its own."""
+    blocks = []
+    for child in model.children():
+        is_block: Any = getattr(child, 'is_block', getattr(child, 'fsdp_wrap_fn', None))
+        blocks += [module for module in child.modules() if is_block is not None and is_block(module)]
+    return blocks
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:

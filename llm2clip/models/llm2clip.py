@@ -51,8 +51,11 @@ class LLM2CLIP(nn.Module):
         What is left for the outermost unit are the temperature and the bias, which stay float32.
         """
         parts = self.vision_encoder, self.visual_projection, self.adapter
-        return (module in parts and any(True for _ in module.parameters())
-                or self.vision_encoder.is_block(module) or isinstance(module, ResidualMLP))
+        return module in parts and any(True for _ in module.parameters()) or self.is_block(module)
+
+    def is_block(self, module: nn.Module) -> bool:
+        """Whether a module is a repeated layer of the vision tower or of the adapter."""
+        return self.vision_encoder.is_block(module) or isinstance(module, ResidualMLP)
 
     def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
         """The teacher's vectors reach the adapter as they are."""

@@ -224,15 +224,18 @@ class TextEncoder(nn.Module):
     ) -> torch.Tensor:
         """``(B, T)`` tokens -> ``(B, llm_embed_dim)`` vectors in float32, not normalised.
 
-        Without `embed_mask`, the tokens' states ``(B, T, llm_embed_dim)``.  With `position_ids` and `runs` in place of
+        Without `embed_mask`, the tokens' states ``(B, T, llm_embed_dim)``.  A causal encoder needs no `attention_mask`
+        for texts of one length.  With `position_ids` and `runs` in place of
         `attention_mask`, the ``(1, T)`` tokens are texts without padding between them, as `pack` gives them; all LLMs
         that work padded work packed.  One whose rotary frequencies follow the longest text (``longrope``, ``dynamic``)
         takes that of the row, as it takes that of a padded batch.
         """
         if runs is not None:
             return self._forward_packed(input_ids, embed_mask, position_ids, runs)
-        assert attention_mask is not None
-        mask = self._every_token_sees_every_token(attention_mask) if self.config.bidirectional else attention_mask
+        mask = attention_mask
+        if self.config.bidirectional:
+            assert attention_mask is not None
+            mask = self._every_token_sees_every_token(attention_mask)
         states = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         return states if embed_mask is None else self.pool(states, embed_mask)
 

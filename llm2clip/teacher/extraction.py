@@ -48,7 +48,7 @@ T = TypeVar('T')
 
 
 @dataclass
-class _Shard:
+class _Captions:
     """The captions of one shard, and their vectors as they come."""
 
     number: int
@@ -62,7 +62,7 @@ class _Shard:
 class _Block(NamedTuple):
     """Captions of one shard that are embedded, and kept, together."""
 
-    shard: _Shard
+    shard: _Captions
     rows: list[int]
     """Which of the shard's captions they are."""
     tokens: Any
@@ -127,7 +127,7 @@ def extract_sidecar(
     progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
                     desc=f'embed {out.local.name}', disable=dist.get_local_rank() != 0)
 
-    def finish(shard: _Shard) -> None:
+    def finish(shard: _Captions) -> None:
         vectors = F.normalize(shard.vectors, dim=-1) if normalize else shard.vectors
         rows = vector_rows(shard.ids, keys, vectors.numpy().reshape(len(shard.ids), len(keys), -1), storage)
         _write(out, shard.number, rows, vector_columns(keys, vectors.shape[-1], storage))
@@ -166,7 +166,7 @@ def _count(done: dict[str, int], progress: tqdm, before: int, block: _Block, emb
 
 
 def _tokenized(
-    shards: Iterable[_Shard], teacher: CaptionTeacher, out: OutputFolder, block_tokens: int
+    shards: Iterable[_Captions], teacher: CaptionTeacher, out: OutputFolder, block_tokens: int
 ) -> Iterator[_Block]:
     """The blocks of all shards, tokenised if their vectors are not known; at least one per shard."""
     for shard in shards:
@@ -230,13 +230,13 @@ def _begin(out: OutputFolder, record: TeacherRecord, n_shards: int) -> list[int]
     return todo[0]
 
 
-def _blocks_folder(out: OutputFolder, shard: _Shard) -> Path:
+def _blocks_folder(out: OutputFolder, shard: _Captions) -> Path:
     return out.local / f'shard.{shard.number:05}.blocks'
 
 
 def _read(
     stream: VerifiedStream, shard: Reader, k: int, keys: list[str], dataset: DatasetConfig, llm_embed_dim: int
-) -> _Shard:
+) -> _Captions:
     stream.prepare_shard(shard)
     if stream.discard_damaged(shard):
         stream.prepare_shard(shard)
@@ -248,11 +248,11 @@ def _read(
             texts.append(sample[caption_column(key)])
     if dataset.remote is not None:
         shard.evict()
-    return _Shard(k, ids, texts, torch.zeros(len(texts), llm_embed_dim))
+    return _Captions(k, ids, texts, torch.zeros(len(texts), llm_embed_dim))
 
 
 @contextmanager
-def _naming(shard: _Shard) -> Iterator[None]:
+def _naming(shard: _Captions) -> Iterator[None]:
     """Note in an error which shard it is about."""
     try:
         yield
@@ -291,7 +291,7 @@ class _Behind:
         if kind is None:
             self._check()
 
-    def __call__(self, shard: _Shard, function: Callable[..., None], *args: Any) -> None:
+    def __call__(self, shard: _Captions, function: Callable[..., None], *args: Any) -> None:
         self._check()
         while len(self._waiting) > 1:
             self._waiting.popleft().result()
@@ -302,7 +302,7 @@ class _Behind:
         if self._error is not None:
             raise self._error
 
-    def _run(self, shard: _Shard, function: Callable[..., None], *args: Any) -> None:
+    def _run(self, shard: _Captions, function: Callable[..., None], *args: Any) -> None:
         if self._error is None:
             try:
                 with _naming(shard):

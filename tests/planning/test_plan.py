@@ -14,6 +14,7 @@ from launched import COMMON
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
 
+import llm2clip.planning.plan
 from llm2clip.config import ExtractConfig, LoaderConfig, Stage1Config, Stage2Config, TextEncoderConfig, TrainConfig
 from llm2clip.config_files import load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
@@ -26,6 +27,7 @@ from llm2clip.planning.hardware import GPUS
 from llm2clip.planning.plan import _check_cache, plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.pretended import Memory
 from llm2clip.planning.recomputation import settle_for_this_gpu, settle_recomputation
+from llm2clip.planning.step import StepCost
 from llm2clip.planning.summary import TrainingPlan
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
@@ -94,7 +96,10 @@ def test_each_batch_of_stage1_is_of_one_stream(
     assert warm.cost and warm.texts == warm.steps * 8 and not warm.problems
 
 
-def test_what_will_stop_the_run_is_said(args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
+def test_what_will_stop_the_run_is_said(
+    args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm2clip.planning.plan, 'rehearse_step', lambda *args: StepCost(flops=1, peak=1))
     write_dataset(make_samples(40), tmp_path / 'other')
     cases = [
         (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),

@@ -104,7 +104,7 @@ def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_
     # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
     for steps, extra in ((3, 'compile={backend: aot_eager, fullgraph: true}'), (6, 'fsdp.replicate=2')):
         output = run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)
-        assert 'FSDP2 shards 9 modules one by one, from model to model.adapter.blocks.0, 6 of which are' in output
+        assert 'FSDP2 shards 11 modules one by one, from model to model.adapter.blocks.0, 6 of which are' in output
     best = []
     for name in ('one', 'two'):
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')
