@@ -93,7 +93,7 @@ class Launched:
         command: Path of the script, and its arguments.
         log: Receives all output.
         ranks: Processes.
-        env: Environment of all.
+        env: Of all, beside the environment of the tests.
         first: Rank of the first process.
         world_size: Ranks of all nodes; unset, those of this one.
         port: Where ranks meet.
@@ -105,9 +105,10 @@ class Launched:
     def __init__(self, command: Sequence[str], log: Path, ranks: int = 1, env: Optional[Mapping[str, str]] = None,
                  first: int = 0, world_size: Optional[int] = None, port: Optional[int] = None,
                  own: Optional[Path] = None, grace: float = 20.0) -> None:
-        of_rank = [{'RANK': str(first + k), 'WORLD_SIZE': str(world_size or ranks), 'LOCAL_RANK': str(k),
-                    'LOCAL_WORLD_SIZE': str(ranks), 'NODE_RANK': str(first // ranks), 'MASTER_ADDR': '127.0.0.1',
-                    'MASTER_PORT': str(port or free_port()), **(env or {})} for k in range(ranks)]
+        of_rank = [{**os.environ, 'OMP_NUM_THREADS': '1', 'WORLD_SIZE': str(world_size or ranks),
+                    'RANK': str(first + k), 'LOCAL_RANK': str(k), 'LOCAL_WORLD_SIZE': str(ranks), 'NODE_RANK': str(first // ranks),
+                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port or free_port()), **(env or {})}
+                   for k in range(ranks)]
         for one in of_rank:
             one['MASTER_PORT'] = of_rank[0]['MASTER_PORT']
             if own is not None:
@@ -177,6 +178,7 @@ def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
     code = 1
     try:
         _LIBC.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        os.environ.clear()  # the server's, as it was when the server began
         os.environ.update(env)
         os.chdir(ROOT)
         tempfile.tempdir = None  # which the server may have looked up

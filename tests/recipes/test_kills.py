@@ -57,7 +57,8 @@ def assert_same_result(found: Path, expected: Path) -> None:
 @pytest.mark.dist
 @pytest.mark.parametrize(('stage', 'extra'), [
     ('stage1', [*SHARDED, 'lora.lora_dropout=0.1']), ('stage2', []),
-    ('stage2', ['fsdp={state_dict_type: full, replicate: 2}', 'optimizer.fused=true'])])
+    pytest.param('stage2', ['fsdp={state_dict_type: full, replicate: 2}', 'optimizer.fused=true'],
+                 marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_undisturbed(
     stage: str, extra: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
