@@ -106,8 +106,9 @@ class Launched:
                  first: int = 0, world_size: Optional[int] = None, port: Optional[int] = None,
                  own: Optional[Path] = None, grace: float = 20.0) -> None:
         of_rank = [{**os.environ, 'OMP_NUM_THREADS': '1', 'WORLD_SIZE': str(world_size or ranks),
-                    'RANK': str(first + k), 'LOCAL_RANK': str(k), 'LOCAL_WORLD_SIZE': str(ranks), 'NODE_RANK': str(first // ranks),
-                    'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port or free_port()), **(env or {})}
+                    'RANK': str(first + k), 'LOCAL_RANK': str(k), 'LOCAL_WORLD_SIZE': str(ranks),
+                    'NODE_RANK': str(first // ranks), 'MASTER_ADDR': '127.0.0.1',
+                    'MASTER_PORT': str(port or free_port()), **(env or {})}
                    for k in range(ranks)]
         for one in of_rank:
             one['MASTER_PORT'] = of_rank[0]['MASTER_PORT']
