@@ -15,7 +15,7 @@ from llm2clip.planning.step import StepCost
 
 __all__ = ['ExtractionPlan', 'Plan', 'TrainingPlan', 'readable']
 
-# Host memory takes a checkpoint at this rate, and storage from there, bytes per second: a careful guess for both.
+# Host memory takes a checkpoint at this rate, and storage from there in the background, bytes per second: guesses.
 _TO_HOST, _TO_STORAGE = 10e9, 1e9
 _GIB = 2**30
 
@@ -176,9 +176,9 @@ class TrainingPlan(Plan):
         by_rank = size / self.ranks if self.sharded_checkpoints else size
         written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
         kept = f', {self.kept} kept' if self.kept > 0 else ', all kept'
-        return [f'a checkpoint is {readable(size)}{written}{kept}; training waits {by_rank / _TO_HOST:.1f} s at '
-                f'{_TO_HOST / 1e9:.0f} GB/s to the host and {by_rank / _TO_STORAGE:.1f} s at '
-                f'{_TO_STORAGE / 1e9:.0f} GB/s to storage']
+        return [f'a checkpoint is {readable(size)}{written}{kept}; training waits {by_rank / _TO_HOST:.1f} s for its copy '
+                f'to the host at {_TO_HOST / 1e9:.0f} GB/s, and it is written in {by_rank / _TO_STORAGE:.1f} s at '
+                f'{_TO_STORAGE / 1e9:.0f} GB/s']
 
 
 @dataclass
