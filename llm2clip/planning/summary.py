@@ -176,8 +176,8 @@ class TrainingPlan(Plan):
         by_rank = size / self.ranks if self.sharded_checkpoints else size
         written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
         kept = f', {self.kept} kept' if self.kept > 0 else ', all kept'
-        return [f'a checkpoint is {readable(size)}{written}{kept}; training waits {by_rank / _TO_HOST:.1f} s for its copy '
-                f'to the host at {_TO_HOST / 1e9:.0f} GB/s, and it is written in {by_rank / _TO_STORAGE:.1f} s at '
+        return [f'a checkpoint is {readable(size)}{written}{kept}; training waits {by_rank / _TO_HOST:.1f} s for its '
+                f'copy to the host at {_TO_HOST / 1e9:.0f} GB/s, and it is written in {by_rank / _TO_STORAGE:.1f} s at '
                 f'{_TO_STORAGE / 1e9:.0f} GB/s']
 
 
