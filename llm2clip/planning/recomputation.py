@@ -39,7 +39,7 @@ def settle_for_this_gpu(config: Config) -> Config:
     return settled
 
 
-def settle_recomputation(config: T, plan: Callable[[T], Any], gpu: Optional[GPU]) -> tuple[T, str]:
+def settle_recomputation(config: T, plan: Callable[[Any], Any], gpu: Optional[GPU]) -> tuple[T, str]:
     """The configuration with ``auto`` replaced by what has to be, and a line that says why.
 
     Args:
