@@ -4,8 +4,9 @@
 """`torch.compile` for a model's repeated blocks.
 
 Not the whole model is compiled, as Composer's Trainer would do it, but each of its repeated blocks.  Blocks of one kind
-share what was compiled for the first of them, however many there are.  What stands between the blocks runs as before: FSDP2's gathering of weights, the recomputation of activations, patch dropout,
-GradCache's two passes, the loss.  The modules stay the same, and so do the names in checkpoints.
+share what was compiled for the first of them, however many there are.  What stands between the blocks runs as before:
+FSDP2's gathering of weights, the recomputation of activations, patch dropout, GradCache's two passes, the loss.  The
+modules stay the same, and so do the names in checkpoints.
 """
 
 from typing import Any
