@@ -35,10 +35,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no worker is left with one at the end; recipes that train are `long`."""
+    """The longest tests first, so that no worker is left with one at the end; marks by the folder of a test."""
+    marks = {'recipes': 'long', 'gpu': 'gpu'}
     for item in items:
-        if item.path.parent.name == 'recipes':
-            item.add_marker('long')
+        if mark := marks.get(item.path.parent.name):
+            item.add_marker(mark)
     items.sort(key=_expected_seconds, reverse=True)
 
 

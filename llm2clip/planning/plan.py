@@ -223,7 +223,7 @@ def _measure(
     make_model: Callable[[], ComposerModel], make_batch: Callable[[int], dict[str, torch.Tensor]], longest: int = 0,
     online: Optional[OnlinePlan] = None,
 ) -> None:
-    """A step's cost, the largest microbatch, and checkpoints.
+    """A step's cost, how the largest microbatch is found, and checkpoints.
 
     Args:
         plan: Receives them.
@@ -251,7 +251,7 @@ def _measure(
         plan.cost.shorten(plan.tokens / plan.texts / longest)
     gpu = GPUS[config.plan_gpu]
     if step.cached or plan.microbatch < plan.device_batch:
-        plan.largest = _largest(plan, gpu, rehearse)
+        plan.find_largest = partial(_largest, plan, gpu, rehearse)
     elif not gpu.fits(plan.cost.peak):
         plan.warnings.append(f'it does not fit one {config.plan_gpu}; algorithms.grad_cache allows a smaller '
                              'device_train_microbatch_size')

@@ -4,7 +4,7 @@
 """What one training step takes of one GPU, found by running rank 0's step on tensors without content.
 
 Model, optimizer, sharding, loss and gradient cache are the real ones.  What is left out repeats what was run: of many
-microbatches, the first two run.
+microbatches, one runs.
 """
 
 import dataclasses
@@ -251,17 +251,16 @@ def _step(
     if plan.cached and len(microbatches) > 1:
         cached = cache_gradients(first_pass, loss, batch, microbatches, prepare, precision)
         first.clear()
-    optimizer.zero_grad()
-    run = microbatches[:2]
-    for part in run:
-        part = prepare(part)
-        kept = {name: value.clone() for name, value in part.items()}  # by Composer, for metrics of the training
-        with precision(), flops.counted(times=parts / len(run)):
-            outputs = model(part)
-            total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
-        with flops.counted(times=parts / len(run), backward=True):
-            total.backward()
-        del outputs, total, kept
+    # Of several microbatches, the one that runs adds to the gradients of those before it.
+    optimizer.zero_grad(set_to_none=len(microbatches) == 1)
+    part = prepare(microbatches[0])
+    kept = {name: value.clone() for name, value in part.items()}  # by Composer, for metrics of the training
+    with precision(), flops.counted(times=parts):
+        outputs = model(part)
+        total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
+    with flops.counted(times=parts, backward=True):
+        total.backward()
+    del outputs, total, kept
     optimizer.step()
 
 

@@ -3,7 +3,9 @@
 
 """A plan in words: what a run needs of GPUs, time, data and storage, and what will go wrong."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Optional
 
 from tqdm import tqdm
@@ -106,8 +108,8 @@ class TrainingPlan(Plan):
     global_batch: int = 0
     device_batch: int = 0
     microbatch: int = 0
-    largest: Optional[int] = None
-    """Largest microbatch that fits the GPU of the options."""
+    find_largest: Optional[Callable[[], int]] = None
+    """Finds `largest` by trying more steps."""
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Part of the model -> trainable and frozen parameters."""
     steps: Optional[int] = None
@@ -128,6 +130,11 @@ class TrainingPlan(Plan):
     """The optimizer's groups."""
     measurable: bool = False
     """Whether model, optimizer and batch sizes go together, so that a step can be tried."""
+
+    @cached_property
+    def largest(self) -> Optional[int]:
+        """Largest microbatch that fits the GPU of the options, 0 if none does; None where there is no choice."""
+        return None if self.find_largest is None else self.find_largest()
 
     def head(self) -> list[str]:
         lines = [f'{self.ranks:,} GPU{"s" * (self.ranks > 1)}, {self.global_batch:,} samples per step'

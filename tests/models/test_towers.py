@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.nn as nn
 from safetensors.torch import save_file
+from towers import HALF, SMALL, TOKEN_TOWERS, TOWERS, hf_tower, timm_tower
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -32,25 +33,6 @@ from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
 from llm2clip.training.algorithms.patch_dropout import apply_patch_dropout
 from llm2clip.training.optim import describe_groups, parameter_groups
-
-SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
-         'patch_size': 8, 'image_size': 32}
-HALF = {'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]}
-
-
-def _small(model_type: str, **options: Any) -> VisionConfig:
-    return VisionConfig('a folder', architecture={'model_type': model_type, **SMALL}, image_size=32, **HALF, **options)
-
-
-def _timm(name: str, **options: Any) -> VisionConfig:
-    return VisionConfig(name, **{'image_size': 64, **options})
-
-
-TOKENS = {'clip': _small('clip_vision_model'), 'siglip': _small('siglip_vision_model'), 'vit': _small('vit'),
-          'dinov2': _small('dinov2'), 'timm_vit': _timm('test_vit'),
-          'timm_eva': _timm('eva02_tiny_patch14_224', image_size=56)}
-ALL = {**TOKENS, 'timm_convnet': _timm('test_efficientnet'), 'timm_convnext': _timm('convnext_atto'),
-       'timm_resnet': _timm('test_resnet')}
 
 # What is repeated in each of them.
 BLOCKS = {
@@ -86,18 +68,18 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', TOWERS)
 def test_an_image_has_its_features_whatever_its_batch(name: str) -> None:
-    encoder = _encoder(ALL[name]).train()
+    encoder = _encoder(TOWERS[name]).train()
     images = _images(encoder)
     features = encoder(images)
     assert features.shape == (3, encoder.width)
     torch.testing.assert_close(encoder(images[1:2]), features[1:2], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', TOWERS)
 def test_layers_are_in_order(name: str) -> None:
-    encoder = _encoder(ALL[name])
+    encoder = _encoder(TOWERS[name])
     ids = encoder.layer_ids
     assert ids.keys() == {n for n, _ in encoder.trunk.named_parameters()}
     assert set(ids.values()) == set(range(encoder.num_layers)) and encoder.num_layers > 2
@@ -116,9 +98,9 @@ def _forward_passes(encoder: VisionEncoder) -> list[int]:
     return [max(of_block.values()) for of_block in runs]
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', TOWERS)
 def test_checkpointing_runs_blocks_twice_for_the_same_gradients(name: str) -> None:
-    encoder, config = _encoder(ALL[name]), copy.deepcopy(ALL[name])
+    encoder, config = _encoder(TOWERS[name]), copy.deepcopy(TOWERS[name])
     config.gradient_checkpointing = True
     other = _encoder(config)
     once, twice = _forward_passes(encoder), _forward_passes(other)
@@ -127,10 +109,10 @@ def test_checkpointing_runs_blocks_twice_for_the_same_gradients(name: str) -> No
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5, msg=n)
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', TOWERS)
 def test_fsdp_shards_and_recomputes_every_block(name: str) -> None:
     """Composer's own functions choose, which ask the direct children of the model only."""
-    config = ModelConfig(ALL[name], AdapterConfig(depth=2), embed_dim=16)
+    config = ModelConfig(TOWERS[name], AdapterConfig(depth=2), embed_dim=16)
     with torch.device('meta'):
         model = ComposerLLM2CLIP(LLM2CLIP(config, 8, load_weights=False))
     blocks = {f'model.vision_encoder.trunk.{block}' for block in BLOCKS[name]}
@@ -170,29 +152,29 @@ def test_weights_that_are_not_there_are_named(clip_folder: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match='no timm model, and no folder or hub name'):
         tower_preprocessing(VisionConfig(str(tmp_path)))
     with pytest.raises(ConfigError, match='whose weights are a folder'):
-        VisionEncoder(_small('clip_vision_model', checkpoint='x.pt'))
+        VisionEncoder(hf_tower('clip_vision_model', checkpoint='x.pt'))
     state = {k: v for k, v in timm.create_model('test_vit').state_dict().items() if k != 'blocks.1.norm1.bias'}
     save_file(state, tmp_path / 'w.safetensors')
     with pytest.raises(ConfigError, match=r"w.safetensors lacks \['blocks.1.norm1.bias'\]"):
-        VisionEncoder(_timm('test_vit', checkpoint=str(tmp_path / 'w.safetensors')))
+        VisionEncoder(timm_tower('test_vit', checkpoint=str(tmp_path / 'w.safetensors')))
 
 
 def test_a_timm_checkpoint_at_another_resolution(tmp_path: Path) -> None:
     torch.manual_seed(3)
     source = timm.create_model('test_vit', img_size=160)
     save_file({k: v for k, v in source.state_dict().items() if not k.startswith('head.')}, tmp_path / 'w.safetensors')
-    same = _encoder(_timm('test_vit', checkpoint=str(tmp_path / 'w.safetensors'), image_size=160)).eval()
+    same = _encoder(timm_tower('test_vit', checkpoint=str(tmp_path / 'w.safetensors'), image_size=160)).eval()
     images = _images(same)
     torch.testing.assert_close(same(images), source.eval().forward_head(source.forward_features(images),
                                                                         pre_logits=True))
-    small = _encoder(_timm('test_vit', checkpoint=str(tmp_path / 'w.safetensors'), image_size=64))
+    small = _encoder(timm_tower('test_vit', checkpoint=str(tmp_path / 'w.safetensors'), image_size=64))
     assert small.trunk.pos_embed.shape[1] == 1 + 16 and small(_images(small)).shape == (3, small.width)
 
 
 @pytest.mark.parametrize('size', [32, 64])
 @pytest.mark.parametrize('model_type', ['clip_vision_model', 'siglip_vision_model', 'vit'])
 def test_position_embeddings_are_interpolated(model_type: str, size: int, tmp_path: Path) -> None:
-    native = _encoder(_small(model_type))
+    native = _encoder(hf_tower(model_type))
     name, table = next((n, p) for n, p in native.trunk.named_parameters() if 'position_embedding' in n)
     prefix = table.view(-1, 32).shape[0] - 16
     rows = torch.arange(16) // 4
@@ -211,7 +193,7 @@ def test_position_embeddings_are_interpolated(model_type: str, size: int, tmp_pa
 
 @pytest.mark.parametrize('name', ['clip', 'timm_vit'])
 def test_locked_blocks_stay(name: str) -> None:
-    config = copy.deepcopy(ALL[name])
+    config = copy.deepcopy(TOWERS[name])
     config.lock_blocks = 1
     encoder = _encoder(config)
     for n, p in encoder.trunk.named_parameters():
@@ -224,9 +206,9 @@ def test_locked_blocks_stay(name: str) -> None:
         _encoder(config)
 
 
-@pytest.mark.parametrize('name', TOKENS)
+@pytest.mark.parametrize('name', TOKEN_TOWERS)
 def test_dropped_patches_depend_on_the_sample_alone(name: str) -> None:
-    encoder = _encoder(TOKENS[name]).train()
+    encoder = _encoder(TOKEN_TOWERS[name]).train()
     images, seeds = _images(encoder, 4), torch.tensor([5, 6, 5, 2 ** 62 + 1])
     whole = encoder(images, seeds)
     apply_patch_dropout(encoder, 0.5)
@@ -250,12 +232,12 @@ def test_kept_patches_are_evenly_drawn() -> None:
     counts = torch.bincount(kept.flatten(), minlength=20)
     assert counts.min() > 880 and counts.max() < 1120
     with pytest.raises(ConfigError, match='test_efficientnet has no patches'):
-        apply_patch_dropout(_encoder(ALL['timm_convnet']), 0.5)
+        apply_patch_dropout(_encoder(TOWERS['timm_convnet']), 0.5)
 
 
 @pytest.mark.parametrize('name', ['clip', 'siglip', 'timm_vit', 'timm_eva', 'timm_convnet'])
 def test_learning_rates_fall_with_depth_and_decay_spares_what_it_should(name: str) -> None:
-    model = LLM2CLIP(ModelConfig(ALL[name], AdapterConfig(depth=1), embed_dim=16), 8)
+    model = LLM2CLIP(ModelConfig(TOWERS[name], AdapterConfig(depth=1), embed_dim=16), 8)
     encoder = model.vision_encoder
     groups = parameter_groups(model, 1e-3, 0.05, {'adapter': 10.0, 'logit_scale': 2.0}, layer_decay=0.5)
     of = {id(p): group for group in groups for p in group['params']}
@@ -276,7 +258,7 @@ def test_learning_rates_fall_with_depth_and_decay_spares_what_it_should(name: st
 
 @pytest.mark.parametrize('kind', ['linear', 'identity'])
 def test_other_adapters(kind: str) -> None:
-    config = ModelConfig(ALL['timm_convnet'], AdapterConfig(kind), embed_dim=16)
+    config = ModelConfig(TOWERS['timm_convnet'], AdapterConfig(kind), embed_dim=16)
     vectors = torch.randn(2, 16)
     features = LLM2CLIP(config, 16).get_text_features(vectors)
     assert features.shape == (2, 16)
@@ -287,7 +269,7 @@ def test_other_adapters(kind: str) -> None:
 
 
 def test_a_siglip_tower_alone_is_its_native_class() -> None:
-    encoder = _encoder(TOKENS['siglip']).eval()
+    encoder = _encoder(TOKEN_TOWERS['siglip']).eval()
     native = SiglipVisionModel(SiglipVisionConfig(**SMALL)).eval()
     native.load_state_dict(encoder.trunk.state_dict())
     images = _images(encoder)

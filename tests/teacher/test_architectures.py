@@ -3,53 +3,20 @@
 
 """Every supported architecture, random and small, as a bidirectional encoder."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
 import pytest
 import torch
+from llms import CONFIGS, TEXTS, WINDOW, save_llm
 from parts import text_encoder_from_config
-from transformers import (
-    AutoModel,
-    BertConfig,
-    Gemma2Config,
-    Gemma3Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    Phi3Config,
-    PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import BertConfig, GPT2Config, PretrainedConfig
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.remote_code.text_encoder_llm2clip import POOLINGS, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.llm import ARCHITECTURES, add_lora, load_llm
 
-WINDOW = 4
-SMALL = {'vocab_size': 400, 'hidden_size': 32, 'intermediate_size': 64, 'num_attention_heads': 4,
-         'num_key_value_heads': 2, 'initializer_range': 0.2, 'pad_token_id': 0, 'bos_token_id': 0, 'eos_token_id': 1}
-GEMMA = {'head_dim': 8, 'query_pre_attn_scalar': 8, 'sliding_window': WINDOW}
-SLIDING = {'use_sliding_window': True, 'sliding_window': WINDOW, 'max_window_layers': 0}
-VISION = {'hidden_size': 16, 'intermediate_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2,
-          'image_size': 28, 'patch_size': 14}
-CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
-    'llama': lambda **k: LlamaConfig(**SMALL, **k),
-    'mistral': lambda **k: MistralConfig(**SMALL, sliding_window=WINDOW, **k),
-    'qwen2': lambda **k: Qwen2Config(**SMALL, **SLIDING, **k),
-    'qwen3': lambda **k: Qwen3Config(**SMALL, head_dim=8, **SLIDING, **k),
-    'gemma2': lambda **k: Gemma2Config(**SMALL, **GEMMA, **k),
-    'gemma3_text': lambda **k: Gemma3TextConfig(**SMALL, **GEMMA, **k),
-    'gemma3': lambda **k: Gemma3Config(text_config=Gemma3TextConfig(**SMALL, **GEMMA, **k), vision_config=VISION,
-                                       mm_tokens_per_image=4, image_token_index=399, boi_token_index=397,
-                                       eoi_token_index=398),
-    'phi3': lambda **k: Phi3Config(**SMALL, sliding_window=WINDOW, **k),
-}
-TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
 LONG = TEXTS[3]
 
 
@@ -62,10 +29,7 @@ def family(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: p
     def load(layers: int = 2, **options: object) -> TextEncoder:
         folder = root / str(layers)
         if not folder.is_dir():
-            torch.manual_seed(0)
-            AutoModel.from_config(CONFIGS[request.param](num_hidden_layers=layers)).save_pretrained(folder)
-            for name in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):
-                shutil.copy(llm_folder / name, folder / name)
+            save_llm(request.param, layers, llm_folder, folder)
         encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder), **options))
         assert encoder.llm.config.model_type in ARCHITECTURES
         return encoder.eval(), tokenizer

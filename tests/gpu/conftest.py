@@ -1,0 +1,112 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What only a GPU can show, by small real parts: `make test-gpu`.
+
+Without a GPU these tests fail.  With ``DEVICE=cpu`` they run on the CPU, in 16 bits too, which tries the tests.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import composer.trainer.trainer
+import launched
+import pytest
+import torch
+import torch.distributed
+from gpu_or_cpu import DEVICE, Train
+from launched import stage1_arguments, stage2_arguments
+from recipes_in_process import run_recipe
+
+from llm2clip.training.algorithms import grad_cache
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many of these tests ran, and where: a green line alone does not say it."""
+    ran = [sum('gpu' in report.keywords and report.when == 'call' for report in terminalreporter.stats.get(outcome, []))
+           for outcome in ('passed', 'failed')]
+    left_out = sum('gpu' in report.keywords for outcome in ('skipped', 'error')
+                   for report in terminalreporter.stats.get(outcome, []))
+    if sum(ran) + left_out:
+        gpus = torch.cuda.device_count()
+        where = f'{gpus} × {torch.cuda.get_device_name()}' if DEVICE == 'gpu' and gpus else 'a CPU, on no GPU'
+        terminalreporter.write_line(f'GPU tests: {sum(ran)} ran on {where}: {ran[0]} passed, {ran[1]} failed; '
+                                    f'{left_out} did not run')
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _there_is_a_gpu() -> Iterator[None]:
+    if DEVICE == 'gpu':
+        assert torch.cuda.is_available(), 'there is no GPU; with DEVICE=cpu these tests try themselves on the CPU'
+        yield
+    else:
+        with _sixteen_bits_on_a_cpu():
+            yield
+
+
+@contextmanager
+def _sixteen_bits_on_a_cpu() -> Iterator[None]:
+    """Let Composer's Trainer compute in 16 bits on a CPU, which it refuses."""
+    types = {'amp_bf16': torch.bfloat16, 'amp_fp16': torch.float16}
+
+    def context(precision: Any, *_: Any, **__: Any) -> Any:
+        return torch.autocast('cpu', types.get(precision.value), enabled=precision.value in types)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(composer.trainer.trainer, '_validate_precision', lambda *_: None)
+        for module in (composer.trainer.trainer, grad_cache):
+            patch.setattr(module, 'get_precision_context', context)
+        yield
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where tensors are put."""
+    return torch.device('cuda' if DEVICE == 'gpu' else 'cpu')
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the recipe of this name."""
+
+    def run(name: str, *args: str) -> None:
+        run_recipe(monkeypatch, name, *args)
+        if torch.distributed.is_initialized():  # for one kind of device
+            torch.distributed.destroy_process_group()
+
+    return run
+
+
+@pytest.fixture
+def arguments(image_dataset: Path, llm_folder: Path, sidecar: Path) -> dict[int, list[str]]:
+    """Stage -> arguments of a small training.
+
+    It is one with SGD, so that weights differ as soon as gradients do, and without dropout; its temperature lets 16 bits suffice.
+    """
+    ours = ['train_data.num_workers=0', 'optimizer={name: sgd, lr: 0.01}', 'max_duration=8ba', 'save_interval=100ba']
+    stage1, stage2 = stage1_arguments(image_dataset, llm_folder), stage2_arguments(image_dataset, sidecar)
+    return {1: [*stage1, *ours, 'loss_scale=10'], 2: [*stage2, *ours, 'eval_interval=100ba']}
+
+
+@pytest.fixture
+def train(recipe: Callable[..., None], arguments: dict[int, list[str]], tmp_path: Path) -> Train:
+    """Trains in this process."""
+
+    def run(stage: int, name: str, *args: str) -> Path:
+        recipe(f'train_stage{stage}', *arguments[stage], f'device={DEVICE}', *args, f'save_folder={tmp_path}/{name}')
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
+def train_on_two(arguments: dict[int, list[str]], tmp_path: Path) -> Train:
+    """Trains on two GPUs, or by two processes on the CPU."""
+
+    def run(stage: int, name: str, *args: str) -> Path:
+        launched.run(f'train_stage{stage}', tmp_path / name, [*arguments[stage], f'device={DEVICE}', *args], 2)
+        return tmp_path / name
+
+    return run

@@ -1,0 +1,144 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every part that a YAML file can name, on a GPU: towers, LLMs, losses, and what takes part in a training."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gpu_or_cpu import DEVICE, Train
+from launched import losses
+from llms import CONFIGS, TEXTS, save_llm
+from parts import text_encoder_from_config
+from towers import TOWERS
+from whole_matrix import CASES, own_rows, sample, whole_matrix
+
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, TextEncoderConfig
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.registry import ALGORITHMS, CALLBACKS, LOGGERS, OPTIMIZERS, SCHEDULERS
+from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
+
+# Part of a registry -> its arguments, for stage 2 unless a line below says otherwise.
+PARTS: dict[str, dict[str, str]] = {
+    'algorithms': {
+        'channels_last': '{}', 'clamp_logit_scale': '{}', 'ema': '{half_life: 2ba}', 'grad_cache': '{}',
+        'gradient_clipping': '{clipping_type: norm, clipping_threshold: 0.5}', 'low_precision_groupnorm': '{}',
+        'low_precision_layernorm': '{}', 'patch_dropout': '{}',
+    },
+    'callbacks': {
+        'early_stopper': '{monitor: retrieval_recall@10, dataloader_label: eval, patience: 100ba}',
+        'in_batch_accuracy': '{}', 'logit_scale_monitor': '{}', 'lr_monitor': '{}', 'memory_monitor': '{}',
+        'optimizer_monitor': '{}', 'retrieval_grid': '{}', 'runtime_estimator': '{}', 'save_best': '{}',
+        'speed_monitor': '{window_size: 2}', 'system_metrics_monitor': '{}',
+    },
+    'loggers': {'file': '{}', 'mlflow': '{tracking_uri: FOLDER/mlflow}', 'tensorboard': '{log_dir: FOLDER}',
+                'wandb': '{project: test}'},
+    'scheduler': {**dict.fromkeys(('constant', 'cosine', 'linear'), '{}'),
+                  **dict.fromkeys(('constant_with_warmup', 'cosine_with_warmup', 'linear_with_warmup'),
+                                  '{t_warmup: 2ba}')},
+    'optimizer': {'adamw': '{lr: 0.01, weight_decay: 0.1}', 'decoupled_adamw': '{lr: 0.01}',
+                  'sgd': '{lr: 0.01, momentum: 0.9}'},
+}
+
+
+def test_all_parts_are_here() -> None:
+    registries = ALGORITHMS, CALLBACKS, LOGGERS, SCHEDULERS, OPTIMIZERS
+    assert [parts.keys() for parts in PARTS.values()] == [registry.keys() for registry in registries]
+
+
+@pytest.mark.parametrize(('kind', 'name'), [(kind, name) for kind, parts in PARTS.items() for name in parts])
+def test_it_takes_part(
+    kind: str, name: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.chdir(tmp_path)
+    arguments = PARTS[kind][name].replace('FOLDER', str(tmp_path))
+    if kind in ('optimizer', 'scheduler'):
+        part = f'{kind}={{name: {name}, {arguments[1:]}'
+    else:
+        part = f'{kind}.{name}={arguments}'
+    tower = 'model.vision.name=test_resnet' if name == 'channels_last' else 'model.vision.name=test_vit'
+    precision = f'precision={"fp32" if DEVICE == "cpu" and name == "low_precision_layernorm" else "amp_bf16"}'
+    if name == 'mlflow' and importlib.util.find_spec('mlflow') is None:  # which this project does not install
+        with pytest.raises(ConfigError, match='without mlflow'):
+            train(2, 'run', part)
+        return
+    half = ['device_train_microbatch_size=4'] if name == 'grad_cache' else []
+    folder = train(2, 'run', tower, precision, 'max_duration=4ba', 'eval_interval=2ba', part, *half)
+    assert len(losses(folder)) == 4 and 'metrics/eval/retrieval_recall@10' in read_metrics(folder / 'metrics.jsonl')
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
+@pytest.mark.parametrize('name', TOWERS)
+def test_a_tower_has_the_features_and_gradients_that_it_has_on_a_cpu(
+    name: str, precision: str, device: torch.device
+) -> None:
+    torch.manual_seed(0)
+    model = LLM2CLIP(ModelConfig(TOWERS[name], AdapterConfig(depth=1), embed_dim=16), 8).train()
+    size = TOWERS[name].image_size
+    pixels = torch.randint(256, (4, 3, size, size), dtype=torch.uint8)
+    found: list[list[torch.Tensor]] = []
+    for place in (torch.device('cpu'), device):
+        model.to(place).zero_grad()
+        exact = place.type == 'cpu' or precision == 'fp32'
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+        with torch.autocast(device.type, torch.bfloat16, enabled=place == device and precision == 'amp_bf16'):
+            features = model.get_image_features(pixels.to(place))
+        (features.float() * torch.linspace(-1, 1, 16, device=place)).sum().backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in model.vision_encoder.parameters()
+                              if parameter.grad is not None])
+        found.append([features.detach().cpu().float(), gradient.detach().cpu()])
+    (expected, direction), (features, gradient) = found
+    torch.testing.assert_close(features, expected, **({'rtol': 1e-4, 'atol': 1e-4} if precision == 'fp32'
+                                                      else {'rtol': 0.1, 'atol': 0.05}))
+    assert F.cosine_similarity(gradient, direction, dim=0) > (0.99999 if precision == 'fp32' else 0.95)
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+@pytest.mark.parametrize('name', CONFIGS)
+def test_an_llm_has_the_vectors_that_it_has_on_a_cpu(
+    name: str, bidirectional: bool, llm_folder: Path, tmp_path: Path, device: torch.device
+) -> None:
+    """Packed, padded and alone; and each text alone, whatever kernel its length calls for."""
+    save_llm(name, 2, llm_folder, tmp_path)
+    encoder, tokenizer = text_encoder_from_config(
+        TextEncoderConfig(str(tmp_path), bidirectional=bidirectional, chat_template=False))
+    tokens = tokenizer.tokenize([*TEXTS, *TEXTS[::-1], 'b'])
+    encoder.eval()
+    with torch.no_grad():
+        expected = encoder(**tokenizer.pad(tokens))
+    encoder.to(device)
+    batch = {key: value.to(device) for key, value in tokenizer.pad(tokens).items()}
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.no_grad():
+        ways = {'padded': encoder(**batch).cpu(), 'packed': encode_tokens(encoder, tokens).cpu(),
+                'alone': encode_tokens(encoder, tokens, 1).cpu()}
+        half = encode_tokens(encoder, tokens, precision='amp_bf16').cpu()
+    for way, vectors in ways.items():
+        error = (vectors - expected).norm(dim=1) / expected.norm(dim=1)
+        assert error.max() < 1e-4, way
+    assert F.cosine_similarity(half, expected).min() > 0.98
+
+
+@pytest.mark.parametrize('block_size', [None, 4])
+@pytest.mark.parametrize('case', CASES)
+def test_a_loss_is_float32_whatever_surrounds_it(case: str, block_size: int, device: torch.device) -> None:
+    """Under autocast, and where TF32 is allowed."""
+    leaves, ids = sample()
+    expected = whole_matrix(case, leaves, ids)
+    expected.backward()
+    ours = [leaf.detach().to(device).requires_grad_() for leaf in leaves]
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with torch.autocast(device.type, torch.bfloat16):
+        loss = own_rows(case, ours, ids.to(device), block_size)
+    loss.backward()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for leaf, other in zip(ours, leaves):
+        if other.grad is not None:
+            assert leaf.grad is not None
+            torch.testing.assert_close(leaf.grad.cpu(), other.grad, rtol=1e-4, atol=1e-6)

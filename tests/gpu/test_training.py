@@ -1,0 +1,240 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Both trainings on a GPU against the same on a CPU, and against the plain computation."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from composer import Callback, State
+from composer.loggers import Logger
+from gpu_or_cpu import DEVICE, Train, on_cpu
+from launched import losses, weights
+
+import llm2clip.training.trainer
+from llm2clip.planning.hardware import GPUS
+from llm2clip.stages import stage1, stage2
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.checkpoints import read_model
+from llm2clip.training.loop import Trainer
+
+# Name -> stage and arguments of a training.
+TRAININGS: dict[str, tuple[int, list[str]]] = {
+    'captions': (1, ['train_data.pairs=[{query: [short], positive: [long]}]', 'learn_scale=true']),
+    'masked_texts': (1, ['objective=mntp', 'train_data.texts={short: 1.0}', 'device_train_microbatch_size=3']),
+    'convnet': (2, []),
+    'vit': (2, ['model.vision.name=test_vit']),
+    'siglip': (2, ['model.vision.name=test_vit', 'loss.name=siglip', 'model.logit_scale=10', 'model.logit_bias=-10']),
+}
+
+
+def _final(folder: Path) -> torch.Tensor:
+    """Everything that was trained, in one vector."""
+    found = weights(folder)
+    return torch.cat([found[name].double().flatten() for name in sorted(found)])
+
+
+def _assert_alike(found: Path, expected: Path, start: Path, losses_within: float, cosine: float) -> None:
+    """Losses within a share, and weights that went from the same start into the same direction, as far."""
+    assert losses(found).keys() == losses(expected).keys() and len(losses(found)) == 8
+    assert losses(found) == pytest.approx(losses(expected), rel=losses_within)
+    begun = _final(start)
+    ours, other = _final(found) - begun, _final(expected) - begun
+    assert other.norm() > 1e-4 * begun.norm()
+    assert F.cosine_similarity(ours, other, dim=0) > cosine
+    assert ours.norm() / other.norm() == pytest.approx(1, abs=2 * (1 - cosine) ** 0.5)
+
+
+@pytest.mark.parametrize('name', TRAININGS)
+def test_a_gpu_learns_what_a_cpu_learns(name: str, train: Train) -> None:
+    stage, args = TRAININGS[name]
+    start = train(stage, 'start', *on_cpu(*args, 'optimizer.lr=0', 'max_duration=1ba'))
+    expected = train(stage, 'cpu', *on_cpu(*args))
+    _assert_alike(train(stage, 'float32', *args, 'precision=fp32'), expected, start, 1e-4, 0.9999)
+    for precision in ('amp_bf16', 'amp_fp16') if stage == 2 and DEVICE == 'gpu' else ('amp_bf16',):
+        _assert_alike(train(stage, precision, *args, f'precision={precision}'), expected, start, 0.02, 0.98)
+
+
+# What computes the same in another way.
+WAYS: dict[str, list[str]] = {
+    'cached': ['algorithms.grad_cache={}', 'device_train_microbatch_size=3'],
+    'blockwise': ['loss.block_size=3'],
+    'fsdp': ['fsdp={state_dict_type: full}'],
+    'sharded_cached': ['fsdp={activation_checkpointing: true, prefetch: 2}', 'algorithms.grad_cache={}',
+                       'device_train_microbatch_size=3'],
+    'recomputed': ['model.vision.gradient_checkpointing=true'],
+    'offloaded': ['fsdp={activation_cpu_offload: true}'],
+    'compiled': ['compile={}'],
+    'compiled_sharded': ['compile={}', 'fsdp={activation_checkpointing: true}'],
+    'workers': ['train_data.num_workers=2'],
+    'rarely_read': ['log_interval=4ba'],
+}
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
+@pytest.mark.parametrize('stage', [1, 2])
+def test_every_way_is_the_plain_one(stage: int, precision: str, train: Train) -> None:
+    args = [f'precision={precision}', *([] if stage == 1 else ['model.vision.name=test_vit'])]
+    start = train(stage, 'start', *args, 'optimizer.lr=0', 'max_duration=1ba')
+    expected = train(stage, 'plain', *args)
+    for name, way in WAYS.items():
+        own = [arg for arg in way if stage == 2 or not arg.startswith(('loss.', 'model.'))]
+        if not own or (DEVICE == 'cpu' and (name == 'offloaded' or 'fsdp' in str(own) and precision != 'fp32')):
+            continue
+        found = train(stage, name, *args, *own)
+        if name == 'rarely_read':
+            assert list(losses(found).values()) == [losses(expected)[step] for step in (3, 7)]
+            assert torch.equal(_final(found), _final(expected))
+        elif precision == 'fp32':
+            _assert_alike(found, expected, start, 1e-4, 0.9999)
+        else:
+            _assert_alike(found, expected, start, 0.02, 0.98)
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels that add in the same order each time."""
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+
+
+@pytest.mark.usefixtures('deterministic')
+@pytest.mark.parametrize('kind', ['', 'fsdp.state_dict_type=sharded', 'fsdp.state_dict_type=full'])
+@pytest.mark.parametrize('stage', [1, 2])
+def test_a_resumed_run_is_the_same_bit_for_bit(stage: int, kind: str, train: Train) -> None:
+    args = ['precision=amp_bf16', 'save_interval=3ba', 'optimizer={name: adamw, lr: 0.01}', 'algorithms.ema={}']
+    args += ['lora.lora_dropout=0.2'] if stage == 1 else ['model.vision.name=test_vit', 'algorithms.patch_dropout={}']
+    args += [kind] if kind else []
+    if kind and DEVICE == 'cpu':
+        args[0] = 'precision=fp32'
+    whole = train(stage, 'whole', *args)
+    stopped = train(stage, 'resumed', *args, 'max_duration=3ba')
+    for written in ('teacher', 'adapter'):  # what stage 1 writes at its end
+        shutil.rmtree(stopped / written, ignore_errors=True)
+    resumed = train(stage, 'resumed', *args)
+    assert losses(resumed) == losses(whole) and len(losses(whole)) == 8
+    assert torch.equal(_final(resumed), _final(whole))
+
+
+class _NoSync(Callback):
+    """Inside a step, whatever makes the host wait for the GPU is an error."""
+
+    steps = 0
+
+    def _set(self, mode: str) -> None:
+        if DEVICE == 'gpu':
+            torch.cuda.set_sync_debug_mode(mode)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value > 1:  # the first ones load kernels and make the optimizer's state
+            self._set('error')
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._set('default')
+        _NoSync.steps += state.timestamp.batch.value > 1
+
+
+@pytest.mark.parametrize('way', ['plain', 'cached', 'fsdp'])
+@pytest.mark.parametrize('stage', [1, 2])
+def test_the_host_does_not_wait_in_a_step(
+    stage: int, way: str, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = llm2clip.training.trainer.fit
+
+    def watched(trainer: Trainer) -> None:
+        trainer.state.callbacks.insert(0, _NoSync())  # before what reads at the end of a step
+        fit(trainer)
+
+    monkeypatch.setattr((stage1, stage2)[stage - 1], 'fit', watched)
+    before = _NoSync.steps
+    precision = 'fp32' if DEVICE == 'cpu' else 'amp_bf16'
+    try:
+        train(stage, 'run', f'precision={precision}', 'optimizer.name=adamw', 'log_interval=100ba',
+              'train_data.num_workers=2', *WAYS.get(way, []),
+              'algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 1.0}',
+              *(['model.vision.name=test_vit'] if stage == 2 else []))
+    finally:
+        _NoSync()._set('default')
+    assert _NoSync.steps - before == 7
+
+
+class _Peak(Callback):
+    """Most bytes of tensors on the GPU in the steps after the first two."""
+
+    bytes = 0
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value == 2:
+            torch.cuda.reset_peak_memory_stats()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        _Peak.bytes = torch.cuda.max_memory_allocated()
+
+
+@pytest.mark.parametrize('way', ['plain', 'cached', 'fsdp', 'recomputed'])
+def test_the_plan_knows_the_peak_and_the_logs_the_mfu(
+    way: str, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ViT-B/16 at 32 images, 2 to 4 GiB; on a CPU, the plan alone is tried."""
+    args = ['model.vision.name=vit_base_patch16_224', 'model.vision.image_size=224', 'model.adapter.depth=4',
+            'model.embed_dim=512', 'optimizer.name=adamw', 'optimizer.lr=1e-5', 'global_train_batch_size=32',
+            f'precision={"fp32" if DEVICE == "cpu" else "amp_bf16"}', *WAYS.get(way, []), 'max_duration=2ep',
+            *(['device_train_microbatch_size=16'] if way == 'cached' else [])]
+    train(2, 'plan', *args, 'plan=true')
+    planned = next(line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith('  peak'))
+    if DEVICE == 'cpu':
+        assert 0.5 < float(planned) < 8
+        return
+    monkeypatch.setattr(stage2, 'fit', _with(_Peak()))
+    folder = train(2, 'run', *args, 'callbacks.speed_monitor={window_size: 2}')
+    assert _Peak.bytes / 2**30 == pytest.approx(float(planned), rel=0.05)
+    metrics = read_metrics(folder / 'metrics.jsonl')
+    assert min(metrics['throughput/device/flops_per_sec'].values()) > 1e11
+    if any(name in torch.cuda.get_device_name() for name in GPUS):
+        assert all(0.001 < mfu < 1 for mfu in metrics['throughput/device/mfu'].values())
+
+
+def _with(callback: Callback) -> Callable[[Trainer], None]:
+    fit = llm2clip.training.trainer.fit
+
+    def run(trainer: Trainer) -> None:
+        trainer.state.callbacks.append(callback)
+        fit(trainer)
+
+    return run
+
+
+def test_background_checkpoints_hold_the_step_that_they_name(train: Train) -> None:
+    """The copy to the host is complete before the next step changes the weights."""
+    args = ['precision=fp32', 'optimizer.lr=0.5', 'model.vision.name=test_vit']
+    every = train(2, 'every', *args, 'save_interval=1ba', 'save_num_checkpoints_to_keep=-1')
+    for steps in (3, 5):
+        saved = read_model(every / f'checkpoints/ep0-ba{steps}-rank0.pt')
+        expected = weights(train(2, f'alone{steps}', *args, f'max_duration={steps}ba'))
+        assert saved.keys() == expected.keys() and expected
+        for key, value in expected.items():
+            torch.testing.assert_close(saved[key].cpu(), value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize('stage', [1, 2])
+def test_two_gpus_learn_what_one_learns(stage: int, train: Train, train_on_two: Train) -> None:
+    if DEVICE == 'gpu' and torch.cuda.device_count() < 2:
+        pytest.skip('needs two GPUs')
+    args = ['precision=fp32', *([] if stage == 1 else ['model.vision.name=test_vit'])]
+    start = train(stage, 'start', *args, 'optimizer.lr=0', 'max_duration=1ba')
+    expected = train(stage, 'one', *args)
+    for name, way in (('ddp', []), ('sharded', ['fsdp={activation_checkpointing: true, prefetch: 2}']),
+                      ('copies', ['fsdp.replicate=2']), ('cached', [*WAYS['cached'], 'fsdp={}'])):
+        _assert_alike(train_on_two(stage, name, *args, *way), expected, start, 1e-4, 0.9999)
+    if DEVICE == 'gpu':
+        half = train_on_two(stage, 'half', *args, 'precision=amp_bf16', 'fsdp={}')
+        _assert_alike(half, expected, start, 0.02, 0.98)
