@@ -88,10 +88,12 @@ def main(device: str, names: Sequence[str]) -> int:
         results[name] = {'error': error, 'log': str(log)} if error else json.loads(path.read_text())
         said = 'was there' if done else f'failed ({log}): {error}' if error else f'{time.monotonic() - start:.0f} s'
         print(f'{i + 1} of {len(chosen)}: {name}, {said}', flush=True)
+    before = {path.stem: json.loads(path.read_text()) for path in folder.glob('*.json')}
+    known = {name: {**before, **results}[name] for name in CASES if name in before or name in results}
     whole = folder.with_suffix('.json')
-    whole.write_text(json.dumps({'machine': machine, 'cases': results}, indent=2) + '\n')
+    whole.write_text(json.dumps({'machine': machine, 'cases': known}, indent=2) + '\n')
     ran = sum('error' not in result for result in results.values())
-    print(f'\n{table(results)}\n\nwrote {whole}\n{ran} of {len(chosen)} cases ran on {machine["device"]}')
+    print(f'\n{table(known)}\n\nwrote {whole}\n{ran} of {len(chosen)} cases ran on {machine["device"]}')
     return 0 if ran == len(chosen) > 0 else 1
 
 
