@@ -7,7 +7,7 @@ RUN := runs/quickstart
 UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install-beside-torch quickstart claims test test-fast test-dist test-slow lint bench clean
+.PHONY: help install-beside-torch quickstart claims test test-fast test-dist test-slow lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -79,6 +79,10 @@ lint: $(VENV)/.dev  ## ruff and pyright
 
 bench: $(VENV)/.dev  ## run recipes/benchmarks/, or NAME=… of them
 	$(BIN)/python recipes/benchmarks/run_all.py $(NAME)
+
+DEVICE ?= gpu
+bench-gpu: $(VENV)/.dev  ## speed and memory on one NVIDIA GPU, half an hour; stopped, it goes on where it was
+	$(BIN)/python recipes/benchmarks/gpu/run_all.py $(DEVICE) $(NAME)
 
 claims: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on where it was
 	$(BIN)/python recipes/claims/run_all.py

@@ -19,9 +19,12 @@ from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEnc
 from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
 from llm2clip.teacher.llm import add_lora, load_llm_and_head
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+from llm2clip.training.loop import Trainer
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
 
-__all__ = ['make_loaders', 'make_model', 'train']
+__all__ = ['make_loaders', 'make_model', 'make_trainer', 'train']
+
+Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
 
 
 def make_loaders(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[DataSpec, list[Evaluator]]:
@@ -37,7 +40,7 @@ def make_loaders(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Dat
     return data, [Evaluator(label='eval', dataloader=eval_data)]
 
 
-def make_model(config: Stage1Config, on_meta: bool = False) -> Union[CaptionContrastive, MaskedNextTokenPrediction]:
+def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
     """The LLM with new LoRA weights, under the objective of the configuration.
 
     Args:
@@ -49,6 +52,14 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Union[CaptionCont
         return MaskedNextTokenPrediction(TextEncoder(add_lora(llm, config.lora), config.text_encoder), head)
     encoder = build_text_encoder(config.text_encoder, config.lora, on_meta)
     return CaptionContrastive(encoder, config.loss_scale, config.learn_scale, config.symmetric, config.mask_equal_texts)
+
+
+def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Trainer, Model]:
+    """Everything that a run needs, and the model, which the trainer may have wrapped; `begin` comes before."""
+    reproducibility.seed_all(config.seed)
+    data, evaluators = make_loaders(config, tokenizer)
+    model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
+    return build_trainer(config, model, build_optimizer(config, model), data, evaluators), model
 
 
 def train(config: Stage1Config) -> None:
@@ -64,10 +75,7 @@ def train(config: Stage1Config) -> None:
     check_replaceable(config.adapter_folder, ADAPTER_KIND)
     begin(config)
     tokenizer = load_caption_tokenizer(config.text_encoder)
-    reproducibility.seed_all(config.seed)
-    data, evaluators = make_loaders(config, tokenizer)
-    model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
-    trainer = build_trainer(config, model, build_optimizer(config, model), data, evaluators)
+    trainer, model = make_trainer(config, tokenizer)
     fit(trainer)
     trainer.close()
     save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.adapter_folder)

@@ -24,7 +24,8 @@ Batch = Any
 
 
 def host_group(timeout: float) -> Optional[torch.distributed.ProcessGroup]:
-    """The ranks' processes, to reduce numbers that are on the host; None if the default group can do that.
+    """The ranks' processes, to reduce numbers that are on the host; None if the default group can do that, or there is
+    one rank.
 
     Args:
         timeout: Seconds.
@@ -114,6 +115,8 @@ class Trainer(composer.Trainer):
 
     def _sum(self, *numbers: float) -> list[float]:
         """Sums over the ranks."""
+        if dist.get_world_size() == 1:  # whose default group, NCCL on a GPU, takes no tensor of the host
+            return [float(number) for number in numbers]
         sums = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(sums, group=self._hosts)
         return sums.tolist()

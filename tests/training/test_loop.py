@@ -18,6 +18,7 @@ from composer.models import ComposerModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llm2clip.float32
+import llm2clip.training.loop
 from llm2clip.float32 import exact_float32, open_device
 from llm2clip.losses.contrastive import clip_loss
 from llm2clip.training.algorithms.clamp_logit_scale import ClampLogitScale
@@ -25,7 +26,7 @@ from llm2clip.training.algorithms.step_monitor import StepMonitor
 from llm2clip.training.callbacks.in_batch_accuracy import InBatchAccuracy
 from llm2clip.training.callbacks.logit_scale_monitor import LogitScaleMonitor
 from llm2clip.training.callbacks.nonfinite import StopAtNonfinite
-from llm2clip.training.loop import Trainer
+from llm2clip.training.loop import Trainer, host_group
 from llm2clip.training.readings import Readings
 
 STEPS = 7
@@ -133,6 +134,16 @@ def test_nothing_is_read_between_readings() -> None:
         assert logged.data[name] == {step: every.data[name][step] for step in (2, 5, 6)}
         assert every.data[name].keys() == set(range(STEPS))
     assert logged.data['time/data_wait'].keys() == {2, 5, 6}
+
+
+def test_one_rank_reduces_nothing_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its default group is NCCL on a GPU, which refuses as is done here."""
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError('No backend type associated with device type cpu')
+
+    monkeypatch.setattr(llm2clip.training.loop.dist, 'all_reduce', refuse)
+    trainer: Any = SimpleNamespace(_hosts=host_group(60))
+    assert Trainer._sum(trainer, True, 2.5) == [1.0, 2.5]
 
 
 def test_tf32_is_off_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What `make bench-gpu` runs: YAML files of the paper, and what is changed in them.
+
+All cases fit 80 GiB by their plans.  Those that only differ in one thing from another are compared with it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config
+
+__all__ = ['CASES', 'OUT', 'SCHEMAS', 'SIZES', 'Case', 'Sizes', 'arguments', 'window']
+
+OUT = Path('runs/bench_gpu')
+SCHEMAS: dict[str, Any] = {
+    'stage1': Stage1Config, 'stage2': Stage2Config, 'extraction': ExtractConfig, 'features': Stage2Config}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        kind: What is run: a training, an extraction, or the vision tower alone as in an evaluation.
+        args: YAML files and overrides.
+        against: The case whose rate this one's is divided by.
+        small: Overrides of the dry run, after all others.
+        warm_up: Steps before the measured ones.
+        steps: Measured steps.
+    """
+
+    kind: Literal['stage1', 'stage2', 'extraction', 'features']
+    args: tuple[str, ...]
+    against: Optional[str] = None
+    small: tuple[str, ...] = ()
+    warm_up: int = 5
+    steps: int = 20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the data, which are random, and of the LLM."""
+
+    images: int
+    pictures: int
+    """Of which the images are copies."""
+    repeat: int
+    """How often an epoch shows each image, so that a measurement ends before the epoch does."""
+    captions: int
+    warm_up_captions: int
+    teacher_dim: int
+    llm: dict[str, Any] = field(default_factory=dict)
+    """What is changed in the configuration of Llama 3.1 8B."""
+
+
+SIZES = {
+    'gpu': Sizes(4096, 500, 32, 4096, 512, 4096),
+    'cpu': Sizes(64, 8, 2, 64, 8, 64, {
+        'hidden_size': 64, 'intermediate_size': 128, 'num_hidden_layers': 2, 'num_attention_heads': 4,
+        'num_key_value_heads': 2, 'head_dim': 16, 'vocab_size': 2000}),
+}
+
+_STAGE2 = ('yamls/stage2/paper.yaml', 'global_train_batch_size=512', 'model.vision.pretrained=false')
+_SMALL_TOWER = (
+    'global_train_batch_size=8', 'model.embed_dim=32', 'model.adapter.depth=1', 'model.vision.image_size=112',
+    *(f'model.vision.architecture.{key}={value}' for key, value in (
+        ('image_size', 112), ('hidden_size', 32), ('intermediate_size', 64), ('num_hidden_layers', 2),
+        ('num_attention_heads', 2))))
+_SMALL_MICROBATCH = (*_SMALL_TOWER, 'device_train_microbatch_size=4')
+_CACHE = 'algorithms.grad_cache={}'
+_B16 = (*_STAGE2, 'yamls/stage2/vision/clip_b16.yaml', 'model.vision.gradient_checkpointing=false')
+_L14 = (*_STAGE2, 'yamls/stage2/vision/clip_l14_336.yaml', 'model.vision.gradient_checkpointing=true')
+_L14_WHOLE = (*_L14, 'model.vision.gradient_checkpointing=false')
+_FSDP = ('yamls/stage2/fsdp.yaml', 'fsdp.activation_checkpointing=false')
+
+# Two long captions of an image attract each other: about half of them are longer than max_length, as the plan takes all
+# texts to be.
+_LLM = (
+    'yamls/stage1/paper.yaml', 'yamls/stage1/llama3.1_8b.yaml', 'global_train_batch_size=64', 'scheduler.t_warmup=0ba',
+    'text_encoder.max_length=128', 'train_data.pairs=[{query: [long], positive: [other]}]', 'train_data.num_workers=4')
+_LORA = (*_LLM, 'fsdp=null', 'text_encoder.dtype=bfloat16', 'device_train_microbatch_size=16')
+_LORA_FSDP = (*_LLM, 'fsdp.activation_checkpointing=true', 'device_train_microbatch_size=32')
+_SMALL_TEXTS = ('global_train_batch_size=8', 'device_train_microbatch_size=4', 'train_data.num_workers=1')
+
+CASES = {
+    'b16': Case('stage2', _B16, small=_SMALL_TOWER),
+    'b16_compile': Case('stage2', (*_B16, 'compile={}'), 'b16', _SMALL_TOWER, warm_up=10),
+    'b16_not_fused': Case('stage2', (*_B16, 'optimizer.fused=false'), 'b16', _SMALL_TOWER),
+    'b16_checkpointing': Case('stage2', (*_B16, 'model.vision.gradient_checkpointing=true'), 'b16', _SMALL_TOWER),
+    'b16_grad_cache': Case('stage2', (*_B16, _CACHE, 'device_train_microbatch_size=128'), 'b16', _SMALL_MICROBATCH),
+    'b16_blockwise': Case('stage2', (*_B16, 'loss.block_size=128'), 'b16', (*_SMALL_TOWER, 'loss.block_size=4')),
+    'b16_large_batch': Case('stage2', (*_B16, 'yamls/stage2/large_batch.yaml', 'global_train_batch_size=4096'), 'b16',
+                            (*_SMALL_MICROBATCH, 'loss.block_size=4'), steps=10),
+    'b16_fsdp': Case('stage2', (*_B16, *_FSDP), 'b16', _SMALL_TOWER),
+    'l14_336': Case('stage2', _L14, small=_SMALL_TOWER),
+    'l14_336_compile': Case('stage2', (*_L14, 'compile={}'), 'l14_336', _SMALL_TOWER, warm_up=10),
+    'l14_336_not_fused': Case('stage2', (*_L14, 'optimizer.fused=false'), 'l14_336', _SMALL_TOWER),
+    'l14_336_no_checkpointing': Case('stage2', (*_L14_WHOLE, 'global_train_batch_size=80'), 'l14_336', _SMALL_TOWER),
+    'l14_336_grad_cache': Case('stage2', (*_L14_WHOLE, _CACHE, 'device_train_microbatch_size=64'), 'l14_336',
+                               _SMALL_MICROBATCH),
+    'l14_336_features': Case('features', (*_L14, 'global_eval_batch_size=256'),
+                             small=(*_SMALL_TOWER, 'global_eval_batch_size=8'), steps=60),
+    '8b_extraction': Case('extraction', (
+        'yamls/extract/paper.yaml', 'text_encoder.dtype=bfloat16', 'text_encoder.chat_template=false'),
+        small=('batch_tokens=512', 'text_encoder.dtype=float32')),
+    '8b_lora': Case('stage1', _LORA, small=_SMALL_TEXTS, steps=15),
+    '8b_lora_compile': Case('stage1', (*_LORA, 'compile={}'), '8b_lora', _SMALL_TEXTS, warm_up=10, steps=15),
+    '8b_lora_fsdp': Case('stage1', _LORA_FSDP, '8b_lora', _SMALL_TEXTS, steps=15),
+    '8b_lora_fsdp_compile': Case('stage1', (*_LORA_FSDP, 'compile={}'), '8b_lora_fsdp', _SMALL_TEXTS, warm_up=10,
+                                 steps=15),
+}
+"""Name -> case."""
+
+
+def window(name: str, device: str) -> tuple[int, int]:
+    """How many steps are left out, and how many after them are measured."""
+    return (CASES[name].warm_up, CASES[name].steps) if device == 'gpu' else (2, 2)
+
+
+def arguments(name: str, device: str, run: Path) -> list[str]:
+    """The YAML files and overrides of a case.
+
+    Args:
+        name: Of the case.
+        device: ``gpu``, or ``cpu`` for the dry run.
+        run: Folder that it may write.
+    """
+    case, data, common = CASES[name], OUT / 'data' / device, [f'device={device}']
+    if case.kind == 'extraction':
+        common += [f'text_encoder.pretrained={data}/llm', f'out={run}',
+                   *(f'datasets.{name}.local={data}/{name}/train' for name in ('warm_up', 'captions'))]
+    else:
+        common += [f'save_folder={run}', 'run_name=bench', 'autoresume=false', 'progress_bar=false', 'log_interval=5ba',
+                   f'max_duration={sum(window(name, device))}ba']
+    if case.kind == 'stage1':
+        common += [f'text_encoder.pretrained={data}/llm', f'plan_llm={data}/llm', 'text_encoder.chat_template=false',
+                   f'train_data.streams.captions.local={data}/captions/train']
+    elif case.kind != 'extraction':
+        common += ['train_data.caption_mix={short: 0.5, long: 0.5}', f'train_data.streams.images={{'
+                   f'local: {data}/images/train, repeat: {SIZES[device].repeat}, '
+                   f'embeddings: {{random: {{local: {data}/vectors}}}}}}']
+    small = [] if device == 'gpu' else [*case.small, 'precision=fp32']
+    if device == 'cpu' and case.kind != 'extraction':
+        small.append('log_interval=1ba')
+    return [*case.args, *common, *small]
