@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From what uses everything to what uses nothing; rooms of one line may use one another in the order given.
 LAYERS = [['planning', 'search'], ['stages', 'evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
           ['data'], ['losses', 'metrics', 'registry'], ['command'], ['steps', 'config_help', 'config_files'],
-          ['folders', 'weights', 'files', 'remote_code', 'float32', 'nodes'], ['config'], ['ranges', 'ranks']]
+          ['folders', 'weights', 'files', 'remote_code', 'float32'], ['config'], ['ranges', 'ranks']]
 ORDER = [room for layer in LAYERS for room in layer]
 
 

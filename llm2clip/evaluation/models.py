@@ -23,9 +23,8 @@ from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers,
 from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.nodes import once_per_node
 from llm2clip.ranges import TeacherPrecision
-from llm2clip.ranks import in_turns, rows
+from llm2clip.ranks import in_turns, once_per_node, rows
 from llm2clip.remote_code.checks_llm2clip import load_checked, load_config, load_tokenizer
 from llm2clip.teacher.caption_teacher import CachedTeacher, build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint

@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_text
-from llm2clip.nodes import once_per_node
-from llm2clip.ranks import agreed, in_turns, is_first, rows
+from llm2clip.ranks import agreed, in_turns, is_first, once_per_node, rows
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint
