@@ -10,7 +10,7 @@ import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 
 from llm2clip.config import ConfigError
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.training.trainer import check_train_config
 
 BOTH = ('train_stage1', 'train_stage2')

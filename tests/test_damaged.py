@@ -32,7 +32,7 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.config_files import save_config
+from llm2clip.config.files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.model_card import read_results
