@@ -23,8 +23,8 @@ import wrapt
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, PlanConfig
-from llm2clip.config_files import load_config
-from llm2clip.config_help import recipe_help
+from llm2clip.config.files import load_config
+from llm2clip.config.help import recipe_help
 from llm2clip.files import FileError, write_json
 from llm2clip.folders import holds_more_than_record
 from llm2clip.steps import SECONDS_FILE, claim, goes_on, next_command, recorded_seconds, step_folder

@@ -1,21 +1,19 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Work that is shared by the ranks, item by item, and whose results come together on the first rank, in order.
-
-Each rank takes every so-many-th item, so that a list of batches makes the same batches for any number of ranks.  What
-goes wrong on one rank is raised on all of them.
-"""
+"""Work that ranks share: item by item, or done by one of them for all.  What goes wrong on one is raised on all."""
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Optional, TypeVar
 
 import torch
+import torch.distributed
 from composer.utils import dist
 
-__all__ = ['RankError', 'agreed', 'in_turns', 'is_first', 'meet', 'rows', 'together']
+__all__ = ['RankError', 'agreed', 'in_turns', 'is_first', 'meet', 'once_per_node', 'rows', 'together']
 
 S = TypeVar('S')
 T = TypeVar('T')
@@ -23,6 +21,9 @@ T = TypeVar('T')
 # Seconds for which ranks wait for one another.  The first may compute numbers from features for hours, and the end of a
 # rank is noticed at once, without a limit.
 _PATIENCE = 30 * 24 * 3600.0
+# Seconds after which those that wait for the first of their node hear that they still have to: far less than the time
+# after which the ranks of a training give up.
+_NEWS = 10.0
 
 
 class RankError(RuntimeError):
@@ -72,8 +73,38 @@ def agreed(compute: Callable[[], T]) -> T:
     return result[0]  # pyright: ignore[reportReturnType]
 
 
+def once_per_node(compute: Callable[[], T], what: str) -> T:
+    """The result of `compute`, which the first rank of each node calls; every rank calls this.
+
+    Args:
+        compute: Reads something that the nodes should have in common, but may have copies of.
+        what: What that is, for messages.
+
+    Raises:
+        ValueError: The nodes have different results.
+        Exception: What `compute` raised on a node, on all ranks.
+    """
+    if not torch.distributed.is_initialized() or dist.get_world_size() == 1:
+        return compute()
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(compute) if dist.get_local_rank() == 0 else None
+        # Not one collective at the end: it would time out on the other ranks if the work takes long.
+        while None in (outcomes := [outcome for leads, outcome in dist.all_gather_object(
+                (work is not None, _outcome(work))) if leads]):
+            pass
+    values, errors = zip(*outcomes)
+    for error in filter(None, errors):
+        raise error
+    for node, value in enumerate(values):
+        if value != values[0]:
+            raise ValueError(f'the nodes do not have the same {what}: node {node} has {value}, node 0 has {values[0]}')
+    return values[0]
+
+
 def in_turns(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) -> Iterator[T]:
     """Results of all items, in order, on the first rank; on the others none, but they have to ask for them as well.
+
+    Each rank takes every so-many-th item, so that a list of batches makes the same batches for any number of ranks.
 
     Args:
         items: The same on every rank.
@@ -101,6 +132,14 @@ def rows(parts: Iterable[torch.Tensor]) -> torch.Tensor:
     """Matrices, one below the other; where there are none, as on other ranks than the first, one without rows."""
     there = list(parts)
     return torch.cat(there) if there else torch.empty(0, 0)
+
+
+def _outcome(work: Optional[Future[Any]]) -> Optional[tuple[Any, Optional[BaseException]]]:
+    """Result and exception, None while there is neither."""
+    if work is None or not wait([work], timeout=_NEWS).done:
+        return None
+    error = work.exception()
+    return (None if error is not None else work.result()), error
 
 
 def _portable(error: Optional[Exception]) -> Optional[Exception]:

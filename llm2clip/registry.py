@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm2clip.config import ConfigError
-from llm2clip.config_files import check_values
-from llm2clip.ranges import Positive
+from llm2clip.config.files import check_values
+from llm2clip.config.ranges import Positive
 
 if TYPE_CHECKING:
     from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet

@@ -27,12 +27,12 @@ from composer.devices import Device
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError
+from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.files import parse_json, reading
-from llm2clip.ranges import TeacherPrecision
 from llm2clip.ranks import agreed, is_first, together
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 

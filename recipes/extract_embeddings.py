@@ -7,7 +7,7 @@ import os
 
 from llm2clip.command import run_command
 from llm2clip.config import ExtractConfig
-from llm2clip.config_files import save_config
+from llm2clip.config.files import save_config
 
 
 def main(config: ExtractConfig) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn, Optional
 
 import torch
+from composer.utils import checkpoint
 from remotes import free_port
 
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -183,6 +184,8 @@ def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
         os.environ.update(env)
         os.chdir(ROOT)
         tempfile.tempdir = None  # which the server may have looked up
+        # Composer made it of the rank when the server imported it.
+        checkpoint._TORCH_DISTRIBUTED_CHECKPOINTS_FILENAME = f'__{env["RANK"]}_0.distcp'
         faulthandler.enable()
         # As in a process that begins: workers are forked, and what they share has a tracker of this rank's own.
         multiprocessing.set_start_method('fork', force=True)

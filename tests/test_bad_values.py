@@ -10,7 +10,7 @@ import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 
 from llm2clip.config import ConfigError
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.training.trainer import check_train_config
 
 BOTH = ('train_stage1', 'train_stage2')
@@ -35,6 +35,8 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (BOTH, 'checkpoint_folder', ["''", 's3://me:secret@host/bucket']),
     (BOTH, 'autoresume', ['perhaps']),
     (BOTH, 'train_data.streams', ['{}', '[a]', "{'': {local: a}}"]),
+    (BOTH, 'train_data', ['a', '[a]']),
+    (BOTH, 'train_data.streams.s', ['a', '[a]']),
     (BOTH, 'train_data.streams.s.local', ["''", '[1]']),
     (BOTH, 'train_data.streams.s.repeat', ['0', '-1', 'nan', 'inf']),
     (BOTH, 'train_data.streams.s.proportion', ['0', '-0.5', 'nan']),
@@ -62,6 +64,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
                                             '{clipping_type: norm, clipping_threshold: x}']),
     (BOTH, 'loggers.wandb.project', ['[a]']),
     (BOTH, 'loggers.wandbb', ['{}']),
+    (BOTH, 'fsdp', ['true', '[a]']),
     (BOTH, 'fsdp.activation_checkpointing', ['maybe']),
     (BOTH, 'fsdp.activation_cpu_offload', ['some']),
     (BOTH, 'fsdp.state_dict_type', ['[full]', 'local']),
@@ -87,7 +90,8 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('train_stage1',), 'mntp.mask_token', ["''"]),
     (('train_stage1',), 'train_data.pairs', ['[{query: [], positive: [a]}]', "[{query: [a], positive: ['']}]",
                                              '[{query: [a], positive: [b], weight: 0}]',
-                                             '[{query: [a], positive: [b], weight: nan}]', '[{query: [a]}]']),
+                                             '[{query: [a], positive: [b], weight: nan}]', '[{query: [a]}]', 'a', '[a]',
+                                             '{a: b}']),
     (('train_stage1',), 'train_data.texts', ['{a: 0}', '{a: -1}', '{a: nan}', '{a: inf}']),
     (('train_stage1',), 'train_data.streams.s.texts', ['{a: 0}']),
     (('train_stage1',), 'teacher_folder', ["''"]),
@@ -133,7 +137,8 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('extract_embeddings', 'evaluate.cra', 'evaluate.models.m'), 'precision', ['fp8', 'bf16']),
     (('extract_embeddings', 'evaluate', 'search'), 'device', ['cuda']),
     (('extract_embeddings',), 'dist_timeout', ['0']),
-    (('evaluate',), 'models', ['{}']),
+    (('evaluate',), 'models', ['{}', '[a]', '{m: a}']),
+    (('evaluate',), 'cra', ['true']),
     (('evaluate',), 'retrieval', ['{}']),
     (('evaluate.models.m', 'export_hf', 'export_vision'), 'weights', ['newest', "''"]),
     (('evaluate', 'search'), 'batch_size', ['0', '-1']),
@@ -195,6 +200,9 @@ YAMLS = {
     'an alias bomb': (b'a: &a [x, x]\nb: &b [*a, *a]\ntitle: *b', ''),
     'a missing package': (b'title: ${package:nowhere}', 'package nowhere is not installed'),
     'a number as key': (b'1: a', ''),
+    'a text for a mapping': (b'title: a\nsteps: b\ngalleries: []',
+                             r"^steps \(.*bad.yaml:2\): 'b', expected a mapping of keys to values$"),
+    'a mapping for a list': (b'title: a\ngalleries: {a: b}', r"^galleries \(.*:2\): \{'a': 'b'\}, expected a list$"),
 }
 
 

@@ -21,7 +21,7 @@ from recipes_in_process import REQUIRED, SCHEMAS
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, EvaluateConfig, ExportVisionConfig, PrepareConfig
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.files import complete_file
 from llm2clip.steps import claim, step_folder
@@ -205,7 +205,7 @@ def test_two_processes_do_not_write_one_output(
     args = _writes(recipe, tmp_path / 'out')
     holder = _python(f'''
         import sys
-        from llm2clip.config_files import load_config
+        from llm2clip.config.files import load_config
         from llm2clip import config
         from llm2clip.steps import claim
         with claim(load_config(config.{SCHEMAS[recipe].__name__}, {args!r})):

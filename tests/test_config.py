@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config
-from llm2clip.config_files import load_config, read_config, save_config
+from llm2clip.config.files import load_config, read_config, save_config
 from llm2clip.registry import LOGGERS, build
 from llm2clip.training.trainer import check_train_config
 

@@ -15,8 +15,8 @@ from omegaconf import MISSING, OmegaConf
 from recipes_in_process import SCHEMAS, run_recipe
 
 from llm2clip.config import ConfigError
-from llm2clip.config_files import load_config
-from llm2clip.config_help import field_docs, recipe_help
+from llm2clip.config.files import load_config
+from llm2clip.config.help import field_docs, recipe_help
 
 
 def _keys(text: str) -> list[str]:

@@ -32,7 +32,7 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.config_files import save_config
+from llm2clip.config.files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.model_card import read_results
@@ -43,7 +43,7 @@ from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.towers import load_tower
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import INDEX_FILE, Index, load_model, read_index
-from llm2clip.teacher.caption_teacher import Embedded, build_caption_teacher, embed_or_load
+from llm2clip.teacher.caption_teacher import Embedded, build_caption_teacher, keep_block, load_block
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.llm import load_llm
@@ -434,16 +434,15 @@ def _no_vectors(state: dict[str, torch.Tensor]) -> None:
     weights(_no_vectors), weights(lambda state: state.update(text_embedding=torch.ones(3, 4))),
     weights(lambda state: state.update(text_embedding=torch.ones(2)))])
 def test_vectors_of_texts(damage: Damage, tmp_path: Path) -> None:
-    texts, found = ['a', 'b'], Embedded(torch.ones(2, 4), 2, 0)
-    embed_or_load(tmp_path, texts, lambda _: found)
+    texts = ['a', 'b']
+    keep_block(tmp_path, texts, Embedded(torch.ones(2, 4), 2, 0))
     file, = tmp_path.iterdir()
     damage(file)
-    refused(lambda: embed_or_load(tmp_path, texts, lambda _: found), str(file), 'expected')
+    refused(lambda: load_block(tmp_path, texts), str(file), 'expected')
 
 
 def test_a_teacher_that_gives_no_numbers(tmp_path: Path) -> None:
-    refused(lambda: embed_or_load(tmp_path, ['a'], lambda _: Embedded(torch.tensor([[1.0, float('nan')]]), 1, 0)),
-            'not finite')
+    refused(lambda: keep_block(tmp_path, ['a'], Embedded(torch.tensor([[1.0, float('nan')]]), 1, 0)), 'not finite')
     assert not list(tmp_path.iterdir())
 
 

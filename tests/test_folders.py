@@ -11,10 +11,10 @@ from typing import Optional
 import pytest
 
 from llm2clip.config import ConfigError
-from llm2clip.config_files import check_values
+from llm2clip.config.files import check_values
+from llm2clip.config.ranges import FolderName
 from llm2clip.files import FileError, complete_file
 from llm2clip.folders import MANIFEST, check_replaceable, complete_folder, inside, stays_inside
-from llm2clip.ranges import FolderName
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from recipes_in_process import ROOT, SCHEMAS
 
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 
 PAGES = ['README.md', 'recipes/README.md', 'yamls/README.md', 'llm2clip/README.md', '.github/CONTRIBUTING.md']
 

@@ -24,7 +24,7 @@ from llm2clip.config import (
     Stage2Config,
     TrainConfig,
 )
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.registry import build_retrieval_set
 from llm2clip.steps import goes_on, next_command, step_folder
 from llm2clip.training.trainer import check_train_config

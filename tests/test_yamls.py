@@ -27,7 +27,7 @@ from llm2clip.config import (
     Stage2Config,
     TrainConfig,
 )
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.evaluation.classification import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import tower_preprocessing

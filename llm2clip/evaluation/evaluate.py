@@ -16,7 +16,7 @@ from composer.devices import Device
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, EvaluateConfig
-from llm2clip.config_files import save_config
+from llm2clip.config.files import save_config
 from llm2clip.evaluation.classification import (
     check_probe_labels,
     class_features,

@@ -16,6 +16,7 @@ from composer.devices import Device
 from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
+from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.vectors import concatenate
@@ -23,9 +24,7 @@ from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers,
 from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.nodes import once_per_node
-from llm2clip.ranges import TeacherPrecision
-from llm2clip.ranks import in_turns, rows
+from llm2clip.ranks import in_turns, once_per_node, rows
 from llm2clip.remote_code.checks_llm2clip import load_checked, load_config, load_tokenizer
 from llm2clip.teacher.caption_teacher import CachedTeacher, build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from llm2clip.config import ConfigError, ExportConfig, ModelConfig, Stage2Config
-from llm2clip.config_files import check_values
+from llm2clip.config.files import check_values
+from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
@@ -22,7 +23,6 @@ from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.ranges import TeacherPrecision
 from llm2clip.remote_code import checks_llm2clip, modeling_llm2clip, text_encoder_llm2clip
 from llm2clip.remote_code.checks_llm2clip import checksum, checksums
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders

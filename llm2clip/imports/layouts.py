@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from llm2clip.config import AdapterConfig, ConfigError
-from llm2clip.ranges import VisualProjection
+from llm2clip.config.ranges import VisualProjection
 
 __all__ = ['LAYOUTS', 'Layout', 'adapter_shape', 'find_layout', 'from_official', 'official_names']
 

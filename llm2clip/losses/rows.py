@@ -118,13 +118,8 @@ def sigmoid_loss(
     """A binary decision for each pair of a row and a column: are they partners?  In one pass over the blocks.
 
     Args:
-        rows: ``(B, D)``.
-        columns: ``(C, D)``.
-        scale: Factor on the products, of one element.
+        rows, columns, scale, first, ignored, block_size: As for `softmax_loss`.
         bias: Added to the logits, of one element.
-        first: Column of the first row's partner.
-        ignored: Columns that are left out.
-        block_size: Rows of the logit matrix at once.  None: all.
 
     Returns:
         The sum over the pairs divided by the number of rows, a scalar in float32.

@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError, FsdpConfig
 
-__all__ = ['check_fsdp', 'check_sharding', 'fsdp2_config', 'keep_float32', 'own_name', 'planned_units', 'prefetch',
-           'recompute', 'recomputed_modules', 'shard', 'sharded_modules', 'whole']
+__all__ = ['check_fsdp', 'check_sharding', 'fsdp2_config', 'keep_float32', 'own_name', 'prefetch', 'recompute',
+           'recomputed_modules', 'shard', 'sharded_modules', 'whole']
 
 
 def check_fsdp(config: FsdpConfig, device: str) -> None:
@@ -91,12 +91,6 @@ def own_name(name: str) -> str:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with the other ranks' shards, if it is one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def planned_units(model: ComposerModel) -> list[nn.Module]:
-    """The modules that Composer will shard on their own, outer ones before those inside them."""
-    chosen: dict[nn.Module, Any] = generate_composer_model_policy(model)._run_policy(model, set(), {})
-    return [module for module in model.modules() if module in chosen]
 
 
 def recompute(model: ComposerModel) -> None:

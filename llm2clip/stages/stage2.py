@@ -15,7 +15,7 @@ from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
-from llm2clip.nodes import once_per_node
+from llm2clip.ranks import once_per_node
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sidecars import sidecar_teacher

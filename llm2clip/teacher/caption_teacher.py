@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_text
-from llm2clip.nodes import once_per_node
-from llm2clip.ranks import agreed, in_turns, is_first, rows
+from llm2clip.ranks import agreed, in_turns, is_first, once_per_node, rows
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -30,7 +29,7 @@ from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = [
     'CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
-    'embed_or_load', 'keep_block', 'load_block',
+    'keep_block', 'load_block',
 ]
 
 # Texts of a file, embedded together: enough to sort by length, few enough to lose.
@@ -112,15 +111,6 @@ def keep_block(folder: Path, texts: Sequence[str], embedded: Embedded) -> None:
 
 def _block_file(folder: Path, texts: Sequence[str]) -> Path:
     return folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
-
-
-def embed_or_load(folder: Path, texts: Sequence[str], embed: Callable[[Sequence[str]], Embedded]) -> Embedded:
-    """`load_block`, or what `embed` makes of the captions, which is then kept."""
-    embedded = load_block(folder, texts)
-    if embedded is None:
-        embedded = embed(texts)
-        keep_block(folder, texts, embedded)
-    return embedded
 
 
 class CachedTeacher:

@@ -13,10 +13,10 @@ from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.config_files import check_values
+from llm2clip.config.files import check_values
+from llm2clip.config.ranges import WeightType
 from llm2clip.files import write_json
 from llm2clip.folders import complete_folder
-from llm2clip.ranges import WeightType
 from llm2clip.remote_code.checks_llm2clip import load_config, read_encoding
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint

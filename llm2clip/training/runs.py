@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from llm2clip.config import ConfigError, Stage2Config
-from llm2clip.config_files import read_config
+from llm2clip.config.files import read_config
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import FileError, reading
 from llm2clip.models.llm2clip import LLM2CLIP

@@ -18,7 +18,7 @@ from composer.models import ComposerModel
 from composer.utils import dist
 
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
-from llm2clip.config_files import save_config
+from llm2clip.config.files import save_config
 from llm2clip.data.loader import device_batch_size
 from llm2clip.float32 import open_device
 from llm2clip.models.compilation import compile_blocks

@@ -19,7 +19,7 @@ from composer import Callback, State
 from composer.loggers import Logger
 
 from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Config
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.float32 import open_device
 from llm2clip.folders import OutputFolder
 from llm2clip.models.joint import JointLLM2CLIP

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.config_files import package_folder
+from llm2clip.config.files import package_folder
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.texts import wikipedia_summaries
 from llm2clip.remote_code.text_encoder_llm2clip import (

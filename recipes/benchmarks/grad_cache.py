@@ -18,7 +18,7 @@ from bench_result import write_result
 from composer.core.data_spec import default_split_batch
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
-from llm2clip.config_files import package_folder
+from llm2clip.config.files import package_folder
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.texts import wikipedia_summaries

@@ -10,7 +10,7 @@ import torch
 from bench_result import write_result
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.config_files import package_folder
+from llm2clip.config.files import package_folder
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.texts import wikipedia_summaries
 from llm2clip.data.loader import split_by_length

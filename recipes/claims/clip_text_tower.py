@@ -16,7 +16,7 @@ import torch.nn as nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from llm2clip.config import AdapterConfig, EvaluateConfig, Stage2Config
-from llm2clip.config_files import load_config, package_folder
+from llm2clip.config.files import load_config, package_folder
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.float32 import open_device

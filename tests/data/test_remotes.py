@@ -124,7 +124,7 @@ def test_conversion_and_extraction_write_to_s3(
 
 def test_passwords_do_not_belong_in_a_configuration() -> None:
     from llm2clip.config import Stage2Config
-    from llm2clip.config_files import load_config
+    from llm2clip.config.files import load_config
     with pytest.raises(ConfigError, match=r'train_data\.streams\.s\.remote.*put no password') as error:
         load_config(Stage2Config, ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8',
                                    'model.vision.name=x', 'optimizer.lr=1', 'train_data.streams.s.local=a',

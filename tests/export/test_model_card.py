@@ -20,7 +20,7 @@ from llm2clip.config import (
     Stage2Config,
     VisionConfig,
 )
-from llm2clip.config_files import save_config
+from llm2clip.config.files import save_config
 from llm2clip.export.model_card import model_card, read_results
 from llm2clip.teacher.fingerprint import Fingerprint
 

@@ -14,7 +14,7 @@ from trained import Trained, trained
 import llm2clip.export.hf
 import llm2clip.training.runs
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, Stage2Config
-from llm2clip.config_files import save_config
+from llm2clip.config.files import save_config
 from llm2clip.folders import MANIFEST
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint

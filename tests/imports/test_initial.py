@@ -17,7 +17,7 @@ from recipes_in_process import run_recipe
 from safetensors.torch import load_file, save_file
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, VisionConfig
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.export.hf import export_folder
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.llm2clip import LLM2CLIP

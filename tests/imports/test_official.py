@@ -22,7 +22,7 @@ from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModelWithProject
 
 import llm2clip  # noqa: F401 - registers the exported model
 from llm2clip.config import AdapterConfig, ConfigError, ImportConfig, VisionConfig
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.imports.layouts import find_layout, from_official, official_names
 from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP

@@ -4,6 +4,7 @@
 """Vision towers of both libraries: weights, resolution, layers, locks, dropped patches."""
 
 import copy
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from composer.core import Precision
 from safetensors.torch import save_file
 from towers import HALF, SMALL, TOKEN_TOWERS, TOWERS, hf_tower, timm_tower
 from transformers import (
@@ -25,12 +27,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
+from llm2clip.config import AdapterConfig, ConfigError, FsdpConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_processing_llm2clip import normalize
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.sharding import own_name, planned_units, recompute, recomputed_modules
+from llm2clip.models.sharding import fsdp2_config, recompute, recomputed_modules, shard, sharded_modules
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
+from llm2clip.planning.pretended import pretended_ranks
 from llm2clip.training.algorithms.patch_dropout import apply_patch_dropout
 from llm2clip.training.optim import describe_groups, parameter_groups
 
@@ -113,19 +116,21 @@ def test_checkpointing_runs_blocks_twice_for_the_same_gradients(name: str) -> No
 def test_fsdp_shards_and_recomputes_every_block(name: str) -> None:
     """Composer's own functions choose, which ask the direct children of the model only."""
     config = ModelConfig(TOWERS[name], AdapterConfig(depth=2), embed_dim=16)
-    with torch.device('meta'):
-        model = ComposerLLM2CLIP(LLM2CLIP(config, 8, load_weights=False))
     blocks = {f'model.vision_encoder.trunk.{block}' for block in BLOCKS[name]}
-    names = {module: n for n, module in model.named_modules()}
-    sharded = {names[module] for module in planned_units(model)}
     # What the outermost unit has left, temperature and bias, is in float32.
     parts = {f'model.{part}' for part in ('vision_encoder', 'visual_projection', 'adapter')}
-    assert sharded == {'model', *parts, 'model.adapter.blocks.0', 'model.adapter.blocks.1', *blocks}
-    recompute(model)
-    assert set(recomputed_modules(model)) == blocks
-    # Wrapped for recomputation, they are still the same units, of the same names.
-    names = {module: own_name(n) for n, module in model.named_modules()}
-    assert {names[module] for module in planned_units(model)} == sharded
+    for recomputed in (set(), blocks):
+        with torch.device('meta'):
+            model = ComposerLLM2CLIP(LLM2CLIP(config, 8, load_weights=False))
+        if recomputed:
+            recompute(model)
+        with pretended_ranks(2) as mesh:
+            sharding = dataclasses.replace(fsdp2_config(FsdpConfig(), 'cpu'), device_mesh=mesh)
+            shard(model, torch.optim.SGD(model.parameters()), sharding, Precision.FP32)
+        # Wrapped for recomputation, they are still the same units, of the same names.
+        assert {*sharded_modules(model)} == {
+            'model', *parts, 'model.adapter.blocks.0', 'model.adapter.blocks.1', *blocks}
+        assert {*recomputed_modules(model)} == recomputed
 
 
 def test_the_image_side_of_a_published_clip(clip_folder: Path) -> None:

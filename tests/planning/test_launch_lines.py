@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.planning import step
 from llm2clip.planning.hardware import GPUS
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2

@@ -16,7 +16,7 @@ from recipes_in_process import run_recipe
 
 import llm2clip.planning.plan
 from llm2clip.config import ExtractConfig, LoaderConfig, Stage1Config, Stage2Config, TextEncoderConfig, TrainConfig
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples

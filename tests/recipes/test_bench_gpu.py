@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 
 ROOT = Path(__file__).parents[2]
 # In place of a case: NAME DEVICE RESULT.json.  The third one ends without a result, the second with an error.

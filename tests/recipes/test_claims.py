@@ -14,7 +14,7 @@ import torch
 from parts import make_samples, text_encoder_from_config
 
 from llm2clip.config import AdapterConfig, EvaluateConfig, ModelConfig, Stage2Config, TextEncoderConfig, VisionConfig
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
 

@@ -90,7 +90,8 @@ def _writes_at(folder: Path, step: int) -> bool:
 @pytest.mark.dist
 def test_other_numbers_of_ranks_go_on(stage2_args: list[str], tmp_path: Path) -> None:
     """2 → 1 → 2 ranks."""
-    args = [*stage2_args, *SGD, 'optimizer.momentum=0.9', 'max_duration=30ba', 'fsdp.state_dict_type=sharded']
+    args = [*stage2_args, *SGD, 'optimizer.momentum=0.9', 'max_duration=30ba', 'fsdp.state_dict_type=sharded',
+            'save_interval=10ba', 'eval_interval=30ba']
     run('train_stage2', tmp_path / 'whole', args, 2)
     for ranks, steps in ((2, 10), (1, 20), (2, 30)):
         run('train_stage2', tmp_path / 'elastic', [*args, f'max_duration={steps}ba'], ranks)

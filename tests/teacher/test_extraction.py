@@ -27,12 +27,7 @@ from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_co
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
-from llm2clip.teacher.caption_teacher import (
-    Embedded,
-    LLMTeacher,
-    build_caption_teacher,
-    embed_or_load,
-)
+from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher, build_caption_teacher, keep_block, load_block
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
@@ -170,14 +165,17 @@ def test_the_bar_moves_with_every_batch(
     assert sum(seen) == 2 * 64 and max(seen) <= 20
 
 
-def test_a_block_is_embedded_once_and_those_of_earlier_versions_are_read(tmp_path: Path) -> None:
+def test_a_block_is_kept_and_those_of_earlier_versions_are_read(tmp_path: Path) -> None:
     vectors = torch.arange(6.0).view(2, 3)
-    first = embed_or_load(tmp_path, ['a', 'b'], lambda texts: Embedded(vectors, 7, 1))
-    again = embed_or_load(tmp_path, ['a', 'b'], lambda texts: pytest.fail('embedded again'))
-    assert torch.equal(first.vectors, again.vectors) and again[1:] == first[1:] == (7, 1)
+    assert load_block(tmp_path, ['a', 'b']) is None
+    keep_block(tmp_path, ['a', 'b'], Embedded(vectors, 7, 1))
+    found = load_block(tmp_path, ['a', 'b'])
+    assert found is not None and torch.equal(found.vectors, vectors) and found[1:] == (7, 1)
+    assert load_block(tmp_path, ['b', 'a']) is None
     path, = tmp_path.iterdir()
     save_file({'text_embedding': vectors}, path, {'truncated': '2'})
-    assert embed_or_load(tmp_path, ['a', 'b'], lambda texts: pytest.fail('embedded again'))[1:] == (0, 2)
+    found = load_block(tmp_path, ['a', 'b'])
+    assert found is not None and found[1:] == (0, 2)
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])

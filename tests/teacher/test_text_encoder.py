@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.config_files import package_folder
+from llm2clip.config.files import package_folder
 from llm2clip.remote_code.text_encoder_llm2clip import (
     CaptionTokenizer,
     TextEncoder,

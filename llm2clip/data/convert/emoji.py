@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from llm2clip.config import ConfigError
+from llm2clip.config.ranges import Count, HeldOutShare, Natural, Seed
 from llm2clip.data.convert.samples import Dropped, Sample, Splits, one_part
 from llm2clip.data.images import encode_image
 from llm2clip.files import read_json
-from llm2clip.ranges import Count, HeldOutShare, Natural, Seed
 
 __all__ = ['LANGUAGES', 'emoji']
 

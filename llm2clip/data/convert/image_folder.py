@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from functools import partial
 
+from llm2clip.config.ranges import FolderName, Seed, Weight
 from llm2clip.data.caption_files import read_captions
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -18,7 +19,6 @@ from llm2clip.data.convert.samples import (
     one_part,
     read_image,
 )
-from llm2clip.ranges import FolderName, Seed, Weight
 
 __all__ = ['caption_csv', 'image_folder']
 

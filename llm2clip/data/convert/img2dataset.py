@@ -13,11 +13,11 @@ from typing import Any, Union
 from webdataset.tariterators import group_by_keys
 
 from llm2clip.config import ConfigError
+from llm2clip.config.ranges import FolderName, Text
 from llm2clip.data.caption_files import field, optional_text
 from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, matching_files, sample_name
 from llm2clip.files import FileError, parse_json, read_json, reading
 from llm2clip.folders import stays_inside
-from llm2clip.ranges import FolderName, Text
 
 __all__ = ['webdataset']
 

@@ -18,6 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llm2clip.config import ConfigError
+from llm2clip.config.ranges import FolderName, HeldOutShare, Seed, Text
 from llm2clip.data.caption_files import optional_text, read_csv, read_header
 from llm2clip.data.convert.samples import (
     HELDOUT,
@@ -33,7 +34,6 @@ from llm2clip.data.convert.samples import (
     sample_name,
 )
 from llm2clip.files import FileError, reading
-from llm2clip.ranges import FolderName, HeldOutShare, Seed, Text
 
 __all__ = ['Captions', 'Columns', 'huggingface', 'table']
 

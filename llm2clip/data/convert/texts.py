@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
-from llm2clip.config_files import package_folder
+from llm2clip.config.files import package_folder
+from llm2clip.config.ranges import HeldOutShare, Natural, Seed, Weight
 from llm2clip.data.caption_files import check_text, read_json_lines, read_lines
 from llm2clip.data.convert.samples import (
     HELDOUT,
@@ -23,7 +24,6 @@ from llm2clip.data.convert.samples import (
     one_part,
 )
 from llm2clip.files import FileError, read_json
-from llm2clip.ranges import HeldOutShare, Natural, Seed, Weight
 
 __all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
 

@@ -23,7 +23,8 @@ from streaming import MDSWriter
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.config_files import check_values
+from llm2clip.config.files import check_values
+from llm2clip.config.ranges import FolderName
 from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.card import CaptionCounts, write_card
 from llm2clip.data.convert.samples import Dropped, Part, Sample
@@ -31,7 +32,6 @@ from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsu
 from llm2clip.data.schema import IMAGE, INDEX, SAMPLE_ID, caption_column, check_shard, read_index
 from llm2clip.files import FileError, read_json, reading
 from llm2clip.folders import OutputFolder, complete_folder
-from llm2clip.ranges import FolderName
 
 __all__ = ['CARD_FILE', 'is_written', 'write_splits']
 

@@ -8,10 +8,10 @@ from typing import Optional
 
 from streaming import LocalDataset
 
+from llm2clip.config.ranges import Text
 from llm2clip.data.caption_files import read_captions
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index, whole_shard
 from llm2clip.evaluation.sets.files import RetrievalSet, retrieval_set
-from llm2clip.ranges import Text
 
 __all__ = ['MDSImages', 'image_folder', 'mds']
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from llm2clip.config import ConfigError
+from llm2clip.config.ranges import Count
 from llm2clip.data.caption_files import field, list_field, numbered, read_csv, text_field, texts_field
 from llm2clip.evaluation.sets.files import (
     RetrievalSet,
@@ -17,7 +18,6 @@ from llm2clip.evaluation.sets.files import (
     retrieval_set,
 )
 from llm2clip.files import FileError, parse_json, read_json
-from llm2clip.ranges import Count
 
 __all__ = ['coco', 'flickr30k']
 

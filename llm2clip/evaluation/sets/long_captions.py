@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from llm2clip.config import ConfigError
+from llm2clip.config.ranges import Count
 from llm2clip.data.caption_files import field, list_field, numbered, read_json_lines, text_field
 from llm2clip.evaluation.sets.files import (
     RetrievalSet,
@@ -18,7 +19,6 @@ from llm2clip.evaluation.sets.files import (
     visible_files,
 )
 from llm2clip.files import FileError, read_text
-from llm2clip.ranges import Count
 
 __all__ = ['docci', 'sharegpt4v', 'urban1k']
 

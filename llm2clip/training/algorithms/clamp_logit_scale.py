@@ -10,7 +10,7 @@ import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from llm2clip.ranges import Positive
+from llm2clip.config.ranges import Positive
 
 __all__ = ['ClampLogitScale', 'clamp_logit_scale']
 

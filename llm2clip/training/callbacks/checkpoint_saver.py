@@ -65,6 +65,8 @@ class CheckpointSaver(composer.callbacks.CheckpointSaver):
             folder, _FILE, remote_file_name=str(remote / _FILE), latest_filename=_LATEST,
             latest_remote_file_name=str(remote / _LATEST), save_interval=save_interval, overwrite=overwrite,
             num_checkpoints_to_keep=num_checkpoints_to_keep)
+        # Composer looks every 30 seconds whether all files are uploaded, and the end of a run waits for it to see them.
+        self._symlink_upload_wait_before_next_try_in_seconds = 1.0
         self.timeout = timeout
         self._group: Optional[torch.distributed.ProcessGroup] = None
         self._thread = ThreadPoolExecutor(1, 'checkpoint')

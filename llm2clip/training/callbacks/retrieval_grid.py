@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torchmetrics.utilities import dim_zero_cat
 
+from llm2clip.config.ranges import Count
 from llm2clip.data.image_embeddings import EvalImageDataset
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.ranges import Count
 
 __all__ = ['RetrievalGrid']
 

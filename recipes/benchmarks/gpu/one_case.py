@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm2clip.config import ConfigError, ExtractConfig, Stage1Config, Stage2Config
-from llm2clip.config_files import load_config
+from llm2clip.config.files import load_config
 from llm2clip.data.schema import IMAGE, read_samples
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP

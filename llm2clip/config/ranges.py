@@ -3,21 +3,26 @@
 
 """Types with the range of their values, for the fields of the configuration and the arguments of parts.
 
-`llm2clip.config_files.check_values` compares values with them.
+`llm2clip.config.files.check_values` compares values with them, and raises a ConfigError.
 """
 
 import re
-from typing import Annotated, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, Field, StrictBool
 
 __all__ = [
-    'CheckpointsKept', 'Compression', 'Count', 'CropScale', 'DeviceName', 'Duration', 'Finite', 'FolderName',
-    'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share',
-    'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
+    'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName', 'Duration',
+    'Finite', 'FolderName', 'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository', 'RunWeights', 'SampleCount',
+    'Seed', 'Share', 'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight',
+    'WeightType',
 ]
 
 T = TypeVar('T')
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, its origin and what was expected."""
 
 
 def _expect(allowed: bool, value: T, expected: str) -> T:
@@ -73,6 +78,8 @@ def _ascending(values: list[float]) -> list[float]:
     return _expect(values == sorted(values), values, 'the smaller value first')
 
 
+# A part that is chosen by name: that name, mostly, and its arguments.
+Component = dict[str, Any]
 # A text that is not empty, such as a name or a path.
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -72,6 +72,8 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     for source, node, lines in [*map(_read_file, files), *map(_read_override, overrides)]:
         for key in lines:
             origins[key] = f'{source}:{lines[key]}' if lines[key] else source
+        for key, value, expected in _misshapen(schema, OmegaConf.to_container(node), ''):
+            raise ConfigError(f'{_where(key, origins)}: {value!r}, expected {expected}')
         try:
             merged = OmegaConf.merge(merged, node)
         except OmegaConfBaseException as error:
@@ -80,7 +82,7 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
             key = next((path for path in lines if path == key or path.endswith(f'].{key}')), key)
             fault = _unknown(key, error) if isinstance(error, ConfigKeyError) else _first_line(error)
             raise ConfigError(f'{_where(key, origins)}: {fault}') from None
-        except TypeError as error:  # a list in place of a mapping, or the other way round
+        except TypeError as error:  # a list in place of a mapping, or the other way round, in a part's arguments
             raise ConfigError(f'{_where(list(lines)[-1], origins)}: {error}') from None
 
     try:
@@ -207,6 +209,31 @@ def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             yield from _lines(item, f'{prefix[:-1]}[{i}].')
+
+
+def _misshapen(kind: Any, value: Any, key: str) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and what was expected, wherever there is no mapping or list although the type is one.
+
+    Of some of them, OmegaConf does not name the key.
+    """
+    kind = unwrap_optional(kind)
+    if value is None or isinstance(value, str) and (value == MISSING or value.startswith('${')):
+        return
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list):
+            yield key, value, 'a list'
+            return
+        below = [(f'[{i}]', typing.get_args(kind)[0], item) for i, item in enumerate(value)]
+    elif is_dataclass(kind) or typing.get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            yield key, value, 'a mapping of keys to values'
+            return
+        kinds = typing.get_type_hints(kind) if is_dataclass(kind) else dict.fromkeys(value, typing.get_args(kind)[1])
+        below = [(f'.{name}', kinds[name], item) for name, item in value.items() if name in kinds]
+    else:
+        return
+    for name, kind_below, item in below:
+        yield from _misshapen(kind_below, item, f'{key}{name}'.removeprefix('.'))
 
 
 def _unknown(key: str, error: ConfigKeyError) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Optional
 import yaml
 from omegaconf import MISSING
 
-from llm2clip.config_files import unwrap_optional
+from llm2clip.config.files import unwrap_optional
 
 __all__ = ['field_docs', 'recipe_help']
 

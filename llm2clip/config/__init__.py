@@ -1,0 +1,56 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The vocabulary of the YAML files, one dataclass per recipe.
+
+Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
+mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.files` reads the files and checks
+every value against the range in its type; `llm2clip.config.help` prints the keys of a recipe.
+"""
+
+from llm2clip.config.data import (
+    CaptionDataConfig,
+    CaptionPairConfig,
+    CaptionStreamConfig,
+    DatasetConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
+    LoaderConfig,
+    StreamConfig,
+)
+from llm2clip.config.evaluate import (
+    CRAConfig,
+    EvaluateConfig,
+    EvaluatedModelConfig,
+    LinearProbeConfig,
+    ReportConfig,
+    RetrievalConfig,
+    ZeroshotConfig,
+)
+from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisionConfig, HubConfig
+from llm2clip.config.imports import ImportConfig
+from llm2clip.config.models import (
+    AdapterConfig,
+    LoraConfig,
+    LossConfig,
+    MNTPConfig,
+    ModelConfig,
+    TextEncoderConfig,
+    VisionConfig,
+)
+from llm2clip.config.planning import PlanConfig
+from llm2clip.config.prepare import PrepareConfig, WriterConfig
+from llm2clip.config.ranges import ConfigError
+from llm2clip.config.search import SearchConfig
+from llm2clip.config.teacher import ExtractConfig, TeacherConfig
+from llm2clip.config.training import FsdpConfig, OnlineConfig, Stage1Config, Stage2Config, TrainConfig, TrainerConfig
+
+__all__ = [
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
+    'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig',
+    'ImportConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig',
+    'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig',
+    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig',
+    'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+]

@@ -1,0 +1,157 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`evaluate` and `report`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Optional
+
+from omegaconf import MISSING
+from pydantic import Field
+
+from llm2clip.config.models import TextEncoderConfig, VisionConfig
+from llm2clip.config.ranges import (
+    Component,
+    ConfigError,
+    Count,
+    DeviceName,
+    Natural,
+    RunWeights,
+    TeacherPrecision,
+    Text,
+)
+from llm2clip.config.teacher import TeacherConfig
+
+__all__ = [
+    'CRAConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig', 'RetrievalConfig',
+    'ZeroshotConfig',
+]
+
+
+@dataclass
+class EvaluatedModelConfig(TeacherConfig):
+    """What is evaluated: one of `run`, `export`, `official` and `pretrained`.  A run needs its teacher, if its own
+    configuration does not name it, and official weights theirs; the teacher of an export lies in the folder."""
+
+    run: Optional[Text] = None
+    """Folder of a stage-2 run."""
+    weights: RunWeights = 'latest'
+    """Which weights of the run: `latest`, those of its newest checkpoint, or `best`, which `save_best` kept."""
+    export: Optional[Text] = None
+    """Folder that `export_hf` wrote."""
+    official: Optional[Text] = None
+    """Official LLM2CLIP weights, a file or a Hugging Face folder, as for `import_official`."""
+    vision: Optional[VisionConfig] = None
+    """The tower of `official`."""
+    pretrained: Optional[Text] = None
+    """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
+    precision: TeacherPrecision = 'fp32'
+    """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
+    teachers: list[Text] = field(default_factory=list)
+    """In place of `teacher`: the folders of `train_data.teachers`, in that order; their vectors are concatenated."""
+
+
+@dataclass
+class RetrievalConfig:
+    """One retrieval benchmark: images, and the captions that belong to them."""
+
+    source: Component = MISSING
+    """`name` of the benchmark (`llm2clip/evaluation/sets/`) and where its files are."""
+    merge_equal_texts: bool = False
+    """Count captions of the same wording as one text, that of every image it is written for."""
+
+
+@dataclass
+class ZeroshotConfig:
+    """Classification by class names: an image belongs to the class whose prompts are nearest."""
+
+    source: Component = MISSING
+    """`name` of the set and where its files are."""
+    templates: Text = MISSING
+    """Text file with one prompt per line, `{}` for the class name; a class is the mean of its prompts."""
+
+
+@dataclass
+class LinearProbeConfig:
+    """Logistic regression on the frozen tower's features."""
+
+    train: Component = MISSING
+    """Set to learn from; a fifth of it chooses the regularisation."""
+    test: Component = MISSING
+    """Set whose images are classified."""
+
+
+@dataclass
+class CRAConfig:
+    """Caption retrieval accuracy of text encoders on held-out pairs."""
+
+    captions: Text = MISSING
+    """MDS folder with the pairs."""
+    caption_keys: Annotated[list[Text], Field(min_length=2, max_length=2)] = field(
+        default_factory=lambda: ['short', 'long'])
+    """The two captions of a sample that have to find each other."""
+    encoders: dict[str, TextEncoderConfig] = field(default_factory=dict)
+    """Result name -> LLM, not trained here, and how it encodes."""
+    teachers: dict[str, Text] = field(default_factory=dict)
+    """Result name -> folder that stage 1 wrote, which knows how it encodes."""
+    limit: Optional[Count] = None
+    """Number of pairs, from the first on.  Unset: all."""
+    batch_tokens: Count = 4096
+    """Tokens per forward pass; texts are packed without padding."""
+    precision: TeacherPrecision = 'fp32'
+    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Numbers of trained models, side by side."""
+
+    models: dict[Text, EvaluatedModelConfig] = field(default_factory=dict)
+    """Name in the tables -> model."""
+    out: Text = MISSING
+    """Folder that receives `results.json`, `results.md` and `report.html`."""
+    cache: Text = '${out}/text_embeddings'
+    """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
+    retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
+    """Name in the tables -> retrieval benchmark: images, and the captions that belong to them."""
+    zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
+    """Name in the tables -> classification by class names."""
+    linear_probe: dict[Text, LinearProbeConfig] = field(default_factory=dict)
+    """Name in the tables -> logistic regression on the frozen tower's features."""
+    cra: Optional[CRAConfig] = None
+    """Caption retrieval accuracy of text encoders on held-out pairs."""
+    bootstrap: Natural = 1000
+    """Number of resamples for the 95 % intervals; 0 for none."""
+    gallery: Natural = 4
+    """Queries that the report shows of each benchmark: this many of the best, the median and the worst; 0 for none."""
+    title: str = 'LLM2CLIP'
+    """Title of the report."""
+    batch_size: Count = 64
+    """Images per forward pass."""
+    num_workers: Natural = 2
+    """Processes per rank that read and decode images."""
+    device: Optional[DeviceName] = None
+    """`gpu` or `cpu`.  Unset: a GPU if there is one."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if there is nothing to evaluate."""
+        if self.models and not (self.retrieval or self.zeroshot or self.linear_probe):
+            raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')
+        if not self.models and (self.retrieval or self.zeroshot or self.linear_probe or self.cra is None):
+            raise ConfigError('models: {}, expected at least one')
+
+
+@dataclass
+class ReportConfig:
+    """Everything a pipeline wrote -> one HTML file."""
+
+    results: Text = MISSING
+    """Folder that `evaluate` wrote."""
+    out: Text = MISSING
+    """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/report.py`."""
+    steps: Annotated[dict[str, Text], Field(min_length=1)] = MISSING
+    """Name of a step -> its folder, in the order of the pipeline."""
+    galleries: list[Text] = field(default_factory=list)
+    """Which retrieval benchmarks are shown in pictures."""
+    title: str = 'LLM2CLIP'
+    """Title of the report."""

@@ -1,0 +1,157 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models and losses: text encoder, vision tower, adapter."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Optional
+
+from omegaconf import MISSING
+from pydantic import Field
+
+from llm2clip.config.ranges import (
+    Component,
+    Count,
+    Finite,
+    Natural,
+    Positive,
+    Share,
+    Switch,
+    Text,
+    Texts,
+    VisualProjection,
+    WeightType,
+)
+
+__all__ = [
+    'AdapterConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'TextEncoderConfig', 'VisionConfig',
+]
+
+
+@dataclass
+class TextEncoderConfig:
+    """An LLM as a text encoder: where it comes from and how a caption becomes one vector."""
+
+    pretrained: Text = MISSING
+    """Hugging Face hub name or local folder of the LLM."""
+    gguf_file: Optional[Text] = None
+    """File inside `pretrained` when the weights are GGUF."""
+    adapters: list[Text] = field(default_factory=list)
+    """LoRA adapters (folders or hub names) merged into the LLM in this order, before a new one is added."""
+    bidirectional: bool = True
+    """Drop the causal mask in every layer (LLM2CLIP section 3.1); padding stays masked."""
+    pooling: Literal['mean', 'weighted_mean', 'last'] = 'mean'
+    """`mean` or `weighted_mean` over the caption's own tokens, or `last`, the end token after them."""
+    chat_template: Optional[bool] = None
+    """Wrap the caption as a user message of the tokenizer's chat template, whose header is not pooled.  Unset: if the
+    tokenizer has one."""
+    instruction: str = ''
+    """Text put before a query caption; never pooled."""
+    max_length: Count = 512
+    """Longest input in tokens, template and instruction included; longer captions are truncated and counted."""
+    dtype: WeightType = 'float32'
+    """Type of the LLM's own weights; LoRA weights stay float32.  FSDP needs one type, hence `float32`."""
+    attn_implementation: Optional[Literal['sdpa', 'eager']] = None
+    """`sdpa` or `eager`.  Unset: `sdpa`, but `eager` for Gemma 2, whose soft cap on attention scores only that has."""
+    trust_remote_code: bool = False
+    """Run code that comes with the tokenizer. Leave off unless you have read that code."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adaptation of the LLM (paper, section 4.1); the names follow peft."""
+
+    r: Count = 16
+    """Rank of the adaptation."""
+    lora_alpha: Count = 32
+    """The adaptation is scaled by `lora_alpha` / `r`."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Probability with which an input of the adaptation is dropped while it is trained."""
+    target_modules: Optional[Texts] = None
+    """Names of projections; unset, those of attention and MLP in every layer, whatever the architecture calls them."""
+
+
+@dataclass
+class MNTPConfig:
+    """Masked next-token prediction (LLM2Vec, section 2.2): an LLM learns to use the context on its right."""
+
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of a text's tokens that are masked; each is predicted from the position before it."""
+    mask_token: Text = '_'
+    """Text whose first token stands for a masked one; LLMs have no mask token of their own."""
+
+
+@dataclass
+class VisionConfig:
+    """A vision tower from timm or transformers."""
+
+    name: Text = MISSING
+    """timm model (also `hf-hub:…`, `local-dir:…`), or hub name or local folder of a Hugging Face image model."""
+    pretrained: bool = False
+    """Load the weights that belong to `name`."""
+    checkpoint: Optional[Text] = None
+    """Local file of a timm model's weights instead; read without running code."""
+    remap: bool = False
+    """The checkpoint has other key names but the same parameters in the same order."""
+    architecture: Component = field(default_factory=dict)
+    """A Hugging Face model's `config.json` by `model_type` (`clip_vision_model`, …), in place of the one in `name`."""
+    image_size: Count = 224
+    """Side of the square input, in pixels; position embeddings are interpolated to it."""
+    mean: Optional[Annotated[list[Share], Field(min_length=3, max_length=3)]] = None
+    """Of red, green and blue, from 0 to 1, in place of the tower's own normalisation; together with `std`."""
+    std: Optional[Annotated[list[Positive], Field(min_length=3, max_length=3)]] = None
+    """Standard deviation per colour; together with `mean`."""
+    lock: bool = False
+    """Train the projection and the adapter only (LiT)."""
+    lock_blocks: Natural = 0
+    """Do not train the embeddings and this many blocks after them."""
+    gradient_checkpointing: Switch = False
+    """Recompute activations in the backward pass, a fifth of the FLOPs for much less memory; `auto`: if the step would
+    not fit the GPU otherwise.  With FSDP, `fsdp.activation_checkpointing` does the same."""
+    freeze_batch_norm: bool = True
+    """Keep BatchNorm on its pretrained statistics, so that a sample's features do not depend on its batch."""
+
+
+@dataclass
+class AdapterConfig:
+    """From the teacher's vector to the joint space."""
+
+    name: Literal['residual', 'linear', 'identity'] = 'residual'
+    """`residual`, the MLP of the official code; `linear`, or `identity`, for which both widths are equal."""
+    depth: Natural = 4
+    """Number of residual blocks."""
+    expansion: Count = 2
+    """Hidden width of a block over its width."""
+    normalize: bool = True
+    """Scale the teacher's vector to length 1 before the first block."""
+
+
+@dataclass
+class ModelConfig:
+    """Vision tower and adapter, meeting in a space of `embed_dim` dimensions."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    embed_dim: Count = 1280
+    """Width of the joint space."""
+    visual_projection: VisualProjection = 'linear'
+    """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; or `identity`, for which both widths
+    are equal."""
+    logit_scale: Positive = 1 / 0.07
+    """Factor on the cosine similarities at the beginning."""
+    logit_bias: Optional[Finite] = None
+    """Added to the logits at the beginning, for `loss.name: siglip`; SigLIP starts at -10, and `logit_scale` at 10."""
+
+
+@dataclass
+class LossConfig:
+    """Loss of stage 2, over the global batch."""
+
+    name: Literal['clip', 'siglip'] = 'clip'
+    """`clip`, or the pairwise sigmoids of `siglip`."""
+    label_smoothing: Share = 0.0
+    """Share of the target, from 0 to 1, that is spread over all candidates; for `clip`."""
+    mask_equal_texts: bool = False
+    """Two samples of the global batch that drew the same caption are not each other's negatives."""
+    block_size: Optional[Count] = None
+    """Rows of the logit matrix that a rank computes at once, among those of its own images.  Unset: all of them."""

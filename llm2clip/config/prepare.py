@@ -1,0 +1,59 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`prepare_data`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Optional
+
+from omegaconf import MISSING
+from pydantic import Field
+
+from llm2clip.config.ranges import Component, Compression, ConfigError, Count, Natural, Share, Size, Text
+
+__all__ = ['PrepareConfig', 'WriterConfig']
+
+
+@dataclass
+class WriterConfig:
+    """How datasets are written."""
+
+    size_limit: Size = '64mb'
+    """Largest size of a shard, as Streaming writes sizes (`64mb`)."""
+    compression: Optional[Compression] = None
+    """Compression of shards, as Streaming names it (`zstd`, `zstd:7`, …).  Images are compressed already."""
+    max_dropped: Share = 0.02
+    """Largest share of the input, from 0 to 1, that may be unusable before the conversion fails.  What these settings
+    leave out does not count."""
+    require_any_caption: list[Text] = field(default_factory=list)
+    """Leave out samples that have no caption of any of these keys, such as those of the training's `caption_mix`."""
+    image_max_side: Optional[Count] = None
+    """Longest side in pixels: larger images are made smaller and saved as JPEG.  Unset: every image keeps its bytes."""
+    image_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Quality of those JPEGs, from 1 to 100."""
+    num_workers: Count = 1
+    """Processes, each on a part (an input file) of its own."""
+    machine: Natural = 0
+    """Which of `machines` this is, from 0."""
+    machines: Count = 1
+    """Machines that share the parts and the `out` folder, or its remote."""
+    keep_local: bool = True
+    """With a remote, keep shards here too after they were uploaded."""
+
+
+@dataclass
+class PrepareConfig(WriterConfig):
+    """Raw files -> MDS datasets."""
+
+    out: Text = MISSING
+    """Folder that receives one MDS dataset per split."""
+    out_remote: Optional[Text] = None
+    """Place to which the datasets are uploaded as well (`s3://…`, `gs://…`, …); machines that do not share `out` need
+    it."""
+    source: Component = MISSING
+    """`name` of the source and its arguments."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if there is no such machine."""
+        if self.machine >= self.machines:
+            raise ConfigError(f'machine: {self.machine}, expected one of {self.machines} machines, counted from 0')

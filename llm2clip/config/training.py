@@ -1,0 +1,181 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`train_stage1` and `train_stage2`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Optional, Union
+
+from omegaconf import MISSING
+from pydantic import Field
+
+from llm2clip.config.data import CaptionDataConfig, ImageDataConfig
+from llm2clip.config.models import LoraConfig, LossConfig, MNTPConfig, ModelConfig, TextEncoderConfig
+from llm2clip.config.planning import PlanConfig
+from llm2clip.config.ranges import (
+    CheckpointsKept,
+    Component,
+    Count,
+    DeviceName,
+    Duration,
+    Positive,
+    Seed,
+    Switch,
+    TeacherPrecision,
+    Text,
+    Time,
+    Weight,
+)
+
+__all__ = ['FsdpConfig', 'OnlineConfig', 'Stage1Config', 'Stage2Config', 'TrainConfig', 'TrainerConfig']
+
+
+@dataclass
+class FsdpConfig:
+    """FSDP2: weights, gradients and the optimizer's state are spread over the ranks, a block of the model at a time."""
+
+    activation_checkpointing: Switch = False
+    """Recompute every block's activations in the backward pass; `auto`: if the step would not fit the GPU otherwise."""
+    activation_cpu_offload: bool = False
+    """Keep what a block leaves for the backward pass in the host's memory; on GPUs."""
+    state_dict_type: Literal['full', 'sharded'] = 'sharded'
+    """A checkpoint is one file, gathered by the first rank (`full`), or a folder, where every rank writes its part."""
+    mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
+    """With a `precision` of 16 bits: weights are gathered in 16 bits and gradients reduced in float32 (`DEFAULT`) or in
+    16 bits too (`PURE`), or both are in float32 (`FULL`)."""
+    reshard_after_forward: Union[bool, int] = True
+    """Free a block's gathered weights after its forward pass and gather them again in the backward pass.  `false` keeps
+    them; a number keeps them spread over groups of that many ranks, which are neighbours."""
+    replicate: Count = 1
+    """Copies of the model (HSDP), usually one per node: each is sharded over ranks that are neighbours."""
+    prefetch: Optional[Count] = None
+    """How many blocks ahead weights are gathered.  Unset: as torch does it, one ahead in the backward pass."""
+
+
+@dataclass
+class TrainerConfig:
+    """Composer's Trainer by its own names."""
+
+    save_folder: Text = MISSING
+    """The run's folder: `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
+    run_name: Text = MISSING
+    """Name of the run for loggers."""
+    max_duration: Duration = MISSING
+    """Length of the training, as Composer writes time: `4ep` (epochs), `1000ba` (batches)."""
+    global_train_batch_size: Count = MISSING
+    """Samples per step over all ranks."""
+    global_eval_batch_size: Count = 64
+    """Samples per batch of the evaluation over all ranks."""
+    device_train_microbatch_size: Optional[Count] = None
+    """Samples per forward pass.  Smaller than the device batch only with `algorithms.grad_cache`, which keeps the loss
+    that of the global batch (or with `objective: mntp`, whose loss has no negatives)."""
+    seed: Seed = 17
+    """Seed of initial weights, dropout, draws of captions and augmentation."""
+    device: Optional[DeviceName] = None
+    """`gpu` or `cpu`.  Unset: a GPU if there is one."""
+    precision: Optional[Literal['fp32', 'amp_bf16', 'amp_fp16']] = None
+    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: as Composer chooses, `amp_fp16` on a GPU and `fp32` on a CPU.  Losses,
+    temperature and the metrics of evaluations are float32 in any case; with `fp32`, everything is, without TF32."""
+    eval_interval: Time = '1ep'
+    """Time between two evaluations on `eval_data`."""
+    save_interval: Time = '1ep'
+    """Time between two checkpoints, which are written while training goes on."""
+    save_num_checkpoints_to_keep: CheckpointsKept = 2
+    """Newest checkpoints that are kept on disk, -1 for all.  In an object store, its lifecycle rules decide."""
+    checkpoint_folder: Text = '${save_folder}/checkpoints'
+    """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
+    autoresume: bool = True
+    """Go on from the newest whole checkpoint in `checkpoint_folder`."""
+    log_interval: Time = '1ba'
+    """Time between two readings of the losses and metrics of a step, for which the host waits for the GPU; a loss or
+    weight that is not finite stops the run at the next one.  They are also read at the end of an epoch and before every
+    checkpoint and evaluation."""
+    progress_bar: bool = True
+    """Show how far the training is."""
+    log_to_console: bool = False
+    """Print the metrics as well."""
+    console_log_interval: Time = '10ba'
+    """Time between two prints of the metrics."""
+    dist_timeout: Positive = 300.0
+    """Seconds that a rank waits for the others before the run fails."""
+    optimizer: Component = field(default_factory=lambda: {'name': 'adamw', 'lr': MISSING})
+    """`name` of an optimizer in `llm2clip/registry.py`, and its arguments, of which `lr` is required."""
+    scheduler: Component = field(default_factory=lambda: {'name': 'constant'})
+    """`name` of a learning-rate schedule in `llm2clip/registry.py`, and its arguments."""
+    algorithms: dict[str, Component] = field(default_factory=dict)
+    """Name in `llm2clip/registry.py` -> arguments, of what takes part in every step."""
+    callbacks: dict[str, Component] = field(default_factory=dict)
+    """Name in `llm2clip/registry.py` -> arguments, of what watches the training."""
+    loggers: dict[str, Component] = field(default_factory=dict)
+    """Name in `llm2clip/registry.py` -> arguments, of where metrics go besides `metrics.jsonl`."""
+    compile: Optional[Component] = None
+    """Compile the repeated blocks of the model: arguments of `torch.compile`, `{}` for its defaults.  Unset: do not."""
+    fsdp: Optional[FsdpConfig] = None
+    """Shard the model over the ranks.  Unset: DDP, in which every rank holds the whole model."""
+
+
+@dataclass
+class TrainConfig(PlanConfig, TrainerConfig):
+    """What both trainings share."""
+
+
+@dataclass
+class Stage1Config(TrainConfig):
+    """Fine-tuning of the LLM into a text encoder."""
+
+    objective: Literal['contrastive', 'mntp'] = 'contrastive'
+    """`contrastive` on pairs of captions, or `mntp`, the optional warm start on single texts."""
+    algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mntp: MNTPConfig = field(default_factory=MNTPConfig)
+    loss_scale: Positive = 50.0
+    """Factor on the cosine similarities, the inverse of the temperature."""
+    learn_scale: bool = False
+    """Train the factor, from `loss_scale` on."""
+    symmetric: bool = False
+    """Add the loss from positive to query."""
+    mask_equal_texts: bool = True
+    """Two samples of the global batch that share a text are not each other's negatives."""
+    train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
+    eval_data: Optional[CaptionDataConfig] = None
+    """Pairs for caption retrieval accuracy while training."""
+    teacher_folder: Text = '${save_folder}/teacher'
+    """Folder of the merged teacher, written when training ends."""
+    adapter_folder: Text = '${save_folder}/adapter'
+    """Folder of the LoRA adapter alone, written when training ends."""
+
+
+@dataclass
+class OnlineConfig:
+    """The frozen teacher in the loop of stage 2, in place of sidecars."""
+
+    enabled: bool = False
+    """Embed captions with `teacher` while training; the streams then need no `embeddings`."""
+    batch_tokens: Count = 16384
+    """Tokens per forward pass; texts are packed without padding."""
+    precision: TeacherPrecision = 'fp32'
+    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
+    sharded: bool = False
+    """Spread the LLM over all ranks with FSDP2."""
+
+
+@dataclass
+class Stage2Config(TrainConfig):
+    """Post-training of the vision tower under the frozen teacher's embeddings."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    initial_weights: Optional[Text] = None
+    """An exported folder whose weights training begins with, in place of the tower's pretrained ones."""
+    train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    eval_data: Optional[ImageDataConfig] = None
+    """Images and captions for retrieval recall while training."""
+    teacher: Optional[Text] = None
+    """Folder of the teacher that the sidecars must come from.  Unset: they must only agree with one another."""
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    lr_scale: dict[str, Weight] = field(default_factory=dict)
+    """Module name (`vision_encoder`, `adapter`, `logit_scale`, …) -> factor on its learning rate."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate from each layer of the vision tower to the one below it."""
+    algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
