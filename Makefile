@@ -7,7 +7,7 @@ RUN := runs/quickstart
 UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install-beside-torch quickstart claims test test-fast test-dist test-slow lint bench bench-gpu clean
+.PHONY: help install-beside-torch quickstart claims test test-fast test-dist test-slow test-gpu lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -73,6 +73,10 @@ test-dist: $(VENV)/.dev  ## the tests that start two ranks
 test-slow: $(VENV)/.dev  ## 250 kills over all recipes and ten minutes on a bad connection, an hour
 	$(BIN)/python -m pytest -m slow -s
 
+DEVICE ?= gpu
+test-gpu: $(VENV)/.dev  ## the tests that need a GPU, ten minutes; with DEVICE=cpu they try themselves on the CPU
+	DEVICE=$(DEVICE) $(BIN)/python -m pytest -m gpu --durations 10
+
 lint: $(VENV)/.dev  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -80,7 +84,6 @@ lint: $(VENV)/.dev  ## ruff and pyright
 bench: $(VENV)/.dev  ## run recipes/benchmarks/, or NAME=… of them
 	$(BIN)/python recipes/benchmarks/run_all.py $(NAME)
 
-DEVICE ?= gpu
 bench-gpu: $(VENV)/.dev  ## speed and memory on one NVIDIA GPU, half an hour; stopped, it goes on where it was
 	$(BIN)/python recipes/benchmarks/gpu/run_all.py $(DEVICE) $(NAME)
 

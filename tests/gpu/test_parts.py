@@ -93,8 +93,8 @@ def test_a_tower_has_the_features_and_gradients_that_it_has_on_a_cpu(
                               if parameter.grad is not None])
         found.append([features.detach().cpu().float(), gradient.detach().cpu()])
     (expected, direction), (features, gradient) = found
-    torch.testing.assert_close(features, expected, **({'rtol': 1e-4, 'atol': 1e-4} if precision == 'fp32'
-                                                      else {'rtol': 0.1, 'atol': 0.05}))
+    rtol, atol = (1e-4, 1e-4) if precision == 'fp32' else (0.1, 0.05)
+    torch.testing.assert_close(features, expected, rtol=rtol, atol=atol)
     assert F.cosine_similarity(gradient, direction, dim=0) > (0.99999 if precision == 'fp32' else 0.95)
 
 

@@ -55,8 +55,12 @@ def test_a_gpu_learns_what_a_cpu_learns(name: str, train: Train) -> None:
     start = train(stage, 'start', *on_cpu(*args, 'optimizer.lr=0', 'max_duration=1ba'))
     expected = train(stage, 'cpu', *on_cpu(*args))
     _assert_alike(train(stage, 'float32', *args, 'precision=fp32'), expected, start, 1e-4, 0.9999)
-    for precision in ('amp_bf16', 'amp_fp16') if stage == 2 and DEVICE == 'gpu' else ('amp_bf16',):
-        _assert_alike(train(stage, precision, *args, f'precision={precision}'), expected, start, 0.02, 0.98)
+    _assert_alike(train(stage, 'bfloat16', *args, 'precision=amp_bf16'), expected, start, 0.02, 0.98)
+    if stage == 2 and DEVICE == 'gpu':
+        # Whose first steps are left out, until the gradients' scale is found.
+        found, whole = (losses(train(stage, name, *args, f'precision={precision}', 'optimizer.lr=0'))
+                        for name, precision in (('float16', 'amp_fp16'), ('unchanged', 'fp32')))
+        assert found == pytest.approx(whole, rel=0.02)
 
 
 # What computes the same in another way.

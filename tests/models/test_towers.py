@@ -7,7 +7,6 @@ import copy
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
