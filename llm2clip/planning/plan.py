@@ -238,6 +238,8 @@ def _measure(
         check_metrics(config, model)
     if not plan.measurable:
         return
+    if config.fsdp is not None and config.fsdp.activation_cpu_offload:
+        plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
     plan.groups = describe_groups(model, build_optimizer(config, model).param_groups)
     step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, 'grad_cache' in config.algorithms,
                     _precision(config), config.fsdp, 'ema' in config.algorithms, online)

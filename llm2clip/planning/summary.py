@@ -183,9 +183,10 @@ class TrainingPlan(Plan):
         by_rank = size / self.ranks if self.sharded_checkpoints else size
         written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
         kept = f', {self.kept} kept' if self.kept > 0 else ', all kept'
+        where = 'on every rank' if self.sharded_checkpoints and self.ranks > 1 else 'on the first rank'
         return [f'a checkpoint is {readable(size)}{written}{kept}; training waits {by_rank / _TO_HOST:.1f} s for its '
-                f'copy to the host at {_TO_HOST / 1e9:.0f} GB/s, and it is written in {by_rank / _TO_STORAGE:.1f} s at '
-                f'{_TO_STORAGE / 1e9:.0f} GB/s']
+                f'copy at {_TO_HOST / 1e9:.0f} GB/s to the host\'s memory, {readable(by_rank)} {where}, and it is '
+                f'written in {by_rank / _TO_STORAGE:.1f} s at {_TO_STORAGE / 1e9:.0f} GB/s']
 
 
 @dataclass
