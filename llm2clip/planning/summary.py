@@ -185,7 +185,7 @@ class TrainingPlan(Plan):
         kept = f', {self.kept} kept' if self.kept > 0 else ', all kept'
         where = 'on every rank' if self.sharded_checkpoints and self.ranks > 1 else 'on the first rank'
         return [f'a checkpoint is {readable(size)}{written}{kept}; training waits {by_rank / _TO_HOST:.1f} s for its '
-                f'copy at {_TO_HOST / 1e9:.0f} GB/s to the host\'s memory, {readable(by_rank)} {where}, and it is '
+                f'copy at {_TO_HOST / 1e9:.0f} GB/s to the host\'s memory, {readable(int(by_rank))} {where}, and it is '
                 f'written in {by_rank / _TO_STORAGE:.1f} s at {_TO_STORAGE / 1e9:.0f} GB/s']
 
 
