@@ -46,6 +46,7 @@ RETRIEVAL_SETS: Registry = {
     'coco_cn': 'llm2clip.evaluation.sets.languages:coco_cn',
     'docci': 'llm2clip.evaluation.sets.long_captions:docci',
     'flickr30k': 'llm2clip.evaluation.sets.karpathy:flickr30k',
+    'flickr8k': 'llm2clip.evaluation.sets.karpathy:flickr8k',
     'flickr_cn': 'llm2clip.evaluation.sets.languages:flickr_cn',
     'image_folder': 'llm2clip.evaluation.sets.generic:image_folder',
     'mds': 'llm2clip.evaluation.sets.generic:mds',

@@ -4,6 +4,7 @@
 """Small evaluation sets in the files as they are published, 2 to 4 images each."""
 
 import base64
+import csv
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,6 +37,46 @@ def karpathy(file: str, split: str, captions: list[str], imgid: int, **more: Any
 
 def five(about: str) -> list[str]:
     return [f'{about}, caption {i}.' for i in range(5)]
+
+
+# Flickr8k: image -> split, officially and by Karpathy.
+FLICKR8K = {'1000268201_693b08cb0e.jpg': 'train', '1001773457_577c3a7d70.jpg': 'test',
+            '1002674143_1b742ab4b8.jpg': 'val', '1003163366_44323f5815.jpg': 'train',
+            '1007129816_e794419615.jpg': 'test', '1007320043_627395c3d8.jpg': ''}
+
+
+def flickr8k_captions(name: str) -> list[str]:
+    return [f'A dog , a "red" ball and {name[:4]} .', '"Stop" , says the sign', f'{name[:7]} is here', 'Dogs .', 'A']
+
+
+def flickr8k(folder: Path) -> Arguments:
+    """The official files, with the damaged name that is in them."""
+    write_images(folder / 'Flicker8k_Dataset', FLICKR8K)
+    rows = [(name, i, caption) for name in FLICKR8K for i, caption in enumerate(flickr8k_captions(name))]
+    rows += [('2258277193_586949ec62.jpg.1', i, 'people at a crossing .') for i in range(5)]
+    (folder / 'Flickr8k.token.txt').write_text(''.join(f'{name}#{i}\t{caption}\n' for name, i, caption in rows))
+    for split, official in (('train', 'train'), ('val', 'dev'), ('test', 'test')):
+        names = [name for name, of in FLICKR8K.items() if of == split]
+        (folder / f'Flickr_8k.{official}Images.txt').write_text('\n'.join(names) + '\n')
+    return {'images': f'{folder}/Flicker8k_Dataset', 'annotations': f'{folder}/Flickr8k.token.txt'}
+
+
+def flickr8k_karpathy(folder: Path) -> Arguments:
+    write_images(folder / 'Flicker8k_Dataset', FLICKR8K)
+    images = [karpathy(name, split, flickr8k_captions(name), i)
+              for i, (name, split) in enumerate(FLICKR8K.items()) if split]
+    (folder / 'dataset_flickr8k.json').write_text(json.dumps({'images': images, 'dataset': 'flickr8k'}))
+    return {'images': f'{folder}/Flicker8k_Dataset', 'annotations': f'{folder}/dataset_flickr8k.json'}
+
+
+def flickr8k_kaggle(folder: Path) -> Arguments:
+    """Kaggle's files, which have no splits."""
+    write_images(folder / 'Images', FLICKR8K)
+    with open(folder / 'captions.txt', 'w', newline='') as file:
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerows([('image', 'caption'), *((name, caption) for name in FLICKR8K
+                                                  for caption in flickr8k_captions(name))])
+    return {'images': f'{folder}/Images', 'annotations': f'{folder}/captions.txt'}
 
 
 def flickr30k(folder: Path) -> Arguments:
@@ -142,8 +183,9 @@ def mds(folder: Path) -> Arguments:
 
 
 WRITERS: dict[str, Callable[[Path], Arguments]] = {
-    'coco': coco, 'coco_cn': coco_cn, 'docci': docci, 'flickr30k': flickr30k, 'flickr_cn': flickr_cn,
-    'image_folder': image_folder, 'mds': mds, 'sharegpt4v': sharegpt4v, 'urban1k': urban1k, 'xm3600': xm3600,
+    'coco': coco, 'coco_cn': coco_cn, 'docci': docci, 'flickr30k': flickr30k, 'flickr8k': flickr8k,
+    'flickr_cn': flickr_cn, 'image_folder': image_folder, 'mds': mds, 'sharegpt4v': sharegpt4v, 'urban1k': urban1k,
+    'xm3600': xm3600,
 }
 
 

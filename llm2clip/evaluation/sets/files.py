@@ -12,24 +12,18 @@ from pathlib import Path
 from typing import Any, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import check_text, read_lines, text_field
+from llm2clip.data.caption_files import check_text, text_field
 from llm2clip.files import FileError, reading
 from llm2clip.folders import inside
 
 __all__ = [
-    'ClassificationSet', 'ImageFiles', 'RetrievalSet', 'captions_of_lines', 'check_file', 'check_folder', 'found_in',
+    'ClassificationSet', 'ImageFiles', 'RetrievalSet', 'check_file', 'check_folder', 'check_has_split', 'found_in',
     'of_split', 'read_first', 'retrieval_set', 'visible_files',
 ]
 
 _CHUNK = 1 << 20
 _BETWEEN_RECORDS = re.compile(r'[\s,]*')
 _NAMES_SHOWN = 6
-# `1000092795.jpg#0<tab>A caption`, `1009692167#zhm#1 <caption>`, `6228559981<tab><caption>`
-_NUMBERED = re.compile(r'(?P<image>[^#\s,]+)(?:#\S*)?\s+(?P<caption>.+)')
-# `1007129816.jpg,A caption`: CLIP_benchmark's files, which quote nothing
-_COMMA = re.compile(r'(?P<image>[^\s,]+\.jpg),(?P<caption>.*)')
-# `一条:q 狗:n 。:wj`: every word with its part of speech
-_SEGMENTED = re.compile(r'\S+:[a-z]+[0-9]*(?:\s+\S+:[a-z]+[0-9]*)*')
 
 
 @dataclass(frozen=True)
@@ -143,6 +137,13 @@ def check_file(name: str, key: str, path: str) -> None:
         raise ConfigError(f'{name}: source.{key}: there is no file {path}; {found_in(Path(path))}')
 
 
+def check_has_split(name: str, split: str, there: Sequence[str], path: str) -> None:
+    """Raise a ConfigError unless `split` is among those `there`."""
+    if split not in there:
+        raise ConfigError(f'{name}: source.split: there is no {split!r} in {path}; it has '
+                          f'{", ".join(sorted(set(there))) or "no images"}')
+
+
 def of_split(name: str, split: str, records: Iterable[tuple[str, Any]], path: str) -> list[tuple[str, Any]]:
     """The records whose field ``split`` is this one, each with where it stands.
 
@@ -151,9 +152,7 @@ def of_split(name: str, split: str, records: Iterable[tuple[str, Any]], path: st
     """
     records = list(records)
     splits = [text_field(record, 'split', where) for where, record in records]
-    if split not in splits:
-        raise ConfigError(f'{name}: source.split: there is no {split!r} in {path}; it has '
-                          f'{", ".join(sorted(set(splits))) or "no images"}')
+    check_has_split(name, split, splits, path)
     return [record for record, of in zip(records, splits) if of == split]
 
 
@@ -209,31 +208,3 @@ def read_first(path: str, count: int) -> list[Any]:
     if len(values) < count:
         raise FileError(f'{path} has {len(values):,} values, expected at least {count:,}')
     return values
-
-
-def captions_of_lines(path: str) -> dict[str, list[str]]:
-    """Image file -> captions.
-
-    Lines are ``<image>#<number><tab or space><caption>``, where the number may be missing and the image may lack
-    ``.jpg``; or, under a header, ``<image>.jpg,<caption>``.  Chinese that is split into words with their parts of
-    speech is put together again.
-
-    Raises:
-        FileError: A line has neither form; the message names file and line.
-    """
-    captions: dict[str, list[str]] = {}
-    lines = list(read_lines(path))
-    form = _COMMA if any(_COMMA.fullmatch(line) for _, line in lines[1:2]) else _NUMBERED
-    if form is _COMMA and not _COMMA.fullmatch(lines[0][1]):
-        lines = lines[1:]
-    for where, line in lines:
-        match = form.fullmatch(line)
-        if match is None:
-            raise FileError(f'{where}: expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found '
-                             f'{line[:60]!r}')
-        image, caption = match['image'], match['caption']
-        image = image if image.endswith('.jpg') else f'{image}.jpg'
-        if _SEGMENTED.fullmatch(caption):
-            caption = ''.join(word.rsplit(':', 1)[0] for word in caption.split())
-        captions.setdefault(image, []).append(caption)
-    return captions

@@ -1,27 +1,45 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Flickr30k and COCO, whose test sets are those of Karpathy and Fei-Fei (arXiv 1412.2306)."""
+"""Flickr8k, Flickr30k and COCO, whose test sets are those of Karpathy and Fei-Fei (arXiv 1412.2306)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import Count
-from llm2clip.data.caption_files import field, list_field, numbered, read_csv, text_field, texts_field
-from llm2clip.evaluation.sets.files import (
-    RetrievalSet,
-    captions_of_lines,
-    check_file,
-    of_split,
-    retrieval_set,
-)
-from llm2clip.files import FileError, parse_json, read_json
+from llm2clip.config.ranges import Count, Text
+from llm2clip.data.published_captions import Images, official_lists, read_splits
+from llm2clip.evaluation.sets.files import RetrievalSet, check_file, check_has_split, retrieval_set
 
-__all__ = ['coco', 'flickr30k']
+__all__ = ['coco', 'flickr30k', 'flickr8k']
 
-_Images = Iterator[tuple[str, Sequence[str]]]
+
+def flickr8k(
+    images: str, annotations: str, split: str = 'test', split_files: Optional[dict[Text, Text]] = None
+) -> RetrievalSet:
+    """Flickr8k: 1,000 images with 5 captions each (test).
+
+    The 8,091 images (for research and teaching only) are in
+    https://github.com/jbrownlee/Datasets/releases/tag/Flickr8k (``Flickr8k_Dataset.zip``, ``Flickr8k_text.zip``) and in
+    https://www.kaggle.com/datasets/adityajn105/flickr8k .
+
+    Args:
+        images: Folder of the images, ``Flicker8k_Dataset`` or Kaggle's ``Images``.
+        annotations: One of
+
+            - ``Flickr8k.token.txt``, with the lists of its splits,
+            - ``dataset_flickr8k.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
+            - ``captions.txt`` of Kaggle, which needs `split_files`.
+        split: ``train``, ``val`` (officially ``dev``) or ``test``.  A file without splits and lists must have the
+            split's name in its own, or be taken whole with ``all``.
+        split_files: For a file without splits: split -> file with one image per line.  Unset, the official lists
+            ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``.
+    """
+    check_file('flickr8k', 'annotations', annotations)
+    splits = read_splits(annotations, official_lists(annotations) if split_files is None else split_files)
+    found = _of_split('flickr8k', annotations, split, splits, ', and split_files: {test: <file>} lists its images')
+    return retrieval_set('flickr8k', found, annotations, images)
 
 
 def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
@@ -44,7 +62,9 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
         split: ``train``, ``val`` or ``test``.  A file without splits must have the split's name in its own, or be
             taken whole with ``all``.
     """
-    return retrieval_set('flickr30k', _read('flickr30k', annotations, split), annotations, images)
+    check_file('flickr30k', 'annotations', annotations)
+    found = _of_split('flickr30k', annotations, split, read_splits(annotations))
+    return retrieval_set('flickr30k', found, annotations, images)
 
 
 def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[Count] = 5) -> RetrievalSet:
@@ -69,62 +89,21 @@ def coco(images: str, annotations: str, split: str = 'test', captions_per_image:
         captions_per_image: The first so many captions; a few images have six or seven.  Null: all, as CLIP_benchmark
             takes them.
     """
-    found = ((image, captions[:captions_per_image]) for image, captions in _read('coco', annotations, split))
+    check_file('coco', 'annotations', annotations)
+    found = _of_split('coco', annotations, split, read_splits(annotations))
+    found = ((image, captions[:captions_per_image]) for image, captions in found)
     return retrieval_set('coco', found, annotations, images)
 
 
-def _read(name: str, path: str, split: str) -> _Images:
-    """Image file and captions, of one split."""
-    check_file(name, 'annotations', path)
-    suffix = Path(path).suffix
-    if suffix == '.csv':
-        return _of_csv(name, path, split)
-    content: Any = read_json(path) if suffix == '.json' else None
-    if suffix == '.json' and not isinstance(content, list) and not (
-            isinstance(content, dict) and 'annotations' in content):
-        return _of_splits(name, content, path, split)
+def _of_split(
+    name: str, annotations: str, split: str, splits: Mapping[Optional[str], Images], more: str = ''
+) -> Images:
+    """Image files and captions, of one split."""
+    if splits.keys() != {None}:
+        check_has_split(name, split, [there for there in splits if there is not None], annotations)
+        return splits[split]
     # A file without splits is one: its name should say which.
-    if split != 'all' and split not in Path(path).name.lower():
-        raise ConfigError(f'{name}: source.split: {path} has no splits, and its name does not say {split!r}; '
-                          f'split: all takes all of it')
-    if suffix != '.json':
-        return iter(captions_of_lines(path).items())
-    return _of_list(content, path) if isinstance(content, list) else _of_coco(content, path)
-
-
-def _of_splits(name: str, content: Any, path: str, split: str) -> _Images:
-    """Karpathy's own files."""
-    for where, image in of_split(name, split, numbered(field(content, 'images', path), f'{path}, image'), path):
-        folder = f'{text_field(image, "filepath", where)}/' if 'filepath' in image else ''
-        yield (folder + text_field(image, 'filename', where),
-               [text_field(sentence, 'raw', where) for sentence in list_field(image, 'sentences', where)])
-
-
-def _of_list(content: list[Any], path: str) -> _Images:
-    """ALBEF's and BLIP's files."""
-    return ((text_field(record, 'image', where), texts_field(record, 'caption', where))
-            for where, record in numbered(content, f'{path}, image'))
-
-
-def _of_coco(content: dict[str, Any], path: str) -> _Images:
-    """COCO's own format."""
-    captions: dict[Any, list[str]] = {}
-    for where, annotation in numbered(content['annotations'], f'{path}, annotation'):
-        captions.setdefault(_id(annotation, 'image_id', where), []).append(text_field(annotation, 'caption', where))
-    for where, image in numbered(field(content, 'images', path), f'{path}, image'):
-        yield text_field(image, 'file_name', where), captions.pop(_id(image, 'id', where), [])
-
-
-def _id(record: Any, key: str, where: str) -> Any:
-    value = field(record, key, where)
-    if not isinstance(value, (int, str)):
-        raise FileError(f'{where}: {key!r} is {str(value)[:60]!r}, expected a number or a text')
-    return value
-
-
-def _of_csv(name: str, path: str, split: str) -> _Images:
-    """The file of nlphuji/flickr30k: the captions of an image are a JSON list in one cell."""
-    for where, row in of_split(name, split, read_csv(path), path):
-        file = text_field(row, 'filename', where)
-        captions = parse_json(text_field(row, 'raw', where), f'{where}, {file}: \'raw\'')
-        yield file, texts_field({'raw': captions}, 'raw', f'{where}, {file}')
+    if split != 'all' and split not in Path(annotations).name.lower():
+        raise ConfigError(f'{name}: source.split: {annotations} has no splits, and its name does not say {split!r}; '
+                          f'split: all takes all of it{more}')
+    return splits[None]

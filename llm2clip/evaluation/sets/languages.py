@@ -12,7 +12,8 @@ from typing import Optional
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count
 from llm2clip.data.caption_files import field, read_json_lines, read_lines, text_field, texts_field
-from llm2clip.evaluation.sets.files import RetrievalSet, captions_of_lines, check_file, found_in, retrieval_set
+from llm2clip.data.published_captions import captions_of_lines
+from llm2clip.evaluation.sets.files import RetrievalSet, check_file, found_in, retrieval_set
 from llm2clip.files import FileError, reading
 
 __all__ = ['Base64Images', 'LANGUAGES', 'coco_cn', 'flickr_cn', 'xm3600']

@@ -51,6 +51,14 @@ def urban(content: bytes) -> Change:
     return lambda file, arguments: Path(arguments['folder'], 'caption/1.txt').write_bytes(content)
 
 
+def put_beside(name: str, content: Union[str, None]) -> Change:
+    """Write another file into the folder of the annotations, or remove it."""
+    def change(file: Path, arguments: dict[str, Any]) -> None:
+        path = file.with_name(name)
+        path.unlink() if content is None else path.write_text(content)
+    return change
+
+
 CASES: list[tuple[str, Change, dict[str, Any], str]] = [
     ('flickr30k', put('1007129816.jpg', '../dataset_flickr30k.json'), {},
      r'dataset_flickr30k\.json: the path .* leads to .*, expected one inside .*/flickr30k-images'),
@@ -63,6 +71,18 @@ CASES: list[tuple[str, Change, dict[str, Any], str]] = [
     ('flickr30k', put('"images": [', '"images": 3, "x": ['), {}, "images: found '3', expected a list"),
     ('flickr30k', put('"filename": "1007129816.jpg"', '"filename": null'), {}, "'filename' is 'None', expected a text"),
     ('flickr30k', put('caption 0', b'\xe9'), {}, r'dataset_flickr30k\.json: cannot be read .*utf-8.*, expected JSON'),
+    ('flickr8k', put_beside('Flickr_8k.testImages.txt', '1001773457_577c3a7d70.jpg\n1.jpg\n'), {},
+     r'Flickr_8k\.testImages\.txt:2: image 1\.jpg has no captions in .*Flickr8k\.token\.txt$'),
+    ('flickr8k', put_beside('Flickr_8k.testImages.txt', '1003163366_44323f5815.jpg\n'), {},
+     r'Flickr_8k\.testImages\.txt:1: image .* is listed already, in .*Flickr_8k\.trainImages\.txt$'),
+    ('flickr8k', put_beside('Flickr_8k.testImages.txt', ''), {}, 'flickr8k: there are no images in'),
+    ('flickr8k', put_beside('Flickr_8k.testImages.txt', None), {}, "source.split: there is no 'test' in .*train, val$"),
+    ('flickr8k', nothing, {'split_files': {'test': 'nowhere.txt'}},
+     r'source\.split_files\.test: there is no file /.*/nowhere\.txt$'),
+    ('flickr8k', nothing, {'split_files': ['a.txt']}, 'source.split_files: .*, expected dictionary'),
+    ('flickr8k', put('#0\tA dog , a "red" ball and 1001 .', '#0'), {},
+     r'Flickr8k\.token\.txt:6: expected `<image>#<number>'),
+    ('flickr8k', put('#0\tA dog', b'#0\t\xe9'), {}, r'Flickr8k\.token\.txt:1: has the byte 0xe9, expected a text'),
     *(('coco', nothing, {'captions_per_image': value}, 'source.captions_per_image: .*, expected (at least 1|integer)')
       for value in (0, -1, 1.5, True, '5')),
     *(('sharegpt4v', nothing, {'first': value}, 'source.first: .*, expected (at least 1|integer)')

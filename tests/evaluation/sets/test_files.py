@@ -19,8 +19,9 @@ from llm2clip.registry import RETRIEVAL_SETS, find
 
 # Each set's images, as their numbers when they were written.
 EXPECTED = {
-    'coco': [0, 3], 'coco_cn': [1, 0], 'docci': [1, 3], 'flickr30k': [1, 3], 'flickr_cn': [0, 1],
-    'image_folder': [0, 1], 'mds': [0, 1, 2, 3], 'sharegpt4v': [0, 1, 2], 'urban1k': [0, 1, 2], 'xm3600': [0, 1],
+    'coco': [0, 3], 'coco_cn': [1, 0], 'docci': [1, 3], 'flickr30k': [1, 3], 'flickr8k': [1, 4],
+    'flickr_cn': [0, 1], 'image_folder': [0, 1], 'mds': [0, 1, 2, 3], 'sharegpt4v': [0, 1, 2], 'urban1k': [0, 1, 2],
+    'xm3600': [0, 1],
 }
 IN_FILES = sorted(EXPECTED.keys() - {'mds'})
 

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Flickr30k and COCO in each of the files that are in use."""
+"""Flickr8k, Flickr30k and COCO in each of the files that are in use."""
 
 import csv
 import io
@@ -9,14 +9,50 @@ import json
 from pathlib import Path
 
 import pytest
+from set_files import FLICKR8K, five, flickr8k_captions, flickr8k_kaggle, flickr8k_karpathy, write_images
 from set_files import coco as write_coco
-from set_files import five, write_images
+from set_files import flickr8k as write_flickr8k
 from set_files import flickr30k as write_flickr30k
 
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.sets.karpathy import coco, flickr30k
+from llm2clip.evaluation.sets.karpathy import coco, flickr8k, flickr30k
 
 TEST = ['1007129816.jpg', '1009434119.jpg']
+
+
+def test_flickr8k_is_one_set_in_all_of_its_layouts(tmp_path: Path) -> None:
+    official = write_flickr8k(tmp_path)
+    test = {'test': f'{tmp_path}/Flickr_8k.testImages.txt'}
+    layouts = [official, flickr8k_karpathy(tmp_path), {**flickr8k_kaggle(tmp_path), 'split_files': test}]
+    for arguments in layouts:
+        found = flickr8k(**arguments)
+        assert found.name == 'flickr8k' and found.image_ids == [name for name in FLICKR8K if FLICKR8K[name] == 'test']
+        assert found.captions == [flickr8k_captions(name) for name in found.image_ids]
+    for arguments in layouts[:2]:
+        assert flickr8k(**arguments, split='val').image_ids == ['1002674143_1b742ab4b8.jpg']
+        with pytest.raises(ConfigError, match=r"source.split: there is no 'dev' in .*; it has test, train, val$"):
+            flickr8k(**arguments, split='dev')
+
+
+def test_flickr8k_without_lists(tmp_path: Path) -> None:
+    arguments = flickr8k_kaggle(tmp_path)
+    with pytest.raises(ConfigError, match=r"captions.txt has no splits, and its name does not say 'test'; split: all "
+                                          r'takes all of it, and split_files: {test: <file>} lists its images'):
+        flickr8k(**arguments)
+    found = flickr8k(**arguments, split='all')
+    assert dict(zip(found.image_ids, found.captions)) == {name: flickr8k_captions(name) for name in FLICKR8K}
+
+
+@pytest.mark.parametrize(['lines', 'captions'], [
+    # As Kaggle's files: a caption with commas has quotes.
+    (['1.jpg,"A ""dog"" , or so"', '1.jpg,A dog'], ['A "dog" , or so', 'A dog']),
+    # As CLIP_benchmark's: nothing has, unless the caption itself begins with one.
+    (['1.jpg,"Dog" , says , he', '1.jpg,A dog , or so'], ['"Dog" , says , he', 'A dog , or so']),
+])
+def test_captions_with_commas_and_quotes(lines: list[str], captions: list[str], tmp_path: Path) -> None:
+    write_images(tmp_path, ['1.jpg'])
+    (tmp_path / 'test.txt').write_text('\n'.join(['image,caption', *lines]) + '\n')
+    assert flickr8k(str(tmp_path), f'{tmp_path}/test.txt').captions == [captions]
 
 
 def test_flickr30k_by_karpathys_split(tmp_path: Path) -> None:
@@ -78,7 +114,7 @@ def test_annotations_of_another_form_are_described(tmp_path: Path) -> None:
         ('c.json', '{"pictures": []}', r"c.json has no 'images'; it has pictures"),
         ('d.json', '{"images": [{"filename": "1.jpg", "split": "test"}]}',
          r"d.json, image 0 has no 'sentences'; it has filename, split"),
-        ('test.json', '[{"image": "1.jpg", "caption": "a dog"}]', r"test.json, image 0: 'caption' is 'a dog',"),
+        ('test.json', '[{"image": "1.jpg", "caption": 3}]', r"test.json, image 0: 'caption' is '3',"),
         ('test.txt', 'a caption\n', r'test.txt:1|images are missing'),
         ('test_2.txt', '1.jpg#0\tA dog.\n2.jpg\n', r'test_2.txt:2: expected `<image>#<number><tab><caption>`'),
         ('e.json', '[', r'e.json: cannot be read .* expected JSON'),
