@@ -150,12 +150,17 @@ ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ('plain_text', {'files': 5}, 'source.files: 5, expected string or'),
     ('plain_text', {'files': [5]}, r'source.files: .*5, expected string'),
     ('webdataset', {'captions': {'': 'x'}}, "source.captions: '', expected at least 1 character"),
+    *((source, {'images': 5}, 'source.images: 5, expected string') for source in ('flickr8k', 'flickr30k', 'coco')),
+    ('coco', {'merge_restval': 'no'}, "source.merge_restval: 'no', expected boolean"),
+    ('flickr8k', {'splits': 'train'}, "source.splits: 'train', expected list"),
+    ('flickr8k', {'annotations': 't.token.txt', 'images': 'photos'}, "the path 'out.png' leads to .*/secret.png, exp"),
     ('table', {'captions': ['t']}, 'source.captions: .*, expected string or dictionary'),
 ]
 REQUIRED = {
     'image_folder': {'images': 'photos', 'captions': 'c.csv'}, 'table': {'files': 't.csv', 'captions': 't'},
     'huggingface': {'path': 'x', 'captions': 't'}, 'webdataset': {'files': 't.csv', 'captions': {'a': 'b'}},
     'text_pairs': {'files': 't.csv'}, 'plain_text': {'files': 't.csv'}, 'wikipedia_summaries': {}, 'emoji': {},
+    **dict.fromkeys(('flickr8k', 'flickr30k', 'coco'), {'images': 'photos', 'annotations': 't.csv'}),
 }
 
 
@@ -163,7 +168,8 @@ REQUIRED = {
 def test_an_argument_of_a_source(name: str, arguments: dict[str, Any], words: str) -> None:
     write('c.csv', f'{HEADER}a.png,x\nin.png,y\n')
     write('t.csv', 't\nx\n')
-    refused(words, lambda: build_source({'name': name, **REQUIRED[name], **arguments}))
+    write('t.token.txt', 'out.png#0\tx\n')
+    refused(words, lambda: convert(**{'name': name, **REQUIRED[name], **arguments}))
 
 
 def _parquet(columns: Any, **options: Any) -> bytes:

@@ -1,0 +1,234 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Flickr8k, Flickr30k and COCO in their published layouts: the sources write what the evaluation sets read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+from set_files import (
+    FLICKR8K,
+    coco,
+    five,
+    flickr8k,
+    flickr8k_captions,
+    flickr8k_kaggle,
+    flickr8k_karpathy,
+    flickr30k,
+    write_images,
+)
+
+from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.data.convert import published
+from llm2clip.data.convert.samples import Dropped, Sample
+from llm2clip.data.convert.writer import write_splits
+from llm2clip.data.schema import read_samples
+from llm2clip.registry import build_retrieval_set, build_source
+
+pytestmark = pytest.mark.usefixtures('no_leftovers')
+Arguments = dict[str, Any]
+
+
+def _read(**source: Any) -> tuple[dict[str, list[Sample]], Dropped]:
+    """The samples of each split, without writing them, and what was left out."""
+    splits, dropped = build_source(source)
+    return {split: [sample for part in parts for sample in part.read(dropped)]
+            for split, parts in splits.items()}, dropped
+
+
+def _captions(samples: list[Sample]) -> dict[str, list[str]]:
+    return {sample.sample_id: [text for text in sample.captions.values() if text] for sample in samples}
+
+
+def _official(folder: Path) -> Arguments:
+    """Kaggle's layout with lists of the splits."""
+    flickr8k(folder)
+    return {**flickr8k_kaggle(folder), 'split_files': {
+        split: f'{folder}/Flickr_8k.{name}Images.txt'
+        for split, name in (('train', 'train'), ('val', 'dev'), ('test', 'test'))}}
+
+
+LAYOUTS: list[tuple[str, Callable[[Path], Arguments], dict[str, int]]] = [
+    ('flickr8k', flickr8k, {'train': 2, 'val': 1, 'test': 2}),
+    ('flickr8k', flickr8k_karpathy, {'train': 2, 'val': 1, 'test': 2}),
+    ('flickr8k', _official, {'train': 2, 'val': 1, 'test': 2}),
+    ('flickr30k', flickr30k, {'train': 1, 'val': 1, 'test': 2}),
+    ('coco', lambda folder: {**coco(folder), 'merge_restval': False}, {'train': 1, 'restval': 1, 'test': 2}),
+]
+
+
+@pytest.mark.parametrize(['name', 'write', 'sizes'], LAYOUTS, ids=[f'{i}-{row[0]}' for i, row in enumerate(LAYOUTS)])
+def test_source_and_set_read_the_same(
+    name: str, write: Callable[[Path], Arguments], sizes: dict[str, int], tmp_path: Path
+) -> None:
+    arguments = write(tmp_path)
+    found, _ = _read(name=name, **arguments)
+    assert {split: len(samples) for split, samples in found.items()} == sizes
+    captions, _ = _read(name=name, **{**arguments, 'images': None})
+    arguments.pop('merge_restval', None)
+    for split, samples in found.items():
+        every = {'captions_per_image': None} if name == 'coco' else {}
+        expected = build_retrieval_set({'name': name, **arguments, 'split': split, **every}, 'source')
+        assert _captions(samples) == dict(zip(expected.image_ids, expected.captions)) == _captions(captions[split])
+        assert [sample.image for sample in samples] == list(map(expected.read_image, range(len(samples))))
+        assert not any(sample.image for sample in captions[split])
+
+
+@pytest.mark.parametrize('write', [flickr8k, flickr8k_karpathy, _official])
+def test_the_splits_of_flickr8k_are_the_same_in_every_layout(
+    write: Callable[[Path], Arguments], tmp_path: Path
+) -> None:
+    found, _ = _read(name='flickr8k', **write(tmp_path))
+    for split, samples in found.items():
+        assert _captions(samples) == {name: flickr8k_captions(name) for name, of in FLICKR8K.items() if of == split}
+    assert [*_read(name='flickr8k', **write(tmp_path), splits=['val'])[0]] == ['val']
+
+
+def test_the_damaged_name_of_flickr8k_is_counted(tmp_path: Path) -> None:
+    arguments = flickr8k(tmp_path)
+    for name, more, expected in (
+        # The last one of them has an image, which no list names.
+        ('lists', {}, {'in no split': ['1007320043_627395c3d8.jpg', '2258277193_586949ec62.jpg.1']}),
+        ('all', {'split_files': {}},
+         {'missing image file': [f'{tmp_path}/Flicker8k_Dataset/2258277193_586949ec62.jpg.1']}),
+    ):
+        splits, dropped = build_source({'name': 'flickr8k', **arguments, **more})
+        written = write_splits(splits, dropped, tmp_path / name, WriterConfig(max_dropped=0.2))
+        assert written == ({'train': 6} if more else {'train': 2, 'val': 1, 'test': 2})
+        assert json.loads((tmp_path / name / 'dataset.json').read_text())['dropped_ids'] == expected
+
+
+def test_captions_without_splits_are_one_split(tmp_path: Path) -> None:
+    arguments = {'name': 'flickr8k', **flickr8k_kaggle(tmp_path)}
+    found, _ = _read(**arguments)
+    assert {split: _captions(samples) for split, samples in found.items()} == {
+        'train': {name: flickr8k_captions(name) for name in FLICKR8K}}
+    assert [*_read(**arguments, split='all')[0]] == ['all']
+    held, again, other = (_read(**arguments, heldout=2, seed=seed)[0] for seed in (0, 0, 3))
+    assert {split: len(samples) for split, samples in held.items()} == {'train': 4, 'heldout': 2}
+    assert _captions(held['heldout']) == _captions(again['heldout']) != _captions(other['heldout'])
+    assert {**_captions(held['train']), **_captions(held['heldout'])} == _captions(found['train'])
+
+
+def test_restval_of_coco_is_a_part_of_train_and_all_captions_are_kept(tmp_path: Path) -> None:
+    arguments = coco(tmp_path)
+    splits, dropped = build_source({'name': 'coco', **arguments})
+    assert write_splits(splits, dropped, tmp_path / 'out') == {'test': 2, 'train': 2}
+    train, test = (read_samples(tmp_path / 'out' / split) for split in ('train', 'test'))
+    assert [row['sample_id'] for row in train] == ['train2014/COCO_train2014_000000057870.jpg',
+                                                   'val2014/COCO_val2014_000000522418.jpg']
+    assert [[row[f'caption.{key}'] for key in range(6)] for row in test] == [
+        [f'picture 391895, {k}' for k in range(6)], [*(f'picture 60623, {k}' for k in range(5)), '']]
+    assert [row['caption.5'] for row in train] == ['', '']
+    with pytest.raises(ConfigError, match='source.splits: restval is a part of train; source.merge_restval=false'):
+        build_source({'name': 'coco', **arguments, 'splits': ['restval']})
+
+
+@pytest.mark.parametrize(['file', 'split'], [('captions_train2017.json', 'train'), ('captions_val2017.json', 'val'),
+                                             ('latest.json', 'train'), ('mine_test.json', 'test')])
+def test_the_format_of_coco(file: str, split: str, tmp_path: Path) -> None:
+    """Captions stand in another order than images, and an image may have none."""
+    names = [f'{number:012}.jpg' for number in (9, 25, 30)]
+    write_images(tmp_path / 'train2017', names)
+    annotations = [{'id': k, 'image_id': number, 'caption': f'picture {number}, {k} \n'}
+                   for k in range(7) for number in (25, 9) if k < 5 or number == 9]
+    (tmp_path / file).write_text(json.dumps({
+        'info': {}, 'images': [{'id': int(name[:-4]), 'file_name': name} for name in names],
+        'annotations': annotations}))
+    splits, dropped = build_source({'name': 'coco', 'images': f'{tmp_path}/train2017',
+                                    'annotations': f'{tmp_path}/{file}'})
+    assert write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=0.5)) == {split: 2}
+    assert [[row['sample_id'], *(row[f'caption.{key}'] for key in range(7))]
+            for row in read_samples(tmp_path / 'out' / split)] == [
+        [names[0], *(f'picture 9, {k}' for k in range(7))], [names[1], *(f'picture 25, {k}' for k in range(5)), '', '']]
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert card['dropped_ids'] == {'no caption': [names[2]]}
+
+
+def test_other_files_of_flickr30k(tmp_path: Path) -> None:
+    """BLIP's has a record per caption, `results_20130124.token` a line."""
+    arguments = flickr30k(tmp_path)
+    names = ['1007129816.jpg', '10002456.jpg']
+    (tmp_path / 'flickr30k_train.json').write_text(json.dumps(
+        [{'image': f'flickr30k-images/{name}', 'caption': five(name)[k], 'image_id': name}
+         for k in range(5) for name in names]))
+    found, _ = _read(name='flickr30k', images=str(tmp_path), annotations=f'{tmp_path}/flickr30k_train.json')
+    assert _captions(found['train']) == {f'flickr30k-images/{name}': five(name) for name in names}
+    (tmp_path / 'results_20130124.token').write_text(
+        ''.join(f'{name}#{i}\t{caption}\n' for name in names for i, caption in enumerate(five(name))))
+    found, _ = _read(name='flickr30k', images=arguments['images'], annotations=f'{tmp_path}/results_20130124.token')
+    assert _captions(found['train']) == {name: five(name) for name in names}
+
+
+@pytest.mark.parametrize('images', [1, 2, 9])
+def test_parts_share_the_images_of_a_split(images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, '_IMAGES', images)
+    splits, dropped = build_source({'name': 'flickr8k', **flickr8k_kaggle(tmp_path)})
+    assert len(splits['train']) == -(-len(FLICKR8K) // images)
+    write_splits(splits, dropped, tmp_path / 'out')
+    assert [row['sample_id'] for row in read_samples(tmp_path / 'out/train')] == list(FLICKR8K)
+
+
+def _karpathy(*images: tuple[str, str]) -> str:
+    return json.dumps({'images': [{'filename': name, 'split': split, 'sentences': [{'raw': 'x'}]}
+                                  for name, split in images]})
+
+
+TOKEN = 'a.jpg#0\tx\nb.jpg#0\ty\n'
+WRONG: list[tuple[str, Optional[str], Arguments, str]] = [
+    ('k.json', _karpathy(('a.jpg', 'train')), {'images': 'nowhere'},
+     r'source\.images: there is no folder /.*/nowhere$'),
+    ('k.json', None, {}, r'source\.annotations: there is no file /.*/k\.json$'),
+    ('k.json', _karpathy(('a.jpg', 'train')), {'splits': ['dev']},
+     r"source\.splits: there is no 'dev' in k\.json; it has train$"),
+    ('k.json', _karpathy(('a.jpg', 'train')), {'splits': []}, r'source\.splits: .*, expected at least 1'),
+    ('k.json', _karpathy(('a.jpg', 'train')), {'split': 'all'},
+     r'source\.split: k\.json has the splits train; source\.splits says which'),
+    ('k.json', _karpathy(('a.jpg', 'train')), {'heldout': 1}, r'source\.heldout: k\.json has the splits train; source'),
+    ('k.json', _karpathy(('a.jpg', 'train')), {'split_files': {'test': 'a.txt'}},
+     r'source\.split_files: k\.json has splits of its own, expected a file without splits$'),
+    ('k.json', _karpathy(('a.jpg', 'train'), ('a.jpg', 'test')), {}, r'k\.json: image a\.jpg occurs twice$'),
+    ('k.json', _karpathy(('../a.jpg', 'train')), {},
+     r"k\.json: the path '\.\./a\.jpg' leads to .*, expected one inside"),
+    ('k.json', _karpathy(), {}, r'k\.json has no images$'),
+    ('k.json', '{"images": [{"split": "test"}]}', {}, r"k\.json, image 0 has no 'filename'; it has split$"),
+    ('k.json', '{"images": [{"filename": "a.jpg"}]}', {}, r"k\.json, image 0 has no 'split'; it has filename$"),
+    ('k.json', '[{"image": "a.jpg", "caption": ["x"]}, {"image": "a.jpg", "caption": ["y"]}]', {},
+     r'k\.json, image 1: image a\.jpg occurs twice, expected one list'),
+    ('k.csv', 'filename,split\na.jpg,train\n', {}, r"k\.csv:2 has no 'raw'; it has filename, split$"),
+    ('t.token.txt', TOKEN, {'splits': ['train']}, r'source\.splits: t\.token\.txt has no splits; source\.split names'),
+    ('t.token.txt', TOKEN, {'split': 'heldout', 'heldout': 1}, r"source\.split: 'heldout' is the name of the held-out"),
+    ('t.token.txt', TOKEN, {'heldout': 2}, r'source\.heldout: got 2, expected .* a number of images below 2'),
+    ('t.token.txt', TOKEN, {'split': '../x'}, r"source\.split: '\.\./x', expected the name of a folder"),
+    ('t.token.txt', TOKEN, {'split_files': {'../x': 'a.txt'}}, r"source\.split_files: '\.\./x', expected the name of"),
+    ('t.token.txt', TOKEN, {'split_files': {'test': 'a.txt'}},
+     r'source\.split_files\.test: there is no file /.*/a\.txt'),
+    ('t.token.txt', TOKEN, {'split_files': {'test': 'list.txt'}},
+     r'list\.txt:2: image c\.jpg has no captions in t\.token\.txt$'),
+    ('t.token.txt', TOKEN, {'split_files': {'test': 'one.txt', 'train': 'one.txt'}},
+     r'one\.txt:1: image a\.jpg is listed already, in one\.txt$'),
+    ('t.token.txt', '', {}, r't\.token\.txt has no images$'),
+    ('t.token.txt', 'a.jpg#0\tx\nb.jpg\n', {}, r't\.token\.txt:2: expected `<image>#<number><tab><caption>` or'),
+    ('captions.txt', 'image,caption\na.jpg,x\na.jpg,"y , z\n', {}, r'captions\.txt:3: cannot be read .*every quote'),
+    ('captions.txt', 'image,caption\na.jpg,x\na.jpg,"y" , z\n', {}, r'captions\.txt:3: cannot be read .*every quote'),
+    ('captions.txt', 'image,caption\na.jpg,x\na.jpg,"y",z\n', {}, r'captions\.txt:3: has 3 values, expected an image'),
+]
+
+
+@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], WRONG,
+                         ids=[f'{i}-{case[0]}' for i, case in enumerate(WRONG)])
+def test_what_is_wrong_is_said(
+    file: str, content: Optional[str], arguments: Arguments, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(Path('photos'), ['a.jpg', 'b.jpg'])
+    Path('list.txt').write_text('a.jpg\nc.jpg\n')
+    Path('one.txt').write_text('a.jpg\n')
+    if content is not None:
+        Path(file).write_text(content)
+    with pytest.raises(ValueError, match=words) as error:
+        _read(name='flickr8k', **{'images': 'photos', 'annotations': file, **arguments})
+    assert '\n' not in str(error.value)
