@@ -50,7 +50,7 @@ def flickr8k(
         splits: Which of the published splits are written; unset, all: ``train``, ``val`` and ``test``.
         split_files: For a file without splits: split -> file with one image per line.  Unset, the official lists
             ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``, as far as they are there; the
-            images of ``dev`` become ``val``, as Karpathy calls them.  An empty mapping takes no lists.
+            images of ``dev`` become ``val``, as Karpathy calls them.
         split: Without any splits, the name of the one that is written; unset, ``train``, or the one of ``train``,
             ``val`` and ``test`` that is in the file's name.
         heldout, seed: Without any splits, as for `image_folder`.
@@ -61,7 +61,13 @@ def flickr8k(
         FileError: A file is damaged; an image occurs twice; a list names an image without captions.
     """
     _check(images, annotations)
-    found = read_splits(annotations, official_lists(annotations) if split_files is None else split_files)
+    if split_files is None:
+        split_files = official_lists(annotations)
+        if not split_files and annotations.endswith('.token.txt') and split is None:
+            raise ConfigError(f'source.split_files: the lists Flickr_8k.{{train,dev,test}}Images.txt are not beside '
+                              f'{annotations}, and without them images for testing would be trained on; source.split '
+                              'or an empty source.split_files takes them all')
+    found = read_splits(annotations, split_files)
     return _convert(images, annotations, found, splits, split, heldout, seed)
 
 
