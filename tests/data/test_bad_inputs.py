@@ -153,7 +153,8 @@ ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     *((source, {'images': 5}, 'source.images: 5, expected string') for source in ('flickr8k', 'flickr30k', 'coco')),
     ('coco', {'merge_restval': 'no'}, "source.merge_restval: 'no', expected boolean"),
     ('flickr8k', {'splits': 'train'}, "source.splits: 'train', expected list"),
-    ('flickr8k', {'annotations': 't.token.txt', 'images': 'photos'}, "the path 'out.png' leads to .*/secret.png, exp"),
+    ('flickr8k', {'annotations': 't.token.txt', 'split': 'train', 'images': 'photos'},
+     "the path 'out.png' leads to .*/secret.png, exp"),
     ('table', {'captions': ['t']}, 'source.captions: .*, expected string or dictionary'),
 ]
 REQUIRED = {
