@@ -74,7 +74,7 @@ test-slow: $(VENV)/.dev  ## 250 kills over all recipes and ten minutes on a bad 
 	$(BIN)/python -m pytest -m slow -s
 
 DEVICE ?= gpu
-test-gpu: $(VENV)/.dev  ## the tests that need a GPU, ten minutes; with DEVICE=cpu they try themselves on the CPU
+test-gpu: $(VENV)/.dev  ## the tests that need a GPU; with DEVICE=cpu they try themselves on the CPU
 	DEVICE=$(DEVICE) $(BIN)/python -m pytest -m gpu --durations 10
 
 lint: $(VENV)/.dev  ## ruff and pyright
@@ -84,7 +84,7 @@ lint: $(VENV)/.dev  ## ruff and pyright
 bench: $(VENV)/.dev  ## run recipes/benchmarks/, or NAME=… of them
 	$(BIN)/python recipes/benchmarks/run_all.py $(NAME)
 
-bench-gpu: $(VENV)/.dev  ## speed and memory on one NVIDIA GPU, half an hour; stopped, it goes on where it was
+bench-gpu: $(VENV)/.dev  ## speed and memory on one NVIDIA GPU; stopped, it goes on where it was
 	$(BIN)/python recipes/benchmarks/gpu/run_all.py $(DEVICE) $(NAME)
 
 claims: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on where it was
