@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from composer.core.data_spec import default_split_batch
-from composer.utils import get_device
 from parts import write_sidecar
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -35,7 +33,6 @@ from llm2clip.config import (
 )
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.data.image_processing_llm2clip import normalize
 from llm2clip.data.loader import SeededDataset
 from llm2clip.data.masked_texts import build_masked_text_loader
 from llm2clip.data.shared_memory import batch_bytes, shared_memory
@@ -173,20 +170,3 @@ def test_batches_are_pinned_for_a_gpu_and_texts_survive_it(
     assert list(map(list, pinned['caption'])) == list(map(list, batch['caption']))
     assert len(copied) == 3 and all(torch.equal(pinned[name], batch[name])
                                     for name in ('index', 'pixel_values', 'text_id'))
-
-
-@pytest.mark.gpu
-def test_pinned_pixels_are_copied_without_waiting_and_normalised_as_on_a_cpu(
-    image_dataset: Path, sidecar: Path, no_leftovers: None
-) -> None:
-    device, of_tower = get_device('gpu'), ((0.5, 0.4, 0.3), (0.3, 0.4, 0.5))
-    batch = next(iter(_images(image_dataset, sidecar, workers=1)))
-    parts = default_split_batch(batch, 3)
-    assert all(part[name].is_pinned() for part in parts for name in ('pixel_values', 'text_embedding'))
-    for part in parts:
-        torch.cuda.set_sync_debug_mode('error')
-        try:
-            found = normalize(device.batch_to_device(part)['pixel_values'], *of_tower)
-        finally:
-            torch.cuda.set_sync_debug_mode('default')
-        assert torch.equal(found.cpu(), normalize(part['pixel_values'], *of_tower))

@@ -39,7 +39,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.fixture(autouse=True, scope='session')
 def _there_is_a_gpu() -> Iterator[None]:
     if DEVICE == 'gpu':
-        assert torch.cuda.is_available(), 'there is no GPU; with DEVICE=cpu these tests try themselves on the CPU'
+        if not torch.cuda.is_available():
+            pytest.fail('there is no GPU; with DEVICE=cpu these tests try themselves on the CPU', pytrace=False)
         yield
     else:
         with _sixteen_bits_on_a_cpu():
