@@ -70,6 +70,9 @@ def test_peak_grows_with_what_it_should() -> None:
     cached = measure(ranks=1, device_batch=64, microbatch=8)
     assert cached.activations < plain.activations / 4
     assert measure(ranks=1, device_batch=256, microbatch=8).peak == pytest.approx(cached.peak, rel=0.02)
+    # The second of two microbatches adds to the gradients of the first.
+    one, two = (measure(ranks=1, device_batch=n, microbatch=32) for n in (32, 64))
+    assert two.peak - one.peak == pytest.approx(one.gradients, rel=0.05)
     assert measure(checkpointing=True, ranks=1, device_batch=64, microbatch=64).activations < plain.activations / 2
     half = measure(ranks=1, device_batch=64, microbatch=64, precision=Precision.AMP_BF16)
     assert half.activations < 0.8 * plain.activations
