@@ -33,6 +33,11 @@ def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path) -> No
         (2, 16, 2, 3)
 
 
+def test_an_override_without_a_value_is_the_empty_text(tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.yaml', "text_encoder: {instruction: 'Find it: '}\n")
+    assert load_config(Stage1Config, [path, *STAGE1, 'text_encoder.instruction=']).text_encoder.instruction == ''
+
+
 def test_unknown_key_names_key_file_line_and_nearest(tmp_path: Path) -> None:
     path = _write(tmp_path / 'a.yaml', 'seed: 1\nmodel:\n  adapter:\n    dept: 2\n')
     with pytest.raises(ConfigError, match=r'model\.adapter\.dept \(.*a\.yaml:4\).*did you mean model\.adapter\.depth'):

@@ -190,9 +190,10 @@ def _read_file(path: str) -> tuple[str, Any, dict[str, int]]:
 
 
 def _read_override(text: str) -> tuple[str, Any, dict[str, int]]:
-    key = text.split('=', 1)[0]
+    key, value = text.split('=', 1)
     try:
-        node = OmegaConf.from_dotlist([text])
+        # A shell hands `key=''` on as `key=`, which OmegaConf would read as null.
+        node = OmegaConf.from_dotlist([text if value else f"{key}=''"])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f'override {text}: {error}') from None
     parts = key.split('.')
