@@ -151,7 +151,8 @@ def _after_prepare(config: PrepareConfig) -> list[str]:
     keys = _captions(train)
     if len(keys) < 2:
         return _extract('TEACHER', {'train': DatasetConfig(train)}, f'{config.out}_embeddings')
-    heldout = [f'eval_data.streams.heldout.local={folder}' for folder in list(splits.values())[:1]]
+    measured = splits.get('val') or next(iter(splits.values()), None)
+    heldout = [f'eval_data.streams.heldout.local={measured}'] if measured else []
     return [*_stage1({'captions': DatasetConfig(train)}, keys), *(heldout or ['eval_data=null'])]
 
 

@@ -13,9 +13,9 @@ from pydantic import AfterValidator, Field, StrictBool
 
 __all__ = [
     'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName', 'Duration',
-    'Finite', 'FolderName', 'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository', 'RunWeights', 'SampleCount',
-    'Seed', 'Share', 'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight',
-    'WeightType',
+    'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository', 'RunWeights',
+    'SampleCount', 'Seed', 'Share', 'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection',
+    'Weight', 'WeightType',
 ]
 
 T = TypeVar('T')
@@ -94,6 +94,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 HeldOutShare = Annotated[float, Field(ge=0, lt=1)]
+# A number or a share of the images, or split -> number of images.
+HeldOut = Union[Weight, Annotated[dict[FolderName, Count], Field(min_length=1)]]
 CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2),
                       AfterValidator(_ascending)]
 CheckpointsKept = Annotated[int, AfterValidator(_checkpoints_kept)]

@@ -124,6 +124,12 @@ def test_caption_csv_groups_the_captions_of_an_image(tmp_path: Path) -> None:
     for sample in (*train, *heldout):
         i = int(sample.sample_id.removesuffix('.jpg'))
         assert sample.captions == {str(k): f'caption {i + 6 * k}, quoted' for k in range(3)}
+    several, _ = caption_csv(str(path), heldout={'val': 1, 'test': 2})
+    assert {name: len(_read(parts)) for name, parts in several.items()} == {'train': 3, 'val': 1, 'test': 2}
+    assert len({sample.sample_id for parts in several.values() for sample in _read(parts)}) == 6
+    for counts in ({'val': 3, 'test': 3}, {'train': 1}):
+        with pytest.raises(ConfigError, match=r'source\.(heldout: got .*below 6|split: .train. is)'):
+            caption_csv(str(path), heldout=counts)
     again, _ = caption_csv(str(path), heldout=2)
     assert [s.sample_id for s in _read(again['heldout'])] == [s.sample_id for s in heldout]
     with pytest.raises(ConfigError, match="has no 'text'"):

@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from llm2clip.config.ranges import FolderName, Seed, Weight
+from llm2clip.config.ranges import FolderName, HeldOut, Seed
 from llm2clip.data.caption_files import read_captions
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -14,7 +14,6 @@ from llm2clip.data.convert.samples import (
     Sample,
     Splits,
     check_folder,
-    check_split,
     hold_out,
     one_part,
     read_image,
@@ -25,7 +24,7 @@ __all__ = ['caption_csv', 'image_folder']
 
 def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption',
-    split: FolderName = 'train', heldout: Weight = 0, seed: Seed = 0,
+    split: FolderName = 'train', heldout: HeldOut = 0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Images with their captions, called ``0``, ``1``, … in the order of the file.
 
@@ -38,13 +37,12 @@ def image_folder(
         caption_column: Column with the text.
         split: Name of the split.
         heldout: Images that go into the split ``heldout``, or a share between 0 and 1 of them, chosen by the hash of
-            their path.
+            their path; or the names of several splits, such as ``val`` and ``test``, each with its number of images.
         seed: Which ones.
 
     Raises:
         ConfigError: Folder, file or column is missing, or one of the two splits would be empty.
     """
-    check_split(split, heldout)
     check_folder(images)
     texts = _texts(captions, image_column, caption_column)
     splits = hold_out(texts, heldout, seed, split)
@@ -58,7 +56,7 @@ def image_folder(
 
 
 def caption_csv(
-    captions: str, image_column: str = 'image', caption_column: str = 'caption', heldout: Weight = 0, seed: Seed = 0
+    captions: str, image_column: str = 'image', caption_column: str = 'caption', heldout: HeldOut = 0, seed: Seed = 0
 ) -> tuple[Splits, Dropped]:
     """Captions without their images; arguments as for `image_folder`, whose `image_column` says which belong together.
     """

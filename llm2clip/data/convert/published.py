@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Optional
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import FolderName, Seed, Text, Texts, Weight
+from llm2clip.config.ranges import FolderName, HeldOut, Seed, Text, Texts
 from llm2clip.data.convert.samples import (
     Dropped,
     Part,
     Sample,
     Splits,
     check_folder,
-    check_split,
     hold_out,
     read_image,
 )
@@ -35,7 +34,7 @@ _SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?![a-z])')
 
 def flickr8k(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None,
-    split_files: Optional[dict[FolderName, Text]] = None, split: Optional[FolderName] = None, heldout: Weight = 0,
+    split_files: Optional[dict[FolderName, Text]] = None, split: Optional[FolderName] = None, heldout: HeldOut = 0,
     seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Flickr8k: 8,000 images with 5 captions each, and 91 that are in none of its splits, which are left out.
@@ -73,7 +72,7 @@ def flickr8k(
 
 def flickr30k(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None, split: Optional[FolderName] = None,
-    heldout: Weight = 0, seed: Seed = 0,
+    heldout: HeldOut = 0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Flickr30k: 31,014 images in Karpathy's splits, or 31,783 without splits, with 5 captions each.
 
@@ -91,7 +90,7 @@ def flickr30k(
 
 def coco(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None, merge_restval: bool = True,
-    split: Optional[FolderName] = None, heldout: Weight = 0, seed: Seed = 0,
+    split: Optional[FolderName] = None, heldout: HeldOut = 0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """COCO: 123,287 images with 5 to 7 captions each, all of which are kept.
 
@@ -124,7 +123,7 @@ def _check(images: Optional[str], annotations: str) -> None:
 
 def _convert(
     images: Optional[str], annotations: str, found: Mapping[Optional[str], Images], splits: Optional[list[str]],
-    split: Optional[str], heldout: float, seed: int,
+    split: Optional[str], heldout: HeldOut, seed: int,
 ) -> tuple[Splits, Dropped]:
     published = [name for name in found if name is not None]
     _check_choice(annotations, published, splits, split, heldout)
@@ -146,7 +145,6 @@ def _convert(
     else:
         said = _SPLIT.search(Path(annotations).name.lower())
         split = split or (said[0] if said else 'train')
-        check_split(split, heldout)
         written = hold_out(captions, heldout, seed, split)
     keys = range(max(map(len, captions.values())))
 
@@ -162,7 +160,7 @@ def _convert(
 
 
 def _check_choice(
-    annotations: str, published: list[str], splits: Optional[list[str]], split: Optional[str], heldout: float
+    annotations: str, published: list[str], splits: Optional[list[str]], split: Optional[str], heldout: HeldOut
 ) -> None:
     """Raise a ConfigError if an argument does not go with the splits that the annotations have."""
     there = ', '.join(sorted(published))

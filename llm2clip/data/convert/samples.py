@@ -9,12 +9,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import xxhash
 
 from llm2clip.config import ConfigError
+from llm2clip.config.ranges import HeldOut
 from llm2clip.data.caption_files import check_text
 from llm2clip.files import FileError, reading
 from llm2clip.folders import inside
@@ -92,38 +94,47 @@ def is_held_out(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
     return xxhash.xxh64_intdigest(image, seed=seed) / 2**64 < share
 
 
-def check_split(split: str, heldout: float) -> None:
-    """Raise a ConfigError if the other split has the name of the one that is held out."""
-    if heldout and split == HELDOUT:
+def check_split(split: str, heldout: HeldOut) -> None:
+    """Raise a ConfigError if the other split has the name of one that is held out."""
+    if split in _held_out_splits(heldout):
         raise ConfigError(f'source.split: {split!r} is the name of the held-out split; give the other one another name')
 
 
-def hold_out(images: Iterable[str], heldout: float, seed: int, split: str = 'train') -> dict[str, list[str]]:
-    """Split -> ids of its images: `split` and, unless nothing is held out, ``heldout``.
+def _held_out_splits(heldout: HeldOut) -> Iterable[str]:
+    return heldout if isinstance(heldout, dict) else [HELDOUT] if heldout else []
+
+
+def hold_out(images: Iterable[str], heldout: HeldOut, seed: int, split: str = 'train') -> dict[str, list[str]]:
+    """Split -> ids of its images: `split`, and what is held out.
 
     Args:
         images: All ids, each once.
-        heldout: How many are held out, or which share, between 0 and 1, chosen by `is_held_out`.
+        heldout: How many are held out, or which share, between 0 and 1, chosen by `is_held_out`, as the split
+            ``heldout``; or the names of several splits -> how many images each of them holds.
         seed: Which ones.
         split: Name of the other split.
 
     Raises:
-        ConfigError: `heldout` is neither, or a split would be empty.
+        ConfigError: `heldout` is none of these, a split would be empty, or two would have one name.
     """
+    check_split(split, heldout)
     images = list(images)
     if not heldout:
         return {split: images}
-    if 0 < heldout < 1:
+    if isinstance(heldout, float) and 0 < heldout < 1:
         chosen = [image for image in images if is_held_out(image, heldout, seed)]
         if len(chosen) in (0, len(images)):
             raise ConfigError(f'source.heldout: a share of {heldout} of {len(images)} images, chosen by their hash, '
                               f'is {len(chosen)} of them; give another share or seed')
         return {split: [image for image in images if not is_held_out(image, heldout, seed)], HELDOUT: chosen}
-    if not isinstance(heldout, int) or not 0 < heldout < len(images):
+    counts = heldout if isinstance(heldout, dict) else {HELDOUT: heldout}
+    if not all(isinstance(n, int) and n > 0 for n in counts.values()) or sum(counts.values()) >= len(images):
         raise ConfigError(f'source.heldout: got {heldout!r}, expected a share between 0 and 1, or a number of images '
                           f'below {len(images)}, which is how many there are')
     random.Random(seed).shuffle(images)
-    return {split: images[heldout:], HELDOUT: images[:heldout]}
+    rest = iter(images)
+    held = {name: list(islice(rest, int(count))) for name, count in counts.items()}
+    return {split: list(rest), **held}
 
 
 def check_folder(images: str) -> None:

