@@ -11,28 +11,13 @@ whole all the same.
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from composer.devices import Device
-from composer.utils import get_device
 
-__all__ = ['exact_float32', 'in_float32', 'open_device']
+__all__ = ['exact_float32', 'in_float32']
 
 T = TypeVar('T')
-
-
-def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> Device:
-    """The device of a command, on which TF32 is off if the precision is ``fp32``; Composer 0.32.1 always turns it on.
-
-    Args:
-        name: ``gpu`` or ``cpu``.  None: a GPU if there is one.
-        precision: As Composer names it.  None: as Composer chooses, 16 bits on a GPU.
-    """
-    device = get_device(name)
-    if device.name == 'gpu':
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != 'fp32'
-    return device
 
 
 @contextmanager

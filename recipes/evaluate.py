@@ -9,9 +9,9 @@ from llm2clip.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
+    from llm2clip.device import open_device
     from llm2clip.evaluation.evaluate import Evaluation
     from llm2clip.evaluation.models import load_evaluated_model
-    from llm2clip.float32 import open_device
     from llm2clip.ranks import is_first, meet
 
     meet()

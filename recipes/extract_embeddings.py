@@ -17,7 +17,7 @@ def main(config: ExtractConfig) -> None:
         return
     from composer.utils import dist
 
-    from llm2clip.float32 import open_device
+    from llm2clip.device import open_device
     from llm2clip.folders import OutputFolder
     from llm2clip.teacher.caption_teacher import build_caption_teacher
     from llm2clip.teacher.extraction import extract_sidecar

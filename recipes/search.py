@@ -12,8 +12,8 @@ from llm2clip.config import ConfigError, SearchConfig
 
 
 def main(config: SearchConfig) -> None:
+    from llm2clip.device import open_device
     from llm2clip.evaluation.gallery import write_search_page
-    from llm2clip.float32 import open_device
     from llm2clip.ranks import is_first, meet
     from llm2clip.search import is_image, load_model, read_index, read_queries, search, update_index
 

@@ -124,6 +124,10 @@ class TimmTower(Tower):
         if pretrained or checkpoint is not None:
             check_finite(trunk.state_dict(), checkpoint or f'model.vision.name: {config.name}')
         trunk.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+        module: Any
+        for module in trunk.modules():
+            if getattr(module, 'inplace', False):
+                module.inplace = False  # what it overwrites would first be copied, for the backward pass
         self.trunk: Any = trunk
         self.width: int = self.trunk.num_features
         self.name = config.name

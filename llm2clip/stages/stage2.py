@@ -10,7 +10,7 @@ from composer.utils import dist, reproducibility
 
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.float32 import open_device
+from llm2clip.device import open_device
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP

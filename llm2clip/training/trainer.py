@@ -20,7 +20,7 @@ from composer.utils import dist
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config.files import save_config
 from llm2clip.data.loader import device_batch_size
-from llm2clip.float32 import open_device
+from llm2clip.device import open_device
 from llm2clip.models.compilation import compile_blocks
 from llm2clip.models.sharding import check_fsdp, check_sharding, fsdp2_config, keep_float32, prefetch
 from llm2clip.models.trainable import TrainableStateModel

@@ -20,7 +20,7 @@ from composer.loggers import Logger
 
 from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Config
 from llm2clip.config.files import load_config
-from llm2clip.float32 import open_device
+from llm2clip.device import open_device
 from llm2clip.folders import OutputFolder
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP

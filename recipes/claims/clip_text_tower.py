@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from llm2clip.config import AdapterConfig, EvaluateConfig, Stage2Config
 from llm2clip.config.files import load_config, package_folder
+from llm2clip.device import open_device
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.models import TrainedLLM2CLIP
-from llm2clip.float32 import open_device
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.stages.stage2 import make_joint_trainer

@@ -3,7 +3,6 @@
 
 """The training loop against Composer's: the same training, but no value is read between two readings."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -19,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import llm2clip.float32
 import llm2clip.training.loop
-from llm2clip.float32 import exact_float32, open_device
 from llm2clip.losses.contrastive import clip_loss
 from llm2clip.training.algorithms.clamp_logit_scale import ClampLogitScale
 from llm2clip.training.algorithms.step_monitor import StepMonitor
@@ -144,20 +142,3 @@ def test_one_rank_reduces_nothing_on_the_host(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(llm2clip.training.loop.dist, 'all_reduce', refuse)
     trainer: Any = SimpleNamespace(_hosts=host_group(60))
     assert Trainer._sum(trainer, True, 2.5) == [1.0, 2.5]
-
-
-def test_tf32_is_off_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    gpu = SimpleNamespace(name='gpu')
-    monkeypatch.setattr(llm2clip.float32, 'get_device', lambda name: gpu)
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for precision, allowed in (('amp_bf16', True), ('fp32', False), (None, True)):
-            open_device('gpu', precision)
-            assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
-        with exact_float32('cpu'):
-            assert not torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
-    finally:
-        for backend, value in zip(backends, before):
-            backend.allow_tf32 = value

@@ -29,10 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from llm2clip.config import ConfigError, ExtractConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config
 from llm2clip.data.schema import IMAGE, read_samples
+from llm2clip.device import open_device
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.files import write_json
-from llm2clip.float32 import open_device
 from llm2clip.folders import OutputFolder
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.pretended import pretended_ranks
