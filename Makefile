@@ -7,7 +7,7 @@ RUN := runs/quickstart
 UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install-beside-torch quickstart claims test test-fast test-dist test-slow test-gpu lint bench bench-gpu clean
+.PHONY: help install-beside-torch quickstart photographs claims test test-fast test-dist test-slow test-gpu lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -60,6 +60,44 @@ $(RUN)/export/config.yaml: | $(RUN)/evaluate/results.json
 $(RUN)/report.html: | $(RUN)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/report/quickstart.yaml
 
+# --------------------------------------------------------------------------------------------------- photographs
+PHOTOGRAPHS := runs/photographs
+# Of Flickr8k: the official files, Karpathy's, or Kaggle's, which has no splits.
+ANNOTATIONS = $(firstword $(wildcard $(addprefix $(DATA)/,Flickr8k.token.txt dataset_flickr8k.json captions.txt)))
+IMAGES = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
+SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),'source.heldout={val: 1000, test: 1000}')
+GPU = $(if $(filter gpu,$(HARDWARE)),yamls/photographs/gpu.yaml)
+
+photographs: $(PHOTOGRAPHS)/report.html  ## the same on Flickr8k in the folder DATA=…, and claims; HARDWARE=gpu: CLIP B/16
+
+$(PHOTOGRAPHS)/data/config.yaml: | $(VENV)/.base
+	@[ -n "$(IMAGES)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
+		'Flicker8k_Dataset/ (or Images/) with Flickr8k.token.txt, dataset_flickr8k.json or captions.txt'; exit 1; }
+	$(BIN)/python recipes/prepare_data.py yamls/photographs/prepare.yaml source.images=$(IMAGES) \
+		source.annotations=$(ANNOTATIONS) $(SPLITS)
+
+$(PHOTOGRAPHS)/stage1/teacher/text_encoder.json: | $(PHOTOGRAPHS)/data/config.yaml
+	$(BIN)/python recipes/train_stage1.py yamls/photographs/stage1.yaml
+
+$(PHOTOGRAPHS)/embeddings/config.yaml: | $(PHOTOGRAPHS)/stage1/teacher/text_encoder.json
+	$(BIN)/python recipes/extract_embeddings.py yamls/photographs/extract.yaml
+
+$(PHOTOGRAPHS)/stage2/finished: | $(PHOTOGRAPHS)/embeddings/config.yaml
+	$(BIN)/python recipes/train_stage2.py yamls/photographs/stage2.yaml $(GPU)
+	@touch $@
+
+$(PHOTOGRAPHS)/evaluate/results.json: | $(PHOTOGRAPHS)/stage2/finished
+	$(BIN)/python recipes/evaluate.py yamls/photographs/evaluate.yaml
+
+$(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/results.json
+	$(BIN)/python recipes/export_hf.py yamls/photographs/export.yaml
+
+$(PHOTOGRAPHS)/claims/claims.json: | $(PHOTOGRAPHS)/export/config.yaml
+	$(BIN)/python recipes/claims/run_all.py photographs
+
+$(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/claims/claims.json
+	$(BIN)/python recipes/report.py yamls/photographs/report.yaml
+
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' --durations 10
@@ -88,7 +126,7 @@ bench-gpu: $(VENV)/.dev  ## speed and memory on one NVIDIA GPU; stopped, it goes
 	$(BIN)/python recipes/benchmarks/gpu/run_all.py $(DEVICE) $(NAME)
 
 claims: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on where it was
-	$(BIN)/python recipes/claims/run_all.py
+	$(BIN)/python recipes/claims/run_all.py emoji
 
 clean:  ## remove what the quickstart and the tests wrote; .venv stays
 	rm -rf runs build *.egg-info .pytest_cache .ruff_cache

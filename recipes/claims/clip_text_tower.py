@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""CLIP with its own text tower, trained from scratch on the quickstart's pairs: clip_text_tower.py A.yaml … key=value
+"""CLIP with its own text tower, trained from scratch on the same pairs: clip_text_tower.py A.yaml … -- EVALUATE.yaml …
 
 The tower has CLIP's architecture (causal transformer, end-of-text pooling, linear projection), 6 layers of width 256,
-and the tokenizer of the quickstart's LLM.  Everything else is the quickstart's stage 2.
+and the tokenizer of SmolLM2.  Everything else is as the YAML files say.
 """
 
 import sys
@@ -25,7 +25,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.stages.stage2 import make_joint_trainer
 from llm2clip.training.trainer import fit
 
-WIDTH, LAYERS, LENGTH = 256, 6, 24
+WIDTH, LAYERS, LENGTH = 256, 6, 64
 GGUF = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 
 

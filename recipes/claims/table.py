@@ -13,7 +13,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
-from variants import CLAIMS, ENGLISH, RUN, TESTS, Claim  # noqa: E402
+from suite import Claim, Suite  # noqa: E402
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 METRIC = 'R@10, mean of both directions, %'
@@ -36,9 +36,8 @@ def verdict(first: Sequence[float], second: Sequence[float]) -> str:
     return 'yes' if better == len(first) else 'no' if better == 0 else f'in {better} of {len(first)} seeds'
 
 
-def summarize(claim: Claim, test: str, results: Results) -> list[dict[str, Any]]:
+def summarize(claim: Claim, sets: Sequence[str], results: Results) -> list[dict[str, Any]]:
     """One row per variant."""
-    sets = TESTS[test]
     scores = {variant: [score(seed, sets) for seed in results[variant]] for variant in claim.variants}
     base = scores[claim.variants[0]]
     return [{
@@ -49,11 +48,17 @@ def summarize(claim: Claim, test: str, results: Results) -> list[dict[str, Any]]
     } for variant, values in scores.items()]
 
 
-def write_table(results: Results) -> str:
-    """Write `claims.json`, `claims.md` and `claims.png`; returns the Markdown."""
-    rows = {claim.statement: {test: summarize(claim, test, results) for test in claim.tests} for claim in CLAIMS}
+def write_table(suite: Suite, results: Results) -> str:
+    """Write `claims.json`, `claims.md` and `claims.png`; returns the Markdown.
+
+    Args:
+        suite: The claims, and the folder for the files.
+        results: Variant -> for each seed, what an evaluation found, by evaluation set.
+    """
+    rows = {claim.statement: {test: summarize(claim, suite.tests[test], results) for test in claim.tests}
+            for claim in suite.claims}
     lines = [f'{METRIC}: mean ± standard deviation over {len(next(iter(results.values())))} seeds', '']
-    for number, claim in enumerate(CLAIMS, 1):
+    for number, claim in enumerate(suite.claims, 1):
         lines += [f'### {number}. {claim.statement}', '', f'Paper: {claim.paper}', '']
         for test, variants in rows[claim.statement].items():
             lines += [f'| {test} (chance {variants[0]["chance"]:.1f}) | R@10 | worse than the first | by set |',
@@ -63,20 +68,21 @@ def write_table(results: Results) -> str:
                       for row in variants]
             lines.append('')
     text = '\n'.join(lines)
-    Path(RUN, 'claims.json').write_text(json.dumps(rows, indent=2) + '\n')
-    Path(RUN, 'claims.md').write_text(text)
-    _draw(rows)
+    Path(suite.folder, 'claims.json').write_text(json.dumps(rows, indent=2) + '\n')
+    Path(suite.folder, 'claims.md').write_text(text)
+    _draw(suite, rows)
     return text
 
 
-def _draw(rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
+def _draw(suite: Suite, rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
     """One row per claim, one column per test."""
-    heights = [len(claim.variants) + 1.2 for claim in CLAIMS]
+    heights = [len(claim.variants) + 1.2 for claim in suite.claims]
+    columns = max(len(claim.tests) for claim in suite.claims)
     figure = plt.figure(figsize=(12, 0.55 * sum(heights)), layout='constrained')
-    parts: Any = figure.subfigures(len(CLAIMS), 1, height_ratios=heights)
-    for number, (part, claim) in enumerate(zip(parts, CLAIMS), 1):
+    parts: Any = figure.subfigures(len(suite.claims), 1, height_ratios=heights)
+    for number, (part, claim) in enumerate(zip(parts, suite.claims), 1):
         part.suptitle(f'{number}. {claim.statement}.  Paper: {claim.paper}', x=0.01, ha='left', fontsize=9)
-        axes = part.subplots(1, len(ENGLISH), sharey=True)
+        axes = part.subplots(1, columns, sharey=True, squeeze=False)[0]
         for axis in axes[len(claim.tests):]:
             axis.set_visible(False)
         for axis, (test, variants) in zip(axes, rows[claim.statement].items()):
@@ -89,5 +95,5 @@ def _draw(rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
             axis.set_title(test, fontsize=9)
             axis.grid(axis='x', alpha=0.3)
     figure.supxlabel(f'{METRIC}; dots are seeds, the red line is chance', fontsize=9)
-    figure.savefig(Path(RUN, 'claims.png'), dpi=130)
+    figure.savefig(Path(suite.folder, 'claims.png'), dpi=130)
     plt.close(figure)

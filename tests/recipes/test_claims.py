@@ -12,8 +12,19 @@ from typing import Any
 import pytest
 import torch
 from parts import make_samples, text_encoder_from_config
+from streaming import MDSWriter
 
-from llm2clip.config import AdapterConfig, EvaluateConfig, ModelConfig, Stage2Config, TextEncoderConfig, VisionConfig
+from llm2clip.config import (
+    AdapterConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    ModelConfig,
+    PrepareConfig,
+    Stage1Config,
+    Stage2Config,
+    TextEncoderConfig,
+    VisionConfig,
+)
 from llm2clip.config.files import load_config
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -26,7 +37,7 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The scripts of recipes/claims, which import each other by name."""
     monkeypatch.syspath_prepend(str(ROOT / 'recipes/claims'))
     found = {}
-    for name in ('variants', 'table', 'clip_text_tower'):
+    for name in ('suite', 'emoji', 'photographs', 'table', 'clip_text_tower', 'captions'):
         spec = importlib.util.spec_from_file_location(name, ROOT / f'recipes/claims/{name}.py')
         assert spec is not None and spec.loader is not None
         found[name] = importlib.util.module_from_spec(spec)
@@ -45,16 +56,14 @@ def _results(sets: list[str], recall: float) -> dict[str, Any]:
     return found
 
 
-def test_the_table_says_who_is_better_in_which_seeds(
-    claims: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    variants, table = claims['variants'], claims['table']
-    monkeypatch.setattr(table, 'RUN', str(tmp_path))
-    sets = [name for test in variants.TESTS.values() for name in test]
-    recalls = {name: (20.0, 21.0, 22.0) for name in variants.VARIANTS}
-    recalls.update({variants.UNTUNED: (10.0, 11.0, 12.0), 'short_captions': (25.0, 25.0, 25.0),
+def test_the_table_says_who_is_better_in_which_seeds(claims: dict[str, ModuleType], tmp_path: Path) -> None:
+    suite = claims['emoji'].SUITE._replace(folder=str(tmp_path))
+    sets = [name for test in suite.tests.values() for name in test]
+    recalls = {name: (20.0, 21.0, 22.0) for name in suite.variants}
+    recalls.update({'untuned_llm': (10.0, 11.0, 12.0), 'short_captions': (25.0, 25.0, 25.0),
                     'long_captions': (19.0, 22.0, 20.0)})
-    text = table.write_table({name: [_results(sets, recall) for recall in seeds] for name, seeds in recalls.items()})
+    results = {name: [_results(sets, recall) for recall in seeds] for name, seeds in recalls.items()}
+    text = claims['table'].write_table(suite, results)
     assert '| new concepts (chance 0.5) | R@10 |' in text
     assert '| llm2clip | 23.0 ± 1.0 |  | short 22.0, long 24.0 |' in text
     assert '| llm2clip | 33.0 ± 1.0 |  | new_short 32.0, new_long 34.0 |' in text
@@ -63,17 +72,49 @@ def test_the_table_says_who_is_better_in_which_seeds(
     assert (tmp_path / 'claims.md').read_text() == text and (tmp_path / 'claims.png').stat().st_size > 10_000
 
 
-def test_every_variant_is_a_configuration(claims: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig}
+
+
+@pytest.mark.parametrize('name', ['emoji', 'photographs'])
+def test_every_variant_is_a_configuration(
+    claims: dict[str, ModuleType], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    variants = claims['variants']
-    configs = {name: load_config(Stage2Config, ['yamls/stage2/quickstart.yaml', 'yamls/claims/train.yaml', *overrides,
-                                                'save_folder=x'])
-               for name, overrides in variants.VARIANTS.items()}
+    suite = claims[name].SUITE
+    configs = {name: load_config(Stage2Config, [*suite.train, *variant.train, 'save_folder=x'])
+               for name, variant in suite.variants.items()}
     assert [configs[f'adapter_depth_{n}'].model.adapter.depth for n in (0, 1, 2)] == [0, 1, 2]
-    assert configs['short_captions'].train_data.caption_mix == {'short': 0.5, 'long': 0.0}
-    assert {variant for claim in variants.CLAIMS for variant in claim.variants} == set(variants.VARIANTS)
-    benchmarks = load_config(EvaluateConfig, ['yamls/claims/evaluate.yaml', 'models.m.run=r']).retrieval
-    assert [name for test in variants.TESTS.values() for name in test] == list(benchmarks)
+    assert configs['llm2clip'].model.adapter.depth == 4
+    assert {variant for claim in suite.claims for variant in claim.variants} == set(suite.variants)
+    assert {test for claim in suite.claims for test in claim.tests} == set(suite.tests)
+    for name, variant in suite.variants.items():
+        files = {step.file for step in variant.needs}
+        for step in variant.needs:
+            if (schema := SCHEMAS.get(Path(step.script).stem)) is not None:
+                config = load_config(schema, [*step.arguments])
+                assert step.file.startswith(f'{config.save_folder if schema is Stage1Config else config.out}/')
+        sidecars = [sidecar.local for stream in configs[name].train_data.streams.values()
+                    for sidecar in stream.embeddings.values()]
+        made = Path(suite.made_first).parent
+        assert all(Path(local).parent == made or f'{Path(local).parent}/config.yaml' in files for local in sidecars)
+        benchmarks = load_config(EvaluateConfig, [suite.evaluate, 'models.m.run=r', *(
+            f'models.m.{argument}' for argument in variant.encoder)]).retrieval
+        assert [name for test in suite.tests.values() for name in test] == list(benchmarks)
+
+
+def test_captions_are_joined_and_halved(claims: dict[str, ModuleType], tmp_path: Path) -> None:
+    with MDSWriter(out=str(tmp_path / 'mds'), columns={
+            'sample_id': 'str', 'image': 'bytes', **{f'caption.{i}': 'str' for i in range(3)}}) as writer:
+        for name, third in (('a.jpg', ''), ('b.jpg', 'b 2')):
+            writer.write({'sample_id': name, 'image': name.encode(), 'caption.0': f'{name[0]} 0',
+                          'caption.1': f'{name[0]} 1', 'caption.2': third})
+    claims['captions'].main(str(tmp_path / 'mds'), str(tmp_path / 'files'))
+    assert (tmp_path / 'files/images/b.jpg').read_bytes() == b'b.jpg'
+    lines = {name: (tmp_path / f'files/{name}.csv').read_text().splitlines()[1:]
+             for name in ('joined', 'half', 'other_half')}
+    assert lines == {'other_half': ['a.jpg,a 0', 'a.jpg,a 1'], 'half': ['b.jpg,b 0', 'b.jpg,b 1', 'b.jpg,b 2'],
+                     'joined': ['a.jpg,a 0', 'a.jpg,a 1', 'a.jpg,a 0 a 1', 'b.jpg,b 0', 'b.jpg,b 1', 'b.jpg,b 2',
+                                'b.jpg,b 0 b 1']}
 
 
 def test_a_text_encoder_in_the_loop_learns(llm_folder: Path) -> None:
@@ -107,6 +148,6 @@ def test_clip_s_text_tower_counts_texts_that_lose_their_end(claims: dict[str, Mo
     tokenizer = script.Tokenizer.__new__(script.Tokenizer)  # without the LLM's files
     tokenizer.end = 0
     tokenizer._ids = lambda texts: [[5] * int(text) for text in texts]
-    ids = tokenizer(['3', '23', '24'])['input_ids']
-    assert ids.shape == (3, script.LENGTH) and (ids == 5).sum(1).tolist() == [3, 23, 23] and (ids[:, -1] == 0).all()
-    assert tokenizer.count_truncated(['3', '23', '24']) == 1
+    ids = tokenizer(['3', '63', '64'])['input_ids']
+    assert ids.shape == (3, script.LENGTH) and (ids == 5).sum(1).tolist() == [3, 63, 63] and (ids[:, -1] == 0).all()
+    assert tokenizer.count_truncated(['3', '63', '64']) == 1

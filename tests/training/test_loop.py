@@ -16,7 +16,6 @@ from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import llm2clip.float32
 import llm2clip.training.loop
 from llm2clip.losses.contrastive import clip_loss
 from llm2clip.training.algorithms.clamp_logit_scale import ClampLogitScale

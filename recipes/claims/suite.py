@@ -1,0 +1,62 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What claims consist of: variants of one training, each trained with several seeds, measured on the same tests."""
+
+from typing import NamedTuple
+
+
+class Step(NamedTuple):
+    """Something that has to be made before a variant can be trained."""
+
+    file: str
+    """It is there when the step is done."""
+    script: str
+    arguments: tuple[str, ...]
+
+
+class Variant(NamedTuple):
+    """A training of stage 2 that differs from the first variant in one thing."""
+
+    train: tuple[str, ...] = ()
+    """What differs, as overrides."""
+    encoder: tuple[str, ...] = ()
+    """Keys below `models.<name>` that tell `evaluate` of a teacher which the training's configuration does not name."""
+    needs: tuple[Step, ...] = ()
+    clip_text_tower: bool = False
+    """In place of the teacher, a text tower is trained from scratch."""
+
+
+class Claim(NamedTuple):
+    """The first variant is what the paper says is best."""
+
+    statement: str
+    paper: str
+    variants: tuple[str, ...]
+    tests: tuple[str, ...]
+    """Names of those of the suite on which the variants are compared."""
+
+
+class Suite(NamedTuple):
+    """Claims on one kind of data."""
+
+    folder: str
+    """Where everything goes."""
+    made_first: str
+    """What `make` has to make before."""
+    train: tuple[str, ...]
+    """YAML files of the training that is varied."""
+    evaluate: str
+    """YAML file with the evaluation sets."""
+    seeds: tuple[int, ...]
+    variants: dict[str, Variant]
+    tests: dict[str, tuple[str, ...]]
+    """Name -> evaluation sets whose mean is compared."""
+    claims: tuple[Claim, ...]
+
+
+def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:
+    """Sidecars of datasets, name -> folder, by the teacher that the arguments describe."""
+    return Step(f'{out}/config.yaml', 'recipes/extract_embeddings.py', (
+        *teacher, f'out={out}', 'batch_tokens=1024', 'precision=amp_bf16',
+        *(f'datasets.{name}.local={folder}' for name, folder in datasets.items())))
