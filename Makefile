@@ -65,10 +65,12 @@ PHOTOGRAPHS := runs/photographs
 # Of Flickr8k: the official files, Karpathy's, or Kaggle's, which has no splits.
 ANNOTATIONS = $(firstword $(wildcard $(addprefix $(DATA)/,Flickr8k.token.txt dataset_flickr8k.json captions.txt)))
 IMAGES = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
-SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),'source.heldout={val: 1000, test: 1000}')
+HELDOUT := 'source.heldout={val: 1000, test: 1000}'
+SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HELDOUT))
 GPU = $(if $(filter gpu,$(HARDWARE)),yamls/photographs/gpu.yaml)
 
-photographs: $(PHOTOGRAPHS)/report.html  ## the same on Flickr8k in the folder DATA=…, and claims; HARDWARE=gpu: CLIP B/16
+photographs: $(PHOTOGRAPHS)/claims/claims.json  ## the same on Flickr8k in the folder DATA=…, and claims; HARDWARE=gpu: CLIP B/16
+	$(BIN)/python recipes/report.py yamls/photographs/report.yaml claims=$(PHOTOGRAPHS)/claims
 
 $(PHOTOGRAPHS)/data/config.yaml: | $(VENV)/.base
 	@[ -n "$(IMAGES)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
@@ -92,11 +94,11 @@ $(PHOTOGRAPHS)/evaluate/results.json: | $(PHOTOGRAPHS)/stage2/finished
 $(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/results.json
 	$(BIN)/python recipes/export_hf.py yamls/photographs/export.yaml
 
-$(PHOTOGRAPHS)/claims/claims.json: | $(PHOTOGRAPHS)/export/config.yaml
-	$(BIN)/python recipes/claims/run_all.py photographs
-
-$(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/claims/claims.json
+$(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/photographs/report.yaml
+
+$(PHOTOGRAPHS)/claims/claims.json: | $(PHOTOGRAPHS)/report.html
+	$(BIN)/python recipes/claims/run_all.py photographs
 
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU

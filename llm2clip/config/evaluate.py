@@ -151,6 +151,8 @@ class ReportConfig:
     """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/report.py`."""
     steps: Annotated[dict[str, Text], Field(min_length=1)] = MISSING
     """Name of a step -> its folder, in the order of the pipeline."""
+    claims: Optional[Text] = None
+    """Folder that `recipes/claims/run_all.py` wrote."""
     galleries: list[Text] = field(default_factory=list)
     """Which retrieval benchmarks are shown in pictures."""
     title: str = 'LLM2CLIP'

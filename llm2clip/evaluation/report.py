@@ -40,7 +40,7 @@ from llm2clip.files import read_json, read_text
 from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
-__all__ = ['check_steps', 'collect_seconds', 'read_evaluation', 'report_parts', 'summarize']
+__all__ = ['check_steps', 'collect_seconds', 'read_claims', 'read_evaluation', 'report_parts', 'summarize']
 
 # Sets that hold captions of one language end in its code: de, lang_de, xm3600_fil.
 _LANGUAGE = re.compile(r'(.+_)?[a-z]{2}|.+_[a-z]{3}')
@@ -74,6 +74,22 @@ def read_evaluation(folder: Union[str, Path], galleries: Sequence[str]) -> tuple
     return results, {name: pictures[name] for name in galleries}
 
 
+def read_claims(folder: Union[str, Path]) -> list[dict[str, Any]]:
+    """What `recipes/claims/run_all.py` found.
+
+    Each claim has its ``statement``, what the ``paper`` says, and ``tests``: name -> a row for each variant, with the
+    recall of each seed, their mean and standard deviation, and whether it is worse than that of the first variant.
+
+    Raises:
+        ConfigError: There is no such folder.
+        FileError: The file is damaged.
+    """
+    path = Path(folder, 'claims.json')
+    if not path.is_file():
+        raise ConfigError(f'claims: {folder} has no {path.name}, expected what recipes/claims/run_all.py wrote')
+    return read_json(path, list)
+
+
 def check_steps(steps: Mapping[str, str]) -> None:
     """Raise a ConfigError unless every step's folder is there."""
     for step, folder in steps.items():
@@ -82,7 +98,8 @@ def check_steps(steps: Mapping[str, str]) -> None:
 
 
 def report_parts(
-    results: Mapping[str, Any], galleries: Mapping[str, Any], steps: Optional[Mapping[str, str]] = None
+    results: Mapping[str, Any], galleries: Mapping[str, Any], steps: Optional[Mapping[str, str]] = None,
+    claims: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
     """The parts of the page, in the order of the pipeline.
 
@@ -90,6 +107,7 @@ def report_parts(
         results: `results.json` of an evaluation.
         galleries: Benchmark -> what `llm2clip.evaluation.gallery.make_gallery` returned, with the ``model``'s name.
         steps: Step of a pipeline -> folder, where seconds, metrics and configurations are looked for.
+        claims: As `read_claims` returns them.
     """
     steps = steps or {}
     note = partial_note(results)
@@ -101,6 +119,7 @@ def report_parts(
         _languages(results.get('retrieval', {})),
         *(section(content.title, 'How often the right class of an image is the first, or among the first five.',
                   table(content)) for content in accuracy_tables(results)),
+        _claims(claims),
         *(_gallery(name, gallery) for name, gallery in galleries.items()),
         *(section(f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
                   curves(metrics))
@@ -132,6 +151,23 @@ def _languages(sets: Mapping[str, Any]) -> str:
     return section('Languages', 'How often a text of each language has the right image among the first 10 that it '
                    'finds (text→image R@10), beside what a random order would give.',
                    bars(labels, {**series, CHANCE: chance}))
+
+
+def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
+    """A table and bars for each test of each claim."""
+    parts = []
+    for number, claim in enumerate(claims, 1):
+        parts.append(f'<h3>{number}. {html.escape(claim["statement"])}</h3><p>Paper: {html.escape(claim["paper"])}</p>')
+        for test, rows in claim['tests'].items():
+            seeds = len(rows[0]['scores'])
+            cells = [[row['variant'], f'{row["mean"]:.1f} ± {row["spread"]:.1f}', row['worse than the first']]
+                     for row in rows]
+            parts += [table(Table(test, [test, f'R@10, {seeds} seeds', 'worse than the first'], cells)),
+                      bars([row['variant'].replace('_', '\n') for row in rows], {
+                          'R@10': [row['mean'] for row in rows], CHANCE: [row['chance'] for row in rows]})]
+    return section("The paper's claims", 'Trainings that differ in one thing: recall at 10, the mean of both '
+                   'directions, and its standard deviation over the seeds.  What the paper says is best comes first.',
+                   ''.join(parts)) if parts else ''
 
 
 def _gallery(name: str, gallery: Mapping[str, Any]) -> str:

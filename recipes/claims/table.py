@@ -68,7 +68,9 @@ def write_table(suite: Suite, results: Results) -> str:
                       for row in variants]
             lines.append('')
     text = '\n'.join(lines)
-    Path(suite.folder, 'claims.json').write_text(json.dumps(rows, indent=2) + '\n')
+    found = [{'statement': claim.statement, 'paper': claim.paper, 'tests': rows[claim.statement]}
+             for claim in suite.claims]
+    Path(suite.folder, 'claims.json').write_text(json.dumps(found, indent=2) + '\n')
     Path(suite.folder, 'claims.md').write_text(text)
     _draw(suite, rows)
     return text
