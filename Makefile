@@ -67,7 +67,7 @@ ANNOTATIONS = $(firstword $(wildcard $(addprefix $(DATA)/,Flickr8k.token.txt dat
 IMAGES = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
 HELDOUT := 'source.heldout={val: 1000, test: 1000}'
 SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HELDOUT))
-GPU = $(if $(filter gpu,$(HARDWARE)),yamls/photographs/gpu.yaml)
+GPU = $(if $(filter gpu,$(HARDWARE)),yamls/stage2/vision/clip_b16.yaml yamls/photographs/gpu.yaml)
 
 photographs: $(PHOTOGRAPHS)/claims/claims.json  ## the same on Flickr8k in the folder DATA=…, and claims; HARDWARE=gpu: CLIP B/16
 	$(BIN)/python recipes/report.py yamls/photographs/report.yaml claims=$(PHOTOGRAPHS)/claims

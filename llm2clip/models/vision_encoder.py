@@ -10,6 +10,7 @@ import torch.nn as nn
 
 from llm2clip.config import ConfigError, VisionConfig
 from llm2clip.data.image_processing_llm2clip import normalize
+from llm2clip.models.frozen_batch_norm import merge_frozen_batch_norms
 from llm2clip.models.towers import load_tower, tower_preprocessing
 
 __all__ = ['VisionEncoder', 'kept_patches']
@@ -29,6 +30,10 @@ class VisionEncoder(nn.Module):
         self.config = config
         self.tower = load_tower(config, load_weights)
         self.trunk = self.tower.trunk
+        if config.freeze_batch_norm:
+            size = self.preprocessing.image_size
+            example = next(self.trunk.parameters()).new_zeros(1, 3, size, size)
+            merge_frozen_batch_norms(self.trunk.eval(), lambda: self.tower.pooled(example))
         self.layer_ids = self.tower.layer_ids()
         self.no_weight_decay = self.tower.no_weight_decay()
         self._blocks = set(self.tower.blocks())

@@ -34,7 +34,8 @@ def _lines() -> list[tuple[str, ...]]:
         for line in itertools.takewhile(lambda line: line.startswith('#'), path.read_text().splitlines()):
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
             recipe = next((word for word in words if word.startswith('recipes/')), '')
-            if Path(recipe).stem in PLANS and 'yamls/own/' not in line and 'uickstart' not in line:
+            small = any(name in line for name in ('yamls/own/', 'uickstart', 'yamls/photographs/'))
+            if Path(recipe).stem in PLANS and (not small or 'gpu' in line):
                 args = ['yamls/stage2/data/3m.yaml' if arg.startswith('yamls/stage2/data/') else arg
                         for arg in words[words.index(recipe) + 1:]]
                 lines[(Path(recipe).stem, *args)] = None
