@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
@@ -142,6 +142,10 @@ _SERIES = {
 }
 
 
+# Splits that are measured while training.
+_MEASURED = ('val', 'heldout')
+
+
 def _after_prepare(config: PrepareConfig) -> list[str]:
     """Stage 1 on the captions, which needs two of each sample, or else their extraction."""
     splits = {path.parent.name: str(path.parent) for path in sorted(Path(config.out).glob('*/index.json'))}
@@ -151,7 +155,8 @@ def _after_prepare(config: PrepareConfig) -> list[str]:
     keys = _captions(train)
     if len(keys) < 2:
         return _extract('TEACHER', {'train': DatasetConfig(train)}, f'{config.out}_embeddings')
-    measured = splits.get('val') or next(iter(splits.values()), None)
+    names = [*(name for name in _MEASURED if name in splits), *(name for name in splits if name != 'test')]
+    measured = splits[names[0]] if names else None
     heldout = [f'eval_data.streams.heldout.local={measured}'] if measured else []
     return [*_stage1({'captions': DatasetConfig(train)}, keys), *(heldout or ['eval_data=null'])]
 
@@ -172,15 +177,23 @@ def _after_extract(config: ExtractConfig) -> list[str]:
     images = _with_images(config.datasets)
     if not images:
         return []
-    remote = config.out_remote and config.out_remote.rstrip('/')
-    sidecars = {f'{name}.embeddings.teacher': DatasetConfig(f'{config.out}/{name}', remote and f'{remote}/{name}')
-                for name in images}
+    measured = {name: images[name] for name in _MEASURED if name in images}
+    # What else was embedded, such as the images for tests, is not to be trained on.
+    images = {'train': images['train']} if 'train' in images else images
     keys = sorted({key for data in images.values() for key in _captions(data.local)})
     return [*_composer('train_stage2'), 'yamls/stage2/paper.yaml', 'yamls/stage2/vision/clip_b16.yaml',
             'run_name=stage2', f'save_folder={Path(config.out).parent / "stage2"}',
-            *_dataset_arguments('train_data.streams', {**images, **sidecars}),
+            *_dataset_arguments('train_data.streams', {**images, **_sidecars(config, images)}),
             f'train_data.caption_mix={_yaml(dict.fromkeys(keys or ["CAPTION"], 1.0))}',
+            *_dataset_arguments('eval_data.streams', {**measured, **_sidecars(config, measured)}),
             *([f'teacher={config.teacher}'] if config.teacher else [])]
+
+
+def _sidecars(config: ExtractConfig, names: Iterable[str]) -> dict[str, DatasetConfig]:
+    """Key below `streams` -> sidecar."""
+    remote = config.out_remote and config.out_remote.rstrip('/')
+    return {f'{name}.embeddings.teacher': DatasetConfig(f'{config.out}/{name}', remote and f'{remote}/{name}')
+            for name in names}
 
 
 def _after_stage2(config: Stage2Config) -> list[str]:

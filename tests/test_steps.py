@@ -74,6 +74,15 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
     assert stage2.train_data.caption_mix == {'long': 1.0, 'short': 1.0}
     assert stage2.train_data.streams == {'p': ImageStreamConfig(
         photos, 's3://b/p', embeddings={'teacher': DatasetConfig('runs/embeddings/p', 's3://b/e/p')})}
+    # Images for tests are neither trained on nor measured while training.
+    for name in ('a_b', 'test', 'val'):
+        (prepared / name).symlink_to(prepared / 'heldout')
+    recipe, stage1 = _next(PrepareConfig, f'out={prepared}', 'source.name=flickr8k')
+    assert stage1.eval_data.streams['heldout'].local == f'{prepared}/val'
+    recipe, stage2 = _next(ExtractConfig, 'teacher=t', 'out=e', *(
+        f'datasets.{name}.local={photos}' for name in ('test', 'train', 'val')))
+    assert list(stage2.train_data.streams) == ['train'] and list(stage2.eval_data.streams) == ['val']
+    assert stage2.eval_data.streams['val'].embeddings['teacher'].local == 'e/val'
 
     recipe, evaluate = _next(Stage2Config, *TRAIN, 'model.vision.name=x', 'save_folder=runs/s2', 'teacher=t',
                              f'eval_data.streams.h.local={photos}')
