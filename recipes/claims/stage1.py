@@ -1,0 +1,100 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What each setting of stage 1 is worth: stage1.py OUT TRAIN NAME=DATASET … [-- key=value …]
+
+Trains variants of `yamls/stage1/laptop.yaml` on the captions of TRAIN, three seeds each, and measures on each of the
+other datasets how often the first two captions of an image find each other, without instruction.  One training per
+core at a time.  `OUT/stage1.md` is the table.  What is done is not done again; teachers are removed when they have been
+measured.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+SEEDS = (0, 1, 2)
+INSTRUCTION = 'Given a caption, retrieve a similar relevant caption. '
+KEYS = "['0', '1', '2', '3', '4']"
+BOTH = f'[{{query: {KEYS}, positive: {KEYS}, instruction: "{INSTRUCTION}"}}, {{query: {KEYS}, positive: {KEYS}}}]'
+VARIANTS: dict[str, list[str]] = {
+    'nothing': [],
+    'no gradient clipping': ['algorithms.gradient_clipping.clipping_threshold=1e9'],
+    'no gradient clipping, lr 2e-4': ['algorithms.gradient_clipping.clipping_threshold=1e9', 'optimizer.lr=2e-4'],
+    'causal': ['text_encoder.bidirectional=false'],
+    'instruction before the query': [f'text_encoder.instruction="{INSTRUCTION}"'],
+    'instruction before every second query': [f'train_data.pairs={BOTH}'],
+    'LoRA dropout 0.05': ['lora.lora_dropout=0.05'],
+    'loss_scale 20': ['loss_scale=20'],
+    'LoRA of rank 64': ['lora.r=64', 'lora.lora_alpha=128'],
+    'LoRA on attention alone': ['lora.target_modules=[q_proj, k_proj, v_proj, o_proj]'],
+    'pooling: last': ['text_encoder.pooling=last'],
+    '64 pairs, half as many steps': ['global_train_batch_size=64', 'max_duration=75ba', 'scheduler.t_warmup=10ba'],
+    '16 pairs, twice as many steps': ['global_train_batch_size=16', 'max_duration=300ba', 'scheduler.t_warmup=40ba'],
+}
+
+
+def run(log: Path, script: str, *arguments: str) -> None:
+    with log.open('a') as file:
+        subprocess.run([sys.executable, script, *arguments], stdout=file, stderr=subprocess.STDOUT, check=True)
+
+
+def measure(out: Path, train: str, sets: dict[str, str], more: list[str], job: tuple[int, str]) -> None:
+    """Train and measure one variant with one seed."""
+    seed, name = job
+    folder = out / name.replace(' ', '_').replace(':', '') / f'seed{seed}'
+    if (folder / 'done').is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    log, captions = folder / 'log.txt', folder / 'captions'
+    if not captions.is_symlink():  # Streaming lets one process at a time use a path
+        captions.symlink_to(Path(train).absolute())
+    run(log, 'recipes/train_stage1.py', 'yamls/stage1/laptop.yaml', f'save_folder={folder}/run', f'seed={seed}',
+        f'train_data.shuffle_seed={seed}', f'train_data.streams.captions.local={captions}', 'eval_data=null',
+        *more, *VARIANTS[name])
+    for key, local in sets.items():
+        run(log, 'recipes/evaluate.py', f'out={folder}/{key}', f'cra.captions={local}',
+            'cra.caption_keys=["0", "1"]', f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024',
+            'cra.precision=amp_bf16')
+    shutil.rmtree(folder / 'run')
+    (folder / 'done').touch()
+    print(f'{name}, seed {seed}: {results(folder, sets)}', flush=True)
+
+
+def results(folder: Path, sets: dict[str, str]) -> dict[str, float]:
+    return {key: json.loads((folder / key / 'results.json').read_text())['cra']['cra'] for key in sets}
+
+
+def table(out: Path, sets: dict[str, str]) -> str:
+    lines = [f'| changed | {" | ".join(sets)} |', '|---' * (len(sets) + 1) + '|']
+    for name in VARIANTS:
+        folders = [out / name.replace(' ', '_').replace(':', '') / f'seed{seed}' for seed in SEEDS]
+        found = [results(folder, sets) for folder in folders if (folder / 'done').is_file()]
+        if len(found) > 1:
+            cells = [[seed[key] for seed in found] for key in sets]
+            lines.append(f'| {name} | ' + ' | '.join(
+                f'{statistics.mean(cell):.1f} ± {statistics.stdev(cell):.1f}' for cell in cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def main(out: Path, train: str, sets: dict[str, str], more: list[str]) -> None:
+    os.environ['OMP_NUM_THREADS'] = '1'
+    jobs = [(seed, name) for seed in SEEDS for name in VARIANTS]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(partial(measure, out, train, sets, more), jobs))
+    (out / 'stage1.md').write_text(table(out, sets))
+    print(table(out, sets))
+
+
+if __name__ == '__main__':
+    arguments, overrides = sys.argv[1:], []
+    if '--' in arguments:
+        split = arguments.index('--')
+        arguments, overrides = arguments[:split], arguments[split + 1:]
+    main(Path(arguments[0]), arguments[1], dict(argument.split('=', 1) for argument in arguments[2:]), overrides)
