@@ -8,32 +8,33 @@ that itself, by the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ
 gradients stay what they were.  What is saved is BatchNorm's passes over the activations, and their memory.
 """
 
-from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn as nn
 from timm.layers.conv2d_same import Conv2dSame, conv2d_same  # pyright: ignore[reportPrivateImportUsage]
 from timm.layers.norm_act import BatchNormAct2d
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 __all__ = ['merge_frozen_batch_norms']
 
 
-def merge_frozen_batch_norms(trunk: nn.Module, run: Callable[[], Any]) -> int:
+def merge_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
     """Let every convolution whose output goes into a BatchNorm, and nowhere else, do what that does.
 
     From now on the BatchNorms have to stay in evaluation.
 
     Args:
         trunk: A network in evaluation, changed in place.
-        run: Runs it on some images.
+        image_size: Side of its input, in pixels.
 
     Returns:
         How many BatchNorms there are no more.
     """
-    pairs = _pairs(trunk, run)
+    pairs = _pairs(trunk, image_size) if any(type(module) in _NORMS for module in trunk.modules()) else []
     for conv, norm in pairs:
         conv.__class__ = _CONVOLUTIONS[type(conv)]
         conv.batch_norm = [norm]  # in a list, so that its parameters do not become the convolution's
@@ -104,8 +105,11 @@ class _Uses(TorchFunctionMode):
         return result
 
 
-def _pairs(trunk: nn.Module, run: Callable[[], Any]) -> list[tuple[Any, Any]]:
-    """Convolutions and the BatchNorms after them, of which each runs once."""
+def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
+    """Convolutions and the BatchNorms after them, of which each runs once; found without computing anything."""
+    weights = {name: torch.empty_like(tensor, device='meta')
+               for name, tensor in chain(trunk.named_parameters(), trunk.named_buffers())}
+    image = torch.empty(1, 3, image_size, image_size, dtype=next(trunk.parameters()).dtype, device='meta')
     made_by: dict[int, nn.Module] = {}
     found: list[tuple[Any, Any, int]] = []
     runs: list[nn.Module] = []
@@ -125,7 +129,7 @@ def _pairs(trunk: nn.Module, run: Callable[[], Any]) -> list[tuple[Any, Any]]:
     hooks += [module.register_forward_pre_hook(before_norm) for module in trunk.modules() if type(module) in _NORMS]
     try:
         with torch.no_grad(), _Uses() as uses:
-            run()
+            functional_call(trunk, weights, (image,))
     finally:
         for hook in hooks:
             hook.remove()

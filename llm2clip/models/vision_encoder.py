@@ -31,9 +31,7 @@ class VisionEncoder(nn.Module):
         self.tower = load_tower(config, load_weights)
         self.trunk = self.tower.trunk
         if config.freeze_batch_norm:
-            size = self.preprocessing.image_size
-            example = next(self.trunk.parameters()).new_zeros(1, 3, size, size)
-            merge_frozen_batch_norms(self.trunk.eval(), lambda: self.tower.pooled(example))
+            merge_frozen_batch_norms(self.trunk.eval(), self.preprocessing.image_size)
         self.layer_ids = self.tower.layer_ids()
         self.no_weight_decay = self.tower.no_weight_decay()
         self._blocks = set(self.tower.blocks())
