@@ -98,7 +98,7 @@ $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/photographs/report.yaml
 
 $(PHOTOGRAPHS)/claims/claims.json: | $(PHOTOGRAPHS)/report.html
-	$(BIN)/python recipes/claims/run_all.py photographs
+	$(BIN)/python recipes/claims/run_all.py photograph
 
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU

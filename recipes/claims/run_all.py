@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Train and measure what the paper's claims need: run_all.py emoji|photographs.  What is done is not done again."""
+"""Train and measure what the paper's claims need: run_all.py emoji|photograph.  What is done is not done again."""
 
 import importlib
 import json
@@ -71,4 +71,4 @@ def main(suite: Suite) -> None:
 
 
 if __name__ == '__main__':
-    main(importlib.import_module(sys.argv[1]).SUITE)
+    main(importlib.import_module(f'{sys.argv[1]}_claims').SUITE)

@@ -37,7 +37,7 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The scripts of recipes/claims, which import each other by name."""
     monkeypatch.syspath_prepend(str(ROOT / 'recipes/claims'))
     found = {}
-    for name in ('suite', 'emoji', 'photographs', 'table', 'clip_text_tower', 'captions'):
+    for name in ('suite', 'emoji_claims', 'photograph_claims', 'table', 'clip_text_tower', 'photograph_captions'):
         spec = importlib.util.spec_from_file_location(name, ROOT / f'recipes/claims/{name}.py')
         assert spec is not None and spec.loader is not None
         found[name] = importlib.util.module_from_spec(spec)
@@ -57,7 +57,7 @@ def _results(sets: list[str], recall: float) -> dict[str, Any]:
 
 
 def test_the_table_says_who_is_better_in_which_seeds(claims: dict[str, ModuleType], tmp_path: Path) -> None:
-    suite = claims['emoji'].SUITE._replace(folder=str(tmp_path))
+    suite = claims['emoji_claims'].SUITE._replace(folder=str(tmp_path))
     sets = [name for test in suite.tests.values() for name in test]
     recalls = {name: (20.0, 21.0, 22.0) for name in suite.variants}
     recalls.update({'untuned_llm': (10.0, 11.0, 12.0), 'short_captions': (25.0, 25.0, 25.0),
@@ -75,7 +75,7 @@ def test_the_table_says_who_is_better_in_which_seeds(claims: dict[str, ModuleTyp
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig}
 
 
-@pytest.mark.parametrize('name', ['emoji', 'photographs'])
+@pytest.mark.parametrize('name', ['emoji_claims', 'photograph_claims'])
 def test_every_variant_is_a_configuration(
     claims: dict[str, ModuleType], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +108,7 @@ def test_captions_are_joined_and_halved(claims: dict[str, ModuleType], tmp_path:
         for name, third in (('a.jpg', ''), ('b.jpg', 'b 2')):
             writer.write({'sample_id': name, 'image': name.encode(), 'caption.0': f'{name[0]} 0',
                           'caption.1': f'{name[0]} 1', 'caption.2': third})
-    claims['captions'].main(str(tmp_path / 'mds'), str(tmp_path / 'files'))
+    claims['photograph_captions'].main(str(tmp_path / 'mds'), str(tmp_path / 'files'))
     assert (tmp_path / 'files/images/b.jpg').read_bytes() == b'b.jpg'
     lines = {name: (tmp_path / f'files/{name}.csv').read_text().splitlines()[1:]
              for name in ('joined', 'half', 'other_half')}

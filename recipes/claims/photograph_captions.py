@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An MDS dataset of photographs -> its images as files, and three files of captions: captions.py DATASET FOLDER
+"""An MDS dataset of photographs -> images as files, and three files of captions: photograph_captions.py DATASET FOLDER
 
 - `joined.csv`: every caption, and besides, as longer ones, the first two of an image in one text and the next two.
 - `half.csv` and `other_half.csv`: the captions of every second image, and of the others.

