@@ -40,6 +40,10 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    return out / name.replace(' ', '_').replace(':', '') / f'seed{seed}'
+
+
 def run(log: Path, script: str, *arguments: str) -> None:
     with log.open('a') as file:
         subprocess.run([sys.executable, script, *arguments], stdout=file, stderr=subprocess.STDOUT, check=True)
@@ -48,7 +52,7 @@ def run(log: Path, script: str, *arguments: str) -> None:
 def measure(out: Path, train: str, sets: dict[str, str], more: list[str], job: tuple[int, str]) -> None:
     """Train and measure one variant with one seed."""
     seed, name = job
-    folder = out / name.replace(' ', '_').replace(':', '') / f'seed{seed}'
+    folder = folder_of(out, name, seed)
     if (folder / 'done').is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,7 @@ def results(folder: Path, sets: dict[str, str]) -> dict[str, float]:
 def table(out: Path, sets: dict[str, str]) -> str:
     lines = [f'| changed | {" | ".join(sets)} |', '|---' * (len(sets) + 1) + '|']
     for name in VARIANTS:
-        folders = [out / name.replace(' ', '_').replace(':', '') / f'seed{seed}' for seed in SEEDS]
+        folders = [folder_of(out, name, seed) for seed in SEEDS]
         found = [results(folder, sets) for folder in folders if (folder / 'done').is_file()]
         if len(found) > 1:
             cells = [[seed[key] for seed in found] for key in sets]
