@@ -91,12 +91,16 @@ def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way:
     return _step(model, batch, microbatch_size if kind == 'cached' else None, split_by_length, way)
 
 
-def image_step(microbatch_size: Optional[int], way: Way = WAYS['ddp'], tower: str = 'test_efficientnet') -> Result:
+def image_step(
+    microbatch_size: Optional[int], way: Way = WAYS['ddp'], tower: str = 'test_efficientnet', captions: int = 1
+) -> Result:
     """One step of stage 2, with the cache unless `microbatch_size` is None."""
     torch.manual_seed(0)
     config = ModelConfig(VisionConfig(tower, image_size=32), AdapterConfig(depth=1), embed_dim=16)
     model = ComposerLLM2CLIP(LLM2CLIP(config, 8))
-    batch = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32), 'text_embedding': torch.randn(N, 8)}
+    texts = (N,) if captions == 1 else (N, captions)
+    batch = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32),
+             'text_embedding': torch.randn(*texts, 8)}
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
@@ -148,6 +152,7 @@ def main(llm: str, out: str) -> None:
         for kind in ('cached', 'in_one_graph'):
             results[f'dropout/{name}/{kind}'] = caption_step(llm, 3, 0.3, kind, way)
         results[f'captions/{name}/units'] = dict(_Keep.units)
+        results[f'images/{name}/3 captions'] = image_step(2, way, captions=3)
         results[f'images/{name}'] = image_step(2, way)
         results[f'images/{name}/units'] = dict(_Keep.units)
     results['compiled'] = caption_step(llm, 3, 0.3, 'cached', COMPILED['fsdp'])

@@ -28,7 +28,7 @@ def found(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[An
 def test_the_mean_over_ranks_is_the_loss_of_the_global_batch(
     found: dict[Any, Any], case: str, block_size: int
 ) -> None:
-    leaves, ids = sample(N)
+    leaves, ids = sample(case, N)
     whole = whole_matrix(case, leaves, ids)
     whole.backward()
     result = found[case, block_size]

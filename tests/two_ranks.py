@@ -34,15 +34,15 @@ def loss_of_rows(case: str, block_size: int) -> dict[str, Any]:
     """The mean of the ranks' losses and, per leaf, the gradient that training with DDP would get."""
     share = N // dist.get_world_size()
     rows = slice(dist.get_global_rank() * share, (dist.get_global_rank() + 1) * share)
-    leaves, ids = sample(N)
-    leaves = [leaf.detach()[rows if leaf.ndim == 2 else slice(None)].requires_grad_() for leaf in leaves]
+    leaves, ids = sample(case, N)
+    leaves = [leaf.detach()[rows if leaf.ndim > 1 else slice(None)].requires_grad_() for leaf in leaves]
     value = own_rows(case, leaves, ids[rows], block_size or None)
     value.backward()
     ranks = dist.all_gather_object((value.item(), [leaf.grad for leaf in leaves]))
     gradients = []
     for parts in zip(*(gradients for _, gradients in ranks)):
         if parts[0] is not None:
-            gradients.append(torch.cat(parts) / len(ranks) if parts[0].ndim == 2 else torch.stack(parts).mean(0))
+            gradients.append(torch.cat(parts) / len(ranks) if parts[0].ndim > 1 else torch.stack(parts).mean(0))
     return {'value': sum(value for value, _ in ranks) / len(ranks), 'gradients': gradients}
 
 

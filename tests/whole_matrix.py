@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm2clip.losses.contrastive import clip_loss, ignored_candidates, info_nce, same_text, siglip_loss
+from llm2clip.losses.contrastive import clip_loss, ignored_candidates, info_nce, siglip_loss
 
 CASES = ('clip', 'clip, smooth', 'clip, equal texts', 'clip, smooth, equal texts', 'siglip', 'siglip, equal texts',
-         'info_nce', 'info_nce, symmetric', 'info_nce, ignored', 'info_nce, symmetric, ignored')
+         'clip, 3 texts', 'clip, 3 texts, smooth', 'clip, 3 texts, smooth, equal texts', 'siglip, 3 texts',
+         'siglip, 3 texts, equal texts', 'info_nce', 'info_nce, symmetric', 'info_nce, ignored',
+         'info_nce, symmetric, ignored')
 N = 11
 
 
@@ -20,11 +22,15 @@ def unit(n: int, d: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
 
 
-def sample(n: int = N) -> tuple[list[torch.Tensor], torch.Tensor]:
+def sample(case: str = '', n: int = N) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Features of both sides, logit scale and bias, and text ids of which some are equal."""
-    leaves = [unit(n, 5, 0), unit(n, 5, 1), torch.tensor([2.0]), torch.tensor([-3.0])]
-    return ([leaf.float().requires_grad_() for leaf in leaves],
-            torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])[:n])
+    ids = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])[:n]
+    right = unit(n, 5, 1)
+    if '3 texts' in case:
+        right = unit(3 * n, 5, 1).view(n, 3, 5)
+        ids = torch.stack([ids, ids + 10, ids.roll(2)], 1)
+    leaves = [unit(n, 5, 0), right, torch.tensor([2.0]), torch.tensor([-3.0])]
+    return [leaf.float().requires_grad_() for leaf in leaves], ids
 
 
 def _negatives(positive: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,18 +42,19 @@ def _negatives(positive: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor,
 def whole_matrix(case: str, leaves: list[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
     """The loss of all samples, computed at once."""
     left, right, scale, bias = leaves
+    n, columns = len(left), right.flatten(0, -2)
+    own = torch.eye(n, dtype=torch.bool).repeat_interleave(len(columns) // n, 1)
+    hidden = torch.zeros_like(own)
+    if 'equal' in case:
+        of_image = ids.view(n, -1)
+        hidden = (of_image[:, :, None] == ids.flatten()).any(1) & ~own
     if case.startswith('siglip'):
-        logits = scale.exp() * left @ right.T + bias
-        losses = -F.logsigmoid((2 * torch.eye(len(left)) - 1) * logits)
-        return losses.masked_fill(same_text(ids, ids), 0).sum() / len(left) if 'equal' in case else (
-            losses.sum() / len(left))
-    n, ignored = len(left), None
+        losses = -F.logsigmoid((2 * own.float() - 1) * (scale.exp() * left @ columns.T + bias))
+        return losses.masked_fill(hidden, 0).sum() / len(columns)
     if case.startswith('clip'):
-        logits = scale.exp() * left @ right.T
-        if 'equal' in case:
-            ignored = same_text(ids, ids)
-        ways = [(logits, ignored), (logits.T, ignored)]
+        ways = _clip_ways(scale.exp() * left @ columns.T, own, hidden)
     else:
+        ignored = None
         negative, negative_id = _negatives(right, ids)
         candidates = torch.cat([right, negative])
         logits = scale.exp() * F.normalize(left, dim=-1) @ F.normalize(candidates, dim=-1).T
@@ -58,6 +65,23 @@ def whole_matrix(case: str, leaves: list[torch.Tensor], ids: torch.Tensor) -> to
             ways.append((logits[:, :n].T, None if ignored is None else ignored[:, :n].T))
     smoothing = 0.1 if 'smooth' in case else 0.0
     return torch.stack([_cross_entropy(*way, smoothing) for way in ways]).mean()
+
+
+def _clip_ways(
+    logits: torch.Tensor, own: torch.Tensor, hidden: torch.Tensor
+) -> list[tuple[torch.Tensor, Optional[torch.Tensor]]]:
+    """For the k-th text of each image, logits whose diagonal is to be found and what is left out: from image to text,
+    where the image's other texts are left out, and from text to image."""
+    n, texts = len(logits), torch.arange(logits.shape[1])
+    k_of_text = texts % (len(texts) // n)
+    ways: list[tuple[torch.Tensor, Optional[torch.Tensor]]] = []
+    for k in range(len(texts) // n):
+        order = torch.cat([texts[k_of_text == k], texts[k_of_text != k]])
+        others = own[:, order].clone()
+        others[:, :n] = False
+        ways += [(logits[:, order], hidden[:, order] | others),
+                 (logits[:, order[:n]].T, hidden[:, order[:n]].T)]
+    return ways
 
 
 def _cross_entropy(logits: torch.Tensor, ignored: Optional[torch.Tensor], smoothing: float) -> torch.Tensor:

@@ -120,9 +120,14 @@ class ImageDataConfig(LoaderConfig):
     caption_mix: Mix = field(default_factory=dict)
     """Caption key -> weight.  Of those that a sample has, one is drawn each time it is seen (paper, section 4.2), never
     one of weight 0.  Unset: all captions alike, which needs the dataset's index in `local`."""
+    captions_per_image: Count = 1
+    """In training, so many different captions of an image in one batch: it has to find each of them, and each of them
+    the image.  An image that has fewer repeats them."""
     crop_scale: CropScale = field(default_factory=lambda: [0.9, 1.0])
     """Smallest and largest share of the area that a training crop keeps."""
     color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
     """Strength of random brightness, contrast, saturation and (a fifth of it) hue."""
     grayscale: Share = 0.0
     """Probability of a grey training image."""
+    horizontal_flip: Share = 0.0
+    """Probability of a mirrored training image."""

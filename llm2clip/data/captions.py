@@ -11,7 +11,7 @@ import xxhash
 from llm2clip.config import CaptionPairConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys
 
-__all__ = ['DrawnPair', 'captions_of', 'draw', 'draw_caption', 'draw_pair', 'sample_seed', 'text_id']
+__all__ = ['DrawnPair', 'captions_of', 'draw', 'draw_caption', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
@@ -49,11 +49,34 @@ def draw_caption(sample: Mapping[str, Any], mix: Mapping[str, float], seed: int)
     Raises:
         ValueError: It has none of them.
     """
+    drawn, = draw_captions(sample, mix, 1, seed)
+    return drawn
+
+
+def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, seed: int) -> list[tuple[str, str]]:
+    """Keys and texts of n captions, each drawn as by `draw_caption` among those that were not drawn before.
+
+    A sample that has fewer gives each of them once before it gives one again.  The first is that of `draw_caption`.
+
+    Args:
+        sample: Of an image or caption dataset.
+        mix: Caption key -> weight, above 0.
+        n: How many.
+        seed: Decides which.
+
+    Raises:
+        ValueError: It has none of them.
+    """
     texts = captions_of(sample, mix)
     if not texts:
         raise _no_caption(sample, mix)
-    key = list(texts)[draw([mix[key] for key in texts], seed)]
-    return key, texts[key]
+    left: list[str] = []
+    drawn: list[tuple[str, str]] = []
+    for i in range(n):
+        left = left or list(texts)
+        key = left.pop(draw([mix[key] for key in left], seed, f'caption {i}' if i else 'caption'))
+        drawn.append((key, texts[key]))
+    return drawn
 
 
 class DrawnPair(NamedTuple):

@@ -11,7 +11,7 @@ from composer.core import DataSpec
 from streaming import StreamingDataset
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig
-from llm2clip.data.captions import captions_of, draw_caption, text_id
+from llm2clip.data.captions import captions_of, draw_captions, text_id
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, stream_arguments
@@ -26,9 +26,10 @@ __all__ = [
 
 
 class TrainImageDataset(SeededDataset):
-    """A randomly cropped image and the embedding of one of its captions, drawn each time the sample is seen.
+    """A randomly cropped image and the embeddings of some of its captions, drawn each time the sample is seen: of one,
+    or of several on an axis of their own.
 
-    Where a stream has no sidecar, the caption itself.
+    Where a stream has no sidecar, the captions themselves.
 
     Args:
         streams: Paired streams.
@@ -36,6 +37,7 @@ class TrainImageDataset(SeededDataset):
         transform: Random transform, pixels in uint8 -> those of the tower's size.
         image_size: Side of the square that it gives.
         pixels_needed: Shortest side that it needs; larger images may be decoded at a fraction of their size.
+        captions_per_image: How many are drawn.
         **kwargs: Passed to SeededDataset.
     """
 
@@ -46,27 +48,33 @@ class TrainImageDataset(SeededDataset):
         transform: Any,
         image_size: int,
         pixels_needed: Optional[int] = None,
+        captions_per_image: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
         self.pixels_needed = pixels_needed
         stored = _stored_vectors(self)
         self.as_stored = _one_storage(stored)
-        self.largest = {**_largest(stored, image_size), 'sample_seed': torch.empty(1, dtype=torch.long, device='meta')}
+        self.captions_per_image = captions_per_image
+        captions = captions_per_image if captions_per_image > 1 else None
+        self.largest = {**_largest(stored, image_size, captions),
+                        'sample_seed': torch.empty(1, dtype=torch.long, device='meta')}
         self.mixes = caption_mixes
         self.transform = transform
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample: Any = super().__getitem__(at)
         seed = self.sample_seed(sample)
-        key, caption = draw_caption(sample, self.mixes[self.stream_of(at)], seed)
+        drawn = draw_captions(sample, self.mixes[self.stream_of(at)], self.captions_per_image, seed)
+        texts = [
+            {**(caption_embedding(sample.sidecars, key, self.as_stored) if sample.sidecars else {'caption': caption}),
+             'text_id': torch.tensor(text_id(caption))} for key, caption in drawn]
         image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], self.pixels_needed)
         return {
             'index': at,
             'sample_id': sample[SAMPLE_ID],
             'pixel_values': seeded(self.transform, image, seed),
-            **(caption_embedding(sample.sidecars, key, self.as_stored) if sample.sidecars else {'caption': caption}),
-            'text_id': text_id(caption),
+            **(_stacked(texts) if len(texts) > 1 else texts[0]),
             'sample_seed': seed & (1 << 63) - 1,
         }
 
@@ -105,8 +113,7 @@ class EvalImageDataset(SeededDataset):
             'index': at,
             'sample_id': sample[SAMPLE_ID],
             'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), self.image_size),
-            **({name: torch.stack([vector[name] for vector in vectors]) for name in vectors[0]} if vectors
-               else {'caption': texts}),
+            **(_stacked(vectors) if vectors else {'caption': texts}),
             'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(self.keys, texts)]),
         }
 
@@ -133,6 +140,13 @@ def caption_embedding(rows: Sequence[Mapping[str, Any]], key: str, as_stored: bo
     if as_stored:
         return stored[0]
     return {'text_embedding': concatenate([vectors_of(one).float() for one in stored])}
+
+
+def _stacked(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What belongs to several texts of one image, on an axis of its own; strings in a list."""
+    columns = {name: [text[name] for text in texts] for name in texts[0]}
+    return {name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values
+            for name, values in columns.items()}
 
 
 def _stored_vectors(dataset: StreamingDataset) -> list[list[torch.Tensor]]:
@@ -245,7 +259,7 @@ def build_image_loader(
         image_size: Side of the square that the vision tower sees.
         global_batch_size: Samples per step over all ranks.
         seed: Seed of caption choice and crops.
-        train: One drawn caption and a random crop, shuffled; otherwise every caption and a centre crop, in order.
+        train: Drawn captions and a random crop, shuffled; otherwise every caption and a centre crop, in order.
         key: Where `config` stands in the configuration.
         online: Deliver captions in place of their embeddings.
     """
@@ -257,9 +271,11 @@ def build_image_loader(
 
     def make(**kwargs: Any) -> Union[TrainImageDataset, EvalImageDataset]:
         if train:
-            transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale)
+            transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale,
+                                        config.horizontal_flip)
             needed = pixels_needed(image_size, config.crop_scale[0])
-            return TrainImageDataset(streams, mixes, transform, image_size, needed, seed=seed, **kwargs)
+            return TrainImageDataset(streams, mixes, transform, image_size, needed, config.captions_per_image,
+                                     seed=seed, **kwargs)
         return EvalImageDataset(streams, keys, image_size, seed=seed, **kwargs)
 
     return build_loader(make, config, config.streams, global_batch_size, train, key,

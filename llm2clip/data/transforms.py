@@ -51,23 +51,27 @@ class _RandomCrop(v2.RandomResizedCrop):
 
 
 def train_transform(
-    image_size: int, crop_scale: Sequence[float], color_jitter: float = 0.0, grayscale: float = 0.0
+    image_size: int, crop_scale: Sequence[float], color_jitter: float = 0.0, grayscale: float = 0.0,
+    horizontal_flip: float = 0.0,
 ) -> v2.Compose:
-    """Random crop that keeps a share of the area in `crop_scale`, resized; optional colour changes.
+    """Random crop that keeps a share of the area in `crop_scale`, resized; optional changes of colour and side.
 
     Args:
         image_size: Side of the square that the vision tower sees.
         crop_scale: Smallest and largest share.
         color_jitter: Strength of random brightness, contrast, saturation, and a fifth of it for hue.
         grayscale: Probability of dropping the colours.
+        horizontal_flip: Probability of mirroring.
     """
     crop = _RandomCrop(image_size, scale=(crop_scale[0], crop_scale[1]), interpolation=InterpolationMode.BICUBIC)
-    color: list[torch.nn.Module] = []
+    more: list[torch.nn.Module] = []
     if grayscale:
-        color.append(v2.RandomGrayscale(grayscale))
+        more.append(v2.RandomGrayscale(grayscale))
     if color_jitter:
-        color.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter, color_jitter / 5))
-    return v2.Compose([crop, *color])
+        more.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter, color_jitter / 5))
+    if horizontal_flip:
+        more.append(v2.RandomHorizontalFlip(horizontal_flip))
+    return v2.Compose([crop, *more])
 
 
 def pixels_needed(image_size: int, crop_scale: float) -> int:

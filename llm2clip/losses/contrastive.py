@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from llm2clip.losses.gather import all_gather, first_row
-from llm2clip.losses.rows import Ignored, sigmoid_loss, softmax_loss
+from llm2clip.losses.rows import Ignored, partners_of, sigmoid_loss, softmax_loss
 
 __all__ = ['clip_loss', 'ignored_candidates', 'info_nce', 'same_text', 'siglip_loss']
 
@@ -30,20 +30,24 @@ def clip_loss(
 ) -> torch.Tensor:
     """This rank's part of the symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3).
 
+    With K texts per image, an image has to find each of them without the others among the texts of other images, and
+    each text its image.
+
     Args:
         image_features: ``(B, D)``, L2-normalised, of this rank.
-        text_features: ``(B, D)``, L2-normalised; row i belongs to image i.
+        text_features: ``(B, D)`` or ``(B, K, D)``, L2-normalised; row i belongs to image i.
         logit_scale: The factor on the cosine similarities, in log space, ``(1,)``.
         label_smoothing: Share of a label that is spread evenly over all candidates.
-        text_id: ``(B,)``; samples of the same id are not each other's negatives.
+        text_id: ``(B,)`` or ``(B, K)``; an image and a text of another image are not each other's negatives if one of
+            the image's texts has the same id.
         block_size: Rows of the logit matrix at once.  None: all of this rank's.
 
     Returns:
-        The mean over both directions, a scalar in float32.
+        The mean over images, their texts and both directions, a scalar in float32.
     """
-    texts = all_gather(text_features.float())
+    texts, per_image = _columns(text_features)
     return softmax_loss(image_features, texts, logit_scale.float().exp(), first_row(image_features), len(texts),
-                        label_smoothing, _same_texts(text_id), block_size)
+                        label_smoothing, _same_texts(text_id), block_size, per_image)
 
 
 def siglip_loss(
@@ -58,17 +62,24 @@ def siglip_loss(
 
     Args:
         image_features: ``(B, D)``, L2-normalised, of this rank.
-        text_features: ``(B, D)``, L2-normalised; row i belongs to image i.
+        text_features: ``(B, D)`` or ``(B, K, D)``, L2-normalised; row i belongs to image i.
         logit_scale: The factor on the cosine similarities, in log space, ``(1,)``.
         logit_bias: Added to each logit, ``(1,)``.
-        text_id: ``(B,)``; samples of the same id are not each other's negatives.
+        text_id: As for `clip_loss`.
         block_size: Rows of the logit matrix at once.  None: all of this rank's.
 
     Returns:
-        The sum over all pairs of this rank's images divided by B, a scalar in float32.
+        The sum over all pairs of this rank's images divided by B · K, a scalar in float32.
     """
-    return sigmoid_loss(image_features, all_gather(text_features.float()), logit_scale.float().exp(), logit_bias,
-                        first_row(image_features), _same_texts(text_id), block_size)
+    texts, per_image = _columns(text_features)
+    return sigmoid_loss(image_features, texts, logit_scale.float().exp(), logit_bias, first_row(image_features),
+                        _same_texts(text_id), block_size, per_image)
+
+
+def _columns(text_features: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The texts of all ranks, ``(N, D)``, and how many an image has."""
+    per_image = 1 if text_features.ndim == 2 else text_features.shape[1]
+    return all_gather(text_features.float()).flatten(0, -2), per_image
 
 
 def info_nce(
@@ -107,20 +118,23 @@ def _same_texts(text_id: Optional[torch.Tensor]) -> Optional[Ignored]:
     """By the ids of this rank's samples, which texts of all ranks are left out of its rows."""
     if text_id is None:
         return None
-    ids, first = all_gather(text_id), first_row(text_id)
+    ids, first = all_gather(text_id).flatten(), first_row(text_id)
     return lambda start, stop: same_text(text_id[start:stop], ids, first + start)
 
 
 def same_text(rows: torch.Tensor, columns: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """Which columns have the text of a row but are not its own: ``(R,)`` and ``(C,)`` ids -> ``(R, C)``.
+    """Which columns have a text of a row but are not its own: ids ``(R,)`` or ``(R, K)``, and ``(C,)`` -> ``(R, C)``.
 
     Args:
-        rows: Ids.
-        columns: Ids; row i is column ``first + i``.
-        first: Column of the first row.
+        rows: The ids of each row's texts.
+        columns: Ids; those of row i begin at ``(first + i) * K``.
+        first: Place of the first row among all.
     """
-    same = rows[:, None] == columns
-    same.diagonal(first).fill_(False)
+    own = rows[:, None] if rows.ndim == 1 else rows
+    same = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=rows.device)
+    for ids in own.unbind(1):
+        same |= ids[:, None] == columns
+    partners_of(same, first, own.shape[1]).fill_(False)
     return same
 
 

@@ -3,15 +3,17 @@
 
 """The losses of some rows of a logit matrix with all of its columns, and their gradients, in blocks of rows.
 
-The logits are the products of `rows` and `columns` times `scale`; the partner of row i is column ``first + i``.  With
-several ranks, each has the rows of its own samples and the columns of all: the mean over ranks of what a function here
-returns is the loss of the whole matrix, and the mean over ranks of the parameters' gradients, as DDP and FSDP compute
-it, is its gradient.
+The logits are the products of `rows` and `columns` times `scale`.  Each row has K partners among the columns: those of
+row i begin at column ``(first + i) * K``.  A row has to find each of its partners without the others, among the columns
+of other rows.  With several ranks, each has the rows of its own samples and the columns of all: the mean over ranks of
+what a function here returns is the loss of the whole matrix, and the mean over ranks of the parameters' gradients, as
+DDP and FSDP compute it, is its gradient.
 
 Gradients are computed together with the value: the backward pass only multiplies them by what comes from above.  So
 one block of logits is held at a time, and every matrix product is in float32 without TF32.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
@@ -20,10 +22,25 @@ import torch
 from llm2clip.float32 import in_float32
 from llm2clip.losses.gather import all_gather
 
-__all__ = ['sigmoid_loss', 'softmax_loss']
+__all__ = ['partners_of', 'sigmoid_loss', 'softmax_loss']
 
 Ignored = Callable[[int, int], torch.Tensor]
 """(start, stop) -> ``(stop - start, C)``, which columns are left out of rows start to stop; never a partner."""
+
+
+def partners_of(matrix: torch.Tensor, first: int, partners: int = 1) -> torch.Tensor:
+    """What a matrix holds for its rows and their own partners, as a view that can be written to.
+
+    Args:
+        matrix: ``(R, C)``, a block of rows with all columns.
+        first: Place of the first row among all rows.
+        partners: K, of each row.
+
+    Returns:
+        ``(K, R)``.
+    """
+    n = len(matrix)
+    return matrix[:, first * partners:(first + n) * partners].unflatten(1, (n, partners)).diagonal()
 
 
 @in_float32
@@ -36,8 +53,9 @@ def softmax_loss(
     label_smoothing: float = 0.0,
     ignored: Optional[Ignored] = None,
     block_size: Optional[int] = None,
+    partners: int = 1,
 ) -> torch.Tensor:
-    """Cross-entropy from each row to its partner among the columns, and back.
+    """Cross-entropy from each row to each of its partners among the columns, and back.
 
     In two passes over the blocks: the sums of rows and columns, then the gradients.
 
@@ -45,64 +63,75 @@ def softmax_loss(
         rows: ``(B, D)``.
         columns: ``(C, D)``.
         scale: Factor on the products, of one element.
-        first: Column of the first row's partner.
+        first: Place of the first row among the rows of all ranks.
         back: The columns before this one are the partners of all ranks' rows: average with the cross-entropy from each
             of them to its row.  None: only from row to column.
         label_smoothing: Share of a label that is spread evenly over all columns that are not ignored.
         ignored: Columns that are left out.
         block_size: Rows of the logit matrix at once.  None: all.
+        partners: K, of each row.
 
     Returns:
-        The mean over rows, and over both directions, a scalar in float32.
+        The mean over rows and their partners, and over both directions, a scalar in float32.
     """
     inputs = rows.float(), columns.float(), scale.float()
     with torch.no_grad():
         logits = _Logits(*inputs, ignored, block_size)
-        partners, row_sum, column_sum, row_count, column_count = _sums(logits, first, back or 0)
-        right = (1 - label_smoothing) * partners
-        total, directions = (row_sum - right).sum(), 1
+        own, row_sum, column_sum, row_count, column_count = _sums(logits, first, back or 0, partners)
+        right = (1 - label_smoothing) * own
+        total, directions = (row_sum - right).sum() / partners, 1
+        # What stands for a row's sums, one for each partner, where a column is none of them.
+        mean_sum = math.log(partners) - (-row_sum).logsumexp(0)
         if back is not None:
             # A column's sum goes over the rows of all ranks.
             column_sum = all_gather(column_sum).view(-1, back).logsumexp(0)
             column_count = all_gather(column_count).view(-1, back).sum(0)
-            total, directions = total + (column_sum[first:first + len(right)] - right).sum(), 2
+            sums = column_sum[first * partners:first * partners + right.numel()].view(-1, partners).T
+            total, directions = total + (sums - right).sum() / partners, 2
         products = _Products(logits)
         for block, values, hidden in logits:
             # Of the sum over rows and directions, with respect to the logits.
-            gradient = (values - row_sum[block, None]).exp_()
+            gradient = (values - mean_sum[block, None]).exp_()
+            gradient_of_own = partners_of(gradient, first + block.start, partners)
+            gradient_of_own.copy_((own[:, block] - row_sum[:, block]).exp_().div_(partners))
             if label_smoothing:
                 weight = (label_smoothing / row_count[block, None]).repeat(1, values.shape[1])
+                partners_of(weight, first + block.start, partners).div_(partners)
                 if back is not None:
-                    weight[:, :back] += label_smoothing / column_count
+                    weight[:, :back] += label_smoothing / (column_count * partners)
                 if hidden is not None:
                     weight.masked_fill_(hidden, 0)
                 total = total - (weight * values.masked_fill(values == -torch.inf, 0)).sum()
                 gradient -= weight
             if back is not None:
-                gradient[:, :back] += values[:, :back].sub_(column_sum).exp_()
-            gradient.diagonal(first + block.start).sub_(directions * (1 - label_smoothing))
+                gradient[:, :back] += values[:, :back].sub_(column_sum + math.log(partners)).exp_()
+            gradient_of_own.sub_(directions * (1 - label_smoothing) / partners)
             products.add(block, gradient)
-        mean = 1 / (directions * len(right))
+        mean = 1 / (directions * len(rows))
         gradients = products.gradients(mean)
     return _with_gradients(total * mean, inputs, gradients)
 
 
-def _sums(logits: '_Logits', first: int, back: int) -> tuple[torch.Tensor, ...]:
-    """The rows' logits with their partners; ``log(sum(exp(logits)))`` of each row and of each of the first `back`
-    columns; of how many logits the sums are."""
+def _sums(logits: '_Logits', first: int, back: int, partners: int) -> tuple[torch.Tensor, ...]:
+    """The rows' logits with their partners, ``(K, B)``; ``log(sum(exp(logits)))`` of each row with one of its partners
+    and no other, ``(K, B)``, and of each of the first `back` columns; of how many logits the sums are, ``(B,)`` and
+    ``(back,)``."""
     b, c = len(logits.rows), len(logits.columns)
     new = logits.rows.new_full
-    partners, row_sum, column_sum = new((b,), 0.0), new((b,), 0.0), new((back,), -torch.inf)
-    row_count, column_count = new((b,), c), new((back,), b)
+    own, row_sum, column_sum = new((partners, b), 0.0), new((partners, b), 0.0), new((back,), -torch.inf)
+    row_count, column_count = new((b,), c - partners + 1), new((back,), b)
     for block, values, hidden in logits:
-        partners[block] = values.diagonal(first + block.start)
-        row_sum[block] = values.logsumexp(1)
         if back:
             column_sum = torch.logaddexp(column_sum, values[:, :back].logsumexp(0))
+        own_values = partners_of(values, first + block.start, partners)
+        own[:, block] = own_values
+        own_values.fill_(-torch.inf)
+        row_sum[:, block] = torch.logaddexp(values.logsumexp(1), own[:, block])
+        own_values.copy_(own[:, block])
         if hidden is not None:
             row_count[block] -= hidden.sum(1)
             column_count -= hidden[:, :back].sum(0)
-    return partners, row_sum, column_sum, row_count, column_count
+    return own, row_sum, column_sum, row_count, column_count
 
 
 @in_float32
@@ -114,15 +143,16 @@ def sigmoid_loss(
     first: int = 0,
     ignored: Optional[Ignored] = None,
     block_size: Optional[int] = None,
+    partners: int = 1,
 ) -> torch.Tensor:
     """A binary decision for each pair of a row and a column: are they partners?  In one pass over the blocks.
 
     Args:
-        rows, columns, scale, first, ignored, block_size: As for `softmax_loss`.
+        rows, columns, scale, first, ignored, block_size, partners: As for `softmax_loss`.
         bias: Added to the logits, of one element.
 
     Returns:
-        The sum over the pairs divided by the number of rows, a scalar in float32.
+        The sum over the pairs divided by the number of rows and of a row's partners, a scalar in float32.
     """
     inputs = rows.float(), columns.float(), scale.float(), bias.float()
     with torch.no_grad():
@@ -131,13 +161,13 @@ def sigmoid_loss(
         total, bias_gradient = rows.new_zeros(()), rows.new_zeros(())
         for block, values, _ in logits:
             values.add_(inputs[3])
-            values.diagonal(first + block.start).neg_()
+            partners_of(values, first + block.start, partners).neg_()
             total += torch.nn.functional.softplus(values).sum()
             gradient = values.sigmoid_()
-            gradient.diagonal(first + block.start).neg_()
+            partners_of(gradient, first + block.start, partners).neg_()
             products.add(block, gradient)
             bias_gradient += gradient.sum()
-        mean = 1 / len(rows)
+        mean = 1 / (len(rows) * partners)
         gradients = (*products.gradients(mean), bias_gradient * mean)
     return _with_gradients(total * mean, inputs, gradients)
 

@@ -119,8 +119,9 @@ class ComposerLLM2CLIP(ComposerModel):
     """Stage-2 training.
 
     A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding`` ``(B, llm_embed_dim)`` of any
-    float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``; an evaluation batch has ``text_embedding``
-    ``(B, K, llm_embed_dim)`` for K captions per image, their ``text_id`` ``(B, K)`` and the images' ``index`` ``(B,)``.
+    float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``; with K captions per image, and in evaluation, it has
+    ``text_embedding`` ``(B, K, llm_embed_dim)`` and ``text_id`` ``(B, K)``.  Evaluation needs the images' ``index``
+    ``(B,)``.
 
     Args:
         model: The two towers.
@@ -159,9 +160,11 @@ class ComposerLLM2CLIP(ComposerModel):
         """
         size = self.model.vision_encoder.preprocessing.image_size
         width = next((layer.in_features for layer in self.model.adapter.modules() if isinstance(layer, nn.Linear)), 1)
-        sample = count_flops(self.model, torch.empty(1, 3, size, size, device='meta'),
-                             torch.empty(1, width, device='meta'), torch.zeros(1, dtype=torch.long, device='meta'))
-        return lambda batch: float(sample * len(batch['index']))
+        one, two = (count_flops(self.model, torch.empty(1, 3, size, size, device='meta'),
+                                torch.empty(1, texts, width, device='meta'),
+                                torch.zeros(1, dtype=torch.long, device='meta')) for texts in (1, 2))
+        return lambda batch: float(one * len(batch['index'])
+                                   + (two - one) * (batch['text_id'].numel() - len(batch['index'])))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

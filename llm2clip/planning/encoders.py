@@ -49,9 +49,10 @@ def online_teacher(config: Stage2Config, plan: Plan, data: DataPlan) -> Optional
     if config.online.sharded:
         encoder = dataclasses.replace(encoder, dtype='float32')
     repeats = getattr(plan, 'steps', None) or 0
-    tokens = count_tokens(plan, config, data, repeats * config.global_train_batch_size, encoder.max_length)
+    per_image = config.train_data.captions_per_image
+    tokens = count_tokens(plan, config, data, repeats * config.global_train_batch_size * per_image, encoder.max_length)
     return OnlinePlan(on_meta(encoder), tokens, config.online.batch_tokens, config.online.precision,
-                      config.online.sharded)
+                      config.online.sharded, per_image)
 
 
 def extracting_encoder(config: ExtractConfig) -> TextEncoderConfig:

@@ -19,17 +19,20 @@ __all__ = ['image_batch', 'seconds_per_image', 'text_batch']
 Batch = dict[str, torch.Tensor]
 
 
-def image_batch(n: int, image_size: int, vector: Batch) -> Batch:
+def image_batch(n: int, image_size: int, vector: Batch, captions: int = 1) -> Batch:
     """A batch of stage 2.
 
     Args:
         n: Samples.
         image_size: In pixels.
         vector: What stands for one caption, ``(1, …)`` each: its vector as it is stored.
+        captions: Per image.
     """
-    ids = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'text_id', 'sample_seed')}
-    vectors = {name: torch.empty(n, *value.shape[1:], dtype=value.dtype) for name, value in vector.items()}
-    return {**ids, 'pixel_values': torch.empty(n, 3, image_size, image_size, dtype=torch.uint8), **vectors}
+    texts = (n,) if captions == 1 else (n, captions)
+    ids = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
+    vectors = {name: torch.empty(*texts, *value.shape[1:], dtype=value.dtype) for name, value in vector.items()}
+    return {**ids, 'text_id': torch.zeros(texts, dtype=torch.long),
+            'pixel_values': torch.empty(n, 3, image_size, image_size, dtype=torch.uint8), **vectors}
 
 
 def text_batch(n: int, sides: list[str], tokens: int) -> Batch:
@@ -58,7 +61,8 @@ def seconds_per_image(config: ImageDataConfig, image_size: int, images: int = 20
     """
     blurred = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).resize((640, 480))
     blurred.save(file := io.BytesIO(), 'JPEG', quality=90)
-    transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale)
+    transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale,
+                                config.horizontal_flip)
     needed = pixels_needed(image_size, config.crop_scale[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

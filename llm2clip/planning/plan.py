@@ -100,11 +100,12 @@ def plan_stage2(config: Stage2Config) -> Plan:
         with _collected(plan):
             check_initial_weights(model.model, config.model, config.initial_weights)
     vector = {'text_embedding': torch.empty(1, dim, dtype=torch.float16)}
-    _measure(plan, config, model, make_model, lambda n: image_batch(n, image_size, vector), online=online)
+    captions = config.train_data.captions_per_image
+    _measure(plan, config, model, make_model, lambda n: image_batch(n, image_size, vector, captions), online=online)
     if plan.measurable:
         plan.seconds_per_sample = seconds_per_image(config.train_data, image_size)
         plan.num_workers = config.train_data.num_workers
-        batch = image_batch(plan.device_batch, image_size, {} if online else vector)
+        batch = image_batch(plan.device_batch, image_size, {} if online else vector, captions)
         plan.shared_memory = shared_memory(batch, plan.num_workers, ranks=min(_GPUS_PER_NODE, plan.ranks),
                                            epoch_samples=plan.drawn)
     return plan

@@ -46,6 +46,7 @@ class OnlinePlan:
         batch_tokens: Per forward pass.
         precision: As for `encode_tokens`.
         sharded: Whether it is spread over the ranks.
+        captions_per_image: Of which each sample has so many.
     """
 
     encoder: TextEncoder
@@ -53,6 +54,7 @@ class OnlinePlan:
     batch_tokens: int
     precision: str
     sharded: bool = False
+    captions_per_image: int = 1
 
     @property
     def captions(self) -> int:
@@ -169,7 +171,8 @@ def rehearse_step(
             cost.ema = cost.parameters if plan.ema else 0
             memory.peak = memory.current
             if plan.teacher is not None and online is not None:
-                with flops.counted(times=plan.device_batch / plan.teacher.captions):
+                texts = plan.device_batch * plan.teacher.captions_per_image
+                with flops.counted(times=texts / plan.teacher.captions):
                     _embed(online, plan.teacher)
             _step(model, optimizer, microbatches, plan, flops)
     cost.peak = memory.peak + cost.buckets + cost.ema
@@ -245,7 +248,7 @@ def _step(
             with flops.counted(times=parts, again=True):
                 first.update(model(part))
             return first
-        return {name: value.new_zeros(len(part['index']), *value.shape[1:]) if value.ndim == 2 else value
+        return {name: value.new_zeros(len(part['index']), *value.shape[1:]) if value.ndim > 1 else value
                 for name, value in first.items()}
 
     if plan.cached and len(microbatches) > 1:

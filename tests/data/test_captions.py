@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from llm2clip.config import CaptionPairConfig
-from llm2clip.data.captions import draw, draw_caption, draw_pair, sample_seed
+from llm2clip.data.captions import draw, draw_caption, draw_captions, draw_pair, sample_seed
 
 
 def test_a_draw_depends_on_seed_epoch_and_sample_alone() -> None:
@@ -40,6 +40,20 @@ def test_with_gaps_it_is_drawn_by_the_weights_of_those_that_are_there() -> None:
     sample = _sample(a='1', b=' ', c='3')
     counts = Counter(draw_caption(sample, WEIGHTS, sample_seed(0, 0, str(i)))[0] for i in range(3000))
     assert set(counts) == {'a', 'c'} and 0.63 < counts['a'] / 3000 < 0.70
+
+
+def test_several_captions_are_drawn_without_replacement_until_there_are_no_more() -> None:
+    sample, seconds = _sample(a='1', b='2', c='3'), Counter()
+    for i in range(3000):
+        seed = sample_seed(0, 0, str(i))
+        drawn = draw_captions(sample, WEIGHTS, 3, seed)
+        assert drawn[0] == draw_caption(sample, WEIGHTS, seed) and sorted(drawn) == [('a', '1'), ('b', '2'), ('c', '3')]
+        assert drawn[:2] == draw_captions(sample, WEIGHTS, 2, seed)
+        if drawn[0][0] == 'b':
+            seconds[drawn[1][0]] += 1
+    assert 0.62 < seconds['a'] / seconds.total() < 0.71  # of a and c, by 1.0 and 0.5
+    keys = [key for key, _ in draw_captions(_sample(a='1', b='', c='3'), WEIGHTS, 5, 7)]
+    assert sorted(keys[:2]) == sorted(keys[2:4]) == ['a', 'c'] and keys[4] in ('a', 'c')
 
 
 def test_a_sample_without_any_of_the_captions_says_what_to_do() -> None:

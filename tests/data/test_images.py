@@ -173,6 +173,14 @@ def test_training_sees_the_floats_that_a_transform_to_floats_gives(color: dict[s
         assert torch.equal(normalize(found, MEAN, STD), expected)
 
 
+def test_flipped_images_are_mirrored() -> None:
+    pixels = pil_to_tensor(photo())
+    for seed in range(8):
+        plain, mirrored = (seeded(train_transform(64, (0.5, 1.0), 0.4, horizontal_flip=share), pixels, seed)
+                           for share in (0.0, 1.0))
+        assert torch.equal(mirrored, plain.flip(-1)) and not torch.equal(mirrored, plain)
+
+
 def test_crops_keep_their_share_and_stay_inside() -> None:
     """On a ramp, where a crop begins and ends can be read from its corners."""
     ramp = torch.stack(torch.meshgrid(torch.arange(240.0), torch.arange(120.0), indexing='ij')).to(torch.uint8)

@@ -17,7 +17,7 @@ from streaming.base.util import clean_stale_shared_memory
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.data.schema import read_index
+from llm2clip.data.schema import read_index, read_samples
 from llm2clip.data.vectors import vectors_of
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
@@ -124,6 +124,22 @@ def test_a_dataset_may_have_sidecars_of_several_teachers(
     config.teachers = ['third']
     with pytest.raises(ConfigError, match="there is no sidecar of 'third', only of tiny, other"):
         _loader(config)
+
+
+def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, sidecar: Path) -> None:
+    config = _config(image_dataset, sidecar)
+    one = list(_loader(config))
+    clean_stale_shared_memory()
+    config.captions_per_image = 2
+    for batch, single in zip(list(_loader(config)), one, strict=True):
+        assert batch['sample_id'] == single['sample_id']
+        for name in ('text_embedding', 'text_id'):  # the first is the one that is drawn alone
+            assert batch[name].shape == (8, 2, *single[name].shape[1:]) and torch.equal(batch[name][:, 0], single[name])
+        assert torch.equal(batch['pixel_values'], single['pixel_values'])
+        rows = {row['sample_id']: row for row in read_samples(sidecar)}
+        for sample_id, vectors in zip(batch['sample_id'], batch['text_embedding']):
+            both = {tuple(rows[sample_id][f'text_embedding.{key}'].tolist()) for key in ('short', 'long')}
+            assert {tuple(vector.tolist()) for vector in vectors} == both
 
 
 def test_a_dataset_may_have_its_own_captions(

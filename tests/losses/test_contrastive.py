@@ -74,7 +74,7 @@ def test_values_and_gradients_in_blocks_are_those_of_the_whole_matrix(case: str,
     """Which autograd differentiates."""
     results = []
     for loss in (whole_matrix, partial(own_rows, block_size=block_size)):
-        leaves, ids = sample()
+        leaves, ids = sample(case)
         value = loss(case, leaves, ids)
         (3 * value).backward()
         results.append([value, *(leaf.grad for leaf in leaves if leaf.grad is not None)])
@@ -85,7 +85,7 @@ def test_values_and_gradients_in_blocks_are_those_of_the_whole_matrix(case: str,
 @pytest.mark.parametrize('case', CASES)
 def test_losses_are_in_whole_float32_forward_and_backward(case: str) -> None:
     """Under autocast and where TF32 is allowed, as Composer allows it on GPUs."""
-    leaves, ids = sample()
+    leaves, ids = sample(case)
     expected = own_rows(case, leaves, ids)
     (before := torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision('high'))
     try:

@@ -43,10 +43,15 @@ def images(tower: str, **options: Any) -> ComposerLLM2CLIP:
     return ComposerLLM2CLIP(LLM2CLIP(ModelConfig(vision, AdapterConfig(depth=2), embed_dim=16), 8))
 
 
-def image_step(model: ComposerLLM2CLIP) -> int:
+def ids(*texts: int) -> dict[str, torch.Tensor]:
+    """Of a batch of three images."""
+    return {'index': torch.arange(3), 'text_id': torch.zeros(*texts or (3,))}
+
+
+def image_step(model: ComposerLLM2CLIP, *texts: int) -> int:
     """FLOPs of a real step on three images."""
     size, result = model.model.vision_encoder.preprocessing.image_size, {}
-    batch = {'pixel_values': torch.randn(3, 3, size, size), 'text_embedding': torch.randn(3, 8),
+    batch = {'pixel_values': torch.randn(3, 3, size, size), 'text_embedding': torch.randn(*texts or (3,), 8),
              'sample_seed': torch.arange(3)}
     with counted(result):
         outputs = model.train()(batch)
@@ -59,20 +64,21 @@ def test_images(tower: str) -> None:
     model = images(tower).eval()
     flops = model.batch_flops()
     assert not model.training and all(not p.is_meta and p.grad is None for p in model.parameters())
-    assert flops({'index': torch.arange(3)}) == image_step(model) > 0
+    assert flops(ids()) == image_step(model) > 0
+    assert flops(ids(3, 5)) == image_step(model, 3, 5) > flops(ids())
 
 
 def test_a_step_that_is_cheaper() -> None:
     """Patches that are dropped and gradients that nobody needs do not count; what is recomputed counts once."""
     whole, dropped, locked = images('test_vit'), images('test_vit'), images('test_vit', lock=True)
     apply_patch_dropout(dropped, 0.5)
-    found = [model.batch_flops()({'index': torch.arange(3)}) for model in (whole, dropped, locked)]
+    found = [model.batch_flops()(ids()) for model in (whole, dropped, locked)]
     assert found == [image_step(model) for model in (whole, dropped, locked)]
     assert found[1] < found[0] and found[2] < found[0] / 2
     for tower in ('test_vit', 'clip'):
         again, once = images(tower, gradient_checkpointing=True), images(tower)
-        expected = once.batch_flops()({'index': torch.arange(3)})
-        assert again.batch_flops()({'index': torch.arange(3)}) == expected == image_step(once)
+        expected = once.batch_flops()(ids())
+        assert again.batch_flops()(ids()) == expected == image_step(once)
         assert image_step(again) > expected
 
 

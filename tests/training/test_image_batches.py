@@ -4,6 +4,7 @@
 """Stage 2's batches in Composer's loop: int8 vectors and uint8 pixels become floats on the way to the tower and the
 adapter, and callbacks see all outputs."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -14,6 +15,7 @@ from composer import Callback, DataSpec, Evaluator
 from composer.core import State
 from composer.loggers import InMemoryLogger, Logger
 from parts import make_samples, write_dataset, write_sidecar
+from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_embeddings import build_image_loader
@@ -108,30 +110,36 @@ def _in_float(batches: Sequence[Batch]) -> list[Batch]:
 
 
 @pytest.fixture(scope='module')
-def batches(int8_data: ImageDataConfig) -> tuple[list[Batch], list[Batch]]:
-    """Of the training and the evaluation."""
-    train, evaluation = _loaders(int8_data)
-    return list(train.dataloader), list(evaluation.dataloader)
+def batches(int8_data: ImageDataConfig) -> dict[int, tuple[list[Batch], list[Batch]]]:
+    """Captions per image -> those of the training and the evaluation."""
+    found = {}
+    for captions in (1, 2):
+        train, evaluation = _loaders(dataclasses.replace(int8_data, captions_per_image=captions))
+        found[captions] = list(train.dataloader), list(evaluation.dataloader)
+        clean_stale_shared_memory()
+    return found
 
 
 @torch.no_grad()
 def _accuracy(batch: Batch) -> dict[str, float]:
     """Of the model before training, from all scores of a batch."""
     image, text, _ = _model().train()(batch).values()
+    text = text if text.ndim == 2 else text[:, 0]
     both = (('image_to_text', image @ text.T), ('text_to_image', text @ image.T))
     hits = {name: (scores.argmax(1) == torch.arange(len(scores))).float().mean().item() for name, scores in both}
     assert 0 < sum(hits.values()) < 2
     return {f'train/{name}_accuracy': share for name, share in hits.items()}
 
 
-@pytest.mark.parametrize('microbatch_size', [None, 4])
+@pytest.mark.parametrize(('microbatch_size', 'captions'), [(None, 1), (4, 1), (4, 2)])
 def test_int8_vectors_and_uint8_pixels_give_the_gradients_and_the_recall_of_their_floats(
-    int8_data: ImageDataConfig, batches: tuple[list[Batch], list[Batch]], microbatch_size: Optional[int]
+    int8_data: ImageDataConfig, batches: dict[int, tuple[list[Batch], list[Batch]]], microbatch_size: Optional[int],
+    captions: int,
 ) -> None:
     """Bit for bit, in training, in both passes of the gradient cache and in evaluation."""
-    found = _step(*_loaders(int8_data), microbatch_size)
+    found = _step(*_loaders(dataclasses.replace(int8_data, captions_per_image=captions)), microbatch_size)
     train, evaluation = (DataSpec(_in_float(part), get_num_samples_in_batch=lambda batch: len(batch['index']))
-                         for part in batches)
+                         for part in batches[captions])
     expected = _step(train, evaluation, microbatch_size)
     assert found.dtypes == {torch.float32}
     assert found.loss == expected.loss and found.recall == expected.recall and found.accuracy == expected.accuracy
@@ -139,4 +147,4 @@ def test_int8_vectors_and_uint8_pixels_give_the_gradients_and_the_recall_of_thei
     for name, gradient in expected.gradients.items():
         assert gradient.any() and torch.equal(found.gradients[name], gradient), name
     # Callbacks see the outputs of the whole batch, also where the gradient cache runs it in parts.
-    assert found.accuracy == pytest.approx(_accuracy(_in_float(batches[0])[0]))
+    assert found.accuracy == pytest.approx(_accuracy(_in_float(batches[captions][0])[0]))

@@ -29,7 +29,7 @@ class CachedGradients:
     outputs: dict[str, torch.Tensor]
     """The model's for this rank's whole batch, without gradient."""
     features: dict[str, torch.Tensor]
-    """Name -> its gradient with respect to this rank's features ``(B, D)``."""
+    """Name -> its gradient with respect to this rank's features ``(B, …, D)``."""
     shared: dict[str, torch.Tensor]
     """Name -> its gradient with respect to an output that all samples share, such as `logit_scale`."""
     random_states: list[list[torch.Tensor]]
@@ -53,7 +53,8 @@ def cache_gradients(
     """First pass: features without gradient, then the loss and its gradients with respect to them.
 
     Args:
-        model: Microbatch -> outputs: matrices are features, one row per sample; others are shared by all samples.
+        model: Microbatch -> outputs: those of two or more axes are features, one row per sample; others are shared by
+            all samples.
         loss: (outputs of the whole batch, batch) -> loss of the global batch.
         batch: The whole batch of this rank.
         microbatches: The same in parts, with the ``<name>_row`` of `with_rows`.
@@ -69,7 +70,7 @@ def cache_gradients(
             outputs = model(prepare(microbatch))
         for name, value in outputs.items():
             parts.setdefault(name, []).append(value)
-            if value.ndim == 2:
+            if value.ndim > 1:
                 rows.setdefault(name, []).append(microbatch[f'{name}_row'])
     leaves = {}
     for name, values in parts.items():
@@ -110,10 +111,10 @@ def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients)
 class GradCache(Algorithm):
     """Train a contrastive model at any `device_train_microbatch_size` as if it were the whole device batch.
 
-    It works for models whose forward returns a dict of features ``(B, D)`` (and shared outputs such as `logit_scale`)
-    and whose loss is a function of those.  Each microbatch's forward pass runs twice, unless there is only one.
-    Gradients arrive as they always do: clipping, schedulers, checkpoints and the logged loss are unchanged, and so are
-    the ``outputs`` of Composer's state after a batch, which are those of the whole batch.
+    It works for models whose forward returns a dict of features ``(B, …, D)`` (and shared outputs such as
+    `logit_scale`) and whose loss is a function of those.  Each microbatch's forward pass runs twice, unless there is
+    only one.  Gradients arrive as they always do: clipping, schedulers, checkpoints and the logged loss are unchanged,
+    and so are the ``outputs`` of Composer's state after a batch, which are those of the whole batch.
 
     Args:
         split_batch: (batch, microbatch size) -> microbatches, the loader's own.

@@ -33,9 +33,9 @@ def shard_encoder(encoder: TextEncoder, mesh: DeviceMesh) -> None:
 class OnlineTeacher(Algorithm):
     """Replace a batch's ``caption`` by ``text_embedding``, in float16 as a sidecar has it.
 
-    Training batches hold a list of B captions, evaluation batches K of them; the vector of an absent caption, an empty
-    text, is zero.  It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a step;
-    the LLM then runs once per sample.
+    Batches hold a list of B captions, or K of them where an image has K captions; the vector of an absent caption, an
+    empty text, is zero.  It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a
+    step; the LLM then runs once per caption.
 
     Args:
         encoder: Frozen, in evaluation mode, on its device.
@@ -57,7 +57,7 @@ class OnlineTeacher(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         captions = state.batch.pop('caption')
-        if event == Event.AFTER_DATALOADER:
+        if isinstance(captions[0], str):
             state.batch['text_embedding'] = self.embed(captions)
         else:
             state.batch['text_embedding'] = torch.stack([self.embed(column) for column in captions], dim=1)

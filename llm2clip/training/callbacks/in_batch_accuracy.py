@@ -35,11 +35,13 @@ def share_found(queries: torch.Tensor, candidates: torch.Tensor, first: int = 0)
 
 
 class InBatchAccuracy(Callback):
-    """Log ``train/image_to_text_accuracy`` and ``train/text_to_image_accuracy`` over the global batch."""
+    """Log ``train/image_to_text_accuracy`` and ``train/text_to_image_accuracy`` over the global batch; of several texts
+    of an image, the first counts."""
 
     def measure(self, state: State) -> dict[str, Any]:
         outputs: Any = state.outputs
         image, text = (outputs[name].detach() for name in ComposerLLM2CLIP.feature_names)
+        text = text if text.ndim == 2 else text[:, 0]
         first = first_row(image)
         return {'train/image_to_text_accuracy': share_found(image, all_gather(text), first),
                 'train/text_to_image_accuracy': share_found(text, all_gather(image), first)}

@@ -86,6 +86,9 @@ def test_stage2(two_ranks: dict[str, Any]) -> None:
     expected = image_step(None)
     for found in (image_step(3), *(two_ranks[f'images/{way}'] for way in WAYS)):
         _assert_equal(found, expected)
+    several = image_step(None, captions=3)
+    for found in (image_step(3, captions=3), *(two_ranks[f'images/{way}/3 captions'] for way in WAYS)):
+        _assert_equal(found, several)
 
 
 @pytest.mark.dist
