@@ -129,7 +129,7 @@ def test_mfu(device: str, peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
     logger: Any = SimpleNamespace(log_metrics=logged.update)
     monitor.init(state, Logger(state))
     for step in range(3):
-        state.batch = {'index': torch.arange(4)}
+        state.batch = {'index': torch.arange(4), 'text_id': torch.arange(4)}
         monitor.after_dataloader(state, logger)
         state.timestamp = SimpleNamespace(
             sample=SimpleNamespace(value=4 * step), token=SimpleNamespace(value=0),
