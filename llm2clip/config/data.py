@@ -123,6 +123,10 @@ class ImageDataConfig(LoaderConfig):
     captions_per_image: Count = 1
     """In training, so many different captions of an image in one batch: it has to find each of them, and each of them
     the image.  An image that has fewer repeats them."""
+    image_size: Optional[Count] = None
+    """Side of the training images in pixels.  Unset: `model.vision.image_size`, at which evaluation and the exported
+    model see images in any case.  For a convolutional network, smaller is faster and often better: random crops enlarge
+    what they show (Touvron et al. 2019, arXiv 1906.06423)."""
     crop_scale: CropScale = field(default_factory=lambda: [0.9, 1.0])
     """Smallest and largest share of the area that a training crop keeps."""
     color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0

@@ -126,13 +126,17 @@ class ComposerLLM2CLIP(ComposerModel):
     Args:
         model: The two towers.
         loss: Which loss.
+        image_size: Side of the training images in pixels.  None: the tower's.
     """
 
     feature_names = ('image_features', 'text_features')
 
-    def __init__(self, model: LLM2CLIP, loss: Optional[LossConfig] = None) -> None:
+    def __init__(
+        self, model: LLM2CLIP, loss: Optional[LossConfig] = None, image_size: Optional[int] = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.image_size = image_size or model.vision_encoder.preprocessing.image_size
         self.loss_config = loss or LossConfig()
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
             raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
@@ -158,7 +162,7 @@ class ComposerLLM2CLIP(ComposerModel):
 
         The loss is left out, at the paper's sizes less than a hundredth of them.
         """
-        size = self.model.vision_encoder.preprocessing.image_size
+        size = self.image_size
         width = next((layer.in_features for layer in self.model.adapter.modules() if isinstance(layer, nn.Linear)), 1)
         one, two = (count_flops(self.model, torch.empty(1, 3, size, size, device='meta'),
                                 torch.empty(1, texts, width, device='meta'),

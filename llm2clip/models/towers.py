@@ -26,7 +26,7 @@ from llm2clip.data.transforms import Preprocessing
 from llm2clip.files import reading
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
 
-__all__ = ['Keep', 'Tower', 'load_tower', 'tower_preprocessing']
+__all__ = ['Keep', 'Tower', 'load_tower', 'takes_any_size', 'tower_preprocessing']
 
 # (tokens (B, T, D), how many of them come before the patches) -> indices (B, kept) of patches that stay, or None: all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
@@ -275,6 +275,11 @@ def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> Pr
 def _is_timm(config: VisionConfig) -> bool:
     return not config.architecture and (config.name.startswith(('hf-hub:', 'local-dir:'))
                                         or timm.is_model(config.name))
+
+
+def takes_any_size(config: VisionConfig) -> bool:
+    """Whether a tower takes images of any size, without position embeddings for one."""
+    return _is_timm(config) and not _timm_config(config.name).fixed_input_size
 
 
 def tower_preprocessing(config: VisionConfig) -> Preprocessing:

@@ -29,7 +29,6 @@ from llm2clip.data.shared_memory import shared_memory
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.models.towers import tower_preprocessing
 from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_sources, plan_texts
 from llm2clip.planning.encoders import (
     count_tokens,
@@ -88,7 +87,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
     if not dim:
         plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
         dim = _UNKNOWN_DIM
-    image_size = tower_preprocessing(config.model.vision).image_size
+    image_size = stage2.train_image_size(config)
 
     def make_model() -> ComposerLLM2CLIP:
         with torch.device('meta'):

@@ -14,7 +14,7 @@ from llm2clip.device import open_device
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.towers import tower_preprocessing
+from llm2clip.models.towers import takes_any_size, tower_preprocessing
 from llm2clip.ranks import once_per_node
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
@@ -24,7 +24,20 @@ from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
 
-__all__ = ['make_joint_trainer', 'make_loaders', 'make_model', 'make_trainer', 'train']
+__all__ = ['make_joint_trainer', 'make_loaders', 'make_model', 'make_trainer', 'train', 'train_image_size']
+
+
+def train_image_size(config: Stage2Config) -> int:
+    """Side of the training images in pixels.
+
+    Raises:
+        ConfigError: It is not the tower's, and the tower takes no other.
+    """
+    size, vision = config.train_data.image_size, config.model.vision
+    if size not in (None, vision.image_size) and not takes_any_size(vision):
+        raise ConfigError(f'train_data.image_size: {vision.name} takes images of model.vision.image_size, '
+                          f'{vision.image_size}, only, not of {size}')
+    return size or vision.image_size
 
 
 def make_loaders(config: Stage2Config, online: bool) -> tuple[DataSpec, list[Evaluator]]:
@@ -34,11 +47,11 @@ def make_loaders(config: Stage2Config, online: bool) -> tuple[DataSpec, list[Eva
         config: The run's.
         online: Deliver captions in place of their vectors.
     """
-    image_size = tower_preprocessing(config.model.vision).image_size
-    data = build_image_loader(config.train_data, image_size, config.global_train_batch_size, config.seed, True,
-                              'train_data', online=online)
+    data = build_image_loader(config.train_data, train_image_size(config), config.global_train_batch_size, config.seed,
+                              True, 'train_data', online=online)
     if config.eval_data is None:
         return data, []
+    image_size = tower_preprocessing(config.model.vision).image_size
     eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
                                    'eval_data', online=online)
     return data, [Evaluator(label='eval', dataloader=eval_data)]
@@ -52,7 +65,7 @@ def make_model(config: Stage2Config, llm_embed_dim: int, load_weights: bool = Tr
         llm_embed_dim: Width of the teacher's vectors.
         load_weights: Load the tower's pretrained weights.
     """
-    return ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim, load_weights), config.loss)
+    return ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim, load_weights), config.loss, train_image_size(config))
 
 
 def make_trainer(config: Stage2Config) -> Trainer:

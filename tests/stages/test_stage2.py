@@ -1,14 +1,19 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A run of stage 2 has one teacher: that of its training data, of its evaluation data, the one it names, and before."""
+"""Stage 2, put together.
+
+A run has one teacher: that of its training data, of its evaluation data, the one it names, and before.
+"""
 
 from pathlib import Path
 
 import pytest
+import torch
 from parts import write_sidecar
 
 from llm2clip.config import (
+    ConfigError,
     DatasetConfig,
     ImageDataConfig,
     ImageStreamConfig,
@@ -16,7 +21,7 @@ from llm2clip.config import (
     Stage2Config,
     VisionConfig,
 )
-from llm2clip.stages.stage2 import make_trainer
+from llm2clip.stages.stage2 import make_loaders, make_model, make_trainer
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
 
@@ -46,3 +51,20 @@ def test_a_run_has_one_teacher(
     TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 1}).write(tmp_path / 'run')
     with pytest.raises(ValueError, match='was begun with another teacher: .*; choose another save_folder'):
         make(sidecar, sidecar, teacher_folder)
+
+
+def test_training_images_may_have_another_size_than_the_towers(image_dataset: Path, sidecar: Path) -> None:
+    data = _data(image_dataset, sidecar)
+    config = Stage2Config(global_train_batch_size=8, global_eval_batch_size=8, train_data=data, eval_data=data,
+                          model=ModelConfig(VisionConfig('test_efficientnet', image_size=64)))
+    whole = make_model(config, 32, load_weights=False).batch_flops()
+    data.image_size = 32
+    train, (evaluator,) = make_loaders(config, online=False)
+    loaders = train.dataloader, evaluator.dataloader.dataloader
+    assert [next(iter(loader))['pixel_values'].shape[-1] for loader in loaders] == [32, 64]
+    batch = {'index': torch.arange(3), 'text_id': torch.arange(3)}
+    model = make_model(config, 32, load_weights=False)
+    assert model.batch_flops()(batch) < whole(batch) / 2
+    config.model.vision = VisionConfig('test_vit', image_size=64)
+    with pytest.raises(ConfigError, match='train_data.image_size: test_vit takes images of .*image_size, 64'):
+        make_loaders(config, online=False)
