@@ -7,43 +7,41 @@ import importlib
 import json
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lanes import in_lanes, run
 from suite import Step, Suite
 from table import write_table
 
-
-def run(suite: Suite, script: str, *arguments: str) -> None:
-    """A script in a process of its own, whose output goes to a log that is shown if it fails."""
-    log = Path(suite.folder, 'log.txt')
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open('w') as file:
-        done = subprocess.run([sys.executable, script, *arguments], stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode:
-        sys.exit(f'{log.read_text()[-4000:]}\n{script} {" ".join(arguments)} failed')
+Job = tuple[int, str]
+"""Seed and variant."""
 
 
 def make(suite: Suite, step: Step) -> None:
     if not Path(step.file).is_file():
-        run(suite, step.script, *step.arguments)
+        run(step.script, *step.arguments, log=Path(suite.folder, 'log.txt'))
 
 
-def train_and_measure(suite: Suite, name: str, seed: int) -> None:
+def train_and_measure(suite: Suite, job: Job, lane: Path) -> None:
+    seed, name = job
     variant = suite.variants[name]
-    for step in variant.needs:
-        make(suite, step)
     folder = Path(suite.folder, name, f'seed{seed}')
-    out = folder / 'evaluate'
+    out, log = folder / 'evaluate', Path(suite.folder, f'{name}_seed{seed}.txt')
     train = [*suite.train, *variant.train, f'seed={seed}', f'train_data.shuffle_seed={seed}', f'save_folder={folder}']
     if variant.clip_text_tower:
-        run(suite, 'recipes/claims/clip_text_tower.py', *train, '--', suite.evaluate, f'out={out}')
+        run('recipes/claims/clip_text_tower.py', *train, '--', suite.evaluate, f'out={out}', log=log, lane=lane)
     else:
-        run(suite, 'recipes/train_stage2.py', *train)
-        run(suite, 'recipes/evaluate.py', suite.evaluate, f'out={out}',
-            *(f'models.{name}.{argument}' for argument in (
-                f'run={folder}', 'batch_tokens=1024', 'precision=amp_bf16', *variant.encoder)))
+        run('recipes/train_stage2.py', *train, log=log, lane=lane)
+        run('recipes/evaluate.py', suite.evaluate, f'out={out}', *(f'models.{name}.{argument}' for argument in (
+            f'run={folder}', 'batch_tokens=1024', 'precision=amp_bf16', *variant.encoder)), log=log, lane=lane)
+    _done(suite, job).touch()
+
+
+def _done(suite: Suite, job: Job) -> Path:
+    seed, name = job
+    return Path(suite.folder, name, f'seed{seed}', 'evaluate/done')
 
 
 def results(suite: Suite) -> dict[str, list[dict[str, Any]]]:
@@ -54,19 +52,14 @@ def results(suite: Suite) -> dict[str, list[dict[str, Any]]]:
 
 def main(suite: Suite) -> None:
     subprocess.run(['make', suite.made_first], check=True)
-    todo = [(name, seed) for seed in suite.seeds for name in suite.variants]
-    seconds: list[float] = []
-    for i, (name, seed) in enumerate(todo):
-        done = Path(suite.folder, name, f'seed{seed}', 'evaluate/done')
-        if done.is_file():
-            continue
-        start = time.monotonic()
-        train_and_measure(suite, name, seed)
-        done.touch()
-        seconds.append(time.monotonic() - start)
-        left = sum(seconds) / len(seconds) * (len(todo) - i - 1)
-        print(f'{i + 1} of {len(todo)}: {name}, seed {seed}, {seconds[-1]:.0f} s; about {left / 60:.0f} min left',
-              flush=True)
+    jobs = [(seed, name) for seed in suite.seeds for name in suite.variants if not _done(suite, (seed, name)).is_file()]
+    try:
+        for _, name in jobs:
+            for step in suite.variants[name].needs:
+                make(suite, step)
+        in_lanes(Path(suite.folder, 'lanes'), jobs, partial(train_and_measure, suite))
+    except RuntimeError as error:
+        sys.exit(str(error))
     print(write_table(suite, results(suite)))
 
 

@@ -3,21 +3,20 @@
 
 """What each setting of stage 1 is worth: stage1.py OUT TRAIN NAME=DATASET … [-- key=value …]
 
-Trains variants of `yamls/stage1/laptop.yaml` on the captions of TRAIN, three seeds each, and measures on each of the
-other datasets how often the first two captions of an image find each other, without instruction.  One training per
-core at a time.  `OUT/stage1.md` is the table.  What is done is not done again; teachers are removed when they have been
-measured.
+Trains variants of `yamls/stage1/laptop.yaml` on the captions of TRAIN, three seeds each, two trainings at a time, and
+measures on each of the other datasets how often the first two captions of an image find each other, without
+instruction.  All paths are relative to the current folder.  `OUT/stage1.md` is the table.  What is done is not done
+again; teachers are removed when they have been measured.
 """
 
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+
+from lanes import in_lanes, run
 
 SEEDS = (0, 1, 2)
 INSTRUCTION = 'Given a caption, retrieve a similar relevant caption. '
@@ -44,28 +43,18 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
     return out / name.replace(' ', '_').replace(':', '') / f'seed{seed}'
 
 
-def run(log: Path, script: str, *arguments: str) -> None:
-    with log.open('a') as file:
-        subprocess.run([sys.executable, script, *arguments], stdout=file, stderr=subprocess.STDOUT, check=True)
-
-
-def measure(out: Path, train: str, sets: dict[str, str], more: list[str], job: tuple[int, str]) -> None:
+def measure(out: Path, train: str, sets: dict[str, str], more: list[str], job: tuple[int, str], lane: Path) -> None:
     """Train and measure one variant with one seed."""
     seed, name = job
     folder = folder_of(out, name, seed)
-    if (folder / 'done').is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    log, captions = folder / 'log.txt', folder / 'captions'
-    if not captions.is_symlink():  # Streaming lets one process at a time use a path
-        captions.symlink_to(Path(train).absolute())
-    run(log, 'recipes/train_stage1.py', 'yamls/stage1/laptop.yaml', f'save_folder={folder}/run', f'seed={seed}',
-        f'train_data.shuffle_seed={seed}', f'train_data.streams.captions.local={captions}', 'eval_data=null',
-        *more, *VARIANTS[name])
+    log = folder / 'log.txt'
+    run('recipes/train_stage1.py', 'yamls/stage1/laptop.yaml', f'save_folder={folder}/run', f'seed={seed}',
+        f'train_data.shuffle_seed={seed}', f'train_data.streams.captions.local={train}', 'eval_data=null',
+        *more, *VARIANTS[name], log=log, lane=lane)
     for key, local in sets.items():
-        run(log, 'recipes/evaluate.py', f'out={folder}/{key}', f'cra.captions={local}',
-            'cra.caption_keys=["0", "1"]', f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024',
-            'cra.precision=amp_bf16')
+        run('recipes/evaluate.py', f'out={folder}/{key}', f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
+            f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024', 'cra.precision=amp_bf16',
+            log=log, lane=lane)
     shutil.rmtree(folder / 'run')
     (folder / 'done').touch()
     print(f'{name}, seed {seed}: {results(folder, sets)}', flush=True)
@@ -88,10 +77,11 @@ def table(out: Path, sets: dict[str, str]) -> str:
 
 
 def main(out: Path, train: str, sets: dict[str, str], more: list[str]) -> None:
-    os.environ['OMP_NUM_THREADS'] = '1'
-    jobs = [(seed, name) for seed in SEEDS for name in VARIANTS]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(partial(measure, out, train, sets, more), jobs))
+    jobs = [(seed, name) for seed in SEEDS for name in VARIANTS if not (folder_of(out, name, seed) / 'done').is_file()]
+    try:
+        in_lanes(out / 'lanes', jobs, partial(measure, out, train, sets, more))
+    except RuntimeError as error:
+        sys.exit(str(error))
     (out / 'stage1.md').write_text(table(out, sets))
     print(table(out, sets))
 
