@@ -21,7 +21,8 @@ from llm2clip.data.transforms import pixels_needed, seeded, train_transform
 from llm2clip.data.vectors import concatenate, float_vectors, stored_vector, vectors_of
 
 __all__ = [
-    'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'paired_stream', 'stream_mix',
+    'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'paired_stream',
+    'split_columns', 'stream_mix',
 ]
 
 
@@ -278,5 +279,13 @@ def build_image_loader(
                                      seed=seed, **kwargs)
         return EvalImageDataset(streams, keys, image_size, seed=seed, **kwargs)
 
+    columns = train and online and config.captions_per_image > 1
     return build_loader(make, config, config.streams, global_batch_size, train, key,
-                        microbatch_transforms=float_vectors)
+                        split_batch=split_columns if columns else None, microbatch_transforms=float_vectors)
+
+
+def split_columns(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
+    """Split a batch whose ``caption`` are K columns of B texts, as images with K captions each have them."""
+    parts = [slice(start, start + microbatch_size) for start in range(0, len(batch['index']), microbatch_size)]
+    return [{name: [column[rows] for column in values] if name == 'caption' else values[rows]
+             for name, values in batch.items()} for rows in parts]

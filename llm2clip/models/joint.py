@@ -18,8 +18,8 @@ __all__ = ['JointLLM2CLIP']
 class JointLLM2CLIP(ComposerLLM2CLIP):
     """Stage 2 with a text encoder in the loop that learns: CLIP itself, or LoRA on the LLM.
 
-    Batches hold ``caption`` in place of ``text_embedding``: B texts, in evaluation K lists of B texts, of which those
-    of absent captions are empty.
+    Batches hold ``caption`` in place of ``text_embedding``: B texts, or, where an image has K captions, K lists of B
+    texts, of which those of absent captions are empty.
 
     Args:
         model: Vision tower and adapter.

@@ -94,9 +94,6 @@ def make_joint_trainer(config: Stage2Config, make_model: Callable[[], JointLLM2C
         config: The run's, of which `online` and `teacher` are not used.
         make_model: Makes the model when the random seed is set.
     """
-    if config.train_data.captions_per_image > 1:
-        raise ConfigError(f'train_data.captions_per_image: expected 1 where the text encoder learns, got '
-                          f'{config.train_data.captions_per_image}')
     begin(config)
     data, evaluators = make_loaders(config, online=True)
     reproducibility.seed_all(config.seed)

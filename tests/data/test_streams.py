@@ -6,6 +6,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,13 @@ def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, sidecar:
         for sample_id, vectors in zip(batch['sample_id'], batch['text_embedding']):
             both = {tuple(rows[sample_id][f'text_embedding.{key}'].tolist()) for key in ('short', 'long')}
             assert {tuple(vector.tolist()) for vector in vectors} == both
+    clean_stale_shared_memory()
+    spec = build_image_loader(config, IMAGE_SIZE, 8, 5, True, 'train_data', online=True)
+    whole = next(iter(spec.dataloader))
+    parts: Any = spec.split_batch(whole, 3)
+    assert [len(part['index']) for part in parts] == [3, 3, 2]
+    for part in (whole, *parts):  # one list per caption, as the ids of the texts show
+        assert part['text_id'].tolist() == [[text_id(text) for text in texts] for texts in zip(*part['caption'])]
 
 
 def test_a_dataset_may_have_its_own_captions(
