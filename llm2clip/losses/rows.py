@@ -22,7 +22,7 @@ import torch
 from llm2clip.float32 import in_float32
 from llm2clip.losses.gather import all_gather
 
-__all__ = ['partners_of', 'sigmoid_loss', 'softmax_loss']
+__all__ = ['partners_of', 'sigmoid_loss', 'softmax_loss', 'with_gradients']
 
 Ignored = Callable[[int, int], torch.Tensor]
 """(start, stop) -> ``(stop - start, C)``, which columns are left out of rows start to stop; never a partner."""
@@ -109,7 +109,7 @@ def softmax_loss(
             products.add(block, gradient)
         mean = 1 / (directions * len(rows))
         gradients = products.gradients(mean)
-    return _with_gradients(total * mean, inputs, gradients)
+    return with_gradients(total * mean, inputs, gradients)
 
 
 def _sums(logits: '_Logits', first: int, back: int, partners: int) -> tuple[torch.Tensor, ...]:
@@ -169,7 +169,7 @@ def sigmoid_loss(
             bias_gradient += gradient.sum()
         mean = 1 / (len(rows) * partners)
         gradients = (*products.gradients(mean), bias_gradient * mean)
-    return _with_gradients(total * mean, inputs, gradients)
+    return with_gradients(total * mean, inputs, gradients)
 
 
 class _Logits:
@@ -222,15 +222,24 @@ class _Products:
         return self.row_gradient.mul_(factor), self.column_gradient.mul_(factor), of_scale
 
 
-def _with_gradients(
+def with_gradients(
     value: torch.Tensor, inputs: tuple[torch.Tensor, ...], gradients: tuple[torch.Tensor, ...]
 ) -> torch.Tensor:
+    """A value whose gradients with respect to the inputs are known.
+
+    Args:
+        value: Of one element.
+        inputs: What it is a function of.
+        gradients: One for each input, of as many elements.
+
+    Returns:
+        The value, a scalar, with these gradients.
+    """
     shaped = tuple(gradient.view_as(tensor) for gradient, tensor in zip(gradients, inputs, strict=True))
     return _WithGradients.apply(value.sum(), shaped, *inputs)  # pyright: ignore[reportReturnType]
 
 
 class _WithGradients(torch.autograd.Function):
-    """A value whose gradients with respect to the inputs are known."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]

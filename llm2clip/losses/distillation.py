@@ -1,0 +1,78 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Losses that hold features to other features of the same samples, as ProCLIP (arXiv 2510.18795) keeps what CLIP knew.
+
+They are functions of this rank's features over the global batch, in float32, and parts of it as the contrastive losses
+are: their mean over the ranks is the loss, and the mean of the parameters' gradients its gradient.
+"""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+
+from llm2clip.float32 import in_float32
+from llm2clip.losses.gather import all_gather
+from llm2clip.losses.rows import with_gradients
+
+__all__ = ['instance_loss', 'structure_loss']
+
+# Of two features: nearer ones are as good as equal, and the gradient of their distance would be without bounds.
+_SMALLEST = 1e-3
+
+
+def instance_loss(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of each feature from its target.
+
+    Args:
+        features: ``(B, D)``, L2-normalised, of this rank.
+        targets: ``(B, D)``, L2-normalised, without gradient.
+
+    Returns:
+        A scalar in float32.
+    """
+    return (features.float() - targets.float()).square().sum(1).mean()
+
+
+def structure_loss(
+    features: torch.Tensor, targets: torch.Tensor, block_size: Optional[int] = None
+) -> torch.Tensor:
+    """This rank's part of the mean, over all pairs of samples, of the smooth L1 loss between their features' distance
+    and their targets' distance.
+
+    Args:
+        features: ``(B, D)``, L2-normalised, of this rank.
+        targets: ``(B, E)``, L2-normalised, without gradient.
+        block_size: Rows of the matrix of distances at once.  None: all of this rank's.
+
+    Returns:
+        A scalar in float32.
+    """
+    return _structure(features.float(), all_gather(features.float()), targets.float(), all_gather(targets.float()),
+                      block_size or len(features))
+
+
+@in_float32
+def _structure(
+    rows: torch.Tensor, columns: torch.Tensor, target_rows: torch.Tensor, target_columns: torch.Tensor, block_size: int
+) -> torch.Tensor:
+    with torch.no_grad():
+        total = rows.new_zeros(())
+        row_gradient, column_gradient = torch.empty_like(rows), torch.zeros_like(columns)
+        for start in range(0, len(rows), block_size):
+            block = slice(start, start + block_size)
+            distance = _distance(rows[block], columns)
+            difference = distance - _distance(target_rows[block], target_columns)
+            total += F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction='sum')
+            # The distance is the root of 2 less twice the product.
+            gradient = difference.clamp_(-1, 1).div_(distance).neg_().masked_fill_(distance <= _SMALLEST, 0)
+            row_gradient[block] = gradient @ columns
+            column_gradient.addmm_(gradient.T, rows[block])
+        mean = 1 / (len(rows) * max(1, len(columns) - 1))  # a sample and itself are no pair
+        gradients = row_gradient.mul_(mean), column_gradient.mul_(mean)
+    return with_gradients(total * mean, (rows, columns), gradients)
+
+
+def _distance(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return (2 - 2 * rows @ columns.T).clamp_(min=_SMALLEST ** 2).sqrt_()

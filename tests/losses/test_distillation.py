@@ -1,0 +1,60 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What holds features to others, against torch's own distances."""
+
+from typing import Optional
+
+import pytest
+import torch
+import torch.nn.functional as F
+from whole_matrix import MatmulPrecisions, unit
+
+from llm2clip.losses.distillation import instance_loss, structure_loss
+
+N = 9
+
+
+def _features() -> tuple[torch.Tensor, torch.Tensor]:
+    return unit(N, 6, 0).float().requires_grad_(), unit(N, 4, 1).float()
+
+
+@pytest.mark.parametrize('block_size', [None, 1, 4, 100])
+def test_structure_loss_and_gradient_equal_those_of_all_pairs(block_size: Optional[int]) -> None:
+    features, targets = _features()
+    loss = structure_loss(features, targets, block_size)
+    (3 * loss).backward()
+    plain = features.detach().double().requires_grad_()
+    expected = F.smooth_l1_loss(F.pdist(plain), F.pdist(targets.double()))
+    (3 * expected).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    # Along the features, where normalised ones do not move, the two differ.
+    tangent = torch.eye(6, dtype=torch.float64) - plain.detach()[:, :, None] * plain.detach()[:, None]
+    found, wanted = ((tangent @ gradient[:, :, None])[..., 0] for gradient in (features.grad.double(), plain.grad))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_the_same_structure_costs_nothing_and_equal_features_have_a_gradient() -> None:
+    features, _ = _features()
+    turned = features.detach() @ torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
+    assert structure_loss(features, turned).item() < 1e-10
+    assert instance_loss(features, turned).item() > 0.1
+    equal = features.detach()[:1].expand(N, -1).clone().requires_grad_()
+    structure_loss(equal, turned).backward()
+    assert equal.grad is not None and equal.grad.isfinite().all()
+
+
+def test_instance_loss() -> None:
+    features, _ = _features()
+    targets = unit(N, 6, 2).float()
+    expected = sum(float(((features[i] - targets[i]) ** 2).sum()) for i in range(N)) / N
+    assert instance_loss(features, targets).item() == pytest.approx(expected, rel=1e-6)
+    assert instance_loss(features, features.detach()).item() == 0
+
+
+def test_distances_are_in_whole_float32() -> None:
+    features, targets = _features()
+    expected = structure_loss(features, targets).item()
+    with MatmulPrecisions() as seen, torch.autocast('cpu', torch.bfloat16):
+        assert structure_loss(features, targets).item() == expected
+    assert set(seen.found) == {('highest', torch.float32)}
