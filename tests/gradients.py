@@ -11,6 +11,7 @@ import sys
 from typing import Any, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from composer import Callback, DataSpec, State, Trainer
 from composer.loggers import Logger
 from composer.utils import dist, get_device
@@ -92,7 +93,8 @@ def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way:
 
 
 def image_step(
-    microbatch_size: Optional[int], way: Way = WAYS['ddp'], tower: str = 'test_efficientnet', captions: int = 1
+    microbatch_size: Optional[int], way: Way = WAYS['ddp'], tower: str = 'test_efficientnet', captions: int = 1,
+    distilled: bool = False,
 ) -> Result:
     """One step of stage 2, with the cache unless `microbatch_size` is None."""
     torch.manual_seed(0)
@@ -101,6 +103,9 @@ def image_step(
     texts = (N,) if captions == 1 else (N, captions)
     batch = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32),
              'text_embedding': torch.randn(*texts, 8)}
+    if distilled:
+        batch['initial_image_features'] = F.normalize(torch.randn(N, 16), dim=1)
+        model.loss_config.block_size = 2
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
@@ -152,7 +157,7 @@ def main(llm: str, out: str) -> None:
         for kind in ('cached', 'in_one_graph'):
             results[f'dropout/{name}/{kind}'] = caption_step(llm, 3, 0.3, kind, way)
         results[f'captions/{name}/units'] = dict(_Keep.units)
-        results[f'images/{name}/3 captions'] = image_step(2, way, captions=3)
+        results[f'images/{name}/3 captions, distilled'] = image_step(2, way, captions=3, distilled=True)
         results[f'images/{name}'] = image_step(2, way)
         results[f'images/{name}/units'] = dict(_Keep.units)
     results['compiled'] = caption_step(llm, 3, 0.3, 'cached', COMPILED['fsdp'])

@@ -43,7 +43,15 @@ from llm2clip.config.prepare import PrepareConfig, WriterConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.search import SearchConfig
 from llm2clip.config.teacher import ExtractConfig, TeacherConfig
-from llm2clip.config.training import FsdpConfig, OnlineConfig, Stage1Config, Stage2Config, TrainConfig, TrainerConfig
+from llm2clip.config.training import (
+    FsdpConfig,
+    OnlineConfig,
+    SelfDistillationConfig,
+    Stage1Config,
+    Stage2Config,
+    TrainConfig,
+    TrainerConfig,
+)
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
@@ -51,6 +59,6 @@ __all__ = [
     'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig',
     'ImportConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig',
     'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig',
-    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig',
-    'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'SelfDistillationConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig',
+    'TrainConfig', 'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

@@ -27,7 +27,10 @@ from llm2clip.config.ranges import (
     Weight,
 )
 
-__all__ = ['FsdpConfig', 'OnlineConfig', 'Stage1Config', 'Stage2Config', 'TrainConfig', 'TrainerConfig']
+__all__ = [
+    'FsdpConfig', 'OnlineConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config', 'TrainConfig',
+    'TrainerConfig',
+]
 
 
 @dataclass
@@ -161,6 +164,20 @@ class OnlineConfig:
 
 
 @dataclass
+class SelfDistillationConfig:
+    """Hold the image features of stage 2 to those of a frozen copy of tower and projection as they began, which sees
+    the same pixels (ProCLIP, arXiv 2510.18795)."""
+
+    enabled: bool = False
+    """Add to the loss what follows."""
+    instance: Weight = 1.0
+    """Factor on the mean squared distance of the features from those of the copy."""
+    structure: Weight = 1.0
+    """Factor on the mean, over all pairs of the global batch, of the smooth L1 loss between the distance of two images'
+    features and that of the copy's."""
+
+
+@dataclass
 class Stage2Config(TrainConfig):
     """Post-training of the vision tower under the frozen teacher's embeddings."""
 
@@ -174,6 +191,7 @@ class Stage2Config(TrainConfig):
     """Folder of the teacher that the sidecars must come from.  Unset: they must only agree with one another."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    self_distillation: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
     lr_scale: dict[str, Weight] = field(default_factory=dict)
     """Module name (`vision_encoder`, `adapter`, `logit_scale`, …) -> factor on its learning rate."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0

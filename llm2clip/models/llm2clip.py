@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from composer.models import ComposerModel
 from torchmetrics import Metric
 
-from llm2clip.config import AdapterConfig, ConfigError, LossConfig, ModelConfig
+from llm2clip.config import AdapterConfig, ConfigError, LossConfig, ModelConfig, SelfDistillationConfig
 from llm2clip.losses.contrastive import clip_loss, siglip_loss
+from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.flops import count_flops
 from llm2clip.models.vision_encoder import VisionEncoder
@@ -121,21 +122,24 @@ class ComposerLLM2CLIP(ComposerModel):
     A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding`` ``(B, llm_embed_dim)`` of any
     float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``; with K captions per image, and in evaluation, it has
     ``text_embedding`` ``(B, K, llm_embed_dim)`` and ``text_id`` ``(B, K)``.  Evaluation needs the images' ``index``
-    ``(B,)``.
+    ``(B,)``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss holds the image features to them.
 
     Args:
         model: The two towers.
         loss: Which loss.
         image_size: Side of the training images in pixels.  None: the tower's.
+        self_distillation: How much the initial image features count.
     """
 
     feature_names = ('image_features', 'text_features')
 
     def __init__(
-        self, model: LLM2CLIP, loss: Optional[LossConfig] = None, image_size: Optional[int] = None
+        self, model: LLM2CLIP, loss: Optional[LossConfig] = None, image_size: Optional[int] = None,
+        self_distillation: Optional[SelfDistillationConfig] = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.self_distillation = self_distillation or SelfDistillationConfig()
         self.image_size = image_size or model.vision_encoder.preprocessing.image_size
         self.loss_config = loss or LossConfig()
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
@@ -154,8 +158,14 @@ class ComposerLLM2CLIP(ComposerModel):
         images, texts = (outputs[name] for name in self.feature_names)
         text_id = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
         if config.name == 'siglip':
-            return siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size)
-        return clip_loss(images, texts, scale, config.label_smoothing, text_id, config.block_size)
+            loss = siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size)
+        else:
+            loss = clip_loss(images, texts, scale, config.label_smoothing, text_id, config.block_size)
+        if 'initial_image_features' in batch:
+            targets, weights = batch['initial_image_features'].to(scale.device), self.self_distillation
+            loss = (loss + weights.instance * instance_loss(images, targets)
+                    + weights.structure * structure_loss(images, targets, config.block_size))
+        return loss
 
     def batch_flops(self) -> Optional[Callable[[Batch], float]]:
         """Counts FLOPs once; what is returned says, of a batch, those of towers and adapter (`count_flops`).

@@ -20,6 +20,7 @@ from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sidecars import sidecar_teacher
 from llm2clip.training.algorithms.online_teacher import load_online_teacher
+from llm2clip.training.algorithms.self_distillation import InitialImages, SelfDistillation
 from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
@@ -65,7 +66,8 @@ def make_model(config: Stage2Config, llm_embed_dim: int, load_weights: bool = Tr
         llm_embed_dim: Width of the teacher's vectors.
         load_weights: Load the tower's pretrained weights.
     """
-    return ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim, load_weights), config.loss, train_image_size(config))
+    return ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim, load_weights), config.loss, train_image_size(config),
+                            config.self_distillation)
 
 
 def make_trainer(config: Stage2Config) -> Trainer:
@@ -84,6 +86,8 @@ def make_trainer(config: Stage2Config) -> Trainer:
     model = make_model(config, record.llm_embed_dim, load_weights=config.initial_weights is None)
     if config.initial_weights is not None:
         load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
+    if config.self_distillation.enabled:
+        algorithms.append(_self_distillation(config, model.model, data))
     return build_trainer(config, model, build_optimizer(config, model), data, evaluators, algorithms)
 
 
@@ -113,6 +117,16 @@ def train(config: Stage2Config) -> None:
     trainer.close()
     if dist.get_global_rank() == 0:
         print(f'wrote the model to {config.checkpoint_folder}', flush=True)
+
+
+def _self_distillation(config: Stage2Config, model: LLM2CLIP, data: DataSpec) -> SelfDistillation:
+    """With a copy of the model as it begins, before a checkpoint is loaded."""
+    vision = config.model.vision
+    if vision.checkpoint is None and not vision.pretrained and config.initial_weights is None:
+        raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are nothing to keep; '
+                          'expected initial_weights, model.vision.checkpoint or model.vision.pretrained')
+    initial = InitialImages(model).on(open_device(config.device, config.precision), config.fsdp is not None)
+    return SelfDistillation(initial, data.split_batch)
 
 
 def _find_teacher(

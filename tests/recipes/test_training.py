@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from launched import (
     SGD,
@@ -21,9 +22,10 @@ from launched import (
     weights,
 )
 from remotes import free_port, s3_environment, s3_server
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llm2clip.data.schema import read_index, read_samples
+from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.checkpoints import read_model
 from llm2clip.training.runs import load_checkpoint_model, load_stage2
@@ -310,3 +312,30 @@ def test_two_nodes_train_together(
     assert losses(tmp_path / 'two_nodes') == losses(tmp_path / 'one_node')
     found, expected = weights(tmp_path / 'two_nodes'), weights(tmp_path / 'one_node')
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.dist
+def test_self_distillation_holds_features_to_those_before_training(stage2_args: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path / 'tower.safetensors')
+    args = [*stage2_args, *SGD, 'model.vision.name=test_efficientnet', 'model.vision.freeze_batch_norm=true',
+            f'model.vision.checkpoint={tmp_path}/tower.safetensors', 'eval_data=null', 'save_interval=3ba']
+    held = [*args, 'self_distillation={enabled: true, instance: 3, structure: 2}']
+    run('train_stage2', tmp_path / 'free', args)
+    run('train_stage2', tmp_path / 'one', held)
+    # The second half of the steps starts from trained weights, and still compares with those before training.
+    cached = ['fsdp={state_dict_type: full}', 'algorithms.grad_cache={}', 'device_train_microbatch_size=3',
+              'loss.block_size=2']
+    for steps in (3, 6):
+        run('train_stage2', tmp_path / 'two', [*held, *cached, f'max_duration={steps}ba'], 2)
+    assert_same_losses(tmp_path / 'two', tmp_path / 'one')
+    assert_same_weights(weights(tmp_path / 'two'), weights(tmp_path / 'one'))
+    pixels = torch.rand(16, 3, 32, 32)
+    features = {}
+    for name in ('free', 'one'):
+        model, config, _ = load_stage2(tmp_path / name)
+        features[name] = model.get_image_features(pixels)
+    torch.manual_seed(config.seed)
+    before = LLM2CLIP(config.model, 32).eval().get_image_features(pixels)
+    moved = {name: float((value - before).norm(dim=1).mean()) for name, value in features.items()}
+    assert moved['one'] < 0.7 * moved['free'], moved

@@ -86,9 +86,11 @@ def test_stage2(two_ranks: dict[str, Any]) -> None:
     expected = image_step(None)
     for found in (image_step(3), *(two_ranks[f'images/{way}'] for way in WAYS)):
         _assert_equal(found, expected)
-    several = image_step(None, captions=3)
-    for found in (image_step(3, captions=3), *(two_ranks[f'images/{way}/3 captions'] for way in WAYS)):
+    several = image_step(None, captions=3, distilled=True)
+    for found in (image_step(3, captions=3, distilled=True),
+                  *(two_ranks[f'images/{way}/3 captions, distilled'] for way in WAYS)):
         _assert_equal(found, several)
+    assert several['loss'] > image_step(None, captions=3)['loss'] + 0.1
 
 
 @pytest.mark.dist
