@@ -242,7 +242,8 @@ def _measure(
         plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
     plan.groups = describe_groups(model, build_optimizer(config, model).param_groups)
     step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, 'grad_cache' in config.algorithms,
-                    _precision(config), config.fsdp, 'ema' in config.algorithms, online)
+                    _precision(config), config.fsdp, 'ema' in config.algorithms, online,
+                    isinstance(config, Stage2Config) and config.self_distillation.enabled)
 
     def rehearse(microbatch: int, model: Optional[ComposerModel] = None) -> StepCost:
         return rehearse_step(model or make_model(), partial(build_optimizer, config), make_batch,

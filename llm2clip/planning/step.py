@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -29,6 +30,7 @@ from llm2clip.planning.pretended import Flops, Memory, NoValues, as_on_cuda, pre
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, Tokenized, encode_tokens
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.training.algorithms.online_teacher import shard_encoder
+from llm2clip.training.algorithms.self_distillation import InitialImages
 
 __all__ = ['MeanMask', 'OnlinePlan', 'StepCost', 'StepPlan', 'rehearse_encoder', 'rehearse_step']
 
@@ -75,6 +77,7 @@ class StepPlan:
         fsdp: How the model is sharded; None, DDP.
         ema: Whether a moving average of the weights is kept.
         teacher: In the loop.
+        distilled: Whether a frozen copy of tower and projection sees the images first.
     """
 
     ranks: int
@@ -85,6 +88,7 @@ class StepPlan:
     fsdp: Optional[FsdpConfig] = None
     ema: bool = False
     teacher: Optional[OnlinePlan] = None
+    distilled: bool = False
 
 
 @dataclass
@@ -98,6 +102,8 @@ class StepCost:
     ema: int = 0
     teacher: int = 0
     """The frozen teacher's parameters."""
+    copy: int = 0
+    """Those of the frozen copy of self-distillation."""
     gradients: int = 0
     buckets: int = 0
     """DDP's copy of the gradients, in which they are averaged."""
@@ -140,6 +146,7 @@ def rehearse_step(
         # Which needs numbers for its own mesh, too.
         fsdp = None if plan.fsdp is None or mesh is None else fsdp2_config(plan.fsdp, 'cpu')
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        initial = InitialImages(model.model) if plan.distilled else None  # pyright: ignore[reportArgumentType]
         without_content(model)
         model.train()
         optimizer = make_optimizer(model)
@@ -153,16 +160,23 @@ def rehearse_step(
         elif plan.ranks > 1:
             cost.buckets = trainable
         microbatches = _on_the_host(model, make_batch(plan.device_batch), plan)
+        if initial is not None:
+            without_content(initial)
+            if plan.fsdp is not None and mesh is not None:
+                initial.shard(mesh)
         online = None if plan.teacher is None else _teacher(plan.teacher, mesh)
         memory = Memory(model)
         cost.parameters = memory.current
         if online is not None:
             memory.add_module(online)
             cost.teacher = memory.current - cost.parameters
+        if initial is not None:
+            memory.add_module(initial)
+            cost.copy = memory.current - cost.teacher - cost.parameters
         with memory, as_on_cuda(), NoValues(), Flops() as flops:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-            cost.gradients = memory.current - cost.teacher - cost.parameters
+            cost.gradients = memory.current - cost.copy - cost.teacher - cost.parameters
             before = memory.current
             optimizer.step()
             cost.optimizer = memory.current - before
@@ -174,9 +188,11 @@ def rehearse_step(
                 texts = plan.device_batch * plan.teacher.captions_per_image
                 with flops.counted(times=texts / plan.teacher.captions):
                     _embed(online, plan.teacher)
+            if initial is not None:
+                _add_targets(initial, microbatches, plan, flops)
             _step(model, optimizer, microbatches, plan, flops)
     cost.peak = memory.peak + cost.buckets + cost.ema
-    cost.activations = memory.peak - cost.parameters - cost.optimizer - cost.teacher - cost.gradients
+    cost.activations = memory.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy - cost.gradients
     cost.flops, cost.recomputed, cost.attention = map(int, (flops.total, flops.again, flops.attention))
     return cost
 
@@ -217,6 +233,20 @@ def _embed(encoder: TextEncoder, plan: OnlinePlan) -> None:
     encode_tokens(encoder, tokens, plan.batch_tokens, plan.precision, plan.sharded)
 
 
+def _add_targets(initial: InitialImages, batches: list[Batch], plan: StepPlan, flops: Flops) -> None:
+    """What self-distillation puts into the whole batch and its parts."""
+    _, microbatch, *_ = batches
+    with _autocast(plan), flops.counted(times=plan.device_batch / plan.microbatch):
+        features = initial(microbatch['pixel_values'].clone())
+    for batch in batches:
+        batch['initial_image_features'] = features.new_zeros(len(batch['index']), features.shape[1])
+
+
+def _autocast(plan: StepPlan) -> torch.autocast:
+    dtype = _AUTOCAST.get(plan.precision)
+    return torch.autocast('cpu', dtype, enabled=dtype is not None)
+
+
 def _on_the_host(model: ComposerModel, batch: Batch, plan: StepPlan) -> list[Batch]:
     """The microbatches, after the whole batch."""
     if plan.cached:
@@ -232,10 +262,7 @@ def _step(
     batch, *microbatches = batches
     loss: Any = model.loss
     parts = plan.device_batch / plan.microbatch
-    dtype = _AUTOCAST.get(plan.precision)
-
-    def precision() -> torch.autocast:
-        return torch.autocast('cpu', dtype, enabled=dtype is not None)
+    precision = partial(_autocast, plan)
 
     def prepare(part: Batch) -> Batch:
         return float_vectors({name: value.clone() for name, value in part.items()})

@@ -66,7 +66,7 @@ class Plan:
         if self.cost is None:
             return []
         rows = [(name, getattr(self.cost, name)) for name in (
-            'parameters', 'optimizer', 'ema', 'teacher', 'gradients', 'buckets', 'activations')]
+            'parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets', 'activations')]
         lines = [f'{"memory per GPU":<24}{"GiB":>16}']
         lines += [f'  {name:<22}{value / _GIB:>16.3f}' for name, value in rows if value]
         return [*lines, f'  {"peak":<22}{self.cost.peak / _GIB:>16.3f}']

@@ -6,7 +6,7 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import torch
@@ -80,6 +80,17 @@ def test_peak_grows_with_what_it_should() -> None:
     assert ddp.buckets == sum(parameter.numel() * 4 for parameter in make().parameters())
     ema = measure(ranks=1, device_batch=64, microbatch=64, ema=True)
     assert ema.peak - plain.peak == plain.parameters
+
+
+@pytest.mark.parametrize('fsdp', [None, FsdpConfig()])
+def test_self_distillation_takes_a_copy_of_the_tower_and_a_third_more_operations(fsdp: Optional[FsdpConfig]) -> None:
+    plan: Any = {'ranks': 4, 'device_batch': 64, 'microbatch': 64, 'fsdp': fsdp}
+    plain, held = measure(**plan), measure(**plan, distilled=True)
+    model = make()
+    tower = [*model.model.vision_encoder.parameters(), *model.model.visual_projection.parameters()]
+    assert held.copy == pytest.approx(size(tower) / (4 if fsdp else 1), rel=0.1)
+    assert (held.optimizer, held.checkpoint, held.gradients) == (plain.optimizer, plain.checkpoint, plain.gradients)
+    assert 1.25 < held.flops / plain.flops < 1.4 and held.peak - plain.peak > held.copy
 
 
 def test_flops_are_those_of_the_step_itself() -> None:

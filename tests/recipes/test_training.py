@@ -318,10 +318,11 @@ def test_two_nodes_train_together(
 def test_self_distillation_holds_features_to_those_before_training(stage2_args: list[str], tmp_path: Path) -> None:
     torch.manual_seed(1)
     save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path / 'tower.safetensors')
-    args = [*stage2_args, *SGD, 'model.vision.name=test_efficientnet', 'model.vision.freeze_batch_norm=true',
-            f'model.vision.checkpoint={tmp_path}/tower.safetensors', 'eval_data=null', 'save_interval=3ba']
-    held = [*args, 'self_distillation={enabled: true, instance: 3, structure: 2}']
-    run('train_stage2', tmp_path / 'free', args)
+    args = [*stage2_args, *SGD, 'optimizer.momentum=0.5', 'model.vision.name=test_efficientnet',
+            'model.vision.freeze_batch_norm=true', f'model.vision.checkpoint={tmp_path}/tower.safetensors',
+            'eval_data=null', 'save_interval=3ba']
+    held = [*args, 'self_distillation={enabled: true, instance: 30, structure: 2}', 'optimizer.lr=0.002']
+    run('train_stage2', tmp_path / 'free', [*args, 'optimizer.lr=0.002'])
     run('train_stage2', tmp_path / 'one', held)
     # The second half of the steps starts from trained weights, and still compares with those before training.
     cached = ['fsdp={state_dict_type: full}', 'algorithms.grad_cache={}', 'device_train_microbatch_size=3',

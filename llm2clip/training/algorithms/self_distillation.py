@@ -15,7 +15,7 @@ from composer.core import Algorithm, Event, State, get_precision_context
 from composer.devices import Device
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -37,15 +37,18 @@ class InitialImages(nn.Module):
         self.eval().requires_grad_(False)
 
     def on(self, device: Device, sharded: bool) -> 'InitialImages':
-        """The same on a device; `sharded`, spread over all ranks with FSDP2, a block of the tower at a time."""
+        """The same on a device; `sharded`, spread over all ranks."""
         if not sharded:
             return device.module_to_device(self)
-        mesh = init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),))
+        self.shard(init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),)))
+        return self
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread it over the ranks of a mesh, a block of the tower at a time."""
         for module in self.vision_encoder.modules():
             if self.vision_encoder.is_block(module):
                 fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
-        return self
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
