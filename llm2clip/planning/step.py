@@ -141,12 +141,12 @@ def rehearse_step(
         plan: How the step is run.
     """
     cost = StepCost()
+    initial = InitialImages(model.model) if plan.distilled else None  # pyright: ignore[reportArgumentType]
     with ExitStack() as stack:
         mesh = stack.enter_context(pretended_ranks(plan.ranks))
         # Which needs numbers for its own mesh, too.
         fsdp = None if plan.fsdp is None or mesh is None else fsdp2_config(plan.fsdp, 'cpu')
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        initial = InitialImages(model.model) if plan.distilled else None  # pyright: ignore[reportArgumentType]
         without_content(model)
         model.train()
         optimizer = make_optimizer(model)

@@ -54,8 +54,10 @@ def in_lanes(folder: Path, jobs: Sequence[Any], do: Callable[[Any, Path], None])
     def work(job: Any) -> None:
         nonlocal done
         lane = lanes.get()
-        do(job, lane)
-        lanes.put(lane)
+        try:
+            do(job, lane)
+        finally:
+            lanes.put(lane)
         done += 1
         left = (time.monotonic() - start) / done * (len(jobs) - done)
         print(f'{done} of {len(jobs)} done; about {left / 60:.0f} min left', flush=True)

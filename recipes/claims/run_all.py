@@ -1,7 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Train and measure what the paper's claims need: run_all.py emoji|photograph.  What is done is not done again."""
+"""Train and measure what the paper's claims need: run_all.py emoji|photograph.
+
+What is done is not done again; `measured.json` in the claims' folder says what that is, and is all that this needs.
+"""
 
 import importlib
 import json
@@ -9,9 +12,9 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lanes import in_lanes, run
+from record import Record
 from suite import Step, Suite
 from table import write_table
 
@@ -24,7 +27,7 @@ def make(suite: Suite, step: Step) -> None:
         run(step.script, *step.arguments, log=Path(suite.folder, 'log.txt'))
 
 
-def train_and_measure(suite: Suite, job: Job, lane: Path) -> None:
+def train_and_measure(suite: Suite, record: Record, job: Job, lane: Path) -> None:
     seed, name = job
     variant = suite.variants[name]
     folder = Path(suite.folder, name, f'seed{seed}')
@@ -36,31 +39,21 @@ def train_and_measure(suite: Suite, job: Job, lane: Path) -> None:
         run('recipes/train_stage2.py', *train, log=log, lane=lane)
         run('recipes/evaluate.py', suite.evaluate, f'out={out}', *(f'models.{name}.{argument}' for argument in (
             f'run={folder}', 'batch_tokens=1024', 'precision=amp_bf16', *variant.encoder)), log=log, lane=lane)
-    _done(suite, job).touch()
-
-
-def _done(suite: Suite, job: Job) -> Path:
-    seed, name = job
-    return Path(suite.folder, name, f'seed{seed}', 'evaluate/done')
-
-
-def results(suite: Suite) -> dict[str, list[dict[str, Any]]]:
-    """Variant -> what `evaluate` found for each of its seeds."""
-    return {name: [json.loads(Path(suite.folder, name, f'seed{seed}', 'evaluate/results.json').read_text())['retrieval']
-                   for seed in suite.seeds] for name in suite.variants}
+    record.add(name, seed, json.loads((out / 'results.json').read_text())['retrieval'])
 
 
 def main(suite: Suite) -> None:
     subprocess.run(['make', suite.made_first], check=True)
-    jobs = [(seed, name) for seed in suite.seeds for name in suite.variants if not _done(suite, (seed, name)).is_file()]
+    record = Record(Path(suite.folder, 'measured.json'))
+    jobs = [(seed, name) for seed in suite.seeds for name in suite.variants if not record.has(name, seed)]
     try:
         for _, name in jobs:
             for step in suite.variants[name].needs:
                 make(suite, step)
-        in_lanes(Path(suite.folder, 'lanes'), jobs, partial(train_and_measure, suite))
+        in_lanes(Path(suite.folder, 'lanes'), jobs, partial(train_and_measure, suite, record))
     except RuntimeError as error:
         sys.exit(str(error))
-    print(write_table(suite, results(suite)))
+    print(write_table(suite, {name: record.of(name) for name in suite.variants}))
 
 
 if __name__ == '__main__':

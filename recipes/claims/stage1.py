@@ -5,8 +5,8 @@
 
 Trains variants of `yamls/stage1/laptop.yaml` on the captions of TRAIN, three seeds each, two trainings at a time, and
 measures on each of the other datasets how often the first two captions of an image find each other, without
-instruction.  All paths are relative to the current folder.  `OUT/stage1.md` is the table.  What is done is not done
-again; teachers are removed when they have been measured.
+instruction.  All paths are relative to the current folder.  `OUT/stage1.md` is the table, `OUT/measured.json` what it
+is made of: what stands there is not done again.  Teachers are removed when they have been measured.
 """
 
 import json
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from lanes import in_lanes, run
+from record import Record
 
 SEEDS = (0, 1, 2)
 INSTRUCTION = 'Given a caption, retrieve a similar relevant caption. '
@@ -39,14 +40,12 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def folder_of(out: Path, name: str, seed: int) -> Path:
-    return out / name.replace(' ', '_').replace(':', '') / f'seed{seed}'
-
-
-def measure(out: Path, train: str, sets: dict[str, str], more: list[str], job: tuple[int, str], lane: Path) -> None:
+def measure(
+    out: Path, train: str, sets: dict[str, str], more: list[str], record: Record, job: tuple[int, str], lane: Path
+) -> None:
     """Train and measure one variant with one seed."""
     seed, name = job
-    folder = folder_of(out, name, seed)
+    folder = out / name.replace(' ', '_').replace(':', '') / f'seed{seed}'
     log = folder / 'log.txt'
     run('recipes/train_stage1.py', 'yamls/stage1/laptop.yaml', f'save_folder={folder}/run', f'seed={seed}',
         f'train_data.shuffle_seed={seed}', f'train_data.streams.captions.local={train}', 'eval_data=null',
@@ -56,19 +55,15 @@ def measure(out: Path, train: str, sets: dict[str, str], more: list[str], job: t
             f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024', 'cra.precision=amp_bf16',
             log=log, lane=lane)
     shutil.rmtree(folder / 'run')
-    (folder / 'done').touch()
-    print(f'{name}, seed {seed}: {results(folder, sets)}', flush=True)
+    found = {key: json.loads((folder / key / 'results.json').read_text())['cra']['cra'] for key in sets}
+    record.add(name, seed, found)
+    print(f'{name}, seed {seed}: {found}', flush=True)
 
 
-def results(folder: Path, sets: dict[str, str]) -> dict[str, float]:
-    return {key: json.loads((folder / key / 'results.json').read_text())['cra']['cra'] for key in sets}
-
-
-def table(out: Path, sets: dict[str, str]) -> str:
+def table(record: Record, sets: dict[str, str]) -> str:
     lines = [f'| changed | {" | ".join(sets)} |', '|---' * (len(sets) + 1) + '|']
     for name in VARIANTS:
-        folders = [folder_of(out, name, seed) for seed in SEEDS]
-        found = [results(folder, sets) for folder in folders if (folder / 'done').is_file()]
+        found = record.of(name)
         if len(found) > 1:
             cells = [[seed[key] for seed in found] for key in sets]
             lines.append(f'| {name} | ' + ' | '.join(
@@ -77,13 +72,14 @@ def table(out: Path, sets: dict[str, str]) -> str:
 
 
 def main(out: Path, train: str, sets: dict[str, str], more: list[str]) -> None:
-    jobs = [(seed, name) for seed in SEEDS for name in VARIANTS if not (folder_of(out, name, seed) / 'done').is_file()]
+    record = Record(out / 'measured.json')
+    jobs = [(seed, name) for seed in SEEDS for name in VARIANTS if not record.has(name, seed)]
     try:
-        in_lanes(out / 'lanes', jobs, partial(measure, out, train, sets, more))
+        in_lanes(out / 'lanes', jobs, partial(measure, out, train, sets, more, record))
     except RuntimeError as error:
         sys.exit(str(error))
-    (out / 'stage1.md').write_text(table(out, sets))
-    print(table(out, sets))
+    (out / 'stage1.md').write_text(table(record, sets))
+    print(table(record, sets))
 
 
 if __name__ == '__main__':

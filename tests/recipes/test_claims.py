@@ -37,7 +37,8 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The scripts of recipes/claims, which import each other by name."""
     monkeypatch.syspath_prepend(str(ROOT / 'recipes/claims'))
     found = {}
-    for name in ('suite', 'emoji_claims', 'photograph_claims', 'table', 'clip_text_tower', 'photograph_captions'):
+    for name in ('suite', 'emoji_claims', 'photograph_claims', 'table', 'clip_text_tower', 'photograph_captions',
+                 'lanes', 'record'):
         spec = importlib.util.spec_from_file_location(name, ROOT / f'recipes/claims/{name}.py')
         assert spec is not None and spec.loader is not None
         found[name] = importlib.util.module_from_spec(spec)
@@ -100,6 +101,29 @@ def test_every_variant_is_a_configuration(
         benchmarks = load_config(EvaluateConfig, [suite.evaluate, 'models.m.run=r', *(
             f'models.m.{argument}' for argument in variant.encoder)]).retrieval
         assert [name for test in suite.tests.values() for name in test] == list(benchmarks)
+
+
+def test_jobs_run_in_lanes_and_what_they_found_is_kept(
+    claims: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'here/script.py').write_text('import os, sys; print(os.getcwd(), os.environ["OMP_NUM_THREADS"]);'
+                                             'sys.exit(int(sys.argv[1]))')
+    monkeypatch.chdir(tmp_path / 'here')
+    record = claims['record'].Record(tmp_path / 'measured.json')
+
+    def do(job: int, lane: Path) -> None:
+        claims['lanes'].run('script.py', str(job // 3), log=tmp_path / f'{job}.txt', lane=lane)
+        record.add('variant', job, (tmp_path / f'{job}.txt').read_text())
+
+    claims['lanes'].in_lanes(tmp_path / 'lanes', [2, 0, 1], do)
+    assert '3 of 3 done' in capsys.readouterr().out
+    again = claims['record'].Record(tmp_path / 'measured.json')
+    assert [again.has('variant', seed) for seed in range(4)] == [True, True, True, False]
+    assert set(again.of('variant')) <= {f'{tmp_path}/lanes/lane{i} 1\n' for i in range(2)}
+    with pytest.raises(RuntimeError, match='script.py 1 failed'):
+        claims['lanes'].in_lanes(tmp_path / 'lanes', [3, 4, *[0] * 50], do)
+    assert not record.has('variant', 3)
 
 
 def test_captions_are_joined_and_halved(claims: dict[str, ModuleType], tmp_path: Path) -> None:
