@@ -117,8 +117,9 @@ def report_parts(
                   '(text→image), and the right text among the first that an image finds (image→text).', table(content))
           for content in retrieval_tables(results)),
         _languages(results.get('retrieval', {})),
-        *(section(content.title, 'How often the right class of an image is the first, or among the first five.',
-                  table(content)) for content in accuracy_tables(results)),
+        *(section(content.title, 'How often the right class of an image is the first, or among the first five; where '
+                  'images have any number of classes, how high each class has its images (mAP).', table(content))
+          for content in accuracy_tables(results)),
         _claims(claims),
         *(_gallery(name, gallery) for name, gallery in galleries.items()),
         *(section(f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
