@@ -21,7 +21,8 @@ The numbers of a pipeline stand beside its report, in one `results.json`.
   where 1 is the best; ``n_truncated`` texts that lost their end and ``n_without_caption`` images that were left out;
   ``precision``, ``fp32`` or ``amp_bf16``; ``intervals``: metric -> both ends of its 95 % bootstrap interval.
 - ``seconds``: step of the pipeline -> how long it took, over all its starts.
-- ``zeroshot`` and ``linear_probe``: as ``stage2``, of the sets for classification, if the evaluation has any.
+- ``zeroshot`` and ``linear_probe``: as ``stage2``, of the sets for classification, if the evaluation has any: what
+  `llm2clip.evaluation.classification.zeroshot_metrics` and `linear_probe` return.
 - ``missing``: what has no numbers yet, if the evaluation did not come to its end.
 
 Other models of the evaluation are in the `results.json` that `evaluate` wrote.

@@ -187,3 +187,5 @@ def test_hugging_face_is_a_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     connected = True
     found = clip_benchmark(str(local), remote)
     assert files(local) == files(hub) and found.labels == clip_benchmark(str(hub)).labels
+    connected = False
+    assert clip_benchmark(str(local), remote) == found
