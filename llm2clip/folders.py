@@ -19,7 +19,7 @@ from llm2clip.files import FileError, complete_file
 
 __all__ = [
     'MANIFEST', 'RECORD', 'OutputFolder', 'check_replaceable', 'claimed', 'complete_folder', 'describe_folder',
-    'holds_more_than_record', 'inside', 'is_missing', 'locked', 'stays_inside',
+    'download', 'holds_more_than_record', 'inside', 'is_missing', 'locked', 'stays_inside',
 ]
 
 MANIFEST = 'MANIFEST'
@@ -275,18 +275,7 @@ class OutputFolder:
     def fetch(self, name: str) -> bool:
         """Whether the file `name` is here, after downloading it if only the remote has it."""
         path = self.local / name
-        if path.is_file() or self.remote is None:
-            return path.is_file()
-        from streaming.base.storage import CloudDownloader
-        partial = path.with_name(f'{path.name}.{os.getpid()}.part')
-        try:
-            CloudDownloader.direct_download(os.path.join(self.remote, name), str(partial))
-        except Exception as error:
-            if is_missing(error):
-                return False
-            raise
-        partial.replace(path)
-        return True
+        return path.is_file() or self.remote is not None and download(os.path.join(self.remote, name), path)
 
     def publish(self, *names: str, keep: bool = True) -> None:
         """Upload files, in this order; without `keep`, remove them here afterwards."""
@@ -322,8 +311,35 @@ def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None
             (folder / name).unlink()
 
 
+def download(remote: str, path: Union[str, Path]) -> bool:
+    """Whether a remote has a file, after downloading it; it is never seen half written.
+
+    Args:
+        remote: The file, in any place that Streaming's downloaders know.
+        path: Where it goes.
+    """
+    from streaming.base.storage import CloudDownloader
+    path = Path(path)
+    # Hugging Face's downloader makes folders beside the file.
+    work = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        CloudDownloader.direct_download(remote, str(work / path.name))
+        (work / path.name).replace(path)
+        return True
+    except Exception as error:
+        if is_missing(error):
+            return False
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def is_missing(error: Exception) -> bool:
     """Whether a download failed since the remote has no such file, or lets nobody know."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    if isinstance(error, LocalEntryNotFoundError):  # a FileNotFoundError, but for want of a connection
+        return False
     response = getattr(error, 'response', None)
     code = response.get('Error', {}).get('Code') if isinstance(response, dict) else None
-    return isinstance(error, FileNotFoundError) or code in ('404', '403', 'NoSuchKey', 'NoSuchBucket')
+    return (isinstance(error, (FileNotFoundError, EntryNotFoundError))
+            or code in ('404', '403', 'NoSuchKey', 'NoSuchBucket'))

@@ -59,6 +59,7 @@ RETRIEVAL_SETS: Registry = {
 }
 
 CLASSIFICATION_SETS: Registry = {
+    'clip_benchmark': 'llm2clip.evaluation.sets.clip_benchmark:clip_benchmark',
     'imagenet_folder': 'llm2clip.evaluation.sets.classification:imagenet_folder',
 }
 

@@ -6,10 +6,12 @@
 import base64
 import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
+import numpy as np
+import webdataset as wds
 from parts import make_samples, picture, write_dataset
 
 Arguments = dict[str, Any]
@@ -180,6 +182,25 @@ def image_folder(folder: Path) -> Arguments:
 def mds(folder: Path) -> Arguments:
     write_dataset(make_samples(4), folder / 'out', size_limit='1kb')
     return {'local': f'{folder}/out/train'}
+
+
+WDS_CLASSES = ['a missile', 'cat', '', 'dog', 'a missile', 'owl']
+
+
+def write_wds(folder: Path, labels: Sequence[Union[int, Sequence[int]]], tars: int = 2) -> None:
+    """CLIP_benchmark's layout: an image per label, which is the position of a class, or a 1 or a 0 for each of them."""
+    (folder / 'test').mkdir(parents=True)
+    (folder / 'classnames.txt').write_text('\n'.join(WDS_CLASSES) + '\n')
+    (folder / 'zeroshot_classification_templates.txt').write_text('a photo of {c}.\nsome {c}\n')
+    (folder / 'test/nshards.txt').write_text(f'{tars}\n')
+    several = not isinstance(labels[0], int)
+    if several:
+        (folder / 'dataset_type.txt').write_text('multilabel\n')
+    for tar in range(tars):
+        with wds.TarWriter(f'{folder}/test/{tar}.tar') as writer:
+            for i in range(tar, len(labels), tars):
+                label = {'npy': np.array(labels[i], np.float32)} if several else {'cls': labels[i]}
+                writer.write({'__key__': f's{i:07}', 'png': picture(i), **label})
 
 
 WRITERS: dict[str, Callable[[Path], Arguments]] = {

@@ -86,7 +86,7 @@ def _check(config: Any) -> None:
             check(RETRIEVAL_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
         for benchmark in config.zeroshot.values():
             check(CLASSIFICATION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
-            assert read_templates(ROOT / benchmark.templates, 'templates')
+            assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
 
 
 def _folders(config: Any) -> tuple[set[str], set[str]]:

@@ -67,8 +67,9 @@ class ZeroshotConfig:
 
     source: Component = MISSING
     """`name` of the set and where its files are."""
-    templates: Text = MISSING
-    """Text file with one prompt per line, `{}` for the class name; a class is the mean of its prompts."""
+    templates: Optional[Text] = None
+    """Text file with one prompt per line, `{}` or `{c}` for the class name; a class is the mean of its prompts.  Unset:
+    the set's own prompts."""
 
 
 @dataclass

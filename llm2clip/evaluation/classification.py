@@ -18,7 +18,8 @@ from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_lines
 from llm2clip.files import FileError
 from llm2clip.metrics.bootstrap import bootstrap_interval
-from llm2clip.metrics.retrieval import recall, retrieval_ranks
+from llm2clip.metrics.classification import average_precision, class_ranks, class_scores
+from llm2clip.metrics.retrieval import recall
 
 __all__ = [
     'check_probe_labels', 'class_features', 'class_prompts', 'linear_probe', 'read_templates', 'zeroshot_metrics',
@@ -29,13 +30,13 @@ _C = tuple(10.0 ** power for power in range(-2, 5))
 
 
 def read_templates(path: Union[str, Path], key: str) -> list[str]:
-    """The prompts of a text file.
+    """The prompts of a text file, with `{}` for the class name, where the file may have `{c}`.
 
     Raises:
-        ConfigError: There is no file, it is empty, or a line has no `{}`.
+        ConfigError: There is no file, it is empty, or a line has neither.
     """
     try:
-        templates = [line for _, line in read_lines(str(path)) if not line.startswith('#')]
+        templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]
     except FileError as error:
         raise ConfigError(f'{key}: {error}') from None
     wrong = [line for line in templates if '{}' not in line]
@@ -46,52 +47,66 @@ def read_templates(path: Union[str, Path], key: str) -> list[str]:
 
 
 def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """The prompts of each class, class by class."""
-    return [template.replace('{}', name) for name in classes for template in templates]
+    """The prompts of each name, name by name; those of classes with the same name once."""
+    return [template.replace('{}', name) for name in dict.fromkeys(classes) for template in templates]
 
 
-def class_features(prompt_features: torch.Tensor, n_classes: int) -> torch.Tensor:
+def class_features(prompt_features: torch.Tensor, classes: Sequence[str]) -> torch.Tensor:
     """``(C, D)``: the mean of each class's prompts, normalised.
 
     Args:
-        prompt_features: ``(C x prompts, D)``, of `class_prompts`.
-        n_classes: C.
+        prompt_features: ``(names x prompts, D)`` of length 1, of `class_prompts`.
+        classes: C names.
     """
-    return F.normalize(prompt_features.view(n_classes, -1, prompt_features.shape[-1]).mean(dim=1), dim=-1)
+    names = {name: position for position, name in enumerate(dict.fromkeys(classes))}
+    means = prompt_features.view(len(names), -1, prompt_features.shape[-1]).mean(dim=1)
+    return F.normalize(means, dim=-1)[[names[name] for name in classes]]
 
 
 def zeroshot_metrics(
     image_features: torch.Tensor, labels: torch.Tensor, class_features: torch.Tensor, classes: Sequence[str],
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """Accuracy in percent: `zeroshot_top1`, `zeroshot_top5`, `per_class` and their mean, and 95 % intervals.
+    """What CLIP_benchmark reports, in percent, and more.
 
-    A class that scores as high as the right one counts against the image.
+    Where an image has one class: `zeroshot_top1`, `zeroshot_top5` if there are five classes, the accuracy `per_class`
+    and `mean_per_class` over the classes that have images, and 95 % intervals.  Of classes that score the same, the
+    first counts as the nearest.  Where an image has any number of classes: the average precision `per_class`, and
+    `mean_average_precision`.
 
     Args:
         image_features: ``(N, D)``.
-        labels: ``(N,)``.
+        labels: ``(N,)``, or ``(N, C)`` of ones and zeros.
         class_features: ``(C, D)``.
         classes: C names.
         resamples: Of the bootstrap; 0: no intervals.
     """
-    right = torch.stack([torch.arange(len(labels)), labels], 1)
-    ranks = retrieval_ranks(image_features, class_features, right)
-    return _accuracy(ranks, labels, classes, 'zeroshot', resamples)
+    if labels.ndim == 1:
+        return _accuracy(class_ranks(image_features, class_features, labels), labels, classes, 'zeroshot', resamples)
+    precision = 100 * average_precision(class_scores(image_features, class_features), labels)
+    return {'n_images': len(labels), 'n_classes': len(classes), 'mean_average_precision': precision.mean().item(),
+            'per_class': dict(zip(_distinct(classes), precision.tolist()))}
+
+
+def _distinct(classes: Sequence[str]) -> list[str]:
+    """Names of classes; those that are the same with the position of the class."""
+    counts = Counter(classes)
+    return [name if counts[name] == 1 else f'{name} ({position})' for position, name in enumerate(classes)]
 
 
 def _accuracy(
     ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, resamples: int
 ) -> dict[str, Any]:
+    ks = [k for k in (1, 5) if k <= len(classes)]
     intervals = {}
     if resamples:
-        hits = torch.stack([ranks < 1, ranks < 5], 1).double()
+        hits = torch.stack([ranks < k for k in ks], 1).double()
         low_high = (100 * bootstrap_interval(hits, torch.arange(len(hits)), resamples)).tolist()
-        intervals = {f'{name}_top{k}': tuple(pair) for k, pair in zip((1, 5), low_high)}
-    per_class = {classes[c]: round(recall(ranks[labels == c], 1), 3) for c in labels.unique().tolist()}
-    return {'n_images': len(labels), 'n_classes': len(classes), f'{name}_top1': recall(ranks, 1),
-            f'{name}_top5': recall(ranks, 5), 'mean_per_class': sum(per_class.values()) / len(per_class),
-            'intervals': intervals, 'per_class': per_class}
+        intervals = {f'{name}_top{k}': tuple(pair) for k, pair in zip(ks, low_high)}
+    names = _distinct(classes)
+    per_class = {names[c]: recall(ranks[labels == c], 1) for c in labels.unique().tolist()}
+    return {'n_images': len(labels), 'n_classes': len(classes), **{f'{name}_top{k}': recall(ranks, k) for k in ks},
+            'mean_per_class': sum(per_class.values()) / len(per_class), 'intervals': intervals, 'per_class': per_class}
 
 
 def check_probe_labels(train_labels: Sequence[int], test_labels: Sequence[int], classes: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import xxhash
 from composer.devices import Device
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, EvaluateConfig
+from llm2clip.config import ConfigError, EvaluateConfig, ZeroshotConfig
 from llm2clip.config.files import save_config
 from llm2clip.evaluation.classification import (
     check_probe_labels,
@@ -69,8 +69,7 @@ class Evaluation:
             check_cra(config.cra)
         self.retrieval = {name: build_retrieval_set(benchmark.source, f'retrieval.{name}.source')
                           for name, benchmark in config.retrieval.items()}
-        self.zeroshot = {name: (build_classification_set(benchmark.source, f'zeroshot.{name}.source'),
-                                read_templates(benchmark.templates, f'zeroshot.{name}.templates'))
+        self.zeroshot = {name: _with_prompts(benchmark, f'zeroshot.{name}')
                          for name, benchmark in config.zeroshot.items()}
         self.probes = {name: (build_classification_set(benchmark.train, f'linear_probe.{name}.train'),
                               build_classification_set(benchmark.test, f'linear_probe.{name}.test'))
@@ -79,8 +78,10 @@ class Evaluation:
             if train.classes != test.classes:
                 raise ConfigError(f'linear_probe.{name}: the classes of train and test differ: '
                                   f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
+            learned = _one_per_image(train, f'linear_probe.{name}.train')
+            tested = _one_per_image(test, f'linear_probe.{name}.test')
             try:
-                check_probe_labels(train.labels, test.labels, train.classes)
+                check_probe_labels(learned, tested, train.classes)
             except ValueError as error:
                 raise ConfigError(f'linear_probe.{name}.train: {error}') from None
 
@@ -98,7 +99,7 @@ class Evaluation:
             projected = images(dataset)[0]
             if is_first():
                 values = zeroshot_metrics(projected, torch.tensor(dataset.labels),
-                                          class_features(prompts, len(dataset.classes)), dataset.classes,
+                                          class_features(prompts, dataset.classes), dataset.classes,
                                           self.config.bootstrap)
                 self._add('zeroshot', name, dataset.name, model_name,
                           {**values, 'n_truncated': truncated, 'precision': model.precision})
@@ -163,6 +164,22 @@ class Evaluation:
         write_text(out / 'results.md', markdown(result_tables(self.results), partial_note(self.results)))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
         write_page(out / 'report.html', self.config.title, report_parts(self.results, self.galleries))
+
+
+def _with_prompts(benchmark: ZeroshotConfig, key: str) -> tuple[ClassificationSet, list[str]]:
+    """A set, and the prompts of the configuration or else the set's own."""
+    dataset = build_classification_set(benchmark.source, f'{key}.source')
+    templates = benchmark.templates or dataset.templates
+    if templates is None:
+        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')
+    return dataset, read_templates(templates, f'{key}.templates')
+
+
+def _one_per_image(dataset: ClassificationSet, key: str) -> list[int]:
+    labels = [label for label in dataset.labels if isinstance(label, int)]
+    if len(labels) < len(dataset.labels):
+        raise ConfigError(f'{key}: images of {dataset.name} have any number of classes, expected a set with one each')
+    return labels
 
 
 class _ImageFeatures:

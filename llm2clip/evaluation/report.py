@@ -21,7 +21,8 @@ The numbers of a pipeline stand beside its report, in one `results.json`.
   where 1 is the best; ``n_truncated`` texts that lost their end and ``n_without_caption`` images that were left out;
   ``precision``, ``fp32`` or ``amp_bf16``; ``intervals``: metric -> both ends of its 95 % bootstrap interval.
 - ``seconds``: step of the pipeline -> how long it took, over all its starts.
-- ``zeroshot`` and ``linear_probe``: as ``stage2``, of the sets for classification, if the evaluation has any.
+- ``zeroshot`` and ``linear_probe``: as ``stage2``, of the sets for classification, if the evaluation has any: what
+  `llm2clip.evaluation.classification.zeroshot_metrics` and `linear_probe` return.
 - ``missing``: what has no numbers yet, if the evaluation did not come to its end.
 
 Other models of the evaluation are in the `results.json` that `evaluate` wrote.
@@ -117,8 +118,9 @@ def report_parts(
                   '(text→image), and the right text among the first that an image finds (image→text).', table(content))
           for content in retrieval_tables(results)),
         _languages(results.get('retrieval', {})),
-        *(section(content.title, 'How often the right class of an image is the first, or among the first five.',
-                  table(content)) for content in accuracy_tables(results)),
+        *(section(content.title, 'How often the right class of an image is the first, or among the first five; where '
+                  'images have any number of classes, how high each class has its images (mAP).', table(content))
+          for content in accuracy_tables(results)),
         _claims(claims),
         *(_gallery(name, gallery) for name, gallery in galleries.items()),
         *(section(f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',

@@ -109,12 +109,17 @@ def retrieval_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
+    first = next(iter(models.values()))
+    counts = f'{first["n_images"]:,} images, {first["n_classes"]:,} classes'
+    more = _truncated(models) + _narrow(models)
+    if 'mean_average_precision' in first:
+        return Table(title, ['model', 'mAP'], [[model, _cell(values, 'mean_average_precision')]
+                                               for model, values in models.items()],
+                     f'{counts}, any number of them per image; mean average precision in %{more}')
     rows = [[model, _cell(values, f'{name}_top1'), _cell(values, f'{name}_top5'), f'{values["mean_per_class"]:.1f}',
              f'{100 / values["n_classes"]:.2f}'] for model, values in models.items()]
-    first = next(iter(models.values()))
     return Table(title, ['model', 'top-1', 'top-5', 'mean per class', 'chance'], rows,
-                 f'{first["n_images"]:,} images, {first["n_classes"]:,} classes; %, 95 % bootstrap intervals'
-                 f'{_truncated(models)}{_narrow(models)}')
+                 f'{counts}; %, 95 % bootstrap intervals{more}')
 
 
 def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Zero-shot accuracy and linear probe against naive computations."""
+"""Zero-shot accuracy against CLIP_benchmark, and the linear probe against naive computations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from clip_benchmark.metrics import zeroshot_classification
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
 
 from llm2clip.config import ConfigError
@@ -30,32 +32,76 @@ def _letters(texts: Sequence[str]) -> torch.Tensor:
 
 def test_a_class_is_the_mean_of_its_prompts() -> None:
     classes, templates = ['cat', 'dog', 'owl'], ['a {}', 'photo of {} outside']
-    found = class_features(_letters(class_prompts(classes, templates)), len(classes))
+    found = class_features(_letters(class_prompts(classes, templates)), classes)
     for name, row in zip(classes, found, strict=True):
         prompts = _letters([f'a {name}', f'photo of {name} outside'])
         torch.testing.assert_close(row, F.normalize(prompts.mean(0), dim=0))
 
 
-def test_zeroshot_accuracy() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weights, labels = torch.randn(7, 5, generator=generator), torch.randint(0, 7, (60,), generator=generator)
+def test_classes_of_one_name_have_one_feature() -> None:
+    classes, templates = ['missile', 'owl', 'missile', ''], ['a {}', '{}s']
+    prompts = class_prompts(classes, templates)
+    assert prompts == ['a missile', 'missiles', 'a owl', 'owls', 'a ', 's']
+    found = class_features(_letters(prompts), classes)
+    assert len(found) == 4 and found[0].equal(found[2]) and not found[0].equal(found[1])
+
+
+def _classified(seed: int, n_classes: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
+    """Images that are near to their classes, of which no image has the last: features, labels, features, names."""
+    generator = torch.Generator().manual_seed(seed)
+    weights, labels = torch.randn(n_classes, 5, generator=generator), torch.randint(0, n_classes - 1, (60,),
+                                                                                    generator=generator)
     images = torch.randn(60, 5, generator=generator) + weights[labels]
-    classes = [f'c{i}' for i in range(7)]
+    return images, labels, weights, [f'c{i}' for i in range(n_classes)]
+
+
+def test_zeroshot_accuracy_is_that_of_clip_benchmark() -> None:
+    images, labels, weights, classes = _classified(0)
     found = zeroshot_metrics(images, labels, weights, classes, resamples=200)
-    order = (images @ weights.T).argsort(dim=1, descending=True)
-    top1 = (order[:, 0] == labels).float()
-    assert found['zeroshot_top1'] == pytest.approx(100 * top1.mean().item())
-    assert found['zeroshot_top5'] == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).float().mean().item())
-    for c, name in enumerate(classes):
-        assert found['per_class'][name] == pytest.approx(100 * top1[labels == c].mean().item(), abs=1e-3)
+    logits = 100 * images @ weights.T
+    acc1, acc5 = zeroshot_classification.accuracy(logits, labels, topk=(1, 5))
+    recall = balanced_accuracy_score(labels, logits.argmax(1))
+    assert 0.2 < acc1 < acc5 < 1 and abs(acc1 - recall) > 0.001
+    assert found['zeroshot_top1'] == pytest.approx(100 * acc1) and found['zeroshot_top5'] == pytest.approx(100 * acc5)
+    assert found['mean_per_class'] == pytest.approx(100 * recall)
+    assert list(found['per_class']) == classes[:-1]
+    for c, name in enumerate(classes[:-1]):
+        top1 = (logits.argmax(1) == labels)[labels == c].float()
+        assert found['per_class'][name] == pytest.approx(100 * top1.mean().item())
     low, high = found['intervals']['zeroshot_top1']
     assert low < found['zeroshot_top1'] < high
     assert 'zeroshot_top1' not in zeroshot_metrics(images, labels, weights, classes, resamples=0)['intervals']
 
 
-def test_constant_scores_classify_nothing() -> None:
-    found = zeroshot_metrics(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]), torch.ones(2, 3), ['a', 'b'], resamples=5)
-    assert found['zeroshot_top1'] == 0.0
+def test_five_of_fewer_classes_are_all() -> None:
+    found = zeroshot_metrics(*_classified(1, 4), resamples=5)
+    assert 'zeroshot_top5' not in found and list(found['intervals']) == ['zeroshot_top1']
+
+
+def test_of_classes_that_score_the_same_the_first_is_nearest() -> None:
+    found = zeroshot_metrics(torch.ones(4, 3), torch.tensor([1, 0, 1, 1]), torch.ones(2, 3), ['a', 'b'], resamples=5)
+    assert found['zeroshot_top1'] == 25.0 and found['per_class'] == {'a': 100.0, 'b': 0.0}
+    # Two classes of each name, and as many columns as make a matrix product round them in different ways.
+    images, labels, weights, _ = _classified(2, 203)
+    weights[101:202], labels = weights[:101], labels.clamp(max=201)
+    names = [f'c{i % 101}' for i in range(202)]
+    found = zeroshot_metrics(images, labels, weights[:202], names, resamples=0)
+    alone = zeroshot_metrics(images, labels % 101, weights[:101], names[:101], resamples=0)
+    right = sum(alone['per_class'][f'c{c}'] > 0 for c in labels.tolist() if c < 101)
+    assert found['per_class'].keys() == {f'c{c % 101} ({c})' for c in labels.tolist()}
+    assert all(found['per_class'][f'c{c - 101} ({c})'] == 0 for c in labels.tolist() if c >= 101)
+    assert found['zeroshot_top1'] == pytest.approx(100 * right / 60) and right > 1
+
+
+def test_mean_average_precision_is_that_of_clip_benchmark() -> None:
+    images, labels, weights, classes = _classified(3)
+    targets = F.one_hot(labels, len(classes)) | F.one_hot(labels.flip(0), len(classes))
+    targets[::7] = 0
+    found = zeroshot_metrics(images, targets, weights, classes)
+    expected = 100 * zeroshot_classification.average_precision_per_class(images @ weights.T, targets)
+    torch.testing.assert_close(torch.tensor(list(found['per_class'].values())), expected)
+    assert found['mean_average_precision'] == pytest.approx(expected.mean().item()) and expected[-1] == 0
+    assert (found['n_images'], found['n_classes'], list(found['per_class'])) == (60, 7, classes)
 
 
 def test_probe_learns_what_is_linear() -> None:
@@ -108,5 +154,5 @@ def test_bad_templates(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_templates(tmp_path: Path) -> None:
-    (tmp_path / 't.txt').write_text('# prompts\na {}\n\nthe {}.\n')
+    (tmp_path / 't.txt').write_text('# prompts\na {}\n\nthe {c}.\n')
     assert read_templates(tmp_path / 't.txt', 'k') == ['a {}', 'the {}.']

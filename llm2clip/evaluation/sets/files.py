@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import check_text, text_field
@@ -46,16 +46,19 @@ class RetrievalSet:
 
 @dataclass(frozen=True)
 class ClassificationSet:
-    """Images with one class each."""
+    """Images with one class each, or with any number of them."""
 
     name: str
     image_ids: list[str]
-    labels: list[int]
-    """The position in `classes` of each image's class."""
+    labels: Union[list[int], list[list[int]]]
+    """The position in `classes` of each image's class.  Of a set with any number of classes per image, for each image a
+    1 or a 0 per class."""
     classes: list[str]
-    """Class names as prompts use them."""
+    """Class names as prompts use them; several may be the same."""
     read_image: Callable[[int], bytes]
     """Encoded image of a position; can be pickled."""
+    templates: Optional[str] = None
+    """The file with the set's own prompts, if it has one."""
 
 
 @dataclass(frozen=True)

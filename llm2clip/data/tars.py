@@ -1,0 +1,84 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Webdataset tars: files of one name but for their suffix are a sample."""
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from webdataset.tariterators import group_by_keys
+
+from llm2clip.files import FileError, reading
+from llm2clip.folders import stays_inside
+
+__all__ = ['IMAGES', 'file_content', 'tar_samples']
+
+IMAGES = ('jpg', 'jpeg', 'png', 'webp')
+"""Suffixes of images."""
+# Facts about the tar itself.
+_ABOUT = re.compile(r'__[^/]*__($|/)')
+
+
+def file_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """What is in a file of an open tar."""
+    content = tar.extractfile(member)
+    assert content is not None
+    return content.read()
+
+
+def tar_samples(
+    path: str, value: Callable[[tarfile.TarFile, tarfile.TarInfo], Any] = file_content, mode: Literal['r', 'r:'] = 'r'
+) -> Iterator[dict[str, Any]]:
+    """The samples of a tar: suffix in small letters -> value of that file, and ``__key__`` -> the sample's name.
+
+    Args:
+        path: The tar.
+        value: What is kept of a file.
+        mode: As `tarfile.open` takes it: ``r`` reads compressed tars too, ``r:`` does not.
+
+    Raises:
+        FileError: The tar is damaged or cut off, has a file twice, links or paths that lead out of it, or goes on after
+            its end; the message names it.
+    """
+    with reading(path, 'a whole tar with every file once'):
+        yield from group_by_keys(_members(path, value, mode))
+
+
+class _Member(tarfile.TarInfo):
+    """A file in a tar.  `tarfile` takes a header that it cannot read, or none, for the end of a tar that has others."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> '_Member':  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f'no header of a file at byte {tar.offset:,}: {error}') from None
+
+
+def _members(
+    path: str, value: Callable[[tarfile.TarFile, tarfile.TarInfo], Any], mode: Literal['r', 'r:']
+) -> Iterator[dict[str, Any]]:
+    """The files of a tar as `group_by_keys` takes them.
+
+    Raises:
+        FileError: The tar has something else than files in it, or goes on after its end.
+        TarError: It is damaged or cut off.
+    """
+    with tarfile.open(path, mode, tarinfo=_Member) as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # which otherwise grow
+            if not stays_inside(member.name):
+                raise FileError(f'{path}: the path {member.name!r} leads out of the tar, expected one inside')
+            if not member.isdir() and not member.isreg():
+                raise FileError(f'{path}: {member.name!r} is a link or a device, expected a file')
+            if member.isreg() and not _ABOUT.match(member.name):
+                yield {'fname': member.name, 'data': value(tar, member), '__url__': path}
+        assert tar.fileobj is not None
+        while block := tar.fileobj.read(1 << 20):
+            if block.strip(b'\0'):
+                raise FileError(f'{path}: goes on after its end, expected one tar, not several in one file')
+    yield {}  # ends the last sample
