@@ -17,13 +17,13 @@ def main(config: ExportConfig) -> None:
 
     out = f'{config.out}/llm2clip'
     check_replaceable(out, KIND)
-    run_config, record = read_stage2(config.run, config.weights)
-    results = read_results(config.results, config.run, config.weights) if config.results else None
+    run_config, record = read_stage2(config.run, config.weights, config.interpolate)
+    results = read_results(config.results, config.run, config.weights, config.interpolate) if config.results else None
     hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
     teachers = run_teachers(config, run_config, record.teacher)
-    model, _, _ = load_stage2(config.run, config.weights)
+    model, _, _ = load_stage2(config.run, config.weights, config.interpolate)
     export_folder(model, run_config.model, record, teachers, out, remote_code=config.remote_code, run=run_config,
-                  results=results)
+                  results=results, interpolate=config.interpolate)
     save_config(config, config.out)
     print(f'wrote {describe_folder(out)}')
     if hub is not None and config.push_to_hub:

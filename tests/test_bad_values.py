@@ -141,6 +141,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('evaluate',), 'cra', ['true']),
     (('evaluate',), 'retrieval', ['{}']),
     (('evaluate.models.m', 'export_hf', 'export_vision'), 'weights', ['newest', "''"]),
+    (('evaluate.models.m', 'export_hf', 'export_vision'), 'interpolate', ['-0.1', '1.1', 'nan', 'half', '[0, 1]']),
     (('evaluate', 'search'), 'batch_size', ['0', '-1']),
     (('evaluate', 'search'), 'num_workers', ['-1']),
     (('evaluate',), 'bootstrap', ['-1', '1.5']),

@@ -17,6 +17,7 @@ from llm2clip.config.ranges import (
     DeviceName,
     Natural,
     RunWeights,
+    Share,
     TeacherPrecision,
     Text,
 )
@@ -37,6 +38,10 @@ class EvaluatedModelConfig(TeacherConfig):
     """Folder of a stage-2 run."""
     weights: RunWeights = 'latest'
     """Which weights of the run: `latest`, those of its newest checkpoint, or `best`, which `save_best` kept."""
+    interpolate: Share = 1.0
+    """Share `a` of these weights in the mean with those that the run began with, (1 - a) · initial + a · trained
+    (WiSE-FT): 0 is the tower as it began, 1 as it was trained.  What began at random (projection, adapter) is taken as
+    trained; a run with `initial_weights` is interpolated whole."""
     export: Optional[Text] = None
     """Folder that `export_hf` wrote."""
     official: Optional[Text] = None

@@ -8,7 +8,7 @@ from typing import Optional
 
 from omegaconf import MISSING
 
-from llm2clip.config.ranges import Repository, RunWeights, Text
+from llm2clip.config.ranges import Repository, RunWeights, Share, Text
 
 __all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'HubConfig']
 
@@ -32,6 +32,8 @@ class ExportConfig(HubConfig):
     """Folder of a stage-2 run."""
     weights: RunWeights = 'latest'
     """`latest` or `best`, as for `evaluate`."""
+    interpolate: Share = 1.0
+    """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
     teacher: Optional[Text] = None
     """Folder of the teacher that the run learned from.  Unset: as the run's configuration names it."""
     teachers: list[Text] = field(default_factory=list)
@@ -52,6 +54,8 @@ class ExportVisionConfig(HubConfig):
     """Folder of a stage-2 run."""
     weights: RunWeights = 'latest'
     """`latest` or `best`, as for `evaluate`."""
+    interpolate: Share = 1.0
+    """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
     out: Text = MISSING
     """Folder that receives the tower."""
     projection: bool = True

@@ -188,6 +188,9 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
     if len(named) != 1:
         raise ConfigError(f'{key}: expected one of run, export, official and pretrained; got '
                           f'{" and ".join(named) or "none"}')
+    if config.interpolate != 1 and config.run is None:
+        raise ConfigError(f'{key}.interpolate: {config.interpolate:g}, expected 1 or a run, which knows what it began '
+                          'with')
     if config.pretrained is not None:
         return
     if config.official is not None and config.vision is None:
@@ -219,7 +222,7 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherConfi
         folders = list(map(str, teacher_folders(Path(config.export))))
     elif config.run is not None:
         try:
-            run_config, record = read_stage2(config.run, config.weights)
+            run_config, record = read_stage2(config.run, config.weights, config.interpolate)
         except ConfigError as error:
             raise ConfigError(f'{key}.run: {error}') from None
         expected, folders = record.teacher, [] if run_config.teacher is None else [run_config.teacher]
@@ -256,7 +259,7 @@ def load_evaluated_model(
     if config.export is not None:
         model = LLM2CLIPModel.from_pretrained(config.export).eval().model
     elif config.run is not None:
-        model, _, _ = load_stage2(config.run, config.weights)
+        model, _, _ = load_stage2(config.run, config.weights, config.interpolate)
     else:
         assert config.official is not None and config.vision is not None
         imported = import_checkpoint(config.official, config.vision)

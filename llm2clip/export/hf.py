@@ -124,6 +124,7 @@ def export_folder(
     remote_code: bool = False,
     run: Optional[Stage2Config] = None,
     results: Optional[Results] = None,
+    interpolate: float = 1.0,
 ) -> None:
     """Write everything that `AutoModel.from_pretrained` needs after ``import llm2clip``.
 
@@ -138,6 +139,7 @@ def export_folder(
         remote_code: Add the code that loads it with ``trust_remote_code=True`` where this package is not installed.
         run: Configuration of the run, for the model card.
         results: Numbers for the model card.
+        interpolate: Share of the run's trained weights in those of the model, for the model card.
 
     Raises:
         ConfigError: The model was trained with another number of teachers, or what was written does not give its
@@ -168,7 +170,8 @@ def export_folder(
         if remote_code:
             for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
-        model_card(config, record.teacher, run, results, use=usage(remote_code)).save(partial / 'README.md')
+        card = model_card(config, record.teacher, run, results, interpolate, use=usage(remote_code))
+        card.save(partial / 'README.md')
         _check_export(LLM2CLIPModel, partial, model, record.llm_embed_dim)
         if remote_code:
             _check_export(modeling_llm2clip.LLM2CLIPModel, partial, model, record.llm_embed_dim)

@@ -4,8 +4,9 @@
 """The README.md of an exported folder, filled from the run."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
@@ -99,13 +100,16 @@ print(image @ text.T)
 ```""".replace('python\n\n', 'python\n')
 
 
-def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) -> Results:
+def read_results(
+    folder: Union[str, Path], run: Union[str, Path], weights: str, interpolate: float = 1.0
+) -> Results:
     """The numbers of a run that `evaluate` wrote.
 
     Args:
         folder: Where `evaluate` wrote them.
         run: Folder of the run that they must be of.
         weights: Which of its weights they must be of.
+        interpolate: Share of these in the weights that they must be of.
 
     Returns:
         Benchmark -> metric -> value.
@@ -118,13 +122,13 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
         raise ConfigError(f'results: {folder} has no results.json with its config.yaml; `evaluate` writes them')
     with reading(config_path, 'the configuration of an evaluation'):
         models = dict(OmegaConf.load(config_path).models)
-    name = next((name for name, model in models.items() if model.get('run') is not None
-                 and Path(model.run).resolve() == Path(run).resolve()
-                 and model.get('weights', 'latest') == weights), None)
+    runs = {name: model for name, model in models.items() if model.get('run') is not None}
+    wanted = _weights(weights, interpolate)
+    name = next((name for name, model in runs.items() if Path(model.run).resolve() == Path(run).resolve()
+                 and _weights_of(model) == wanted), None)
     if name is None:
-        known = ', '.join(f'the {model.get("weights", "latest")} weights of {model.run}' for model in models.values()
-                          if model.get('run') is not None)
-        raise ConfigError(f'results: {folder} is about {known or "no run"}, not the {weights} weights of {run}')
+        known = ', '.join(f'{_weights_of(model)} of {model.run}' for model in runs.values())
+        raise ConfigError(f'results: {folder} is about {known or "no run"}, not {wanted} of {run}')
     found = read_json(path, dict)
     if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:
         raise ConfigError(f'results: the evaluation in {folder} did not come to its end; it lacks '
@@ -136,11 +140,22 @@ def read_results(folder: Union[str, Path], run: Union[str, Path], weights: str) 
                 if name in entry['models']}
 
 
+def _weights(weights: str, interpolate: float) -> str:
+    """In words."""
+    return f'the {weights} weights' + (f' interpolated to {interpolate:g}' if interpolate != 1 else '')
+
+
+def _weights_of(model: Mapping[str, Any]) -> str:
+    """A run of an evaluation."""
+    return _weights(model.get('weights', 'latest'), model.get('interpolate', 1.0))
+
+
 def model_card(
     config: ModelConfig,
     teacher: Fingerprint,
     run: Optional[Stage2Config] = None,
     results: Optional[Results] = None,
+    interpolate: float = 1.0,
     *,
     title: str = 'LLM2CLIP',
     summary: str = SUMMARY,
@@ -157,6 +172,7 @@ def model_card(
         teacher: The one that it learned from, or several.
         run: Configuration of the run that trained it.
         results: Its numbers, as `read_results` gives them.
+        interpolate: Share of the run's trained weights in those of the model.
         title: Heading.
         summary: What it is.
         use: Code.
@@ -170,6 +186,10 @@ def model_card(
     facts = {'vision tower': f'`{public_name(vision.name)}`', 'image size': vision.image_size,
              'adapter': f'{config.adapter.name}, {config.adapter.depth} blocks' if config.adapter.name == 'residual'
              else config.adapter.name, 'dimensions of the joint space': config.embed_dim}
+    if interpolate != 1:
+        of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
+        facts['weights'] = (f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '
+                            '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
     return ModelCard.from_template(
         data, template_str=TEMPLATE, title=title, summary=summary, use=use or usage(), model_facts=facts,
         teachers=str(teacher), n_teachers=len(teacher),

@@ -72,6 +72,7 @@ def export_vision(
     out: Union[str, Path],
     projection: bool = True,
     run: Optional[Stage2Config] = None,
+    interpolate: float = 1.0,
 ) -> str:
     """Write a folder that transformers or timm load without this package.
 
@@ -85,6 +86,7 @@ def export_vision(
         projection: With the projection into the joint space, where the class has a place for one: in a
             `CLIPVisionModelWithProjection`, and as the classifier of a timm model.
         run: Configuration of the run, for the model card.
+        interpolate: Share of the run's trained weights in those of the model, for the model card.
 
     Returns:
         The class that loads it.
@@ -97,7 +99,8 @@ def export_vision(
                   and (of_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)))
     with complete_folder(out, KIND) as partial:
         name, use = (_save_timm if of_timm else _save_transformers)(model, partial, projection)
-        card = model_card(config, record.teacher, run, title=f'Vision tower of LLM2CLIP, {name}', use=use,
+        card = model_card(config, record.teacher, run, interpolate=interpolate,
+                          title=f'Vision tower of LLM2CLIP, {name}', use=use,
                           summary=SUMMARY if projection else TOWER_SUMMARY,
                           library_name='timm' if of_timm else 'transformers', pipeline_tag='image-feature-extraction')
         card.save(partial / 'README.md')

@@ -15,7 +15,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.checks_llm2clip import check_keys, check_weight_files
 from llm2clip.teacher.fingerprint import Fingerprint
 
-__all__ = ['check_initial_weights', 'load_initial_weights']
+__all__ = ['check_initial_weights', 'check_is_exported', 'load_initial_weights']
 
 # Of a transformers architecture, what does not change the features.
 _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
@@ -24,7 +24,7 @@ _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 
 
 def load_initial_weights(
     model: LLM2CLIP, config: ModelConfig, teacher: Fingerprint, folder: Union[str, Path]
-) -> None:
+) -> bool:
     """Load an exported model's weights into one of the same configuration.
 
     Args:
@@ -33,6 +33,9 @@ def load_initial_weights(
         teacher: The one that training uses; a warning says if it is another than the exported
             model's, whose adapter then has to learn anew.
         folder: What `export_folder` wrote.
+
+    Returns:
+        Whether the teacher is that of the exported model.
 
     Raises:
         ConfigError: There is no exported model, or it is of another configuration.
@@ -47,6 +50,14 @@ def load_initial_weights(
         teacher.check(Fingerprint.from_json(exported.teacher), 'training', f'the model in {folder}')
     except ValueError as error:
         warnings.warn(f'initial_weights: {error}', stacklevel=2)
+        return False
+    return True
+
+
+def check_is_exported(folder: Union[str, Path]) -> None:
+    """Raise a ConfigError unless a folder is an exported model."""
+    if not is_exported(folder):
+        raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
 
 
 def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:
@@ -55,8 +66,7 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
     Raises:
         ConfigError: There is no exported model, or a key differs.
     """
-    if not is_exported(folder):
-        raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
+    check_is_exported(folder)
     exported_teachers(folder)
     exported = LLM2CLIPConfig.from_pretrained(folder)
     wrong = [f'model.{key}: {found!r}, but {expected!r} there'

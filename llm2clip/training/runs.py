@@ -3,6 +3,8 @@
 
 """Folders that runs leave behind: models loaded back from their checkpoints, with configuration and teacher."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Union
 
@@ -17,6 +19,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.training.checkpoints import read_latest
+from llm2clip.training.interpolation import check_initial, initial_state, interpolated
 from llm2clip.weights import read_safetensors
 
 __all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'read_stage2', 'record_teacher']
@@ -52,11 +55,13 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
     return read_latest(folder)
 
 
-def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2Config, TeacherRecord]:
-    """Configuration and teacher of a stage-2 run, without its weights.
+def read_stage2(
+    run: Union[str, Path], weights: str = 'latest', interpolate: float = 1.0
+) -> tuple[Stage2Config, TeacherRecord]:
+    """Configuration and teacher of a stage-2 run, without its weights; arguments as for `load_stage2`.
 
     Raises:
-        ConfigError: The folder holds no stage-2 run, or not its best weights, if those are asked for.
+        ConfigError: The folder holds no stage-2 run, or not the weights that are asked for.
     """
     if weights not in ('latest', 'best'):
         raise ConfigError(f'weights: {weights!r} is neither latest nor best')
@@ -66,26 +71,43 @@ def read_stage2(run: Union[str, Path], weights: str = 'latest') -> tuple[Stage2C
         raise FileError(f'{run}/{TEACHER_FILE}: llm_embed_dim is {width!r}, expected the width of the vectors')
     if weights == 'best' and not Path(run, BEST_FILE).is_file():
         raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
+    if interpolate != 1:
+        with _beginning_of(run):
+            check_initial(config)
     return config, record
 
 
+@contextmanager
+def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
+    """Say of an error why the weights that a run began with are read."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f'interpolate: needs the weights that the run in {run} began with; {error}') from error
+
+
 def load_stage2(
-    run: Union[str, Path], weights: str = 'latest'
+    run: Union[str, Path], weights: str = 'latest', interpolate: float = 1.0
 ) -> tuple[LLM2CLIP, Stage2Config, TeacherRecord]:
     """Model, configuration and teacher of a stage-2 run, in evaluation mode.
 
     Args:
         run: Its folder.
         weights: ``latest``, those of the latest checkpoint, or ``best``, those that `SaveBest` kept.
+        interpolate: Share of them, from 0 to 1; the rest are those that the run began with, where these meant
+            something (`initial_state`).
 
     Raises:
         ConfigError: The folder holds no stage-2 run, or there are no such weights.
         FileError, LoadError: They are damaged, not finite, or of another model.
     """
-    config, record = read_stage2(run, weights)
+    config, record = read_stage2(run, weights, interpolate)
     state = load_checkpoint_model(run) if weights == 'latest' else read_safetensors(Path(run, BEST_FILE)).tensors
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
     check_keys(state, model.state_dict(), f'the {weights} weights of {run}')
+    if interpolate != 1:
+        with _beginning_of(run):
+            state = interpolated(initial_state(config, record), state, interpolate)
     model.load_state_dict(state)
     return model.eval(), config, record

@@ -153,6 +153,7 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
     ({'official': 'x.pt'}, r'models\.m\.vision: required but not set'),
     ({'run': 'a', 'export': 'b'}, 'got run and export'),
     ({'export': 'nowhere'}, r'models\.m\.export: nowhere is no folder that export_hf wrote'),
+    ({'pretrained': 'x', 'interpolate': 0.5}, r'models\.m\.interpolate: 0.5, expected 1 or a run, which knows what it'),
     ({'pretrained': 'nowhere/at-all'}, 'pretrained: nowhere/at-all: cannot be loaded'),
 ])
 def test_bad_models(options: dict[str, str], message: str, tmp_path: Path) -> None:

@@ -79,3 +79,8 @@ def test_results_must_be_of_these_weights(tmp_path: Path) -> None:
         read_results(tmp_path, 'run', 'best')
     with pytest.raises(ConfigError, match='not the latest weights of other'):
         read_results(tmp_path, 'other', 'latest')
+    with pytest.raises(ConfigError, match='latest weights of run, not the latest weights interpolated to 0.5 of run'):
+        read_results(tmp_path, 'run', 'latest', 0.5)
+    models['ours'].interpolate = 0.5
+    save_config(EvaluateConfig(models=models, out=str(tmp_path)), tmp_path)
+    assert list(read_results(tmp_path, 'run', 'latest', 0.5)) == ['flickr', 'coco', 'imagenet']

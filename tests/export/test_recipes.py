@@ -38,9 +38,9 @@ def loaded(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by each run whose weights are loaded."""
     runs: list[str] = []
 
-    def load_stage2(run: str, weights: str) -> Any:
+    def load_stage2(run: str, weights: str, interpolate: float) -> Any:
         runs.append(run)
-        config, record = llm2clip.training.runs.read_stage2(run, weights)
+        config, record = llm2clip.training.runs.read_stage2(run, weights, interpolate)
         teachers = [teacher_folder] * (record.llm_embed_dim // 32)
         return trained('timm:test_efficientnet', teachers).model, config, record
 
@@ -114,6 +114,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     refused('another teacher than the run: bidirectional is False', out, f'teacher={causal_teacher}', error=ValueError)
     refused('results: nowhere has no results.json', out, teacher, 'results=nowhere')
     refused('the run in .* kept no best ones', out, teacher, 'weights=best')
+    refused('interpolate: needs .* began with; model.vision.checkpoint: there is no', out, teacher, 'interpolate=0.5')
     refused('push_to_hub: set HF_TOKEN', out, teacher, 'push_to_hub=me/model')
     (tmp_path / 'llm2clip').mkdir()
     (tmp_path / 'llm2clip/mine.txt').touch()
@@ -122,6 +123,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     refused(r'llm2clip is there already .* \(in it: mine.txt\)', f'out={tmp_path}', teacher)
     refused('push_to_hub: set HF_TOKEN', out, 'push_to_hub=me/model', name='export_vision')
     refused('kept no best ones', out, 'weights=best', name='export_vision')
+    refused('interpolate: needs', out, 'interpolate=0.5', name='export_vision')
 
 
 def test_a_run_or_pictures_are_not_replaced(

@@ -1,0 +1,174 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Weights between those that a run began with and those that it ended with."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from composer.devices import DeviceCPU
+from recipes_in_process import run_recipe
+
+from llm2clip.config import (
+    AdapterConfig,
+    ConfigError,
+    EvaluatedModelConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
+    ModelConfig,
+    Stage2Config,
+    VisionConfig,
+)
+from llm2clip.config.files import save_config
+from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.export.hf import LLM2CLIPModel, export_folder
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.training.interpolation import interpolated
+from llm2clip.training.runs import BEST_FILE, load_stage2
+from llm2clip.weights import write_safetensors
+
+TOWER = 'test_efficientnet'
+CONFIG = ModelConfig(VisionConfig(TOWER, image_size=32), AdapterConfig(depth=1), embed_dim=16)
+Weights = dict[str, torch.Tensor]
+
+
+def _model(seed: int) -> LLM2CLIP:
+    """With random weights everywhere, also where they begin alike."""
+    torch.manual_seed(seed)
+    model = LLM2CLIP(CONFIG, 32)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.1 * torch.rand(value.shape))
+    return model.eval()
+
+
+def _save_run(folder: Path, weights: Weights, teacher: Path, vision: dict[str, Any], **options: Any) -> Path:
+    """A run that kept its best weights."""
+    model = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, **vision))
+    save_config(Stage2Config(model=model, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder),
+                             run_name='r', optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=str(teacher),
+                             train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}), **options), folder)
+    TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32}).write(folder)
+    write_safetensors(folder / BEST_FILE, {f'model.{name}': value for name, value in weights.items()})
+    return folder
+
+
+@pytest.fixture
+def tower(tmp_path: Path) -> Path:
+    """A timm file, whose BatchNorms have seen data."""
+    torch.manual_seed(1)
+    model = timm.create_model(TOWER)
+    model(torch.randn(8, 3, 32, 32))
+    torch.save(model.state_dict(), tmp_path / 'tower.pth')
+    return tmp_path / 'tower.pth'
+
+
+def _assert_mean(found: Weights, initial: Weights, trained: Weights, share: float) -> None:
+    assert found.keys() == trained.keys() and initial.keys() <= trained.keys()
+    for name, value in trained.items():
+        if name in initial and value.is_floating_point():
+            value = (1 - share) * initial[name] + share * value
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_the_mean_is_exact_at_both_ends() -> None:
+    torch.manual_seed(0)
+    initial = {'a': torch.randn(1000), 'count': torch.tensor(3)}
+    trained = {'a': 1e4 * torch.randn(1000), 'b': torch.randn(2), 'count': torch.tensor(7)}
+    for share, a in ((0.0, initial['a']), (1.0, trained['a'])):
+        found = interpolated(initial, trained, share)
+        assert torch.equal(found['a'], a) and torch.equal(found['b'], trained['b']) and found['count'] == 7
+    torch.testing.assert_close(interpolated(initial, trained, 0.3)['a'], 0.7 * initial['a'] + 0.3 * trained['a'])
+    same = {'a': initial['a'] / 3}
+    assert torch.equal(interpolated(same, same, 0.3)['a'], same['a'])
+
+
+def test_the_tower_goes_back_and_the_rest_stays_as_trained(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    trained = _model(2).state_dict()
+    run = _save_run(tmp_path / 'run', trained, teacher_folder, {'checkpoint': str(tower)})
+    initial = {f'vision_encoder.trunk.{name}': value for name, value in torch.load(tower).items()
+               if not name.startswith('classifier.')}
+    for share in (0.0, 0.3, 1.0):
+        _assert_mean(load_stage2(run, 'best', share)[0].state_dict(), initial, trained, share)
+    # At 0, the features of the tower are those of the file.
+    pixels = torch.randn(2, 3, 32, 32)
+    expected = timm.create_model(TOWER, num_classes=0)
+    expected.load_state_dict({name: value for name, value in torch.load(tower).items() if 'classifier' not in name})
+    with torch.no_grad():
+        found = load_stage2(run, 'best', 0.0)[0].vision_encoder(pixels)
+        torch.testing.assert_close(found, expected.eval()(pixels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('same_teacher', [True, False])
+def test_with_initial_weights_all_of_the_model_goes_back_but_what_has_another_teacher(
+    same_teacher: bool, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
+) -> None:
+    first, trained = _model(1), _model(2).state_dict()
+    teacher = teacher_folder if same_teacher else causal_teacher
+    export_folder(first, CONFIG, TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32}), teacher,
+                  tmp_path / 'first')
+    run = _save_run(tmp_path / 'run', trained, teacher_folder, {}, initial_weights=str(tmp_path / 'first'))
+    initial = {name: value for name, value in first.state_dict().items()
+               if same_teacher or not name.startswith('adapter.')}
+    with warnings.catch_warnings(record=True):
+        for share in (0.0, 0.75):
+            _assert_mean(load_stage2(run, 'best', share)[0].state_dict(), initial, trained, share)
+
+
+def test_a_beginning_that_is_not_there_is_named_by_its_key(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    def refused(message: str, vision: dict[str, Any], **options: Any) -> None:
+        run = _save_run(tmp_path / message[:9], _model(2).state_dict(), teacher_folder, vision, **options)
+        expected = f'interpolate: needs the weights that the run in .* began with; {message}'
+        with pytest.raises(ConfigError, match=expected):
+            load_stage2(run, 'best', 0.5)
+        assert load_stage2(run, 'best', 1.0)
+
+    refused('the tower had random weights, since the run set none of model.vision.pretrained', {})
+    refused('model.vision.checkpoint: there is no file /gone.pth', {'checkpoint': '/gone.pth'})
+    refused('initial_weights: /gone is no exported folder', {}, initial_weights='/gone')
+    refused('model.vision.name: .*cannot be', {'pretrained': True})
+    torch.save({'other': torch.ones(3)}, tower)
+    refused(r'model.vision.checkpoint: .*tower.pth', {'checkpoint': str(tower)})
+
+
+def test_a_run_as_it_is_evaluated_and_exported(
+    tower: Path, teacher_folder: Path, image_dataset: Path, sidecar: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Really trained, with averaged weights, from a file with other names."""
+    torch.save({f'_{i}': value for i, value in enumerate(torch.load(tower).values())}, tower)
+    run = tmp_path / 'run'
+    run_recipe(monkeypatch, 'train_stage2', f'save_folder={run}', 'max_duration=3ba', 'run_name=r', 'device=cpu',
+               'progress_bar=false', 'precision=fp32', 'global_train_batch_size=8', 'train_data.num_workers=0',
+               'train_data.caption_mix={short: 1.0}', f'train_data.streams.s.local={image_dataset}',
+               f'train_data.streams.s.embeddings.t.local={sidecar}', 'optimizer={name: sgd, lr: 0.5}',
+               'algorithms.ema={half_life: 2ba}', f'teacher={teacher_folder}', f'model.vision.name={TOWER}',
+               f'model.vision.checkpoint={tower}', 'model.vision.remap=true', 'model.vision.image_size=32',
+               'model.adapter.depth=1', 'model.embed_dim=16')
+    ends = [load_stage2(run, 'latest', share)[0].state_dict() for share in (0.0, 1.0)]
+    running = 'vision_encoder.trunk.bn1.running_mean'
+    torch.testing.assert_close(ends[0][running], ends[1][running], rtol=1e-6, atol=0)
+    assert ends[0][running].abs().max() > 0
+    assert not torch.equal(*(end['vision_encoder.trunk.conv_stem.weight'] for end in ends))
+    middle = load_stage2(run, 'latest', 0.5)[0]
+    _assert_mean(middle.state_dict(), *ends, 0.5)
+    run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'interpolate=0.5')
+    exported = LLM2CLIPModel.from_pretrained(tmp_path / 'export/llm2clip')
+    evaluated = load_evaluated_model(EvaluatedModelConfig(run=str(run), interpolate=0.5), tmp_path / 'cache',
+                                     DeviceCPU(), 'models.m')
+    for found in (exported.model, evaluated.model):
+        assert all(torch.equal(value, found.state_dict()[name]) for name, value in middle.state_dict().items())
+    card = (tmp_path / 'export/llm2clip/README.md').read_text()
+    assert '| weights | of the vision tower 0.5 · initial + 0.5 · trained ([WiSE-FT]' in card
+    run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/vision', 'interpolate=0')
+    vision = timm.create_model(f'local-dir:{tmp_path}/vision', pretrained=True)
+    assert torch.equal(vision.conv_stem.weight, ends[0]['vision_encoder.trunk.conv_stem.weight'])
+    assert '0 · initial' not in (card := (tmp_path / 'vision/README.md').read_text()) and '1 · initial + 0 ·' in card
