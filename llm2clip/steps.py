@@ -210,7 +210,8 @@ def _after_evaluate(config: EvaluateConfig) -> list[str]:
         return []
     teachers = [f'teachers={_yaml(model.teachers)}'] if model.teachers else [f'teacher={model.teacher}'] \
         if model.teacher else []
-    return ['python', 'recipes/export_hf.py', f'run={model.run}', f'weights={model.weights}', *teachers,
+    how = [] if model.interpolate == 1 else [f'interpolate={model.interpolate:g}']
+    return ['python', 'recipes/export_hf.py', f'run={model.run}', f'weights={model.weights}', *how, *teachers,
             f'results={config.out}', f'out={model.run}/export']
 
 

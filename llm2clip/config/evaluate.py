@@ -24,8 +24,8 @@ from llm2clip.config.ranges import (
 from llm2clip.config.teacher import TeacherConfig
 
 __all__ = [
-    'CRAConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig', 'RetrievalConfig',
-    'ZeroshotConfig',
+    'CRAConfig', 'CurveConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig',
+    'RetrievalConfig', 'ZeroshotConfig',
 ]
 
 
@@ -109,6 +109,16 @@ class CRAConfig:
 
 
 @dataclass
+class CurveConfig:
+    """A point for each model between two benchmarks, those of a run joined in the order of `interpolate`."""
+
+    old: Text = MISSING
+    """Benchmark of what the tower could do before: `zeroshot.imagenet`, with the name that it has there."""
+    new: Text = MISSING
+    """Benchmark of what it has learned, such as `retrieval.flickr30k`."""
+
+
+@dataclass
 class EvaluateConfig:
     """Numbers of trained models, side by side."""
 
@@ -126,6 +136,8 @@ class EvaluateConfig:
     """Name in the tables -> logistic regression on the frozen tower's features."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
+    curve: Optional[CurveConfig] = None
+    """A table and a picture of models between two of the benchmarks."""
     bootstrap: Natural = 1000
     """Number of resamples for the 95 % intervals; 0 for none."""
     gallery: Natural = 4
@@ -140,11 +152,15 @@ class EvaluateConfig:
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate."""
+        """Raise a ConfigError if there is nothing to evaluate, or the curve is of something else."""
         if self.models and not (self.retrieval or self.zeroshot or self.linear_probe):
             raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')
         if not self.models and (self.retrieval or self.zeroshot or self.linear_probe or self.cra is None):
             raise ConfigError('models: {}, expected at least one')
+        known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe') for name in getattr(self, kind)]
+        for axis in ('old', 'new') if self.curve is not None else ():
+            if (benchmark := getattr(self.curve, axis)) not in known:
+                raise ConfigError(f'curve.{axis}: {benchmark!r}, expected one of {", ".join(known)}')
 
 
 @dataclass

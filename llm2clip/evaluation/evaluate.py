@@ -26,6 +26,7 @@ from llm2clip.evaluation.classification import (
     zeroshot_metrics,
 )
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
+from llm2clip.evaluation.curve import curve_points
 from llm2clip.evaluation.gallery import make_gallery
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
@@ -158,6 +159,8 @@ class Evaluation:
         self.results.pop('missing', None)
         if missing := self._missing():
             self.results = {'missing': missing, **self.results}
+        if self.config.curve is not None:
+            self.results['curve'] = curve_points(self.config.curve, self.config.models, self.results)
         # With the first numbers, not before: the folder may have those of another configuration.
         save_config(self.config, out)
         write_json(out / 'results.json', self.results)

@@ -19,7 +19,7 @@ from llm2clip.files import write_text
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-__all__ = ['CHANCE', 'bars', 'chip', 'curves', 'picture', 'section', 'table', 'write_page']
+__all__ = ['CHANCE', 'bars', 'chip', 'curves', 'picture', 'scatter', 'section', 'table', 'write_page']
 
 CHANCE = 'chance'
 _LABELLED = 20
@@ -135,6 +135,25 @@ def curves(metrics: Mapping[str, Mapping[int, float]]) -> str:
         axis.set(title=label, xlabel='batch')
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
+    return _svg(figure)
+
+
+def scatter(labels: Sequence[str], lines: Mapping[str, Sequence[tuple[float, float, str]]]) -> str:
+    """Points in a plane, in percent, those of a name joined by a line.
+
+    Args:
+        labels: Of the horizontal and the vertical axis.
+        lines: Name -> horizontal and vertical value and label of each point, in order.
+    """
+    figure, axis = plt.subplots(figsize=(6, 4.5))
+    for name, points in lines.items():
+        axis.plot([x for x, _, _ in points], [y for _, y, _ in points], marker='o', markersize=4, label=name)
+        for x, y, label in points:
+            axis.annotate(label, (x, y), textcoords='offset points', xytext=(5, 5), fontsize=8)
+    axis.set(xlabel=f'{labels[0]} [%]', ylabel=f'{labels[1]} [%]')
+    axis.margins(0.1)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     return _svg(figure)
 
 

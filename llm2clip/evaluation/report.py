@@ -35,8 +35,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.page import CHANCE, bars, chip, curves, picture, section, table
-from llm2clip.evaluation.tables import Table, accuracy_tables, partial_note, retrieval_tables
+from llm2clip.evaluation.curve import curve_lines
+from llm2clip.evaluation.page import CHANCE, bars, chip, curves, picture, scatter, section, table
+from llm2clip.evaluation.tables import Table, accuracy_tables, curve_tables, partial_note, retrieval_tables
 from llm2clip.files import read_json, read_text
 from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -121,7 +122,7 @@ def report_parts(
         *(section(content.title, 'How often the right class of an image is the first, or among the first five; where '
                   'images have any number of classes, how high each class has its images (mAP).', table(content))
           for content in accuracy_tables(results)),
-        _claims(claims),
+        _curve(results), _claims(claims),
         *(_gallery(name, gallery) for name, gallery in galleries.items()),
         *(section(f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
                   curves(metrics))
@@ -153,6 +154,16 @@ def _languages(sets: Mapping[str, Any]) -> str:
     return section('Languages', 'How often a text of each language has the right image among the first 10 that it '
                    'finds (text→image R@10), beside what a random order would give.',
                    bars(labels, {**series, CHANCE: chance}))
+
+
+def _curve(results: Mapping[str, Any]) -> str:
+    """Models between two benchmarks, as a table and a picture."""
+    curve = results.get('curve', {})
+    return ''.join(
+        section(content.title, f'What is left of what the tower could do before ({curve["old"]}), and what it has '
+                f'learned ({curve["new"]}): weights between those that a run began with (0) and ended with (1).',
+                scatter([curve['old'], curve['new']], curve_lines(curve)) + table(content))
+        for content in curve_tables(results))
 
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-__all__ = ['PAPER', 'Table', 'accuracy_tables', 'markdown', 'partial_note', 'result_tables', 'retrieval_tables']
+__all__ = [
+    'PAPER', 'Table', 'accuracy_tables', 'curve_tables', 'markdown', 'partial_note', 'result_tables',
+    'retrieval_tables',
+]
 
 _PAPER_SETS = ('flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci')
 _PAPER_ROWS = {
@@ -129,9 +132,23 @@ def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:
             for name, entry in results.get(kind, {}).items()]
 
 
+def _curve_table(curve: Mapping[str, Any]) -> Table:
+    """A row for each model between two benchmarks, as `curve_points` has them."""
+    rows = [[name, f'{point["interpolate"]:g}' if 'interpolate' in point else '', f'{point["old"]:.1f}',
+             f'{point["new"]:.1f}'] for name, point in curve['models'].items()]
+    return Table('Old and new', ['model', 'interpolate', curve['old'], curve['new']], rows,
+                 'top-1 accuracy, or the mean of R@1 text→image and image→text, in %; interpolate: 0 the weights that '
+                 'the run began with, 1 those that it ended with')
+
+
+def curve_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The table of the curve of a `results.json`, if it has one."""
+    return [_curve_table(results['curve'])] if results.get('curve', {}).get('models') else []
+
+
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table of a `results.json`."""
-    tables = [*retrieval_tables(results), *accuracy_tables(results)]
+    tables = [*retrieval_tables(results), *accuracy_tables(results), *curve_tables(results)]
     if results.get('cra'):
         narrow = '; computed in bfloat16' if results.get('cra_precision') == 'amp_bf16' else ''
         tables.append(Table('Caption retrieval accuracy', ['encoder', 'CRA'],

@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from set_files import own_sets, write_own_sets
 import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
 import llm2clip.evaluation.models
+import llm2clip.evaluation.report
 from llm2clip.config import (
     ConfigError,
     CRAConfig,
+    CurveConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
     RetrievalConfig,
@@ -28,8 +31,10 @@ from llm2clip.config import (
 )
 from llm2clip.data.convert.samples import Sample
 from llm2clip.evaluation.cra import evaluate_cra
+from llm2clip.evaluation.curve import curve_points
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.gallery import make_gallery, thumbnail
+from llm2clip.evaluation.page import scatter
 from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.sets.files import RetrievalSet
@@ -179,7 +184,7 @@ def test_models_side_by_side(
     with (files / 'templates.txt').open('a') as file:
         file.write('a very' + ' very' * 600 + ' {}\n')
     run_recipe(monkeypatch, 'evaluate', *_arguments(files), f'models.ours.export={exported[1]}',
-               f'models.theirs.pretrained={baseline}')
+               f'models.theirs.pretrained={baseline}', 'curve={old: zeroshot.pets, new: retrieval.flickr30k}')
     results = json.loads((files / 'out/results.json').read_text())
     for kind, name in (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('linear_probe', 'pets')):
         assert list(results[kind][name]['models']) == ['ours', 'theirs']
@@ -191,6 +196,11 @@ def test_models_side_by_side(
     assert [values['n_truncated'] for values in results['zeroshot']['pets']['models'].values()] == [2, 4]
     table = (files / 'out/results.md').read_text()
     assert 'lost their end: ours 2, theirs 4\n' in table and not (files / 'out/image_features').exists()
+    curve = results['curve']['models']
+    recalls = [ours[f'{way}_retrieval_recall@1'] for way in ('image', 'text')]
+    assert curve['ours'] == {'old': results['zeroshot']['pets']['models']['ours']['zeroshot_top1'],
+                             'new': pytest.approx(sum(recalls) / 2, abs=1e-3)}
+    assert list(curve) == ['ours', 'theirs'] and '## Old and new' in table
     assert '| ours |' in table and '| theirs |' in table and '## Linear probe: pets' in table
     page = (files / 'out/report.html').read_text()
     assert 'worst, rank' in page and 'src="http' not in page and '<script' not in page
@@ -216,6 +226,38 @@ def test_tables_name_models_that_cut_texts(tmp_path: Path) -> None:
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['retrieval']['mine']['models']['clip']['n_truncated'] == 3
     assert 'lost their end: clip 3\n' in (tmp_path / 'results.md').read_text()
+
+
+def test_the_curve_goes_from_the_first_weights_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through whatever order the models have; others are points of their own."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(llm2clip.evaluation.report, 'scatter', lambda *args: drawn.append(args) or '')
+    models = {'trained': EvaluatedModelConfig(run='s2'), 'clip': EvaluatedModelConfig(pretrained='clip'),
+              'initial': EvaluatedModelConfig(run='s2', interpolate=0.0),
+              'best': EvaluatedModelConfig(run='s2', weights='best'),
+              'half': EvaluatedModelConfig(run='s2', interpolate=0.5)}
+    numbers = {'trained': (10, 80), 'clip': (70, 20), 'initial': (60, 0), 'best': (15, 75), 'half': (50, 70)}
+    values = {name: {'old': float(old), 'new': float(new)} for name, (old, new) in numbers.items()}
+    results = {
+        'zeroshot': {'pets': {'models': {name: {'zeroshot_top1': old} for name, (old, _) in numbers.items()}}},
+        'retrieval': {'own': {'models': {
+            name: {'image_retrieval_recall@1': new + 2.0, 'text_retrieval_recall@1': new - 2.0}
+            for name, (_, new) in numbers.items()}}}}
+    config = CurveConfig('zeroshot.pets', 'retrieval.own')
+    curve = curve_points(config, models, results)
+    assert {name: {axis: point[axis] for axis in ('old', 'new')} for name, point in curve['models'].items()} == values
+    report_parts({'curve': curve}, {})
+    (axes, lines), = drawn
+    assert axes == ['zeroshot.pets', 'retrieval.own'] and lines == {
+        's2': [(60, 0, '0'), (50, 70, '0.5'), (10, 80, '1')], 'clip': [(70, 20, '')], 's2, best': [(15, 75, '1')]}
+    assert '| half | 0.5 | 50.0 | 70.0 |\n' in markdown(result_tables({'curve': curve}))
+    # Of a partial evaluation, what it has.
+    del results['retrieval']['own']['models']['half']
+    assert 'half' not in curve_points(config, models, results)['models']
+    assert curve_points(config, models, {'zeroshot': {}, 'retrieval': {}})['models'] == {}
+    assert '<svg' in scatter(axes, lines)
 
 
 def test_one_model_has_one_table(tmp_path: Path) -> None:
@@ -328,7 +370,10 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
             ([f'models.n.export={exported[1]}', 'models.n.teacher=nowhere'],
              'models.n.teacher: nowhere is not a teacher'),
             ([f'models.n.export={exported[1]}', 'models.n.teachers=[a, b]'], 'models.n.teacher: required but not set'),
-            (['models.n={official: x.pt, vision: {name: x}}'], 'models.n.official: there is no x.pt')):
+            (['models.n={official: x.pt, vision: {name: x}}'], 'models.n.official: there is no x.pt'),
+            (['curve={old: zeroshot.dogs, new: retrieval.flickr30k}'],
+             "curve.old: 'zeroshot.dogs', expected one of retrieval.flickr30k, zeroshot.pets, linear_probe.pets"),
+            (['curve={old: zeroshot.pets, new: pets}'], "curve.new: 'pets', expected one of retrieval.flickr30k")):
         with pytest.raises(ConfigError, match=message):
             run_recipe(monkeypatch, 'evaluate', *_arguments(files), f'models.m.export={exported[1]}', *arguments)
         assert not (files / 'out').exists()
