@@ -18,7 +18,15 @@ from composer.utils import dist, get_device
 from parts import text_encoder_from_config
 from torch.distributed.tensor import DTensor
 
-from llm2clip.config import AdapterConfig, FsdpConfig, LoraConfig, ModelConfig, TextEncoderConfig, VisionConfig
+from llm2clip.config import (
+    AdapterConfig,
+    FsdpConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    TextEncoderConfig,
+    VisionConfig,
+)
 from llm2clip.data.captions import text_id
 from llm2clip.data.loader import split_by_length
 from llm2clip.models.caption_contrastive import CaptionContrastive
@@ -32,6 +40,7 @@ N = 10
 QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']
 POSITIVES = [f'number {i}, {"painted " * (i * 5 % 7)}on a wall' for i in range(N)]
 NEGATIVES = ['', *(f'a blue circle {"or so " * (i % 3)}{i}' for i in range(1, N))]
+PREFIXES = LossConfig(dims=[2, 8, 16], mask_equal_texts=True, label_smoothing=0.1, block_size=3)
 Result = dict[str, torch.Tensor]
 
 
@@ -94,15 +103,15 @@ def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way:
 
 def image_step(
     microbatch_size: Optional[int], way: Way = WAYS['ddp'], tower: str = 'test_efficientnet', captions: int = 1,
-    distilled: bool = False,
+    loss: Optional[LossConfig] = None, distilled: bool = False,
 ) -> Result:
     """One step of stage 2, with the cache unless `microbatch_size` is None."""
     torch.manual_seed(0)
     config = ModelConfig(VisionConfig(tower, image_size=32), AdapterConfig(depth=1), embed_dim=16)
-    model = ComposerLLM2CLIP(LLM2CLIP(config, 8))
+    model = ComposerLLM2CLIP(LLM2CLIP(config, 8), loss)
     texts = (N,) if captions == 1 else (N, captions)
     batch = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32),
-             'text_embedding': torch.randn(*texts, 8)}
+             'text_embedding': torch.randn(*texts, 8), 'text_id': torch.arange(N * captions).view(texts) % 23}
     if distilled:
         batch['initial_image_features'] = F.normalize(torch.randn(N, 16), dim=1)
         model.loss_config.block_size = 2
@@ -158,6 +167,7 @@ def main(llm: str, out: str) -> None:
             results[f'dropout/{name}/{kind}'] = caption_step(llm, 3, 0.3, kind, way)
         results[f'captions/{name}/units'] = dict(_Keep.units)
         results[f'images/{name}/3 captions, distilled'] = image_step(2, way, captions=3, distilled=True)
+        results[f'images/{name}/prefixes'] = image_step(2, way, captions=3, loss=PREFIXES)
         results[f'images/{name}'] = image_step(2, way)
         results[f'images/{name}/units'] = dict(_Keep.units)
     results['compiled'] = caption_step(llm, 3, 0.3, 'cached', COMPILED['fsdp'])

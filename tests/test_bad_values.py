@@ -115,6 +115,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('train_stage2',), 'loss.name', ['cosine']),
     (('train_stage2',), 'loss.label_smoothing', ['-0.1', '1.1', 'nan']),
     (('train_stage2',), 'loss.block_size', ['0', '-2']),
+    (('train_stage2',), 'loss.dims', ['[0, 4]', '[4, 4]', '[8, 4]', '[4, 2000]', '4', '[a]', '[1.5]', '{a: 4}']),
     (('train_stage2',), 'layer_decay', ['-1', '0', '1.5', 'nan']),
     (('train_stage2',), 'lr_scale', ['{adapter: -1}', '{adapter: nan}', '{adapter: inf}']),
     (('train_stage2',), 'online.batch_tokens', ['0', '-1']),

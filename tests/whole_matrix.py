@@ -13,9 +13,12 @@ from llm2clip.losses.contrastive import clip_loss, ignored_candidates, info_nce,
 
 CASES = ('clip', 'clip, smooth', 'clip, equal texts', 'clip, smooth, equal texts', 'siglip', 'siglip, equal texts',
          'clip, 3 texts', 'clip, 3 texts, smooth', 'clip, 3 texts, smooth, equal texts', 'siglip, 3 texts',
-         'siglip, 3 texts, equal texts', 'info_nce', 'info_nce, symmetric', 'info_nce, ignored',
-         'info_nce, symmetric, ignored')
+         'siglip, 3 texts, equal texts', 'clip, prefixes', 'clip, prefixes, 3 texts, smooth, equal texts',
+         'siglip, prefixes', 'siglip, prefixes, 3 texts, equal texts', 'info_nce', 'info_nce, symmetric',
+         'info_nce, ignored', 'info_nce, symmetric, ignored')
 N = 11
+DIMS = [2, 3, 5]
+"""Of the prefixes; features have five dimensions."""
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
@@ -42,6 +45,11 @@ def _negatives(positive: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor,
 def whole_matrix(case: str, leaves: list[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
     """The loss of all samples, computed at once."""
     left, right, scale, bias = leaves
+    if 'prefixes' in case:
+        return torch.stack([whole_matrix(
+            case.replace(', prefixes', ''),
+            [*(side[..., :dim] / side[..., :dim].square().sum(-1, keepdim=True).sqrt() for side in (left, right)),
+             scale, bias], ids) for dim in DIMS]).mean()
     n, columns = len(left), right.flatten(0, -2)
     own = torch.eye(n, dtype=torch.bool).repeat_interleave(len(columns) // n, 1)
     hidden = torch.zeros_like(own)
@@ -97,11 +105,11 @@ def own_rows(
 ) -> torch.Tensor:
     """This rank's part, by the package."""
     left, right, scale, bias = leaves
-    text_id = ids if 'equal' in case else None
+    text_id, dims = ids if 'equal' in case else None, DIMS if 'prefixes' in case else []
     if case.startswith('siglip'):
-        return siglip_loss(left, right, scale, bias, text_id, block_size)
+        return siglip_loss(left, right, scale, bias, text_id, block_size, dims)
     if case.startswith('clip'):
-        return clip_loss(left, right, scale, 0.1 if 'smooth' in case else 0.0, text_id, block_size)
+        return clip_loss(left, right, scale, 0.1 if 'smooth' in case else 0.0, text_id, block_size, dims)
     negative, negative_id = _negatives(right, ids)
     ignored = ignored_candidates(ids, ids % 4 + 20, negative_id) if 'ignored' in case else None
     return info_nce(left, right, negative, scale.exp(), 'symmetric' in case, ignored)

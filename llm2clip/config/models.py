@@ -12,6 +12,7 @@ from pydantic import Field
 from llm2clip.config.ranges import (
     Component,
     Count,
+    Dims,
     Finite,
     Natural,
     Positive,
@@ -155,3 +156,7 @@ class LossConfig:
     """Two samples of the global batch that drew the same caption are not each other's negatives."""
     block_size: Optional[Count] = None
     """Rows of the logit matrix that a rank computes at once, among those of its own images.  Unset: all of them."""
+    dims: Dims = field(default_factory=list)
+    """Average over the losses of the first so many dimensions of the features, each time scaled to length 1
+    (Matryoshka): `[64, 128, 256, 512]`, up to `model.embed_dim`.  The first 64 dimensions are then features, too.
+    Empty: one loss, of all dimensions."""

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from pydantic import AfterValidator, Field, StrictBool
 
 __all__ = [
-    'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName', 'Duration',
-    'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository', 'RunWeights',
-    'SampleCount', 'Seed', 'Share', 'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection',
-    'Weight', 'WeightType',
+    'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName', 'Dims',
+    'Duration', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository',
+    'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time',
+    'VisualProjection', 'Weight', 'WeightType',
 ]
 
 T = TypeVar('T')
@@ -78,6 +78,10 @@ def _ascending(values: list[float]) -> list[float]:
     return _expect(values == sorted(values), values, 'the smaller value first')
 
 
+def _increasing(values: list[int]) -> list[int]:
+    return _expect(values == sorted({*values}), values, 'each value larger than the one before')
+
+
 # A part that is chosen by name: that name, mostly, and its arguments.
 Component = dict[str, Any]
 # A text that is not empty, such as a name or a path.
@@ -85,6 +89,7 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 Count = Annotated[int, Field(ge=1)]
+Dims = Annotated[list[Count], AfterValidator(_increasing)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # `15e6` is a float.

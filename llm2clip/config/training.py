@@ -15,6 +15,7 @@ from llm2clip.config.planning import PlanConfig
 from llm2clip.config.ranges import (
     CheckpointsKept,
     Component,
+    ConfigError,
     Count,
     DeviceName,
     Duration,
@@ -197,3 +198,9 @@ class Stage2Config(TrainConfig):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each layer of the vision tower to the one below it."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
+
+    def check(self) -> None:
+        """Raise a ConfigError if the loss is of more dimensions than the features have."""
+        if self.loss.dims and self.loss.dims[-1] > self.model.embed_dim:
+            raise ConfigError(f'loss.dims: {self.loss.dims[-1]}, expected at most model.embed_dim, '
+                              f'{self.model.embed_dim}')

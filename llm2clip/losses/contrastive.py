@@ -9,6 +9,7 @@ ranks of the parameters' gradients, as DDP and FSDP compute it, is its gradient.
 `torch.distributed`, the part is the whole.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional, Union
 
 import torch
@@ -27,6 +28,7 @@ def clip_loss(
     label_smoothing: float = 0.0,
     text_id: Optional[torch.Tensor] = None,
     block_size: Optional[int] = None,
+    dims: Sequence[int] = (),
 ) -> torch.Tensor:
     """This rank's part of the symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3).
 
@@ -41,13 +43,16 @@ def clip_loss(
         text_id: ``(B,)`` or ``(B, K)``; an image and a text of another image are not each other's negatives if one of
             the image's texts has the same id.
         block_size: Rows of the logit matrix at once.  None: all of this rank's.
+        dims: Average over the losses of the first values of the features, so many at a time and scaled to length 1
+            again, as Matryoshka representations are trained (Kusupati et al. 2022, equation 1).  Empty: all values.
 
     Returns:
         The mean over images, their texts and both directions, a scalar in float32.
     """
     texts, per_image = _columns(text_features)
-    return softmax_loss(image_features, texts, logit_scale.float().exp(), first_row(image_features), len(texts),
-                        label_smoothing, _same_texts(text_id), block_size, per_image)
+    scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
+    return _mean(softmax_loss(rows, columns, scale, first_row(image_features), len(texts), label_smoothing, same_texts,
+                              block_size, per_image) for rows, columns in _prefixes(image_features, texts, dims))
 
 
 def siglip_loss(
@@ -57,6 +62,7 @@ def siglip_loss(
     logit_bias: torch.Tensor,
     text_id: Optional[torch.Tensor] = None,
     block_size: Optional[int] = None,
+    dims: Sequence[int] = (),
 ) -> torch.Tensor:
     """This rank's part of the pairwise sigmoid loss of SigLIP (Zhai et al. 2023, algorithm 1).
 
@@ -67,13 +73,30 @@ def siglip_loss(
         logit_bias: Added to each logit, ``(1,)``.
         text_id: As for `clip_loss`.
         block_size: Rows of the logit matrix at once.  None: all of this rank's.
+        dims: As for `clip_loss`.
 
     Returns:
         The sum over all pairs of this rank's images divided by B · K, a scalar in float32.
     """
     texts, per_image = _columns(text_features)
-    return sigmoid_loss(image_features, texts, logit_scale.float().exp(), logit_bias, first_row(image_features),
-                        _same_texts(text_id), block_size, per_image)
+    scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
+    return _mean(sigmoid_loss(rows, columns, scale, logit_bias, first_row(image_features), same_texts, block_size,
+                              per_image) for rows, columns in _prefixes(image_features, texts, dims))
+
+
+def _prefixes(
+    rows: torch.Tensor, columns: torch.Tensor, dims: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Both sides' first values, scaled to length 1, for each of `dims`; for none, both sides as they are."""
+    assert not dims or dims[-1] <= rows.shape[1], f'{dims[-1]} dimensions of {rows.shape[1]}'
+    if not dims:
+        yield rows, columns
+    for dim in dims:
+        yield F.normalize(rows[:, :dim].float(), dim=-1), F.normalize(columns[:, :dim], dim=-1)
+
+
+def _mean(losses: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([*losses]).mean()
 
 
 def _columns(text_features: torch.Tensor) -> tuple[torch.Tensor, int]:

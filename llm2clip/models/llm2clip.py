@@ -158,9 +158,9 @@ class ComposerLLM2CLIP(ComposerModel):
         images, texts = (outputs[name] for name in self.feature_names)
         text_id = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
         if config.name == 'siglip':
-            loss = siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size)
+            loss = siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size, config.dims)
         else:
-            loss = clip_loss(images, texts, scale, config.label_smoothing, text_id, config.block_size)
+            loss = clip_loss(images, texts, scale, config.label_smoothing, text_id, config.block_size, config.dims)
         if 'initial_image_features' in batch:
             targets, weights = batch['initial_image_features'].to(scale.device), self.self_distillation
             loss = (loss + weights.instance * instance_loss(images, targets)

@@ -10,7 +10,7 @@ from typing import Any
 import gradients
 import pytest
 import torch
-from gradients import COMPILED, WAYS, Result, caption_step, image_step
+from gradients import COMPILED, PREFIXES, WAYS, Result, caption_step, image_step
 from launched import Launched, finish
 
 from llm2clip.training.algorithms.grad_cache import GradCache
@@ -90,7 +90,12 @@ def test_stage2(two_ranks: dict[str, Any]) -> None:
     for found in (image_step(3, captions=3, distilled=True),
                   *(two_ranks[f'images/{way}/3 captions, distilled'] for way in WAYS)):
         _assert_equal(found, several)
-    assert several['loss'] > image_step(None, captions=3)['loss'] + 0.1
+    plain = image_step(None, captions=3)
+    assert several['loss'] > plain['loss'] + 0.1
+    prefixes = image_step(None, captions=3, loss=PREFIXES)
+    assert not torch.allclose(prefixes['loss'], plain['loss'], rtol=1e-3)
+    for found in (image_step(3, captions=3, loss=PREFIXES), *(two_ranks[f'images/{way}/prefixes'] for way in WAYS)):
+        _assert_equal(found, prefixes)
 
 
 @pytest.mark.dist
