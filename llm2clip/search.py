@@ -4,9 +4,10 @@
 """Images of a folder, found by a text or by another image.
 
 The index of a folder is one safetensors file, which is replaced as a whole.  Its tensors are ``features``, ``(N, D)``
-in float16 and of length 1, and ``files``, JSON as bytes: path -> size and time of the last change in ns of the N files.
-Its metadata are the folder of ``images``, the fingerprint of the ``model``, the ``precision`` in which that computed,
-and how many images were still ``missing``.
+in float16 and of length 1, or in int8 as `llm2clip.data.vectors` stores vectors, with ``scales`` ``(N,)`` in float32;
+and ``files``, JSON as bytes: path -> size and time of the last change in ns of the N files.  Its metadata are the
+folder of ``images``, the fingerprint of the ``model``, the fields of `IndexFormat`, and how many images were still
+``missing``.
 
 Several ranks share the images.  The first alone reads and writes the index, and answers.
 """
@@ -28,15 +29,20 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import TeacherPrecision
+from llm2clip.data.vectors import dequantize, quantize
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.files import parse_json, reading
+from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.ranks import agreed, is_first, together
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
-__all__ = ['Index', 'find_images', 'is_image', 'load_model', 'read_index', 'read_queries', 'search', 'update_index']
+__all__ = [
+    'Entry', 'Index', 'IndexFormat', 'find_images', 'is_image', 'load_model', 'read_index', 'read_queries', 'search',
+    'update_index',
+]
 
 IMAGE_SUFFIXES = ('.avif', '.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 INDEX_FILE = 'images.safetensors'
@@ -45,18 +51,19 @@ SAVE_SECONDS = 30.0
 
 
 def load_model(
-    folder: str, device: Device, texts: bool = True, precision: TeacherPrecision = 'fp32'
+    folder: str, device: Device, texts: bool = True, precision: TeacherPrecision = 'fp32', dim: Optional[int] = None
 ) -> tuple[TrainedLLM2CLIP, str]:
-    """An exported model as evaluation sees it, and a fingerprint of its weights and configuration.
+    """An exported model as evaluation sees it, and a fingerprint of its weights and configuration, as they are there.
 
     Args:
         folder: The folder.
         device: Where it runs.
         texts: Whether it must have the teacher, which is loaded when the first text asks for it.
         precision: ``fp32``, or ``amp_bf16`` for autocast, of the teacher as well.
+        dim: How many of the features' dimensions it gives, the first ones.  None: all.
 
     Raises:
-        ConfigError: `export_hf` did not write the folder, or the teacher is missing.
+        ConfigError: `export_hf` did not write the folder, the teacher is missing, or the model has fewer dimensions.
     """
     if not is_exported(folder):
         raise ConfigError(f'model: {folder} is not the folder llm2clip/ that recipes/export_hf.py wrote')
@@ -67,9 +74,38 @@ def load_model(
     exported.teacher_precision = precision
     digest = xxhash.xxh64(json.dumps([exported.config.model, exported.config.teacher], sort_keys=True))
     hash_tensors(exported.model.state_dict(), digest)
+    model_config = exported.config.model_config()
+    check_dim(dim, model_config, 'dim')
+    keep_first_dims(exported.model, model_config, dim)
     device.module_to_device(exported)
     model = TrainedLLM2CLIP(exported.model, lambda asked: (exported.embed_texts(asked).cpu(), 0), precision)
     return model, digest.hexdigest()
+
+
+class IndexFormat(NamedTuple):
+    """How features are computed and stored."""
+
+    precision: TeacherPrecision = 'fp32'
+    """In which the model computes."""
+    dim: Optional[int] = None
+    """How many dimensions they have.  None: all those of the model."""
+    storage: str = 'float16'
+    """One of `llm2clip.data.vectors.STORAGES`."""
+
+    def stored(self, features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """``(N, D)`` in float32 -> as they are stored, and a scale for each, ``(N,)``."""
+        if self.storage == 'int8':
+            return quantize(features.numpy())
+        return features.numpy().astype(np.float16), np.ones(len(features), np.float32)
+
+    def restored(self, values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """The inverse of `stored`, up to what was rounded."""
+        if self.storage == 'int8':
+            return dequantize(torch.from_numpy(values), torch.from_numpy(scales)).numpy()
+        return values.astype(np.float32)
+
+
+_DEFAULT = IndexFormat()
 
 
 class Entry(NamedTuple):
@@ -78,7 +114,8 @@ class Entry(NamedTuple):
     size: int
     mtime_ns: int
     feature: np.ndarray
-    """``(D,)``"""
+    """``(D,)``, as it is stored."""
+    scale: np.float32
 
 
 @dataclass
@@ -90,8 +127,7 @@ class Index:
     """Fingerprint of the model."""
     images: str
     """Absolute path of the folder."""
-    precision: str = 'fp32'
-    """In which the model computed."""
+    how: IndexFormat = _DEFAULT
     missing: int = 0
     """Images that were not read yet when the index was written."""
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -100,17 +136,27 @@ class Index:
     def save(self) -> None:
         """Write the index; its file is replaced as a whole."""
         files = json.dumps({path: entry[:2] for path, entry in self.entries.items()}).encode()
-        features = [entry.feature for entry in self.entries.values()]
+        features, scales = self._columns(list(self.entries))
         tensors = {'files': torch.frombuffer(bytearray(files), dtype=torch.uint8),
-                   'features': torch.from_numpy(np.array(features, np.float16))}
-        about = {'images': json.dumps(self.images), 'model': self.model, 'precision': self.precision,
-                 'missing': str(self.missing)}
+                   'features': torch.from_numpy(features)}
+        if self.how.storage == 'int8':
+            tensors['scales'] = torch.from_numpy(scales)
+        about = {'images': json.dumps(self.images), 'model': self.model, 'missing': str(self.missing),
+                 **{name: str(value) for name, value in self.how._asdict().items() if value is not None}}
         write_safetensors(self.file, tensors, about)
 
+    def features(self, paths: Sequence[str]) -> np.ndarray:
+        """Those of some of the images, ``(N, D)`` in float32."""
+        return self.how.restored(*self._columns(paths))
 
-def read_index(
-    folder: str, model: str, images: Optional[str] = None, precision: TeacherPrecision = 'fp32'
-) -> Index:
+    def _columns(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Stored features of some of the images, ``(N, D)``, and their scales ``(N,)``."""
+        entries = [self.entries[path] for path in paths]
+        return (np.array([entry.feature for entry in entries], self.how.storage),
+                np.array([entry.scale for entry in entries], np.float32))
+
+
+def read_index(folder: str, model: str, images: Optional[str] = None, how: IndexFormat = _DEFAULT) -> Index:
     """The index in a folder; if there is none, or on another rank than the first, an empty one for `images`.
 
     Every rank calls this.
@@ -119,14 +165,15 @@ def read_index(
         folder: Of the index.
         model: Fingerprint of the model that it must have been made with.
         images: Folder of images that it must be of; unset, it may be of any.
-        precision: In which the model must have computed.
+        how: Its features must be computed and stored so.
 
     Raises:
-        ConfigError: It is of another model, precision or folder, or there is none and no `images` either.
+        ConfigError: It is of another model or folder, or has features of another kind, or there is none and no `images`
+            either.
         FileError, LoadError: It is damaged.
     """
     wanted = os.path.abspath(images) if images is not None else None
-    empty = Index(Path(folder, INDEX_FILE), model, wanted or '', precision)
+    empty = Index(Path(folder, INDEX_FILE), model, wanted or '', how)
     return together(lambda: _read_index(empty, wanted) if is_first() else empty)
 
 
@@ -146,16 +193,21 @@ def _read_index(empty: Index, wanted: Optional[str]) -> Index:
         files, features = parse_json(tensors['files'].numpy().tobytes(), path, dict), tensors['features'].numpy()
         if features.ndim != 2 and files:
             raise ValueError(f'features have the shape {features.shape}')
-        entries = {name: Entry(size, mtime_ns, feature)
-                   for (name, (size, mtime_ns)), feature in zip(files.items(), features, strict=True)}
-        # Earlier versions knew one precision.
-        index = Index(path, about['model'], json.loads(about['images']), about.get('precision', 'fp32'),
-                      int(about['missing']), entries)
+        # Of earlier versions, it does not say what they had no choice of.
+        known: dict[str, Any] = {name: about[name] for name in IndexFormat._fields if name in about}
+        how = IndexFormat(**{**known, 'dim': int(known['dim']) if 'dim' in known else None})
+        if features.dtype != how.storage:
+            raise ValueError(f'features are {features.dtype}, not {how.storage}')
+        scales = tensors['scales'].numpy() if how.storage == 'int8' else np.ones(len(features), np.float32)
+        entries = {name: Entry(size, mtime_ns, feature, scale) for (name, (size, mtime_ns)), feature, scale
+                   in zip(files.items(), features, scales, strict=True)}
+        index = Index(path, about['model'], json.loads(about['images']), how, int(about['missing']), entries)
     difference = None
     if index.model != empty.model:
         difference = 'was made with another model'
-    elif index.precision != empty.precision:
-        difference = f'was made with precision={index.precision}, not {empty.precision}'
+    elif how != empty.how:
+        name, found, expected = next(found for found in zip(how._fields, how, empty.how) if found[1] != found[2])
+        difference = f'was made with {name}={found}, not {expected}'
     elif wanted not in (None, index.images):
         difference = f'is of the images in {index.images}, not of those in {wanted}'
     if difference is not None:
@@ -226,8 +278,8 @@ def update_index(index: Index, model: TrainedLLM2CLIP, batch_size: int = 64, num
         with tqdm(total=len(found), initial=len(index.entries), desc='index', unit=' images',
                   disable=not is_first()) as progress:
             for batch in batches:
-                for position, feature in zip(batch.positions, batch.features.numpy().astype(np.float16)):
-                    index.entries[todo[position]] = Entry(*found[todo[position]], feature)
+                for position, *stored in zip(batch.positions, *index.how.stored(batch.features)):
+                    index.entries[todo[position]] = Entry(*found[todo[position]], *stored)
                 unreadable += batch.unreadable.values()
                 progress.update(done := len(batch.positions) + len(batch.unreadable))
                 index.missing -= done
@@ -279,7 +331,7 @@ def search(index: Index, model: TrainedLLM2CLIP, queries: Sequence[str], top: in
     pictures = [query for query in queries if is_image(query)]
     features = dict(zip(texts, model.text_features(texts)[0])) if texts else {}
     features.update((path, _features_of_image(model, path)) for path in pictures)
-    images = np.array([index.entries[path].feature for path in paths], np.float32)
+    images = index.features(paths)
     answers = []
     for query in queries:
         scores = images @ features[query].numpy()

@@ -211,6 +211,7 @@ def _after_evaluate(config: EvaluateConfig) -> list[str]:
     teachers = [f'teachers={_yaml(model.teachers)}'] if model.teachers else [f'teacher={model.teacher}'] \
         if model.teacher else []
     how = [] if model.interpolate == 1 else [f'interpolate={model.interpolate:g}']
+    how += [] if model.dim is None else [f'dim={model.dim}']
     return ['python', 'recipes/export_hf.py', f'run={model.run}', f'weights={model.weights}', *how, *teachers,
             f'results={config.out}', f'out={model.run}/export']
 

@@ -13,16 +13,20 @@ def main(config: ExportConfig) -> None:
     from llm2clip.export.hub import open_hub, upload
     from llm2clip.export.model_card import read_results
     from llm2clip.folders import check_replaceable, describe_folder
+    from llm2clip.models.first_dims import check_dim, keep_first_dims
     from llm2clip.training.runs import load_stage2, read_stage2
 
     out = f'{config.out}/llm2clip'
     check_replaceable(out, KIND)
     run_config, record = read_stage2(config.run, config.weights, config.interpolate)
-    results = read_results(config.results, config.run, config.weights, config.interpolate) if config.results else None
+    check_dim(config.dim, run_config.model, 'dim')
+    weights = config.weights, config.interpolate, config.dim
+    results = read_results(config.results, config.run, *weights) if config.results else None
     hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
     teachers = run_teachers(config, run_config, record.teacher)
     model, _, _ = load_stage2(config.run, config.weights, config.interpolate)
-    export_folder(model, run_config.model, record, teachers, out, remote_code=config.remote_code, run=run_config,
+    model_config = keep_first_dims(model, run_config.model, config.dim)
+    export_folder(model, model_config, record, teachers, out, remote_code=config.remote_code, run=run_config,
                   results=results, interpolate=config.interpolate)
     save_config(config, config.out)
     print(f'wrote {describe_folder(out)}')

@@ -15,15 +15,16 @@ def main(config: SearchConfig) -> None:
     from llm2clip.device import open_device
     from llm2clip.evaluation.gallery import write_search_page
     from llm2clip.ranks import is_first, meet
-    from llm2clip.search import is_image, load_model, read_index, read_queries, search, update_index
+    from llm2clip.search import IndexFormat, is_image, load_model, read_index, read_queries, search, update_index
 
     queries = read_queries(config.query)
     if not queries and config.images is None:
         raise ConfigError('query: expected a text or the path of an image, since there are no `images` to index')
     meet()
     model, fingerprint = load_model(config.model, open_device(config.device, config.precision),
-                                    not all(map(is_image, queries)), config.precision)
-    index = read_index(config.index, fingerprint, config.images, config.precision)
+                                    not all(map(is_image, queries)), config.precision, config.dim)
+    how = IndexFormat(config.precision, config.dim, config.storage)
+    index = read_index(config.index, fingerprint, config.images, how)
     said = update_index(index, model, config.batch_size, config.num_workers) if config.images is not None else None
     if not is_first():
         return

@@ -454,7 +454,8 @@ ABOUT = {'images': '"/photos"', 'model': 'm', 'missing': '0'}
     ({'features': np.full((1, 4), np.nan, np.float16)}, {}), ({'features': np.ones((2, 4), np.float16)}, {}),
     ({'features': np.ones(1, np.float16)}, {}), ({'files': np.frombuffer(b'[1]', np.uint8)}, {}),
     ({'files': np.frombuffer(b'{', np.uint8)}, {}), ({}, {'missing': 'some'}), ({}, {'images': 'x'}),
-    ({}, {'model': ...}), ({'files': ...}, {}), ({'features': ...}, {})])
+    ({}, {'model': ...}), ({'files': ...}, {}), ({'features': ...}, {}), ({}, {'dim': 'all'}), ({}, {'storage': 'x'}),
+    ({}, {'storage': 'int8'}), ({'features': np.ones((1, 4), np.int8)}, {'storage': 'int8'})])
 def test_an_index_of_images(tensors: dict[str, Any], about: dict[str, Any], tmp_path: Path) -> None:
     def write(tensors: dict[str, Any], about: dict[str, Any]) -> None:
         kept, kept_about = ({name: value for name, value in {**all_of, **changed}.items() if value is not ...}

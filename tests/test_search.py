@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import numpy as np
@@ -33,7 +34,18 @@ from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.export.check import pictures
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.search import INDEX_FILE, Index, find_images, load_model, read_index, read_queries, search, update_index
+from llm2clip.search import (
+    INDEX_FILE,
+    Entry,
+    Index,
+    IndexFormat,
+    find_images,
+    load_model,
+    read_index,
+    read_queries,
+    search,
+    update_index,
+)
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
 
@@ -432,6 +444,60 @@ def test_another_precision_has_an_index_of_its_own(
     wide, short = (load_file(tmp_path / name / INDEX_FILE)['features'] for name in ('index', 'narrow'))
     assert not np.array_equal(wide, short)
     np.testing.assert_allclose(wide, short, atol=0.03)
+
+
+def test_few_dimensions_in_int8(
+    model_folder: Path, model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An index of its own, which goes on with new files as any other."""
+    few = ['dim=8', 'storage=int8', 'query=a red square', 'top=8']
+    _call(monkeypatch, tmp_path, model_folder, 'images=photos', *few)
+    write_photo(photos / 'new.png', 100)
+    _call(monkeypatch, tmp_path, model_folder, 'images=photos', *few, 'top=9')
+    output = capsys.readouterr()
+    assert '9 images, 1 of them new' in output.err
+    tensors = load_file(tmp_path / 'index' / INDEX_FILE)
+    assert tensors['features'].dtype == np.int8 and tensors['features'].shape == (9, 8)
+    assert tensors['scales'].dtype == np.float32 and tensors['scales'].shape == (9,)
+    paths = sorted(photos.rglob('*.png'))
+    with torch.no_grad():
+        text = AutoModel.from_pretrained(model_folder).get_text_features(TEXTS[:1])
+    text, images = (F.normalize(features[:, :8], dim=-1) for features in (text, direct(model_folder, paths)))
+    found = {line.split()[1]: float(line.split()[0]) for line in output.out.splitlines()[-9:]}
+    for path, score in zip(paths, (text @ images.T)[0].tolist(), strict=True):
+        assert found[str(path)] == pytest.approx(score, abs=0.02)
+    for other, message in ((few[1:], 'dim=8, not None'), ([few[0], *few[2:]], 'storage=int8, not float16'),
+                           (['dim=4', *few[1:]], 'dim=8, not 4')):
+        with pytest.raises(ConfigError, match=f'was made with {message}; give another `index`'):
+            _call(monkeypatch, tmp_path, model_folder, *other)
+    with pytest.raises(ConfigError, match='dim: 17, expected at most the 16 dimensions of the model'):
+        _call(monkeypatch, tmp_path, model_folder, 'dim=17', 'query=a')
+
+
+@pytest.mark.parametrize(('cosine', 'recall'), [(0.8, 0.97), (0.96, 0.89)])
+def test_int8_finds_what_float32_finds(cosine: float, recall: float, tmp_path: Path) -> None:
+    """Of the ten nearest of 10,000 images in 100 clusters, by the mean cosine of two images of a cluster."""
+    generator, how = np.random.default_rng(0), IndexFormat(storage='int8')
+
+    def near(centres: np.ndarray, n: int) -> np.ndarray:
+        vectors = centres[generator.integers(len(centres), size=n)]
+        vectors = vectors + (1 / cosine - 1) ** 0.5 * generator.standard_normal((n, 128))
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+    centres = generator.standard_normal((100, 128))
+    images, texts = near(centres, 10_000), near(centres, 100)
+    index = Index(tmp_path / INDEX_FILE, 'm', '/photos', how)
+    for i, stored in enumerate(zip(*how.stored(torch.from_numpy(images)))):
+        index.entries[f'{i:05}'] = Entry(0, 0, *stored)
+    index.save()
+    assert (tmp_path / INDEX_FILE).stat().st_size < 10_000 * (128 + 4 + 20)
+    index = read_index(str(tmp_path), 'm', how=how)
+    model: Any = SimpleNamespace(text_features=lambda asked: (torch.from_numpy(texts), 0))
+    answers = search(index, model, [f'text {i}' for i in range(100)], 10)
+    shared = [len({int(path[-5:]) for path, _ in hits} & {*np.argsort(-images @ text)[:10]})
+              for hits, text in zip(answers, texts, strict=True)]
+    assert sum(shared) / 1000 == pytest.approx(recall, abs=0.01)
 
 
 def test_images_as_queries_need_no_teacher_and_texts_are_refused_before_the_index_is_made(

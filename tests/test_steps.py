@@ -93,9 +93,9 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
                            'out=runs/e', 'models.base.pretrained=clip', 'retrieval.r.source.name=coco')
     assert recipe == 'export_hf' and (export.run, export.teacher, export.weights, export.results) == \
         ('runs/s2', 't', 'best', 'runs/e') and export.interpolate == 1
-    recipe, export = _next(EvaluateConfig, 'models.m.run=runs/s2', 'models.m.interpolate=0.3', 'out=runs/e',
-                           'retrieval.r.source.name=coco')
-    assert export.interpolate == 0.3
+    recipe, export = _next(EvaluateConfig, 'models.m.run=runs/s2', 'models.m={interpolate: 0.3, dim: 64}',
+                           'out=runs/e', 'retrieval.r.source.name=coco')
+    assert (export.interpolate, export.dim) == (0.3, 64)
     recipe, search = _next(SCHEMAS['export_hf'], 'run=r', 'teacher=t', 'out=runs/export')
     assert recipe == 'search' and search.model == 'runs/export/llm2clip'
 

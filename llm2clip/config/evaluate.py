@@ -42,6 +42,8 @@ class EvaluatedModelConfig(TeacherConfig):
     """Share `a` of these weights in the mean with those that the run began with, (1 - a) · initial + a · trained
     (WiSE-FT): 0 is the tower as it began, 1 as it was trained.  What began at random (projection, adapter) is taken as
     trained; a run with `initial_weights` is interpolated whole."""
+    dim: Optional[Count] = None
+    """How many dimensions of the features are used, the first ones (see `loss.dims`).  Unset: all."""
     export: Optional[Text] = None
     """Folder that `export_hf` wrote."""
     official: Optional[Text] = None

@@ -8,7 +8,7 @@ from typing import Optional
 
 from omegaconf import MISSING
 
-from llm2clip.config.ranges import Repository, RunWeights, Share, Text
+from llm2clip.config.ranges import Count, Repository, RunWeights, Share, Text
 
 __all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'HubConfig']
 
@@ -34,6 +34,8 @@ class ExportConfig(HubConfig):
     """`latest` or `best`, as for `evaluate`."""
     interpolate: Share = 1.0
     """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
+    dim: Optional[Count] = None
+    """How many dimensions the exported model's features have, the first ones (see `loss.dims`).  Unset: all."""
     teacher: Optional[Text] = None
     """Folder of the teacher that the run learned from.  Unset: as the run's configuration names it."""
     teachers: list[Text] = field(default_factory=list)

@@ -4,7 +4,7 @@
 """`search`."""
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 from omegaconf import MISSING
 
@@ -34,6 +34,10 @@ class SearchConfig:
     """Images per forward pass."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
+    dim: Optional[Count] = None
+    """How many dimensions of the features are used, the first ones (see `loss.dims`).  Unset: all."""
+    storage: Literal['float16', 'int8'] = 'float16'
+    """How the index holds features: `float16`, or `int8` with one float32 scale per image, half the size."""
     num_workers: Natural = 2
     """Processes per rank that read and decode images."""
     device: Optional[DeviceName] = None

@@ -35,8 +35,9 @@ def curve_points(
         if old is not None and new is not None:
             points[name] = {'old': old, 'new': new}
             if model.run is not None:
-                points[name].update(line=model.run + (', best' if model.weights == 'best' else ''),
-                                    interpolate=model.interpolate)
+                line = model.run + (', best' if model.weights == 'best' else '')
+                line += f', {model.dim} dimensions' if model.dim is not None else ''
+                points[name].update(line=line, interpolate=model.interpolate)
     return {'old': config.old, 'new': config.new, 'models': points}
 
 

@@ -23,6 +23,7 @@ from llm2clip.data.vectors import concatenate
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
 from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
+from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import in_turns, once_per_node, rows
 from llm2clip.remote_code.checks_llm2clip import load_checked, load_config, load_tokenizer
@@ -191,6 +192,8 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
     if config.interpolate != 1 and config.run is None:
         raise ConfigError(f'{key}.interpolate: {config.interpolate:g}, expected 1 or a run, which knows what it began '
                           'with')
+    if config.dim is not None and config.pretrained is not None:
+        raise ConfigError(f'{key}.dim: {config.dim}, expected none for a model of transformers')
     if config.pretrained is not None:
         return
     if config.official is not None and config.vision is None:
@@ -219,12 +222,14 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherConfi
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
                               f'of model_type {LLM2CLIPConfig.model_type})')
         expected = exported_teachers(config.export)
+        check_dim(config.dim, LLM2CLIPConfig.from_pretrained(config.export).model_config(), f'{key}.dim')
         folders = list(map(str, teacher_folders(Path(config.export))))
     elif config.run is not None:
         try:
             run_config, record = read_stage2(config.run, config.weights, config.interpolate)
         except ConfigError as error:
             raise ConfigError(f'{key}.run: {error}') from None
+        check_dim(config.dim, run_config.model, f'{key}.dim')
         expected, folders = record.teacher, [] if run_config.teacher is None else [run_config.teacher]
     if config.teacher is not None or config.text_encoder is not None or config.sentence_transformer is not None:
         teachers: list[TeacherConfig] = [config]
@@ -257,14 +262,18 @@ def load_evaluated_model(
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device, config.precision)
     if config.export is not None:
-        model = LLM2CLIPModel.from_pretrained(config.export).eval().model
+        exported = LLM2CLIPModel.from_pretrained(config.export).eval()
+        model, model_config = exported.model, exported.config.model_config()
     elif config.run is not None:
-        model, _, _ = load_stage2(config.run, config.weights, config.interpolate)
+        model, run_config, _ = load_stage2(config.run, config.weights, config.interpolate)
+        model_config = run_config.model
     else:
         assert config.official is not None and config.vision is not None
         imported = import_checkpoint(config.official, config.vision)
-        model = imported.model
+        model, model_config = imported.model, imported.config
+        check_dim(config.dim, model_config, f'{key}.dim')
         if config.teacher is not None:
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
+    keep_first_dims(model, model_config, config.dim)
     teachers = [_cached_teacher(*pair, cache, device, _what(config)) for pair in _teachers(config, key)]
     return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers), config.precision)

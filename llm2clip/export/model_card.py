@@ -101,7 +101,7 @@ print(image @ text.T)
 
 
 def read_results(
-    folder: Union[str, Path], run: Union[str, Path], weights: str, interpolate: float = 1.0
+    folder: Union[str, Path], run: Union[str, Path], weights: str, interpolate: float = 1.0, dim: Optional[int] = None
 ) -> Results:
     """The numbers of a run that `evaluate` wrote.
 
@@ -110,6 +110,7 @@ def read_results(
         run: Folder of the run that they must be of.
         weights: Which of its weights they must be of.
         interpolate: Share of these in the weights that they must be of.
+        dim: How many dimensions of the features they must be of.  None: all.
 
     Returns:
         Benchmark -> metric -> value.
@@ -123,7 +124,7 @@ def read_results(
     with reading(config_path, 'the configuration of an evaluation'):
         models = dict(OmegaConf.load(config_path).models)
     runs = {name: model for name, model in models.items() if model.get('run') is not None}
-    wanted = _weights(weights, interpolate)
+    wanted = _weights(weights, interpolate, dim)
     name = next((name for name, model in runs.items() if Path(model.run).resolve() == Path(run).resolve()
                  and _weights_of(model) == wanted), None)
     if name is None:
@@ -140,14 +141,15 @@ def read_results(
                 if name in entry['models']}
 
 
-def _weights(weights: str, interpolate: float) -> str:
+def _weights(weights: str, interpolate: float, dim: Optional[int]) -> str:
     """In words."""
-    return f'the {weights} weights' + (f' interpolated to {interpolate:g}' if interpolate != 1 else '')
+    return (f'the {weights} weights' + (f' interpolated to {interpolate:g}' if interpolate != 1 else '')
+            + (f' in {dim} dimensions' if dim is not None else ''))
 
 
 def _weights_of(model: Mapping[str, Any]) -> str:
-    """A run of an evaluation."""
-    return _weights(model.get('weights', 'latest'), model.get('interpolate', 1.0))
+    """Those of a run in an evaluation."""
+    return _weights(model.get('weights', 'latest'), model.get('interpolate', 1.0), model.get('dim'))
 
 
 def model_card(
@@ -185,7 +187,7 @@ def model_card(
     vision = config.vision
     facts = {'vision tower': f'`{public_name(vision.name)}`', 'image size': vision.image_size,
              'adapter': f'{config.adapter.name}, {config.adapter.depth} blocks' if config.adapter.name == 'residual'
-             else config.adapter.name, 'dimensions of the joint space': config.embed_dim}
+             else config.adapter.name, 'dimensions of the joint space': _dims(config, run)}
     if interpolate != 1:
         of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
         facts['weights'] = (f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '
@@ -195,6 +197,19 @@ def model_card(
         teachers=str(teacher), n_teachers=len(teacher),
         streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
         tables=_tables(results or {}))
+
+
+def _dims(config: ModelConfig, run: Optional[Stage2Config]) -> str:
+    """How many dimensions the features have, of how many, and which of their first ones are features, too."""
+    said = f'{config.embed_dim}'
+    if run is None:
+        return said
+    if config.embed_dim < run.model.embed_dim:
+        said += f', the first of {run.model.embed_dim}'
+    shorter = [dim for dim in run.loss.dims if dim < config.embed_dim]
+    if shorter:
+        said += f'; the first {", ".join(map(str, shorter))}, scaled to length 1, were trained to be features, too'
+    return said
 
 
 def public_name(name: str) -> str:

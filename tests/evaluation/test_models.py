@@ -53,6 +53,17 @@ def test_exported_model(exported: tuple[LLM2CLIP, Path], teacher_folder: Path, t
     torch.testing.assert_close(found.text_features(TEXTS)[0], expected)
 
 
+def test_few_dimensions(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
+    whole, few = (load(tmp_path, export=str(exported[1]), dim=dim) for dim in (None, 6))
+    pixels = torch.stack([whole.preprocess(picture(i), str(i)) for i in range(3)])
+    (images, pooled), (short_images, same) = whole.image_features(pixels), few.image_features(pixels)
+    assert torch.equal(pooled, same)
+    for found, features in ((short_images, images), (few.text_features(TEXTS)[0], whole.text_features(TEXTS)[0])):
+        torch.testing.assert_close(found, F.normalize(features[:, :6], dim=-1))
+    with pytest.raises(ConfigError, match=r'models\.m\.dim: 17, expected at most the 16 dimensions of the model'):
+        load(tmp_path, export=str(exported[1]), dim=17)
+
+
 def test_texts_are_embedded_once(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +164,7 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
     ({'official': 'x.pt'}, r'models\.m\.vision: required but not set'),
     ({'run': 'a', 'export': 'b'}, 'got run and export'),
     ({'export': 'nowhere'}, r'models\.m\.export: nowhere is no folder that export_hf wrote'),
+    ({'pretrained': 'x', 'dim': 64}, r'models\.m\.dim: 64, expected none for a model of transformers'),
     ({'pretrained': 'x', 'interpolate': 0.5}, r'models\.m\.interpolate: 0.5, expected 1 or a run, which knows what it'),
     ({'pretrained': 'nowhere/at-all'}, 'pretrained: nowhere/at-all: cannot be loaded'),
 ])

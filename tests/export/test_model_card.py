@@ -58,6 +58,15 @@ def test_card_of_a_run(tmp_path: Path) -> None:
     assert 'secret' not in card.content and str(tmp_path) not in card.content
 
 
+def test_dimensions_that_are_features_by_themselves(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    run.loss.dims = [64, 128, 1280]
+    said = '1280; the first 64, 128, scaled to length 1, were trained to be features, too'
+    assert f'| dimensions of the joint space | {said} |' in model_card(run.model, TEACHER, run).text
+    shorter = ModelConfig(run.model.vision, embed_dim=128)
+    assert '| 128, the first of 1280; the first 64, scaled' in model_card(shorter, TEACHER, run).text
+
+
 def test_card_without_run_or_results() -> None:
     card = model_card(ModelConfig(VisionConfig('test_vit')), Fingerprint((*TEACHER.teachers, {'weights': 'c3'})))
     assert card.data.eval_results is None and 'Results' not in card.text
@@ -81,6 +90,8 @@ def test_results_must_be_of_these_weights(tmp_path: Path) -> None:
         read_results(tmp_path, 'other', 'latest')
     with pytest.raises(ConfigError, match='latest weights of run, not the latest weights interpolated to 0.5 of run'):
         read_results(tmp_path, 'run', 'latest', 0.5)
-    models['ours'].interpolate = 0.5
+    models['ours'].interpolate, models['ours'].dim = 0.5, 64
     save_config(EvaluateConfig(models=models, out=str(tmp_path)), tmp_path)
-    assert list(read_results(tmp_path, 'run', 'latest', 0.5)) == ['flickr', 'coco', 'imagenet']
+    assert list(read_results(tmp_path, 'run', 'latest', 0.5, 64)) == ['flickr', 'coco', 'imagenet']
+    with pytest.raises(ConfigError, match='latest weights interpolated to 0.5 in 64 dimensions of run, not .* in 32'):
+        read_results(tmp_path, 'run', 'latest', 0.5, 32)
