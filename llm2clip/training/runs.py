@@ -83,7 +83,8 @@ def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ConfigError(f'interpolate: needs the weights that the run in {run} began with; {error}') from error
+        raise ConfigError(f'interpolate: needs the weights that the run in {run} began with, as its config.yaml names '
+                          f'them; {error}') from error
 
 
 def load_stage2(

@@ -131,7 +131,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     refused('another teacher than the run: bidirectional is False', out, f'teacher={causal_teacher}', error=ValueError)
     refused('results: nowhere has no results.json', out, teacher, 'results=nowhere')
     refused('the run in .* kept no best ones', out, teacher, 'weights=best')
-    refused('interpolate: needs .* began with; model.vision.checkpoint: there is no', out, teacher, 'interpolate=0.5')
+    refused('interpolate: needs .* names them; model.vision.checkpoint: there is no', out, teacher, 'interpolate=0.5')
     refused('dim: 33, expected at most the 32 dimensions of the model', out, teacher, 'dim=33')
     refused('push_to_hub: set HF_TOKEN', out, teacher, 'push_to_hub=me/model')
     (tmp_path / 'llm2clip').mkdir()

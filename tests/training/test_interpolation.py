@@ -126,7 +126,7 @@ def test_with_initial_weights_all_of_the_model_goes_back_but_what_has_another_te
 def test_a_beginning_that_is_not_there_is_named_by_its_key(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
     def refused(message: str, vision: dict[str, Any], **options: Any) -> None:
         run = _save_run(tmp_path / message[:9], _model(2).state_dict(), teacher_folder, vision, **options)
-        expected = f'interpolate: needs the weights that the run in .* began with; {message}'
+        expected = f'interpolate: needs the weights that the run in .* began with, .*names them; {message}'
         with pytest.raises(ConfigError, match=expected):
             load_stage2(run, 'best', 0.5)
         assert load_stage2(run, 'best', 1.0)
