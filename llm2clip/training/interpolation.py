@@ -27,7 +27,8 @@ def interpolated(
 
     Args:
         initial: Name -> weight at the beginning, of some of the weights.
-        trained: Name -> weight at the end, of all.  What has no initial weight stays as it is, and so do integers.
+        trained: Name -> weight at the end, of all.  What has no initial weight stays as it is, and so do integers.  The
+            statistics of BatchNorms are averaged as weights are, which changes nothing where they were frozen.
         share: From 0, the initial weights, to 1, the trained ones.
 
     Returns:
