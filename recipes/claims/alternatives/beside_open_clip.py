@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from setting import CAPTIONS, SEED, STAGE2, STREAM, Setting, stage2_config
-from watched import Program, count, kept, kill_and_go_on, watch
+from watched import Program, count, kept, kill_and_go_on, number_after, watch
 
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_index, read_samples
 from llm2clip.steps import SECONDS_FILE, recorded_seconds
@@ -35,8 +35,9 @@ __all__ = ['compare']
 
 MODEL_SCRIPT = (sys.executable, str(Path(__file__).with_name('open_clip_model.py')))
 RATES = (1e-3, 5e-4)
-# Of the trainings that are killed, which need not learn anything: two epochs of open_clip on so many photographs.
-KILLED_PHOTOGRAPHS, KILLED_BATCH, KILLED_STEPS, KILL_AFTER = 64, 32, 20, 15
+# Of the trainings that are killed, which need not learn anything.
+KILLED_EPOCHS, KILLED_PHOTOGRAPHS, KILLED_BATCH = 2, 64, 32
+KILLED_STEPS, KILL_AFTER = KILLED_EPOCHS * CAPTIONS * KILLED_PHOTOGRAPHS // KILLED_BATCH, 15
 
 
 def write_files(dataset: Path, folder: Path) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def our_program(setting: Setting, folder: Path, *more: str) -> Program:
                f'teacher={setting.teacher}', f'{STREAM}.local={setting.train}', 'device=cpu', 'precision=fp32',
                f'{STREAM}.embeddings.smollm2.local={setting.photographs}/embeddings/train', *more]
     return Program(command, lambda: count(folder / 'metrics.jsonl', '"loss/train/total"'),
-                   lambda text: int(text.split('goes on from batch ', 1)[1].split()[0]),
+                   lambda text: number_after(text, 'goes on from batch '),
                    lambda: load_checkpoint_model(folder))
 
 
@@ -85,16 +86,19 @@ def open_clip_program(
                '--aug-cfg', f'scale=({data.crop_scale[0]},{data.crop_scale[1]})', 'color_jitter_prob=1.0',
                f'color_jitter=({jitter},{jitter},{jitter},{jitter / 5})', f'gray_scale_prob={data.grayscale}']
 
-    def goes_on_from(text: str) -> int:
-        epoch = int(text.split('resuming checkpoint ', 1)[1].split('(epoch ', 1)[1].split(')')[0])
-        return epoch * (KILLED_STEPS // 2)
-
-    return Program(command, lambda: count(folder / 'out.log', 'Train Epoch'), goes_on_from,
-                   lambda: torch.load(_checkpoint(folder, epochs), map_location='cpu', weights_only=True)['state_dict'])
+    return Program(command, lambda: count(folder / 'out.log', 'Train Epoch'),
+                   lambda text: number_after(text, '(epoch ') * (KILLED_STEPS // KILLED_EPOCHS),
+                   lambda: _weights(_checkpoint(folder, epochs)))
 
 
 def _checkpoint(folder: Path, epochs: int) -> Path:
     return folder / f'checkpoints/epoch_{epochs}.pt'
+
+
+def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What was trained, without BatchNorm's statistics, whose numbers are of another size."""
+    state = torch.load(checkpoint, map_location='cpu', weights_only=True)['state_dict']
+    return {name: value for name, value in state.items() if 'running_' not in name and 'num_batches' not in name}
 
 
 def _beside(folder: Path, ending: str) -> Path:
@@ -157,6 +161,6 @@ def _kills(setting: Setting, out: Path) -> dict[str, Any]:
              'scheduler.t_warmup=5ba')
     programs: dict[str, Callable[[Path], Program]] = {
         'llm2clip': lambda folder: our_program(setting, folder, *short),
-        'open_clip': lambda folder: open_clip_program(setting, folder, 'few', KILLED_BATCH, 2, RATES[0], 5)}
+        'open_clip': lambda folder: open_clip_program(setting, folder, 'few', KILLED_BATCH, KILLED_EPOCHS, RATES[0], 5)}
     return {name: kept(out / f'kill_{name}.json', partial(
         kill_and_go_on, make, out / f'kill_{name}', KILLED_STEPS, KILL_AFTER)) for name, make in programs.items()}

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from setting import SEED, STAGE1, STREAM, Setting, stage1_config
-from watched import Program, count, kept, kill_and_go_on, watch
+from watched import Program, count, kept, kill_and_go_on, number_after, watch
 
 __all__ = ['compare']
 
@@ -36,7 +36,7 @@ def our_program(setting: Setting, folder: Path, steps: int, pairs: int, warmup: 
                f'text_encoder.pretrained={setting.out}/base', 'text_encoder.gguf_file=null',
                f'global_train_batch_size={pairs}', f'scheduler.t_warmup={warmup}ba', f'save_interval={save}ba']
     return Program(command, lambda: count(folder / 'metrics.jsonl', '"loss/train/total"'),
-                   lambda text: int(text.split('goes on from batch ', 1)[1].split()[0]),
+                   lambda text: number_after(text, 'goes on from batch '),
                    lambda: load_file(folder / 'adapter/adapter_model.safetensors'))
 
 
@@ -46,7 +46,7 @@ def their_program(
     command = [*SCRIPT, 'train', f'{setting.out}/base', str(setting.train), str(folder), loss,
                *map(str, (steps, pairs, warmup, save))]
     return Program(command, lambda: count(folder / 'steps.txt', 'step'),
-                   lambda text: int(text.split('goes on from step ', 1)[1].split()[0]),
+                   lambda text: number_after(text, 'goes on from step '),
                    lambda: load_file(folder / 'final/adapter_model.safetensors'))
 
 

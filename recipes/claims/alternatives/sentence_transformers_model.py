@@ -69,18 +69,19 @@ def base(folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def load(folder: str) -> SentenceTransformer:
-    """The LLM, causal, under mean pooling, in the type and with the attention that LLM2CLIP's has."""
-    config = stage1_config().text_encoder
-    options = {'dtype': getattr(torch, config.dtype), 'attn_implementation': config.attn_implementation}
+def load(folder: str, **options: Any) -> SentenceTransformer:
+    """The causal LLM under mean pooling; `options` are those of transformers."""
     model = SentenceTransformer(folder, model_kwargs=options, device='cpu')
-    model.max_seq_length = config.max_length
+    model.max_seq_length = stage1_config().text_encoder.max_length
+    # GGUF's tokenizer puts a token before each text, which mean pooling would count: accuracy is better without.
+    model.tokenizer.add_bos_token = False
     return model
 
 
 def train(llm: str, dataset: str, out: str, loss: str, steps: str, pairs: str, warmup: str, save: str) -> None:
     config = stage1_config()
-    model = load(llm)
+    encoder = config.text_encoder
+    model = load(llm, dtype=getattr(torch, encoder.dtype), attn_implementation=encoder.attn_implementation)
     lora = asdict(config.lora)
     model.add_adapter(LoraConfig(bias='none', **{**lora, 'target_modules': PROJECTIONS}))
     for parameter in filter(lambda one: one.requires_grad, model.parameters()):

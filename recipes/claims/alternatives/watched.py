@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import torch
 
 from llm2clip.files import write_json
 
-__all__ = ['Measurer', 'Program', 'count', 'kept', 'kill_and_go_on', 'largest_difference', 'watch']
+__all__ = ['Measurer', 'Program', 'count', 'kept', 'kill_and_go_on', 'largest_difference', 'number_after', 'watch']
 
 # Seconds between two looks at what is done, and at the memory, which takes the kernel a few milliseconds to add up.
 _LOOKS, _MEMORY_LOOKS = 0.1, 0.5
@@ -33,7 +34,7 @@ class Program(NamedTuple):
     done: Callable[[], int]
     """How many steps its log says are done."""
     goes_on_from: Callable[[str], int]
-    """What the command said -> the step after which it went on."""
+    """What the command said -> the step after which it went on, 0 if it began anew."""
     weights: Callable[[], Mapping[str, torch.Tensor]]
     """What it trained, when it has ended."""
 
@@ -41,6 +42,12 @@ class Program(NamedTuple):
 def count(path: Path, text: str) -> int:
     """How often a text is in a file, which need not be there yet."""
     return path.read_text(errors='replace').count(text) if path.is_file() else 0
+
+
+def number_after(text: str, words: str) -> int:
+    """The number that follows some words, 0 if they are not there."""
+    match = re.search(re.escape(words) + r'(\d+)', text)
+    return int(match[1]) if match else 0
 
 
 def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
