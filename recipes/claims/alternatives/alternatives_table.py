@@ -36,14 +36,14 @@ def _recalls(found: Row, way: str) -> str:
 
 
 def _training(name: str, scores: Sequence[str], seconds: Optional[float], row: Row) -> list[str]:
-    return [name, *scores, _number(seconds, '.1f'), f'{row["peak_gib"]:.2f}', _number(row.get('first_step'), '.0f'),
-            describe_kill(row['kill'])]
+    return [name, *scores, _number(seconds, '.1f'), f'{row["peak_gib_of_training"]:.2f} / {row["peak_gib"]:.2f}',
+            f'{row["first_step"]:.0f}', describe_kill(row['kill'])]
 
 
 def to_markdown(found: Row) -> str:
     """What `run_all` found, as three tables."""
     machine, setting, stage2, extraction = (found[name] for name in ('machine', 'setting', 'stage2', 'extraction'))
-    rest = ['peak memory, GiB', 'seconds to the end of the first step', 'SIGKILL']
+    rest = ['peak memory in GiB, training / with what follows', 'seconds to the end of the first step', 'SIGKILL']
     images = next(iter(stage2['rows'].values()))['recalls']
     before = stage2['seconds_before']
     lines = [

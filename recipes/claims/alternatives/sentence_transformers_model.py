@@ -29,7 +29,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.training_args import BatchSamplers
 from setting import SEED, stage1_config
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from llm2clip.data.schema import CAPTION, read_samples
@@ -81,6 +81,7 @@ def load(folder: str, **options: Any) -> SentenceTransformer:
 def train(llm: str, dataset: str, out: str, loss: str, steps: str, pairs: str, warmup: str, save: str) -> None:
     config = stage1_config()
     encoder = config.text_encoder
+    set_seed(SEED)  # the trainer does so when LoRA has its first weights already
     model = load(llm, dtype=getattr(torch, encoder.dtype), attn_implementation=encoder.attn_implementation)
     lora = asdict(config.lora)
     model.add_adapter(LoraConfig(bias='none', **{**lora, 'target_modules': PROJECTIONS}))

@@ -75,25 +75,27 @@ class Measurer:
         """Seconds from the start until a step was done, and how many were."""
         self.last: Optional[tuple[float, int]] = None
         """The same of the step that was the last."""
-        self.peak = 0
+        self.peak, self.peak_of_training = 0, 0
 
     def look(self, process: psutil.Process) -> None:
         seconds, done = time.monotonic() - self._start, self._done()
         if done and (self.last is None or done > self.last[1]):
             self.last = seconds, done
             self.first = self.first or self.last
+            self.peak_of_training = self.peak
         if seconds >= self._memory_at:
             self._memory_at = seconds + _MEMORY_LOOKS
             self.peak = max(self.peak, proportional_memory(process))
 
     def found(self) -> dict[str, Any]:
-        """``seconds`` of the command, ``peak_gib``, and where it has steps ``first_step`` (seconds until it was done)
-        and ``seconds_per_step``, from the first to the last."""
+        """``seconds`` of the command, ``peak_gib``, and where it has steps ``first_step`` (seconds until it was done),
+        ``seconds_per_step``, from the first to the last, and ``peak_gib_of_training``, until the last."""
         result: dict[str, Any] = {'seconds': time.monotonic() - self._start, 'peak_gib': self.peak / 2**30}
         if self.first is not None and self.last is not None:
             steps = self.last[1] - self.first[1]
             result['first_step'] = self.first[0]
             result['seconds_per_step'] = (self.last[0] - self.first[0]) / steps if steps else None
+            result['peak_gib_of_training'] = self.peak_of_training / 2**30
         return result
 
 
