@@ -7,7 +7,7 @@ RUN := runs/quickstart
 UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install-beside-torch quickstart photographs claims test test-fast test-dist test-slow test-gpu lint bench bench-gpu clean
+.PHONY: help install-beside-torch quickstart photographs alternatives claims test test-fast test-dist test-slow test-gpu lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -24,6 +24,10 @@ $(VENV)/.base: pyproject.toml uv.lock | $(BIN)/uv
 
 $(VENV)/.dev: $(VENV)/.base
 	$(UV) --group dev
+	@touch $@
+
+$(VENV)/.alternatives: $(VENV)/.base
+	$(UV) --group alternatives
 	@touch $@
 
 install-beside-torch:  ## into the current Python, which has a torch of its own (images of clusters)
@@ -99,6 +103,9 @@ $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 
 $(PHOTOGRAPHS)/claims/claims.json: | $(PHOTOGRAPHS)/report.html
 	$(BIN)/python recipes/claims/run_all.py photograph
+
+alternatives: $(VENV)/.alternatives | $(PHOTOGRAPHS)/embeddings/config.yaml  ## open_clip and sentence-transformers on the same photographs
+	$(BIN)/python recipes/claims/alternatives/run_all.py
 
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
