@@ -20,6 +20,7 @@ from llm2clip.config import (
     ExportVisionConfig,
     ExtractConfig,
     ImportConfig,
+    InheritanceConfig,
     PrepareConfig,
     ReportConfig,
     SearchConfig,
@@ -36,8 +37,8 @@ __all__ = ['SECONDS_FILE', 'claim', 'goes_on', 'next_command', 'recorded_seconds
 SECONDS_FILE = 'seconds.json'
 _RECIPES = {
     PrepareConfig: 'prepare_data', Stage1Config: 'train_stage1', ExtractConfig: 'extract_embeddings',
-    Stage2Config: 'train_stage2', EvaluateConfig: 'evaluate', ExportConfig: 'export_hf',
-    ExportVisionConfig: 'export_vision', ExportTeacherConfig: 'export_sentence_transformers',
+    InheritanceConfig: 'train_inheritance', Stage2Config: 'train_stage2', EvaluateConfig: 'evaluate',
+    ExportConfig: 'export_hf', ExportVisionConfig: 'export_vision', ExportTeacherConfig: 'export_sentence_transformers',
     ImportConfig: 'import_official', ReportConfig: 'report', SearchConfig: 'search'}
 
 
@@ -177,6 +178,8 @@ def _after_extract(config: ExtractConfig) -> list[str]:
     images = _with_images(config.datasets)
     if not images:
         return []
+    if config.clip_text is not None:
+        return _after_targets(config, images)
     measured = {name: images[name] for name in _MEASURED if name in images}
     # What else was embedded, such as the images for tests, is not to be trained on.
     images = {'train': images['train']} if 'train' in images else images
@@ -186,6 +189,30 @@ def _after_extract(config: ExtractConfig) -> list[str]:
             *_dataset_arguments('train_data.streams', {**images, **_sidecars(config, images)}),
             f'train_data.caption_mix={_yaml(dict.fromkeys(keys or ["CAPTION"], 1.0))}',
             *_dataset_arguments('eval_data.streams', {**measured, **_sidecars(config, measured)}),
+            *([f'teacher={config.teacher}'] if config.teacher else [])]
+
+
+def _after_targets(config: ExtractConfig, images: Mapping[str, DatasetConfig]) -> list[str]:
+    """Inheritance, which also reads what a teacher's extraction wrote."""
+    targets = {name.replace('.teacher', '.clip_text'): data for name, data in _sidecars(config, images).items()}
+    teachers = {f'{name}.embeddings.teacher': DatasetConfig('TEACHER_SIDECAR') for name in images}
+    return [*_composer('train_inheritance'), 'yamls/inheritance/paper.yaml', 'run_name=inheritance',
+            f'save_folder={Path(config.out).parent / "inheritance"}',
+            *_dataset_arguments('train_data.streams', {**images, **targets, **teachers})]
+
+
+def _after_inheritance(config: InheritanceConfig) -> list[str]:
+    """Stage 2 from the adapter on, with the tower whose text features it learned."""
+    data, streams = config.train_data, dict[str, DatasetConfig](config.train_data.streams)
+    for name, stream in data.streams.items():
+        teachers = data.teachers or [teacher for teacher in stream.embeddings if teacher != data.target]
+        streams.update({f'{name}.embeddings.{teacher}': stream.embeddings[teacher] for teacher in teachers})
+    about = Path(config.adapter_folder, 'adapter.json')
+    embed_dim = read_json(about, dict)['embed_dim'] if about.is_file() else 'EMBED_DIM'
+    return [*_composer('train_stage2'), 'yamls/stage2/paper.yaml', 'yamls/stage2/inheritance.yaml',
+            'yamls/stage2/vision/clip_l14_336.yaml', 'run_name=stage2', f'initial_adapter={config.adapter_folder}',
+            f'model.embed_dim={embed_dim}', f'save_folder={Path(config.save_folder).parent / "stage2"}',
+            *_dataset_arguments('train_data.streams', streams),
             *([f'teacher={config.teacher}'] if config.teacher else [])]
 
 
@@ -229,8 +256,8 @@ def _after_import(config: ImportConfig) -> list[str]:
 
 _NEXT: dict[Any, Callable[[Any], list[str]]] = {
     PrepareConfig: _after_prepare, Stage1Config: _after_stage1, ExtractConfig: _after_extract,
-    Stage2Config: _after_stage2, EvaluateConfig: _after_evaluate, ExportConfig: _after_export,
-    ImportConfig: _after_import}
+    InheritanceConfig: _after_inheritance, Stage2Config: _after_stage2, EvaluateConfig: _after_evaluate,
+    ExportConfig: _after_export, ImportConfig: _after_import}
 
 
 def _composer(recipe: str) -> list[str]:

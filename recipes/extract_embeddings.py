@@ -30,7 +30,8 @@ def main(config: ExtractConfig) -> None:
         done = extract_sidecar(dataset, OutputFolder(f'{config.out}/{name}', remote), teacher, config.storage,
                                config.normalize, {'precision': config.precision}, 8 * config.batch_tokens)
         if dist.get_global_rank() == 0:
-            print(f'{name}: {", ".join(f"{n} {what}" for what, n in done.items())}')
+            counts = ', '.join(f'{n} {what}' for what, n in done.items())
+            print(f'{name}: {counts.replace("_", " ")}')
     if dist.get_global_rank() == 0:
         save_config(config, config.out)
         print(f'wrote {config.out}', flush=True)

@@ -29,8 +29,10 @@ from llm2clip.config import (
 )
 from llm2clip.data.captions import text_id
 from llm2clip.data.loader import split_by_length
+from llm2clip.models.adapter import build_adapter
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.compilation import compile_blocks
+from llm2clip.models.inheritance import ComposerInheritance, TextSide
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import fsdp2_config, own_name, prefetch, recomputed_modules, sharded_modules
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
@@ -118,6 +120,15 @@ def image_step(
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
+def inheritance_step(microbatch_size: Optional[int], way: Way = WAYS['ddp'], kind: str = 'residual') -> Result:
+    """One step of inheritance, in which two samples of the first rank and one of the second do not count."""
+    torch.manual_seed(0)
+    model = ComposerInheritance(TextSide(build_adapter(AdapterConfig(kind, depth=2), 8, 16)), 1.0, 2.0, block_size=2)
+    batch = {'index': torch.arange(N), 'text_embedding': torch.randn(N, 8), 'target': torch.randn(N, 16),
+             'counted': torch.tensor([i not in (1, 4, 7) for i in range(N)])}
+    return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
+
+
 class _Keep(Callback):
 
     units: dict[str, list[str]] = {}
@@ -168,6 +179,8 @@ def main(llm: str, out: str) -> None:
         results[f'captions/{name}/units'] = dict(_Keep.units)
         results[f'images/{name}/3 captions, distilled'] = image_step(2, way, captions=3, distilled=True)
         results[f'images/{name}/prefixes'] = image_step(2, way, captions=3, loss=PREFIXES)
+        results[f'inheritance/{name}'] = inheritance_step(2, way)
+        results[f'inheritance/{name}/units'] = dict(_Keep.units)
         results[f'images/{name}'] = image_step(2, way)
         results[f'images/{name}/units'] = dict(_Keep.units)
     results['compiled'] = caption_step(llm, 3, 0.3, 'cached', COMPILED['fsdp'])

@@ -31,6 +31,7 @@ REQUIRED = {
     'prepare_data': ['out=o', 'source.name=emoji'],
     'report': ['results=r', 'out=o', 'steps.a=b'],
     'search': ['model=m', 'index=o', 'images=i'],
+    'train_inheritance': TRAIN,
     'train_stage1': [*TRAIN, 'text_encoder.pretrained=x'],
     'train_stage2': [*TRAIN, 'model.vision.name=x'],
 }

@@ -18,6 +18,7 @@ from llm2clip.config import (
     EvaluateConfig,
     ExtractConfig,
     ImageStreamConfig,
+    InheritanceConfig,
     PrepareConfig,
     ReportConfig,
     Stage1Config,
@@ -104,6 +105,21 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
     assert command is not None and command.startswith('composer -n 8 recipes/train_stage2.py')
     command = next_command(load_config(Stage2Config, [*TRAIN, 'model.vision.name=x', 'save_folder=runs/s2']))
     assert command is not None and command.startswith('composer -n 8 recipes/evaluate.py')
+
+
+def test_by_way_of_inheritance(prepared: Path, tmp_path: Path) -> None:
+    recipe, inheritance = _next(ExtractConfig, 'clip_text=openai/clip', 'out=runs/clip',
+                                f'datasets.p.local={prepared}/train')
+    stream = inheritance.train_data.streams['p']
+    assert recipe == 'train_inheritance' and stream.embeddings == {
+        'clip_text': DatasetConfig('runs/clip/p'), 'teacher': DatasetConfig('TEACHER_SIDECAR')}
+    (tmp_path / 'i/adapter').mkdir(parents=True)
+    (tmp_path / 'i/adapter/adapter.json').write_text('{"embed_dim": 512}')
+    recipe, stage2 = _next(InheritanceConfig, *TRAIN, f'save_folder={tmp_path}/i', 'teacher=t',
+                           'train_data.streams.p.embeddings={clip_text: {local: a}, llm: {local: b}}')
+    assert recipe == 'train_stage2' and stage2.initial_adapter == f'{tmp_path}/i/adapter'
+    assert (stage2.model.visual_projection, stage2.model.embed_dim, stage2.teacher) == ('pretrained', 512, 't')
+    assert stage2.train_data.streams['p'].embeddings == {'llm': DatasetConfig('b')}
 
 
 def test_other_ways_through_the_pipeline(text_pairs_dataset: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from llm2clip.config import (
     ExportTeacherConfig,
     ExtractConfig,
     ImportConfig,
+    InheritanceConfig,
     PrepareConfig,
     ReportConfig,
     Stage1Config,
@@ -39,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,
            'train_stage2': Stage2Config, 'evaluate': EvaluateConfig, 'export_hf': ExportConfig,
            'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig,
-           'import_official': ImportConfig}
+           'import_official': ImportConfig, 'train_inheritance': InheritanceConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - set(LAUNCHERS))
 VISION, DATA, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
@@ -99,13 +100,18 @@ def _folders(config: Any) -> tuple[set[str], set[str]]:
         case ExtractConfig():
             sources = {dataset.local for dataset in config.datasets.values()}
             return {f'{config.out}/{name}' for name in config.datasets}, {*filter(None, [config.teacher]), *sources}
+        case InheritanceConfig():
+            sidecars = {sidecar.local for stream in config.train_data.streams.values()
+                        for name, sidecar in stream.embeddings.items()
+                        if name in (config.train_data.target, *config.train_data.teachers)}
+            return {config.save_folder}, {*sidecars, *filter(None, [config.teacher])}
         case Stage2Config():
             teachers = config.train_data.teachers
             sidecars = {sidecar.local for data in (config.train_data, config.eval_data) if data is not None
                         for stream in data.streams.values() for name, sidecar in stream.embeddings.items()
                         if sidecar.remote is None and (name in teachers or not teachers)}
             return {config.save_folder}, _datasets(config) | sidecars | {
-                *filter(None, [config.teacher, config.initial_weights])}
+                *filter(None, [config.teacher, config.initial_weights, config.initial_adapter])}
         case EvaluateConfig():
             sources = {benchmark.source.get('local') for benchmark in config.retrieval.values()}
             models = {folder for model in config.models.values() for folder in (model.run, model.export, model.teacher)}

@@ -1,9 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Vision towers of both libraries, random and small."""
+"""Vision towers of both libraries, and whole CLIPs, random and small."""
 
+from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, SiglipConfig, SiglipModel
 
 from llm2clip.config import VisionConfig
 
@@ -29,3 +33,22 @@ TOWERS = {
     **TOKEN_TOWERS, 'timm_convnet': timm_tower('test_efficientnet'), 'timm_convnext': timm_tower('convnext_atto'),
     'timm_resnet': timm_tower('test_resnet'),
 }
+
+
+def write_clip(out: Path, tokenizer_folder: Path, kind: str = 'clip') -> Path:
+    """A random CLIP or SigLIP with the tokenizer of a folder, whose texts have at most 12 tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.pad_token = '</s>'
+    tokenizer.save_pretrained(out)
+    small = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2}
+    text = {**small, 'vocab_size': 400, 'max_position_embeddings': 12, 'projection_dim': 32, 'bos_token_id': 0,
+            'eos_token_id': 1, 'pad_token_id': 1}
+    vision = {**small, 'image_size': 32, 'patch_size': 16, 'projection_dim': 32}
+    torch.manual_seed(0)
+    if kind == 'clip':
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32))
+    else:
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+    model.save_pretrained(out)
+    CLIPImageProcessor(size={'shortest_edge': 32}, crop_size={'height': 32, 'width': 32}).save_pretrained(out)
+    return out

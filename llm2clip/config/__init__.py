@@ -15,6 +15,7 @@ from llm2clip.config.data import (
     DatasetConfig,
     ImageDataConfig,
     ImageStreamConfig,
+    InheritanceDataConfig,
     LoaderConfig,
     StreamConfig,
 )
@@ -46,6 +47,7 @@ from llm2clip.config.search import SearchConfig
 from llm2clip.config.teacher import ExtractConfig, TeacherConfig
 from llm2clip.config.training import (
     FsdpConfig,
+    InheritanceConfig,
     OnlineConfig,
     SelfDistillationConfig,
     Stage1Config,
@@ -58,8 +60,9 @@ __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ConfigError',
     'CurveConfig', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
     'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig',
-    'ImportConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig',
-    'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig',
-    'SelfDistillationConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig',
-    'TrainConfig', 'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig',
+    'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig',
+    'RetrievalConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig',
+    'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainerConfig', 'VisionConfig', 'WriterConfig',
+    'ZeroshotConfig',
 ]

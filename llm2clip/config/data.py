@@ -13,7 +13,7 @@ from llm2clip.config.ranges import Count, CropScale, Mix, Natural, Positive, See
 
 __all__ = [
     'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'DatasetConfig', 'ImageDataConfig',
-    'ImageStreamConfig', 'LoaderConfig', 'StreamConfig',
+    'ImageStreamConfig', 'InheritanceDataConfig', 'LoaderConfig', 'StreamConfig',
 ]
 
 
@@ -135,3 +135,20 @@ class ImageDataConfig(LoaderConfig):
     """Probability of a grey training image."""
     horizontal_flip: Share = 0.0
     """Probability of a mirrored training image."""
+
+
+@dataclass
+class InheritanceDataConfig(LoaderConfig):
+    """Two vectors of each caption: the teacher's, and that of CLIP's own text tower.  Both lie in sidecars; the images
+    and texts themselves are not read."""
+
+    streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
+    """Name -> dataset as stage 2 has it, of which the sidecars in `embeddings` are read and nothing else."""
+    target: Text = 'clip_text'
+    """Name, in `embeddings`, of the sidecar of CLIP's text tower."""
+    teachers: list[Text] = field(default_factory=list)
+    """Names of the teachers, as stage 2 has them.  Unset: the only one beside `target` that the streams have."""
+    caption_mix: Mix = field(default_factory=dict)
+    """Caption key -> weight.  Of those that a sample has and that CLIP can read to the end, one is drawn each time the
+    sample is seen; a sample without one does not count.  Unset: all captions alike, which needs the sidecars in
+    `local`."""

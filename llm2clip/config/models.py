@@ -136,8 +136,8 @@ class ModelConfig:
     embed_dim: Count = 1280
     """Width of the joint space."""
     visual_projection: VisualProjection = 'linear'
-    """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; or `identity`, for which both widths
-    are equal."""
+    """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; `identity`, where both are equal; or
+    `pretrained`, the one that the tower was trained with, into the space of its own CLIP."""
     logit_scale: Positive = 1 / 0.07
     """Factor on the cosine similarities at the beginning."""
     logit_bias: Optional[Finite] = None

@@ -39,6 +39,9 @@ class TeacherConfig:
 class ExtractConfig(PlanConfig, TeacherConfig):
     """Captions of an image MDS -> their embeddings by a frozen teacher."""
 
+    clip_text: Optional[Text] = None
+    """In place of a teacher, hub name or folder of a CLIP or SigLIP: the vectors are its own text features, the targets
+    of `train_inheritance`.  Captions that it cannot read to their end are left out and counted."""
     datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
     """Name -> image or caption dataset."""
     out: Text = MISSING

@@ -9,8 +9,15 @@ from typing import Annotated, Literal, Optional, Union
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.data import CaptionDataConfig, ImageDataConfig
-from llm2clip.config.models import LoraConfig, LossConfig, MNTPConfig, ModelConfig, TextEncoderConfig
+from llm2clip.config.data import CaptionDataConfig, ImageDataConfig, InheritanceDataConfig
+from llm2clip.config.models import (
+    AdapterConfig,
+    LoraConfig,
+    LossConfig,
+    MNTPConfig,
+    ModelConfig,
+    TextEncoderConfig,
+)
 from llm2clip.config.planning import PlanConfig
 from llm2clip.config.ranges import (
     CheckpointsKept,
@@ -29,8 +36,8 @@ from llm2clip.config.ranges import (
 )
 
 __all__ = [
-    'FsdpConfig', 'OnlineConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config', 'TrainConfig',
-    'TrainerConfig',
+    'FsdpConfig', 'InheritanceConfig', 'OnlineConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config',
+    'TrainConfig', 'TrainerConfig',
 ]
 
 
@@ -151,6 +158,28 @@ class Stage1Config(TrainConfig):
 
 
 @dataclass
+class InheritanceConfig(TrainConfig):
+    """Between the stages: the adapter alone learns to give the text features of CLIP's own tower (ProCLIP, arXiv
+    2510.18795), so that stage 2 begins in the space of that CLIP."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    instance: Weight = 1.0
+    """Factor on the mean squared distance of the features from those of CLIP."""
+    structure: Weight = 1.0
+    """Factor on the mean, over all pairs of the global batch, of the smooth L1 loss between the distance of two
+    captions' features and that of CLIP's."""
+    block_size: Optional[Count] = None
+    """Rows of the matrix of distances that a rank computes at once, among those of its own captions.  Unset: all."""
+    train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
+    eval_data: Optional[InheritanceDataConfig] = None
+    """Captions whose features have to find CLIP's, of the same caption among those of all samples, while training."""
+    teacher: Optional[Text] = None
+    """Folder of the teacher that the sidecars must come from.  Unset: they must only agree with one another."""
+    adapter_folder: Text = '${save_folder}/adapter'
+    """Folder of the adapter, written when training ends, for `initial_adapter` of stage 2."""
+
+
+@dataclass
 class OnlineConfig:
     """The frozen teacher in the loop of stage 2, in place of sidecars."""
 
@@ -185,6 +214,9 @@ class Stage2Config(TrainConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     initial_weights: Optional[Text] = None
     """An exported folder whose weights training begins with, in place of the tower's pretrained ones."""
+    initial_adapter: Optional[Text] = None
+    """Folder of an adapter that `train_inheritance` wrote, which training begins with; together with
+    `model.visual_projection: pretrained`."""
     train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
     eval_data: Optional[ImageDataConfig] = None
     """Images and captions for retrieval recall while training."""
@@ -200,7 +232,13 @@ class Stage2Config(TrainConfig):
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
     def check(self) -> None:
-        """Raise a ConfigError if the loss is of more dimensions than the features have."""
+        """Raise a ConfigError if the loss is of more dimensions than the features have, or an adapter that knows a CLIP
+        would meet another one, or random weights."""
+        if self.initial_adapter is not None and self.initial_weights is not None:
+            raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
+        if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
+            raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random weights, '
+                              'expected pretrained, since initial_adapter leads into the space of the pretrained CLIP')
         if self.loss.dims and self.loss.dims[-1] > self.model.embed_dim:
             raise ConfigError(f'loss.dims: {self.loss.dims[-1]}, expected at most model.embed_dim, '
                               f'{self.model.embed_dim}')

@@ -21,8 +21,8 @@ from llm2clip.data.transforms import pixels_needed, seeded, train_transform
 from llm2clip.data.vectors import concatenate, float_vectors, stored_vector, vectors_of
 
 __all__ = [
-    'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'paired_stream',
-    'split_columns', 'stream_mix',
+    'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'one_storage', 'paired_stream',
+    'split_columns', 'stored_vectors', 'stream_mix',
 ]
 
 
@@ -54,8 +54,8 @@ class TrainImageDataset(SeededDataset):
     ) -> None:
         super().__init__(streams, **kwargs)
         self.pixels_needed = pixels_needed
-        stored = _stored_vectors(self)
-        self.as_stored = _one_storage(stored)
+        stored = stored_vectors(self)
+        self.as_stored = one_storage(stored)
         self.captions_per_image = captions_per_image
         captions = captions_per_image if captions_per_image > 1 else None
         self.largest = {**_largest(stored, image_size, captions),
@@ -100,8 +100,8 @@ class EvalImageDataset(SeededDataset):
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
-        stored = _stored_vectors(self)
-        self.as_stored = _one_storage(stored)
+        stored = stored_vectors(self)
+        self.as_stored = one_storage(stored)
         self.largest = _largest(stored, image_size, len(caption_keys))
         self.keys = list(caption_keys)
         self.image_size = image_size
@@ -150,7 +150,7 @@ def _stacked(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name, values in columns.items()}
 
 
-def _stored_vectors(dataset: StreamingDataset) -> list[list[torch.Tensor]]:
+def stored_vectors(dataset: StreamingDataset) -> list[list[torch.Tensor]]:
     """Of each stream: a vector ``(D,)`` of each of its sidecars, without data and in the type that it is stored in."""
     vectors = []
     for stream_id, stream in enumerate(dataset.streams):
@@ -162,7 +162,7 @@ def _stored_vectors(dataset: StreamingDataset) -> list[list[torch.Tensor]]:
     return vectors
 
 
-def _one_storage(stored: Sequence[Sequence[torch.Tensor]]) -> bool:
+def one_storage(stored: Sequence[Sequence[torch.Tensor]]) -> bool:
     """Whether each stream has one sidecar, and all of them store vectors the same way."""
     return all(len(vectors) == 1 for vectors in stored) and len({vectors[0].dtype for vectors in stored}) == 1
 
@@ -173,7 +173,7 @@ def _largest(
     """A batch of one sample, without data.
 
     Args:
-        stored: From `_stored_vectors`.
+        stored: From `stored_vectors`.
         image_size: Side of the square that the vision tower sees.
         captions: Per sample, if not a single one is drawn.
     """
@@ -182,7 +182,7 @@ def _largest(
               'index': torch.empty(1, dtype=torch.long), 'text_id': torch.empty(texts, dtype=torch.long)}
     if any(stored):
         dim = max(sum(map(len, vectors)) for vectors in stored)
-        kind = stored[0][0].dtype if _one_storage(stored) else torch.float32
+        kind = stored[0][0].dtype if one_storage(stored) else torch.float32
         result['text_embedding'] = torch.empty(*texts, dim, dtype=kind)
         if kind == torch.int8:
             result['text_embedding_scale'] = torch.empty(texts)

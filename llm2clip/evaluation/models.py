@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn.functional as F
 from composer.devices import Device
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
 from llm2clip.config.ranges import TeacherPrecision
@@ -26,8 +26,8 @@ from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import in_turns, once_per_node, rows
-from llm2clip.remote_code.checks_llm2clip import load_checked, load_config, load_tokenizer
 from llm2clip.teacher.caption_teacher import CachedTeacher, build_caption_teacher
+from llm2clip.teacher.clip_text import ClipTokenizer, load_clip
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import check_encoding, teacher_config, teacher_fingerprint
 from llm2clip.training.runs import load_stage2, read_stage2
@@ -103,22 +103,15 @@ class HuggingFaceCLIP:
     def __init__(self, name: str, device: Device, precision: TeacherPrecision = 'fp32') -> None:
         self.precision = precision
         where = f'pretrained: {name}'
-        model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
-                                config=load_config(name, where), dtype=torch.float32)
-        self.tokenizer = load_tokenizer(name)
+        model = load_clip(name, 'pretrained')
+        if not hasattr(model, 'get_image_features'):
+            raise ConfigError(f'{where}, a {type(model).__name__}, has no get_image_features')
+        self.tokenizer = ClipTokenizer(name, model.config)
         with reading(where, 'an image processor of transformers'):
             self.preprocess = partial(_preprocess_theirs,
                                       AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
-        for method in ('get_image_features', 'get_text_features'):
-            if not hasattr(model, method):
-                raise ConfigError(f'pretrained: {name}, a {type(model).__name__}, has no {method}')
-        self.model: Any = device.module_to_device(model.eval())
+        self.model: Any = device.module_to_device(model)
         self.device = next(self.model.parameters()).device
-        text = getattr(model.config, 'text_config', model.config)
-        # SigLIP was trained on texts that are padded to its full length, without a mask.
-        siglip = 'siglip' in model.config.model_type
-        self._text_arguments = {'padding': 'max_length' if siglip else True, 'return_attention_mask': not siglip,
-                                'truncation': True, 'max_length': text.max_position_embeddings}
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,12 +127,11 @@ class HuggingFaceCLIP:
 
     @torch.no_grad()
     def _features_of_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
-        tokens = self.tokenizer(texts, return_tensors='pt', **self._text_arguments)
+        tokens = self.tokenizer.tokenize(texts)
+        batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(tokens).items()}
         with _autocast(self):
-            features = self.model.get_text_features(**tokens.to(self.device))
-        truncated = sum(len(ids) > self._text_arguments['max_length']
-                        for ids in self.tokenizer(texts, verbose=False).input_ids)
-        return F.normalize(features.float(), dim=-1).cpu(), truncated
+            features = self.model.get_text_features(**batch)
+        return F.normalize(features.float(), dim=-1).cpu(), sum(text.cut for text in tokens)
 
 
 EvaluatedModel = Union[TrainedLLM2CLIP, HuggingFaceCLIP]

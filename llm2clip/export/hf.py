@@ -22,7 +22,7 @@ from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
-from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.remote_code import checks_llm2clip, modeling_llm2clip, text_encoder_llm2clip
 from llm2clip.remote_code.checks_llm2clip import checksum, checksums
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
@@ -193,7 +193,7 @@ def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) 
 
 def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
     """The model's configuration without where its first weights came from, and with all that was read there."""
-    fields = dataclasses.asdict(config)
+    fields = {**dataclasses.asdict(config), 'visual_projection': projection_kind(model.visual_projection)}
     vision = model.vision_encoder
     # A timm model of a folder or the Hub is built by its architecture's name.
     name = public_name(config.vision.name)

@@ -11,7 +11,7 @@ from typing import Any, Union
 from llm2clip.config import ConfigError, ModelConfig
 from llm2clip.export.hf import LLM2CLIPConfig, exported_teachers, is_exported
 from llm2clip.imports.files import read_weights
-from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.remote_code.checks_llm2clip import check_keys, check_weight_files
 from llm2clip.teacher.fingerprint import Fingerprint
 
@@ -85,7 +85,7 @@ def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) ->
         'vision.mean': (list(preprocessing.mean), theirs.mean),
         'vision.std': (list(preprocessing.std), theirs.std),
         'embed_dim': (config.embed_dim, exported.embed_dim),
-        'visual_projection': (config.visual_projection, exported.visual_projection),
+        'visual_projection': (projection_kind(model.visual_projection), exported.visual_projection),
         'logit_bias': (config.logit_bias is not None, exported.logit_bias is not None),
     }
     if not architecture or not theirs.architecture:

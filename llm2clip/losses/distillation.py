@@ -22,21 +22,30 @@ __all__ = ['instance_loss', 'structure_loss']
 _SMALLEST = 1e-3
 
 
-def instance_loss(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of each feature from its target.
+def instance_loss(
+    features: torch.Tensor, targets: torch.Tensor, counted: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """This rank's part of the mean squared distance of each feature from its target.
 
     Args:
         features: ``(B, D)``, L2-normalised, of this rank.
         targets: ``(B, D)``, L2-normalised, without gradient.
+        counted: ``(B,)`` which samples count.  None: all.
 
     Returns:
         A scalar in float32.
     """
-    return (features.float() - targets.float()).square().sum(1).mean()
+    distances = (features.float() - targets.float()).square().sum(1)
+    if counted is None:
+        return distances.mean()
+    everywhere = all_gather(counted.float())
+    ranks = len(everywhere) / len(counted)
+    return (distances * counted).sum() * ranks / everywhere.sum().clamp(min=1)
 
 
 def structure_loss(
-    features: torch.Tensor, targets: torch.Tensor, block_size: Optional[int] = None
+    features: torch.Tensor, targets: torch.Tensor, block_size: Optional[int] = None,
+    counted: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """This rank's part of the mean, over all pairs of samples, of the smooth L1 loss between their features' distance
     and their targets' distance.
@@ -45,17 +54,20 @@ def structure_loss(
         features: ``(B, D)``, L2-normalised, of this rank.
         targets: ``(B, E)``, L2-normalised, without gradient.
         block_size: Rows of the matrix of distances at once.  None: all of this rank's.
+        counted: ``(B,)`` which samples count, and so which pairs: those of two such samples.  None: all.
 
     Returns:
         A scalar in float32.
     """
+    counted = (torch.ones_like(features[:, 0]) if counted is None else counted).float()
     return _structure(features.float(), all_gather(features.float()), targets.float(), all_gather(targets.float()),
-                      block_size or len(features))
+                      counted, all_gather(counted), block_size or len(features))
 
 
 @in_float32
 def _structure(
-    rows: torch.Tensor, columns: torch.Tensor, target_rows: torch.Tensor, target_columns: torch.Tensor, block_size: int
+    rows: torch.Tensor, columns: torch.Tensor, target_rows: torch.Tensor, target_columns: torch.Tensor,
+    counted_rows: torch.Tensor, counted_columns: torch.Tensor, block_size: int,
 ) -> torch.Tensor:
     with torch.no_grad():
         total = rows.new_zeros(())
@@ -64,12 +76,14 @@ def _structure(
             block = slice(start, start + block_size)
             distance = _distance(rows[block], columns)
             difference = distance - _distance(target_rows[block], target_columns)
+            difference *= counted_rows[block, None] * counted_columns
             total += F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction='sum')
             # The distance is the root of 2 less twice the product.
             gradient = difference.clamp_(-1, 1).div_(distance).neg_().masked_fill_(distance <= _SMALLEST, 0)
             row_gradient[block] = gradient @ columns
             column_gradient.addmm_(gradient.T, rows[block])
-        mean = 1 / (len(rows) * max(1, len(columns) - 1))  # a sample and itself are no pair
+        ranks, n = len(columns) / len(rows), counted_columns.sum()
+        mean = ranks / (n * (n - 1)).clamp(min=1)  # a sample and itself are no pair
         gradients = row_gradient.mul_(mean), column_gradient.mul_(mean)
     return with_gradients(total * mean, (rows, columns), gradients)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 
 from llm2clip.config import ConfigError, ModelConfig
-from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.remote_code.modeling_llm2clip import Adapter
 
 __all__ = ['check_dim', 'keep_first_dims']
@@ -45,9 +45,9 @@ def keep_first_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) ->
         model.adapter.projection = _first_outputs(model.adapter.projection, config.embed_dim, dim)
     else:
         model.adapter = _first_outputs(model.adapter, config.embed_dim, dim, bias=True)
-    adapter, projection = config.adapter, config.visual_projection
+    adapter = config.adapter
     return dataclasses.replace(
-        config, embed_dim=dim, visual_projection='linear' if projection == 'identity' else projection,
+        config, embed_dim=dim, visual_projection=projection_kind(model.visual_projection),
         adapter=dataclasses.replace(adapter, name='linear' if adapter.name == 'identity' else adapter.name))
 
 

@@ -13,15 +13,18 @@ import torch.nn.functional as F
 from composer.models import ComposerModel
 from torchmetrics import Metric
 
-from llm2clip.config import AdapterConfig, ConfigError, LossConfig, ModelConfig, SelfDistillationConfig
+from llm2clip.config import ConfigError, LossConfig, ModelConfig, SelfDistillationConfig
+from llm2clip.config.ranges import VisualProjection
 from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
+from llm2clip.models.adapter import build_adapter
 from llm2clip.models.flops import count_flops
+from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.remote_code.modeling_llm2clip import Adapter, ResidualMLP
+from llm2clip.remote_code.modeling_llm2clip import ResidualMLP
 
-__all__ = ['LLM2CLIP', 'ComposerLLM2CLIP']
+__all__ = ['LLM2CLIP', 'ComposerLLM2CLIP', 'projection_kind']
 
 Batch = dict[str, torch.Tensor]
 
@@ -38,8 +41,8 @@ class LLM2CLIP(nn.Module):
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
         super().__init__()
         self.vision_encoder = VisionEncoder(config.vision, load_weights)
-        self.visual_projection = _visual_projection(config, self.vision_encoder.width)
-        self.adapter = _adapter(config.adapter, llm_embed_dim, config.embed_dim)
+        self.visual_projection = _visual_projection(config, self.vision_encoder.width, load_weights)
+        self.adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
         # One-dimensional, since FSDP2 cannot shard a scalar.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(config.logit_scale)))
         bias = config.logit_bias
@@ -90,18 +93,16 @@ class LLM2CLIP(nn.Module):
         return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias.clone()}
 
 
-def _adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
-    if config.name == 'residual':
-        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
-    if config.name == 'linear':
-        return nn.Linear(llm_embed_dim, embed_dim)
-    if llm_embed_dim != embed_dim:
-        raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the teacher's vectors, {llm_embed_dim}, "
-                          'as the identity adapter needs')
-    return nn.Identity()
+def projection_kind(projection: nn.Module) -> VisualProjection:
+    """What a projection is, whether it was pretrained or not."""
+    if not isinstance(projection, nn.Linear):
+        return 'identity'
+    return 'linear' if projection.bias is None else 'affine'
 
 
-def _visual_projection(config: ModelConfig, width: int) -> nn.Module:
+def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> nn.Module:
+    if config.visual_projection == 'pretrained':
+        return load_projection(config.vision, config.embed_dim, load_weights)
     if config.visual_projection == 'identity':
         if width != config.embed_dim:
             raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the tower, {width}, as '

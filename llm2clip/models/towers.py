@@ -15,10 +15,11 @@ import timm
 import timm.models
 import torch
 import torch.nn as nn
+import transformers
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models.eva import Eva
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from llm2clip.config import ConfigError, VisionConfig
@@ -26,7 +27,7 @@ from llm2clip.data.transforms import Preprocessing
 from llm2clip.files import reading
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
 
-__all__ = ['Keep', 'Tower', 'load_tower', 'takes_any_size', 'tower_preprocessing']
+__all__ = ['Keep', 'Tower', 'load_projection', 'load_tower', 'takes_any_size', 'tower_preprocessing']
 
 # (tokens (B, T, D), how many of them come before the patches) -> indices (B, kept) of patches that stay, or None: all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
@@ -112,17 +113,7 @@ class TimmTower(Tower):
     """A timm model without its classifier."""
 
     def __init__(self, config: VisionConfig, load_weights: bool) -> None:
-        size: dict[str, Any] = {'img_size': config.image_size} if _timm_config(config.name).fixed_input_size else {}
-        checkpoint = config.checkpoint if load_weights else None
-        if checkpoint is not None and not Path(checkpoint).is_file():
-            raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
-        pretrained = config.pretrained and load_weights
-        with reading(f'model.vision.name: {config.name}', 'a model of timm'):
-            trunk = timm.create_model(config.name, pretrained=pretrained, **size)
-        if checkpoint is not None:
-            _load_timm_checkpoint(trunk, checkpoint, config.remap)
-        if pretrained or checkpoint is not None:
-            check_finite(trunk.state_dict(), checkpoint or f'model.vision.name: {config.name}')
+        trunk = _load_timm(config, load_weights)
         trunk.reset_classifier(0)  # pyright: ignore[reportCallIssue]
         module: Any
         for module in trunk.modules():
@@ -154,14 +145,30 @@ class TimmTower(Tower):
         self.trunk.set_grad_checkpointing(True)
 
 
-def _load_timm_checkpoint(trunk: Any, path: str, remap: bool) -> None:
-    """Load a file, converted and interpolated as timm does it with its own weights; all but a classifier must be there.
-    """
+def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool = False) -> Any:
+    """A timm model with its classifier, whose weights need not be in a file unless they are asked for."""
+    size: dict[str, Any] = {'img_size': config.image_size} if _timm_config(config.name).fixed_input_size else {}
+    checkpoint = config.checkpoint if load_weights else None
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
+    pretrained = config.pretrained and load_weights
+    with reading(f'model.vision.name: {config.name}', 'a model of timm'):
+        trunk = timm.create_model(config.name, pretrained=pretrained, **size)
+    if checkpoint is not None:
+        _load_timm_checkpoint(trunk, checkpoint, config.remap, with_classifier)
+    if pretrained or checkpoint is not None:
+        check_finite(trunk.state_dict(), checkpoint or f'model.vision.name: {config.name}')
+    return trunk
+
+
+def _load_timm_checkpoint(trunk: Any, path: str, remap: bool, with_classifier: bool) -> None:
+    """Load a file, converted and interpolated as timm does it with its own weights; all must be there, but for the
+    classifier's if they are not asked for."""
     convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
     with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
         result = timm.models.load_checkpoint(trunk, path, strict=remap, remap=remap, filter_fn=convert)
     classifier = f'{trunk.pretrained_cfg["classifier"]}.'
-    missing = [name for name in result.missing_keys if not name.startswith(classifier)]
+    missing = [name for name in result.missing_keys if with_classifier or not name.startswith(classifier)]
     if missing or result.unexpected_keys:
         raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
                           f'{list(result.unexpected_keys)[:3]} besides')
@@ -311,3 +318,50 @@ def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:
         load_weights: Off when a checkpoint of the whole model follows.
     """
     return TimmTower(config, load_weights) if _is_timm(config) else TransformersTower(config, load_weights)
+
+
+def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = True) -> nn.Module:
+    """The projection that a tower was trained with, from its pooled features to the space that it shares with texts.
+
+    It is the classifier of timm's CLIP towers, the `visual_projection` of those of transformers, and the identity where
+    there is none, as in SigLIP.
+
+    Args:
+        config: Which tower, and where its weights are.
+        embed_dim: Width of the space.
+        load_weights: Off when a checkpoint of the whole model follows.
+
+    Raises:
+        ConfigError: The tower begins with random weights, or its space has another width.
+    """
+    if load_weights and not config.pretrained and config.checkpoint is None:
+        raise ConfigError('model.visual_projection: there is no pretrained one, since neither model.vision.pretrained '
+                          'nor model.vision.checkpoint is set')
+    projection = _timm_projection(config, load_weights) if _is_timm(config) else \
+        _transformers_projection(config, embed_dim, load_weights)
+    width = projection.out_features if isinstance(projection, nn.Linear) else load_tower(config, False).width
+    if width != embed_dim:
+        raise ConfigError(f'model.embed_dim: {embed_dim} is not the width of the space that {config.name} was trained '
+                          f'in, {width}, as model.visual_projection: pretrained needs')
+    return projection
+
+
+def _timm_projection(config: VisionConfig, load_weights: bool) -> nn.Module:
+    classifier = _load_timm(config, load_weights, with_classifier=True).get_classifier()
+    return classifier if isinstance(classifier, nn.Linear) else nn.Identity()
+
+
+def _transformers_projection(config: VisionConfig, embed_dim: int, load_weights: bool) -> nn.Module:
+    architecture = _architecture(config)
+    tower: Any = MODEL_MAPPING[type(architecture)]
+    kind = getattr(transformers, f'{tower.__name__}WithProjection', None)
+    if kind is None:
+        return nn.Identity()
+    if not load_weights:
+        return nn.Linear(architecture.hidden_size, embed_dim, bias=False)
+    # Those of the whole model and of its vision part do not always say the same.
+    whole = load_config(config.name, f'model.vision.name: {config.name}')
+    architecture.projection_dim = getattr(whole, 'projection_dim', architecture.projection_dim)
+    model, _ = load_checked(kind.from_pretrained, config.name, where=f'model.vision.name: {config.name}', more=True,
+                            config=architecture, dtype=torch.float32)
+    return model.visual_projection

@@ -18,17 +18,24 @@ import numpy as np
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
-from llm2clip.config import CaptionDataConfig, CaptionStreamConfig, DatasetConfig, ImageDataConfig
+from llm2clip.config import (
+    CaptionDataConfig,
+    CaptionStreamConfig,
+    DatasetConfig,
+    ImageDataConfig,
+    InheritanceDataConfig,
+)
 from llm2clip.data.caption_pairs import pairs_of_streams
+from llm2clip.data.caption_targets import target_stream, target_streams
 from llm2clip.data.image_embeddings import paired_stream, stream_mix
 from llm2clip.data.loader import stream_arguments
 from llm2clip.data.masked_texts import texts_of_streams
-from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns
+from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.teacher.sidecars import common_teacher
 
-__all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_sources', 'plan_texts']
+__all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_sources', 'plan_targets', 'plan_texts']
 
 T = TypeVar('T', bound=DatasetConfig)
 
@@ -64,6 +71,8 @@ class DataPlan:
     """What is wrong with them."""
     llm_embed_dim: int = 0
     """Width of the teachers' vectors, together; 0 without sidecars."""
+    embed_dim: int = 0
+    """Width of the targets of inheritance."""
     characters: float = 0.0
     """Of a text, on average over what is drawn; 0 where it is not known."""
 
@@ -80,15 +89,42 @@ def plan_images(config: ImageDataConfig, key: str, online: bool) -> DataPlan:
             return paired_stream(name, moved, config.teachers, list(mix), key, online), mix
 
         opened = _open(plan, config, open_stream, key)
-        for dataset, (_, readers) in zip(plan.datasets, opened):
-            teachers = config.teachers or list(config.streams[dataset.name].embeddings)
-            shards = [reader.sidecars for reader in readers if isinstance(reader, PairedReader)]
-            sizes = np.array([[reader.get_raw_size() for reader in shard] for shard in shards])
-            dataset.sidecars = dict(zip(teachers, sizes.sum(0).tolist()))
-        if opened and not online:
-            with _collected(plan, key):
-                plan.llm_embed_dim = common_teacher([(stream, readers[0]) for stream, readers in opened]).llm_embed_dim
+        _add_sidecars(plan, opened, {name: config.teachers or list(stream.embeddings)
+                                     for name, stream in config.streams.items()}, key)
     return plan
+
+
+def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
+    """Inheritance's streams, whose targets count as the dataset, beside which the teachers' vectors lie."""
+    plan = DataPlan()
+    with _collected(plan, key), tempfile.TemporaryDirectory() as scratch:
+        streams = target_streams(config, key)
+
+        def open_stream(name: str) -> tuple[VerifiedStream, Mapping[str, float]]:
+            moved = dataclasses.replace(_in(scratch, streams[name]), embeddings={
+                teacher: _in(scratch, sidecar) for teacher, sidecar in streams[name].embeddings.items()})
+            return target_stream(name, moved, config, key)
+
+        opened = _open(plan, config, open_stream, key)
+        _add_sidecars(plan, opened, {name: list(stream.embeddings) for name, stream in streams.items()}, key)
+        for _, (reader, *_) in opened[:1]:
+            assert isinstance(reader, PairedReader)
+            plan.embed_dim = embedding_dim(columns_of(reader.images))
+    return plan
+
+
+def _add_sidecars(
+    plan: DataPlan, opened: Sequence[tuple[VerifiedStream, list[Reader]]], teachers: Mapping[str, Sequence[str]],
+    key: str,
+) -> None:
+    """Add the sizes of sidecars, dataset -> their teachers, and the width of their vectors."""
+    for dataset, (_, readers) in zip(plan.datasets, opened):
+        shards = [reader.sidecars for reader in readers if isinstance(reader, PairedReader)]
+        sizes = np.array([[reader.get_raw_size() for reader in shard] for shard in shards])
+        dataset.sidecars = dict(zip(teachers[dataset.name], sizes.sum(0).tolist()))
+    if any(dataset.sidecars for dataset in plan.datasets):
+        with _collected(plan, key):
+            plan.llm_embed_dim = common_teacher([(stream, readers[0]) for stream, readers in opened]).llm_embed_dim
 
 
 def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> tuple[DataPlan, bool]:
@@ -161,7 +197,7 @@ def _mean_characters(shard: Reader, columns: Sequence[str], samples: int = 200) 
 
 
 def _open(
-    plan: DataPlan, config: Union[ImageDataConfig, CaptionDataConfig],
+    plan: DataPlan, config: Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig],
     open_stream: Callable[[str], tuple[VerifiedStream, Mapping[str, float]]], key: str,
 ) -> list[tuple[VerifiedStream, list[Reader]]]:
     """Add the datasets that can be had, and what is wrong with the others."""

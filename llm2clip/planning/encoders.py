@@ -61,6 +61,8 @@ def extracting_encoder(config: ExtractConfig) -> TextEncoderConfig:
     Raises:
         ConfigError: It is none that can be planned.
     """
+    if config.clip_text is not None:
+        raise ConfigError('clip_text: only the extraction of an LLM is planned, expected teacher or text_encoder')
     encoder = None if config.text_encoder is None else described(config.text_encoder, config.plan_llm)
     encoder = encoder or teacher_encoder(config, config.teacher)
     if encoder is None:

@@ -14,7 +14,7 @@ from llm2clip.config import ImageDataConfig
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.transforms import pixels_needed, seeded, train_transform
 
-__all__ = ['image_batch', 'seconds_per_image', 'text_batch']
+__all__ = ['image_batch', 'seconds_per_image', 'target_batch', 'text_batch']
 
 Batch = dict[str, torch.Tensor]
 
@@ -49,6 +49,18 @@ def text_batch(n: int, sides: list[str], tokens: int) -> Batch:
         for name in ('input_ids', 'attention_mask', 'embed_mask'):
             batch[side + name] = torch.ones(n, tokens, dtype=torch.long)
     return batch
+
+
+def target_batch(n: int, llm_embed_dim: int, embed_dim: int) -> Batch:
+    """A batch of inheritance.
+
+    Args:
+        n: Samples.
+        llm_embed_dim: Width of the teacher's vectors.
+        embed_dim: Width of the targets.
+    """
+    return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
+            'text_embedding': torch.empty(n, llm_embed_dim, dtype=torch.float16), 'target': torch.empty(n, embed_dim)}
 
 
 def seconds_per_image(config: ImageDataConfig, image_size: int, images: int = 20) -> float:

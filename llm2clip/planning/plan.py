@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 import torch.nn as nn
@@ -19,6 +19,7 @@ from streaming.base.util import bytes_to_int
 from llm2clip.config import (
     ConfigError,
     ExtractConfig,
+    InheritanceConfig,
     LoaderConfig,
     PlanConfig,
     Stage1Config,
@@ -27,9 +28,10 @@ from llm2clip.config import (
 )
 from llm2clip.data.shared_memory import shared_memory
 from llm2clip.imports.initial import check_initial_weights
+from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_sources, plan_texts
+from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_sources, plan_targets, plan_texts
 from llm2clip.planning.encoders import (
     count_tokens,
     described,
@@ -39,19 +41,19 @@ from llm2clip.planning.encoders import (
     teacher_encoder,
 )
 from llm2clip.planning.hardware import GPU, GPUS
-from llm2clip.planning.loading import image_batch, seconds_per_image, text_batch
+from llm2clip.planning.loading import image_batch, seconds_per_image, target_batch, text_batch
 from llm2clip.planning.pretended import pretended_ranks
 from llm2clip.planning.recomputation import settle_recomputation
 from llm2clip.planning.step import MeanMask, OnlinePlan, StepCost, StepPlan, rehearse_encoder, rehearse_step
 from llm2clip.planning.summary import ExtractionPlan, Plan, TrainingPlan, readable
 from llm2clip.remote_code.checks_llm2clip import load_config
-from llm2clip.stages import stage1, stage2
+from llm2clip.stages import inheritance, stage1, stage2
 from llm2clip.training.optim import describe_groups
 from llm2clip.training.trainer import build_optimizer, check_metrics, check_train_config
 
-__all__ = ['plan_extraction', 'plan_run', 'plan_stage1', 'plan_stage2']
+__all__ = ['plan_extraction', 'plan_inheritance', 'plan_run', 'plan_stage1', 'plan_stage2']
 
-_UNKNOWN_DIM = 4096
+_UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE = 8
 
 
@@ -81,12 +83,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
         data = DataPlan()
     plan = _begin(config, config.train_data, data)
     online = online_teacher(config, plan, data)
-    dim = data.llm_embed_dim
-    if not dim and (encoder := teacher_encoder(config, config.teacher)) is not None:
-        dim = load_config(encoder.pretrained).hidden_size
-    if not dim:
-        plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
-        dim = _UNKNOWN_DIM
+    dim = _teacher_width(config, config.teacher, data, plan)
     image_size = stage2.train_image_size(config)
 
     def make_model() -> ComposerLLM2CLIP:
@@ -108,6 +105,39 @@ def plan_stage2(config: Stage2Config) -> Plan:
         plan.shared_memory = shared_memory(batch, plan.num_workers, ranks=min(_GPUS_PER_NODE, plan.ranks),
                                            epoch_samples=plan.drawn)
     return plan
+
+
+def plan_inheritance(config: InheritanceConfig) -> Plan:
+    """What inheritance would need, and what would stop it."""
+    data = DataPlan()
+    if config.plan_samples is None:
+        data = plan_targets(config.train_data, 'train_data')
+        if config.eval_data is not None:
+            data.problems += plan_targets(config.eval_data, 'eval_data').problems
+    plan = _begin(config, config.train_data, data)
+    dim = _teacher_width(config, config.teacher, data, plan)
+    if not (embed_dim := data.embed_dim):
+        embed_dim = _UNKNOWN_EMBED_DIM
+        plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
+
+    def make_model() -> ComposerInheritance:
+        with torch.device('meta'):
+            return inheritance.make_model(config, dim, embed_dim)
+
+    model = make_model()
+    plan.modules = _modules(model.model)
+    _measure(plan, config, model, make_model, lambda n: target_batch(n, dim, embed_dim))
+    return plan
+
+
+def _teacher_width(config: PlanConfig, teacher: Optional[str], data: DataPlan, plan: Plan) -> int:
+    """Of a teacher's vectors, as its sidecars, its folder or `plan_llm` say, or a guess."""
+    dim = data.llm_embed_dim
+    if not dim and (encoder := teacher_encoder(config, teacher)) is not None:
+        dim = load_config(encoder.pretrained).hidden_size
+    if not dim:
+        plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
+    return dim or _UNKNOWN_DIM
 
 
 def plan_stage1(config: Stage1Config) -> Plan:
@@ -219,7 +249,7 @@ def _collected(plan: Plan) -> Iterator[None]:
 
 
 def _measure(
-    plan: TrainingPlan, config: Union[Stage1Config, Stage2Config], model: ComposerModel,
+    plan: TrainingPlan, config: TrainConfig, model: ComposerModel,
     make_model: Callable[[], ComposerModel], make_batch: Callable[[int], dict[str, torch.Tensor]], longest: int = 0,
     online: Optional[OnlinePlan] = None,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Optional, TypeVar
 
 import torch
 
-from llm2clip.config import Stage2Config, TrainConfig
+from llm2clip.config import InheritanceConfig, Stage2Config, TrainConfig
 from llm2clip.planning.hardware import GPU
 
 __all__ = ['settle_for_this_gpu', 'settle_recomputation']
@@ -25,14 +25,15 @@ def settle_for_this_gpu(config: Config) -> Config:
         return config
     from composer.utils import dist
 
-    from llm2clip.planning.plan import plan_stage1, plan_stage2
+    from llm2clip.planning.plan import plan_inheritance, plan_stage1, plan_stage2
     from llm2clip.planning.pretended import pretended_ranks
 
     gpu = None
     if config.device != 'cpu' and torch.cuda.is_available():
         gpu = GPU(torch.cuda.get_device_properties(0).total_memory / 2**30, 0, 0)
     with pretended_ranks(dist.get_world_size()):
-        plan: Callable[[Any], Any] = plan_stage2 if isinstance(config, Stage2Config) else plan_stage1
+        plans: dict[type, Callable[[Any], Any]] = {Stage2Config: plan_stage2, InheritanceConfig: plan_inheritance}
+        plan = plans.get(type(config), plan_stage1)
         settled, said = settle_recomputation(config, plan, gpu)
     if said and dist.get_global_rank() == 0:
         print(said, flush=True)

@@ -12,6 +12,7 @@ from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.device import open_device
 from llm2clip.imports.initial import load_initial_weights
+from llm2clip.models.adapter import load_adapter
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
@@ -86,6 +87,9 @@ def make_trainer(config: Stage2Config) -> Trainer:
     model = make_model(config, record.llm_embed_dim, load_weights=config.initial_weights is None)
     if config.initial_weights is not None:
         load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
+    if config.initial_adapter is not None:
+        load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
+                     config.initial_adapter, 'initial_adapter')
     if config.self_distillation.enabled:
         algorithms.append(_self_distillation(config, model.model, data))
     return build_trainer(config, model, build_optimizer(config, model), data, evaluators, algorithms)

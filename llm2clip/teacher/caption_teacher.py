@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Protocol, Union
+from typing import Any, Optional, Protocol, Union
 
 import torch
 import xxhash
@@ -16,37 +16,27 @@ from composer.devices import Device
 from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, TeacherConfig, TextEncoderConfig
+from llm2clip.config import ConfigError, ExtractConfig, TeacherConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_text
 from llm2clip.ranks import agreed, in_turns, is_first, once_per_node, rows
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
+from llm2clip.teacher.blocks import Embedded, keep_block, load_block
+from llm2clip.teacher.clip_text import ClipTextTeacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import encoding, load_teacher, teacher_fingerprint
 from llm2clip.teacher.hashes import hash_files
 from llm2clip.teacher.text_encoder import load_text_encoder
-from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
+from llm2clip.weights import hash_tensors
 
 __all__ = [
-    'CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
-    'keep_block', 'load_block',
+    'CachedTeacher', 'CaptionTeacher', 'LLMTeacher', 'SentenceTransformerTeacher', 'build_caption_teacher',
 ]
 
 # Texts of a file, embedded together: enough to sort by length, few enough to lose.
 _BLOCK = 1024
 # Classes that a sentence-transformers folder may name: modules, activations, and what export_sentence writes.
 _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.', 'llm2clip.export.sentence_model.CaptionEncoder')
-
-
-class Embedded(NamedTuple):
-    """Vectors of N captions, and what they took."""
-
-    vectors: torch.Tensor
-    """``(N, D)`` in float32 on the CPU."""
-    tokens: int
-    """Tokens read, without padding."""
-    truncated: int
-    """Captions that were longer than `max_length` and lost their end."""
 
 
 class CaptionTeacher(Protocol):
@@ -71,46 +61,6 @@ class CaptionTeacher(Protocol):
     def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = ...) -> Embedded:
         """Both in one."""
         ...
-
-
-def load_block(folder: Path, texts: Sequence[str]) -> Optional[Embedded]:
-    """A block of captions from the file that `keep_block` wrote, None if there is none.
-
-    Args:
-        folder: Of blocks of one teacher.
-        texts: The captions.
-
-    Raises:
-        FileError, LoadError: The file is damaged; removed, it is written anew.
-    """
-    path = _block_file(folder, texts)
-    if not path.is_file():
-        return None
-    expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
-    tensors, counts = read_safetensors(path, expected)
-    with reading(path, expected):
-        # Earlier versions did not count tokens.
-        found = Embedded(tensors['text_embedding'], int(counts.get('tokens', 0)), int(counts['truncated']))
-    if found.vectors.ndim != 2 or len(found.vectors) != len(texts):
-        raise FileError(f'{path}: holds vectors of the shape {tuple(found.vectors.shape)}, expected {expected}')
-    return found
-
-
-def keep_block(folder: Path, texts: Sequence[str], embedded: Embedded) -> None:
-    """Write the file of a block of captions; arguments as of `load_block`, and their vectors.
-
-    Raises:
-        FileError: It cannot be written.
-        LoadError: A vector is not finite.
-    """
-    check_finite({'a vector of the teacher': embedded.vectors}, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(_block_file(folder, texts), {'text_embedding': embedded.vectors},
-                      {'tokens': str(embedded.tokens), 'truncated': str(embedded.truncated)})
-
-
-def _block_file(folder: Path, texts: Sequence[str]) -> Path:
-    return folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
 
 
 class CachedTeacher:
@@ -297,10 +247,17 @@ def build_caption_teacher(
         ConfigError: It names none or several.
         ValueError: The nodes have different teachers.
     """
+    clip_text = config.clip_text if isinstance(config, ExtractConfig) else None
     named = [key for key in ('teacher', 'text_encoder', 'sentence_transformer') if getattr(config, key) is not None]
+    named += ['clip_text'] * (clip_text is not None)
     if len(named) != 1:
-        raise ConfigError('expected one of teacher (a folder that stage 1 wrote), text_encoder (any LLM) and '
+        too = ', clip_text' if isinstance(config, ExtractConfig) else ''
+        raise ConfigError(f'expected one of teacher (a folder that stage 1 wrote), text_encoder (any LLM){too} and '
                           f'sentence_transformer; got {" and ".join(named) or "none"}')
+    if clip_text is not None:
+        teacher = ClipTextTeacher(clip_text, config.batch_tokens, config.precision)
+        device.module_to_device(teacher.model)
+        return teacher
     if config.sentence_transformer is not None:
         teacher = SentenceTransformerTeacher(config.sentence_transformer, precision=config.precision,
                                              trust_remote_code=config.trust_remote_code)

@@ -39,7 +39,8 @@ from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
 from llm2clip.files import read_json
 from llm2clip.folders import OutputFolder
-from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, keep_block, load_block
+from llm2clip.teacher.blocks import Embedded, keep_block, load_block
+from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 
 __all__ = ['extract_sidecar']
@@ -90,7 +91,8 @@ def extract_sidecar(
 
     While the teacher embeds a block, threads read the next shard, tokenise the next block and write what is done.
 
-    The vector of a caption that a sample does not have, which is empty in the dataset, is zero.
+    The vector of a caption that a sample does not have, which is empty in the dataset, is zero, and so is that of one
+    that the teacher leaves out.
 
     Args:
         dataset: The image or caption dataset.
@@ -102,8 +104,8 @@ def extract_sidecar(
         block_tokens: About how many tokens are embedded between two saves.
 
     Returns:
-        What this call did, over all ranks: shards, captions, tokens, captions that were truncated, and captions that
-        the samples do not have.
+        What this call did, over all ranks: shards, captions, tokens, captions that were truncated, captions that were
+        left out since the teacher cannot read them to their end, and captions that the samples do not have.
 
     Raises:
         ConfigError: `storage` is unknown, or `out` holds a dataset that is no sidecar.
@@ -123,7 +125,7 @@ def extract_sidecar(
         'vectors': {'storage': storage, 'normalized': normalize, **(about or {})}})
     todo = _begin(out, record, len(shards))
     mine = todo[dist.get_global_rank()::dist.get_world_size()]
-    done: dict[str, int] = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated', 'absent'), 0)
+    done: dict[str, int] = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent'), 0)
     progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
                     desc=f'embed {out.local.name}', disable=dist.get_local_rank() != 0)
 
@@ -158,11 +160,12 @@ def _count(done: dict[str, int], progress: tqdm, before: int, block: _Block, emb
     """Add a block to the counts; the bar stood at `before` when it began, and its batches may have moved it since."""
     absent = sum(not text.strip() for text in block.shard.texts) if block.last else 0
     for name, n in (('captions', len(block.rows)), ('tokens', embedded.tokens), ('truncated', embedded.truncated),
-                    ('absent', absent)):
+                    ('left_out', embedded.left_out), ('absent', absent)):
         done[name] += n
     progress.update(before + len(block.rows) + absent - progress.n)
     progress.set_postfix({'tokens/s': f'{done["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
-                          'truncated': done['truncated']})
+                          'truncated': done['truncated'],
+                          **({'left out': done['left_out']} if done['left_out'] else {})})
 
 
 def _tokenized(

@@ -38,6 +38,11 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
         found.append((', '.join(folders),
                       Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders)))
         dim = sum(embedding_dim(columns_of(reader)) for reader in shard.sidecars)
+    for where, teacher in found:
+        if any('clip_text' in one for one in teacher.teachers):
+            raise ValueError(f"sidecar {where} holds the features of CLIP's own text tower, the targets of "
+                             'train_inheritance, and none of captions that it cannot read to their end; expected the '
+                             'vectors of a teacher')
     (first, expected), *others = found
     for where, teacher in others:
         teacher.check(expected, f'sidecar {where}', f'sidecar {first}')

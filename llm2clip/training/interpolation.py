@@ -14,6 +14,7 @@ import torch
 
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.imports.initial import check_is_exported, load_initial_weights
+from llm2clip.models.adapter import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import TeacherRecord
 
@@ -58,8 +59,9 @@ def check_initial(config: Stage2Config) -> None:
 def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torch.Tensor]:
     """What a run began with: name -> weight, of all weights that meant something before the training.
 
-    These are the vision tower's, as their file has them.  Projection and adapter begin at random; with
-    `initial_weights`, they and the temperature have initial weights too, except an adapter whose teacher was another.
+    These are the vision tower's, as their file has them.  Projection and adapter begin at random, unless the first is
+    the tower's own and the second that of `initial_adapter`.  With `initial_weights`, they and the temperature have
+    initial weights too, except an adapter whose teacher was another.
 
     Args:
         config: The run's.
@@ -72,7 +74,14 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
     check_initial(config)
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=config.initial_weights is None)
     if config.initial_weights is None:
-        return {f'vision_encoder.{name}': value for name, value in model.vision_encoder.state_dict().items()}
+        known = ['vision_encoder']
+        if config.model.visual_projection == 'pretrained':
+            known.append('visual_projection')
+        if config.initial_adapter is not None:
+            load_adapter(model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
+                         config.initial_adapter, 'initial_adapter')
+            known.append('adapter')
+        return {name: value for name, value in model.state_dict().items() if name.split('.')[0] in known}
     same_teacher = load_initial_weights(model, config.model, record.teacher, config.initial_weights)
     return {name: value for name, value in model.state_dict().items()
             if same_teacher or not name.startswith('adapter.')}

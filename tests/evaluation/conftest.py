@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, SiglipConfig, SiglipModel
+from towers import write_clip
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
-
-SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2}
 
 
 @pytest.fixture(scope='session')
@@ -32,18 +30,4 @@ def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope='session', params=['clip', 'siglip'])
 def baseline(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random CLIP or SigLIP with the tiny LLM's tokenizer, whose texts have at most 12 tokens."""
-    out = tmp_path_factory.mktemp(request.param)
-    tokenizer = AutoTokenizer.from_pretrained(llm_folder)
-    tokenizer.pad_token = '</s>'
-    tokenizer.save_pretrained(out)
-    text = {**SMALL, 'vocab_size': 400, 'max_position_embeddings': 12, 'projection_dim': 32, 'bos_token_id': 0,
-            'eos_token_id': 1, 'pad_token_id': 1}
-    vision = {**SMALL, 'image_size': 32, 'patch_size': 16, 'projection_dim': 32}
-    torch.manual_seed(0)
-    if request.param == 'clip':
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32))
-    else:
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-    model.save_pretrained(out)
-    CLIPImageProcessor(size={'shortest_edge': 32}, crop_size={'height': 32, 'width': 32}).save_pretrained(out)
-    return out
+    return write_clip(tmp_path_factory.mktemp(request.param), llm_folder, request.param)

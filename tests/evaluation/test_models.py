@@ -27,7 +27,8 @@ from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
+from llm2clip.teacher.blocks import Embedded
+from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 
@@ -178,7 +179,7 @@ def test_model_without_text_tower(llm_folder: Path, baseline: Path, tmp_path: Pa
     shutil.copytree(baseline, folder)
     for path in llm_folder.glob('*'):
         shutil.copy(path, folder)
-    with pytest.raises(ConfigError, match='a LlamaModel, has no get_image_features'):
+    with pytest.raises(ConfigError, match='a LlamaModel, has no get_text_features'):
         load(tmp_path, pretrained=str(folder))
 
 

@@ -44,6 +44,23 @@ def test_the_same_structure_costs_nothing_and_equal_features_have_a_gradient() -
     assert equal.grad is not None and equal.grad.isfinite().all()
 
 
+@pytest.mark.parametrize('block_size', [None, 4])
+def test_what_does_not_count_might_as_well_not_be_there(block_size: Optional[int]) -> None:
+    features, targets = _features()
+    counted = torch.tensor([True, False, True, True, False, True, True, True, False])
+    targets = torch.nn.functional.pad(targets, (0, 2))
+    loss = structure_loss(features, targets, block_size, counted) + instance_loss(features, targets, counted)
+    loss.backward()
+    some = features.detach()[counted].requires_grad_()
+    expected = structure_loss(some, targets[counted]) + instance_loss(some, targets[counted])
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(features.grad[counted], some.grad, rtol=1e-5, atol=1e-7)
+    assert not features.grad[~counted].any()
+    nothing = torch.zeros(N, dtype=torch.bool)
+    assert structure_loss(features, targets, block_size, nothing) == instance_loss(features, targets, nothing) == 0
+
+
 def test_instance_loss() -> None:
     features, _ = _features()
     targets = unit(N, 6, 2).float()

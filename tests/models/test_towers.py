@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -28,7 +29,7 @@ from transformers import (
 
 from llm2clip.config import AdapterConfig, ConfigError, FsdpConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_processing_llm2clip import normalize
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, projection_kind
 from llm2clip.models.sharding import fsdp2_config, recompute, recomputed_modules, shard, sharded_modules
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
@@ -278,3 +279,48 @@ def test_a_siglip_tower_alone_is_its_native_class() -> None:
     native.load_state_dict(encoder.trunk.state_dict())
     images = _images(encoder)
     torch.testing.assert_close(encoder(images), native(images).pooler_output)
+
+
+def test_the_projection_of_a_clip_of_transformers(clip_folder: Path) -> None:
+    vision = VisionConfig(str(clip_folder), pretrained=True, image_size=32)
+    whole = CLIPModel.from_pretrained(clip_folder).eval()
+    config = ModelConfig(vision, embed_dim=512, visual_projection='pretrained')
+    model = LLM2CLIP(config, 8).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    expected = nn.functional.normalize(whole.get_image_features(pixel_values=pixels), dim=-1)
+    torch.testing.assert_close(model.get_image_features(pixels), expected, rtol=1e-4, atol=1e-5)
+    assert projection_kind(model.visual_projection) == 'linear' and model.visual_projection.weight.requires_grad
+    # Built to load a checkpoint of the whole model, by the configuration alone.
+    empty = LLM2CLIP(config, 8, load_weights=False)
+    empty.load_state_dict(model.state_dict())
+    with pytest.raises(ConfigError, match='model.embed_dim: 640 is not the width of the space .*, 512, as'):
+        LLM2CLIP(dataclasses.replace(config, embed_dim=640), 8)
+    with pytest.raises(ConfigError, match='model.visual_projection: there is no pretrained one'):
+        LLM2CLIP(dataclasses.replace(config, vision=dataclasses.replace(vision, pretrained=False)), 8)
+
+
+def test_the_projection_of_a_timm_model_is_its_classifier(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trunk: Any = timm.create_model('test_vit', num_classes=24).eval()
+    timm.models.save_for_hf(trunk, str(tmp_path), safe_serialization=True)
+    vision = VisionConfig(f'local-dir:{tmp_path}', pretrained=True, image_size=160)
+    model = LLM2CLIP(ModelConfig(vision, embed_dim=24, visual_projection='pretrained'), 8).eval()
+    pixels = torch.randn(2, 3, 160, 160)
+    expected = nn.functional.normalize(trunk(pixels), dim=-1)
+    torch.testing.assert_close(model.get_image_features(pixels), expected, rtol=1e-4, atol=1e-5)
+    assert projection_kind(model.visual_projection) == 'affine'
+    without = {name: value for name, value in timm.create_model('test_vit').state_dict().items() if 'head.' not in name}
+    save_file(without, tmp_path / 'tower.safetensors')
+    vision = VisionConfig('test_vit', checkpoint=str(tmp_path / 'tower.safetensors'), image_size=160)
+    with pytest.raises(ConfigError, match=r"tower.safetensors lacks \['head.weight', 'head.bias'\]"):
+        LLM2CLIP(ModelConfig(vision, embed_dim=1000, visual_projection='pretrained'), 8)
+
+
+def test_siglip_has_no_projection(tmp_path: Path) -> None:
+    SiglipVisionModel(SiglipVisionConfig(**SMALL)).save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    vision = VisionConfig(str(tmp_path), pretrained=True, image_size=32)
+    model = LLM2CLIP(ModelConfig(vision, embed_dim=32, visual_projection='pretrained'), 8)
+    assert projection_kind(model.visual_projection) == 'identity'
+    with pytest.raises(ConfigError, match='model.embed_dim: 16 is not the width of the space .*, 32'):
+        LLM2CLIP(ModelConfig(vision, embed_dim=16, visual_projection='pretrained'), 8)

@@ -28,7 +28,7 @@ from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, 
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
 
-__all__ = ['PairedReader', 'PairedRow', 'PairedStream', 'columns_of']
+__all__ = ['PairedReader', 'PairedRow', 'PairedStream', 'columns_of', 'recorded_dataset']
 
 
 def columns_of(reader: Reader) -> dict[str, str]:
@@ -193,13 +193,8 @@ class PairedStream(VerifiedStream):
         return [PairedReader(image, parts, self.keep_open) for image, *parts in zip(images, *rows)]
 
     def _check_dataset(self, sidecar: VerifiedStream, where: str) -> None:
-        path = Path(sidecar.local, sidecar.split, TEACHER_FILE)
-        if sidecar.remote and not path.is_file():
-            sidecar.download(TEACHER_FILE)
-        if not path.is_file():
-            raise FileNotFoundError(f'there is no sidecar in {path.parent}: {path} does not exist')
+        found = recorded_dataset(sidecar)
         expected = dataset_fingerprint(read_index(Path(self.local, self.split)))
-        found = read_json(path, dict).get('dataset')
         if found != expected:
             raise ValueError(f'{where} belongs to another dataset than {self.local}: it was made for content '
                              f'{found}, the dataset has {expected}')
@@ -235,6 +230,20 @@ class PairedStream(VerifiedStream):
 
     def get_index_size(self) -> int:
         return super().get_index_size() + sum(sidecar.get_index_size() for sidecar in self.sidecars)
+
+
+def recorded_dataset(sidecar: VerifiedStream) -> Optional[str]:
+    """The content of the dataset that a sidecar was made for.
+
+    Raises:
+        FileNotFoundError: There is no sidecar.
+    """
+    path = Path(sidecar.local, sidecar.split, TEACHER_FILE)
+    if sidecar.remote and not path.is_file():
+        sidecar.download(TEACHER_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no sidecar in {path.parent}: {path} does not exist')
+    return read_json(path, dict).get('dataset')
 
 
 def _check_all_columns(readers: Sequence[Reader], columns: Sequence[str], where: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import gradients
 import pytest
 import torch
-from gradients import COMPILED, PREFIXES, WAYS, Result, caption_step, image_step
+from gradients import COMPILED, PREFIXES, WAYS, Result, caption_step, image_step, inheritance_step
 from launched import Launched, finish
 
 from llm2clip.training.algorithms.grad_cache import GradCache
@@ -18,10 +18,10 @@ from llm2clip.training.algorithms.grad_cache import GradCache
 pytestmark = pytest.mark.long
 
 
-def _assert_equal(found: Result, expected: Result, close: float = 1e-5) -> None:
-    """Each gradient within a share of its size."""
+def _assert_equal(found: Result, expected: Result, close: float = 1e-5, part: str = 'logit_scale') -> None:
+    """Each gradient within a share of its size, among them that of a part."""
     assert found.keys() == expected.keys() and len(found) > 10
-    assert any('logit_scale' in name for name in found)
+    assert any(part in name for name in found)
     for name, value in expected.items():
         if name != 'random':
             error = (found[name] - value).abs().max() / value.abs().max()
@@ -96,6 +96,16 @@ def test_stage2(two_ranks: dict[str, Any]) -> None:
     assert not torch.allclose(prefixes['loss'], plain['loss'], rtol=1e-3)
     for found in (image_step(3, captions=3, loss=PREFIXES), *(two_ranks[f'images/{way}/prefixes'] for way in WAYS)):
         _assert_equal(found, prefixes)
+
+
+@pytest.mark.dist
+def test_inheritance(two_ranks: dict[str, Any]) -> None:
+    """Where the ranks have different numbers of samples that count."""
+    expected = inheritance_step(None)
+    for found in (inheritance_step(3), *(two_ranks[f'inheritance/{way}'] for way in WAYS)):
+        _assert_equal(found, expected, part='adapter.projection')
+    blocks = [f'model.adapter.blocks.{i}' for i in range(2)]
+    assert two_ranks['inheritance/fsdp/units'] == {'sharded': ['model', 'model.adapter', *blocks], 'recomputed': blocks}
 
 
 @pytest.mark.dist

@@ -1,0 +1,120 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The text side's adapter, and the folder that holds one by itself."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+import torch
+import torch.nn as nn
+from composer.utils import dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from llm2clip.config import AdapterConfig, ConfigError
+from llm2clip.files import read_json, reading, write_json
+from llm2clip.folders import complete_folder
+from llm2clip.remote_code.checks_llm2clip import check_keys
+from llm2clip.remote_code.modeling_llm2clip import Adapter
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.weights import read_safetensors, write_safetensors
+
+__all__ = ['KIND', 'WEIGHTS_FILE', 'build_adapter', 'load_adapter', 'save_adapter']
+
+KIND = 'adapter of the text side'
+WEIGHTS_FILE, ABOUT_FILE = 'adapter.safetensors', 'adapter.json'
+
+
+class _About(NamedTuple):
+    """What an adapter in a folder is."""
+
+    adapter: dict[str, Any]
+    """The fields of its `AdapterConfig`."""
+    embed_dim: int
+    teacher: Fingerprint
+    """Whose vectors it takes."""
+
+
+def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
+    """A new adapter, ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``.
+
+    Raises:
+        ConfigError: It is the identity between two widths.
+    """
+    if config.name == 'residual':
+        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
+    if config.name == 'linear':
+        return nn.Linear(llm_embed_dim, embed_dim)
+    if llm_embed_dim != embed_dim:
+        raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the teacher's vectors, {llm_embed_dim}, "
+                          'as the identity adapter needs')
+    return nn.Identity()
+
+
+def save_adapter(
+    adapter: nn.Module, config: AdapterConfig, embed_dim: int, record: TeacherRecord, target: Fingerprint,
+    folder: Union[str, Path],
+) -> None:
+    """Write an adapter, and what it is.  Every rank calls this; rank 0 writes, and the folder appears complete.
+
+    Args:
+        adapter: May be sharded.
+        config: Its configuration.
+        embed_dim: Width of its features.
+        record: Of the teacher whose vectors it takes.
+        target: Whose text features it gives.
+        folder: Where to.
+    """
+    state: Any = get_model_state_dict(adapter, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_global_rank() == 0:
+        with complete_folder(folder, KIND) as out:
+            write_safetensors(out / WEIGHTS_FILE, {name: value.contiguous() for name, value in state.items()})
+            write_json(out / ABOUT_FILE, {'adapter': dataclasses.asdict(config), 'embed_dim': embed_dim,
+                                          'teacher': record.teacher.to_json(), 'target': target.to_json()})
+    dist.barrier()
+
+
+def load_adapter(
+    adapter: nn.Module, config: AdapterConfig, embed_dim: int, teacher: Fingerprint, folder: Union[str, Path], key: str
+) -> None:
+    """Load what `save_adapter` wrote.
+
+    Args:
+        adapter: Any weights.
+        config: Its configuration.
+        embed_dim: Width of its features.
+        teacher: Whose vectors it will take.
+        folder: Of the adapter.
+        key: That names the folder, for messages.
+
+    Raises:
+        ConfigError: There is no adapter, or it is of another configuration or teacher.
+        FileError, LoadError: It is damaged.
+    """
+    about = _read_about(folder, key)
+    found, expected = {**about.adapter, 'embed_dim': about.embed_dim}, {**dataclasses.asdict(config),
+                                                                       'embed_dim': embed_dim}
+    for name, value in expected.items():
+        if found.get(name) != value:
+            setting = 'model.embed_dim' if name == 'embed_dim' else f'model.adapter.{name}'
+            raise ConfigError(f'{setting}: {value!r}, but {found.get(name)!r} in {key}, {folder}')
+    try:
+        about.teacher.check(teacher, f'{key}: the adapter in {folder}', 'training')
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    where = Path(folder, WEIGHTS_FILE)
+    state = read_safetensors(where, 'the weights of an adapter').tensors
+    check_keys(state, adapter.state_dict(), where)
+    with torch.no_grad():
+        adapter.load_state_dict(state)
+
+
+def _read_about(folder: Union[str, Path], key: str) -> _About:
+    path = Path(folder, ABOUT_FILE)
+    if not path.is_file():
+        raise ConfigError(f'{key}: {folder} holds no adapter: it has no {ABOUT_FILE} (train_inheritance writes it when '
+                          'it ends)')
+    about = read_json(path, dict)
+    with reading(path, 'the configuration of an adapter, its embed_dim, and the fingerprint of its teacher'):
+        return _About(dict(about['adapter']), int(about['embed_dim']), Fingerprint.from_json(about['teacher']))

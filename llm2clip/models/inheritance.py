@@ -1,0 +1,115 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Inheritance: the adapter learns to give the text features of CLIP's own tower (ProCLIP, arXiv 2510.18795)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from composer.models import ComposerModel
+from torchmetrics import Metric
+
+from llm2clip.losses.distillation import instance_loss, structure_loss
+from llm2clip.metrics.retrieval import RetrievalRecall
+from llm2clip.models.flops import count_flops
+from llm2clip.remote_code.modeling_llm2clip import ResidualMLP
+
+__all__ = ['ComposerInheritance', 'TextSide']
+
+Batch = dict[str, torch.Tensor]
+
+
+class TextSide(nn.Module):
+    """An adapter by itself.
+
+    Args:
+        adapter: Of any kind.
+    """
+
+    def __init__(self, adapter: nn.Module) -> None:
+        super().__init__()
+        self.adapter = adapter
+
+    # Composer asks the direct children of a ComposerModel for it, and nobody below them.
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """Shard every block of the adapter on its own, and the adapter around them."""
+        return module is self.adapter or self.is_block(module)
+
+    def is_block(self, module: nn.Module) -> bool:
+        """Whether a module is a repeated layer of the adapter."""
+        return isinstance(module, ResidualMLP)
+
+    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
+        """With `fsdp.activation_checkpointing`, recompute every block on its own."""
+        return self.is_block(module)
+
+    def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
+        """The teacher's vectors reach the adapter as they are."""
+        return module in (self, self.adapter)
+
+    def forward(self, text_embedding: torch.Tensor) -> torch.Tensor:
+        """The teacher's vectors ``(B, llm_embed_dim)`` -> ``(B, embed_dim)``, L2-normalised, in float32."""
+        return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
+
+
+class ComposerInheritance(ComposerModel):
+    """Training of an adapter whose features are compared with those of CLIP's text tower.
+
+    A batch holds of each sample the teacher's ``text_embedding`` ``(B, llm_embed_dim)`` of a caption, the ``target``
+    ``(B, embed_dim)`` of the same caption, whether it ``counted`` ``(B,)``, since a sample may have no caption with a
+    target, and the ``index`` ``(B,)``.
+
+    Args:
+        model: The adapter.
+        instance: Weight of the distance between a feature and its target.
+        structure: Weight of the difference between two samples' distances on either side.
+        block_size: Rows of the matrix of distances at once.  None: all of this rank's.
+    """
+
+    feature_names = ('text_features',)
+
+    def __init__(
+        self, model: TextSide, instance: float = 1.0, structure: float = 1.0, block_size: Optional[int] = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.instance, self.structure, self.block_size = instance, structure, block_size
+        self.val_metrics = {'retrieval_recall@10': RetrievalRecall()}
+
+    def forward(self, batch: Batch) -> Batch:
+        """``text_features`` of this rank's samples."""
+        return {'text_features': self.model(batch['text_embedding'])}
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
+        """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
+        del args
+        features = outputs['text_features']
+        targets, counted = _targets(batch, features.device)
+        return (self.instance * instance_loss(features, targets, counted)
+                + self.structure * structure_loss(features, targets, self.block_size, counted))
+
+    def batch_flops(self) -> Callable[[Batch], float]:
+        """Counts FLOPs once; what is returned says, of a batch, those of the adapter (`count_flops`)."""
+        width = next((layer.in_features for layer in self.model.modules() if isinstance(layer, nn.Linear)), 1)
+        one = count_flops(self.model, torch.empty(1, width, device='meta'))
+        return lambda batch: float(one * len(batch['index']))
+
+    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
+        return outputs if outputs is not None else self(batch)
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        return {} if is_train else dict(self.val_metrics)
+
+    def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:
+        """Whether a feature finds its target among those of all samples, and is found by it."""
+        features = outputs['text_features']
+        targets, counted = _targets(batch, features.device)
+        index = batch['index'].to(features.device)
+        metric.update(targets, features[:, None], index, torch.where(counted, index + 1, 0)[:, None])
+
+
+def _targets(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return F.normalize(batch['target'].to(device).float(), dim=-1), batch['counted'].to(device)

@@ -1,0 +1,100 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Inheritance, put together: between the stages, the adapter learns the space of CLIP's own text tower (ProCLIP, arXiv
+2510.18795)."""
+
+from pathlib import Path
+
+from composer import DataSpec, Evaluator
+from composer.utils import dist, reproducibility
+
+from llm2clip.config import InheritanceConfig
+from llm2clip.data.caption_targets import build_target_loader
+from llm2clip.data.loader import streaming_dataset
+from llm2clip.data.schema import embedding_dim
+from llm2clip.data.streams.paired_stream import PairedReader, columns_of
+from llm2clip.folders import check_replaceable
+from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
+from llm2clip.models.inheritance import ComposerInheritance, TextSide
+from llm2clip.ranks import once_per_node
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.sidecars import sidecar_teacher
+from llm2clip.training.loop import Trainer
+from llm2clip.training.runs import record_teacher
+from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
+
+__all__ = ['make_loaders', 'make_model', 'train']
+
+
+def make_loaders(config: InheritanceConfig) -> tuple[DataSpec, list[Evaluator]]:
+    """The training data, and what is measured while training."""
+    data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, True, 'train_data')
+    if config.eval_data is None:
+        return data, []
+    eval_data = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')
+    return data, [Evaluator(label='eval', dataloader=eval_data)]
+
+
+def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) -> ComposerInheritance:
+    """A new adapter under the loss of the configuration.
+
+    Args:
+        config: The run's.
+        llm_embed_dim: Width of the teacher's vectors.
+        embed_dim: Width of CLIP's features.
+    """
+    adapter = build_adapter(config.adapter, llm_embed_dim, embed_dim)
+    return ComposerInheritance(TextSide(adapter), config.instance, config.structure, config.block_size)
+
+
+def train(config: InheritanceConfig) -> None:
+    """Train, or go on where a run was stopped, and write the adapter; a complete run is left as it is.
+
+    Raises:
+        ConfigError: The configuration or the data is not what was expected.
+        ValueError: The sidecars come from another teacher than the one that is named, or from several.
+    """
+    if Path(config.adapter_folder, WEIGHTS_FILE).is_file():
+        print(f'{config.adapter_folder} is complete')
+        return
+    check_replaceable(config.adapter_folder, KIND)
+    begin(config)
+    data, evaluators = make_loaders(config)
+    record, (target, embed_dim) = _find_teacher(config, data, evaluators), _find_target(data)
+    if dist.get_global_rank() == 0:
+        record_teacher(record, config.save_folder)
+    reproducibility.seed_all(config.seed)
+    model = make_model(config, record.llm_embed_dim, embed_dim)
+    trainer: Trainer = build_trainer(config, model, build_optimizer(config, model), data, evaluators)
+    fit(trainer)
+    trainer.close()
+    save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
+    if dist.get_global_rank() == 0:
+        print(f'wrote the adapter to {config.adapter_folder}', flush=True)
+
+
+def _find_teacher(config: InheritanceConfig, data: DataSpec, evaluators: list[Evaluator]) -> TeacherRecord:
+    record = sidecar_teacher(data)
+    if config.teacher is not None:
+        folder = config.teacher
+        expected = once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
+        record.teacher.check(expected, 'the sidecar of train_data', folder)
+    for evaluator in evaluators:
+        sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+        _find_target(evaluator.dataloader)[0].check(_find_target(data)[0], 'the target of eval_data',
+                                                    'that of train_data')
+    return record
+
+
+def _find_target(data: DataSpec) -> tuple[Fingerprint, int]:
+    """Whose text features the targets are, the same for all streams, and their width."""
+    dataset = streaming_dataset(data)
+    first, *others = dataset.streams
+    target = TeacherRecord.read(first.local).teacher
+    for stream in others:
+        TeacherRecord.read(stream.local).teacher.check(target, f'sidecar {stream.local}', f'sidecar {first.local}')
+    shard = dataset.shards[0]
+    assert isinstance(shard, PairedReader)
+    return target, embedding_dim(columns_of(shard.images))

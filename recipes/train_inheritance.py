@@ -1,0 +1,21 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Adapter into CLIP's own space: composer [-n N] recipes/train_inheritance.py yamls/inheritance/….yaml [key=value …]"""
+
+from llm2clip.command import run_command
+from llm2clip.config import InheritanceConfig
+
+
+def main(config: InheritanceConfig) -> None:
+    if config.plan:
+        from llm2clip.planning.plan import plan_inheritance, plan_run
+        plan_run(config, plan_inheritance)
+    else:
+        from llm2clip.planning.recomputation import settle_for_this_gpu
+        from llm2clip.stages import inheritance
+        inheritance.train(settle_for_this_gpu(config))
+
+
+if __name__ == '__main__':
+    run_command(InheritanceConfig, main)

@@ -1,0 +1,137 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Inheritance's data: the teacher's vector of a caption beside its target, without the images."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parts import make_samples, write_dataset, write_sidecar
+
+from llm2clip.config import (
+    ConfigError,
+    DatasetConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
+    InheritanceDataConfig,
+)
+from llm2clip.data.caption_targets import build_target_loader
+from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.schema import read_samples
+from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.folders import OutputFolder
+from llm2clip.teacher.blocks import Embedded
+from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.sidecars import sidecar_teacher
+
+DIM, LONGEST = 6, 76
+
+
+class Targets:
+    """Stands for CLIP: vectors of texts, which cannot be longer than it reads."""
+
+    fingerprint = Fingerprint.of('of a clip', {'clip_text': 'clip'})
+    llm_embed_dim = DIM
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+
+    def tokenize(self, texts: Any) -> Any:
+        return list(texts)
+
+    def embed_tokens(self, tokens: Any, on_batch: Any = lambda n: None) -> Embedded:
+        vectors = torch.stack([target(text) * (len(text) <= self.longest) for text in tokens])
+        return Embedded(vectors, 0, 0, sum(len(text) > self.longest for text in tokens))
+
+    embed = embed_tokens
+
+
+def target(text: str) -> torch.Tensor:
+    return torch.tensor([len(text), *map(float, text.encode()[:DIM - 1])]) / 100
+
+
+@pytest.fixture
+def config(image_dataset: Path, sidecar: Path, tmp_path: Path, no_leftovers: None) -> Iterator[InheritanceDataConfig]:
+    extract_sidecar(DatasetConfig(str(image_dataset)), OutputFolder(tmp_path / 'targets'), Targets(LONGEST))
+    embeddings = {'tiny': DatasetConfig(str(sidecar)), 'clip_text': DatasetConfig(str(tmp_path / 'targets'))}
+    stream = ImageStreamConfig('/no/images/are/read', embeddings=embeddings)
+    yield InheritanceDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=4)
+
+
+def test_both_vectors_of_a_caption_that_has_a_target(
+    config: InheritanceDataConfig, image_dataset: Path, sidecar: Path
+) -> None:
+    captions = {sample['sample_id']: sample for sample in read_samples(image_dataset)}
+    vectors = {sample['sample_id']: sample for sample in read_samples(sidecar)}
+    long = {name: len(sample['caption.long']) for name, sample in captions.items()}
+    assert 0 < sum(length > LONGEST for length in long.values()) < len(long)
+    drawn: set[tuple[str, str]] = set()
+    loader = build_target_loader(config, 8, 3, True, 'train_data')
+    for batch in [batch for _ in range(4) for batch in loader.dataloader]:
+        assert batch['counted'].all()
+        for i, name in enumerate(batch['sample_id']):
+            key, = (key for key in ('short', 'long') if torch.allclose(
+                batch['target'][i], target(captions[name][f'caption.{key}']), rtol=1e-3, atol=1e-3))
+            expected = vectors_of(stored_vector(vectors[name], key))
+            assert torch.equal(batch['text_embedding'][i], expected)
+            drawn.add((name, key))
+    assert len({name for name, _ in drawn}) == 64
+    with_long = [name for name, key in drawn if key == 'long']
+    assert len(with_long) > 10 and all(long[name] <= LONGEST for name in with_long)
+    assert sidecar_teacher(loader).llm_embed_dim == 32
+
+
+def test_evaluation_takes_the_first_caption_that_has_one_and_what_has_none_does_not_count(
+    config: InheritanceDataConfig, image_dataset: Path
+) -> None:
+    def rows(column: str) -> dict[str, Any]:
+        loader = build_target_loader(config, 8, 3, False, 'eval_data').dataloader
+        return {name: value for batch in loader for name, value in zip(batch['sample_id'], batch[column])}
+
+    samples = {sample['sample_id']: sample for sample in read_samples(image_dataset)}
+    config.caption_mix = {'long': 1.0}
+    assert {name: bool(counted) for name, counted in rows('counted').items()} == {
+        name: len(sample['caption.long']) <= LONGEST for name, sample in samples.items()}
+    config.caption_mix = {'short': 1.0, 'long': 1.0}
+    for name, found in rows('target').items():
+        torch.testing.assert_close(found, target(samples[name]['caption.short']), rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_missing_is_named(
+    config: InheritanceDataConfig, image_dataset: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    def error(kind: type[Exception], message: str) -> None:
+        with pytest.raises(kind, match=message):
+            build_target_loader(config, 8, 3, True, 'train_data')
+
+    embeddings = config.streams['s'].embeddings
+    config.target = 'clip'
+    error(ConfigError, r"train_data\.streams\.s\.embeddings: there is no sidecar of 'clip', only of tiny, clip_text")
+    config.target = 'clip_text'
+    embeddings['other'] = DatasetConfig('x')
+    error(ConfigError, r'train_data\.teachers: dataset s has sidecars of 2 teachers \(tiny, other\) beside clip_text')
+    config.teachers = ['other']
+    error(ConfigError, r'train_data\.streams\.s\.embeddings\.other\.local: there is no sidecar in x')
+    write_dataset(make_samples(40), tmp_path / 'data')
+    write_sidecar(tmp_path / 'data/train', tmp_path / 'others', teacher_folder)
+    embeddings['other'] = DatasetConfig(str(tmp_path / 'others'))
+    error(ValueError, r'sidecar .*others belongs to another dataset than .*targets')
+    config.caption_mix = {'medium': 1.0}
+    error(ValueError, r"targets: column 'text_embedding.medium' is missing")
+    config.caption_mix = {}
+    embeddings['clip_text'] = DatasetConfig(str(tmp_path / 'cache'), str(tmp_path / 'targets'))
+    error(ConfigError, r'train_data\.caption_mix: expected caption keys, since the sidecar .*targets is in a remote')
+    shutil.rmtree(tmp_path / 'targets')
+
+
+def test_stage2_does_not_take_targets_for_a_teacher(config: InheritanceDataConfig, image_dataset: Path) -> None:
+    stream = ImageStreamConfig(str(image_dataset), embeddings=config.streams['s'].embeddings)
+    images = ImageDataConfig(streams={'s': stream}, teachers=['clip_text'], num_workers=0, num_canonical_nodes=4)
+    loader = build_image_loader(images, 32, 8, 0, True, 'train_data')
+    with pytest.raises(ValueError, match="targets holds the features of CLIP's own text tower"):
+        sidecar_teacher(loader)

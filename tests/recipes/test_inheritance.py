@@ -1,0 +1,127 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""From CLIP's text features to a stage 2 that begins in CLIP's own space."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from launched import COMMON, SGD, losses, run
+from recipes_in_process import run_recipe
+from safetensors.torch import load_file
+from towers import write_clip
+from transformers import CLIPModel
+
+from llm2clip.config import ConfigError, InheritanceConfig
+from llm2clip.config.files import load_config
+from llm2clip.models.adapter import load_adapter
+from llm2clip.planning.plan import plan_inheritance
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.interpolation import initial_state
+from llm2clip.training.runs import load_stage2
+
+
+@pytest.fixture(scope='module')
+def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp('clip'), llm_folder)
+
+
+@pytest.fixture(scope='module')
+def targets(clip: Path, image_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp('targets')
+    with pytest.MonkeyPatch.context() as patch:
+        run_recipe(patch, 'extract_embeddings', f'clip_text={clip}', f'datasets.train.local={image_dataset}',
+                   f'out={out}', 'device=cpu')
+    return out / 'train'
+
+
+@pytest.fixture
+def args(targets: Path, sidecar: Path, teacher_folder: Path) -> list[str]:
+    streams = [f'{data}.streams.s={{local: /no/images/are/read, embeddings: {{tiny: {{local: {sidecar}}}, '
+               f'clip_text: {{local: {targets}}}}}}}' for data in ('train_data', 'eval_data')]
+    return [*COMMON, *streams, 'adapter.depth=2', 'optimizer={name: adamw, lr: 0.003}', f'teacher={teacher_folder}',
+            'eval_data.num_workers=0', 'eval_interval=6ba', 'global_eval_batch_size=16', 'structure=2']
+
+
+@pytest.mark.dist
+def test_two_ranks_that_are_stopped_learn_what_one_learns(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sgd = [*args, *SGD, 'optimizer.lr=0.5']
+    run_recipe(monkeypatch, 'train_inheritance', *sgd, f'save_folder={tmp_path}/one')
+    output = capfd.readouterr().out
+    assert f'wrote the adapter to {tmp_path}/one/adapter' in output
+    assert 'next: composer -n 1 recipes/train_stage2.py' in output and 'model.embed_dim=32' in output
+    two = [*sgd, 'fsdp={activation_checkpointing: true}', 'algorithms.grad_cache={}', 'device_train_microbatch_size=3',
+           'block_size=3']
+    for steps in (4, 6):
+        run('train_inheritance', tmp_path / 'two', [*two, f'max_duration={steps}ba', 'adapter_folder=' + str(
+            tmp_path / ('two/adapter' if steps == 6 else 'unfinished'))], 2)
+    assert losses(tmp_path / 'two') == pytest.approx(losses(tmp_path / 'one'), rel=1e-5)
+    found, expected = (load_file(tmp_path / name / 'adapter/adapter.safetensors') for name in ('two', 'one'))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    recall = [read_metrics(tmp_path / name / 'metrics.jsonl')['metrics/eval/retrieval_recall@10'][6]
+              for name in ('two', 'one')]
+    assert recall[0] == recall[1]
+    run_recipe(monkeypatch, 'train_inheritance', *two, f'save_folder={tmp_path}/two')
+    assert 'is complete' in capfd.readouterr().out
+
+
+def test_stage2_begins_in_the_space_of_clip(
+    args: list[str], clip: Path, stage2_args: list[str], sidecar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_recipe(monkeypatch, 'train_inheritance', *args, f'save_folder={tmp_path}/inheritance', 'max_duration=30ba',
+               'eval_interval=15ba', 'save_interval=30ba')
+    metrics = read_metrics(tmp_path / 'inheritance/metrics.jsonl')
+    loss = metrics['loss/train/total']
+    assert loss[29] < 0.1 * loss[0] and metrics['metrics/eval/retrieval_recall@10'].keys() == {15, 30}
+
+    stage2 = [*stage2_args, 'eval_data=null', f'model.vision.name={clip}', 'model.vision.pretrained=true',
+              'model.adapter.depth=2', 'model.embed_dim=32', f'initial_adapter={tmp_path}/inheritance/adapter',
+              'self_distillation.enabled=true', 'max_duration=2ba', 'optimizer.lr=0.0', 'save_interval=2ba']
+    run_recipe(monkeypatch, 'train_stage2', *stage2, 'model.visual_projection=pretrained',
+               f'save_folder={tmp_path}/stage2')
+    model, config, record = load_stage2(tmp_path / 'stage2')
+    pixels = torch.randn(2, 3, 32, 32)
+    theirs = torch.nn.functional.normalize(CLIPModel.from_pretrained(clip).get_image_features(pixels), dim=-1)
+    torch.testing.assert_close(model.get_image_features(pixels), theirs, rtol=1e-4, atol=1e-5)
+    inherited = load_file(tmp_path / 'inheritance/adapter/adapter.safetensors')
+    assert all(torch.equal(value, inherited[name]) for name, value in model.adapter.state_dict().items())
+    # What interpolation counts as known before.
+    initial = initial_state(config, record)
+    assert {name.split('.')[0] for name in initial} == {'vision_encoder', 'visual_projection', 'adapter'}
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in initial.items())
+
+    run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/stage2', f'teacher={_argument(args, "teacher")}',
+               f'out={tmp_path}/export')
+    for changed, message in (
+        ('model.adapter.depth=1', 'model.adapter.depth: 1, but 2 in initial_adapter'),
+        ('model.visual_projection=linear', 'model.visual_projection: linear begins with random weights'),
+        (f'initial_weights={tmp_path}/export/llm2clip', 'initial_adapter: initial_weights has an adapter of its own'),
+        ('initial_adapter=/nowhere', 'initial_adapter: /nowhere holds no adapter'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(monkeypatch, 'train_stage2', *stage2, 'model.visual_projection=pretrained', changed,
+                       f'save_folder={tmp_path}/other')
+    with pytest.raises(ConfigError, match='initial_adapter: the adapter in .* comes from another teacher than train'):
+        about = tmp_path / 'inheritance/adapter/adapter.json'
+        about.write_text(about.read_text().replace('"weights": "', '"weights": "0'))
+        load_adapter(model.adapter, config.model.adapter, 32, record.teacher, about.parent, 'initial_adapter')
+
+
+def _argument(args: list[str], key: str) -> str:
+    return next(arg.partition('=')[2] for arg in args if arg.startswith(f'{key}='))
+
+
+def test_a_plan_says_what_it_will_take(args: list[str], tmp_path: Path) -> None:
+    def plan(*more: str) -> str:
+        return str(plan_inheritance(load_config(InheritanceConfig, [*args, f'save_folder={tmp_path}/run', *more])))
+
+    text = plan('max_duration=3ep')
+    assert '64 samples and 8 steps per epoch; 24 steps' in text and 'sidecar tiny' in text
+    assert 'WILL FAIL' not in text and 's: 64 samples, 64 per epoch (long 50%, short 50%)' in text
+    assert "WILL FAIL: train_data: train_data.streams.s.embeddings: there is no sidecar of 'x'" in plan(
+        'train_data.target=x')
+    assert 'the width of the targets is not known, 768 is assumed' in plan('plan_samples=1000')

@@ -1,0 +1,71 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""CLIP's own text features as sidecars."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composer.devices import DeviceCPU
+from recipes_in_process import run_recipe
+from towers import write_clip
+from transformers import AutoModel, AutoTokenizer
+
+from llm2clip.config import ConfigError, ExtractConfig, TeacherConfig
+from llm2clip.data.schema import read_samples
+from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.remote_code.checks_llm2clip import LoadError
+from llm2clip.teacher.caption_teacher import build_caption_teacher
+from llm2clip.teacher.clip_text import ClipTextTeacher
+
+
+@pytest.fixture(scope='module', params=['clip', 'siglip'])
+def clip(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp(request.param), llm_folder, request.param)
+
+
+def test_its_features_in_sidecars_without_captions_that_it_cannot_read(
+    clip: Path, image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe(monkeypatch, 'extract_embeddings', f'clip_text={clip}', f'datasets.train.local={image_dataset}',
+               f'out={tmp_path}/out', 'device=cpu', 'batch_tokens=50')
+    # The long captions have more than twelve tokens.
+    output = capfd.readouterr().out
+    assert '128 captions' in output and '64 left out' in output and '0 truncated' in output
+    model, tokenizer = AutoModel.from_pretrained(clip).eval(), AutoTokenizer.from_pretrained(clip)
+    padding = {'padding': 'max_length', 'max_length': 12, 'return_attention_mask': False} if 'Siglip' in type(
+        model).__name__ else {}
+    for image, row in zip(read_samples(image_dataset)[:10], read_samples(tmp_path / 'out/train')):
+        tokens = tokenizer(image['caption.short'], return_tensors='pt', **padding)
+        with torch.no_grad():
+            expected = model.get_text_features(**tokens)[0]
+        found = vectors_of(stored_vector(row, 'short')).float()
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+        assert not np.any(row['text_embedding.long'])
+    about = json.loads((tmp_path / 'out/train/teacher.json').read_text())
+    assert about['teacher']['too_long'] == 'left out' and about['teacher']['max_length'] == 12
+
+
+def test_its_fingerprint_is_that_of_the_text_side(clip: Path) -> None:
+    first, second = ClipTextTeacher(str(clip)), ClipTextTeacher(str(clip))
+    with torch.no_grad():
+        next(second.model.vision_model.parameters()).add_(1)
+    assert second._hash() == first._hash()
+    with torch.no_grad():
+        next(second.model.text_model.parameters()).add_(1)
+    assert second._hash() != first._hash()
+
+
+def test_what_is_no_clip(llm_folder: Path) -> None:
+    with pytest.raises(ConfigError, match='clip_text: .*a LlamaModel, has no get_text_features'):
+        ClipTextTeacher(str(llm_folder))
+    with pytest.raises(LoadError, match='clip_text: /nowhere'):
+        ClipTextTeacher('/nowhere')
+    both = ExtractConfig(clip_text='a', teacher='b', out='o', datasets={})
+    with pytest.raises(ConfigError, match='expected one of .*clip_text.*; got teacher and clip_text'):
+        build_caption_teacher(both, DeviceCPU())
+    with pytest.raises(ConfigError, match='expected one of .*; got none'):
+        build_caption_teacher(TeacherConfig(), DeviceCPU())
