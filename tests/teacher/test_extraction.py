@@ -169,14 +169,14 @@ def test_the_bar_moves_with_every_batch(
 def test_a_block_is_kept_and_those_of_earlier_versions_are_read(tmp_path: Path) -> None:
     vectors = torch.arange(6.0).view(2, 3)
     assert load_block(tmp_path, ['a', 'b']) is None
-    keep_block(tmp_path, ['a', 'b'], Embedded(vectors, 7, 1))
+    keep_block(tmp_path, ['a', 'b'], Embedded(vectors, 7, 1, 3))
     found = load_block(tmp_path, ['a', 'b'])
-    assert found is not None and torch.equal(found.vectors, vectors) and found[1:] == (7, 1)
+    assert found is not None and torch.equal(found.vectors, vectors) and found[1:] == (7, 1, 3)
     assert load_block(tmp_path, ['b', 'a']) is None
     path, = tmp_path.iterdir()
     save_file({'text_embedding': vectors}, path, {'truncated': '2'})
     found = load_block(tmp_path, ['a', 'b'])
-    assert found is not None and found[1:] == (0, 2)
+    assert found is not None and found[1:] == (0, 2, 0)
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
@@ -204,7 +204,7 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
     done = extract_sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'), teacher)
     tokens = tokenizer.tokenize([text for sample in samples for text in sample.captions.values()])
     assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1,
-                    'absent': 0}
+                    'left_out': 0, 'absent': 0}
 
 
 def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
