@@ -136,6 +136,7 @@ bench-gpu: $(VENV)/.dev  ## speed and memory on one NVIDIA GPU; stopped, it goes
 
 claims: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on where it was
 	$(BIN)/python recipes/claims/run_all.py emoji
+	$(BIN)/python recipes/claims/run_all.py forgetting
 
 clean:  ## remove what the quickstart and the tests wrote; .venv stays
 	rm -rf runs build *.egg-info .pytest_cache .ruff_cache

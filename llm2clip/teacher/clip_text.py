@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from llm2clip.config import ConfigError
 from llm2clip.ranks import once_per_node
-from llm2clip.remote_code.checks_llm2clip import load_checked, load_config, load_tokenizer
+from llm2clip.remote_code.checks_llm2clip import LoadError, load_checked, load_config, load_tokenizer
 from llm2clip.teacher.blocks import Embedded
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import hash_tensors
@@ -38,6 +38,8 @@ class ClipTokenizer:
 
     def __init__(self, name: str, config: Any) -> None:
         self._tokenizer = load_tokenizer(name)
+        if self._tokenizer.pad_token_id is None:
+            raise LoadError(f'{name}: its tokenizer has no pad_token, expected one')
         self.max_length: int = getattr(config, 'text_config', config).max_position_embeddings
         # SigLIP was trained on texts that are padded to its full length, without a mask.
         self._siglip = 'siglip' in config.model_type
@@ -49,9 +51,12 @@ class ClipTokenizer:
 
     def pad(self, texts: Sequence[ClipTokens]) -> dict[str, torch.Tensor]:
         """``input_ids`` ``(N, T)`` and, if the model has one, ``attention_mask``."""
-        return {**self._tokenizer.pad(
-            {'input_ids': [text.ids for text in texts]}, padding='max_length' if self._siglip else True,
-            max_length=self.max_length, return_attention_mask=not self._siglip, return_tensors='pt')}
+        length = self.max_length if self._siglip else max(len(text.ids) for text in texts)
+        ids = torch.full((len(texts), length), self._tokenizer.pad_token_id)
+        mask = torch.zeros(len(texts), length, dtype=torch.long)
+        for i, text in enumerate(texts):
+            ids[i, :len(text.ids)], mask[i, :len(text.ids)] = torch.tensor(text.ids), 1
+        return {'input_ids': ids} if self._siglip else {'input_ids': ids, 'attention_mask': mask}
 
 
 def load_clip(name: str, key: str) -> Any:

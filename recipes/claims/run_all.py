@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Train and measure what the paper's claims need: run_all.py emoji|photograph.
+"""Train and measure what the paper's claims need: run_all.py emoji|forgetting|photograph.
 
 What is done is not done again; `measured.json` in the claims' folder says what that is, and is all that this needs.
 """
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lanes import in_lanes, run
 from record import Record
@@ -31,15 +32,31 @@ def train_and_measure(suite: Suite, record: Record, job: Job, lane: Path) -> Non
     seed, name = job
     variant = suite.variants[name]
     folder = Path(suite.folder, name, f'seed{seed}')
-    out, log = folder / 'evaluate', Path(suite.folder, f'{name}_seed{seed}.txt')
+    log = Path(suite.folder, f'{name}_seed{seed}.txt')
     train = [*suite.train, *variant.train, f'seed={seed}', f'train_data.shuffle_seed={seed}', f'save_folder={folder}']
-    if variant.clip_text_tower:
+
+    def evaluate(row: str, *more: str) -> Path:
+        out = folder / f'evaluate_{row}'
+        run('recipes/evaluate.py', suite.evaluate, f'out={out}', *(f'models.{row}.{argument}' for argument in (
+            f'run={folder}', 'batch_tokens=1024', 'precision=amp_bf16', *variant.encoder, *more)), log=log, lane=lane)
+        return out / 'results.json'
+
+    if variant.results is not None:
+        results = Path(variant.results)
+    elif variant.clip_text_tower:
+        out = folder / 'evaluate'
         run('recipes/claims/clip_text_tower.py', *train, '--', suite.evaluate, f'out={out}', log=log, lane=lane)
+        results = out / 'results.json'
     else:
         run('recipes/train_stage2.py', *train, log=log, lane=lane)
-        run('recipes/evaluate.py', suite.evaluate, f'out={out}', *(f'models.{name}.{argument}' for argument in (
-            f'run={folder}', 'batch_tokens=1024', 'precision=amp_bf16', *variant.encoder)), log=log, lane=lane)
-    record.add(name, seed, json.loads((out / 'results.json').read_text())['retrieval'])
+        results = evaluate(name)
+    for row, more in variant.also.items():
+        record.add(row, seed, _retrieval(evaluate(row, *more)))
+    record.add(name, seed, _retrieval(results))
+
+
+def _retrieval(results: Path) -> Any:
+    return json.loads(results.read_text())['retrieval']
 
 
 def main(suite: Suite) -> None:
@@ -53,7 +70,7 @@ def main(suite: Suite) -> None:
         in_lanes(Path(suite.folder, 'lanes'), jobs, partial(train_and_measure, suite, record))
     except RuntimeError as error:
         sys.exit(str(error))
-    print(write_table(suite, {name: record.of(name) for name in suite.variants}))
+    print(write_table(suite, {name: record.of(name) for name in suite.measured}))
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 
 """What claims consist of: variants of one training, each trained with several seeds, measured on the same tests."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 
 class Step(NamedTuple):
@@ -25,6 +25,10 @@ class Variant(NamedTuple):
     needs: tuple[Step, ...] = ()
     clip_text_tower: bool = False
     """In place of the teacher, a text tower is trained from scratch."""
+    results: Optional[str] = None
+    """Nothing is trained: `results.json` of what the others begin with, which one of their `needs` writes."""
+    also: dict[str, tuple[str, ...]] = {}
+    """Further variants of the same training: name -> keys below `models.<name>` that tell `evaluate` of them."""
 
 
 class Claim(NamedTuple):
@@ -53,6 +57,13 @@ class Suite(NamedTuple):
     tests: dict[str, tuple[str, ...]]
     """Name -> evaluation sets whose mean is compared."""
     claims: tuple[Claim, ...]
+    plane: Optional[tuple[str, str]] = None
+    """Two tests, for a picture of the first claim's variants that has one along either axis."""
+
+    @property
+    def measured(self) -> list[str]:
+        """All that numbers are found for."""
+        return [row for name, variant in self.variants.items() for row in (name, *variant.also)]
 
 
 def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:

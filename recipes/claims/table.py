@@ -73,6 +73,8 @@ def write_table(suite: Suite, results: Results) -> str:
     Path(suite.folder, 'claims.json').write_text(json.dumps(found, indent=2) + '\n')
     Path(suite.folder, 'claims.md').write_text(text)
     _draw(suite, rows)
+    if suite.plane is not None:
+        _draw_plane(suite, suite.plane, rows[suite.claims[0].statement])
     return text
 
 
@@ -81,8 +83,8 @@ def _draw(suite: Suite, rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) 
     heights = [len(claim.variants) + 1.2 for claim in suite.claims]
     columns = max(len(claim.tests) for claim in suite.claims)
     figure = plt.figure(figsize=(12, 0.55 * sum(heights)), layout='constrained')
-    parts: Any = figure.subfigures(len(suite.claims), 1, height_ratios=heights)
-    for number, (part, claim) in enumerate(zip(parts, suite.claims), 1):
+    parts: Any = figure.subfigures(len(suite.claims), 1, squeeze=False, height_ratios=heights)
+    for number, (part, claim) in enumerate(zip(parts[:, 0], suite.claims), 1):
         part.suptitle(f'{number}. {claim.statement}.  Paper: {claim.paper}', x=0.01, ha='left', fontsize=9)
         axes = part.subplots(1, columns, sharey=True, squeeze=False)[0]
         for axis in axes[len(claim.tests):]:
@@ -98,4 +100,19 @@ def _draw(suite: Suite, rows: Mapping[str, Mapping[str, list[dict[str, Any]]]]) 
             axis.grid(axis='x', alpha=0.3)
     figure.supxlabel(f'{METRIC}; dots are seeds, the red line is chance', fontsize=9)
     figure.savefig(Path(suite.folder, 'claims.png'), dpi=130)
+    plt.close(figure)
+
+
+def _draw_plane(suite: Suite, plane: tuple[str, str], rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Each variant between two tests, with a small dot for each seed."""
+    figure, axis = plt.subplots(figsize=(7, 6), layout='constrained')
+    across, up = (rows[test] for test in plane)
+    for i, (x, y) in enumerate(zip(across, up)):
+        axis.plot(x['scores'], y['scores'], '.', color=f'C{i}', markersize=5, alpha=0.6)
+        axis.plot(x['mean'], y['mean'], 'o', color=f'C{i}', markersize=9)
+        axis.annotate(x['variant'], (x['mean'], y['mean']), (6, 6), textcoords='offset points', fontsize=9)
+    axis.set(xlabel=f'{plane[0]}: {METRIC}', ylabel=f'{plane[1]}: {METRIC}')
+    axis.grid(alpha=0.3)
+    axis.margins(0.15)
+    figure.savefig(Path(suite.folder, 'plane.png'), dpi=130)
     plt.close(figure)

