@@ -18,12 +18,12 @@ from llm2clip.config.files import check_values
 from llm2clip.config.ranges import Positive
 
 if TYPE_CHECKING:
-    from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
+    from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, RetrievalSet
 
 __all__ = [
-    'ALGORITHMS', 'CALLBACKS', 'CLASSIFICATION_SETS', 'LOGGERS', 'OPTIMIZERS', 'RETRIEVAL_SETS', 'Registry',
-    'SCHEDULERS', 'SOURCES', 'build', 'build_all', 'build_classification_set', 'build_retrieval_set', 'build_source',
-    'check', 'check_arguments', 'find', 'named',
+    'ALGORITHMS', 'CALLBACKS', 'CLASSIFICATION_SETS', 'COMPOSITION_SETS', 'LOGGERS', 'OPTIMIZERS', 'RETRIEVAL_SETS',
+    'Registry', 'SCHEDULERS', 'SOURCES', 'build', 'build_all', 'build_classification_set', 'build_composition_set',
+    'build_retrieval_set', 'build_source', 'check', 'check_arguments', 'find', 'named',
 ]
 
 Registry = Mapping[str, str]
@@ -61,6 +61,13 @@ RETRIEVAL_SETS: Registry = {
 CLASSIFICATION_SETS: Registry = {
     'clip_benchmark': 'llm2clip.evaluation.sets.clip_benchmark:clip_benchmark',
     'imagenet_folder': 'llm2clip.evaluation.sets.classification:imagenet_folder',
+}
+
+COMPOSITION_SETS: Registry = {
+    'aro_attribution': 'llm2clip.evaluation.sets.composition:aro_attribution',
+    'aro_relation': 'llm2clip.evaluation.sets.composition:aro_relation',
+    'sugarcrepe': 'llm2clip.evaluation.sets.composition:sugarcrepe',
+    'winoground': 'llm2clip.evaluation.sets.composition:winoground',
 }
 
 OPTIMIZERS: Registry = {
@@ -214,6 +221,11 @@ def build_retrieval_set(source: Mapping[str, Any], key: str) -> 'RetrievalSet':
 def build_classification_set(source: Mapping[str, Any], key: str) -> 'ClassificationSet':
     """A set of images with classes, as `build_retrieval_set`."""
     return _open_set(CLASSIFICATION_SETS, source, key)
+
+
+def build_composition_set(source: Mapping[str, Any], key: str) -> 'CompositionSet':
+    """A set of images with texts that are much alike, as `build_retrieval_set`."""
+    return _open_set(COMPOSITION_SETS, source, key)
 
 
 def _open_set(registry: Registry, source: Mapping[str, Any], key: str) -> Any:

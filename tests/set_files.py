@@ -210,6 +210,70 @@ WRITERS: dict[str, Callable[[Path], Arguments]] = {
 }
 
 
+# File of SugarCrepe -> the keys of its examples.
+SUGARCREPE = {'add_att': '01', 'add_obj': '012', 'replace_att': '0', 'replace_obj': '0134', 'replace_rel': '012',
+              'swap_att': '02', 'swap_obj': '1'}
+
+
+def sugarcrepe(folder: Path) -> Arguments:
+    """Seven files about four images; keys may be left out, and captions end in a space."""
+    images = [f'{number:012}.jpg' for number in (139, 285, 632, 724)]
+    write_images(folder / 'val2017', images)
+    (folder / 'sugar-crepe').mkdir()
+    for n, (name, keys) in enumerate(SUGARCREPE.items()):
+        (folder / 'sugar-crepe' / f'{name}.json').write_text(json.dumps({
+            key: {'filename': images[(n + i) % 4], 'caption': f'A cat on a mat, {(n + i) % 4}. ',
+                  'negative_caption': f'A mat on a cat, {name} {key}.'}
+            for i, key in enumerate(keys)}, indent=4))
+    return {'images': f'{folder}/val2017', 'annotations': f'{folder}/sugar-crepe'}
+
+
+def winoground(folder: Path) -> Arguments:
+    write_images(folder / 'images', [f'ex_{i}_img_{k}.png' for i in range(4) for k in range(2)])
+    tags = [('Noun', '', 'Object'), ('Verb-Transitive', 'Series', 'Relation'), ('Noun', 'Symbolic', 'Object'),
+            ('Scope', '', 'Both')]
+    write_json_lines(folder / 'examples.jsonl', [
+        {'id': i, 'image_0': f'ex_{i}_img_0', 'image_1': f'ex_{i}_img_1', 'num_main_preds': 1, 'tag': tag,
+         'caption_0': f'{i} mugs in some grass', 'caption_1': f'some grass in {i} mugs', 'secondary_tag': secondary,
+         'collapsed_tag': collapsed} for i, (tag, secondary, collapsed) in enumerate(tags)])
+    return {'images': f'{folder}/images', 'annotations': f'{folder}/examples.jsonl'}
+
+
+def _aro(folder: Path, name: str, records: Iterable[tuple[str, Sequence[int], str, str, dict[str, Any]]]) -> Arguments:
+    """Image, box, right and wrong caption, and what else an example has."""
+    write_images(folder / 'images', ['2370799.jpg', '1592325.jpg'])
+    (folder / name).write_text(json.dumps([
+        {'image_id': image.removesuffix('.jpg'), 'image_path': image, 'true_caption': right, 'false_caption': wrong,
+         **dict(zip(('bbox_x', 'bbox_y', 'bbox_w', 'bbox_h'), box)), **more}
+        for image, box, right, wrong, more in records]))
+    return {'images': f'{folder}/images', 'annotations': f'{folder}/{name}'}
+
+
+def aro_relation(folder: Path) -> Arguments:
+    """Three examples of one relation, one of another, and one of a relation that does not count."""
+    first, second = '2370799.jpg', '1592325.jpg'
+    rows = [(first, (2, 3, 20, 30), 'cat', 'on', 'mat'), (second, (0, 0, 48, 48), 'dog', 'on', 'sofa'),
+            (first, (2, 3, 20, 30), 'hat', 'on', 'cat'), (second, (10, 4, 8, 9), 'horse', 'eating', 'hay'),
+            (first, (5, 5, 40, 40), 'cup', 'near', 'jug')]
+    return _aro(folder, 'visual_genome_relation.json', [
+        (image, box, f'the {a} is {relation} the {b}', f'the {b} is {relation} the {a}', {'relation_name': relation})
+        for image, box, a, relation, b in rows])
+
+
+def aro_attribution(folder: Path) -> Arguments:
+    """Two pairs of attributes with 25 and 26 examples, and one with two, which do not count."""
+    pairs = [('white', 'open')] * 25 + [('open', 'white')] * 26 + [('red', 'round')] * 2
+    return _aro(folder, 'visual_genome_attribution.json', [
+        (('2370799.jpg', '1592325.jpg')[i % 2], (i % 5, 1, 20, 30), f'the {a} cat {i} and the {b} door',
+         f'the {b} cat {i} and the {a} door', {'attributes': [a, b]}) for i, (a, b) in enumerate(pairs)])
+
+
+COMPOSITION_WRITERS: dict[str, Callable[[Path], Arguments]] = {
+    'aro_attribution': aro_attribution, 'aro_relation': aro_relation, 'sugarcrepe': sugarcrepe,
+    'winoground': winoground,
+}
+
+
 def write_own_sets(folder: Path) -> None:
     """Twelve pictures with captions, the same in one folder per class, and prompts."""
     (folder / 'photos').mkdir()

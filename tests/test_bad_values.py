@@ -142,6 +142,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('evaluate',), 'models', ['{}', '[a]', '{m: a}']),
     (('evaluate',), 'cra', ['true']),
     (('evaluate',), 'retrieval', ['{}']),
+    (('evaluate',), 'composition', ['[a]', '{a: b}', '{a: {}}', "{'': {source: {name: sugarcrepe}}}"]),
     (('evaluate.models.m', 'export_hf', 'export_vision'), 'weights', ['newest', "''"]),
     (('evaluate.models.m', 'export_hf', 'export_vision'), 'interpolate', ['-0.1', '1.1', 'nan', 'half', '[0, 1]']),
     (('evaluate', 'search'), 'batch_size', ['0', '-1']),

@@ -32,7 +32,7 @@ from llm2clip.config.files import load_config
 from llm2clip.evaluation.classification import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
-from llm2clip.registry import CLASSIFICATION_SETS, RETRIEVAL_SETS, SOURCES, check
+from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, SOURCES, check
 from llm2clip.training.optim import parameter_groups
 from llm2clip.training.trainer import check_train_config
 
@@ -88,6 +88,8 @@ def _check(config: Any) -> None:
         for benchmark in config.zeroshot.values():
             check(CLASSIFICATION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
             assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
+        for benchmark in config.composition.values():
+            check(COMPOSITION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
 
 
 def _folders(config: Any) -> tuple[set[str], set[str]]:

@@ -24,8 +24,8 @@ from llm2clip.config.ranges import (
 from llm2clip.config.teacher import TeacherConfig
 
 __all__ = [
-    'CRAConfig', 'CurveConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig',
-    'RetrievalConfig', 'ZeroshotConfig',
+    'CRAConfig', 'CompositionConfig', 'CurveConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig',
+    'ReportConfig', 'RetrievalConfig', 'ZeroshotConfig',
 ]
 
 
@@ -90,6 +90,14 @@ class LinearProbeConfig:
 
 
 @dataclass
+class CompositionConfig:
+    """Texts of the same words, or nearly so: which of them belongs to an image?"""
+
+    source: Component = MISSING
+    """`name` of the set and where its files are."""
+
+
+@dataclass
 class CRAConfig:
     """Caption retrieval accuracy of text encoders on held-out pairs."""
 
@@ -136,6 +144,8 @@ class EvaluateConfig:
     """Name in the tables -> classification by class names."""
     linear_probe: dict[Text, LinearProbeConfig] = field(default_factory=dict)
     """Name in the tables -> logistic regression on the frozen tower's features."""
+    composition: dict[Text, CompositionConfig] = field(default_factory=dict)
+    """Name in the tables -> choice between texts that are much alike."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
     curve: Optional[CurveConfig] = None
@@ -155,9 +165,11 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise a ConfigError if there is nothing to evaluate, or the curve is of something else."""
-        if self.models and not (self.retrieval or self.zeroshot or self.linear_probe):
-            raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')
-        if not self.models and (self.retrieval or self.zeroshot or self.linear_probe or self.cra is None):
+        benchmarks = self.retrieval or self.zeroshot or self.linear_probe or self.composition
+        if self.models and not benchmarks:
+            raise ConfigError('retrieval: expected a benchmark there, in zeroshot, in linear_probe or in composition '
+                              'for the models')
+        if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('models: {}, expected at least one')
         known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe') for name in getattr(self, kind)]
         for axis in ('old', 'new') if self.curve is not None else ():

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from llm2clip.data.image_processing_llm2clip import upright_rgb
 
-__all__ = ['MAX_PIXELS', 'decode_image', 'decode_pixels', 'encode_image', 'unsupported_format']
+__all__ = ['MAX_PIXELS', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'unsupported_format']
 
 # Larger images are refused before they are decoded: a few kilobytes can unfold into gigabytes.
 MAX_PIXELS = 100_000_000
@@ -53,9 +53,32 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
     with _open(data, sample_id) as image:
         scan = _scan(image)
         upright = upright_rgb(image)
-        right, bottom = upright.width - 1, upright.height - 1
-        _check_whole(data, scan, {upright.getpixel(at) for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))})
+        _check_whole(data, scan, _corners(upright))
         return upright
+
+
+def crop_image(data: bytes, sample_id: str, box: tuple[float, float, float, float]) -> Image.Image:
+    """A part of an image in RGB, of the pixels as they are stored: its EXIF orientation is not taken into account.
+
+    Args:
+        data: As for `decode_image`.
+        sample_id: For messages.
+        box: Left, upper, right and lower border in pixels.  What is outside of the image is black.
+
+    Raises:
+        ValueError: As `decode_image`.
+    """
+    with _open(data, sample_id) as image:
+        scan = _scan(image)
+        whole = image.convert('RGB')
+        _check_whole(data, scan, _corners(whole))
+        return whole.crop(box)  # pyright: ignore[reportArgumentType]
+
+
+def _corners(image: Image.Image) -> set[Any]:
+    """The colours of an image's corners."""
+    right, bottom = image.width - 1, image.height - 1
+    return {image.getpixel(at) for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))}
 
 
 def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -> torch.Tensor:

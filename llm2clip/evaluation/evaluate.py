@@ -25,6 +25,7 @@ from llm2clip.evaluation.classification import (
     read_templates,
     zeroshot_metrics,
 )
+from llm2clip.evaluation.composition import composition_metrics
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.curve import curve_points
 from llm2clip.evaluation.gallery import make_gallery
@@ -33,16 +34,18 @@ from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.page import write_page
 from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
-from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
+from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.files import write_json, write_text
 from llm2clip.ranks import agreed, is_first, rows
-from llm2clip.registry import build_classification_set, build_retrieval_set
+from llm2clip.registry import build_classification_set, build_composition_set, build_retrieval_set
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['Evaluation']
 
 Results = dict[str, Any]
+EvaluationSet = Union[RetrievalSet, ClassificationSet, CompositionSet]
+_KINDS = ('retrieval', 'zeroshot', 'linear_probe', 'composition')
 
 
 class Evaluation:
@@ -61,7 +64,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        self.results: Results = {'retrieval': {}, 'zeroshot': {}, 'linear_probe': {}, 'cra': {}}
+        self.results: Results = {kind: {} for kind in (*_KINDS, 'cra')}
         self.galleries: Results = {}
         self.kept_features = Path(config.out, 'image_features')
         for name, model in config.models.items():
@@ -75,6 +78,8 @@ class Evaluation:
         self.probes = {name: (build_classification_set(benchmark.train, f'linear_probe.{name}.train'),
                               build_classification_set(benchmark.test, f'linear_probe.{name}.test'))
                        for name, benchmark in config.linear_probe.items()}
+        self.composition = {name: build_composition_set(benchmark.source, f'composition.{name}.source')
+                            for name, benchmark in config.composition.items()}
         for name, (train, test) in self.probes.items():
             if train.classes != test.classes:
                 raise ConfigError(f'linear_probe.{name}: the classes of train and test differ: '
@@ -110,6 +115,12 @@ class Evaluation:
                 values = linear_probe(learned, torch.tensor(train.labels), tested, torch.tensor(test.labels),
                                       train.classes, self.config.bootstrap)
                 self._add('linear_probe', name, test.name, model_name, {**values, 'precision': model.precision})
+        for name, dataset in self.composition.items():
+            projected, (texts, truncated) = images(dataset)[0], model.text_features(dataset.texts)
+            if is_first():
+                values = composition_metrics(dataset, projected, texts, self.config.bootstrap)
+                self._add('composition', name, dataset.name, model_name,
+                          {**values, 'n_truncated': truncated, 'precision': model.precision})
 
     def finish(self, device: Device) -> None:
         """Add the text encoders' numbers, if any are asked for, and remove the features kept for a restart.
@@ -147,8 +158,7 @@ class Evaluation:
 
     def _missing(self) -> list[str]:
         """What has no numbers yet."""
-        sets = [(kind, name) for kind in ('retrieval', 'zeroshot', 'linear_probe')
-                for name in getattr(self.config, kind)]
+        sets = [(kind, name) for kind in _KINDS for name in getattr(self.config, kind)]
         missing = [f'{model}: {kind}.{name}' for model in self.config.models for kind, name in sets
                    if model not in self.results[kind].get(name, {'models': {}})['models']]
         return missing + ['cra'] * (self.config.cra is not None and not self.results['cra'])
@@ -200,11 +210,11 @@ class _ImageFeatures:
         hash_tensors(self.model.model.state_dict(), digest)
         return digest.hexdigest()
 
-    def _file(self, dataset: Union[RetrievalSet, ClassificationSet]) -> Path:
+    def _file(self, dataset: EvaluationSet) -> Path:
         what = json.dumps([self.name, self._weights, self.model.precision, repr(dataset.read_image), dataset.image_ids])
         return self.folder / f'{xxhash.xxh64(what).hexdigest()}.safetensors'
 
-    def __call__(self, dataset: Union[RetrievalSet, ClassificationSet]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, dataset: EvaluationSet) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and pooled states, on the first rank; the others, which call this too, have no rows."""
         if not agreed(lambda: self._file(dataset).is_file()):
             size = self.config.batch_size

@@ -23,6 +23,8 @@ The numbers of a pipeline stand beside its report, in one `results.json`.
 - ``seconds``: step of the pipeline -> how long it took, over all its starts.
 - ``zeroshot`` and ``linear_probe``: as ``stage2``, of the sets for classification, if the evaluation has any: what
   `llm2clip.evaluation.classification.zeroshot_metrics` and `linear_probe` return.
+- ``composition``: as ``stage2``, of the sets whose texts are much alike, if the evaluation has any: what
+  `llm2clip.evaluation.composition.composition_metrics` returns.
 - ``missing``: what has no numbers yet, if the evaluation did not come to its end.
 
 Other models of the evaluation are in the `results.json` that `evaluate` wrote.
@@ -37,7 +39,14 @@ from typing import Any, Optional, Union
 from llm2clip.config import ConfigError
 from llm2clip.evaluation.curve import curve_lines
 from llm2clip.evaluation.page import CHANCE, bars, chip, curves, picture, scatter, section, table
-from llm2clip.evaluation.tables import Table, accuracy_tables, curve_tables, partial_note, retrieval_tables
+from llm2clip.evaluation.tables import (
+    Table,
+    accuracy_tables,
+    composition_tables,
+    curve_tables,
+    partial_note,
+    retrieval_tables,
+)
 from llm2clip.files import read_json, read_text
 from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -122,6 +131,10 @@ def report_parts(
         *(section(content.title, 'How often the right class of an image is the first, or among the first five; where '
                   'images have any number of classes, how high each class has its images (mAP).', table(content))
           for content in accuracy_tables(results)),
+        *(section(content.title, 'How often a model tells texts of nearly the same words apart: whether an image is '
+                  'nearer to its own text than to the other one, or where two images have a text each, whether both '
+                  'images (text), both texts (image) or all four (group) are nearer to their own.', table(content))
+          for content in composition_tables(results)),
         _curve(results), _claims(claims),
         *(_gallery(name, gallery) for name, gallery in galleries.items()),
         *(section(f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
@@ -224,7 +237,8 @@ def summarize(results: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[
     """
     summary = {'stage1': results.get('cra', {}), 'stage2': _first_model(results.get('retrieval', {})),
                'seconds': dict(seconds)}
-    others = {kind: _first_model(results[kind]) for kind in ('zeroshot', 'linear_probe') if results.get(kind)}
+    others = {kind: _first_model(results[kind]) for kind in ('zeroshot', 'linear_probe', 'composition')
+              if results.get(kind)}
     return {**summary, **others, **({'missing': results['missing']} if 'missing' in results else {})}
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 __all__ = [
-    'PAPER', 'Table', 'accuracy_tables', 'curve_tables', 'markdown', 'partial_note', 'result_tables',
-    'retrieval_tables',
+    'PAPER', 'Table', 'accuracy_tables', 'composition_tables', 'curve_tables', 'markdown', 'partial_note',
+    'result_tables', 'retrieval_tables',
 ]
 
 _PAPER_SETS = ('flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci')
@@ -132,6 +132,22 @@ def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:
             for name, entry in results.get(kind, {}).items()]
 
 
+def _composition_table(name: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Models on one set, below them chance."""
+    first = next(iter(models.values()))
+    numbers = first['chance']
+    rows = [[model, *(_cell(values, number) for number in numbers)] for model, values in models.items()]
+    return Table(f'Composition: {name}', ['model', *(number.replace('_', ' ') for number in numbers)],
+                 [*rows, ['chance', *(f'{value:.1f}' for value in numbers.values())]],
+                 f'{first["n_examples"]:,} examples of {first["n_images"]:,} images and {first["n_texts"]:,} texts; '
+                 f'%, 95 % bootstrap intervals{_truncated(models)}{_narrow(models)}')
+
+
+def composition_tables(results: Mapping[str, Any]) -> list[Table]:
+    """One table per set of a `results.json` whose texts are much alike."""
+    return [_composition_table(name, entry['models']) for name, entry in results.get('composition', {}).items()]
+
+
 def _curve_table(curve: Mapping[str, Any]) -> Table:
     """A row for each model between two benchmarks, as `curve_points` has them."""
     rows = [[name, f'{point["interpolate"]:g}' if 'interpolate' in point else '', f'{point["old"]:.1f}',
@@ -148,7 +164,8 @@ def curve_tables(results: Mapping[str, Any]) -> list[Table]:
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table of a `results.json`."""
-    tables = [*retrieval_tables(results), *accuracy_tables(results), *curve_tables(results)]
+    tables = [*retrieval_tables(results), *accuracy_tables(results), *composition_tables(results),
+              *curve_tables(results)]
     if results.get('cra'):
         narrow = '; computed in bfloat16' if results.get('cra_precision') == 'amp_bf16' else ''
         tables.append(Table('Caption retrieval accuracy', ['encoder', 'CRA'],

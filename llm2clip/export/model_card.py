@@ -130,14 +130,15 @@ def read_results(
     if name is None:
         known = ', '.join(f'{_weights_of(model)} of {model.run}' for model in runs.values())
         raise ConfigError(f'results: {folder} is about {known or "no run"}, not {wanted} of {run}')
-    found = read_json(path, dict)
+    found = {'composition': {}, **read_json(path, dict)}  # which was not there before there were such benchmarks
     if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:
         raise ConfigError(f'results: the evaluation in {folder} did not come to its end; it lacks '
                           f'{", ".join(missing)}. Call `evaluate` again')
     with reading(path, 'the results of an evaluation'):
         return {benchmark: {metric: value for metric, value in entry['models'][name].items()
                             if isinstance(value, (int, float))}
-                for kind in ('retrieval', 'zeroshot', 'linear_probe') for benchmark, entry in found[kind].items()
+                for kind in ('retrieval', 'zeroshot', 'linear_probe', 'composition')
+                for benchmark, entry in found[kind].items()
                 if name in entry['models']}
 
 
@@ -249,7 +250,9 @@ def _training(run: Stage2Config) -> str:
 
 
 def _eval_results(results: Results) -> list[EvalResult]:
-    return [EvalResult(task_type='image-text-retrieval' if 'retrieval' in metric else 'zero-shot-image-classification',
+    classified = ('zeroshot_', 'linear_probe_', 'mean_', 'C')
+    return [EvalResult(task_type='zero-shot-image-classification' if metric.startswith(classified)
+                       else 'image-text-retrieval',
                        dataset_type=benchmark, dataset_name=benchmark, metric_type=metric, metric_value=value)
             for benchmark, metrics in results.items() for metric, value in metrics.items()
             if not metric.startswith(('n_', 'chance'))]

@@ -14,7 +14,7 @@ import torch
 from launched import Launched, finish
 from recipes_in_process import run_recipe
 from safetensors.numpy import load_file
-from set_files import own_sets, write_own_sets, write_wds
+from set_files import own_sets, winoground, write_own_sets, write_wds
 
 import llm2clip.evaluation.cra
 import llm2clip.evaluation.models
@@ -62,10 +62,13 @@ class Place:
         self.folder, self.sets, self.broken = folder, folder / 'sets', folder / 'broken'
         self.models = [f'models.ours.export={exported}', f'models.bf16={{export: {exported}, precision: amp_bf16}}',
                        f'models.theirs={{pretrained: {baseline}, precision: amp_bf16}}']
-        self.cra = [f'cra.captions={images}', f'cra.teachers.t={teacher}', 'cra.limit=20']
+        self.others = [f'cra.captions={images}', f'cra.teachers.t={teacher}', 'cra.limit=20']
         # Which each rank reads, and one of them downloads.
         write_wds(folder / 'remote', [i % 6 for i in range(12)])
-        self.tars = [f'zeroshot.tars.source={{name: clip_benchmark, local: {folder}/tars, remote: {folder}/remote}}']
+        self.others += [f'zeroshot.tars.source={{name: clip_benchmark, local: {folder}/tars, remote: {folder}/remote}}']
+        winoground(folder)
+        self.others += [f'composition.pairs.source={{name: winoground, images: {folder}/images, '
+                        f'annotations: {folder}/examples.jsonl}}']
         self.exported = exported
         for sets in (self.sets, self.broken):
             sets.mkdir()
@@ -96,7 +99,7 @@ def log(place: Place) -> str:
     """What two ranks said that evaluated, searched and came across the damaged image."""
     script, log = place.folder / 'script.py', place.folder / 'log'
     script.write_text(SCRIPT)
-    recipes = [('evaluate', place.evaluate('two', place.sets, [*place.models, *place.cra, *place.tars])),
+    recipes = [('evaluate', place.evaluate('two', place.sets, [*place.models, *place.others])),
                ('search', place.search('two_index')),
                ('evaluate', place.evaluate('resumed', place.broken, place.models[:1]))]
     return finish(Launched([str(script), json.dumps(recipes)], log, 2), log, ok=False)
@@ -132,21 +135,22 @@ pytestmark = [pytest.mark.dist, pytest.mark.parametrize('baseline', ['clip'], in
 
 def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.MonkeyPatch) -> None:
     """The same batches make the same files, bit for bit."""
-    run_recipe(one_rank, 'evaluate', *place.evaluate('one', place.sets, [*place.models, *place.cra, *place.tars]))
+    run_recipe(one_rank, 'evaluate', *place.evaluate('one', place.sets, [*place.models, *place.others]))
     one, two = contents(place.folder / 'one'), contents(place.folder / 'two')
     assert one == two and 'results.json' in one
     assert sum(name.startswith('text_embeddings/') for name in one) > 2 * 4
     results = json.loads(one['results.json'])
     assert results['cra'] and all(list(results[kind][name]['models']) == ['ours', 'bf16', 'theirs'] for kind, name in
                                   (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('zeroshot', 'tars'),
-                                   ('linear_probe', 'pets')))
+                                   ('linear_probe', 'pets'), ('composition', 'pairs')))
     ours, bf16, _ = results['retrieval']['flickr30k']['models'].values()
     assert (ours['precision'], bf16['precision']) == ('fp32', 'amp_bf16')
     assert b'; computed in bfloat16: bf16, theirs\n' in one['results.md']
     # Each image and text was encoded on one rank, and its progress shown by one.
     encoded = [json.loads(line) for line in re.findall(r'rank \d encoded (.*)', log)]
-    assert sorted(rank['images'] for rank in encoded) == [5 * 3 * 2 + 10, 7 * 3 * 2 + 14]
-    assert sum(rank['texts'] for rank in encoded) == 2 * (24 + 4 + 10) and all(rank['texts'] > 8 for rank in encoded)
+    assert sorted(rank['images'] for rank in encoded) == [5 * 3 * 2 + 10 + 3 * 2, 7 * 3 * 2 + 14 + 5 * 2]
+    texts = [rank['texts'] for rank in encoded]
+    assert sum(texts) == 2 * (24 + 4 + 10 + 8) and min(texts) > 8
     assert sorted(rank['downloads'] for rank in encoded) == [0, 6]
     for said in ('wrote results.json', "bf16 on pets: {'n_images': 12, 'n_classes': 2, 'zeroshot", 'index:   0%',
                  f'ours on {place.sets}/photos:   0%'):

@@ -119,7 +119,10 @@ def test_results_have_both_stages_and_seconds_at_the_top(
     assert reported() == expected
     accuracy = {'zeroshot_top1': 70.0, 'zeroshot_top5': 90.0, 'mean_per_class': 69.0, 'n_classes': 10, 'n_images': 50}
     results.update(missing=['cra'], cra={}, zeroshot={'cifar10': {'benchmark': 'cifar', 'models': {'ours': accuracy}}})
-    assert reported() == {**expected, 'stage1': {}, 'zeroshot': {'cifar10': accuracy}, 'missing': ['cra']}
+    scores = {'n_images': 4, 'n_texts': 4, 'n_examples': 2, 'swap': 50.0, 'chance': {'swap': 50.0}}
+    results['composition'] = {'crepe': {'benchmark': 'sugarcrepe', 'models': {'ours': scores, 'theirs': scores}}}
+    assert reported() == {**expected, 'stage1': {}, 'zeroshot': {'cifar10': accuracy}, 'composition': {'crepe': scores},
+                          'missing': ['cra']}
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,3 +29,24 @@ def test_groups_of_different_size_weigh_by_their_size() -> None:
     values = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
     low, high = bootstrap_interval(values, torch.tensor([0, 1, 1, 1]), resamples=500)[0].tolist()
     assert (low, high) == (0.0, 1.0)
+
+
+def test_the_mean_of_classes_counts_those_that_are_drawn() -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = (torch.rand(60, 1, generator=generator) < 0.6).double()
+    stratum, group = torch.randint(0, 4, (60,), generator=generator), torch.arange(60) // 3
+    found, = bootstrap_interval(values, group, 300, seed=5, stratum=stratum).tolist()
+    # The same draws, computed naively.
+    generator, means = torch.Generator().manual_seed(5), []
+    for _ in range(300):
+        queries = torch.cat([torch.arange(60)[group == g] for g in torch.randint(20, (20,), generator=generator)])
+        means.append(sum(values[queries[stratum[queries] == s]].mean().item() for s in stratum[queries].unique())
+                     / len(stratum[queries].unique()))
+    ends = torch.quantile(torch.tensor(means, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    assert found == pytest.approx(ends.tolist())
+    whole, = bootstrap_interval(values, group, 300, seed=5).tolist()
+    assert found != pytest.approx(whole)
+    # A class that is rarely drawn counts when it is, and otherwise is as if it were not there.
+    rare = torch.tensor([[1.0]] * 9 + [[0.0]])
+    low, high = bootstrap_interval(rare, torch.arange(10), 500, stratum=torch.tensor([0] * 9 + [1]))[0].tolist()
+    assert (low, high) == (0.5, 1.0)

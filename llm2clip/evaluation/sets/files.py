@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import check_text, text_field
@@ -17,8 +17,9 @@ from llm2clip.files import FileError, reading
 from llm2clip.folders import inside
 
 __all__ = [
-    'ClassificationSet', 'ImageFiles', 'RetrievalSet', 'check_file', 'check_folder', 'check_has_split', 'found_in',
-    'of_split', 'read_first', 'retrieval_set', 'visible_files',
+    'ClassificationSet', 'CompositionSet', 'Example', 'ImageFiles', 'Number', 'RetrievalSet', 'check_file',
+    'check_folder', 'check_has_split', 'found_in', 'image_files', 'of_split', 'read_first', 'retrieval_set',
+    'visible_files',
 ]
 
 _CHUNK = 1 << 20
@@ -61,6 +62,45 @@ class ClassificationSet:
     """The file with the set's own prompts, if it has one."""
 
 
+class Example(NamedTuple):
+    """Two texts that are much alike, of which a model has to say to which image each belongs, by their positions."""
+
+    images: tuple[int, ...]
+    """One image, or two."""
+    texts: tuple[int, int]
+    """The text of the first image, and that of the second, or else one that is wrong."""
+
+
+class Number(NamedTuple):
+    """What is reported of a set: the mean over groups of examples of the share that is right in each."""
+
+    groups: Sequence[Sequence[int]]
+    """Positions of examples."""
+    score: Literal['text', 'image', 'group'] = 'text'
+    """What has to be right: that every image is nearer to its own text than to the other one, that every text is nearer
+    to its own image, or both."""
+
+
+@dataclass(frozen=True)
+class CompositionSet:
+    """Images with texts that tell whether a model sees how words belong together."""
+
+    name: str
+    image_ids: list[str]
+    texts: list[str]
+    """Different from each other, stripped of white space."""
+    examples: list[Example]
+    """All with one image, or all with two."""
+    units: list[int]
+    """Of each example, the number of the photograph or pair that it is about, from 0 on.  Those of one are not
+    independent of each other."""
+    numbers: dict[str, Number]
+    parts: dict[str, list[int]]
+    """Name of a relation, a tag, … -> positions of the examples that have it."""
+    read_image: Callable[[int], bytes]
+    """Encoded image of a position; can be pickled."""
+
+
 @dataclass(frozen=True)
 class ImageFiles:
     """Reads image files by position."""
@@ -74,7 +114,7 @@ class ImageFiles:
             return path.read_bytes()
 
 
-def _image_files(name: str, folder: str, files: Sequence[str], source: str) -> ImageFiles:
+def image_files(name: str, folder: str, files: Sequence[str], source: str) -> ImageFiles:
     """A reader of `files`, paths inside `folder` that `source` names, all of which exist.
 
     Raises:
@@ -124,7 +164,7 @@ def retrieval_set(
     if not any(captions.values()):
         raise ConfigError(f'{name}: no image has a caption in {source}')
     ids = list(captions)
-    read_image = _image_files(name, images, ids, source) if isinstance(images, str) else images
+    read_image = image_files(name, images, ids, source) if isinstance(images, str) else images
     return RetrievalSet(name, ids, list(captions.values()), read_image)
 
 

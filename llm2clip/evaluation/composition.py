@@ -1,0 +1,95 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Whether a model tells texts of nearly the same words apart: shares of examples that it gets right."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llm2clip.evaluation.sets.files import CompositionSet, Example, Number
+from llm2clip.metrics.bootstrap import bootstrap_interval
+
+__all__ = ['composition_metrics', 'right_examples', 'similarities']
+
+# Examples that are compared at once.
+_BLOCK = 4096
+# Score and number of images per example -> percent of the examples that random features get right.  Of two images and
+# two texts, 4 of the 24 orders of the four similarities have both right ones in front.
+_CHANCE = {('text', 1): 50.0, ('text', 2): 25.0, ('image', 2): 25.0, ('group', 2): 100 / 6}
+
+
+def similarities(
+    image_features: torch.Tensor, text_features: torch.Tensor, examples: Sequence[Example]
+) -> torch.Tensor:
+    """``(N, I, 2)``: of each of N examples, the products of its I images with its two texts.
+
+    Texts of the same features have the same products, to the last bit.
+
+    Args:
+        image_features: ``(M, D)``.
+        text_features: ``(T, D)``.
+        examples: Positions in these; all have I images.
+    """
+    images, texts = (torch.tensor(positions) for positions in zip(*examples))
+    # Not by a matrix product, which may round columns that are the same in different ways.
+    return torch.cat([(image_features[i].float()[:, :, None] * text_features[t].float()[:, None]).sum(-1)
+                      for i, t in zip(images.split(_BLOCK), texts.split(_BLOCK))])
+
+
+def right_examples(scores: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Score -> ``(N,)``, whether each example is right.  A tie never is.
+
+    ``text``: every image is nearer to its own text than to the other one.  With two images also ``image``: every text
+    is nearer to its own image than to the other one, and ``group``: both.
+
+    Args:
+        scores: ``(N, I, 2)``, of I images with two texts, of which text i belongs to image i.
+    """
+    own = scores.diagonal(dim1=1, dim2=2)
+    right = {'text': (own > scores.flip(2).diagonal(dim1=1, dim2=2)).all(1)}
+    if scores.shape[1] == 2:
+        right['image'] = (own > scores.flip(1).diagonal(dim1=1, dim2=2)).all(1)
+        right['group'] = right['text'] & right['image']
+    return right
+
+
+def composition_metrics(
+    dataset: CompositionSet, image_features: torch.Tensor, text_features: torch.Tensor, resamples: int = 1000
+) -> dict[str, Any]:
+    """The numbers of a set in percent, what `chance` would give, 95 % intervals, and the scores of each part.
+
+    Args:
+        dataset: Which texts belong to which images.
+        image_features: ``(M, D)``, of its images.
+        text_features: ``(T, D)``, of its texts.
+        resamples: Of the bootstrap; 0: no intervals.
+    """
+    right = right_examples(similarities(image_features, text_features, dataset.examples))
+    units, n_images = torch.tensor(dataset.units), len(dataset.examples[0].images)
+    numbers, intervals = {}, {}
+    for name, number in dataset.numbers.items():
+        hits = right[number.score].double()
+        numbers[name] = 100 * sum(_share(hits, group) for group in number.groups) / len(number.groups)
+        if resamples:
+            intervals[name] = _interval(hits, number, units, resamples)
+    return {'n_images': len(dataset.image_ids), 'n_texts': len(dataset.texts), 'n_examples': len(dataset.examples),
+            **numbers, 'chance': {name: _CHANCE[number.score, n_images] for name, number in dataset.numbers.items()},
+            'intervals': intervals, 'per_part': {
+                name: {'n_examples': len(part), **{score: 100 * _share(hits.double(), part)
+                                                   for score, hits in right.items()}}
+                for name, part in dataset.parts.items()}}
+
+
+def _share(hits: torch.Tensor, examples: Sequence[int]) -> float:
+    return hits[list(examples)].mean().item()
+
+
+def _interval(hits: torch.Tensor, number: Number, units: torch.Tensor, resamples: int) -> tuple[float, float]:
+    """Units are drawn with all their examples."""
+    examples = torch.tensor([example for group in number.groups for example in group])
+    stratum = torch.arange(len(number.groups)).repeat_interleave(torch.tensor([*map(len, number.groups)]))
+    interval = bootstrap_interval(hits[examples, None], units[examples], resamples, stratum=stratum)
+    low, high = (100 * interval[0]).tolist()
+    return low, high

@@ -1,0 +1,239 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Choices between texts that are much alike: against naive computations and CLIP_benchmark, and by the recipe."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from clip_benchmark.metrics import image_caption_selection
+from recipes_in_process import run_recipe
+from set_files import COMPOSITION_WRITERS
+
+import llm2clip.evaluation.evaluate
+from llm2clip.config import ConfigError
+from llm2clip.evaluation.composition import composition_metrics, right_examples, similarities
+from llm2clip.evaluation.sets.files import CompositionSet, Example, Number
+from llm2clip.evaluation.tables import markdown, result_tables
+from llm2clip.models.llm2clip import LLM2CLIP
+
+
+def _features(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, 6, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def _set(examples: list[Example], numbers: dict[str, Number], parts: dict[str, list[int]],
+         units: Sequence[int] = ()) -> CompositionSet:
+    images, texts = (1 + max(i for example in examples for i in example[side]) for side in range(2))
+    return CompositionSet('set', [f'{i}' for i in range(images)], [f't{i}' for i in range(texts)], examples,
+                          list(units or range(len(examples))), numbers, parts, lambda i: b'')
+
+
+def _pairs(n: int) -> list[Example]:
+    """Of n images and n + 1 texts, of which some belong to several examples."""
+    return [Example((i % (n // 2),), (i, (i * i + 1) % (n + 1) if (i * i + 1) % (n + 1) != i else n)) for i in range(n)]
+
+
+def test_one_image_prefers_its_text() -> None:
+    examples = _pairs(40)
+    images, texts = _features(20), _features(41, seed=1)
+    parts = {'first': list(range(7)), 'second': list(range(7, 40))}
+    dataset = _set(examples, {'all': Number([list(range(40))]), 'macro': Number(list(parts.values()))}, parts)
+    found = composition_metrics(dataset, images, texts, resamples=100)
+    hits = [float(images[i] @ texts[right]) > float(images[i] @ texts[wrong]) for (i,), (right, wrong) in examples]
+    shares = [100 * sum(hits[i] for i in part) / len(part) for part in parts.values()]
+    assert found['all'] == pytest.approx(100 * sum(hits) / 40) and found['macro'] == pytest.approx(sum(shares) / 2)
+    assert found['all'] != found['macro'] and found['chance'] == {'all': 50.0, 'macro': 50.0}
+    assert found['per_part'] == {name: {'n_examples': len(part), 'text': pytest.approx(share)}
+                                 for (name, part), share in zip(parts.items(), shares)}
+    for name in ('all', 'macro'):
+        low, high = found['intervals'][name]
+        assert low < found[name] < high
+    assert (found['n_images'], found['n_texts'], found['n_examples']) == (20, 41, 40)
+    assert composition_metrics(dataset, images, texts, resamples=0)['intervals'] == {}
+
+
+def test_two_images_have_a_text_each() -> None:
+    n = 60
+    images, texts = _features(n, 2), _features(n, 2, seed=1)
+    # So that every score has right ones.
+    texts[: n // 3] = F.normalize(texts[: n // 3] + images[: n // 3], dim=-1)
+    examples = [Example((2 * i, 2 * i + 1), (2 * i, 2 * i + 1)) for i in range(n)]
+    everything = list(range(n))
+    numbers = {score: Number([everything], score) for score in ('text', 'image', 'group')}
+    found = composition_metrics(_set(examples, numbers, {'tag': [1, 2, 3]}), images.flatten(0, 1), texts.flatten(0, 1),
+                                resamples=50)
+    s = [[[float(images[i, image] @ texts[i, text]) for image in range(2)] for text in range(2)] for i in range(n)]
+    text = [c[0][0] > c[1][0] and c[1][1] > c[0][1] for c in s]
+    image = [c[0][0] > c[0][1] and c[1][1] > c[1][0] for c in s]
+    expected = {'text': text, 'image': image, 'group': [a and b for a, b in zip(text, image)]}
+    assert 5 < sum(expected['group']) < min(sum(text), sum(image)) and text != image
+    for score, hits in expected.items():
+        assert found[score] == pytest.approx(100 * sum(hits) / n)
+        assert found['per_part']['tag'][score] == pytest.approx(100 * sum(hits[1:4]) / 3)
+    assert found['chance'] == {'text': 25.0, 'image': 25.0, 'group': pytest.approx(16.667, abs=1e-3)}
+
+
+@pytest.mark.parametrize('n_images', [1, 2])
+def test_the_numbers_are_those_of_clip_benchmark(n_images: int) -> None:
+    n = 30
+    images, texts = _features(n, n_images), _features(n, 2, seed=1)
+    texts[:, 0] = F.normalize(texts[:, 0] + 0.5 * images[:, 0], dim=-1)
+
+    class Given(torch.nn.Module):
+        encode_image = staticmethod(lambda pixels: images.flatten(0, 1)[pixels[:, 0, 0, 0].long()])
+        encode_text = staticmethod(lambda tokens: texts.flatten(0, 1)[tokens])
+
+    pixels = torch.arange(n * n_images).view(n, n_images, 1, 1, 1).float()
+    batches = [(pixels[i:i + 8], [[2 * k, 2 * k + 1] for k in range(i, min(i + 8, n))]) for i in range(0, n, 8)]
+    theirs = image_caption_selection.evaluate(Given(), batches, torch.tensor, 'cpu', amp=False)
+    examples = [Example(tuple(range(i * n_images, (i + 1) * n_images)), (2 * i, 2 * i + 1)) for i in range(n)]
+    right = right_examples(similarities(images.flatten(0, 1), texts.flatten(0, 1), examples))
+    assert 0.2 < theirs['text_acc'] < 0.95
+    names = {'text': 'text_acc', 'image': 'image_acc', 'group': 'acc'}
+    assert {names[score]: pytest.approx(hits.float().mean().item()) for score, hits in right.items()} == {
+        names[score]: theirs[names[score]] for score in right}
+
+
+def test_a_tie_is_not_right() -> None:
+    """Also where a matrix product would round equal columns in different ways."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(9000, 37, generator=generator)
+    texts = torch.randn(5, 37, generator=generator)[[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]]
+    examples = [Example((i,), (i % 5, i % 5 + 5)) for i in range(9000)]
+    assert not right_examples(similarities(images, texts, examples))['text'].any()
+    assert not right_examples(similarities(images, texts, [Example((0,), (3, 3))]))['text'].any()
+    for equal in ('texts', 'images'):
+        both = torch.randn(2, 37, generator=generator)
+        i, t = (both[[0, 0]], both) if equal == 'images' else (both, both[[1, 1]])
+        right = right_examples(similarities(i, t, [Example((0, 1), (0, 1))]))
+        assert not any(hits.any() for hits in right.values()), equal
+
+
+def test_examples_of_one_photograph_are_drawn_together() -> None:
+    examples = [Example((i,), (0, 1)) for i in range(40)]
+    texts = torch.eye(6)[:2]
+    images = torch.eye(6)[[0, 1] * 20]
+
+    def width(units: list[int]) -> float:
+        dataset = _set(examples, {'all': Number([list(range(40))])}, {}, units)
+        low, high = composition_metrics(dataset, images, texts)['intervals']['all']
+        return high - low
+
+    # Each photograph has one example that is right and one that is wrong.
+    assert width([i // 2 for i in range(40)]) == 0 and width(list(range(40))) > 20
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[str]:
+    """Arguments of an evaluation on all four."""
+    chosen = []
+    for name, write in COMPOSITION_WRITERS.items():
+        (tmp_path / name).mkdir()
+        source = {'name': name, **write(tmp_path / name)}
+        chosen.append(f'composition.{name}.source={json.dumps(source)}')
+    return [f'out={tmp_path}/out', 'num_workers=0', 'device=cpu', 'bootstrap=50', *chosen]
+
+
+@pytest.mark.parametrize('baseline', ['clip'], indirect=True)
+def test_models_side_by_side(
+    exported: tuple[LLM2CLIP, Path], baseline: Path, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_recipe(monkeypatch, 'evaluate', *sets, f'models.ours.export={exported[1]}',
+               f'models.theirs.pretrained={baseline}')
+    results = json.loads((tmp_path / 'out/results.json').read_text())
+    assert list(results['composition']) == list(COMPOSITION_WRITERS) and 'missing' not in results
+    assert all(list(entry['models']) == ['ours', 'theirs'] for entry in results['composition'].values())
+    ours = {name: entry['models']['ours'] for name, entry in results['composition'].items()}
+    counts = {name: [values[f'n_{what}'] for what in ('images', 'examples')] for name, values in ours.items()}
+    assert counts == {'aro_attribution': [10, 53], 'aro_relation': [4, 5], 'sugarcrepe': [4, 16], 'winoground': [8, 4]}
+    files = [ours['sugarcrepe'][name] for name in ('replace_obj', 'replace_att', 'replace_rel')]
+    assert ours['sugarcrepe']['replace'] == pytest.approx((4 * files[0] + files[1] + 3 * files[2]) / 8, abs=0.01)
+    parts = ours['aro_relation']['per_part']
+    assert ours['aro_relation']['macro_accuracy'] == pytest.approx((parts['on']['text'] + parts['eating']['text']) / 2,
+                                                                   abs=0.01)
+    # Random features find some, and of texts that are cut off where they differ none.
+    assert all(0 < values[name] < 100 for values, name in ((ours['aro_attribution'], 'macro_accuracy'),
+                                                           (ours['sugarcrepe'], 'replace')))
+    theirs = results['composition']['aro_relation']['models']['theirs']
+    assert theirs['n_truncated'] == theirs['n_texts'] == 10 and theirs['macro_accuracy'] == 0
+    low, high = ours['aro_attribution']['intervals']['macro_accuracy']
+    assert low <= ours['aro_attribution']['macro_accuracy'] <= high
+    table = (tmp_path / 'out/results.md').read_text()
+    assert '## Composition: winoground\n\n| model | text score | image score | group score |' in table
+    assert '| chance | 25.0 | 25.0 | 16.7 |\n\n4 examples of 8 images and 8 texts; %, 95 % bootstrap' in table
+    # A caption of SugarCrepe is longer than the 12 tokens that the baseline reads.
+    cut = {name: value['n_truncated'] for name, value in results['composition']['sugarcrepe']['models'].items()}
+    assert cut['ours'] == 0 < cut['theirs'] and f'lost their end: theirs {cut["theirs"]}\n' in table
+    page = (tmp_path / 'out/report.html').read_text()
+    assert '<h2>Composition: sugarcrepe</h2><p>How often a model tells' in page
+
+
+@pytest.mark.parametrize('baseline', ['clip'], indirect=True)
+def test_a_stopped_evaluation_goes_on_with_the_sets_that_are_missing(
+    baseline: Path, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = llm2clip.evaluation.evaluate.encode_batches
+
+    def noted(model: Any, read_image: Callable[[int], bytes], names: Sequence[str], *sizes: int) -> Any:
+        encoded.append(names[0])
+        if names[0] == stop:
+            raise KeyboardInterrupt
+        return encode(model, read_image, names, *sizes)
+
+    monkeypatch.setattr(llm2clip.evaluation.evaluate, 'encode_batches', noted)
+    first = ['2370799.jpg (0, 1, 20, 31)', '2370799.jpg (2, 3, 22, 33)', '000000000724.jpg', 'ex_0_img_0.png']
+    stop = first[2]
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(monkeypatch, 'evaluate', *sets, f'models.m.pretrained={baseline}')
+    results = json.loads((tmp_path / 'out/results.json').read_text())
+    assert results['missing'] == ['m: composition.sugarcrepe', 'm: composition.winoground']
+    stop = ''
+    run_recipe(monkeypatch, 'evaluate', *sets, f'models.m.pretrained={baseline}')
+    assert encoded == [*first[:3], *first[2:]]
+    assert 'missing' not in json.loads((tmp_path / 'out/results.json').read_text())
+    assert not (tmp_path / 'out/image_features').exists()
+
+
+def test_a_set_is_checked_before_a_model_is_loaded(
+    exported: tuple[LLM2CLIP, Path], sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / 'winoground/images/ex_1_img_0.png'
+    for argument, words in (
+            ('composition.x.source={name: sugarcrape}',
+             "composition.x.source: there is no 'sugarcrape'; did you mean 'sugarcrepe'"),
+            ('composition.x.source={images: a}', 'composition.x.source.name: required but not set'),
+            ('curve={old: composition.winoground, new: composition.sugarcrepe}',
+             "curve.old: 'composition.winoground', expected one of"),
+            ('title=x', f'composition.winoground.source: winoground: 1 of 8 images are missing, .*is {missing}; ')):
+        if argument == 'title=x':
+            missing.unlink()
+        with pytest.raises(ConfigError, match=words):
+            run_recipe(monkeypatch, 'evaluate', *sets, f'models.m.export={exported[1]}', argument)
+        assert not (tmp_path / 'out').exists()
+
+
+def test_a_part_of_an_image_that_is_damaged_is_named(
+    exported: tuple[LLM2CLIP, Path], sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / 'aro_relation/images/1592325.jpg'
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match=f"the image of sample '{path}' cannot be decoded"):
+        run_recipe(monkeypatch, 'evaluate', *sets, f'models.m.export={exported[1]}')
+
+
+def test_a_table_says_what_was_cut_and_computed_in_bfloat16() -> None:
+    values = {'n_images': 1234, 'n_texts': 2500, 'n_examples': 1300, 'swap_obj': 61.4, 'swap': 63.3,
+              'chance': {'swap_obj': 50.0, 'swap': 50.0}, 'intervals': {'swap': [60.0, 66.0]}, 'precision': 'amp_bf16',
+              'n_truncated': 2}
+    entry = {'benchmark': 'sugarcrepe', 'models': {'m': values}}
+    assert markdown(result_tables({'composition': {'s': entry}})) == (
+        '## Composition: s\n\n| model | swap obj | swap |\n| --- | --- | --- |\n| m | 61.4 | 63.3 [60.0, 66.0] |\n'
+        '| chance | 50.0 | 50.0 |\n\n1,300 examples of 1,234 images and 2,500 texts; %, 95 % bootstrap intervals; '
+        'texts that were too long and lost their end: m 2; computed in bfloat16: m\n')
