@@ -80,6 +80,13 @@ def train(
     return open_device(config.device).module_to_device(model.eval())
 
 
+def load_evaluation(args: Sequence[str]) -> EvaluateConfig:
+    """An evaluation of a model that is given; `evaluate` would have to load one."""
+    evaluation = load_config(EvaluateConfig, [*args, 'models.given.pretrained=given'])
+    evaluation.models.clear()
+    return evaluation
+
+
 def measure(model: JointLLM2CLIP, tokenizer: Tokenizer, evaluation: EvaluateConfig) -> None:
     """Write what an evaluation finds."""
     @torch.no_grad()
@@ -99,4 +106,4 @@ def main(config: Stage2Config, evaluation: EvaluateConfig) -> None:
 
 if __name__ == '__main__':
     split = sys.argv.index('--')
-    main(load_config(Stage2Config, sys.argv[1:split]), load_config(EvaluateConfig, sys.argv[split + 1:]))
+    main(load_config(Stage2Config, sys.argv[1:split]), load_evaluation(sys.argv[split + 1:]))

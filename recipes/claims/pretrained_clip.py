@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from clip_text_tower import GGUF, LENGTH, TextTower, Tokenizer, measure, train
+from clip_text_tower import GGUF, LENGTH, TextTower, Tokenizer, load_evaluation, measure, train
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
@@ -78,4 +78,4 @@ def main(out: Path, config: Stage2Config, evaluation: EvaluateConfig) -> None:
 if __name__ == '__main__':
     split = sys.argv.index('--')
     main(Path(sys.argv[1]), load_config(Stage2Config, sys.argv[2:split]),
-         load_config(EvaluateConfig, sys.argv[split + 1:]))
+         load_evaluation(sys.argv[split + 1:]))

@@ -136,6 +136,15 @@ def test_what_is_forgotten(
     assert '| both_halfway | 40.5' in text and (tmp_path / 'plane.png').stat().st_size > 10_000
 
 
+@pytest.mark.parametrize('suite', ['emoji_claims', 'forgetting_claims', 'photograph_claims'])
+def test_a_model_that_is_given_is_evaluated(
+    claims: dict[str, ModuleType], suite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found = claims['clip_text_tower'].load_evaluation([claims[suite].SUITE.evaluate, 'out=o'])
+    assert found.out == 'o' and found.retrieval and not found.models
+
+
 def test_emoji_of_two_kinds(claims: dict[str, ModuleType], tmp_path: Path) -> None:
     columns = {'sample_id': 'str', 'caption.short': 'str', 'caption.long': 'str', 'image': 'bytes'}
     long = ['cat, an emoji of animals & nature', 'tea, also called cuppa, an emoji of food & drink', 'sun, an emoji',
