@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from llm2clip.metrics.bootstrap import bootstrap_interval
+from llm2clip.metrics.bootstrap import bootstrap_interval, resampled_class_means
 
 
 def test_interval_of_independent_values() -> None:
@@ -29,3 +29,14 @@ def test_groups_of_different_size_weigh_by_their_size() -> None:
     values = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
     low, high = bootstrap_interval(values, torch.tensor([0, 1, 1, 1]), resamples=500)[0].tolist()
     assert (low, high) == (0.0, 1.0)
+
+
+def test_each_class_counts_the_same_and_is_drawn_by_itself() -> None:
+    classes = torch.tensor([4, 0, 4, 1, 4, 4, 1])
+    values = torch.stack([classes.double(), torch.tensor([1.0, 0, 0, 1, 0, 0, 0])], dim=1)
+    means = resampled_class_means(values, classes, resamples=300)
+    # What is the same within each class is the same in every resample, with one image as with four.
+    assert (means[:, 0] - 5 / 3).abs().max() < 1e-12
+    # One of two in a class, and one of four: k / 2 and m / 4 of two and of four draws, over three classes.
+    assert {round(12 * mean) for mean in means[:, 1].tolist()} == {0, 1, 2, 3, 4, 5, 6, 7}
+    assert means[:, 1].mean().item() == pytest.approx((1 / 2 + 1 / 4) / 3, abs=0.02)
