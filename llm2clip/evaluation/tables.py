@@ -175,14 +175,16 @@ def _average_table(name: str, average: Mapping[str, Any], results: Mapping[str, 
     rows = [[model, *(_cell(values, metric) for metric in metrics),
              *(_difference(values['compared'], metric) if 'compared' in values else '' for metric in compared)]
             for model, values in models.items()]
-    for model, values in _paper_average([*benchmarks], results).items():
+    paper = _paper_average([*benchmarks], results)
+    for model, values in paper.items():
         rows.append([f'{model} (paper)', *(_cell(values, metric) for metric in metrics), *('' for _ in compared)])
     header = ['model', *(MEASURES[metric] for metric in metrics),
               *(f'{MEASURES[metric]} − {results["compare"]["baseline"]}' for metric in compared)]
     numbers = [benchmark.partition('.')[2] + (f' ({MEASURES[used[0]]})' if metrics == ['mean'] else '')
                for benchmark, used in benchmarks.items()]
+    source = '; paper: what ProCLIP reports (arXiv 2510.18795)' if paper and metrics == ['mean'] else ''
     return Table(f'Average: {name}', header, rows, f'mean of {len(numbers)} sets: {", ".join(numbers)}; %, 95 % '
-                 'bootstrap intervals, for which images are drawn within each set')
+                 f'bootstrap intervals, for which images are drawn within each set{source}')
 
 
 def average_tables(results: Mapping[str, Any]) -> list[Table]:
