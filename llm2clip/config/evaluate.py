@@ -11,6 +11,7 @@ from pydantic import Field
 
 from llm2clip.config.models import TextEncoderConfig, VisionConfig
 from llm2clip.config.ranges import (
+    AccuracyMetric,
     Component,
     ConfigError,
     Count,
@@ -20,6 +21,7 @@ from llm2clip.config.ranges import (
     Share,
     TeacherPrecision,
     Text,
+    Texts,
 )
 from llm2clip.config.teacher import TeacherConfig
 
@@ -77,6 +79,9 @@ class ZeroshotConfig:
     templates: Optional[Text] = None
     """Text file with one prompt per line, `{}` or `{c}` for the class name; a class is the mean of its prompts.  Unset:
     the set's own prompts."""
+    metric: AccuracyMetric = 'top1'
+    """Which number stands for the set beside a baseline and in averages: `top1`, or `mean_per_class`, where classes of
+    few images count as much as others.  Where images have any number of classes, it is mean average precision."""
 
 
 @dataclass
@@ -87,6 +92,8 @@ class LinearProbeConfig:
     """Set to learn from; a fifth of it chooses the regularisation."""
     test: Component = MISSING
     """Set whose images are classified."""
+    metric: AccuracyMetric = 'top1'
+    """Which number stands for the set beside a baseline and in averages: `top1` or `mean_per_class`."""
 
 
 @dataclass
@@ -150,6 +157,11 @@ class EvaluateConfig:
     """Caption retrieval accuracy of text encoders on held-out pairs."""
     curve: Optional[CurveConfig] = None
     """A table and a picture of models between two of the benchmarks."""
+    compare: Optional[Text] = None
+    """The baseline, one of `models`: all others are put beside it on every benchmark, with the 95 % interval of the
+    difference, and with what they have forgotten."""
+    averages: dict[Text, Texts] = field(default_factory=dict)
+    """Name -> benchmarks of one kind, `zeroshot.food101` with the name that it has there: the mean of their numbers."""
     bootstrap: Natural = 1000
     """Number of resamples for the 95 % intervals; 0 for none."""
     gallery: Natural = 4
@@ -164,7 +176,8 @@ class EvaluateConfig:
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or the curve is of something else."""
+        """Raise a ConfigError if there is nothing to evaluate, or the curve, the baseline or an average is of something
+        else."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe or self.composition
         if self.models and not benchmarks:
             raise ConfigError('retrieval: expected a benchmark there, in zeroshot, in linear_probe or in composition '
@@ -175,6 +188,18 @@ class EvaluateConfig:
         for axis in ('old', 'new') if self.curve is not None else ():
             if (benchmark := getattr(self.curve, axis)) not in known:
                 raise ConfigError(f'curve.{axis}: {benchmark!r}, expected one of {", ".join(known)}')
+        if [*self.models] == [self.compare]:
+            raise ConfigError(f'compare: {self.compare!r} is the only one of models, expected another one beside it')
+        if self.compare is not None and self.compare not in self.models:
+            raise ConfigError(f'compare: {self.compare!r}, expected one of models: {", ".join(self.models)}')
+        for name, benchmarks in self.averages.items():
+            for benchmark in benchmarks:
+                if benchmark not in known:
+                    raise ConfigError(f'averages.{name}: {benchmark!r}, expected one of {", ".join(known)}')
+            if len(kinds := {benchmark.partition('.')[0] for benchmark in benchmarks}) > 1:
+                raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(sorted(kinds))}, expected one kind')
+            if len({*benchmarks}) < len(benchmarks):
+                raise ConfigError(f'averages.{name}: names a benchmark twice')
 
 
 @dataclass

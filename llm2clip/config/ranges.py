@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from pydantic import AfterValidator, Field, StrictBool
 
 __all__ = [
-    'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName', 'Dims',
-    'Duration', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository',
+    'AccuracyMetric', 'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
+    'Dims', 'Duration', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural', 'Positive', 'Repository',
     'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size', 'Switch', 'TeacherPrecision', 'Text', 'Texts', 'Time',
     'VisualProjection', 'Weight', 'WeightType',
 ]
@@ -111,6 +111,7 @@ Time = Annotated[str, AfterValidator(_time)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Size = Annotated[str, AfterValidator(_size)]
 Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
+AccuracyMetric = Literal['top1', 'mean_per_class']
 DeviceName = Literal['gpu', 'cpu']
 Switch = Union[StrictBool, Literal['auto']]
 WeightType = Literal['float32', 'bfloat16', 'float16']

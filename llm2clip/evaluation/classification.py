@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_lines
 from llm2clip.files import FileError
-from llm2clip.metrics.bootstrap import bootstrap_interval
+from llm2clip.metrics.bootstrap import Outcomes, bootstrap_interval
 from llm2clip.metrics.classification import average_precision, class_ranks, class_scores
 from llm2clip.metrics.retrieval import recall
 
@@ -66,8 +66,8 @@ def class_features(prompt_features: torch.Tensor, classes: Sequence[str]) -> tor
 def zeroshot_metrics(
     image_features: torch.Tensor, labels: torch.Tensor, class_features: torch.Tensor, classes: Sequence[str],
     resamples: int = 1000,
-) -> dict[str, Any]:
-    """What CLIP_benchmark reports, in percent, and more.
+) -> tuple[dict[str, Any], list[Outcomes]]:
+    """What CLIP_benchmark reports, in percent, and more; and which images were right, where they have one class.
 
     Where an image has one class: `zeroshot_top1`, `zeroshot_top5` if there are five classes, the accuracy `per_class`
     and `mean_per_class` over the classes that have images, and 95 % intervals.  Of classes that score the same, the
@@ -85,7 +85,7 @@ def zeroshot_metrics(
         return _accuracy(class_ranks(image_features, class_features, labels), labels, classes, 'zeroshot', resamples)
     precision = 100 * average_precision(class_scores(image_features, class_features), labels)
     return {'n_images': len(labels), 'n_classes': len(classes), 'mean_average_precision': precision.mean().item(),
-            'per_class': dict(zip(_distinct(classes), precision.tolist()))}
+            'per_class': dict(zip(_distinct(classes), precision.tolist()))}, []
 
 
 def _distinct(classes: Sequence[str]) -> list[str]:
@@ -96,17 +96,21 @@ def _distinct(classes: Sequence[str]) -> list[str]:
 
 def _accuracy(
     ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, resamples: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Outcomes]]:
     ks = [k for k in (1, 5) if k <= len(classes)]
+    images = torch.arange(len(ranks))
+    hits = torch.stack([ranks < k for k in ks], 1)
+    outcomes = Outcomes(tuple(f'{name}_top{k}' for k in ks), hits, images)
     intervals = {}
     if resamples:
-        hits = torch.stack([ranks < k for k in ks], 1).double()
-        low_high = (100 * bootstrap_interval(hits, torch.arange(len(hits)), resamples)).tolist()
-        intervals = {f'{name}_top{k}': tuple(pair) for k, pair in zip(ks, low_high)}
+        low_high = (100 * bootstrap_interval(hits, images, resamples)).tolist()
+        intervals = {metric: tuple(pair) for metric, pair in zip(outcomes.names, low_high)}
     names = _distinct(classes)
     per_class = {names[c]: recall(ranks[labels == c], 1) for c in labels.unique().tolist()}
-    return {'n_images': len(labels), 'n_classes': len(classes), **{f'{name}_top{k}': recall(ranks, k) for k in ks},
-            'mean_per_class': sum(per_class.values()) / len(per_class), 'intervals': intervals, 'per_class': per_class}
+    values = {'n_images': len(labels), 'n_classes': len(classes), **{f'{name}_top{k}': recall(ranks, k) for k in ks},
+              'mean_per_class': sum(per_class.values()) / len(per_class), 'intervals': intervals,
+              'per_class': per_class}
+    return values, [outcomes, Outcomes(('mean_per_class',), hits[:, :1], images, labels)]
 
 
 def check_probe_labels(train_labels: Sequence[int], test_labels: Sequence[int], classes: Sequence[str]) -> None:
@@ -120,7 +124,7 @@ def check_probe_labels(train_labels: Sequence[int], test_labels: Sequence[int], 
 def linear_probe(
     train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor,
     classes: Sequence[str], resamples: int = 1000, seed: int = 0,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Outcomes]]:
     """Logistic regression on frozen features, as `zeroshot_metrics` reports, with the chosen `C`.
 
     Features are scaled to length 1.  The regularisation is that which does best on a fifth of the training set, with
@@ -148,4 +152,5 @@ def linear_probe(
         probe.predict_log_proba(F.normalize(test, dim=-1).numpy())).double()
     right = logits.gather(1, test_labels[:, None])
     ranks = (logits >= right).sum(1) - 1
-    return {**_accuracy(ranks, test_labels, classes, 'linear_probe', resamples), **probe.best_params_}
+    values, outcomes = _accuracy(ranks, test_labels, classes, 'linear_probe', resamples)
+    return {**values, **probe.best_params_}, outcomes

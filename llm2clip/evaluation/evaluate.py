@@ -5,10 +5,10 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 import xxhash
@@ -25,6 +25,7 @@ from llm2clip.evaluation.classification import (
     read_templates,
     zeroshot_metrics,
 )
+from llm2clip.evaluation.comparison import Comparisons, Found
 from llm2clip.evaluation.composition import composition_metrics
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.curve import curve_points
@@ -37,6 +38,7 @@ from llm2clip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.files import write_json, write_text
+from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.ranks import agreed, is_first, rows
 from llm2clip.registry import build_classification_set, build_composition_set, build_retrieval_set
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
@@ -66,6 +68,7 @@ class Evaluation:
         self.config = config
         self.results: Results = {kind: {} for kind in (*_KINDS, 'cra')}
         self.galleries: Results = {}
+        self.comparisons = Comparisons(config)
         self.kept_features = Path(config.out, 'image_features')
         for name, model in config.models.items():
             check_evaluated_model(model, f'models.{name}')
@@ -104,17 +107,18 @@ class Evaluation:
             prompts, truncated = model.text_features(class_prompts(dataset.classes, templates))
             projected = images(dataset)[0]
             if is_first():
-                values = zeroshot_metrics(projected, torch.tensor(dataset.labels),
-                                          class_features(prompts, dataset.classes), dataset.classes,
-                                          self.config.bootstrap)
+                values, outcomes = zeroshot_metrics(
+                    projected, torch.tensor(dataset.labels), class_features(prompts, dataset.classes), dataset.classes,
+                    self.config.bootstrap)
                 self._add('zeroshot', name, dataset.name, model_name,
-                          {**values, 'n_truncated': truncated, 'precision': model.precision})
+                          {**values, 'n_truncated': truncated, 'precision': model.precision}, outcomes, _seed(dataset))
         for name, (train, test) in self.probes.items():
             learned, tested = images(train)[1], images(test)[1]
             if is_first():
-                values = linear_probe(learned, torch.tensor(train.labels), tested, torch.tensor(test.labels),
-                                      train.classes, self.config.bootstrap)
-                self._add('linear_probe', name, test.name, model_name, {**values, 'precision': model.precision})
+                values, outcomes = linear_probe(learned, torch.tensor(train.labels), tested, torch.tensor(test.labels),
+                                                train.classes, self.config.bootstrap)
+                self._add('linear_probe', name, test.name, model_name, {**values, 'precision': model.precision},
+                          outcomes, _seed(test))
         for name, dataset in self.composition.items():
             projected, (texts, truncated) = images(dataset)[0], model.text_features(dataset.texts)
             if is_first():
@@ -147,11 +151,18 @@ class Evaluation:
                            'n_without_caption': len(dataset.image_ids) - len(result.images), 'precision': precision}
         if config.bootstrap:
             values['intervals'] = result.ranks.intervals(resamples=config.bootstrap)
-        self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values)
+        self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values,
+                  result.ranks.outcomes(), _seed(dataset, result.images))
 
-    def _add(self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any]) -> None:
+    def _add(
+        self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any],
+        outcomes: Optional[Sequence[Outcomes]] = None, seed: int = 0,
+    ) -> None:
+        """Add a model's numbers on a benchmark; with its outcomes, they are compared and averaged."""
         entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
-        entry['models'][model] = json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 3))
+        entry['models'][model] = _rounded(values)
+        if outcomes is not None:
+            self.results.update(_rounded(self.comparisons.add(f'{kind}.{name}', model, Found(values, outcomes, seed))))
         self._save()
         shown = {key: value for key, value in entry['models'][model].items() if not isinstance(value, dict)}
         print(f'{model} on {name}: {shown}', flush=True)
@@ -177,6 +188,15 @@ class Evaluation:
         write_text(out / 'results.md', markdown(result_tables(self.results), partial_note(self.results)))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
         write_page(out / 'report.html', self.config.title, report_parts(self.results, self.galleries))
+
+
+def _rounded(values: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 3))
+
+
+def _seed(dataset: Union[RetrievalSet, ClassificationSet], positions: Optional[Sequence[int]] = None) -> int:
+    """The same for sets of the same images, or of the same ones among them."""
+    return xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids, positions])).intdigest()
 
 
 def _with_prompts(benchmark: ZeroshotConfig, key: str) -> tuple[ClassificationSet, list[str]]:

@@ -8,7 +8,7 @@ import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import matplotlib
 
@@ -19,7 +19,7 @@ from llm2clip.files import write_text
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-__all__ = ['CHANCE', 'bars', 'chip', 'curves', 'picture', 'scatter', 'section', 'table', 'write_page']
+__all__ = ['CHANCE', 'bars', 'chip', 'curves', 'differences', 'picture', 'scatter', 'section', 'table', 'write_page']
 
 CHANCE = 'chance'
 _LABELLED = 20
@@ -114,6 +114,34 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> str:
     axis.spines[['top', 'right']].set_visible(False)
     if len(series) > 1:
         axis.legend(fontsize=9, frameon=False)
+    return _svg(figure)
+
+
+def differences(
+    labels: Sequence[str], series: Mapping[str, Mapping[str, tuple[float, Optional[Sequence[float]]]]]
+) -> str:
+    """A group of lying bars per label, one of each series, from 0 to a difference in points, with its interval.
+
+    Args:
+        labels: Of the groups, from the top.
+        series: Name -> label -> the difference, and low and high if they are known; a series may lack some.
+    """
+    width = 0.8 / len(series)
+    figure, axis = plt.subplots(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
+    for i, (name, found) in enumerate(series.items()):
+        places = [labels.index(label) + (i - (len(series) - 1) / 2) * width for label in found]
+        values = [value for value, _ in found.values()]
+        ends = [interval or (value, value) for value, interval in found.values()]
+        sides = [[max(0.0, sign * (value - pair[end])) for value, pair in zip(values, ends)]
+                 for end, sign in ((0, 1), (1, -1))]
+        axis.barh(places, values, width, xerr=sides, label=name, color=f'C{i}', error_kw={'linewidth': 1})
+    axis.axvline(0, color='black', linewidth=0.8)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.set_xlabel('points')
+    axis.grid(axis='x', alpha=0.3)
+    axis.spines[['top', 'right', 'left']].set_visible(False)
+    axis.legend(fontsize=9, frameon=False)
     return _svg(figure)
 
 

@@ -38,10 +38,13 @@ from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.evaluation.curve import curve_lines
-from llm2clip.evaluation.page import CHANCE, bars, chip, curves, picture, scatter, section, table
+from llm2clip.evaluation.page import CHANCE, bars, chip, curves, differences, picture, scatter, section, table
 from llm2clip.evaluation.tables import (
+    MEASURES,
     Table,
     accuracy_tables,
+    average_tables,
+    comparison_tables,
     composition_tables,
     curve_tables,
     partial_note,
@@ -135,7 +138,9 @@ def report_parts(
                   'nearer to its own text than to the other one, or where two images have a text each, whether both '
                   'images (text), both texts (image) or all four (group) are nearer to their own.', table(content))
           for content in composition_tables(results)),
-        _curve(results), _claims(claims),
+        *(section(content.title, 'The mean of several sets, each of which counts the same.', table(content))
+          for content in average_tables(results)),
+        *_comparisons(results), _curve(results), _claims(claims),
         *(_gallery(name, gallery) for name, gallery in galleries.items()),
         *(section(f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
                   curves(metrics))
@@ -167,6 +172,29 @@ def _languages(sets: Mapping[str, Any]) -> str:
     return section('Languages', 'How often a text of each language has the right image among the first 10 that it '
                    'finds (text→image R@10), beside what a random order would give.',
                    bars(labels, {**series, CHANCE: chance}))
+
+
+def _comparisons(results: Mapping[str, Any]) -> list[str]:
+    """Models beside a baseline, kind by kind, as a picture and a table."""
+    return [section(content.title, f'What each model has won (to the right) and lost (to the left) against '
+                    f'{results["compare"]["baseline"]}, with the 95 % interval of the difference.',
+                    differences(*_differences(results['compare']['benchmarks'], kind)) + table(content))
+            for kind, content in comparison_tables(results).items()]
+
+
+def _differences(
+    benchmarks: Mapping[str, Any], kind: str
+) -> tuple[list[str], dict[str, dict[str, tuple[float, Optional[list[float]]]]]]:
+    """Labels, and model -> label -> difference and interval, of the benchmarks of a kind."""
+    series: dict[str, dict[str, tuple[float, Optional[list[float]]]]] = {}
+    for benchmark, entry in benchmarks.items():
+        of_kind, _, name = benchmark.partition('.')
+        for metric in entry['metrics'] if of_kind == kind else ():
+            label = f'{name}, {MEASURES[metric]}'
+            for model, compared in entry['models'].items():
+                found = (compared['difference'][metric], compared['intervals'].get(metric))
+                series.setdefault(model, {})[label] = found
+    return list(dict.fromkeys(label for found in series.values() for label in found)), series
 
 
 def _curve(results: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 __all__ = [
-    'PAPER', 'Table', 'accuracy_tables', 'composition_tables', 'curve_tables', 'markdown', 'partial_note',
-    'result_tables', 'retrieval_tables',
+    'MEASURES', 'PAPER', 'PROCLIP', 'Table', 'accuracy_tables', 'average_tables', 'comparison_tables',
+    'composition_tables', 'curve_tables', 'markdown', 'partial_note', 'result_tables', 'retrieval_tables',
 ]
 
 _PAPER_SETS = ('flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci')
@@ -35,6 +35,24 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
 """What the paper reports (arXiv 2411.04997 v5, table 1): benchmark -> model -> recall@1, image to text and text to
 image, in percent."""
 
+_PROCLIP_SETS = ('food101', 'vtab-cifar10', 'vtab-cifar100', 'sun397', 'cars', 'fgvc_aircraft', 'vtab-dtd', 'vtab-pets',
+                 'vtab-caltech101', 'vtab-flowers', 'imagenet1k')
+PROCLIP = {
+    'CLIP B/16': 68.3, 'CLIP B/16 + LLM2CLIP 30M': 53.0, 'CLIP B/16 + ProCLIP 30M': 63.0,
+    'CLIP L/14': 75.7, 'CLIP L/14 + LLM2CLIP 30M': 57.5, 'CLIP L/14 + ProCLIP 30M': 71.0,
+    'EVA02 L/14': 80.3, 'EVA02 L/14 + LLM2CLIP 3M': 57.5, 'EVA02 L/14 + ProCLIP 3M': 68.5,
+}
+"""What ProCLIP reports (arXiv 2510.18795, table 2, also in https://github.com/VisionXLab/ProCLIP as
+assets/classification.png): model -> mean accuracy on the sets of `yamls/eval/sets/proclip11.yaml`, in percent."""
+
+MEASURES = {
+    'mean': 'mean', 'image_retrieval_recall@1': 'text→image R@1', 'text_retrieval_recall@1': 'image→text R@1',
+    'zeroshot_top1': 'top-1', 'linear_probe_top1': 'top-1', 'mean_per_class': 'mean per class',
+    'mean_average_precision': 'mAP',
+}
+"""Numbers that stand for a benchmark -> what tables call them."""
+
+_KINDS = {'retrieval': 'Retrieval', 'zeroshot': 'Zero-shot classification', 'linear_probe': 'Linear probe'}
 _RETRIEVAL = [(f'{way}_retrieval_recall@{k}', f'{arrow} R@{k}')
               for way, arrow in (('image', 'text→image'), ('text', 'image→text')) for k in (1, 5, 10)]
 _RETRIEVAL_HEADER = [*(label for _, label in _RETRIEVAL), 'mean rank', 'chance@10']
@@ -127,9 +145,85 @@ def _accuracy_table(title: str, name: str, models: Mapping[str, Mapping[str, Any
 
 def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:
     """One table per classification benchmark of a `results.json`."""
-    return [_accuracy_table(f'{title}: {name}', kind, entry['models'])
-            for kind, title in (('zeroshot', 'Zero-shot classification'), ('linear_probe', 'Linear probe'))
-            for name, entry in results.get(kind, {}).items()]
+    return [_accuracy_table(f'{_KINDS[kind]}: {name}', kind, entry['models'])
+            for kind in ('zeroshot', 'linear_probe') for name, entry in results.get(kind, {}).items()]
+
+
+def _difference(compared: Mapping[str, Any], metric: str) -> str:
+    """`-1.2 [-2.5, +0.1]`"""
+    interval = compared['intervals'].get(metric)
+    return f'{compared["difference"][metric]:+.1f}' + (f' [{interval[0]:+.1f}, {interval[1]:+.1f}]' if interval else '')
+
+
+def _paper_average(benchmarks: Sequence[str], results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Model -> metric -> mean of what a paper reports on these benchmarks, if it reports all of them."""
+    kind, names = benchmarks[0].partition('.')[0], [benchmark.partition('.')[2] for benchmark in benchmarks]
+    if kind == 'zeroshot' and sorted(names) == sorted(_PROCLIP_SETS):
+        return {model: {'mean': mean} for model, mean in PROCLIP.items()}
+    sets = [results[kind][name]['benchmark'] for name in names]
+    if kind != 'retrieval' or not all(name in PAPER for name in sets):
+        return {}
+    return {model: {metric: sum(PAPER[name][model][metric] for name in sets) / len(sets) for metric in recalls}
+            for model, recalls in PAPER[sets[0]].items()}
+
+
+def _average_table(name: str, average: Mapping[str, Any], results: Mapping[str, Any]) -> Table:
+    """Models on several benchmarks at once, those of papers among them."""
+    benchmarks, models = average['benchmarks'], average['models']
+    metrics = [metric for metric in MEASURES if metric in next(iter(models.values()))]
+    compared = metrics if 'compare' in results else []
+    rows = [[model, *(_cell(values, metric) for metric in metrics),
+             *(_difference(values['compared'], metric) if 'compared' in values else '' for metric in compared)]
+            for model, values in models.items()]
+    paper = _paper_average([*benchmarks], results)
+    for model, values in paper.items():
+        rows.append([f'{model} (paper)', *(_cell(values, metric) for metric in metrics), *('' for _ in compared)])
+    header = ['model', *(MEASURES[metric] for metric in metrics),
+              *(f'{MEASURES[metric]} − {results["compare"]["baseline"]}' for metric in compared)]
+    numbers = [benchmark.partition('.')[2] + (f' ({MEASURES[used[0]]})' if metrics == ['mean'] else '')
+               for benchmark, used in benchmarks.items()]
+    source = '; paper: what ProCLIP reports (arXiv 2510.18795)' if paper and metrics == ['mean'] else ''
+    return Table(f'Average: {name}', header, rows, f'mean of {len(numbers)} sets: {", ".join(numbers)}; %, 95 % '
+                 f'bootstrap intervals, for which images are drawn within each set{source}')
+
+
+def average_tables(results: Mapping[str, Any]) -> list[Table]:
+    """One table per average of a `results.json`."""
+    return [_average_table(name, average, results) for name, average in results.get('averages', {}).items()]
+
+
+def _comparison_table(kind: str, benchmarks: Mapping[str, Any], baseline: str, results: Mapping[str, Any]) -> Table:
+    """Models beside a baseline on all benchmarks of a kind, a row for each number."""
+    rows = []
+    for name, entry in benchmarks.items():
+        numbers = results[kind][name]['models']
+        for model, compared in entry['models'].items():
+            for metric in entry['metrics']:
+                rows.append([name, MEASURES[metric], model, f'{numbers[baseline][metric]:.1f}',
+                             f'{numbers[model][metric]:.1f}', _difference(compared, metric)])
+                if kind != 'retrieval':
+                    fallen = (f'{c} {-points:+.1f}' for c, points in compared['forgotten'].items())
+                    rows[-1] += [f'{compared[key]:,}' if key in compared else '' for key in ('lost', 'gained')]
+                    rows[-1].append(', '.join(fallen))
+    header = ['set', 'number', 'model', f'of {baseline}', 'of the model', 'difference']
+    note = '%, 95 % bootstrap intervals of the difference, for which the same images are drawn for both models'
+    if kind != 'retrieval':
+        header += ['lost', 'gained', 'forgotten']
+        note += (f'; lost: images that {baseline} has right and the model wrong; gained: the other way round; '
+                 'forgotten: the classes that have lost most, in points, where classes have few images also by chance')
+    return Table(f'Beside {baseline}: {_KINDS[kind]}', header, rows, note)
+
+
+def comparison_tables(results: Mapping[str, Any]) -> dict[str, Table]:
+    """Kind of benchmark -> a table of those on which a `results.json` has models beside a baseline."""
+    compare = results.get('compare', {'benchmarks': {}})
+    kinds: dict[str, dict[str, Any]] = {}
+    for benchmark, entry in compare['benchmarks'].items():
+        kind, _, name = benchmark.partition('.')
+        if entry['models']:
+            kinds.setdefault(kind, {})[name] = entry
+    return {kind: _comparison_table(kind, benchmarks, compare['baseline'], results)
+            for kind, benchmarks in kinds.items()}
 
 
 def _composition_table(name: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -165,7 +259,7 @@ def curve_tables(results: Mapping[str, Any]) -> list[Table]:
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table of a `results.json`."""
     tables = [*retrieval_tables(results), *accuracy_tables(results), *composition_tables(results),
-              *curve_tables(results)]
+              *average_tables(results), *comparison_tables(results).values(), *curve_tables(results)]
     if results.get('cra'):
         narrow = '; computed in bfloat16' if results.get('cra_precision') == 'amp_bf16' else ''
         tables.append(Table('Caption retrieval accuracy', ['encoder', 'CRA'],

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from llm2clip.float32 import in_float32
-from llm2clip.metrics.bootstrap import bootstrap_interval
+from llm2clip.metrics.bootstrap import Outcomes, bootstrap_interval
 
 __all__ = [
     'CaptionRetrievalAccuracy', 'RetrievalRanks', 'RetrievalRecall', 'caption_retrieval_accuracy', 'chance',
@@ -106,19 +106,24 @@ class RetrievalRanks(NamedTuple):
         result['chance@10'] = chance(torch.bincount(self.right[:, 0]), len(self.images), 10)
         return result
 
-    def intervals(
-        self, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 1000, seed: int = 0
-    ) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap intervals of the recalls, in percent; images are drawn with their texts."""
+    def outcomes(self, ks: tuple[int, ...] = (1, 5, 10)) -> list[Outcomes]:
+        """Which texts found one of their images among the first k, and which images one of their texts; an image is
+        drawn with its texts."""
         image_of_text = torch.full((len(self.texts),), len(self.images)).scatter_reduce(
             0, self.right[:, 0].cpu(), self.right[:, 1].cpu(), 'amin')
         ways = {'image': (self.texts.cpu(), image_of_text),
                 'text': (self.images.cpu(), torch.arange(len(self.images)))}
+        return [Outcomes(tuple(f'{way}_retrieval_recall@{k}' for k in ks),
+                         torch.stack([ranks < k for k in ks], dim=1), group) for way, (ranks, group) in ways.items()]
+
+    def intervals(
+        self, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 1000, seed: int = 0
+    ) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap intervals of the recalls, in percent; images are drawn with their texts."""
         found = {}
-        for way, (ranks, group) in ways.items():
-            hits = torch.stack([(ranks < k).double() for k in ks], dim=1)
-            for k, (low, high) in zip(ks, bootstrap_interval(hits, group, resamples, seed).tolist()):
-                found[f'{way}_retrieval_recall@{k}'] = (100 * low, 100 * high)
+        for names, hits, group, _ in self.outcomes(ks):
+            for name, (low, high) in zip(names, bootstrap_interval(hits, group, resamples, seed).tolist()):
+                found[name] = (100 * low, 100 * high)
         return found
 
 

@@ -63,9 +63,10 @@ class Place:
         self.models = [f'models.ours.export={exported}', f'models.bf16={{export: {exported}, precision: amp_bf16}}',
                        f'models.theirs={{pretrained: {baseline}, precision: amp_bf16}}']
         self.others = [f'cra.captions={images}', f'cra.teachers.t={teacher}', 'cra.limit=20']
-        # Which each rank reads, and one of them downloads.
+        # Which each rank reads, and one of them downloads; the first alone compares.
         write_wds(folder / 'remote', [i % 6 for i in range(12)])
-        self.others += [f'zeroshot.tars.source={{name: clip_benchmark, local: {folder}/tars, remote: {folder}/remote}}']
+        self.others += [f'zeroshot.tars.source={{name: clip_benchmark, local: {folder}/tars, remote: {folder}/remote}}',
+                        'compare=theirs', 'averages.all=[zeroshot.pets, zeroshot.tars]']
         winoground(folder)
         self.others += [f'composition.pairs.source={{name: winoground, images: {folder}/images, '
                         f'annotations: {folder}/examples.jsonl}}']
@@ -143,6 +144,7 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     assert results['cra'] and all(list(results[kind][name]['models']) == ['ours', 'bf16', 'theirs'] for kind, name in
                                   (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('zeroshot', 'tars'),
                                    ('linear_probe', 'pets'), ('composition', 'pairs')))
+    assert results['averages']['all']['models']['ours']['compared'] and len(results['compare']['benchmarks']) == 4
     ours, bf16, _ = results['retrieval']['flickr30k']['models'].values()
     assert (ours['precision'], bf16['precision']) == ('fp32', 'amp_bf16')
     assert b'; computed in bfloat16: bf16, theirs\n' in one['results.md']

@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from llm2clip.metrics.bootstrap import bootstrap_interval
+from llm2clip.metrics.bootstrap import bootstrap_interval, resampled_class_means
 
 
 def test_interval_of_independent_values() -> None:
@@ -50,3 +50,14 @@ def test_the_mean_of_classes_counts_those_that_are_drawn() -> None:
     rare = torch.tensor([[1.0]] * 9 + [[0.0]])
     low, high = bootstrap_interval(rare, torch.arange(10), 500, stratum=torch.tensor([0] * 9 + [1]))[0].tolist()
     assert (low, high) == (0.5, 1.0)
+
+
+def test_each_class_counts_the_same_and_is_drawn_by_itself() -> None:
+    classes = torch.tensor([4, 0, 4, 1, 4, 4, 1])
+    values = torch.stack([classes.double(), torch.tensor([1.0, 0, 0, 1, 0, 0, 0])], dim=1)
+    means = resampled_class_means(values, classes, resamples=300)
+    # What is the same within each class is the same in every resample, with one image as with four.
+    assert (means[:, 0] - 5 / 3).abs().max() < 1e-12
+    # One of two in a class, and one of four: k / 2 and m / 4 of two and of four draws, over three classes.
+    assert {round(12 * mean) for mean in means[:, 1].tolist()} == {0, 1, 2, 3, 4, 5, 6, 7}
+    assert means[:, 1].mean().item() == pytest.approx((1 / 2 + 1 / 4) / 3, abs=0.02)

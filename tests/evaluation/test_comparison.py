@@ -1,0 +1,475 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models beside a baseline, and averages: against naive computations, and through the recipe's files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+import torch
+import torch.nn.functional as F
+from parts import picture
+from recipes_in_process import ROOT, run_recipe
+from set_files import own_sets, write_own_sets
+
+import llm2clip.evaluation.report
+from llm2clip.config import ConfigError, EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
+from llm2clip.config.files import load_config
+from llm2clip.evaluation.comparison import Found, average, compare, forgotten_classes
+from llm2clip.evaluation.evaluate import Evaluation
+from llm2clip.evaluation.page import differences
+from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
+from llm2clip.evaluation.tables import PAPER, average_tables, comparison_tables, markdown
+from llm2clip.metrics.bootstrap import Outcomes
+from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
+from llm2clip.models.llm2clip import LLM2CLIP
+
+N = 24
+WAYS = ('image', 'text')
+
+
+def _ranks(seed: int, shared: bool = False) -> RetrievalRanks:
+    """A model's, on images with one to three texts, some of which two images share."""
+    generator = torch.Generator().manual_seed(seed)
+    image_of_text = torch.arange(N).repeat_interleave(torch.arange(N) % 3 + 1)
+    images, texts = (torch.randn(n, 6, generator=generator) for n in (N, len(image_of_text)))
+    texts += 0.7 * images[image_of_text]
+    text_id = torch.arange(len(image_of_text))
+    if shared:
+        text_id[-5:] = text_id[:5]
+    return rank_both_ways(images, texts, image_of_text, text_id)
+
+
+def _found(ranks: RetrievalRanks, seed: int = 0) -> Found:
+    return Found(ranks.recalls(), ranks.outcomes(), seed)
+
+
+def _classified(right: Sequence[int], labels: Sequence[int], seed: int = 0, kind: str = 'zeroshot') -> Found:
+    """A classification with these images right."""
+    hits, classes = torch.tensor(right, dtype=torch.bool)[:, None], torch.tensor(labels)
+    per_class = {f'c{c}': 100 * hits[classes == c].double().mean().item() for c in classes.unique().tolist()}
+    values = {f'{kind}_top1': 100 * hits.double().mean().item(), 'per_class': per_class,
+              'mean_per_class': sum(per_class.values()) / len(per_class)}
+    images = torch.arange(len(hits))
+    outcomes = [Outcomes((f'{kind}_top1',), hits, images), Outcomes(('mean_per_class',), hits, images, classes)]
+    return Found(values, outcomes, seed)
+
+
+def _naive(right: torch.Tensor, images_of: list[list[int]], drawn: Sequence[int]) -> float:
+    """The share of queries that are right, of images drawn one at a time with all their queries."""
+    values = [float(right[query]) for image in drawn for query in images_of[image]]
+    return 100 * sum(values) / len(values)
+
+
+def _ends(naive: Sequence[float]) -> list[float]:
+    return torch.tensor(naive, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_the_difference_of_recalls_is_that_of_the_same_images_drawn_for_both(shared: bool) -> None:
+    old, new = _ranks(0, shared), _ranks(1, shared)
+    found = compare(_found(old), _found(new), resamples=40)
+    for way, ranks in (('image', 'texts'), ('text', 'images')):
+        queries: list[list[int]] = [[] for _ in range(N)]
+        for text in range(len(old.texts)):
+            queries[min(old.right[old.right[:, 0] == text, 1].tolist())].append(text)
+        if way == 'text':
+            queries = [[image] for image in range(N)]
+        queries = [some for some in queries if some]
+        for k in (1, 5):
+            generator = torch.Generator().manual_seed(0)
+            naive = []
+            for _ in range(40):
+                drawn = torch.randint(len(queries), (len(queries),), generator=generator).tolist()
+                after, before = (_naive(getattr(model, ranks) < k, queries, drawn) for model in (new, old))
+                naive.append(after - before)
+            ends = _ends(naive)
+            metric = f'{way}_retrieval_recall@{k}'
+            assert found['intervals'][metric] == pytest.approx(ends) and ends[0] < ends[1]
+            assert found['difference'][metric] == pytest.approx(new.recalls()[metric] - old.recalls()[metric], abs=1e-4)
+
+
+def test_the_difference_of_means_over_classes_is_drawn_within_each_class() -> None:
+    labels = [0] * 3 + [1] * 12 + [3] * 5
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(20, generator=generator)
+    classes = torch.tensor(labels)[order]
+    old, new = torch.randint(0, 2, (2, 20), generator=generator)
+    found = compare(_classified(old.tolist(), classes.tolist()), _classified(new.tolist(), classes.tolist()), 30)
+    generator, naive = torch.Generator().manual_seed(0), []
+    for _ in range(30):
+        shares, means = torch.rand(20, generator=generator, dtype=torch.float64).tolist(), []
+        for c in (0, 1, 3):
+            images = (classes == c).nonzero()[:, 0].tolist()
+            drawn = [images[int(shares.pop(0) * len(images))] for _ in images]
+            means.append(sum(int(new[i]) - int(old[i]) for i in drawn) / len(drawn))
+        naive.append(100 * sum(means) / 3)
+    ends = _ends(naive)
+    assert found['intervals']['mean_per_class'] == pytest.approx(ends) and ends[0] < ends[1]
+
+
+def test_models_that_are_alike_do_not_differ() -> None:
+    for one, metric in ((_found(_ranks(0)), 'text_retrieval_recall@1'),
+                        (_classified([1, 0, 1, 0, 1], [0, 0, 1, 1, 1]), 'mean_per_class')):
+        found = compare(one, one, resamples=20)
+        assert set(found['difference'].values()) == {0.0} and found['difference'].keys() == found['intervals'].keys()
+        assert all(interval == [0.0, 0.0] for interval in found['intervals'].values())
+        assert found.get('forgotten', {}) == {} and found.get('lost', 0) == found.get('gained', 0) == 0
+        assert average([one], [metric], 20, [one]) == (0.0, [0.0, 0.0])
+
+
+def test_a_paired_interval_is_narrower_than_that_of_models_apart() -> None:
+    """Where both have nearly the same images right."""
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randint(0, 2, (400,), generator=generator)
+    new = old.clone()
+    new[:12] = 0
+    labels = [i % 7 for i in range(400)]
+    found = compare(_classified(old.tolist(), labels), _classified(new.tolist(), labels), 500)
+    (low, high), lost = found['intervals']['zeroshot_top1'], int(old[:12].sum())
+    difference = found['difference']['zeroshot_top1']
+    half = 1.96 * 100 * (lost / 400 * (1 - lost / 400) / 400) ** 0.5
+    assert difference == pytest.approx(-lost / 4) and (found['lost'], found['gained']) == (lost, 0)
+    assert [difference - low, high - difference] == pytest.approx([half, half], rel=0.3)
+    # The models apart: about 7 points to either side.
+    assert half < 2
+
+
+def test_the_classes_that_lost_most_are_forgotten() -> None:
+    labels = [c for c in range(8) for _ in range(10)]
+    lost = [0, 3, 9, 1, 10, 2, 4, 0]
+    old = [1] * 80
+    new = [int(i % 10 >= lost[c]) for i, c in enumerate(labels)]
+    old[-2:], new[-3:] = [0, 0], [1, 1, 1]
+    found = compare(_classified(old, labels), _classified(new, labels), 0)
+    assert list(found['forgotten'].items()) == [('c4', 100.0), ('c2', 90.0), ('c6', 40.0), ('c1', 30.0), ('c5', 20.0)]
+    assert (found['lost'], found['gained'], found['intervals']) == (sum(lost), 2, {})
+    # One that lost nothing is not forgotten; of classes that lost the same, the first comes first.
+    assert forgotten_classes({'a': 10.0, 'b': 5.0, 'c': 5.0}, {'a': 20.0, 'b': 0.0, 'c': 0.0}) == {'b': 5.0, 'c': 5.0}
+    assert forgotten_classes({'a': 10.0, 'b': 5.0}, {'a': 10.0, 'b': 5.0}) == {}
+
+
+def test_where_images_have_several_classes_the_average_precision_is_compared() -> None:
+    old, new = (Found({'mean_average_precision': mean, 'per_class': {'a': a, 'b': b}}, [])
+                for mean, a, b in ((60.0, 40.0, 80.0), (50.0, 50.0, 50.0)))
+    assert compare(old, new, 10) == {
+        'difference': {'mean_average_precision': -10.0}, 'intervals': {}, 'forgotten': {'b': 30.0}}
+    other = _classified([1, 0], [0, 1])
+    assert average([other, new], ['zeroshot_top1', 'mean_average_precision'], 10) == (50.0, None)
+
+
+def test_an_average_draws_the_images_of_each_set_by_themselves() -> None:
+    """The variance of a mean of independent means."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, sets, before = (300, 500, 400), [], []
+    for seed, n in enumerate(sizes):
+        labels = torch.randint(0, 4, (n,), generator=generator).tolist()
+        sets.append(_classified(torch.rand(n, generator=generator).lt(0.6).tolist(), labels, seed))
+        before.append(_classified(torch.rand(n, generator=generator).lt(0.7).tolist(), labels, seed))
+    metrics = ['zeroshot_top1', 'mean_per_class', 'zeroshot_top1']
+    mean, interval = average(sets, metrics, 2000)
+    assert mean == pytest.approx(sum(one.values[metric] for one, metric in zip(sets, metrics)) / 3)
+    assert interval is not None
+    half = 1.96 * 100 * sum(0.6 * 0.4 / n for n in sizes) ** 0.5 / 3
+    assert (mean - interval[0], interval[1] - mean) == (pytest.approx(half, rel=0.15), pytest.approx(half, rel=0.15))
+    # Two models that have nothing to do with each other: their variances add up.
+    mean, interval = average(sets, metrics, 2000, before)
+    assert interval is not None
+    half = 1.96 * 100 * sum((0.6 * 0.4 + 0.7 * 0.3) / n for n in sizes) ** 0.5 / 3
+    assert mean == pytest.approx(sum(a.values[m] - b.values[m] for a, b, m in zip(sets, before, metrics)) / 3)
+    assert (mean - interval[0], interval[1] - mean) == (pytest.approx(half, rel=0.15), pytest.approx(half, rel=0.15))
+    assert average(sets, metrics, 0)[1] is None
+
+
+def test_sets_of_the_same_images_are_drawn_together() -> None:
+    """Captions in another language, say, that are found with the same images: the mean says nothing more than one."""
+    ranks = _ranks(0)
+    one, same, other = _found(ranks, 3), _found(ranks, 3), _found(ranks, 4)
+    metrics = ['text_retrieval_recall@5'] * 2
+    alone, together, apart = (average(sets, metrics, 500)[1] for sets in ([one, one], [one, same], [one, other]))
+    assert alone is not None and apart is not None and together == alone
+    assert apart[1] - apart[0] < 0.85 * (alone[1] - alone[0])
+
+
+class _Given:
+    """A model whose features are a matter of chance, but for the share that they have of what is right."""
+
+    device = torch.device('cpu')
+    precision = 'fp32'
+
+    def __init__(self, seed: int, signal: float) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(N, 8, generator=generator)
+        self.model = torch.nn.Module()
+        self.centres = torch.randn(N, 8, generator=torch.Generator().manual_seed(99))
+        self.images = F.normalize(noise + signal * self.centres, dim=-1)
+
+    @staticmethod
+    def preprocess(data: bytes, name: str) -> torch.Tensor:
+        return torch.tensor([int(name)])
+
+    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images[pixel_values[:, 0]], self.images[pixel_values[:, 0]]
+
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """Texts end in the number of an image, or of a class, to which one image in four belongs."""
+        return F.normalize(self.centres[[int(text.split()[-1]) for text in texts]], dim=-1), 0
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Labels and series of each picture of differences, in place of the picture."""
+    pictures: list[Any] = []
+    monkeypatch.setattr(llm2clip.evaluation.report, 'differences', lambda *args: pictures.append(args) or '')
+    return pictures
+
+
+MODELS = {'weak': (1, 0.3), 'clip': (2, 0.9), 'twin': (2, 0.9), 'other': (3, 0.7)}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads pictures, and dies at one."""
+
+    name: str
+    read: list[int] = field(default_factory=list, repr=False)
+    last: int = field(default=-1, repr=False)
+
+    def __call__(self, i: int) -> bytes:
+        if len(self.read) == self.last:
+            raise KeyboardInterrupt
+        self.read.append(i)
+        return picture(i)
+
+
+def _evaluation(out: Path, reader: _Reader = _Reader('photos'), names: Sequence[str] = tuple(MODELS)) -> Evaluation:
+    """Of two retrieval sets and two classifications, with a baseline and averages."""
+    config = EvaluateConfig(out=str(out), bootstrap=50, gallery=0, num_workers=0, compare='clip', averages={
+        'both': ['retrieval.short', 'retrieval.long'], 'accuracy': ['zeroshot.top1', 'zeroshot.balanced']})
+    evaluation = Evaluation(config)
+    config.models = {name: EvaluatedModelConfig(run=name) for name in names}
+    ids = [str(i) for i in range(N)]
+    evaluation.retrieval = {name: RetrievalSet(name, ids, [[f'{name} {i}'] for i in range(n)] + [[]] * (N - n),
+                                               _Reader('others'))
+                            for name, n in (('short', N - 3), ('long', N))}
+    config.retrieval = {name: RetrievalConfig(source={'name': 'urban1k'}) for name in evaluation.retrieval}
+    labels, classes = [i % 5 if i % 3 else i % 2 for i in range(N)], [f'class {c}' for c in range(5)]
+    evaluation.zeroshot = {name: (ClassificationSet('photos', ids, labels, classes, reader), ['a {}'])
+                           for name in ('top1', 'balanced')}
+    config.zeroshot = {'top1': ZeroshotConfig(), 'balanced': ZeroshotConfig(metric='mean_per_class')}
+    return evaluation
+
+
+def _run(evaluation: Evaluation, names: Optional[Sequence[str]] = None) -> dict[str, Any]:
+    for name in names or evaluation.config.models:
+        evaluation.run(name, _Given(*MODELS[name]))  # type: ignore[arg-type]
+    return json.loads(Path(evaluation.config.out, 'results.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Results of an evaluation that came to its end, and their folder."""
+    out = tmp_path_factory.mktemp('whole')
+    return _run(_evaluation(out)), out
+
+
+def test_every_model_stands_beside_the_baseline_wherever_it_comes(
+    whole: tuple[dict[str, Any], Path], drawn: list[Any], tmp_path: Path
+) -> None:
+    results, _ = whole
+    compared = results['compare']['benchmarks']
+    assert results['compare']['baseline'] == 'clip' and list(compared) == [
+        'retrieval.short', 'retrieval.long', 'zeroshot.top1', 'zeroshot.balanced']
+    for benchmark, entry in compared.items():
+        kind, _, name = benchmark.partition('.')
+        numbers = results[kind][name]['models']
+        assert set(entry['models']) == {'weak', 'twin', 'other'}
+        for model, found in entry['models'].items():
+            for metric, difference in found['difference'].items():
+                assert difference == pytest.approx(numbers[model][metric] - numbers['clip'][metric], abs=2e-3)
+                low, high = found['intervals'][metric]
+                assert low <= difference <= high and (low < high or model == 'twin' or abs(difference) < 1e-3)
+            if model == 'twin':
+                assert {*found['difference'].values()} == {0.0}
+                assert all(interval == [0.0, 0.0] for interval in found['intervals'].values())
+    weak = compared['zeroshot.top1']['models']['weak']
+    before, after = (results['zeroshot']['top1']['models'][model]['zeroshot_top1'] for model in ('clip', 'weak'))
+    assert weak['lost'] - weak['gained'] == round(N * (before - after) / 100) > 0
+    assert weak['forgotten'] and compared['zeroshot.balanced']['metrics'] == ['mean_per_class']
+    # In any other order of the models, the same, and so is the picture.
+    again = _run(_evaluation(tmp_path, names=('other', 'twin', 'weak', 'clip')))
+    assert again['compare'] == results['compare'] and again['averages'] == results['averages']
+    labels, series = drawn[-1]
+    assert labels == ['top1, top-1', 'balanced, mean per class'] and {*series} == {'weak', 'twin', 'other'}
+    assert series['weak']['top1, top-1'] == (weak['difference']['zeroshot_top1'], weak['intervals']['zeroshot_top1'])
+
+
+def test_averages_are_means_of_the_number_of_each_set(whole: tuple[dict[str, Any], Path]) -> None:
+    results, out = whole
+    for model in MODELS:
+        accuracy = results['averages']['accuracy']['models'][model]
+        one, two = (results['zeroshot'][name]['models'][model] for name in ('top1', 'balanced'))
+        assert accuracy['mean'] == pytest.approx((one['zeroshot_top1'] + two['mean_per_class']) / 2, abs=1e-3)
+        both = results['averages']['both']['models'][model]
+        for metric in (f'{way}_retrieval_recall@1' for way in WAYS):
+            recalls = [results['retrieval'][name]['models'][model][metric] for name in ('short', 'long')]
+            assert both[metric] == pytest.approx(sum(recalls) / 2, abs=1e-3)
+            low, high = both['intervals'][metric]
+            assert low <= both[metric] <= high
+        assert ('compared' in accuracy) == (model != 'clip')
+    before, after = (results['averages']['accuracy']['models'][model] for model in ('clip', 'weak'))
+    assert after['compared']['difference']['mean'] == pytest.approx(after['mean'] - before['mean'], abs=2e-3)
+    low, high = after['compared']['intervals']['mean']
+    assert low <= after['compared']['difference']['mean'] <= high and low < high
+    table = (out / 'results.md').read_text()
+    assert '## Average: accuracy' in table and 'mean of 2 sets: top1 (top-1), balanced (mean per class); ' in table
+    # The paper's numbers on sets that it reports, averaged in the same way.
+    mean = PAPER['urban1k']['CLIP L/14-224']['image_retrieval_recall@1']
+    assert f'| CLIP L/14-224 (paper) | {mean:.1f} | ' in table.partition('## Average: both')[2].partition('##')[0]
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_comparison(
+    whole: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    # In the classification of the third model, which comes after the baseline.
+    killed = _Reader('photos', last=2 * N + 7)
+    with pytest.raises(KeyboardInterrupt):
+        _run(_evaluation(tmp_path, killed))
+    partial = json.loads((tmp_path / 'results.json').read_text())
+    compared = partial['compare']['benchmarks']
+    assert {*compared['retrieval.short']['models']} == {'weak', 'twin'}
+    assert {*compared['zeroshot.top1']['models']} == {'weak'}
+    assert {*partial['averages']['accuracy']['models']} == {'weak', 'clip'}
+    page = (tmp_path / 'report.html').read_text()
+    assert 'Partial' in page and 'Beside clip: Zero-shot classification' in page
+    restarted = _Reader('photos')
+    results = _run(_evaluation(tmp_path, restarted))
+    assert all(results[part] == whole[0][part] for part in ('compare', 'averages'))
+    # The features of the first two models were kept.
+    assert len(restarted.read) == 2 * N
+
+
+def test_an_evaluation_knows_which_sets_have_the_same_images(tmp_path: Path) -> None:
+    evaluation = _evaluation(tmp_path)
+    evaluation.config.compare, evaluation.config.bootstrap, evaluation.retrieval = None, 300, {}
+    dataset, prompts = evaluation.zeroshot['top1']
+    others = replace(dataset, read_image=_Reader('others'))
+    evaluation.zeroshot = {'one': (dataset, prompts), 'again': (replace(dataset, name='x'), prompts),
+                           'elsewhere': (others, prompts)}
+    evaluation.config.zeroshot = {name: ZeroshotConfig() for name in evaluation.zeroshot}
+    evaluation.config.averages = {name: ['zeroshot.one', f'zeroshot.{name}'] for name in ('again', 'elsewhere')}
+    evaluation.config.averages['alone'] = ['zeroshot.one']
+    averages = _run(evaluation, ['other'])['averages']
+    intervals = {name: averages[name]['models']['other']['intervals']['mean'] for name in averages}
+    assert intervals['alone'] == intervals['again']
+    widths = {name: high - low for name, (low, high) in intervals.items()}
+    assert widths['elsewhere'] < 0.85 * widths['alone']
+
+
+def test_without_a_baseline_nothing_is_compared(tmp_path: Path) -> None:
+    evaluation = _evaluation(tmp_path)
+    evaluation.config.compare, evaluation.config.averages = None, {'both': ['retrieval.short', 'retrieval.long']}
+    results = _run(evaluation, ['weak', 'clip'])
+    assert 'compare' not in results and list(results['averages']) == ['both']
+    assert all('compared' not in values for values in results['averages']['both']['models'].values())
+    assert '| model | text→image R@1 | image→text R@1 |\n' in (tmp_path / 'results.md').read_text()
+
+
+def test_without_resamples_there_are_differences_alone(tmp_path: Path) -> None:
+    evaluation = _evaluation(tmp_path)
+    evaluation.config.bootstrap = 0
+    results = _run(evaluation, ['clip', 'weak'])
+    weak = results['compare']['benchmarks']['zeroshot.top1']['models']['weak']
+    assert weak['difference']['zeroshot_top1'] < 0 and weak['intervals'] == {}
+    assert results['averages']['accuracy']['models']['weak']['compared']['intervals'] == {}
+
+
+def test_tables_say_what_was_lost() -> None:
+    numbers = {'clip': {'zeroshot_top1': 80.0}, 'ours': {'zeroshot_top1': 62.5}}
+    ours = {'difference': {'zeroshot_top1': -17.5}, 'intervals': {'zeroshot_top1': [-20.0, -15.25]}, 'lost': 1234,
+            'gained': 5, 'forgotten': {'a|b': 40.04, 'owl': 3.0}}
+    mean = {'difference': {'mean_average_precision': 2.0}, 'intervals': {}, 'forgotten': {}}
+    recall = {metric: 50.0 for metric in ('image_retrieval_recall@1', 'text_retrieval_recall@1')}
+    results = {
+        'zeroshot': {'pets': {'models': numbers},
+                     'voc': {'models': {name: {'mean_average_precision': 70.0} for name in numbers}}},
+        'retrieval': {'coco': {'models': {name: recall for name in numbers}}},
+        'compare': {'baseline': 'clip', 'benchmarks': {
+            'retrieval.coco': {'metrics': [*recall], 'models': {'ours': {
+                'difference': {**recall}, 'intervals': {metric: [0.0, 1.0] for metric in recall}}}},
+            'zeroshot.pets': {'metrics': ['zeroshot_top1'], 'models': {'ours': ours}},
+            'zeroshot.voc': {'metrics': ['mean_average_precision'], 'models': {'ours': mean}},
+            'zeroshot.later': {'metrics': ['zeroshot_top1'], 'models': {}}}}}
+    table = markdown([*comparison_tables(results).values()])
+    assert table.count('## ') == 2
+    assert ('| pets | top-1 | ours | 80.0 | 62.5 | -17.5 [-20.0, -15.2] | 1,234 | 5 | a\\|b -40.0, owl -3.0 |\n'
+            '| voc | mAP | ours | 70.0 | 70.0 | +2.0 |  |  |  |\n') in table
+    assert '| coco | text→image R@1 | ours | 50.0 | 50.0 | +50.0 [+0.0, +1.0] |\n' in table
+    assert '| set | number | model | of clip | of the model | difference |\n' in table
+
+
+def test_the_mean_of_the_proclip_sets_stands_beside_that_of_the_paper() -> None:
+    config = load_config(EvaluateConfig, [
+        f'{ROOT}/yamls/eval/sets/proclip11.yaml', 'models.a.run=a', 'out=o'])
+    assert list(config.averages) == ['proclip11'] and config.averages['proclip11'] == [
+        f'zeroshot.{name}' for name in config.zeroshot]
+    benchmarks = {name: ['zeroshot_top1'] for name in config.averages['proclip11']}
+    averages = {'any': {'benchmarks': benchmarks, 'models': {'mine': {'mean': 60.0, 'intervals': {}}}}}
+    table = markdown(average_tables({'averages': averages, 'zeroshot': {
+        name: {'benchmark': 'x'} for name in config.zeroshot}}))
+    assert '| mine | 60.0 |\n' in table and '| CLIP L/14 + LLM2CLIP 30M (paper) | 57.5 |\n' in table
+    assert 'ProCLIP reports' in table
+    del benchmarks['zeroshot.cars']
+    assert 'paper' not in markdown(average_tables({'averages': averages, 'zeroshot': {
+        name: {'benchmark': 'x'} for name in config.zeroshot}}))
+
+
+def test_differences_are_drawn_with_and_without_intervals() -> None:
+    series = {'a': {'x': (1.0, [0.5, 2.0]), 'y': (-3.0, None)}, 'b': {'y': (0.0, [0.0, 0.0])}}
+    assert differences(['x', 'y'], series) == differences(['x', 'y'], series)
+    assert '<svg' in differences(['x', 'y'], series)
+
+
+@pytest.mark.parametrize('baseline', ['clip'], indirect=True)
+def test_the_recipe_puts_an_export_beside_a_clip(
+    exported: tuple[LLM2CLIP, Path], baseline: Path, drawn: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_own_sets(tmp_path)
+    arguments = [
+        f'out={tmp_path}/out', 'num_workers=0', 'device=cpu', 'gallery=1', 'bootstrap=20', *own_sets(tmp_path),
+        f'models={{ours: {{export: {exported[1]}}}, theirs: {{pretrained: {baseline}}}}}', 'compare=theirs',
+        'linear_probe.pets.metric=mean_per_class', 'curve={old: zeroshot.pets, new: retrieval.flickr30k}',
+        'averages={retrieval: [retrieval.flickr30k]}']
+    run_recipe(monkeypatch, 'evaluate', *arguments)
+    results = json.loads((tmp_path / 'out/results.json').read_text())
+    assert {name: entry['metrics'] for name, entry in results['compare']['benchmarks'].items()} == {
+        'retrieval.flickr30k': [f'{way}_retrieval_recall@1' for way in WAYS], 'zeroshot.pets': ['zeroshot_top1'],
+        'linear_probe.pets': ['mean_per_class']}
+    assert {*results['curve']['models']} == {'ours', 'theirs'}
+    table, page = ((tmp_path / 'out' / name).read_text() for name in ('results.md', 'report.html'))
+    for title in ('Beside theirs: Retrieval', 'Beside theirs: Zero-shot classification', 'Beside theirs: Linear probe',
+                  'Average: retrieval', 'Old and new'):
+        assert f'## {title}\n' in table and f'<h2>{title}</h2>' in page
+    assert [found[0] for found in drawn[-3:]] == [
+        ['flickr30k, text→image R@1', 'flickr30k, image→text R@1'], ['pets, top-1'], ['pets, mean per class']]
+
+
+def test_what_makes_no_sense_is_named() -> None:
+    sets = ['out=o', 'models.a.run=a', 'retrieval.r.source.name=coco',
+            'zeroshot={x: {source: {name: imagenet_folder}}, y: {source: {name: imagenet_folder}}}']
+    load_config(EvaluateConfig, [*sets, 'models.b.run=b', 'compare=b', 'averages.m=[zeroshot.x, zeroshot.y]'])
+    with pytest.raises(ConfigError, match="compare: 'a' is the only one of models, expected another one"):
+        load_config(EvaluateConfig, [*sets, 'compare=a'])
+    for arguments, message in (
+            (['compare=c'], "compare: 'c', expected one of models: a, b"),
+            (['averages.m=[zeroshot.x, zeroshot.z]'],
+             "averages.m: 'zeroshot.z', expected one of retrieval.r, zeroshot.x, zeroshot.y"),
+            (['averages.m=[zeroshot.x, retrieval.r]'],
+             'averages.m: benchmarks of retrieval and zeroshot, expected one kind'),
+            (['averages.m=[zeroshot.x, zeroshot.y, zeroshot.x]'], 'averages.m: names a benchmark twice')):
+        with pytest.raises(ConfigError, match=message):
+            load_config(EvaluateConfig, [*sets, 'models.b.run=b', *arguments])
