@@ -235,7 +235,8 @@ def _measure(
         online: The teacher in the loop.
     """
     with _collected(plan):
-        check_metrics(config, model)
+        check_metrics(config, stage1.possible_metrics(config) if isinstance(config, Stage1Config)
+                      else stage2.possible_metrics(config))
     if not plan.measurable:
         return
     if config.fsdp is not None and config.fsdp.activation_cpu_offload:
