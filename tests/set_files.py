@@ -185,6 +185,8 @@ def mds(folder: Path) -> Arguments:
 
 
 WDS_CLASSES = ['a missile', 'cat', '', 'dog', 'a missile', 'owl']
+# Of nine images, a 1 or a 0 for each class.
+SEVERAL_CLASSES = [[int((3 * i + c * c) % 5 < 2) for c in range(len(WDS_CLASSES))] for i in range(9)]
 
 
 def write_wds(folder: Path, labels: Sequence[Union[int, Sequence[int]]], tars: int = 2) -> None:

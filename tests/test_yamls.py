@@ -27,14 +27,16 @@ from llm2clip.config import (
     Stage1Config,
     Stage2Config,
     TrainConfig,
+    ZeroshotConfig,
 )
 from llm2clip.config.files import load_config
 from llm2clip.evaluation.classification import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, SOURCES, check
+from llm2clip.stages.stage2 import possible_metrics
 from llm2clip.training.optim import parameter_groups
-from llm2clip.training.trainer import check_train_config
+from llm2clip.training.trainer import check_metrics, check_train_config
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,
@@ -80,16 +82,23 @@ def test_the_launch_command_loads(file: str) -> None:
 def _check(config: Any) -> None:
     if isinstance(config, TrainConfig):
         check_train_config(config)
+    if isinstance(config, Stage2Config):
+        check_metrics(config, possible_metrics(config))
+        _check_zeroshot(config.eval_zeroshot)
     if isinstance(config, PrepareConfig):
         check(SOURCES, config.source.pop('name'), config.source, 'source')
     if isinstance(config, EvaluateConfig):
         for benchmark in config.retrieval.values():
             check(RETRIEVAL_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
-        for benchmark in config.zeroshot.values():
-            check(CLASSIFICATION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
-            assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
+        _check_zeroshot(config.zeroshot)
         for benchmark in config.composition.values():
             check(COMPOSITION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
+
+
+def _check_zeroshot(sets: dict[str, ZeroshotConfig]) -> None:
+    for benchmark in sets.values():
+        check(CLASSIFICATION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
+        assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
 
 
 def _folders(config: Any) -> tuple[set[str], set[str]]:

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from llm2clip.config.data import CaptionDataConfig, ImageDataConfig, InheritanceDataConfig
+from llm2clip.config.evaluate import ZeroshotConfig
 from llm2clip.config.models import (
     AdapterConfig,
     LoraConfig,
@@ -88,7 +89,9 @@ class TrainerConfig:
     """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: as Composer chooses, `amp_fp16` on a GPU and `fp32` on a CPU.  Losses,
     temperature and the metrics of evaluations are float32 in any case; with `fp32`, everything is, without TF32."""
     eval_interval: Time = '1ep'
-    """Time between two evaluations on `eval_data`."""
+    """Time between two evaluations, on `eval_data` and, in stage 2, `eval_zeroshot`."""
+    eval_first: bool = False
+    """Evaluate before the first step as well."""
     save_interval: Time = '1ep'
     """Time between two checkpoints, which are written while training goes on."""
     save_num_checkpoints_to_keep: CheckpointsKept = 2
@@ -220,6 +223,9 @@ class Stage2Config(TrainConfig):
     train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
     eval_data: Optional[ImageDataConfig] = None
     """Images and captions for retrieval recall while training."""
+    eval_zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
+    """Name -> set whose images are classified by class names while training, as `evaluate` does it.  `teacher` embeds
+    the prompts before training begins.  `train_data.num_workers` processes per rank read the images."""
     teacher: Optional[Text] = None
     """Folder of the teacher that the sidecars must come from.  Unset: they must only agree with one another."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
@@ -232,8 +238,10 @@ class Stage2Config(TrainConfig):
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
     def check(self) -> None:
-        """Raise a ConfigError if the loss is of more dimensions than the features have, or an adapter that knows a CLIP
-        would meet another one, or random weights."""
+        """Raise a ConfigError if the loss is of more dimensions than the features have, if prompts have no teacher, or
+        if an adapter that knows a CLIP would meet another one, or random weights."""
+        if self.eval_zeroshot:
+            self._check_zeroshot()
         if self.initial_adapter is not None and self.initial_weights is not None:
             raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
@@ -242,3 +250,13 @@ class Stage2Config(TrainConfig):
         if self.loss.dims and self.loss.dims[-1] > self.model.embed_dim:
             raise ConfigError(f'loss.dims: {self.loss.dims[-1]}, expected at most model.embed_dim, '
                               f'{self.model.embed_dim}')
+
+    def _check_zeroshot(self) -> None:
+        if self.teacher is None:
+            raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
+        if len(self.train_data.teachers) > 1:
+            raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and train_data.teachers names '
+                              f'{len(self.train_data.teachers)}')
+        for taken in ('train', 'eval'):
+            if taken in self.eval_zeroshot:
+                raise ConfigError(f'eval_zeroshot.{taken}: metrics of {taken}_data have this name, expected another')

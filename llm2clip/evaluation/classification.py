@@ -18,7 +18,13 @@ from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_lines
 from llm2clip.files import FileError
 from llm2clip.metrics.bootstrap import Outcomes, bootstrap_interval
-from llm2clip.metrics.classification import average_precision, class_ranks, class_scores
+from llm2clip.metrics.classification import (
+    accuracy_per_class,
+    average_precision,
+    class_ranks,
+    class_scores,
+    mean_of_prompts,
+)
 from llm2clip.metrics.retrieval import recall
 
 __all__ = [
@@ -59,8 +65,8 @@ def class_features(prompt_features: torch.Tensor, classes: Sequence[str]) -> tor
         classes: C names.
     """
     names = {name: position for position, name in enumerate(dict.fromkeys(classes))}
-    means = prompt_features.view(len(names), -1, prompt_features.shape[-1]).mean(dim=1)
-    return F.normalize(means, dim=-1)[[names[name] for name in classes]]
+    of_names = mean_of_prompts(prompt_features.view(len(names), -1, prompt_features.shape[-1]))
+    return of_names[[names[name] for name in classes]]
 
 
 def zeroshot_metrics(
@@ -106,7 +112,7 @@ def _accuracy(
         low_high = (100 * bootstrap_interval(hits, images, resamples)).tolist()
         intervals = {metric: tuple(pair) for metric, pair in zip(outcomes.names, low_high)}
     names = _distinct(classes)
-    per_class = {names[c]: recall(ranks[labels == c], 1) for c in labels.unique().tolist()}
+    per_class = {names[c]: accuracy for c, accuracy in accuracy_per_class(ranks, labels).items()}
     values = {'n_images': len(labels), 'n_classes': len(classes), **{f'{name}_top{k}': recall(ranks, k) for k in ks},
               'mean_per_class': sum(per_class.values()) / len(per_class), 'intervals': intervals,
               'per_class': per_class}

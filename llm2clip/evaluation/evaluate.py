@@ -15,14 +15,12 @@ import xxhash
 from composer.devices import Device
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, EvaluateConfig, ZeroshotConfig
+from llm2clip.config import ConfigError, EvaluateConfig
 from llm2clip.config.files import save_config
 from llm2clip.evaluation.classification import (
     check_probe_labels,
     class_features,
-    class_prompts,
     linear_probe,
-    read_templates,
     zeroshot_metrics,
 )
 from llm2clip.evaluation.comparison import Comparisons, Found
@@ -37,6 +35,7 @@ from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
+from llm2clip.evaluation.zeroshot import zeroshot_set
 from llm2clip.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.ranks import agreed, is_first, rows
@@ -76,7 +75,7 @@ class Evaluation:
             check_cra(config.cra)
         self.retrieval = {name: build_retrieval_set(benchmark.source, f'retrieval.{name}.source')
                           for name, benchmark in config.retrieval.items()}
-        self.zeroshot = {name: _with_prompts(benchmark, f'zeroshot.{name}')
+        self.zeroshot = {name: zeroshot_set(benchmark, f'zeroshot.{name}')
                          for name, benchmark in config.zeroshot.items()}
         self.probes = {name: (build_classification_set(benchmark.train, f'linear_probe.{name}.train'),
                               build_classification_set(benchmark.test, f'linear_probe.{name}.test'))
@@ -103,8 +102,9 @@ class Evaluation:
                 result = evaluate_retrieval(dataset, projected, texts, self.config.retrieval[name].merge_equal_texts,
                                             model.device)
                 self._add_retrieval(name, model_name, model.precision, result, truncated)
-        for name, (dataset, templates) in self.zeroshot.items():
-            prompts, truncated = model.text_features(class_prompts(dataset.classes, templates))
+        for name, zeroshot in self.zeroshot.items():
+            dataset = zeroshot.dataset
+            prompts, truncated = model.text_features(zeroshot.prompts)
             projected = images(dataset)[0]
             if is_first():
                 values, outcomes = zeroshot_metrics(
@@ -197,15 +197,6 @@ def _rounded(values: Mapping[str, Any]) -> Any:
 def _seed(dataset: Union[RetrievalSet, ClassificationSet], positions: Optional[Sequence[int]] = None) -> int:
     """The same for sets of the same images, or of the same ones among them."""
     return xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids, positions])).intdigest()
-
-
-def _with_prompts(benchmark: ZeroshotConfig, key: str) -> tuple[ClassificationSet, list[str]]:
-    """A set, and the prompts of the configuration or else the set's own."""
-    dataset = build_classification_set(benchmark.source, f'{key}.source')
-    templates = benchmark.templates or dataset.templates
-    if templates is None:
-        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')
-    return dataset, read_templates(templates, f'{key}.templates')
 
 
 def _one_per_image(dataset: ClassificationSet, key: str) -> list[int]:

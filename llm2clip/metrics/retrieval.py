@@ -6,11 +6,10 @@
 from typing import NamedTuple, Optional
 
 import torch
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from llm2clip.float32 import in_float32
 from llm2clip.metrics.bootstrap import Outcomes, bootstrap_interval
+from llm2clip.metrics.collected import Collected
 
 __all__ = [
     'CaptionRetrievalAccuracy', 'RetrievalRanks', 'RetrievalRecall', 'caption_retrieval_accuracy', 'chance',
@@ -166,31 +165,7 @@ def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> flo
     return (recall(retrieval_ranks(first, second, right), 1) + recall(retrieval_ranks(second, first, right), 1)) / 2
 
 
-class _Collected(Metric):
-    """Rows gathered over batches and ranks; a sample that padding delivered twice counts once."""
-
-    full_state_update = False
-    names: tuple[str, ...] = ()
-    index: list[torch.Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in (*self.names, 'index'):
-            self.add_state(name, default=[], dist_reduce_fx='cat')
-
-    def _append(self, index: torch.Tensor, *rows: torch.Tensor) -> None:
-        for name, value in zip(('index', *self.names), (index, *rows)):
-            getattr(self, name).append(value.detach())
-
-    def _rows(self) -> list[torch.Tensor]:
-        index = dim_zero_cat(self.index)
-        order = index.argsort(stable=True)
-        ordered = index[order]
-        keep = order[torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])]
-        return [dim_zero_cat(getattr(self, name))[keep] for name in self.names]
-
-
-class CaptionRetrievalAccuracy(_Collected):
+class CaptionRetrievalAccuracy(Collected):
     """`caption_retrieval_accuracy` over an evaluation set."""
 
     names = ('first', 'second', 'both')
@@ -199,16 +174,16 @@ class CaptionRetrievalAccuracy(_Collected):
         self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor, both: Optional[torch.Tensor] = None
     ) -> None:
         """Add a batch; `both` ``(B,)`` says which samples have both captions, the only ones that count."""
-        self._append(index, first, second, torch.ones_like(index) if both is None else both.to(index))
+        self.append(index, first, second, torch.ones_like(index) if both is None else both.to(index))
 
     def compute(self) -> torch.Tensor:
-        first, second, both = self._rows()
+        first, second, both = self.rows()
         if not both.any():
             raise ValueError('caption retrieval accuracy: no sample has both captions')
         return torch.tensor(caption_retrieval_accuracy(first[both > 0], second[both > 0]))
 
 
-class RetrievalRecall(_Collected):
+class RetrievalRecall(Collected):
     """Mean of both directions' recall@k over an evaluation set; `rank_both_ways` has the details.
 
     Texts of id 0 are absent; images that have no other do not count.
@@ -226,10 +201,10 @@ class RetrievalRecall(_Collected):
     def update(
         self, image_features: torch.Tensor, text_features: torch.Tensor, index: torch.Tensor, text_id: torch.Tensor
     ) -> None:
-        self._append(index, image_features, text_features, text_id)
+        self.append(index, image_features, text_features, text_id)
 
     def compute(self) -> torch.Tensor:
-        images, texts, text_id = self._rows()
+        images, texts, text_id = self.rows()
         there = text_id != 0
         if not there.any():
             raise ValueError('retrieval recall: no image has a caption')

@@ -17,10 +17,13 @@ from llm2clip.models.flops import text_flops
 from llm2clip.models.trainable import TrainableStateModel
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 
-__all__ = ['CaptionContrastive']
+__all__ = ['CRA_METRICS', 'CaptionContrastive']
 
 Batch = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
+
+# Those of an evaluation.
+CRA_METRICS: dict[str, type[Metric]] = {'cra': CaptionRetrievalAccuracy}
 
 
 class _LogitScale(nn.Module):
@@ -66,7 +69,7 @@ class CaptionContrastive(TrainableStateModel):
         self.scale = _LogitScale(loss_scale) if learn_scale else None
         self.symmetric = symmetric
         self.mask_equal_texts = mask_equal_texts
-        self.val_metrics = {'cra': CaptionRetrievalAccuracy()}
+        self.val_metrics = {name: metric() for name, metric in CRA_METRICS.items()}
 
     def forward(self, batch: Batch) -> Outputs:
         """This rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is learned."""

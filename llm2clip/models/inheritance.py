@@ -17,9 +17,10 @@ from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.flops import count_flops
 from llm2clip.remote_code.modeling_llm2clip import ResidualMLP
 
-__all__ = ['ComposerInheritance', 'TextSide']
+__all__ = ['TARGET_METRICS', 'ComposerInheritance', 'TextSide']
 
 Batch = dict[str, torch.Tensor]
+TARGET_METRICS: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
 
 
 class TextSide(nn.Module):
@@ -77,7 +78,7 @@ class ComposerInheritance(ComposerModel):
         super().__init__()
         self.model = model
         self.instance, self.structure, self.block_size = instance, structure, block_size
-        self.val_metrics = {'retrieval_recall@10': RetrievalRecall()}
+        self.val_metrics = {name: make() for name, make in TARGET_METRICS.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """``text_features`` of this rank's samples."""

@@ -17,6 +17,7 @@ from llm2clip.config import ConfigError, LossConfig, ModelConfig, SelfDistillati
 from llm2clip.config.ranges import VisualProjection
 from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
+from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.adapter import build_adapter
 from llm2clip.models.flops import count_flops
@@ -24,9 +25,16 @@ from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import ResidualMLP
 
-__all__ = ['LLM2CLIP', 'ComposerLLM2CLIP', 'projection_kind']
+__all__ = [
+    'LLM2CLIP', 'MULTILABEL_METRICS', 'RETRIEVAL_METRICS', 'ZEROSHOT_METRICS', 'ComposerLLM2CLIP', 'projection_kind',
+]
 
 Batch = dict[str, torch.Tensor]
+
+# Those of an evaluation on images with captions, with a class each, and with any number of classes.
+RETRIEVAL_METRICS: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
+ZEROSHOT_METRICS: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1, 'mean_per_class': MeanPerClass}
+MULTILABEL_METRICS: dict[str, type[Metric]] = {'mean_average_precision': MeanAveragePrecision}
 
 
 class LLM2CLIP(nn.Module):
@@ -125,6 +133,9 @@ class ComposerLLM2CLIP(ComposerModel):
     ``text_embedding`` ``(B, K, llm_embed_dim)`` and ``text_id`` ``(B, K)``.  Evaluation needs the images' ``index``
     ``(B,)``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss holds the image features to them.
 
+    A batch of a zero-shot set has ``label``, the class of each image ``(B,)`` or a 1 or a 0 for each of C classes
+    ``(B, C)``, and ``class_features`` ``(C, embed_dim)``; its ``text_embedding`` does not count.
+
     Args:
         model: The two towers.
         loss: Which loss.
@@ -146,7 +157,8 @@ class ComposerLLM2CLIP(ComposerModel):
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
             raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
                               f'{"one; SigLIP starts at -10" if model.logit_bias is None else "none"}')
-        self.val_metrics = {'retrieval_recall@10': RetrievalRecall()}
+        self.val_metrics = {name: metric() for metrics in (RETRIEVAL_METRICS, ZEROSHOT_METRICS, MULTILABEL_METRICS)
+                            for name, metric in metrics.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """What `LLM2CLIP` returns for this rank's samples."""
@@ -185,7 +197,11 @@ class ComposerLLM2CLIP(ComposerModel):
         return outputs if outputs is not None else self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """All that there are; an evaluator names those of its data."""
         return {} if is_train else dict(self.val_metrics)
 
     def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:
-        metric.update(*(outputs[name] for name in self.feature_names), batch['index'], batch['text_id'])
+        if 'label' in batch:
+            metric.update(outputs['image_features'], batch['class_features'], batch['label'], batch['index'])
+        else:
+            metric.update(*(outputs[name] for name in self.feature_names), batch['index'], batch['text_id'])

@@ -4,7 +4,7 @@
 """What a run will need and what will go wrong, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Optional
@@ -97,7 +97,8 @@ def plan_stage2(config: Stage2Config) -> Plan:
             check_initial_weights(model.model, config.model, config.initial_weights)
     vector = {'text_embedding': torch.empty(1, dim, dtype=torch.float16)}
     captions = config.train_data.captions_per_image
-    _measure(plan, config, model, make_model, lambda n: image_batch(n, image_size, vector, captions), online=online)
+    _measure(plan, config, stage2.possible_metrics(config), model, make_model,
+             lambda n: image_batch(n, image_size, vector, captions), online=online)
     if plan.measurable:
         plan.seconds_per_sample = seconds_per_image(config.train_data, image_size)
         plan.num_workers = config.train_data.num_workers
@@ -126,7 +127,8 @@ def plan_inheritance(config: InheritanceConfig) -> Plan:
 
     model = make_model()
     plan.modules = _modules(model.model)
-    _measure(plan, config, model, make_model, lambda n: target_batch(n, dim, embed_dim))
+    _measure(plan, config, inheritance.possible_metrics(config), model, make_model,
+             lambda n: target_batch(n, dim, embed_dim))
     return plan
 
 
@@ -165,7 +167,8 @@ def plan_stage1(config: Stage1Config) -> Plan:
     model = make_model()
     plan.modules = _modules(model)
     plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
-    _measure(plan, config, model, make_model, lambda n: text_batch(n, sides, longest), longest)
+    _measure(plan, config, stage1.possible_metrics(config), model, make_model,
+             lambda n: text_batch(n, sides, longest), longest)
     return plan
 
 
@@ -249,7 +252,7 @@ def _collected(plan: Plan) -> Iterator[None]:
 
 
 def _measure(
-    plan: TrainingPlan, config: TrainConfig, model: ComposerModel,
+    plan: TrainingPlan, config: TrainConfig, evaluated: Mapping[str, Sequence[str]], model: ComposerModel,
     make_model: Callable[[], ComposerModel], make_batch: Callable[[int], dict[str, torch.Tensor]], longest: int = 0,
     online: Optional[OnlinePlan] = None,
 ) -> None:
@@ -258,6 +261,7 @@ def _measure(
     Args:
         plan: Receives them.
         config: The run's.
+        evaluated: Label of each evaluator -> names of its metrics.
         model: On the meta device; it is used up.
         make_model: Makes another.
         make_batch: Number of samples -> batch of the loader.
@@ -265,7 +269,7 @@ def _measure(
         online: The teacher in the loop.
     """
     with _collected(plan):
-        check_metrics(config, model)
+        check_metrics(config, evaluated)
     if not plan.measurable:
         return
     if config.fsdp is not None and config.fsdp.activation_cpu_offload:

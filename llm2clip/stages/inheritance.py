@@ -16,16 +16,16 @@ from llm2clip.data.schema import embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.folders import check_replaceable
 from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
-from llm2clip.models.inheritance import ComposerInheritance, TextSide
+from llm2clip.models.inheritance import TARGET_METRICS, ComposerInheritance, TextSide
 from llm2clip.ranks import once_per_node
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sidecars import sidecar_teacher
 from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
-from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
+from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 
-__all__ = ['make_loaders', 'make_model', 'train']
+__all__ = ['make_loaders', 'make_model', 'possible_metrics', 'train']
 
 
 def make_loaders(config: InheritanceConfig) -> tuple[DataSpec, list[Evaluator]]:
@@ -34,7 +34,12 @@ def make_loaders(config: InheritanceConfig) -> tuple[DataSpec, list[Evaluator]]:
     if config.eval_data is None:
         return data, []
     eval_data = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')
-    return data, [Evaluator(label='eval', dataloader=eval_data)]
+    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*TARGET_METRICS])]
+
+
+def possible_metrics(config: InheritanceConfig) -> dict[str, list[str]]:
+    """Label of each evaluator -> its metrics."""
+    return {} if config.eval_data is None else {'eval': [*TARGET_METRICS]}
 
 
 def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) -> ComposerInheritance:
@@ -61,6 +66,7 @@ def train(config: InheritanceConfig) -> None:
         return
     check_replaceable(config.adapter_folder, KIND)
     begin(config)
+    check_metrics(config, possible_metrics(config))
     data, evaluators = make_loaders(config)
     record, (target, embed_dim) = _find_teacher(config, data, evaluators), _find_target(data)
     if dist.get_global_rank() == 0:

@@ -13,16 +13,16 @@ from llm2clip.config import Stage1Config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.masked_texts import build_masked_text_loader
 from llm2clip.folders import check_replaceable
-from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.caption_contrastive import CRA_METRICS, CaptionContrastive
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
 from llm2clip.teacher.llm import add_lora, load_llm_and_head
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.loop import Trainer
-from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
+from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 
-__all__ = ['make_loaders', 'make_model', 'make_trainer', 'train']
+__all__ = ['make_loaders', 'make_model', 'make_trainer', 'possible_metrics', 'train']
 
 Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
 
@@ -37,7 +37,12 @@ def make_loaders(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Dat
         return data, []
     eval_data = build_caption_pair_loader(
         config.eval_data, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
-    return data, [Evaluator(label='eval', dataloader=eval_data)]
+    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*CRA_METRICS])]
+
+
+def possible_metrics(config: Stage1Config) -> dict[str, list[str]]:
+    """Label of each evaluator -> its metrics."""
+    return {} if config.eval_data is None else {'eval': [*CRA_METRICS]}
 
 
 def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
@@ -58,6 +63,7 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
     """Everything that a run needs, and the model, which the trainer may have wrapped; `begin` comes before."""
     reproducibility.seed_all(config.seed)
     data, evaluators = make_loaders(config, tokenizer)
+    check_metrics(config, possible_metrics(config))
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
     return build_trainer(config, model, build_optimizer(config, model), data, evaluators), model
 

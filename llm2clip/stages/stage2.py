@@ -3,30 +3,48 @@
 
 """Stage 2, put together: the vision tower is trained against a frozen teacher's vectors (LLM2CLIP section 3.2)."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Optional
 
+import torch
 from composer import Algorithm, DataSpec, Evaluator
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config import ConfigError, Stage2Config, TeacherConfig
 from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
+from llm2clip.evaluation.zeroshot import ZeroshotSet, deal_prompts, own_prompts, zeroshot_evaluator, zeroshot_set
+from llm2clip.float32 import exact_float32
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.joint import JointLLM2CLIP
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.llm2clip import (
+    LLM2CLIP,
+    MULTILABEL_METRICS,
+    RETRIEVAL_METRICS,
+    ZEROSHOT_METRICS,
+    ComposerLLM2CLIP,
+)
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
 from llm2clip.ranks import once_per_node
+from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
+from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher, LLMTeacher, build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sidecars import sidecar_teacher
-from llm2clip.training.algorithms.online_teacher import load_online_teacher
+from llm2clip.training.algorithms.online_teacher import OnlineTeacher, load_online_teacher
 from llm2clip.training.algorithms.self_distillation import InitialImages, SelfDistillation
+from llm2clip.training.algorithms.zeroshot_classes import Prompts, ZeroshotClasses
 from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
-from llm2clip.training.trainer import begin, build_optimizer, build_trainer, fit
+from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 
-__all__ = ['make_joint_trainer', 'make_loaders', 'make_model', 'make_trainer', 'train', 'train_image_size']
+__all__ = [
+    'make_joint_trainer', 'make_loaders', 'make_model', 'make_trainer', 'possible_metrics', 'train', 'train_image_size',
+]
 
 
 def train_image_size(config: Stage2Config) -> int:
@@ -56,7 +74,13 @@ def make_loaders(config: Stage2Config, online: bool) -> tuple[DataSpec, list[Eva
     image_size = tower_preprocessing(config.model.vision).image_size
     eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
                                    'eval_data', online=online)
-    return data, [Evaluator(label='eval', dataloader=eval_data)]
+    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*RETRIEVAL_METRICS])]
+
+
+def possible_metrics(config: Stage2Config) -> dict[str, list[str]]:
+    """Label of each evaluator -> metrics that it may have; which ones a zero-shot set has, its files say."""
+    evaluated = {} if config.eval_data is None else {'eval': [*RETRIEVAL_METRICS]}
+    return {**evaluated, **{name: [*ZEROSHOT_METRICS, *MULTILABEL_METRICS] for name in config.eval_zeroshot}}
 
 
 def make_model(config: Stage2Config, llm_embed_dim: int, load_weights: bool = True) -> ComposerLLM2CLIP:
@@ -79,10 +103,16 @@ def make_trainer(config: Stage2Config) -> Trainer:
         ValueError: The sidecars come from another teacher than the one that is named.
     """
     begin(config)
-    data, evaluators = make_loaders(config, config.online.enabled)
-    record, algorithms = _find_teacher(config, data, evaluators)
+    sets = {name: zeroshot_set(one, f'eval_zeroshot.{name}') for name, one in config.eval_zeroshot.items()}
+    data, retrieval = make_loaders(config, config.online.enabled)
+    evaluators = [*retrieval, *_zeroshot_evaluators(config, sets)]
+    _check_metrics(config, evaluators)
+    record, online = _find_teacher(config, data, retrieval)
+    algorithms: list[Algorithm] = [] if online is None else [online]
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
+    if sets:
+        algorithms.append(ZeroshotClasses(_embed_prompts(config, sets, record, online)))
     reproducibility.seed_all(config.seed)
     model = make_model(config, record.llm_embed_dim, load_weights=config.initial_weights is None)
     if config.initial_weights is not None:
@@ -99,11 +129,12 @@ def make_joint_trainer(config: Stage2Config, make_model: Callable[[], JointLLM2C
     """What LLM2CLIP is compared with: the same training, but the text encoder learns too.
 
     Args:
-        config: The run's, of which `online` and `teacher` are not used.
+        config: The run's, of which `online`, `teacher` and `eval_zeroshot` are not used.
         make_model: Makes the model when the random seed is set.
     """
     begin(config)
     data, evaluators = make_loaders(config, online=True)
+    _check_metrics(config, evaluators)
     reproducibility.seed_all(config.seed)
     model = make_model()
     return build_trainer(config, model, build_optimizer(config, model), data, evaluators)
@@ -123,6 +154,47 @@ def train(config: Stage2Config) -> None:
         print(f'wrote the model to {config.checkpoint_folder}', flush=True)
 
 
+def _check_metrics(config: Stage2Config, evaluators: Sequence[Evaluator]) -> None:
+    check_metrics(config, {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators})
+
+
+def _zeroshot_evaluators(config: Stage2Config, sets: Mapping[str, ZeroshotSet]) -> list[Evaluator]:
+    """Each set's, whose images are seen as in any evaluation."""
+    image_size = tower_preprocessing(config.model.vision).image_size
+    batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
+    return [zeroshot_evaluator(one, name, f'eval_zeroshot.{name}', image_size, batch_size,
+                               config.train_data.num_workers) for name, one in sets.items()]
+
+
+def _embed_prompts(
+    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, online: Optional[OnlineTeacher]
+) -> dict[str, Prompts]:
+    """By the teacher in the loop, or one that is let go afterwards; a run that is resumed has the vectors on disk,
+    unless the teacher is sharded."""
+    device = open_device(config.device, config.precision)
+
+    def load() -> CaptionTeacher:
+        if online is None:
+            return build_caption_teacher(TeacherConfig(teacher=config.teacher), device, record.teacher)
+        return LLMTeacher(online.encoder, online.tokenizer, record.teacher, online.batch_tokens, online.precision)
+
+    def embed_own(texts: Sequence[str]) -> torch.Tensor:
+        assert online is not None
+        return encode_tokens(online.encoder, online.tokenizer.tokenize(texts), online.batch_tokens, online.precision,
+                             sharded=True)
+
+    with exact_float32('cuda' if device.name == 'gpu' else device.name):
+        if online is not None and online.sharded:
+            return own_prompts(sets, embed_own)
+        cached = CachedTeacher(Path(config.save_folder, 'text_embeddings'), record.teacher,
+                               'fp32' if online is None else online.precision, load)
+        prompts = deal_prompts(sets, cached, record.llm_embed_dim, device)
+    del cached
+    gc.collect()  # of the LLM, which the model's weights and activations need the room of
+    torch.cuda.empty_cache()
+    return prompts
+
+
 def _self_distillation(config: Stage2Config, model: LLM2CLIP, data: DataSpec) -> SelfDistillation:
     """With a copy of the model as it begins, before a checkpoint is loaded."""
     vision = config.model.vision
@@ -134,8 +206,8 @@ def _self_distillation(config: Stage2Config, model: LLM2CLIP, data: DataSpec) ->
 
 
 def _find_teacher(
-    config: Stage2Config, data: DataSpec, evaluators: list[Evaluator]
-) -> tuple[TeacherRecord, list[Algorithm]]:
+    config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator]
+) -> tuple[TeacherRecord, Optional[OnlineTeacher]]:
     """The teacher of the sidecars, or the one in the loop and the algorithm that runs it."""
     if config.online.enabled:
         if config.teacher is None:
@@ -144,13 +216,13 @@ def _find_teacher(
         online = load_online_teacher(config.teacher, device, config.online.batch_tokens, config.online.precision,
                                      config.online.sharded)
         about = {'llm_embed_dim': online.encoder.llm_embed_dim}
-        return TeacherRecord(_fingerprint(config.teacher), about), [online]
+        return TeacherRecord(_fingerprint(config.teacher), about), online
     record = sidecar_teacher(data)
     if config.teacher is not None:
         record.teacher.check(_fingerprint(config.teacher), 'the sidecar of train_data', config.teacher)
     for evaluator in evaluators:
         sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
-    return record, []
+    return record, None
 
 
 def _fingerprint(folder: str) -> Fingerprint:

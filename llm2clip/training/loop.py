@@ -47,13 +47,19 @@ class Trainer(composer.Trainer):
 
     Args:
         readings: One of the callbacks.
+        eval_first: Evaluate before the first step as well.
         options: All arguments of Composer's.
     """
 
-    def __init__(self, readings: Readings, **options: Any) -> None:
-        self._readings = readings
+    def __init__(self, readings: Readings, eval_first: bool = False, **options: Any) -> None:
+        self._readings, self._eval_first = readings, eval_first
         super().__init__(**options)
         self._hosts = host_group(options.get('dist_timeout', 300.0))
+
+    def _train_loop(self) -> None:
+        if self._eval_first and self.state.timestamp.batch.value == 0:
+            self.eval()
+        super()._train_loop()
 
     def _iter_dataloader(self, trainer_mode: TrainerMode) -> Generator[Batch, Any, None]:
         """Composer's: batches as long as every rank has one."""

@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator
@@ -127,20 +127,29 @@ def _check_stage1(config: Stage1Config) -> None:
         raise ConfigError('eval_data: objective mntp has no evaluation')
 
 
-def check_metrics(config: TrainConfig, model: ComposerModel) -> None:
-    """Raise a ConfigError at a callback that waits for a metric which is never computed."""
-    known = sorted(model.get_metrics(is_train=False))
-    evaluated = getattr(config, 'eval_data', None) is not None
+def check_metrics(config: TrainConfig, evaluated: Mapping[str, Sequence[str]]) -> None:
+    """Raise a ConfigError at what waits for an evaluation or a metric that there is not.
+
+    Args:
+        config: The run's.
+        evaluated: Label of each evaluator -> names of its metrics.
+    """
+    if config.eval_first and not evaluated:
+        raise ConfigError('eval_first: there is no eval_data, expected something to evaluate')
     for name, argument in (('save_best', 'metric'), ('early_stopper', 'monitor')):
         if name not in config.callbacks:
             continue
-        default = inspect.signature(find(CALLBACKS[name])).parameters[argument].default
-        metric = (config.callbacks[name] or {}).get(argument, default)
+        key, parameters = f'callbacks.{name}', inspect.signature(find(CALLBACKS[name])).parameters
+        metric, label = ((config.callbacks[name] or {}).get(part, parameters[part].default)
+                         for part in (argument, 'dataloader_label'))
         if not evaluated:
-            raise ConfigError(f'callbacks.{name}: there is no eval_data, expected some on which {metric} is computed')
-        if metric not in known:
-            raise ConfigError(f'callbacks.{name}.{argument}: {metric!r} is never computed, expected '
-                              f'{" or ".join(known)}')
+            raise ConfigError(f'{key}: there is no eval_data, expected some on which {metric} is computed')
+        if label not in evaluated:
+            raise ConfigError(f'{key}.dataloader_label: nothing called {label!r} is evaluated, expected '
+                              f'{" or ".join(evaluated)}')
+        if metric not in evaluated[label]:
+            raise ConfigError(f'{key}.{argument}: {metric!r} is never computed on {label}, expected '
+                              f'{" or ".join(evaluated[label])}')
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -178,14 +187,13 @@ def build_trainer(
     model: ComposerModel,
     optimizer: torch.optim.Optimizer,
     train_data: DataSpec,
-    evaluators: Union[Sequence[Evaluator], Evaluator, None] = None,
+    evaluators: Sequence[Evaluator] = (),
     more_algorithms: Sequence[Algorithm] = (),
 ) -> Trainer:
     """Composer's Trainer as the configuration says; writes the resolved configuration into the run's folder.
 
-    `more_algorithms` come after those of the configuration.
+    `evaluators` name their metrics (`check_metrics`), and `more_algorithms` come after those of the configuration.
     """
-    check_metrics(config, model)
     if dist.get_global_rank() == 0:
         save_config(config, config.save_folder)
         print(describe_groups(model, optimizer.param_groups), flush=True)
@@ -225,7 +233,7 @@ def build_trainer(
         optimizers=optimizer,
         schedulers=build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler'),
         train_dataloader=train_data,
-        eval_dataloader=evaluators,
+        eval_dataloader=list(evaluators) or None,
         algorithms=algorithms,
         callbacks=callbacks,
         loggers=loggers,
@@ -237,6 +245,7 @@ def build_trainer(
         # `TrainableStateModel` checks its weights itself.
         load_strict_model_weights=not isinstance(model, TrainableStateModel),
         eval_interval=config.eval_interval,
+        eval_first=config.eval_first,
         load_path=checkpoint,
         progress_bar=False,
         log_to_console=config.log_to_console,

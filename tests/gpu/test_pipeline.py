@@ -101,12 +101,12 @@ def test_the_temperature_is_float32_where_the_rest_is_bfloat16(
 def test_evaluation_search_and_export(
     recipe: Recipe, train: Train, teacher_folder: Path, image_dataset: Path, tmp_path: Path
 ) -> None:
-    run = train(2, 'run', f'precision={"amp_bf16" if DEVICE == "gpu" else "fp32"}', f'teacher={teacher_folder}',
-                'max_duration=4ep')
-    recipe('export_hf', f'run={run}', f'out={tmp_path}/export')
-    folder = tmp_path / 'export/llm2clip'
     (tmp_path / 'sets').mkdir()
     write_own_sets(tmp_path / 'sets')
+    run = train(2, 'run', f'precision={"amp_bf16" if DEVICE == "gpu" else "fp32"}', f'teacher={teacher_folder}',
+                'max_duration=4ep', *(f'eval_{arg}' for arg in own_sets(tmp_path / 'sets') if arg.startswith('zero')))
+    recipe('export_hf', f'run={run}', f'out={tmp_path}/export')
+    folder = tmp_path / 'export/llm2clip'
     results: dict[str, Any] = {}
     for device, precision in (('cpu', 'fp32'), (DEVICE, 'fp32'), (DEVICE, 'amp_bf16')):
         out = tmp_path / f'{device}_{precision}_{len(results)}'
@@ -120,6 +120,10 @@ def test_evaluation_search_and_export(
     # All but those of which an image or a text has two neighbours that are equally near but for rounding.
     assert sum(_numbers(found)[name] == pytest.approx(value, abs=1e-3) for name, value in numbers.items()
                ) > 0.9 * len(numbers)
+    watched = [*read_metrics(run / 'metrics.jsonl')['metrics/pets/zeroshot_top1'].values()]
+    same = half if DEVICE == 'gpu' else found
+    one_image = 100 / 12
+    assert watched[-1] == pytest.approx(same['zeroshot']['pets']['models']['m']['zeroshot_top1'], abs=one_image + 0.01)
 
     features = []
     for device in ('cpu', DEVICE):

@@ -5,9 +5,16 @@
 
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from llm2clip.metrics import classification
-from llm2clip.metrics.classification import class_ranks, class_scores
+from llm2clip.metrics.classification import (
+    MeanAveragePrecision,
+    MeanPerClass,
+    ZeroshotTop1,
+    class_ranks,
+    class_scores,
+)
 
 
 def test_classes_of_the_same_features_have_the_same_scores() -> None:
@@ -28,3 +35,21 @@ def test_ranks_are_the_same_in_any_number_of_blocks(monkeypatch: pytest.MonkeyPa
     assert whole.tolist() == [row.tolist().index(label) for row, label in zip(order, labels)]
     monkeypatch.setattr(classification, '_SCORES', 20)
     assert class_ranks(images, weights, labels).equal(whole)
+
+
+def test_metrics_of_batches_that_come_in_any_order_and_repeat_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, weights = (torch.randn(rows, 8, generator=generator) for rows in (23, 5))
+    labels = torch.randint(0, 4, (23,), generator=generator)  # no image has the last class
+    several = torch.rand(23, 5, generator=generator).lt(0.4).long()
+    top1, mean, precision = ZeroshotTop1(), MeanPerClass(), MeanAveragePrecision()
+    for index in torch.cat([torch.randperm(23, generator=generator), torch.tensor([0, 7])]).split(6):
+        for metric, target in ((top1, labels), (mean, labels), (precision, several)):
+            metric.update(images[index], weights, target[index], index)
+    scores = images @ weights.T
+    hits = [(row.argmax() == label).item() for row, label in zip(scores, labels)]
+    assert top1.compute() == pytest.approx(100 * sum(hits) / 23) and 0 < sum(hits) < 23
+    shares = [[hit for hit, label in zip(hits, labels.tolist()) if label == c] for c in range(4)]
+    assert mean.compute() == pytest.approx(100 * sum(sum(of) / len(of) for of in shares) / 4)
+    precisions = [average_precision_score(several[:, c], scores[:, c]) for c in range(5)]
+    assert precision.compute() == pytest.approx(100 * sum(precisions) / 5)

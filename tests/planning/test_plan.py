@@ -101,6 +101,7 @@ def test_what_will_stop_the_run_is_said(
 ) -> None:
     monkeypatch.setattr(llm2clip.planning.plan, 'rehearse_step', lambda *args: StepCost(flops=1, peak=1))
     write_dataset(make_samples(40), tmp_path / 'other')
+    zeroshot = ['eval_zeroshot.pets.source={name: clip_benchmark, local: not_there_yet}', 'teacher=t']
     cases = [
         (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
         ([f'train_data.streams.s.local={tmp_path}/other/train'], r'streams\.s: sidecar .* belongs to another dataset'),
@@ -117,12 +118,15 @@ def test_what_will_stop_the_run_is_said(
         (['callbacks.save_best={}'], r'callbacks.save_best: there is no eval_data'),
         ([f'eval_data.streams.s={{local: {image_dataset}, embeddings: {{tiny: {{local: {sidecar}}}}}}}',
           'callbacks.save_best={metric: nosuch}'],
-         r"callbacks.save_best.metric: 'nosuch' is never computed, expected retrieval_recall@10"),
+         r"callbacks.save_best.metric: 'nosuch' is never computed on eval, expected retrieval_recall@10"),
+        ([*zeroshot, 'callbacks.save_best={metric: zeroshot_top1}'],
+         r"callbacks.save_best.dataloader_label: nothing called 'eval' is evaluated, expected pets"),
     ]
     for extra, message in cases:
         plan = stage2(*args, *extra)
         assert any(re.search(message, problem) for problem in plan.problems), (extra, plan.problems)
     assert not stage2(*args).problems
+    assert not stage2(*args, *zeroshot, 'callbacks.save_best={metric: zeroshot_top1, dataloader_label: pets}').problems
 
 
 def test_a_remote_is_asked_for_its_index_only(

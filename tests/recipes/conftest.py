@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from launched import stage1_arguments, stage2_arguments
+from set_files import SEVERAL_CLASSES, write_wds
 
 
 @pytest.fixture
@@ -17,3 +18,13 @@ def stage1_args(image_dataset: Path, llm_folder: Path) -> list[str]:
 @pytest.fixture
 def stage2_args(image_dataset: Path, sidecar: Path) -> list[str]:
     return stage2_arguments(image_dataset, sidecar)
+
+
+@pytest.fixture
+def zeroshot_args(teacher_folder: Path, tmp_path: Path) -> list[str]:
+    """Of an evaluation on sets of which two ranks can share neither the images nor the five names evenly."""
+    write_wds(tmp_path / 'sets/one', [i % 6 for i in range(17)])
+    write_wds(tmp_path / 'sets/several', SEVERAL_CLASSES)
+    return [f'teacher={teacher_folder}', 'eval_first=true',
+            *(f'eval_zeroshot.{name}.source={{name: clip_benchmark, local: {tmp_path}/sets/{name}}}'
+              for name in ('one', 'several'))]

@@ -3,6 +3,7 @@
 
 """Both trainings as a user launches them: one rank and two, DDP and FSDP2, with bad input."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from launched import (
     run,
     weights,
 )
+from recipes_in_process import run_recipe
 from remotes import free_port, s3_environment, s3_server
 from safetensors.torch import load_file, save_file
 
@@ -44,19 +46,31 @@ def assert_same_losses(found: Path, expected: Path, steps: int = 6) -> None:
     assert losses(found) == pytest.approx(losses(expected), rel=1e-5)
 
 
+def zeroshot(run: Path) -> dict[str, dict[int, float]]:
+    """What a run with `zeroshot_args` found on their sets, by the name of the metric."""
+    metrics = read_metrics(run / 'metrics.jsonl')
+    return {name: metrics[f'metrics/{name}'] for name in (
+        'one/zeroshot_top1', 'one/mean_per_class', 'several/mean_average_precision')}
+
+
 @pytest.mark.dist
-def test_stage2_on_two_ranks_learns_what_one_learns(stage2_args: list[str], tmp_path: Path) -> None:
+def test_stage2_on_two_ranks_learns_what_one_learns(
+    stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
+) -> None:
     variants: dict[str, tuple[int, list[str]]] = {
         'one': (1, []), 'ddp': (2, []), 'fsdp': (2, ['fsdp={state_dict_type: full, activation_checkpointing: true}']),
         'cached': (2, ['algorithms.grad_cache={}', 'device_train_microbatch_size=3'])}
     for name, (ranks, extra) in variants.items():
-        run('train_stage2', tmp_path / name, [*stage2_args, *SGD, *FIFTY, *extra], ranks)
+        run('train_stage2', tmp_path / name, [*stage2_args, *zeroshot_args, *SGD, *FIFTY, *extra], ranks)
     recalls = [read_metrics(tmp_path / name / 'metrics.jsonl')['metrics/eval/retrieval_recall@10']
                for name in variants]
     for name, recall in zip(variants, recalls):
         assert_same_losses(tmp_path / name, tmp_path / 'one', 50)
         assert_same_weights(weights(tmp_path / name), weights(tmp_path / 'one'))
         assert recall == pytest.approx(recalls[0])
+        for metric, expected in zeroshot(tmp_path / 'one').items():
+            assert list(expected) == [0, 25, 50] and len({*expected.values()}) > 1
+            assert zeroshot(tmp_path / name)[metric] == pytest.approx(expected, rel=1e-6), (name, metric)
 
 
 @pytest.mark.dist
@@ -77,9 +91,9 @@ def test_blockwise_losses_on_two_ranks(stage2_args: list[str], tmp_path: Path) -
 
 @pytest.mark.dist
 def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
-    stage2_args: list[str], teacher_folder: Path, tmp_path: Path
+    stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
 ) -> None:
-    args = [*stage2_args, *SGD, f'teacher={teacher_folder}', 'callbacks.save_best={}', 'callbacks.retrieval_grid={}',
+    args = [*stage2_args, *SGD, *zeroshot_args, 'callbacks.save_best={}', 'callbacks.retrieval_grid={}',
             f'loggers.tensorboard={{log_dir: {tmp_path}/tensorboard, flush_interval: 1}}']
     run('train_stage2', tmp_path / 'sidecar', args)
     without = [arg for arg in args if '.embeddings.' not in arg]
@@ -90,6 +104,8 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
     found, expected = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('online', 'sidecar'))
     assert found['metrics/eval/retrieval_recall@10'] == pytest.approx(expected['metrics/eval/retrieval_recall@10'],
                                                                       abs=4)
+    for metric, values in zeroshot(tmp_path / 'sidecar').items():  # before the sidecar's rounding has changed weights
+        assert zeroshot(tmp_path / 'online')[metric][0] == pytest.approx(values[0], rel=1e-6)
     best = max(expected['metrics/eval/retrieval_recall@10'].values())
     improved = list(expected['best/retrieval_recall@10'].values())
     assert improved[-1] == best and improved == sorted(set(improved))
@@ -97,11 +113,13 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
 
 
 @pytest.mark.dist
-def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_path: Path) -> None:
-    args = [*stage2_args, *SGD, 'model.vision.name=test_vit', 'algorithms.ema={half_life: 2ba}',
-            'callbacks.save_best={}', 'save_interval=3ba']
+def test_averaged_and_best_weights_of_a_sharded_run(
+    stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*stage2_args, *SGD, *zeroshot_args, 'model.vision.name=test_vit', 'algorithms.ema={half_life: 2ba}',
+            'callbacks.save_best={}', 'save_interval=3ba', 'eval_first=false']
     run('train_stage2', tmp_path / 'one', args)
-    sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true}'
+    sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true, prefetch: 2}'
     # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
     for steps, extra in ((3, 'compile={backend: aot_eager, fullgraph: true}'), (6, 'fsdp.replicate=2')):
         output = run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)
@@ -118,6 +136,15 @@ def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_
     assert_same_losses(tmp_path / 'two', tmp_path / 'one')
     # As `evaluate` and `export_hf` load it, shards joined.
     assert_same_weights(*(load_stage2(tmp_path / name)[0].state_dict() for name in ('two', 'one')))
+    for metric, expected in zeroshot(tmp_path / 'one').items():
+        assert list(expected) == [3, 6] and zeroshot(tmp_path / 'two')[metric] == pytest.approx(expected, rel=1e-6)
+    # The averaged weights were evaluated.
+    run_recipe(monkeypatch, 'evaluate', f'out={tmp_path}/evaluate', f'models.ours.run={tmp_path}/two', 'num_workers=0',
+               'device=cpu', *(arg.removeprefix('eval_') for arg in zeroshot_args if arg.startswith('eval_zeroshot')))
+    results = json.loads((tmp_path / 'evaluate/results.json').read_text())['zeroshot']
+    for metric, values in zeroshot(tmp_path / 'two').items():
+        name, metric = metric.split('/')
+        assert results[name]['models']['ours'][metric] == round(values[6], 3)
 
 
 @pytest.mark.dist

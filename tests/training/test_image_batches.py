@@ -80,7 +80,8 @@ def _step(train: DataSpec, evaluation: DataSpec, microbatch_size: Optional[int] 
     readings = Readings()
     trainer = Trainer(
         readings, model=model, train_dataloader=train, max_duration='1ba', device='cpu', precision='fp32', seed=7,
-        eval_dataloader=Evaluator(label='eval', dataloader=evaluation, device_eval_microbatch_size=4),
+        eval_dataloader=Evaluator(label='eval', dataloader=evaluation, metric_names=['retrieval_recall@10'],
+                                  device_eval_microbatch_size=4),
         optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0), algorithms=cache,
         device_train_microbatch_size=microbatch_size or N, callbacks=[readings, keep, InBatchAccuracy()],
         loggers=logged, progress_bar=False)

@@ -53,7 +53,8 @@ class OnlineTeacher(Algorithm):
         self.batch_tokens, self.precision, self.sharded = batch_tokens, precision, sharded
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START)
+        # Batches of zero-shot sets have none.
+        return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START) and 'caption' in state.batch
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         captions = state.batch.pop('caption')

@@ -27,11 +27,14 @@ class SaveBest(Callback):
 
     Args:
         metric: Name of an evaluation metric.
+        dataloader_label: Of which evaluation: ``eval``, that on `eval_data`, or the name of a zero-shot set.
         folder: Receives the file; the trainer's builder puts the run's folder here.
     """
 
-    def __init__(self, metric: str = 'retrieval_recall@10', folder: Optional[str] = None) -> None:
-        self.metric, self.folder = metric, folder
+    def __init__(
+        self, metric: str = 'retrieval_recall@10', dataloader_label: str = 'eval', folder: Optional[str] = None
+    ) -> None:
+        self.metric, self.dataloader_label, self.folder = metric, dataloader_label, folder
         self.best: Optional[float] = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -41,8 +44,9 @@ class SaveBest(Callback):
         self.best = state['best']
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        assert state.dataloader_label is not None
-        value = float(state.eval_metrics[state.dataloader_label][self.metric].compute())
+        if state.dataloader_label != self.dataloader_label:
+            return
+        value = float(state.eval_metrics[self.dataloader_label][self.metric].compute())
         if self.best is not None and value <= self.best:
             return
         self.best = value

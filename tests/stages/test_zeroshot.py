@@ -1,0 +1,195 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Zero-shot sets that are evaluated while stage 2 trains."""
+
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer.devices import DeviceCPU
+from composer.utils import dist
+from launched import stage2_arguments
+from recipes_in_process import run_recipe
+from set_files import SEVERAL_CLASSES, write_own_sets, write_wds
+
+from llm2clip.config import ConfigError, EvaluatedModelConfig, ZeroshotConfig
+from llm2clip.evaluation.classification import class_features, zeroshot_metrics
+from llm2clip.evaluation.images import encode_batches
+from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.evaluation.zeroshot import zeroshot_evaluator, zeroshot_set
+from llm2clip.files import FileError
+from llm2clip.stages import stage2
+from llm2clip.training.algorithms import zeroshot_classes
+from llm2clip.training.algorithms.zeroshot_classes import own_names
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
+
+pytestmark = pytest.mark.usefixtures('no_leftovers')
+
+
+@pytest.fixture(scope='module')
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders with `classes` and `templates.txt`, and with tars: `tars`, whose images have a class each, two of which
+    have the same name, and `several`."""
+    folder = tmp_path_factory.mktemp('sets')
+    write_own_sets(folder)
+    write_wds(folder / 'tars', [i % 6 for i in range(17)])
+    write_wds(folder / 'several', SEVERAL_CLASSES)
+    return folder
+
+
+@pytest.fixture
+def args(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> list[str]:
+    return [*stage2_arguments(image_dataset, sidecar), f'teacher={teacher_folder}', 'train_data.num_workers=0',
+            f'save_folder={tmp_path}/run']
+
+
+def _source(folder: Path, name: str) -> str:
+    return f'eval_zeroshot.{name}.source={{name: clip_benchmark, local: {folder}/{name}}}'
+
+
+def _folders(folder: Path) -> list[str]:
+    return [f'eval_zeroshot.pets.source={{name: imagenet_folder, images: {folder}/classes}}',
+            f'eval_zeroshot.pets.templates={folder}/templates.txt']
+
+
+def _evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict[str, float]:
+    """What `evaluate` finds, without rounding."""
+    model = load_evaluated_model(EvaluatedModelConfig(run=str(run)), run / 'cache', DeviceCPU(), 'm')
+    one = zeroshot_set(ZeroshotConfig(source, templates), 'z')
+    prompts, _ = model.text_features(one.prompts)
+    images = torch.cat([batch.features for batch in encode_batches(
+        model, one.dataset.read_image, one.dataset.image_ids, 5, 0)])
+    found = zeroshot_metrics(images, torch.tensor(one.dataset.labels), class_features(prompts, one.dataset.classes),
+                             one.dataset.classes, resamples=0)
+    return {name: found[name] for name in ('zeroshot_top1', 'mean_per_class', 'mean_average_precision')
+            if name in found}
+
+
+class _Watched:
+    """Teachers that stage 2 loads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loaded: list[weakref.ref[torch.nn.Module]] = []
+        self.alive: list[bool] = []
+        load, fit = stage2.build_caption_teacher, stage2.fit
+
+        def watched_load(*args: Any) -> Any:
+            teacher: Any = load(*args)
+            self.loaded.append(weakref.ref(teacher.encoder))
+            return teacher
+
+        def watched_fit(trainer: Any) -> None:
+            self.alive.extend(ref() is not None for ref in self.loaded)
+            fit(trainer)
+
+        monkeypatch.setattr(stage2, 'build_caption_teacher', watched_load)
+        monkeypatch.setattr(stage2, 'fit', watched_fit)
+
+
+@pytest.mark.long
+def test_a_training_finds_what_evaluate_finds(
+    args: list[str], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Names in several blocks, the last of which is smaller.
+    monkeypatch.setattr(zeroshot_classes, '_ROWS', 5)
+    watched, run = _Watched(monkeypatch), tmp_path / 'run'
+    args = [*args, *_folders(sets), _source(sets, 'tars'), _source(sets, 'several'), 'eval_data=null',
+            'eval_first=true', 'callbacks.save_best={metric: mean_per_class, dataloader_label: tars}',
+            'optimizer.name=sgd']
+    tars, several = ({'name': 'clip_benchmark', 'local': f'{sets}/{name}'} for name in ('tars', 'several'))
+    for steps in (3, 6):
+        run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={steps}ba')
+        metrics = read_metrics(run / 'metrics.jsonl')
+        assert {name.split('/')[1] for name in metrics if name.startswith('metrics/')} == {'pets', 'tars', 'several'}
+        expected = {'pets': _evaluated(run, {'name': 'imagenet_folder', 'images': f'{sets}/classes'},
+                                       f'{sets}/templates.txt'),
+                    'tars': _evaluated(run, tars), 'several': _evaluated(run, several)}
+        for name, values in expected.items():
+            for metric, value in values.items():
+                found = metrics[f'metrics/{name}/{metric}']
+                assert list(found) == [0, 3, 6][:1 + steps // 3]
+                assert found[steps] == pytest.approx(value, rel=1e-6), (name, metric, steps)
+    # More than a model finds that takes all images for one class.
+    assert expected['tars']['zeroshot_top1'] > 100 * 3 / 17
+    found, best = metrics['metrics/tars/mean_per_class'], metrics['best/mean_per_class']
+    assert list(best.values())[-1] == max(found.values()) and best[0] == found[0]
+    assert set(best.items()) <= {*found.items()}
+    # The teacher was let go, and what is resumed reads the prompts from disk, those of both sets of tars from one file.
+    assert watched.alive == [False, False] and len(watched.loaded) == 1
+    assert len(list((run / 'text_embeddings').rglob('*.safetensors'))) == 2
+
+
+@pytest.mark.long
+def test_the_teacher_in_the_loop_embeds_the_prompts_and_the_accuracy_ends_the_training(
+    args: list[str], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = _Watched(monkeypatch)
+    run_recipe(monkeypatch, 'train_stage2', *(arg for arg in args if '.embeddings.' not in arg), 'online.enabled=true',
+               _source(sets, 'tars'), 'eval_interval=1ba', 'save_interval=1ba', 'callbacks.early_stopper={'
+               'monitor: zeroshot_top1, dataloader_label: tars, patience: 2ba, min_delta: 100}')
+    found = read_metrics(tmp_path / 'run/metrics.jsonl')
+    assert not watched.loaded and len(found['loss/train/total']) == 4 == len(found['metrics/eval/retrieval_recall@10'])
+    for metric, value in _evaluated(tmp_path / 'run', {'name': 'clip_benchmark', 'local': f'{sets}/tars'}).items():
+        assert list(found[f'metrics/tars/{metric}']) == [1, 2, 3, 4]
+        assert found[f'metrics/tars/{metric}'][4] == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize('ranks', [1, 2, 5, 11])
+def test_each_rank_has_its_share_of_images_and_names(sets: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of nine images in batches of two, also where there are more ranks than images."""
+    one = zeroshot_set(ZeroshotConfig({'name': 'clip_benchmark', 'local': f'{sets}/several'}), 'z')
+    monkeypatch.setattr(dist, 'get_world_size', lambda: ranks)
+    images, names = [], []
+    for rank in range(ranks):
+        monkeypatch.setattr(dist, 'get_global_rank', lambda: rank)  # noqa: B023
+        loader: Any = zeroshot_evaluator(one, 'z', 'k', 32, 2, 0).dataloader.dataloader
+        images.append([batch['index'].tolist() for batch in loader])
+        names.append(own_names(5))
+    assert len({tuple(map(len, batches)) for batches in images}) == len({*map(len, names)}) == 1  # as many steps
+    assert {index for batches in images for batch in batches for index in batch} == {*range(9)}
+    assert [name for turn in zip(*names) for name in turn][:5] == [*range(5)]
+
+
+@pytest.mark.parametrize(('extra', 'message'), [
+    (['teacher=null'], '^teacher: required but not set, since it embeds the prompts of eval_zeroshot$'),
+    (['train_data.teachers=[tiny, big]'], '^eval_zeroshot: .* one teacher, and train_data.teachers names 2$'),
+    (['eval_zeroshot.eval.source={name: clip_benchmark, local: SETS/tars}'], '^eval_zeroshot.eval: .* have this name'),
+    (['eval_zeroshot.pets.templates=null'], '^eval_zeroshot.pets.templates: required but not set, since SETS/classes'),
+    (['eval_zeroshot.pets.source.images=SETS/empty'], '^eval_zeroshot.pets.source.*: expected one subfolder per class'),
+    (['eval_zeroshot.pets.source.name=imagenet'], "^eval_zeroshot.pets.source: there is no 'imagenet'; did you mean"),
+    (['callbacks.save_best={metric: zeroshot_top1}'],
+     r"^callbacks.save_best.metric: 'zeroshot_top1' is never computed on eval, expected retrieval_recall@10$"),
+    (['callbacks.save_best={metric: zeroshot_top1, dataloader_label: cats}'],
+     "^callbacks.save_best.dataloader_label: nothing called 'cats' is evaluated, expected eval or pets$"),
+    (['callbacks.early_stopper={monitor: mean_average_precision, dataloader_label: pets}'],
+     "^callbacks.early_stopper.monitor: 'mean_average_precision' is never computed on pets, expected zeroshot_top1 or"),
+])
+def test_what_cannot_be_evaluated_is_said_before_the_teacher_is_loaded(
+    args: list[str], sets: Path, extra: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = _Watched(monkeypatch)
+    (sets / 'empty').mkdir(exist_ok=True)
+    with pytest.raises(ConfigError, match=message.replace('SETS', str(sets))):
+        run_recipe(monkeypatch, 'train_stage2', *args, *_folders(sets), *(arg.replace('SETS', str(sets))
+                                                                         for arg in extra))
+    assert not watched.loaded
+
+
+def test_a_first_evaluation_needs_data(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match='^eval_first: there is no eval_data, expected something to evaluate$'):
+        run_recipe(monkeypatch, 'train_stage2', *args, 'eval_data=null', 'eval_first=true')
+
+
+def test_an_image_that_cannot_be_decoded_is_named_before_the_first_step(
+    args: list[str], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(sets / 'classes', tmp_path / 'classes')
+    (tmp_path / 'classes/dog/11.png').write_bytes(b'no image')
+    with pytest.raises(FileError, match=f"eval_zeroshot.pets: {tmp_path}/classes: the image of sample 'dog/11.png' "):
+        run_recipe(monkeypatch, 'train_stage2', *args, *_folders(sets), 'eval_first=true', 'train_data.num_workers=1',
+                   f'eval_zeroshot.pets.source.images={tmp_path}/classes')
+    assert 'loss/train/total' not in read_metrics(tmp_path / 'run/metrics.jsonl')
