@@ -79,6 +79,6 @@ def test_the_readme_block_agrees_with_our_metrics(
     right = right_examples(similarities(images, torch.cat([texts, others]), [Example((i,), (i, N + i))
                                                                              for i in range(N)]))['text']
     assert theirs['SugarCrepe']['text_acc'] == pytest.approx(right.float().mean().item()) and 0 < right.sum() < N
-    accuracy = zeroshot_metrics(images, torch.arange(N) % 3, class_features(prompts, CLASSES), CLASSES, resamples=0)
+    accuracy, _ = zeroshot_metrics(images, torch.arange(N) % 3, class_features(prompts, CLASSES), CLASSES, resamples=0)
     assert 100 * theirs['CIFAR10ZeroShot']['accuracy'] == pytest.approx(accuracy['zeroshot_top1'], abs=1e-3)
     assert names['scores'].keys() == theirs.keys() and all(0 < score < 1 for score in names['scores'].values())
