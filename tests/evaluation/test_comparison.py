@@ -24,6 +24,7 @@ from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.page import differences
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import PAPER, average_tables, comparison_tables, markdown
+from llm2clip.evaluation.zeroshot import ZeroshotSet
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -258,8 +259,8 @@ def _evaluation(out: Path, reader: _Reader = _Reader('photos'), names: Sequence[
                             for name, n in (('short', N - 3), ('long', N))}
     config.retrieval = {name: RetrievalConfig(source={'name': 'urban1k'}) for name in evaluation.retrieval}
     labels, classes = [i % 5 if i % 3 else i % 2 for i in range(N)], [f'class {c}' for c in range(5)]
-    evaluation.zeroshot = {name: (ClassificationSet('photos', ids, labels, classes, reader), ['a {}'])
-                           for name in ('top1', 'balanced')}
+    dataset = ClassificationSet('photos', ids, labels, classes, reader)
+    evaluation.zeroshot = {name: ZeroshotSet(dataset, ['a {}']) for name in ('top1', 'balanced')}
     config.zeroshot = {'top1': ZeroshotConfig(), 'balanced': ZeroshotConfig(metric='mean_per_class')}
     return evaluation
 
@@ -356,10 +357,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_comparison(
 def test_an_evaluation_knows_which_sets_have_the_same_images(tmp_path: Path) -> None:
     evaluation = _evaluation(tmp_path)
     evaluation.config.compare, evaluation.config.bootstrap, evaluation.retrieval = None, 300, {}
-    dataset, prompts = evaluation.zeroshot['top1']
-    others = replace(dataset, read_image=_Reader('others'))
-    evaluation.zeroshot = {'one': (dataset, prompts), 'again': (replace(dataset, name='x'), prompts),
-                           'elsewhere': (others, prompts)}
+    dataset = evaluation.zeroshot['top1'].dataset
+    sets = {'one': dataset, 'again': replace(dataset, name='x'),
+            'elsewhere': replace(dataset, read_image=_Reader('others'))}
+    evaluation.zeroshot = {name: ZeroshotSet(one, ['a {}']) for name, one in sets.items()}
     evaluation.config.zeroshot = {name: ZeroshotConfig() for name in evaluation.zeroshot}
     evaluation.config.averages = {name: ['zeroshot.one', f'zeroshot.{name}'] for name in ('again', 'elsewhere')}
     evaluation.config.averages['alone'] = ['zeroshot.one']
