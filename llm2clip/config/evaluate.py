@@ -158,8 +158,8 @@ class EvaluateConfig:
     curve: Optional[CurveConfig] = None
     """A table and a picture of models between two of the benchmarks."""
     compare: Optional[Text] = None
-    """The baseline, one of `models`: all others are put beside it on every benchmark, with the 95 % interval of the
-    difference, and with what they have forgotten."""
+    """The baseline, one of `models`: all others are put beside it on every benchmark but those of composition, with the
+    95 % interval of the difference, and with what they have forgotten."""
     averages: dict[Text, Texts] = field(default_factory=dict)
     """Name -> benchmarks of one kind, `zeroshot.food101` with the name that it has there: the mean of their numbers."""
     bootstrap: Natural = 1000
