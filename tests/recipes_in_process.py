@@ -3,6 +3,7 @@
 
 """Recipes as a user calls them, but in the process of the tests."""
 
+import gc
 import re
 import runpy
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from streaming.base.util import clean_stale_shared_memory
+from torch.distributed.checkpoint.state_dict import _get_fqns
 
 import llm2clip.config
 
@@ -40,5 +42,14 @@ REQUIRED = {
 def run_recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')  # errors as they are raised
     monkeypatch.setattr(sys, 'argv', [f'recipes/{name}.py', *args])
-    runpy.run_path(str(ROOT / 'recipes' / f'{name}.py'), run_name='__main__')
-    clean_stale_shared_memory()
+    try:
+        runpy.run_path(str(ROOT / 'recipes' / f'{name}.py'), run_name='__main__')
+    finally:
+        forget_models()
+        clean_stale_shared_memory()
+
+
+def forget_models() -> None:
+    """Let go of models whose state torch has read, which it keeps, and by them of trainers, loaders and open files."""
+    _get_fqns.cache_clear()
+    gc.collect()
