@@ -6,7 +6,6 @@
 import gc
 import multiprocessing
 import os
-import resource
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -55,9 +54,6 @@ def pytest_configure(config: pytest.Config) -> None:
         # Streaming names shared memory and lock files by numbers, which workers would take from one another.
         launched.have_own_memory()
         os.environ['TMPDIR'] = tempfile.tempdir = tempfile.mkdtemp()
-    # Trainers of earlier tests, which torch and Composer keep, hold files open.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # As Ctrl-C does, so that everything is torn down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

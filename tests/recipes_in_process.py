@@ -3,13 +3,20 @@
 
 """Recipes as a user calls them, but in the process of the tests."""
 
+import atexit
 import gc
 import re
 import runpy
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+from composer.core import Engine
+from streaming.base.shared import SharedMemory
 from streaming.base.util import clean_stale_shared_memory
 from torch.distributed.checkpoint.state_dict import _get_fqns
 
@@ -42,14 +49,32 @@ REQUIRED = {
 def run_recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')  # errors as they are raised
     monkeypatch.setattr(sys, 'argv', [f'recipes/{name}.py', *args])
-    try:
+    with _as_if_a_process_ended():
         runpy.run_path(str(ROOT / 'recipes' / f'{name}.py'), run_name='__main__')
-    finally:
-        forget_models()
-        clean_stale_shared_memory()
 
 
-def forget_models() -> None:
-    """Let go of models whose state torch has read, which it keeps, and by them of trainers, loaders and open files."""
-    _get_fqns.cache_clear()
-    gc.collect()
+@contextmanager
+def _as_if_a_process_ended() -> Iterator[None]:
+    """Let go of what a recipe leaves for the end of Python, and with it of hundreds of open files.
+
+    Until then, Composer keeps a closed trainer, Streaming its shared memory, and torch a model whose state it has read.
+    """
+    register, shared = atexit.register, []
+
+    def note(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        if isinstance(getattr(function, '__self__', None), SharedMemory):
+            shared.append(function)
+        elif function is not Engine._close:
+            register(function, *args, **kwargs)
+        return function
+
+    with mock.patch('atexit.register', note):
+        try:
+            yield
+        finally:
+            _get_fqns.cache_clear()
+            gc.collect()
+            for cleanup in shared:
+                with suppress(BufferError):  # of a dataset that an exception still refers to
+                    cleanup()
+            clean_stale_shared_memory()
