@@ -108,6 +108,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('train_stage2',), 'model.adapter.expansion', ['0']),
     (('train_stage2',), 'model.adapter.name', ['mlp']),
     (('train_stage2',), 'model.visual_projection', ['none']),
+    (('train_stage2',), 'model.visual_projection_init', ['random', 'null']),
     (('train_stage2',), 'model.logit_scale', ['0', '-1', 'nan', 'inf']),
     (('train_stage2',), 'model.logit_bias', ['nan', 'inf']),
     (('train_stage2',), 'model.vision.image_size', ['0', '-224']),

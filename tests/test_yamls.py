@@ -30,9 +30,10 @@ from llm2clip.config import (
     ZeroshotConfig,
 )
 from llm2clip.config.files import load_config
+from llm2clip.data.image_embeddings import stream_mix
 from llm2clip.evaluation.classification import read_templates
-from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.towers import tower_preprocessing
+from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
+from llm2clip.models.towers import load_projection, tower_preprocessing
 from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, SOURCES, check
 from llm2clip.stages.stage2 import possible_metrics
 from llm2clip.training.optim import parameter_groups
@@ -45,8 +46,17 @@ SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract
            'import_official': ImportConfig, 'train_inheritance': InheritanceConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - set(LAUNCHERS))
-VISION, DATA, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
-                         for kind in ('vision', 'data', 'teacher'))
+VISION, DATA, CAPTIONS, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
+                                   for kind in ('vision', 'data', 'captions', 'teacher'))
+# The rows of the paper's table 1 by tower: one without LLM2CLIP, in the tower's own space of so many dimensions, and
+# one for each of these fragments of data.
+TABLE_1 = {'clip_b16': (512, ['15m']), 'eva02_b16': (512, ['15m']), 'clip_l14': (768, ['15m']),
+           'eva02_l14': (768, ['3m', '15m', '60m']), 'clip_l14_336': (768, ['15m', '60m']),
+           'eva02_l14_336': (768, ['15m', '60m']), 'siglip2_so400m': (1152, ['60m'])}
+MILLIONS = {'clip_b16': 86, 'clip_l14': 303, 'clip_l14_336': 304, 'eva02_b16': 86, 'eva02_l14': 303,
+            'eva02_l14_336': 304, 'siglip_so400m': 428, 'siglip2_so400m': 428, 'siglip2_so400m_official_code': 428}
+SETS = {'3m': ['cc3m'], '15m': ['cc3m', 'cc12m'], '30m': ['cc3m', 'cc12m', 'yfcc15m'],
+        '60m': ['cc3m', 'cc12m', 'yfcc15m', 'laion'], '60m_recap': ['cc3m', 'cc12m', 'yfcc15m', 'recap']}
 
 
 def _head(file: str) -> list[str]:
@@ -162,10 +172,13 @@ def _sidecars() -> set[str]:
 
 
 def test_every_sidecar_of_stage2_is_one_that_extraction_writes() -> None:
-    largest = load_config(Stage2Config, [str(ROOT / 'yamls/stage2' / file) for file in (
-        'paper.yaml', 'data/60m.yaml', 'teacher/llama3_8b.yaml', 'vision/clip_b16.yaml')])
-    streams = largest.train_data.streams.values()
+    streams = [stream for data in ('data/60m', 'data/60m_recap')
+               for stream in _stage2('vision/clip_b16', data, 'teacher/llama3_8b').train_data.streams.values()]
     assert {sidecar.local for stream in streams for sidecar in stream.embeddings.values()} == _sidecars()
+
+
+def _stage2(*fragments: str) -> Stage2Config:
+    return load_config(Stage2Config, [str(ROOT / f'yamls/stage2/{file}.yaml') for file in ('paper', *fragments)])
 
 
 @pytest.mark.long
@@ -199,27 +212,52 @@ def test_stage1_trains_a_stand_in(
 
 
 @pytest.mark.parametrize('vision', VISION)
-def test_the_grid_of_stage2_loads_and_builds(vision: str) -> None:
-    assert len(VISION) == 6 and len(DATA) == 4 and len(TEACHER) == 5
-    for data in DATA:
-        for teacher in TEACHER:
-            files = ['paper', f'vision/{vision}', f'data/{data}', f'teacher/{teacher}']
-            config = load_config(Stage2Config, [str(ROOT / f'yamls/stage2/{file}.yaml') for file in files])
-            check_train_config(config)
-            name, = config.train_data.teachers
-            assert all(name in stream.embeddings for stream in config.train_data.streams.values())
+def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -> None:
+    assert sum(1 + len(data) for _, data in TABLE_1.values()) == 18 and sorted(MILLIONS) == VISION
+    own_width, scales = TABLE_1.get(vision, (0, ['15m']))
+    for data in scales:
+        config = _stage2(f'vision/{vision}', f'data/{data}', 'teacher/llama3.1_8b')
+        check_train_config(config)
+        assert list(config.train_data.streams) == SETS[data]
+    tower, size = config.model.vision, config.model.vision.image_size
     with torch.device('meta'):
         model = LLM2CLIP(config.model, 4096, load_weights=False)
-    size = config.model.vision.image_size
-    assert tower_preprocessing(config.model.vision).image_size == size
-    outputs = model(torch.empty(2, 3, size, size, device='meta'), torch.empty(2, 4096, device='meta'))
-    assert outputs['image_features'].shape == (2, 1280)
-    millions = sum(p.numel() for p in model.vision_encoder.parameters()) / 1e6
-    expected = {'clip_b16': 86, 'clip_l14': 303, 'clip_l14_336': 304, 'eva02_l14': 303, 'eva02_l14_336': 304,
-                'siglip2_so400m': 428}
-    assert millions == pytest.approx(expected[vision], abs=1)
+        pixels = torch.empty(2, 3, size, size)
+        outputs = model(pixels, torch.empty(2, 4096))
+        if own_width:
+            own = load_projection(tower, own_width, load_weights=False)
+            assert own(model.vision_encoder(pixels)).shape == (2, own_width)
+    assert tower_preprocessing(tower).image_size == size == (336 if '336' in vision else 224)
+    official = vision.endswith('official_code')
+    assert outputs['image_features'].shape == outputs['text_features'].shape == (2, 1152 if official else 1280)
+    kind = 'affine' if 'eva02' in vision else 'identity' if official else 'linear'
+    assert projection_kind(model.visual_projection) == kind
+    assert sum(p.numel() for p in model.vision_encoder.parameters()) / 1e6 == pytest.approx(MILLIONS[vision], abs=1)
     groups = parameter_groups(model, config.optimizer['lr'], 0.05, layer_decay=config.layer_decay)
-    assert min(group['lr'] for group in groups) == pytest.approx(1e-5 * 0.85 ** (model.vision_encoder.num_layers - 1))
+    assert config.model.logit_scale == pytest.approx(1 / 0.07 if official else 100)
+    decay = (1 if official else 0.85) ** (model.vision_encoder.num_layers - 1)
+    assert min(group['lr'] for group in groups) == pytest.approx(1e-5 * decay)
+
+
+@pytest.mark.parametrize('data', DATA)
+def test_data_captions_and_teachers_go_together(data: str) -> None:
+    assert sorted(SETS) == DATA and len(TEACHER) == 5
+    for teacher in TEACHER:
+        config = _stage2('vision/clip_b16', f'data/{data}', f'teacher/{teacher}')
+        name, = config.train_data.teachers
+        assert all(name in stream.embeddings for stream in config.train_data.streams.values())
+    mixes: dict[str, dict[str, float]] = {}
+    for captions in ('', *CAPTIONS):
+        fragments = [f'data/{data}', *filter(None, [captions and f'captions/{captions}']), 'teacher/llama3.1_8b']
+        config = _stage2('vision/clip_b16', *fragments)
+        mixes[captions] = stream_mix(config.train_data, 'cc3m', 'train_data')
+        for stream in SETS[data]:
+            other = {'raw': 0.5, 'long': 0.5} if stream == 'recap' else mixes[captions]
+            assert stream_mix(config.train_data, stream, 'train_data') == other
+    dense, short = ({f'{length}{model}' for model in ('IB', 'SV', 'LLA')} for length in ('long', 'short'))
+    assert mixes[''] == {'raw': 3, **dict.fromkeys(dense, 1)}
+    assert mixes == {'': mixes[''], 'official_code': {'shortSV': 1, 'longSV': 1},
+                     'all_six': dict.fromkeys(dense | short, 1)}
 
 
 @pytest.mark.parametrize('file', LAUNCHERS)

@@ -138,6 +138,10 @@ class ModelConfig:
     visual_projection: VisualProjection = 'linear'
     """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; `identity`, where both are equal; or
     `pretrained`, the one that the tower was trained with, into the space of its own CLIP."""
+    visual_projection_init: Literal['orthogonal', 'clip', 'eva'] = 'orthogonal'
+    """How a `linear` or `affine` one begins: `orthogonal`, which keeps the angles between the tower's features; or at
+    random, as in the official code: `clip`, with standard deviation 1 / sqrt(tower's width), as there for OpenAI's
+    towers, or `eva`, with 0.00002, as there for EVA02's, so that the first steps replace it.  A bias begins at 0."""
     logit_scale: Positive = 1 / 0.07
     """Factor on the cosine similarities at the beginning."""
     logit_bias: Optional[Finite] = None

@@ -117,9 +117,14 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
                               'model.visual_projection: identity needs')
         return nn.Identity()
     projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
-    # Orthogonal rows keep the angles between the pretrained tower's features, so that training starts from its
-    # geometry and not from a random one.
-    nn.init.orthogonal_(projection.weight)
+    if config.visual_projection_init == 'orthogonal':
+        # Rows that keep the angles between the pretrained tower's features, so that training starts from its geometry
+        # and not from a random one.
+        nn.init.orthogonal_(projection.weight)
+    else:
+        # As the official code has it: in eva_clip/transformer.py, and in eva_clip/eva_vit_model.py 0.02 times 0.001,
+        # cut off a hundred standard deviations away, which is not at all.
+        nn.init.normal_(projection.weight, std=width ** -0.5 if config.visual_projection_init == 'clip' else 2e-5)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
     return projection

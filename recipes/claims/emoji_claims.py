@@ -23,6 +23,8 @@ VARIANTS = {
     'adapter_depth_1': Variant(('model.adapter.depth=1',)),
     'adapter_depth_2': Variant(('model.adapter.depth=2',)),
     'clip_text_tower': Variant(('teacher=null',), clip_text_tower=True),
+    'random_projection': Variant(('model.visual_projection_init=clip',)),
+    'tiny_random_projection': Variant(('model.visual_projection_init=eva',)),
 }
 
 LANGUAGES = ('ar', 'de', 'es', 'fa', 'fr', 'id', 'it', 'ja', 'ko', 'pt', 'ru', 'tr', 'zh')
@@ -45,6 +47,8 @@ CLAIMS = (
           ('llm2clip', 'adapter_depth_2', 'adapter_depth_1', 'adapter_depth_0'), ENGLISH),
     Claim('English-only training transfers to other languages through the teacher',
           'Flickr-CN and COCO-CN without Chinese training', ('llm2clip', 'clip_text_tower'), ('other languages',)),
+    Claim('A visual projection that begins orthogonal beats the random ones of the official code',
+          'none: its code has the random ones', ('llm2clip', 'random_projection', 'tiny_random_projection'), ENGLISH),
 )
 
 SUITE = Suite(RUN, f'{QUICKSTART}/embeddings/config.yaml', ('yamls/stage2/quickstart.yaml', 'yamls/claims/train.yaml'),

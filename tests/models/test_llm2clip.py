@@ -3,6 +3,7 @@
 
 """Adapter, towers and the stage-2 model against reference computations."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def test_features_are_normalised_and_logit_scale_starts_as_in_clip() -> None:
     assert scale.shape == (1,) and scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-5)
     weight = model.visual_projection.weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(16), atol=1e-5, rtol=0)
+
+
+def test_visual_projection_begins_as_in_the_official_code() -> None:
+    torch.manual_seed(0)
+    for init, deviation in (('clip', 256 ** -0.5), ('eva', 2e-5)):
+        config = dataclasses.replace(TINY, embed_dim=512, visual_projection='affine', visual_projection_init=init)
+        model = LLM2CLIP(config, 8)
+        assert model.vision_encoder.width == 256 and model.visual_projection.bias.count_nonzero() == 0
+        assert model.visual_projection.weight.std().item() == pytest.approx(deviation, rel=0.02)
+        assert model.visual_projection.weight.mean().abs().item() < deviation / 100
+        features = model.get_image_features(torch.randn(3, 3, 32, 32))
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(3))
 
 
 def test_composer_loss_is_clip_loss_of_the_batch() -> None:

@@ -28,7 +28,7 @@ PLANS: dict[str, tuple[Any, Any]] = {
 
 
 def _lines() -> list[tuple[str, ...]]:
-    """Recipe and arguments, each once: which data it is does not change the plan of a step."""
+    """Recipe and arguments, each once: which data and captions they are does not change the plan of a step."""
     lines: dict[tuple[str, ...], None] = {}
     for path in sorted(ROOT.glob('yamls/**/*.yaml')):
         if 'clip_text:' in path.read_text():
@@ -39,7 +39,7 @@ def _lines() -> list[tuple[str, ...]]:
             small = any(name in line for name in ('yamls/own/', 'uickstart', 'yamls/photographs/'))
             if Path(recipe).stem in PLANS and (not small or 'gpu' in line):
                 args = ['yamls/stage2/data/3m.yaml' if arg.startswith('yamls/stage2/data/') else arg
-                        for arg in words[words.index(recipe) + 1:]]
+                        for arg in words[words.index(recipe) + 1:] if not arg.startswith('yamls/stage2/captions/')]
                 lines[(Path(recipe).stem, *args)] = None
     return list(lines)
 
