@@ -5,15 +5,24 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
-from llm2clip.config import ConfigError, ExtractConfig, PlanConfig, Stage2Config, TextEncoderConfig
+from llm2clip.config import (
+    ConfigError,
+    ExtractConfig,
+    InheritanceConfig,
+    PlanConfig,
+    Stage2Config,
+    TextEncoderConfig,
+)
 from llm2clip.planning.datasets import DataPlan
 from llm2clip.planning.step import OnlinePlan
 from llm2clip.planning.summary import Plan
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
+
+PlannedWithTeacher = Union[ExtractConfig, InheritanceConfig, Stage2Config]
 
 __all__ = ['count_tokens', 'described', 'extracting_encoder', 'on_meta', 'online_teacher', 'teacher_encoder']
 
@@ -30,10 +39,12 @@ def on_meta(config: TextEncoderConfig) -> TextEncoder:
     return TextEncoder(load_llm(config, on_meta=True), config)
 
 
-def teacher_encoder(config: PlanConfig, folder: Optional[str]) -> Optional[TextEncoderConfig]:
-    """How the teacher in a folder encodes, or as what it is planned; None if neither is known."""
-    if folder is not None and Path(folder).is_dir():
-        return teacher_config(folder)
+def teacher_encoder(config: PlannedWithTeacher) -> Optional[TextEncoderConfig]:
+    """How the LLM that a configuration names encodes, or as what it is planned; None if neither is known."""
+    if config.text_encoder is not None:
+        return described(config.text_encoder, config.plan_llm)
+    if config.teacher is not None and Path(config.teacher).is_dir():
+        return teacher_config(config.teacher)
     return None if config.plan_llm is None else TextEncoderConfig(pretrained=config.plan_llm)
 
 
@@ -41,8 +52,12 @@ def online_teacher(config: Stage2Config, plan: Plan, data: DataPlan) -> Optional
     """The teacher in the loop, if there is to be one."""
     if not config.online.enabled:
         return None
-    encoder = teacher_encoder(config, config.teacher)
-    if config.teacher is None or not Path(config.teacher).is_dir():
+    if config.sentence_transformer is not None:
+        plan.warnings.append('sentence_transformer: of teachers in the loop only LLMs are planned; what this one takes '
+                             'comes on top')
+        return None
+    encoder = teacher_encoder(config)
+    if config.teacher is not None and not Path(config.teacher).is_dir():
         plan.problems.append(f'teacher: online.enabled needs a teacher, and there is none in {config.teacher}')
     if encoder is None:
         return None
@@ -61,10 +76,9 @@ def extracting_encoder(config: ExtractConfig) -> TextEncoderConfig:
     Raises:
         ConfigError: It is none that can be planned.
     """
-    if config.clip_text is not None:
-        raise ConfigError('clip_text: only the extraction of an LLM is planned, expected teacher or text_encoder')
-    encoder = None if config.text_encoder is None else described(config.text_encoder, config.plan_llm)
-    encoder = encoder or teacher_encoder(config, config.teacher)
+    if (key := config.named_by()) in ('clip_text', 'sentence_transformer'):
+        raise ConfigError(f'{key}: only the extraction of an LLM is planned, expected teacher or text_encoder')
+    encoder = teacher_encoder(config)
     if encoder is None:
         raise ConfigError(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is there'
                           if config.teacher else 'a plan of an extraction needs teacher, a folder that stage 1 wrote, '
