@@ -44,10 +44,10 @@ from llm2clip.models.towers import load_tower
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import INDEX_FILE, Index, load_model, read_index
 from llm2clip.teacher.blocks import Embedded, keep_block, load_block
-from llm2clip.teacher.caption_teacher import build_caption_teacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.sources import build_caption_teacher
 from llm2clip.training.runs import load_stage2
 from llm2clip.weights import read_safetensors, write_safetensors
 

@@ -35,9 +35,9 @@ from llm2clip.imports.teachers import import_teacher
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
-from llm2clip.teacher.caption_teacher import build_caption_teacher
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.sources import build_caption_teacher
 from llm2clip.training.checkpoints import read_latest
 
 TEXTS = ['a red square']

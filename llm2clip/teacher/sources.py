@@ -29,8 +29,14 @@ from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEnc
 from llm2clip.teacher.caption_teacher import CaptionTeacher, LLMTeacher
 from llm2clip.teacher.clip_text import ClipTextTeacher
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.folder import check_encoding, encoding, load_teacher, save_teacher, teacher_config
-from llm2clip.teacher.folder import teacher_fingerprint as folder_fingerprint
+from llm2clip.teacher.folder import (
+    check_encoding,
+    encoding,
+    load_teacher,
+    save_teacher,
+    teacher_config,
+    teacher_fingerprint,
+)
 from llm2clip.teacher.hashes import hash_files
 from llm2clip.teacher.sentence_transformer import SentenceTransformerTeacher
 from llm2clip.teacher.text_encoder import load_text_encoder, shard_encoder
@@ -153,11 +159,11 @@ class TeacherFolder(_LLM):
             check_encoding(self.name, expected, reference)
 
     def fingerprint(self) -> Fingerprint:
-        return folder_fingerprint(self.name)
+        return teacher_fingerprint(self.name)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         shutil.copytree(self.name, folder)
-        found = folder_fingerprint(folder)
+        found = teacher_fingerprint(folder)
         found.check(expected, self.name, 'the model')
         return found
 
@@ -186,7 +192,7 @@ class FrozenLLM(_LLM):
         save_teacher(encoder, tokenizer, None, folder)
         del encoder
         self._fingerprint_of(*load_teacher(folder)).check(expected, str(folder), self.name)
-        return folder_fingerprint(folder)
+        return teacher_fingerprint(folder)
 
     def _read(self, sharded: bool = False) -> _Encoder:
         return load_text_encoder(self._config)
