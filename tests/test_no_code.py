@@ -37,7 +37,7 @@ from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import load_llm
-from llm2clip.teacher.sources import build_caption_teacher
+from llm2clip.teacher.sources import SentenceTransformerModel, build_caption_teacher
 from llm2clip.training.checkpoints import read_latest
 
 TEXTS = ['a red square']
@@ -340,6 +340,34 @@ def test_of_sentence_transformers(
             build_caption_teacher(config, CPU).embed(TEXTS)
         assert marker.exists()
         marker.unlink()
+
+
+def test_of_an_exported_sentence_transformer(
+    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
+) -> None:
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    _sentence_transformer(llm_folder, folder, 'evil.Evil')
+    plant(folder)
+    monkeypatch.syspath_prepend(folder)
+    of_run = trained('clip_vision_model', [SentenceTransformerModel(folder)])
+    export_folder(*of_run[:3], of_run.teachers, export := tmp_path / 'export', remote_code=True)
+    remote = modeling_llm2clip.LLM2CLIPModel.from_pretrained
+    ways: list[Callable[[bool], Any]] = [
+        lambda trusted: load_model(str(export), CPU, trust_remote_code=trusted)[0].text_features(TEXTS),
+        lambda trusted: load_evaluated_model(EvaluatedModelConfig(export=str(export), trust_remote_code=trusted),
+                                             tmp_path / 'cache', CPU, 'models.m').text_features(TEXTS),
+        lambda trusted: remote(export, trust_remote_code=trusted).get_text_features(TEXTS)]
+    for embed in ways:
+        with pytest.raises(ValueError, match=r'names the class evil\.Evil, expected one of sentence-transformers'):
+            embed(False)
+    assert not marker.exists()
+    for embed in ways:
+        with pytest.raises(Exception) as error:  # it is no module
+            embed(True)
+        assert 'names the class' not in str(error.value)
+    assert marker.exists()
+    marker.unlink()
 
 
 @pytest.mark.parametrize('planted', PLANTS)
