@@ -24,10 +24,22 @@ from parts import text_encoder_from_config
 from trained import Trained, trained
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
+import llm2clip.evaluation.models
 from llm2clip.command import _is_expected
-from llm2clip.config import EvaluatedModelConfig, LoraConfig, TeacherConfig, TextEncoderConfig, VisionConfig
+from llm2clip.config import (
+    EvaluatedModelConfig,
+    ExportConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
+    LoraConfig,
+    Stage2Config,
+    TeacherConfig,
+    TextEncoderConfig,
+    VisionConfig,
+)
+from llm2clip.config.files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
-from llm2clip.export.hf import export_folder
+from llm2clip.export.hf import export_folder, run_teachers
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.imports.official import import_checkpoint
@@ -39,6 +51,7 @@ from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerpr
 from llm2clip.teacher.llm import load_llm
 from llm2clip.teacher.sources import SentenceTransformerModel, build_caption_teacher
 from llm2clip.training.checkpoints import read_latest
+from llm2clip.training.runs import read_stage2
 
 TEXTS = ['a red square']
 CPU = DeviceCPU()
@@ -368,6 +381,23 @@ def test_of_an_exported_sentence_transformer(
         assert 'names the class' not in str(error.value)
     assert marker.exists()
     marker.unlink()
+
+
+def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: Path, tmp_path: Path) -> None:
+    folder, run = tmp_path / 'folder', tmp_path / 'run'
+    folder.mkdir()
+    _sentence_transformer(llm_folder, folder, 'evil.Evil')
+    of_run = trained('timm:test_vit', [SentenceTransformerModel(folder)])
+    save_config(Stage2Config(
+        model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(run), run_name='r',
+        optimizer={'name': 'adamw', 'lr': 1e-5}, train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}),
+        sentence_transformer=str(folder), trust_remote_code=True), run)
+    of_run.record.write(run)
+    (evaluated, _), = llm2clip.evaluation.models._teachers(EvaluatedModelConfig(run=str(run)), 'models.m')
+    exported, = run_teachers(ExportConfig(run=str(run), out='o'), *read_stage2(run)[:1], of_run.record.teacher)
+    for source in (evaluated, exported):
+        with pytest.raises(ValueError, match=r'names the class evil\.Evil'):
+            source.load(CPU)
 
 
 @pytest.mark.parametrize('planted', PLANTS)

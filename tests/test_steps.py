@@ -107,7 +107,7 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
     recipe, stage2 = _next(ExtractConfig, *named, 'out=e', f'datasets.p.local={photos}')
     assert (stage2.sentence_transformer, stage2.prompt, stage2.trust_remote_code) == ('org/name', 'query: ', True)
     recipe, evaluate = _next(Stage2Config, *TRAIN, 'model.vision.name=x', 'save_folder=runs/s2', *named)
-    assert evaluate.models['ours'].named_by() is None
+    assert evaluate.models['ours'].named_by() is None and evaluate.models['ours'].trust_remote_code
     recipe, search = _next(SCHEMAS['export_hf'], 'run=r', *named, 'out=runs/export')
     assert search.trust_remote_code
     llm = {'pretrained': 'an/llm', 'bidirectional': False}

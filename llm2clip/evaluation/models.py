@@ -215,7 +215,7 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
             raise ConfigError(f'{key}.run: {error}') from None
         check_dim(config.dim, run_config.model, f'{key}.dim')
         expected = list(record.teacher)
-        named = named or (None if folders else named_teacher(run_config))
+        named = named or (None if folders else named_teacher(run_config, config.trust_remote_code))
     if named is None and not folders:
         raise ConfigError(f'{key}.teacher: required but not set, since {_what(config)} names none that is there')
     if (given := len(folders) if named is None else 1) != len(expected):

@@ -112,7 +112,7 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
     named = named_teacher(config)
     if named is not None and config.teachers:
         raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
-    named = named or (None if config.teachers else named_teacher(run))
+    named = named or (None if config.teachers else named_teacher(run, config.trust_remote_code))
     given = 1 if named is not None else len(config.teachers)
     if not given and len(learned_from) == 1:
         raise ConfigError(f'teacher: required but not set, since the config.yaml of {config.run} names none')

@@ -22,11 +22,10 @@ from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
 
-PlannedWithTeacher = Union[ExtractConfig, InheritanceConfig, Stage2Config]
-
 __all__ = ['count_tokens', 'described', 'extracting_encoder', 'on_meta', 'online_teacher', 'teacher_encoder']
 
 _CHARACTERS_PER_TOKEN = 4
+_Config = Union[ExtractConfig, InheritanceConfig, Stage2Config]
 
 
 def described(config: TextEncoderConfig, llm: Optional[str]) -> TextEncoderConfig:
@@ -39,7 +38,7 @@ def on_meta(config: TextEncoderConfig) -> TextEncoder:
     return TextEncoder(load_llm(config, on_meta=True), config)
 
 
-def teacher_encoder(config: PlannedWithTeacher) -> Optional[TextEncoderConfig]:
+def teacher_encoder(config: _Config) -> Optional[TextEncoderConfig]:
     """How the LLM that a configuration names encodes, or as what it is planned; None if neither is known."""
     if config.text_encoder is not None:
         return described(config.text_encoder, config.plan_llm)

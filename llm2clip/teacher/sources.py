@@ -7,10 +7,11 @@ Whoever needs a teacher asks `named_teacher` for the one that a configuration na
 whichever kind it is: extraction, stage 2 with sidecars and online, evaluation, export, and exported models.
 """
 
+import dataclasses
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -224,7 +225,7 @@ class SentenceTransformerModel(TeacherSource):
             found.check(expected, self.name, reference, but=('weights',))
 
     def fingerprint(self) -> Fingerprint:
-        return Fingerprint.of(hash_files(self._folder()), self._encoding())
+        return Fingerprint.of(hash_files(self._folder), self._encoding())
 
     def load(
         self, device: Device, batch_tokens: int = 4096, precision: str = 'fp32',
@@ -234,17 +235,18 @@ class SentenceTransformerModel(TeacherSource):
             raise ConfigError(f'online.sharded: {self.name} is a sentence-transformers model, and only an LLM (teacher '
                               'or text_encoder) can be spread over the ranks')
         fingerprint = fingerprint or once_per_node(self.fingerprint, f'sentence_transformer {self.name}')
-        model = load_sentence_transformer(self._folder(), self._trust_remote_code)
+        model = load_sentence_transformer(self._folder, self._trust_remote_code)
         return SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],
                                           batch_tokens, precision)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """A copy of what decides its vectors, and of the code that comes with it."""
-        shutil.copytree(self._folder(), folder, ignore=_all_but_what_loads)
+        shutil.copytree(self._folder, folder, ignore=_all_but_what_loads)
         found = Fingerprint.of(hash_files(folder), self._encoding())
         found.check(expected, self.name, 'the model')
         return found
 
+    @cached_property
     def _folder(self) -> Path:
         if Path(self.name).is_dir():
             return Path(self.name)
@@ -255,7 +257,7 @@ class SentenceTransformerModel(TeacherSource):
         """The prompt, by the model's own file of prompts."""
         if self._prompt is not None:
             return {'prompt': self._prompt}
-        path = self._folder() / _PROMPTS_FILE
+        path = self._folder / _PROMPTS_FILE
         about = read_json(path, dict) if path.is_file() else {}
         with reading(path, 'the prompts of a sentence-transformers model'):
             # These two are there in any case.
@@ -272,12 +274,20 @@ def _all_but_what_loads(folder: str, names: list[str]) -> list[str]:
             if not Path(folder, name).is_dir() and Path(name).suffix not in (*TEACHER_SUFFIXES, '.py')]
 
 
-def named_teacher(config: NamedTeacherConfig) -> Optional[TeacherSource]:
+def named_teacher(config: NamedTeacherConfig, trust_remote_code: Optional[bool] = None) -> Optional[TeacherSource]:
     """The teacher that a configuration names; None if it names none.
+
+    Args:
+        config: The configuration.
+        trust_remote_code: Whether code that comes with the teacher is run.  Unset: as the configuration says, which is
+            for one that the user gave, and not for one that came with a run.
 
     Raises:
         ConfigError: It names several.
     """
+    if trust_remote_code is not None:
+        llm = config.text_encoder and dataclasses.replace(config.text_encoder, trust_remote_code=trust_remote_code)
+        config = dataclasses.replace(config, trust_remote_code=trust_remote_code, text_encoder=llm)
     match config.named_by():
         case 'teacher':
             return TeacherFolder(config.teacher or '')
