@@ -38,6 +38,10 @@ class NamedTeacherConfig:
     trust_remote_code: bool = False
     """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
 
+    def check(self) -> None:
+        """Raise a ConfigError if `named_by` does."""
+        self.named_by()
+
     def named_by(self, required: bool = False) -> Optional[str]:
         """The key that names the teacher; None if none does.
 
