@@ -49,7 +49,8 @@ def test_from_captions_to_search(
                f'out={tmp_path}/sidecars', 'batch_tokens=100')
     loaded = source.load(DeviceCPU())
     stored = torch.stack([vectors_of(stored_vector(row, 'short')) for row in read_samples(sidecar)[:8]])
-    torch.testing.assert_close(stored, OnlineTeacher(loaded).embed(TEXTS), rtol=2e-3, atol=1e-4)
+    rounded = 2e-2 if 'text_encoder' in keys[0] else 2e-3  # bfloat16, or float16 as it is stored
+    torch.testing.assert_close(stored, OnlineTeacher(loaded).embed(TEXTS), rtol=rounded, atol=rounded / 10)
 
     # Another prompt, or another pooling, is another teacher than that of the sidecar.
     other = ['prompt_name=other'] if 'prompt_name=query' in keys else ['text_encoder.pooling=mean']
