@@ -51,7 +51,8 @@ SAVE_SECONDS = 30.0
 
 
 def load_model(
-    folder: str, device: Device, texts: bool = True, precision: TeacherPrecision = 'fp32', dim: Optional[int] = None
+    folder: str, device: Device, texts: bool = True, precision: TeacherPrecision = 'fp32', dim: Optional[int] = None,
+    trust_remote_code: bool = False,
 ) -> tuple[TrainedLLM2CLIP, str]:
     """An exported model as evaluation sees it, and a fingerprint of its weights and configuration, as they are there.
 
@@ -61,6 +62,7 @@ def load_model(
         texts: Whether it must have the teacher, which is loaded when the first text asks for it.
         precision: ``fp32``, or ``amp_bf16`` for autocast, of the teacher as well.
         dim: How many of the features' dimensions it gives, the first ones.  None: all.
+        trust_remote_code: Run code that comes with a teacher of sentence-transformers.
 
     Raises:
         ConfigError: `export_hf` did not write the folder, the teacher is missing, or the model has fewer dimensions.
@@ -69,8 +71,9 @@ def load_model(
         raise ConfigError(f'model: {folder} is not the folder llm2clip/ that recipes/export_hf.py wrote')
     missing = [teacher for teacher in teacher_folders(Path(folder)) if not teacher.is_dir()]
     if texts and missing:
-        raise ConfigError(f'model: there is no {missing[0]}, the LLM that embeds texts; images as queries need none')
-    exported = LLM2CLIPModel.from_pretrained(folder).eval()
+        raise ConfigError(f'model: there is no {missing[0]}, the teacher that embeds texts; images as queries need '
+                          'none')
+    exported = LLM2CLIPModel.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
     exported.teacher_precision = precision
     digest = xxhash.xxh64(json.dumps([exported.config.model, exported.config.teacher], sort_keys=True))
     hash_tensors(exported.model.state_dict(), digest)

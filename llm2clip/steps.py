@@ -3,6 +3,7 @@
 
 """What each recipe leaves behind, how it goes on after it was stopped, and which command comes next."""
 
+import dataclasses
 import json
 import os
 import re
@@ -21,11 +22,13 @@ from llm2clip.config import (
     ExtractConfig,
     ImportConfig,
     InheritanceConfig,
+    NamedTeacherConfig,
     PrepareConfig,
     ReportConfig,
     SearchConfig,
     Stage1Config,
     Stage2Config,
+    TextEncoderConfig,
     TrainConfig,
 )
 from llm2clip.files import FileError, read_json
@@ -189,7 +192,7 @@ def _after_extract(config: ExtractConfig) -> list[str]:
             *_dataset_arguments('train_data.streams', {**images, **_sidecars(config, images)}),
             f'train_data.caption_mix={_yaml(dict.fromkeys(keys or ["CAPTION"], 1.0))}',
             *_dataset_arguments('eval_data.streams', {**measured, **_sidecars(config, measured)}),
-            *([f'teacher={config.teacher}'] if config.teacher else [])]
+            *_teacher(config)]
 
 
 def _after_targets(config: ExtractConfig, images: Mapping[str, DatasetConfig]) -> list[str]:
@@ -213,7 +216,19 @@ def _after_inheritance(config: InheritanceConfig) -> list[str]:
             'yamls/stage2/vision/clip_l14_336.yaml', 'run_name=stage2', f'initial_adapter={config.adapter_folder}',
             f'model.embed_dim={embed_dim}', f'save_folder={Path(config.save_folder).parent / "stage2"}',
             *_dataset_arguments('train_data.streams', streams),
-            *([f'teacher={config.teacher}'] if config.teacher else [])]
+            *_teacher(config)]
+
+
+def _teacher(config: NamedTeacherConfig) -> list[str]:
+    """Arguments that name the same teacher."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(NamedTeacherConfig)}
+    if (llm := config.text_encoder) is not None:
+        default = vars(TextEncoderConfig(llm.pretrained))
+        values['text_encoder'] = {name: value for name, value in vars(llm).items()
+                                  if name == 'pretrained' or value != default[name]}
+    as_typed = ('teacher', 'sentence_transformer', 'prompt_name')
+    return [f'{name}={value if name in as_typed else _yaml(value)}' for name, value in values.items()
+            if value not in (None, False)]
 
 
 def _sidecars(config: ExtractConfig, names: Iterable[str]) -> dict[str, DatasetConfig]:
@@ -226,7 +241,8 @@ def _sidecars(config: ExtractConfig, names: Iterable[str]) -> dict[str, DatasetC
 def _after_stage2(config: Stage2Config) -> list[str]:
     streams = config.eval_data.streams.values() if config.eval_data is not None else ()
     heldout = [f'retrieval.heldout.source.local={stream.local}' for stream in list(streams)[:1]]
-    teacher = [] if config.teacher else ['models.ours.teacher=TEACHER']
+    teacher = [] if config.named_by() else ['models.ours.teacher=TEACHER']
+    teacher += ['models.ours.trust_remote_code=true'] if config.trust_remote_code else []
     return [*_evaluate(), 'yamls/eval/sets/mds.yaml', *heldout,
             f'models.ours.run={config.save_folder}', *teacher, f'out={config.save_folder}/evaluate']
 
@@ -235,8 +251,7 @@ def _after_evaluate(config: EvaluateConfig) -> list[str]:
     model = next((model for model in config.models.values() if model.run), None)
     if model is None:
         return []
-    teachers = [f'teachers={_yaml(model.teachers)}'] if model.teachers else [f'teacher={model.teacher}'] \
-        if model.teacher else []
+    teachers = [f'teachers={_yaml(model.teachers)}'] if model.teachers else _teacher(model)
     how = [] if model.interpolate == 1 else [f'interpolate={model.interpolate:g}']
     how += [] if model.dim is None else [f'dim={model.dim}']
     return ['python', 'recipes/export_hf.py', f'run={model.run}', f'weights={model.weights}', *how, *teachers,
@@ -244,7 +259,8 @@ def _after_evaluate(config: EvaluateConfig) -> list[str]:
 
 
 def _after_export(config: ExportConfig) -> list[str]:
-    return ['python', 'recipes/search.py', f'model={config.out}/llm2clip', 'images=IMAGES', 'query=a dog']
+    trusted = ['trust_remote_code=true'] if config.trust_remote_code else []
+    return ['python', 'recipes/search.py', f'model={config.out}/llm2clip', *trusted, 'images=IMAGES', 'query=a dog']
 
 
 def _after_import(config: ImportConfig) -> list[str]:

@@ -19,8 +19,8 @@ def main(config: ExtractConfig) -> None:
 
     from llm2clip.device import open_device
     from llm2clip.folders import OutputFolder
-    from llm2clip.teacher.caption_teacher import build_caption_teacher
     from llm2clip.teacher.extraction import extract_sidecar
+    from llm2clip.teacher.sources import build_caption_teacher
 
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)

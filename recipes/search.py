@@ -22,7 +22,8 @@ def main(config: SearchConfig) -> None:
         raise ConfigError('query: expected a text or the path of an image, since there are no `images` to index')
     meet()
     model, fingerprint = load_model(config.model, open_device(config.device, config.precision),
-                                    not all(map(is_image, queries)), config.precision, config.dim)
+                                    not all(map(is_image, queries)), config.precision, config.dim,
+                                    config.trust_remote_code)
     how = IndexFormat(config.precision, config.dim, config.storage)
     index = read_index(config.index, fingerprint, config.images, how)
     said = update_index(index, model, config.batch_size, config.num_workers) if config.images is not None else None

@@ -19,7 +19,7 @@ import torch
 from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
 from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 import llm2clip.command
 from llm2clip.config import TextEncoderConfig
@@ -143,6 +143,24 @@ def sidecar(image_dataset: Path, teacher_folder: Path, tmp_path_factory: pytest.
     out = tmp_path_factory.mktemp('sidecar') / 'train'
     write_sidecar(image_dataset, out, teacher_folder)
     return out
+
+
+@pytest.fixture(scope='session')
+def embedder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random sentence-transformers model: two layers of BERT, the mean of their tokens, scaled to length 1."""
+    from sentence_transformers import SentenceTransformer, models
+
+    folder = tmp_path_factory.mktemp('embedder')
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder)
+    tokenizer.pad_token = '</s>'
+    tokenizer.save_pretrained(folder / 'bert')
+    torch.manual_seed(1)
+    BertModel(BertConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, initializer_range=0.2)).save_pretrained(folder / 'bert')
+    modules = [models.Transformer(str(folder / 'bert'), max_seq_length=12), models.Pooling(32), models.Normalize()]
+    model = SentenceTransformer(modules=modules, prompts={'query': 'find: ', 'other': 'x '}, device='cpu')
+    model.save(str(folder / 'model'), create_model_card=False)
+    return folder / 'model'
 
 
 def _teacher(llm_folder: Path, folder: Path, **options: Any) -> Path:

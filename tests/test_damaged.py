@@ -44,10 +44,10 @@ from llm2clip.models.towers import load_tower
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import INDEX_FILE, Index, load_model, read_index
 from llm2clip.teacher.blocks import Embedded, keep_block, load_block
-from llm2clip.teacher.caption_teacher import build_caption_teacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.sources import SentenceTransformerModel, build_caption_teacher
 from llm2clip.training.runs import load_stage2
 from llm2clip.weights import read_safetensors, write_safetensors
 
@@ -372,6 +372,18 @@ def test_weights_of_a_sentence_transformers_folder(damage: Damage, teacher_folde
     damage(file)
     refused(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(tmp_path / 'st')), CPU),
             str(tmp_path / 'st'), 'not finite')
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_files_of_an_exported_sentence_transformer(way: str, embedder: Path, tmp_path: Path) -> None:
+    of_run = trained('clip_vision_model', [SentenceTransformerModel(embedder, 'query')])
+    export_folder(*of_run[:3], of_run.teachers, tmp_path / 'export')
+    torch.testing.assert_close(WAYS[way](tmp_path / 'export'), of_run.model.get_text_features(of_run.vectors(TEXTS)))
+    for file, damage in (('model.safetensors', spoilt(0.5)), ('1_Pooling/config.json', written(b'{')),
+                         ('tokenizer.json', gone)):
+        export = shutil.copytree(tmp_path / 'export', tmp_path / file.replace('/', '_'))
+        damage(export / 'teacher' / file)
+        refused(lambda export=export: WAYS[way](export), str(export / 'teacher'), 'expected')
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,10 +24,22 @@ from parts import text_encoder_from_config
 from trained import Trained, trained
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
+import llm2clip.evaluation.models
 from llm2clip.command import _is_expected
-from llm2clip.config import EvaluatedModelConfig, LoraConfig, TeacherConfig, TextEncoderConfig, VisionConfig
+from llm2clip.config import (
+    EvaluatedModelConfig,
+    ExportConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
+    LoraConfig,
+    Stage2Config,
+    TeacherConfig,
+    TextEncoderConfig,
+    VisionConfig,
+)
+from llm2clip.config.files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
-from llm2clip.export.hf import export_folder
+from llm2clip.export.hf import export_folder, run_teachers
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.imports.official import import_checkpoint
@@ -35,10 +47,11 @@ from llm2clip.imports.teachers import import_teacher
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
-from llm2clip.teacher.caption_teacher import build_caption_teacher
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.sources import SentenceTransformerModel, build_caption_teacher
 from llm2clip.training.checkpoints import read_latest
+from llm2clip.training.runs import read_stage2
 
 TEXTS = ['a red square']
 CPU = DeviceCPU()
@@ -340,6 +353,51 @@ def test_of_sentence_transformers(
             build_caption_teacher(config, CPU).embed(TEXTS)
         assert marker.exists()
         marker.unlink()
+
+
+def test_of_an_exported_sentence_transformer(
+    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
+) -> None:
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    _sentence_transformer(llm_folder, folder, 'evil.Evil')
+    plant(folder)
+    monkeypatch.syspath_prepend(folder)
+    of_run = trained('clip_vision_model', [SentenceTransformerModel(folder)])
+    export_folder(*of_run[:3], of_run.teachers, export := tmp_path / 'export', remote_code=True)
+    remote = modeling_llm2clip.LLM2CLIPModel.from_pretrained
+    ways: list[Callable[[bool], Any]] = [
+        lambda trusted: load_model(str(export), CPU, trust_remote_code=trusted)[0].text_features(TEXTS),
+        lambda trusted: load_evaluated_model(EvaluatedModelConfig(export=str(export), trust_remote_code=trusted),
+                                             tmp_path / 'cache', CPU, 'models.m').text_features(TEXTS),
+        lambda trusted: remote(export, trust_remote_code=trusted).get_text_features(TEXTS)]
+    for embed in ways:
+        with pytest.raises(ValueError, match=r'names the class evil\.Evil, expected one of sentence-transformers'):
+            embed(False)
+    assert not marker.exists()
+    for embed in ways:
+        with pytest.raises(Exception) as error:  # it is no module
+            embed(True)
+        assert 'names the class' not in str(error.value)
+    assert marker.exists()
+    marker.unlink()
+
+
+def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: Path, tmp_path: Path) -> None:
+    folder, run = tmp_path / 'folder', tmp_path / 'run'
+    folder.mkdir()
+    _sentence_transformer(llm_folder, folder, 'evil.Evil')
+    of_run = trained('timm:test_vit', [SentenceTransformerModel(folder)])
+    save_config(Stage2Config(
+        model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(run), run_name='r',
+        optimizer={'name': 'adamw', 'lr': 1e-5}, train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}),
+        sentence_transformer=str(folder), trust_remote_code=True), run)
+    of_run.record.write(run)
+    (evaluated, _), = llm2clip.evaluation.models._teachers(EvaluatedModelConfig(run=str(run)), 'models.m')
+    exported, = run_teachers(ExportConfig(run=str(run), out='o'), *read_stage2(run)[:1], of_run.record.teacher)
+    for source in (evaluated, exported):
+        with pytest.raises(ValueError, match=r'names the class evil\.Evil'):
+            source.load(CPU)
 
 
 @pytest.mark.parametrize('planted', PLANTS)

@@ -505,7 +505,7 @@ def test_images_as_queries_need_no_teacher_and_texts_are_refused_before_the_inde
     capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(model_folder, tmp_path / 'model', ignore=shutil.ignore_patterns('teacher'))
-    with pytest.raises(ConfigError, match='model: there is no model/teacher, the LLM that embeds texts'):
+    with pytest.raises(ConfigError, match='model: there is no model/teacher, the teacher that embeds texts'):
         _call(monkeypatch, tmp_path, Path('model'), 'images=photos', 'query=a dog')
     assert not (tmp_path / 'index').exists()
     _call(monkeypatch, tmp_path, Path('model'), 'images=photos', 'query=photos/0.png', 'top=1')

@@ -3,6 +3,7 @@
 
 """The command that each step names next is one that works, and a stopped one says how it goes on."""
 
+import json
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from llm2clip.config import (
     ReportConfig,
     Stage1Config,
     Stage2Config,
+    TextEncoderConfig,
     TrainConfig,
 )
 from llm2clip.config.files import load_config
@@ -99,6 +101,19 @@ def test_from_data_to_the_search(prepared: Path, tmp_path: Path, monkeypatch: py
     assert (export.interpolate, export.dim) == (0.3, 64)
     recipe, search = _next(SCHEMAS['export_hf'], 'run=r', 'teacher=t', 'out=runs/export')
     assert recipe == 'search' and search.model == 'runs/export/llm2clip'
+
+    # Teachers of other kinds are named as they were.
+    named = ['sentence_transformer=org/name', "prompt='query: '", 'trust_remote_code=true']
+    recipe, stage2 = _next(ExtractConfig, *named, 'out=e', f'datasets.p.local={photos}')
+    assert (stage2.sentence_transformer, stage2.prompt, stage2.trust_remote_code) == ('org/name', 'query: ', True)
+    recipe, evaluate = _next(Stage2Config, *TRAIN, 'model.vision.name=x', 'save_folder=runs/s2', *named)
+    assert evaluate.models['ours'].named_by() is None and evaluate.models['ours'].trust_remote_code
+    recipe, search = _next(SCHEMAS['export_hf'], 'run=r', *named, 'out=runs/export')
+    assert search.trust_remote_code
+    llm = {'pretrained': 'an/llm', 'bidirectional': False}
+    recipe, export = _next(EvaluateConfig, 'models.m.run=r', f'models.m.text_encoder={json.dumps(llm)}', 'out=e',
+                           'retrieval.r.source.name=coco')
+    assert export.text_encoder == TextEncoderConfig(**llm) and export.named_by() == 'text_encoder'
 
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
     command = next_command(load_config(ExtractConfig, ['teacher=t', 'out=o', f'datasets.p.local={photos}']))

@@ -211,6 +211,16 @@ def test_stage1_trains_a_stand_in(
     assert OmegaConf.load(tmp_path / 'run/config.yaml').lora == OmegaConf.structured(config.lora)
 
 
+def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
+    for teacher in TEACHER:
+        extract = load_config(ExtractConfig, _command(f'yamls/extract/teacher/{teacher}.yaml')[1])
+        stage2 = load_config(Stage2Config, _command(f'yamls/stage2/teacher/{teacher}.yaml')[1])
+        for key in ('teacher', 'text_encoder', 'sentence_transformer', 'prompt_name', 'prompt'):
+            assert getattr(extract, key) == getattr(stage2, key), teacher
+        # Code from elsewhere runs only by the user's word.
+        assert not OmegaConf.load(ROOT / f'yamls/extract/teacher/{teacher}.yaml').get('trust_remote_code')
+
+
 @pytest.mark.parametrize('vision', VISION)
 def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -> None:
     assert sum(1 + len(data) for _, data in TABLE_1.values()) == 18 and sorted(MILLIONS) == VISION
@@ -241,7 +251,7 @@ def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -
 
 @pytest.mark.parametrize('data', DATA)
 def test_data_captions_and_teachers_go_together(data: str) -> None:
-    assert sorted(SETS) == DATA and len(TEACHER) == 5
+    assert sorted(SETS) == DATA and len(TEACHER) == 12
     for teacher in TEACHER:
         config = _stage2('vision/clip_b16', f'data/{data}', f'teacher/{teacher}')
         name, = config.train_data.teachers

@@ -3,34 +3,41 @@
 
 """Small models as runs leave them, with towers of both libraries."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
+from composer.devices import DeviceCPU
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.data.vectors import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
+from llm2clip.teacher.sources import TeacherFolder, TeacherSource
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32, 'initializer_range': 0.3}
 PIXELS = {'mean': [0.5, 0.4, 0.3], 'std': [0.5, 0.6, 0.7]}
 
+Teacher = Union[Path, TeacherSource]
+
+
+def _source(teacher: Teacher) -> TeacherSource:
+    return teacher if isinstance(teacher, TeacherSource) else TeacherFolder(teacher)
+
 
 class Trained(NamedTuple):
-    """A model with random weights, its configuration, the record of its teachers, and their folders."""
+    """A model with random weights, its configuration, the record of its teachers, and these or their folders."""
 
     model: LLM2CLIP
     config: ModelConfig
     record: TeacherRecord
-    teachers: list[Path]
+    teachers: Sequence[Teacher]
 
     def vectors(self, texts: list[str]) -> torch.Tensor:
         """What the teachers say of texts."""
-        return concatenate([encode_texts(*load_teacher(folder), texts) for folder in self.teachers])
+        return concatenate([_source(teacher).load(DeviceCPU()).embed(texts).vectors for teacher in self.teachers])
 
     def pixels(self) -> torch.Tensor:
         """Three images."""
@@ -39,13 +46,14 @@ class Trained(NamedTuple):
 
 
 def trained(
-    vision: str, teachers: list[Path], adapter: str = 'residual', image_size: Optional[int] = None, **options: Any
+    vision: str, teachers: Sequence[Teacher], adapter: str = 'residual', image_size: Optional[int] = None,
+    **options: Any,
 ) -> Trained:
     """A model.
 
     Args:
         vision: `model_type` of transformers, or ``timm:`` and a name.
-        teachers: Their folders; each has vectors of 32 values.
+        teachers: They, or folders of stage 1; each has vectors of 32 values.
         adapter: Its name.
         image_size: Of the pixels; unset, 32 or, for timm, 64.
         **options: Of `ModelConfig`.
@@ -57,7 +65,7 @@ def trained(
     tower.image_size = image_size or (64 if vision.startswith('timm:') else 32)
     width = 32 * len(teachers)
     config = ModelConfig(tower, AdapterConfig(adapter, depth=2), **{'embed_dim': width, **options})
-    fingerprint = Fingerprint.concatenate(map(teacher_fingerprint, teachers))
+    fingerprint = Fingerprint.concatenate(_source(teacher).fingerprint() for teacher in teachers)
     torch.manual_seed(3)
     model = LLM2CLIP(config, width, load_weights=False).eval()
     return Trained(model, config, TeacherRecord(fingerprint, {'llm_embed_dim': width}), teachers)

@@ -45,7 +45,7 @@ from llm2clip.config.planning import PlanConfig
 from llm2clip.config.prepare import PrepareConfig, WriterConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.search import SearchConfig
-from llm2clip.config.teacher import ExtractConfig, TeacherConfig
+from llm2clip.config.teacher import ExtractConfig, NamedTeacherConfig, TeacherConfig
 from llm2clip.config.training import (
     FsdpConfig,
     InheritanceConfig,
@@ -62,8 +62,8 @@ __all__ = [
     'ConfigError', 'CurveConfig', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig',
     'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig',
     'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig',
-    'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig',
-    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config',
-    'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainerConfig',
-    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'NamedTeacherConfig', 'OnlineConfig',
+    'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'SelfDistillationConfig',
+    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig',
+    'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

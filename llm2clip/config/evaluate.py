@@ -57,7 +57,8 @@ class EvaluatedModelConfig(TeacherConfig):
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
     teachers: list[Text] = field(default_factory=list)
-    """In place of `teacher`: the folders of `train_data.teachers`, in that order; their vectors are concatenated."""
+    """In place of `teacher`: those of `train_data.teachers`, in that order; their vectors are concatenated.  Each is a
+    folder that stage 1 wrote, or a sentence-transformers model."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Optional
 from omegaconf import MISSING
 
 from llm2clip.config.ranges import Count, Repository, RunWeights, Share, Text
+from llm2clip.config.teacher import NamedTeacherConfig
 
 __all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'HubConfig']
 
@@ -25,8 +26,9 @@ class HubConfig:
 
 
 @dataclass
-class ExportConfig(HubConfig):
-    """Stage-2 run and teacher -> one Hugging Face folder."""
+class ExportConfig(NamedTeacherConfig, HubConfig):
+    """Stage-2 run and teacher -> one Hugging Face folder.  The teacher, the one that the run learned from, needs to be
+    named only if the run's configuration does not."""
 
     run: Text = MISSING
     """Folder of a stage-2 run."""
@@ -36,10 +38,9 @@ class ExportConfig(HubConfig):
     """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
     dim: Optional[Count] = None
     """How many dimensions the exported model's features have, the first ones (see `loss.dims`).  Unset: all."""
-    teacher: Optional[Text] = None
-    """Folder of the teacher that the run learned from.  Unset: as the run's configuration names it."""
     teachers: list[Text] = field(default_factory=list)
-    """In place of `teacher`: the folders of `train_data.teachers`, in that order; their vectors are concatenated."""
+    """In place of `teacher`: those of `train_data.teachers`, in that order; their vectors are concatenated.  Each is a
+    folder that stage 1 wrote, or a sentence-transformers model."""
     out: Text = MISSING
     """The model goes to `out/llm2clip`."""
     remote_code: bool = False

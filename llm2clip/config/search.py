@@ -19,6 +19,9 @@ class SearchConfig:
 
     model: Text = MISSING
     """Folder that `export_hf` wrote."""
+    trust_remote_code: bool = False
+    """Run code that comes with a sentence-transformers model in that folder. Leave off unless you have read that
+    code."""
     images: Optional[Text] = None
     """Folder of images, with those in it.  New, changed and removed files are brought into the index.  Unset: the index
     is searched as it is."""

@@ -12,25 +12,63 @@ from pydantic import Field
 from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import TextEncoderConfig
 from llm2clip.config.planning import PlanConfig
-from llm2clip.config.ranges import Count, DeviceName, FolderName, Positive, TeacherPrecision, Text
+from llm2clip.config.ranges import ConfigError, Count, DeviceName, FolderName, Positive, TeacherPrecision, Text
 
-__all__ = ['ExtractConfig', 'TeacherConfig']
+__all__ = ['ExtractConfig', 'NamedTeacherConfig', 'TeacherConfig']
+
+_KINDS = {'teacher': ' (a folder that stage 1 wrote)', 'text_encoder': ' (any LLM)', 'clip_text': '',
+          'sentence_transformer': ''}
 
 
 @dataclass
-class TeacherConfig:
-    """A frozen teacher of captions: one of `teacher`, `text_encoder` and `sentence_transformer`."""
+class NamedTeacherConfig:
+    """Which frozen teacher of captions: one of `teacher`, `text_encoder` and `sentence_transformer`."""
 
     teacher: Optional[Text] = None
     """Folder that stage 1 wrote."""
     text_encoder: Optional[TextEncoderConfig] = None
-    """Any LLM, not trained by stage 1."""
+    """In place of `teacher`, any LLM, not trained by stage 1."""
     sentence_transformer: Optional[Text] = None
-    """Folder or hub name of a sentence-transformers model."""
+    """In place of `teacher`, folder or hub name of a sentence-transformers model."""
+    prompt_name: Optional[Text] = None
+    """Name of one of that model's own prompts, which is put before every caption.  Unset: the model's default, if it
+    has one."""
+    prompt: Optional[str] = None
+    """In place of `prompt_name`, the text that is put before every caption, such as `'query: '`; `''` for none."""
     trust_remote_code: bool = False
     """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if `named_by` does."""
+        self.named_by()
+
+    def named_by(self, required: bool = False) -> Optional[str]:
+        """The key that names the teacher; None if none does.
+
+        Raises:
+            ConfigError: Several do, or none although one is `required`, or there are two prompts, or one without
+                `sentence_transformer`.
+        """
+        kinds = {key: what for key, what in _KINDS.items() if hasattr(self, key)}
+        named = [key for key in kinds if getattr(self, key) is not None]
+        if len(named) > 1 or required and not named:
+            *some, last = (key + what for key, what in kinds.items())
+            raise ConfigError(f'expected one of {", ".join(some)} and {last}; got {" and ".join(named) or "none"}')
+        prompts = [key for key in ('prompt_name', 'prompt') if getattr(self, key) is not None]
+        if prompts and self.sentence_transformer is None:
+            raise ConfigError(f'{prompts[0]}: {getattr(self, prompts[0])!r}, expected none without '
+                              'sentence_transformer, whose prompt it would be')
+        if len(prompts) > 1:
+            raise ConfigError('prompt_name: expected either this or prompt, not both')
+        return named[0] if named else None
+
+
+@dataclass
+class TeacherConfig(NamedTeacherConfig):
+    """A frozen teacher of captions, and how it computes."""
+
     batch_tokens: Count = 4096
-    """Tokens per forward pass; texts are packed without padding."""
+    """Tokens per forward pass; an LLM's texts are packed without padding, which counts with `sentence_transformer`."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
 

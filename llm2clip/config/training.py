@@ -35,6 +35,7 @@ from llm2clip.config.ranges import (
     Time,
     Weight,
 )
+from llm2clip.config.teacher import NamedTeacherConfig
 
 __all__ = [
     'FsdpConfig', 'InheritanceConfig', 'OnlineConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config',
@@ -161,7 +162,7 @@ class Stage1Config(TrainConfig):
 
 
 @dataclass
-class InheritanceConfig(TrainConfig):
+class InheritanceConfig(NamedTeacherConfig, TrainConfig):
     """Between the stages: the adapter alone learns to give the text features of CLIP's own tower (ProCLIP, arXiv
     2510.18795), so that stage 2 begins in the space of that CLIP."""
 
@@ -177,7 +178,8 @@ class InheritanceConfig(TrainConfig):
     eval_data: Optional[InheritanceDataConfig] = None
     """Captions whose features have to find CLIP's, of the same caption among those of all samples, while training."""
     teacher: Optional[Text] = None
-    """Folder of the teacher that the sidecars must come from.  Unset: they must only agree with one another."""
+    """Folder of the teacher, which stage 1 wrote; the sidecars must come from it.  Without any teacher, they must only
+    agree with one another."""
     adapter_folder: Text = '${save_folder}/adapter'
     """Folder of the adapter, written when training ends, for `initial_adapter` of stage 2."""
 
@@ -187,13 +189,13 @@ class OnlineConfig:
     """The frozen teacher in the loop of stage 2, in place of sidecars."""
 
     enabled: bool = False
-    """Embed captions with `teacher` while training; the streams then need no `embeddings`."""
+    """Embed captions with the teacher while training; the streams then need no `embeddings`."""
     batch_tokens: Count = 16384
-    """Tokens per forward pass; texts are packed without padding."""
+    """Tokens per forward pass, as for `extract_embeddings`."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     sharded: bool = False
-    """Spread the LLM over all ranks with FSDP2."""
+    """Spread the teacher, which has to be an LLM, over all ranks with FSDP2."""
 
 
 @dataclass
@@ -211,7 +213,7 @@ class SelfDistillationConfig:
 
 
 @dataclass
-class Stage2Config(TrainConfig):
+class Stage2Config(NamedTeacherConfig, TrainConfig):
     """Post-training of the vision tower under the frozen teacher's embeddings."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -224,10 +226,11 @@ class Stage2Config(TrainConfig):
     eval_data: Optional[ImageDataConfig] = None
     """Images and captions for retrieval recall while training."""
     eval_zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
-    """Name -> set whose images are classified by class names while training, as `evaluate` does it.  `teacher` embeds
+    """Name -> set whose images are classified by class names while training, as `evaluate` does it.  The teacher embeds
     the prompts before training begins.  `train_data.num_workers` processes per rank read the images."""
     teacher: Optional[Text] = None
-    """Folder of the teacher that the sidecars must come from.  Unset: they must only agree with one another."""
+    """Folder of the teacher, which stage 1 wrote; the sidecars must come from it.  Without any teacher, they must only
+    agree with one another."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     self_distillation: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
@@ -238,10 +241,13 @@ class Stage2Config(TrainConfig):
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
     def check(self) -> None:
-        """Raise a ConfigError if the loss is of more dimensions than the features have, if prompts have no teacher, or
-        if an adapter that knows a CLIP would meet another one, or random weights."""
+        """Raise a ConfigError if the loss is of more dimensions than the features have, if prompts or `online` have no
+        teacher, or if an adapter that knows a CLIP would meet another one, or random weights."""
+        teacher = self.named_by()
         if self.eval_zeroshot:
-            self._check_zeroshot()
+            self._check_zeroshot(teacher)
+        if self.online.enabled and teacher is None:
+            raise ConfigError('teacher: required but not set, since online.enabled is true')
         if self.initial_adapter is not None and self.initial_weights is not None:
             raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
@@ -251,8 +257,8 @@ class Stage2Config(TrainConfig):
             raise ConfigError(f'loss.dims: {self.loss.dims[-1]}, expected at most model.embed_dim, '
                               f'{self.model.embed_dim}')
 
-    def _check_zeroshot(self) -> None:
-        if self.teacher is None:
+    def _check_zeroshot(self, teacher: Optional[str]) -> None:
+        if teacher is None:
             raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
         if len(self.train_data.teachers) > 1:
             raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and train_data.teachers names '

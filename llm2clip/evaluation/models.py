@@ -4,7 +4,6 @@
 """What can be evaluated: a stage-2 run, an exported folder, official weights, or a Hugging Face CLIP with its own text
 tower."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from composer.devices import Device
 from transformers import AutoImageProcessor
 
-from llm2clip.config import ConfigError, EvaluatedModelConfig, TeacherConfig
+from llm2clip.config import ConfigError, EvaluatedModelConfig
 from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_image, decode_pixels
@@ -26,10 +25,10 @@ from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import in_turns, once_per_node, rows
-from llm2clip.teacher.caption_teacher import CachedTeacher, build_caption_teacher
+from llm2clip.teacher.caption_teacher import CachedTeacher
 from llm2clip.teacher.clip_text import ClipTokenizer, load_clip
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.folder import check_encoding, teacher_config, teacher_fingerprint
+from llm2clip.teacher.sources import TeacherSource, named_teacher, teacher_in
 from llm2clip.training.runs import load_stage2, read_stage2
 
 __all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
@@ -142,19 +141,15 @@ def _autocast(model: EvaluatedModel) -> torch.autocast:
 
 
 def _cached_teacher(
-    config: TeacherConfig, expected: Optional[Fingerprint], cache: Union[str, Path], device: Device, what: str
+    teacher: TeacherSource, expected: Optional[Fingerprint], config: EvaluatedModelConfig, cache: Union[str, Path],
+    device: Device,
 ) -> CachedTeacher:
-    """A teacher, the expected one if that is known; one that lies in a folder is only loaded when it is needed."""
-    if config.teacher is not None:
-        folder = config.teacher
-        fingerprint = once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
-        load = partial(build_caption_teacher, config, device, fingerprint)
-    else:
-        teacher = build_caption_teacher(config, device)
-        fingerprint, load = teacher.fingerprint, lambda: teacher
+    """A teacher, the expected one if that is known, which is loaded only when it is needed."""
+    fingerprint = once_per_node(teacher.fingerprint, f'teacher {teacher.name}')
     if expected is not None:
-        fingerprint.check(expected, config.teacher or 'the teacher', what)
-    return CachedTeacher(cache, fingerprint, config.precision, load)
+        fingerprint.check(expected, teacher.name, _what(config))
+    return CachedTeacher(cache, fingerprint, config.precision, partial(
+        teacher.load, device, config.batch_tokens, config.precision, fingerprint))
 
 
 def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
@@ -193,46 +188,42 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
     if config.official is not None and not Path(config.official).exists():
         raise ConfigError(f'{key}.official: there is no {config.official}')
     for teacher, fingerprint in _teachers(config, key):
-        if teacher.teacher is not None:
-            try:
-                teacher_config(teacher.teacher)
-            except ConfigError as error:
-                raise ConfigError(f'{key}.teacher: {error}') from None
-            if fingerprint is not None:
-                check_encoding(teacher.teacher, fingerprint, _what(config))
+        try:
+            teacher.check_encoding(fingerprint, _what(config))
+        except ConfigError as error:
+            raise ConfigError(f'{key}.teacher: {error}') from None
 
 
 def _what(config: EvaluatedModelConfig) -> str:
     return str(config.run or config.export or config.official)
 
 
-def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherConfig, Optional[Fingerprint]]]:
+def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
     """The teachers that a model is given, each with the one that it learned from, if that is known."""
-    expected, folders = [None], []
+    named, expected, folders = named_teacher(config), [None], list(config.teachers)
     if config.export is not None:
         if not is_exported(config.export):
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
                               f'of model_type {LLM2CLIPConfig.model_type})')
-        expected = exported_teachers(config.export)
+        expected = list(exported_teachers(config.export))
         check_dim(config.dim, LLM2CLIPConfig.from_pretrained(config.export).model_config(), f'{key}.dim')
-        folders = list(map(str, teacher_folders(Path(config.export))))
+        folders = folders or [str(folder) for folder in teacher_folders(Path(config.export)) if folder.is_dir()]
     elif config.run is not None:
         try:
             run_config, record = read_stage2(config.run, config.weights, config.interpolate)
         except ConfigError as error:
             raise ConfigError(f'{key}.run: {error}') from None
         check_dim(config.dim, run_config.model, f'{key}.dim')
-        expected, folders = record.teacher, [] if run_config.teacher is None else [run_config.teacher]
-    if config.teacher is not None or config.text_encoder is not None or config.sentence_transformer is not None:
-        teachers: list[TeacherConfig] = [config]
-    elif not (folders := config.teachers or folders) or not all(Path(folder).is_dir() for folder in folders):
-        raise ConfigError(f'{key}.teacher: required but not set, since '
-                          f'{", ".join(folders) or "what is evaluated"} names no folder of a teacher')
-    else:
-        teachers = [dataclasses.replace(config, teacher=folder) for folder in folders]
-    if len(teachers) != len(expected):
-        raise ConfigError(f'{_what(config)} learned from {len(expected)} teachers, not from {len(teachers)}')
-    return list(zip(teachers, expected))
+        expected = list(record.teacher)
+        named = named or (None if folders else named_teacher(run_config, config.trust_remote_code))
+    if named is None and not folders:
+        raise ConfigError(f'{key}.teacher: required but not set, since {_what(config)} names none that is there')
+    if (given := len(folders) if named is None else 1) != len(expected):
+        raise ConfigError(f'{_what(config)} learned from {len(expected)} teachers, not from {given}')
+    if named is not None:
+        return [(named, expected[0])]
+    return [(teacher_in(folder, fingerprint, config.trust_remote_code), fingerprint)
+            for folder, fingerprint in zip(folders, expected)]
 
 
 def load_evaluated_model(
@@ -267,5 +258,5 @@ def load_evaluated_model(
         if config.teacher is not None:
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
     keep_first_dims(model, model_config, config.dim)
-    teachers = [_cached_teacher(*pair, cache, device, _what(config)) for pair in _teachers(config, key)]
+    teachers = [_cached_teacher(*pair, config, cache, device) for pair in _teachers(config, key)]
     return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers), config.precision)

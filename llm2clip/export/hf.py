@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
+from composer.devices import DeviceCPU
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
@@ -23,12 +24,16 @@ from llm2clip.export.model_card import Results, model_card, public_name, usage
 from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
-from llm2clip.remote_code import checks_llm2clip, modeling_llm2clip, text_encoder_llm2clip
+from llm2clip.remote_code import (
+    checks_llm2clip,
+    modeling_llm2clip,
+    sentence_transformer_llm2clip,
+    text_encoder_llm2clip,
+)
 from llm2clip.remote_code.checks_llm2clip import checksum, checksums
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import check_encoding, check_teacher, load_teacher
+from llm2clip.teacher.sources import TeacherFolder, TeacherSource, named_teacher, teacher_in
 
 __all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_folder', 'exported_teachers',
            'is_exported', 'run_teachers', 'teacher_folders']
@@ -36,6 +41,7 @@ __all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_
 KIND = 'LLM2CLIP model'
 REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
                'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
+_Teacher = Union[str, Path, TeacherSource]
 
 
 class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
@@ -62,10 +68,16 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
     def _load_teacher(
         self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
     ) -> Callable[[list[str], torch.device], torch.Tensor]:
-        check_teacher(folder, Fingerprint.from_json(recorded), 'the model')
-        encoder, tokenizer = load_teacher(folder)
-        precision = self.teacher_precision
-        return lambda texts, device: encode_texts(encoder.to(device), tokenizer, texts, precision=precision)
+        fingerprint = Fingerprint.from_json(recorded)
+        source = teacher_in(folder, fingerprint, self.trust_remote_code)
+        source.check(fingerprint, 'the model')
+        teacher = source.load(DeviceCPU(), precision=self.teacher_precision, fingerprint=fingerprint)
+
+        def embed(texts: list[str], device: torch.device) -> torch.Tensor:
+            teacher.module.to(device)
+            return teacher.embed(texts).vectors
+
+        return embed
 
 
 def is_exported(folder: Union[str, Path]) -> bool:
@@ -85,8 +97,8 @@ def exported_teachers(folder: Union[str, Path]) -> Fingerprint:
         return Fingerprint.from_json(read_json(path, dict)['teacher'])
 
 
-def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerprint) -> list[str]:
-    """Folders of the teachers, checked without loading them; their weights are hashed only if all else is right.
+def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerprint) -> list[TeacherSource]:
+    """The teachers, checked without loading them; their weights are hashed only if all else is right.
 
     Args:
         config: Names them, or leaves it to the run.
@@ -94,31 +106,35 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
         learned_from: The teachers that it learned from.
 
     Raises:
-        ConfigError: None or too many are named, or a folder holds no teacher.
+        ConfigError: None or too many are named, or there is no such teacher.
         ValueError: One is not the teacher that the run learned from.
     """
-    if config.teacher and config.teachers:
+    named = named_teacher(config)
+    if named is not None and config.teachers:
         raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
-    named = config.teachers or [config.teacher or run.teacher or '']
-    if not any(named) and len(learned_from) == 1:
+    named = named or (None if config.teachers else named_teacher(run, config.trust_remote_code))
+    given = 1 if named is not None else len(config.teachers)
+    if not given and len(learned_from) == 1:
         raise ConfigError(f'teacher: required but not set, since the config.yaml of {config.run} names none')
-    if len(named) != len(learned_from):
+    if given != len(learned_from):
         trained = 'one teacher' if len(learned_from) == 1 else f'{len(learned_from)} teachers'
         names = f' ({", ".join(run.train_data.teachers)})' if run.train_data.teachers else ''
-        raise ConfigError(f'teachers: the run in {config.run} was trained under {trained}{names}; got '
-                          f'{len(list(filter(None, named)))} of their folders')
-    for folder, fingerprint in zip(named, learned_from):
-        check_encoding(folder, fingerprint, 'the run')
-    for folder, fingerprint in zip(named, learned_from):
-        check_teacher(folder, fingerprint, 'the run')
-    return named
+        raise ConfigError(f'teachers: the run in {config.run} was trained under {trained}{names}; got {given} of them')
+    teachers = [named] if named is not None else [
+        teacher_in(place, fingerprint, config.trust_remote_code)
+        for place, fingerprint in zip(config.teachers, learned_from)]
+    for teacher, fingerprint in zip(teachers, learned_from):
+        teacher.check_encoding(fingerprint, 'the run')
+    for teacher, fingerprint in zip(teachers, learned_from):
+        teacher.check(fingerprint, 'the run')
+    return teachers
 
 
 def export_folder(
     model: LLM2CLIP,
     config: ModelConfig,
     record: TeacherRecord,
-    teacher: Union[str, Path, Sequence[Union[str, Path]]],
+    teacher: Union[_Teacher, Sequence[_Teacher]],
     out: Union[str, Path],
     *,
     remote_code: bool = False,
@@ -134,7 +150,8 @@ def export_folder(
         model: The trained model, in evaluation mode.
         config: Its configuration.
         record: Which teacher it learned from.
-        teacher: Folder of the teacher, copied into the export; of several, whose vectors are concatenated, in order.
+        teacher: Copied into the export; a path is the folder of one that stage 1 wrote.  Of several, whose vectors are
+            concatenated, in order.
         out: The folder to write.
         remote_code: Add the code that loads it with ``trust_remote_code=True`` where this package is not installed.
         run: Configuration of the run, for the model card.
@@ -146,31 +163,32 @@ def export_folder(
             features.
         ValueError: It was trained with other teachers.
     """
-    teachers = [teacher] if isinstance(teacher, (str, Path)) else list(teacher)
-    if len(teachers) != len(record.teacher):
-        raise ConfigError(f'the model was trained under {len(record.teacher)} teachers; got {len(teachers)}: '
-                          f'{", ".join(map(str, teachers))}')
-    hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record.llm_embed_dim,
-                               teacher=record.teacher.to_json())
+    sources = [TeacherFolder(one) if isinstance(one, (str, Path)) else one
+               for one in (teacher if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher])]
+    if len(sources) != len(record.teacher):
+        raise ConfigError(f'the model was trained under {len(record.teacher)} teachers; got {len(sources)}: '
+                          f'{", ".join(source.name for source in sources)}')
+    hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record.llm_embed_dim)
     if remote_code:
         hf_config.auto_map = REMOTE_CODE
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
     preprocessing = model.vision_encoder.preprocessing
     with complete_folder(out, KIND) as partial:
-        for i, folder in enumerate(teachers):
-            shutil.copytree(folder, partial / TEACHER_FOLDER / (str(i) if len(teachers) > 1 else ''))
-        for folder, fingerprint in zip(teacher_folders(partial), record.teacher):
-            check_teacher(folder, fingerprint, 'the model')
+        saved = Fingerprint.concatenate(
+            source.save(partial / TEACHER_FOLDER / (str(i) if len(sources) > 1 else ''), fingerprint)
+            for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)))
+        hf_config.teacher = saved.to_json()
         hf_config.teacher_files = list(map(checksums, teacher_folders(partial)))
         exported.save_pretrained(partial, safe_serialization=True)
         hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}
         hf_config.save_pretrained(partial)
         LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
         if remote_code:
-            for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, image_processing_llm2clip):
+            for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
+                           image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
-        card = model_card(config, record.teacher, run, results, interpolate, use=usage(remote_code))
+        card = model_card(config, saved, run, results, interpolate, use=usage(remote_code))
         card.save(partial / 'README.md')
         _check_export(LLM2CLIPModel, partial, model, record.llm_embed_dim)
         if remote_code:

@@ -52,6 +52,10 @@ the other. Their fingerprints:
 {%- endif %}
 
 {{ teachers }}
+{%- if of_sentence_transformers %}
+
+To embed texts, `pip install sentence-transformers`, which loads the teacher.
+{%- endif %}
 
 ## Data
 {% if streams %}
@@ -196,6 +200,7 @@ def model_card(
     return ModelCard.from_template(
         data, template_str=TEMPLATE, title=title, summary=summary, use=use or usage(), model_facts=facts,
         teachers=str(teacher), n_teachers=len(teacher),
+        of_sentence_transformers=teacher.of_sentence_transformers,
         streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
         tables=_tables(results or {}))
 

@@ -5,9 +5,16 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
-from llm2clip.config import ConfigError, ExtractConfig, PlanConfig, Stage2Config, TextEncoderConfig
+from llm2clip.config import (
+    ConfigError,
+    ExtractConfig,
+    InheritanceConfig,
+    PlanConfig,
+    Stage2Config,
+    TextEncoderConfig,
+)
 from llm2clip.planning.datasets import DataPlan
 from llm2clip.planning.step import OnlinePlan
 from llm2clip.planning.summary import Plan
@@ -18,6 +25,7 @@ from llm2clip.teacher.llm import load_llm
 __all__ = ['count_tokens', 'described', 'extracting_encoder', 'on_meta', 'online_teacher', 'teacher_encoder']
 
 _CHARACTERS_PER_TOKEN = 4
+_Config = Union[ExtractConfig, InheritanceConfig, Stage2Config]
 
 
 def described(config: TextEncoderConfig, llm: Optional[str]) -> TextEncoderConfig:
@@ -30,10 +38,12 @@ def on_meta(config: TextEncoderConfig) -> TextEncoder:
     return TextEncoder(load_llm(config, on_meta=True), config)
 
 
-def teacher_encoder(config: PlanConfig, folder: Optional[str]) -> Optional[TextEncoderConfig]:
-    """How the teacher in a folder encodes, or as what it is planned; None if neither is known."""
-    if folder is not None and Path(folder).is_dir():
-        return teacher_config(folder)
+def teacher_encoder(config: _Config) -> Optional[TextEncoderConfig]:
+    """How the LLM that a configuration names encodes, or as what it is planned; None if neither is known."""
+    if config.text_encoder is not None:
+        return described(config.text_encoder, config.plan_llm)
+    if config.teacher is not None and Path(config.teacher).is_dir():
+        return teacher_config(config.teacher)
     return None if config.plan_llm is None else TextEncoderConfig(pretrained=config.plan_llm)
 
 
@@ -41,8 +51,12 @@ def online_teacher(config: Stage2Config, plan: Plan, data: DataPlan) -> Optional
     """The teacher in the loop, if there is to be one."""
     if not config.online.enabled:
         return None
-    encoder = teacher_encoder(config, config.teacher)
-    if config.teacher is None or not Path(config.teacher).is_dir():
+    if config.sentence_transformer is not None:
+        plan.warnings.append('sentence_transformer: of teachers in the loop only LLMs are planned; what this one takes '
+                             'comes on top')
+        return None
+    encoder = teacher_encoder(config)
+    if config.teacher is not None and not Path(config.teacher).is_dir():
         plan.problems.append(f'teacher: online.enabled needs a teacher, and there is none in {config.teacher}')
     if encoder is None:
         return None
@@ -61,10 +75,9 @@ def extracting_encoder(config: ExtractConfig) -> TextEncoderConfig:
     Raises:
         ConfigError: It is none that can be planned.
     """
-    if config.clip_text is not None:
-        raise ConfigError('clip_text: only the extraction of an LLM is planned, expected teacher or text_encoder')
-    encoder = None if config.text_encoder is None else described(config.text_encoder, config.plan_llm)
-    encoder = encoder or teacher_encoder(config, config.teacher)
+    if (key := config.named_by()) in ('clip_text', 'sentence_transformer'):
+        raise ConfigError(f'{key}: only the extraction of an LLM is planned, expected teacher or text_encoder')
+    encoder = teacher_encoder(config)
     if encoder is None:
         raise ConfigError(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is there'
                           if config.teacher else 'a plan of an extraction needs teacher, a folder that stage 1 wrote, '

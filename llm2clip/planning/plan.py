@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -83,7 +83,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
         data = DataPlan()
     plan = _begin(config, config.train_data, data)
     online = online_teacher(config, plan, data)
-    dim = _teacher_width(config, config.teacher, data, plan)
+    dim = _teacher_width(config, data, plan)
     image_size = stage2.train_image_size(config)
 
     def make_model() -> ComposerLLM2CLIP:
@@ -116,7 +116,7 @@ def plan_inheritance(config: InheritanceConfig) -> Plan:
         if config.eval_data is not None:
             data.problems += plan_targets(config.eval_data, 'eval_data').problems
     plan = _begin(config, config.train_data, data)
-    dim = _teacher_width(config, config.teacher, data, plan)
+    dim = _teacher_width(config, data, plan)
     if not (embed_dim := data.embed_dim):
         embed_dim = _UNKNOWN_EMBED_DIM
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
@@ -132,11 +132,11 @@ def plan_inheritance(config: InheritanceConfig) -> Plan:
     return plan
 
 
-def _teacher_width(config: PlanConfig, teacher: Optional[str], data: DataPlan, plan: Plan) -> int:
+def _teacher_width(config: Union[InheritanceConfig, Stage2Config], data: DataPlan, plan: Plan) -> int:
     """Of a teacher's vectors, as its sidecars, its folder or `plan_llm` say, or a guess."""
     dim = data.llm_embed_dim
-    if not dim and (encoder := teacher_encoder(config, teacher)) is not None:
-        dim = load_config(encoder.pretrained).hidden_size
+    if not dim and (encoder := teacher_encoder(config)) is not None:
+        dim = load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
     if not dim:
         plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
     return dim or _UNKNOWN_DIM

@@ -28,8 +28,8 @@ from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.sharding import fsdp2_config, prefetch, recompute, shard
 from llm2clip.planning.pretended import Flops, Memory, NoValues, as_on_cuda, pretended_ranks, without_content
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, Tokenized, encode_tokens
+from llm2clip.teacher.text_encoder import shard_encoder
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
-from llm2clip.training.algorithms.online_teacher import shard_encoder
 from llm2clip.training.algorithms.self_distillation import InitialImages
 
 __all__ = ['MeanMask', 'OnlinePlan', 'StepCost', 'StepPlan', 'rehearse_encoder', 'rehearse_step']

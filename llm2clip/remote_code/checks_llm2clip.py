@@ -24,7 +24,7 @@ from .text_encoder_llm2clip import POOLINGS
 __all__ = [
     'TEACHER_SUFFIXES', 'LoadError', 'check_encoding', 'check_files', 'check_finite', 'check_keys', 'check_no_code',
     'check_weight_files', 'checksum', 'checksums', 'llm_dtype', 'load_checked', 'load_config', 'load_tokenizer',
-    'read_encoding',
+    'loading', 'read_encoding',
 ]
 
 # Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
@@ -40,7 +40,7 @@ class LoadError(ValueError):
 
 
 @contextmanager
-def _loading(where: Union[str, Path], expected: str) -> Iterator[None]:
+def loading(where: Union[str, Path], expected: str) -> Iterator[None]:
     """Say in one line, and with its name, what a library has against a file or folder."""
     try:
         yield
@@ -121,7 +121,7 @@ def load_checked(
     adapter = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter to one')
     if Path(name or '', 'adapter_config.json').is_file():
         raise adapter
-    with _loading(where, 'a model of transformers'):
+    with loading(where, 'a model of transformers'):
         model, info = load(name, *args, output_loading_info=True, **options)
     if getattr(model, '_hf_peft_config_loaded', False):
         raise adapter
@@ -165,7 +165,7 @@ def load_config(name: Union[str, Path], where: str = '', **options: Any) -> Pret
         LoadError: There is none, or it names code otherwise.
     """
     where = where or str(name)
-    with _loading(where, 'a config.json that transformers knows'):
+    with loading(where, 'a config.json that transformers knows'):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     # What is saved must not ask for them either.
     vars(config).pop('auto_map', None)
@@ -200,7 +200,7 @@ def read_encoding(path: Path) -> dict[str, Any]:
     Raises:
         LoadError: It is missing or no JSON, or has other keys or values of other types.
     """
-    with _loading(path, 'how a teacher turns captions into vectors, as JSON'):
+    with loading(path, 'how a teacher turns captions into vectors, as JSON'):
         how = json.loads(path.read_text(encoding='utf-8'))
     if not isinstance(how, dict) or how.keys() != _ENCODING.keys():
         differing = ', '.join(sorted(how.keys() ^ _ENCODING.keys())) if isinstance(how, dict) else str(how)[:60]
@@ -233,7 +233,7 @@ def checksum(path: Path) -> int:
 def check_weight_files(folder: Path) -> None:
     """Raise a LoadError if a file of an exported model's weights is not the one that was exported, by config.json."""
     path = folder / 'config.json'
-    with _loading(path, 'the configuration of an exported model'):
+    with loading(path, 'the configuration of an exported model'):
         recorded = json.loads(path.read_text(encoding='utf-8')).get('weight_files', {}).items()
     for name, expected in recorded:
         if not (folder / name).is_file() or checksum(folder / name) != expected:

@@ -5,8 +5,8 @@
 
 Exports with remote code hold a copy of this file, which ``trust_remote_code=True`` runs, and of those it imports.
 So it imports nothing else of this package, and no more than torch, transformers and, if the vision tower is one of
-timm's, timm.  Here, `llm2clip.export.hf.LLM2CLIPModel` puts the tower and the teacher of training into the same model,
-and every export compares the features of both.
+timm's, timm; if the teacher is one of sentence-transformers, that as well.  Here, `llm2clip.export.hf.LLM2CLIPModel`
+puts the tower and the teacher of training into the same model, and every export compares the features of both.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ from .checks_llm2clip import (
     load_tokenizer,
     read_encoding,
 )
+from .sentence_transformer_llm2clip import SentenceTeacher
 from .text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
 
 try:  # transformers asks for every package that is imported outside of a try block
@@ -244,8 +245,9 @@ class Teacher:
 
 def teacher_folders(folder: Path) -> list[Path]:
     """Where the teacher, or the teachers, of an exported folder lie."""
-    several = sorted((folder / TEACHER_FOLDER).glob('[0-9]*'), key=lambda path: int(path.name))
-    return several or [folder / TEACHER_FOLDER]
+    # A sentence-transformers model has folders such as 1_Pooling.
+    several = [path for path in (folder / TEACHER_FOLDER).glob('[0-9]*') if path.name.isdecimal()]
+    return sorted(several, key=lambda path: int(path.name)) or [folder / TEACHER_FOLDER]
 
 
 class LLM2CLIPModel(PreTrainedModel):
@@ -253,6 +255,8 @@ class LLM2CLIPModel(PreTrainedModel):
 
     config_class = LLM2CLIPConfig
     main_input_name = 'pixel_values'
+    trust_remote_code = False
+    """Whether code that comes with a teacher of sentence-transformers is run."""
 
     def __init__(self, config: LLM2CLIPConfig) -> None:
         super().__init__(config)
@@ -266,6 +270,8 @@ class LLM2CLIPModel(PreTrainedModel):
     def _load_teacher(
         self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
     ) -> Callable[[list[str], torch.device], torch.Tensor]:
+        if 'prompt' in recorded:
+            return SentenceTeacher(folder, recorded, files, self.trust_remote_code)
         return Teacher(folder, recorded, files)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -277,6 +283,8 @@ class LLM2CLIPModel(PreTrainedModel):
     ) -> Any:
         """As of every model of transformers, but the weights must be all there, finite, and those that were exported.
 
+        With ``trust_remote_code=True``, code that comes with a teacher of sentence-transformers is run when it embeds.
+
         Raises:
             LoadError: They are not.
         """
@@ -286,6 +294,7 @@ class LLM2CLIPModel(PreTrainedModel):
         options = {'use_safetensors': True, **kwargs}
         model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **options)
         _fill_tables(model)
+        model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
         model.config.weight_files = {}  # they may be others when this model is saved again
         return (model, info) if output_loading_info else model
 

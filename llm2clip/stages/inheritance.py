@@ -19,8 +19,8 @@ from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adap
 from llm2clip.models.inheritance import TARGET_METRICS, ComposerInheritance, TextSide
 from llm2clip.ranks import once_per_node
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sidecars import sidecar_teacher
+from llm2clip.teacher.sources import named_teacher
 from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
@@ -83,10 +83,9 @@ def train(config: InheritanceConfig) -> None:
 
 def _find_teacher(config: InheritanceConfig, data: DataSpec, evaluators: list[Evaluator]) -> TeacherRecord:
     record = sidecar_teacher(data)
-    if config.teacher is not None:
-        folder = config.teacher
-        expected = once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
-        record.teacher.check(expected, 'the sidecar of train_data', folder)
+    if (source := named_teacher(config)) is not None:
+        expected = once_per_node(source.fingerprint, f'teacher {source.name}')
+        record.teacher.check(expected, 'the sidecar of train_data', source.name)
     for evaluator in evaluators:
         sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
         _find_target(evaluator.dataloader)[0].check(_find_target(data)[0], 'the target of eval_data',

@@ -12,7 +12,7 @@ import torch
 from composer import Algorithm, DataSpec, Evaluator
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import ConfigError, Stage2Config, TeacherConfig
+from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
@@ -30,12 +30,11 @@ from llm2clip.models.llm2clip import (
 )
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
 from llm2clip.ranks import once_per_node
-from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
-from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher, LLMTeacher, build_caption_teacher
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
+from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sidecars import sidecar_teacher
-from llm2clip.training.algorithms.online_teacher import OnlineTeacher, load_online_teacher
+from llm2clip.teacher.sources import named_teacher
+from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 from llm2clip.training.algorithms.self_distillation import InitialImages, SelfDistillation
 from llm2clip.training.algorithms.zeroshot_classes import Prompts, ZeroshotClasses
 from llm2clip.training.loop import Trainer
@@ -108,7 +107,7 @@ def make_trainer(config: Stage2Config) -> Trainer:
     evaluators = [*retrieval, *_zeroshot_evaluators(config, sets)]
     _check_metrics(config, evaluators)
     record, online = _find_teacher(config, data, retrieval)
-    algorithms: list[Algorithm] = [] if online is None else [online]
+    algorithms: list[Algorithm] = [] if online is None else [OnlineTeacher(online)]
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
     if sets:
@@ -129,7 +128,7 @@ def make_joint_trainer(config: Stage2Config, make_model: Callable[[], JointLLM2C
     """What LLM2CLIP is compared with: the same training, but the text encoder learns too.
 
     Args:
-        config: The run's, of which `online`, `teacher` and `eval_zeroshot` are not used.
+        config: The run's, of which `online`, the teacher and `eval_zeroshot` are not used.
         make_model: Makes the model when the random seed is set.
     """
     begin(config)
@@ -167,27 +166,22 @@ def _zeroshot_evaluators(config: Stage2Config, sets: Mapping[str, ZeroshotSet]) 
 
 
 def _embed_prompts(
-    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, online: Optional[OnlineTeacher]
+    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, online: Optional[CaptionTeacher]
 ) -> dict[str, Prompts]:
     """By the teacher in the loop, or one that is let go afterwards; a run that is resumed has the vectors on disk,
     unless the teacher is sharded."""
     device = open_device(config.device, config.precision)
+    source = named_teacher(config)
+    assert source is not None
 
     def load() -> CaptionTeacher:
-        if online is None:
-            return build_caption_teacher(TeacherConfig(teacher=config.teacher), device, record.teacher)
-        return LLMTeacher(online.encoder, online.tokenizer, record.teacher, online.batch_tokens, online.precision)
-
-    def embed_own(texts: Sequence[str]) -> torch.Tensor:
-        assert online is not None
-        return encode_tokens(online.encoder, online.tokenizer.tokenize(texts), online.batch_tokens, online.precision,
-                             sharded=True)
+        return online or source.load(device, fingerprint=record.teacher)
 
     with exact_float32('cuda' if device.name == 'gpu' else device.name):
-        if online is not None and online.sharded:
-            return own_prompts(sets, embed_own)
+        if online is not None and config.online.sharded:
+            return own_prompts(sets, lambda texts: online.embed(texts).vectors)
         cached = CachedTeacher(Path(config.save_folder, 'text_embeddings'), record.teacher,
-                               'fp32' if online is None else online.precision, load)
+                               'fp32' if online is None else config.online.precision, load)
         prompts = deal_prompts(sets, cached, record.llm_embed_dim, device)
     del cached
     gc.collect()  # of the LLM, which the model's weights and activations need the room of
@@ -207,23 +201,18 @@ def _self_distillation(config: Stage2Config, model: LLM2CLIP, data: DataSpec) ->
 
 def _find_teacher(
     config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator]
-) -> tuple[TeacherRecord, Optional[OnlineTeacher]]:
-    """The teacher of the sidecars, or the one in the loop and the algorithm that runs it."""
+) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
+    """The teacher of the sidecars, or the one in the loop, which is loaded."""
+    source = named_teacher(config)
     if config.online.enabled:
-        if config.teacher is None:
-            raise ConfigError('teacher: required but not set, since online.enabled is true')
-        device = open_device(config.device, config.precision)
-        online = load_online_teacher(config.teacher, device, config.online.batch_tokens, config.online.precision,
-                                     config.online.sharded)
-        about = {'llm_embed_dim': online.encoder.llm_embed_dim}
-        return TeacherRecord(_fingerprint(config.teacher), about), online
+        assert source is not None
+        device, online = open_device(config.device, config.precision), config.online
+        teacher = source.load(device, online.batch_tokens, online.precision, sharded=online.sharded)
+        return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.llm_embed_dim}), teacher
     record = sidecar_teacher(data)
-    if config.teacher is not None:
-        record.teacher.check(_fingerprint(config.teacher), 'the sidecar of train_data', config.teacher)
+    if source is not None:
+        fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
+        record.teacher.check(fingerprint, 'the sidecar of train_data', source.name)
     for evaluator in evaluators:
         sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
     return record, None
-
-
-def _fingerprint(folder: str) -> Fingerprint:
-    return once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')

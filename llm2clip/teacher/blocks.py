@@ -22,7 +22,7 @@ class Embedded(NamedTuple):
     """Vectors of N captions, and what they took."""
 
     vectors: torch.Tensor
-    """``(N, D)`` in float32 on the CPU."""
+    """``(N, D)`` in float32 on the teacher's device."""
     tokens: int
     """Tokens read, without padding."""
     truncated: int
@@ -30,9 +30,13 @@ class Embedded(NamedTuple):
     left_out: int = 0
     """Captions that the teacher cannot read to their end and does not read at all; their vectors are 0."""
 
+    def cpu(self) -> 'Embedded':
+        """The same, with the vectors on the CPU."""
+        return self._replace(vectors=self.vectors.cpu())
+
 
 def load_block(folder: Path, texts: Sequence[str]) -> Optional[Embedded]:
-    """A block of captions from the file that `keep_block` wrote, None if there is none.
+    """A block of captions, on the CPU, from the file that `keep_block` wrote, None if there is none.
 
     Args:
         folder: Of blocks of one teacher.
@@ -56,7 +60,7 @@ def load_block(folder: Path, texts: Sequence[str]) -> Optional[Embedded]:
 
 
 def keep_block(folder: Path, texts: Sequence[str], embedded: Embedded) -> None:
-    """Write the file of a block of captions; arguments as of `load_block`, and their vectors.
+    """Write the file of a block of captions; arguments as of `load_block`, and their vectors, on the CPU.
 
     Raises:
         FileError: It cannot be written.

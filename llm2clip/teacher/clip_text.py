@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
+import torch.nn as nn
 import xxhash
 from transformers import AutoModel
 
@@ -14,6 +15,7 @@ from llm2clip.config import ConfigError
 from llm2clip.ranks import once_per_node
 from llm2clip.remote_code.checks_llm2clip import LoadError, load_checked, load_config, load_tokenizer
 from llm2clip.teacher.blocks import Embedded
+from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import hash_tensors
 
@@ -78,8 +80,8 @@ def load_clip(name: str, key: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-class ClipTextTeacher:
-    """CLIP's own text tower as a `CaptionTeacher`, whose vectors are its projected features, not normalised.
+class ClipTextTeacher(CaptionTeacher):
+    """CLIP's own text tower, whose vectors are its projected features, not normalised.
 
     Captions that it cannot read to their end get the vector 0, as those that a sample does not have.
 
@@ -110,6 +112,10 @@ class ClipTextTeacher:
         return digest.hexdigest()
 
     @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    @property
     def llm_embed_dim(self) -> int:
         if self._width is None:
             self._width = self._features(self.tokenize(['a'])).shape[1]
@@ -121,7 +127,7 @@ class ClipTextTeacher:
     def embed_tokens(
         self, tokens: Sequence[ClipTokens], on_batch: Callable[[int], object] = lambda texts: None
     ) -> Embedded:
-        vectors = torch.zeros(len(tokens), self.llm_embed_dim)
+        vectors = torch.zeros(len(tokens), self.llm_embed_dim, device=self.device)
         # Those of similar length together, so that little is padding.
         order = sorted((i for i, text in enumerate(tokens) if not text.cut), key=lambda i: len(tokens[i].ids))
         for start in range(0, len(order), self.batch_size):
@@ -132,12 +138,8 @@ class ClipTextTeacher:
         on_batch(left_out)
         return Embedded(vectors, sum(len(tokens[i].ids) for i in order), 0, left_out)
 
-    def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        return self.embed_tokens(self.tokenize(texts), on_batch)
-
     @torch.no_grad()
     def _features(self, texts: Sequence[ClipTokens]) -> torch.Tensor:
-        device = next(self.model.parameters()).device
-        batch = {name: value.to(device) for name, value in self.tokenizer.pad(texts).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
-            return self.model.get_text_features(**batch).float().cpu()
+        batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(texts).items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
+            return self.model.get_text_features(**batch).float()

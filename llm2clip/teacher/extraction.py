@@ -141,7 +141,7 @@ def extract_sidecar(
         for block in _ahead(_tokenized(read, teacher, out, block_tokens)):
             shard, before = block.shard, progress.n
             with _naming(shard):
-                embedded = block.known or teacher.embed_tokens(block.tokens, on_batch=progress.update)
+                embedded = block.known or teacher.embed_tokens(block.tokens, on_batch=progress.update).cpu()
             shard.vectors[block.rows] = embedded.vectors
             _count(done, progress, before, block, embedded)
             if block.known is None:

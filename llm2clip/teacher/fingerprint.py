@@ -53,6 +53,11 @@ class Fingerprint:
         """For files; one teacher's fields, or those of several in a list."""
         return self.teachers[0] if len(self.teachers) == 1 else {_SEVERAL: list(self.teachers)}
 
+    @property
+    def of_sentence_transformers(self) -> bool:
+        """Whether a teacher is a sentence-transformers model, whose prompt then stands here."""
+        return any('prompt' in one for one in self.teachers)
+
     def __len__(self) -> int:
         return len(self.teachers)
 

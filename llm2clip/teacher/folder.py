@@ -31,7 +31,7 @@ from llm2clip.teacher.llm import (
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer, load_text_encoder
 
 __all__ = [
-    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'check_encoding', 'check_teacher', 'encoding', 'load_teacher',
+    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'check_encoding', 'encoding', 'load_teacher',
     'save_teacher', 'teacher_config', 'teacher_fingerprint', 'teacher_width',
 ]
 
@@ -113,12 +113,6 @@ def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
     """
     how = encoding(teacher_config(folder))
     return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), how)
-
-
-def check_teacher(folder: Union[str, Path], expected: Fingerprint, reference: str) -> None:
-    """`check_encoding`, then the weights, which are read."""
-    check_encoding(folder, expected, reference)
-    teacher_fingerprint(folder).check(expected, str(folder), reference)
 
 
 def check_encoding(folder: Union[str, Path], expected: Fingerprint, reference: str) -> None:

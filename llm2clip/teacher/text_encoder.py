@@ -5,12 +5,15 @@
 
 from typing import Optional
 
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.remote_code.checks_llm2clip import load_tokenizer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.llm import add_lora, load_llm
 
-__all__ = ['build_text_encoder', 'load_caption_tokenizer', 'load_text_encoder']
+__all__ = ['build_text_encoder', 'load_caption_tokenizer', 'load_text_encoder', 'shard_encoder']
 
 
 def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
@@ -36,3 +39,11 @@ def build_text_encoder(
 def load_text_encoder(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:
     """A frozen encoder in evaluation mode, and its tokenizer."""
     return build_text_encoder(config).eval().requires_grad_(False), load_caption_tokenizer(config)
+
+
+def shard_encoder(encoder: TextEncoder, mesh: DeviceMesh) -> None:
+    """Spread a frozen encoder over the ranks of a mesh with FSDP2, a decoder layer at a time."""
+    for module in encoder.modules():
+        if encoder.fsdp_wrap_fn(module):
+            fully_shard(module, mesh=mesh)
+    fully_shard(encoder, mesh=mesh)

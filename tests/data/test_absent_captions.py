@@ -23,7 +23,8 @@ from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.caption_teacher import LLMTeacher
+from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 
 IMAGE_SIZE = 32
@@ -131,7 +132,7 @@ def test_evaluation_while_training_uses_all_captions_that_there_are(data: tuple[
 
 def test_the_teacher_in_the_loop_gives_zeros_for_absent_captions(teacher_folder: Path, data: tuple[Path, Path]) -> None:
     encoder, tokenizer = load_teacher(teacher_folder)
-    teacher = OnlineTeacher(encoder, tokenizer)
+    teacher = OnlineTeacher(LLMTeacher(encoder, tokenizer, teacher_fingerprint(teacher_folder)))
     vectors = teacher.embed(['a dog', '', 'a cat', ' '])
     assert not vectors[[1, 3]].any()
     torch.testing.assert_close(vectors[[0, 2]], encode_texts(encoder, tokenizer, ['a dog', 'a cat']).half())

@@ -20,6 +20,7 @@ import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
 import llm2clip.evaluation.models
 import llm2clip.evaluation.report
+import llm2clip.teacher.sources
 from llm2clip.config import (
     ConfigError,
     CRAConfig,
@@ -342,7 +343,7 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
         raise AssertionError('a model was loaded')
 
     monkeypatch.setattr(llm2clip.evaluation.models, 'load_evaluated_model', fail)
-    monkeypatch.setattr(llm2clip.evaluation.models, 'teacher_fingerprint', fail)
+    monkeypatch.setattr(llm2clip.teacher.sources, 'teacher_fingerprint', fail)
     for i in range(2):
         (files / 'other/owl').mkdir(parents=True, exist_ok=True)
         (files / 'other/owl' / f'{i}.png').write_bytes(picture(i))
@@ -369,7 +370,7 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
             (['models.n.run=nowhere'], 'models.n.run: nowhere is not the folder of a run'),
             ([f'models.n.export={exported[1]}', 'models.n.teacher=nowhere'],
              'models.n.teacher: nowhere is not a teacher'),
-            ([f'models.n.export={exported[1]}', 'models.n.teachers=[a, b]'], 'models.n.teacher: required but not set'),
+            ([f'models.n.export={exported[1]}', 'models.n.teachers=[a, b]'], 'learned from 1 teachers, not from 2'),
             (['models.n={official: x.pt, vision: {name: x}}'], 'models.n.official: there is no x.pt'),
             (['curve={old: zeroshot.dogs, new: retrieval.flickr30k}'],
              "curve.old: 'zeroshot.dogs', expected one of retrieval.flickr30k, zeroshot.pets, linear_probe.pets"),

@@ -31,6 +31,7 @@ from llm2clip.teacher.blocks import Embedded
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
+from llm2clip.teacher.sources import TeacherFolder
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]
 
@@ -78,7 +79,7 @@ def test_texts_are_embedded_once(
     def fail(*args: Any) -> None:
         raise AssertionError('the teacher was loaded again')
 
-    monkeypatch.setattr(evaluated, 'build_caption_teacher', fail)
+    monkeypatch.setattr(TeacherFolder, 'load', fail)
     assert torch.equal(load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0], first)
     with pytest.raises(AssertionError):
         load(tmp_path, export=str(exported[1])).text_features([*TEXTS, 'more'])

@@ -14,6 +14,7 @@ from trained import Trained, trained
 from transformers import AutoModel
 
 import llm2clip.export.hf
+import llm2clip.teacher.sources
 import llm2clip.training.runs
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, Stage2Config
 from llm2clip.config.files import save_config
@@ -101,7 +102,7 @@ def test_several_teachers_are_named_in_order(
     with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
         export(f'teachers=[{causal_teacher},{teacher_folder}]')
     for args in ([], [f'teacher={teacher_folder}']):
-        with pytest.raises(ConfigError, match='teachers: the run in .* was trained under 2 teachers; got 1 of their'):
+        with pytest.raises(ConfigError, match='teachers: the run in .* was trained under 2 teachers; got 1 of them'):
             export(*args)
     assert len(loaded) == 1
 
@@ -114,7 +115,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     def fail(folder: Any) -> None:
         raise AssertionError('weights were hashed')
 
-    monkeypatch.setattr(llm2clip.teacher.folder, 'teacher_fingerprint', fail)
+    monkeypatch.setattr(llm2clip.teacher.sources, 'teacher_fingerprint', fail)
     monkeypatch.delenv('HF_TOKEN', raising=False)
 
     def refused(message: str, *args: str, error: Any = ConfigError, name: str = 'export_hf') -> None:

@@ -22,6 +22,7 @@ from llm2clip.export.hf import export_folder
 from llm2clip.export.vision import export_vision
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.teacher.folder import encoding, teacher_config
+from llm2clip.teacher.sources import SentenceTransformerModel
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 pytestmark = pytest.mark.long
@@ -30,8 +31,11 @@ TEXTS = [text for sample in make_samples(5) for text in sample.captions.values()
 
 
 @pytest.fixture(scope='module')
-def models(teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path) -> dict[str, Trained]:
-    return {'clip': trained('clip_vision_model', [teacher_folder, causal_teacher], 'linear'),
+def models(
+    teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path, embedder: Path
+) -> dict[str, Trained]:
+    sentences = SentenceTransformerModel(embedder, 'query')
+    return {'clip': trained('clip_vision_model', [teacher_folder, causal_teacher, sentences], 'linear'),
             'siglip': trained('siglip_vision_model', [weighted_teacher], 'identity', logit_bias=-10.0),
             'vit': trained('vit', [teacher_folder]), 'timm': trained('timm:test_vit', [causal_teacher]),
             'convnet': trained('timm:test_efficientnet', [teacher_folder])}

@@ -23,6 +23,7 @@ from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.evaluation.zeroshot import zeroshot_evaluator, zeroshot_set
 from llm2clip.files import FileError
 from llm2clip.stages import stage2
+from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.algorithms import zeroshot_classes
 from llm2clip.training.algorithms.zeroshot_classes import own_names
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -75,10 +76,10 @@ class _Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loaded: list[weakref.ref[torch.nn.Module]] = []
         self.alive: list[bool] = []
-        load, fit = stage2.build_caption_teacher, stage2.fit
+        load, fit = TeacherFolder.load, stage2.fit
 
-        def watched_load(*args: Any) -> Any:
-            teacher: Any = load(*args)
+        def watched_load(*args: Any, **options: Any) -> Any:
+            teacher: Any = load(*args, **options)
             self.loaded.append(weakref.ref(teacher.encoder))
             return teacher
 
@@ -86,7 +87,7 @@ class _Watched:
             self.alive.extend(ref() is not None for ref in self.loaded)
             fit(trainer)
 
-        monkeypatch.setattr(stage2, 'build_caption_teacher', watched_load)
+        monkeypatch.setattr(TeacherFolder, 'load', watched_load)
         monkeypatch.setattr(stage2, 'fit', watched_fit)
 
 
@@ -132,7 +133,8 @@ def test_the_teacher_in_the_loop_embeds_the_prompts_and_the_accuracy_ends_the_tr
                _source(sets, 'tars'), 'eval_interval=1ba', 'save_interval=1ba', 'callbacks.early_stopper={'
                'monitor: zeroshot_top1, dataloader_label: tars, patience: 2ba, min_delta: 100}')
     found = read_metrics(tmp_path / 'run/metrics.jsonl')
-    assert not watched.loaded and len(found['loss/train/total']) == 4 == len(found['metrics/eval/retrieval_recall@10'])
+    assert watched.alive == [True]
+    assert len(found['loss/train/total']) == 4 == len(found['metrics/eval/retrieval_recall@10'])
     for metric, value in _evaluated(tmp_path / 'run', {'name': 'clip_benchmark', 'local': f'{sets}/tars'}).items():
         assert list(found[f'metrics/tars/{metric}']) == [1, 2, 3, 4]
         assert found[f'metrics/tars/{metric}'][4] == pytest.approx(value, rel=1e-6)

@@ -18,8 +18,8 @@ from llm2clip.config import ConfigError, ExtractConfig, TeacherConfig
 from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.remote_code.checks_llm2clip import LoadError
-from llm2clip.teacher.caption_teacher import build_caption_teacher
 from llm2clip.teacher.clip_text import ClipTextTeacher
+from llm2clip.teacher.sources import build_caption_teacher
 
 
 @pytest.fixture(scope='module', params=['clip', 'siglip'])

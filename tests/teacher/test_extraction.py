@@ -28,10 +28,11 @@ from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.teacher.blocks import Embedded, keep_block, load_block
-from llm2clip.teacher.caption_teacher import LLMTeacher, build_caption_teacher
+from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
+from llm2clip.teacher.sources import build_caption_teacher
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:

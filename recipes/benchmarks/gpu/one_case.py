@@ -37,8 +37,8 @@ from llm2clip.folders import OutputFolder
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.pretended import pretended_ranks
 from llm2clip.stages import stage1, stage2
-from llm2clip.teacher.caption_teacher import build_caption_teacher
 from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.sources import build_caption_teacher
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 from llm2clip.training.callbacks.checkpoint_saver import CheckpointSaver
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -181,7 +181,7 @@ def extract(name: str, config: ExtractConfig) -> Result:
     def clocked(*args: Any, **kwargs: Any) -> Any:
         nonlocal embedding
         start = now()
-        embedded = embed(*args, **kwargs)
+        embedded = embed(*args, **kwargs).cpu()  # when it is done
         embedding += now() - start
         return embedded
 

@@ -1,0 +1,146 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A sentence-transformers model as a frozen teacher: loaded without running code from it, checked; texts -> vectors.
+
+Exports with remote code hold a copy of this file.  So it imports nothing else of this package, no more than torch, and
+sentence-transformers only when there is such a teacher.
+"""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+# Relative, since the copies in an export are no package of this name.
+from .checks_llm2clip import LoadError, check_files, check_finite, check_no_code, loading
+
+__all__ = ['SentenceTeacher', 'encode_sentences', 'load_sentence_transformer', 'padded_batches']
+
+# Classes that a sentence-transformers folder may name: modules, activations, and what export_sentence writes.
+_TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.', 'llm2clip.export.sentence_model.CaptionEncoder')
+
+
+def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The SentenceTransformer in a folder, frozen, in evaluation mode, on the CPU.
+
+    Args:
+        folder: The folder; weights that are pickled are read without running code.
+        trust_remote_code: Run code that the folder holds or names.
+
+    Raises:
+        LoadError: There is no such model, it needs code that is not trusted, its weights are not finite, or
+            sentence-transformers is not installed.
+    """
+    if not trust_remote_code:
+        _refuse_foreign_classes(folder)
+    try:
+        library: Any = importlib.import_module('sentence_transformers')
+    except ImportError:
+        raise LoadError(f'{folder}: is a sentence-transformers model, expected the package that loads it: '
+                        'pip install sentence-transformers') from None
+    with loading(folder, 'a sentence-transformers model'):
+        model = library.SentenceTransformer(str(folder), device='cpu', trust_remote_code=trust_remote_code)
+    check_finite(model.state_dict(), folder)
+    if not callable(tokenizer := getattr(model, 'tokenizer', None)):
+        raise LoadError(f'{folder}: has the tokenizer {type(tokenizer).__name__}, expected one of transformers')
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_foreign_classes(folder: Path) -> None:
+    """sentence-transformers runs the classes that a local folder names, whether it is trusted or not."""
+    for path in sorted(folder.rglob('*.json')):
+        with loading(path, 'JSON'):
+            content = json.loads(path.read_text(encoding='utf-8'))
+        for values in content if isinstance(content, list) else [content]:
+            if not isinstance(values, dict):
+                continue
+            types = values.get('types')
+            named = [values.get(key) for key in ('type', 'activation_function', 'tokenizer_class')]
+            for name in [*named, *(types.values() if isinstance(types, dict) else ())]:
+                if '.' in str(name) and not str(name).startswith(_TRUSTED_CLASSES):
+                    raise LoadError(f'{path}: names the class {name}, expected one of sentence-transformers; '
+                                    'trust_remote_code=true lets it run')
+        if path.name == 'config.json' and isinstance(content, dict):
+            check_no_code({**content, 'auto_map': None}, path)
+
+
+def padded_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices, longest text first, grouped so that a batch, padded, holds at most `batch_tokens`, or a single text."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // max(1, lengths[order[start]]))
+        yield order[start:start + size]
+        start += size
+
+
+def encode_sentences(
+    model: Any,
+    texts: Sequence[str],
+    prompt: str = '',
+    batch_tokens: int = 4096,
+    precision: str = 'fp32',
+    on_batch: Callable[[int], object] = lambda texts: None,
+) -> tuple[torch.Tensor, list[int]]:
+    """Embed texts by a SentenceTransformer's own `encode`.
+
+    Args:
+        model: From `load_sentence_transformer`, on its device.
+        texts: N texts.
+        prompt: Put before each; whether it is pooled is the model's affair.
+        batch_tokens: Tokens per forward pass, with padding.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+        on_batch: Is told how many texts each batch had.
+
+    Returns:
+        ``(N, D)`` in float32 on the model's device, and how many tokens each text has with its prompt, of which the
+        model reads `max_seq_length`.
+    """
+    if not texts:
+        return torch.empty(0, 0, device=model.device), []
+    lengths = [len(ids) for ids in model.tokenizer([prompt + text for text in texts], truncation=False,
+                                                   verbose=False)['input_ids']]
+    limit = model.max_seq_length or max(lengths)
+    batches = list(padded_batches([min(length, limit) for length in lengths], batch_tokens))
+    vectors = []
+    for batch in batches:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
+            vectors.append(model.encode([texts[i] for i in batch], prompt=prompt, batch_size=len(batch),
+                                        show_progress_bar=False, convert_to_tensor=True).float())
+        on_batch(len(batch))
+    order = torch.tensor([i for batch in batches for i in batch])
+    # `encode` gives tensors that a graph may not keep; what is made of them here is free of that.
+    return torch.cat(vectors)[order.argsort().to(model.device, non_blocking=True)], lengths
+
+
+class SentenceTeacher:
+    """The frozen sentence-transformers model in a folder, loaded when it is first asked: captions -> vectors.
+
+    Args:
+        folder: Of the model.
+        recorded: Fingerprint of the teacher that the model learned from; its ``prompt`` is put before every caption.
+        files: Checksums of that teacher's files; unset, they are not compared.
+        trust_remote_code: As for `load_sentence_transformer`.
+
+    Raises:
+        LoadError: A file is not the one that was exported.
+    """
+
+    def __init__(
+        self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if files is not None:
+            check_files(folder, files)
+        self.folder, self.prompt, self.trust_remote_code = folder, str(recorded['prompt']), trust_remote_code
+        self._model: Any = None
+
+    def __call__(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        """``(N, llm_embed_dim)`` in float32 on the CPU, not normalised."""
+        if self._model is None:
+            self._model = load_sentence_transformer(self.folder, self.trust_remote_code)
+        return encode_sentences(self._model.to(device), texts, self.prompt)[0].cpu()

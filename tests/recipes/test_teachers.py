@@ -1,0 +1,84 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teachers that stage 1 has not trained, a sentence-transformers model and an LLM as it is, on their way through every
+recipe."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from composer.devices import DeviceCPU
+from launched import stage2_arguments
+from parts import make_samples, picture
+from recipes_in_process import run_recipe
+from transformers import AutoModel
+
+from llm2clip.config import TextEncoderConfig
+from llm2clip.data.schema import read_samples
+from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.remote_code import modeling_llm2clip
+from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherSource
+from llm2clip.training.algorithms.online_teacher import OnlineTeacher
+from llm2clip.training.runs import load_stage2
+
+TEXTS = [sample.captions['short'] for sample in make_samples(8)]
+
+
+@pytest.fixture(params=['sentence_transformer', 'text_encoder'])
+def teacher(request: pytest.FixtureRequest, embedder: Path, llm_folder: Path) -> tuple[TeacherSource, list[str]]:
+    """A teacher, and the keys that name it."""
+    if request.param == 'sentence_transformer':
+        return (SentenceTransformerModel(embedder, 'query'),
+                [f'sentence_transformer={embedder}', 'prompt_name=query'])
+    return (FrozenLLM(TextEncoderConfig(str(llm_folder), pooling='last', dtype='bfloat16')),
+            [f'text_encoder={{pretrained: {llm_folder}, pooling: last, dtype: bfloat16}}'])
+
+
+def test_from_captions_to_search(
+    teacher: tuple[TeacherSource, list[str]], image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (source, keys), run = teacher, tmp_path / 'run'
+    sidecar, export = tmp_path / 'sidecars/s', tmp_path / 'export/llm2clip'
+    args = [*stage2_arguments(image_dataset, sidecar), 'train_data.num_workers=0', 'optimizer.name=sgd',
+            'max_duration=2ba', 'eval_data=null', f'save_folder={run}']
+    run_recipe(monkeypatch, 'extract_embeddings', *keys, f'datasets.s.local={image_dataset}', 'device=cpu',
+               f'out={tmp_path}/sidecars', 'batch_tokens=100')
+    loaded = source.load(DeviceCPU())
+    stored = torch.stack([vectors_of(stored_vector(row, 'short')) for row in read_samples(sidecar)[:8]])
+    rounded = 2e-2 if 'text_encoder' in keys[0] else 2e-3  # bfloat16, or float16 as it is stored
+    torch.testing.assert_close(stored, OnlineTeacher(loaded).embed(TEXTS), rtol=rounded, atol=rounded / 10)
+
+    # Another prompt, or another pooling, is another teacher than that of the sidecar.
+    other = ['prompt_name=other'] if 'prompt_name=query' in keys else ['text_encoder.pooling=mean']
+    with pytest.raises(ValueError, match='the sidecar of train_data comes from another teacher than .*: p'):
+        run_recipe(monkeypatch, 'train_stage2', *args, *keys, *other)
+    without = [arg for arg in args if '.embeddings.' not in arg and not arg.startswith('eval_data')]
+    run_recipe(monkeypatch, 'train_stage2', *without, 'eval_data=null', *keys, 'online.enabled=true')
+    record = TeacherRecord.read(run)
+    assert record == TeacherRecord(TeacherRecord.read(sidecar).teacher, {'llm_embed_dim': 32})
+
+    # From here on, the run names its teacher.
+    run_recipe(monkeypatch, 'evaluate', f'models.m.run={run}', f'out={tmp_path}/evaluate', 'num_workers=0',
+               'device=cpu', f'retrieval.r.source={{name: mds, local: {image_dataset}, caption_keys: [short]}}',
+               'bootstrap=0')
+    assert json.loads((tmp_path / 'evaluate/results.json').read_text())['retrieval']['r']['models']['m']['n_texts'] > 0
+    run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'remote_code=true')
+    model, _, _ = load_stage2(run)
+    with torch.no_grad():
+        expected = model.get_text_features(loaded.embed(TEXTS).vectors)
+        for kind in (AutoModel, modeling_llm2clip.LLM2CLIPModel):
+            found = kind.from_pretrained(export).get_text_features(TEXTS)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    card = (export / 'README.md').read_text()
+    assert ('pip install sentence-transformers' in card) == ('prompt_name=query' in keys)
+    capsys.readouterr()
+    (tmp_path / 'photos').mkdir()
+    for i in range(2):
+        (tmp_path / 'photos' / f'{i}.png').write_bytes(picture(i))
+    run_recipe(monkeypatch, 'search', f'model={export}', f'images={tmp_path}/photos', f'index={tmp_path}/index',
+               f'query={TEXTS[0]}', 'device=cpu', 'num_workers=0')
+    assert capsys.readouterr().out.count(f'{tmp_path}/photos/') == 2

