@@ -28,6 +28,7 @@ from llm2clip.config.evaluate import (
     LinearProbeConfig,
     ReportConfig,
     RetrievalConfig,
+    SGDProbeConfig,
     ZeroshotConfig,
 )
 from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisionConfig, HubConfig
@@ -63,7 +64,7 @@ __all__ = [
     'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig',
     'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig',
     'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig',
-    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config',
-    'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainerConfig',
-    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',
+    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig',
+    'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]
