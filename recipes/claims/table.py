@@ -109,8 +109,8 @@ def _draw_plane(suite: Suite, plane: tuple[str, str], rows: Mapping[str, list[di
     across, up = (rows[test] for test in plane)
     for i, (x, y) in enumerate(zip(across, up)):
         axis.plot(x['scores'], y['scores'], '.', color=f'C{i}', markersize=5, alpha=0.6)
-        axis.plot(x['mean'], y['mean'], 'o', color=f'C{i}', markersize=9)
-        axis.annotate(x['variant'], (x['mean'], y['mean']), (6, 6), textcoords='offset points', fontsize=9)
+        axis.plot(x['mean'], y['mean'], 'o', color=f'C{i}', markersize=9, label=x['variant'])
+    axis.legend(fontsize=9)
     axis.set(xlabel=f'{plane[0]}: {METRIC}', ylabel=f'{plane[1]}: {METRIC}')
     axis.grid(alpha=0.3)
     axis.margins(0.15)

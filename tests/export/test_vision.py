@@ -43,8 +43,9 @@ def test_training_goes_on_from_the_exported_tower(vision: str, name: str, teache
 
 
 @pytest.mark.parametrize('vision', ['clip_vision_model', 'timm:test_vit'])
-def test_without_projection(vision: str, teacher_folder: Path, tmp_path: Path) -> None:
+def test_without_projection_and_right_after_training(vision: str, teacher_folder: Path, tmp_path: Path) -> None:
     of_run = trained(vision, [teacher_folder])
+    of_run.model.to(memory_format=torch.channels_last)
     name = export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower', projection=False)
     config = json.loads((tmp_path / 'tower/config.json').read_text())
     if vision.startswith('timm'):
