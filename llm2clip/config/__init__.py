@@ -28,6 +28,7 @@ from llm2clip.config.evaluate import (
     LinearProbeConfig,
     ReportConfig,
     RetrievalConfig,
+    SGDProbeConfig,
     ZeroshotConfig,
 )
 from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisionConfig, HubConfig
@@ -58,12 +59,13 @@ from llm2clip.config.training import (
 )
 
 __all__ = [
-    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'CompositionConfig',
-    'ConfigError', 'CurveConfig', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig',
-    'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig',
-    'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig',
-    'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'NamedTeacherConfig', 'OnlineConfig',
-    'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'SelfDistillationConfig',
-    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig',
-    'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig',
+    'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig',
+    'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig',
+    'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig',
+    'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig',
+    'NamedTeacherConfig', 'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig',
+    'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig',
+    'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainerConfig', 'VisionConfig', 'WriterConfig',
+    'ZeroshotConfig',
 ]

@@ -17,7 +17,10 @@ from llm2clip.config.ranges import (
     Count,
     DeviceName,
     Natural,
+    PaperAblation,
+    Positive,
     RunWeights,
+    Seed,
     Share,
     TeacherPrecision,
     Text,
@@ -27,7 +30,7 @@ from llm2clip.config.teacher import TeacherConfig
 
 __all__ = [
     'CRAConfig', 'CompositionConfig', 'CurveConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig',
-    'ReportConfig', 'RetrievalConfig', 'ZeroshotConfig',
+    'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'ZeroshotConfig',
 ]
 
 
@@ -86,13 +89,34 @@ class ZeroshotConfig:
 
 
 @dataclass
+class SGDProbeConfig:
+    """A linear classifier trained by stochastic gradient descent without weight decay, as in the paper (section 4.2).
+    Features are scaled to mean 0 and variance 1, and the learning rate falls to 0 along a cosine, of which the paper
+    says nothing."""
+
+    epochs: Count = 50
+    """How often it sees each image."""
+    batch_size: Count = 1024
+    """Images per step."""
+    learning_rate: Positive = 0.1
+    """At the beginning."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of the last step in the next one."""
+    seed: Seed = 0
+    """Of the order of the images."""
+
+
+@dataclass
 class LinearProbeConfig:
-    """Logistic regression on the frozen tower's features."""
+    """A linear classifier on the frozen tower's features."""
 
     train: Component = MISSING
-    """Set to learn from; a fifth of it chooses the regularisation."""
+    """Set to learn from."""
     test: Component = MISSING
     """Set whose images are classified."""
+    sgd: Optional[SGDProbeConfig] = None
+    """`{}` for the paper's stochastic gradient descent, which large sets need.  Unset: scikit-learn's logistic
+    regression, whose strength of regularisation a fifth of `train` chooses."""
     metric: AccuracyMetric = 'top1'
     """Which number stands for the set beside a baseline and in averages: `top1` or `mean_per_class`."""
 
@@ -103,6 +127,8 @@ class CompositionConfig:
 
     source: Component = MISSING
     """`name` of the set and where its files are."""
+    metric: Optional[Text] = None
+    """Which of its numbers stands for the set in averages, such as `group_score`; required there if it has several."""
 
 
 @dataclass
@@ -111,6 +137,9 @@ class CRAConfig:
 
     captions: Text = MISSING
     """MDS folder with the pairs."""
+    name: Optional[Text] = None
+    """Name of the pairs in tables; `coco` for those of COCO's 5,000 test images, beside which the paper's numbers
+    stand."""
     caption_keys: Annotated[list[Text], Field(min_length=2, max_length=2)] = field(
         default_factory=lambda: ['short', 'long'])
     """The two captions of a sample that have to find each other."""
@@ -118,6 +147,8 @@ class CRAConfig:
     """Result name -> LLM, not trained here, and how it encodes."""
     teachers: dict[str, Text] = field(default_factory=dict)
     """Result name -> folder that stage 1 wrote, which knows how it encodes."""
+    clip_text: dict[str, Text] = field(default_factory=dict)
+    """Result name -> hub name or folder of a CLIP or SigLIP, whose own text tower embeds the captions."""
     limit: Optional[Count] = None
     """Number of pairs, from the first on.  Unset: all."""
     batch_tokens: Count = 4096
@@ -151,7 +182,7 @@ class EvaluateConfig:
     zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
     """Name in the tables -> classification by class names."""
     linear_probe: dict[Text, LinearProbeConfig] = field(default_factory=dict)
-    """Name in the tables -> logistic regression on the frozen tower's features."""
+    """Name in the tables -> linear classifier on the frozen tower's features."""
     composition: dict[Text, CompositionConfig] = field(default_factory=dict)
     """Name in the tables -> choice between texts that are much alike."""
     cra: Optional[CRAConfig] = None
@@ -159,10 +190,14 @@ class EvaluateConfig:
     curve: Optional[CurveConfig] = None
     """A table and a picture of models between two of the benchmarks."""
     compare: Optional[Text] = None
-    """The baseline, one of `models`: all others are put beside it on every benchmark but those of composition, with the
-    95 % interval of the difference, and with what they have forgotten."""
+    """The baseline, one of `models`: all others are put beside it on every benchmark, with the 95 % interval of the
+    difference, and with what they have forgotten."""
     averages: dict[Text, Texts] = field(default_factory=dict)
     """Name -> benchmarks of one kind, `zeroshot.food101` with the name that it has there: the mean of their numbers."""
+    ablations: list[PaperAblation] = field(default_factory=list)
+    """Tables of the paper's appendix whose numbers stand beside ours, too: `A3` share of dense captions, `A4` what is
+    trained of the LLM, `A5` training of stage 1, `A6` text encoders, `A7` adapters, `A8` losses beside CLIP's own text
+    tower."""
     bootstrap: Natural = 1000
     """Number of resamples for the 95 % intervals; 0 for none."""
     gallery: Natural = 4
@@ -185,10 +220,12 @@ class EvaluateConfig:
                               'for the models')
         if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('models: {}, expected at least one')
-        known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe') for name in getattr(self, kind)]
+        known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe', 'composition')
+                 for name in getattr(self, kind)]
+        on_curve = [benchmark for benchmark in known if not benchmark.startswith('composition.')]
         for axis in ('old', 'new') if self.curve is not None else ():
-            if (benchmark := getattr(self.curve, axis)) not in known:
-                raise ConfigError(f'curve.{axis}: {benchmark!r}, expected one of {", ".join(known)}')
+            if (benchmark := getattr(self.curve, axis)) not in on_curve:
+                raise ConfigError(f'curve.{axis}: {benchmark!r}, expected one of {", ".join(on_curve)}')
         if [*self.models] == [self.compare]:
             raise ConfigError(f'compare: {self.compare!r} is the only one of models, expected another one beside it')
         if self.compare is not None and self.compare not in self.models:

@@ -1,23 +1,19 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Zero-shot classification by prompts, and the linear probe."""
+"""Zero-shot classification by prompts, and the numbers of every classification."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import read_lines
 from llm2clip.files import FileError
-from llm2clip.metrics.bootstrap import Outcomes, bootstrap_interval
+from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.classification import (
     accuracy_per_class,
     average_precision,
@@ -28,11 +24,8 @@ from llm2clip.metrics.classification import (
 from llm2clip.metrics.retrieval import recall
 
 __all__ = [
-    'check_probe_labels', 'class_features', 'class_prompts', 'linear_probe', 'read_templates', 'zeroshot_metrics',
+    'accuracy_metrics', 'class_features', 'class_prompts', 'read_templates', 'zeroshot_metrics',
 ]
-
-# Inverse strengths of the regularisation that the probe chooses from.
-_C = tuple(10.0 ** power for power in range(-2, 5))
 
 
 def read_templates(path: Union[str, Path], key: str) -> list[str]:
@@ -88,7 +81,8 @@ def zeroshot_metrics(
         resamples: Of the bootstrap; 0: no intervals.
     """
     if labels.ndim == 1:
-        return _accuracy(class_ranks(image_features, class_features, labels), labels, classes, 'zeroshot', resamples)
+        ranks = class_ranks(image_features, class_features, labels)
+        return accuracy_metrics(ranks, labels, classes, 'zeroshot', resamples)
     precision = 100 * average_precision(class_scores(image_features, class_features), labels)
     return {'n_images': len(labels), 'n_classes': len(classes), 'mean_average_precision': precision.mean().item(),
             'per_class': dict(zip(_distinct(classes), precision.tolist()))}, []
@@ -100,63 +94,26 @@ def _distinct(classes: Sequence[str]) -> list[str]:
     return [name if counts[name] == 1 else f'{name} ({position})' for position, name in enumerate(classes)]
 
 
-def _accuracy(
+def accuracy_metrics(
     ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, resamples: int
 ) -> tuple[dict[str, Any], list[Outcomes]]:
+    """What `zeroshot_metrics` returns where images have one class.
+
+    Args:
+        ranks: ``(N,)``, how many classes come before the right one of each image.
+        labels: ``(N,)``, the right classes.
+        classes: C names.
+        name: Which metrics begin with.
+        resamples: Of the bootstrap; 0: no intervals.
+    """
     ks = [k for k in (1, 5) if k <= len(classes)]
     images = torch.arange(len(ranks))
     hits = torch.stack([ranks < k for k in ks], 1)
     outcomes = Outcomes(tuple(f'{name}_top{k}' for k in ks), hits, images)
-    intervals = {}
-    if resamples:
-        low_high = (100 * bootstrap_interval(hits, images, resamples)).tolist()
-        intervals = {metric: tuple(pair) for metric, pair in zip(outcomes.names, low_high)}
+    intervals = outcomes.intervals(resamples) if resamples else {}
     names = _distinct(classes)
     per_class = {names[c]: accuracy for c, accuracy in accuracy_per_class(ranks, labels).items()}
     values = {'n_images': len(labels), 'n_classes': len(classes), **{f'{name}_top{k}': recall(ranks, k) for k in ks},
               'mean_per_class': sum(per_class.values()) / len(per_class), 'intervals': intervals,
               'per_class': per_class}
     return values, [outcomes, Outcomes(('mean_per_class',), hits[:, :1], images, labels)]
-
-
-def check_probe_labels(train_labels: Sequence[int], test_labels: Sequence[int], classes: Sequence[str]) -> None:
-    """Raise a ValueError if a class has a single training image, or a test class none."""
-    counts = Counter(train_labels)
-    for c in sorted({*train_labels, *test_labels}):
-        if counts[c] < 2:
-            raise ValueError(f'class {classes[c]!r} has {counts[c]} training images, expected at least 2')
-
-
-def linear_probe(
-    train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor,
-    classes: Sequence[str], resamples: int = 1000, seed: int = 0,
-) -> tuple[dict[str, Any], list[Outcomes]]:
-    """Logistic regression on frozen features, as `zeroshot_metrics` reports, with the chosen `C`.
-
-    Features are scaled to length 1.  The regularisation is that which does best on a fifth of the training set, with
-    each class's share; the final fit sees all of it.
-
-    Args:
-        train: ``(N, W)``.
-        train_labels: ``(N,)``, every class at least twice.
-        test: ``(M, W)``.
-        test_labels: ``(M,)``.
-        classes: C names.
-        resamples: Of the bootstrap.
-        seed: Of the split.
-
-    Raises:
-        ValueError: A class has a single training image, or a test class none.
-    """
-    check_probe_labels(train_labels.tolist(), test_labels.tolist(), classes)
-    x, y = F.normalize(train, dim=-1).numpy(), train_labels.numpy()
-    held = max(len(np.unique(y)), len(y) // 5)
-    split = StratifiedShuffleSplit(1, test_size=held, random_state=seed)
-    probe = GridSearchCV(LogisticRegression(max_iter=1000), {'C': _C}, cv=split).fit(x, y)
-    logits = torch.full((len(test), len(classes)), -torch.inf, dtype=torch.float64)
-    logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(
-        probe.predict_log_proba(F.normalize(test, dim=-1).numpy())).double()
-    right = logits.gather(1, test_labels[:, None])
-    ranks = (logits >= right).sum(1) - 1
-    values, outcomes = _accuracy(ranks, test_labels, classes, 'linear_probe', resamples)
-    return {**values, **probe.best_params_}, outcomes

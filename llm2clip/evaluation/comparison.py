@@ -27,6 +27,8 @@ class Found(NamedTuple):
     """What it had right; no `Outcomes` have the mean average precision, which is no mean over images."""
     seed: int = 0
     """Of the resamples for averages: benchmarks of the same images have the same, and are drawn together."""
+    by_length: Mapping[str, 'Found'] = {}
+    """For retrieval, what it found with the texts of each length."""
 
 
 def forgotten_classes(before: Mapping[str, float], after: Mapping[str, float], n: int = 5) -> dict[str, float]:
@@ -54,7 +56,7 @@ def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, Any
         ``difference``: metric -> points won, and ``intervals``: metric -> 95 % interval of the difference over the same
         resamples of queries for both models.  For a classification also ``forgotten``, as `forgotten_classes` has it;
         where images have one class, ``lost`` and ``gained``, the numbers of images that the baseline alone and the
-        model alone had right.
+        model alone had right.  For retrieval ``by_length``: length of the texts -> difference and intervals.
     """
     intervals: dict[str, list[float]] = {}
     for old, new in zip(before.outcomes, after.outcomes, strict=True):
@@ -69,6 +71,9 @@ def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, Any
         if before.outcomes:
             was, now = (found.outcomes[0].hits[:, 0] for found in (before, after))
             result.update(lost=int((was & ~now).sum()), gained=int((now & ~was).sum()))
+    if before.by_length:
+        result['by_length'] = {length: compare(found, after.by_length[length], resamples)
+                               for length, found in before.by_length.items()}
     return result
 
 
@@ -160,10 +165,18 @@ class Comparisons:
         kind, _, name = benchmark.partition('.')
         if kind == 'retrieval':
             return [*_RECALLS]
+        if kind == 'composition':
+            return [outcomes.names[0] for outcomes in next(iter(self._found[benchmark].values())).outcomes]
         if _PRECISION in next(iter(self._found[benchmark].values())).values:
             return [_PRECISION]
         metric = getattr(self.config, kind)[name].metric
         return [f'{kind}_top1' if metric == 'top1' else metric]
+
+    def _averaged(self, benchmark: str) -> list[str]:
+        """Those of them that averages take."""
+        kind, _, name = benchmark.partition('.')
+        metric = self.config.composition[name].metric if kind == 'composition' else None
+        return [metric] if metric is not None else self._metrics(benchmark)
 
     def _average(self, name: str, model: str) -> None:
         """Unless numbers are missing."""
@@ -171,7 +184,7 @@ class Comparisons:
         found = self._on_all(benchmarks, model)
         if found is None:
             return
-        metrics = {benchmark: self._metrics(benchmark) for benchmark in benchmarks}
+        metrics = {benchmark: self._averaged(benchmark) for benchmark in benchmarks}
         columns = dict(zip(_RECALLS if benchmarks[0].startswith('retrieval.') else ['mean'], zip(*metrics.values())))
         entry = self._averages.setdefault(name, {'benchmarks': metrics, 'models': {}})
         means, intervals = _averages(found, columns, self.config.bootstrap)

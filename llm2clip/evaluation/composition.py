@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llm2clip.evaluation.sets.files import CompositionSet, Example, Number
-from llm2clip.metrics.bootstrap import bootstrap_interval
+from llm2clip.metrics.bootstrap import Outcomes
 
 __all__ = ['composition_metrics', 'right_examples', 'similarities']
 
@@ -57,8 +57,9 @@ def right_examples(scores: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def composition_metrics(
     dataset: CompositionSet, image_features: torch.Tensor, text_features: torch.Tensor, resamples: int = 1000
-) -> dict[str, Any]:
-    """The numbers of a set in percent, what `chance` would give, 95 % intervals, and the scores of each part.
+) -> tuple[dict[str, Any], list[Outcomes]]:
+    """The numbers of a set in percent, what `chance` would give, 95 % intervals, and the scores of each part; and which
+    examples were right, for each number.
 
     Args:
         dataset: Which texts belong to which images.
@@ -68,28 +69,27 @@ def composition_metrics(
     """
     right = right_examples(similarities(image_features, text_features, dataset.examples))
     units, n_images = torch.tensor(dataset.units), len(dataset.examples[0].images)
-    numbers, intervals = {}, {}
+    numbers, intervals, outcomes = {}, {}, []
     for name, number in dataset.numbers.items():
         hits = right[number.score].double()
         numbers[name] = 100 * sum(_share(hits, group) for group in number.groups) / len(number.groups)
+        outcomes.append(_outcomes(name, number, hits, units))
         if resamples:
-            intervals[name] = _interval(hits, number, units, resamples)
+            intervals.update(outcomes[-1].intervals(resamples))
     return {'n_images': len(dataset.image_ids), 'n_texts': len(dataset.texts), 'n_examples': len(dataset.examples),
             **numbers, 'chance': {name: _CHANCE[number.score, n_images] for name, number in dataset.numbers.items()},
             'intervals': intervals, 'per_part': {
                 name: {'n_examples': len(part), **{score: 100 * _share(hits.double(), part)
                                                    for score, hits in right.items()}}
-                for name, part in dataset.parts.items()}}
+                for name, part in dataset.parts.items()}}, outcomes
 
 
 def _share(hits: torch.Tensor, examples: Sequence[int]) -> float:
     return hits[list(examples)].mean().item()
 
 
-def _interval(hits: torch.Tensor, number: Number, units: torch.Tensor, resamples: int) -> tuple[float, float]:
+def _outcomes(name: str, number: Number, hits: torch.Tensor, units: torch.Tensor) -> Outcomes:
     """Units are drawn with all their examples."""
     examples = torch.tensor([example for group in number.groups for example in group])
     stratum = torch.arange(len(number.groups)).repeat_interleave(torch.tensor([*map(len, number.groups)]))
-    interval = bootstrap_interval(hits[examples, None], units[examples], resamples, stratum=stratum)
-    low, high = (100 * interval[0]).tolist()
-    return low, high
+    return Outcomes((name,), hits[examples, None], units[examples], stratum=stratum)

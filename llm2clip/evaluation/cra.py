@@ -3,7 +3,7 @@
 
 """Caption retrieval accuracy of text encoders: do two captions of one image find each other?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -15,11 +15,15 @@ from llm2clip.config import ConfigError, CRAConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.ranks import in_turns, is_first, rows
+from llm2clip.remote_code.checks_llm2clip import LoadError, load_config
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
+from llm2clip.teacher.clip_text import ClipTextTeacher
 from llm2clip.teacher.folder import load_teacher, teacher_config
 from llm2clip.teacher.text_encoder import load_text_encoder
 
 __all__ = ['check_cra', 'evaluate_cra']
+
+Encode = Callable[[Sequence[str]], torch.Tensor]
 
 # Texts that are embedded together: enough to sort by length, few enough for several ranks to share.
 _BLOCK = 1024
@@ -45,6 +49,11 @@ def check_cra(config: CRAConfig) -> None:
         file = Path(encoder.pretrained, encoder.gguf_file or '')
         if Path(encoder.pretrained).is_dir() and not file.exists():
             raise ConfigError(f'cra.encoders.{name}.gguf_file: there is no {file}')
+    for name, clip in config.clip_text.items():
+        try:
+            load_config(clip)
+        except LoadError as error:
+            raise ConfigError(f'cra.clip_text.{name}: {error}') from None
 
 
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
@@ -72,9 +81,8 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     pairs = pairs[:config.limit]
     first, second = ([pair[side] for pair in pairs] for side in range(2))
     result = {}
-    for name, (encoder, tokenizer) in _encoders(config):
-        device.module_to_device(encoder)
-        vectors = [_encode(encoder, tokenizer, texts, config) for texts in (first, second)]
+    for name, encode in _encoders(config, device):
+        vectors = [_encode(encode, texts) for texts in (first, second)]
         if not is_first():
             continue
         result[name] = round(caption_retrieval_accuracy(*vectors), 3)
@@ -82,24 +90,35 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     return result, len(pairs)
 
 
-def _encode(
-    encoder: TextEncoder, tokenizer: CaptionTokenizer, texts: list[str], config: CRAConfig
-) -> torch.Tensor:
-    encode = partial(encode_texts, encoder, tokenizer, batch_tokens=config.batch_tokens, precision=config.precision)
+def _encode(encode: Encode, texts: list[str]) -> torch.Tensor:
     blocks = [texts[start:start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
     return rows(in_turns(blocks, partial(map, encode)))
 
 
-def _encoders(config: CRAConfig) -> Iterator[tuple[str, tuple[TextEncoder, CaptionTokenizer]]]:
-    """One after the other; encoders that follow each other and have the same LLM share it."""
+def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, Encode]]:
+    """One after the other; LLMs that follow each other and are the same one are loaded once."""
     llm_of = attrgetter('pretrained', 'gguf_file', 'adapters', 'dtype', 'attn_implementation', 'trust_remote_code')
+
+    def with_llm(encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Encode:
+        device.module_to_device(encoder)
+        return partial(encode_texts, encoder, tokenizer, batch_tokens=config.batch_tokens, precision=config.precision)
+
     before = None
     for name, how in config.encoders.items():
         if before is not None and llm_of(before[0].config) == llm_of(how):
             before = TextEncoder(before[0].llm, how).eval(), CaptionTokenizer(before[1].tokenizer, how)
         else:
             before = load_text_encoder(how)
-        yield name, before
-    before = None  # no longer in memory beside the teachers
+        yield name, with_llm(*before)
+    before = None  # no longer in memory beside the others
     for name, folder in config.teachers.items():
-        yield name, load_teacher(folder)
+        yield name, with_llm(*load_teacher(folder))
+    for name, clip in config.clip_text.items():
+        teacher = ClipTextTeacher(clip, config.batch_tokens, config.precision)
+        device.module_to_device(teacher.model)
+        yield name, partial(_clip_features, teacher)
+
+
+def _clip_features(teacher: ClipTextTeacher, texts: Sequence[str]) -> torch.Tensor:
+    """Those of what CLIP reads of each text, which may have lost its end."""
+    return teacher.embed_tokens([tokens._replace(cut=False) for tokens in teacher.tokenize(texts)]).vectors

@@ -6,46 +6,38 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 import xxhash
 from composer.devices import Device
-from tqdm import tqdm
 
 from llm2clip.config import ConfigError, EvaluateConfig
 from llm2clip.config.files import save_config
-from llm2clip.evaluation.classification import (
-    check_probe_labels,
-    class_features,
-    linear_probe,
-    zeroshot_metrics,
-)
+from llm2clip.evaluation.classification import class_features, zeroshot_metrics
 from llm2clip.evaluation.comparison import Comparisons, Found
 from llm2clip.evaluation.composition import composition_metrics
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.curve import curve_points
+from llm2clip.evaluation.features import EvaluationSet, ImageFeatures
 from llm2clip.evaluation.gallery import make_gallery
-from llm2clip.evaluation.images import encode_batches
+from llm2clip.evaluation.linear_probe import check_probe_labels, linear_probe, sgd_probe
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.page import write_page
 from llm2clip.evaluation.report import report_parts
-from llm2clip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
-from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, RetrievalSet
+from llm2clip.evaluation.retrieval import RetrievalResult, by_query_length, evaluate_retrieval
+from llm2clip.evaluation.sets.files import ClassificationSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.evaluation.zeroshot import zeroshot_set
 from llm2clip.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
-from llm2clip.ranks import agreed, is_first, rows
+from llm2clip.ranks import is_first
 from llm2clip.registry import build_classification_set, build_composition_set, build_retrieval_set
-from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['Evaluation']
 
 Results = dict[str, Any]
-EvaluationSet = Union[RetrievalSet, ClassificationSet, CompositionSet]
 _KINDS = ('retrieval', 'zeroshot', 'linear_probe', 'composition')
 
 
@@ -66,6 +58,8 @@ class Evaluation:
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         self.results: Results = {kind: {} for kind in (*_KINDS, 'cra')}
+        if config.ablations:
+            self.results['ablations'] = config.ablations
         self.galleries: Results = {}
         self.comparisons = Comparisons(config)
         self.kept_features = Path(config.out, 'image_features')
@@ -92,12 +86,14 @@ class Evaluation:
                 check_probe_labels(learned, tested, train.classes)
             except ValueError as error:
                 raise ConfigError(f'linear_probe.{name}.train: {error}') from None
+        for name, dataset in self.composition.items():
+            _check_metric(config, name, list(dataset.numbers))
 
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Add a model's numbers on every benchmark."""
-        images = _ImageFeatures(model, self.config, model_name, self.kept_features)
+        images = ImageFeatures(model, model_name, self.kept_features, self.config.batch_size, self.config.num_workers)
         for name, dataset in self.retrieval.items():
-            projected, (texts, truncated) = images(dataset)[0], model.text_features(dataset.texts)
+            projected, (texts, truncated) = images(dataset)[0].whole(), model.text_features(dataset.texts)
             if is_first():
                 result = evaluate_retrieval(dataset, projected, texts, self.config.retrieval[name].merge_equal_texts,
                                             model.device)
@@ -105,7 +101,7 @@ class Evaluation:
         for name, zeroshot in self.zeroshot.items():
             dataset = zeroshot.dataset
             prompts, truncated = model.text_features(zeroshot.prompts)
-            projected = images(dataset)[0]
+            projected = images(dataset)[0].whole()
             if is_first():
                 values, outcomes = zeroshot_metrics(
                     projected, torch.tensor(dataset.labels), class_features(prompts, dataset.classes), dataset.classes,
@@ -113,18 +109,23 @@ class Evaluation:
                 self._add('zeroshot', name, dataset.name, model_name,
                           {**values, 'n_truncated': truncated, 'precision': model.precision}, outcomes, _seed(dataset))
         for name, (train, test) in self.probes.items():
-            learned, tested = images(train)[1], images(test)[1]
+            (_, learned), (_, tested) = images(train), images(test)
             if is_first():
-                values, outcomes = linear_probe(learned, torch.tensor(train.labels), tested, torch.tensor(test.labels),
-                                                train.classes, self.config.bootstrap)
+                sgd, classes = self.config.linear_probe[name].sgd, train.classes
+                labels, of_test = torch.tensor(train.labels), (tested.whole(), torch.tensor(test.labels))
+                if sgd is None:
+                    found = linear_probe(learned.whole(), labels, *of_test, classes, self.config.bootstrap)
+                else:
+                    found = sgd_probe(learned, labels, *of_test, classes, sgd, model.device, self.config.bootstrap)
+                values, outcomes = found
                 self._add('linear_probe', name, test.name, model_name, {**values, 'precision': model.precision},
                           outcomes, _seed(test))
         for name, dataset in self.composition.items():
-            projected, (texts, truncated) = images(dataset)[0], model.text_features(dataset.texts)
+            projected, (texts, truncated) = images(dataset)[0].whole(), model.text_features(dataset.texts)
             if is_first():
-                values = composition_metrics(dataset, projected, texts, self.config.bootstrap)
+                values, outcomes = composition_metrics(dataset, projected, texts, self.config.bootstrap)
                 self._add('composition', name, dataset.name, model_name,
-                          {**values, 'n_truncated': truncated, 'precision': model.precision})
+                          {**values, 'n_truncated': truncated, 'precision': model.precision}, outcomes, _seed(dataset))
 
     def finish(self, device: Device) -> None:
         """Add the text encoders' numbers, if any are asked for, and remove the features kept for a restart.
@@ -137,6 +138,7 @@ class Evaluation:
             if is_first():
                 self.results['cra'], self.results['cra_pairs'] = found
                 self.results['cra_precision'] = self.config.cra.precision
+                self.results['cra_name'] = self.config.cra.name
                 self._save()
         if is_first():
             shutil.rmtree(self.kept_features, ignore_errors=True)
@@ -151,18 +153,21 @@ class Evaluation:
                            'n_without_caption': len(dataset.image_ids) - len(result.images), 'precision': precision}
         if config.bootstrap:
             values['intervals'] = result.ranks.intervals(resamples=config.bootstrap)
+        lengths = by_query_length(result, config.bootstrap)
+        values['by_length'] = {length: numbers for length, (numbers, _) in lengths.items()}
         self._add('retrieval', name, config.retrieval[name].source['name'], model_name, values,
-                  result.ranks.outcomes(), _seed(dataset, result.images))
+                  result.ranks.outcomes(), _seed(dataset, result.images),
+                  {length: Found(numbers, [outcomes]) for length, (numbers, outcomes) in lengths.items()})
 
     def _add(
-        self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any],
-        outcomes: Optional[Sequence[Outcomes]] = None, seed: int = 0,
+        self, kind: str, name: str, benchmark: str, model: str, values: Mapping[str, Any], outcomes: Sequence[Outcomes],
+        seed: int, by_length: Optional[Mapping[str, Found]] = None,
     ) -> None:
-        """Add a model's numbers on a benchmark; with its outcomes, they are compared and averaged."""
+        """Add a model's numbers on a benchmark, which are compared and averaged by its outcomes."""
         entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
         entry['models'][model] = _rounded(values)
-        if outcomes is not None:
-            self.results.update(_rounded(self.comparisons.add(f'{kind}.{name}', model, Found(values, outcomes, seed))))
+        found = Found(values, outcomes, seed, by_length or {})
+        self.results.update(_rounded(self.comparisons.add(f'{kind}.{name}', model, found)))
         self._save()
         shown = {key: value for key, value in entry['models'][model].items() if not isinstance(value, dict)}
         print(f'{model} on {name}: {shown}', flush=True)
@@ -194,9 +199,20 @@ def _rounded(values: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 3))
 
 
-def _seed(dataset: Union[RetrievalSet, ClassificationSet], positions: Optional[Sequence[int]] = None) -> int:
+def _seed(dataset: EvaluationSet, positions: Optional[Sequence[int]] = None) -> int:
     """The same for sets of the same images, or of the same ones among them."""
     return xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids, positions])).intdigest()
+
+
+def _check_metric(config: EvaluateConfig, name: str, numbers: Sequence[str]) -> None:
+    """Raise a ConfigError unless it is clear which number stands for a composition set in averages."""
+    metric = config.composition[name].metric
+    averages = [average for average, benchmarks in config.averages.items() if f'composition.{name}' in benchmarks]
+    if metric is None and averages and len(numbers) > 1:
+        raise ConfigError(f'composition.{name}.metric: required but not set, since averages.{averages[0]} has the set; '
+                          f'its numbers are {", ".join(numbers)}')
+    if metric not in (None, *numbers):
+        raise ConfigError(f'composition.{name}.metric: {metric!r}, expected one of {", ".join(numbers)}')
 
 
 def _one_per_image(dataset: ClassificationSet, key: str) -> list[int]:
@@ -204,41 +220,3 @@ def _one_per_image(dataset: ClassificationSet, key: str) -> list[int]:
     if len(labels) < len(dataset.labels):
         raise ConfigError(f'{key}: images of {dataset.name} have any number of classes, expected a set with one each')
     return labels
-
-
-class _ImageFeatures:
-    """A model's features of the sets' images, computed once for sets of the same images.
-
-    Those of each set are kept in a folder until the evaluation is finished, so that it goes on where it was killed.
-    """
-
-    def __init__(self, model: EvaluatedModel, config: EvaluateConfig, name: str, folder: Path) -> None:
-        self.model, self.config, self.name, self.folder = model, config, name, folder
-
-    @cached_property
-    def _weights(self) -> str:
-        digest = xxhash.xxh64()
-        hash_tensors(self.model.model.state_dict(), digest)
-        return digest.hexdigest()
-
-    def _file(self, dataset: EvaluationSet) -> Path:
-        what = json.dumps([self.name, self._weights, self.model.precision, repr(dataset.read_image), dataset.image_ids])
-        return self.folder / f'{xxhash.xxh64(what).hexdigest()}.safetensors'
-
-    def __call__(self, dataset: EvaluationSet) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and pooled states, on the first rank; the others, which call this too, have no rows."""
-        if not agreed(lambda: self._file(dataset).is_file()):
-            size = self.config.batch_size
-            batches = list(tqdm(
-                encode_batches(self.model, dataset.read_image, dataset.image_ids, size, self.config.num_workers),
-                f'{self.name} on {dataset.name}', -(-len(dataset.image_ids) // size), unit=' batches',
-                disable=not is_first()))
-            if is_first():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_safetensors(self._file(dataset), {'projected': torch.cat([batch.features for batch in batches]),
-                                                        'pooled': torch.cat([batch.pooled for batch in batches])})
-        if not is_first():
-            return rows([]), rows([])
-        expected = 'features of images; remove it to compute them again'
-        features = read_safetensors(self._file(dataset), expected).tensors
-        return features['projected'], features['pooled']

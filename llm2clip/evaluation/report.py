@@ -19,10 +19,12 @@ The numbers of a pipeline stand beside its report, in one `results.json`.
   ``n_texts``; ``image_retrieval_recall@k`` (text -> image) and ``text_retrieval_recall@k`` (image -> text) for k = 1, 5
   and 10, and ``chance@10`` (text -> image), in percent; ``image_retrieval_mean_rank`` and ``text_retrieval_mean_rank``,
   where 1 is the best; ``n_truncated`` texts that lost their end and ``n_without_caption`` images that were left out;
-  ``precision``, ``fp32`` or ``amp_bf16``; ``intervals``: metric -> both ends of its 95 % bootstrap interval.
+  ``precision``, ``fp32`` or ``amp_bf16``; ``intervals``: metric -> both ends of its 95 % bootstrap interval;
+  ``by_length``: number of words of a text, ``1-2``, ``3-5``, ``6-12`` or ``13+`` -> what
+  `llm2clip.evaluation.retrieval.by_query_length` finds with the texts of that length.
 - ``seconds``: step of the pipeline -> how long it took, over all its starts.
 - ``zeroshot`` and ``linear_probe``: as ``stage2``, of the sets for classification, if the evaluation has any: what
-  `llm2clip.evaluation.classification.zeroshot_metrics` and `linear_probe` return.
+  `llm2clip.evaluation.classification.zeroshot_metrics` and `accuracy_metrics` return.
 - ``composition``: as ``stage2``, of the sets whose texts are much alike, if the evaluation has any: what
   `llm2clip.evaluation.composition.composition_metrics` returns.
 - ``missing``: what has no numbers yet, if the evaluation did not come to its end.
@@ -40,14 +42,16 @@ from llm2clip.config import ConfigError
 from llm2clip.evaluation.curve import curve_lines
 from llm2clip.evaluation.page import CHANCE, bars, chip, curves, differences, picture, scatter, section, table
 from llm2clip.evaluation.tables import (
-    MEASURES,
     Table,
     accuracy_tables,
     average_tables,
     comparison_tables,
     composition_tables,
+    cra_tables,
     curve_tables,
+    measure,
     partial_note,
+    query_length_tables,
     retrieval_tables,
 )
 from llm2clip.files import read_json, read_text
@@ -55,6 +59,9 @@ from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 __all__ = ['check_steps', 'collect_seconds', 'read_claims', 'read_evaluation', 'report_parts', 'summarize']
+
+# Model -> label -> difference to the baseline, and its interval.
+Series = dict[str, dict[str, tuple[float, Optional[list[float]]]]]
 
 # Sets that hold captions of one language end in its code: de, lang_de, xm3600_fil.
 _LANGUAGE = re.compile(r'(.+_)?[a-z]{2}|.+_[a-z]{3}')
@@ -130,7 +137,7 @@ def report_parts(
         *(section(content.title, 'How often the right image is among the first 1, 5 or 10 that a text finds '
                   '(text→image), and the right text among the first that an image finds (image→text).', table(content))
           for content in retrieval_tables(results)),
-        _languages(results.get('retrieval', {})),
+        _query_lengths(results), _languages(results.get('retrieval', {})),
         *(section(content.title, 'How often the right class of an image is the first, or among the first five; where '
                   'images have any number of classes, how high each class has its images (mAP).', table(content))
           for content in accuracy_tables(results)),
@@ -149,14 +156,36 @@ def report_parts(
 
 
 def _cra(results: Mapping[str, Any]) -> str:
-    """Of each text encoder, as bars."""
+    """Of each text encoder, as bars and as a table."""
     cra: Mapping[str, float] = results.get('cra', {})
-    if not cra:
-        return ''
     pairs = f'{results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else 'all pairs'
-    return section('Caption retrieval accuracy', f'How often the two captions of a pair find each other among '
-                   f'{pairs}, which is what stage 1 teaches the LLM.',
-                   bars([_ENCODERS.get(name, name) for name in cra], {'CRA': list(cra.values())}))
+    return ''.join(
+        section(content.title, f'How often the two captions of a pair find each other among {pairs}, which is what '
+                'stage 1 teaches the LLM.',
+                bars([_ENCODERS.get(name, name) for name in cra], {'CRA': list(cra.values())}) + table(content))
+        for content in cra_tables(results))
+
+
+def _query_lengths(results: Mapping[str, Any]) -> str:
+    """Models for the texts of each length, as a table, and beside a baseline as a picture."""
+    series: Series = {}
+    metric = 'image_retrieval_recall@1'
+    for benchmark, entry in results.get('compare', {'benchmarks': {}})['benchmarks'].items():
+        for model, compared in entry['models'].items():
+            for length, found in compared.get('by_length', {}).items():
+                label = f'{benchmark.partition(".")[2]}, {length.replace("-", "–")} words'
+                series.setdefault(model, {})[label] = found['difference'][metric], found['intervals'].get(metric)
+    return ''.join(
+        section(content.title, 'How often the right image is among the first that a text finds, by the number of its '
+                'words.  Short texts fit several images, so that lengths of one set compare models, and not each other.'
+                + (f'  The picture has what is won and lost at R@1 against {results["compare"]["baseline"]}.'
+                   if series else ''), (differences(_labels(series), series) if series else '') + table(content))
+        for content in query_length_tables(results))
+
+
+def _labels(series: Series) -> list[str]:
+    """All that a model has a difference for, in the order in which they come."""
+    return list(dict.fromkeys(label for found in series.values() for label in found))
 
 
 def _languages(sets: Mapping[str, Any]) -> str:
@@ -182,19 +211,17 @@ def _comparisons(results: Mapping[str, Any]) -> list[str]:
             for kind, content in comparison_tables(results).items()]
 
 
-def _differences(
-    benchmarks: Mapping[str, Any], kind: str
-) -> tuple[list[str], dict[str, dict[str, tuple[float, Optional[list[float]]]]]]:
-    """Labels, and model -> label -> difference and interval, of the benchmarks of a kind."""
-    series: dict[str, dict[str, tuple[float, Optional[list[float]]]]] = {}
+def _differences(benchmarks: Mapping[str, Any], kind: str) -> tuple[list[str], Series]:
+    """Labels, and the differences of the benchmarks of a kind."""
+    series: Series = {}
     for benchmark, entry in benchmarks.items():
         of_kind, _, name = benchmark.partition('.')
         for metric in entry['metrics'] if of_kind == kind else ():
-            label = f'{name}, {MEASURES[metric]}'
+            label = f'{name}, {measure(metric)}'
             for model, compared in entry['models'].items():
                 found = (compared['difference'][metric], compared['intervals'].get(metric))
                 series.setdefault(model, {})[label] = found
-    return list(dict.fromkeys(label for found in series.values() for label in found)), series
+    return _labels(series), series
 
 
 def _curve(results: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 import torch
 
-__all__ = ['Outcomes', 'bootstrap_interval', 'percentile_interval', 'resampled_class_means', 'resampled_means']
+__all__ = ['Outcomes', 'percentile_interval', 'resampled_class_means', 'resampled_means']
 
 
 class Outcomes(NamedTuple):
@@ -22,6 +22,9 @@ class Outcomes(NamedTuple):
     classes: Optional[torch.Tensor] = None
     """``(Q,)``; where set, the metrics are means over the classes of the means in each, and queries are drawn within
     their class."""
+    stratum: Optional[torch.Tensor] = None
+    """``(Q,)``; where set, the metrics are means over the strata of the means in each, and groups are drawn with all
+    their queries, of whatever stratum."""
 
     def minus(self, other: 'Outcomes') -> 'Outcomes':
         """Differences to what another model did with the same queries: a resample of them has the same queries of
@@ -32,7 +35,12 @@ class Outcomes(NamedTuple):
         """``(resamples, M)``: the metrics, in shares, of queries that are drawn with replacement."""
         if self.classes is not None:
             return resampled_class_means(self.hits, self.classes, resamples, seed)
-        return resampled_means(self.hits, self.group, resamples, seed)
+        return resampled_means(self.hits, self.group, resamples, seed, self.stratum)
+
+    def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """Metric -> its 95 % bootstrap interval, low and high, in percent."""
+        ends = 100 * percentile_interval(self.resampled(resamples, seed))
+        return {name: (low, high) for name, (low, high) in zip(self.names, ends.tolist())}
 
 
 def resampled_means(
@@ -101,20 +109,3 @@ def percentile_interval(means: torch.Tensor, level: float = 0.95) -> torch.Tenso
     """
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     return torch.quantile(means, ends, dim=0).T
-
-
-def bootstrap_interval(
-    values: torch.Tensor, group: torch.Tensor, resamples: int = 1000, seed: int = 0, level: float = 0.95,
-    stratum: Optional[torch.Tensor] = None,
-) -> torch.Tensor:
-    """``(M, 2)``: percentile bootstrap intervals, low and high, of the means that `resampled_means` draws.
-
-    Args:
-        values: ``(Q, M)``, M values per query.
-        group: ``(Q,)``, which group a query belongs to, numbered from 0.
-        resamples: How often to draw.
-        seed: Of the drawing.
-        level: Share of the means that the interval covers.
-        stratum: As for `resampled_means`.
-    """
-    return percentile_interval(resampled_means(values, group, resamples, seed, stratum), level)

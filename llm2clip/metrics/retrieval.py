@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 import torch
 
 from llm2clip.float32 import in_float32
-from llm2clip.metrics.bootstrap import Outcomes, bootstrap_interval
+from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.collected import Collected
 
 __all__ = [
@@ -119,11 +119,8 @@ class RetrievalRanks(NamedTuple):
         self, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 1000, seed: int = 0
     ) -> dict[str, tuple[float, float]]:
         """95 % bootstrap intervals of the recalls, in percent; images are drawn with their texts."""
-        found = {}
-        for names, hits, group, _ in self.outcomes(ks):
-            for name, (low, high) in zip(names, bootstrap_interval(hits, group, resamples, seed).tolist()):
-                found[name] = (100 * low, 100 * high)
-        return found
+        return {name: ends for outcomes in self.outcomes(ks)
+                for name, ends in outcomes.intervals(resamples, seed).items()}
 
 
 def rank_both_ways(

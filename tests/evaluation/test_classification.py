@@ -1,8 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Zero-shot accuracy against CLIP_benchmark, and the linear probe against naive computations."""
+"""Zero-shot accuracy against CLIP_benchmark, and the linear probes against naive computations."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
 
-from llm2clip.config import ConfigError
-from llm2clip.evaluation.classification import (
-    class_features,
-    class_prompts,
-    linear_probe,
-    read_templates,
-    zeroshot_metrics,
-)
+from llm2clip.config import ConfigError, SGDProbeConfig
+from llm2clip.evaluation.classification import class_features, class_prompts, read_templates, zeroshot_metrics
+from llm2clip.evaluation.linear_probe import linear_probe, sgd_logits, sgd_probe
 
 
 def _letters(texts: Sequence[str]) -> torch.Tensor:
@@ -139,6 +136,60 @@ def test_probe_names_a_class_without_images() -> None:
     x = torch.randn(6, 3)
     with pytest.raises(ValueError, match="class 'owl' has 0 training images"):
         linear_probe(x, torch.tensor([0, 0, 1, 1, 0, 1]), x, torch.tensor([0, 0, 1, 1, 2, 1]), ['cat', 'dog', 'owl'])
+
+
+def _features_of_classes(n: int, width: int = 5, n_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features far from 0 and of different scales, with a column that is constant, and their classes."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, n_classes, (n,), generator=generator)
+    x = torch.randn(n, width, generator=generator) + torch.randn(n_classes, width, generator=generator)[labels]
+    return x * torch.tensor([1e-3, 1.0, 20.0, 1.0, 0.0]) + torch.tensor([0.0, 7.0, -300.0, 2.0, 0.3]), labels
+
+
+def test_a_probe_trained_by_sgd_is_the_naive_loop() -> None:
+    """Of which each step is written out: batches of uneven size, momentum and the cosine included."""
+    (x, labels), (test, _) = _features_of_classes(50), _features_of_classes(9)
+    config = SGDProbeConfig(epochs=3, batch_size=16, learning_rate=0.3, momentum=0.8, seed=5)
+    found = sgd_logits(x.split(13), labels, test, 3, config)
+    mean, deviation = x.double().mean(0), x.double().std(0, correction=0)
+    assert deviation[4] < 1e-7
+    deviation[4] = 1
+
+    def scaled(rows: torch.Tensor) -> torch.Tensor:
+        """With a column of ones for the bias."""
+        return torch.cat([(rows.double() - mean) / deviation, torch.ones(len(rows), 1)], 1)
+
+    weight, velocity, step = torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3, 6, dtype=torch.float64), 0
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        order = torch.randperm(50, generator=generator).tolist()
+        for batch in (order[:16], order[16:32], order[32:48], order[48:]):
+            gradient = torch.zeros_like(weight)
+            for i in batch:
+                row = scaled(x[i:i + 1])[0].half().double()
+                error = (weight @ row).softmax(0)
+                error[labels[i]] -= 1
+                gradient += error[:, None] * row / len(batch)
+            velocity = 0.8 * velocity + gradient
+            weight -= 0.3 * (1 + math.cos(math.pi * step / 12)) / 2 * velocity
+            step += 1
+    torch.testing.assert_close(found.double(), scaled(test) @ weight.T, atol=1e-4, rtol=1e-4)
+    assert found.abs().max() > 1
+    # The seed decides the order of the images, and nothing else is drawn.
+    assert sgd_logits(x.split(50), labels, test, 3, config).allclose(found, atol=1e-5)
+    other = sgd_logits(x.split(13), labels, test, 3, dataclasses.replace(config, seed=6))
+    assert not other.allclose(found, atol=1e-3)
+
+
+def test_a_probe_trained_by_sgd_has_the_numbers_of_its_logits() -> None:
+    (x, labels), classes = _features_of_classes(60), ['a', 'b', 'c', 'd']
+    config = SGDProbeConfig(epochs=20, batch_size=32)
+    values, (outcomes, of_classes) = sgd_probe([x], labels, x, labels, classes, config, resamples=20)
+    # No image belongs to the last class.
+    right = sgd_logits([x], labels, x, 4, config).argmax(1) == labels
+    assert values['linear_probe_top1'] == pytest.approx(100 * right.double().mean().item()) > 70
+    assert outcomes.hits[:, 0].equal(right) and of_classes.classes is labels and [*values['per_class']] == classes[:3]
+    assert values['intervals']['linear_probe_top1'][0] < values['linear_probe_top1']
 
 
 @pytest.mark.parametrize(('text', 'message'), [

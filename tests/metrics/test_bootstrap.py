@@ -3,15 +3,26 @@
 
 """Bootstrap intervals against the normal approximation."""
 
+from typing import Optional
+
 import pytest
 import torch
 
-from llm2clip.metrics.bootstrap import bootstrap_interval, resampled_class_means
+from llm2clip.metrics.bootstrap import Outcomes, resampled_class_means
+
+
+def _interval(
+    values: torch.Tensor, group: torch.Tensor, resamples: int = 1000, seed: int = 0,
+    stratum: Optional[torch.Tensor] = None
+) -> list[float]:
+    """Of the only metric, in shares."""
+    low, high = Outcomes(('m',), values, group, stratum=stratum).intervals(resamples, seed)['m']
+    return [low / 100, high / 100]
 
 
 def test_interval_of_independent_values() -> None:
     values = (torch.rand(2000, 1, generator=torch.Generator().manual_seed(0)) < 0.3).double()
-    (low, high), = bootstrap_interval(values, torch.arange(2000), resamples=2000).tolist()
+    low, high = _interval(values, torch.arange(2000), resamples=2000)
     mean = values.mean().item()
     half = 1.96 * (mean * (1 - mean) / 2000) ** 0.5
     assert (low, high) == (pytest.approx(mean - half, abs=0.1 * half), pytest.approx(mean + half, abs=0.1 * half))
@@ -19,15 +30,15 @@ def test_interval_of_independent_values() -> None:
 
 def test_values_of_a_group_are_drawn_together() -> None:
     values = (torch.rand(200, 1, generator=torch.Generator().manual_seed(1)) < 0.5).double()
-    alone, = bootstrap_interval(values, torch.arange(200)).tolist()
+    alone = _interval(values, torch.arange(200))
     # Five copies of each value, which say nothing new.
-    copies, = bootstrap_interval(values.repeat_interleave(5, 0), torch.arange(200).repeat_interleave(5)).tolist()
+    copies = _interval(values.repeat_interleave(5, 0), torch.arange(200).repeat_interleave(5))
     assert copies == pytest.approx(alone, abs=1e-9)
 
 
 def test_groups_of_different_size_weigh_by_their_size() -> None:
     values = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
-    low, high = bootstrap_interval(values, torch.tensor([0, 1, 1, 1]), resamples=500)[0].tolist()
+    low, high = _interval(values, torch.tensor([0, 1, 1, 1]), resamples=500)
     assert (low, high) == (0.0, 1.0)
 
 
@@ -35,7 +46,7 @@ def test_the_mean_of_classes_counts_those_that_are_drawn() -> None:
     generator = torch.Generator().manual_seed(2)
     values = (torch.rand(60, 1, generator=generator) < 0.6).double()
     stratum, group = torch.randint(0, 4, (60,), generator=generator), torch.arange(60) // 3
-    found, = bootstrap_interval(values, group, 300, seed=5, stratum=stratum).tolist()
+    found = _interval(values, group, 300, seed=5, stratum=stratum)
     # The same draws, computed naively.
     generator, means = torch.Generator().manual_seed(5), []
     for _ in range(300):
@@ -44,11 +55,11 @@ def test_the_mean_of_classes_counts_those_that_are_drawn() -> None:
                      / len(stratum[queries].unique()))
     ends = torch.quantile(torch.tensor(means, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64))
     assert found == pytest.approx(ends.tolist())
-    whole, = bootstrap_interval(values, group, 300, seed=5).tolist()
+    whole = _interval(values, group, 300, seed=5)
     assert found != pytest.approx(whole)
     # A class that is rarely drawn counts when it is, and otherwise is as if it were not there.
     rare = torch.tensor([[1.0]] * 9 + [[0.0]])
-    low, high = bootstrap_interval(rare, torch.arange(10), 500, stratum=torch.tensor([0] * 9 + [1]))[0].tolist()
+    low, high = _interval(rare, torch.arange(10), 500, stratum=torch.tensor([0] * 9 + [1]))
     assert (low, high) == (0.5, 1.0)
 
 

@@ -1,0 +1,107 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A model's features of evaluation sets' images, computed once and kept in files until the evaluation is finished."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Union
+
+import torch
+import xxhash
+from tqdm import tqdm
+
+from llm2clip.evaluation.images import encode_batches
+from llm2clip.evaluation.models import EvaluatedModel
+from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, RetrievalSet
+from llm2clip.ranks import agreed, is_first, rows
+from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
+
+__all__ = ['EvaluationSet', 'ImageFeatures', 'KeptRows']
+
+EvaluationSet = Union[RetrievalSet, ClassificationSet, CompositionSet]
+
+# Images of a file: few enough for its features to be held several times, and to lose.
+_BLOCK = 16384
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """A matrix in files, of which one at a time is in memory; it may be read as often as one likes."""
+
+    files: Sequence[Path]
+    name: str
+    """Of the tensor in each."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Its rows, block after block."""
+        for path in self.files:
+            yield read_safetensors(path, 'features of images; remove it to compute them again').tensors[self.name]
+
+    def whole(self) -> torch.Tensor:
+        """All rows; none on other ranks than the first."""
+        return rows(self)
+
+
+class ImageFeatures:
+    """A model's features of the sets' images, computed once for sets of the same images.
+
+    They are kept in a folder, so that a killed evaluation goes on after the block of images at which it was.
+
+    Args:
+        model: Which encodes.
+        name: Of the model in the tables.
+        folder: Of the files.
+        batch_size: Images per forward pass.
+        num_workers: Processes per rank that read and decode.
+    """
+
+    def __init__(self, model: EvaluatedModel, name: str, folder: Path, batch_size: int, num_workers: int) -> None:
+        self.model, self.name, self.folder = model, name, folder
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    @cached_property
+    def _weights(self) -> str:
+        digest = xxhash.xxh64()
+        hash_tensors(self.model.model.state_dict(), digest)
+        return digest.hexdigest()
+
+    def _files(self, dataset: EvaluationSet) -> dict[range, Path]:
+        """Positions of images -> the file that has or will have their features."""
+        what = json.dumps([self.name, self._weights, self.model.precision, repr(dataset.read_image), dataset.image_ids])
+        name, n = xxhash.xxh64(what).hexdigest(), len(dataset.image_ids)
+        return {range(start, min(start + _BLOCK, n)): self.folder / f'{name}-{start}.safetensors'
+                for start in range(0, n, _BLOCK)}
+
+    def __call__(self, dataset: EvaluationSet) -> tuple[KeptRows, KeptRows]:
+        """Features ``(N, D)`` and pooled states ``(N, W)``, on the first rank; the others, which call this too, have no
+        rows."""
+        files = self._files(dataset) if is_first() else {}
+        missing = agreed(lambda: [positions for positions, path in files.items() if not path.is_file()])
+        total = -(-sum(map(len, missing)) // self.batch_size)
+        with tqdm(total=total, desc=f'{self.name} on {dataset.name}', unit=' batches',
+                  disable=not is_first() or not missing) as progress:
+            for positions in missing:
+                features, pooled = self._encode(dataset, positions, progress)
+                if is_first():
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    write_safetensors(files[positions], {'projected': features, 'pooled': pooled})
+        return KeptRows([*files.values()], 'projected'), KeptRows([*files.values()], 'pooled')
+
+    def _encode(self, dataset: EvaluationSet, positions: range, progress: tqdm) -> tuple[torch.Tensor, torch.Tensor]:
+        features, pooled = [], []
+        names = [dataset.image_ids[position] for position in positions]
+        for batch in encode_batches(self.model, partial(_read, dataset.read_image, positions), names, self.batch_size,
+                                    self.num_workers):
+            features.append(batch.features)
+            pooled.append(batch.pooled)
+            progress.update()
+        return rows(features), rows(pooled)
+
+
+def _read(read_image: Callable[[int], bytes], positions: range, at: int) -> bytes:
+    """One of the images at these positions."""
+    return read_image(positions[at])
