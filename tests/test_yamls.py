@@ -101,6 +101,9 @@ def _check(config: Any) -> None:
         for benchmark in config.retrieval.values():
             check(RETRIEVAL_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
         _check_zeroshot(config.zeroshot)
+        for probe in config.linear_probe.values():
+            for source in (probe.train, probe.test):
+                check(CLASSIFICATION_SETS, source.pop('name'), source, 'source')
         for benchmark in config.composition.values():
             check(COMPOSITION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
 

@@ -137,9 +137,6 @@ class CRAConfig:
 
     captions: Text = MISSING
     """MDS folder with the pairs."""
-    name: Optional[Text] = None
-    """Name of the pairs in tables; `coco` for those of COCO's 5,000 test images, beside which the paper's numbers
-    stand."""
     caption_keys: Annotated[list[Text], Field(min_length=2, max_length=2)] = field(
         default_factory=lambda: ['short', 'long'])
     """The two captions of a sample that have to find each other."""
@@ -151,6 +148,9 @@ class CRAConfig:
     """Result name -> hub name or folder of a CLIP or SigLIP, whose own text tower embeds the captions."""
     limit: Optional[Count] = None
     """Number of pairs, from the first on.  Unset: all."""
+    name: Optional[Text] = None
+    """Name of the pairs in tables; `coco` for those of COCO's 5,000 test images, beside which the paper's numbers
+    stand."""
     batch_tokens: Count = 4096
     """Tokens per forward pass; texts are packed without padding."""
     precision: TeacherPrecision = 'fp32'

@@ -87,8 +87,8 @@ def _retrieval_table(name: str, models: Mapping[str, Mapping[str, Any]], reporte
     rows += _paper_rows(reported, [key for key, _ in _RETRIEVAL], 2)
     first = next(iter(models.values()))
     return Table(f'Retrieval: {name}', ['model', *_RETRIEVAL_HEADER], rows,
-                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; {_UNITS}{_truncated(models)}'
-                 f'{_without_caption({name: first})}{_narrow(models)}{_source(reported)}')
+                 f'{first["n_images"]:,} images, {first["n_texts"]:,} texts; {_UNITS}{_source(reported)}'
+                 f'{_truncated(models)}{_without_caption({name: first})}{_narrow(models)}')
 
 
 def _one_model_table(model: str, sets: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -147,7 +147,7 @@ def _accuracy_table(title: str, kind: str, name: str, models: Mapping[str, Mappi
     reported = reported_accuracy(kind, name)
     rows += _paper_rows(reported, [f'{kind}_top1'], 3)
     return Table(title, ['model', 'top-1', 'top-5', 'mean per class', 'chance'], rows,
-                 f'{counts}; %, 95 % bootstrap intervals{more}{_source(reported)}')
+                 f'{counts}; %, 95 % bootstrap intervals{_source(reported)}{more}')
 
 
 def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:

@@ -22,8 +22,10 @@ from llm2clip.config.files import load_config
 from llm2clip.evaluation.comparison import Found, average, compare, forgotten_classes
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.page import differences
+from llm2clip.evaluation.paper import reported_recalls
+from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
-from llm2clip.evaluation.tables import PAPER, average_tables, comparison_tables, markdown
+from llm2clip.evaluation.tables import average_tables, comparison_tables, markdown, query_length_tables
 from llm2clip.evaluation.zeroshot import ZeroshotSet
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
@@ -283,6 +285,11 @@ def test_every_model_stands_beside_the_baseline_wherever_it_comes(
 ) -> None:
     results, _ = whole
     compared = results['compare']['benchmarks']
+    # Each text has two words, as many as its length says.
+    lengths = compared['retrieval.short']['models']['weak']['by_length']
+    assert {*lengths} == {'1-2'} and lengths['1-2']['intervals'] == {
+        metric: interval for metric, interval in compared['retrieval.short']['models']['weak']['intervals'].items()
+        if metric.startswith('image')}
     assert results['compare']['baseline'] == 'clip' and list(compared) == [
         'retrieval.short', 'retrieval.long', 'zeroshot.top1', 'zeroshot.balanced']
     for benchmark, entry in compared.items():
@@ -329,7 +336,7 @@ def test_averages_are_means_of_the_number_of_each_set(whole: tuple[dict[str, Any
     table = (out / 'results.md').read_text()
     assert '## Average: accuracy' in table and 'mean of 2 sets: top1 (top-1), balanced (mean per class); ' in table
     # The paper's numbers on sets that it reports, averaged in the same way.
-    mean = PAPER['urban1k']['CLIP L/14-224']['image_retrieval_recall@1']
+    mean = reported_recalls('urban1k').rows['CLIP L/14-224']['image_retrieval_recall@1']
     assert f'| CLIP L/14-224 (paper) | {mean:.1f} | ' in table.partition('## Average: both')[2].partition('##')[0]
 
 
@@ -423,10 +430,42 @@ def test_the_mean_of_the_proclip_sets_stands_beside_that_of_the_paper() -> None:
     table = markdown(average_tables({'averages': averages, 'zeroshot': {
         name: {'benchmark': 'x'} for name in config.zeroshot}}))
     assert '| mine | 60.0 |\n' in table and '| CLIP L/14 + LLM2CLIP 30M (paper) | 57.5 |\n' in table
-    assert 'ProCLIP reports' in table
+    assert '; paper: arXiv 2510.18795, table 2\n' in table
     del benchmarks['zeroshot.cars']
     assert 'paper' not in markdown(average_tables({'averages': averages, 'zeroshot': {
         name: {'benchmark': 'x'} for name in config.zeroshot}}))
+
+
+def test_models_stand_beside_each_other_for_texts_of_each_length(drawn: list[Any]) -> None:
+    recall = 'image_retrieval_recall@1'
+    of_length = {f'image_retrieval_recall@{k}': 10.0 * k for k in (1, 5, 10)}
+    numbers = {**_ranks(0).recalls(), 'by_length': {
+        '1-2': {'n_texts': 7, **of_length, 'intervals': {recall: [0.0, 25.0]}}, '13+': {'n_texts': 1234, **of_length}}}
+    difference = {'difference': {recall: -3.0}, 'intervals': {recall: [-5.0, -1.0]}}
+    whole = {'difference': {f'{way}_retrieval_recall@1': 1.0 for way in WAYS}, 'intervals': {}}
+    results = {
+        'retrieval': {'coco': {'benchmark': 'coco', 'models': {'clip': numbers, 'ours': numbers}}},
+        'compare': {'baseline': 'clip', 'benchmarks': {'retrieval.coco': {
+            'metrics': [*whole['difference']],
+            'models': {'ours': {**whole, 'by_length': {'1-2': difference, '13+': {**difference, 'intervals': {}}}}}}}}}
+    content, = query_length_tables(results)
+    assert content.header == ['set', 'words', 'texts', 'model', 'text→image R@1', 'text→image R@5', 'text→image R@10',
+                              'R@1 − clip']
+    assert content.rows == [['coco', '1–2', '7', 'clip', '10.0 [0.0, 25.0]', '50.0', '100.0', ''],
+                            ['coco', '1–2', '7', 'ours', '10.0 [0.0, 25.0]', '50.0', '100.0', '-3.0 [-5.0, -1.0]'],
+                            ['coco', '13+', '1,234', 'clip', '10.0', '50.0', '100.0', ''],
+                            ['coco', '13+', '1,234', 'ours', '10.0', '50.0', '100.0', '-3.0']]
+    page = ''.join(report_parts(results, {}))
+    assert '<h2>Retrieval by query length</h2>' in page and 'won and lost at R@1 against clip.' in page
+    assert drawn[0] == (['coco, 1–2 words', 'coco, 13+ words'],
+                        {'ours': {'coco, 1–2 words': (-3.0, [-5.0, -1.0]), 'coco, 13+ words': (-3.0, None)}})
+    # Without a baseline, there is neither a difference nor a picture; in results of before, nothing at all.
+    drawn.clear()
+    del results['compare']
+    assert [row[-1] for row in query_length_tables(results)[0].rows] == ['100.0'] * 4
+    assert 'won and lost' not in ''.join(report_parts(results, {})) and not drawn
+    before = {'coco': {'benchmark': 'coco', 'models': {'m': _ranks(0).recalls()}}}
+    assert query_length_tables({'retrieval': before}) == []
 
 
 def test_differences_are_drawn_with_and_without_intervals() -> None:

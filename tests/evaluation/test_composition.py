@@ -15,8 +15,10 @@ from clip_benchmark.metrics import image_caption_selection
 from recipes_in_process import run_recipe
 from set_files import COMPOSITION_WRITERS
 
-import llm2clip.evaluation.evaluate
+import llm2clip.evaluation.features
+import llm2clip.evaluation.report
 from llm2clip.config import ConfigError
+from llm2clip.evaluation.comparison import Found, compare
 from llm2clip.evaluation.composition import composition_metrics, right_examples, similarities
 from llm2clip.evaluation.sets.files import CompositionSet, Example, Number
 from llm2clip.evaluation.tables import markdown, result_tables
@@ -44,7 +46,7 @@ def test_one_image_prefers_its_text() -> None:
     images, texts = _features(20), _features(41, seed=1)
     parts = {'first': list(range(7)), 'second': list(range(7, 40))}
     dataset = _set(examples, {'all': Number([list(range(40))]), 'macro': Number(list(parts.values()))}, parts)
-    found = composition_metrics(dataset, images, texts, resamples=100)
+    found, outcomes = composition_metrics(dataset, images, texts, resamples=100)
     hits = [float(images[i] @ texts[right]) > float(images[i] @ texts[wrong]) for (i,), (right, wrong) in examples]
     shares = [100 * sum(hits[i] for i in part) / len(part) for part in parts.values()]
     assert found['all'] == pytest.approx(100 * sum(hits) / 40) and found['macro'] == pytest.approx(sum(shares) / 2)
@@ -55,7 +57,8 @@ def test_one_image_prefers_its_text() -> None:
         low, high = found['intervals'][name]
         assert low < found[name] < high
     assert (found['n_images'], found['n_texts'], found['n_examples']) == (20, 41, 40)
-    assert composition_metrics(dataset, images, texts, resamples=0)['intervals'] == {}
+    assert composition_metrics(dataset, images, texts, resamples=0)[0]['intervals'] == {}
+    assert [one.names for one in outcomes] == [('all',), ('macro',)]
 
 
 def test_two_images_have_a_text_each() -> None:
@@ -66,8 +69,8 @@ def test_two_images_have_a_text_each() -> None:
     examples = [Example((2 * i, 2 * i + 1), (2 * i, 2 * i + 1)) for i in range(n)]
     everything = list(range(n))
     numbers = {score: Number([everything], score) for score in ('text', 'image', 'group')}
-    found = composition_metrics(_set(examples, numbers, {'tag': [1, 2, 3]}), images.flatten(0, 1), texts.flatten(0, 1),
-                                resamples=50)
+    found, _ = composition_metrics(_set(examples, numbers, {'tag': [1, 2, 3]}), images.flatten(0, 1),
+                                   texts.flatten(0, 1), resamples=50)
     s = [[[float(images[i, image] @ texts[i, text]) for image in range(2)] for text in range(2)] for i in range(n)]
     text = [c[0][0] > c[1][0] and c[1][1] > c[0][1] for c in s]
     image = [c[0][0] > c[0][1] and c[1][1] > c[1][0] for c in s]
@@ -122,11 +125,33 @@ def test_examples_of_one_photograph_are_drawn_together() -> None:
 
     def width(units: list[int]) -> float:
         dataset = _set(examples, {'all': Number([list(range(40))])}, {}, units)
-        low, high = composition_metrics(dataset, images, texts)['intervals']['all']
+        low, high = composition_metrics(dataset, images, texts)[0]['intervals']['all']
         return high - low
 
     # Each photograph has one example that is right and one that is wrong.
     assert width([i // 2 for i in range(40)]) == 0 and width(list(range(40))) > 20
+
+
+def test_the_difference_of_a_number_is_that_of_the_same_photographs_drawn_for_both() -> None:
+    """Where a photograph has several examples, and the number is a mean over parts of the set."""
+    examples, units = _pairs(40), [i // 3 for i in range(40)]
+    groups = [list(range(0, 40, 4)), [i for i in range(40) if i % 4]]
+    dataset = _set(examples, {'macro': Number(groups)}, {}, units)
+    texts = _features(41, seed=1)
+    old, new = (Found(*composition_metrics(dataset, _features(20, seed=seed), texts, 0)) for seed in (0, 2))
+    found = compare(old, new, resamples=40)
+    change = (new.outcomes[0].hits - old.outcomes[0].hits)[:, 0]
+    # The outcomes are those of the examples group by group.
+    of_example = dict(zip([i for group in groups for i in group], change.tolist()))
+    generator, naive = torch.Generator().manual_seed(0), []
+    for _ in range(40):
+        drawn = torch.randint(14, (14,), generator=generator).tolist()
+        shares = [[of_example[i] for unit in drawn for i in group if units[i] == unit] for group in groups]
+        naive.append(100 * sum(sum(share) / len(share) for share in shares) / 2)
+    ends = torch.tensor(naive, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    assert found['intervals']['macro'] == pytest.approx(ends.tolist()) and ends[0] < ends[1]
+    assert found['difference']['macro'] == pytest.approx(new.values['macro'] - old.values['macro'])
+    assert {*found} == {'difference', 'intervals'}
 
 
 @pytest.fixture
@@ -144,8 +169,11 @@ def sets(tmp_path: Path) -> list[str]:
 def test_models_side_by_side(
     exported: tuple[LLM2CLIP, Path], baseline: Path, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(llm2clip.evaluation.report, 'differences', lambda *args: drawn.append(args) or '')
     run_recipe(monkeypatch, 'evaluate', *sets, f'models.ours.export={exported[1]}',
-               f'models.theirs.pretrained={baseline}')
+               f'models.theirs.pretrained={baseline}', 'compare=theirs', 'composition.sugarcrepe.metric=swap',
+               'averages.words=[composition.sugarcrepe, composition.aro_attribution]')
     results = json.loads((tmp_path / 'out/results.json').read_text())
     assert list(results['composition']) == list(COMPOSITION_WRITERS) and 'missing' not in results
     assert all(list(entry['models']) == ['ours', 'theirs'] for entry in results['composition'].values())
@@ -172,6 +200,22 @@ def test_models_side_by_side(
     assert cut['ours'] == 0 < cut['theirs'] and f'lost their end: theirs {cut["theirs"]}\n' in table
     page = (tmp_path / 'out/report.html').read_text()
     assert '<h2>Composition: sugarcrepe</h2><p>How often a model tells' in page
+    compared = results['compare']['benchmarks']
+    assert compared['composition.winoground']['metrics'] == ['text_score', 'image_score', 'group_score']
+    for name, entry in results['composition'].items():
+        found = compared[f'composition.{name}']['models']['ours']
+        for metric in entry['models']['ours']['chance']:
+            values = [entry['models'][model][metric] for model in ('ours', 'theirs')]
+            assert found['difference'][metric] == pytest.approx(values[0] - values[1], abs=2e-3)
+            low, high = found['intervals'][metric]
+            assert low - 1e-3 <= found['difference'][metric] <= high + 1e-3
+    mean = (ours['sugarcrepe']['swap'] + ours['aro_attribution']['macro_accuracy']) / 2
+    average = results['averages']['words']['models']['ours']
+    assert average['mean'] == pytest.approx(mean, abs=2e-3) and average['compared']['intervals']['mean']
+    assert 'mean of 2 sets: sugarcrepe (swap), aro_attribution (macro accuracy); %' in table
+    title = '## Beside theirs: Composition\n\n'
+    assert f'{title}| set | number | model | of theirs | of the model | difference |\n' in table
+    assert 'winoground, group score' in drawn[-1][0]
 
 
 @pytest.mark.parametrize('baseline', ['clip'], indirect=True)
@@ -179,7 +223,7 @@ def test_a_stopped_evaluation_goes_on_with_the_sets_that_are_missing(
     baseline: Path, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    encode = llm2clip.evaluation.evaluate.encode_batches
+    encode = llm2clip.evaluation.features.encode_batches
 
     def noted(model: Any, read_image: Callable[[int], bytes], names: Sequence[str], *sizes: int) -> Any:
         encoded.append(names[0])
@@ -187,7 +231,7 @@ def test_a_stopped_evaluation_goes_on_with_the_sets_that_are_missing(
             raise KeyboardInterrupt
         return encode(model, read_image, names, *sizes)
 
-    monkeypatch.setattr(llm2clip.evaluation.evaluate, 'encode_batches', noted)
+    monkeypatch.setattr(llm2clip.evaluation.features, 'encode_batches', noted)
     first = ['2370799.jpg (0, 1, 20, 31)', '2370799.jpg (2, 3, 22, 33)', '000000000724.jpg', 'ex_0_img_0.png']
     stop = first[2]
     with pytest.raises(KeyboardInterrupt):
@@ -209,6 +253,11 @@ def test_a_set_is_checked_before_a_model_is_loaded(
             ('composition.x.source={name: sugarcrape}',
              "composition.x.source: there is no 'sugarcrape'; did you mean 'sugarcrepe'"),
             ('composition.x.source={images: a}', 'composition.x.source.name: required but not set'),
+            ('composition.winoground.metric=group',
+             "composition.winoground.metric: 'group', expected one of text_score, image_score, group_score"),
+            ('averages.words=[composition.aro_relation, composition.winoground]',
+             'composition.winoground.metric: required but not set, since averages.words has the set; its numbers are '
+             'text_score, image_score'),
             ('curve={old: composition.winoground, new: composition.sugarcrepe}',
              "curve.old: 'composition.winoground', expected one of"),
             ('title=x', f'composition.winoground.source: winoground: 1 of 8 images are missing, .*is {missing}; ')):

@@ -18,6 +18,7 @@ from set_files import own_sets, write_own_sets
 
 import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
+import llm2clip.evaluation.features
 import llm2clip.evaluation.models
 import llm2clip.evaluation.report
 import llm2clip.teacher.sources
@@ -34,13 +35,16 @@ from llm2clip.data.convert.samples import Sample
 from llm2clip.evaluation.cra import evaluate_cra
 from llm2clip.evaluation.curve import curve_points
 from llm2clip.evaluation.evaluate import Evaluation
+from llm2clip.evaluation.features import ImageFeatures
 from llm2clip.evaluation.gallery import make_gallery, thumbnail
+from llm2clip.evaluation.models import HuggingFaceCLIP
 from llm2clip.evaluation.page import scatter
 from llm2clip.evaluation.report import report_parts
-from llm2clip.evaluation.retrieval import evaluate_retrieval
+from llm2clip.evaluation.retrieval import by_query_length, evaluate_retrieval
 from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.evaluation.tables import markdown, result_tables
 from llm2clip.export.model_card import read_results
+from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.models.llm2clip import LLM2CLIP
 
 
@@ -80,6 +84,37 @@ def test_captions_of_any_number_and_equal_wording() -> None:
     merged = evaluate_retrieval(dataset, images, texts, True)
     assert merged.ranks.recalls()['n_texts'] == 5
     assert merged.ranks.recalls()['text_retrieval_recall@1'] == 100.0
+
+
+def test_recall_by_the_length_of_texts_is_that_of_these_texts() -> None:
+    """Among all images, with the images of these texts drawn for the intervals."""
+    generator = torch.Generator().manual_seed(0)
+    words = [[1, 2], [3, 5, 6], [12, 13], [40], [2], [6, 7], [1], [4]] * 4
+    dataset = _set([[' '.join(['w'] * n) + f'{i}' for n in lengths] for i, lengths in enumerate(words)])
+    images = torch.nn.functional.normalize(torch.randn(32, 4, generator=generator), dim=-1)
+    owner = [i for i, lengths in enumerate(words) for _ in lengths]
+    texts = images[owner] + 0.3 * torch.randn(len(owner), 4, generator=generator)
+    result = evaluate_retrieval(dataset, images, texts)
+    found = by_query_length(result, 40)
+    of_text = [n for lengths in words for n in lengths]
+    buckets = {'1-2': {1, 2}, '3-5': {3, 4, 5}, '6-12': {6, 7, 12}, '13+': {13, 40}}
+    best = (texts @ images.T).topk(5).indices.tolist()
+    assert list(found) == list(buckets)
+    for name, lengths in buckets.items():
+        rows = [t for t, n in enumerate(of_text) if n in lengths]
+        values, outcomes = found[name]
+        assert values['n_texts'] == len(rows)
+        for k in (1, 5):
+            right = [owner[t] in best[t][:k] for t in rows]
+            assert values[f'image_retrieval_recall@{k}'] == pytest.approx(100 * sum(right) / len(rows))
+        assert outcomes.group.tolist() == [owner[t] for t in rows]
+        low, high = values['intervals']['image_retrieval_recall@1']
+        assert low <= values['image_retrieval_recall@1'] <= high
+    assert len({values['image_retrieval_recall@1'] for values, _ in found.values()}) > 2
+    assert by_query_length(result, 0)['1-2'][0]['intervals'] == {}
+    # Texts of one wording are one; a length that no text has is left out.
+    merged = by_query_length(evaluate_retrieval(_set([['a b c'], ['a b c'], ['d']]), images[:3], texts[:3], True), 0)
+    assert {name: values['n_texts'] for name, (values, _) in merged.items()} == {'1-2': 1, '3-5': 1}
 
 
 def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -151,6 +186,30 @@ def test_cra_loads_an_llm_once_for_encoders_that_follow_each_other(
     assert alone['causal'] != alone['last']
 
 
+@pytest.mark.parametrize('baseline', ['siglip'], indirect=True)
+def test_cra_of_clips_own_text_tower(baseline: Path, tmp_path: Path) -> None:
+    """Of what it reads of a caption, 12 tokens, with the vectors of the baseline of retrieval."""
+    texts = [[f'a {color} {thing}{end}' for color in ('red', 'dark green', 'blue') for thing in ('cat', 'dog', 'hat')]
+             for end in ('', ', ' + 'seen from far away ' * 5)]
+    write_dataset([Sample(f'{i}', {'a': a, 'b': b}) for i, (a, b) in enumerate(zip(*texts))], tmp_path)
+    found, n = evaluate_cra(CRAConfig(f'{tmp_path}/train', caption_keys=['a', 'b'], batch_tokens=30,
+                                      clip_text={'clip': str(baseline)}), DeviceCPU())
+    model = HuggingFaceCLIP(str(baseline), DeviceCPU())
+    (first, cut), (second, cut_too) = (model.text_features(side) for side in texts)
+    assert (cut, cut_too, n) == (0, 9, 9)
+    assert found['clip'] == pytest.approx(caption_retrieval_accuracy(first, second), abs=1e-3)
+
+
+def test_the_paper_stands_beside_text_encoders_on_coco(tmp_path: Path) -> None:
+    results = {'cra': {'ours': 27.06}, 'cra_pairs': 5000, 'cra_name': 'coco'}
+    table = markdown(result_tables(results))
+    assert table.startswith('## Caption retrieval accuracy: coco\n') and '| ours | 27.1 |\n' in table
+    assert '| Llama 3 8B after stage 1 (paper) | 29.5 |\n' in table
+    assert table.endswith('\n\n%, 5,000 pairs; paper: arXiv 2411.04997 v6, table A1\n')
+    assert 'EVA02 L/14 (paper)' in ''.join(report_parts(results, {}))
+    assert 'paper' not in markdown(result_tables({**results, 'cra_name': 'mine'}))
+
+
 def test_gallery_shows_best_median_and_worst() -> None:
     n = 9
     scores = torch.eye(n)
@@ -184,9 +243,14 @@ def test_models_side_by_side(
 ) -> None:
     with (files / 'templates.txt').open('a') as file:
         file.write('a very' + ' very' * 600 + ' {}\n')
+    classes = f'{{name: imagenet_folder, images: {files}/classes}}'
     run_recipe(monkeypatch, 'evaluate', *_arguments(files), f'models.ours.export={exported[1]}',
-               f'models.theirs.pretrained={baseline}', 'curve={old: zeroshot.pets, new: retrieval.flickr30k}')
+               f'models.theirs.pretrained={baseline}', 'curve={old: zeroshot.pets, new: retrieval.flickr30k}',
+               f'linear_probe.again={{train: {classes}, test: {classes}, sgd: {{}}}}')
     results = json.loads((files / 'out/results.json').read_text())
+    probes = [results['linear_probe'][name]['models']['ours'] for name in ('pets', 'again')]
+    assert 'C' in probes[0] and 'C' not in probes[1] and probes[1]['linear_probe_top1'] == 100
+    assert results['retrieval']['flickr30k']['models']['ours']['by_length']
     for kind, name in (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('linear_probe', 'pets')):
         assert list(results[kind][name]['models']) == ['ours', 'theirs']
     ours = results['retrieval']['flickr30k']['models']['ours']
@@ -214,6 +278,25 @@ def test_the_paper_stands_beside_its_benchmarks(tmp_path: Path) -> None:
     evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
     table = (tmp_path / 'results.md').read_text()
     assert '| m | 100.0 |' in table and '| CLIP L/14-224 (paper) | 55.6 |' in table
+    assert '; ranks count from 1; paper: arXiv 2411.04997 v6, table 1\n' in table and 'A5: causal' not in table
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0, ablations=['A5'],
+                                           averages={'one': ['retrieval.mine']}))
+    evaluation.retrieval = {'mine': _set([[f'text {i}'] for i in range(5)])}
+    evaluation.config.retrieval = {'mine': RetrievalConfig(source={'name': 'urban1k'})}
+    evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
+    table = (tmp_path / 'results.md').read_text()
+    assert '| A5: causal (paper) | 84.9 |' in table.partition('## Retrieval by')[0]
+    assert '| A5: causal (paper) | 84.9 | 79.9 |\n' in table.partition('## Average: one')[2]
+
+
+def test_the_paper_stands_beside_imagenet() -> None:
+    accuracy = {'zeroshot_top1': 70.0, 'zeroshot_top5': 90.0, 'mean_per_class': 69.0, 'n_classes': 1000,
+                'n_images': 50000}
+    entry = {'benchmark': 'data/wds/imagenet1k', 'models': {'m': accuracy}}
+    table = markdown(result_tables({'zeroshot': {'imagenet_80_prompts': entry, 'imagenet': entry}}))
+    ours, _, other = table.partition('## Zero-shot classification: imagenet\n')
+    assert '| CLIP L/14-336 (paper) | 76.6 |  |  |  |\n' in ours and ours.count('(paper)') == 4
+    assert '95 % bootstrap intervals; paper: arXiv 2411.04997 v6, table 3\n' in ours and 'paper' not in other
 
 
 def test_tables_name_models_that_cut_texts(tmp_path: Path) -> None:
@@ -270,7 +353,8 @@ def test_one_model_has_one_table(tmp_path: Path) -> None:
     evaluation.run('m', model)  # type: ignore[arg-type]
     table = (tmp_path / 'results.md').read_text()
     assert 'lost their end: de 3, fr 3\n' in table
-    assert table.count('##') == 1 and '| de | 5 | 5 | 100.0 |' in table and '| fr | 5 | 5 | 100.0 |' in table
+    assert table.count('## Retrieval: ') == 1
+    assert '| de | 5 | 5 | 100.0 |' in table and '| fr | 5 | 5 | 100.0 |' in table
 
 
 def test_images_are_read_once_for_sets_that_share_them(tmp_path: Path) -> None:
@@ -295,6 +379,31 @@ def test_images_are_read_once_for_sets_that_share_them(tmp_path: Path) -> None:
     evaluation.run('m', model)  # type: ignore[arg-type]
     # Two of the sets have the same images; the third only has images of the same names.
     assert read == [0, 1] and seen == [2, 2]
+
+
+def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one block at a time is in memory, and a killed evaluation goes on at the block at which it was."""
+    monkeypatch.setattr(llm2clip.evaluation.features, '_BLOCK', 5)
+    generator = torch.Generator().manual_seed(0)
+    model, read = _Given(torch.randn(13, 4, generator=generator), torch.eye(4)), []
+    model.image_features = lambda x: (model.images[x[:, 0]], -model.images[x[:, 0]])  # type: ignore[method-assign]
+
+    def counting(i: int) -> bytes:
+        if len(read) == 8:
+            read.append(i)
+            raise KeyboardInterrupt
+        read.append(i)
+        return picture(i)
+
+    dataset = _set([['a']] * 13, counting)
+    images = ImageFeatures(model, 'm', tmp_path, 2, 0)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        images(dataset)
+    assert read == [0, 1, 2, 3, 4, 5, 6, 7, 8] and len(list(tmp_path.iterdir())) == 1
+    projected, pooled = images(dataset)
+    assert read[9:] == [5, 6, 7, 8, 9, 10, 11, 12]
+    assert projected.whole().equal(model.images) and pooled.whole().equal(-model.images)
+    assert [len(block) for block in pooled] == [len(block) for block in pooled] == [5, 5, 3]
 
 
 def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Path) -> None:
@@ -366,6 +475,10 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
             ([cra, 'cra.teachers.t=nowhere'], 'cra.teachers.t: nowhere is not a teacher'),
             ([cra, f'cra.encoders.e={{pretrained: {files}, gguf_file: x.gguf}}'],
              'cra.encoders.e.gguf_file: there is no .*x.gguf'),
+            ([cra, 'cra.clip_text.c=nowhere'], 'cra.clip_text.c: nowhere: '),
+            (['linear_probe.pets.sgd={epochs: 0}'], 'linear_probe.pets.sgd.epochs: 0, expected at least 1'),
+            (['linear_probe.pets.sgd={momentum: 1}'], 'linear_probe.pets.sgd.momentum: 1.*, expected'),
+            (['ablations=[A9]'], "ablations.* 'A9', expected .*A3"),
             (['models.n.export=nowhere'], 'models.n.export: nowhere is no folder that export_hf wrote'),
             (['models.n.run=nowhere'], 'models.n.run: nowhere is not the folder of a run'),
             ([f'models.n.export={exported[1]}', 'models.n.teacher=nowhere'],

@@ -144,7 +144,7 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     assert results['cra'] and all(list(results[kind][name]['models']) == ['ours', 'bf16', 'theirs'] for kind, name in
                                   (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('zeroshot', 'tars'),
                                    ('linear_probe', 'pets'), ('composition', 'pairs')))
-    assert results['averages']['all']['models']['ours']['compared'] and len(results['compare']['benchmarks']) == 4
+    assert results['averages']['all']['models']['ours']['compared'] and len(results['compare']['benchmarks']) == 5
     ours, bf16, _ = results['retrieval']['flickr30k']['models'].values()
     assert (ours['precision'], bf16['precision']) == ('fp32', 'amp_bf16')
     assert b'; computed in bfloat16: bf16, theirs\n' in one['results.md']

@@ -18,9 +18,10 @@ from parts import text_encoder_from_config
 from towers import TOWERS
 from whole_matrix import CASES, own_rows, sample, whole_matrix
 
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, TextEncoderConfig
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, SGDProbeConfig, Stage2Config, TextEncoderConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.image_processing_llm2clip import normalize
+from llm2clip.evaluation.linear_probe import sgd_logits
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.registry import ALGORITHMS, CALLBACKS, LOGGERS, OPTIMIZERS, SCHEDULERS
 from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
@@ -127,6 +128,16 @@ def test_an_llm_has_the_vectors_that_it_has_on_a_cpu(
         error = (vectors - expected).norm(dim=1) / expected.norm(dim=1)
         assert error.max() < 1e-4, way
     assert F.cosine_similarity(half, expected).min() > 0.98
+
+
+def test_a_linear_probe_learns_what_it_learns_on_a_cpu(device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres, labels = torch.randn(5, 24, generator=generator), torch.arange(200) % 5
+    train = centres[labels] + torch.randn(200, 24, generator=generator)
+    config = SGDProbeConfig(epochs=4, batch_size=48)
+    expected, found = (sgd_logits(train.split(64), labels, centres, 5, config, where) for where in ('cpu', device))
+    assert found.device.type == 'cpu' and expected.argmax(1).tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('block_size', [None, 4])

@@ -19,15 +19,16 @@ FILES = sorted(ROOT.glob('yamls/eval/sets/*.yaml'))
 def _sources(path: Path) -> dict[str, dict[str, Any]]:
     """Result name -> source."""
     content = yaml.safe_load(path.read_text())
-    return {name: entry['source'] for section in content.values() for name, entry in section.items()
-            if 'source' in entry}
+    return {f'{name}.{key}': entry[key] for section in content.values() for name, entry in section.items()
+            for key in ('source', 'train', 'test') if key in entry}
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_a_fragment_fits_its_loader(path: Path) -> None:
     assert path.read_text().splitlines()[0].startswith(f'# python recipes/evaluate.py {path.relative_to(ROOT)} ')
     section, = {*yaml.safe_load(path.read_text())} - {'averages'}
-    registry = {'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS, 'composition': COMPOSITION_SETS}[section]
+    registry = {'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS, 'linear_probe': CLASSIFICATION_SETS,
+                'composition': COMPOSITION_SETS}[section]
     for source in _sources(path).values():
         check(registry, source.pop('name'), source, 'source')
 
