@@ -31,9 +31,10 @@ def _lines() -> list[tuple[str, ...]]:
     """Recipe and arguments, each once: which data and captions they are does not change the plan of a step."""
     lines: dict[tuple[str, ...], None] = {}
     for path in sorted(ROOT.glob('yamls/**/*.yaml')):
-        if 'clip_text:' in path.read_text():
+        text = path.read_text()
+        if 'clip_text:' in text or 'extract' in path.parts and 'sentence_transformer:' in text:
             continue  # of an LLM alone, the extraction is planned
-        for line in itertools.takewhile(lambda line: line.startswith('#'), path.read_text().splitlines()):
+        for line in itertools.takewhile(lambda line: line.startswith('#'), text.splitlines()):
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
             recipe = next((word for word in words if word.startswith('recipes/')), '')
             small = any(name in line for name in ('yamls/own/', 'uickstart', 'yamls/photographs/'))
