@@ -34,11 +34,13 @@ from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisi
 from llm2clip.config.imports import ImportConfig
 from llm2clip.config.models import (
     AdapterConfig,
+    ClipTextConfig,
     LoraConfig,
     LossConfig,
     MNTPConfig,
     ModelConfig,
     TextEncoderConfig,
+    TrainedTextConfig,
     VisionConfig,
 )
 from llm2clip.config.planning import PlanConfig

@@ -186,9 +186,9 @@ def model_card(
         model_name=title if results else None, library_name=library_name, pipeline_tag=pipeline_tag,
         tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'], eval_results=_eval_results(results or {}) or None)
     vision = config.vision
+    blocks = f', {config.adapter.depth} blocks' if config.adapter.name in ('residual', 'transformer') else ''
     facts = {'vision tower': f'`{public_name(vision.name)}`', 'image size': vision.image_size,
-             'adapter': f'{config.adapter.name}, {config.adapter.depth} blocks' if config.adapter.name == 'residual'
-             else config.adapter.name, 'dimensions of the joint space': _dims(config, run)}
+             'adapter': f'{config.adapter.name}{blocks}', 'dimensions of the joint space': _dims(config, run)}
     if interpolate != 1:
         of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
         facts['weights'] = (f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '

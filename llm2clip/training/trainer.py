@@ -23,7 +23,7 @@ from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.models.compilation import compile_blocks
 from llm2clip.models.sharding import check_fsdp, check_sharding, fsdp2_config, keep_float32, prefetch
-from llm2clip.models.trainable import TrainableStateModel
+from llm2clip.models.trainable import saves_trainable_only
 from llm2clip.registry import (
     ALGORITHMS,
     CALLBACKS,
@@ -242,8 +242,8 @@ def build_trainer(
         device_train_microbatch_size=config.device_train_microbatch_size,
         # MNTP's loss is a mean over masked tokens, which microbatches and ranks have different numbers of.
         accumulate_train_batch_on_tokens=mntp,
-        # `TrainableStateModel` checks its weights itself.
-        load_strict_model_weights=not isinstance(model, TrainableStateModel),
+        # Such a model checks its weights itself.
+        load_strict_model_weights=not saves_trainable_only(model),
         eval_interval=config.eval_interval,
         eval_first=config.eval_first,
         load_path=checkpoint,

@@ -43,21 +43,22 @@ class OnlineTeacher(Algorithm):
         batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         sharded: Whether `shard_encoder` spread the encoder.
+        keep: Whether the batch keeps its ``caption``, for another encoder.
     """
 
     def __init__(
         self, encoder: TextEncoder, tokenizer: Any, batch_tokens: int = 4096, precision: str = 'fp32',
-        sharded: bool = False,
+        sharded: bool = False, keep: bool = False,
     ) -> None:
         self.encoder, self.tokenizer = encoder, tokenizer
-        self.batch_tokens, self.precision, self.sharded = batch_tokens, precision, sharded
+        self.batch_tokens, self.precision, self.sharded, self.keep = batch_tokens, precision, sharded, keep
 
     def match(self, event: Event, state: State) -> bool:
         # Batches of zero-shot sets have none.
         return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START) and 'caption' in state.batch
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        captions = state.batch.pop('caption')
+        captions = state.batch['caption'] if self.keep else state.batch.pop('caption')
         if isinstance(captions[0], str):
             state.batch['text_embedding'] = self.embed(captions)
         else:
@@ -75,7 +76,7 @@ class OnlineTeacher(Algorithm):
 
 
 def load_online_teacher(
-    folder: Union[str, Path], device: Device, batch_tokens: int, precision: str, sharded: bool
+    folder: Union[str, Path], device: Device, batch_tokens: int, precision: str, sharded: bool, keep: bool = False
 ) -> OnlineTeacher:
     """The teacher in a folder that stage 1 wrote.
 
@@ -85,6 +86,7 @@ def load_online_teacher(
         batch_tokens: As for `OnlineTeacher`.
         precision: As for `OnlineTeacher`.
         sharded: Spread it over the ranks, which read it one after the other: a host holds it in full only once.
+        keep: As for `OnlineTeacher`.
     """
     encoder = tokenizer = None
     for turn in range(dist.get_local_world_size()):
@@ -100,4 +102,4 @@ def load_online_teacher(
             break
         dist.barrier()
     assert encoder is not None
-    return OnlineTeacher(encoder, tokenizer, batch_tokens, precision, sharded)
+    return OnlineTeacher(encoder, tokenizer, batch_tokens, precision, sharded, keep)
