@@ -226,7 +226,7 @@ def _sidecars(config: ExtractConfig, names: Iterable[str]) -> dict[str, DatasetC
 def _after_stage2(config: Stage2Config) -> list[str]:
     streams = config.eval_data.streams.values() if config.eval_data is not None else ()
     heldout = [f'retrieval.heldout.source.local={stream.local}' for stream in list(streams)[:1]]
-    teacher = [] if config.teacher else ['models.ours.teacher=TEACHER']
+    teacher = [] if config.teacher or config.without_llm else ['models.ours.teacher=TEACHER']
     return [*_evaluate(), 'yamls/eval/sets/mds.yaml', *heldout,
             f'models.ours.run={config.save_folder}', *teacher, f'out={config.save_folder}/evaluate']
 

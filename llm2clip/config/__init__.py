@@ -60,12 +60,12 @@ from llm2clip.config.training import (
 )
 
 __all__ = [
-    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'CompositionConfig',
-    'ConfigError', 'CurveConfig', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig',
-    'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig',
-    'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig',
-    'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig',
-    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config',
-    'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainerConfig',
-    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ClipTextConfig',
+    'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig',
+    'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig',
+    'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig',
+    'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig',
+    'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SearchConfig', 'SelfDistillationConfig',
+    'Stage1Config', 'Stage2Config', 'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig',
+    'TrainedTextConfig', 'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

@@ -93,8 +93,8 @@ class TrainedTextConfig:
     """The LLM in the folder `teacher` reads the captions itself, and new LoRA weights of it are trained (paper, table
     A4).  Unset: it is frozen."""
     clip: Optional[ClipTextConfig] = None
-    """CLIP's text tower, which reads the captions, too, and is trained.  Without `method`, it takes the place of the LLM:
-    CLIP fine-tuned directly."""
+    """CLIP's text tower, which reads the captions and is trained.  Without `method`, it takes the place of the LLM, and
+    CLIP is fine-tuned directly."""
     method: Optional[Literal['b', 'c', 'd']] = None
     """Keep CLIP's text tower beside the LLM, by the letters of the paper (section 3.2, table 9): `b`, both attract the
     image features, each by a loss of its own; `c`, and each other; `d`, as `b`, and so does a projection of both,
@@ -147,8 +147,8 @@ class AdapterConfig:
     """From the teacher's vector to the joint space."""
 
     name: Literal['residual', 'transformer', 'linear', 'identity'] = 'residual'
-    """`residual`, the MLP of the official code; `transformer`, the paper's other one (table 8), in whose blocks the vector
-    attends to latents that are trained; `linear`, or `identity`, for which both widths are equal."""
+    """`residual`, the MLP of the official code; `transformer`, the paper's other one (table 8), whose blocks attend to
+    latents that are trained; `linear`, or `identity`, for which both widths are equal."""
     depth: Natural = 4
     """Number of residual blocks, or of transformer blocks, of which the paper has one."""
     expansion: Count = 2

@@ -261,6 +261,11 @@ class Stage2Config(TrainConfig):
         return self.text_encoder.lora is not None or self.text_encoder.clip is not None
 
     @property
+    def reads_vectors(self) -> bool:
+        """Whether a frozen LLM's vectors are read from sidecars."""
+        return not self.online.enabled and self.text_encoder.lora is None and not self.without_llm
+
+    @property
     def without_llm(self) -> bool:
         """Whether CLIP's own text tower takes the place of the LLM."""
         return self.text_encoder.clip is not None and self.text_encoder.method is None
@@ -268,8 +273,8 @@ class Stage2Config(TrainConfig):
     def _check_text_encoder(self) -> None:
         texts = self.text_encoder
         if texts.method is not None and texts.clip is None:
-            raise ConfigError(f'text_encoder.clip: required but not set, since text_encoder.method {texts.method} keeps '
-                              "CLIP's text tower beside the LLM")
+            raise ConfigError(f"text_encoder.clip: required but not set, since text_encoder.method {texts.method} is "
+                              "about CLIP's text tower beside the LLM")
         if texts.lora is not None and self.teacher is None:
             raise ConfigError('teacher: required but not set, since text_encoder.lora trains its LLM')
         frozen = [key for key, is_set in (('online.enabled', self.online.enabled),

@@ -119,7 +119,9 @@ class EvalImageDataset(SeededDataset):
             'index': at,
             'sample_id': sample[SAMPLE_ID],
             'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), self.image_size),
-X: torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(self.keys, texts)]),
+            **(_stacked(vectors) if vectors else {}),
+            **({'caption': texts} if self.captions or not vectors else {}),
+            'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(self.keys, texts)]),
         }
 
     def caption_and_pixels(self, at: int) -> tuple[str, torch.Tensor]:
@@ -291,7 +293,7 @@ def build_image_loader(
 
 
 def split_columns(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
-    """Split a batch whose ``caption`` are K columns of B texts, as images with K captions each have them."""
+    """Split a batch whose ``caption`` may be K columns of B texts, as images with K captions each have them."""
     parts = [slice(start, start + microbatch_size) for start in range(0, len(batch['index']), microbatch_size)]
-    return [{name: [column[rows] for column in values] if name == 'caption' else values[rows]
-             for name, values in batch.items()} for rows in parts]
+    return [{name: [column[rows] for column in values] if name == 'caption' and not isinstance(values[0], str)
+             else values[rows] for name, values in batch.items()} for rows in parts]

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2 with text encoders that learn together with the vision tower: LoRA on the LLM, CLIP's own text tower, or both."""
+"""Stage 2 with text encoders that learn together with the vision tower: the LLM by LoRA, CLIP's own, or both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Optional, Union
@@ -15,7 +15,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.trainable import save_trainable_only
 from llm2clip.teacher.clip_text import ClipTextTower
 
-__all__ = ['ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP', 'Texts', 'Tokenize']
+__all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP', 'Texts', 'Tokenize']
 
 Batch = dict[str, Any]
 # Texts -> the keyword arguments of their encoder.
@@ -51,6 +51,25 @@ class ConcatenatedTexts(nn.Module):
     def forward(self, clip_features: torch.Tensor, llm_features: torch.Tensor) -> torch.Tensor:
         """``(…, embed_dim)`` each, L2-normalised -> ``(…, embed_dim)``, not normalised."""
         return self.projection(torch.cat([clip_features, llm_features], dim=-1))
+
+
+class BothTexts(nn.Module):
+    """In the place of an adapter, what method d makes of the vectors of both text encoders.
+
+    Args:
+        adapter: The LLM's.
+        concatenated: Trained.
+        llm_embed_dim: Width of the LLM's vectors.
+    """
+
+    def __init__(self, adapter: nn.Module, concatenated: ConcatenatedTexts, llm_embed_dim: int) -> None:
+        super().__init__()
+        self.adapter, self.concatenated, self.llm_embed_dim = adapter, concatenated, llm_embed_dim
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The LLM's vector and CLIP's, ``(…, llm_embed_dim + embed_dim)`` -> ``(…, embed_dim)``, not normalised."""
+        llm, clip = vectors.tensor_split([self.llm_embed_dim], dim=-1)
+        return self.concatenated(F.normalize(clip, dim=-1), F.normalize(self.adapter(llm).float(), dim=-1))
 
 
 class ClipBeside(nn.Module):
@@ -103,8 +122,8 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
 
     Args:
         model: Vision tower and adapter.
-        text_encoder: Tokens -> ``(B, llm_embed_dim)``, which reach the adapter: the LLM with LoRA, or what takes its place.
-            None: the LLM's vectors are in the batch.
+        text_encoder: Tokens -> ``(B, llm_embed_dim)``, which reach the adapter: the LLM with LoRA, or what takes its
+            place.  None: the LLM's vectors are in the batch.
         tokenize: The encoder's.
         beside: CLIP's text tower, which is kept beside the LLM.
         loss: As of `ComposerLLM2CLIP`.

@@ -3,15 +3,13 @@
 
 """The text side of a CLIP or SigLIP: texts -> its own text features, frozen or trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
 import xxhash
-from composer.utils import dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -29,14 +27,15 @@ from llm2clip.ranks import once_per_node
 from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
 from llm2clip.teacher.blocks import Embedded
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import hash_tensors
+from llm2clip.weights import hash_tensors, write_safetensors
 
 __all__ = [
-    'KIND', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'ClipTokens', 'load_clip', 'load_clip_text',
-    'load_clip_tokenizer', 'save_clip_text',
+    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'ClipTokens', 'load_clip',
+    'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
 ]
 
 KIND = 'text tower of a CLIP'
+MORE_FILE = 'more.safetensors'
 # By the model_type of a whole model, and of a text tower alone.
 _TOWERS: dict[str, Any] = {
     **dict.fromkeys(('clip', 'clip_text_model'), CLIPTextModelWithProjection),
@@ -181,25 +180,27 @@ def _architecture(config: ClipTextConfig, key: str) -> PretrainedConfig:
         return AutoConfig.for_model(model_type, **fields)
 
 
-def save_clip_text(tower: ClipTextTower, tokenizer: ClipTokenizer, folder: Union[str, Path]) -> None:
-    """Write a tower and its tokenizer as transformers knows them, for `ClipTextTeacher`.
-
-    Every rank calls this; rank 0 writes, and the folder appears complete.
+def save_clip_text(
+    tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path],
+    more: Mapping[str, torch.Tensor],
+) -> None:
+    """Write a tower and its tokenizer as transformers knows them, for `ClipTextTeacher`.  The folder appears complete.
 
     Args:
         tower: May be sharded.
+        state: Its weights, whole.
         tokenizer: The tower's.
         folder: Where to.
+        more: Further weights, for a file of their own, if there are any.
     """
-    state = get_model_state_dict(tower, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_global_rank() == 0:
-        with torch.device('meta'):
-            whole = ClipTextTower(type(tower.trunk)(tower.config))
-        whole.load_state_dict(state, assign=True)
-        with complete_folder(folder, KIND) as out:
-            whole.trunk.save_pretrained(out, safe_serialization=True)
-            tokenizer.tokenizer.save_pretrained(out)
-    dist.barrier()
+    with torch.device('meta'):
+        whole = ClipTextTower(type(tower.trunk)(tower.config))
+    whole.load_state_dict(state, assign=True)
+    with complete_folder(folder, KIND) as out:
+        whole.trunk.save_pretrained(out, safe_serialization=True)
+        tokenizer.tokenizer.save_pretrained(out)
+        if more:
+            write_safetensors(out / MORE_FILE, dict(more))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

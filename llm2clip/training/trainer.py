@@ -52,7 +52,7 @@ from llm2clip.training.loop import Trainer
 from llm2clip.training.optim import describe_groups, parameter_groups
 from llm2clip.training.readings import Readings
 
-__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
+__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit', 'is_over']
 
 # Seconds; Composer's launcher leaves 30 between SIGTERM and SIGKILL.
 _STOPPED_WAITS = 20.0
@@ -290,10 +290,15 @@ def _resume_from(config: TrainConfig) -> Optional[str]:
     return find_checkpoint(config.checkpoint_folder, sharded)
 
 
+def is_over(trainer: Trainer) -> bool:
+    """Whether a run has reached `max_duration`."""
+    assert trainer.state.max_duration is not None
+    return trainer.state.timestamp >= trainer.state.max_duration
+
+
 def fit(trainer: Trainer) -> None:
     """Train until `max_duration`; a run that has reached it is left as it is."""
-    assert trainer.state.max_duration is not None
-    if trainer.state.timestamp >= trainer.state.max_duration:
+    if is_over(trainer):
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))

@@ -25,8 +25,8 @@ class Prompts(NamedTuple):
     """A set's prompts, as the model takes them: what a frozen teacher says of them, or the texts themselves, for a text
     encoder that is trained, or both.
 
-    The vectors of ImageNet's, 80 for each of 1,000 names, take 1.3 GB at a width of 4,096, so each rank has those of its
-    `own_names` alone.
+    ImageNet's, 80 for each of 1,000 names, take 1.3 GB at a width of 4,096, so each rank has those of its `own_names`
+    alone.
     """
 
     vectors: Optional[torch.Tensor]
