@@ -244,6 +244,10 @@ def _training(run: Stage2Config) -> str:
     for key in ('name', 'checkpoint'):
         vision[key] = vision[key] and public_name(vision[key])
     chosen['model']['vision'] = {key: value for key, value in vision.items() if value not in (None, {}, [])}
+    if run.reads_captions:
+        texts = chosen['text_encoder'] = {key: value for key, value in values['text_encoder'].items() if value}
+        if 'clip' in texts:
+            texts['clip'] = {'name': public_name(texts['clip']['name']), 'pretrained': texts['clip']['pretrained']}
     data = run.train_data
     chosen['crops'] = {key: getattr(data, key) for key in ('crop_scale', 'color_jitter', 'grayscale')}
     return OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()

@@ -25,6 +25,7 @@ from llm2clip.evaluation.zeroshot import (
     zeroshot_set,
 )
 from llm2clip.float32 import exact_float32
+from llm2clip.folders import check_replaceable
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.llm2clip import (
@@ -35,7 +36,7 @@ from llm2clip.models.llm2clip import (
     ComposerLLM2CLIP,
 )
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
-from llm2clip.ranks import once_per_node
+from llm2clip.ranks import agreed, once_per_node
 from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
 from llm2clip.stages.text_encoders import (
     TrainedTexts,
@@ -44,6 +45,7 @@ from llm2clip.stages.text_encoders import (
     join,
     load_texts,
     save_texts,
+    text_folders,
 )
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher, LLMTeacher, build_caption_teacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -156,15 +158,19 @@ def train(config: Stage2Config) -> None:
         ConfigError: The configuration or the data is not what was expected.
         ValueError: The sidecars come from another teacher than the one that is named.
     """
+    folders = text_folders(config)
+    for folder, kind in folders.items():
+        check_replaceable(folder, kind)
     texts = _load_texts(config)
     trainer = _make_trainer(config, texts)
     if texts is not None and not is_over(trainer):
         forget_texts(config)
     fit(trainer)
-    written = [] if texts is None else save_texts(config, texts, trainer)
+    if texts is not None and not agreed(lambda: all(folder.is_dir() for folder in folders)):
+        save_texts(config, texts, trainer)
     trainer.close()
     if dist.get_global_rank() == 0:
-        also = ''.join(f', and the text encoder to {folder}' for folder in written)
+        also = ''.join(f' and the text encoder to {folder}' for folder in folders)
         print(f'wrote the model to {config.checkpoint_folder}{also}', flush=True)
 
 

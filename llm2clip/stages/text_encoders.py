@@ -30,6 +30,7 @@ from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
 __all__ = [
     'TrainedTexts', 'begun_with_clip', 'forget_texts', 'join', 'load_texts', 'load_trained_encoders', 'save_texts',
+    'text_folders',
 ]
 
 KEY = 'text_encoder.clip'
@@ -93,27 +94,31 @@ def join(config: Stage2Config, model: LLM2CLIP, texts: TrainedTexts, *loss: Any)
                          ClipBeside(*texts.clip, method, config.model.embed_dim), *loss)
 
 
+def text_folders(config: Stage2Config) -> dict[Path, str]:
+    """Where a run writes the encoders that it trains when it ends, and what they are."""
+    texts, run = config.text_encoder, Path(config.save_folder)
+    return {**({run / TEACHER_FOLDER: TEACHER_KIND} if texts.lora is not None else {}),
+            **({run / CLIP_TEXT_FOLDER: CLIP_TEXT_KIND} if texts.clip is not None else {})}
+
+
 def forget_texts(config: Stage2Config) -> None:
-    """Remove what a run wrote when it ended before, since it goes on; nothing else."""
-    for name, kind in ((TEACHER_FOLDER, TEACHER_KIND), (CLIP_TEXT_FOLDER, CLIP_TEXT_KIND)):
-        folder = Path(config.save_folder, name)
-        check_replaceable(folder, kind)
-        if folder.is_dir() and dist.get_global_rank() == 0:
-            shutil.rmtree(folder)
+    """Remove what a run wrote when it ended before, since it goes on; every rank calls this."""
+    if dist.get_global_rank() == 0:
+        for folder, kind in text_folders(config).items():
+            check_replaceable(folder, kind)
+            shutil.rmtree(folder, ignore_errors=True)
+    dist.barrier()
 
 
-def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> list[Path]:
+def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> None:
     """Write the encoders that a run has trained into its folder; every rank calls this.
 
     Args:
         config: The run's.
         texts: With the tokenizers; the trainer may have moved or sharded the encoders.
         trainer: Of the run; with `ema`, its averaged weights are written.
-
-    Returns:
-        The folders.
     """
-    state, folders = trainer.state, []
+    state = trainer.state
     model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
     with ExitStack() as averaged:
         for algorithm in state.algorithms:
@@ -121,12 +126,10 @@ def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> l
                 averaged.enter_context(algorithm.averaged_weights(state))
         if texts.llm is not None:
             tokenizer: Any = texts.llm[1]
-            folders.append(Path(config.save_folder, TEACHER_FOLDER))
-            save_teacher(model.text_encoder, tokenizer, config.text_encoder.lora, folders[-1])
+            save_teacher(model.text_encoder, tokenizer, config.text_encoder.lora,
+                         Path(config.save_folder, TEACHER_FOLDER))
         if texts.clip is not None:
-            folders.append(Path(config.save_folder, CLIP_TEXT_FOLDER))
-            _save_clip(model, *texts.clip, folders[-1])
-    return folders
+            _save_clip(model, *texts.clip, Path(config.save_folder, CLIP_TEXT_FOLDER))
 
 
 def _save_clip(model: JointLLM2CLIP, tower: ClipTextTower, tokenizer: Any, folder: Path) -> None:
