@@ -95,8 +95,8 @@ class ComposerInheritance(ComposerModel):
     def batch_flops(self) -> Callable[[Batch], float]:
         """Counts FLOPs once; what is returned says, of a batch, those of the adapter (`count_flops`)."""
         width = next((layer.in_features for layer in self.model.modules() if isinstance(layer, nn.Linear)), 1)
-        one = count_flops(self.model, torch.empty(1, width, device='meta'))
-        return lambda batch: float(one * len(batch['index']))
+        one, two = (count_flops(self.model, torch.empty(n, width, device='meta')) for n in (1, 2))
+        return lambda batch: float(one + (two - one) * (len(batch['index']) - 1))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

@@ -200,11 +200,15 @@ class ComposerLLM2CLIP(ComposerModel):
         """
         size = self.image_size
         width = next((layer.in_features for layer in self.model.adapter.modules() if isinstance(layer, nn.Linear)), 1)
-        one, two = (count_flops(self.model, torch.empty(1, 3, size, size, device='meta'),
-                                torch.empty(1, texts, width, device='meta'),
-                                torch.zeros(1, dtype=torch.long, device='meta')) for texts in (1, 2))
-        return lambda batch: float(one * len(batch['index'])
-                                   + (two - one) * (batch['text_id'].numel() - len(batch['index'])))
+        one, pairs, texts = (
+            count_flops(self.model, torch.empty(images, 3, size, size, device='meta'),
+                        torch.empty(images, captions, width, device='meta'),
+                        torch.zeros(images, dtype=torch.long, device='meta'))
+            for images, captions in ((1, 1), (2, 1), (1, 2)))
+        pair, text = pairs - one, texts - one
+        once = one - pair  # of an adapter's latents
+        return lambda batch: float(once + pair * len(batch['index'])
+                                   + text * (batch['text_id'].numel() - len(batch['index'])))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

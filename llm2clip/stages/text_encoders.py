@@ -55,7 +55,9 @@ def load_trained_encoders(
         load_weights: Load the weights of CLIP's tower, too.
     """
     texts = config.text_encoder
-    encoder = None if texts.lora is None or llm is None else build_text_encoder(llm, texts.lora, on_meta)
+    encoder = None
+    if texts.lora is not None and llm is not None:
+        encoder = build_text_encoder(llm, texts.lora, on_meta, 'text_encoder.lora')
     return encoder, None if texts.clip is None else load_clip_text(texts.clip, KEY, load_weights)
 
 
