@@ -129,7 +129,8 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, st
     """The layout of timm's models on the Hub: the class, and how to load it."""
     encoder = model.vision_encoder
     # Of a model that was just trained, the weights may lie in `channels_last`, which safetensors does not take.
-    trunk: Any = copy.deepcopy(encoder.trunk).cpu().to(memory_format=torch.contiguous_format)
+    trunk: Any = copy.deepcopy(encoder.trunk)
+    trunk = trunk.cpu().to(memory_format=torch.contiguous_format)
     name = trunk.pretrained_cfg['architecture']
     if projection:
         trunk.reset_classifier(model.visual_projection.out_features)
