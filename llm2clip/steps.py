@@ -155,6 +155,9 @@ def _after_prepare(config: PrepareConfig) -> list[str]:
     splits = {path.parent.name: str(path.parent) for path in sorted(Path(config.out).glob('*/index.json'))}
     if not splits:
         return []  # another machine is still writing
+    if config.source.get('by_file'):
+        streams = {name: DatasetConfig(folder) for name, folder in splits.items()}
+        return [*_stage1(streams, _captions(min(splits.values()))), 'eval_data=null']
     train = splits.pop('train', None) or splits.pop(min(splits))
     keys = _captions(train)
     if len(keys) < 2:

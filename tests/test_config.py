@@ -11,7 +11,7 @@ from typing import Optional
 import pytest
 import yaml
 
-from llm2clip.config import ConfigError, Stage1Config, Stage2Config
+from llm2clip.config import ConfigError, EvaluateConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config, read_config, save_config
 from llm2clip.registry import LOGGERS, build
 from llm2clip.training.trainer import check_train_config
@@ -36,6 +36,18 @@ def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path) -> No
 def test_an_override_without_a_value_is_the_empty_text(tmp_path: Path) -> None:
     path = _write(tmp_path / 'a.yaml', "text_encoder: {instruction: 'Find it: '}\n")
     assert load_config(Stage1Config, [path, *STAGE1, 'text_encoder.instruction=']).text_encoder.instruction == ''
+
+
+def test_null_takes_an_entry_of_a_mapping_away(tmp_path: Path) -> None:
+    base = _write(tmp_path / 'a.yaml', 'train_data: {streams: {a: {local: x}, b: {local: y}, c: {local: z}}}\n')
+    path = _write(tmp_path / 'b.yaml', 'train_data: {streams: {b: null, other: null}}\n')
+    config = load_config(Stage1Config, [base, path, *STAGE1, 'train_data.streams.c=null'])
+    assert list(config.train_data.streams) == ['a', *load_config(Stage1Config, STAGE1).train_data.streams]
+    # A later file may have it again, and what was never there is no fault.
+    config = load_config(Stage1Config, [path, base, *STAGE1, 'train_data.streams.d=null'])
+    assert {'a', 'b', 'c'} <= {*config.train_data.streams}
+    evaluate = ['models.m.export=x', 'out=o', 'retrieval.r.source.name=coco', 'retrieval.s.source.name=coco']
+    assert list(load_config(EvaluateConfig, [*evaluate, 'retrieval.r=null']).retrieval) == ['s']
 
 
 def test_unknown_key_names_key_file_line_and_nearest(tmp_path: Path) -> None:

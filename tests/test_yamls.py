@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 import yaml
 from omegaconf import OmegaConf
+from parts import write_dataset
 from recipes_in_process import run_recipe
 
 from llm2clip.config import (
@@ -30,6 +32,7 @@ from llm2clip.config import (
     ZeroshotConfig,
 )
 from llm2clip.config.files import load_config
+from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_embeddings import stream_mix
 from llm2clip.evaluation.classification import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
@@ -184,10 +187,35 @@ def _stage2(*fragments: str) -> Stage2Config:
     return load_config(Stage2Config, [str(ROOT / f'yamls/stage2/{file}.yaml') for file in ('paper', *fragments)])
 
 
+@pytest.fixture(scope='module')
+def captions_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Under all keys that the files of stage 1 draw from."""
+    keys = ['0', '1', '2', '3', '4', 'short', 'long', 'raw', *(
+        f'{length}{model}' for length in ('short', 'long') for model in ('IB', 'SV', 'LLA'))]
+    out = tmp_path_factory.mktemp('data') / 'captions'
+    write_dataset([Sample(f'{i}', {key: f'{key} {i}' for key in keys}) for i in range(32)], out)
+    return out / 'train'
+
+
+def test_the_text_pairs_of_the_paper_are_those_that_are_prepared() -> None:
+    """Each under the official code's instructions, to the letter, and a semicolon."""
+    prepared = load_config(PrepareConfig, [str(ROOT / 'yamls/data/echo.yaml'), 'out=data/echo']).source['files']
+    streams = load_config(Stage1Config, _command('yamls/stage1/paper.yaml')[1]).train_data.streams
+    assert [stream.local for name, stream in streams.items() if name != 'captions'] == [
+        f'data/echo/{Path(file).stem}' for file in prepared] and len(prepared) == 14
+    prompts = [f'{name} {pair.instruction}' for name, stream in streams.items() for pair in stream.pairs or []]
+    # Of the table E5_EMBEDDING_PROMPTS in the official llm_caption_contrastive/dataset/E5_cc3m.py.
+    assert xxhash.xxh64('\n'.join(prompts)).hexdigest() == '47944227e9b5de52'
+    assert [name for name, stream in streams.items() if len(stream.pairs or []) == 2] == ['allnli', 'quora_duplicates']
+    alone = load_config(Stage1Config, _command('yamls/stage1/captions_only.yaml')[1]).train_data.streams
+    assert [*alone] == ['captions']
+
+
 @pytest.mark.long
-@pytest.mark.parametrize('file', [file for file in FILES if 'yamls/stage1/' in file])
+# Those of base/ change the LLM alone.
+@pytest.mark.parametrize('file', [file for file in FILES if 'yamls/stage1/' in file and '/base/' not in file])
 def test_stage1_trains_a_stand_in(
-    file: str, llm_folder: Path, image_dataset: Path, text_pairs_dataset: Path, tmp_path: Path,
+    file: str, llm_folder: Path, captions_dataset: Path, text_pairs_dataset: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, args = _command(file)
@@ -197,17 +225,20 @@ def test_stage1_trains_a_stand_in(
                 'train_data.num_canonical_nodes=8', 'progress_bar=false']
     config = load_config(Stage1Config, args)
     assert config.text_encoder.bidirectional and config.lora.r == 16
-    assert config.loss_scale == (20.0 if 'quickstart' in file else 50.0)
+    assert config.loss_scale == (20.0 if file.endswith(('quickstart.yaml', 'simcse.yaml')) else 50.0)
+    if config.text_encoder.adapters:
+        stand_in.append('text_encoder.adapters=[]')
     for name in config.train_data.streams:
-        folder = text_pairs_dataset if name in ('text_pairs', 'wikitext') else image_dataset
-        (tmp_path / name).symlink_to(folder)
+        captions = name in ('captions', 'emoji', 'wikipedia')
+        (tmp_path / name).symlink_to(captions_dataset if captions else text_pairs_dataset)
         stand_in += [f'train_data.streams.{name}.local={tmp_path}/{name}']
+        if not captions and name not in ('wikitext', 'fever'):
+            stand_in.append(f'train_data.streams.{name}=null')
     if 'grad_cache' in config.algorithms or config.objective == 'mntp':
         stand_in.append('device_train_microbatch_size=3')
     if config.eval_data is not None:
-        stand_in += [f'eval_data.streams.heldout.local={image_dataset}', 'eval_data.num_workers=0', 'eval_interval=1ba']
-    if any('0' in pair.query for pair in config.train_data.pairs):
-        stand_in.append('train_data.pairs=[{query: [short], positive: [long]}]')
+        stand_in += [f'eval_data.streams.heldout.local={captions_dataset}', 'eval_data.num_workers=0',
+                     'eval_interval=1ba']
     run_recipe(monkeypatch, recipe, *args, *stand_in)
     assert (tmp_path / 'run/teacher/model.safetensors').is_file()
     assert (tmp_path / 'run/adapter/adapter_model.safetensors').is_file()

@@ -43,14 +43,27 @@ class CaptionPairConfig:
 
     query: Texts = MISSING
     """Caption keys, of which one is drawn that the sample has."""
-    positive: Texts = MISSING
-    """Caption keys, of which one is drawn that the sample has and that is not the query's."""
+    positive: Optional[Texts] = MISSING
+    """Caption keys, of which one is drawn that the sample has and that is not the query's.  `null`: the query's own
+    text, of which dropout makes two vectors (unsupervised SimCSE, Gao et al. 2021)."""
     negative: Optional[Text] = None
     """Caption key of a text that is wrong for this query (a hard negative); single samples may leave it empty."""
+    random_negative: bool = False
+    """Take for hard negative, in place of `negative`, what another sample has under the positive's key; it is drawn
+    from the same shard each time the query is seen."""
     instruction: Optional[str] = None
     """Put before the query of this direction, in place of `text_encoder.instruction`; never pooled."""
     weight: Positive = 1.0
     """How often this direction is drawn, relative to the others of its list."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the captions that are drawn, each once."""
+        return list(dict.fromkeys([*self.query, *(self.positive or [])]))
+
+    @property
+    def has_negative(self) -> bool:
+        return self.negative is not None or self.random_negative
 
 
 @dataclass

@@ -4,6 +4,7 @@
 """YAML files and dotted overrides become one typed configuration, or an error that names the key.
 
 Every recipe is called ``recipe.py A.yaml [B.yaml …] [key.sub=value …]``: files merge left to right, overrides last.
+A dataset, set or model that is set to null is one that earlier files have and this run does without.
 """
 
 import dataclasses
@@ -74,6 +75,12 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
             origins[key] = f'{source}:{lines[key]}' if lines[key] else source
         for key, value, expected in _misshapen(schema, OmegaConf.to_container(node), ''):
             raise ConfigError(f'{_where(key, origins)}: {value!r}, expected {expected}')
+        for *path, name in _taken_away(schema, OmegaConf.to_container(node)):
+            for mapping in (node, merged):
+                for key in path:
+                    mapping = None if mapping is None else mapping.get(key)
+                if mapping is not None:
+                    mapping.pop(name, None)
         try:
             merged = OmegaConf.merge(merged, node)
         except OmegaConfBaseException as error:
@@ -235,6 +242,21 @@ def _misshapen(kind: Any, value: Any, key: str) -> Iterator[tuple[str, Any, str]
         return
     for name, kind_below, item in below:
         yield from _misshapen(kind_below, item, f'{key}{name}'.removeprefix('.'))
+
+
+def _taken_away(kind: Any, value: Any) -> Iterator[tuple[str, ...]]:
+    """Path of each entry that is null, in mappings whose entries have a type: the run does without it."""
+    kind = unwrap_optional(kind)
+    if not isinstance(value, dict):
+        return
+    kinds: dict[str, Any] = {}
+    if is_dataclass(kind):
+        kinds = typing.get_type_hints(kind)
+    elif typing.get_origin(kind) is dict and is_dataclass(entry := typing.get_args(kind)[1]):
+        yield from ((name,) for name, item in value.items() if item is None)
+        kinds = dict.fromkeys(value, entry)
+    for name, item in value.items():
+        yield from ((name, *path) for path in _taken_away(kinds.get(name), item))
 
 
 def _unknown(key: str, error: ConfigKeyError) -> str:

@@ -152,6 +152,9 @@ class Stage1Config(TrainConfig):
     """Add the loss from positive to query."""
     mask_equal_texts: bool = True
     """Two samples of the global batch that share a text are not each other's negatives."""
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which a token does not see another one in a layer of the LLM while it is trained; for pairs
+    whose `positive` is `null`, of which it makes two vectors.  `lora.lora_dropout` alone hardly tells them apart."""
     train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
     eval_data: Optional[CaptionDataConfig] = None
     """Pairs for caption retrieval accuracy while training."""

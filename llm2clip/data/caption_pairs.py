@@ -11,7 +11,7 @@ from composer.core import DataSpec
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError
 from llm2clip.data.captions import draw_pair, text_id
-from llm2clip.data.loader import all_caption_keys, build_text_loader
+from llm2clip.data.loader import Another, all_caption_keys, build_text_loader
 from llm2clip.data.schema import caption_column
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized
 
@@ -38,18 +38,23 @@ def build_caption_pair_loader(
     """
     pairs_of, columns = pairs_of_streams(config, train, key)
 
-    def make(sample: dict[str, Any], stream: int, sample_seed: int) -> dict[str, Any]:
+    def make(sample: dict[str, Any], stream: int, sample_seed: int, another: Another) -> dict[str, Any]:
         pairs = pairs_of[stream]
         if train:
-            pair, query, positive = draw_pair(sample, pairs, sample_seed)
+            pair, query, positive, positive_key = draw_pair(sample, pairs, sample_seed)
             instruction = tokenizer.instruction if pair.instruction is None else pair.instruction
         else:
             pair, = pairs
-            query, positive = (sample[caption_column(keys[0])] for keys in (pair.query, pair.positive))
+            assert pair.positive is not None
+            positive_key, = pair.positive
+            query, positive = (sample[caption_column(key)] for key in (*pair.query, positive_key))
             instruction = ''
         sides = {'query': query, 'positive': positive}
-        if any(other.negative for other in pairs):
-            sides['negative'] = sample[caption_column(pair.negative)] if pair.negative else ''
+        if any(other.has_negative for other in pairs):
+            negative, owner = pair.negative, sample
+            if pair.random_negative:
+                negative, owner = positive_key, another(sample_seed)
+            sides['negative'] = owner[caption_column(negative)] if negative and owner else ''
         result: dict[str, Any] = {}
         for side, text in sides.items():
             there = text.strip()
@@ -68,7 +73,8 @@ def build_caption_pair_loader(
                 batch[f'{side}_text_id'] = torch.tensor([sample[f'{side}_text_id'] for sample in samples])
         return batch
 
-    sides = ('query', 'positive', *(['negative'] if any(pair.negative for pairs in pairs_of for pair in pairs) else []))
+    negative = any(pair.has_negative for pairs in pairs_of for pair in pairs)
+    sides = ('query', 'positive', *(['negative'] if negative else []))
     text = Tokenized([0] * tokenizer.max_length, 0, 0)
     longest = {name: value for side in sides for name, value in ((side, text), (f'{side}_text_id', 0))}
     return build_text_loader(make, collate, longest, columns, config, global_batch_size, seed, train, key,
@@ -97,19 +103,22 @@ def pairs_of_streams(
         _check_pairs(chosen, train, where)
         pairs.append(chosen)
     columns = [sorted({caption_column(k) for pair in chosen
-                       for k in (*pair.query, *pair.positive, *([pair.negative] if pair.negative else []))})
+                       for k in (*pair.keys, *([pair.negative] if pair.negative else []))})
                for chosen in pairs]
     return pairs, columns
 
 
 def _check_pairs(pairs: Sequence[CaptionPairConfig], train: bool, where: str) -> None:
     for i, pair in enumerate(pairs):
-        if not pair.query or not pair.positive:
+        if not pair.query or pair.positive == []:
             raise ConfigError(f'{where}[{i}]: query and positive each need a caption key')
         for query in pair.query:
             if pair.positive == [query]:
-                raise ConfigError(f'{where}[{i}]: a caption cannot be its own positive; both sides are {query!r}')
+                raise ConfigError(f'{where}[{i}]: a caption cannot be its own positive; both sides are {query!r} '
+                                  '(with positive: null, dropout makes two vectors of it)')
+        if pair.negative is not None and pair.random_negative:
+            raise ConfigError(f'{where}[{i}]: expected negative or random_negative, got both')
     if any(pair.weight < 0 for pair in pairs) or not any(pair.weight > 0 for pair in pairs):
         raise ConfigError(f'{where}: expected weights, at least one above 0')
-    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive) > 1):
+    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive or []) != 1):
         raise ConfigError(f'{where}: evaluation needs one pair with one caption key per side')

@@ -85,12 +85,13 @@ class DrawnPair(NamedTuple):
     direction: CaptionPairConfig
     query: str
     positive: str
+    positive_key: str
 
 
 def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], seed: int) -> DrawnPair:
-    """A direction, and the texts of query and positive, which have different keys.
+    """A direction, and the texts of query and positive, which have different keys unless the direction has no positive.
 
-    All three are drawn among what the sample has: the directions for which it has two captions, and those captions.
+    All three are drawn among what the sample has: the directions for which it has the captions, and those captions.
     Where it has no two captions for any direction, one caption is both query and positive, as in SimCSE (Gao et al.
     2021): dropout, and the query's instruction, are then the only difference between the two.
 
@@ -103,28 +104,32 @@ def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], see
         ValueError: It has none of the directions' captions.
     """
     pairs = [pair for pair in pairs if pair.weight > 0]
-    texts = captions_of(sample, dict.fromkeys(key for pair in pairs for key in (*pair.query, *pair.positive)))
+    every = dict.fromkeys(key for pair in pairs for key in pair.keys)
+    texts = captions_of(sample, every)
     if not texts:
-        raise _no_caption(sample, (key for pair in pairs for key in (*pair.query, *pair.positive)))
+        raise _no_caption(sample, every)
     queries = [[key for key in pair.query if _others(key, pair, texts)] for pair in pairs]
     single = not any(queries)
     if single:
-        queries = [[key for key in dict.fromkeys((*pair.query, *pair.positive)) if key in texts] for pair in pairs]
+        queries = [[key for key in pair.keys if key in texts] for pair in pairs]
     usable = [(pair, keys) for pair, keys in zip(pairs, queries) if keys]
     pair, keys = usable[draw([pair.weight for pair, _ in usable], seed)]
     query = keys[draw([1] * len(keys), seed, 'query')]
     others = [query] if single else _others(query, pair, texts)
-    return DrawnPair(pair, texts[query], texts[others[draw([1] * len(others), seed, 'positive')]])
+    positive = others[draw([1] * len(others), seed, 'positive')]
+    return DrawnPair(pair, texts[query], texts[positive], positive)
 
 
 def _others(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) -> list[str]:
     """The keys that may stand beside a query which is there."""
-    return [key for key in pair.positive if key != query and key in texts] if query in texts else []
+    if query not in texts:
+        return []
+    return [query] if pair.positive is None else [key for key in pair.positive if key != query and key in texts]
 
 
 def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
     """The error of a sample that has none of the captions which are drawn from."""
-    wanted = list(dict.fromkeys(keys))
+    wanted = list(keys)
     there = list(captions_of(sample, caption_keys(sample)))
     return ValueError(f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(wanted)}, but '
                       f'{", ".join(there) or "no caption at all"}; draw from one that every sample has as well, or '

@@ -4,10 +4,12 @@
 """What the datasets of both stages share: the epoch, sample seeds, the loader, and microbatches."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+import xxhash
 from composer.core import DataSpec
 from composer.utils import dist
 from streaming import StreamingDataLoader, StreamingDataset
@@ -20,11 +22,15 @@ from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = [
-    'SeededDataset', 'TextDataset', 'all_caption_keys', 'build_loader', 'build_text_loader', 'count_tokens',
-    'device_batch_size', 'split_by_length', 'stream_arguments', 'streaming_dataset', 'text_sides',
+    'Another', 'MakeText', 'SeededDataset', 'TextDataset', 'all_caption_keys', 'build_loader', 'build_text_loader',
+    'count_tokens', 'device_batch_size', 'split_by_length', 'stream_arguments', 'streaming_dataset', 'text_sides',
 ]
 
 _MASK = 'attention_mask'
+# Seed -> another sample of a sample's shard, or None where there is no other.
+Another = Callable[[int], Optional[dict[str, Any]]]
+# A sample, the index of its stream, its seed in this epoch, and its neighbours -> what goes into a batch.
+MakeText = Callable[[dict[str, Any], int, int, Another], dict[str, Any]]
 
 
 class SeededDataset(SafeDataset):
@@ -63,15 +69,13 @@ class TextDataset(SeededDataset):
 
     Args:
         streams: Caption, text or image datasets.
-        make: A sample, the index of its stream and its seed in this epoch -> what goes into a batch, besides its
-            position and its id.
+        make: Gives what goes into a batch, besides a sample's position and its id.
         largest: As for `SeededDataset`.
         **kwargs: Passed to SeededDataset.
     """
 
     def __init__(
-        self, streams: Sequence[VerifiedStream], make: Callable[[dict[str, Any], int, int], dict[str, Any]],
-        largest: Mapping[str, Any], **kwargs: Any,
+        self, streams: Sequence[VerifiedStream], make: MakeText, largest: Mapping[str, Any], **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
         self.make = make
@@ -79,8 +83,17 @@ class TextDataset(SeededDataset):
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
-        made = self.make(sample, self.stream_of(at), self.sample_seed(sample))
+        made = self.make(sample, self.stream_of(at), self.sample_seed(sample), partial(self._another, at))
         return {'index': at, 'sample_id': sample[SAMPLE_ID], **made}
+
+    def _another(self, at: int, seed: int) -> Optional[dict[str, Any]]:
+        """Another sample of the shard of sample `at`, all of them alike; that shard is here, and others may not be."""
+        shard, place = map(int, self.spanner[at])
+        size = int(self.samples_per_shard[shard])
+        if size == 1:
+            return None
+        other = (place + 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)) % size
+        return super().__getitem__(at - place + other)
 
 
 def streaming_dataset(data: DataSpec) -> StreamingDataset:
@@ -185,6 +198,11 @@ def build_loader(
     if train and dataset.size < global_batch_size:
         raise ConfigError(f'{key}: the dataset has {dataset.size} samples, fewer than one global batch of '
                           f'{global_batch_size}')
+    for name, stream in zip(streams, dataset.streams):
+        if batching_method == 'per_stream' and train and int(stream.choose) < global_batch_size:
+            raise ConfigError(f'{key}.streams.{name}: an epoch takes {stream.choose} samples of it, expected as many '
+                              f'as one global batch has, {global_batch_size}, since that comes from one dataset; '
+                              f'repeat it, or leave it out by {key}.streams.{name}=null')
     # Composer has begun to use the GPU before any loader is made.
     pinned = torch.cuda.is_initialized()
     if dist.get_local_rank() == 0:
@@ -209,7 +227,7 @@ def build_loader(
 
 
 def build_text_loader(
-    make: Callable[[dict[str, Any], int, int], dict[str, Any]],
+    make: MakeText,
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
     longest: dict[str, Any],
     columns: Sequence[Sequence[str]],

@@ -12,7 +12,7 @@ from composer.core import DataSpec
 
 from llm2clip.config import CaptionDataConfig, ConfigError, MNTPConfig
 from llm2clip.data.captions import draw_caption
-from llm2clip.data.loader import build_text_loader
+from llm2clip.data.loader import Another, build_text_loader
 from llm2clip.data.schema import SAMPLE_ID, caption_column
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized
 
@@ -86,7 +86,8 @@ def build_masked_text_loader(
     columns = [[caption_column(k) for k in mix] for mix in texts]
     mask_id = tokenizer.plain(mntp.mask_token)[0]
 
-    def make(sample: dict[str, Any], stream: int, sample_seed: int) -> dict[str, Any]:
+    def make(sample: dict[str, Any], stream: int, sample_seed: int, another: Another) -> dict[str, Any]:
+        del another
         _, text = draw_caption(sample, texts[stream], sample_seed)
         tokenized, = tokenizer.tokenize([text])
         if len(tokenized.ids) < 2:

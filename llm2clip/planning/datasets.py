@@ -142,9 +142,9 @@ def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = Tr
         columns = [[caption_column(caption) for caption in mix] for mix in mixes]
     else:
         pairs, columns = pairs_of_streams(config, train, key)
-        mixes = [{f'{"|".join(pair.query)} → {"|".join(pair.positive)}': pair.weight for pair in of_stream}
-                 for of_stream in pairs]
-        negative = any(pair.negative for of_stream in pairs for pair in of_stream)
+        mixes = [{f'{"|".join(pair.query)} → {"|".join(pair.positive or ["itself"])}': pair.weight
+                  for pair in of_stream} for of_stream in pairs]
+        negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
     return _plan_columns(config.streams, dict(zip(config.streams, zip(mixes, columns))), config, key), negative
 
 

@@ -147,7 +147,9 @@ def plan_stage1(config: Stage1Config) -> Plan:
     config = dataclasses.replace(config, text_encoder=described(config.text_encoder, config.plan_llm))
     mntp = config.objective == 'mntp'
     data = DataPlan()
-    negative = any(pair.negative for pair in config.train_data.pairs)
+    streams = config.train_data.streams.values()
+    negative = any(pair.has_negative for pairs in (config.train_data.pairs, *(stream.pairs for stream in streams))
+                   for pair in pairs or [])
     if config.plan_samples is None:
         data, negative = plan_texts(config.train_data, 'train_data', mntp)
         if config.eval_data is not None and not mntp:

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 # Relative, since the copies in an export are no package of this name.
-from .text_encoder_llm2clip import POOLINGS
+from .text_encoder_llm2clip import LAYOUTS, POOLINGS
 
 __all__ = [
     'TEACHER_SUFFIXES', 'LoadError', 'check_encoding', 'check_files', 'check_finite', 'check_keys', 'check_no_code',
@@ -31,8 +31,10 @@ __all__ = [
 TEACHER_SUFFIXES = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
 _REASON = 300
 _SHOWN = 3
-_ENCODING = {'bidirectional': (bool,), 'pooling': (str,), 'chat_template': (bool, type(None)), 'instruction': (str,),
-             'max_length': (int,), 'dtype': (str,)}
+_ENCODING = {'bidirectional': (bool,), 'pooling': (str,), 'chat_template': (bool, type(None)), 'layout': (str,),
+             'instruction': (str,), 'max_length': (int,), 'dtype': (str,)}
+# How teachers encode whose files were written before there was the key.
+_EARLIER = {'layout': 'apart'}
 
 
 class LoadError(ValueError):
@@ -202,6 +204,7 @@ def read_encoding(path: Path) -> dict[str, Any]:
     """
     with loading(path, 'how a teacher turns captions into vectors, as JSON'):
         how = json.loads(path.read_text(encoding='utf-8'))
+    how = {**_EARLIER, **how} if isinstance(how, dict) else how
     if not isinstance(how, dict) or how.keys() != _ENCODING.keys():
         differing = ', '.join(sorted(how.keys() ^ _ENCODING.keys())) if isinstance(how, dict) else str(how)[:60]
         raise LoadError(f'{path}: expected the keys {", ".join(_ENCODING)}, no more and no less; not so: {differing}')
@@ -209,8 +212,9 @@ def read_encoding(path: Path) -> dict[str, Any]:
         if type(how[key]) not in types:
             names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in types)
             raise LoadError(f'{path}: {key} is {how[key]!r}, expected {names}')
-    if how['pooling'] not in POOLINGS:
-        raise LoadError(f'{path}: pooling is {how["pooling"]!r}, expected {" or ".join(POOLINGS)}')
+    for key, names in (('pooling', POOLINGS), ('layout', LAYOUTS)):
+        if how[key] not in names:
+            raise LoadError(f'{path}: {key} is {how[key]!r}, expected {" or ".join(names)}')
     llm_dtype(how['dtype'], path)
     return how
 
@@ -251,6 +255,7 @@ def check_files(folder: Path, recorded: Mapping[str, int]) -> None:
 
 def check_encoding(how: Mapping[str, Any], recorded: Mapping[str, Any], where: Union[str, Path]) -> None:
     """Raise a LoadError if a teacher encodes otherwise than the one that a model learned from, by its fingerprint."""
+    recorded = {**_EARLIER, **recorded}
     for key in _ENCODING:
         if how[key] != recorded.get(key):
             raise LoadError(f'{where}: comes from another teacher than the model: {key} is {how[key]!r}, expected '

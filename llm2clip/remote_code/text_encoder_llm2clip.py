@@ -11,7 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, groupby
+from datetime import datetime
+from itertools import chain, cycle, groupby, takewhile
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -21,16 +22,17 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedTokenizerBase
 
 __all__ = [
-    'POOLINGS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'Tokens', 'encode_texts', 'encode_tokens', 'last_pool',
-    'mean_pool', 'pack', 'token_batches', 'weighted_mean_pool',
+    'LAYOUTS', 'POOLINGS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'Tokens', 'encode_texts', 'encode_tokens',
+    'last_pool', 'mean_pool', 'pack', 'token_batches', 'weighted_mean_pool',
 ]
 
 Tokens = dict[str, torch.Tensor]
 Runs = Sequence[tuple[int, int]]
-_SENTINEL = '\u2063caption\u2063'
+_SENTINEL, _ANSWER = '\u2063caption\u2063', '\u2063answer\u2063'
 _SPACE = '\u2003'
-# Llama 3.2's template would otherwise write the day's date into every caption.
-_TEMPLATE_DATE = '26 Jul 2024'
+# The day on which every chat template is applied: Llama 3.1's and others' write it into what they make of a caption.
+_DAY = datetime(2024, 7, 26)
+LAYOUTS = ('joint', 'apart')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -51,19 +53,30 @@ class Tokenized(NamedTuple):
 class CaptionTokenizer:
     """Captions -> `input_ids`, `attention_mask` and `embed_mask`, padded on the right.
 
-    A text is laid out as ``[BOS or template header][instruction][caption][end token]``; `embed_mask` marks the caption
-    and the end token, which are what pooling sees.  The caption is tokenised by itself, so that its tokens are the
-    same with and without an instruction; it loses white space at its ends where the chat template takes it away.  The
-    end token is the chat template's; without a template, texts whose end token is pooled end with EOS, and others with
-    their last word.
+    A text is laid out as ``[header][instruction][caption][footer]``; `embed_mask` marks the caption and the footer,
+    which are what pooling sees.  A caption loses white space at its ends where the chat template takes it away.
+
+    In the layout ``joint``, header and footer are those of a turn of the user in the chat template, without the system
+    prompt that some templates put before the first turn, and instruction and caption are one text with one space
+    between; pooled are as many of its last tokens as the caption has by itself.  This is how the official code does it
+    (`tokenize`, `prepare_for_tokenization` and `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
+
+    In the layout ``apart``, the header is all that the chat template writes before a single message of the user, and
+    the caption is tokenised by itself also after an instruction.
+
+    Without a template the header is the BOS token, if the tokenizer adds one, and texts whose end token is pooled end
+    with EOS, others with their last word.
 
     Args:
         tokenizer: The LLM's own tokenizer.  Without a pad token it pads with the end token, which the mask hides.
-        config: Of the text encoder; `chat_template`, `pooling`, `max_length` and `instruction` are used.
+        config: Of the text encoder; `chat_template`, `layout`, `pooling`, `max_length` and `instruction` are used.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+        if config.layout not in LAYOUTS:
+            raise ValueError(f'text_encoder.layout: {config.layout!r} is not one of {", ".join(LAYOUTS)}')
         self.tokenizer = tokenizer
+        self.joint = config.layout == 'joint'
         self.max_length = config.max_length
         self.instruction = config.instruction
         self.trims = (False, False)
@@ -79,10 +92,11 @@ class CaptionTokenizer:
             raise ValueError('text_encoder.chat_template is on, but the tokenizer has no chat template')
         if config.chat_template is False or not self.tokenizer.chat_template:
             return self._plain_frame(config.pooling)
-        message = [{'role': 'user', 'content': f'{_SPACE}{_SENTINEL}{_SPACE}'}]
+        caption = f'{_SPACE}{_SENTINEL}{_SPACE}'
         try:
-            text = self.tokenizer.apply_chat_template(message, tokenize=False, date_string=_TEMPLATE_DATE)
-            before, after = str(text).split(_SENTINEL)
+            before, after = self._render(caption).split(_SENTINEL)
+            turns = [self._render(_SENTINEL, _ANSWER, *more).partition(_ANSWER)[2] for more in ([], [caption])] \
+                if self.joint else ['', '']
         except Exception as error:
             raise ValueError(f'{self.tokenizer.name_or_path}: its chat template cannot be used ({error}), expected one '
                              'that shows a message once') from error
@@ -90,14 +104,38 @@ class CaptionTokenizer:
         before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE)
         footer = self.plain(after.rstrip())
         special = next((i for i, token in enumerate(footer) if token in self.tokenizer.all_special_ids), len(footer))
-        return self.plain(before), footer[:special + 1]
+        return self._turn_header(*turns) or self.plain(before), footer[:special + 1]
+
+    def _render(self, *contents: str) -> str:
+        """The chat template of messages, those of the user and of the assistant by turns."""
+        messages = [{'role': role, 'content': content}
+                    for role, content in zip(cycle(('user', 'assistant')), contents)]
+        return str(self.tokenizer.apply_chat_template(
+            messages, tokenize=False, date_string=f'{_DAY:%d %b %Y}', strftime_now=_DAY.strftime))
+
+    def _turn_header(self, ended: str, continued: str) -> list[int]:
+        """What begins a turn of the user; nothing for a template that shows no second turn.
+
+        Args:
+            ended: What the template writes after an answer of the assistant.
+            continued: The same where a message of the user follows, which it holds.
+        """
+        header = self.plain(continued.partition(_SENTINEL)[0].removesuffix(_SPACE))
+        closing = takewhile(lambda pair: pair[0] == pair[1], zip(header, self.plain(ended)))
+        header = header[sum(1 for _ in closing):]
+        bos = self._bos()
+        return header if header[:1] == bos else header and bos + header
+
+    def _bos(self) -> list[int]:
+        """The BOS token, if the tokenizer adds one."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if isinstance(bos, int) and bos in self.tokenizer('').input_ids else []
 
     def _plain_frame(self, pooling: str) -> tuple[list[int], list[int]]:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        eos = self.tokenizer.eos_token_id
         if pooling == 'last' and not isinstance(eos, int):
             raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
-        header = [bos] if isinstance(bos, int) and bos in self.tokenizer('').input_ids else []
-        return header, [eos] if pooling == 'last' and isinstance(eos, int) else []
+        return self._bos(), [eos] if pooling == 'last' and isinstance(eos, int) else []
 
     def _room(self, instruction: str) -> int:
         return self.max_length - len(self.header) - len(self.plain(instruction)) - len(self.footer)
@@ -116,15 +154,28 @@ class CaptionTokenizer:
         Raises:
             ValueError: A text is empty, or the instruction leaves it no room.
         """
-        prefix, room = self.header + self.plain(instruction), self._room(instruction)
-        if room < 1:
-            raise ValueError(f'max_length {self.max_length} leaves no room for a caption after {len(prefix)} tokens of '
+        instruction = instruction.strip() if self.joint else instruction
+        if self._room(instruction) < 1:
+            prefix = len(self.header) + len(self.plain(instruction))
+            raise ValueError(f'max_length {self.max_length} leaves no room for a caption after {prefix} tokens of '
                              'template and instruction')
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
             raise ValueError(f'caption {empty[0]} of the batch is empty')
-        captions = self.tokenizer(self._trimmed(texts, instruction), add_special_tokens=False).input_ids
-        return [Tokenized(prefix + ids[:room] + self.footer, len(prefix), max(0, len(ids) - room)) for ids in captions]
+        texts = self._trimmed(texts, instruction)
+        captions = self.tokenizer(texts, add_special_tokens=False).input_ids
+        if self.joint and instruction:
+            whole = self.tokenizer([f'{instruction} {text}' for text in texts], add_special_tokens=False).input_ids
+        else:
+            prefix = self.plain(instruction)
+            whole = [prefix + ids for ids in captions]
+        return [self._framed(ids, len(caption)) for ids, caption in zip(whole, captions)]
+
+    def _framed(self, ids: list[int], own: int) -> Tokenized:
+        """Instruction and caption, of which the last tokens are the caption's own, between header and footer."""
+        room = self._room('')
+        start = min(max(len(ids) - own, 0), room - 1)
+        return Tokenized(self.header + ids[:room] + self.footer, len(self.header) + start, max(0, len(ids) - room))
 
     def _trimmed(self, texts: Sequence[str], instruction: str) -> list[str]:
         start, end = self.trims

@@ -17,7 +17,7 @@ from llm2clip.models.caption_contrastive import CRA_METRICS, CaptionContrastive
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
-from llm2clip.teacher.llm import add_lora, load_llm_and_head
+from llm2clip.teacher.llm import add_lora, load_llm_and_head, set_attention_dropout
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.loop import Trainer
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
@@ -56,6 +56,7 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
         llm, head = load_llm_and_head(config.text_encoder, on_meta)
         return MaskedNextTokenPrediction(TextEncoder(add_lora(llm, config.lora), config.text_encoder), head)
     encoder = build_text_encoder(config.text_encoder, config.lora, on_meta)
+    set_attention_dropout(encoder.llm, config.attention_dropout)
     return CaptionContrastive(encoder, config.loss_scale, config.learn_scale, config.symmetric, config.mask_equal_texts)
 
 

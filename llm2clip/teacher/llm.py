@@ -32,7 +32,7 @@ from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 
 __all__ = [
     'ARCHITECTURES', 'add_lora', 'apply_lora_apart', 'cast_weights', 'load_llm', 'load_llm_and_head', 'merge_adapter',
-    'save_adapter', 'save_lora', 'weights_fingerprint',
+    'save_adapter', 'save_lora', 'set_attention_dropout', 'weights_fingerprint',
 ]
 
 BASE_FILE = 'base_model.json'
@@ -118,6 +118,15 @@ def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in llm.named_parameters():
         if 'lora_' not in name:
             parameter.data = parameter.data.to(dtype)
+
+
+def set_attention_dropout(llm: nn.Module, probability: float) -> None:
+    """Drop weights of the attention in every layer while training; the LLM's configuration, and so what is saved, keeps
+    what it has."""
+    layers: list[Any] = [module for module in llm.modules() if hasattr(module, 'attention_dropout')]
+    assert layers
+    for layer in layers:
+        layer.attention_dropout = probability
 
 
 def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:

@@ -29,7 +29,13 @@ VARIANTS: dict[str, list[str]] = {
     'no gradient clipping, lr 2e-4': ['algorithms.gradient_clipping.clipping_threshold=1e9', 'optimizer.lr=2e-4'],
     'causal': ['text_encoder.bidirectional=false'],
     'instruction before the query': [f'text_encoder.instruction="{INSTRUCTION}"'],
+    'instruction before the query, tokenised apart': [
+        f'text_encoder.instruction="{INSTRUCTION}"', 'text_encoder.layout=apart'],
     'instruction before every second query': [f'train_data.pairs={BOTH}'],
+    'a random negative for each caption': [
+        f'train_data.pairs=[{{query: {KEYS}, positive: {KEYS}, random_negative: true}}]'],
+    'SimCSE: a caption and itself': [
+        f'train_data.pairs=[{{query: {KEYS}, positive: null}}]', 'attention_dropout=0.3', 'loss_scale=20'],
     'LoRA dropout 0.05': ['lora.lora_dropout=0.05'],
     'loss_scale 20': ['loss_scale=20'],
     'LoRA of rank 64': ['lora.r=64', 'lora.lora_alpha=128'],

@@ -17,6 +17,7 @@ from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_stre
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.loader import split_by_length
+from llm2clip.data.schema import read_index, whole_shard
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
@@ -42,8 +43,10 @@ def _loader(
 
 
 def _texts(tokenizer: CaptionTokenizer, batch: dict[str, Any], side: str, all_of_it: bool = False) -> list[str]:
+    """The captions, without the space that stands between them and an instruction, or all that is read."""
     mask = batch[f'{side}_attention_mask' if all_of_it else f'{side}_embed_mask'] == 1
-    return [tokenizer.tokenizer.decode(ids[m]) for ids, m in zip(batch[f'{side}_input_ids'], mask)]
+    texts = [tokenizer.tokenizer.decode(ids[m]) for ids, m in zip(batch[f'{side}_input_ids'], mask)]
+    return texts if all_of_it else [text.removeprefix(' ') for text in texts]
 
 
 def _seen(loader: torch.utils.data.DataLoader, tokenizer: CaptionTokenizer) -> list[tuple[str, str, str]]:
@@ -119,6 +122,52 @@ def test_hard_negatives_may_be_missing(llm_folder: Path, tmp_path: Path, tokeniz
             assert batch['negative_text_id'][i] == 0 and batch['negative_attention_mask'][i].sum() == 1
 
 
+def test_a_random_negative_is_what_another_sample_has_of_the_positives_kind(
+    tmp_path: Path, tokenizer: CaptionTokenizer
+) -> None:
+    samples = make_samples(32, images=False)
+    write_dataset(samples, tmp_path / 'd', size_limit='2kb')
+    pairs = [CaptionPairConfig(['short'], ['long'], random_negative=True),
+             CaptionPairConfig(['long'], ['short'], random_negative=True)]
+
+    def epoch(loader: Any) -> list[tuple[str, str]]:
+        rows = []
+        for batch in loader:
+            positives, negatives = (_texts(tokenizer, batch, side) for side in ('positive', 'negative'))
+            for positive, negative in zip(positives, negatives):
+                assert positive != negative and ('number' in positive) is ('number' in negative)
+            assert batch['negative_text_id'].tolist() == [text_id(negative) for negative in negatives]
+            rows += zip(batch['sample_id'], negatives)
+        return rows
+
+    loader = _loader(tmp_path / 'd/train', tokenizer, pairs)
+    first, second = epoch(loader), epoch(loader)
+    assert len({negative for _, negative in first}) > 16 and sorted(first) != sorted(second)
+    shards = {sample_id: i for i, shard in enumerate(read_index(tmp_path / 'd/train')['shards'])
+              for sample_id in (row['sample_id'] for row in whole_shard(tmp_path / 'd/train', shard))}
+    owner = {text: sample.sample_id for sample in samples for text in sample.captions.values()}
+    assert max(shards.values()) == 1 and all(shards[owner[negative]] == shards[own] for own, negative in first)
+    del loader
+    clean_stale_shared_memory()
+    assert epoch(_loader(tmp_path / 'd/train', tokenizer, pairs, workers=2)) == first
+    # A sample that is alone in its shard has none.
+    clean_stale_shared_memory()
+    alone = [Sample(f'{i}', {'short': f'{i}', 'long': 'x ' * 1500}) for i in range(8)]
+    write_dataset(alone, tmp_path / 'e', size_limit='4kb')
+    batch, = _loader(tmp_path / 'e/train', tokenizer, pairs)
+    assert batch['negative_text_id'].tolist() == [0] * 8
+
+
+def test_a_dataset_smaller_than_a_batch_is_named(
+    tmp_path: Path, image_dataset: Path, tokenizer: CaptionTokenizer
+) -> None:
+    write_dataset(make_samples(7, images=False), tmp_path / 'd')
+    config = CaptionDataConfig(pairs=BOTH, num_workers=0, num_canonical_nodes=4, streams={
+        'large': CaptionStreamConfig(str(image_dataset)), 'small': CaptionStreamConfig(str(tmp_path / 'd/train'))})
+    with pytest.raises(ConfigError, match=r'train_data\.streams\.small: an epoch takes 7 samples of it, expected as '):
+        build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data')
+
+
 def test_every_global_batch_comes_from_one_stream_with_its_own_pairs(
     tmp_path: Path, tokenizer: CaptionTokenizer
 ) -> None:
@@ -191,6 +240,8 @@ def test_without_pairs_any_two_captions_are_one(
 @pytest.mark.parametrize(('pairs', 'train', 'message'), [
     ([CaptionPairConfig(['short'], ['tiny'])], True, r"column 'caption\.tiny' is missing"),
     ([CaptionPairConfig(['short'], ['short'])], True, r'pairs\[0\]: a caption cannot be its own positive'),
+    ([CaptionPairConfig(['short'], ['long'], 'short', True)], True, r'negative or random_negative, got both'),
+    ([CaptionPairConfig(['short'], None)], False, r'evaluation needs one pair'),
     ([CaptionPairConfig(['short'], [])], True, r'pairs\[0\]: query and positive each need'),
     ([CaptionPairConfig(['short'], ['long'], weight=0.0)], True, r'weights, at least one above 0'),
     (BOTH, False, r'evaluation needs one pair'),

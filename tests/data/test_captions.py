@@ -3,12 +3,17 @@
 
 """Drawing captions: reproducible, in proportion, and among those that a sample has."""
 
+import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from llm2clip.config import CaptionPairConfig
+from llm2clip.config import CaptionPairConfig, Stage1Config
+from llm2clip.config.files import load_config
 from llm2clip.data.captions import draw, draw_caption, draw_captions, draw_pair, sample_seed
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_draw_depends_on_seed_epoch_and_sample_alone() -> None:
@@ -76,22 +81,39 @@ def test_without_gaps_a_pair_is_drawn_from_all_directions_and_keys() -> None:
         query = pair.query[draw([1] * len(pair.query), seed, 'query')]
         others = [key for key in pair.positive if key != query]
         positive = others[draw([1] * len(others), seed, 'positive')]
-        assert draw_pair(sample, PAIRS, seed) == (pair, sample[f'caption.{query}'], sample[f'caption.{positive}'])
+        assert draw_pair(sample, PAIRS, seed) == (
+            pair, sample[f'caption.{query}'], sample[f'caption.{positive}'], positive)
 
 
 def test_with_gaps_a_pair_is_two_captions_that_are_there() -> None:
-    drawn = {draw_pair(_sample(a='1', b='', c='3'), PAIRS, sample_seed(0, 0, str(i)))[1:] for i in range(100)}
+    drawn = {draw_pair(_sample(a='1', b='', c='3'), PAIRS, sample_seed(0, 0, str(i)))[1:3] for i in range(100)}
     assert drawn == {('1', '3'), ('3', '1')}
     # Only the second direction has two captions.
     drawn = [draw_pair(_sample(a='', b='2', c='3'), [PAIRS[2], CaptionPairConfig(['a'], ['b'])],
                        sample_seed(0, 0, str(i))) for i in range(20)]
-    assert {row[1:] for row in drawn} == {('3', '2')} and drawn[0].direction.instruction == 'i'
+    assert {row[1:] for row in drawn} == {('3', '2', 'b')} and drawn[0].direction.instruction == 'i'
 
 
 def test_a_single_caption_is_paired_with_itself() -> None:
     drawn = [draw_pair(_sample(a='', b='', c='3'), PAIRS, sample_seed(0, 0, str(i))) for i in range(200)]
-    assert {row[1:] for row in drawn} == {('3', '3')}
+    assert {row[1:3] for row in drawn} == {('3', '3')}
     # In both directions that have it, by their weights; the one of weight 0 is never drawn.
     counts = Counter(row.direction.weight for row in drawn)
     assert set(counts) == {1.0, 2.0} and 0.5 < counts[2.0] / 200 < 0.8
     assert drawn == [draw_pair(_sample(a='', b='', c='3'), PAIRS, sample_seed(0, 0, str(i))) for i in range(200)]
+
+
+def test_without_a_positive_a_caption_is_paired_with_itself() -> None:
+    pairs = [CaptionPairConfig(['a', 'b'], None)]
+    drawn = {draw_pair(_sample(a='1', b='2', c='3'), pairs, sample_seed(0, 0, str(i)))[1:] for i in range(20)}
+    assert drawn == {('1', '1', 'a'), ('2', '2', 'b')}
+
+
+def test_a_pair_of_the_paper_is_any_two_of_seven_captions() -> None:
+    pairs = load_config(Stage1Config, [str(ROOT / 'yamls/stage1/paper.yaml'), 'save_folder=r', 'run_name=r',
+                                       'text_encoder.pretrained=x']).train_data.pairs
+    kinds = ['raw', 'shortIB', 'longIB', 'shortSV', 'longSV', 'shortLLA', 'longLLA']
+    sample = _sample(**{kind: kind for kind in kinds})
+    counts = Counter(draw_pair(sample, pairs, sample_seed(0, 0, str(i)))[1:3] for i in range(2000))
+    assert {*counts} == {*itertools.permutations(kinds, 2)}
+    assert min(counts.values()) > 20 and max(counts.values()) < 90

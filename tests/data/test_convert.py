@@ -152,6 +152,21 @@ def test_text_pairs_keep_what_is_there_and_count_empty_sides(tmp_path: Path) -> 
                      for i in range(40) if i != 7}
 
 
+def test_each_file_of_text_pairs_may_be_a_split(tmp_path: Path) -> None:
+    for name in ('fever', 'nq'):
+        (tmp_path / f'{name}.jsonl').write_text(f'{{"query": "{name}?", "positive": "p"}}\n')
+    files = [f'{tmp_path}/fever.jsonl', f'{tmp_path}/nq.jsonl']
+    write_splits(*text_pairs(files, by_file=True), tmp_path / 'out')
+    for name in ('fever', 'nq'):
+        assert [row['caption.query'] for row in read_samples(tmp_path / 'out' / name)] == [f'{name}?']
+    (tmp_path / 'b').mkdir()
+    (tmp_path / 'b/nq.jsonl').write_text('{}\n')
+    with pytest.raises(ConfigError, match=r'source\.by_file: two of .* have one name'):
+        text_pairs([*files, f'{tmp_path}/b/nq.jsonl'], by_file=True)
+    with pytest.raises(ConfigError, match=r'source\.by_file: expected no heldout_share'):
+        text_pairs(files, heldout_share=0.1, by_file=True)
+
+
 @pytest.mark.parametrize(('line', 'message'), [
     ('{"query": "a"}', r'pairs\.jsonl:2: positive is .None., expected an object'),
     ('{"query": ', r'pairs\.jsonl:2: cannot be read .* expected JSON'),

@@ -67,8 +67,10 @@ def _write_adapter(folder: Path, weights: dict[str, torch.Tensor], base: str, se
 
 
 @torch.no_grad()
-def _llm2vec(base: Path, adapters: list[Path], caption: str, before: str = BEFORE, after: str = AFTER) -> torch.Tensor:
-    """A caption's vector as LLM2Vec computes it: the whole text is tokenised at once, the last tokens are pooled."""
+def _llm2vec(base: Path, adapters: list[Path], caption: str, before: str = BEFORE, after: str = AFTER,
+             instruction: str = '') -> torch.Tensor:
+    """A caption's vector as LLM2Vec computes it: the whole text is tokenised at once, and as many of its last tokens
+    are pooled as caption and template have without what is before."""
     llm = LlamaModel.from_pretrained(base, attn_implementation='eager').eval()
     for adapter in adapters:
         lora = load_file(adapter / 'adapter_model.safetensors')
@@ -78,14 +80,15 @@ def _llm2vec(base: Path, adapters: list[Path], caption: str, before: str = BEFOR
                 parameter += 2.0 * lora[f'{key}B.weight'] @ lora[f'{key}A.weight']
     tokenizer = AutoTokenizer.from_pretrained(base)
     caption = caption.rstrip() if before else caption
+    before += f'{instruction.strip()} ' if instruction else ''
     ids = tokenizer(before + caption + after, return_tensors='pt').input_ids
     own = len(tokenizer(caption + after, add_special_tokens=False).input_ids)
     no_mask = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
     return llm(ids, attention_mask=no_mask).last_hidden_state[0, -own:].mean(0)
 
 
-def _vectors(folder: Path) -> torch.Tensor:
-    return encode_texts(*load_teacher(folder), CAPTIONS)
+def _vectors(folder: Path, instruction: str = '') -> torch.Tensor:
+    return encode_texts(*load_teacher(folder), CAPTIONS, instruction=instruction)
 
 
 @pytest.mark.parametrize('adapters', [[], ['mntp'], ['mntp', 'supervised']])
@@ -94,6 +97,10 @@ def test_vectors_are_those_of_llm2vec(official: Path, adapters: list[str], tmp_p
     import_teacher(TextEncoderConfig(str(base), adapters=[str(f) for f in folders]), None, tmp_path / 'teacher')
     expected = torch.stack([_llm2vec(base, folders, caption) for caption in CAPTIONS])
     torch.testing.assert_close(_vectors(tmp_path / 'teacher'), expected, rtol=1e-4, atol=1e-5)
+    # With an instruction and with the semicolon that the official training puts after it.
+    for text in ('Retrieve a similar caption.', 'Given a sentence, retrieve a short one;'):
+        expected = torch.stack([_llm2vec(base, folders, caption, instruction=text) for caption in CAPTIONS])
+        torch.testing.assert_close(_vectors(tmp_path / 'teacher', text), expected, rtol=1e-4, atol=1e-5)
     config = teacher_config(tmp_path / 'teacher')
     assert (config.bidirectional, config.pooling, config.max_length, config.instruction) == (True, 'mean', 512, '')
     assert 'auto_map' not in json.loads((tmp_path / 'teacher/config.json').read_text())

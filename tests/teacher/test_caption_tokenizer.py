@@ -3,14 +3,22 @@
 
 """Captions as tokens: template, instruction, end token, truncation, padding."""
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import LAYOUTS, CaptionTokenizer
 
+# As Llama 3.1's: a system prompt with the date, unless that is given.
+LLAMA = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+         "<s>system {{ date_string }}</s>"
+         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}</s>{% endfor %}")
+# As SmolLM3's: one that cannot be given.
+CLOCK = "{% for m in messages %}<s>{{ strftime_now('%d %B %Y') }} {{ m['role'] }} {{ m['content'] }}</s>{% endfor %}"
 LONG = 'a purple stripe painted by somebody who likes green'
 
 
@@ -25,13 +33,48 @@ def _decode(tokenizer: CaptionTokenizer, ids: list[int]) -> str:
     return tokenizer.tokenizer.decode(ids)
 
 
-def test_instruction_and_template_are_read_but_not_own(llm_folder: Path) -> None:
-    tokenizer = _tokenizer(llm_folder)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_instruction_and_template_are_read_but_not_own(layout: str, llm_folder: Path) -> None:
+    tokenizer = _tokenizer(llm_folder, layout=layout)
     text, = tokenizer.tokenize(['a red square'], 'Find it. ')
     assert _decode(tokenizer, text.ids) == '<s>user\nFind it. a red square</s>'
-    assert _decode(tokenizer, text.ids[text.start:]) == 'a red square</s>'
+    assert _decode(tokenizer, text.ids[text.start:]) == (' ' if layout == 'joint' else '') + 'a red square</s>'
     plain, = tokenizer.tokenize(['a red square'])
-    assert plain.ids[plain.start:] == text.ids[text.start:] and 'Find' not in _decode(tokenizer, plain.ids)
+    # Apart, the caption has the tokens that it has without instruction.
+    assert (plain.ids[plain.start:] == text.ids[text.start:]) is (layout == 'apart')
+    assert len(plain.ids[plain.start:]) == len(text.ids[text.start:]) and 'Find' not in _decode(tokenizer, plain.ids)
+
+
+def test_instruction_and_caption_are_one_text_with_one_space_between(llm_folder: Path) -> None:
+    tokenizer = _tokenizer(llm_folder)
+    expected = tokenizer.plain('Find it; a red square')
+    for instruction in ('Find it;', ' Find it; '):
+        text, = tokenizer.tokenize(['a red square'], instruction)
+        assert text.ids == [*tokenizer.header, *expected, *tokenizer.footer]
+        # As many of its last tokens as the caption has by itself, though here it has one less behind the space.
+        own = tokenizer.plain('green stripe')
+        assert own != tokenizer.plain(' green stripe')[-len(own):]
+        text, = tokenizer.tokenize(['green stripe'], instruction)
+        assert len(text.ids) - text.start == len(own) + len(tokenizer.footer)
+
+
+@pytest.mark.parametrize(('template', 'header', 'footer'), [
+    ("{% for m in messages %}{% if loop.first %}<s>system\nbe nice</s>\n{% endif %}<s>{{ m['role'] }}\n"
+     "{{ m['content'] }}</s>\n{% endfor %}", '<s>user\n', '</s>'),  # SmolLM2's, Qwen2.5's
+    (LLAMA, '<s>[user]', '</s>'),
+    ("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}|{% endfor %}</s>", '<s>[user]', '|</s>'),  # Phi 3.5's
+    ("{% for m in messages %}[{{ m['role'] }}]{% if loop.last and m['role'] == 'assistant' %}think {% endif %}"
+     "{{ m['content'] }}</s>{% endfor %}", '<s>[user]', '</s>'),  # Qwen3's
+    ("<s>{% for m in messages %}{% if m['role'] == 'user' %}U {{ m['content'] }}{% else %}A {{ m['content'] }}</s>"
+     "{% endif %}{% endfor %}", '<s>U ', ''),  # DeepSeek's
+    ("<s>system\nbe nice</s>{{ messages[0]['content'] }}</s>", '<s>system\nbe nice</s>', '</s>'),
+])
+def test_a_turn_of_the_user_has_no_system_prompt(template: str, header: str, footer: str, llm_folder: Path) -> None:
+    """Unless the template knows no other turn."""
+    tokenizer = _tokenizer(llm_folder, template)
+    assert (_decode(tokenizer, tokenizer.header), _decode(tokenizer, tokenizer.footer)) == (header, footer)
+    if header == '<s>[user]' and footer == '</s>':
+        assert 'system' in _decode(tokenizer, _tokenizer(llm_folder, LLAMA, layout='apart').header)
 
 
 @pytest.mark.parametrize(('pooling', 'expected'), [('mean', '<s>a red square'), ('last', '<s>a red square</s>')])
@@ -55,16 +98,35 @@ def test_the_footer_ends_at_its_first_special_token(llm_folder: Path) -> None:
 def test_white_space_at_the_ends_as_in_the_template(
     llm_folder: Path, content: str, expected: str, instructed: str
 ) -> None:
-    tokenizer = _tokenizer(llm_folder, f'{{% for m in messages %}}<s>{{{{ {content} }}}}</s>{{% endfor %}}')
-    assert _decode(tokenizer, tokenizer.tokenize(['  a  '])[0].ids) == expected
-    assert _decode(tokenizer, tokenizer.tokenize(['  a  '], 'Say:')[0].ids) == instructed
+    for layout in LAYOUTS:
+        tokenizer = _tokenizer(
+            llm_folder, f'{{% for m in messages %}}<s>{{{{ {content} }}}}</s>{{% endfor %}}', layout=layout)
+        assert _decode(tokenizer, tokenizer.tokenize(['  a  '])[0].ids) == expected
+        space = 'Say: ' if layout == 'joint' else 'Say:'
+        assert _decode(tokenizer, tokenizer.tokenize(['  a  '], 'Say:')[0].ids) == instructed.replace('Say:', space)
 
 
-def test_the_template_does_not_know_todays_date(llm_folder: Path) -> None:
-    dated = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-             "<s>{{ date_string }}\n{{ messages[0]['content'] }}</s>")
-    tokenizer = _tokenizer(llm_folder, dated)
-    assert '26 Jul 2024' in _decode(tokenizer, tokenizer.tokenize(['a'])[0].ids)
+@pytest.mark.parametrize('template', [LLAMA, CLOCK])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_a_caption_has_the_same_tokens_next_year(
+    layout: str, template: str, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    years: list[tuple[list[int], str]] = []
+    for year in (2026, 2027):
+
+        class Clock(datetime):
+
+            @classmethod
+            def now(cls, tz: object = None, year: int = year) -> datetime:
+                return datetime(year, 3, 1)
+
+        monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
+        tokenizer = _tokenizer(llm_folder, template, layout=layout)
+        dated = tokenizer.tokenizer.apply_chat_template([{'role': 'user', 'content': 'a'}], tokenize=False)
+        years.append((tokenizer.tokenize(['a'])[0].ids, dated))
+    (this, text), (following, dated) = years
+    assert this == following and '2026' in text and '2027' in dated
+    assert layout == 'joint' and template == LLAMA or '2024' in _decode(tokenizer, this)
 
 
 def test_truncation_is_counted_and_keeps_the_end_token(llm_folder: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.config.files import package_folder
 from llm2clip.remote_code.text_encoder_llm2clip import (
+    LAYOUTS,
     CaptionTokenizer,
     TextEncoder,
     Tokenized,
@@ -33,7 +34,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     pack,
     weighted_mean_pool,
 )
-from llm2clip.teacher.folder import load_teacher, save_teacher
+from llm2clip.teacher.folder import check_teacher, load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_llm_and_head, save_lora
 from llm2clip.teacher.text_encoder import build_text_encoder
 
@@ -304,6 +305,27 @@ def test_a_folder_that_is_no_teacher_is_named(tmp_path: Path) -> None:
         load_teacher(tmp_path)
     with pytest.raises(ConfigError, match='no folder /nowhere'):
         _encoder(Path('/nowhere'))
+
+
+def test_a_teacher_from_before_there_were_layouts_is_the_same(llm_folder: Path, tmp_path: Path) -> None:
+    """Its file has no such key, and its fingerprint neither, by which sidecars know it."""
+    fingerprints = {}
+    for layout in LAYOUTS:
+        config = TextEncoderConfig(pretrained=str(llm_folder), layout=layout, instruction='Find it: ')
+        save_teacher(*text_encoder_from_config(config), None, tmp_path / layout)
+        said = json.loads((tmp_path / layout / 'text_encoder.json').read_text())
+        assert said.get('layout') == (None if layout == 'apart' else 'joint')
+        encoder, tokenizer = load_teacher(tmp_path / layout)
+        assert encoder.config.layout == layout and tokenizer.joint is (layout == 'joint')
+        fingerprints[layout] = teacher_fingerprint(tmp_path / layout)
+    assert 'layout' not in fingerprints['apart'].to_json()
+    check_teacher(tmp_path / 'apart', fingerprints['apart'], 'its sidecar')
+    with pytest.raises(ValueError, match="its sidecar: layout is 'joint', expected None"):
+        check_teacher(tmp_path / 'joint', fingerprints['apart'], 'its sidecar')
+    path = tmp_path / 'joint/text_encoder.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'layout': 'wide'}))
+    with pytest.raises(ValueError, match="layout is 'wide', expected joint or apart"):
+        load_teacher(tmp_path / 'joint')
 
 
 def test_no_code_runs_that_comes_with_a_teacher(teacher_folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
+from llm2clip.config import ConfigError
 from llm2clip.config.files import package_folder
 from llm2clip.config.ranges import HeldOut, HeldOutShare, Natural, Seed
 from llm2clip.data.caption_files import check_text, read_json_lines, read_lines
@@ -28,7 +29,9 @@ from llm2clip.files import FileError, read_json
 __all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
 
 
-def text_pairs(files: Union[str, Sequence[str]], heldout_share: HeldOutShare = 0.0) -> tuple[Splits, Dropped]:
+def text_pairs(
+    files: Union[str, Sequence[str]], heldout_share: HeldOutShare = 0.0, by_file: bool = False
+) -> tuple[Splits, Dropped]:
     """Text pairs as the E5 and Echo embedding data have them: JSON lines of `query`, `positive` and maybe `negative`.
 
     ``train`` and, if asked for, ``heldout`` splits with captions ``query``, ``positive`` and ``negative``.
@@ -37,12 +40,15 @@ def text_pairs(files: Union[str, Sequence[str]], heldout_share: HeldOutShare = 0
     Args:
         files: Paths or patterns of JSONL files; a sample's id is ``<file name>:<line>``.
         heldout_share: Share of the lines held out, chosen by the hash of their id.
+        by_file: Every file becomes a split of its own, called after it: ``fever`` for ``fever.jsonl``.
 
     Raises:
-        ConfigError: No file matches.
+        ConfigError: No file matches, or two splits would have one name.
         ValueError: A line is not a pair; the message names file and line.
     """
     paths = matching_files(files)
+    if by_file and heldout_share:
+        raise ConfigError('source.by_file: expected no heldout_share, since every file is one split')
 
     def samples(name: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
         for where, record in read_json_lines(name):
@@ -50,6 +56,11 @@ def text_pairs(files: Union[str, Sequence[str]], heldout_share: HeldOutShare = 0
             if is_held_out(sample_id, heldout_share) is held_out:
                 yield Sample(sample_id, _pair(record, where), required=('query', 'positive'))
 
+    if by_file:
+        splits = {Path(name).stem: [Part(Path(name).name, partial(samples, name, False))] for name in paths}
+        if len(splits) < len(paths):
+            raise ConfigError(f'source.by_file: two of {", ".join(paths)} have one name, expected different ones')
+        return splits, Dropped()
     return {split: [Part(Path(name).name, partial(samples, name, split == HELDOUT)) for name in paths]
             for split in (('train', HELDOUT) if heldout_share else ('train',))}, Dropped()
 

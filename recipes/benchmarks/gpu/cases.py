@@ -79,8 +79,9 @@ _FSDP = ('yamls/stage2/fsdp.yaml', 'fsdp.activation_checkpointing=false')
 # Two long captions of an image attract each other: about half of them are longer than max_length, as the plan takes all
 # texts to be.
 _LLM = (
-    'yamls/stage1/paper.yaml', 'yamls/stage1/llama3.1_8b.yaml', 'global_train_batch_size=64', 'scheduler.t_warmup=0ba',
-    'text_encoder.max_length=128', 'train_data.pairs=[{query: [long], positive: [other]}]', 'train_data.num_workers=4')
+    'yamls/stage1/paper.yaml', 'yamls/stage1/captions_only.yaml', 'yamls/stage1/llama3.1_8b.yaml',
+    'global_train_batch_size=64', 'scheduler.t_warmup=0ba', 'text_encoder.max_length=128',
+    'train_data.pairs=[{query: [long], positive: [other]}]', 'train_data.num_workers=4')
 _LORA = (*_LLM, 'fsdp=null', 'text_encoder.dtype=bfloat16', 'device_train_microbatch_size=16')
 _LORA_FSDP = (*_LLM, 'fsdp.activation_checkpointing=true', 'device_train_microbatch_size=32')
 _SMALL_TEXTS = ('global_train_batch_size=8', 'device_train_microbatch_size=4', 'train_data.num_workers=1')

@@ -1,0 +1,81 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 1's model with the settings of the shipped files: the official loss, and SimCSE."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from whole_matrix import unit
+
+from llm2clip.config import Stage1Config
+from llm2clip.config.files import load_config
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.stages.stage1 import make_model
+from llm2clip.teacher.text_encoder import load_caption_tokenizer
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ['a red square', 'a blue circle on a wall', 'a red square', 'a purple stripe']
+
+
+def _config(*files: str, **options: Any) -> Stage1Config:
+    return load_config(Stage1Config, [
+        *(str(ROOT / f'yamls/stage1/{file}.yaml') for file in ('paper', 'llama3_8b', *files)),
+        *(f'{key}={value}' for key, value in options.items())])
+
+
+@pytest.mark.parametrize('negatives', [False, True])
+@pytest.mark.parametrize('files', [[], ['official_code']])
+def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None:
+    """Written out: a query finds its positive among those of all, and all hard negatives, by cosine × 50."""
+    query = unit(64, 32, 0)
+    sides = {'query': 3 * query, 'positive': unit(64, 32, 1) + 0.3 * query, 'negative': unit(64, 32, 2) / 2}
+    if not negatives:
+        del sides['negative']
+    sides = {side: vectors.float().requires_grad_() for side, vectors in sides.items()}
+    config = _config(*files)
+    ids = torch.arange(1, 193).view(3, 64)
+    if files:
+        # In the official code equal texts are each other's negatives, too.
+        ids[:, 5], ids[1, 7], ids[2, 3] = ids[:, 9], ids[1, 8], ids[0, 3]
+    model = CaptionContrastive(torch.nn.Identity(), config.loss_scale, config.learn_scale, config.symmetric,
+                               config.mask_equal_texts)
+    loss = model.loss(sides, {f'{side}_text_id': id for side, id in zip(('query', 'positive', 'negative'), ids)})
+    loss.backward()
+
+    leaves = {side: vectors.detach().double().requires_grad_() for side, vectors in sides.items()}
+    query, *candidates = leaves.values()
+    scores = 50 * F.normalize(query, dim=1) @ F.normalize(torch.cat(candidates), dim=1).T
+    expected = (scores.logsumexp(1) - scores.diagonal()).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for side, leaf in leaves.items():
+        torch.testing.assert_close(sides[side].grad.double(), leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_simcse_makes_two_vectors_of_a_caption(llm_folder: Path) -> None:
+    config = _config('captions_only', 'simcse', **{'text_encoder.pretrained': llm_folder})
+    assert config.train_data.pairs[0].positive is None and config.attention_dropout == 0.3
+    model = make_model(config)
+    tokens = load_caption_tokenizer(config.text_encoder)(TEXTS)
+    ids = torch.tensor([1, 2, 1, 3])
+    batch = {'index': torch.arange(4), **{f'{side}_{name}': value for side in ('query', 'positive')
+                                          for name, value in {**tokens, 'text_id': ids}.items()}}
+    torch.manual_seed(0)
+    model.train()
+    outputs = model(batch)
+    assert F.cosine_similarity(outputs['query'], outputs['positive']).max() < 0.999
+    # The two captions that are equal are not each other's negatives, and each still has to find itself.
+    scores = 20 * F.normalize(outputs['query'], dim=1) @ F.normalize(outputs['positive'], dim=1).T
+    scores[0, 2] = scores[2, 0] = -torch.inf
+    torch.testing.assert_close(model.loss(outputs, batch), F.cross_entropy(scores, torch.arange(4)))
+    # LoRA begins without effect, so its dropout alone makes no difference, and none is left when embedding.
+    without = make_model(_config('captions_only', 'simcse', **{
+        'text_encoder.pretrained': llm_folder, 'attention_dropout': 0})).train()(batch)
+    evaluated = model.eval()(batch)
+    for same in (without, evaluated):
+        torch.testing.assert_close(same['query'], same['positive'])
+    assert model.text_encoder.llm.config.attention_dropout == 0.0
