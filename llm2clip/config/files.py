@@ -77,10 +77,11 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
             raise ConfigError(f'{_where(key, origins)}: {value!r}, expected {expected}')
         for *path, name in _taken_away(schema, OmegaConf.to_container(node)):
             for mapping in (node, merged):
+                holder: Any = mapping
                 for key in path:
-                    mapping = None if mapping is None else mapping.get(key)
-                if mapping is not None:
-                    mapping.pop(name, None)
+                    holder = None if holder is None else holder.get(key)
+                if holder is not None:
+                    holder.pop(name, None)
         try:
             merged = OmegaConf.merge(merged, node)
         except OmegaConfBaseException as error:
