@@ -10,6 +10,7 @@ from typing import Optional
 
 import pytest
 import yaml
+from composer.utils import dist
 
 from llm2clip.config import ConfigError, EvaluateConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config, read_config, save_config
@@ -134,7 +135,7 @@ def test_parts_are_checked_before_anything_is_loaded(override: str, message: str
 def test_numbers_of_ranks_go_together(
     ranks: int, keys: str, message: Optional[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv('WORLD_SIZE', str(ranks))
+    monkeypatch.setattr(dist, 'get_world_size', lambda: ranks)
     config = load_config(Stage2Config, [*REQUIRED, f'fsdp={{{keys}}}', 'global_train_batch_size=24',
                                         'global_eval_batch_size=24'])
     with nullcontext() if message is None else pytest.raises(ConfigError, match=message):

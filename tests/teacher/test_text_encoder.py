@@ -34,8 +34,9 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     pack,
     weighted_mean_pool,
 )
-from llm2clip.teacher.folder import check_teacher, load_teacher, save_teacher, teacher_fingerprint
+from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_llm_and_head, save_lora
+from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.teacher.text_encoder import build_text_encoder
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
@@ -319,9 +320,9 @@ def test_a_teacher_from_before_there_were_layouts_is_the_same(llm_folder: Path, 
         assert encoder.config.layout == layout and tokenizer.joint is (layout == 'joint')
         fingerprints[layout] = teacher_fingerprint(tmp_path / layout)
     assert 'layout' not in fingerprints['apart'].to_json()
-    check_teacher(tmp_path / 'apart', fingerprints['apart'], 'its sidecar')
+    TeacherFolder(tmp_path / 'apart').check(fingerprints['apart'], 'its sidecar')
     with pytest.raises(ValueError, match="its sidecar: layout is 'joint', expected None"):
-        check_teacher(tmp_path / 'joint', fingerprints['apart'], 'its sidecar')
+        TeacherFolder(tmp_path / 'joint').check(fingerprints['apart'], 'its sidecar')
     path = tmp_path / 'joint/text_encoder.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'layout': 'wide'}))
     with pytest.raises(ValueError, match="layout is 'wide', expected joint or apart"):
