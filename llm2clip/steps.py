@@ -244,7 +244,7 @@ def _sidecars(config: ExtractConfig, names: Iterable[str]) -> dict[str, DatasetC
 def _after_stage2(config: Stage2Config) -> list[str]:
     streams = config.eval_data.streams.values() if config.eval_data is not None else ()
     heldout = [f'retrieval.heldout.source.local={stream.local}' for stream in list(streams)[:1]]
-    teacher = [] if config.named_by() else ['models.ours.teacher=TEACHER']
+    teacher = [] if config.named_by() or config.without_llm else ['models.ours.teacher=TEACHER']
     teacher += ['models.ours.trust_remote_code=true'] if config.trust_remote_code else []
     return [*_evaluate(), 'yamls/eval/sets/mds.yaml', *heldout,
             f'models.ours.run={config.save_folder}', *teacher, f'out={config.save_folder}/evaluate']

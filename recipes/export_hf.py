@@ -14,7 +14,7 @@ def main(config: ExportConfig) -> None:
     from llm2clip.export.model_card import read_results
     from llm2clip.folders import check_replaceable, describe_folder
     from llm2clip.models.first_dims import check_dim, keep_first_dims
-    from llm2clip.training.runs import load_stage2, read_stage2
+    from llm2clip.training.runs import load_stage2, read_stage2, with_own_teacher
 
     out = f'{config.out}/llm2clip'
     check_replaceable(out, KIND)
@@ -23,6 +23,7 @@ def main(config: ExportConfig) -> None:
     weights = config.weights, config.interpolate, config.dim
     results = read_results(config.results, config.run, *weights) if config.results else None
     hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
+    run_config, record = with_own_teacher(config.run, run_config, record, config.weights, config.interpolate)
     teachers = run_teachers(config, run_config, record.teacher)
     model, _, _ = load_stage2(config.run, config.weights, config.interpolate)
     model_config = keep_first_dims(model, run_config.model, config.dim)

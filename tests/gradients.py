@@ -1,14 +1,14 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Loss and gradients of one Composer training step.  `composer -n 2 tests/gradients.py LLM OUT` writes two ranks'.
+"""Loss and gradients of one Composer training step.  `composer -n 2 tests/gradients.py LLM CLIP OUT` writes two ranks'.
 
 The global batch is the same whatever the ranks: hard negatives, texts of different lengths, one sample without a
 negative, two that share a text.
 """
 
 import sys
-from typing import Any, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import (
     AdapterConfig,
+    ClipTextConfig,
     FsdpConfig,
     LoraConfig,
     LossConfig,
@@ -28,13 +29,16 @@ from llm2clip.config import (
     VisionConfig,
 )
 from llm2clip.data.captions import text_id
+from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.loader import split_by_length
 from llm2clip.models.adapter import build_adapter
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.compilation import compile_blocks
 from llm2clip.models.inheritance import ComposerInheritance, TextSide
+from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import fsdp2_config, own_name, prefetch, recomputed_modules, sharded_modules
+from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
 
@@ -42,6 +46,12 @@ N = 10
 QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']
 POSITIVES = [f'number {i}, {"painted " * (i * 5 % 7)}on a wall' for i in range(N)]
 NEGATIVES = ['', *(f'a blue circle {"or so " * (i % 3)}{i}' for i in range(1, N))]
+Method = Literal['b', 'c', 'd']
+# Trained text encoders in stage 2: the LLM alone, CLIP's own, each way of having both.
+JOINT: dict[str, dict[str, Any]] = {
+    'lora': {'captions': 3}, 'clip': {'lora': False}, 'b': {'lora': False, 'method': 'b'},
+    'c': {'lora': False, 'method': 'c', 'captions': 2}, 'd': {'method': 'd', 'captions': 2},
+}
 PREFIXES = LossConfig(dims=[2, 8, 16], mask_equal_texts=True, label_smoothing=0.1, block_size=3)
 Result = dict[str, torch.Tensor]
 
@@ -120,6 +130,64 @@ def image_step(
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
+class InOnePass(JointLLM2CLIP):
+    """The naive computation with the cache's microbatches, and so with its dropout: all of them in one graph."""
+
+    microbatch_size = 1
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        outputs = [super(InOnePass, self).forward(part) for part in split_columns(batch, self.microbatch_size)]
+        return {name: outputs[0][name] if name == 'logit_scale' else torch.cat([output[name] for output in outputs])
+                for name in outputs[0]}
+
+
+def joint_step(
+    llm: str, clip: str, microbatch_size: int, kind: str, way: Way = WAYS['ddp'], method: Optional[Method] = None,
+    lora: bool = True, captions: int = 1, dropout: float = 0.3,
+) -> Result:
+    """One step of stage 2 with trained text encoders; `kind` as of `caption_step`.
+
+    Args:
+        llm: Its folder.
+        clip: Folder of a CLIP, whose text tower takes the LLM's place without `lora` and `method`.
+        microbatch_size: Samples.
+        kind: ``cached`` or ``in_one_graph``.
+        way: How.
+        method: That keeps CLIP's text tower beside the LLM, which is frozen without `lora`.
+        lora: On the LLM.
+        captions: Per image.
+        dropout: Of LoRA.
+    """
+    torch.manual_seed(0)
+    direct = not lora and method is None
+    adapter = AdapterConfig('identity' if direct else 'transformer', depth=1, latents=5)
+    config = ModelConfig(VisionConfig('test_vit', image_size=32), adapter, embed_dim=32)
+    encoder, tokenize, beside = None, None, None
+    if lora:
+        encoder, tokenize = text_encoder_from_config(TextEncoderConfig(pretrained=llm),
+                                                     LoraConfig(r=4, lora_dropout=dropout))
+        for name, parameter in encoder.named_parameters():
+            if 'lora_B' in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    if direct or method is not None:
+        one = ClipTextConfig(clip)
+        tower = load_clip_text(one, 'clip'), load_clip_tokenizer(one, 'clip')
+        encoder, tokenize = tower if direct else (encoder, tokenize)
+        beside = None if method is None else ClipBeside(*tower, method, 32)
+    kinds = InOnePass if kind == 'in_one_graph' else JointLLM2CLIP
+    model = kinds(LLM2CLIP(config, 32), encoder, tokenize, beside, LossConfig(mask_equal_texts=True))
+    model.microbatch_size = microbatch_size
+    columns = [QUERIES, POSITIVES, NEGATIVES][:captions]
+    texts = (N,) if captions == 1 else (N, captions)
+    batch: dict[str, Any] = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32),
+                             'text_id': torch.arange(N * captions).view(texts) % 23}
+    batch = {k: v[_rows()] for k, v in batch.items()}
+    batch['caption'] = columns[0][_rows()] if captions == 1 else [column[_rows()] for column in columns]
+    if not lora and not direct:
+        batch['text_embedding'] = torch.randn(*texts, 32)[_rows()]
+    return _step(model, batch, microbatch_size if kind == 'cached' else None, split_columns, way)
+
+
 def inheritance_step(microbatch_size: Optional[int], way: Way = WAYS['ddp'], kind: str = 'residual') -> Result:
     """One step of inheritance, in which two samples of the first rank and one of the second do not count."""
     torch.manual_seed(0)
@@ -167,7 +235,7 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
     return keep.result
 
 
-def main(llm: str, out: str) -> None:
+def main(llm: str, clip: str, out: str) -> None:
     """Every case that needs two ranks."""
     dist.initialize_dist(get_device('cpu'), 120)
     results: dict[str, Any] = {}
@@ -181,6 +249,9 @@ def main(llm: str, out: str) -> None:
         results[f'images/{name}/prefixes'] = image_step(2, way, captions=3, loss=PREFIXES)
         results[f'inheritance/{name}'] = inheritance_step(2, way)
         results[f'inheritance/{name}/units'] = dict(_Keep.units)
+        for case, of in JOINT.items():
+            results[f'joint/{name}/{case}'] = joint_step(llm, clip, 2, 'cached', way, dropout=0.0, **of)
+        results[f'joint/{name}/units'] = dict(_Keep.units)
         results[f'images/{name}'] = image_step(2, way)
         results[f'images/{name}/units'] = dict(_Keep.units)
     results['compiled'] = caption_step(llm, 3, 0.3, 'cached', COMPILED['fsdp'])

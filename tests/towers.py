@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, SiglipConfig, SiglipModel
 
 from llm2clip.config import VisionConfig
@@ -39,6 +40,8 @@ def write_clip(out: Path, tokenizer_folder: Path, kind: str = 'clip') -> Path:
     """A random CLIP or SigLIP with the tokenizer of a folder, whose texts have at most 12 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer.pad_token = '</s>'
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
     tokenizer.save_pretrained(out)
     small = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2}
     text = {**small, 'vocab_size': 400, 'max_position_embeddings': 12, 'projection_dim': 32, 'bos_token_id': 0,

@@ -35,11 +35,13 @@ from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisi
 from llm2clip.config.imports import ImportConfig
 from llm2clip.config.models import (
     AdapterConfig,
+    ClipTextConfig,
     LoraConfig,
     LossConfig,
     MNTPConfig,
     ModelConfig,
     TextEncoderConfig,
+    TrainedTextConfig,
     VisionConfig,
 )
 from llm2clip.config.planning import PlanConfig
@@ -59,13 +61,13 @@ from llm2clip.config.training import (
 )
 
 __all__ = [
-    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig',
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ClipTextConfig',
     'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig',
     'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig',
     'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig',
     'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig',
     'NamedTeacherConfig', 'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig',
     'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig',
-    'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainerConfig', 'VisionConfig', 'WriterConfig',
-    'ZeroshotConfig',
+    'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainedTextConfig', 'TrainerConfig', 'VisionConfig',
+    'WriterConfig', 'ZeroshotConfig',
 ]

@@ -4,7 +4,7 @@
 """`evaluate` and `report`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 from omegaconf import MISSING
 from pydantic import Field
@@ -49,6 +49,9 @@ class EvaluatedModelConfig(TeacherConfig):
     trained; a run with `initial_weights` is interpolated whole."""
     dim: Optional[Count] = None
     """How many dimensions of the features are used, the first ones (see `loss.dims`).  Unset: all."""
+    text: Optional[Literal['llm', 'clip', 'both']] = None
+    """Of a run with `trained_text.method`, which text features are tested: the LLM's, those of CLIP's text tower, or of
+    method d, the projection of both.  Unset: `both` for d, otherwise `llm`."""
     export: Optional[Text] = None
     """Folder that `export_hf` wrote."""
     official: Optional[Text] = None

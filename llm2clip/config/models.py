@@ -25,7 +25,8 @@ from llm2clip.config.ranges import (
 )
 
 __all__ = [
-    'AdapterConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'TextEncoderConfig', 'VisionConfig',
+    'AdapterConfig', 'ClipTextConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'TextEncoderConfig',
+    'TrainedTextConfig', 'VisionConfig',
 ]
 
 
@@ -78,6 +79,34 @@ class LoraConfig:
 
 
 @dataclass
+class ClipTextConfig:
+    """A CLIP's own text tower, with its projection and its tokenizer."""
+
+    name: Text = MISSING
+    """Hub name or local folder of a CLIP or SigLIP of transformers.  Texts that it cannot read to their end are cut."""
+    pretrained: bool = True
+    """Begin with the weights that belong to `name`; `false`, with random ones."""
+    architecture: Component = field(default_factory=dict)
+    """Its `config.json` by `model_type` (`clip_text_model` or `siglip_text_model`), in place of the one in `name`."""
+
+
+@dataclass
+class TrainedTextConfig:
+    """Text encoders that stage 2 trains beside the vision tower: LoRA on the LLM, CLIP's own text tower, or both."""
+
+    lora: Optional[LoraConfig] = None
+    """The LLM in the folder `teacher` reads the captions itself, and new LoRA weights of it are trained (paper, table
+    A4).  Unset: it is frozen."""
+    clip: Optional[ClipTextConfig] = None
+    """CLIP's text tower, which reads the captions and is trained.  Without `method`, it takes the place of the LLM, and
+    CLIP is fine-tuned directly."""
+    method: Optional[Literal['b', 'c', 'd']] = None
+    """Keep CLIP's text tower beside the LLM, by the letters of the paper (section 3.2, table 9): `b`, both attract the
+    image features, each by a loss of its own; `c`, and each other; `d`, as `b`, and so does a projection of both,
+    concatenated."""
+
+
+@dataclass
 class MNTPConfig:
     """Masked next-token prediction (LLM2Vec, section 2.2): an LLM learns to use the context on its right."""
 
@@ -122,14 +151,19 @@ class VisionConfig:
 class AdapterConfig:
     """From the teacher's vector to the joint space."""
 
-    name: Literal['residual', 'linear', 'identity'] = 'residual'
-    """`residual`, the MLP of the official code; `linear`, or `identity`, for which both widths are equal."""
+    name: Literal['residual', 'transformer', 'linear', 'identity'] = 'residual'
+    """`residual`, the MLP of the official code; `transformer`, the paper's other one (table 8), whose blocks attend to
+    latents that are trained; `linear`, or `identity`, for which both widths are equal."""
     depth: Natural = 4
-    """Number of residual blocks."""
+    """Number of residual blocks, or of transformer blocks, of which the paper has one."""
     expansion: Count = 2
-    """Hidden width of a block over its width."""
+    """Hidden width of a block's MLP over its width; NV-Embed-v2's transformer has 4."""
     normalize: bool = True
     """Scale the teacher's vector to length 1 before the first block."""
+    heads: Count = 8
+    """Of the attention of `transformer`; they divide the width of the teacher's vectors."""
+    latents: Count = 512
+    """What a block of `transformer` attends to."""
 
 
 @dataclass

@@ -18,6 +18,7 @@ from llm2clip.config.models import (
     MNTPConfig,
     ModelConfig,
     TextEncoderConfig,
+    TrainedTextConfig,
 )
 from llm2clip.config.planning import PlanConfig
 from llm2clip.config.ranges import (
@@ -235,18 +236,21 @@ class Stage2Config(NamedTeacherConfig, TrainConfig):
     """Folder of the teacher, which stage 1 wrote; the sidecars must come from it.  Without any teacher, they must only
     agree with one another."""
     online: OnlineConfig = field(default_factory=OnlineConfig)
+    trained_text: TrainedTextConfig = field(default_factory=TrainedTextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     self_distillation: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
     lr_scale: dict[str, Weight] = field(default_factory=dict)
-    """Module name (`vision_encoder`, `adapter`, `logit_scale`, …) -> factor on its learning rate."""
+    """Module name (`vision_encoder`, `adapter`, `text_encoder`, `logit_scale`, …) -> factor on its learning rate."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each layer of the vision tower to the one below it."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
     def check(self) -> None:
         """Raise a ConfigError if the loss is of more dimensions than the features have, if prompts or `online` have no
-        teacher, or if an adapter that knows a CLIP would meet another one, or random weights."""
+        teacher, if text encoders do not go together, or if an adapter that knows a CLIP would meet another one, or
+        random weights."""
         teacher = self.named_by()
+        self._check_trained_text()
         if self.eval_zeroshot:
             self._check_zeroshot(teacher)
         if self.online.enabled and teacher is None:
@@ -260,8 +264,40 @@ class Stage2Config(NamedTeacherConfig, TrainConfig):
             raise ConfigError(f'loss.dims: {self.loss.dims[-1]}, expected at most model.embed_dim, '
                               f'{self.model.embed_dim}')
 
+    @property
+    def reads_captions(self) -> bool:
+        """Whether a text encoder in the model reads the captions."""
+        return self.trained_text.lora is not None or self.trained_text.clip is not None
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether a frozen LLM's vectors are read from sidecars."""
+        return not self.online.enabled and self.trained_text.lora is None and not self.without_llm
+
+    @property
+    def without_llm(self) -> bool:
+        """Whether CLIP's own text tower takes the place of the LLM."""
+        return self.trained_text.clip is not None and self.trained_text.method is None
+
+    def _check_trained_text(self) -> None:
+        texts = self.trained_text
+        if texts.method is not None and texts.clip is None:
+            raise ConfigError(f"trained_text.clip: required but not set, since trained_text.method {texts.method} is "
+                              "about CLIP's text tower beside the LLM")
+        if texts.lora is not None and self.teacher is None:
+            raise ConfigError('teacher: required but not set, since trained_text.lora trains its LLM')
+        frozen = [key for key, is_set in (('online.enabled', self.online.enabled),
+                                          ('initial_adapter', self.initial_adapter is not None)) if is_set]
+        if self.without_llm and (texts.lora is not None or frozen):
+            unwanted = 'trained_text.lora' if texts.lora is not None else frozen[0]
+            raise ConfigError(f'{unwanted}: there is no LLM, since trained_text.clip takes its place; expected '
+                              'trained_text.method, or none of it')
+        if texts.lora is not None and self.online.enabled:
+            raise ConfigError('online.enabled: embeds captions by a frozen LLM, and trained_text.lora trains it; '
+                              'expected one of the two')
+
     def _check_zeroshot(self, teacher: Optional[str]) -> None:
-        if teacher is None:
+        if teacher is None and not self.without_llm:
             raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
         if len(self.train_data.teachers) > 1:
             raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and train_data.teachers names '

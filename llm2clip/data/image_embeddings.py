@@ -39,6 +39,7 @@ class TrainImageDataset(SeededDataset):
         image_size: Side of the square that it gives.
         pixels_needed: Shortest side that it needs; larger images may be decoded at a fraction of their size.
         captions_per_image: How many are drawn.
+        captions: Deliver the captions beside their embeddings.
         **kwargs: Passed to SeededDataset.
     """
 
@@ -50,15 +51,16 @@ class TrainImageDataset(SeededDataset):
         image_size: int,
         pixels_needed: Optional[int] = None,
         captions_per_image: int = 1,
+        captions: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
-        self.pixels_needed = pixels_needed
+        self.pixels_needed, self.captions = pixels_needed, captions
         stored = stored_vectors(self)
         self.as_stored = one_storage(stored)
         self.captions_per_image = captions_per_image
-        captions = captions_per_image if captions_per_image > 1 else None
-        self.largest = {**_largest(stored, image_size, captions),
+        several = captions_per_image if captions_per_image > 1 else None
+        self.largest = {**_largest(stored, image_size, several),
                         'sample_seed': torch.empty(1, dtype=torch.long, device='meta')}
         self.mixes = caption_mixes
         self.transform = transform
@@ -68,7 +70,8 @@ class TrainImageDataset(SeededDataset):
         seed = self.sample_seed(sample)
         drawn = draw_captions(sample, self.mixes[self.stream_of(at)], self.captions_per_image, seed)
         texts = [
-            {**(caption_embedding(sample.sidecars, key, self.as_stored) if sample.sidecars else {'caption': caption}),
+            {**(caption_embedding(sample.sidecars, key, self.as_stored) if sample.sidecars else {}),
+             **({'caption': caption} if self.captions or not sample.sidecars else {}),
              'text_id': torch.tensor(text_id(caption))} for key, caption in drawn]
         image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], self.pixels_needed)
         return {
@@ -89,6 +92,7 @@ class EvalImageDataset(SeededDataset):
         streams: Paired streams.
         caption_keys: Captions that belong to an image.
         image_size: Side of the square that the vision tower sees.
+        captions: Deliver the captions beside their embeddings.
         **kwargs: Passed to SeededDataset.
     """
 
@@ -97,6 +101,7 @@ class EvalImageDataset(SeededDataset):
         streams: Sequence[PairedStream],
         caption_keys: Sequence[str],
         image_size: int,
+        captions: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
@@ -104,7 +109,7 @@ class EvalImageDataset(SeededDataset):
         self.as_stored = one_storage(stored)
         self.largest = _largest(stored, image_size, len(caption_keys))
         self.keys = list(caption_keys)
-        self.image_size = image_size
+        self.image_size, self.captions = image_size, captions
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample: Any = super().__getitem__(at)
@@ -114,7 +119,8 @@ class EvalImageDataset(SeededDataset):
             'index': at,
             'sample_id': sample[SAMPLE_ID],
             'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), self.image_size),
-            **(_stacked(vectors) if vectors else {'caption': texts}),
+            **(_stacked(vectors) if vectors else {}),
+            **({'caption': texts} if self.captions or not vectors else {}),
             'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(self.keys, texts)]),
         }
 
@@ -252,6 +258,7 @@ def build_image_loader(
     train: bool,
     key: str,
     online: bool = False,
+    captions: bool = False,
 ) -> DataSpec:
     """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them after its ``microbatch_transforms``.
 
@@ -263,6 +270,7 @@ def build_image_loader(
         train: Drawn captions and a random crop, shuffled; otherwise every caption and a centre crop, in order.
         key: Where `config` stands in the configuration.
         online: Deliver captions in place of their embeddings.
+        captions: Deliver them beside their embeddings.
     """
     mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
@@ -276,16 +284,16 @@ def build_image_loader(
                                         config.horizontal_flip)
             needed = pixels_needed(image_size, config.crop_scale[0])
             return TrainImageDataset(streams, mixes, transform, image_size, needed, config.captions_per_image,
-                                     seed=seed, **kwargs)
-        return EvalImageDataset(streams, keys, image_size, seed=seed, **kwargs)
+                                     captions, seed=seed, **kwargs)
+        return EvalImageDataset(streams, keys, image_size, captions, seed=seed, **kwargs)
 
-    columns = train and online and config.captions_per_image > 1
+    columns = train and (online or captions) and config.captions_per_image > 1
     return build_loader(make, config, config.streams, global_batch_size, train, key,
                         split_batch=split_columns if columns else None, microbatch_transforms=float_vectors)
 
 
 def split_columns(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
-    """Split a batch whose ``caption`` are K columns of B texts, as images with K captions each have them."""
+    """Split a batch whose ``caption`` may be K columns of B texts, as images with K captions each have them."""
     parts = [slice(start, start + microbatch_size) for start in range(0, len(batch['index']), microbatch_size)]
-    return [{name: [column[rows] for column in values] if name == 'caption' else values[rows]
-             for name, values in batch.items()} for rows in parts]
+    return [{name: [column[rows] for column in values] if name == 'caption' and not isinstance(values[0], str)
+             else values[rows] for name, values in batch.items()} for rows in parts]

@@ -19,6 +19,7 @@ from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.vectors import concatenate
+from llm2clip.evaluation.text_sides import side_by_side, take_clip_text, text_side
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
 from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
@@ -26,10 +27,10 @@ from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import in_turns, once_per_node, rows
 from llm2clip.teacher.caption_teacher import CachedTeacher
-from llm2clip.teacher.clip_text import ClipTokenizer, load_clip
+from llm2clip.teacher.clip_text import ClipTextTeacher, ClipTokenizer, load_clip
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import TeacherSource, named_teacher, teacher_in
-from llm2clip.training.runs import load_stage2, read_stage2
+from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
 
 __all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
 
@@ -161,6 +162,13 @@ def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
     return concatenated
 
 
+def _clip_text(folder: Path, config: EvaluatedModelConfig, cache: Union[str, Path], device: Device) -> CachedTeacher:
+    """CLIP's own text tower that a run has trained."""
+    teacher = ClipTextTeacher(str(folder), config.batch_tokens, config.precision, cut=True)
+    device.module_to_device(teacher.model)
+    return CachedTeacher(cache, teacher.fingerprint, config.precision, lambda: teacher)
+
+
 def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
     """Find out what is wrong with a model's configuration and folders without loading or hashing weights.
 
@@ -181,6 +189,8 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
                           'with')
     if config.dim is not None and config.pretrained is not None:
         raise ConfigError(f'{key}.dim: {config.dim}, expected none for a model of transformers')
+    if config.text is not None and config.run is None:
+        raise ConfigError(f'{key}.text: {config.text!r}, expected none but for a run, which may have two text encoders')
     if config.pretrained is not None:
         return
     if config.official is not None and config.vision is None:
@@ -214,6 +224,13 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
         except ConfigError as error:
             raise ConfigError(f'{key}.run: {error}') from None
         check_dim(config.dim, run_config.model, f'{key}.dim')
+        if (side := text_side(config, run_config, key)) != 'llm':
+            own_clip_text(config.run, config.weights, config.interpolate)
+        if side == 'both' and config.dim is not None:
+            raise ConfigError(f'{key}.dim: {config.dim}, expected none for the projection of both text encoders')
+        if side == 'clip':
+            return []
+        run_config, record = with_own_teacher(config.run, run_config, record, config.weights, config.interpolate)
         expected = list(record.teacher)
         named = named or (None if folders else named_teacher(run_config, config.trust_remote_code))
     if named is None and not folders:
@@ -244,12 +261,17 @@ def load_evaluated_model(
     check_evaluated_model(config, key)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device, config.precision)
+    clip = None
     if config.export is not None:
         exported = LLM2CLIPModel.from_pretrained(config.export).eval()
         model, model_config = exported.model, exported.config.model_config()
     elif config.run is not None:
-        model, run_config, _ = load_stage2(config.run, config.weights, config.interpolate)
+        model, run_config, record = load_stage2(config.run, config.weights, config.interpolate)
         model_config = run_config.model
+        if (side := text_side(config, run_config, key)) != 'llm':
+            clip = _clip_text(folder := own_clip_text(config.run), config, cache, device)
+            if not run_config.without_llm:
+                model_config = take_clip_text(model, model_config, folder, record.llm_embed_dim, side == 'both')
     else:
         assert config.official is not None and config.vision is not None
         imported = import_checkpoint(config.official, config.vision)
@@ -259,4 +281,8 @@ def load_evaluated_model(
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
     keep_first_dims(model, model_config, config.dim)
     teachers = [_cached_teacher(*pair, config, cache, device) for pair in _teachers(config, key)]
-    return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers), config.precision)
+    if clip is not None:
+        teacher = side_by_side(_concatenated(teachers), clip) if teachers else clip
+    else:
+        teacher = _concatenated(teachers)
+    return TrainedLLM2CLIP(device.module_to_device(model), teacher, config.precision)

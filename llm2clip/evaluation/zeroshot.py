@@ -23,7 +23,9 @@ from llm2clip.models.llm2clip import MULTILABEL_METRICS, ZEROSHOT_METRICS
 from llm2clip.registry import build_classification_set
 from llm2clip.training.algorithms.zeroshot_classes import Prompts, own_names
 
-__all__ = ['ZeroshotSet', 'deal_prompts', 'own_prompts', 'zeroshot_evaluator', 'zeroshot_set']
+__all__ = [
+    'ZeroshotSet', 'deal_prompts', 'own_prompts', 'prompt_texts', 'zeroshot_evaluator', 'zeroshot_set',
+]
 
 
 class ZeroshotSet(NamedTuple):
@@ -158,10 +160,27 @@ def own_prompts(
     """
     embedded = {}
     for name, zeroshot in sets.items():
-        own = [zeroshot.names[at] for at in own_names(len(zeroshot.names))]
-        vectors = embed([template.replace('{}', one) for one in own for template in zeroshot.templates])
+        own = _own_texts(zeroshot)
+        vectors = embed([text for texts in own for text in texts])
         embedded[name] = Prompts(vectors.cpu().unflatten(0, (len(own), -1)), _names(zeroshot))
     return embedded
+
+
+def _own_texts(zeroshot: ZeroshotSet) -> list[list[str]]:
+    """The prompts of each of this rank's `own_names`."""
+    return [[template.replace('{}', zeroshot.names[at]) for template in zeroshot.templates]
+            for at in own_names(len(zeroshot.names))]
+
+
+def prompt_texts(sets: Mapping[str, ZeroshotSet], embedded: Mapping[str, Prompts]) -> dict[str, Prompts]:
+    """Each set's prompts for a text encoder that is trained.
+
+    Args:
+        sets: Name -> set.
+        embedded: What a frozen teacher says of them, where there is one, too.
+    """
+    return {name: embedded.get(name, Prompts(None, _names(zeroshot)))._replace(texts=_own_texts(zeroshot))
+            for name, zeroshot in sets.items()}
 
 
 def _names(zeroshot: ZeroshotSet) -> torch.Tensor:

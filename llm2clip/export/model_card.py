@@ -190,9 +190,9 @@ def model_card(
         model_name=title if results else None, library_name=library_name, pipeline_tag=pipeline_tag,
         tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'], eval_results=_eval_results(results or {}) or None)
     vision = config.vision
+    blocks = f', {config.adapter.depth} blocks' if config.adapter.name in ('residual', 'transformer') else ''
     facts = {'vision tower': f'`{public_name(vision.name)}`', 'image size': vision.image_size,
-             'adapter': f'{config.adapter.name}, {config.adapter.depth} blocks' if config.adapter.name == 'residual'
-             else config.adapter.name, 'dimensions of the joint space': _dims(config, run)}
+             'adapter': f'{config.adapter.name}{blocks}', 'dimensions of the joint space': _dims(config, run)}
     if interpolate != 1:
         of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
         facts['weights'] = (f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '
@@ -249,6 +249,10 @@ def _training(run: Stage2Config) -> str:
     for key in ('name', 'checkpoint'):
         vision[key] = vision[key] and public_name(vision[key])
     chosen['model']['vision'] = {key: value for key, value in vision.items() if value not in (None, {}, [])}
+    if run.reads_captions:
+        texts = chosen['trained_text'] = {key: value for key, value in values['trained_text'].items() if value}
+        if 'clip' in texts:
+            texts['clip'] = {'name': public_name(texts['clip']['name']), 'pretrained': texts['clip']['pretrained']}
     data = run.train_data
     chosen['crops'] = {key: getattr(data, key) for key in ('crop_scale', 'color_jitter', 'grayscale')}
     return OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()

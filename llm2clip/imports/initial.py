@@ -3,6 +3,7 @@
 
 """The weights of an exported folder as the beginning of a training."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,6 @@ def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) ->
         pairs['vision.name'] = ours.name.split('.')[0], theirs.name.split('.')[0]
     for name in sorted({*architecture, *theirs.architecture} - {*_IRRELEVANT}):
         pairs[f'vision.architecture.{name}'] = architecture.get(name), theirs.architecture.get(name)
-    for name in ('name', 'depth', 'expansion', 'normalize'):
-        pairs[f'adapter.{name}'] = getattr(config.adapter, name), getattr(exported.adapter, name)
+    for name, value in dataclasses.asdict(config.adapter).items():
+        pairs[f'adapter.{name}'] = value, getattr(exported.adapter, name)
     return ((key, *pair) for key, pair in pairs.items() if pair[0] != pair[1])

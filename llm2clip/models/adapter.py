@@ -16,11 +16,11 @@ from llm2clip.config import AdapterConfig, ConfigError
 from llm2clip.files import read_json, reading, write_json
 from llm2clip.folders import complete_folder
 from llm2clip.remote_code.checks_llm2clip import check_keys
-from llm2clip.remote_code.modeling_llm2clip import Adapter
+from llm2clip.remote_code.modeling_llm2clip import Adapter, LatentTransformer, ResidualMLP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.weights import read_safetensors, write_safetensors
 
-__all__ = ['KIND', 'WEIGHTS_FILE', 'build_adapter', 'load_adapter', 'save_adapter']
+__all__ = ['KIND', 'WEIGHTS_FILE', 'build_adapter', 'is_adapter_block', 'load_adapter', 'save_adapter']
 
 KIND = 'adapter of the text side'
 WEIGHTS_FILE, ABOUT_FILE = 'adapter.safetensors', 'adapter.json'
@@ -40,16 +40,27 @@ def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> 
     """A new adapter, ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``.
 
     Raises:
-        ConfigError: It is the identity between two widths.
+        ConfigError: It is the identity between two widths, or its heads do not divide the width.
     """
     if config.name == 'residual':
         return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
+    if config.name == 'transformer':
+        if llm_embed_dim % config.heads:
+            raise ConfigError(f"model.adapter.heads: {config.heads} do not divide the width of the teacher's vectors, "
+                              f'{llm_embed_dim}')
+        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize, config.heads,
+                       config.latents)
     if config.name == 'linear':
         return nn.Linear(llm_embed_dim, embed_dim)
     if llm_embed_dim != embed_dim:
         raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the teacher's vectors, {llm_embed_dim}, "
                           'as the identity adapter needs')
     return nn.Identity()
+
+
+def is_adapter_block(module: nn.Module) -> bool:
+    """Whether a module is a repeated layer of an adapter."""
+    return isinstance(module, (LatentTransformer, ResidualMLP))
 
 
 def save_adapter(
@@ -93,8 +104,8 @@ def load_adapter(
         FileError, LoadError: It is damaged.
     """
     about = _read_about(folder, key)
-    found, expected = {**about.adapter, 'embed_dim': about.embed_dim}, {**dataclasses.asdict(config),
-                                                                       'embed_dim': embed_dim}
+    found = {**dataclasses.asdict(AdapterConfig()), **about.adapter, 'embed_dim': about.embed_dim}
+    expected = {**dataclasses.asdict(config), 'embed_dim': embed_dim}
     for name, value in expected.items():
         if found.get(name) != value:
             setting = 'model.embed_dim' if name == 'embed_dim' else f'model.adapter.{name}'

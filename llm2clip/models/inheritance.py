@@ -14,8 +14,8 @@ from torchmetrics import Metric
 
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
+from llm2clip.models.adapter import is_adapter_block
 from llm2clip.models.flops import count_flops
-from llm2clip.remote_code.modeling_llm2clip import ResidualMLP
 
 __all__ = ['TARGET_METRICS', 'ComposerInheritance', 'TextSide']
 
@@ -41,7 +41,7 @@ class TextSide(nn.Module):
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether a module is a repeated layer of the adapter."""
-        return isinstance(module, ResidualMLP)
+        return is_adapter_block(module)
 
     def activation_checkpointing_fn(self, module: nn.Module) -> bool:
         """With `fsdp.activation_checkpointing`, recompute every block on its own."""
@@ -95,8 +95,8 @@ class ComposerInheritance(ComposerModel):
     def batch_flops(self) -> Callable[[Batch], float]:
         """Counts FLOPs once; what is returned says, of a batch, those of the adapter (`count_flops`)."""
         width = next((layer.in_features for layer in self.model.modules() if isinstance(layer, nn.Linear)), 1)
-        one = count_flops(self.model, torch.empty(1, width, device='meta'))
-        return lambda batch: float(one * len(batch['index']))
+        one, two = (count_flops(self.model, torch.empty(n, width, device='meta')) for n in (1, 2))
+        return lambda batch: float(one + (two - one) * (len(batch['index']) - 1))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

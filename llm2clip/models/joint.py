@@ -1,54 +1,175 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What LLM2CLIP replaces, for comparisons: a text encoder that is trained together with the vision tower."""
+"""Stage 2 with text encoders that learn together with the vision tower: the LLM by LoRA, CLIP's own, or both."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Optional, Union
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
-from llm2clip.config import LossConfig
+from llm2clip.config import ConfigError, LossConfig, SelfDistillationConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.trainable import save_trainable_only
+from llm2clip.teacher.clip_text import ClipTextTower
 
-__all__ = ['JointLLM2CLIP']
+__all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP', 'Texts', 'Tokenize']
+
+Batch = dict[str, Any]
+# Texts -> the keyword arguments of their encoder.
+Tokenize = Callable[[Sequence[str]], dict[str, torch.Tensor]]
+# B texts, or, where an image has K captions, K lists of B.
+Texts = Sequence[Union[str, Sequence[str]]]
 
 
-class JointLLM2CLIP(ComposerLLM2CLIP):
-    """Stage 2 with a text encoder in the loop that learns: CLIP itself, or LoRA on the LLM.
+def embed_texts(encoder: nn.Module, tokenize: Tokenize, texts: Texts, device: torch.device) -> torch.Tensor:
+    """``(B, D)`` or ``(B, K, D)``, not normalised; zero for an empty text, which is an absent caption."""
+    if not isinstance(texts[0], str):
+        return torch.stack([embed_texts(encoder, tokenize, column, device) for column in texts], 1)
+    absent = torch.tensor([not str(text).strip() for text in texts], device=device)
+    # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
+    tokens = tokenize([str(text) if str(text).strip() else '-' for text in texts])
+    vectors = encoder(**{name: value.to(device, non_blocking=True) for name, value in tokens.items()})
+    return vectors.masked_fill(absent[:, None], 0)
 
-    Batches hold ``caption`` in place of ``text_embedding``: B texts, or, where an image has K captions, K lists of B
-    texts, of which those of absent captions are empty.
+
+class ConcatenatedTexts(nn.Module):
+    """A linear projection of the features of CLIP's text tower and of the LLM, concatenated; it begins as their sum.
 
     Args:
-        model: Vision tower and adapter.
-        text_encoder: Tokens -> ``(B, llm_embed_dim)``.
-        tokenizer: Texts -> the encoder's keyword arguments.
-        loss: Which loss.
+        embed_dim: Width of the joint space.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2 * embed_dim, embed_dim, bias=False)
+        with torch.no_grad():
+            self.projection.weight.copy_(torch.eye(embed_dim).repeat(1, 2))
+
+    def forward(self, clip_features: torch.Tensor, llm_features: torch.Tensor) -> torch.Tensor:
+        """``(…, embed_dim)`` each, L2-normalised -> ``(…, embed_dim)``, not normalised."""
+        return self.projection(torch.cat([clip_features, llm_features], dim=-1))
+
+
+class BothTexts(nn.Module):
+    """In the place of an adapter, what method d makes of the vectors of both text encoders.
+
+    Args:
+        adapter: The LLM's.
+        concatenated: Trained.
+        llm_embed_dim: Width of the LLM's vectors.
+    """
+
+    def __init__(self, adapter: nn.Module, concatenated: ConcatenatedTexts, llm_embed_dim: int) -> None:
+        super().__init__()
+        self.adapter, self.concatenated, self.llm_embed_dim = adapter, concatenated, llm_embed_dim
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The LLM's vector and CLIP's, ``(…, llm_embed_dim + embed_dim)`` -> ``(…, embed_dim)``, not normalised."""
+        llm, clip = vectors.tensor_split([self.llm_embed_dim], dim=-1)
+        return self.concatenated(F.normalize(clip, dim=-1), F.normalize(self.adapter(llm).float(), dim=-1))
+
+
+class ClipBeside(nn.Module):
+    """CLIP's own text tower, kept beside the LLM (LLM2CLIP section 3.2, methods b to d).
+
+    Args:
+        tower: Whose features are as wide as the joint space.
+        tokenize: The tower's.
+        method: ``b``, ``c`` or ``d``.
+        embed_dim: Width of the joint space.
+
+    Raises:
+        ConfigError: The tower's features are of another width.
     """
 
     def __init__(
-        self, model: LLM2CLIP, text_encoder: nn.Module, tokenizer: Callable[[Sequence[str]], dict[str, torch.Tensor]],
-        loss: Optional[LossConfig] = None,
+        self, tower: ClipTextTower, tokenize: Tokenize, method: Literal['b', 'c', 'd'], embed_dim: int
     ) -> None:
-        super().__init__(model, loss)
-        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        super().__init__()
+        if tower.width != embed_dim:
+            raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the features of CLIP's text tower, "
+                              f'{tower.width}, as trained_text.method {method} needs')
+        self.tower, self.tokenize, self.method = tower, tokenize, method
+        self.concatenated = ConcatenatedTexts(embed_dim) if method == 'd' else None
 
-    def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """``(B, llm_embed_dim)``, not normalised; zero for an empty text."""
-        device = self.model.logit_scale.device
-        absent = torch.tensor([not text.strip() for text in texts], device=device)
-        # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
-        tokens = self.tokenizer(['-' if gap else text for gap, text in zip(absent, texts)])
-        vectors = self.text_encoder(**{name: value.to(device) for name, value in tokens.items()})
-        return vectors.masked_fill(absent[:, None], 0)
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """As of the tower."""
+        return self.tower.fsdp_wrap_fn(module)
+
+    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
+        """As of the tower."""
+        return self.tower.fsdp_wrap_fn(module)
+
+    def forward(self, texts: Texts, llm_features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``clip_text_features`` and, by method d, ``both_text_features``, each as `llm_features`, L2-normalised."""
+        vectors = embed_texts(self.tower, self.tokenize, texts, llm_features.device)
+        features = {'clip_text_features': F.normalize(vectors.float(), dim=-1)}
+        if self.concatenated is not None:
+            both = self.concatenated(features['clip_text_features'], llm_features)
+            features['both_text_features'] = F.normalize(both.float(), dim=-1)
+        return features
+
+
+class JointLLM2CLIP(ComposerLLM2CLIP):
+    """Stage 2 with text encoders in the loop that learn.
+
+    Batches hold ``caption``: B texts, or, where an image has K captions, K lists of B texts, of which those of absent
+    captions are empty.  Without a text encoder in the LLM's place, the LLM is frozen and they hold ``text_embedding``,
+    too.
+
+    Args:
+        model: Vision tower and adapter.
+        text_encoder: Tokens -> ``(B, llm_embed_dim)``, which reach the adapter: the LLM with LoRA, or what takes its
+            place.  None: the LLM's vectors are in the batch.
+        tokenize: The encoder's.
+        beside: CLIP's text tower, which is kept beside the LLM.
+        loss: As of `ComposerLLM2CLIP`.
+        image_size: As of `ComposerLLM2CLIP`.
+        self_distillation: As of `ComposerLLM2CLIP`.
+    """
+
+    def __init__(
+        self, model: LLM2CLIP, text_encoder: Optional[nn.Module] = None, tokenize: Optional[Tokenize] = None,
+        beside: Optional[ClipBeside] = None, loss: Optional[LossConfig] = None, image_size: Optional[int] = None,
+        self_distillation: Optional[SelfDistillationConfig] = None,
+    ) -> None:
+        super().__init__(model, loss, image_size, self_distillation)
+        self.text_encoder, self.tokenize, self.beside = text_encoder, tokenize, beside
+        if beside is not None:
+            self.feature_names = (*self.feature_names, 'clip_text_features')
+        if beside is not None and beside.method == 'd':
+            self.feature_names = (*self.feature_names, 'both_text_features')
+            self.tested = 'both_text_features'
+        save_trainable_only(self, 'text_encoder')
+
+    def embed(self, texts: Texts) -> torch.Tensor:
+        """``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``, as `embed_texts`, by the encoder in the LLM's place."""
+        assert self.text_encoder is not None and self.tokenize is not None
+        return embed_texts(self.text_encoder, self.tokenize, texts, self.model.logit_scale.device)
 
     def batch_flops(self) -> None:
         """Not known: how long the texts are is the tokenizer's to say."""
 
-    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
-        captions = batch['caption']
-        vectors = (self.embed(captions) if isinstance(captions[0], str)
-                   else torch.stack([self.embed(column) for column in captions], 1))
-        return self.model(batch['pixel_values'], vectors, batch.get('sample_seed'))
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        vectors = batch['text_embedding'] if self.text_encoder is None else self.embed(batch['caption'])
+        outputs = self.model(batch['pixel_values'], vectors, batch.get('sample_seed'))
+        if self.beside is not None:
+            outputs.update(self.beside(batch['caption'], outputs['text_features']))
+        return outputs
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
+        """That of `ComposerLLM2CLIP` with the LLM's features, and those of the method, all with the same weight."""
+        total = super().loss(outputs, batch)
+        if self.beside is None:
+            return total
+        images, llm, clip = (outputs[name] for name in ('image_features', 'text_features', 'clip_text_features'))
+        total = total + self.contrast(images, clip, outputs, batch['text_id'])
+        if self.beside.method == 'c':
+            # Each text has to find itself, also among the other captions of its image.
+            total = total + self.contrast(clip.flatten(0, -2), llm.flatten(0, -2), outputs, batch['text_id'].flatten())
+        if self.beside.method == 'd':
+            total = total + self.contrast(images, outputs['both_text_features'], outputs, batch['text_id'])
+        return total

@@ -19,11 +19,10 @@ from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.models.adapter import build_adapter
+from llm2clip.models.adapter import build_adapter, is_adapter_block
 from llm2clip.models.flops import count_flops
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.remote_code.modeling_llm2clip import ResidualMLP
 
 __all__ = [
     'LLM2CLIP', 'MULTILABEL_METRICS', 'RETRIEVAL_METRICS', 'ZEROSHOT_METRICS', 'ComposerLLM2CLIP', 'projection_kind',
@@ -67,7 +66,7 @@ class LLM2CLIP(nn.Module):
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether a module is a repeated layer of the vision tower or of the adapter."""
-        return self.vision_encoder.is_block(module) or isinstance(module, ResidualMLP)
+        return self.vision_encoder.is_block(module) or is_adapter_block(module)
 
     def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
         """The teacher's vectors reach the adapter as they are."""
@@ -148,7 +147,9 @@ class ComposerLLM2CLIP(ComposerModel):
         self_distillation: How much the initial image features count.
     """
 
-    feature_names = ('image_features', 'text_features')
+    feature_names: tuple[str, ...] = ('image_features', 'text_features')
+    tested = 'text_features'
+    """Those of texts that evaluations take."""
 
     def __init__(
         self, model: LLM2CLIP, loss: Optional[LossConfig] = None, image_size: Optional[int] = None,
@@ -172,18 +173,30 @@ class ComposerLLM2CLIP(ComposerModel):
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
         """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
         del args
-        config, scale = self.loss_config, outputs['logit_scale']
-        images, texts = (outputs[name] for name in self.feature_names)
-        text_id = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
-        if config.name == 'siglip':
-            loss = siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size, config.dims)
-        else:
-            loss = clip_loss(images, texts, scale, config.label_smoothing, text_id, config.block_size, config.dims)
+        images = outputs['image_features']
+        loss = self.contrast(images, outputs['text_features'], outputs, batch['text_id'])
         if 'initial_image_features' in batch:
-            targets, weights = batch['initial_image_features'].to(scale.device), self.self_distillation
+            targets, weights = batch['initial_image_features'].to(images.device), self.self_distillation
             loss = (loss + weights.instance * instance_loss(images, targets)
-                    + weights.structure * structure_loss(images, targets, config.block_size))
+                    + weights.structure * structure_loss(images, targets, self.loss_config.block_size))
         return loss
+
+    def contrast(
+        self, rows: torch.Tensor, columns: torch.Tensor, outputs: Mapping[str, torch.Tensor], text_id: torch.Tensor
+    ) -> torch.Tensor:
+        """This rank's part of the contrastive loss that the configuration names.
+
+        Args:
+            rows: ``(B, D)``, L2-normalised.
+            columns: ``(B, D)`` or ``(B, K, D)``, L2-normalised.
+            outputs: With temperature and bias.
+            text_id: ``(B,)`` or ``(B, K)``.
+        """
+        config, scale = self.loss_config, outputs['logit_scale']
+        ids = text_id.to(scale.device) if config.mask_equal_texts else None
+        if config.name == 'siglip':
+            return siglip_loss(rows, columns, scale, outputs['logit_bias'], ids, config.block_size, config.dims)
+        return clip_loss(rows, columns, scale, config.label_smoothing, ids, config.block_size, config.dims)
 
     def batch_flops(self) -> Optional[Callable[[Batch], float]]:
         """Counts FLOPs once; what is returned says, of a batch, those of towers and adapter (`count_flops`).
@@ -192,11 +205,15 @@ class ComposerLLM2CLIP(ComposerModel):
         """
         size = self.image_size
         width = next((layer.in_features for layer in self.model.adapter.modules() if isinstance(layer, nn.Linear)), 1)
-        one, two = (count_flops(self.model, torch.empty(1, 3, size, size, device='meta'),
-                                torch.empty(1, texts, width, device='meta'),
-                                torch.zeros(1, dtype=torch.long, device='meta')) for texts in (1, 2))
-        return lambda batch: float(one * len(batch['index'])
-                                   + (two - one) * (batch['text_id'].numel() - len(batch['index'])))
+        one, pairs, texts = (
+            count_flops(self.model, torch.empty(images, 3, size, size, device='meta'),
+                        torch.empty(images, captions, width, device='meta'),
+                        torch.zeros(images, dtype=torch.long, device='meta'))
+            for images, captions in ((1, 1), (2, 1), (1, 2)))
+        pair, text = pairs - one, texts - one
+        once = one - pair  # of an adapter's latents
+        return lambda batch: float(once + pair * len(batch['index'])
+                                   + text * (batch['text_id'].numel() - len(batch['index'])))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)
@@ -209,4 +226,4 @@ class ComposerLLM2CLIP(ComposerModel):
         if 'label' in batch:
             metric.update(outputs['image_features'], batch['class_features'], batch['label'], batch['index'])
         else:
-            metric.update(*(outputs[name] for name in self.feature_names), batch['index'], batch['text_id'])
+            metric.update(outputs['image_features'], outputs[self.tested], batch['index'], batch['text_id'])

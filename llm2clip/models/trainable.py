@@ -3,6 +3,7 @@
 
 """Checkpoints of models that are mostly frozen."""
 
+from functools import partial
 from typing import Any
 
 import torch.nn as nn
@@ -10,40 +11,55 @@ from composer.models import ComposerModel
 
 from llm2clip.models.sharding import own_name
 
-__all__ = ['TrainableStateModel']
+__all__ = ['TrainableStateModel', 'saves_trainable_only', 'save_trainable_only']
 
 
 class TrainableStateModel(ComposerModel):
-    """A Composer model whose state dict, and hence whose checkpoints, hold its trainable weights only.
-
-    The frozen ones are those of the pretrained model, gigabytes that every checkpoint would repeat.  Load with
-    ``strict=False`` (`Trainer(load_strict_model_weights=False)`): a checkpoint that lacks a trainable weight, or has an
-    unknown one, is an error all the same.
-    """
+    """A Composer model whose state dict, and hence whose checkpoints, hold its trainable weights only."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Composer's own name; it turns it off while it hands the weights of rank 0 to the others.
-        self.should_save_peft_only = True
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_check_loaded)
+        save_trainable_only(self)
 
 
-def _trainable(model: nn.Module) -> set[str]:
-    return {own_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+def save_trainable_only(model: ComposerModel, part: str = '') -> None:
+    """Leave the frozen weights of a model, or of one of its parts, out of its state dict, and hence of checkpoints.
+
+    They are those of a pretrained model, gigabytes that every checkpoint would repeat.  Load with ``strict=False``
+    (`Trainer(load_strict_model_weights=False)`): a checkpoint that lacks another weight, or has an unknown one, is an
+    error all the same.
+
+    Args:
+        model: Whatever else it is.
+        part: Name of a child.
+    """
+    # Composer's own name; it turns it off while it hands the weights of rank 0 to the others.
+    vars(model)['should_save_peft_only'] = True
+    model.register_state_dict_post_hook(partial(_drop_frozen, part))
+    model.register_load_state_dict_post_hook(partial(_check_loaded, part))
 
 
-def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def saves_trainable_only(model: ComposerModel) -> bool:
+    """Whether a model's state dict lacks weights."""
+    return 'should_save_peft_only' in vars(model)
+
+
+def _left_out(model: nn.Module, part: str, names: Any) -> set[str]:
+    """Of these names, those of the part that are not trained."""
+    trainable = {own_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    begin = f'{part}.' if part else ''
+    return {name for name in names if own_name(name).startswith(begin) and own_name(name) not in trainable}
+
+
+def _drop_frozen(part: str, model: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     if not model.should_save_peft_only:
         return
-    keep = _trainable(model)
-    for name in list(state):
-        if name.startswith(prefix) and name.removeprefix(prefix) not in keep:
-            del state[name]
+    for name in _left_out(model, part, [name.removeprefix(prefix) for name in state if name.startswith(prefix)]):
+        del state[prefix + name]
 
 
-def _check_loaded(model: nn.Module, keys: Any) -> None:
-    missing = sorted(_trainable(model) & set(map(own_name, keys.missing_keys)))
+def _check_loaded(part: str, model: nn.Module, keys: Any) -> None:
+    missing = sorted({*keys.missing_keys} - _left_out(model, part, keys.missing_keys))
     if missing or keys.unexpected_keys:
-        raise ValueError(f'the checkpoint is of another model: it lacks {missing[:3]} and has '
+        raise ValueError(f'the checkpoint is of another model: it lacks {[*map(own_name, missing)][:3]} and has '
                          f'{list(keys.unexpected_keys)[:3]} besides')

@@ -4,8 +4,12 @@
 """The LLM of a plan: a teacher's folder, an LLM's own files, or its architecture alone."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
+
+import torch
 
 from llm2clip.config import (
     ConfigError,
@@ -19,13 +23,20 @@ from llm2clip.planning.datasets import DataPlan
 from llm2clip.planning.step import OnlinePlan
 from llm2clip.planning.summary import Plan
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.stages.text_encoders import TrainedTexts, load_trained_encoders
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
 
-__all__ = ['count_tokens', 'described', 'extracting_encoder', 'on_meta', 'online_teacher', 'teacher_encoder']
+__all__ = [
+    'TextsPlan', 'count_tokens', 'described', 'extracting_encoder', 'on_meta', 'online_teacher', 'teacher_encoder',
+    'trained_texts',
+]
 
 _CHARACTERS_PER_TOKEN = 4
 _Config = Union[ExtractConfig, InheritanceConfig, Stage2Config]
+_OF_SIGLIP = ('input_ids',)
+_OF_CLIP = (*_OF_SIGLIP, 'attention_mask')
+_OF_LLM = (*_OF_CLIP, 'embed_mask')
 
 
 def described(config: TextEncoderConfig, llm: Optional[str]) -> TextEncoderConfig:
@@ -67,6 +78,63 @@ def online_teacher(config: Stage2Config, plan: Plan, data: DataPlan) -> Optional
     tokens = count_tokens(plan, config, data, repeats * config.global_train_batch_size * per_image, encoder.max_length)
     return OnlinePlan(on_meta(encoder), tokens, config.online.batch_tokens, config.online.precision,
                       config.online.sharded, per_image)
+
+
+class TextsPlan(NamedTuple):
+    """Text encoders that are trained.
+
+    Attributes:
+        make: Tokens of each caption that the LLM reads -> the encoders, on the meta device, with what stands for
+            tokenizers.
+        width: Of the features of CLIP's text tower, if it takes the LLM's place.
+        tokens: Of a caption, on average, that the LLM reads; 0 if none is trained.
+        longest: How many it reads at most.
+    """
+
+    make: Callable[[int], TrainedTexts]
+    width: Optional[int] = None
+    tokens: int = 0
+    longest: int = 0
+
+
+def trained_texts(config: Stage2Config, plan: Plan, data: DataPlan) -> Optional[TextsPlan]:
+    """The text encoders that the run trains, if it trains any.
+
+    Raises:
+        ConfigError: CLIP's text tower is none that could be trained, or the LLM is not known.
+        LoadError: There is no such tower.
+    """
+    if not config.reads_captions:
+        return None
+    llm, longest, tokens = None, 0, 0
+    if config.trained_text.lora is not None:
+        llm = teacher_encoder(config)
+        if llm is None:
+            raise ConfigError(f'teacher: there is none in {config.teacher}, which trained_text.lora trains; plan_llm '
+                              'lets it be planned before it is there')
+        if not Path(config.teacher or '').is_dir():
+            plan.problems.append(f'teacher: trained_text.lora needs one, and there is none in {config.teacher}')
+        llm, longest = dataclasses.replace(llm, dtype='float32'), llm.max_length
+        texts = (getattr(plan, 'steps', None) or 0) * config.global_train_batch_size
+        tokens = count_tokens(plan, config, data, texts * config.train_data.captions_per_image, longest)
+        plan.warnings.append(f'memory is that of captions as long as the LLM reads, {longest:,} tokens; the time is '
+                             f'that of {tokens:,}, without the padding to the longest of a microbatch')
+
+    def make(length: int) -> TrainedTexts:
+        with torch.device('meta'):
+            encoder, tower = load_trained_encoders(config, llm, on_meta=True, load_weights=False)
+        return TrainedTexts(None if encoder is None else (encoder, partial(_tokens, length, _OF_LLM)),
+                            None if tower is None else (tower, partial(
+                                _tokens, tower.config.max_position_embeddings,
+                                _OF_SIGLIP if 'siglip' in tower.config.model_type else _OF_CLIP)))
+
+    tower = make(1).clip if config.without_llm else None
+    return TextsPlan(make, None if tower is None else tower[0].width, tokens, longest)
+
+
+def _tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What a tokenizer would give."""
+    return {name: torch.ones(len(texts), length, dtype=torch.long) for name in names}
 
 
 def extracting_encoder(config: ExtractConfig) -> TextEncoderConfig:

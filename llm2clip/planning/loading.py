@@ -5,6 +5,7 @@
 
 import io
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ __all__ = ['image_batch', 'seconds_per_image', 'target_batch', 'text_batch']
 Batch = dict[str, torch.Tensor]
 
 
-def image_batch(n: int, image_size: int, vector: Batch, captions: int = 1) -> Batch:
+def image_batch(n: int, image_size: int, vector: Batch, captions: int = 1, texts: bool = False) -> dict[str, Any]:
     """A batch of stage 2.
 
     Args:
@@ -27,12 +28,14 @@ def image_batch(n: int, image_size: int, vector: Batch, captions: int = 1) -> Ba
         image_size: In pixels.
         vector: What stands for one caption, ``(1, …)`` each: its vector as it is stored.
         captions: Per image.
+        texts: Whether the captions are there, too.
     """
-    texts = (n,) if captions == 1 else (n, captions)
+    shape = (n,) if captions == 1 else (n, captions)
     ids = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
-    vectors = {name: torch.empty(*texts, *value.shape[1:], dtype=value.dtype) for name, value in vector.items()}
-    return {**ids, 'text_id': torch.zeros(texts, dtype=torch.long),
-            'pixel_values': torch.empty(n, 3, image_size, image_size, dtype=torch.uint8), **vectors}
+    vectors = {name: torch.empty(*shape, *value.shape[1:], dtype=value.dtype) for name, value in vector.items()}
+    return {**ids, 'text_id': torch.zeros(shape, dtype=torch.long),
+            'pixel_values': torch.empty(n, 3, image_size, image_size, dtype=torch.uint8), **vectors,
+            **({'caption': ['-'] * n if captions == 1 else [['-'] * n] * captions} if texts else {})}
 
 
 def text_batch(n: int, sides: list[str], tokens: int) -> Batch:

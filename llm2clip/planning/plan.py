@@ -39,6 +39,7 @@ from llm2clip.planning.encoders import (
     on_meta,
     online_teacher,
     teacher_encoder,
+    trained_texts,
 )
 from llm2clip.planning.hardware import GPU, GPUS
 from llm2clip.planning.loading import image_batch, seconds_per_image, target_batch, text_batch
@@ -76,33 +77,38 @@ def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
 def plan_stage2(config: Stage2Config) -> Plan:
     """What stage 2 would need, and what would stop it."""
     if config.plan_samples is None:
-        data = plan_images(config.train_data, 'train_data', config.online.enabled)
+        data = plan_images(config.train_data, 'train_data', not config.reads_vectors)
         if config.eval_data is not None:
-            data.problems += plan_images(config.eval_data, 'eval_data', config.online.enabled).problems
+            data.problems += plan_images(config.eval_data, 'eval_data', not config.reads_vectors).problems
     else:
         data = DataPlan()
     plan = _begin(config, config.train_data, data)
     online = online_teacher(config, plan, data)
-    dim = _teacher_width(config, data, plan)
+    texts = trained_texts(config, plan, data)
+    dim = (texts and texts.width) or _teacher_width(config, data, plan)
     image_size = stage2.train_image_size(config)
 
-    def make_model() -> ComposerLLM2CLIP:
+    def make_model(tokens: int = 0 if texts is None else texts.longest) -> ComposerLLM2CLIP:
+        made = None if texts is None else texts.make(tokens)
         with torch.device('meta'):
-            return stage2.make_model(config, dim, load_weights=False)
+            return stage2.make_model(config, dim, load_weights=False, texts=made)
 
     model = make_model()
-    plan.modules = _modules(model.model)
+    plan.modules = _modules(model)
     if config.initial_weights is not None:
         with _collected(plan):
             check_initial_weights(model.model, config.model, config.initial_weights)
-    vector = {'text_embedding': torch.empty(1, dim, dtype=torch.float16)}
+    # A frozen LLM in the loop leaves vectors, too.
+    frozen = config.reads_vectors or config.online.enabled
+    vector = {'text_embedding': torch.empty(1, dim, dtype=torch.float16)} if frozen else {}
     captions = config.train_data.captions_per_image
     _measure(plan, config, stage2.possible_metrics(config), model, make_model,
-             lambda n: image_batch(n, image_size, vector, captions), online=online)
+             lambda n: image_batch(n, image_size, vector, captions, texts is not None), online=online,
+             at_mean=partial(make_model, texts.tokens) if texts is not None and texts.longest else None)
     if plan.measurable:
         plan.seconds_per_sample = seconds_per_image(config.train_data, image_size)
         plan.num_workers = config.train_data.num_workers
-        batch = image_batch(plan.device_batch, image_size, {} if online else vector, captions)
+        batch = image_batch(plan.device_batch, image_size, vector if config.reads_vectors else {}, captions)
         plan.shared_memory = shared_memory(batch, plan.num_workers, ranks=min(_GPUS_PER_NODE, plan.ranks),
                                            epoch_samples=plan.drawn)
     return plan
@@ -126,7 +132,7 @@ def plan_inheritance(config: InheritanceConfig) -> Plan:
             return inheritance.make_model(config, dim, embed_dim)
 
     model = make_model()
-    plan.modules = _modules(model.model)
+    plan.modules = _modules(model)
     _measure(plan, config, inheritance.possible_metrics(config), model, make_model,
              lambda n: target_batch(n, dim, embed_dim))
     return plan
@@ -255,8 +261,8 @@ def _collected(plan: Plan) -> Iterator[None]:
 
 def _measure(
     plan: TrainingPlan, config: TrainConfig, evaluated: Mapping[str, Sequence[str]], model: ComposerModel,
-    make_model: Callable[[], ComposerModel], make_batch: Callable[[int], dict[str, torch.Tensor]], longest: int = 0,
-    online: Optional[OnlinePlan] = None,
+    make_model: Callable[[], ComposerModel], make_batch: Callable[[int], dict[str, Any]], longest: int = 0,
+    online: Optional[OnlinePlan] = None, at_mean: Optional[Callable[[], ComposerModel]] = None,
 ) -> None:
     """A step's cost, how the largest microbatch is found, and checkpoints.
 
@@ -269,6 +275,7 @@ def _measure(
         make_batch: Number of samples -> batch of the loader.
         longest: Tokens of each text in it.
         online: The teacher in the loop.
+        at_mean: Makes one whose texts are as long as those of the data on average, for FLOPs.
     """
     with _collected(plan):
         check_metrics(config, evaluated)
@@ -288,6 +295,10 @@ def _measure(
     plan.cost = rehearse(plan.microbatch, model)
     if longest and plan.texts:
         plan.cost.shorten(plan.tokens / plan.texts / longest)
+    if at_mean is not None:
+        shorter = rehearse(plan.microbatch, at_mean())
+        plan.cost.flops, plan.cost.recomputed, plan.cost.attention = (
+            shorter.flops, shorter.recomputed, shorter.attention)
     gpu = GPUS[config.plan_gpu]
     if step.cached or plan.microbatch < plan.device_batch:
         plan.find_largest = partial(_largest, plan, gpu, rehearse)
@@ -320,7 +331,7 @@ def _modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Trainable and frozen parameters per child, each counted once; LoRA weights apart from the LLM they adapt."""
     result: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
-        part = 'lora' if 'lora_' in name else name.split('.')[0]
+        part = 'lora' if 'lora_' in name else name.removeprefix('model.').split('.')[0]
         trainable, frozen = result.get(part, (0, 0))
         n = parameter.numel()
         result[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)

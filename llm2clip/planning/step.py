@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 
 from llm2clip.config import FsdpConfig
+from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.vectors import float_vectors
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.sharding import fsdp2_config, prefetch, recompute, shard
@@ -251,8 +252,11 @@ def _on_the_host(model: ComposerModel, batch: Batch, plan: StepPlan) -> list[Bat
     """The microbatches, after the whole batch."""
     if plan.cached:
         batch = with_rows(batch, model.feature_names)  # pyright: ignore[reportArgumentType]
-    parts = range(0, plan.device_batch, plan.microbatch)
-    return [batch, *({name: value[start:start + plan.microbatch] for name, value in batch.items()} for start in parts)]
+    return [batch, *split_columns(batch, plan.microbatch)]
+
+
+def _copied(batch: Batch) -> Batch:
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def _step(
@@ -265,7 +269,7 @@ def _step(
     precision = partial(_autocast, plan)
 
     def prepare(part: Batch) -> Batch:
-        return float_vectors({name: value.clone() for name, value in part.items()})
+        return float_vectors(_copied(part))
 
     cached, first = None, {}
 
@@ -284,7 +288,7 @@ def _step(
     # Of several microbatches, the one that runs adds to the gradients of those before it.
     optimizer.zero_grad(set_to_none=len(microbatches) == 1)
     part = prepare(microbatches[0])
-    kept = {name: value.clone() for name, value in part.items()}  # by Composer, for metrics of the training
+    kept = _copied(part)  # by Composer, for metrics of the training
     with precision(), flops.counted(times=parts):
         outputs = model(part)
         total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)

@@ -41,7 +41,10 @@ try:  # transformers asks for every package that is imported outside of a try bl
 except ImportError:
     timm = None
 
-__all__ = ['Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'ResidualMLP', 'TEACHER_FOLDER', 'Teacher', 'teacher_folders']
+__all__ = [
+    'Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'LatentTransformer', 'ResidualMLP', 'TEACHER_FOLDER', 'Teacher',
+    'teacher_folders',
+]
 
 TEACHER_FOLDER = 'teacher'
 
@@ -153,23 +156,67 @@ class ResidualMLP(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
+class LatentTransformer(nn.Module):
+    """A vector attends to latents, and an MLP with a gate follows: a block of the adapter.
+
+    It is the latent attention of NV-Embed-v2 (Lee et al. 2024, section 3.1.1), which LLM2CLIP's transformer adaptor
+    follows, with heads that share the width.  There, every token's state attends to the latents, none to another, and
+    the mean is taken afterwards; here, the teacher's vector is that of a whole caption already.
+
+    Args:
+        width: Of its input and output.
+        expansion: Hidden width of the MLP over `width`.
+        heads: Of the attention; they divide `width`.
+        latents: How many there are.
+    """
+
+    def __init__(self, width: int, expansion: int, heads: int, latents: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.latents = nn.Parameter(torch.randn(latents, width))
+        self.norm, self.norm_latents, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 2 * expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(…, width)`` -> ``(…, width)``."""
+        queries = self.query(self.norm(x)).view(-1, self.heads, x.shape[-1] // self.heads).transpose(0, 1)
+        # (latents, 2 * width) -> twice (heads, latents, width / heads)
+        keys, values = self.key_value(self.norm_latents(self.latents)).unflatten(1, (2, self.heads, -1)).permute(
+            1, 2, 0, 3)
+        found = F.scaled_dot_product_attention(queries[None], keys[None], values[None])[0]
+        x = x + self.output(found.transpose(0, 1).reshape(x.shape))
+        hidden, gate = self.up(self.norm_mlp(x)).chunk(2, dim=-1)
+        return x + self.down(hidden * F.gelu(gate))
+
+
 class Adapter(nn.Module):
-    """L2-normalise, `depth` residual MLPs, LayerNorm, linear projection (the official code's text adaptor).
+    """L2-normalise, `depth` blocks, LayerNorm, linear projection.
+
+    The blocks are residual MLPs, as in the official code's text adaptor, or with `heads`, transformers.
 
     Args:
         llm_embed_dim: Width of the teacher's vector.
         embed_dim: Width of the joint space.
-        depth: Residual blocks.
+        depth: Blocks.
         expansion: Hidden width of a block over its width.
         normalize: Whether the vector is scaled to length 1 first.
+        heads: Of a transformer's attention; None, residual MLPs.
+        latents: Of a transformer.
     """
 
     def __init__(
-        self, llm_embed_dim: int, embed_dim: int, depth: int = 4, expansion: int = 2, normalize: bool = True
+        self, llm_embed_dim: int, embed_dim: int, depth: int = 4, expansion: int = 2, normalize: bool = True,
+        heads: Optional[int] = None, latents: int = 512,
     ) -> None:
         super().__init__()
         self.normalize = normalize
-        self.blocks = nn.Sequential(*(ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(
+            ResidualMLP(llm_embed_dim, expansion) if heads is None else
+            LatentTransformer(llm_embed_dim, expansion, heads, latents) for _ in range(depth)))
         self.norm = nn.LayerNorm(llm_embed_dim)
         self.projection = nn.Linear(llm_embed_dim, embed_dim)
 
@@ -186,13 +233,15 @@ class _Towers(nn.Module):
     def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
         super().__init__()
         adapter, embed_dim = dict(model['adapter']), model['embed_dim']
-        kinds = {'residual': Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
+        kinds = {'residual': Adapter, 'transformer': Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
         self.vision_encoder = _VisionEncoder(model['vision'])
         projection = model.get('visual_projection', 'linear')
         self.visual_projection = kinds['identity' if projection == 'identity' else 'linear'](
             self.vision_encoder.width, embed_dim, bias=projection == 'affine')
         name = adapter.pop('name')
-        self.adapter = kinds[name](llm_embed_dim, embed_dim, **(adapter if name == 'residual' else {}))
+        if name == 'residual':
+            adapter = {**adapter, 'heads': None}
+        self.adapter = kinds[name](llm_embed_dim, embed_dim, **(adapter if kinds[name] is Adapter else {}))
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
 

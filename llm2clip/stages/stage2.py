@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2, put together: the vision tower is trained against a frozen teacher's vectors (LLM2CLIP section 3.2)."""
+"""Stage 2, put together: the vision tower is trained against a teacher, mostly a frozen one (LLM2CLIP section 3.2)."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -16,11 +16,18 @@ from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
-from llm2clip.evaluation.zeroshot import ZeroshotSet, deal_prompts, own_prompts, zeroshot_evaluator, zeroshot_set
+from llm2clip.evaluation.zeroshot import (
+    ZeroshotSet,
+    deal_prompts,
+    own_prompts,
+    prompt_texts,
+    zeroshot_evaluator,
+    zeroshot_set,
+)
 from llm2clip.float32 import exact_float32
+from llm2clip.folders import check_replaceable
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.adapter import load_adapter
-from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import (
     LLM2CLIP,
     MULTILABEL_METRICS,
@@ -29,7 +36,16 @@ from llm2clip.models.llm2clip import (
     ComposerLLM2CLIP,
 )
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
-from llm2clip.ranks import once_per_node
+from llm2clip.ranks import agreed, once_per_node
+from llm2clip.stages.text_encoders import (
+    TrainedTexts,
+    begun_with_clip,
+    forget_texts,
+    join,
+    load_texts,
+    save_texts,
+    text_folders,
+)
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sidecars import sidecar_teacher
@@ -39,11 +55,9 @@ from llm2clip.training.algorithms.self_distillation import InitialImages, SelfDi
 from llm2clip.training.algorithms.zeroshot_classes import Prompts, ZeroshotClasses
 from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
-from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
+from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit, is_over
 
-__all__ = [
-    'make_joint_trainer', 'make_loaders', 'make_model', 'make_trainer', 'possible_metrics', 'train', 'train_image_size',
-]
+__all__ = ['make_loaders', 'make_model', 'make_trainer', 'possible_metrics', 'train', 'train_image_size']
 
 
 def train_image_size(config: Stage2Config) -> int:
@@ -59,20 +73,16 @@ def train_image_size(config: Stage2Config) -> int:
     return size or vision.image_size
 
 
-def make_loaders(config: Stage2Config, online: bool) -> tuple[DataSpec, list[Evaluator]]:
-    """The training data, and what is measured while training.
-
-    Args:
-        config: The run's.
-        online: Deliver captions in place of their vectors.
-    """
+def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
+    """The training data, and what is measured while training."""
+    contents = {'online': not config.reads_vectors, 'captions': config.reads_captions}
     data = build_image_loader(config.train_data, train_image_size(config), config.global_train_batch_size, config.seed,
-                              True, 'train_data', online=online)
+                              True, 'train_data', **contents)
     if config.eval_data is None:
         return data, []
     image_size = tower_preprocessing(config.model.vision).image_size
     eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
-                                   'eval_data', online=online)
+                                   'eval_data', **contents)
     return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*RETRIEVAL_METRICS])]
 
 
@@ -82,38 +92,54 @@ def possible_metrics(config: Stage2Config) -> dict[str, list[str]]:
     return {**evaluated, **{name: [*ZEROSHOT_METRICS, *MULTILABEL_METRICS] for name in config.eval_zeroshot}}
 
 
-def make_model(config: Stage2Config, llm_embed_dim: int, load_weights: bool = True) -> ComposerLLM2CLIP:
+def make_model(
+    config: Stage2Config, llm_embed_dim: int, load_weights: bool = True, texts: Optional[TrainedTexts] = None
+) -> ComposerLLM2CLIP:
     """Vision tower and adapter under the loss of the configuration.
 
     Args:
         config: The run's.
         llm_embed_dim: Width of the teacher's vectors.
         load_weights: Load the tower's pretrained weights.
+        texts: The text encoders that are trained, too.
     """
-    return ComposerLLM2CLIP(LLM2CLIP(config.model, llm_embed_dim, load_weights), config.loss, train_image_size(config),
-                            config.self_distillation)
+    model = LLM2CLIP(config.model, llm_embed_dim, load_weights)
+    loss = config.loss, train_image_size(config), config.self_distillation
+    return ComposerLLM2CLIP(model, *loss) if texts is None else join(config, model, texts, *loss)
 
 
 def make_trainer(config: Stage2Config) -> Trainer:
-    """Everything that a run needs, checked.
+    """Everything that a run needs, checked; `begin` comes before.
 
     Raises:
         ConfigError: The configuration or the data is not what was expected.
         ValueError: The sidecars come from another teacher than the one that is named.
     """
+    return _make_trainer(config, _load_texts(config))
+
+
+def _load_texts(config: Stage2Config) -> Optional[TrainedTexts]:
+    """The text encoders that the run trains, if it trains any; `begin` comes first."""
     begin(config)
+    if not config.reads_captions:
+        return None
+    reproducibility.seed_all(config.seed)
+    return load_texts(config)
+
+
+def _make_trainer(config: Stage2Config, texts: Optional[TrainedTexts]) -> Trainer:
     sets = {name: zeroshot_set(one, f'eval_zeroshot.{name}') for name, one in config.eval_zeroshot.items()}
-    data, retrieval = make_loaders(config, config.online.enabled)
+    data, retrieval = make_loaders(config)
     evaluators = [*retrieval, *_zeroshot_evaluators(config, sets)]
     _check_metrics(config, evaluators)
-    record, online = _find_teacher(config, data, retrieval)
-    algorithms: list[Algorithm] = [] if online is None else [OnlineTeacher(online)]
+    record, online = _find_teacher(config, data, retrieval, texts)
+    algorithms: list[Algorithm] = [] if online is None else [OnlineTeacher(online, keep=config.reads_captions)]
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
     if sets:
-        algorithms.append(ZeroshotClasses(_embed_prompts(config, sets, record, online)))
+        algorithms.append(ZeroshotClasses(_prompts(config, sets, record, online)))
     reproducibility.seed_all(config.seed)
-    model = make_model(config, record.llm_embed_dim, load_weights=config.initial_weights is None)
+    model = make_model(config, record.llm_embed_dim, config.initial_weights is None, texts)
     if config.initial_weights is not None:
         load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
     if config.initial_adapter is not None:
@@ -124,33 +150,27 @@ def make_trainer(config: Stage2Config) -> Trainer:
     return build_trainer(config, model, build_optimizer(config, model), data, evaluators, algorithms)
 
 
-def make_joint_trainer(config: Stage2Config, make_model: Callable[[], JointLLM2CLIP]) -> Trainer:
-    """What LLM2CLIP is compared with: the same training, but the text encoder learns too.
-
-    Args:
-        config: The run's, of which `online`, the teacher and `eval_zeroshot` are not used.
-        make_model: Makes the model when the random seed is set.
-    """
-    begin(config)
-    data, evaluators = make_loaders(config, online=True)
-    _check_metrics(config, evaluators)
-    reproducibility.seed_all(config.seed)
-    model = make_model()
-    return build_trainer(config, model, build_optimizer(config, model), data, evaluators)
-
-
 def train(config: Stage2Config) -> None:
-    """Train, or go on where a run was stopped.
+    """Train, or go on where a run was stopped; a complete run is left as it is.
 
     Raises:
         ConfigError: The configuration or the data is not what was expected.
         ValueError: The sidecars come from another teacher than the one that is named.
     """
-    trainer = make_trainer(config)
+    folders = text_folders(config)
+    for folder, kind in folders.items():
+        check_replaceable(folder, kind)
+    texts = _load_texts(config)
+    trainer = _make_trainer(config, texts)
+    if texts is not None and not is_over(trainer):
+        forget_texts(config)
     fit(trainer)
+    if texts is not None and not agreed(lambda: all(folder.is_dir() for folder in folders)):
+        save_texts(config, texts, trainer)
     trainer.close()
     if dist.get_global_rank() == 0:
-        print(f'wrote the model to {config.checkpoint_folder}', flush=True)
+        also = ''.join(f' and the text encoder to {folder}' for folder in folders)
+        print(f'wrote the model to {config.checkpoint_folder}{also}', flush=True)
 
 
 def _check_metrics(config: Stage2Config, evaluators: Sequence[Evaluator]) -> None:
@@ -163,6 +183,15 @@ def _zeroshot_evaluators(config: Stage2Config, sets: Mapping[str, ZeroshotSet]) 
     batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
     return [zeroshot_evaluator(one, name, f'eval_zeroshot.{name}', image_size, batch_size,
                                config.train_data.num_workers) for name, one in sets.items()]
+
+
+def _prompts(
+    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, online: Optional[CaptionTeacher]
+) -> dict[str, Prompts]:
+    """As texts, where a text encoder learns to read them, and as vectors, where a frozen LLM does."""
+    learns = config.trained_text.lora is not None or config.without_llm
+    embedded = {} if learns else _embed_prompts(config, sets, record, online)
+    return prompt_texts(sets, embedded) if config.reads_captions else embedded
 
 
 def _embed_prompts(
@@ -200,10 +229,17 @@ def _self_distillation(config: Stage2Config, model: LLM2CLIP, data: DataSpec) ->
 
 
 def _find_teacher(
-    config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator]
+    config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], texts: Optional[TrainedTexts]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
-    """The teacher of the sidecars, or the one in the loop, which is loaded."""
+    """The teacher of the sidecars, the one that is trained, as it begins, or a frozen one in the loop, which is loaded.
+    """
+    if texts is not None and config.without_llm:
+        return begun_with_clip(config, texts), None
     source = named_teacher(config)
+    if texts is not None and texts.llm is not None:
+        assert source is not None
+        fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
+        return TeacherRecord(fingerprint, {'llm_embed_dim': texts.llm[0].llm_embed_dim}), None
     if config.online.enabled:
         assert source is not None
         device, online = open_device(config.device, config.precision), config.online

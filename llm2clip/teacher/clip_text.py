@@ -1,25 +1,48 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The text side of a CLIP or SigLIP: texts -> its own text features."""
+"""The text side of a CLIP or SigLIP: texts -> its own text features, frozen or trained."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Optional
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
 import xxhash
-from transformers import AutoModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    CLIPTextModelWithProjection,
+    PretrainedConfig,
+    Siglip2TextModel,
+    SiglipTextModel,
+)
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ClipTextConfig, ConfigError
+from llm2clip.files import reading
+from llm2clip.folders import complete_folder
 from llm2clip.ranks import once_per_node
-from llm2clip.remote_code.checks_llm2clip import LoadError, load_checked, load_config, load_tokenizer
+from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
 from llm2clip.teacher.blocks import Embedded
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import hash_tensors
+from llm2clip.weights import hash_tensors, write_safetensors
 
-__all__ = ['ClipTextTeacher', 'ClipTokenizer', 'ClipTokens', 'load_clip']
+__all__ = [
+    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'ClipTokens', 'load_clip',
+    'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
+]
+
+KIND = 'text tower of a CLIP'
+MORE_FILE = 'more.safetensors'
+# By the model_type of a whole model, and of a text tower alone.
+_TOWERS: dict[str, Any] = {
+    **dict.fromkeys(('clip', 'clip_text_model'), CLIPTextModelWithProjection),
+    **dict.fromkeys(('siglip', 'siglip_text_model'), SiglipTextModel),
+    **dict.fromkeys(('siglip2', 'siglip2_text_model'), Siglip2TextModel),
+}
 
 
 class ClipTokens(NamedTuple):
@@ -39,26 +62,151 @@ class ClipTokenizer:
     """
 
     def __init__(self, name: str, config: Any) -> None:
-        self._tokenizer = load_tokenizer(name)
-        if self._tokenizer.pad_token_id is None:
+        self.tokenizer = load_tokenizer(name)
+        if self.tokenizer.pad_token_id is None:
             raise LoadError(f'{name}: its tokenizer has no pad_token, expected one')
         self.max_length: int = getattr(config, 'text_config', config).max_position_embeddings
         # SigLIP was trained on texts that are padded to its full length, without a mask.
         self._siglip = 'siglip' in config.model_type
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
-        whole = self._tokenizer(list(texts), verbose=False).input_ids
-        cut = self._tokenizer(list(texts), truncation=True, max_length=self.max_length).input_ids
-        return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(cut, whole)]
+        whole = self.tokenizer(list(texts), verbose=False).input_ids
+        return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(self._cut(texts), whole)]
 
     def pad(self, texts: Sequence[ClipTokens]) -> dict[str, torch.Tensor]:
         """``input_ids`` ``(N, T)`` and, if the model has one, ``attention_mask``."""
-        length = self.max_length if self._siglip else max(len(text.ids) for text in texts)
-        ids = torch.full((len(texts), length), self._tokenizer.pad_token_id)
+        return self._pad([text.ids for text in texts])
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Tokenise and pad N texts; longer ones are cut."""
+        return self._pad(self._cut(texts))
+
+    def _cut(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length).input_ids
+
+    def _pad(self, texts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        length = self.max_length if self._siglip else max(map(len, texts))
+        ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(texts), length, dtype=torch.long)
         for i, text in enumerate(texts):
-            ids[i, :len(text.ids)], mask[i, :len(text.ids)] = torch.tensor(text.ids), 1
+            ids[i, :len(text)], mask[i, :len(text)] = torch.tensor(text), 1
         return {'input_ids': ids} if self._siglip else {'input_ids': ids, 'attention_mask': mask}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A tower by itself
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ClipTextTower(nn.Module):
+    """The text tower of a CLIP or SigLIP with its projection, and nothing of the image side.
+
+    Args:
+        trunk: Of transformers.
+    """
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self._layers = set(trunk.text_model.encoder.layers)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.trunk.config
+
+    @property
+    def width(self) -> int:
+        """Size of its features."""
+        head = getattr(self.trunk, 'text_projection', None)
+        return (self.trunk.text_model.head if head is None else head).out_features
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """``(N, T)`` tokens -> ``(N, width)``, projected, not normalised."""
+        outputs = self.trunk(input_ids=input_ids, attention_mask=attention_mask)
+        features = getattr(outputs, 'text_embeds', None)
+        return outputs.pooler_output if features is None else features
+
+    get_text_features = forward
+
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """Shard every layer on its own."""
+        return module in self._layers
+
+    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
+        """With `fsdp.activation_checkpointing`, recompute every layer on its own."""
+        return self.fsdp_wrap_fn(module)
+
+
+def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) -> ClipTextTower:
+    """The text tower that a configuration names, in training mode.
+
+    Args:
+        config: Which one, and whether it begins with random weights.
+        key: Of the configuration, for messages.
+        load_weights: Off when others follow.
+
+    Raises:
+        ConfigError: There is no text tower that could be trained.
+        LoadError: There is no such model, or it is damaged.
+    """
+    where = f'{key}: {config.name}'
+    architecture = _architecture(config, key)
+    kind = _TOWERS.get(architecture.model_type)
+    if kind is None:
+        raise ConfigError(f'{where}, a {architecture.model_type!r} model, expected one with the text tower of a CLIP '
+                          f'or SigLIP: {", ".join(_TOWERS)}')
+    text = getattr(architecture, 'text_config', architecture)
+    # Those of the whole model and of its text part do not always say the same.
+    text.projection_dim = getattr(architecture, 'projection_dim', getattr(text, 'projection_dim', None))
+    if config.pretrained and load_weights:
+        trunk, _ = load_checked(kind.from_pretrained, config.name, where=where, more=True, config=text,
+                                dtype=torch.float32)
+    else:
+        trunk = kind(text)
+    return ClipTextTower(trunk.train())
+
+
+def load_clip_tokenizer(config: ClipTextConfig, key: str) -> ClipTokenizer:
+    """The tokenizer that comes with a tower."""
+    return ClipTokenizer(config.name, _architecture(config, key))
+
+
+def _architecture(config: ClipTextConfig, key: str) -> PretrainedConfig:
+    if not config.architecture:
+        return load_config(config.name, f'{key}: {config.name}')
+    check_no_code(fields := dict(config.architecture), f'{key}.architecture')
+    if (model_type := fields.pop('model_type', None)) not in CONFIG_MAPPING:
+        raise ConfigError(f'{key}.architecture: transformers has no model_type {model_type!r}')
+    with reading(f'{key}.architecture', f'the fields of a {model_type!r} model'):
+        return AutoConfig.for_model(model_type, **fields)
+
+
+def save_clip_text(
+    tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path],
+    more: Mapping[str, torch.Tensor],
+) -> None:
+    """Write a tower and its tokenizer as transformers knows them, for `ClipTextTeacher`.  The folder appears complete.
+
+    Args:
+        tower: May be sharded.
+        state: Its weights, whole.
+        tokenizer: The tower's.
+        folder: Where to.
+        more: Further weights, for a file of their own, if there are any.
+    """
+    with torch.device('meta'):
+        whole = ClipTextTower(type(tower.trunk)(tower.config))
+    whole.load_state_dict(state, assign=True)
+    with complete_folder(folder, KIND) as out:
+        whole.trunk.save_pretrained(out, safe_serialization=True)
+        tokenizer.tokenizer.save_pretrained(out)
+        if more:
+            write_safetensors(out / MORE_FILE, dict(more))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A whole CLIP
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def load_clip(name: str, key: str) -> Any:
@@ -83,32 +231,35 @@ def load_clip(name: str, key: str) -> Any:
 class ClipTextTeacher(CaptionTeacher):
     """CLIP's own text tower, whose vectors are its projected features, not normalised.
 
-    Captions that it cannot read to their end get the vector 0, as those that a sample does not have.
-
     Args:
-        name: Hub name or local folder of a CLIP, SigLIP or another model with `get_text_features`.
+        name: Hub name or local folder of a CLIP, SigLIP or another model with `get_text_features`, or what
+            `save_clip_text` wrote.
         batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
+        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0, as those that a
+            sample does not have.
 
     Raises:
         ConfigError: It has no text features.
         LoadError: There is no such model, or it is damaged.
     """
 
-    def __init__(self, name: str, batch_tokens: int = 4096, precision: str = 'fp32') -> None:
-        self.model = load_clip(name, 'clip_text')
-        self.tokenizer = ClipTokenizer(name, self.model.config)
+    def __init__(self, name: str, batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
+        config = load_config(name, f'clip_text: {name}')
+        self.model: Any = load_clip(name, 'clip_text') if config.model_type not in _TOWERS else \
+            load_clip_text(ClipTextConfig(name), 'clip_text').eval().requires_grad_(False)
+        self.tokenizer = ClipTokenizer(name, config)
         self.batch_size = max(1, batch_tokens // self.tokenizer.max_length)
-        self.precision = precision
+        self.precision, self.cut = precision, cut
         self.fingerprint = Fingerprint.of(once_per_node(self._hash, f'clip_text: {name}'), {
-            'clip_text': self.model.config.model_type, 'max_length': self.tokenizer.max_length,
-            'too_long': 'left out'})
+            'clip_text': config.model_type, 'max_length': self.tokenizer.max_length,
+            'too_long': 'cut' if cut else 'left out'})
         self._width: Optional[int] = None
 
     def _hash(self) -> str:
         digest = xxhash.xxh64()
-        hash_tensors({name: value for name, value in self.model.state_dict().items() if name.startswith('text_')},
-                     digest)
+        state = getattr(self.model, 'trunk', self.model).state_dict()
+        hash_tensors({name: value for name, value in state.items() if name.startswith('text_')}, digest)
         return digest.hexdigest()
 
     @property
@@ -129,14 +280,16 @@ class ClipTextTeacher(CaptionTeacher):
     ) -> Embedded:
         vectors = torch.zeros(len(tokens), self.llm_embed_dim, device=self.device)
         # Those of similar length together, so that little is padding.
-        order = sorted((i for i, text in enumerate(tokens) if not text.cut), key=lambda i: len(tokens[i].ids))
+        order = sorted((i for i, text in enumerate(tokens) if self.cut or not text.cut),
+                       key=lambda i: len(tokens[i].ids))
         for start in range(0, len(order), self.batch_size):
             rows = order[start:start + self.batch_size]
             vectors[rows] = self._features([tokens[i] for i in rows])
             on_batch(len(rows))
         left_out = len(tokens) - len(order)
         on_batch(left_out)
-        return Embedded(vectors, sum(len(tokens[i].ids) for i in order), 0, left_out)
+        truncated = sum(tokens[i].cut for i in order)
+        return Embedded(vectors, sum(len(tokens[i].ids) for i in order), truncated, left_out)
 
     @torch.no_grad()
     def _features(self, texts: Sequence[ClipTokens]) -> torch.Tensor:

@@ -129,8 +129,13 @@ def set_attention_dropout(llm: nn.Module, probability: float) -> None:
         layer.attention_dropout = probability
 
 
-def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
+def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> PeftModel:
     """Freeze the LLM and add trainable LoRA weights, in float32, to its projections.
+
+    Args:
+        llm: Without LoRA.
+        config: Its rank, and which projections.
+        key: Where that stands in the configuration.
 
     Raises:
         ConfigError: The LLM has no projection of a configured name.
@@ -140,7 +145,7 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
     linear = {name.rsplit('.', 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
     unknown = sorted(set(names or ()) - linear)
     if unknown:
-        raise ConfigError(f'lora.target_modules: a {llm.config.model_type!r} model has no projection called '
+        raise ConfigError(f'{key}.target_modules: a {llm.config.model_type!r} model has no projection called '
                           f'{", ".join(unknown)}; it has {", ".join(sorted(linear))}')
     with next(llm.parameters()).device:
         peft_config = PeftLoraConfig(bias='none', target_modules=sorted(names or linear), **arguments)

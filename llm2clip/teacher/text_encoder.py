@@ -23,7 +23,7 @@ def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
 
 
 def build_text_encoder(
-    config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False
+    config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False, key: str = 'lora'
 ) -> TextEncoder:
     """Load an LLM.
 
@@ -31,9 +31,10 @@ def build_text_encoder(
         config: What to load.
         lora: Freeze the LLM and add trainable LoRA weights to it.
         on_meta: As for `load_llm`.
+        key: Where `lora` stands in the configuration.
     """
     llm = load_llm(config, on_meta)
-    return TextEncoder(llm if lora is None else add_lora(llm, lora), config)
+    return TextEncoder(llm if lora is None else add_lora(llm, lora, key), config)
 
 
 def load_text_encoder(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:

@@ -3,6 +3,7 @@
 
 """Folders that runs leave behind: models loaded back from their checkpoints, with configuration and teacher."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +17,22 @@ from llm2clip.config.files import read_config
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import FileError, reading
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.ranks import once_per_node
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.training.interpolation import check_initial, initial_state, interpolated
 from llm2clip.weights import read_safetensors
 
-__all__ = ['BEST_FILE', 'load_checkpoint_model', 'load_stage2', 'read_stage2', 'record_teacher']
+__all__ = [
+    'BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'load_checkpoint_model', 'load_stage2', 'own_clip_text',
+    'read_stage2', 'record_teacher', 'with_own_teacher',
+]
 
 BEST_FILE = 'best.safetensors'
+# What a run leaves that has trained its text encoder.
+TEACHER_FOLDER, CLIP_TEXT_FOLDER = 'teacher', 'clip_text'
 
 
 def record_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
@@ -112,3 +120,35 @@ def load_stage2(
             state = interpolated(initial_state(config, record), state, interpolate)
     model.load_state_dict(state)
     return model.eval(), config, record
+
+
+def with_own_teacher(
+    run: Union[str, Path], config: Stage2Config, record: TeacherRecord, weights: str = 'latest',
+    interpolate: float = 1.0,
+) -> tuple[Stage2Config, TeacherRecord]:
+    """What `read_stage2` returns, with the teacher that the run has trained in place of the one that it began with.
+
+    Raises:
+        ConfigError: The run has not ended, or other weights are asked for than it ended with.
+    """
+    if config.trained_text.lora is None:
+        return config, record
+    folder = _trained(run, TEACHER_FOLDER, weights, interpolate)
+    trained = once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
+    return dataclasses.replace(config, teacher=str(folder)), dataclasses.replace(record, teacher=trained)
+
+
+def own_clip_text(run: Union[str, Path], weights: str = 'latest', interpolate: float = 1.0) -> Path:
+    """Folder of the text tower of CLIP that a run has trained; arguments and errors as of `with_own_teacher`."""
+    return _trained(run, CLIP_TEXT_FOLDER, weights, interpolate)
+
+
+def _trained(run: Union[str, Path], name: str, weights: str, interpolate: float) -> Path:
+    if weights != 'latest' or interpolate != 1:
+        key, value = ('weights', weights) if weights != 'latest' else ('interpolate', f'{interpolate:g}')
+        raise ConfigError(f'{key}: {value}, but the run in {run} has trained its text encoder, too, and keeps it as it '
+                          f'ended; expected {"latest" if key == "weights" else 1}')
+    folder = Path(run, name)
+    if not folder.is_dir():
+        raise ConfigError(f'{folder}: there is none yet; the run trains its text encoder, and writes it when it ends')
+    return folder

@@ -23,7 +23,7 @@ from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.models.compilation import compile_blocks
 from llm2clip.models.sharding import check_fsdp, check_sharding, fsdp2_config, keep_float32, prefetch
-from llm2clip.models.trainable import TrainableStateModel
+from llm2clip.models.trainable import saves_trainable_only
 from llm2clip.registry import (
     ALGORITHMS,
     CALLBACKS,
@@ -52,7 +52,7 @@ from llm2clip.training.loop import Trainer
 from llm2clip.training.optim import describe_groups, parameter_groups
 from llm2clip.training.readings import Readings
 
-__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
+__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit', 'is_over']
 
 # Seconds; Composer's launcher leaves 30 between SIGTERM and SIGKILL.
 _STOPPED_WAITS = 20.0
@@ -242,8 +242,8 @@ def build_trainer(
         device_train_microbatch_size=config.device_train_microbatch_size,
         # MNTP's loss is a mean over masked tokens, which microbatches and ranks have different numbers of.
         accumulate_train_batch_on_tokens=mntp,
-        # `TrainableStateModel` checks its weights itself.
-        load_strict_model_weights=not isinstance(model, TrainableStateModel),
+        # Such a model checks its weights itself.
+        load_strict_model_weights=not saves_trainable_only(model),
         eval_interval=config.eval_interval,
         eval_first=config.eval_first,
         load_path=checkpoint,
@@ -290,10 +290,15 @@ def _resume_from(config: TrainConfig) -> Optional[str]:
     return find_checkpoint(config.checkpoint_folder, sharded)
 
 
+def is_over(trainer: Trainer) -> bool:
+    """Whether a run has reached `max_duration`."""
+    assert trainer.state.max_duration is not None
+    return trainer.state.timestamp >= trainer.state.max_duration
+
+
 def fit(trainer: Trainer) -> None:
     """Train until `max_duration`; a run that has reached it is left as it is."""
-    assert trainer.state.max_duration is not None
-    if trainer.state.timestamp >= trainer.state.max_duration:
+    if is_over(trainer):
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))

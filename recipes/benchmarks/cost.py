@@ -22,13 +22,9 @@ from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Confi
 from llm2clip.config.files import load_config
 from llm2clip.device import open_device
 from llm2clip.folders import OutputFolder
-from llm2clip.models.joint import JointLLM2CLIP
-from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.stages.stage2 import make_joint_trainer, make_trainer
+from llm2clip.stages.stage2 import make_trainer
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
-from llm2clip.teacher.folder import load_teacher
-from llm2clip.teacher.llm import add_lora
 
 RUN, YAML, EPOCHS, BATCH_TOKENS = Path('runs/quickstart'), 'yamls/stage2/quickstart.yaml', 5, 2048
 MODES = {'lora': 'LoRA in the loop', 'online': 'frozen in the loop', 'precomputed': 'precomputed'}
@@ -68,23 +64,13 @@ def precompute(config: Stage2Config, folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def tuned_in_the_loop(config: Stage2Config) -> JointLLM2CLIP:
-    """The stage-1 teacher with new LoRA weights, which learn together with the vision tower."""
-    assert config.teacher is not None
-    encoder, tokenizer = load_teacher(config.teacher)
-    towers = LLM2CLIP(config.model, encoder.llm_embed_dim)
-    encoder.llm = add_lora(encoder.llm, LoraConfig())  # pyright: ignore[reportArgumentType]
-    return JointLLM2CLIP(towers, encoder, tokenizer)
-
-
 def train(mode: str, config: Stage2Config) -> dict[str, float]:
     """One run: seconds per epoch, retrieval at its end and the process's peak memory."""
     if mode == 'lora':
         config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
-        trainer = make_joint_trainer(config, lambda: tuned_in_the_loop(config))
-    else:
-        config.online = OnlineConfig(mode == 'online', batch_tokens=BATCH_TOKENS, precision='amp_bf16')
-        trainer = make_trainer(config)
+        config.trained_text.lora = LoraConfig()
+    config.online = OnlineConfig(mode == 'online', batch_tokens=BATCH_TOKENS, precision='amp_bf16')
+    trainer = make_trainer(config)
     times = EpochTimes()
     trainer.state.callbacks.append(times)
     trainer.fit()

@@ -18,7 +18,7 @@ from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.models.llm2clip import LLM2CLIP
 
 
-@pytest.mark.parametrize('adapter', ['residual', 'linear', 'identity'])
+@pytest.mark.parametrize('adapter', ['residual', 'transformer', 'linear', 'identity'])
 @pytest.mark.parametrize('projection', ['linear', 'affine', 'identity'])
 @torch.no_grad()
 def test_features_are_the_first_values_scaled_to_length_1(adapter: str, projection: str) -> None:

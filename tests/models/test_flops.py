@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm2clip.config import AdapterConfig, LoraConfig, ModelConfig, TextEncoderConfig, VisionConfig
+from llm2clip.models.adapter import build_adapter
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.mntp import MaskedNextTokenPrediction
@@ -66,6 +67,14 @@ def test_images(tower: str) -> None:
     assert not model.training and all(not p.is_meta and p.grad is None for p in model.parameters())
     assert flops(ids()) == image_step(model) > 0
     assert flops(ids(3, 5)) == image_step(model, 3, 5) > flops(ids())
+
+
+def test_an_adapter_with_latents() -> None:
+    """Whose keys and values are computed once, however many captions attend to them."""
+    model = images('test_vit')
+    model.model.adapter = build_adapter(AdapterConfig('transformer', depth=2, heads=2, latents=50), 8, 16)
+    assert model.batch_flops()(ids()) == image_step(model)
+    assert model.batch_flops()(ids(3, 5)) == image_step(model, 3, 5)
 
 
 def test_a_step_that_is_cheaper() -> None:

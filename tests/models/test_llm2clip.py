@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
+from llm2clip.models.adapter import build_adapter
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
@@ -39,6 +40,33 @@ def test_adapter_equals_the_formula() -> None:
     torch.testing.assert_close(adapter(x), h @ adapter.projection.weight.T + adapter.projection.bias,
                                rtol=1e-4, atol=1e-4)
     assert adapter.blocks[0].up.weight.shape == (24, 8)
+
+
+def test_transformer_adapter_equals_the_formula() -> None:
+    torch.manual_seed(0)
+    adapter = Adapter(8, 5, depth=1, expansion=3, heads=2, latents=7)
+    for p in adapter.parameters():
+        torch.nn.init.normal_(p)
+    block, x = adapter.blocks[0], torch.randn(2, 3, 8)
+    h = F.normalize(x, dim=-1)
+    query, latents = block.norm(h) @ block.query.weight.T, block.norm_latents(block.latents)
+    keys, values = (latents @ block.key_value.weight.T).chunk(2, dim=1)
+    found = torch.zeros(2, 3, 8)
+    for head in (slice(0, 4), slice(4, 8)):
+        found[..., head] = (query[..., head] @ keys[:, head].T / 2).softmax(-1) @ values[:, head]
+    h = h + found @ block.output.weight.T
+    hidden, gate = (block.norm_mlp(h) @ block.up.weight.T + block.up.bias).chunk(2, dim=-1)
+    h = h + (hidden * F.gelu(gate)) @ block.down.weight.T + block.down.bias
+    torch.testing.assert_close(adapter(x), adapter.projection(adapter.norm(h)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_paper_s_adapters_have_its_number_of_weights() -> None:
+    """67.1 million in four residual MLPs and 67.6 in a transformer, at the width of Llama 3.2 1B (table A7)."""
+    with torch.device('meta'):
+        residual, transformer = (build_adapter(config, 2048, 1280).blocks for config in (
+            AdapterConfig(), AdapterConfig('transformer', depth=1, expansion=4)))
+    sizes = [sum(p.numel() for p in blocks.parameters()) / 1e6 for blocks in (residual, transformer)]
+    assert sizes == pytest.approx([67.1, 67.6], abs=0.6) and sizes[0] == pytest.approx(67.1, abs=0.06)
 
 
 def test_features_are_normalised_and_logit_scale_starts_as_in_clip() -> None:

@@ -10,16 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launched import COMMON
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
+from towers import write_clip
 
 import llm2clip.planning.plan
-from llm2clip.config import ExtractConfig, LoaderConfig, Stage1Config, Stage2Config, TextEncoderConfig, TrainConfig
+from llm2clip.config import (
+    ClipTextConfig,
+    ConfigError,
+    ExtractConfig,
+    LoaderConfig,
+    LoraConfig,
+    Stage1Config,
+    Stage2Config,
+    TextEncoderConfig,
+    TrainConfig,
+)
 from llm2clip.config.files import load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
+from llm2clip.models.flops import text_flops
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.datasets import DatasetPlan
 from llm2clip.planning.encoders import on_meta
@@ -29,7 +42,8 @@ from llm2clip.planning.pretended import Memory
 from llm2clip.planning.recomputation import settle_for_this_gpu, settle_recomputation
 from llm2clip.planning.step import StepCost
 from llm2clip.planning.summary import TrainingPlan
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.teacher.clip_text import load_clip_text
+from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 
 pytestmark = pytest.mark.long
 
@@ -227,6 +241,40 @@ def test_the_llms_of_the_fragments_have_their_published_size(name: str, paramete
     assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
     for kind in ('stage1', 'extract/teacher', 'stage2/teacher'):
         assert f'plan_llm: yamls/llms/{name}\n' in Path(f'yamls/{kind}/{name}.yaml').read_text()
+
+
+def test_trained_text_encoders(
+    args: list[str], llm_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Against the frozen LLM: weights, gradients, checkpoints and FLOPs of what is trained."""
+    clip = write_clip(tmp_path / 'clip', llm_folder)
+    args = [*args, f'teacher={teacher_folder}', 'model.embed_dim=32', 'plan_samples=64']
+    plain = stage2(*args).cost
+    lora = stage2(*args, 'trained_text.lora={r: 4}', 'plan_tokens=16')
+    encoder = build_text_encoder(TextEncoderConfig(str(teacher_folder)), LoraConfig(r=4), on_meta=True)
+    trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in encoder.parameters()) - trained
+    assert lora.modules['lora'] == (trained, 0) and lora.modules['text_encoder'] == (0, frozen)
+    assert plain and lora.cost and not lora.problems and (lora.texts, lora.tokens) == (8 * 24, 16 * 8 * 24)
+    assert lora.cost.parameters - plain.parameters == pytest.approx(Memory(encoder).current, rel=0.01)
+    assert lora.cost.checkpoint - plain.checkpoint == pytest.approx(3 * 4 * trained, rel=0.01)
+    flops = text_flops(encoder).of(torch.full((8,), 16))
+    assert lora.cost.flops - plain.flops == pytest.approx(flops, rel=0.1)
+    # Of three captions, in parts, by a teacher that is not there yet.
+    several = stage2(*args, 'trained_text.lora={r: 4}', 'train_data.captions_per_image=3', 'plan_tokens=16',
+                     'algorithms.grad_cache={}', 'device_train_microbatch_size=4', 'teacher=/nowhere',
+                     f'plan_llm={llm_folder}')
+    assert several.cost and several.cost.flops > 3 * flops and several.texts == 3 * 8 * 24
+    assert several.problems == ['teacher: trained_text.lora needs one, and there is none in /nowhere']
+    with pytest.raises(ConfigError, match='^teacher: there is none in /nowhere, which trained_text.lora trains'):
+        stage2(*args, 'trained_text.lora={r: 4}', 'teacher=/nowhere')
+    # CLIP's text tower in place of the LLM and beside it.
+    tower = sum(p.numel() for p in load_clip_text(ClipTextConfig(str(clip)), 'clip').parameters())
+    direct = stage2(*args, f'trained_text.clip.name={clip}', 'model.adapter.name=identity')
+    both = stage2(*args, f'trained_text.clip.name={clip}', 'trained_text.method=d')
+    assert direct.modules['text_encoder'] == (tower, 0) and both.modules['beside'] == (tower + 2 * 32 * 32, 0)
+    assert both.cost and both.cost.gradients - plain.gradients == pytest.approx(4 * (tower + 2048), rel=0.02)
+    assert not direct.problems + both.problems and both.cost.flops > plain.flops
 
 
 def test_recomputation_is_settled_by_what_fits(args: list[str]) -> None:

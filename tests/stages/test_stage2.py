@@ -59,7 +59,7 @@ def test_training_images_may_have_another_size_than_the_towers(image_dataset: Pa
                           model=ModelConfig(VisionConfig('test_efficientnet', image_size=64)))
     whole = make_model(config, 32, load_weights=False).batch_flops()
     data.image_size = 32
-    train, (evaluator,) = make_loaders(config, online=False)
+    train, (evaluator,) = make_loaders(config)
     loaders = train.dataloader, evaluator.dataloader.dataloader
     assert [next(iter(loader))['pixel_values'].shape[-1] for loader in loaders] == [32, 64]
     batch = {'index': torch.arange(3), 'text_id': torch.arange(3)}
@@ -67,4 +67,4 @@ def test_training_images_may_have_another_size_than_the_towers(image_dataset: Pa
     assert model.batch_flops()(batch) < whole(batch) / 2
     config.model.vision = VisionConfig('test_vit', image_size=64)
     with pytest.raises(ConfigError, match='train_data.image_size: test_vit takes images of .*image_size, 64'):
-        make_loaders(config, online=False)
+        make_loaders(config)

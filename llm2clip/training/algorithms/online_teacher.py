@@ -25,17 +25,18 @@ class OnlineTeacher(Algorithm):
 
     Args:
         teacher: On its device.
+        keep: Whether the batch keeps its ``caption``, for another encoder.
     """
 
-    def __init__(self, teacher: CaptionTeacher) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: CaptionTeacher, keep: bool = False) -> None:
+        self.teacher, self.keep = teacher, keep
 
     def match(self, event: Event, state: State) -> bool:
         # Batches of zero-shot sets have none.
         return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START) and 'caption' in state.batch
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        captions = state.batch.pop('caption')
+        captions = state.batch['caption'] if self.keep else state.batch.pop('caption')
         if isinstance(captions[0], str):
             state.batch['text_embedding'] = self.embed(captions)
         else:

@@ -3,7 +3,8 @@
 
 """The classes of zero-shot sets, as the adapter sees them at each evaluation during training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -16,18 +17,51 @@ from llm2clip.metrics.classification import mean_of_prompts
 
 __all__ = ['Prompts', 'ZeroshotClasses', 'own_names']
 
-# Prompts that the adapter sees at once.
-_ROWS = 4096
+# Prompts that the adapter sees at once, or that a text encoder in the model reads at once.
+_ROWS, _TEXTS = 4096, 256
 
 
 class Prompts(NamedTuple):
-    """What the teacher says of a set's prompts.  ImageNet's, 80 for each of 1,000 names, take 1.3 GB at a width of
-    4,096, so each rank has those of its `own_names` alone."""
+    """A set's prompts, as the model takes them: what a frozen teacher says of them, or the texts themselves, for a text
+    encoder that is trained, or both.
 
-    vectors: torch.Tensor
+    ImageNet's, 80 for each of 1,000 names, take 1.3 GB at a width of 4,096, so each rank has those of its `own_names`
+    alone.
+    """
+
+    vectors: Optional[torch.Tensor]
     """``(n, P, llm_embed_dim)``, the P prompts of each of this rank's names, in float32 on the CPU."""
     names: torch.Tensor
     """``(C,)``: which of all names each class has."""
+    texts: Optional[list[list[str]]] = None
+    """The P prompts of each of this rank's names."""
+
+    @property
+    def per_name(self) -> int:
+        """P."""
+        return len(self.texts[0]) if self.vectors is None and self.texts is not None else self._shape[1]
+
+    @property
+    def _shape(self) -> torch.Size:
+        assert self.vectors is not None
+        return self.vectors.shape
+
+    def blocks(self, pixels: torch.Tensor) -> Iterator[dict[str, Any]]:
+        """Batches of some names' prompts each, beside an image; as many on every rank."""
+        names = len(self.texts) if self.texts is not None else self._shape[0]
+        size = max(1, (_ROWS if self.texts is None else _TEXTS) // self.per_name)
+        for start in range(0, names, size):
+            block: dict[str, Any] = {'pixel_values': pixels}
+            if self.vectors is not None:
+                block['text_embedding'] = self.vectors[start:start + size].flatten(0, 1).to(pixels.device)
+            if self.texts is not None:
+                block['caption'] = [*chain.from_iterable(self.texts[start:start + size])]
+            yield block
+
+    def any_text(self, device: torch.device) -> dict[str, Any]:
+        """Of a batch whose texts do not count."""
+        vector = {} if self.vectors is None else {'text_embedding': torch.zeros(1, self._shape[-1], device=device)}
+        return vector if self.texts is None else {**vector, 'caption': ['-']}
 
 
 def own_names(count: int) -> list[int]:
@@ -63,18 +97,13 @@ class ZeroshotClasses(Algorithm):
                 self._features = _class_features(model, prompts, pixels[:1])
         # Each forward pass is whole, of an image and a text at least: FSDP2 may have begun to gather the weights of the
         # part that comes next, and would otherwise keep them until that part is run, with other weights maybe.
-        text = pixels.new_zeros(1, prompts.vectors.shape[-1], dtype=torch.float32)
-        state.batch.update(class_features=self._features, text_embedding=text)
+        state.batch.update(class_features=self._features, **prompts.any_text(pixels.device))
 
 
 def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch.Tensor:
     """``(C, D)`` in float32 on the device of the pixels."""
-    vectors = prompts.vectors
-    own: list[torch.Tensor] = []
-    for block in vectors.split(max(1, _ROWS // vectors.shape[1])):
-        texts = block.flatten(0, 1).to(pixels.device)
-        features = model({'pixel_values': pixels, 'text_embedding': texts})['text_features']
-        own.append(mean_of_prompts(features.unflatten(0, block.shape[:2])))
+    own = [mean_of_prompts(model(block)[model.tested].unflatten(0, (-1, prompts.per_name)))
+           for block in prompts.blocks(pixels)]
     # A name of each rank, then the next of each.
     gathered: Sequence[torch.Tensor] = dist.all_gather(torch.cat(own))
     return torch.stack(list(gathered), dim=1).flatten(0, 1)[prompts.names.to(pixels.device)]

@@ -10,8 +10,9 @@ from typing import Any
 import gradients
 import pytest
 import torch
-from gradients import COMPILED, PREFIXES, WAYS, Result, caption_step, image_step, inheritance_step
+from gradients import COMPILED, JOINT, PREFIXES, WAYS, Result, caption_step, image_step, inheritance_step, joint_step
 from launched import Launched, finish
+from towers import write_clip
 
 from llm2clip.training.algorithms.grad_cache import GradCache
 
@@ -34,10 +35,15 @@ def plain(llm_folder: Path) -> Result:
 
 
 @pytest.fixture(scope='module')
-def two_ranks(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp('clip'), llm_folder)
+
+
+@pytest.fixture(scope='module')
+def two_ranks(llm_folder: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp('gradients') / 'two_ranks.pt'
     log = out.with_suffix('.log')
-    finish(Launched(['tests/gradients.py', str(llm_folder), str(out)], log, 2), log)
+    finish(Launched(['tests/gradients.py', str(llm_folder), str(clip), str(out)], log, 2), log)
     return torch.load(out)
 
 
@@ -96,6 +102,22 @@ def test_stage2(two_ranks: dict[str, Any]) -> None:
     assert not torch.allclose(prefixes['loss'], plain['loss'], rtol=1e-3)
     for found in (image_step(3, captions=3, loss=PREFIXES), *(two_ranks[f'images/{way}/prefixes'] for way in WAYS)):
         _assert_equal(found, prefixes)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize('case', JOINT)
+def test_trained_text_encoders(llm_folder: Path, clip: Path, two_ranks: dict[str, Any], case: str) -> None:
+    """With an uneven microbatch, and with dropout where one rank has the random numbers of the other computation."""
+    def step(size: int, kind: str, dropout: float) -> Result:
+        return joint_step(str(llm_folder), str(clip), size, kind, dropout=dropout, **JOINT[case])
+
+    cached, naive = (step(3, kind, 0.3) for kind in ('cached', 'in_one_graph'))
+    _assert_equal(cached, naive)
+    torch.testing.assert_close(cached['random'], naive['random'], rtol=0, atol=0)
+    plain = step(gradients.N, 'in_one_graph', 0.0)
+    part = {'lora': 'lora_A', 'd': 'beside.concatenated'}.get(case, 'text_projection')
+    for found in (step(3, 'cached', 0.0), *(two_ranks[f'joint/{way}/{case}'] for way in WAYS)):
+        _assert_equal(found, plain, part=part)
 
 
 @pytest.mark.dist

@@ -1,0 +1,147 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The text encoders that stage 2 trains: loaded, put into its model, and written when it ends."""
+
+import dataclasses
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from composer.utils import dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.nn.parallel import DistributedDataParallel
+
+from llm2clip.config import Stage2Config, TextEncoderConfig
+from llm2clip.folders import check_replaceable
+from llm2clip.models.joint import ClipBeside, JointLLM2CLIP, Tokenize
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
+from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.folder import KIND as TEACHER_KIND
+from llm2clip.teacher.folder import save_teacher, teacher_config
+from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+from llm2clip.training.algorithms.ema import EMA
+from llm2clip.training.loop import Trainer
+from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
+
+__all__ = [
+    'TrainedTexts', 'begun_with_clip', 'forget_texts', 'join', 'load_texts', 'load_trained_encoders', 'save_texts',
+    'text_folders',
+]
+
+KEY = 'trained_text.clip'
+
+
+class TrainedTexts(NamedTuple):
+    """The encoders that a run trains, each with what tokenises for it."""
+
+    llm: Optional[tuple[TextEncoder, Tokenize]] = None
+    clip: Optional[tuple[ClipTextTower, Tokenize]] = None
+
+
+def load_trained_encoders(
+    config: Stage2Config, llm: Optional[TextEncoderConfig], on_meta: bool = False, load_weights: bool = True
+) -> tuple[Optional[TextEncoder], Optional[ClipTextTower]]:
+    """The LLM with new LoRA weights, and CLIP's text tower, where a run trains them.
+
+    Args:
+        config: The run's.
+        llm: Of the teacher; None without LoRA.
+        on_meta: Leave the LLM without memory for its weights.  Under FSDP every rank but the first does so.
+        load_weights: Load the weights of CLIP's tower, too.
+    """
+    texts = config.trained_text
+    encoder = None
+    if texts.lora is not None and llm is not None:
+        encoder = build_text_encoder(llm, texts.lora, on_meta, 'trained_text.lora')
+    return encoder, None if texts.clip is None else load_clip_text(texts.clip, KEY, load_weights)
+
+
+def load_texts(config: Stage2Config) -> TrainedTexts:
+    """The encoders of a training that begins; those of one that is resumed get their weights from its checkpoint."""
+    llm = None
+    if config.trained_text.lora is not None:
+        assert config.teacher is not None
+        # In which LoRA is merged, and of which FSDP needs all weights to be.
+        llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
+    encoder, tower = load_trained_encoders(config, llm, config.fsdp is not None and dist.get_global_rank() > 0)
+    return TrainedTexts(
+        None if encoder is None or llm is None else (encoder, load_caption_tokenizer(llm)),
+        None if tower is None or config.trained_text.clip is None else
+        (tower, load_clip_tokenizer(config.trained_text.clip, KEY)))
+
+
+def begun_with_clip(config: Stage2Config, texts: TrainedTexts) -> TeacherRecord:
+    """What stands in a teacher's place where CLIP's own text tower takes that of the LLM."""
+    assert config.trained_text.clip is not None and texts.clip is not None
+    tower, begun = texts.clip[0], dataclasses.asdict(config.trained_text.clip)
+    return TeacherRecord(Fingerprint.of('trained with the vision tower', {'clip_text': tower.config.model_type,
+                                                                         **begun}), {'llm_embed_dim': tower.width})
+
+
+def join(config: Stage2Config, model: LLM2CLIP, texts: TrainedTexts, *loss: Any) -> JointLLM2CLIP:
+    """Stage 2's model with the encoders that a run trains; `loss` as of `JointLLM2CLIP` from there on.
+
+    Raises:
+        ConfigError: The features of CLIP's text tower do not fit the joint space.
+    """
+    method = config.trained_text.method
+    if method is None or texts.clip is None:
+        return JointLLM2CLIP(model, *(texts.llm or texts.clip or (None, None)), None, *loss)
+    return JointLLM2CLIP(model, *(texts.llm or (None, None)),
+                         ClipBeside(*texts.clip, method, config.model.embed_dim), *loss)
+
+
+def text_folders(config: Stage2Config) -> dict[Path, str]:
+    """Where a run writes the encoders that it trains when it ends, and what they are."""
+    texts, run = config.trained_text, Path(config.save_folder)
+    return {**({run / TEACHER_FOLDER: TEACHER_KIND} if texts.lora is not None else {}),
+            **({run / CLIP_TEXT_FOLDER: CLIP_TEXT_KIND} if texts.clip is not None else {})}
+
+
+def forget_texts(config: Stage2Config) -> None:
+    """Remove what a run wrote when it ended before, since it goes on; every rank calls this."""
+    if dist.get_global_rank() == 0:
+        for folder, kind in text_folders(config).items():
+            check_replaceable(folder, kind)
+            shutil.rmtree(folder, ignore_errors=True)
+    dist.barrier()
+
+
+def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> None:
+    """Write the encoders that a run has trained into its folder; every rank calls this.
+
+    Args:
+        config: The run's.
+        texts: With the tokenizers; the trainer may have moved or sharded the encoders.
+        trainer: Of the run; with `ema`, its averaged weights are written.
+    """
+    state = trainer.state
+    model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
+    with ExitStack() as averaged:
+        for algorithm in state.algorithms:
+            if isinstance(algorithm, EMA):
+                averaged.enter_context(algorithm.averaged_weights(state))
+        if texts.llm is not None:
+            tokenizer: Any = texts.llm[1]
+            save_teacher(model.text_encoder, tokenizer, config.trained_text.lora,
+                         Path(config.save_folder, TEACHER_FOLDER))
+        if texts.clip is not None:
+            _save_clip(model, *texts.clip, Path(config.save_folder, CLIP_TEXT_FOLDER))
+
+
+def _save_clip(model: JointLLM2CLIP, tower: ClipTextTower, tokenizer: Any, folder: Path) -> None:
+    holder = model.text_encoder if model.beside is None else model.beside  # which FSDP2 shards as one
+    assert holder is not None
+    state: Any = get_model_state_dict(holder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_global_rank() == 0:
+        more = {}
+        if model.beside is not None:
+            more = {name: value for name, value in state.items() if not name.startswith('tower.')}
+            state = {name.removeprefix('tower.'): value for name, value in state.items() if name not in more}
+        save_clip_text(tower, state, tokenizer, folder, more)
+    dist.barrier()

@@ -1,0 +1,185 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 2 with text encoders that learn, as a user launches it: LoRA on the LLM, CLIP's own text tower, or both."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from composer.devices import DeviceCPU
+from launched import SGD, losses, run, weights
+from recipes_in_process import run_recipe
+from safetensors.torch import load_file
+from set_files import write_wds
+from towers import write_clip
+from transformers import AutoModel
+
+from llm2clip.config import ConfigError, EvaluatedModelConfig, ZeroshotConfig
+from llm2clip.evaluation.classification import class_features, zeroshot_metrics
+from llm2clip.evaluation.images import encode_batches
+from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model, load_evaluated_model
+from llm2clip.evaluation.zeroshot import zeroshot_set
+from llm2clip.teacher.folder import load_teacher
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.runs import load_stage2
+
+TEXTS = ['a red square', 'a blue circle number 7, painted on a plain wall by somebody']
+
+
+@pytest.fixture(scope='module')
+def siglip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp('siglip'), llm_folder, 'siglip')
+
+
+@pytest.fixture(scope='module')
+def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp('clip'), llm_folder)
+
+
+@pytest.fixture
+def args(stage2_args: list[str], tmp_path: Path) -> list[str]:
+    """Without sidecars, and with a zero-shot set."""
+    write_wds(tmp_path / 'set', [i % 6 for i in range(17)])
+    return [*(arg for arg in stage2_args if '.embeddings.' not in arg), *SGD, 'model.embed_dim=32',
+            'train_data.num_workers=0', f'eval_zeroshot.z.source={{name: clip_benchmark, local: {tmp_path}/set}}']
+
+
+def _load(run: Path, **options: Any) -> EvaluatedModel:
+    return load_evaluated_model(EvaluatedModelConfig(run=str(run), **options), run / 'cache', DeviceCPU(), 'm')
+
+
+def _accuracy(run: Path, tmp_path: Path, **options: Any) -> float:
+    """What `evaluate` finds on the zero-shot set."""
+    model, dataset = _load(run, **options), zeroshot_set(
+        ZeroshotConfig({'name': 'clip_benchmark', 'local': f'{tmp_path}/set'}), 'z')
+    images = torch.cat([batch.features for batch in encode_batches(
+        model, dataset.dataset.read_image, dataset.dataset.image_ids, 5, 0)])
+    prompts = class_features(model.text_features(dataset.prompts)[0], dataset.dataset.classes)
+    found, _ = zeroshot_metrics(images, torch.tensor(dataset.dataset.labels), prompts, dataset.dataset.classes, 0)
+    return found['mean_per_class']
+
+
+@pytest.mark.dist
+def test_lora_and_clip_s_text_tower(
+    args: list[str], teacher_folder: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By method d; stopped on one rank and resumed on two, sharded, with the cache and an uneven microbatch."""
+    args = [*args, f'teacher={teacher_folder}', 'trained_text.lora={r: 4, lora_dropout: 0.0}', 'trained_text.method=d',
+            f'trained_text.clip.name={clip}', 'model.adapter={name: transformer, latents: 5}', 'optimizer.lr=0.5',
+            'optimizer.momentum=0.9', 'callbacks.save_best={}']
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={one}')
+    assert f'and the text encoder to {one}/teacher' in capsys.readouterr().out
+    run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={two}', 'max_duration=3ba', 'save_interval=3ba')
+    before = load_file(two / 'teacher/lora.safetensors')
+    run('train_stage2', two, [*args, 'fsdp={state_dict_type: full, activation_checkpointing: true}',
+                              'algorithms.grad_cache={}', 'device_train_microbatch_size=3'], 2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5) and len({*losses(one).values()}) == 6
+    # Of the LLM, checkpoints hold LoRA alone.
+    found = weights(one)
+    assert {name.partition('.')[0] for name in found} == {'model', 'text_encoder', 'beside'}
+    assert all('lora_' in name for name in found if name.startswith('text_encoder.'))
+    for name in ('teacher/model', 'teacher/lora', 'clip_text/model', 'clip_text/more'):
+        trained, expected = (load_file(folder / f'{name}.safetensors') for folder in (two, one))
+        for key, value in expected.items():
+            torch.testing.assert_close(trained[key], value, rtol=1e-4, atol=1e-6, msg=f'{name}: {key}')
+    assert any(not torch.allclose(value, trained, rtol=1e-3) for value, trained in zip(
+        before.values(), load_file(one / 'teacher/lora.safetensors').values()))
+
+    # The folders have what the training evaluated.
+    metrics = read_metrics(one / 'metrics.jsonl')
+    assert metrics['metrics/z/mean_per_class'][6] == pytest.approx(_accuracy(one, tmp_path), rel=1e-6)
+    assert metrics['metrics/z/mean_per_class'] == pytest.approx(
+        read_metrics(two / 'metrics.jsonl')['metrics/z/mean_per_class'], rel=1e-6)
+    model, config, _ = load_stage2(one)
+    sides = {side: _load(one, text=side).text_features(TEXTS)[0] for side in ('llm', 'clip', 'both')}
+    tower, (encoder, tokenizer) = AutoModel.from_pretrained(clip).eval(), load_teacher(one / 'teacher')
+    tower.load_state_dict(load_file(one / 'clip_text/model.safetensors'), strict=False)
+    with torch.no_grad():
+        llm = model.get_text_features(encoder(**tokenizer(TEXTS)))
+        tokens = tokenizer.tokenizer(TEXTS, return_tensors='pt', padding=True, truncation=True, max_length=12)
+        own = F.normalize(tower.get_text_features(tokens.input_ids, tokens.attention_mask), dim=-1)
+        weight = load_file(one / 'clip_text/more.safetensors')['concatenated.projection.weight']
+        both = F.normalize(torch.cat([own, llm], 1) @ weight.T, dim=-1)
+    for name, expected in (('llm', llm), ('clip', own), ('both', both)):
+        torch.testing.assert_close(sides[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+    for options, message in (
+        ({'weights': 'best'}, '^weights: best, but the run in .* has trained its text encoder'),
+        ({'text': 'both', 'dim': 8}, r'^m\.dim: 8, expected none'),
+        ({'teacher': str(teacher_folder)}, 'another teacher'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_evaluated_model(EvaluatedModelConfig(run=str(one), **options), tmp_path, DeviceCPU(), 'm')
+
+    # The LLM's side, as everything that loads an export has it.
+    run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export', 'remote_code=true')
+    exported = AutoModel.from_pretrained(tmp_path / 'export/llm2clip').eval()
+    with torch.no_grad():
+        torch.testing.assert_close(exported.get_text_features(TEXTS), llm, rtol=1e-4, atol=1e-5)
+    # A run that goes on has no text encoder until it ends.
+    (one / 'teacher/model.safetensors').unlink()
+    with pytest.raises(ConfigError, match='teacher is there already and is not replaced .*model.safetensors'):
+        run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={one}', 'max_duration=8ba')
+
+
+def test_clip_is_fine_tuned_directly(
+    args: list[str], siglip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins as what was pretrained, and ends as what `evaluate` finds."""
+    args = [*args, f'trained_text.clip.name={siglip}', 'model.adapter.name=identity', f'model.vision.name={siglip}',
+            'model.vision.pretrained=true', 'model.visual_projection=pretrained', 'eval_first=true', 'max_duration=3ba',
+            f'save_folder={tmp_path}/run']
+    whole = AutoModel.from_pretrained(siglip)
+    run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer.lr=0.0')
+    begun = _load(tmp_path / 'run')
+    theirs = load_evaluated_model(EvaluatedModelConfig(pretrained=str(siglip)), tmp_path, DeviceCPU(), 'm')
+    for found, expected in zip(begun.text_features(TEXTS), theirs.text_features(TEXTS)):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # and as many that lost their end
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(begun.image_features(pixels), theirs.image_features(pixels), rtol=1e-4, atol=1e-5)
+    run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer.lr=0.5', 'max_duration=6ba')
+    accuracy = read_metrics(tmp_path / 'run/metrics.jsonl')['metrics/z/mean_per_class']
+    assert list(accuracy) == [0, 3, 6] and accuracy[6] == pytest.approx(_accuracy(tmp_path / 'run', tmp_path), rel=1e-6)
+    trained = AutoModel.from_pretrained(tmp_path / 'run/clip_text')
+    assert not torch.allclose(trained.text_model.head.weight, whole.text_model.head.weight, atol=1e-4)
+    with pytest.raises(ConfigError, match="^run: that in .* has trained CLIP's own text tower, expected one with a"):
+        run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/run', f'out={tmp_path}/export')
+    run_recipe(monkeypatch, 'export_vision', f'run={tmp_path}/run', f'out={tmp_path}/vision')
+
+
+@pytest.mark.parametrize(('extra', 'message'), [
+    (['trained_text.method=b'], '^trained_text.clip: required but not set, since trained_text.method b is about'),
+    (['trained_text.lora={}', 'teacher=null'], '^teacher: required but not set, since trained_text.lora trains'),
+    (['trained_text.lora={}', 'online.enabled=true'], '^online.enabled: embeds captions by a frozen LLM, and'),
+    (['trained_text.lora={}', 'trained_text.clip.name=CLIP'], '^trained_text.lora: there is no LLM, since'),
+    (['online.enabled=true', 'trained_text.clip.name=CLIP'], '^online.enabled: there is no LLM, since'),
+    (['initial_adapter=a', 'trained_text.clip.name=CLIP'], '^initial_adapter: there is no LLM, since'),
+    (['trained_text.clip.name=LLM'], "^trained_text.clip: .*, a 'llama' model, expected one with the text tower of a"),
+    (['trained_text.clip.name=/nowhere'], '^trained_text.clip: /nowhere: cannot be loaded'),
+    (['trained_text.clip={name: CLIP, architecture: {model_type: clipp}}'],
+     "^trained_text.clip.architecture: transformers has no model_type 'clipp'"),
+    (['trained_text.clip.name=CLIP', 'trained_text.method=b', 'model.embed_dim=16'],
+     "^model.embed_dim: 16 is not the width of the features of CLIP's text tower, 32, as trained_text.method b needs"),
+    (['trained_text.lora={target_modules: [x]}'], "^trained_text.lora.target_modules: a 'llama' model has no"),
+    (['model.adapter={name: transformer, heads: 5}'], '^model.adapter.heads: 5 do not divide the width of .*, 32$'),
+])
+def test_what_does_not_go_together_is_refused(
+    args: list[str], teacher_folder: Path, llm_folder: Path, clip: Path, sidecar: Path, tmp_path: Path,
+    extra: list[str], message: str, monkeypatch: pytest.MonkeyPatch, no_leftovers: None
+) -> None:
+    names = {'CLIP': str(clip), 'LLM': str(llm_folder)}
+    for name, folder in names.items():
+        extra = [arg.replace(name, folder) for arg in extra]
+    with pytest.raises(ValueError, match=message):
+        run_recipe(monkeypatch, 'train_stage2', *args, f'teacher={teacher_folder}', f'save_folder={tmp_path}/run',
+                   f'train_data.streams.s.embeddings.tiny.local={sidecar}', 'eval_data=null', *extra)
+    assert not (tmp_path / 'run/metrics.jsonl').exists()
+
+
+def test_which_text_features_a_model_has(args: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^m\.text: 'clip', expected none but for a run"):
+        check_evaluated_model(EvaluatedModelConfig(pretrained='a', text='clip'), 'm')
