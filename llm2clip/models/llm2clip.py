@@ -174,7 +174,7 @@ class ComposerLLM2CLIP(ComposerModel):
         """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
         del args
         images = outputs['image_features']
-        loss = self.contrast(images, outputs['text_features'], outputs, batch['text_id'])
+        loss = self.contrast(images, outputs['text_features'], outputs, batch.get('text_id'))
         if 'initial_image_features' in batch:
             targets, weights = batch['initial_image_features'].to(images.device), self.self_distillation
             loss = (loss + weights.instance * instance_loss(images, targets)
@@ -182,7 +182,8 @@ class ComposerLLM2CLIP(ComposerModel):
         return loss
 
     def contrast(
-        self, rows: torch.Tensor, columns: torch.Tensor, outputs: Mapping[str, torch.Tensor], text_id: torch.Tensor
+        self, rows: torch.Tensor, columns: torch.Tensor, outputs: Mapping[str, torch.Tensor],
+        text_id: Optional[torch.Tensor],
     ) -> torch.Tensor:
         """This rank's part of the contrastive loss that the configuration names.
 
@@ -190,10 +191,13 @@ class ComposerLLM2CLIP(ComposerModel):
             rows: ``(B, D)``, L2-normalised.
             columns: ``(B, D)`` or ``(B, K, D)``, L2-normalised.
             outputs: With temperature and bias.
-            text_id: ``(B,)`` or ``(B, K)``.
+            text_id: ``(B,)`` or ``(B, K)``, where equal texts are masked.
         """
         config, scale = self.loss_config, outputs['logit_scale']
-        ids = text_id.to(scale.device) if config.mask_equal_texts else None
+        ids = None
+        if config.mask_equal_texts:
+            assert text_id is not None
+            ids = text_id.to(scale.device)
         if config.name == 'siglip':
             return siglip_loss(rows, columns, scale, outputs['logit_bias'], ids, config.block_size, config.dims)
         return clip_loss(rows, columns, scale, config.label_smoothing, ids, config.block_size, config.dims)

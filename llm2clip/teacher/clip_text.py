@@ -16,7 +16,9 @@ from transformers import (
     AutoModel,
     CLIPTextModelWithProjection,
     PretrainedConfig,
+    Siglip2TextConfig,
     Siglip2TextModel,
+    SiglipTextConfig,
     SiglipTextModel,
 )
 
@@ -37,6 +39,10 @@ __all__ = [
 
 KIND = 'text tower of a CLIP'
 MORE_FILE = 'more.safetensors'
+# Of these text towers alone, transformers has the classes, but does not find them by their config.json.
+for _config, _model in ((SiglipTextConfig, SiglipTextModel), (Siglip2TextConfig, Siglip2TextModel)):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
 # By the model_type of a whole model, and of a text tower alone.
 _TOWERS: dict[str, Any] = {
     **dict.fromkeys(('clip', 'clip_text_model'), CLIPTextModelWithProjection),

@@ -20,11 +20,12 @@ pytestmark = pytest.mark.long
 
 
 def _assert_equal(found: Result, expected: Result, close: float = 1e-5, part: str = 'logit_scale') -> None:
-    """Each gradient within a share of its size, among them that of a part."""
+    """Each gradient within a share of its size, among them that of a part; not those that are zero but for rounding, of
+    biases that add the same to all scores of a query."""
     assert found.keys() == expected.keys() and len(found) > 10
     assert any(part in name for name in found)
     for name, value in expected.items():
-        if name != 'random':
+        if name != 'random' and not name.endswith('k_proj.bias'):
             error = (found[name] - value).abs().max() / value.abs().max()
             assert value.abs().max() > 0 and error < close, (name, error)
 
