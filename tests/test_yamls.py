@@ -259,10 +259,11 @@ def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
 def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -> None:
     assert sum(1 + len(data) for _, data in TABLE_1.values()) == 18 and sorted(MILLIONS) == VISION
     own_width, scales = TABLE_1.get(vision, (0, ['15m']))
-    for data in scales:
-        config = _stage2(f'vision/{vision}', f'data/{data}', 'teacher/llama3.1_8b')
+    configs = {data: _stage2(f'vision/{vision}', f'data/{data}', 'teacher/llama3.1_8b') for data in scales}
+    for data, config in configs.items():
         check_train_config(config)
         assert list(config.train_data.streams) == SETS[data]
+    config = configs[scales[0]]
     tower, size = config.model.vision, config.model.vision.image_size
     with torch.device('meta'):
         model = LLM2CLIP(config.model, 4096, load_weights=False)
