@@ -4,6 +4,7 @@
 """Image models of timm and of transformers behind one interface."""
 
 import copy
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch.nn as nn
 import transformers
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import group_parameters
+from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.eva import Eva
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -127,8 +129,7 @@ class TimmTower(Tower):
         return self.trunk(pixel_values)
 
     def layer_ids(self) -> dict[str, int]:
-        matcher = self.trunk.group_matcher(coarse=False)
-        ids = group_parameters(self.trunk, matcher, reverse=True)
+        ids = group_parameters(self.trunk, _without_last(self.trunk.group_matcher(coarse=False)), reverse=True)
         # timm counts groups, some of which may be empty.
         rank = {layer: i for i, layer in enumerate(sorted(set(ids.values())))}
         return {name: rank[layer] for name, layer in ids.items()}
@@ -143,6 +144,16 @@ class TimmTower(Tower):
 
     def checkpoint_gradients(self) -> None:
         self.trunk.set_grad_checkpointing(True)
+
+
+def _without_last(matcher: Any) -> Any:
+    """timm's patterns of layers, less those that count what follows the last block to that block: what no pattern
+    names is a layer of its own, the last.  Some convolutional networks have a function in place of patterns."""
+    if not isinstance(matcher, dict):
+        return matcher
+    return {part: [(names, layer) for names, layer in patterns
+                   if layer != MATCH_PREV_GROUP or re.compile(names).groups > 0]
+            if isinstance(patterns, (list, tuple)) else patterns for part, patterns in matcher.items()}
 
 
 def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool = False) -> Any:

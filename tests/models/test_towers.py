@@ -88,6 +88,10 @@ def test_layers_are_in_order(name: str) -> None:
     assert set(ids.values()) == set(range(encoder.num_layers)) and encoder.num_layers > 2
     found = [ids[n] for n, _ in encoder.trunk.named_parameters()]
     assert found[0] == 0 and found[-1] == max(found)
+    if name in TOKEN_TOWERS:  # as in the official code, the norm after the blocks is no part of the last one
+        assert encoder.num_layers == len(encoder.tower.blocks()) + 2
+        last = {id(p) for p in encoder.tower.blocks()[-1].parameters()}
+        assert all(ids[n] == encoder.num_layers - 2 for n, p in encoder.trunk.named_parameters() if id(p) in last)
 
 
 def _forward_passes(encoder: VisionEncoder) -> list[int]:
