@@ -26,6 +26,10 @@ PLANS: dict[str, tuple[Any, Any]] = {
     'train_stage1': (Stage1Config, plan_stage1), 'train_stage2': (Stage2Config, plan_stage2),
     'train_inheritance': (InheritanceConfig, plan_inheritance), 'extract_embeddings': (ExtractConfig, plan_extraction)}
 
+# Their steps have the shapes of other lines'.
+ALIKE = {f'yamls/stage2/{file}.yaml' for file in (
+    'official_code', 'vision/siglip_so400m', 'vision/siglip2_so400m_official_code')}
+
 
 def _lines() -> list[tuple[str, ...]]:
     """Recipe and arguments, each once: which data and captions they are does not change the plan of a step."""
@@ -63,7 +67,8 @@ def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('line', _lines(), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
+@pytest.mark.parametrize('line', [pytest.param(line, marks=pytest.mark.slow) if ALIKE & {*line} else line
+                                  for line in _lines()], ids=lambda line: ' '.join(Path(arg).stem for arg in line))
 def test_model_optimizer_and_sharding_go_together(
     line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
