@@ -32,7 +32,7 @@ ALIKE = {f'yamls/stage2/{file}.yaml' for file in (
 
 
 def _lines() -> list[tuple[str, ...]]:
-    """Recipe and arguments, each once: which data and captions they are does not change the plan of a step."""
+    """Recipe and arguments, each once: neither data nor captions nor the LLM's weights change the plan of a step."""
     lines: dict[tuple[str, ...], None] = {}
     for path in sorted(ROOT.glob('yamls/**/*.yaml')):
         text = path.read_text()
@@ -44,7 +44,8 @@ def _lines() -> list[tuple[str, ...]]:
             small = any(name in line for name in ('yamls/own/', 'uickstart', 'yamls/photographs/'))
             if Path(recipe).stem in PLANS and (not small or 'gpu' in line):
                 args = ['yamls/stage2/data/3m.yaml' if arg.startswith('yamls/stage2/data/') else arg
-                        for arg in words[words.index(recipe) + 1:] if not arg.startswith('yamls/stage2/captions/')]
+                        for arg in words[words.index(recipe) + 1:] if not arg.startswith((
+                            'yamls/stage2/captions/', 'yamls/stage1/base/', 'yamls/stage1/captions_only'))]
                 lines[(Path(recipe).stem, *args)] = None
     return list(lines)
 

@@ -15,16 +15,33 @@ from recipes_in_process import run_recipe
 from safetensors.torch import load_file
 from set_files import write_wds
 from towers import write_clip
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, SiglipTextModel
 
-from llm2clip.config import ConfigError, EvaluatedModelConfig, ZeroshotConfig
+from llm2clip.config import (
+    AdapterConfig,
+    ClipTextConfig,
+    ConfigError,
+    EvaluatedModelConfig,
+    LoraConfig,
+    ModelConfig,
+    Stage2Config,
+    TextEncoderConfig,
+    TrainedTextConfig,
+    ZeroshotConfig,
+)
+from llm2clip.config.files import load_config
 from llm2clip.evaluation.classification import class_features, zeroshot_metrics
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model, load_evaluated_model
 from llm2clip.evaluation.zeroshot import zeroshot_set
+from llm2clip.models.adapter import build_adapter
+from llm2clip.models.joint import ClipBeside
+from llm2clip.stages.text_encoders import load_trained_encoders
+from llm2clip.teacher.clip_text import load_clip_tokenizer
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.runs import load_stage2
+from llm2clip.training.runs import load_stage2, with_own_teacher
 
 TEXTS = ['a red square', 'a blue circle number 7, painted on a plain wall by somebody']
 
@@ -101,8 +118,8 @@ def test_lora_and_clip_s_text_tower(
     tower.load_state_dict(load_file(one / 'clip_text/model.safetensors'), strict=False)
     with torch.no_grad():
         llm = model.get_text_features(encoder(**tokenizer(TEXTS)))
-        tokens = AutoTokenizer.from_pretrained(clip)(
-            TEXTS, return_tensors='pt', padding=True, truncation=True, max_length=12)
+        tokens = AutoTokenizer.from_pretrained(clip)(TEXTS, return_tensors='pt', padding=True, truncation=True,
+                                                     max_length=12)
         own = F.normalize(tower.get_text_features(tokens.input_ids, tokens.attention_mask), dim=-1)
         weight = load_file(one / 'clip_text/more.safetensors')['concatenated.projection.weight']
         both = F.normalize(torch.cat([own, llm], 1) @ weight.T, dim=-1)
@@ -121,9 +138,9 @@ def test_lora_and_clip_s_text_tower(
     exported = AutoModel.from_pretrained(tmp_path / 'export/llm2clip').eval()
     with torch.no_grad():
         torch.testing.assert_close(exported.get_text_features(TEXTS), llm, rtol=1e-4, atol=1e-5)
-    # A run that goes on writes another teacher in place of this one, and would lose what is not its own.
-    (one / 'teacher/notes.txt').write_text('mine')
-    with pytest.raises(ConfigError, match=r'teacher is there already and is not replaced .*notes\.txt'):
+    # What is in the place of what a run will write is said before it goes on.
+    (one / 'teacher/mine.txt').touch()
+    with pytest.raises(ConfigError, match='teacher is there already and is not replaced .*mine.txt'):
         run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={one}', 'max_duration=8ba')
 
 
@@ -144,42 +161,53 @@ def test_clip_is_fine_tuned_directly(
     run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer.lr=0.5', f'save_folder={tmp_path}/run')
     accuracy = read_metrics(tmp_path / 'run/metrics.jsonl')['metrics/z/mean_per_class']
     assert list(accuracy) == [0, 3] and accuracy[3] == pytest.approx(_accuracy(tmp_path / 'run', tmp_path), rel=1e-6)
-    trained = AutoModel.from_pretrained(tmp_path / 'run/clip_text')
+    trained = SiglipTextModel.from_pretrained(tmp_path / 'run/clip_text')
     assert not torch.allclose(trained.text_model.head.weight, whole.text_model.head.weight, atol=1e-4)
     with pytest.raises(ConfigError, match="^run: that in .* has trained CLIP's own text tower, expected one with a"):
         run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/run', f'out={tmp_path}/export')
     run_recipe(monkeypatch, 'export_vision', f'run={tmp_path}/run', f'out={tmp_path}/vision')
 
 
+REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
+            'optimizer.lr=1e-3', 'train_data.streams.s.local=d', 'teacher=t']
+
+
 @pytest.mark.parametrize(('extra', 'message'), [
     (['trained_text.method=b'], '^trained_text.clip: required but not set, since trained_text.method b is about'),
     (['trained_text.lora={}', 'teacher=null'], '^teacher: required but not set, since trained_text.lora trains'),
     (['trained_text.lora={}', 'online.enabled=true'], '^online.enabled: embeds captions by a frozen LLM, and'),
-    (['trained_text.lora={}', 'trained_text.clip.name=CLIP'], '^trained_text.lora: there is no LLM, since'),
-    (['online.enabled=true', 'trained_text.clip.name=CLIP'], '^online.enabled: there is no LLM, since'),
-    (['initial_adapter=a', 'trained_text.clip.name=CLIP'], '^initial_adapter: there is no LLM, since'),
-    (['trained_text.clip.name=LLM'], "^trained_text.clip: .*, a 'llama' model, expected one with the text tower of a"),
-    (['trained_text.clip.name=/nowhere'], '^trained_text.clip: /nowhere: cannot be loaded'),
-    (['trained_text.clip={name: CLIP, architecture: {model_type: clipp}}'],
-     "^trained_text.clip.architecture: transformers has no model_type 'clipp'"),
-    (['trained_text.clip.name=CLIP', 'trained_text.method=b', 'model.embed_dim=16'],
-     "^model.embed_dim: 16 is not the width of the features of CLIP's text tower, 32, as trained_text.method b needs"),
-    (['trained_text.lora={target_modules: [x]}'], "^trained_text.lora.target_modules: a 'llama' model has no"),
-    (['model.adapter={name: transformer, heads: 5}'], '^model.adapter.heads: 5 do not divide the width of .*, 32$'),
+    (['trained_text.lora={}', 'trained_text.clip.name=c'], '^trained_text.lora: there is no LLM, since'),
+    (['online.enabled=true', 'trained_text.clip.name=c'], '^online.enabled: there is no LLM, since'),
+    (['initial_adapter=a', 'trained_text.clip.name=c'], '^initial_adapter: there is no LLM, since'),
 ])
-def test_what_does_not_go_together_is_refused(
-    args: list[str], teacher_folder: Path, llm_folder: Path, clip: Path, sidecar: Path, tmp_path: Path,
-    extra: list[str], message: str, monkeypatch: pytest.MonkeyPatch, no_leftovers: None
-) -> None:
-    names = {'CLIP': str(clip), 'LLM': str(llm_folder)}
-    for name, folder in names.items():
-        extra = [arg.replace(name, folder) for arg in extra]
-    with pytest.raises(ValueError, match=message):
-        run_recipe(monkeypatch, 'train_stage2', *args, f'teacher={teacher_folder}', f'save_folder={tmp_path}/run',
-                   f'train_data.streams.s.embeddings.tiny.local={sidecar}', 'eval_data=null', *extra)
-    assert not (tmp_path / 'run/metrics.jsonl').exists()
+def test_what_does_not_go_together_is_refused(extra: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(Stage2Config, [*REQUIRED, *extra])
+    load_config(Stage2Config, [*REQUIRED, 'trained_text={lora: {}, clip: {name: c}, method: d}'])
 
 
-def test_which_text_features_a_model_has(args: list[str], tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_named(llm_folder: Path, clip: Path, tmp_path: Path) -> None:
+    def load(texts: TrainedTextConfig, embed_dim: int = 32) -> None:
+        config = Stage2Config(trained_text=texts, model=ModelConfig(embed_dim=embed_dim))
+        encoders = load_trained_encoders(config, TextEncoderConfig(str(llm_folder)))
+        if (tower := encoders[1]) is not None and texts.method is not None:
+            ClipBeside(tower, load_clip_tokenizer(ClipTextConfig(str(clip)), 'c'), texts.method, embed_dim)
+
+    for texts, message in (
+        (TrainedTextConfig(clip=ClipTextConfig(str(llm_folder))), "^trained_text.clip: .*, a 'llama' model, expected"),
+        (TrainedTextConfig(clip=ClipTextConfig('/nowhere')), '^trained_text.clip: /nowhere: cannot be loaded'),
+        (TrainedTextConfig(clip=ClipTextConfig(str(clip), architecture={'model_type': 'clipp'})),
+         "^trained_text.clip.architecture: transformers has no model_type 'clipp'"),
+        (TrainedTextConfig(lora=LoraConfig(target_modules=['x'])), "^trained_text.lora.target_modules: a 'llama' mod"),
+        (TrainedTextConfig(clip=ClipTextConfig(str(clip)), method='b'),
+         "^model.embed_dim: 16 is not the width of the features of CLIP's text tower, 32, as trained_text.method b"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(texts, 16)
+    with pytest.raises(ConfigError, match='^model.adapter.heads: 5 do not divide the width of .*, 32$'):
+        build_adapter(AdapterConfig('transformer', heads=5), 32, 16)
     with pytest.raises(ConfigError, match=r"^m\.text: 'clip', expected none but for a run"):
         check_evaluated_model(EvaluatedModelConfig(pretrained='a', text='clip'), 'm')
+    with pytest.raises(ConfigError, match='^.*/teacher: there is none yet; the run trains its text encoder'):
+        with_own_teacher(tmp_path, Stage2Config(trained_text=TrainedTextConfig(lora=LoraConfig())),
+                         TeacherRecord(Fingerprint.of('x', {}), {}))
