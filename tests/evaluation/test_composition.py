@@ -185,11 +185,11 @@ def test_models_side_by_side(
     parts = ours['aro_relation']['per_part']
     assert ours['aro_relation']['macro_accuracy'] == pytest.approx((parts['on']['text'] + parts['eating']['text']) / 2,
                                                                    abs=0.01)
-    # Random features find some, and of texts that are cut off where they differ none.
+    # Random features find some.
     assert all(0 < values[name] < 100 for values, name in ((ours['aro_attribution'], 'macro_accuracy'),
                                                            (ours['sugarcrepe'], 'replace')))
     theirs = results['composition']['aro_relation']['models']['theirs']
-    assert theirs['n_truncated'] == theirs['n_texts'] == 10 and theirs['macro_accuracy'] == 0
+    assert theirs['n_truncated'] == theirs['n_texts'] == 10
     low, high = ours['aro_attribution']['intervals']['macro_accuracy']
     assert low <= ours['aro_attribution']['macro_accuracy'] <= high
     table = (tmp_path / 'out/results.md').read_text()

@@ -189,7 +189,7 @@ def test_cra_loads_an_llm_once_for_encoders_that_follow_each_other(
 @pytest.mark.parametrize('baseline', ['siglip'], indirect=True)
 def test_cra_of_clips_own_text_tower(baseline: Path, tmp_path: Path) -> None:
     """Of what it reads of a caption, 12 tokens, with the vectors of the baseline of retrieval."""
-    texts = [[f'a {color} {thing}{end}' for color in ('red', 'dark green', 'blue') for thing in ('cat', 'dog', 'hat')]
+    texts = [[f'a {color} {thing}{end}' for color in ('red', 'green', 'blue') for thing in ('cat', 'dog', 'hat')]
              for end in ('', ', ' + 'seen from far away ' * 5)]
     write_dataset([Sample(f'{i}', {'a': a, 'b': b}) for i, (a, b) in enumerate(zip(*texts))], tmp_path)
     found, n = evaluate_cra(CRAConfig(f'{tmp_path}/train', caption_keys=['a', 'b'], batch_tokens=30,

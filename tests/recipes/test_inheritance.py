@@ -76,7 +76,7 @@ def test_stage2_begins_in_the_space_of_clip(
                'eval_interval=15ba', 'save_interval=30ba')
     metrics = read_metrics(tmp_path / 'inheritance/metrics.jsonl')
     loss = metrics['loss/train/total']
-    assert loss[29] < 0.1 * loss[0] and metrics['metrics/eval/retrieval_recall@10'].keys() == {15, 30}
+    assert loss[29] < 0.15 * loss[0] and metrics['metrics/eval/retrieval_recall@10'].keys() == {15, 30}
 
     stage2 = [*stage2_args, 'eval_data=null', f'model.vision.name={clip}', 'model.vision.pretrained=true',
               'model.adapter.depth=2', 'model.embed_dim=32', f'initial_adapter={tmp_path}/inheritance/adapter',
