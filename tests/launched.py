@@ -243,3 +243,9 @@ def losses(folder: Path) -> dict[int, float]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint_model(folder)
+
+
+def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys() and expected
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -16,6 +16,7 @@ from launched import (
     SGD,
     SHARDED,
     Launched,
+    assert_same_weights,
     finish,
     losses,
     may_have_own_memory,
@@ -23,7 +24,7 @@ from launched import (
     weights,
 )
 from recipes_in_process import run_recipe
-from remotes import free_port, s3_environment, s3_server
+from remotes import free_port
 from safetensors.torch import load_file, save_file
 
 from llm2clip.data.schema import read_index, read_samples
@@ -33,12 +34,6 @@ from llm2clip.training.checkpoints import read_model
 from llm2clip.training.runs import load_checkpoint_model, load_stage2
 
 FIFTY = ['max_duration=50ba', 'eval_interval=25ba', 'save_interval=50ba']
-
-
-def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys() and expected
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def assert_same_losses(found: Path, expected: Path, steps: int = 6) -> None:
@@ -176,31 +171,6 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
             assert metrics['metrics/eval/cra'].keys() == {3, 6}
             assert metrics['metrics/eval/cra'] == read_metrics(tmp_path / 'one' / 'metrics.jsonl')['metrics/eval/cra']
         assert metrics['data/texts'][5] == 6 * 8 * (2 if objective == 'contrastive' else 1)
-
-
-@pytest.mark.dist
-@pytest.mark.timeout(600)
-def test_checkpoints_in_an_object_store(
-    stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine that is lost with its disk; another one goes on from the bucket."""
-    (tmp_path / 'served/bucket').mkdir(parents=True)
-    with s3_server(tmp_path / 'served') as port:
-        env = s3_environment(port)
-        args = [*stage2_args, *SGD, 'save_interval=4ba']
-        run('train_stage2', tmp_path / 'whole', args)
-        args += ['fsdp.state_dict_type=sharded', 'checkpoint_folder=s3://bucket/run/checkpoints']
-        run('train_stage2', tmp_path / 'first', [*args, 'max_duration=4ba'], 2, **env)
-        stored = [path.name for path in (tmp_path / 'served/bucket/run/checkpoints').glob('ep0-ba4*')]
-        assert stored == ['ep0-ba4']
-        run('train_stage2', tmp_path / 'second', args, 2, **env)
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        # Read back from the bucket, shards joined.
-        assert_same_weights(weights(tmp_path / 'second'), weights(tmp_path / 'whole'))
-    assert sorted(losses(tmp_path / 'second')) == [4, 5]
-    expected = losses(tmp_path / 'whole')
-    assert losses(tmp_path / 'second') == pytest.approx({step: expected[step] for step in (4, 5)}, rel=1e-5)
 
 
 @pytest.mark.dist
