@@ -10,6 +10,7 @@ from typing import Any
 import gradients
 import pytest
 import torch
+from filelock import FileLock
 from gradients import COMPILED, JOINT, PREFIXES, WAYS, Result, caption_step, image_step, inheritance_step, joint_step
 from launched import Launched, finish
 from towers import write_clip
@@ -41,10 +42,17 @@ def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def two_ranks(llm_folder: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp('gradients') / 'two_ranks.pt'
-    log = out.with_suffix('.log')
-    finish(Launched(['tests/gradients.py', str(llm_folder), str(clip), str(out)], log, 2), log)
+def two_ranks(
+    llm_folder: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> dict[str, Any]:
+    """What two ranks find, once for all of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base if worker_id == 'master' else base.parent) / 'two_ranks.pt'
+    with FileLock(out.with_suffix('.lock')):
+        if not out.exists():
+            log, unfinished = out.with_suffix('.log'), out.with_suffix('.unfinished')
+            finish(Launched(['tests/gradients.py', str(llm_folder), str(clip), str(unfinished)], log, 2), log)
+            unfinished.rename(out)
     return torch.load(out)
 
 
