@@ -6,6 +6,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.models.adapter import build_adapter
+from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
@@ -98,6 +100,30 @@ def test_composer_loss_is_clip_loss_of_the_batch() -> None:
     logits = scale.exp() * image @ text.T
     expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
     torch.testing.assert_close(model.loss(model(batch), batch), expected)
+
+
+@pytest.mark.parametrize(('method', 'pairs'), [
+    ('b', [('image', 'text'), ('image', 'clip_text')]),
+    ('c', [('image', 'text'), ('image', 'clip_text'), ('clip_text', 'text')]),
+    ('d', [('image', 'text'), ('image', 'clip_text'), ('image', 'both_text')]),
+])
+def test_a_method_s_loss_is_the_sum_over_the_features_that_attract_each_other(
+    method: Any, pairs: list[tuple[str, str]]
+) -> None:
+    tower: Any = torch.nn.Identity()
+    tower.width = TINY.embed_dim
+    beside = ClipBeside(tower, lambda texts: {}, method, TINY.embed_dim)
+    model = JointLLM2CLIP(LLM2CLIP(TINY, 8), beside=beside)
+    features = {name: F.normalize(torch.randn(5, TINY.embed_dim), dim=-1)
+                for name in ('image', 'text', 'clip_text', 'both_text')}
+    expected = torch.zeros(())
+    for rows, columns in pairs:
+        logits = 3 * features[rows] @ features[columns].T
+        expected = expected + (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
+    outputs = {f'{name}_features': value for name, value in features.items()}
+    outputs['logit_scale'] = torch.tensor([math.log(3)])
+    found = model.loss(outputs, {'text_id': torch.arange(5)})
+    torch.testing.assert_close(found, expected)
 
 
 def test_logit_scale_is_clamped_to_0_and_ln_100() -> None:
