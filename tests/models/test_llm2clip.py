@@ -119,7 +119,7 @@ def test_a_method_s_loss_is_the_sum_over_the_features_that_attract_each_other(
     expected = torch.zeros(())
     for rows, columns in pairs:
         logits = 3 * features[rows] @ features[columns].T
-        expected = expected + (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
+        expected += (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
     outputs = {f'{name}_features': value for name, value in features.items()}
     outputs['logit_scale'] = torch.tensor([math.log(3)])
     found = model.loss(outputs, {'text_id': torch.arange(5)})
