@@ -10,8 +10,10 @@ import importlib
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from lanes import in_lanes, run
@@ -22,15 +24,22 @@ from table import write_table
 Job = tuple[int, str]
 """Seed and variant."""
 
+MAKING: defaultdict[str, Lock] = defaultdict(Lock)
+"""Two lanes that need a file wait for one of them to make it."""
 
-def make(suite: Suite, step: Step) -> None:
-    if not Path(step.file).is_file():
-        run(step.script, *step.arguments, log=Path(suite.folder, 'log.txt'))
+
+def make(suite: Suite, step: Step, lane: Path) -> None:
+    with MAKING[step.file]:
+        if not Path(step.file).is_file():
+            log = Path(suite.folder, f'made_{Path(step.file).parent.name}.txt')
+            run(step.script, *step.arguments, log=log, lane=lane)
 
 
 def train_and_measure(suite: Suite, record: Record, job: Job, lane: Path) -> None:
     seed, name = job
     variant = suite.variants[name]
+    for step in variant.needs:
+        make(suite, step, lane)
     folder = Path(suite.folder, name, f'seed{seed}')
     log = Path(suite.folder, f'{name}_seed{seed}.txt')
     train = [*suite.train, *variant.train, f'seed={seed}', f'train_data.shuffle_seed={seed}', f'save_folder={folder}']
@@ -64,9 +73,6 @@ def main(suite: Suite) -> None:
     record = Record(Path(suite.folder, 'measured.json'))
     jobs = [(seed, name) for seed in suite.seeds for name in suite.variants if not record.has(name, seed)]
     try:
-        for _, name in jobs:
-            for step in suite.variants[name].needs:
-                make(suite, step)
         in_lanes(Path(suite.folder, 'lanes'), jobs, partial(train_and_measure, suite, record))
     except RuntimeError as error:
         sys.exit(str(error))
