@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How much of a node's shared memory a loader fills: workers put batches there, and Streaming an epoch's order."""
+"""How much of a node's shared memory a loader fills: workers put batches there, and one of them an epoch's order."""
 
 import mmap
 import shutil
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
+
+from llm2clip.data.streams.shared_order import shared_bytes
 
 __all__ = ['batch_bytes', 'shared_memory', 'warn_if_short']
 
@@ -35,13 +37,12 @@ def shared_memory(
         num_workers: Of each rank.
         prefetch_factor: Batches that each worker prepares ahead; unset, torch's 2.
         ranks: On the node.
-        epoch_samples: Of the dataset, in one epoch.  Streaming keeps their order there, 8 bytes each, once per node,
-            until every worker has read it.
+        epoch_samples: Of the dataset, in one epoch, whose order lies there in part.
         pinned: Whether a batch is copied to pinned memory before the training takes it, as on a GPU.  Otherwise the
             training holds one in shared memory, and the one before it while it takes the next.
     """
     batches = num_workers * (prefetch_factor or 2) + (0 if pinned or not num_workers else 2)
-    return ranks * batches * batch_bytes(batch) + 8 * epoch_samples
+    return ranks * batches * batch_bytes(batch) + shared_bytes(epoch_samples)
 
 
 def warn_if_short(needed: int, num_workers: int, key: str) -> None:

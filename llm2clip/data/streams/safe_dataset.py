@@ -12,6 +12,7 @@ Of StreamingDataset in Streaming 0.13 this relies on:
 - `_iterator`: the progress of an epoch, which waits for the `on_exit` of its threads before the next epoch begins;
 - `_ready_thread`: moves `ready_index` behind the last sample that is there, up to which samples are delivered;
 - `_each_sample_id`: the ids of the samples that are delivered, after those of an epoch have been drawn;
+- `_get_work`: gives the ids that a worker reads in an epoch, of which `_Iterator` asks the length and one at a time;
 - `_shard_states`: what every process knows of a shard, in the values of `_ShardState`;
 - `_cache_filelock`: held by `prepare_shard` while it makes room;
 - `_shm_prefix_int`: the number with which the names of a dataset in shared memory begin, as six digits;
@@ -34,6 +35,8 @@ from streaming.base.dataset import _ShardState
 from streaming.base.shared import SharedArray
 from streaming.base.shared.prefix import _unpack_locals
 
+from llm2clip.data.streams.epoch_order import epoch_order
+from llm2clip.data.streams.shared_order import OrderWriter, SampleIds, forget_pieces
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
 __all__ = ['SafeDataset']
@@ -81,10 +84,13 @@ class SafeDataset(StreamingDataset):
         self._cache_locks = _claim_caches(folder for stream in streams for folder in stream.caches())
         super().__init__(streams=streams, **kwargs)
         names = [f'{self._shm_prefix_int:06}_{name}' for name in ('failure', 'unchecked')]
+        self._order_name = Path(f'/dev/shm/{self._shm_prefix_int:06}_order')
+        self._order_writer: Optional[OrderWriter] = None
         if dist.get_local_rank() == 0:
             # Streaming does not know of them, and leaves those of a killed run, which may be smaller.
             for name in names:
                 Path('/dev/shm', name).unlink(missing_ok=True)
+            forget_pieces(self._order_name)
         dist.barrier()
         self._failure = _Failure(names[0])
         self._event = self._failure  # pyright: ignore[reportAttributeAccessIssue]
@@ -133,9 +139,32 @@ class SafeDataset(StreamingDataset):
         return stream
 
     # ------------------------------------------------------------------------------------------------- one epoch
-    def on_exception(self, future: Future) -> None:
-        if (error := future.exception()) is not None:
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
+        """As Streaming's, but the order is made piece by piece."""
+        world = self._parallel_worker_world
+        order = epoch_order(self, world, epoch, sample_in_epoch)
+        if order is None:
+            return super()._get_work(epoch, sample_in_epoch)
+        # Nobody reads the last epoch any more.
+        if self._unique_worker_world.is_local_leader:
+            if self._order_writer is not None:
+                self._order_writer.close()
+            self._order_writer = OrderWriter(order, world.node, self._order_name, self._note_failure)
+        self._shared_barrier(self._unique_worker_world.workers_per_node)
+        return SampleIds(order, self._order_name, (world.node, world.rank_of_node, world.worker_of_rank),
+                         self._order_writer, self._raise_failure)
+
+    def _note_failure(self, future: Future) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
             self._failure.set(f'{type(error).__name__}: {error}')
+
+    def _raise_failure(self) -> None:
+        if self._failure.is_set():
+            raise ShardError(str(self._failure))
+
+    def on_exception(self, future: Future) -> None:
+        self._note_failure(future)
+        if future.exception() is not None:
             self._iterator.on_exit()  # which the thread did not come to, and for which the next epoch would wait
 
     def _ready_thread(self, it: Any) -> None:
@@ -156,12 +185,12 @@ class SafeDataset(StreamingDataset):
         it.on_exit()
 
     def _each_sample_id(self, it: Any) -> Iterator[int]:
-        delivered, expected = 0, int((it.sample_ids != -1).sum())
+        ids = it.sample_ids
+        delivered, expected = 0, ids.count if isinstance(ids, SampleIds) else int((ids != -1).sum())
         for sample_id in super()._each_sample_id(it):
             yield sample_id
             delivered += 1
-        if self._failure.is_set():
-            raise ShardError(str(self._failure))
+        self._raise_failure()
         if delivered != expected:
             raise ShardError(f'the epoch ended after {delivered} of the {expected} samples of this worker')
 
