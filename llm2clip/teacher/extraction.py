@@ -198,7 +198,7 @@ def _blocks(texts: Sequence[str], block_tokens: int) -> Iterator[list[int]]:
         yield block
 
 
-def _open(dataset: DatasetConfig) -> tuple[VerifiedStream, list[Reader]]:
+def _open(dataset: DatasetConfig) -> tuple[VerifiedStream, Sequence[Reader]]:
     stream = VerifiedStream(local=dataset.local, remote=dataset.remote)
     if dataset.remote is None:
         read_index(dataset.local)  # its errors are clearer than Streaming's

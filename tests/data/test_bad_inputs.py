@@ -493,7 +493,7 @@ INDICES: list[tuple[str, Change, str]] = [
     ('hashes', _file(hashes=[]), OUTSIDE),
     ('compression', _shard(compression='zstd'), OUTSIDE),
     ('size limit', _shard(size_limit='x'), 'shard 1: expected other types'),
-    ('two in one file', lambda index: index['shards'].append(index['shards'][0]), 'two shards are in one file'),
+    ('two in one file', lambda index: index['shards'].append(index['shards'][0]), 'two shards are in the file'),
     ('columns', _shard(column_names=['a']), r"shard 1: has columns \['a'\], expected those of the first shard"),
     ('columns', _every(column_encodings=['str']), 'shard 0: expected as many names of columns'),
     ('columns', _every(column_names=['a', 'a', 'b', 'c']), 'shard 0: expected as many names of columns, all different'),

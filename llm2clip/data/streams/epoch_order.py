@@ -265,8 +265,8 @@ class Readers:
 class Partition:
     """Streaming's `get_partitions` as arithmetic.
 
-    The places of an epoch are counted in the order in which they are read: a worker's batch of every rank of every node,
-    then the next worker's, and so on.
+    The places of an epoch are counted in the order in which they are read: a batch of the first worker of every rank of
+    every node, then one of the second, and so on.
 
     Attributes:
         samples: Of the epoch.
@@ -463,8 +463,8 @@ def epoch_order(dataset: StreamingDataset, world: World, epoch: int, seen: int) 
     Raises:
         ValueError: The canonical nodes and the nodes do not divide one another, or a stream does not fill a batch.
     """
-    nodes, batch = dataset.num_canonical_nodes, dataset.batch_size
-    assert isinstance(nodes, int) and isinstance(batch, int)
+    nodes, batch, block = dataset.num_canonical_nodes, dataset.batch_size, dataset.shuffle_block_size
+    assert isinstance(nodes, int) and isinstance(batch, int) and isinstance(block, int)
     readers = Readers(world.num_nodes, world.ranks_per_node, world.workers_per_rank, batch)
     first = _first_readers(readers, nodes, dataset.initial_physical_nodes)
     several = dataset.batching_method == 'per_stream'
@@ -476,7 +476,7 @@ def epoch_order(dataset: StreamingDataset, world: World, epoch: int, seen: int) 
         mixes.append(_Mix(
             Partition(size, nodes, first, 0 if several else seen), partial(_share, dataset, streams, epoch),
             partial(Shuffle, nodes=nodes, seed=dataset.shuffle_seed, epoch=epoch,
-                    block_size=int(dataset.shuffle_block_size * part)) if dataset.shuffle else None))
+                    block_size=int(block * part)) if dataset.shuffle else None))
     if not all(mix.partition.possible for mix in mixes):
         return None
     if not several:
@@ -508,7 +508,7 @@ def _share(dataset: StreamingDataset, streams: Sequence[int], epoch: int) -> Sha
         firsts.append(dataset.sample_offset_per_shard[shards])
         chosen.append(_chosen(sizes[-1], int(dataset.streams[stream].choose),
                               dataset.shuffle_seed + epoch * dataset.epoch_seed_change))
-    return Share(*map(np.concatenate, (sizes, firsts, chosen)), dataset.shuffle_seed + epoch)
+    return Share(np.concatenate(sizes), np.concatenate(firsts), np.concatenate(chosen), dataset.shuffle_seed + epoch)
 
 
 def _chosen(sizes: Ints, choose: int, seed: int) -> Ints:

@@ -24,11 +24,12 @@ from streaming.base.format.mds.encodings import mds_decode
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, dataset_fingerprint, read_index
+from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns
+from llm2clip.data.streams.shard_table import LazyShards
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
 
-__all__ = ['PairedReader', 'PairedRow', 'PairedStream', 'columns_of', 'recorded_dataset']
+__all__ = ['PairedReader', 'PairedRow', 'PairedShards', 'PairedStream', 'columns_of', 'recorded_dataset']
 
 
 def columns_of(reader: Reader) -> dict[str, str]:
@@ -131,6 +132,18 @@ class PairedReader(Reader):
         return sample
 
 
+class PairedShards(LazyShards):
+    """The shards of images, each with that of every sidecar."""
+
+    def __init__(self, images: LazyShards, sidecars: Sequence[LazyShards], keep_open: bool) -> None:
+        super().__init__()
+        self.images, self.sidecars, self._keep_open = images, sidecars, keep_open
+        self.samples = images.samples
+
+    def make(self, i: int) -> PairedReader:
+        return PairedReader(self.images.make(i), [sidecar.make(i) for sidecar in self.sidecars], self._keep_open)
+
+
 class PairedStream(VerifiedStream):
     """A stream of image samples with their rows of the sidecars, which hold the captions' embeddings.
 
@@ -177,24 +190,31 @@ class PairedStream(VerifiedStream):
         for sidecar in self.sidecars:
             sidecar.apply_default(default)
 
-    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+    def get_shards(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, world: World, allow_unsafe_types: bool
+    ) -> LazyShards:
         images = super().get_shards(world, allow_unsafe_types)
-        _check_all_columns(images, self._columns, self.local)
-        rows = []
+        # All shards of an index have the same columns.
+        check_columns(columns_of(images[0]), self._columns, self.local)
+        sidecars = []
         for sidecar in self.sidecars:
             where = f'sidecar {sidecar.local}'
-            readers = sidecar.get_shards(world, allow_unsafe_types)
-            _check_all_columns(readers, self._embedding_columns, where)
-            if [len(reader) for reader in images] != [len(reader) for reader in readers]:
-                raise ValueError(f'{where} belongs to another dataset than {self.local}: its shards hold '
-                                 f'{[len(r) for r in readers]} samples, expected {[len(r) for r in images]}')
+            shards = sidecar.get_shards(world, allow_unsafe_types)
+            check_columns(columns_of(shards[0]), self._embedding_columns, where)
+            self._check_sizes(images.samples, shards.samples, where)
             self._check_dataset(sidecar, where)
-            rows.append(readers)
-        return [PairedReader(image, parts, self.keep_open) for image, *parts in zip(images, *rows)]
+            sidecars.append(shards)
+        return PairedShards(images, sidecars, self.keep_open)
+
+    def _check_sizes(self, images: NDArray[np.int64], rows: NDArray[np.int64], where: str) -> None:
+        belongs = f'{where} belongs to another dataset than {self.local}'
+        if len(images) != len(rows):
+            raise ValueError(f'{belongs}: it has {len(rows)} shards, expected {len(images)}')
+        for k in np.flatnonzero(images != rows)[:1]:
+            raise ValueError(f'{belongs}: its shard {k} holds {rows[k]} samples, expected {images[k]}')
 
     def _check_dataset(self, sidecar: VerifiedStream, where: str) -> None:
-        found = recorded_dataset(sidecar)
-        expected = dataset_fingerprint(read_index(Path(self.local, self.split)))
+        found, expected = recorded_dataset(sidecar), self.content.hexdigest()
         if found != expected:
             raise ValueError(f'{where} belongs to another dataset than {self.local}: it was made for content '
                              f'{found}, the dataset has {expected}')
@@ -205,19 +225,18 @@ class PairedStream(VerifiedStream):
         return list(zip(self.sidecars, shard.sidecars))
 
     def set_up_local(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, shards: list[PairedReader], cache_usage_per_shard: NDArray[np.int64]
+        self, shards: PairedShards, cache_usage_per_shard: NDArray[np.int64]
     ) -> None:
-        images = [shard.images for shard in shards]
-        super().set_up_local(images, cache_usage_per_shard)
         # A shard counts as present when all its files are there in the same form; otherwise preparing it completes
         # it. Nothing is deleted here, since without a remote these files are the user's only copy.
-        whole = cache_usage_per_shard == [image.get_raw_size() for image in images]
-        for i, sidecar in enumerate(self.sidecars):
-            readers, sizes = [shard.sidecars[i] for shard in shards], np.zeros_like(cache_usage_per_shard)
-            sidecar.set_up_local(readers, sizes)
-            cache_usage_per_shard += sizes
-            whole &= sizes == [reader.get_raw_size() for reader in readers]
-        cache_usage_per_shard[~whole] = 0
+        whole = np.ones(len(shards), bool)
+        usage = np.zeros_like(cache_usage_per_shard)
+        for stream, of_stream in ((super(), shards.images), *zip(self.sidecars, shards.sidecars)):
+            sizes = np.zeros_like(usage)
+            stream.set_up_local(of_stream, sizes)
+            usage += sizes
+            whole &= sizes == [reader.get_raw_size() for reader in of_stream]
+        cache_usage_per_shard[:] = np.where(whole, usage, 0)
 
     def prepare_shard(self, shard: PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().prepare_shard(shard.images) + sum(

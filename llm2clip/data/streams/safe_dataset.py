@@ -13,6 +13,10 @@ Of StreamingDataset in Streaming 0.13 this relies on:
 - `_ready_thread`: moves `ready_index` behind the last sample that is there, up to which samples are delivered;
 - `_each_sample_id`: the ids of the samples that are delivered, after those of an epoch have been drawn;
 - `_get_work`: gives the ids that a worker reads in an epoch, of which `_Iterator` asks the length and one at a time;
+- `_unique_worker_world`, `_parallel_worker_world`: which process this is, known by then;
+- `_shared_barrier`: all processes of a node wait for one another;
+- `shards`: an empty list to which those of each stream are added by ``+=``, then asked for by number or as those of a
+  stream; and `Spanner`, a name in its module, finds the shard of a sample;
 - `_shard_states`: what every process knows of a shard, in the values of `_ShardState`;
 - `_cache_filelock`: held by `prepare_shard` while it makes room;
 - `_shm_prefix_int`: the number with which the names of a dataset in shared memory begin, as six digits;
@@ -26,8 +30,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
+from unittest.mock import patch
 
 import numpy as np
+import streaming.base.dataset
 from composer.utils import dist
 from streaming import StreamingDataset
 from streaming.base.constant import LOCALS, TICK
@@ -36,6 +42,7 @@ from streaming.base.shared import SharedArray
 from streaming.base.shared.prefix import _unpack_locals
 
 from llm2clip.data.streams.epoch_order import epoch_order
+from llm2clip.data.streams.shard_table import AllShards, ShardOfSample
 from llm2clip.data.streams.shared_order import OrderWriter, SampleIds, forget_pieces
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
@@ -82,7 +89,9 @@ class SafeDataset(StreamingDataset):
 
     def __init__(self, streams: Sequence[VerifiedStream], **kwargs: Any) -> None:
         self._cache_locks = _claim_caches(folder for stream in streams for folder in stream.caches())
-        super().__init__(streams=streams, **kwargs)
+        # Streaming's own takes 8 bytes for each sample.
+        with patch.object(streaming.base.dataset, 'Spanner', ShardOfSample):
+            super().__init__(streams=streams, **kwargs)
         names = [f'{self._shm_prefix_int:06}_{name}' for name in ('failure', 'unchecked')]
         self._order_name = Path(f'/dev/shm/{self._shm_prefix_int:06}_order')
         self._order_writer: Optional[OrderWriter] = None
@@ -100,6 +109,15 @@ class SafeDataset(StreamingDataset):
             self._failure.clear()
             self._unchecked[:] = self._shard_states.numpy() == _ShardState.LOCAL
         dist.barrier()
+
+    @property
+    def shards(self) -> AllShards:
+        """All of them; Streaming begins with an empty list, and adds those of one stream after the other."""
+        return self._shards
+
+    @shards.setter
+    def shards(self, shards: Any) -> None:
+        self._shards = shards if isinstance(shards, AllShards) else AllShards()
 
     # ------------------------------------------------------------------------------------------------- one shard
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:

@@ -14,17 +14,21 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 from streaming import Stream
+from streaming.base.constant import TICK
 from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.storage import CloudDownloader
+from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from llm2clip.data.schema import INDEX, file_damage, parse_index, read_index
+from llm2clip.data.schema import INDEX, ContentHash, file_damage, parse_index, read_index_text, scan_index
+from llm2clip.data.streams.shard_table import LazyShards, ShardTable
 from llm2clip.files import parse_json
 from llm2clip.folders import is_missing
 
@@ -52,7 +56,7 @@ class VerifiedStream(Stream):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._files: dict[str, FileInfo] = {}
+        self._expected: dict[str, FileInfo] = {}  # of the shards that are being prepared
         self._connection: Optional[tuple[int, CloudDownloader]] = None
 
     def caches(self) -> list[str]:
@@ -63,31 +67,52 @@ class VerifiedStream(Stream):
         """Where a file comes from."""
         return os.path.join(self.remote or self.local, self.split, basename)
 
-    def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> list[Reader]:
+    def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> LazyShards:
         """The shards, for use without a dataset."""
         self.apply_default({'split': None, 'download_retry': download_retry, 'download_timeout': download_timeout,
                             'validate_hash': None, 'keep_zip': False})
         return self.get_shards(World.detect(), False)
 
-    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        if self.remote is not None and world.is_local_leader:
-            self._check_cached_index()
-        if self.remote is None or self._path(INDEX).is_file():
-            read_index(self._path(INDEX).parent)  # another is checked when it has been downloaded
-        shards = super().get_shards(world, allow_unsafe_types)
-        self._files = {info.basename: info for shard in shards for pair in shard.file_pairs for info in pair if info}
-        return shards
+    def get_shards(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, world: World, allow_unsafe_types: bool
+    ) -> LazyShards:
+        self.content = ContentHash()
+        return ShardTable(self.local, self.split, self._entries(world))
 
-    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+    def _entries(self, world: World) -> Iterator[dict[str, Any]]:
+        """Those of the index, which the first process of a node downloads if it is not there."""
+        path = self._path(INDEX)
+        if self.remote is not None and world.is_local_leader:
+            if path.is_file():
+                self._check_cached_index()
+            else:
+                self.download(INDEX)
+        elif self.remote is not None:
+            wait_for_file_to_exist(str(path), TICK, self.download_timeout, f'{self.source(INDEX)} did not come to '
+                                   f'{path} within {self.download_timeout:.0f} s (download_timeout)')
+        for shard in scan_index(read_index_text(path.parent), path):
+            self.content.add(shard)
+            yield shard
+
+    def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         """As Streaming does, but files of the wrong size do not count as present, and without a remote all must be."""
-        super().set_up_local(shards, cache_usage_per_shard)
+        super().set_up_local(shards, cache_usage_per_shard)  # pyright: ignore[reportArgumentType]
         for k, shard in enumerate(shards):
-            for path, info in self._present(shard):
+            for path, info in self._present(shard) if cache_usage_per_shard[k] else ():
                 if path.stat().st_size != info.bytes:
                     self._discard(path, f'{path.stat().st_size} bytes, expected {info.bytes}')
                     cache_usage_per_shard[k] = 0
             if self.remote is None and not cache_usage_per_shard[k]:
                 raise ShardError(f'shard {self.source(shard.file_pairs[0][0].basename)} is missing')
+
+    def prepare_shard(self, shard: Reader) -> int:
+        names = {info.basename: info for pair in shard.file_pairs for info in pair if info}
+        self._expected.update(names)
+        try:
+            return super().prepare_shard(shard)
+        finally:
+            for name in names:
+                self._expected.pop(name, None)
 
     def discard_damaged(self, shard: Reader) -> int:
         """Remove the shard's local file if its content is wrong, so that it will be downloaded again.
@@ -120,8 +145,6 @@ class VerifiedStream(Stream):
 
     def _check_cached_index(self) -> None:
         cached = self._path(INDEX)
-        if not cached.is_file():
-            return
         current = Path(self.download(INDEX, f'{INDEX}.now'))
         same = current.read_bytes() == cached.read_bytes()
         current.unlink()
@@ -168,8 +191,8 @@ class VerifiedStream(Stream):
 
     def _damage(self, path: Path, basename: str) -> Optional[str]:
         """What is wrong with a file that was downloaded: a shard by the index, others by what can be read of them."""
-        if basename in self._files:
-            return file_damage(path, self._files[basename])
+        if basename in self._expected:
+            return file_damage(path, self._expected[basename])
         try:
             (parse_index if basename == INDEX else parse_json)(path.read_bytes(), basename)
         except ValueError as error:
