@@ -11,7 +11,6 @@ Every sample has every column.  A caption that a sample does not have is an empt
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -40,7 +39,7 @@ INDEX = 'index.json'
 TEACHER_FILE = 'teacher.json'
 """Beside a sidecar's shards: the dataset and the teacher that it belongs to."""
 
-_SPACE = re.compile(r'[ \t\n\r]*')
+_SPACE = {' ', '\t', '\n', '\r'}
 _COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
 _SHARD = {*_COLUMNS, 'compression', 'format', 'hashes', 'raw_data', 'samples', 'size_limit', 'version', 'zip_data'}
 _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), SCALE: ('float32',),
@@ -146,8 +145,8 @@ def _scan(text: str, one_by_one: str) -> Iterator[tuple[Optional[str], Any]]:
 
     def skip() -> None:
         nonlocal at
-        if (space := _SPACE.match(text, at)) is not None:
-            at = space.end()
+        while text[at:at + 1] in _SPACE:
+            at += 1
 
     def take(expected: str) -> bool:
         """Whether this comes next; it is passed then."""

@@ -25,7 +25,7 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns
-from llm2clip.data.streams.shard_table import LazyShards
+from llm2clip.data.streams.shard_table import LazyShards, ShardTable
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
 
@@ -135,7 +135,7 @@ class PairedReader(Reader):
 class PairedShards(LazyShards):
     """The shards of images, each with that of every sidecar."""
 
-    def __init__(self, images: LazyShards, sidecars: Sequence[LazyShards], keep_open: bool) -> None:
+    def __init__(self, images: ShardTable, sidecars: Sequence[ShardTable], keep_open: bool) -> None:
         super().__init__()
         self.images, self.sidecars, self._keep_open = images, sidecars, keep_open
         self.samples = images.samples
@@ -235,7 +235,7 @@ class PairedStream(VerifiedStream):
             sizes = np.zeros_like(usage)
             stream.set_up_local(of_stream, sizes)
             usage += sizes
-            whole &= sizes == [reader.get_raw_size() for reader in of_stream]
+            whole &= sizes == of_stream.raw_bytes
         cache_usage_per_shard[:] = np.where(whole, usage, 0)
 
     def prepare_shard(self, shard: PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -73,6 +73,10 @@ class _Files:
         self.sizes = np.array(self._sizes, np.int64)
         del self._names, self._sizes, self._hashes
 
+    def among(self, names: set[str]) -> NDArray[np.bool_]:
+        """Which of the files have one of some names."""
+        return np.isin(self._packed[0], np.array([name.encode() for name in names], 'S'))
+
     def __getitem__(self, i: int) -> Optional[FileInfo]:
         name, hashes = (texts[i].decode() for texts in self._packed)
         return FileInfo(name, int(self.sizes[i]), json.loads(hashes)) if name else None
@@ -103,6 +107,15 @@ class ShardTable(LazyShards):
         self.samples = np.array(samples, np.int64)
         self._raw.pack()
         self._zip.pack()
+
+    @property
+    def raw_bytes(self) -> NDArray[np.int64]:
+        """Size of each shard, decompressed."""
+        return self._raw.sizes
+
+    def having(self, names: set[str]) -> NDArray[np.int64]:
+        """The shards of which a file has one of some names."""
+        return np.flatnonzero(self._raw.among(names) | self._zip.among(names))
 
     def make(self, i: int) -> MDSReader:
         compression, hashes, size_limit = self._rest[i]

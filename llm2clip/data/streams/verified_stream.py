@@ -14,7 +14,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -27,8 +28,8 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from llm2clip.data.schema import INDEX, ContentHash, file_damage, parse_index, read_index_text, scan_index
-from llm2clip.data.streams.shard_table import LazyShards, ShardTable
+from llm2clip.data.schema import INDEX, ContentHash, file_damage, read_index_text, scan_index
+from llm2clip.data.streams.shard_table import ShardTable
 from llm2clip.files import parse_json
 from llm2clip.folders import is_missing
 
@@ -67,7 +68,7 @@ class VerifiedStream(Stream):
         """Where a file comes from."""
         return os.path.join(self.remote or self.local, self.split, basename)
 
-    def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> LazyShards:
+    def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> Any:
         """The shards, for use without a dataset."""
         self.apply_default({'split': None, 'download_retry': download_retry, 'download_timeout': download_timeout,
                             'validate_hash': None, 'keep_zip': False})
@@ -75,7 +76,7 @@ class VerifiedStream(Stream):
 
     def get_shards(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, world: World, allow_unsafe_types: bool
-    ) -> LazyShards:
+    ) -> ShardTable:
         self.content = ContentHash()
         return ShardTable(self.local, self.split, self._entries(world))
 
@@ -94,16 +95,24 @@ class VerifiedStream(Stream):
             self.content.add(shard)
             yield shard
 
-    def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+    def set_up_local(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, shards: ShardTable, cache_usage_per_shard: NDArray[np.int64]
+    ) -> None:
         """As Streaming does, but files of the wrong size do not count as present, and without a remote all must be."""
-        super().set_up_local(shards, cache_usage_per_shard)  # pyright: ignore[reportArgumentType]
-        for k, shard in enumerate(shards):
-            for path, info in self._present(shard) if cache_usage_per_shard[k] else ():
+        root = self._path('')
+        here = shards.having({path.relative_to(root).as_posix() for path in root.rglob('*')})
+        readers, usage = [shards[k] for k in here.tolist()], np.zeros(len(here), np.int64)
+        super().set_up_local(readers, usage)
+        for i, shard in enumerate(readers):
+            for path, info in self._present(shard):
                 if path.stat().st_size != info.bytes:
                     self._discard(path, f'{path.stat().st_size} bytes, expected {info.bytes}')
-                    cache_usage_per_shard[k] = 0
-            if self.remote is None and not cache_usage_per_shard[k]:
-                raise ShardError(f'shard {self.source(shard.file_pairs[0][0].basename)} is missing')
+                    usage[i] = 0
+        cache_usage_per_shard[:] = 0
+        cache_usage_per_shard[here] = usage
+        if self.remote is None and not cache_usage_per_shard.all():
+            missing = shards[int(np.flatnonzero(cache_usage_per_shard == 0)[0])]
+            raise ShardError(f'shard {self.source(missing.file_pairs[0][0].basename)} is missing')
 
     def prepare_shard(self, shard: Reader) -> int:
         names = {info.basename: info for pair in shard.file_pairs for info in pair if info}
@@ -194,7 +203,10 @@ class VerifiedStream(Stream):
         if basename in self._expected:
             return file_damage(path, self._expected[basename])
         try:
-            (parse_index if basename == INDEX else parse_json)(path.read_bytes(), basename)
+            if basename == INDEX:
+                deque(scan_index(path.read_bytes(), basename), maxlen=0)
+            else:
+                parse_json(path.read_bytes(), basename)
         except ValueError as error:
             return str(error)
         return None
