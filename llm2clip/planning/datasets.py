@@ -56,6 +56,7 @@ class DatasetPlan:
     """Samples per epoch."""
     sidecars: dict[str, int] = field(default_factory=dict)
     """Teacher's name -> bytes."""
+    shards: int = 0
     texts: int = 0
     """Captions of all samples, absent ones included."""
     characters: float = 0.0
@@ -211,7 +212,7 @@ def _open(
             total = sum(mix.values())
             plan.datasets.append(DatasetPlan(
                 name, sum(map(len, readers)), sum(image.get_raw_size() for image in images), max(sizes),
-                {caption: weight / total for caption, weight in mix.items() if weight}))
+                {caption: weight / total for caption, weight in mix.items() if weight}, shards=len(readers)))
             opened.append((stream, readers))
     if opened:
         samples = np.array([dataset.samples for dataset in plan.datasets])

@@ -122,6 +122,10 @@ class TrainingPlan(Plan):
     """Per rank."""
     shared_memory: int = 0
     """Most bytes of batches that workers hold in /dev/shm, per node."""
+    start_seconds: float = 0.0
+    """Until the first sample of an epoch is known."""
+    start_memory: int = 0
+    """Of the process of a node that draws the order."""
     checkpoints: Optional[int] = None
     """How many checkpoints are written."""
     kept: int = -1
@@ -172,8 +176,12 @@ class TrainingPlan(Plan):
         for data in self.datasets:
             captions = ', '.join(f'{name} {share:.0%}' for name, share in data.captions.items())
             sidecars = ''.join(f', sidecar {name} {readable(size)}' for name, size in data.sidecars.items())
-            lines.append(f'{data.name}: {data.samples:,} samples, {data.drawn:,} per epoch ({captions}); '
+            lines.append(f'{data.name}: {data.samples:,} samples in {data.shards:,} shards, {data.drawn:,} per epoch '
+                         f'({captions}); '
                          f'{readable(data.size)}{sidecars}')
+        if self.datasets:
+            lines.append(f'an epoch begins after about {self.start_seconds:.0f} s, for which a process per node takes '
+                         f'{readable(self.start_memory)}')
         return lines
 
     def _storage(self) -> list[str]:

@@ -74,7 +74,7 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.problems
     text = str(plan)
     assert '102 samples and 12 steps per epoch; 36 steps, 288 samples in all' in text
-    assert 's: 64 samples, 102 per epoch (short 25%, long 75%)' in text
+    assert 's: 64 samples in 3 shards, 102 per epoch (short 25%, long 75%)' in text and 'begins after about 0 s' in text
     assert 'warning: 6 samples of an epoch fill no batch' in text
 
 
