@@ -17,12 +17,15 @@ from typing import Any, Optional
 
 import pytest
 from parts import make_samples, write_dataset, write_sidecar
+from streaming.base.format.base.reader import FileInfo
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
 from torch.utils.data import DataLoader
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.schema import file_damage
+from llm2clip.data.streams import verified_stream
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
@@ -161,6 +164,26 @@ def _forget(loader: DataLoader) -> None:
     """End the use of a cache in this process, as the end of the process does."""
     for lock in loader.dataset._cache_locks:
         lock.close()
+
+
+def test_a_shard_that_is_evicted_while_it_is_checked_is_downloaded_again(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes room between a worker's look into the cache and its check of what was there."""
+    config = _config(tmp_path, *map(str, remotes))
+    first = _loader(config)
+    expected = sorted(_indices(first))
+    _forget(first)
+    evicted: list[Path] = []
+
+    def evict(path: Path, expected: FileInfo) -> Optional[str]:
+        if not path.name.endswith('.part'):
+            evicted.append(path)
+            path.unlink()
+        return file_damage(path, expected)
+
+    monkeypatch.setattr(verified_stream, 'file_damage', evict)
+    assert sorted(_indices(_loader(config))) == expected and len(evicted) > 1
 
 
 def test_an_unreachable_remote_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

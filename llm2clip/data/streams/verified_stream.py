@@ -30,7 +30,7 @@ from streaming.base.world import World
 
 from llm2clip.data.schema import INDEX, ContentHash, file_damage, read_index_text, scan_index
 from llm2clip.data.streams.shard_table import ShardTable
-from llm2clip.files import parse_json
+from llm2clip.files import FileError, parse_json
 from llm2clip.folders import is_missing
 
 __all__ = ['ShardError', 'VerifiedStream']
@@ -133,7 +133,13 @@ class VerifiedStream(Stream):
             ShardError: It is damaged, and there is no remote to download it from.
         """
         for path, info in self._present(shard)[:1]:
-            if (damage := file_damage(path, info)) is not None:
+            try:
+                damage = file_damage(path, info)
+            except FileError:
+                if path.is_file():
+                    raise
+                return 0  # another process has evicted it meanwhile
+            if damage is not None:
                 self._discard(path, damage)
                 return info.bytes
         return 0
@@ -147,7 +153,7 @@ class VerifiedStream(Stream):
         if self.remote is None:
             raise ShardError(f'shard {path} is damaged: {damage}')
         log.warning(f'{path} is damaged ({damage}) and is downloaded again')
-        path.unlink()
+        path.unlink(missing_ok=True)
 
     def _path(self, basename: str) -> Path:
         return Path(self.local, self.split, basename)
