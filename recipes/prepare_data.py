@@ -14,11 +14,12 @@ def main(config: PrepareConfig) -> None:
     from llm2clip.registry import build_source
 
     out = OutputFolder(config.out, config.out_remote)
-    if is_written(out, {'source': config.source}):
-        print(f'{out} is complete')
+    about = {'source': config.source}
+    if not config.extend and is_written(out, about, config):
+        print(f'{out} is complete; extend=true adds input files that have come since')
         return
     splits, dropped = build_source(config.source)
-    written = write_splits(splits, dropped, out, config, {'source': config.source})
+    written = write_splits(splits, dropped, out, config, about, config.extend)
     if written is None:
         print('this machine is done; another one writes the index when all are')
         return

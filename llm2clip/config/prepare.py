@@ -27,6 +27,8 @@ class WriterConfig:
     leave out does not count."""
     require_any_caption: list[Text] = field(default_factory=list)
     """Leave out samples that have no caption of any of these keys, such as those of the training's `caption_mix`."""
+    leave_out: Optional[Text] = None
+    """JSON file with a list of ids of samples that are left out, such as `find_duplicates` writes."""
     image_max_side: Optional[Count] = None
     """Longest side in pixels: larger images are made smaller and saved as JPEG.  Unset: every image keeps its bytes."""
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
@@ -52,8 +54,14 @@ class PrepareConfig(WriterConfig):
     it."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
+    extend: bool = False
+    """Add input files to a dataset that is there: more files that `source.files` matches, or more entries of it.  What
+    is there stays as it is, and the shards of the new files come after it."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is no such machine."""
+        """Raise a ConfigError if there is no such machine, or the source has no files that could become more."""
+        if self.extend and 'files' not in self.source:
+            raise ConfigError(f'extend: the source {self.source.get("name")} has no `files`, expected one that has: a '
+                              'dataset grows by input files')
         if self.machine >= self.machines:
             raise ConfigError(f'machine: {self.machine}, expected one of {self.machines} machines, counted from 0')

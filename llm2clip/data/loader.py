@@ -3,6 +3,7 @@
 
 """What the datasets of both stages share: the epoch, sample seeds, the loader, and microbatches."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,32 @@ class SeededDataset(SafeDataset):
     def epoch(self) -> int:
         """The epoch that is read, or the first; no worker begins the next before all have ended this one."""
         return max(self.next_epoch - 1, 0)
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """Streaming's, and of which data it is."""
+        return {**super().state_dict(num_samples, from_beginning), 'data': self._data()}
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """As Streaming's, which would go on at the same place of another order.
+
+        Raises:
+            ConfigError: The state is of other data; states of earlier versions do not say of which they are.
+        """
+        then, now = obj.get('data', self._data()), self._data()
+        if then != now:
+            change = 'as many samples, but not the same' if then['samples'] == now['samples'] else (
+                f'{then["samples"]:,} samples in {then["shards"]:,} shards then, {now["samples"]:,} in '
+                f'{now["shards"]:,} now')
+            raise ConfigError(f'train_data: the data have changed since the checkpoint was written ({change}), '
+                              'expected those with which the run began; choose another save_folder for a run on these '
+                              'data')
+        super().load_state_dict(obj)
+
+    def _data(self) -> dict[str, Any]:
+        """Number of samples and shards, and a hash of their content, of the images' where they have sidecars."""
+        shards = [(len(shard), *vars(shard.file_pairs[0][0]).values()) for shard in self.shards]
+        return {'samples': self.num_samples, 'shards': len(shards),
+                'content': xxhash.xxh64(json.dumps(shards, sort_keys=True)).hexdigest()}
 
     def stream_of(self, at: int) -> int:
         """Index of the stream that sample `at` comes from."""

@@ -26,8 +26,8 @@ from llm2clip.folders import stays_inside
 __all__ = [
     'CAPTION', 'ContentHash', 'EMBEDDING', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'SCALE', 'TEACHER_FILE', 'caption_column',
     'caption_keys', 'check_columns', 'check_dataset', 'check_shard', 'dataset_fingerprint', 'embedding_column',
-    'embedding_dim', 'file_damage', 'parse_index', 'read_columns', 'read_index', 'read_index_text', 'read_samples',
-    'scale_column', 'scan_index', 'whole_shard',
+    'embedding_dim', 'file_damage', 'first_shards', 'parse_index', 'read_columns', 'read_index', 'read_index_text',
+    'read_samples', 'scale_column', 'scan_index', 'shard_fingerprint', 'whole_shard',
 ]
 
 SAMPLE_ID = 'sample_id'
@@ -318,6 +318,31 @@ class ContentHash:
         digest = self._digest.copy()
         digest.update(']')
         return digest.hexdigest()
+
+
+def first_shards(index: dict[str, Any], fingerprint: Any) -> Optional[int]:
+    """How many of a dataset's shards, from the first on, are the whole of another one; None if they never are.
+
+    A dataset that has grown has the shards that it had before, and others after them.
+
+    Args:
+        index: Of the dataset.
+        fingerprint: `dataset_fingerprint` of the other one.
+    """
+    return next((n for n, found in enumerate(_fingerprints(index), 1) if found == fingerprint), None)
+
+
+def shard_fingerprint(shard: dict[str, Any]) -> str:
+    """`dataset_fingerprint` of a dataset of this shard alone."""
+    return dataset_fingerprint({'shards': [shard]})
+
+
+def _fingerprints(index: dict[str, Any]) -> Iterator[str]:
+    """Those of the first shard, of the first two, and so on up to all."""
+    content = ContentHash()
+    for shard in index['shards']:
+        content.add(shard)
+        yield content.hexdigest()
 
 
 def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from llm2clip.data.schema import (
     check_columns,
     check_shard,
     dataset_fingerprint,
+    first_shards,
     read_index,
 )
 from llm2clip.data.streams.paired_stream import columns_of
@@ -89,6 +90,9 @@ def extract_sidecar(
     it is complete, and the index, which makes the sidecar readable, when all are.  A rank that is killed in the middle
     of a shard goes on after the last block of captions that was kept.  Nodes that do not share `out` need a remote.
 
+    The sidecar of a dataset that has grown since, by shards after those that it had, is extended by theirs; until it is
+    complete again, no training reads it.
+
     While the teacher embeds a block, threads read the next shard, tokenise the next block and write what is done.
 
     The vector of a caption that a sample does not have, which is empty in the dataset, is zero, and so is that of one
@@ -111,7 +115,8 @@ def extract_sidecar(
         ConfigError: `storage` is unknown, or `out` holds a dataset that is no sidecar.
         FileError: An index, or what is in `out`, is damaged.
         ShardError: A shard of the dataset is missing or damaged.
-        ValueError: The dataset has no captions, or `out` was begun for another dataset or teacher.
+        ValueError: The dataset has no captions, or `out` was begun for another teacher, or for a dataset that is not
+            the beginning of this one.
     """
     if storage not in STORAGES:
         raise ConfigError(f'storage: {storage!r} is not one of {", ".join(STORAGES)}')
@@ -120,10 +125,11 @@ def extract_sidecar(
     keys = caption_keys(columns_of(shards[0]))
     if not keys:
         raise ValueError(f'the dataset in {dataset.local} has no caption columns')
+    index = read_index(dataset.local)
     record = TeacherRecord(teacher.fingerprint, {
-        'dataset': dataset_fingerprint(read_index(dataset.local)), 'caption_keys': keys,
+        'dataset': dataset_fingerprint(index), 'caption_keys': keys,
         'vectors': {'storage': storage, 'normalized': normalize, **(about or {})}})
-    todo = _begin(out, record, len(shards))
+    todo = _begin(out, record, index)
     mine = todo[dist.get_global_rank()::dist.get_world_size()]
     done: dict[str, int] = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent'), 0)
     progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
@@ -214,8 +220,12 @@ def _piece(k: int) -> str:
     return f'shard.{k:05}.json'
 
 
-def _begin(out: OutputFolder, record: TeacherRecord, n_shards: int) -> list[int]:
-    """Claim the folder for this dataset and teacher; returns the shards that are not there yet."""
+def _begin(out: OutputFolder, record: TeacherRecord, index: dict[str, Any]) -> list[int]:
+    """Claim the folder for this dataset and teacher; returns the shards that are not there yet.
+
+    What it was claimed for may be the beginning of this dataset: the shards that are there then are those of its first
+    ones, and the others come after them.
+    """
     todo: list[list[int]] = [[]]
     if dist.get_global_rank() == 0:
         out.local.mkdir(parents=True, exist_ok=True)
@@ -224,10 +234,17 @@ def _begin(out: OutputFolder, record: TeacherRecord, n_shards: int) -> list[int]
                 raise ConfigError(f'out: {out.local} holds a dataset that is no sidecar, expected an empty folder or a '
                                   'sidecar')
             out.commit(TEACHER_FILE, record.to_text())
-        elif (differing := TeacherRecord.read(out.local).difference(record)) is not None:
-            raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it to extract '
-                             'again')
-        todo = [[k for k in range(n_shards) if not out.fetch(_piece(k))]]
+        else:
+            found = TeacherRecord.read(out.local)
+            covered = first_shards(index, found.about.get('dataset'))
+            if covered is not None:
+                found.about['dataset'] = record.about['dataset']
+            if (differing := found.difference(record)) is not None:
+                raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it to '
+                                 'extract again')
+            if covered is not None and covered < len(index['shards']):
+                out.commit(TEACHER_FILE, record.to_text())
+        todo = [[k for k in range(len(index['shards'])) if not out.fetch(_piece(k))]]
     dist.broadcast_object_list(todo)
     out.local.mkdir(parents=True, exist_ok=True)
     return todo[0]

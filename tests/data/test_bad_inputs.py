@@ -25,7 +25,7 @@ from parts import make_samples, picture, write_dataset
 from recipes_in_process import run_recipe
 from streaming import MDSWriter
 
-from llm2clip.config import ConfigError, DatasetConfig
+from llm2clip.config import ConfigError, DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
 from llm2clip.data.convert.table import Columns
 from llm2clip.data.convert.writer import is_written, write_splits
@@ -414,13 +414,16 @@ def test_a_part_that_is_there_already(
 
 def test_a_dataset_is_taken_for_complete_only_if_it_is_of_this_source(tmp_path: Path) -> None:
     out, about = OutputFolder(tmp_path / 'out'), {'source': {'name': 'x', 'files': ['a']}}
-    assert not is_written(out, about)
+    config = WriterConfig()
+    assert not is_written(out, about, config)
     write_splits({'train': one_part(make_samples(2))}, Dropped(), out, about=about)
-    assert is_written(out, about)
+    assert is_written(out, about, config)
     refused('out: .* is complete, but was written with another source',
-        lambda: is_written(out, {'source': {'name': 'y'}}))
+        lambda: is_written(out, {'source': {'name': 'y'}}, config))
+    refused('out: .* was begun with another source or other options',
+        lambda: is_written(out, about, WriterConfig(require_any_caption=['short'])))
     (tmp_path / 'out/dataset.json').write_text('{')
-    refused(r'dataset\.json: cannot be read .*, expected JSON, an object', lambda: is_written(out, about))
+    refused(r'dataset\.json: cannot be read .*, expected JSON, an object', lambda: is_written(out, about, config))
 
 
 def test_the_dataset_of_somebody_else_is_not_overwritten(tmp_path: Path, teacher_folder: Path) -> None:

@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,13 +15,15 @@ import pytest
 from launched import Launched, finish, losses, start_by_composer
 from recipes_in_process import run_recipe
 
+from llm2clip.config import ConfigError
+from llm2clip.data.schema import dataset_fingerprint, read_index
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 
 @pytest.mark.parametrize('kind', ['full', 'sharded'])
 def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
-    kind: str, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str]
+    kind: str, stage2_args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / 'run'
     args = [*stage2_args, 'save_interval=1ba', 'callbacks.logit_scale_monitor={}', f'save_folder={folder}',
@@ -51,6 +54,23 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     assert sorted(found['metrics/eval/retrieval_recall@10']) == [3, 4, 6, 7]
     assert f'complete at batch 7, {folder}/checkpoints/ep0-ba7{suffix}\n' in run(7)
     assert read_metrics(metrics) == found
+    if kind == 'full':
+        args += _on_fewer_shards(image_dataset, sidecar, tmp_path)
+        with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written .64 samples in'):
+            run(9)
+
+
+def _on_fewer_shards(images: Path, sidecar: Path, folder: Path) -> list[str]:
+    """Arguments for a run on a dataset that is the beginning of another one, which is as if it had grown."""
+    for name, whole in (('images', images), ('sidecar', sidecar)):
+        shutil.copytree(whole, folder / name)
+        index = read_index(whole)
+        (folder / name / 'index.json').write_text(json.dumps({**index, 'shards': index['shards'][:-1]}))
+    record = json.loads((sidecar / 'teacher.json').read_text())
+    record['dataset'] = dataset_fingerprint(read_index(folder / 'images'))
+    (folder / 'sidecar/teacher.json').write_text(json.dumps(record))
+    return [f'train_data.streams.s.local={folder}/images',
+            f'train_data.streams.s.embeddings.tiny.local={folder}/sidecar']
 
 
 def _alive(group: int) -> list[str]:

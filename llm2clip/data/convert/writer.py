@@ -7,6 +7,7 @@ Every part of a split becomes a folder of shards inside that of the split, ``par
 all are there, on whichever machine, one index over all of them, in the split's folder, makes the dataset readable.
 """
 
+import functools
 import itertools
 import json
 import multiprocessing
@@ -52,6 +53,8 @@ class _Job(NamedTuple):
     config: WriterConfig
     options: dict[str, Any]
     """What decides the samples: a part that was written with others is another part."""
+    extend: bool
+    """It may have been written for a source with fewer files."""
 
 
 # Set before the processes fork, so that sources need not be picklable.
@@ -64,6 +67,7 @@ def write_splits(
     out: Union[str, Path, OutputFolder],
     config: Optional[WriterConfig] = None,
     about: Optional[Mapping[str, Any]] = None,
+    extend: bool = False,
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and their card beside them.
 
@@ -77,26 +81,32 @@ def write_splits(
         out: The folder; a part that is complete is uploaded if it has a remote.
         config: How to write.
         about: Facts about the source for the card; a folder with samples of another source is refused.
+        extend: It may have parts of a source with fewer ``files``, which then come first, in the order of the index.
 
     Returns:
         Samples written, a split; None if other machines are not done.
 
     Raises:
         ConfigError: The folder has samples that were written with another configuration, or a dataset that was not
-            written here; a split has a name that no folder can have; or `require_any_caption` has a key that the
-            samples do not have.
+            written here, or one with a part that is none of the source's; a split has a name that no folder can have;
+            or `require_any_caption` has a key that the samples do not have.
         FileError: A part that is there already is damaged, or a text cannot be written.
         ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
             left out than `max_dropped` allows.
     """
     out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
-    options = {**(about or {}), 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
-               'require_any_caption': config.require_any_caption}
-    options = _as_json(options)
-    for split in splits:
+    options = _options(about or {}, config)
+    there = {}
+    for split, parts in splits.items():
         check_values(FolderName, split, 'source.split')
-        _check_own(out, split)
-    jobs = [_Job(out, f'{split}/part-{part.name}', part, config, options)
+        before = _parts_of_index(out, split)
+        there[split] = before if extend else []
+        if gone := [folder for folder in there[split] if folder not in {f'part-{part.name}' for part in parts}]:
+            raise ConfigError(f'extend: {out.local / split} has {gone[0]}, which comes from none of the input files; '
+                              'expected those that the dataset was written from, and more')
+        if extend and config.leave_out is not None:
+            _check_left_out(out, split, before, config.leave_out)
+    jobs = [_Job(out, f'{split}/part-{part.name}', part, config, options, extend)
             for split, parts in splits.items() for part in parts]
     for job in jobs:
         check_values(FolderName, f'part-{job.part.name}', 'the folder of a part')
@@ -120,27 +130,92 @@ def write_splits(
             return None
         split, folder = job.folder.rsplit('/', 1)
         records[split][folder] = record
-    return _finish(records, dropped, out, config, about or {})
+    # A dataset that grows keeps its shards where they were: sidecars rely on it.
+    records = {split: {**{folder: parts[folder] for folder in there[split]}, **parts}
+               for split, parts in records.items()}
+    return _finish(records, dropped, out, config, about or {}, options)
 
 
-def is_written(out: OutputFolder, about: Mapping[str, Any]) -> bool:
+def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig) -> bool:
     """Whether a dataset is complete.
 
     Args:
         out: Its folder.
         about: Facts about its source, as `write_splits` was given them.
+        config: As `write_splits` was given it.
 
     Raises:
-        ConfigError: It is, but was written from another source.
+        ConfigError: It is, but was written from another source or with other options.
     """
     if not out.fetch(CARD_FILE):
         return False
     card = read_json(out.local / CARD_FILE, dict)
     for name, value in _as_json(about).items():
         if name in card and card[name] != value:
+            more = ', or extend it by extend=true' if _covers(card[name], value) else ''
             raise ConfigError(f'out: {out} is complete, but was written with another {name} ({out.local / CARD_FILE} '
-                              'has it); remove it to convert again')
+                              f'has it); remove it to convert again{more}')
+    options = _options(about, config)
+    if card.get('leave_out') != options.get('leave_out'):
+        raise ConfigError(f'out: {out} is complete, but was written with another leave_out; remove it to convert again')
+    for split in card.get('samples', ()):
+        for folder in _parts_of_index(out, split)[:1]:
+            if out.fetch(name := f'{split}/{folder}/{_PART_FILE}'):
+                _check_options(out, out.local / name, read_json(out.local / name, dict), options, True)
     return True
+
+
+def _options(about: Mapping[str, Any], config: WriterConfig) -> dict[str, Any]:
+    """What decides the samples of a part, as it comes back from its file."""
+    options = {**about, 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
+               'require_any_caption': config.require_any_caption}
+    if config.leave_out is not None:  # of which earlier versions do not know
+        options['leave_out'] = xxhash.xxh64(json.dumps(sorted(_left_out(config.leave_out)))).hexdigest()
+    return _as_json(options)
+
+
+def _check_options(
+    out: OutputFolder, path: Path, record: Mapping[str, Any], options: Mapping[str, Any], extend: bool
+) -> None:
+    """Raise a ConfigError if a part was written with other options.
+
+    Where a dataset is extended, that may have been for fewer files and with another `leave_out`.
+    """
+    found = record.get('options')
+    if extend and isinstance(found, dict):
+        found, options = ({name: value for name, value in one.items() if name != 'leave_out'}
+                          for one in (found, options))
+        if _covers(found.get('source'), options.get('source')):
+            found['source'] = options['source']
+    if found != options:
+        raise ConfigError(f'out: {out} was begun with another source or other options ({path} has them); remove it '
+                          'to convert again')
+
+
+def _covers(before: Any, now: Any) -> bool:
+    """Whether a source differs from an earlier one by more entries in its ``files`` alone."""
+    if not isinstance(before, dict) or not isinstance(now, dict) or 'files' not in before or 'files' not in now:
+        return False
+    files, more = ([files] if isinstance(files, str) else files for files in (before['files'], now['files']))
+    return {**before, 'files': None} == {**now, 'files': None} and {*files} <= {*more}
+
+
+def _check_left_out(out: OutputFolder, split: str, folders: Sequence[str], path: str) -> None:
+    """Raise a ConfigError if a part that is kept has a sample that is to be left out."""
+    hashes = np.array([xxhash.xxh64_intdigest(name) for name in _left_out(path)], np.uint64)
+    for folder in folders:
+        if n := int(np.isin(_part_ids(out, split, folder), hashes).sum()):
+            raise ConfigError(f'leave_out: {path} names {n:,} of the samples in {out.local / split / folder}, which is '
+                              'kept as it is; remove that folder to convert it again')
+
+
+@functools.cache
+def _left_out(path: str) -> frozenset[str]:
+    """The ids in a file of `leave_out`."""
+    ids = read_json(path, list)
+    if not all(isinstance(name, str) for name in ids):
+        raise ConfigError(f'leave_out: {path} has entries that are no texts, expected a list of ids of samples')
+    return frozenset(ids)
 
 
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,13 +223,19 @@ def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(value, default=str))
 
 
-def _check_own(out: OutputFolder, split: str) -> None:
-    """Raise a ConfigError if a split's folder has a dataset whose shards are not in parts: its index would be lost."""
-    if out.fetch(f'{split}/{INDEX}'):
-        name = read_index(out.local / split)['shards'][0]['raw_data']['basename']
-        if not name.startswith('part-'):
-            raise ConfigError(f'out: {out.local / split} holds another dataset (with {name}), expected an empty folder '
-                              'or one that prepare_data wrote')
+def _parts_of_index(out: OutputFolder, split: str) -> list[str]:
+    """Folders of the parts that a split's index has, in order; none if there is no index.
+
+    Raises:
+        ConfigError: It is of a dataset whose shards are not in parts, and would be lost.
+    """
+    if not out.fetch(f'{split}/{INDEX}'):
+        return []
+    names = [shard['raw_data']['basename'] for shard in read_index(out.local / split)['shards']]
+    if not names[0].startswith('part-'):
+        raise ConfigError(f'out: {out.local / split} holds another dataset (with {names[0]}), expected an empty folder '
+                          'or one that prepare_data wrote')
+    return list(dict.fromkeys(name.rsplit('/', 1)[0] for name in names))
 
 
 def _read_record(job: _Job) -> Optional[dict[str, Any]]:
@@ -169,11 +250,12 @@ def _read_record(job: _Job) -> Optional[dict[str, Any]]:
         return None
     record = read_json(path, dict)
     _check_record(record, path)
-    if record.get('options') == job.options:
+    try:
+        _check_options(job.out, path, record, job.options, job.extend)
         return record
-    if record['samples']:
-        raise ConfigError(f'out: {job.out} was begun with another source or other options ({path} has them); remove it '
-                          'to convert again')
+    except ConfigError:
+        if record['samples']:
+            raise
     path.unlink()
     return None
 
@@ -251,7 +333,9 @@ def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) 
             check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
         sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
         missing = [key for key in sample.required if not sample.captions[key]]
-        if not any(sample.captions.values()):
+        if config.leave_out is not None and sample.sample_id in _left_out(config.leave_out):
+            dropped.filtered['named by leave_out'] += 1
+        elif not any(sample.captions.values()):
             dropped.add('no caption', sample.sample_id)
         elif missing:
             dropped.add(f'no caption {" and ".join(missing)}', sample.sample_id)
@@ -292,7 +376,7 @@ def _image_problem(sample: Sample, config: WriterConfig) -> Optional[str]:
 
 def _finish(
     records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
-    about: Mapping[str, Any],
+    about: Mapping[str, Any], options: Mapping[str, Any],
 ) -> dict[str, int]:
     """Check all parts together, then write the indices and last the card; `records` has, for each split, the folders
     of its parts with what was written of each."""
@@ -320,27 +404,32 @@ def _finish(
     for split, parts in records.items():
         for record in parts.values():
             captions[split].add_record(record['captions'])
-    card = {**about, 'samples': written, 'dropped': left_out.counts(), 'dropped_ids': left_out.reasons}
+    left = {'leave_out': options['leave_out']} if 'leave_out' in options else {}
+    card = {**about, **left, 'samples': written, 'dropped': left_out.counts(), 'dropped_ids': left_out.reasons}
     write_card(out, card, captions, CARD_FILE)
     return written
 
 
 def _check_unique(out: OutputFolder, split: str, samples: Mapping[str, int]) -> None:
     """Raise an error if two samples have one id; `samples` has the folders of the parts with how many are in each."""
-    ids = []
-    for folder, count in samples.items():
-        out.fetch(f'{split}/{folder}/{_IDS_FILE}')
-        path = out.local / split / folder / _IDS_FILE
-        expected = f'the ids of {count} samples; remove {path.parent} to convert that part again'
-        with reading(path, expected):
-            ids.append(np.load(path, allow_pickle=False))
-        if ids[-1].shape != (count,) or ids[-1].dtype != np.uint64:
-            raise FileError(f'{path}: holds {ids[-1].dtype} values of shape {ids[-1].shape}, expected {expected}')
+    ids = [_part_ids(out, split, folder, count) for folder, count in samples.items()]
     values, counts = np.unique(np.concatenate(ids), return_counts=True)
     if (twice := values[counts > 1]).size:
         where = [folder for folder, part_ids in zip(samples, ids) if np.isin(twice[0], part_ids)]
         raise ValueError(f'{twice.size} sample ids of split {split!r} occur in more than one input file, one of '
                          f'them in {" and ".join(where)}')
+
+
+def _part_ids(out: OutputFolder, split: str, folder: str, count: Optional[int] = None) -> np.ndarray:
+    """Hashes of the ids of a part's samples, of which there are so many if that is known."""
+    out.fetch(f'{split}/{folder}/{_IDS_FILE}')
+    path = out.local / split / folder / _IDS_FILE
+    expected = f'the ids of {count} samples; remove {path.parent} to convert that part again'
+    with reading(path, expected):
+        ids = np.load(path, allow_pickle=False)
+    if ids.shape != (len(ids) if count is None else count,) or ids.dtype != np.uint64:
+        raise FileError(f'{path}: holds {ids.dtype} values of shape {ids.shape}, expected {expected}')
+    return ids
 
 
 def _check_same_columns(split: str, parts: Mapping[str, dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from streaming.base.format.mds.encodings import mds_decode
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
-from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns
+from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, first_shards, read_index
 from llm2clip.data.streams.shard_table import LazyShards, ShardTable
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
@@ -201,6 +201,10 @@ class PairedStream(VerifiedStream):
             where = f'sidecar {sidecar.local}'
             shards = sidecar.get_shards(world, allow_unsafe_types)
             check_columns(columns_of(shards[0]), self._embedding_columns, where)
+            if len(shards) < len(images) and self._has_grown(sidecar):
+                raise ValueError(f'{where} has vectors for {len(shards)} of the {len(images)} shards of {self.local}, '
+                                 'which has grown since they were extracted; extract_embeddings, called again with the '
+                                 'same `out`, adds those of the others')
             self._check_sizes(images.samples, shards.samples, where)
             self._check_dataset(sidecar, where)
             sidecars.append(shards)
@@ -218,6 +222,10 @@ class PairedStream(VerifiedStream):
         if found != expected:
             raise ValueError(f'{where} belongs to another dataset than {self.local}: it was made for content '
                              f'{found}, the dataset has {expected}')
+
+    def _has_grown(self, sidecar: VerifiedStream) -> bool:
+        """Whether the dataset of a sidecar is the beginning of this one, or the sidecar is about to be extended."""
+        return first_shards(read_index(Path(self.local, self.split)), recorded_dataset(sidecar)) is not None
 
     def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:
         """The sidecars with their readers of one shard."""
