@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 from llm2clip.config import (
     DatasetConfig,
+    DuplicatesConfig,
     EvaluateConfig,
     ExportConfig,
     ExportTeacherConfig,
@@ -42,7 +43,8 @@ _RECIPES = {
     PrepareConfig: 'prepare_data', Stage1Config: 'train_stage1', ExtractConfig: 'extract_embeddings',
     InheritanceConfig: 'train_inheritance', Stage2Config: 'train_stage2', EvaluateConfig: 'evaluate',
     ExportConfig: 'export_hf', ExportVisionConfig: 'export_vision', ExportTeacherConfig: 'export_sentence_transformers',
-    ImportConfig: 'import_official', ReportConfig: 'report', SearchConfig: 'search'}
+    ImportConfig: 'import_official', ReportConfig: 'report', SearchConfig: 'search',
+    DuplicatesConfig: 'find_duplicates'}
 
 
 def step_folder(config: Any) -> Optional[str]:
@@ -50,7 +52,7 @@ def step_folder(config: Any) -> Optional[str]:
     if isinstance(config, TrainConfig):
         return config.save_folder
     if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, ExportConfig, ExportTeacherConfig,
-                           ImportConfig)):
+                           ImportConfig, DuplicatesConfig)):
         return config.out
     return None
 
@@ -106,7 +108,7 @@ def goes_on(config: Any) -> str:
         return 'there is no checkpoint yet, the same command begins from the beginning' if batch is None else \
             f'the same command goes on from batch {batch}'
     indexing = isinstance(config, SearchConfig) and config.images is not None
-    if indexing or isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig)):
+    if indexing or isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, DuplicatesConfig)):
         return 'the same command goes on with what is missing'
     return ''
 

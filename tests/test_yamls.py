@@ -18,6 +18,8 @@ from parts import write_dataset
 from recipes_in_process import run_recipe
 
 from llm2clip.config import (
+    BenchmarksConfig,
+    DuplicatesConfig,
     EvaluateConfig,
     ExportConfig,
     ExportTeacherConfig,
@@ -46,7 +48,8 @@ ROOT = Path(__file__).parents[1]
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,
            'train_stage2': Stage2Config, 'evaluate': EvaluateConfig, 'export_hf': ExportConfig,
            'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig,
-           'import_official': ImportConfig, 'train_inheritance': InheritanceConfig}
+           'import_official': ImportConfig, 'train_inheritance': InheritanceConfig,
+           'find_duplicates': DuplicatesConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - set(LAUNCHERS))
 VISION, DATA, CAPTIONS, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
@@ -100,7 +103,7 @@ def _check(config: Any) -> None:
         _check_zeroshot(config.eval_zeroshot)
     if isinstance(config, PrepareConfig):
         check(SOURCES, config.source.pop('name'), config.source, 'source')
-    if isinstance(config, EvaluateConfig):
+    if isinstance(config, BenchmarksConfig):
         for benchmark in config.retrieval.values():
             check(RETRIEVAL_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
         _check_zeroshot(config.zeroshot)
@@ -139,6 +142,9 @@ def _folders(config: Any) -> tuple[set[str], set[str]]:
                         if sidecar.remote is None and (name in teachers or not teachers)}
             return {config.save_folder}, _datasets(config) | sidecars | {
                 *filter(None, [config.teacher, config.initial_weights, config.initial_adapter])}
+        case DuplicatesConfig():
+            sources = {benchmark.source.get('local') for benchmark in config.retrieval.values()}
+            return {config.out}, {*filter(None, sources), *(dataset.local for dataset in config.datasets.values())}
         case EvaluateConfig():
             sources = {benchmark.source.get('local') for benchmark in config.retrieval.values()}
             models = {folder for model in config.models.values() for folder in (model.run, model.export, model.teacher)}

@@ -20,9 +20,11 @@ from llm2clip.config.data import (
     StreamConfig,
 )
 from llm2clip.config.evaluate import (
+    BenchmarksConfig,
     CompositionConfig,
     CRAConfig,
     CurveConfig,
+    DuplicatesConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
     LinearProbeConfig,
@@ -61,13 +63,13 @@ from llm2clip.config.training import (
 )
 
 __all__ = [
-    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ClipTextConfig',
-    'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig',
-    'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig',
-    'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig',
-    'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig',
-    'NamedTeacherConfig', 'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig',
-    'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig',
-    'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainedTextConfig', 'TrainerConfig', 'VisionConfig',
-    'WriterConfig', 'ZeroshotConfig',
+    'AdapterConfig', 'BenchmarksConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig',
+    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig', 'DuplicatesConfig',
+    'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig',
+    'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
+    'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',
+    'MNTPConfig', 'ModelConfig', 'NamedTeacherConfig', 'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig',
+    'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config',
+    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainedTextConfig', 'TrainerConfig',
+    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`evaluate` and `report`."""
+"""`evaluate`, `report` and `find_duplicates`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Optional
@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Optional
 from omegaconf import MISSING
 from pydantic import Field
 
+from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import TextEncoderConfig, VisionConfig
 from llm2clip.config.ranges import (
     AccuracyMetric,
@@ -16,6 +17,7 @@ from llm2clip.config.ranges import (
     ConfigError,
     Count,
     DeviceName,
+    FolderName,
     Natural,
     PaperAblation,
     Positive,
@@ -29,8 +31,9 @@ from llm2clip.config.ranges import (
 from llm2clip.config.teacher import TeacherConfig
 
 __all__ = [
-    'CRAConfig', 'CompositionConfig', 'CurveConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig',
-    'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'ZeroshotConfig',
+    'BenchmarksConfig', 'CRAConfig', 'CompositionConfig', 'CurveConfig', 'DuplicatesConfig', 'EvaluateConfig',
+    'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig',
+    'ZeroshotConfig',
 ]
 
 
@@ -171,15 +174,9 @@ class CurveConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """Numbers of trained models, side by side."""
+class BenchmarksConfig:
+    """Evaluation sets."""
 
-    models: dict[Text, EvaluatedModelConfig] = field(default_factory=dict)
-    """Name in the tables -> model."""
-    out: Text = MISSING
-    """Folder that receives `results.json`, `results.md` and `report.html`."""
-    cache: Text = '${out}/text_embeddings'
-    """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
     retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
     """Name in the tables -> retrieval benchmark: images, and the captions that belong to them."""
     zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
@@ -188,6 +185,21 @@ class EvaluateConfig:
     """Name in the tables -> linear classifier on the frozen tower's features."""
     composition: dict[Text, CompositionConfig] = field(default_factory=dict)
     """Name in the tables -> choice between texts that are much alike."""
+
+
+@dataclass
+class EvaluateConfig(BenchmarksConfig):
+    """Numbers of trained models, side by side."""
+
+    models: dict[Text, EvaluatedModelConfig] = field(default_factory=dict)
+    """Name in the tables -> model."""
+    out: Text = MISSING
+    """Folder that receives `results.json`, `results.md` and `report.html`."""
+    cache: Text = '${out}/text_embeddings'
+    """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
+    duplicates: Optional[Text] = None
+    """The `duplicates.json` that `find_duplicates` wrote: beside the numbers stands how many images of each set have a
+    near-copy in the training data."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
     curve: Optional[CurveConfig] = None
@@ -241,6 +253,36 @@ class EvaluateConfig:
                 raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(sorted(kinds))}, expected one kind')
             if len({*benchmarks}) < len(benchmarks):
                 raise ConfigError(f'averages.{name}: names a benchmark twice')
+
+
+@dataclass
+class DuplicatesConfig(BenchmarksConfig):
+    """Images of training data that are near-copies of each other, or of an evaluation set's images."""
+
+    datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
+    """Name -> MDS dataset of images for training."""
+    out: Text = MISSING
+    """Folder that receives `duplicates.json`, `report.html` and `leave_out/<dataset>.json`; below it, hashes and
+    features are kept for the next time."""
+    max_distance: Annotated[int, Field(ge=0, le=80)] = 56
+    """Most bits of 256 in which the hashes of two near-copies differ: the lower, the fewer others are taken for copies;
+    the report shows the pairs that are the most doubtful."""
+    parts: bool = True
+    """Compare parts of images, too, by which crops are found; without them, comparing takes a fiftieth of the time,
+    which counts from millions of images on."""
+    model: Optional[EvaluatedModelConfig] = None
+    """A model whose image features are compared as well.  Every image is compared with every other."""
+    min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Least cosine between the features of two near-copies, which depends on the model."""
+    shown: Natural = 24
+    """Pairs that the report shows of the training data, and of each evaluation set."""
+    batch_size: Count = 64
+    """Images per forward pass of `model`."""
+    num_workers: Natural = 2
+    """Processes, each of which hashes a shard of its own, threads that compare hashes, and processes that read and
+    decode images for `model`."""
+    device: Optional[DeviceName] = None
+    """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
 
 @dataclass

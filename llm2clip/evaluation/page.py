@@ -40,7 +40,8 @@ td small { display: block; color: #777; white-space: nowrap } tr.paper td { colo
 img { border: 3px solid #eee; border-radius: 6px; object-fit: contain; flex: none } img.right { border-color: #2a2 }
 .chip { border: 2px solid #eee; border-radius: 6px; padding: .1rem .5rem } .chip.right { border-color: #2a2 }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 1rem }
-.tiles figure { margin: 0; min-width: 0 }
+.tiles figure { margin: 0; min-width: 0 } .pair { grid-template-columns: 1fr 1fr; width: 30rem; margin-bottom: 1rem }
+.row .pair { display: grid } .row .pair img { width: 100%; height: auto }
 .tiles figcaption { font-size: 13px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .tiles img { width: 100%; aspect-ratio: 1; box-sizing: border-box }
 svg { max-width: 100%; height: auto } details pre { background: #f6f6f6; padding: 1rem; overflow: auto }
