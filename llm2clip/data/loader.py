@@ -3,7 +3,6 @@
 
 """What the datasets of both stages share: the epoch, sample seeds, the loader, and microbatches."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -78,9 +77,9 @@ class SeededDataset(SafeDataset):
 
     def _data(self) -> dict[str, Any]:
         """Number of samples and shards, and a hash of their content, of the images' where they have sidecars."""
-        shards = [(len(shard), *vars(shard.file_pairs[0][0]).values()) for shard in self.shards]
-        return {'samples': self.num_samples, 'shards': len(shards),
-                'content': xxhash.xxh64(json.dumps(shards, sort_keys=True)).hexdigest()}
+        contents = [stream.content.hexdigest() for stream in self.streams if isinstance(stream, VerifiedStream)]
+        return {'samples': self.num_samples, 'shards': self.num_shards,
+                'content': xxhash.xxh64(' '.join(contents)).hexdigest()}
 
     def stream_of(self, at: int) -> int:
         """Index of the stream that sample `at` comes from."""
