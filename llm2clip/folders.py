@@ -64,7 +64,9 @@ def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] 
 
 
 @contextmanager
-def locked(path: Union[str, Path], folder: Union[str, Path], part: int = 0) -> Iterator[TextIO]:
+def locked(
+    path: Union[str, Path], folder: Union[str, Path], part: int = 0, wait: bool = False
+) -> Iterator[TextIO]:
     """An open file that this process alone holds until the block ends.
 
     The system releases it when the process ends in whatever way, and a forked process does not hold it.
@@ -74,15 +76,16 @@ def locked(path: Union[str, Path], folder: Union[str, Path], part: int = 0) -> I
             lose the lock.
         folder: What the lock protects, for the message.
         part: Which of several locks in the file.
+        wait: Wait while another process holds it.
 
     Raises:
-        ConfigError: Another process holds it.
+        ConfigError: Another process holds it, and `wait` is not asked for.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a+') as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
             free = os.fstat(file.fileno()).st_nlink > 0  # or its holder removed it just now
         except (BlockingIOError, PermissionError):
             free = False

@@ -24,7 +24,7 @@ class WriterConfig:
     """Compression of shards, as Streaming names it (`zstd`, `zstd:7`, …).  Images are compressed already."""
     max_dropped: Share = 0.02
     """Largest share of the input, from 0 to 1, that may be unusable before the conversion fails.  What these settings
-    leave out does not count."""
+    and the source's filters leave out does not count."""
     require_any_caption: list[Text] = field(default_factory=list)
     """Leave out samples that have no caption of any of these keys, such as those of the training's `caption_mix`."""
     leave_out: Optional[Text] = None

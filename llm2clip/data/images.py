@@ -17,7 +17,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from llm2clip.data.image_processing_llm2clip import upright_rgb
 
-__all__ = ['MAX_PIXELS', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'unsupported_format']
+__all__ = [
+    'MAX_PIXELS', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'image_size', 'unsupported_format',
+]
 
 # Larger images are refused before they are decoded: a few kilobytes can unfold into gigabytes.
 MAX_PIXELS = 100_000_000
@@ -55,6 +57,14 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
         upright = upright_rgb(image)
         _check_whole(data, scan, _corners(upright))
         return upright
+
+
+def image_size(data: bytes, sample_id: str) -> tuple[int, int]:
+    """Width and height in pixels of an image that is turned upright, which is not decoded; arguments and errors as for
+    `decode_image`, as far as the image's header shows them."""
+    with _open(data, sample_id) as image:
+        lies = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if lies else image.size
 
 
 def crop_image(data: bytes, sample_id: str, box: tuple[float, float, float, float]) -> Image.Image:

@@ -198,7 +198,7 @@ def test_samples_that_a_training_cannot_use_are_filtered(tmp_path: Path) -> None
     samples = [Sample(f'{i}', {'en': 'x', 'de': 'y' if i % 2 else '', 'fr': 'z' if i % 3 else ''}) for i in range(12)]
     assert write_dataset(samples, tmp_path / 'out', require_any_caption=['de', 'fr']) == {'train': 10}
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped'] == {'no caption de or fr': 2} and card['dropped_ids'] == {}
+    assert card['filtered'] == {'no caption de or fr': 2} and card['dropped'] == card['dropped_ids'] == {}
     with pytest.raises(ConfigError, match='require_any_caption: there is no caption .it.; the samples have en, de, fr'):
         write_dataset(samples, tmp_path / 'other', require_any_caption=['it'])
 

@@ -60,7 +60,7 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
     (tmp_path / 'wiki.txt').write_text(f' = Heading = \n{lines}\n')
     splits, dropped = plain_text([str(tmp_path / 'wiki.txt')])
     assert write_splits(splits, dropped, tmp_path / 'wiki') == {'train': 40}
-    assert json.loads((tmp_path / 'wiki/dataset.json').read_text())['dropped'] == {'short line': 1}
+    assert json.loads((tmp_path / 'wiki/dataset.json').read_text())['filtered'] == {'short line': 1}
     streams = {'captions': CaptionStreamConfig(str(image_dataset)),
                'wiki': CaptionStreamConfig(str(tmp_path / 'wiki' / 'train'), texts={'text': 1.0})}
     captions = {text for sample in make_samples(64) for text in sample.captions.values()}

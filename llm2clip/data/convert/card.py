@@ -26,6 +26,7 @@ __all__ = ['CaptionCounts', 'write_card']
 # Captions of this many words or more count together.
 _LENGTHS = 257
 _ROWS, _COLUMNS, _SHARDS = 4, 6, 8
+_ROW_COUNTS = ('without_key', 'repeated', 'with_image', 'without_image')
 
 
 @dataclass
@@ -69,30 +70,33 @@ def write_card(out: OutputFolder, card: Mapping[str, Any], captions: Mapping[str
 
     Args:
         out: Folder of the splits.
-        card: What the JSON holds, less the counts of captions.
+        card: What the JSON holds, less the counts of captions: `samples`, `dropped` and `filtered` are drawn, and so is
+            `tables` if it is there.
         captions: Split -> what they are like.
         name: Of the JSON file.
     """
     counts = {'captions': {split: found.summary() for split, found in captions.items()},
               'captions_per_sample': {split: dict(sorted(found.per_sample.items()))
                                       for split, found in captions.items()}}
-    _picture(out, captions)
+    _picture(out, captions, card)
     out.publish('dataset.png')
     out.commit(name, json.dumps({**card, **counts}, indent=2, ensure_ascii=False) + '\n')
 
 
-def _picture(out: OutputFolder, captions: Mapping[str, CaptionCounts]) -> None:
+def _picture(out: OutputFolder, captions: Mapping[str, CaptionCounts], card: Mapping[str, Any]) -> None:
     split, counts = next(iter(captions.items()))
     images = [sample for sample in _spread(out, split, _ROWS * _COLUMNS) if IMAGE in sample]
+    went = _where_samples_went(card)
     # Room for one line per key.
-    top = max(2.6, 0.17 * len(counts.words) + 0.8)
-    figure = plt.figure(figsize=(14, top + 2.6 * _ROWS if images else top), layout='constrained')
+    top = max(2.6, 0.17 * max(len(counts.words), len(went)) + 0.8)
+    figure = plt.figure(figsize=(16, top + 2.6 * _ROWS if images else top), layout='constrained')
     grid = figure.add_gridspec(_ROWS + 1 if images else 1, _COLUMNS,
                                height_ratios=[top, *[2.6] * _ROWS] if images else None)
     figure.suptitle(f'{out.local.name}, {split}: {counts.per_sample.total():,} samples')
-    _draw_lengths(figure.add_subplot(grid[0, :3]), counts)
-    _draw_presence(figure.add_subplot(grid[0, 3:5]), counts)
-    _draw_per_sample(figure.add_subplot(grid[0, 5]), counts)
+    _draw_lengths(figure.add_subplot(grid[0, :2]), counts)
+    _draw_presence(figure.add_subplot(grid[0, 2]), counts)
+    _draw_per_sample(figure.add_subplot(grid[0, 3]), counts)
+    _draw_counts(figure.add_subplot(grid[0, 4:]), went)
     for i, sample in enumerate(images):
         axis = figure.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS])
         axis.imshow(decode_image(sample[IMAGE], sample[SAMPLE_ID]))
@@ -127,6 +131,22 @@ def _draw_per_sample(axis: Axes, counts: CaptionCounts) -> None:
     axis.bar(numbers, [counts.per_sample[n] for n in numbers])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel='captions per sample', ylabel='samples')
+
+
+def _where_samples_went(card: Mapping[str, Any]) -> dict[str, int]:
+    """What became of the samples that were read, and of the rows of tables elsewhere -> how many."""
+    written = {f'written: {split}': n for split, n in card['samples'].items()}
+    rows = {f'rows {name.replace("_", " ")}': n for name, n in card.get('tables', {}).items() if name in _ROW_COUNTS}
+    return {**written, **card['dropped'], **card['filtered'], **rows}
+
+
+def _draw_counts(axis: Axes, counts: Mapping[str, int]) -> None:
+    bars = axis.barh([f'{name[:40]}' for name in counts], list(counts.values()))
+    axis.bar_label(bars, [f'{n:,}' for n in counts.values()], fontsize=7, padding=2)
+    axis.invert_yaxis()
+    axis.margins(x=0.2)
+    axis.tick_params('y', labelsize=7)
+    axis.set(xlabel='what became of the samples that were read')
 
 
 def _spread(out: OutputFolder, split: str, n: int) -> list[dict[str, Any]]:

@@ -3,47 +3,127 @@
 
 """Webdataset tars, as img2dataset writes CC3M, CC12M, YFCC15M and Recap-DataComp-1B."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Union
+from typing import Any, Optional, Union
+
+import xxhash
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import FolderName, Text
+from llm2clip.config.ranges import Count, FolderName, Seed, Text
 from llm2clip.data.caption_files import field, optional_text
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, matching_files, sample_name
+from llm2clip.data.convert.caption_index import CaptionIndex, build_index
+from llm2clip.data.convert.samples import (
+    Dropped,
+    Part,
+    Sample,
+    Splits,
+    listed_captions,
+    matching_files,
+    sample_name,
+)
+from llm2clip.data.convert.selection import Filters, SampleShare, Selection
 from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.files import FileError, parse_json, read_json, reading
 
 __all__ = ['webdataset']
 
+_HASHES = {'__sha256__': lambda image: hashlib.sha256(image).hexdigest(), '__xxh64__': xxhash.xxh64_hexdigest}
+
+
+@dataclass(frozen=True)
+class _Join:
+    """Captions elsewhere, and the field of a sample by which they are found."""
+
+    index: CaptionIndex
+    image_key: str
+
+    def find(self, fields: Mapping[str, Any], image: bytes, where: str) -> Optional[int]:
+        """The number of an image's row."""
+        hashed = _HASHES.get(self.image_key)
+        key = field(fields, self.image_key, where) if hashed is None else hashed(image)
+        return None if key is None else self.index.find(sample_name(key, f'{where}: {self.image_key!r}'))
+
 
 def webdataset(
     files: Union[str, Sequence[str]], captions: dict[Text, Text], id_field: Text = '__key__',
-    split: FolderName = 'train',
+    split: FolderName = 'train', lists: Optional[dict[Text, Count]] = None,
+    tables: Union[None, Text, Sequence[Text]] = None, table_key: Optional[Text] = None,
+    image_key: Optional[Text] = None, index: Optional[Text] = None, filters: Optional[Filters] = None,
+    sample: SampleShare = 1.0, sample_seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """One split of images with captions, one part per tar file.
 
+    The captions are in the tars, or in tables elsewhere, of which each image gets the row with its key.  A sample then
+    has the columns of its row beside the fields of its JSON, and in place of those of the same name.  An image without
+    a row has none of those captions.
+
     Args:
         files: Paths or patterns (``cc3m/*.tar``).
-        captions: Caption key -> field of the sample's JSON (``shortSV_captions``), or ``txt`` for its text file.
+        captions: Caption key -> field of the sample's JSON (``shortSV_captions``), ``txt`` for its text file, or column
+            of the tables.
         id_field: Field of the JSON that is the sample's id; the name inside the tar by default.
         split: Name of the split.
+        lists: Caption key whose field holds a list of texts -> how many they are at most.  ``{dense: 3}`` makes the
+            keys ``dense_0``, ``dense_1`` and ``dense_2``; those that a sample lacks are empty.
+        tables: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files, with captions.
+            Where several rows have one key, the first counts, in the order of the tables.
+        table_key: Column of the tables with the key, such as the image's URL.  Keys are compared as they are.
+        image_key: Field of the JSON with the same key (``url``), ``__key__`` for the sample's name in the tar, or
+            ``__sha256__`` or ``__xxh64__`` for a hash, in small hexadecimal digits, of the image's bytes in the tar.
+            (The ``sha256`` in the JSON of img2dataset is that of the bytes before it made the image smaller.)
+        index: Folder for an index of the tables, as large as their captions, which is built once.  Machines may share
+            it; nothing needs it when the dataset is complete.
+        filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
+            JSON, a column of the tables, or ``__width__``, ``__height__`` or ``__aspect__``.
 
     Raises:
-        ConfigError: No tar matches.
+        ConfigError: No tar or table matches, an argument of the tables is missing, or they lack a column.
         FileError: A tar is damaged or cut off, holds links or paths that lead out of it, or a sample lacks a field; the
-            message names tar and sample.
+            message names tar and sample.  Or a table cannot be read.
     """
     paths = matching_files(files)
+    keys = _keys(captions, lists or {})
+    selection = Selection(filters, sample, sample_seed)
+    dropped, join = Dropped(), None
+    given = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
+    if missing := [name for name, value in given.items() if value is None]:
+        if len(missing) < len(given):
+            raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(given)} are')
+    else:
+        assert tables and table_key and image_key and index
+        join = _Join(build_index(index, tables, table_key, list(captions.values()), selection.columns), image_key)
+        dropped.tables = Counter(join.index.counts)
+    parts = [Part(Path(path).stem, partial(_samples, path, dict(captions), keys, id_field, join, selection))
+             for path in paths]
+    return {split: parts}, dropped
+
+
+def _keys(captions: Mapping[str, str], lists: Mapping[str, int]) -> dict[str, list[str]]:
+    """Caption key of the configuration -> those that it becomes."""
     if not captions:
         raise ConfigError('source.captions: expected caption keys with the fields that hold them')
-    parts = [Part(Path(path).stem, partial(_samples, path, dict(captions), id_field)) for path in paths]
-    return {split: parts}, Dropped()
+    for name in lists:
+        if name not in captions:
+            raise ConfigError(f'source.lists.{name}: there is no such key in source.captions; it has '
+                              f'{", ".join(captions)}')
+    keys = {key: [f'{key}_{i}' for i in range(lists[key])] if key in lists else [key] for key in captions}
+    every = [name for names in keys.values() for name in names]
+    if twice := [name for name in every if every.count(name) > 1]:
+        raise ConfigError(f'source.lists: two captions get the key {twice[0]!r}, expected different keys')
+    return keys
 
 
-def _samples(path: str, captions: dict[str, str], id_field: str, dropped: Dropped) -> Iterator[Sample]:
-    count = 0
+def _samples(
+    path: str, captions: dict[str, str], keys: dict[str, list[str]], id_field: str, join: Optional[_Join],
+    selection: Selection, dropped: Dropped,
+) -> Iterator[Sample]:
+    count, rows = 0, list[int]()
+    dropped.joined = None if join is None else rows
     for record in tar_samples(path):
         count += 1
         where = f'{path}: sample {record["__key__"]!r}'
@@ -52,12 +132,26 @@ def _samples(path: str, captions: dict[str, str], id_field: str, dropped: Droppe
         fields = {'__key__': record['__key__'], 'txt': text, **parse_json(record.get('json', '{}'), where, dict)}
         sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
         image = next((record[name] for name in IMAGES if name in record), None)
+        row = join.find(fields, image, where) if join is not None and image is not None else None
+        if image is not None:
+            rows.append(-1 if row is None else row)
+        if selection.samples_out(sample_id, dropped):
+            continue
         if image is None:
             dropped.add('no image', sample_id)
             continue
-        texts = {key: optional_text(field(fields, name, where), f'{where}: {name!r}')
-                 for key, name in captions.items()}
-        yield Sample(sample_id, texts, image)
+        if join is not None:
+            fields |= dict.fromkeys(join.index.columns) if row is None else join.index.row(row)
+        texts: dict[str, str] = {}
+        for key, name in captions.items():
+            value, what = field(fields, name, where), f'{where}: {name!r}'
+            texts |= listed_captions(value, keys[key], what) if keys[key] != [key] else \
+                {key: optional_text(value, what)}
+        if join is not None and row is None and not any(texts.values()):
+            dropped.add('no row in the tables', sample_id)
+        elif not selection.filters_out(fields, where, dropped) and \
+                not selection.filters_image_out(image, sample_id, dropped):
+            yield Sample(sample_id, texts, image)
     stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
     if stats.is_file() and (expected := field(read_json(stats, dict), 'successes', str(stats))) != count:
         raise FileError(f'{path}: has {count} samples, expected {expected!r}, as {stats.name} says')

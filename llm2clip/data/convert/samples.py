@@ -17,13 +17,13 @@ import xxhash
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import HeldOut
-from llm2clip.data.caption_files import check_text
+from llm2clip.data.caption_files import check_text, optional_text
 from llm2clip.files import FileError, reading
 from llm2clip.folders import inside
 
 __all__ = [
     'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_folder', 'check_split', 'hold_out', 'is_held_out',
-    'matching_files', 'one_part', 'read_image', 'sample_name',
+    'listed_captions', 'matching_files', 'one_part', 'read_image', 'sample_name',
 ]
 
 
@@ -47,6 +47,10 @@ class Dropped:
     reasons: dict[str, list[str]] = field(default_factory=dict)
     filtered: Counter[str] = field(default_factory=Counter)
     """Reason -> how many samples the user's own settings leave out; `max_dropped` does not concern them."""
+    tables: Counter[str] = field(default_factory=Counter)
+    """Of tables whose captions images elsewhere get: ``rows``, and of these those ``without_key`` and ``repeated``."""
+    joined: Optional[list[int]] = None
+    """For each image of a part the number of its row in those tables, from 0, or -1 if it has none."""
 
     def add(self, reason: str, sample_id: str) -> None:
         self.reasons.setdefault(reason, []).append(sample_id)
@@ -60,7 +64,7 @@ class Dropped:
         return sum(map(len, self.reasons.values()))
 
     def counts(self) -> dict[str, int]:
-        return {**{reason: len(ids) for reason, ids in self.reasons.items()}, **self.filtered}
+        return {reason: len(ids) for reason, ids in self.reasons.items()}
 
 
 @dataclass
@@ -173,19 +177,35 @@ def sample_name(value: Any, where: str) -> str:
     return check_text(str(value), where)
 
 
-def matching_files(files: Union[str, Sequence[str]]) -> list[str]:
+def listed_captions(value: Any, keys: Sequence[str], where: str) -> dict[str, str]:
+    """Captions of a text, or of a list of texts, by their keys; those that are absent are empty.
+
+    Raises:
+        FileError: There are more than keys, or one is no text.
+    """
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if len(values) > len(keys):
+        raise FileError(f'{where} has {len(values)} texts, expected at most {len(keys)}')
+    return {**dict.fromkeys(keys, ''), **{key: optional_text(text, where) for key, text in zip(keys, values)}}
+
+
+def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') -> list[str]:
     """The files that match paths or patterns, those of each pattern in the order of their names.
+
+    Args:
+        files: The paths or patterns.
+        key: Where they stand in the configuration.
 
     Raises:
         ConfigError: A pattern matches none.
     """
     patterns = [files] if isinstance(files, str) else files
     if not patterns:
-        raise ConfigError('source.files: expected at least one file')
+        raise ConfigError(f'{key}: expected at least one file')
     found = []
     for pattern in patterns:
         paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))
         if not paths:
-            raise ConfigError(f'source.files: no file matches {Path(pattern).absolute()}')
-        found += [check_text(path, f'source.files: {path!r}') for path in paths]
+            raise ConfigError(f'{key}: no file matches {Path(pattern).absolute()}')
+        found += [check_text(path, f'{key}: {path!r}') for path in paths]
     return found

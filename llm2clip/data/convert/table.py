@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, HeldOutShare, Seed, Text
-from llm2clip.data.caption_files import optional_text, read_csv, read_header
+from llm2clip.data.caption_files import read_csv, read_header
 from llm2clip.data.convert.samples import (
     HELDOUT,
     Dropped,
@@ -29,13 +29,15 @@ from llm2clip.data.convert.samples import (
     check_folder,
     check_split,
     is_held_out,
+    listed_captions,
     matching_files,
     read_image,
     sample_name,
 )
-from llm2clip.files import FileError, reading
+from llm2clip.data.convert.selection import IMAGE_FIELDS, Filters, SampleShare, Selection
+from llm2clip.files import reading
 
-__all__ = ['Captions', 'Columns', 'huggingface', 'table']
+__all__ = ['Captions', 'Columns', 'huggingface', 'is_csv', 'is_key', 'is_list', 'read_schema', 'table']
 
 # Of a Hugging Face dataset, in one part.
 _ROWS = 10_000
@@ -58,12 +60,14 @@ class Columns:
     """Column of the samples' ids."""
     also: tuple[str, ...] = ()
     """Other folders in which images may be."""
+    selection: Selection = Selection()
+    """Which of the samples are wanted."""
 
     @classmethod
     def choose(
         cls, captions: Captions, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int],
         image: Optional[str] = None, images: Optional[str] = None, sample_id: Optional[str] = None,
-        also: tuple[str, ...] = (),
+        also: tuple[str, ...] = (), selection: Optional[Selection] = None,
     ) -> 'Columns':
         """The columns that the configuration names, checked.
 
@@ -75,7 +79,7 @@ class Columns:
             captions: Caption key -> column, or one column.
             tables: Name of each table, for messages -> its columns and their types.
             longest: Column of lists -> the number of texts in its longest list, over all tables.
-            image, images, sample_id, also: As the fields.
+            image, images, sample_id, also, selection: As the fields.
 
         Raises:
             ConfigError: A table lacks a column, a column has another type than expected, or there is no such folder.
@@ -84,9 +88,13 @@ class Columns:
             raise ConfigError('source.captions: expected a column, or caption keys with their columns')
         if images is not None:
             check_folder(images)
+        selection = selection or Selection()
+        if selection.reads_images and image is None:
+            raise ConfigError(f'source.filters: {", ".join(IMAGE_FIELDS)} need images, expected an image_column')
         named = [('', captions)] if isinstance(captions, str) else list(captions.items())
         for path, schema in tables.items():
-            for name in (*(column for _, column in named), *(name for name in (image, sample_id) if name)):
+            for name in (*(column for _, column in named), *selection.columns,
+                         *(name for name in (image, sample_id) if name)):
                 if name not in schema.names:
                     raise ConfigError(f'{path} has no column {name!r}; it has {", ".join(schema.names)}')
                 if schema.names.count(name) > 1:
@@ -95,7 +103,7 @@ class Columns:
                 _check_images(schema, image, path)
         keys: dict[str, list[str]] = {}
         for key, column in named:
-            kinds = {_is_list(schema, column, path) for path, schema in tables.items()}
+            kinds = {is_list(schema, column, path) for path, schema in tables.items()}
             if len(kinds) > 1:
                 raise ConfigError(f'column {column!r} holds texts in some tables and lists of texts in others')
             if kinds == {True}:
@@ -106,11 +114,12 @@ class Columns:
         every = [name for names in keys.values() for name in names]
         if len(set(every)) < len(every) or len(keys) < len(named):
             raise ConfigError(f'source.captions: {captions} gives two captions one key, or one column twice')
-        return cls(keys, image, images, sample_id, also)
+        return cls(keys, image, images, sample_id, also, selection)
 
     def names(self) -> list[str]:
         """All of them, each once."""
-        return list(dict.fromkeys([*self.captions, *(name for name in (self.image, self.sample_id) if name)]))
+        return list(dict.fromkeys([*self.captions, *self.selection.columns,
+                                   *(name for name in (self.image, self.sample_id) if name)]))
 
     def samples(
         self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, heldout: float = 0.0, seed: int = 0,
@@ -121,7 +130,7 @@ class Columns:
         Args:
             rows: Column -> value.
             name: Of the table; without a column of ids, a sample's is ``<name>:<row>``.
-            dropped: Receives the rows without image.
+            dropped: Receives the rows without image, and how many are not wanted.
             heldout: Share of the images that are held out: by their path, their bytes or, without images, the id.
             seed: Which ones.
             held_out: Yield those that are held out; otherwise the others.
@@ -135,6 +144,8 @@ class Columns:
                 image = image.get('bytes') or image.get('path')
             if heldout and is_held_out(image or sample_id, heldout, seed) is not held_out:
                 continue
+            if self.selection.samples_out(sample_id, dropped) or self.selection.filters_out(row, where, dropped):
+                continue
             if self.image and not image:
                 dropped.add('no image', sample_id)
                 continue
@@ -142,17 +153,14 @@ class Columns:
                 image = read_image(self.images, image, where, dropped, self.also)
                 if image is None:
                     continue
+            if image is not None and self.selection.filters_image_out(image, sample_id, dropped):
+                continue
             yield Sample(sample_id, self._texts(row, where), image)
 
     def _texts(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
-        texts = {}
+        texts: dict[str, str] = {}
         for column, keys in self.captions.items():
-            value = row[column]
-            values = value if isinstance(value, list) else [] if value is None else [value]
-            if len(values) > len(keys):
-                raise FileError(f'{where}: column {column!r} has {len(values)} texts, expected at most {len(keys)}')
-            texts.update(dict.fromkeys(keys, ''))
-            texts.update({key: optional_text(value, f'{where}: {column!r}') for key, value in zip(keys, values)})
+            texts |= listed_captions(row[column], keys, f'{where}: {column!r}')
         return texts
 
 
@@ -162,8 +170,8 @@ def _longest_list(lists: Any) -> int:
     return pyarrow.compute.call_function('max', [lengths]).as_py() or 0
 
 
-def _is_list(schema: pyarrow.Schema, column: str, path: str) -> bool:
-    """Whether a column of captions holds lists."""
+def is_list(schema: pyarrow.Schema, column: str, path: str) -> bool:
+    """Whether a column of captions holds lists; a ConfigError if it holds neither texts nor lists of texts."""
     kind = schema.field(column).type
     is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or \
         pyarrow.types.is_fixed_size_list(kind)
@@ -176,6 +184,11 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     """Whether values of a type are texts, or all null."""
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     return str(kind) in ('string', 'large_string', 'string_view', 'null')
+
+
+def is_key(kind: pyarrow.DataType) -> bool:
+    """Whether values of a type can be keys: texts, or whole numbers."""
+    return _is_text(kind) or pyarrow.types.is_integer(kind)
 
 
 def _check_images(schema: pyarrow.Schema, column: str, path: str) -> None:
@@ -195,6 +208,9 @@ def table(
     split: FolderName = 'train',
     heldout: HeldOutShare = 0.0,
     seed: Seed = 0,
+    filters: Optional[Filters] = None,
+    sample: SampleShare = 1.0,
+    sample_seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Tables, Parquet or CSV: one split or two, one part per table.
 
@@ -222,8 +238,8 @@ def table(
     def longest(column: str) -> int:
         return max((_longest_list(batch.column(0)) for path in paths for batch in _batches(path, [column])), default=0)
 
-    columns = Columns.choose(captions, {path: _schema(path) for path in paths}, longest,
-                             image_column, images, id_column)
+    columns = Columns.choose(captions, {path: read_schema(path) for path in paths}, longest,
+                             image_column, images, id_column, selection=Selection(filters, sample, sample_seed))
 
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
         return columns.samples(_rows(path, columns.names()), Path(path).name, dropped, heldout, seed, held_out)
@@ -232,13 +248,14 @@ def table(
             for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
 
 
-def _is_csv(path: str) -> bool:
+def is_csv(path: str) -> bool:
+    """Whether a table is a CSV file or one whose name ends with ``.tsv``; others are Parquet files."""
     return path.endswith(('.csv', '.tsv'))
 
 
-def _schema(path: str) -> pyarrow.Schema:
+def read_schema(path: str) -> pyarrow.Schema:
     """The table's columns and their types; those of a CSV file are texts."""
-    if _is_csv(path):
+    if is_csv(path):
         return pyarrow.schema([(name, pyarrow.string()) for name in read_header(path)])
     with reading(path, 'a Parquet file'), pyarrow.parquet.ParquetFile(path) as file:
         return file.schema_arrow
@@ -252,7 +269,7 @@ def _batches(path: str, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
 
 def _rows(path: str, columns: list[str]) -> Iterator[Mapping[str, Any]]:
     """The rows of a table; of a Parquet file, with these columns alone."""
-    if _is_csv(path):
+    if is_csv(path):
         yield from (row for _, row in read_csv(path))
         return
     for batch in _batches(path, columns):
@@ -271,6 +288,9 @@ def huggingface(
     images: Optional[str] = None,
     heldout: HeldOutShare = 0.0,
     seed: Seed = 0,
+    filters: Optional[Filters] = None,
+    sample: SampleShare = 1.0,
+    sample_seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """One split of a dataset: a saved one, a local folder of files, or one of the hub.  It is read in parts of 10,000
     rows.  No code that comes with a dataset is run.
@@ -278,7 +298,7 @@ def huggingface(
     Args:
         path: Folder that `save_to_disk` wrote; folder of images with a ``metadata.csv``, of Parquet files or of
             others that the library reads; or the name of a dataset on the hub, ``owner/dataset``.
-        captions, image_column, heldout, seed: As for `table`.
+        captions, image_column, heldout, seed, filters, sample, sample_seed: As for `table`.
         images: Folder that paths are relative to, and that they cannot leave.  Without one, `path` for a folder of
             files and the library's cache for a dataset of the hub; the paths of a saved dataset may lead anywhere.
         config: Which of the dataset's configurations, where it has several.
@@ -296,7 +316,7 @@ def huggingface(
         captions, {path: rows.features.arrow_schema},
         lambda column: max((_longest_list(batch.column(0)) for batch in
                             rows.select_columns([column]).with_format('arrow').iter(_ROWS)), default=0),
-        image_column, images, id_column, also)
+        image_column, images, id_column, also, Selection(filters, sample, sample_seed))
     rows = rows.select_columns(columns.names())
 
     def read(start: int, held_out: bool, dropped: Dropped) -> Iterator[Sample]:

@@ -40,6 +40,7 @@ __all__ = ['CARD_FILE', 'is_written', 'write_splits']
 CARD_FILE = 'dataset.json'
 _PART_FILE = 'part.json'
 _IDS_FILE = 'ids.npy'
+_JOINED_FILE = 'joined.npy'
 _RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'captions': dict, 'shards': list}
 
 
@@ -316,9 +317,13 @@ def _write_part(number: int) -> int:
             index = out / INDEX
             shards = read_json(index, dict)['shards']
             index.unlink()
-        np.save(out / _IDS_FILE, np.array(ids, dtype=np.uint64))
+        arrays = {_IDS_FILE: np.array(ids, dtype=np.uint64)}
+        if dropped.joined is not None:
+            arrays[_JOINED_FILE] = np.array(dropped.joined, dtype=np.int64)
+        for name, array in arrays.items():
+            np.save(out / name, array)
     job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
-    job.out.publish(f'{job.folder}/{_IDS_FILE}')
+    job.out.publish(*(f'{job.folder}/{name}' for name in arrays))
     record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
               'captions': vars(counts), 'shards': shards}
     job.out.commit(f'{job.folder}/{_PART_FILE}', json.dumps(record))
@@ -391,9 +396,10 @@ def _finish(
         raise ValueError(f'{len(left_out)} of {total} samples were left out, more than max_dropped='
                          f'{config.max_dropped} allows: {examples}')
     left_out.update(dropped)
+    filtered = dict(left_out.filtered)
     for split, parts in records.items():
         if not written[split]:
-            raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()})')
+            raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: {filtered})')
         _check_unique(out, split, {folder: record['samples'] for folder, record in parts.items()})
         _check_same_columns(split, parts)
         if out.remote is None:
@@ -405,7 +411,10 @@ def _finish(
         for record in parts.values():
             captions[split].add_record(record['captions'])
     left = {'leave_out': options['leave_out']} if 'leave_out' in options else {}
-    card = {**about, **left, 'samples': written, 'dropped': left_out.counts(), 'dropped_ids': left_out.reasons}
+    card = {**about, **left, 'read': sum(written.values()) + len(left_out) + sum(filtered.values()), 'samples': written,
+            'dropped': left_out.counts(), 'filtered': filtered,
+            **({'tables': _joined_counts(out, records, dropped.tables)} if dropped.tables else {}),
+            'dropped_ids': left_out.reasons}
     write_card(out, card, captions, CARD_FILE)
     return written
 
@@ -422,14 +431,40 @@ def _check_unique(out: OutputFolder, split: str, samples: Mapping[str, int]) -> 
 
 def _part_ids(out: OutputFolder, split: str, folder: str, count: Optional[int] = None) -> np.ndarray:
     """Hashes of the ids of a part's samples, of which there are so many if that is known."""
-    out.fetch(f'{split}/{folder}/{_IDS_FILE}')
-    path = out.local / split / folder / _IDS_FILE
-    expected = f'the ids of {count} samples; remove {path.parent} to convert that part again'
-    with reading(path, expected):
-        ids = np.load(path, allow_pickle=False)
-    if ids.shape != (len(ids) if count is None else count,) or ids.dtype != np.uint64:
-        raise FileError(f'{path}: holds {ids.dtype} values of shape {ids.shape}, expected {expected}')
+    expected = f'the ids of {"all" if count is None else count} samples'
+    ids = _part_array(out, f'{split}/{folder}', _IDS_FILE, np.uint64, expected)
+    if count not in (None, len(ids)):
+        raise FileError(f'{out.local / split / folder / _IDS_FILE}: holds {len(ids)} values, expected {expected}')
     return ids
+
+
+def _part_array(out: OutputFolder, folder: str, name: str, kind: type, expected: str) -> np.ndarray:
+    """One of the arrays that were written beside a part's shards, or a FileError."""
+    out.fetch(f'{folder}/{name}')
+    path = out.local / folder / name
+    expected = f'{expected}; remove {path.parent} to convert that part again'
+    with reading(path, expected):
+        array = np.load(path, allow_pickle=False)
+    if array.ndim != 1 or array.dtype != kind:
+        raise FileError(f'{path}: holds {array.dtype} values of shape {array.shape}, expected {expected}')
+    return array
+
+
+def _joined_counts(
+    out: OutputFolder, records: Mapping[str, Mapping[str, dict[str, Any]]], tables: Mapping[str, int]
+) -> dict[str, int]:
+    """Where the rows of the tables went whose captions the images have, and how many images have none of them."""
+    used = np.zeros(tables['rows'] - tables['without_key'] - tables['repeated'], dtype=bool)
+    without = 0
+    for split, parts in records.items():
+        for folder in parts:
+            rows = _part_array(out, f'{split}/{folder}', _JOINED_FILE, np.int64, "the numbers of its images' rows")
+            if rows.size and rows.max() >= used.size:
+                raise FileError(f'{out.local / split / folder}: was written with other tables, expected those of the '
+                                'other parts; remove it to convert that part again')
+            without += int((rows < 0).sum())
+            used[rows[rows >= 0]] = True
+    return {**tables, 'with_image': int(used.sum()), 'without_image': int((~used).sum()), 'images_without_row': without}
 
 
 def _check_same_columns(split: str, parts: Mapping[str, dict[str, Any]]) -> None:

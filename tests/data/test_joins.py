@@ -1,0 +1,286 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Captions from tables elsewhere: the same dataset as if they were in the tars, and every row and image counted."""
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Optional
+from unittest import mock
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import webdataset as wds
+import xxhash
+from parts import picture
+
+from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.data.convert import caption_index
+from llm2clip.data.convert.caption_index import CaptionIndex, build_index
+from llm2clip.data.convert.img2dataset import webdataset
+from llm2clip.data.convert.writer import write_splits
+from llm2clip.data.schema import read_samples
+from llm2clip.files import FileError
+
+CAPTIONS = {'raw': 'raw_caption', 'long': 'longSV_captions'}
+TARS, EACH = 2, 5
+
+
+def _url(i: int) -> str:
+    return f'https://example.com/{i}.jpg?a=1,"{i}"'
+
+
+def _captions(i: int) -> dict[str, str]:
+    return {'raw_caption': f'raw {i}, of "{i}"' if i != 3 else '', 'longSV_captions': f'a long\r\ncaption\nof é {i}'}
+
+
+def _write_tars(
+    folder: Path, captions: bool = False, images: Sequence[bytes] = (), **fields: Callable[[int], Any]
+) -> str:
+    """Tars in the layout of img2dataset, with the captions in their JSON or without."""
+    folder.mkdir()
+    for t in range(TARS):
+        names, records = range(t * EACH, (t + 1) * EACH), []
+        with wds.TarWriter(str(folder / f'{t:05}.tar')) as writer:
+            for i in names:
+                record = {'url': _url(i), 'key': f'{i:09}', 'status': 'success', 'width': 48, 'height': 48,
+                          **(_captions(i) if captions else {}), **{name: value(i) for name, value in fields.items()}}
+                writer.write({'__key__': f'{i:09}', 'jpg': images[i] if images else picture(i), 'json': record})
+                records.append({**record, 'status': 'success'})
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), folder / f'{t:05}.parquet')
+        (folder / f'{t:05}_stats.json').write_text(json.dumps({'count': EACH + 1, 'successes': EACH}))
+    return f'{folder}/*.tar'
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]], delimiter: str = ',') -> None:
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _shards(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob('*.mds'))}
+
+
+@pytest.fixture(scope='module')
+def tars(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _write_tars(tmp_path_factory.mktemp('tars') / 'cc')
+
+
+@pytest.fixture(scope='module')
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What is written of tars that have the captions."""
+    folder = tmp_path_factory.mktemp('expected')
+    write_splits(*webdataset(_write_tars(folder / 'cc', captions=True), CAPTIONS), folder / 'out')
+    return _shards(folder / 'out')
+
+
+def _rows(key: Callable[[int], Any]) -> list[dict[str, Any]]:
+    """Of all images and of two dead links, from the last to the first."""
+    return [{'id': key(i), 'other': i, **_captions(i)} for i in reversed(range(TARS * EACH + 2))]
+
+
+KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
+    'csv': ('url', _url), 'tsv': ('url', _url), 'parquet': ('key', '{:09}'.format), 'key': ('__key__', '{:09}'.format),
+    'numbers': ('number', lambda i: 7 * i), 'sha256': ('__sha256__', lambda i: hashlib.sha256(picture(i)).hexdigest()),
+    'xxh64': ('__xxh64__', lambda i: xxhash.xxh64_hexdigest(picture(i)))}
+
+
+@pytest.mark.parametrize('kind', list(KEYS))
+def test_the_dataset_is_the_same_as_if_the_captions_were_in_the_tars(
+    kind: str, tars: str, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    image_key, key = KEYS[kind]
+    if kind == 'numbers':
+        tars = _write_tars(tmp_path / 'tars', number=key)
+    rows = _rows(key)
+    for n, some in enumerate((rows[:5], rows[5:])):
+        if kind in ('csv', 'tsv'):
+            _write_csv(tmp_path / f'captions_{n}.{kind}', some, '\t' if kind == 'tsv' else ',')
+        else:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), tmp_path / f'captions_{n}.parquet')
+    splits, dropped = webdataset(tars, CAPTIONS, tables=f'{tmp_path}/captions_*', table_key='id', image_key=image_key,
+                                 index=f'{tmp_path}/index')
+    assert write_splits(splits, dropped, tmp_path / 'out') == {'train': TARS * EACH}
+    assert _shards(tmp_path / 'out') == expected
+    assert json.loads((tmp_path / 'out/dataset.json').read_text())['tables'] == {
+        'rows': 12, 'without_key': 0, 'repeated': 0, 'with_image': 10, 'without_image': 2, 'images_without_row': 0}
+    assert {path.name for path in (tmp_path / 'index').iterdir()} == {
+        'MANIFEST', 'index.json', 'rows.jsonl', 'hash.npy', 'hash_rest.npy', 'start.npy'}
+
+
+def test_every_image_and_every_row_is_accounted_for(tmp_path: Path) -> None:
+    """Image 1 is damaged, 2 has no row, 4 has empty captions, 5 to 7 are filtered; row 8 stands twice."""
+    images = [b'no image' if i == 1 else picture(i, 20 if i == 7 else 48) for i in range(TARS * EACH)]
+    tars = _write_tars(tmp_path / 'tars', images=images, score=lambda i: None if i == 6 else i / 10)
+    rows = [{'url': _url(i), 'language': 'de' if i == 5 else 'en', **_captions(i)} for i in range(13) if i != 2]
+    rows[3].update(dict.fromkeys(CAPTIONS.values(), ' '))
+    rows += [{**rows[7], 'raw_caption': 'a second row'}, {**rows[0], 'url': ''}, {**rows[7], 'raw_caption': 'a third'}]
+    _write_csv(tmp_path / 'captions.csv', rows)
+    splits, dropped = webdataset(
+        tars, CAPTIONS, tables=f'{tmp_path}/captions.csv', table_key='url', image_key='url', index=f'{tmp_path}/index',
+        filters={'language': {'values': ['en']}, 'score': {'max': 2}, '__width__': {'min': 30}})
+    assert write_splits(splits, dropped, tmp_path / 'out', WriterConfig(num_workers=2, max_dropped=0.5)) == {'train': 4}
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert card['dropped'] == {'undecodable image': 1, 'no row in the tables': 1, 'no caption': 1}
+    assert card['filtered'] == {'filter language': 1, 'filter score: no value': 1, 'filter __width__': 1}
+    assert card['read'] == TARS * EACH == sum(card['samples'].values()) + sum(card['dropped'].values()) + \
+        sum(card['filtered'].values())
+    # 9 of 10 images have a row, and those of 10, 11 and 12 are dead links.
+    assert card['tables'] == {'rows': 15, 'without_key': 1, 'repeated': 2, 'with_image': 9, 'without_image': 3,
+                              'images_without_row': 1}
+    found = {int(row['sample_id']): row['caption.raw'] for row in read_samples(tmp_path / 'out/train')}
+    assert found == {i: _captions(i)['raw_caption'] for i in (0, 3, 8, 9)}, 'the first row of a key counts'
+
+
+def test_captions_of_the_tars_and_of_tables_go_together(tmp_path: Path) -> None:
+    """An image without a row keeps those of its JSON; a column of the tables hides a field of the same name."""
+    tars = _write_tars(tmp_path / 'tars', alt=lambda i: f'alt {i}', longSV_captions=lambda i: 'of the JSON')
+    lists = [{'url': _url(i), 'longSV_captions': f'long {i}', 'dense': [f'{i} {k}' for k in range(i % 4)]}
+             for i in range(1, 10)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lists), tmp_path / 'c.parquet')
+    source = {'tables': f'{tmp_path}/c.parquet', 'table_key': 'url', 'image_key': 'url', 'index': f'{tmp_path}/index'}
+    captions = {'raw': 'alt', 'long': 'longSV_captions', 'dense': 'dense'}
+    write_splits(*webdataset(tars, captions, lists={'dense': 3}, **source), tmp_path / 'out')
+    rows = [[row[f'caption.{key}'] for key in ('raw', 'long', 'dense_0', 'dense_1', 'dense_2')]
+            for row in read_samples(tmp_path / 'out/train')]
+    assert rows == [['alt 0', '', '', '', '']] + [
+        [f'alt {i}', f'long {i}', *(f'{i} {k}' if k < i % 4 else '' for k in range(3))] for i in range(1, 10)]
+    splits, _ = webdataset(tars, captions, lists={'dense': 2}, **source)
+    with pytest.raises(FileError, match=r"00000\.tar: sample '000000003': 'dense' has 3 texts, expected at most 2"):
+        write_splits(splits, _, tmp_path / 'short')
+
+
+def _index(folder: Path, end: Optional[Callable[[], Any]] = None) -> None:
+    """Build an index of a table; `end` is called in the middle."""
+    with mock.patch.object(caption_index, '_write_arrays', side_effect=end or caption_index._write_arrays):
+        build_index(f'{folder}/index', f'{folder}/c.csv', 'url', ['raw_caption'])
+
+
+def test_what_is_killed_goes_on_and_several_processes_build_one_index(tars: str, tmp_path: Path) -> None:
+    rows = [{'url': _url(i), **_captions(i)} for i in range(TARS * EACH)]
+    _write_csv(tmp_path / 'c.csv', rows)
+    fork = multiprocessing.get_context('fork')
+    killed = fork.Process(target=_index, args=(tmp_path, lambda *_: os._exit(9)))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 9 and not (tmp_path / 'index').exists()
+    processes = [fork.Process(target=_index, args=(tmp_path,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0] and not (tmp_path / 'index.tmp').exists()
+    built = (tmp_path / 'index/start.npy').stat().st_mtime_ns
+
+    def source() -> Any:
+        return webdataset(tars, {'raw': 'raw_caption'}, tables=f'{tmp_path}/c.csv', table_key='url', image_key='url',
+                          index=f'{tmp_path}/index')
+
+    splits, dropped = source()
+    some = [{'raw_caption': 'x'}] * (EACH - 1)
+    with mock.patch.object(CaptionIndex, 'row', side_effect=[*some, KeyboardInterrupt]), \
+            pytest.raises(KeyboardInterrupt):
+        write_splits(splits, dropped, tmp_path / 'other')
+    write_splits(*source(), tmp_path / 'other', WriterConfig(machine=1, machines=2, max_dropped=1))
+    assert write_splits(*source(), tmp_path / 'other', WriterConfig(max_dropped=1)) == {'train': TARS * EACH - 1}
+    assert (tmp_path / 'index/start.npy').stat().st_mtime_ns == built
+    card = json.loads((tmp_path / 'other/dataset.json').read_text())
+    assert card['dropped_ids'] == {'no caption': ['000000003']} and card['tables']['with_image'] == 10
+
+
+def test_an_index_is_the_same_wherever_it_is_built(tmp_path: Path) -> None:
+    """More rows than DuckDB reads at once, in any number of threads."""
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 60_000, 80_000)
+    pyarrow.parquet.write_table(
+        pyarrow.table({'key': numbers, 'text': [f'{k} of row {i}' for i, k in enumerate(numbers)]}),
+        tmp_path / 'c.parquet')
+    files = []
+    for threads in (1, 8):
+        with mock.patch.object(caption_index, '_THREADS', threads):
+            index = build_index(f'{tmp_path}/{threads}', f'{tmp_path}/c.parquet', 'key', ['text'])
+        files.append({path.name: path.read_bytes() for path in (tmp_path / str(threads)).iterdir()})
+    assert files[0] == files[1]
+    first = {int(k): i for i, k in reversed(list(enumerate(numbers)))}
+    assert index.counts == {'rows': 80_000, 'without_key': 0, 'repeated': 80_000 - len(first)}
+    for k in range(0, 60_000, 977):
+        row = index.find(str(k))
+        assert (None if row is None else index.row(row)) == (
+            {'text': f'{k} of row {first[k]}'} if k in first else None)
+
+
+HEADER = 'url,raw_caption,longSV_captions\n'
+DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
+    ('a.csv', b'link,raw_caption,longSV_captions\n', {}, r"a\.csv has no column 'url'; it has link, raw_caption"),
+    ('b.csv', b'url,raw_caption\n', {}, r"b\.csv has no column 'longSV_captions'; it has url, raw_caption"),
+    ('a.csv', b'url,x\n', {}, r'source\.captions: .*a\.csv has none of the columns raw_caption, longSV_captions; it'),
+    ('a.csv', b'url,url,raw_caption,longSV_captions\n', {}, r"a\.csv:1: has two columns 'url'"),
+    ('a.csv', HEADER.encode() + b'u,x,y\nv,"x,y\n', {}, r'a\.csv: cannot be read .*Line: 3.*expected a CSV file'),
+    ('a.csv', HEADER.encode() + b'u,x\n', {}, r'a\.csv: cannot be read .*Line: 2.*Number of Columns: 3 Found: 2'),
+    ('a.csv', HEADER.encode() + b'u,x,caf\xe9\n', {}, r'a\.csv: cannot be read .*Line: 2'),
+    ('a.parquet', b'PAR1 no table', {'tables': '*.parquet'}, r'a\.parquet: cannot be read .*expected a Parquet file'),
+    ('x', b'', {'tables': 'no*.csv'}, r'source\.tables: no file matches .*no\*\.csv'),
+    ('x', b'', {'image_key': 'link'}, r"00000\.tar: sample '0+' has no 'link'; it has __key__"),
+    ('x', b'', {'captions': {'raw': 'raw_caption', 'long': 'no'}}, r"00000\.tar: sample '0+' has no 'no'; it has "),
+    *(('x', b'', {name: None}, rf'source\.{name}: required for captions in tables') for name in
+      ('tables', 'table_key', 'image_key', 'index')),
+    ('x', b'', {'lists': {'dense': 2}}, r'source\.lists\.dense: there is no such key in source\.captions; it has raw'),
+    ('x', b'', {'lists': {'raw': 2}, 'captions': {'raw': 'raw_caption', 'raw_1': 'longSV_captions'}},
+     r"source\.lists: two captions get the key 'raw_1'")]
+
+
+@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], DAMAGE, ids=[f'{i}' for i in range(len(DAMAGE))])
+def test_what_cannot_be_joined_is_named(
+    file: str, content: bytes, arguments: dict[str, Any], words: str, tars: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ('a.csv', 'b.csv'):
+        Path(name).write_text(f'{HEADER}{_url(0).replace(",", "").replace(chr(34), "")},x,y\n')
+    Path(file).write_bytes(content)
+    source = {'files': tars, 'captions': CAPTIONS, 'tables': '*.csv', 'table_key': 'url', 'image_key': 'url',
+              'index': 'index', **arguments}
+    with pytest.raises((ConfigError, FileError), match=words):
+        splits, dropped = webdataset(**source)
+        list(splits['train'][0].read(dropped))
+
+
+def test_an_index_that_does_not_fit_or_is_damaged_is_named(tmp_path: Path) -> None:
+    path, folder = tmp_path / 'c.csv', tmp_path / 'index'
+    _write_csv(path, [{'url': _url(i), **_captions(i)} for i in range(4)])
+
+    def index(captions: Sequence[str] = ('raw_caption',)) -> CaptionIndex:
+        return build_index(str(folder), str(path), 'url', captions)
+
+    found = index()
+    assert found.row(found.find(_url(3)) or 0) == {'raw_caption': None} and found.find('no') is None
+    with pytest.raises(ConfigError, match=r'source\.index: .* was built from other columns .*index\.json has them'):
+        index(['longSV_captions'])
+    for file, damage, words in (('rows.jsonl', b'', r'rows\.jsonl: byte [\d,]+: cannot be read'),
+                                ('rows.jsonl', b'[1,2]\n' * 99, r'rows\.jsonl: byte [\d,]+: .*expected'),
+                                ('start.npy', b'', r'start\.npy: cannot be read .*expected 4 whole numbers; remove'),
+                                ('hash.npy', _npy(np.zeros(3)), r'hash\.npy: holds float64 values of shape')):
+        whole = (folder / file).read_bytes()
+        (folder / file).write_bytes(damage)
+        with pytest.raises(FileError, match=words):
+            index().row(index().find(_url(1)) or 0)
+        (folder / file).write_bytes(whole)
+    path.write_text(path.read_text() + 'u,x,y\n')
+    with pytest.raises(ConfigError, match=r'source\.index: .* was built from other tables'):
+        index()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
