@@ -156,6 +156,12 @@ ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ('flickr8k', {'annotations': 't.token.txt', 'split': 'train', 'images': 'photos'},
      "the path 'out.png' leads to .*/secret.png, exp"),
     ('table', {'captions': ['t']}, 'source.captions: .*, expected string or dictionary'),
+    *((source, {'sample': sample}, 'source.sample: .*, expected') for source in ('table', 'huggingface', 'webdataset')
+      for sample in (0, 1.5, float('nan'), '1')),
+    *((source, {'filters': filters}, 'source.filters') for source in ('table', 'huggingface', 'webdataset')
+      for filters in ([1], {'t': 1}, {'t': {}}, {'t': {'least': 1}}, {'t': {'min': 'a'}})),
+    ('table', {'sample_seed': -1}, 'source.sample_seed: -1, expected at least 0'),
+    ('webdataset', {'lists': {'a': 0}}, 'source.lists: 0, expected at least 1'),
 ]
 REQUIRED = {
     'image_folder': {'images': 'photos', 'captions': 'c.csv'}, 'table': {'files': 't.csv', 'captions': 't'},

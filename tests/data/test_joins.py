@@ -204,7 +204,7 @@ def test_an_index_is_the_same_wherever_it_is_built(tmp_path: Path) -> None:
     numbers = rng.integers(0, 60_000, 80_000)
     pyarrow.parquet.write_table(
         pyarrow.table({'key': numbers, 'text': [f'{k} of row {i}' for i, k in enumerate(numbers)]}),
-        tmp_path / 'c.parquet')
+        tmp_path / 'c.parquet', row_group_size=5000)
     files = []
     for threads in (1, 8):
         with mock.patch.object(caption_index, '_THREADS', threads):

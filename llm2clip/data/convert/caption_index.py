@@ -10,6 +10,7 @@ order of the tables read their rows one after the other; others read one row at 
 
 import glob
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ __all__ = ['CaptionIndex', 'build_index']
 
 _KIND = 'an index of captions'
 _META, _ROWS = 'index.json', 'rows.jsonl'
-# The two halves of the keys' hashes, sorted together, and where their rows begin.
+# The two halves of the keys' hashes and where their rows begin, sorted in this order.
 _ARRAYS = ('hash', 'hash_rest', 'start')
 _MEMORY, _THREADS, _BATCH = '2GB', 8, 1 << 15
 # Bytes that most rows have at most.
@@ -59,7 +60,7 @@ class CaptionIndex:
         """How many rows the tables have, and how many of them have no key, or one that an earlier row has."""
 
     def find(self, key: str) -> Optional[int]:
-        """The number of the row with a key, exactly as it stands in the table; None if there is none."""
+        """The number of the first row with a key, exactly as it stands in the table; None if there is none."""
         digest = _hash(key)
         hashes, rest, _ = self._arrays
         i = int(np.searchsorted(hashes, np.uint64(digest[0])))
@@ -86,7 +87,7 @@ class CaptionIndex:
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
-        size = self.counts['rows'] - self.counts['without_key'] - self.counts['repeated']
+        size = self.counts['rows'] - self.counts['without_key']
         arrays = []
         for name in _ARRAYS:
             path = self._folder / f'{name}.npy'
@@ -184,23 +185,18 @@ def _build(folder: Path, paths: Sequence[str], key: str, columns: Sequence[str])
     scratch.mkdir()
     options = {'memory_limit': _MEMORY, 'threads': min(_THREADS, len(os.sched_getaffinity(0))),
                'temp_directory': str(scratch), 'autoinstall_known_extensions': False}
-    counts = dict.fromkeys(_COUNTS, 0)
+    rows = 0
     with duckdb.connect(str(scratch / 'hashes.duckdb'), config=options) as database:
         database.execute('CREATE TABLE hashes (hash UBIGINT, hash_rest UBIGINT, start UBIGINT)')
-        with (folder / _ROWS).open('wb') as file:
-            for path in tqdm(paths, desc='index captions', unit=' tables'):
-                for batch in _read(database, path, key, columns):
-                    counts['rows'] += batch.num_rows
-                    _append(database, file, batch)
-        kept = _count(database, 'SELECT count(*) FROM hashes')
-        distinct = _count(database, 'SELECT count(*) FROM (SELECT DISTINCT hash, hash_rest FROM hashes)')
-        _write_arrays(database, folder, distinct)
+        with (folder / _ROWS).open('wb') as file, tqdm(desc='index captions', unit=' rows') as progress:
+            for batch in itertools.chain.from_iterable(_read(database, path, key, columns) for path in paths):
+                progress.update(batch.num_rows)
+                rows += batch.num_rows
+                _append(database, file, batch)
+        kept = database.sql('SELECT count(*) FROM hashes').fetchall()[0][0]
+        repeated = _write_arrays(database, folder, kept)
     shutil.rmtree(scratch)
-    return {**counts, 'without_key': counts['rows'] - kept, 'repeated': kept - distinct}
-
-
-def _count(database: Any, query: str) -> int:
-    return database.sql(query).fetchall()[0][0]
+    return {'rows': rows, 'without_key': rows - kept, 'repeated': repeated}
 
 
 @contextmanager
@@ -257,14 +253,18 @@ def _append(database: Any, file: BinaryIO, batch: pyarrow.RecordBatch) -> None:
         cursor.unregister('found')
 
 
-def _write_arrays(database: Any, folder: Path, size: int) -> None:
-    """The hashes, each once, in order, with the first row of each."""
+def _write_arrays(database: Any, folder: Path, size: int) -> int:
+    """The hashes in order, of equal ones the first row first; returns how many rows have the key of an earlier one."""
     arrays = [np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', np.uint64, (size,)) for name in _ARRAYS]
-    done = 0
-    for batch in database.sql('SELECT hash, hash_rest, min(start) AS start FROM hashes GROUP BY hash, hash_rest '
-                              'ORDER BY hash, hash_rest').to_arrow_reader(_BATCH):
+    done = repeated = 0
+    for batch in database.sql('SELECT * FROM hashes ORDER BY hash, hash_rest, start').to_arrow_reader(_BATCH):
+        end = done + batch.num_rows
         for name, array in zip(_ARRAYS, arrays):
-            array[done:done + batch.num_rows] = batch[name].to_numpy()
-        done += batch.num_rows
+            array[done:end] = batch[name].to_numpy()
+        # With the last one before them.
+        hashes, rest = (array[max(done - 1, 0):end] for array in arrays[:2])
+        repeated += int(((hashes[1:] == hashes[:-1]) & (rest[1:] == rest[:-1])).sum())
+        done = end
     for array in arrays:
         array.flush()
+    return repeated

@@ -123,7 +123,7 @@ def _draw_presence(axis: Axes, counts: CaptionCounts) -> None:
     axis.barh(keys, absent, left=present, color='lightgrey')
     axis.invert_yaxis()
     axis.tick_params('y', labelsize=7)
-    axis.set(xlabel='samples that have the caption (grey: that lack it)')
+    axis.set(xlabel='samples with it (grey: without)')
 
 
 def _draw_per_sample(axis: Axes, counts: CaptionCounts) -> None:
@@ -146,7 +146,7 @@ def _draw_counts(axis: Axes, counts: Mapping[str, int]) -> None:
     axis.invert_yaxis()
     axis.margins(x=0.2)
     axis.tick_params('y', labelsize=7)
-    axis.set(xlabel='what became of the samples that were read')
+    axis.set(xlabel='what became of the samples, and of the rows of tables')
 
 
 def _spread(out: OutputFolder, split: str, n: int) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which samples of a source are wanted: a stated part of them, and of that what filters keep, by columns and image sizes.
+"""Which samples of a source are wanted: a stated part, and of that what filters keep, by columns and image sizes.
 
 What is not wanted is counted in `Dropped.filtered`, under ``filter <name>``, ``filter <name>: no value`` and ``not in
 the sample``.
@@ -140,7 +140,8 @@ class Selection:
             width, height = image_size(image, sample_id)
         except ValueError:
             return False
-        values = dict(zip(IMAGE_FIELDS, (width, height, max(width, height) / max(min(width, height), 1))))
+        aspect = max(width, height) / max(min(width, height), 1)
+        values: dict[str, float] = dict(zip(IMAGE_FIELDS, (width, height, aspect)))
         return any(_leaves_out(name, made, values[name], sample_id, dropped) for name, made in self._image.items())
 
 

@@ -233,13 +233,13 @@ def table(
         FileError: A table cannot be read, or a value is not what it should be.
     """
     check_split(split, heldout)
-    paths = matching_files(files)
+    paths, selection = matching_files(files), Selection(filters, sample, sample_seed)
 
     def longest(column: str) -> int:
         return max((_longest_list(batch.column(0)) for path in paths for batch in _batches(path, [column])), default=0)
 
     columns = Columns.choose(captions, {path: read_schema(path) for path in paths}, longest,
-                             image_column, images, id_column, selection=Selection(filters, sample, sample_seed))
+                             image_column, images, id_column, selection=selection)
 
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
         return columns.samples(_rows(path, columns.names()), Path(path).name, dropped, heldout, seed, held_out)
@@ -310,13 +310,14 @@ def huggingface(
         FileError: There is no such dataset, or it cannot be read.
     """
     check_split(split, heldout)
+    selection = Selection(filters, sample, sample_seed)
     rows = _load(path, config, split)
     images, also = (images, ()) if images is not None or _is_saved(path) else _folders(path)
     columns = Columns.choose(
         captions, {path: rows.features.arrow_schema},
         lambda column: max((_longest_list(batch.column(0)) for batch in
                             rows.select_columns([column]).with_format('arrow').iter(_ROWS)), default=0),
-        image_column, images, id_column, also, Selection(filters, sample, sample_seed))
+        image_column, images, id_column, also, selection)
     rows = rows.select_columns(columns.names())
 
     def read(start: int, held_out: bool, dropped: Dropped) -> Iterator[Sample]:

@@ -317,7 +317,7 @@ def _write_part(number: int) -> int:
             index = out / INDEX
             shards = read_json(index, dict)['shards']
             index.unlink()
-        arrays = {_IDS_FILE: np.array(ids, dtype=np.uint64)}
+        arrays: dict[str, np.ndarray] = {_IDS_FILE: np.array(ids, dtype=np.uint64)}
         if dropped.joined is not None:
             arrays[_JOINED_FILE] = np.array(dropped.joined, dtype=np.int64)
         for name, array in arrays.items():
@@ -454,7 +454,7 @@ def _joined_counts(
     out: OutputFolder, records: Mapping[str, Mapping[str, dict[str, Any]]], tables: Mapping[str, int]
 ) -> dict[str, int]:
     """Where the rows of the tables went whose captions the images have, and how many images have none of them."""
-    used = np.zeros(tables['rows'] - tables['without_key'] - tables['repeated'], dtype=bool)
+    used = np.zeros(tables['rows'] - tables['without_key'], dtype=bool)
     without = 0
     for split, parts in records.items():
         for folder in parts:
@@ -464,7 +464,9 @@ def _joined_counts(
                                 'other parts; remove it to convert that part again')
             without += int((rows < 0).sum())
             used[rows[rows >= 0]] = True
-    return {**tables, 'with_image': int(used.sum()), 'without_image': int((~used).sum()), 'images_without_row': without}
+    with_image = int(used.sum())
+    return {**tables, 'with_image': with_image, 'without_image': len(used) - tables['repeated'] - with_image,
+            'images_without_row': without}
 
 
 def _check_same_columns(split: str, parts: Mapping[str, dict[str, Any]]) -> None:
