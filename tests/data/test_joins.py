@@ -23,7 +23,7 @@ import xxhash
 from parts import picture
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert import caption_index
+from llm2clip.data.convert import caption_index, card
 from llm2clip.data.convert.caption_index import CaptionIndex, build_index
 from llm2clip.data.convert.img2dataset import webdataset
 from llm2clip.data.convert.writer import write_splits
@@ -67,6 +67,12 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]], delimiter: str = ',')
         writer.writerows(rows)
 
 
+def _write(source: Any, out: Path, **options: Any) -> Optional[dict[str, int]]:
+    """A dataset without its picture."""
+    with mock.patch.object(card, '_picture'):
+        return write_splits(*source, out, WriterConfig(**options))
+
+
 def _shards(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob('*.mds'))}
 
@@ -80,7 +86,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> str:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What is written of tars that have the captions."""
     folder = tmp_path_factory.mktemp('expected')
-    write_splits(*webdataset(_write_tars(folder / 'cc', captions=True), CAPTIONS), folder / 'out')
+    _write(webdataset(_write_tars(folder / 'cc', captions=True), CAPTIONS), folder / 'out')
     return _shards(folder / 'out')
 
 
@@ -105,12 +111,12 @@ def test_the_dataset_is_the_same_as_if_the_captions_were_in_the_tars(
     rows = _rows(key)
     for n, some in enumerate((rows[:5], rows[5:])):
         if kind in ('csv', 'tsv'):
-            _write_csv(tmp_path / f'captions_{n}.{kind}', some, '\t' if kind == 'tsv' else ',')
+            _write_csv(tmp_path / f'captions_[{n}].{kind}', some, '\t' if kind == 'tsv' else ',')
         else:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), tmp_path / f'captions_{n}.parquet')
-    splits, dropped = webdataset(tars, CAPTIONS, tables=f'{tmp_path}/captions_*', table_key='id', image_key=image_key,
-                                 index=f'{tmp_path}/index')
-    assert write_splits(splits, dropped, tmp_path / 'out') == {'train': TARS * EACH}
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), tmp_path / f'captions_[{n}].parquet')
+    source = webdataset(tars, CAPTIONS, tables=f'{tmp_path}/captions_*', table_key='id', image_key=image_key,
+                        index=f'{tmp_path}/index')
+    assert _write(source, tmp_path / 'out') == {'train': TARS * EACH}
     assert _shards(tmp_path / 'out') == expected
     assert json.loads((tmp_path / 'out/dataset.json').read_text())['tables'] == {
         'rows': 12, 'without_key': 0, 'repeated': 0, 'with_image': 10, 'without_image': 2, 'images_without_row': 0}
@@ -140,6 +146,10 @@ def test_every_image_and_every_row_is_accounted_for(tmp_path: Path) -> None:
                               'images_without_row': 1}
     found = {int(row['sample_id']): row['caption.raw'] for row in read_samples(tmp_path / 'out/train')}
     assert found == {i: _captions(i)['raw_caption'] for i in (0, 3, 8, 9)}, 'the first row of a key counts'
+    (tmp_path / 'out/dataset.json').unlink()
+    (tmp_path / 'out/train/part-00001/joined.npy').unlink()
+    with pytest.raises(FileError, match=r"part-00001/joined\.npy: cannot be read .*its images' rows; remove"):
+        write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=0.5))
 
 
 def test_captions_of_the_tars_and_of_tables_go_together(tmp_path: Path) -> None:
@@ -150,14 +160,13 @@ def test_captions_of_the_tars_and_of_tables_go_together(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lists), tmp_path / 'c.parquet')
     source = {'tables': f'{tmp_path}/c.parquet', 'table_key': 'url', 'image_key': 'url', 'index': f'{tmp_path}/index'}
     captions = {'raw': 'alt', 'long': 'longSV_captions', 'dense': 'dense'}
-    write_splits(*webdataset(tars, captions, lists={'dense': 3}, **source), tmp_path / 'out')
+    _write(webdataset(tars, captions, lists={'dense': 3}, **source), tmp_path / 'out')
     rows = [[row[f'caption.{key}'] for key in ('raw', 'long', 'dense_0', 'dense_1', 'dense_2')]
             for row in read_samples(tmp_path / 'out/train')]
     assert rows == [['alt 0', '', '', '', '']] + [
         [f'alt {i}', f'long {i}', *(f'{i} {k}' if k < i % 4 else '' for k in range(3))] for i in range(1, 10)]
-    splits, _ = webdataset(tars, captions, lists={'dense': 2}, **source)
     with pytest.raises(FileError, match=r"00000\.tar: sample '000000003': 'dense' has 3 texts, expected at most 2"):
-        write_splits(splits, _, tmp_path / 'short')
+        _write(webdataset(tars, captions, lists={'dense': 2}, **source), tmp_path / 'short')
 
 
 def _index(folder: Path, end: Optional[Callable[[], Any]] = None) -> None:
@@ -186,13 +195,12 @@ def test_what_is_killed_goes_on_and_several_processes_build_one_index(tars: str,
         return webdataset(tars, {'raw': 'raw_caption'}, tables=f'{tmp_path}/c.csv', table_key='url', image_key='url',
                           index=f'{tmp_path}/index')
 
-    splits, dropped = source()
     some = [{'raw_caption': 'x'}] * (EACH - 1)
     with mock.patch.object(CaptionIndex, 'row', side_effect=[*some, KeyboardInterrupt]), \
             pytest.raises(KeyboardInterrupt):
-        write_splits(splits, dropped, tmp_path / 'other')
-    write_splits(*source(), tmp_path / 'other', WriterConfig(machine=1, machines=2, max_dropped=1))
-    assert write_splits(*source(), tmp_path / 'other', WriterConfig(max_dropped=1)) == {'train': TARS * EACH - 1}
+        _write(source(), tmp_path / 'other')
+    _write(source(), tmp_path / 'other', machine=1, machines=2, max_dropped=1)
+    assert _write(source(), tmp_path / 'other', max_dropped=1) == {'train': TARS * EACH - 1}
     assert (tmp_path / 'index/start.npy').stat().st_mtime_ns == built
     card = json.loads((tmp_path / 'other/dataset.json').read_text())
     assert card['dropped_ids'] == {'no caption': ['000000003']} and card['tables']['with_image'] == 10
