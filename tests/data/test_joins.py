@@ -236,6 +236,7 @@ DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
     ('a.csv', HEADER.encode() + b'u,x,y\nv,"x,y\n', {}, r'a\.csv: cannot be read .*Line: 3.*expected a CSV file'),
     ('a.csv', HEADER.encode() + b'u,x\n', {}, r'a\.csv: cannot be read .*Line: 2.*Number of Columns: 3 Found: 2'),
     ('a.csv', HEADER.encode() + b'u,x,caf\xe9\n', {}, r'a\.csv: cannot be read .*Line: 2'),
+    ('a.csv', HEADER.encode() + b',x,y\n', {'tables': 'a.csv'}, r"source\.tables: no row of a\.csv has a 'url'"),
     ('a.parquet', b'PAR1 no table', {'tables': '*.parquet'}, r'a\.parquet: cannot be read .*expected a Parquet file'),
     ('x', b'', {'tables': 'no*.csv'}, r'source\.tables: no file matches .*no\*\.csv'),
     ('x', b'', {'image_key': 'link'}, r"00000\.tar: sample '0+' has no 'link'; it has __key__"),

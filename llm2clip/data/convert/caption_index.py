@@ -77,7 +77,7 @@ class CaptionIndex:
             FileError: The index is damaged.
         """
         start, size, text = int(self._arrays[2][number]), _ROW, b''
-        while b'\n' not in text and (more := os.pread(self._file, size, start + len(text))):
+        while b'\n' not in text and (more := os.pread(self._file.fileno(), size, start + len(text))):
             text, size = text + more, 2 * size
         where = f'{self._folder / _ROWS}: byte {start:,}'
         values = parse_json(text.partition(b'\n')[0], where, list)
@@ -100,12 +100,8 @@ class CaptionIndex:
         return arrays
 
     @cached_property
-    def _file(self) -> int:
-        return os.open(self._folder / _ROWS, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if '_file' in vars(self):
-            os.close(self._file)
+    def _file(self) -> BinaryIO:
+        return (self._folder / _ROWS).open('rb', buffering=0)
 
 
 def build_index(
@@ -124,8 +120,8 @@ def build_index(
         others: Other columns, likewise.
 
     Raises:
-        ConfigError: No table matches, one lacks the key or a column that another one has, none has captions, or there
-            is another index in the folder.
+        ConfigError: No table matches, one lacks the key or a column that another one has, none has captions, no row has
+            a key, or there is another index in the folder.
         FileError: A table cannot be read; the message names it and, in a CSV file, the line.
     """
     paths = matching_files(tables, 'source.tables')
@@ -184,7 +180,8 @@ def _build(folder: Path, paths: Sequence[str], key: str, columns: Sequence[str])
     scratch = folder / 'scratch'
     scratch.mkdir()
     options = {'memory_limit': _MEMORY, 'threads': min(_THREADS, len(os.sched_getaffinity(0))),
-               'temp_directory': str(scratch), 'autoinstall_known_extensions': False}
+               'temp_directory': str(scratch), 'autoinstall_known_extensions': False,
+               'autoload_known_extensions': False}
     rows = 0
     with duckdb.connect(str(scratch / 'hashes.duckdb'), config=options) as database:
         database.execute('CREATE TABLE hashes (hash UBIGINT, hash_rest UBIGINT, start UBIGINT)')
@@ -194,6 +191,8 @@ def _build(folder: Path, paths: Sequence[str], key: str, columns: Sequence[str])
                 rows += batch.num_rows
                 _append(database, file, batch)
         kept = database.sql('SELECT count(*) FROM hashes').fetchall()[0][0]
+        if not kept:
+            raise ConfigError(f'source.tables: no row of {", ".join(paths)} has a {key!r}')
         repeated = _write_arrays(database, folder, kept)
     shutil.rmtree(scratch)
     return {'rows': rows, 'without_key': rows - kept, 'repeated': repeated}
