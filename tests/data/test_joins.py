@@ -109,12 +109,13 @@ def test_the_dataset_is_the_same_as_if_the_captions_were_in_the_tars(
     if kind == 'numbers':
         tars = _write_tars(tmp_path / 'tars', number=key)
     rows = _rows(key)
-    for n, some in enumerate((rows[:5], rows[5:])):
+    # Of the same names as patterns are files beside them.
+    for name, some in (('[0]', rows[:5]), ('[1]', rows[5:]), ('0', rows[:1]), ('1', rows[:1])):
         if kind in ('csv', 'tsv'):
-            _write_csv(tmp_path / f'captions_[{n}].{kind}', some, '\t' if kind == 'tsv' else ',')
+            _write_csv(tmp_path / f'captions_{name}.{kind}', some, '\t' if kind == 'tsv' else ',')
         else:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), tmp_path / f'captions_[{n}].parquet')
-    source = webdataset(tars, CAPTIONS, tables=f'{tmp_path}/captions_*', table_key='id', image_key=image_key,
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), tmp_path / f'captions_{name}.parquet')
+    source = webdataset(tars, CAPTIONS, tables=f'{tmp_path}/captions_[[]*', table_key='id', image_key=image_key,
                         index=f'{tmp_path}/index')
     assert _write(source, tmp_path / 'out') == {'train': TARS * EACH}
     assert _shards(tmp_path / 'out') == expected
