@@ -41,6 +41,8 @@ CARD_FILE = 'dataset.json'
 _PART_FILE = 'part.json'
 _IDS_FILE = 'ids.npy'
 _JOINED_FILE = 'joined.npy'
+# Of a reason to leave samples out, so many are named in the card; the parts' own files name all.
+_NAMED = 1000
 _RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'captions': dict, 'shards': list}
 
 
@@ -414,7 +416,7 @@ def _finish(
     card = {**about, **left, 'read': sum(written.values()) + len(left_out) + sum(filtered.values()), 'samples': written,
             'dropped': left_out.counts(), 'filtered': filtered,
             **({'tables': _joined_counts(out, records, dropped.tables)} if dropped.tables else {}),
-            'dropped_ids': left_out.reasons}
+            'dropped_ids': {reason: ids[:_NAMED] for reason, ids in left_out.reasons.items()}}
     write_card(out, card, captions, CARD_FILE)
     return written
 
