@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -287,7 +288,8 @@ class OutputFolder:
 
     def commit(self, name: str, text: str) -> None:
         """Write a small file that says that something is complete: what is here is in the remote too."""
-        staging = self.local / f'.staging.{os.getpid()}'
+        # Machines that share the folder may have processes of the same number.
+        staging = self.local / f'.staging.{os.getpid()}.{socket.gethostname()}'
         partial, path = staging / name, self.local / name
         partial.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)

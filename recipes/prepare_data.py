@@ -10,6 +10,7 @@ from llm2clip.config.files import save_config
 
 def main(config: PrepareConfig) -> None:
     from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
+    from llm2clip.engine import RayEngine
     from llm2clip.folders import OutputFolder
     from llm2clip.registry import build_source
 
@@ -19,7 +20,8 @@ def main(config: PrepareConfig) -> None:
         print(f'{out} is complete; extend=true adds input files that have come since')
         return
     splits, dropped = build_source(config.source)
-    written = write_splits(splits, dropped, out, config, about, config.extend)
+    engine = RayEngine() if config.engine == 'ray' else None
+    written = write_splits(splits, dropped, out, config, about, config.extend, engine)
     if written is None:
         print('this machine is done; another one writes the index when all are')
         return

@@ -144,6 +144,8 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('prepare_data',), 'num_workers', ['-3', '0']),
     (('prepare_data',), 'machine', ['-1', '1']),
     (('prepare_data',), 'machines', ['0', '-2']),
+    (('prepare_data', 'extract_embeddings'), 'engine', ['slurm', '3']),
+    (('extract_embeddings',), 'worker_cpus', ['0', '1.5']),
     (('prepare_data',), 'require_any_caption', ["['']"]),
     (('prepare_data',), 'leave_out', ["''", '[a]']),
     (('prepare_data',), 'extend', ['true', 'perhaps']),

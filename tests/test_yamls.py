@@ -51,7 +51,8 @@ SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract
            'import_official': ImportConfig, 'train_inheritance': InheritanceConfig,
            'find_duplicates': DuplicatesConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
-FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - set(LAUNCHERS))
+RAY = ['yamls/cluster/kuberay.yaml', 'yamls/cluster/skypilot_ray.yaml']
+FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *RAY})
 VISION, DATA, CAPTIONS, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
                                    for kind in ('vision', 'data', 'captions', 'teacher'))
 # The rows of the paper's table 1 by tower: one without LLM2CLIP, in the tower's own space of so many dimensions, and
@@ -325,3 +326,20 @@ def test_cluster_files_launch_what_loads(file: str) -> None:
     config = load_config(SCHEMAS[recipe], args)
     assert isinstance(config, Stage2Config) and config.checkpoint_folder.startswith('s3://') and config.autoresume
     check_train_config(config)
+
+
+@pytest.mark.parametrize('file', RAY)
+def test_cluster_files_give_ray_what_loads(file: str) -> None:
+    content = yaml.safe_load((ROOT / file).read_text())
+    text = content['run'] if 'run' in content else content['spec']['entrypoint']
+    assert subprocess.run(['bash', '-n'], input=text, text=True).returncode == 0
+    recipe, args = _arguments(next(line for line in text.replace('\\\n', ' ').splitlines() if 'recipes/' in line))
+    config = load_config(SCHEMAS[recipe], args)
+    assert config.engine == 'ray' and config.out_remote.startswith('s3://')
+    _check(config)
+    if 'spec' in content:
+        cluster = content['spec']['rayClusterSpec']
+        assert f'ray[default]=={cluster["rayVersion"]}' in (ROOT / 'pyproject.toml').read_text()
+        for group in (cluster['headGroupSpec'], *cluster['workerGroupSpecs']):
+            container, = group['template']['spec']['containers']
+            assert container['image'] and container['resources']['limits']['memory']

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.ranges import Component, Compression, ConfigError, Count, Natural, Share, Size, Text
+from llm2clip.config.ranges import Component, Compression, ConfigError, Count, EngineName, Natural, Share, Size, Text
 
 __all__ = ['PrepareConfig', 'WriterConfig']
 
@@ -34,7 +34,7 @@ class WriterConfig:
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Quality of those JPEGs, from 1 to 100."""
     num_workers: Count = 1
-    """Processes, each on a part (an input file) of its own."""
+    """Processes, each on a part (an input file) of its own; those of `engine: local`."""
     machine: Natural = 0
     """Which of `machines` this is, from 0."""
     machines: Count = 1
@@ -57,11 +57,17 @@ class PrepareConfig(WriterConfig):
     extend: bool = False
     """Add input files to a dataset that is there: more files that `source.files` matches, or more entries of it.  What
     is there stays as it is, and the shards of the new files come after it."""
+    engine: EngineName = 'local'
+    """`local`: the parts are written by the processes of this machine. `ray`: by a Ray cluster, a part per CPU."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is no such machine, or the source has no files that could become more."""
+        """Raise a ConfigError if there is no such machine, if the source has no files that could become more, or if
+        Ray, which has all machines, is told of several."""
         if self.extend and 'files' not in self.source:
             raise ConfigError(f'extend: the source {self.source.get("name")} has no `files`, expected one that has: a '
                               'dataset grows by input files')
         if self.machine >= self.machines:
             raise ConfigError(f'machine: {self.machine}, expected one of {self.machines} machines, counted from 0')
+        if self.engine == 'ray' and self.machines > 1:
+            raise ConfigError(f'machines: {self.machines}, expected 1 with engine=ray, which gives the parts to the '
+                              'machines of the cluster')

@@ -13,9 +13,9 @@ from pydantic import AfterValidator, Field, StrictBool
 
 __all__ = [
     'AccuracyMetric', 'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
-    'Dims', 'Duration', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural', 'PaperAblation',
-    'Positive', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size', 'Switch', 'TeacherPrecision',
-    'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
+    'Dims', 'Duration', 'EngineName', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural',
+    'PaperAblation', 'Positive', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size', 'Switch',
+    'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
 ]
 
 T = TypeVar('T')
@@ -114,6 +114,7 @@ Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
 AccuracyMetric = Literal['top1', 'mean_per_class']
 PaperAblation = Literal['A3', 'A4', 'A5', 'A6', 'A7', 'A8']
 DeviceName = Literal['gpu', 'cpu']
+EngineName = Literal['local', 'ray']
 Switch = Union[StrictBool, Literal['auto']]
 WeightType = Literal['float32', 'bfloat16', 'float16']
 VisualProjection = Literal['linear', 'affine', 'identity', 'pretrained']

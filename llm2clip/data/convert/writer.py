@@ -10,10 +10,9 @@ all are there, on whichever machine, one index over all of them, in the split's 
 import functools
 import itertools
 import json
-import multiprocessing
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -31,8 +30,9 @@ from llm2clip.data.convert.card import CaptionCounts, write_card
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsupported_format
 from llm2clip.data.schema import IMAGE, INDEX, SAMPLE_ID, caption_column, check_shard, read_index
+from llm2clip.engine import Engine, LocalEngine, Work
 from llm2clip.files import FileError, read_json, reading
-from llm2clip.folders import OutputFolder, complete_folder
+from llm2clip.folders import OutputFolder, complete_folder, locked
 
 __all__ = ['CARD_FILE', 'is_written', 'write_splits']
 
@@ -60,10 +60,6 @@ class _Job(NamedTuple):
     """It may have been written for a source with fewer files."""
 
 
-# Set before the processes fork, so that sources need not be picklable.
-_jobs: list[_Job] = []
-
-
 def write_splits(
     splits: Mapping[str, list[Part]],
     dropped: Dropped,
@@ -71,6 +67,7 @@ def write_splits(
     config: Optional[WriterConfig] = None,
     about: Optional[Mapping[str, Any]] = None,
     extend: bool = False,
+    engine: Optional[Engine] = None,
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and their card beside them.
 
@@ -85,6 +82,7 @@ def write_splits(
         config: How to write.
         about: Facts about the source for the card; a folder with samples of another source is refused.
         extend: It may have parts of a source with fewer ``files``, which then come first, in the order of the index.
+        engine: By which the parts are written; unset, by the processes of this machine that `config` says.
 
     Returns:
         Samples written, a split; None if other machines are not done.
@@ -94,6 +92,7 @@ def write_splits(
             written here, or one with a part that is none of the source's; a split has a name that no folder can have;
             or `require_any_caption` has a key that the samples do not have.
         FileError: A part that is there already is damaged, or a text cannot be written.
+        FileNotFoundError: A part was written on a machine that does not share `out`, which has no remote.
         ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
             left out than `max_dropped` allows.
     """
@@ -121,15 +120,26 @@ def write_splits(
         _read_record(job)
     mine = jobs[config.machine::config.machines]
     # A part that gave no sample is read again: what was missing may be there now.
-    _jobs[:] = [job for job in mine if not (_read_record(job) or {}).get('samples')]
+    todo = {job.folder: job for job in mine if not (_read_record(job) or {}).get('samples')}
+    engine = engine or LocalEngine(config.num_workers)
+    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
+    written = 0
     with tqdm(total=len(mine), desc=f'write {out.local.name}', unit=' parts') as progress:
-        progress.update(len(mine) - len(_jobs))
-        for n in _run(min(config.num_workers, len(_jobs))):
+        progress.update(len(mine) - len(todo))
+
+        def count(samples: int) -> None:
+            nonlocal written
+            written += samples
             progress.update()
-            progress.set_postfix(samples=n)
+            progress.set_postfix(samples=written)
+
+        engine.run(todo, partial(_writing, len(todo) == 1), count)
     records: dict[str, dict[str, Any]] = {split: {} for split in splits}
     for job in jobs:
         if (record := _read_record(job)) is None:
+            if config.machines == 1:
+                raise FileNotFoundError(f'{out.local / job.folder / _PART_FILE}, which another machine has written, is '
+                                        'not here: machines that do not share the folder need out_remote')
             return None
         split, folder = job.folder.rsplit('/', 1)
         records[split][folder] = record
@@ -274,23 +284,23 @@ def _check_record(record: Mapping[str, Any], path: Path) -> None:
                         'it again')
 
 
-def _run(num_workers: int) -> Iterator[int]:
-    """Write all jobs; yields how many samples have been written so far."""
-    if num_workers <= 1:
-        yield from itertools.accumulate(map(_write_part, range(len(_jobs))))
-        return
-    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'))
-    try:
-        done = as_completed([pool.submit(_write_part, job) for job in range(len(_jobs))])
-        yield from itertools.accumulate(future.result() for future in done)
-    finally:
-        # After an error the parts that are being written are finished, the others are not begun.
-        pool.shutdown(wait=False, cancel_futures=True)
+def _writing(alone: bool) -> Work[_Job, int]:
+    """Write parts, and tell how many samples each has; a part that is alone has a bar of its own."""
+    def work(jobs: Iterable[_Job], done: Callable[[int], object]) -> None:
+        for job in jobs:
+            folder = job.out.local / job.folder
+            lock = folder.with_name(f'.{folder.name}.lock')
+            # A worker that the engine takes for lost may still be writing.
+            with locked(lock, folder):
+                written = _write_part(job, alone)
+                lock.unlink()
+            done(written)
+
+    return work
 
 
-def _write_part(number: int) -> int:
+def _write_part(job: _Job, alone: bool) -> int:
     """Write one part into its folder; returns how many samples."""
-    job = _jobs[number]
     config, folder = job.config, job.out.local / job.folder
     dropped, ids, seen = Dropped(), [], set()
     counts, shards = CaptionCounts(), []
@@ -303,7 +313,7 @@ def _write_part(number: int) -> int:
             with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=config.size_limit,
                            compression=config.compression) as writer:
                 for sample in tqdm(itertools.chain([first], checked), desc=job.part.name, unit=' samples',
-                                   disable=len(_jobs) > 1):
+                                   disable=not alone):
                     if sample.sample_id in seen:
                         raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
                     if sample.captions.keys() != first.captions.keys():

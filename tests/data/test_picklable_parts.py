@@ -1,0 +1,96 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The parts of every source survive the way to another process, as Ray sends them, and can be read again."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset as wds
+from parts import picture
+from PIL import Image
+from set_files import coco, flickr8k, flickr30k
+
+import llm2clip.data.convert.emoji
+from llm2clip.data.convert.samples import Dropped, Part
+from llm2clip.registry import SOURCES, build_source
+
+# Ray's own copy of it is no other.
+cloudpickle = pytest.importorskip('cloudpickle')
+
+Arguments = dict[str, Any]
+
+
+def _csv(folder: Path) -> str:
+    (folder / 'captions.csv').write_text('image,caption\n' + ''.join(f'{i}.png,caption {i}\n' for i in range(4)))
+    return f'{folder}/captions.csv'
+
+
+def _images(folder: Path) -> Arguments:
+    for i in range(4):
+        (folder / f'{i}.png').write_bytes(picture(i))
+    return {'images': str(folder), 'captions': _csv(folder), 'heldout': 1}
+
+
+def _saved(folder: Path) -> Arguments:
+    datasets = pytest.importorskip('datasets')
+    rows = {'image': [{'bytes': picture(i), 'path': None} for i in range(3)], 'text': ['a', 'b', 'c']}
+    datasets.Dataset.from_dict(rows).cast_column('image', datasets.Image()).save_to_disk(folder / 'saved')
+    return {'path': f'{folder}/saved', 'captions': 'text', 'image_column': 'image'}
+
+
+def _tar(folder: Path) -> Arguments:
+    with wds.TarWriter(f'{folder}/0.tar') as writer:
+        writer.write({'__key__': 'a', 'jpg': picture(0), 'txt': 'a text', 'json': {}})
+    return {'files': f'{folder}/*.tar', 'captions': {'raw': 'txt'}}
+
+
+def _pairs(folder: Path) -> Arguments:
+    (folder / 'pairs.jsonl').write_text(''.join(f'{{"query": "q{i}", "positive": "p{i}"}}\n' for i in range(9)))
+    return {'files': f'{folder}/pairs.jsonl', 'heldout_share': 0.5}
+
+
+def _text(folder: Path) -> Arguments:
+    (folder / 'a.txt').write_text('A text that is long enough to be taken for a text of its own.\n')
+    return {'files': f'{folder}/a.txt'}
+
+
+def _wikipedia(folder: Path) -> Arguments:
+    (folder / 'summaries/data').mkdir(parents=True)
+    (folder / 'summaries/__init__.py').touch()
+    articles = {f't{i}': {'description': f'd{i}', 'extract': f'The article of {i}.'} for i in range(4)}
+    (folder / 'summaries/data/summaries_en-us.json').write_text(json.dumps(articles))
+    return {'package': 'summaries', 'heldout': 1}
+
+
+BUILD: dict[str, Callable[[Path], Arguments]] = {
+    'caption_csv': lambda folder: {'captions': _csv(folder)}, 'coco': coco, 'emoji': lambda folder: {},
+    'flickr30k': flickr30k, 'flickr8k': flickr8k, 'huggingface': _saved, 'image_folder': _images, 'plain_text': _text,
+    'table': lambda folder: {'files': _csv(folder), 'captions': {'en': 'caption'}}, 'text_pairs': _pairs,
+    'webdataset': _tar, 'wikipedia_summaries': _wikipedia}
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_a_copy_of_a_part_reads_the_same_samples(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    concepts = [llm2clip.data.convert.emoji._Concept(
+        f'c{i}', {'short': f's{i}'}, {'de': f'd{i}'}, *(Image.new('RGB', (8, 8), (i, k, 0)) for k in range(2)))
+        for i in range(6)]
+    monkeypatch.setattr(llm2clip.data.convert.emoji, '_concepts', lambda *args: concepts)
+    splits, _ = build_source({'name': name, **BUILD[name](tmp_path)})
+    assert any(splits.values())
+    for part in (part for parts in splits.values() for part in parts):
+        copy = pickle.loads(cloudpickle.dumps(part))
+        assert copy.name == part.name
+        assert _read(copy) == _read(part) == _read(copy) != ([], {})
+
+
+def _read(part: Part) -> tuple[list[Any], dict[str, int]]:
+    dropped = Dropped()
+    return list(part.read(dropped)), dropped.counts()

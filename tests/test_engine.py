@@ -1,0 +1,62 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Engines without a cluster; tests/recipes/test_ray.py has one."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parts import make_samples
+from recipes_in_process import REQUIRED
+
+from llm2clip.config import ConfigError, PrepareConfig
+from llm2clip.config.files import load_config
+from llm2clip.data.convert.samples import Dropped, one_part
+from llm2clip.data.convert.writer import write_splits
+from llm2clip.engine import Engine, LocalEngine, RayEngine, Work
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_local_processes_do_tasks_that_cannot_be_pickled(num_workers: int) -> None:
+    def start() -> Work[Callable[[], int], tuple[int, int]]:
+        return lambda tasks, done: [done((task(), os.getpid())) for task in tasks] and None
+
+    found: list[tuple[int, int]] = []
+    engine = LocalEngine(num_workers)
+    engine.run({f'{i}': lambda i=i: i for i in range(20)}, start, found.append)
+    assert sorted(number for number, _ in found) == [*range(20)]
+    assert ({process for _, process in found} == {os.getpid()}) is (num_workers == 1)
+    assert str(engine) == ('1 process' if num_workers == 1 else '2 processes')
+
+    def fail() -> int:
+        raise LookupError('no such thing')
+
+    with pytest.raises(LookupError, match='no such thing'):
+        engine.run({'a': fail, 'b': lambda: 1, 'c': lambda: 2}, start, found.append)
+
+
+def test_ray_is_refused_where_others_give_out_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match='machines: 2, expected 1 with engine=ray'):
+        load_config(PrepareConfig, [*REQUIRED['prepare_data'], 'engine=ray', 'machines=2'])
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    with pytest.raises(ConfigError, match=r'engine: ray needs the package ray: pip install "llm2clip\[ray\]"'):
+        RayEngine()
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ConfigError, match='engine: ray .* without ranks'):
+        RayEngine()
+
+
+def test_a_part_that_another_machine_has_written_elsewhere_is_missed(tmp_path: Path) -> None:
+    class Elsewhere(Engine):
+        def run(
+            self, tasks: Mapping[str, Any], start: Callable[[], Work[Any, Any]], done: Callable[[Any], object]
+        ) -> None:
+            for _ in tasks:
+                done(6)
+
+    with pytest.raises(FileNotFoundError, match=r'train/part-all/part\.json, which another machine .* need out_remote'):
+        write_splits({'train': one_part(make_samples(6))}, Dropped(), tmp_path / 'out', engine=Elsewhere())
