@@ -105,7 +105,8 @@ class _Source:
     def record(self, fingerprint: Fingerprint) -> TeacherRecord:
         """What the sidecar says about itself."""
         vectors = {'storage': self.sidecar.storage, 'normalized': self.sidecar.normalize, **self.sidecar.about}
-        return TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(self.index), 'caption_keys': self.keys, 'vectors': vectors})
+        return TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(self.index), 'caption_keys': self.keys,
+                                           'vectors': vectors})
 
     def count(self, numbers: Iterable[int]) -> int:
         """Captions of some shards, those that samples do not have included."""
