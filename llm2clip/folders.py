@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -319,6 +320,8 @@ def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None
 def download(remote: str, path: Union[str, Path]) -> bool:
     """Whether a remote has a file, after downloading it; it is never seen half written.
 
+    After an error that another attempt may not have, there are others, with growing pauses.
+
     Args:
         remote: The file, in any place that Streaming's downloaders know.
         path: Where it goes.
@@ -327,16 +330,20 @@ def download(remote: str, path: Union[str, Path]) -> bool:
     path = Path(path)
     # Hugging Face's downloader makes folders beside the file.
     work = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        CloudDownloader.direct_download(remote, str(work / path.name))
-        (work / path.name).replace(path)
-        return True
-    except Exception as error:
-        if is_missing(error):
-            return False
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            CloudDownloader.direct_download(remote, str(work / path.name))
+            (work / path.name).replace(path)
+            return True
+        except Exception as error:
+            if is_missing(error):
+                return False
+            if not left or isinstance(error, (ValueError, ImportError)):  # no such kind of place
+                raise
+            time.sleep(2 ** (_ATTEMPTS - left - 1))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    raise AssertionError
 
 
 def is_missing(error: Exception) -> bool:

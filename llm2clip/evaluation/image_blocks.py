@@ -73,7 +73,7 @@ class Block(Protocol):
 
 
 @dataclass(frozen=True)
-class _Shard:
+class _ShardBlock:
     """A shard of an MDS dataset, which is brought from its remote for as long as it is read."""
 
     name: str
@@ -156,7 +156,8 @@ def dataset_images(name: str, dataset: DatasetConfig) -> Images:
     stream.set_up_local(readers, np.zeros(len(readers), np.int64))
     check_columns(columns_of(readers[0]), [SAMPLE_ID, IMAGE], dataset.local)
     entries = read_index(dataset.local)['shards']
-    return Images(name, [_Shard(shard_fingerprint(entry), stream, reader) for entry, reader in zip(entries, readers)])
+    return Images(name, [_ShardBlock(shard_fingerprint(entry), stream, reader)
+                         for entry, reader in zip(entries, readers)])
 
 
 def set_fingerprint(dataset: EvaluationSet) -> str:

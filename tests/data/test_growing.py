@@ -108,7 +108,7 @@ def test_the_recipe_adds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / 'c.csv').write_text('caption\nfour\nfive\n')
     assert "wrote {'train': 3}" in prepare(f'leave_out={tmp_path}/ids.json')
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped'] == {'named by leave_out': 2}
+    assert card['filtered'] == {'named by leave_out': 2}
     (tmp_path / 'numbers.json').write_text('[1]')
     with pytest.raises(ConfigError, match='leave_out: .*numbers.json has entries that are no texts'):
         prepare(f'leave_out={tmp_path}/numbers.json', f'out={tmp_path}/other')
