@@ -3,7 +3,8 @@
 
 """A real Ray cluster of several nodes, of which one is killed while it works and one joins late, and an object store.
 
-It writes what the processes of one machine write, byte for byte.
+It writes what the processes of one machine write, byte for byte.  On a loaded machine Ray loses nodes by itself: what
+needs them to stay, and takes a minute there, is for `make test-slow`.
 """
 
 import os
@@ -195,6 +196,7 @@ def test_results_come_and_an_error_ends_the_job(nodes: Nodes, tmp_path: Path, mo
         RayEngine(3)
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_workers_is_given_up(nodes: Nodes, tmp_path: Path, capfd: Any) -> None:
     with pytest.raises(LostWorkersError, match='4 workers were lost while they had deadly in hand'):
         RayEngine().run({'deadly': -1}, partial(doubled, tmp_path), print)
@@ -217,6 +219,7 @@ def _parts(met: Optional[Path] = None) -> dict[str, list[Part]]:
     return {'train': [Part(f'{i}', partial(read, i)) for i in range(9)]}
 
 
+@pytest.mark.slow
 def test_datasets_are_the_same_although_a_node_is_killed_and_one_joins_late(
     nodes: Nodes, tmp_path: Path, capfd: Any
 ) -> None:
@@ -231,9 +234,10 @@ def test_datasets_are_the_same_although_a_node_is_killed_and_one_joins_late(
     assert len({path.parts[-5] for path in tmp_path.glob('of-*/ray/train/part-*/part.json')}) == 2
     said = capfd.readouterr()
     assert '9 of 9 parts are to be written, by 2 workers with 1 CPU on 2 machines of a Ray cluster' in said.out
-    assert said.err.count('a worker was lost') == 1 and 'will be done again' in said.err
+    assert said.err.count('a worker was lost') >= 1 and 'will be done again' in said.err
 
 
+@pytest.mark.slow
 def test_sidecars_are_the_same_although_a_node_is_killed_and_one_joins_late(
     nodes: Nodes, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -271,6 +275,7 @@ def test_sidecars_are_the_same_although_a_node_is_killed_and_one_joins_late(
     assert re.search(r'^local: 1 shards, ', said, re.M)
 
 
+@pytest.mark.slow
 def test_a_job_whose_driver_is_killed_is_finished_by_either_engine(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
