@@ -7,7 +7,6 @@ kept in a file per block."""
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from llm2clip.data.image_hashes import KIND, VIEWS, WORDS, decode_grey, image_ha
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, check_columns, read_index, shard_fingerprint
 from llm2clip.data.streams.paired_stream import columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.engine import LocalEngine
 from llm2clip.evaluation.features import EvaluationSet
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import EvaluatedModel
@@ -149,8 +149,6 @@ def dataset_images(name: str, dataset: DatasetConfig) -> Images:
         FileNotFoundError, FileError, ShardError: It is missing or damaged.
         ValueError: It has no images.
     """
-    if dataset.remote is None:
-        read_index(dataset.local)  # its errors are clearer than Streaming's
     stream = VerifiedStream(local=dataset.local, remote=dataset.remote)
     readers = stream.open()
     stream.set_up_local(readers, np.zeros(len(readers), np.int64))
@@ -201,10 +199,6 @@ class Hashes(NamedTuple):
     """``(n, V, WORDS)``"""
 
 
-# Set before the processes fork, so that blocks need not be picklable.
-_blocks: list[tuple[Block, Path]] = []
-
-
 def hash_blocks(blocks: Iterable[Block], folder: Path, num_workers: int) -> None:
     """Keep the hashes of all images in files, which those that are there already need not be read for.
 
@@ -218,39 +212,30 @@ def hash_blocks(blocks: Iterable[Block], folder: Path, num_workers: int) -> None
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = {path: block for block in blocks if not (path := _hash_file(folder, block)).is_file()}
-    _blocks[:] = [(block, path) for path, block in missing.items()]
-    with tqdm(total=sum(block.size for block, _ in _blocks), desc='hash', unit=' images') as progress:
-        if min(num_workers, len(_blocks)) == 0:
-            for i in range(len(_blocks)):
-                progress.update(_hash_block(i))
-            return
-        # A forked process would wait for threads that are not there.
-        pool = ProcessPoolExecutor(min(num_workers, len(_blocks)), multiprocessing.get_context('fork'),
-                                   torch.set_num_threads, (1,))
-        try:
-            for done in pool.map(_hash_block, range(len(_blocks))):
-                progress.update(done)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with tqdm(total=sum(block.size for block in missing.values()), desc='hash', unit=' images') as progress:
+        LocalEngine(max(num_workers, 1)).run({path.name: (path, block) for path, block in missing.items()},
+                                             lambda: _hash, progress.update)
 
 
 def _hash_file(folder: Path, block: Block) -> Path:
     return folder / f'{block.name}.{KIND}.safetensors'
 
 
-def _hash_block(i: int) -> int:
-    """Write the hashes of a block; returns how many images it has."""
-    block, path = _blocks[i]
-    ids, parts = [], []
-    with block.open() as read:
-        for start in range(0, block.size, _BATCH):
-            images = [read(at) for at in range(start, min(start + _BATCH, block.size))]
-            ids += [image.image_id for image in images]
-            parts.append(image_hashes(np.stack([decode_grey(image.data, image.image_id) for image in images])))
-    hashes = torch.from_numpy(np.concatenate(parts).view(np.int64))
-    names = torch.frombuffer(bytearray(json.dumps(ids).encode()), dtype=torch.uint8)
-    write_safetensors(path, {'hashes': hashes, 'ids': names})
-    return block.size
+def _hash(blocks: Iterable[tuple[Path, Block]], done: Callable[[int], object]) -> None:
+    """Write the hashes of blocks into files, and tell how many images each has."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # a forked process would wait for threads that are not there
+    for path, block in blocks:
+        ids, parts = [], []
+        with block.open() as read:
+            for start in range(0, block.size, _BATCH):
+                images = [read(at) for at in range(start, min(start + _BATCH, block.size))]
+                ids += [image.image_id for image in images]
+                parts.append(image_hashes(np.stack([decode_grey(image.data, image.image_id) for image in images])))
+        hashes = torch.from_numpy(np.concatenate(parts).view(np.int64))
+        names = torch.frombuffer(bytearray(json.dumps(ids).encode()), dtype=torch.uint8)
+        write_safetensors(path, {'hashes': hashes, 'ids': names})
+        done(block.size)
 
 
 def read_hashes(block: Block, folder: Path) -> Hashes:

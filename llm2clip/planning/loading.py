@@ -69,7 +69,7 @@ def target_batch(n: int, llm_embed_dim: int, embed_dim: int) -> Batch:
 def epoch_start(entries: int, drawn: int, partly: int, canonical: int, nodes: int) -> tuple[float, int]:
     """How long a node takes until the first sample of an epoch is known, and the memory of the process that draws it.
 
-    Measured with 3 million to 1.28 billion samples, 5,000 in a shard, on a core of an Intel Xeon.
+    Measured with 3 million to a billion samples, 5,000 in a shard, on a core of an Intel Xeon.
 
     Args:
         entries: Shards in the indexes, those of the sidecars included.

@@ -359,8 +359,6 @@ def _blocks(texts: Sequence[str], block_tokens: int) -> Iterator[list[int]]:
 
 def _open(dataset: DatasetConfig) -> tuple[VerifiedStream, Sequence[Reader]]:
     stream = VerifiedStream(local=dataset.local, remote=dataset.remote)
-    if dataset.remote is None:
-        read_index(dataset.local)  # its errors are clearer than Streaming's
     shards = stream.open()
     if dist.get_local_rank() == 0:
         stream.set_up_local(shards, np.zeros(len(shards), np.int64))

@@ -4,6 +4,7 @@
 """Indexes and tables of shards against what Streaming makes of them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def test_readers_are_those_of_streaming() -> None:
     assert [vars(shards[i]) for i in range(len(shards))] == [vars(shard) for shard in shards] == expected
     assert [len(shard) for shard in shards[1:4]] == [6, 7, 8] and list(shards[0:1].samples) == [5]
     assert shards[2] is shards[2]
+
+
+def test_shards_are_known_by_their_files() -> None:
+    """Raw or compressed, beside files whose names are no UTF-8."""
+    table = ShardTable('folder', '', SHARDS)
+    assert table.having({'shard.3.mds.zstd', 'part-ü/shard.1.mds', 'other', os.fsdecode(b'\xff')}).tolist() == [1, 3]
+    assert table.having(set()).tolist() == [] and table.raw_bytes.tolist() == [10**10 + i for i in range(4)]
 
 
 @pytest.mark.parametrize('indent', [None, 2])

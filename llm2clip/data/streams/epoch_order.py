@@ -9,8 +9,9 @@ which rank and worker gets which place (`get_partitions`).  The third is arithme
 for one shard after the other; here that is done once without keeping them, but the generator's state before each
 shard, and what a piece of the order needs is drawn again from there.
 
-So an epoch of 1.28 billion samples in 256,000 shards takes 30 MB in place of 70 GB.  A stream of which an epoch takes
-no whole multiple, such as 1.5 times its samples, still takes 8 bytes for each of its samples while that is drawn.
+So an epoch of a billion samples in 200,000 shards takes 0.8 GB, where Streaming takes 4.8 GB for a tenth of that.  A
+stream of which an epoch takes no whole multiple, such as 1.5 times its samples, still takes 13 bytes for each of its
+samples while that is drawn.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +71,6 @@ class Share:
         self._sizes, self._firsts = sizes, firsts
         times, parts = np.divmod(chosen, sizes)
         self._whole, self._ends = times * sizes, chosen.cumsum()
-        self.size = int(self._ends[-1])
         # What is shuffled as a whole: every time, and the part.
         starts = np.concatenate([[0], (times + (parts > 0)).cumsum()])
         self.units = np.repeat(sizes, np.diff(starts))
