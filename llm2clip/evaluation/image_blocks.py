@@ -214,14 +214,14 @@ def hash_blocks(blocks: Iterable[Block], folder: Path, num_workers: int) -> None
     missing = {path: block for block in blocks if not (path := _hash_file(folder, block)).is_file()}
     with tqdm(total=sum(block.size for block in missing.values()), desc='hash', unit=' images') as progress:
         LocalEngine(max(num_workers, 1)).run({path.name: (path, block) for path, block in missing.items()},
-                                             lambda: _hash, progress.update)
+                                             lambda: _hash_images, progress.update)
 
 
 def _hash_file(folder: Path, block: Block) -> Path:
     return folder / f'{block.name}.{KIND}.safetensors'
 
 
-def _hash(blocks: Iterable[tuple[Path, Block]], done: Callable[[int], object]) -> None:
+def _hash_images(blocks: Iterable[tuple[Path, Block]], done: Callable[[int], object]) -> None:
     """Write the hashes of blocks into files, and tell how many images each has."""
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # a forked process would wait for threads that are not there
