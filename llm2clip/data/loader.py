@@ -3,6 +3,9 @@
 
 """What the datasets of both stages share: the epoch, sample seeds, the loader, and microbatches."""
 
+import os
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +30,8 @@ __all__ = [
 ]
 
 _MASK = 'attention_mask'
+# A worker looks for its rank this often.
+_WATCH_SECONDS = 1.0
 # Seed -> another sample of a sample's shard, or None where there is no other.
 Another = Callable[[int], Optional[dict[str, Any]]]
 # A sample, the index of its stream, its seed in this epoch, and its neighbours -> what goes into a batch.
@@ -246,10 +251,29 @@ def build_loader(
         persistent_workers=train and config.num_workers > 0,
         # Composer's copies to the GPU are asynchronous if what they read is pinned.
         pin_memory=pinned,
+        worker_init_fn=partial(_end_with_rank, os.getpid()),
         # Its own generator: drawing the workers' seed from the global one would shift dropout when a run resumes.
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']), **data_spec)
+
+
+def _end_with_rank(rank: int, worker: int) -> None:
+    """Ends a worker soon after its rank was killed, also one that waits for other workers.
+
+    PyTorch's own watch is kept only between two samples: a worker that waits at Streaming's barrier for the workers of
+    a killed rank would wait there for ever, and keep its memory.
+
+    Args:
+        rank: Process id of the rank.
+        worker: Its number, which PyTorch passes.
+    """
+    def watch() -> None:
+        while os.getppid() == rank:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=f'end_with_rank_{worker}', daemon=True).start()
 
 
 def build_text_loader(

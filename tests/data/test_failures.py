@@ -4,6 +4,7 @@
 """A dataset either delivers every sample or stops promptly and says why.  Each case has a time limit."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -265,6 +266,28 @@ def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert _within(SECONDS, lambda: _indices(_loader(config))) == list(range(64))
+
+
+def test_workers_of_a_killed_rank_do_not_wait_for_others_for_ever(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+
+    def wait(dataset: SafeDataset, epoch: int, sample_in_epoch: int) -> None:
+        theirs.send('here')
+        time.sleep(600)
+
+    monkeypatch.setattr(SafeDataset, '_get_work', wait)
+    config = _config(tmp_path, *map(str, remotes), workers=2)
+    rank = multiprocessing.get_context('fork').Process(target=lambda: _indices(_loader(config)))
+    rank.start()
+    theirs.close()
+    assert [ours.recv(), ours.recv()] == ['here', 'here']
+    rank.kill()
+    rank.join()
+    assert ours.poll(20), 'the workers are still there'
+    with pytest.raises(EOFError):
+        ours.recv()
 
 
 def test_shared_memory_that_a_killed_run_left_is_not_used(tmp_path: Path) -> None:

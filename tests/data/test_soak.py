@@ -26,14 +26,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(MINUTES * 60 + 900)]
 
 
 def processes_of(group: int) -> list[int]:
-    """All processes whose group or session is that of a run."""
+    """All living processes whose group or session is that of a run."""
     found = []
     for entry in Path('/proc').glob('[0-9]*'):
         try:
             fields = (entry / 'stat').read_text().rpartition(')')[2].split()
         except OSError:
             continue
-        if group in (int(fields[2]), int(fields[3])):
+        if fields[0] != 'Z' and group in (int(fields[2]), int(fields[3])):
             found.append(int(entry.name))
     return found
 
@@ -96,6 +96,10 @@ def test_a_node_reads_for_hours(teacher_folder: Path, tmp_path: Path) -> None:
                         os.kill(draw.choice(processes_of(run.pid)), signal.SIGKILL)
             assert killed, f'the run ended by itself: {(folder / "log.txt").read_text()[-3000:]}'
             assert run.poll() is not None, 'a run of which a process was killed did not end within a minute'
+            patience = time.time() + 30
+            while left := processes_of(run.pid):
+                assert time.time() < patience, f'processes of a run that has ended are still there: {left}'
+                time.sleep(0.5)
         faults = len(proxy.done)
         proxy.close()
     found = batches(folder)
