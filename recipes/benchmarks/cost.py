@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the frozen, precomputed teacher is for: an epoch of stage 2 on the quickstart's data with the LLM tuned in the
-loop by LoRA, frozen in the loop, and precomputed, and the retrieval that each reaches after equal epochs."""
+"""What the frozen, precomputed teacher is for: an epoch of stage 2 with the LLM tuned in the loop by LoRA, frozen in
+the loop, and precomputed, and the retrieval that each reaches after equal epochs: cost.py [quickstart|photographs]."""
 
 import json
 import resource
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from bench_result import BENCH_FOLDER, write_result
@@ -26,7 +27,27 @@ from llm2clip.stages.stage2 import make_trainer
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
 
-RUN, YAML, EPOCHS, BATCH_TOKENS = Path('runs/quickstart'), 'yamls/stage2/quickstart.yaml', 5, 2048
+
+class Data(NamedTuple):
+    """What is trained on."""
+
+    made: str
+    """What `make` has to make before."""
+    settings: tuple[str, ...]
+    """YAML files and overrides of the training."""
+    epochs: int
+
+
+DATA = {
+    # As the paper trains: all of the tower.
+    'quickstart': Data('runs/quickstart/embeddings/config.yaml',
+                       ('yamls/stage2/quickstart.yaml', 'model.vision.lock_blocks=0'), 5),
+    # Smaller, as in the claims; and one of an image's captions at a time, since the LLM reads them in every epoch.
+    'photographs': Data('runs/photographs/embeddings/config.yaml', (
+        'yamls/photographs/stage2.yaml', 'train_data.captions_per_image=1', 'train_data.image_size=128',
+        'model.vision.image_size=160'), 3),
+}
+BATCH_TOKENS = 2048
 MODES = {'lora': 'LoRA in the loop', 'online': 'frozen in the loop', 'precomputed': 'precomputed'}
 PAPER_HOURS = {'lora': 17.0, 'online': 5.5, 'precomputed': 1.3}
 
@@ -45,11 +66,10 @@ class EpochTimes(Callback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def make_config(folder: Path) -> Stage2Config:
+def make_config(data: Data, folder: Path) -> Stage2Config:
     return load_config(Stage2Config, [
-        # As the paper trains: all of the tower.
-        YAML, 'model.vision.lock_blocks=0', f'max_duration={EPOCHS}ep', f'eval_interval={EPOCHS}ep',
-        f'save_interval={EPOCHS}ep', f'save_folder={folder}/run', 'progress_bar=false'])
+        *data.settings, f'max_duration={data.epochs}ep', f'eval_interval={data.epochs}ep',
+        f'save_interval={data.epochs}ep', f'save_folder={folder}/run', 'progress_bar=false'])
 
 
 def precompute(config: Stage2Config, folder: Path) -> float:
@@ -81,9 +101,9 @@ def train(mode: str, config: Stage2Config) -> dict[str, float]:
     return {'epoch_seconds': statistics.median(times.seconds), 'recall@10': recall, 'peak_gib': peak}
 
 
-def run_mode(mode: str) -> dict[str, float]:
+def run_mode(data: Data, mode: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
-        config = make_config(Path(name))
+        config = make_config(data, Path(name))
         once = precompute(config, Path(name)) if mode == 'precomputed' else 0.0
         return {**train(mode, config), 'once_seconds': once}
 
@@ -101,22 +121,24 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return '\n'.join(lines)
 
 
-def main() -> None:
-    subprocess.run(['make', str(RUN / 'embeddings/config.yaml')], check=True)
-    results = {}
+def main(name: str) -> None:
+    data, results = DATA[name], {}
+    subprocess.run(['make', data.made], check=True)
     for mode in MODES:
-        done = subprocess.run([sys.executable, __file__, mode], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, __file__, name, mode], check=True, stdout=subprocess.PIPE, text=True)
         results[mode] = json.loads(done.stdout.splitlines()[-1])
+        print(f'{MODES[mode]}: {results[mode]}', flush=True)
     ratio = results['precomputed']['epoch_seconds'] / results['online']['epoch_seconds']
-    write_result('cost', f'seconds per epoch with precomputed embeddings ({EPOCHS} epochs, batch 128)',
+    file = 'cost' if name == 'quickstart' else f'cost_{name}'
+    write_result(file, f'seconds per epoch with precomputed embeddings ({data.epochs} epochs, batch 128, {name})',
                  'with the frozen LLM in the loop', ratio, 0.5, ratio <= 0.5, results)
     text = table(results)
-    (BENCH_FOLDER / 'cost.md').write_text(text + '\n')
+    (BENCH_FOLDER / f'{file}.md').write_text(text + '\n')
     print(text)
 
 
 if __name__ == '__main__':
-    if sys.argv[1:]:
-        print(json.dumps(run_mode(sys.argv[1])))
+    if sys.argv[2:]:
+        print(json.dumps(run_mode(DATA[sys.argv[1]], sys.argv[2])))
     else:
-        main()
+        main(*(sys.argv[1:] or ['quickstart']))

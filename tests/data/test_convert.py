@@ -167,6 +167,16 @@ def test_each_file_of_text_pairs_may_be_a_split(tmp_path: Path) -> None:
         text_pairs(files, heldout_share=0.1, by_file=True)
 
 
+def test_what_is_to_be_done_is_said_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / f'{name}.jsonl' for name in 'abc']
+    for file, n in zip(files, (100, 1000, 10000)):
+        file.write_text(json.dumps({'query': 'q' * n, 'positive': 'p'}) + '\n')
+    for extended, said in ((files[:2], '2 of 2 parts are to be written, by 1 process; their input files have 1.16kB'),
+                           (files, '1 of 3 parts are to be written, by 1 process; their input files have 10.0kB')):
+        write_splits(*text_pairs(list(map(str, extended))), tmp_path / 'out', extend=True)
+        assert f'out: {said}\n' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(('line', 'message'), [
     ('{"query": "a"}', r'pairs\.jsonl:2: positive is .None., expected an object'),
     ('{"query": ', r'pairs\.jsonl:2: cannot be read .* expected JSON'),

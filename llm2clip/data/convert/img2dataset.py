@@ -98,7 +98,7 @@ def webdataset(
         assert tables and table_key and image_key and index
         join = _Join(build_index(index, tables, table_key, list(captions.values()), selection.columns), image_key)
         dropped.tables = Counter(join.index.counts)
-    parts = [Part(Path(path).stem, partial(_samples, path, dict(captions), keys, id_field, join, selection))
+    parts = [Part(Path(path).stem, partial(_samples, path, dict(captions), keys, id_field, join, selection), path)
              for path in paths]
     return {split: parts}, dropped
 

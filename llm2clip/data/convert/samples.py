@@ -23,7 +23,7 @@ from llm2clip.folders import inside
 
 __all__ = [
     'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_folder', 'check_split', 'hold_out', 'is_held_out',
-    'listed_captions', 'matching_files', 'one_part', 'read_image', 'sample_name',
+    'listed_captions', 'matching_files', 'one_part', 'read_image', 'sample_name', 'size_of_input',
 ]
 
 
@@ -75,11 +75,19 @@ class Part:
     """The same whenever the source is read again; its folder is called ``part-<name>``."""
     read: Callable[[Dropped], Iterable[Sample]]
     """Yields the samples and adds what it leaves out."""
+    file: Optional[str] = None
+    """What it reads, where that is one file."""
 
 
 Splits = dict[str, list[Part]]
 HELDOUT = 'heldout'
 """Name of the split of what is held out."""
+
+
+def size_of_input(parts: Iterable[Part]) -> Optional[int]:
+    """Bytes that parts read; None where that is not known."""
+    files = [part.file for part in parts]
+    return sum(os.path.getsize(file) for file in files if file) if files and all(files) else None
 
 
 def one_part(samples: Iterable[Sample]) -> list[Part]:

@@ -244,7 +244,7 @@ def table(
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
         return columns.samples(_rows(path, columns.names()), Path(path).name, dropped, heldout, seed, held_out)
 
-    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT)) for path in paths]
+    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), path) for path in paths]
             for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
 
 

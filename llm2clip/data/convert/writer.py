@@ -27,7 +27,7 @@ from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.card import CaptionCounts, write_card
-from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.convert.samples import Dropped, Part, Sample, size_of_input
 from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsupported_format
 from llm2clip.data.schema import IMAGE, INDEX, SAMPLE_ID, caption_column, check_shard, read_index
 from llm2clip.engine import Engine, LocalEngine, Work
@@ -122,7 +122,9 @@ def write_splits(
     # A part that gave no sample is read again: what was missing may be there now.
     todo = {job.folder: job for job in mine if not (_read_record(job) or {}).get('samples')}
     engine = engine or LocalEngine(config.num_workers)
-    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
+    size = size_of_input(job.part for job in todo.values())
+    more = '' if size is None else f'; their input files have {tqdm.format_sizeof(size, "B")}'
+    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}{more}', flush=True)
     written = 0
     with tqdm(total=len(mine), desc=f'write {out.local.name}', unit=' parts') as progress:
         progress.update(len(mine) - len(todo))
