@@ -124,6 +124,8 @@ class Launched:
         os.environ.update(before)
         assert self._process.pid is not None
         self.pid = self._process.pid
+        # Of a test that ran out of time: the tests would wait for it when they end.
+        atexit.register(lambda: self.kill() if self.poll() is None else None)
 
     def kill(self) -> None:
         """Kill all processes at once, as the loss of a machine does."""
