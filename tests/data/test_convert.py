@@ -175,6 +175,9 @@ def test_what_is_to_be_done_is_said_before(tmp_path: Path, capsys: pytest.Captur
                            (files, '1 of 3 parts are to be written, by 1 process; their input files have 10.0kB')):
         write_splits(*text_pairs(list(map(str, extended))), tmp_path / 'out', extend=True)
         assert f'out: {said}\n' in capsys.readouterr().out
+    # Both splits come from the same files.
+    write_splits(*text_pairs(list(map(str, files)), heldout_share=0.5), tmp_path / 'halves')
+    assert '6 of 6 parts are to be written, by 1 process; their input files have 11.2kB\n' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(('line', 'message'), [

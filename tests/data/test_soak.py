@@ -26,11 +26,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(MINUTES * 60 + 900)]
 
 
 def describe(pid: int) -> str:
-    """What a process is and does."""
+    """What a process is, its state, and where in the kernel it waits."""
     with suppress(OSError):
-        folder = Path(f'/proc/{pid}')
-        command = (folder / 'cmdline').read_bytes().replace(b'\0', b' ').decode()[-100:]
-        return f'{pid}: {command} {(folder / "status").read_text().split()[4:9]} {(folder / "wchan").read_text()}'
+        command, state, waits = (Path(f'/proc/{pid}/{name}').read_text() for name in ('cmdline', 'stat', 'wchan'))
+        return f'{pid}: {command[-100:]!r} {state.rpartition(")")[2].split()[0]} {waits}'
     return f'{pid}: it has just ended'
 
 
@@ -95,6 +94,8 @@ def test_a_node_reads_for_hours(teacher_folder: Path, tmp_path: Path) -> None:
             while run.poll() is None and time.time() < stop + 60:
                 time.sleep(2)
                 records.append({'run': begun, 'time': time.time(), **measured(processes_of(run.pid))})
+                with (folder / 'records.jsonl').open('a') as file:
+                    file.write(json.dumps(records[-1]) + '\n')
                 if time.time() > stop and not killed:
                     killed = True
                     kind = draw.choice(['all', 'a process']) if stop < end else 'all'

@@ -85,9 +85,9 @@ HELDOUT = 'heldout'
 
 
 def size_of_input(parts: Iterable[Part]) -> Optional[int]:
-    """Bytes that parts read; None where that is not known."""
-    files = [part.file for part in parts]
-    return sum(os.path.getsize(file) for file in files if file) if files and all(files) else None
+    """Bytes of the files that parts read; None where they are not known."""
+    files = {part.file for part in parts}
+    return sum(os.path.getsize(file) for file in files if file) if files and None not in files else None
 
 
 def one_part(samples: Iterable[Sample]) -> list[Part]:
