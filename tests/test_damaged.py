@@ -191,6 +191,7 @@ FIELDS: dict[str, tuple[str, Damage, str]] = {
     'consent': ('teacher/text_encoder.json', edited(trust_remote_code=True), 'not so: trust_remote_code'),
     'no teacher recorded': ('config.json', edited(teacher=...), 'teacher'),
     'a text for a teacher': ('config.json', edited(teacher='mine'), 'teacher'),
+    'a text for what it learned from': ('config.json', edited(learned_from='mine'), 'learned_from'),
     'several teachers': ('config.json', edited(teacher={'concatenated': [{}, {}]}), 'teachers'),
     'no list of teachers': ('config.json', edited(teacher={'concatenated': 7}), ''),
     'no model': ('config.json', edited(model=...), ''),

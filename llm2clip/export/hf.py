@@ -182,7 +182,7 @@ def export_folder(
         saved = Fingerprint.concatenate(
             source.save(partial / TEACHER_FOLDER / (str(i) if len(sources) > 1 else ''), fingerprint)
             for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)))
-        hf_config.teacher = saved.to_json()
+        hf_config.teacher, hf_config.learned_from = saved.to_json(), record.teacher.to_json()
         hf_config.teacher_files = list(map(checksums, teacher_folders(partial)))
         exported.save_pretrained(partial, safe_serialization=True)
         hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}

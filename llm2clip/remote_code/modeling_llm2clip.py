@@ -56,6 +56,8 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Vision tower, adapter and `embed_dim`.
         llm_embed_dim: Width of the teacher's vectors.
         teacher: Fingerprint of the teacher.
+        learned_from: Fingerprint of the teacher as training knew it.  A frozen LLM is saved anew here, and so has another
+            one in `teacher`.
         teacher_files: Of each teacher, the checksums of its files.
         weight_files: Checksums of the files of this model's weights, as they were exported.
         **kwargs: Passed to PretrainedConfig.
@@ -68,6 +70,7 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Optional[dict[str, Any]] = None,
         llm_embed_dim: int = 0,
         teacher: Optional[dict[str, Any]] = None,
+        learned_from: Optional[dict[str, Any]] = None,
         teacher_files: Sequence[dict[str, int]] = (),
         weight_files: Optional[dict[str, int]] = None,
         **kwargs: Any,
@@ -76,9 +79,10 @@ class LLM2CLIPConfig(PretrainedConfig):
         self.model = model or {}
         self.llm_embed_dim = llm_embed_dim
         self.teacher = teacher or {}
+        self.learned_from = learned_from or {}
         self.teacher_files = list(teacher_files)
         self.weight_files = weight_files or {}
-        for key in ('model', 'teacher'):
+        for key in ('model', 'teacher', 'learned_from'):
             if not isinstance(getattr(self, key), dict):
                 raise LoadError(f'config.json: {key} is {str(getattr(self, key))[:60]!r}, expected an object')
         self.recorded_teachers()

@@ -16,7 +16,7 @@ from official_parts import HALF
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file, save_file
 
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, VisionConfig
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, TextEncoderConfig, VisionConfig
 from llm2clip.config.files import load_config
 from llm2clip.export.hf import export_folder
 from llm2clip.imports.initial import load_initial_weights
@@ -24,6 +24,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.plan import plan_stage2
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.sources import FrozenLLM
 from llm2clip.training.runs import load_stage2
 
 CONFIG = ModelConfig(VisionConfig('test_efficientnet.r160_in1k', image_size=32), AdapterConfig(depth=1), embed_dim=16)
@@ -139,6 +140,18 @@ def test_another_teacher_is_a_warning(exported: Path, teacher_folder: Path) -> N
     other = Fingerprint(({**teacher_fingerprint(teacher_folder).to_json(), 'pooling': 'last'},))
     with pytest.warns(UserWarning, match="another teacher than the model in .*: pooling is 'last', expected 'mean'"):
         load_initial_weights(model, CONFIG, other, exported)
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_frozen_llm_is_the_same_teacher_before_and_after_its_export(llm_folder: Path, tmp_path: Path) -> None:
+    source = FrozenLLM(TextEncoderConfig(pretrained=str(llm_folder), dtype='float32'))
+    record = TeacherRecord(source.fingerprint(), {'llm_embed_dim': 32})
+    model = LLM2CLIP(CONFIG, 32, load_weights=False).eval()
+    export_folder(model, CONFIG, record, source, tmp_path / 'llm2clip')
+    saved = teacher_fingerprint(tmp_path / 'llm2clip/teacher')
+    assert saved != record.teacher
+    assert load_initial_weights(model, CONFIG, record.teacher, tmp_path / 'llm2clip')
+    assert load_initial_weights(model, CONFIG, saved, tmp_path / 'llm2clip')
 
 
 def test_the_plan_says_so_before(exported: Path, image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
