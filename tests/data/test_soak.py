@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -125,3 +126,13 @@ def test_a_node_reads_for_hours(teacher_folder: Path, tmp_path: Path) -> None:
     (folder / 'report.json').write_text(json.dumps(report))
     print(json.dumps(report, indent=1))
     assert epochs >= 1 and faults > 10
+    for begun in {record['run'] for record in records}:
+        assert_flat([record for record in records if record['run'] == begun and 'files' in record])
+
+
+def assert_flat(run: list[dict[str, float]]) -> None:
+    """What a run holds at its end is what it held after its beginning; a short run says nothing of that."""
+    part = len(run) // 5
+    for name in ('gib', 'files', 'threads') if part >= 5 else ():
+        early, late = (median(record[name] for record in some) for some in (run[part:2 * part], run[-part:]))
+        assert late < 1.15 * early, f'{name}: {early} after the beginning, {late} at the end'

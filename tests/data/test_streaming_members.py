@@ -48,6 +48,11 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     clean_stale_shared_memory()
 
 
+def open_files() -> int:
+    """Of this process."""
+    return len(os.listdir('/proc/self/fd'))
+
+
 class Open:
     """Makes datasets over empty caches of the remote."""
 
@@ -266,6 +271,18 @@ def the_work_of_an_epoch(open_dataset: Open) -> None:
     assert [sample['sample_id'] for sample in dataset] == [dataset[4]['sample_id'], dataset[2]['sample_id']]
 
 
+def the_state_of_a_resumed_run(open_dataset: Open) -> None:
+    """`_resume`: gives where to go on, from the shared memory that it opens and then leaves open, since its cleanup is
+    registered for the end of the process."""
+    dataset = open_dataset()
+    world = dataset._parallel_rank_world
+    assert dataset._resume(world, 7) == (7, 0)
+    dataset.load_state_dict({'epoch': 8, 'sample_in_epoch': 5, 'num_canonical_nodes': 1, 'shuffle_seed': 2})
+    opened = open_files()
+    assert [dataset._resume(world, 7) for _ in range(3)] == [(8, 5)] * 3
+    assert open_files() >= opened + 3
+
+
 CHECKS: list[tuple[str, Callable[[Open], None]]] = [
     ('_event', the_event),
     ('_event', the_event_of_a_sample_that_cannot_be_had),
@@ -279,6 +296,7 @@ CHECKS: list[tuple[str, Callable[[Open], None]]] = [
     ('_unpack_locals', the_folders_of_a_dataset),
     ('_download_file', the_download),
     ('_get_work', the_work_of_an_epoch),
+    ('_resume', the_state_of_a_resumed_run),
     ('_unique_worker_world', the_work_of_an_epoch),
     ('_parallel_worker_world', the_work_of_an_epoch),
     ('_shared_barrier', the_work_of_an_epoch),
@@ -344,6 +362,17 @@ def test_nothing_else_touches_what_is_private_in_streaming() -> None:
     streams = {path for path in touched if path.parent == ROOT / 'llm2clip/data/streams'}
     assert set().union(*(touched[path] for path in streams)) == {name for name, _ in CHECKS}
     assert not {path: names for path, names in touched.items() if names and path not in streams}
+
+
+def test_a_resumed_run_opens_no_more_files_with_every_epoch_and_checkpoint(open_dataset: Open) -> None:
+    dataset = open_dataset(SafeDataset, VerifiedStream)
+    dataset.load_state_dict({'epoch': 0, 'sample_in_epoch': 5, 'num_canonical_nodes': 1, 'shuffle_seed': 2})
+    assert len(list(dataset)) == N - 5
+    opened = open_files()
+    for _ in range(3):
+        assert dataset.state_dict(0, True)['shuffle_seed'] == 2
+        assert len(list(dataset)) == N
+    assert open_files() == opened
 
 
 def test_a_short_epoch_is_an_error(open_dataset: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ Of StreamingDataset in Streaming 0.13 this relies on:
 - `_each_sample_id`: the ids of the samples that are delivered, after those of an epoch have been drawn;
 - `_get_work`: gives the ids that a worker reads in an epoch, of which `_Iterator` asks the length and one at a time;
 - `_unique_worker_world`, `_parallel_worker_world`: which process this is, known by then;
+- `_resume`: opens the state of a resumed run by `SharedMemory`, a name in its module, whenever the state is asked for;
 - `_shared_barrier`: all processes of a node wait for one another;
 - `shards`: an empty list to which those of each stream are added by ``+=``, then asked for by number or as those of a
   stream; and `Spanner`, a name in its module, finds the shard of a sample;
@@ -28,6 +29,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 from unittest.mock import patch
@@ -38,7 +40,7 @@ from composer.utils import dist
 from streaming import StreamingDataset
 from streaming.base.constant import LOCALS, TICK
 from streaming.base.dataset import _ShardState
-from streaming.base.shared import SharedArray
+from streaming.base.shared import SharedArray, SharedMemory
 from streaming.base.shared.prefix import _unpack_locals
 
 from llm2clip.data.streams.epoch_order import epoch_order
@@ -157,6 +159,11 @@ class SafeDataset(StreamingDataset):
         return stream
 
     # ------------------------------------------------------------------------------------------------- one epoch
+    def _resume(self, world: Any, epoch: int) -> tuple[int, int]:
+        """As Streaming's, which keeps a file open for every epoch and every checkpoint of a resumed run."""
+        with patch.object(streaming.base.dataset, 'SharedMemory', partial(SharedMemory, auto_cleanup=False)):
+            return super()._resume(world, epoch)
+
     def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
         """As Streaming's, but the order is made piece by piece."""
         world = self._parallel_worker_world
