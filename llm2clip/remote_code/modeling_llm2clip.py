@@ -56,8 +56,8 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Vision tower, adapter and `embed_dim`.
         llm_embed_dim: Width of the teacher's vectors.
         teacher: Fingerprint of the teacher.
-        learned_from: Fingerprint of the teacher as training knew it.  A frozen LLM is saved anew here, and so has another
-            one in `teacher`.
+        learned_from: Fingerprint of the teacher as training knew it.  A frozen LLM is saved anew here, and so has
+            another one in `teacher`.
         teacher_files: Of each teacher, the checksums of its files.
         weight_files: Checksums of the files of this model's weights, as they were exported.
         **kwargs: Passed to PretrainedConfig.
