@@ -103,7 +103,8 @@ class LoaderConfig:
     download_timeout: Positive = 120.0
     """Seconds that one download may take."""
     cache_limit: Optional[Size] = None
-    """Largest size of the caches per node (`200gb`).  Unset: everything that was downloaded is kept."""
+    """Largest size of the caches per node (`200gb`), which may grow by one shard for each worker besides.  Unset:
+    everything that was downloaded is kept."""
 
 
 @dataclass
