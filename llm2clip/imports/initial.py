@@ -11,6 +11,7 @@ from typing import Any, Union
 
 from llm2clip.config import ConfigError, ModelConfig
 from llm2clip.export.hf import LLM2CLIPConfig, exported_teachers, is_exported
+from llm2clip.files import reading
 from llm2clip.imports.files import read_weights
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.remote_code.checks_llm2clip import check_keys, check_weight_files
@@ -47,8 +48,9 @@ def load_initial_weights(
     state = {name.removeprefix('model.'): value for name, value in read_weights(folder, 'initial_weights').items()}
     check_keys(state, model.state_dict(), f'initial_weights: {folder}')
     model.load_state_dict(state)
-    if exported.learned_from and teacher == Fingerprint.from_json(exported.learned_from):
-        return True
+    with reading(Path(folder, 'config.json'), 'the fingerprint of a teacher under the key learned_from'):
+        if exported.learned_from and teacher == Fingerprint.from_json(exported.learned_from):
+            return True
     try:
         teacher.check(Fingerprint.from_json(exported.teacher), 'training', f'the model in {folder}')
     except ValueError as error:

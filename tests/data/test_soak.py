@@ -134,6 +134,7 @@ def test_a_node_reads_for_hours(teacher_folder: Path, tmp_path: Path) -> None:
 def assert_flat(run: list[dict[str, float]]) -> None:
     """What a run holds at its end is what it held after its beginning; a short run says nothing of that."""
     part = len(run) // 5
-    for name in ('gib', 'files', 'threads') if part >= 5 else ():
+    # Shared memory is a few batches that come and go.
+    for name, most in {'gib': 1.15, 'files': 1.15, 'threads': 1.15, 'shm_mib': 3}.items() if part >= 5 else ():
         early, late = (median(record[name] for record in some) for some in (run[part:2 * part], run[-part:]))
-        assert late < 1.15 * early, f'{name}: {early} after the beginning, {late} at the end'
+        assert late < most * early, f'{name}: {early} after the beginning, {late} at the end'

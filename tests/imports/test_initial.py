@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, Stage2Config, TextEncoderConfig, VisionConfig
 from llm2clip.config.files import load_config
 from llm2clip.export.hf import export_folder
+from llm2clip.files import FileError
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.plan import plan_stage2
@@ -152,6 +153,9 @@ def test_a_frozen_llm_is_the_same_teacher_before_and_after_its_export(llm_folder
     assert saved != record.teacher
     assert load_initial_weights(model, CONFIG, record.teacher, tmp_path / 'llm2clip')
     assert load_initial_weights(model, CONFIG, saved, tmp_path / 'llm2clip')
+    edited(learned_from={'concatenated': 7})(tmp_path / 'llm2clip/config.json')
+    with pytest.raises(FileError, match=r'llm2clip/config\.json.*learned_from'):
+        load_initial_weights(model, CONFIG, saved, tmp_path / 'llm2clip')
 
 
 def test_the_plan_says_so_before(exported: Path, image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
