@@ -21,6 +21,7 @@ from llm2clip.ranks import once_per_node
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sidecars import sidecar_teacher
 from llm2clip.teacher.sources import named_teacher
+from llm2clip.training.completed import is_complete, write_settings
 from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
@@ -55,17 +56,19 @@ def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) ->
 
 
 def train(config: InheritanceConfig) -> None:
-    """Train, or go on where a run was stopped, and write the adapter; a complete run is left as it is.
+    """Train, or go on where a run was stopped, and write the adapter; a complete run is left as it is, unless it is to
+    be longer.
 
     Raises:
-        ConfigError: The configuration or the data is not what was expected.
+        ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
         ValueError: The sidecars come from another teacher than the one that is named, or from several.
     """
-    if Path(config.adapter_folder, WEIGHTS_FILE).is_file():
-        print(f'{config.adapter_folder} is complete')
-        return
     check_replaceable(config.adapter_folder, KIND)
     begin(config)
+    if is_complete(config, Path(config.adapter_folder, WEIGHTS_FILE)):
+        if dist.get_global_rank() == 0:
+            print(f'{config.adapter_folder} is complete')
+        return
     check_metrics(config, possible_metrics(config))
     data, evaluators = make_loaders(config)
     record, (target, embed_dim) = _find_teacher(config, data, evaluators), _find_target(data)
@@ -74,6 +77,7 @@ def train(config: InheritanceConfig) -> None:
     reproducibility.seed_all(config.seed)
     model = make_model(config, record.llm_embed_dim, embed_dim)
     trainer: Trainer = build_trainer(config, model, build_optimizer(config, model), data, evaluators)
+    write_settings(config, trainer.state.timestamp, {Path(config.adapter_folder): KIND})
     fit(trainer)
     trainer.close()
     save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)

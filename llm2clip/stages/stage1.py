@@ -19,6 +19,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEnc
 from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
 from llm2clip.teacher.llm import add_lora, load_llm_and_head, set_attention_dropout
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+from llm2clip.training.completed import is_complete, write_settings
 from llm2clip.training.loop import Trainer
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 
@@ -70,19 +71,23 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
 
 
 def train(config: Stage1Config) -> None:
-    """Train, or go on where a run was stopped, and write the teacher and its adapter; a complete run is left as it is.
+    """Train, or go on where a run was stopped, and write the teacher and its adapter; a complete run is left as it is,
+    unless it is to be longer.
 
     Raises:
-        ConfigError: The configuration or the data is not what was expected.
+        ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
     """
-    if Path(config.teacher_folder, ENCODER_FILE).is_file():
-        print(f'{config.teacher_folder} is complete')
-        return
-    check_replaceable(config.teacher_folder, KIND)
-    check_replaceable(config.adapter_folder, ADAPTER_KIND)
+    results = {Path(config.teacher_folder): KIND, Path(config.adapter_folder): ADAPTER_KIND}
+    for folder, kind in results.items():
+        check_replaceable(folder, kind)
     begin(config)
+    if is_complete(config, Path(config.teacher_folder, ENCODER_FILE)):
+        if dist.get_global_rank() == 0:
+            print(f'{config.teacher_folder} is complete')
+        return
     tokenizer = load_caption_tokenizer(config.text_encoder)
     trainer, model = make_trainer(config, tokenizer)
+    write_settings(config, trainer.state.timestamp, results)
     fit(trainer)
     trainer.close()
     save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.adapter_folder)

@@ -40,7 +40,6 @@ from llm2clip.ranks import agreed, once_per_node
 from llm2clip.stages.text_encoders import (
     TrainedTexts,
     begun_with_clip,
-    forget_texts,
     join,
     load_texts,
     save_texts,
@@ -53,9 +52,10 @@ from llm2clip.teacher.sources import named_teacher
 from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 from llm2clip.training.algorithms.self_distillation import InitialImages, SelfDistillation
 from llm2clip.training.algorithms.zeroshot_classes import Prompts, ZeroshotClasses
+from llm2clip.training.completed import write_settings
 from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
-from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit, is_over
+from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 
 __all__ = ['make_loaders', 'make_model', 'make_trainer', 'possible_metrics', 'train', 'train_image_size']
 
@@ -154,7 +154,7 @@ def train(config: Stage2Config) -> None:
     """Train, or go on where a run was stopped; a complete run is left as it is.
 
     Raises:
-        ConfigError: The configuration or the data is not what was expected.
+        ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
         ValueError: The sidecars come from another teacher than the one that is named.
     """
     folders = text_folders(config)
@@ -162,8 +162,7 @@ def train(config: Stage2Config) -> None:
         check_replaceable(folder, kind)
     texts = _load_texts(config)
     trainer = _make_trainer(config, texts)
-    if texts is not None and not is_over(trainer):
-        forget_texts(config)
+    write_settings(config, trainer.state.timestamp, folders)
     fit(trainer)
     if texts is not None and not agreed(lambda: all(folder.is_dir() for folder in folders)):
         save_texts(config, texts, trainer)

@@ -4,7 +4,6 @@
 """The text encoders that stage 2 trains: loaded, put into its model, and written when it ends."""
 
 import dataclasses
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -14,7 +13,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from llm2clip.config import Stage2Config, TextEncoderConfig
-from llm2clip.folders import check_replaceable
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP, Tokenize
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
@@ -29,8 +27,7 @@ from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
 __all__ = [
-    'TrainedTexts', 'begun_with_clip', 'forget_texts', 'join', 'load_texts', 'load_trained_encoders', 'save_texts',
-    'text_folders',
+    'TrainedTexts', 'begun_with_clip', 'join', 'load_texts', 'load_trained_encoders', 'save_texts', 'text_folders',
 ]
 
 KEY = 'trained_text.clip'
@@ -101,15 +98,6 @@ def text_folders(config: Stage2Config) -> dict[Path, str]:
     texts, run = config.trained_text, Path(config.save_folder)
     return {**({run / TEACHER_FOLDER: TEACHER_KIND} if texts.lora is not None else {}),
             **({run / CLIP_TEXT_FOLDER: CLIP_TEXT_KIND} if texts.clip is not None else {})}
-
-
-def forget_texts(config: Stage2Config) -> None:
-    """Remove what a run wrote when it ended before, since it goes on; every rank calls this."""
-    if dist.get_global_rank() == 0:
-        for folder, kind in text_folders(config).items():
-            check_replaceable(folder, kind)
-            shutil.rmtree(folder, ignore_errors=True)
-    dist.barrier()
 
 
 def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> None:

@@ -18,7 +18,6 @@ from composer.models import ComposerModel
 from composer.utils import dist
 
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
-from llm2clip.config.files import save_config
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.models.compilation import compile_blocks
@@ -52,7 +51,7 @@ from llm2clip.training.loop import Trainer
 from llm2clip.training.optim import describe_groups, parameter_groups
 from llm2clip.training.readings import Readings
 
-__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit', 'is_over']
+__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
 # Seconds; Composer's launcher leaves 30 between SIGTERM and SIGKILL.
 _STOPPED_WAITS = 20.0
@@ -190,12 +189,11 @@ def build_trainer(
     evaluators: Sequence[Evaluator] = (),
     more_algorithms: Sequence[Algorithm] = (),
 ) -> Trainer:
-    """Composer's Trainer as the configuration says; writes the resolved configuration into the run's folder.
+    """Composer's Trainer as the configuration says.
 
     `evaluators` name their metrics (`check_metrics`), and `more_algorithms` come after those of the configuration.
     """
     if dist.get_global_rank() == 0:
-        save_config(config, config.save_folder)
         print(describe_groups(model, optimizer.param_groups), flush=True)
     algorithms: list[Algorithm] = build_all(ALGORITHMS, config.algorithms, 'algorithms')
     for algorithm in algorithms:
@@ -290,15 +288,10 @@ def _resume_from(config: TrainConfig) -> Optional[str]:
     return find_checkpoint(config.checkpoint_folder, sharded)
 
 
-def is_over(trainer: Trainer) -> bool:
-    """Whether a run has reached `max_duration`."""
-    assert trainer.state.max_duration is not None
-    return trainer.state.timestamp >= trainer.state.max_duration
-
-
 def fit(trainer: Trainer) -> None:
     """Train until `max_duration`; a run that has reached it is left as it is."""
-    if is_over(trainer):
+    assert trainer.state.max_duration is not None
+    if trainer.state.timestamp >= trainer.state.max_duration:
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))

@@ -67,6 +67,8 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
     assert recall[0] == recall[1]
     run_recipe(monkeypatch, 'train_inheritance', *two, f'save_folder={tmp_path}/two')
     assert 'is complete' in capfd.readouterr().out
+    with pytest.raises(ConfigError, match='has ended, .* structure is 2.0, expected 1.0; choose another save_folder'):
+        run_recipe(monkeypatch, 'train_inheritance', *two, f'save_folder={tmp_path}/two', 'structure=1')
 
 
 def test_stage2_begins_in_the_space_of_clip(

@@ -54,10 +54,55 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     assert sorted(found['metrics/eval/retrieval_recall@10']) == [3, 4, 6, 7]
     assert f'complete at batch 7, {folder}/checkpoints/ep0-ba7{suffix}\n' in run(7)
     assert read_metrics(metrics) == found
+    settings = (folder / 'config.yaml').read_text()
+    with pytest.raises(ConfigError, match='has ended, .* settings than these: optimizer.lr is 0.05, expected 0.01; ch'):
+        run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=7ba', 'optimizer.lr=0.01')
+    run(5)
+    assert (folder / 'config.yaml').read_text() == settings and 'max_duration: 7ba' in settings
     if kind == 'full':
         args += _on_fewer_shards(image_dataset, sidecar, tmp_path)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written .64 samples in'):
             run(9)
+
+
+def test_a_teacher_is_that_of_the_settings_in_its_folder(
+    stage1_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: str, folder: str = 'run') -> str:
+        run_recipe(monkeypatch, 'train_stage1', *stage1_args, 'train_data.num_workers=0', *args,
+                   f'save_folder={tmp_path}/{folder}')
+        return capfd.readouterr().out
+
+    run('max_duration=4ba', folder='whole')
+    teacher = tmp_path / 'run/teacher'
+    assert f'wrote the teacher to {teacher}' in run('max_duration=2ba')
+    short = (teacher / 'model.safetensors').read_bytes()
+    # What decides nothing that is learned may be another.
+    assert f'{teacher} is complete' in run(
+        'max_duration=2ba', 'progress_bar=true', 'save_interval=1ba', 'run_name=again', 'callbacks.lr_monitor={}',
+        'train_data.download_retry=2', 'plan_ranks=2')
+    for changed, message in (
+        ('optimizer.lr=0.01', r'optimizer.lr is 0.05, expected 0.01'),
+        ('algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 1.0}',
+         r'algorithms.gradient_clipping is None, expected {'),
+        ('train_data.streams.s.local=elsewhere', r'train_data.streams.s.local is .*, expected .elsewhere'),
+        ('lora.r=8', r'lora.r is 4, expected 8'),
+    ):
+        with pytest.raises(ConfigError, match=f'save_folder: .* trained with other settings .*{message}'):
+            run('max_duration=2ba', changed)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr('llm2clip.stages.stage1.fit', _interrupted)
+        run('max_duration=4ba')
+    assert not teacher.exists() and not (tmp_path / 'run/adapter').exists()
+    capfd.readouterr()
+    assert 'goes on from batch 2 of 4' in (output := run('max_duration=4ba')) and 'wrote the teacher' in output
+    found, expected = ((tmp_path / name / 'teacher/model.safetensors').read_bytes() for name in ('run', 'whole'))
+    assert found == expected != short
+    assert 'is complete' in run('max_duration=4ba')
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _on_fewer_shards(images: Path, sidecar: Path, folder: Path) -> list[str]:
