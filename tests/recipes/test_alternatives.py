@@ -53,3 +53,7 @@ def test_what_a_kill_costs_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path
     whole = watched.watch(program.command, tmp_path / 'log.txt', program.done)
     assert whole['peak_gib'] > 2**26 / 2**30 and whole['seconds'] > whole['first_step'] > 0.25
     assert whole['seconds_per_step'] > 0.2
+    monkeypatch.setattr(watched, 'ROUNDS', 2)
+    assert watched.paces({'one': make}, tmp_path / 'pace')['one'] > 0.2
+    assert sorted(path.name for path in (tmp_path / 'pace').iterdir()) == ['round0.json', 'round1.json', 'run.log']
+    assert watched.paces({'one': lambda _: pytest.fail('measured again')}, tmp_path / 'pace')['one'] > 0.2

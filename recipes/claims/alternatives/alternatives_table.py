@@ -4,7 +4,7 @@
 """The comparisons as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 __all__ = ['describe_kill', 'to_markdown']
 
@@ -13,10 +13,6 @@ Row = Mapping[str, Any]
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f'| {" | ".join(head)} |', '|---' * len(head) + '|', *(f'| {" | ".join(row)} |' for row in rows), '']
-
-
-def _number(value: Optional[float], form: str) -> str:
-    return '-' if value is None else format(value, form)
 
 
 def describe_kill(kill: Row) -> str:
@@ -35,8 +31,8 @@ def _recalls(found: Row, way: str) -> str:
     return ' / '.join(f'{found[f"{way}_retrieval_recall@{k}"]:.1f}' for k in (1, 5, 10))
 
 
-def _training(name: str, scores: Sequence[str], seconds: Optional[float], row: Row) -> list[str]:
-    return [name, *scores, _number(seconds, '.1f'), f'{row["peak_gib_of_training"]:.2f} / {row["peak_gib"]:.2f}',
+def _training(name: str, scores: Sequence[str], seconds: float, row: Row) -> list[str]:
+    return [name, *scores, f'{seconds:.1f}', f'{row["peak_gib_of_training"]:.2f} / {row["peak_gib"]:.2f}',
             f'{row["first_step"]:.0f}', describe_kill(row['kill'])]
 
 
@@ -48,7 +44,8 @@ def to_markdown(found: Row) -> str:
     before = stage2['seconds_before']
     lines = [
         f'{machine["cpu"]}, {machine["threads"]} threads; '
-        + ', '.join(f'{name} {version}' for name, version in machine['versions'].items()), '',
+        + ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
+        + '; seconds per pass and per step are medians of short trainings that took turns', '',
         f'### Stage 2, {setting["passes"]} passes over the photographs, batch {setting["batch"]}', '',
         f'{images["n_images"]} other photographs with {images["n_texts"]} captions, recall in %. Once before it, '
         f'LLM2CLIP needs stage 1 ({before["stage1"]:.0f} s) and the vectors of the captions '

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from setting import CAPTIONS, SEED, STAGE2, STREAM, Setting, stage2_config
-from watched import Program, count, kept, kill_and_go_on, number_after, watch
+from watched import Program, count, kept, kill_and_go_on, number_after, paces, watch
 
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_index, read_samples
 from llm2clip.steps import SECONDS_FILE, recorded_seconds
@@ -38,10 +38,12 @@ RATES = (1e-3, 5e-4)
 # Of the trainings that are killed, which need not learn anything.
 KILLED_EPOCHS, KILLED_PHOTOGRAPHS, KILLED_BATCH = 2, 64, 32
 KILLED_STEPS, KILL_AFTER = KILLED_EPOCHS * CAPTIONS * KILLED_PHOTOGRAPHS // KILLED_BATCH, 15
+PACED_STEPS = 12
 
 
-def write_files(dataset: Path, folder: Path) -> dict[str, Any]:
-    """Photographs as files, and two tables of open_clip's: all captions, and those of the first photographs."""
+def write_files(dataset: Path, folder: Path, batch: int) -> dict[str, Any]:
+    """Photographs as files, and tables of open_clip's: all captions, those of the first photographs, and as many as
+    there are in a few steps."""
     images = folder / 'images'
     images.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -50,10 +52,12 @@ def write_files(dataset: Path, folder: Path) -> dict[str, Any]:
         path = images / sample[SAMPLE_ID]
         path.write_bytes(sample[IMAGE])
         rows.append([(str(path), text) for key, text in sample.items() if key.startswith(CAPTION) and text])
-    for name, lines in (('all', rows), ('few', rows[:KILLED_PHOTOGRAPHS])):
+    lines = [line for own in rows for line in own]
+    few = [line for own in rows[:KILLED_PHOTOGRAPHS] for line in own]
+    for name, those in (('all', lines), ('few', few), ('paced', lines[:PACED_STEPS * batch])):
         with (folder / f'{name}.csv').open('w', newline='') as file:
-            csv.writer(file).writerows([('image', 'caption'), *(line for own in lines for line in own)])
-    return {'photographs': len(rows), 'captions': sum(map(len, rows))}
+            csv.writer(file).writerows([('image', 'caption'), *those])
+    return {'photographs': len(rows), 'captions': len(lines)}
 
 
 def our_program(setting: Setting, folder: Path, *more: str) -> Program:
@@ -133,11 +137,12 @@ def _row(program: Program, folder: Path, recalls: Callable[[Path], dict[str, Any
 def compare(setting: Setting) -> dict[str, Any]:
     """Rows by name, and the seconds that LLM2CLIP's steps before stage 2 took."""
     out, files = setting.out / 'stage2', setting.out / 'open_clip'
-    kept(files / 'files.json', lambda: write_files(setting.train, files / 'files'))
+    kept(files / 'files.json', lambda: write_files(setting.train, files / 'files', setting.batch))
     kept(files / 'model.json', lambda: watch([*MODEL_SCRIPT, 'make', str(files / 'model')], files / 'model.log'))
     rows: dict[str, Any] = {}
     ours = (f'max_duration={setting.passes}ep', f'global_train_batch_size={setting.batch}', 'save_interval=1ep')
-    for name, blocks in (('llm2clip', ()), ('llm2clip, no block locked', ('model.vision.lock_blocks=0',))):
+    variants = {'llm2clip': (), 'llm2clip, no block locked': ('model.vision.lock_blocks=0',)}
+    for name, blocks in variants.items():
         folder = out / name.replace(',', '').replace(' ', '_')
         rows[name] = _row(our_program(setting, folder, *ours, *blocks), folder, partial(_our_recalls, setting))
     epochs = setting.passes // CAPTIONS
@@ -146,11 +151,16 @@ def compare(setting: Setting) -> dict[str, Any]:
         folder = out / f'open_clip_{rate:.0e}'
         program = open_clip_program(setting, folder, 'all', setting.batch, epochs, rate, warmup)
         rows[f'open_clip, lr {rate:g}'] = _row(program, folder, partial(_open_clip_recalls, setting, epochs))
-    kills = _kills(setting, out)
+    paced = (f'max_duration={PACED_STEPS}ba', f'global_train_batch_size={setting.batch}')
+    makers: dict[str, Callable[[Path], Program]] = {name: lambda folder, blocks=blocks: our_program(
+        setting, folder, *paced, *blocks) for name, blocks in variants.items()}
+    makers['open_clip'] = lambda folder: open_clip_program(setting, folder, 'paced', setting.batch, 1, RATES[0], 5)
+    pace, kills = paces(makers, out / 'pace'), _kills(setting, out)
     photographs = sum(shard['samples'] for shard in read_index(setting.train)['shards'])
     for name, row in rows.items():
         row['kill'] = kills[name.split(',')[0]]
-        row['seconds_per_pass'] = row['seconds_per_step'] and row['seconds_per_step'] * photographs / setting.batch
+        row['seconds_per_step'] = pace[name if name in pace else 'open_clip']
+        row['seconds_per_pass'] = row['seconds_per_step'] * photographs / setting.batch
     before = {step: recorded_seconds(setting.photographs / step / SECONDS_FILE) for step in ('stage1', 'embeddings')}
     return {'rows': rows, 'seconds_before': before}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from setting import SEED, STAGE1, STREAM, Setting, stage1_config
-from watched import Program, count, kept, kill_and_go_on, number_after, watch
+from watched import Program, count, kept, kill_and_go_on, number_after, paces, watch
 
 __all__ = ['compare']
 
@@ -28,6 +28,7 @@ SCRIPT = (sys.executable, str(Path(__file__).with_name('sentence_transformers_mo
 LOSSES = ('CachedMultipleNegativesRankingLoss', 'MultipleNegativesRankingLoss')
 # Of the trainings that are killed, which need not learn anything.
 KILLED_STEPS, KILLED_PAIRS, KILL_AFTER, KILLED_SAVE = 12, 8, 10, 4
+PACED_STEPS = 12
 
 
 def our_program(setting: Setting, folder: Path, steps: int, pairs: int, warmup: int, save: int) -> Program:
@@ -89,4 +90,6 @@ def compare(setting: Setting) -> dict[str, Any]:
             'kill': kept(folder.with_name(f'{folder.name}_kill.json'), partial(
                 kill_and_go_on, lambda at, make=make: make(at, *short), folder.with_name(f'{folder.name}_kill'),
                 KILLED_STEPS, KILL_AFTER))}
-    return rows
+    paced = PACED_STEPS, setting.pairs, 2, PACED_STEPS
+    pace = paces({name: lambda at, make=make: make(at, *paced) for name, make in makers.items()}, out / 'pace')
+    return {name: {**row, 'seconds_per_step': pace[name]} for name, row in rows.items()}

@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -21,8 +23,10 @@ import torch
 
 from llm2clip.files import write_json
 
-__all__ = ['Measurer', 'Program', 'count', 'kept', 'kill_and_go_on', 'largest_difference', 'number_after', 'watch']
+__all__ = ['Measurer', 'Program', 'count', 'kept', 'kill_and_go_on', 'largest_difference', 'number_after',
+           'paces', 'watch']
 
+ROUNDS = 3
 # Seconds between two looks at what is done, and at the memory, which takes the kernel a few milliseconds to add up.
 _LOOKS, _MEMORY_LOOKS = 0.1, 0.5
 
@@ -151,6 +155,28 @@ def watch(
     if process.returncode:
         sys.exit(f'{log.read_text(errors="replace")[-4000:]}\n{" ".join(command)} failed')
     return measurer.found()
+
+
+def paces(makers: Mapping[str, Callable[[Path], Program]], folder: Path) -> dict[str, float]:
+    """Seconds per step of programs that take turns, medians over the rounds: a machine that others share is faster in
+    one hour than in the next.
+
+    Args:
+        makers: Name -> folder -> a program that trains a few steps there.
+        folder: Where these folders go, which are removed, and the file of each round, which is not measured again.
+    """
+    rounds = [kept(folder / f'round{i}.json', partial(_round, makers, folder / 'run')) for i in range(ROUNDS)]
+    return {name: statistics.median(each[name] for each in rounds) for name in makers}
+
+
+def _round(makers: Mapping[str, Callable[[Path], Program]], folder: Path) -> dict[str, float]:
+    found = {}
+    for name, make in makers.items():
+        shutil.rmtree(folder, ignore_errors=True)
+        program = make(folder)
+        found[name] = watch(program.command, folder.with_suffix('.log'), program.done)['seconds_per_step']
+    shutil.rmtree(folder)
+    return found
 
 
 def largest_difference(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:
