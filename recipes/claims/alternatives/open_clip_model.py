@@ -13,6 +13,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import open_clip  # pyright: ignore[reportMissingImports]
 import torch
@@ -36,7 +37,7 @@ def make(folder: str) -> None:
         'timm_model_name': config.vision.name, 'timm_pool': 'avg', 'timm_proj': 'linear',
         'image_size': preprocessing.image_size}}
     torch.manual_seed(SEED)
-    model = open_clip.CLIP(**model_config)
+    model: Any = open_clip.CLIP(**model_config)
     model.visual.trunk.load_state_dict(load_tower(config.vision).trunk.state_dict())
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), Path(folder, 'open_clip_model.safetensors'))
@@ -48,7 +49,8 @@ def make(folder: str) -> None:
 @torch.no_grad()
 def recall(folder: str, checkpoint: str, dataset: str, out: str) -> None:
     name = f'local-dir:{folder}'
-    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    loaded: Any = open_clip.create_model_and_transforms(name)
+    model, _, preprocess = loaded
     open_clip.load_checkpoint(model, checkpoint)
     model.eval()
     tokenizer = open_clip.get_tokenizer(name)
