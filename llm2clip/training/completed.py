@@ -89,7 +89,7 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
             it goes on.
 
     Raises:
-        ConfigError: It has ended, but was trained with other settings.
+        ConfigError: It has ended, but was trained with other settings, or is to be longer and left no checkpoint.
     """
     def write() -> None:
         if reached >= config.max_duration:
@@ -97,6 +97,9 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
             if there is not None and reached >= there.max_duration:
                 return
         else:
+            if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
+                raise ConfigError(f'save_folder: the run in {config.save_folder} has ended, and there is no checkpoint '
+                                  'to go on from; choose another save_folder')
             for folder, kind in results.items():
                 check_replaceable(folder, kind)
                 shutil.rmtree(folder, ignore_errors=True)
