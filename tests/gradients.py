@@ -30,7 +30,7 @@ from llm2clip.config import (
 )
 from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import split_columns
-from llm2clip.data.loader import split_by_length
+from llm2clip.data.loader import split_packed
 from llm2clip.models.adapter import build_adapter
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.compilation import compile_blocks
@@ -61,7 +61,7 @@ class Way(NamedTuple):
 
     fsdp: Optional[FsdpConfig] = None
     compiled: bool = False
-    """Without any graph break."""
+    """Without any graph break, but for the attention of packed texts."""
 
 
 WAYS = {
@@ -81,7 +81,7 @@ class InOneGraph(CaptionContrastive):
     microbatch_size = 1
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        parts = split_by_length(with_rows(batch, self.feature_names), self.microbatch_size)
+        parts = split_packed(with_rows(batch, self.feature_names), self.microbatch_size)
         outputs = [super(InOneGraph, self).forward(part) for part in parts]
         result = {}
         for name in self.feature_names:
@@ -96,7 +96,7 @@ def _rows() -> slice:
 
 
 def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way: Way = WAYS['ddp']) -> Result:
-    """One step of stage 1; `kind` is ``plain``, ``cached`` or ``in_one_graph``."""
+    """One step of stage 1; `kind` is ``plain``, of padded texts, ``cached`` or ``in_one_graph``."""
     torch.manual_seed(0)
     encoder, tokenizer = text_encoder_from_config(
         TextEncoderConfig(pretrained=llm), LoraConfig(r=4, lora_dropout=dropout))
@@ -110,7 +110,8 @@ def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way:
         tokens = [tokenizer.tokenize([text])[0] if text else tokenizer.placeholder() for text in texts]
         batch.update({f'{side}_{k}': v[_rows()] for k, v in tokenizer.pad(tokens).items()})
         batch[f'{side}_text_id'] = torch.tensor([text_id(text) for text in texts])[_rows()]
-    return _step(model, batch, microbatch_size if kind == 'cached' else None, split_by_length, way)
+    return _step(model, batch, microbatch_size if kind == 'cached' else None,
+                 split_packed if kind == 'cached' else lambda batch, _: [batch], way)
 
 
 def image_step(
@@ -150,7 +151,7 @@ def joint_step(
     Args:
         llm: Its folder.
         clip: Folder of a CLIP, whose text tower takes the LLM's place without `lora` and `method`.
-        microbatch_size: Samples.
+        microbatch_size: Samples; if those are all, texts are padded.
         kind: ``cached`` or ``in_one_graph``.
         way: How.
         method: That keeps CLIP's text tower beside the LLM, which is frozen without `lora`.
@@ -164,8 +165,9 @@ def joint_step(
     config = ModelConfig(VisionConfig('test_vit', image_size=32), adapter, embed_dim=32)
     encoder, tokenize, beside = None, None, None
     if lora:
-        encoder, tokenize = text_encoder_from_config(TextEncoderConfig(pretrained=llm),
-                                                     LoraConfig(r=4, lora_dropout=dropout))
+        encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=llm),
+                                                      LoraConfig(r=4, lora_dropout=dropout))
+        tokenize = tokenizer if microbatch_size == N else tokenizer.packed
         for name, parameter in encoder.named_parameters():
             if 'lora_B' in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -219,7 +221,7 @@ class _Keep(Callback):
 
 def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], split: Any, way: Way) -> Result:
     if way.compiled:
-        compile_blocks(model, backend='aot_eager', fullgraph=True)
+        compile_blocks(model, backend='aot_eager', fullgraph=not isinstance(model, CaptionContrastive))
     data = DataSpec([batch], get_num_samples_in_batch=lambda b: len(b['index']), split_batch=split)
     keep = _Keep()
     cache = [GradCache(data.split_batch)] if microbatch_size else []

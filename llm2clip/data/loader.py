@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+import torch.nn.functional as F
 import xxhash
 from composer.core import DataSpec
 from composer.utils import dist
@@ -23,13 +24,15 @@ from llm2clip.data.schema import SAMPLE_ID, caption_keys, check_dataset, read_co
 from llm2clip.data.shared_memory import shared_memory, warn_if_short
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.remote_code.text_encoder_llm2clip import pack
 
 __all__ = [
     'Another', 'MakeText', 'SeededDataset', 'TextDataset', 'all_caption_keys', 'build_loader', 'build_text_loader',
-    'count_tokens', 'device_batch_size', 'split_by_length', 'stream_arguments', 'streaming_dataset', 'text_sides',
+    'count_tokens', 'device_batch_size', 'pack_sides', 'split_by_length', 'split_packed', 'stream_arguments',
+    'streaming_dataset', 'text_sides',
 ]
 
-_MASK = 'attention_mask'
+_IDS, _MASK = 'input_ids', 'attention_mask'
 # A worker looks for its rank this often.
 _WATCH_SECONDS = 1.0
 # Seed -> another sample of a sample's shard, or None where there is no other.
@@ -179,8 +182,9 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
 
 
 def count_tokens(batch: dict[str, Any]) -> dict[str, int]:
-    """Tokens of a batch without padding, and of those the ones that a loss is computed on, for Composer."""
-    total = sum(int(batch[f'{side}attention_mask'].sum()) for side in text_sides(batch))
+    """Tokens of a batch, padded or packed, and of those the ones that a loss is computed on, for Composer."""
+    total = sum(int(batch[side + _MASK].sum()) if side + _MASK in batch else batch[side + _IDS].numel()
+                for side in text_sides(batch))
     return {'total': total, 'loss_generating': int((batch['labels'] >= 0).sum()) if 'labels' in batch else total}
 
 
@@ -298,7 +302,7 @@ def build_text_loader(
         config: Streams, order and workers.
         global_batch_size: Samples per step over all ranks.
         seed: Seed of everything random about a sample.
-        train: As for `build_loader`; microbatches are then of texts of similar length.
+        train: As for `build_loader`; microbatches are then of texts of similar length, without padding.
         key: Where `config` stands in the configuration.
         batching_method: As for `build_loader`.
     """
@@ -316,13 +320,44 @@ def build_text_loader(
     largest = collate_all([{'index': 0, 'sample_id': '', **longest}])
     return build_loader(
         lambda **kwargs: TextDataset(streams, make, largest, seed=seed, **kwargs), config, config.streams,
-        global_batch_size, train, key, collate_all, batching_method, split_batch=split_by_length if train else None,
+        global_batch_size, train, key, collate_all, batching_method, split_batch=split_packed if train else None,
         get_num_tokens_in_batch=count_tokens)
 
 
+def split_packed(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
+    """`split_by_length`, after which the texts of each part are in one row (`pack_sides`)."""
+    return [pack_sides(part, [n for side in text_sides(part) for n in part[side + _MASK].sum(1).tolist()])
+            for part in split_by_length(batch, microbatch_size)]
+
+
+def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
+    """A batch of stage 1 with all its texts in one row, as `pack` says.
+
+    Args:
+        batch: Each side's texts padded.
+        lengths: Tokens of each text, one side's after the other's in the order in which the batch has them.
+    """
+    sides = text_sides(batch)
+    names = [name.removeprefix(sides[0]) for name, value in batch.items()
+             if name.startswith(sides[0]) and isinstance(value, torch.Tensor) and value.ndim == 2]
+    longest = max(batch[side + _MASK].shape[1] for side in sides)
+    texts = {name: torch.cat([F.pad(batch[side + name], (0, longest - batch[side + name].shape[1])) for side in sides])
+             for name in names if name != _MASK}
+    padded = {side + name for side in sides for name in names}
+    return {**{name: value for name, value in batch.items() if name not in padded},
+            **{name: _pinned(value) for name, value in pack(texts, lengths).items()}}
+
+
+def _pinned(value: Any) -> Any:
+    """The copy of a tensor from which one to the GPU is asynchronous."""
+    if not isinstance(value, torch.Tensor) or not torch.cuda.is_initialized():
+        return value
+    return torch.empty_like(value, pin_memory=True).copy_(value)
+
+
 def text_sides(batch: dict[str, Any]) -> list[str]:
-    """Prefixes of the padded texts in a batch: ``query_``, ``positive_``, … or an empty one."""
-    return [key.removesuffix(_MASK) for key in batch if key.endswith(_MASK)]
+    """Prefixes of the texts in a batch: ``query_``, ``positive_``, … or an empty one, also if all are packed."""
+    return [key.removesuffix(_IDS) for key in batch if key.endswith(_IDS)]
 
 
 def split_by_length(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from llm2clip.losses.contrastive import ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.flops import text_flops
 from llm2clip.models.trainable import TrainableStateModel
-from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.remote_code.text_encoder_llm2clip import TEXT_ARGUMENTS, TextEncoder
 
 __all__ = ['CRA_METRICS', 'CaptionContrastive']
 
@@ -44,6 +44,7 @@ class CaptionContrastive(TrainableStateModel):
     A batch holds ``query_*`` and ``positive_*`` tensors (`input_ids`, `attention_mask`, `embed_mask`, each ``(B, T)``;
     `text_id` ``(B,)``, equal for equal texts), ``negative_*`` where the data has hard negatives (`text_id` 0 where a
     sample has none), and the samples' ``index`` ``(B,)``.  In evaluation, query and positive may be absent as well.
+    In training, `split_packed` has put the texts of all sides into one row, which the encoder reads at once.
 
     Args:
         text_encoder: The encoder to train.
@@ -73,10 +74,14 @@ class CaptionContrastive(TrainableStateModel):
 
     def forward(self, batch: Batch) -> Outputs:
         """This rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is learned."""
-        outputs = {
-            side: self.text_encoder(
-                **{key: batch[f'{side}_{key}'] for key in ('input_ids', 'attention_mask', 'embed_mask')})
-            for side in self.feature_names if f'{side}_input_ids' in batch}
+        if 'runs' in batch:
+            vectors = self.text_encoder(**{name: batch[name] for name in TEXT_ARGUMENTS if name in batch})
+            sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
+            outputs = dict(zip(sides, vectors.chunk(len(sides))))
+        else:
+            outputs = {side: self.text_encoder(**{name: batch[f'{side}_{name}'] for name in TEXT_ARGUMENTS
+                                                  if f'{side}_{name}' in batch})
+                       for side in self.feature_names if f'{side}_input_ids' in batch}
         if self.scale is not None:
             outputs['logit_scale'] = self.scale(batch['index'])
         return outputs

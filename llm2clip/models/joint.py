@@ -19,7 +19,7 @@ __all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP', 'Tex
 
 Batch = dict[str, Any]
 # Texts -> the keyword arguments of their encoder.
-Tokenize = Callable[[Sequence[str]], dict[str, torch.Tensor]]
+Tokenize = Callable[[Sequence[str]], dict[str, Any]]
 # B texts, or, where an image has K captions, K lists of B.
 Texts = Sequence[Union[str, Sequence[str]]]
 
@@ -31,7 +31,8 @@ def embed_texts(encoder: nn.Module, tokenize: Tokenize, texts: Texts, device: to
     absent = torch.tensor([not str(text).strip() for text in texts], device=device)
     # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
     tokens = tokenize([str(text) if str(text).strip() else '-' for text in texts])
-    vectors = encoder(**{name: value.to(device, non_blocking=True) for name, value in tokens.items()})
+    vectors = encoder(**{name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                         for name, value in tokens.items()})
     return vectors.masked_fill(absent[:, None], 0)
 
 

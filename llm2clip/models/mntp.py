@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from llm2clip.models.flops import count_flops, text_flops
 from llm2clip.models.trainable import TrainableStateModel
-from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.remote_code.text_encoder_llm2clip import TEXT_ARGUMENTS, TextEncoder
 
 __all__ = ['MaskedNextTokenPrediction', 'mntp_loss']
 
@@ -26,7 +26,7 @@ def mntp_loss(
 
     Args:
         states: ``(B, T, D)`` of the last layer.
-        labels: ``(B, T)``, the token that was masked at a position, -100 elsewhere; never at position 0.
+        labels: ``(B, T)``, the token that was masked at a position, -100 elsewhere; never at a text's position 0.
         head: ``(…, D)`` -> ``(…, vocabulary)``.
         softcap: Gemma 2's bound on logits.
 
@@ -43,8 +43,8 @@ def mntp_loss(
 class MaskedNextTokenPrediction(TrainableStateModel):
     """Teaches an LLM without causal mask to use the tokens on its right.
 
-    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``.  Composer weighs microbatches and ranks
-    by their masked tokens, so the loss is the mean over those of the global batch.
+    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed in a row.  Composer
+    weighs microbatches and ranks by their masked tokens, so the loss is the mean over those of the global batch.
 
     Args:
         text_encoder: The encoder to train.
@@ -59,7 +59,7 @@ class MaskedNextTokenPrediction(TrainableStateModel):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """States ``(B, T, llm_embed_dim)``."""
-        return self.text_encoder(batch['input_ids'], batch['attention_mask'])
+        return self.text_encoder(**{key: batch[key] for key in TEXT_ARGUMENTS if key in batch})
 
     def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
         """The mean over this microbatch's masked tokens."""

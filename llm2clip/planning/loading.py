@@ -43,13 +43,13 @@ def text_batch(n: int, sides: list[str], tokens: int) -> Batch:
 
     Args:
         n: Samples.
-        sides: Prefixes of its texts.
+        sides: Prefixes of its texts; those of a single one are not pooled.
         tokens: Of each text.
     """
     batch = {'index': torch.zeros(n, dtype=torch.long)}
     for side in sides:
         batch[f'{side}text_id'] = torch.zeros(n, dtype=torch.long)
-        for name in ('input_ids', 'attention_mask', 'embed_mask'):
+        for name in ('input_ids', 'attention_mask', *(['embed_mask'] if side else [])):
             batch[side + name] = torch.ones(n, tokens, dtype=torch.long)
     return batch
 

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from llm2clip.config import FsdpConfig
 from llm2clip.data.image_embeddings import split_columns
+from llm2clip.data.loader import pack_sides, text_sides
 from llm2clip.data.vectors import float_vectors
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.sharding import fsdp2_config, prefetch, recompute, shard
@@ -269,7 +270,9 @@ def _step(
     precision = partial(_autocast, plan)
 
     def prepare(part: Batch) -> Batch:
-        return float_vectors(_copied(part))
+        copied = float_vectors(_copied(part))
+        texts = [copied[side + 'input_ids'] for side in text_sides(copied)]
+        return pack_sides(copied, [of.shape[1] for of in texts for _ in of]) if texts else copied
 
     cached, first = None, {}
 

@@ -8,22 +8,21 @@ transformers.
 """
 
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain, cycle, groupby, takewhile
+from functools import partial
+from itertools import cycle, groupby, takewhile
 from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.distributed
 import torch.nn as nn
 import torch.nn.functional as F
-from transformers import AttentionInterface, PreTrainedTokenizerBase
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerBase
 
 __all__ = [
-    'LAYOUTS', 'POOLINGS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'Tokens', 'encode_texts', 'encode_tokens',
-    'last_pool', 'mean_pool', 'pack', 'token_batches', 'weighted_mean_pool',
+    'LAYOUTS', 'POOLINGS', 'TEXT_ARGUMENTS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'Tokens', 'encode_texts',
+    'encode_tokens', 'last_pool', 'mean_pool', 'pack', 'pack_tokens', 'pad', 'token_batches', 'weighted_mean_pool',
 ]
 
 Tokens = dict[str, torch.Tensor]
@@ -33,6 +32,8 @@ _SPACE = '\u2003'
 # The day on which every chat template is applied: Llama 3.1's and others' write it into what they make of a caption.
 _DAY = datetime(2024, 7, 26)
 LAYOUTS = ('joint', 'apart')
+# Of `TextEncoder.forward`.
+TEXT_ARGUMENTS = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'places')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,18 +189,53 @@ class CaptionTokenizer:
 
     def pad(self, tokens: Sequence[Tokenized]) -> Tokens:
         """Tokens -> three ``(B, T)`` tensors."""
-        length = max(len(text.ids) for text in tokens)
-        input_ids = torch.full((len(tokens), length), self.pad_id, dtype=torch.long)
-        attention_mask, embed_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-        for row, text in enumerate(tokens):
-            input_ids[row, :len(text.ids)] = torch.tensor(text.ids)
-            attention_mask[row, :len(text.ids)] = 1
-            embed_mask[row, text.start:len(text.ids)] = 1
-        return {'input_ids': input_ids, 'attention_mask': attention_mask, 'embed_mask': embed_mask}
+        return pad(tokens, self.pad_id)
 
     def __call__(self, texts: Sequence[str], instruction: str = '') -> Tokens:
         """Tokenise and pad B captions."""
         return self.pad(self.tokenize(texts, instruction))
+
+    def packed(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Tokenise B captions and `pack` them."""
+        return pack_tokens(self.tokenize(texts))
+
+
+def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
+    """`input_ids`, `attention_mask` and `embed_mask`, each ``(B, T)``, of B texts, padded on the right."""
+    length = max(len(text.ids) for text in tokens)
+    input_ids = torch.full((len(tokens), length), pad_id, dtype=torch.long)
+    attention_mask, embed_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+    for row, text in enumerate(tokens):
+        input_ids[row, :len(text.ids)] = torch.tensor(text.ids)
+        attention_mask[row, :len(text.ids)] = 1
+        embed_mask[row, text.start:len(text.ids)] = 1
+    return {'input_ids': input_ids, 'attention_mask': attention_mask, 'embed_mask': embed_mask}
+
+
+def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str, Any]:
+    """B texts, one after the other in a row of S tokens without padding, shortest first.
+
+    Args:
+        texts: What there is of each token, all ``(B, T)``, padded on the right.
+        lengths: Tokens of each text.
+
+    Returns:
+        The same, each ``(1, S)``; `position_ids` ``(1, S)``, which begin anew with every text; `runs`, how many texts
+        of which length follow one another; and `places` ``(B,)``, where in the row each text stands.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    in_order = [lengths[i] for i in order]
+    rows = {name: [value[i, :lengths[i]] for i in order] for name, value in texts.items()}
+    rows['position_ids'] = [torch.arange(length) for length in in_order]
+    return {**{name: torch.cat(parts).unsqueeze(0) for name, parts in rows.items()},
+            'runs': [(len(list(run)), length) for length, run in groupby(in_order)],
+            'places': torch.tensor(order).argsort()}
+
+
+def pack_tokens(tokens: Sequence[Tokenized]) -> dict[str, Any]:
+    """`pack` of B texts, as `TextEncoder` takes them."""
+    texts = pad(tokens)
+    return pack({name: texts[name] for name in ('input_ids', 'embed_mask')}, [len(text.ids) for text in tokens])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,6 +287,7 @@ class TextEncoder(nn.Module):
         self.llm = llm
         self.config = config
         self.pool = POOLINGS[config.pooling]
+        llm.config._attn_implementation = _PACKED.get(llm.config._attn_implementation, llm.config._attn_implementation)
         self._layer_names = set(getattr(llm, '_no_split_modules', None) or ())
 
     @property
@@ -272,17 +309,22 @@ class TextEncoder(nn.Module):
         embed_mask: Optional[torch.Tensor] = None,
         position_ids: Optional[torch.Tensor] = None,
         runs: Optional[Runs] = None,
+        places: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """``(B, T)`` tokens -> ``(B, llm_embed_dim)`` vectors in float32, not normalised.
 
         Without `embed_mask`, the tokens' states ``(B, T, llm_embed_dim)``.  A causal encoder needs no `attention_mask`
-        for texts of one length.  With `position_ids` and `runs` in place of
-        `attention_mask`, the ``(1, T)`` tokens are texts without padding between them, as `pack` gives them; all LLMs
-        that work padded work packed.  One whose rotary frequencies follow the longest text (``longrope``, ``dynamic``)
-        takes that of the row, as it takes that of a padded batch.
+        for texts of one length.  With what `pack` gives in place of `attention_mask`, tokens and states are those of
+        one row ``(1, S)``, and vectors are again in the order of the texts; all LLMs that work padded work packed.  One
+        whose rotary frequencies follow the longest text (``longrope``, ``dynamic``) takes that of the row, as it takes
+        that of a padded batch.
         """
         if runs is not None:
-            return self._forward_packed(input_ids, embed_mask, position_ids, runs)
+            states = self.llm(
+                input_ids=input_ids, attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
+                position_ids=position_ids, use_cache=False, runs=runs,
+                bidirectional=self.config.bidirectional).last_hidden_state
+            return states if embed_mask is None else self._pool_packed(states, embed_mask, runs)[places]
         mask = attention_mask
         if self.config.bidirectional:
             assert attention_mask is not None
@@ -290,16 +332,7 @@ class TextEncoder(nn.Module):
         states = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         return states if embed_mask is None else self.pool(states, embed_mask)
 
-    def _forward_packed(
-        self, input_ids: torch.Tensor, embed_mask: Optional[torch.Tensor], position_ids: Optional[torch.Tensor],
-        runs: Runs
-    ) -> torch.Tensor:
-        with _attention_by_runs(self.llm.config) as implementation:
-            states = self.llm(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False, runs=runs,
-                bidirectional=self.config.bidirectional, implementation=implementation).last_hidden_state
-        if embed_mask is None:
-            return states
+    def _pool_packed(self, states: torch.Tensor, embed_mask: torch.Tensor, runs: Runs) -> torch.Tensor:
         sizes = [n * length for n, length in runs]
         return torch.cat([
             self.pool(part.view(n, length, -1), mask.view(n, length))
@@ -322,23 +355,20 @@ class TextEncoder(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-_BY_RUNS = 'llm2clip_by_runs'
-# The implementation of an LLM's attention stands in its configuration, which all threads share.
-_switching = threading.RLock()
+def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any) -> Any:
+    """Attention as transformers calls it, with `runs` among the arguments if texts are packed."""
+    if runs is not None:
+        return _attend_by_runs(module, *args, runs=runs, implementation=implementation, **kwargs)
+    attend = _eager(module) if implementation == 'eager' else AttentionInterface()[implementation]
+    return attend(module, *args, **kwargs)
 
 
-@contextmanager
-def _attention_by_runs(config: Any) -> Iterator[str]:
-    """Let an LLM attend by `_attend_by_runs`, and tell by which implementation it otherwise does."""
-    with _switching:
-        before = config._attn_implementation
-        config._attn_implementation = _BY_RUNS
-        try:
-            yield before
-        finally:
-            config._attn_implementation = before
+def _eager(module: nn.Module) -> Callable[..., Any]:
+    """That of the LLM's own code."""
+    return sys.modules[type(module).__module__].eager_attention_forward
 
 
+@torch.compiler.disable  # which would compile anew for every lengths of texts
 def _attend_by_runs(
     module: nn.Module,
     query: torch.Tensor,
@@ -350,10 +380,11 @@ def _attend_by_runs(
     bidirectional: bool,
     implementation: str,
     scaling: float,
+    dropout: float = 0.0,
     sliding_window: Optional[int] = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each of the texts that lie in one row, as transformers calls it.
+    """Attention within each of the texts that lie in one row.
 
     Texts of one length become a batch of their own, which needs neither padding nor, but for a causal sliding window,
     a mask: every device has its fastest kernel for that.  An LLM with ``eager`` attention, such as Gemma 2 with its
@@ -364,11 +395,12 @@ def _attend_by_runs(
         query: ``(1, H, T, head_dim)``.
         key: ``(1, H_kv, T, head_dim)``.
         value: As `key`.
-        attention_mask: None; transformers makes none for an implementation that it does not know.
+        attention_mask: Not used.
         runs: As of `pack`.
         bidirectional: Whether a token sees those after it, in which case no window is left either.
         implementation: ``sdpa`` or ``eager``.
         scaling: Factor on the scores.
+        dropout: Share of the attention weights that are dropped.
         sliding_window: Of this layer, if it has one.
         **kwargs: What only ``eager`` attention knows.
 
@@ -377,7 +409,7 @@ def _attend_by_runs(
     """
     causal = not bidirectional and getattr(module, 'is_causal', True)
     window = None if bidirectional else sliding_window
-    eager = sys.modules[type(module).__module__].eager_attention_forward if implementation == 'eager' else None
+    eager = _eager(module) if implementation == 'eager' else None
     if eager is None:
         if torch.is_autocast_enabled(query.device.type):
             dtype = torch.get_autocast_dtype(query.device.type)
@@ -395,10 +427,10 @@ def _attend_by_runs(
             if mask is not None:
                 mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
                     ~mask, torch.finfo(q.dtype).min)[None, None]
-            output, _ = eager(module, q, k, v, mask, scaling=scaling, **kwargs)
+            output, _ = eager(module, q, k, v, mask, scaling=scaling, dropout=dropout, **kwargs)
         else:
             output = F.scaled_dot_product_attention(
-                q, k, v, mask, scale=scaling, is_causal=causal and mask is None).transpose(1, 2)
+                q, k, v, mask, dropout, scale=scaling, is_causal=causal and mask is None).transpose(1, 2)
         outputs.append(output.reshape(1, n * length, *output.shape[2:]))
     return torch.cat(outputs, 1), None
 
@@ -411,7 +443,12 @@ def _visible(length: int, causal: bool, window: Optional[int], device: torch.dev
     return visible if window is None else visible & (distance.abs() < window)
 
 
-AttentionInterface.register(_BY_RUNS, _attend_by_runs)
+# Implementation of an LLM's attention -> the same, which also takes packed texts.  It stays that of the LLM, since
+# layers may run again in the backward pass.
+_PACKED = {name: f'llm2clip_{name}' for name in ('sdpa', 'eager')}
+for _name, _packed in _PACKED.items():
+    AttentionInterface.register(_packed, partial(_attend, _name))
+    AttentionMaskInterface.register(_packed, AttentionMaskInterface()[_name])
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -430,23 +467,6 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[in
         size += lengths[index]
     if batch:
         yield batch
-
-
-def pack(texts: Sequence[Tokenized]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    """Texts, one after the other in a row of T tokens without padding.
-
-    Args:
-        texts: Those of one length stand together.
-
-    Returns:
-        ``(3, T)``: the `input_ids`, the `position_ids`, which begin anew with every text, and the `embed_mask`; and the
-        runs, how many texts of which length follow one another.
-    """
-    rows = torch.tensor([
-        list(chain.from_iterable(text.ids for text in texts)),
-        list(chain.from_iterable(range(len(text.ids)) for text in texts)),
-        list(chain.from_iterable([0] * text.start + [1] * (len(text.ids) - text.start) for text in texts))])
-    return rows, [(len(list(run)), length) for length, run in groupby(len(text.ids) for text in texts)]
 
 
 @torch.no_grad()
@@ -481,12 +501,12 @@ def encode_tokens(
         repeats = int(most) - len(batches)
     vectors = [torch.empty(0, encoder.llm_embed_dim, device=device)]
     for batch in batches + batches[-1:] * repeats:
-        rows, runs = pack([tokens[i] for i in batch])
         # From pageable memory the copy would wait for the batch before.
-        rows = torch.empty_like(rows, pin_memory=device.type == 'cuda').copy_(rows)
-        ids, positions, embed_mask = rows.to(device, non_blocking=True).unsqueeze(1)
+        texts = {name: torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value).to(
+                     device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                 for name, value in pack_tokens([tokens[i] for i in batch]).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
-            vectors.append(encoder(ids, embed_mask=embed_mask, position_ids=positions, runs=runs).float())
+            vectors.append(encoder(**texts).float())
         on_batch(len(batch))
     order = torch.tensor([i for batch in batches for i in batch], dtype=torch.long)
     return torch.cat(vectors)[:len(tokens)][order.argsort().to(device, non_blocking=True)]

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llm2clip.config import Stage2Config, TextEncoderConfig
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP, Tokenize
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -38,6 +38,8 @@ class TrainedTexts(NamedTuple):
 
     llm: Optional[tuple[TextEncoder, Tokenize]] = None
     clip: Optional[tuple[ClipTextTower, Tokenize]] = None
+    llm_tokenizer: Optional[CaptionTokenizer] = None
+    """What is written with the LLM."""
 
 
 def load_trained_encoders(
@@ -66,10 +68,11 @@ def load_texts(config: Stage2Config) -> TrainedTexts:
         # In which LoRA is merged, and of which FSDP needs all weights to be.
         llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
     encoder, tower = load_trained_encoders(config, llm, config.fsdp is not None and dist.get_global_rank() > 0)
+    tokenizer = None if llm is None else load_caption_tokenizer(llm)
     return TrainedTexts(
-        None if encoder is None or llm is None else (encoder, load_caption_tokenizer(llm)),
+        None if encoder is None or tokenizer is None else (encoder, tokenizer.packed),
         None if tower is None or config.trained_text.clip is None else
-        (tower, load_clip_tokenizer(config.trained_text.clip, KEY)))
+        (tower, load_clip_tokenizer(config.trained_text.clip, KEY)), tokenizer)
 
 
 def begun_with_clip(config: Stage2Config, texts: TrainedTexts) -> TeacherRecord:
@@ -114,9 +117,8 @@ def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> N
         for algorithm in state.algorithms:
             if isinstance(algorithm, EMA):
                 averaged.enter_context(algorithm.averaged_weights(state))
-        if texts.llm is not None:
-            tokenizer: Any = texts.llm[1]
-            save_teacher(model.text_encoder, tokenizer, config.trained_text.lora,
+        if texts.llm_tokenizer is not None:
+            save_teacher(model.text_encoder, texts.llm_tokenizer, config.trained_text.lora,
                          Path(config.save_folder, TEACHER_FOLDER))
         if texts.clip is not None:
             _save_clip(model, *texts.clip, Path(config.save_folder, CLIP_TEXT_FOLDER))

@@ -49,7 +49,7 @@ def make(batch_size: int, max_length: int = 64) -> tuple[CaptionContrastive, dic
 
 
 def to_device(batch: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.to(DEVICE) for key, value in batch.items()}
+    return {key: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def plain_step(model: Any, batch: dict[str, Any]) -> None:

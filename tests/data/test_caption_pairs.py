@@ -16,7 +16,7 @@ from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamC
 from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_streams
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
-from llm2clip.data.loader import split_by_length
+from llm2clip.data.loader import count_tokens, split_by_length, split_packed
 from llm2clip.data.schema import read_index, whole_shard
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
@@ -271,3 +271,11 @@ def test_microbatches_hold_every_text_once_with_little_padding(tokenizer: Captio
         assert back == {i: line.strip() if side == 'positive' else line for i, line in enumerate(lines)}
     slots = sum(part['query_attention_mask'].numel() for part in parts)
     assert slots < 0.7 * batch['query_attention_mask'].numel()
+    packed = split_packed(batch, 5)
+    assert [count_tokens(part) for part in packed] == [count_tokens(part) for part in parts]
+    for part, row in zip(parts, packed):
+        found = row['input_ids'][0].split([length for n, length in row['runs'] for _ in range(n)])
+        places = iter(row['places'])
+        for side in texts:
+            for ids, mask in zip(part[f'{side}_input_ids'], part[f'{side}_attention_mask'] == 1):
+                assert torch.equal(found[next(places)], ids[mask])

@@ -13,6 +13,7 @@ from whole_matrix import unit
 
 from llm2clip.config import Stage1Config
 from llm2clip.config.files import load_config
+from llm2clip.data.loader import split_packed
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.stages.stage1 import make_model
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
@@ -56,7 +57,8 @@ def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None
         torch.testing.assert_close(sides[side].grad.double(), leaf.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_simcse_makes_two_vectors_of_a_caption(llm_folder: Path) -> None:
+@pytest.mark.parametrize('packed', [False, True])
+def test_simcse_makes_two_vectors_of_a_caption(packed: bool, llm_folder: Path) -> None:
     config = _config('captions_only', 'simcse', **{'text_encoder.pretrained': llm_folder})
     assert config.train_data.pairs[0].positive is None and config.attention_dropout == 0.3
     model = make_model(config)
@@ -64,6 +66,8 @@ def test_simcse_makes_two_vectors_of_a_caption(llm_folder: Path) -> None:
     ids = torch.tensor([1, 2, 1, 3])
     batch = {'index': torch.arange(4), **{f'{side}_{name}': value for side in ('query', 'positive')
                                           for name, value in {**tokens, 'text_id': ids}.items()}}
+    if packed:
+        batch, = split_packed(batch, 4)
     torch.manual_seed(0)
     model.train()
     outputs = model(batch)

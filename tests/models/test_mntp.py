@@ -11,6 +11,7 @@ import torch.nn as nn
 from transformers import LlamaForCausalLM
 
 from llm2clip.config import TextEncoderConfig
+from llm2clip.data.loader import split_packed
 from llm2clip.models.mntp import MaskedNextTokenPrediction, mntp_loss
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.llm import load_llm_and_head
@@ -42,4 +43,9 @@ def test_the_head_is_the_llms_own(llm_folder: Path, tmp_path: Path) -> None:
     batch['labels'][0, 3] = 9
     expected = torch.log_softmax(full.eval()(ids).logits[0, 2], 0)[9]
     torch.testing.assert_close(model.loss(model(batch), batch), -expected)
+    # Beside a shorter text, padded and packed in a row.
+    batch['attention_mask'][1, 4:] = 0
+    batch['labels'][1, 2] = 5
+    packed, = split_packed({'index': torch.arange(2), **batch}, 2)
+    torch.testing.assert_close(model.loss(model(packed), packed), model.loss(model(batch), batch))
     assert not head.weight.requires_grad

@@ -4,6 +4,7 @@
 """Every supported architecture, random and small, as a bidirectional encoder."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from llms import CONFIGS, TEXTS, WINDOW, save_llm
 from parts import text_encoder_from_config
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, GPT2Config, PretrainedConfig
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.remote_code.text_encoder_llm2clip import POOLINGS, TextEncoder, Tokenized, encode_tokens
+from llm2clip.remote_code.text_encoder_llm2clip import POOLINGS, TextEncoder, Tokenized, encode_tokens, pack_tokens
 from llm2clip.teacher.llm import ARCHITECTURES, add_lora, load_llm
 
 LONG = TEXTS[3]
@@ -83,7 +85,6 @@ def test_packed_texts_have_the_vectors_of_padded_ones(
     family: Callable, bidirectional: bool, attention: Optional[str]
 ) -> None:
     encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation=attention)
-    implementation = encoder.llm.config._attn_implementation
     # Two of one length, one of a single token, some that begin with tokens which are not pooled.
     tokens = [*tokenizer.tokenize(TEXTS), *tokenizer.tokenize([*TEXTS[::-1], 'b'], 'Find it: '), Tokenized([7], 0, 0)]
     assert min(len(text.ids) for text in tokens) < WINDOW < max(len(text.ids) for text in tokens) // 2
@@ -92,20 +93,40 @@ def test_packed_texts_have_the_vectors_of_padded_ones(
         with torch.no_grad():
             expected = encoder(**batch)
         assert _farthest(encode_tokens(encoder, tokens, batch_tokens), expected) < 1e-5
-    assert encoder.llm.config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize(('bidirectional', 'attention'), [(True, None), (False, None), (True, 'eager')])
+def test_packed_texts_have_the_gradients_of_padded_ones(
+    family: Callable, bidirectional: bool, attention: Optional[str]
+) -> None:
+    """Also where layers run again in the backward pass."""
+    encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation=attention)
+    tokens = tokenizer.tokenize([*TEXTS, *TEXTS[:2]])
+    padded, packed = tokenizer.pad(tokens), pack_tokens(tokens)
+    where = torch.randn(6, encoder.llm_embed_dim, generator=torch.Generator().manual_seed(0))
+    parameters = list(encoder.parameters())
+    gradients = []
+    for texts in (padded, packed):
+        gradients.append(torch.autograd.grad((encoder(**texts) * where).sum(), parameters))
+    for layer in filter(encoder.activation_checkpointing_fn, encoder.modules()):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    gradients.append(torch.autograd.grad((encoder(**packed) * where).sum(), parameters))
+    expected, *others = (torch.cat([g.flatten() for g in of]) for of in gradients)
+    for found in others:
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize('bidirectional', [True, False])
 def test_sdpa_and_eager_agree(family: Callable, bidirectional: bool) -> None:
     encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation='eager')
-    assert encoder.llm.config._attn_implementation == 'eager'
+    assert encoder.llm.config._attn_implementation == 'llm2clip_eager'
     if encoder.llm.config.model_type == 'gemma2':  # whose soft cap on attention scores only eager has
-        assert family()[0].llm.config._attn_implementation == 'eager'
+        assert family()[0].llm.config._attn_implementation == 'llm2clip_eager'
         with pytest.raises(ConfigError, match='attn_implementation'):
             family(attn_implementation='sdpa')
         return
     other, _ = family(bidirectional=bidirectional)
-    assert other.llm.config._attn_implementation == 'sdpa'
+    assert other.llm.config._attn_implementation == 'llm2clip_sdpa'
     torch.testing.assert_close(encoder(**tokenizer(TEXTS)), other(**tokenizer(TEXTS)), rtol=1e-3, atol=1e-4)
 
 

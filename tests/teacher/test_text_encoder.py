@@ -31,7 +31,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     encode_tokens,
     last_pool,
     mean_pool,
-    pack,
+    pack_tokens,
     weighted_mean_pool,
 )
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
@@ -95,10 +95,11 @@ def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path, lor
 
 
 def test_a_row_of_packed_texts() -> None:
-    texts = [Tokenized([5, 6, 7], 1, 0), Tokenized([8, 9, 4], 0, 0), Tokenized([3], 0, 0)]
-    rows, runs = pack(texts)
-    assert rows.tolist() == [[5, 6, 7, 8, 9, 4, 3], [0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 1, 1, 1, 1]]
-    assert runs == [(2, 3), (1, 1)]
+    row = pack_tokens([Tokenized([5, 6, 7], 1, 0), Tokenized([3], 0, 0), Tokenized([8, 9, 4], 0, 0)])
+    assert {name: value.tolist() for name, value in row.items() if name != 'runs'} == {
+        'input_ids': [[3, 5, 6, 7, 8, 9, 4]], 'embed_mask': [[1, 0, 1, 1, 1, 1, 1]],
+        'position_ids': [[0, 0, 1, 2, 0, 1, 2]], 'places': [1, 0, 2]}
+    assert row['runs'] == [(1, 1), (2, 3)]
 
 
 def test_several_threads_may_encode(llm_folder: Path) -> None:
@@ -108,7 +109,6 @@ def test_several_threads_may_encode(llm_folder: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: encode_tokens(encoder, tokens, 20), range(16)):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert encoder.llm.config._attn_implementation == 'sdpa'
 
 
 def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How much of the text is padding, and how much was cut off."""
+"""How many texts were seen, and how many of them were cut off."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ __all__ = ['TextMonitor']
 
 
 class TextMonitor(Callback):
-    """Log what share of the tokens since the last reading was padding (``data/padding_share``), how many texts there
-    were since the beginning (``data/texts``), and how many of them were cut off (``data/cut_texts``).
+    """Log how many texts there were since the beginning (``data/texts``), and how many of them were cut off
+    (``data/cut_texts``).
 
     Of pairs also ``data/equal_pairs`` since the last reading, whose query and positive are one text.
 
@@ -44,25 +44,19 @@ class TextMonitor(Callback):
         batch, sides = state.batch, text_sides(state.batch)
         for side in sides:
             self._seen['cut'] += int((batch[f'{side}cut'] > 0).sum())
-            self._seen['real'] += int(batch[f'{side}attention_mask'].sum())
         self._seen['texts'] += len(sides) * len(batch['index'])
         if 'positive_text_id' in batch:
             self._seen['equal'] += int((batch['query_text_id'] == batch['positive_text_id']).sum())
 
-    def before_forward(self, state: State, logger: Logger) -> None:
-        """A microbatch is padded to its own longest text."""
-        self._seen['slots'] += sum(state.batch[f'{side}attention_mask'].numel() for side in text_sides(state.batch))
-
     def measure(self, state: State) -> dict[str, Any]:
-        seen = {name: self._seen[name] for name in ('cut', 'texts', 'real', 'slots', 'equal')}
+        seen = {name: self._seen[name] for name in ('cut', 'texts', 'equal')}
         self._seen.clear()
         return seen
 
     def report(self, values: Mapping[str, Any], state: State) -> Mapping[str, float]:
         total = {name: round(value * dist.get_world_size()) for name, value in values.items()}
         self.cut, self.texts = self.cut + total['cut'], self.texts + total['texts']
-        return {'data/padding_share': 1 - total['real'] / total['slots'], 'data/cut_texts': self.cut,
-                'data/texts': self.texts,
+        return {'data/cut_texts': self.cut, 'data/texts': self.texts,
                 **({'data/equal_pairs': total['equal']} if 'positive_text_id' in state.batch else {})}
 
     def fit_end(self, state: State, logger: Logger) -> None:
