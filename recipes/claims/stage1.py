@@ -38,6 +38,8 @@ VARIANTS: dict[str, list[str]] = {
         f'train_data.pairs=[{{query: {KEYS}, positive: null}}]', 'attention_dropout=0.3', 'loss_scale=20'],
     'LoRA dropout 0.05': ['lora.lora_dropout=0.05'],
     'loss_scale 20': ['loss_scale=20'],
+    'weights and computation in float32': ['text_encoder.dtype=float32'],
+    'weights in float32, computation in bfloat16': ['text_encoder.dtype=float32', 'precision=amp_bf16'],
     'LoRA of rank 64': ['lora.r=64', 'lora.lora_alpha=128'],
     'LoRA on attention alone': ['lora.target_modules=[q_proj, k_proj, v_proj, o_proj]'],
     'pooling: last': ['text_encoder.pooling=last'],

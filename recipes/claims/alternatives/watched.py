@@ -70,10 +70,11 @@ class Measurer:
 
     Args:
         done: As of a `Program`.
+        memory: Look at the memory, which slows the command down.
     """
 
-    def __init__(self, done: Callable[[], int]) -> None:
-        self._done, self._start = done, time.monotonic()
+    def __init__(self, done: Callable[[], int], memory: bool = True) -> None:
+        self._done, self._memory, self._start = done, memory, time.monotonic()
         self._memory_at = 0.0
         self.first: Optional[tuple[float, int]] = None
         """Seconds from the start until a step was done, and how many were."""
@@ -87,7 +88,7 @@ class Measurer:
             self.last = seconds, done
             self.first = self.first or self.last
             self.peak_of_training = self.peak
-        if seconds >= self._memory_at:
+        if self._memory and seconds >= self._memory_at:
             self._memory_at = seconds + _MEMORY_LOOKS
             self.peak = max(self.peak, proportional_memory(process))
 
@@ -132,6 +133,7 @@ def watch(
     log: Path,
     done: Callable[[], int] = lambda: 0,
     kill_when: Callable[[float], bool] = lambda seconds: False,
+    memory: bool = True,
 ) -> dict[str, Any]:
     """Run a command; what `Measurer` found, or nothing if it was killed.
 
@@ -140,11 +142,12 @@ def watch(
         log: File for what it says.
         done: As of a `Program`.
         kill_when: Told the seconds since the start, whether to kill it and all below it, by SIGKILL.
+        memory: As of `Measurer`.
 
     Raises:
         SystemExit: It failed, or should have been killed and ended before.
     """
-    measurer = Measurer(done)
+    measurer = Measurer(done, memory)
     start = time.monotonic()
     with _started(command, log) as process:
         while process.poll() is None:
@@ -174,7 +177,8 @@ def _round(makers: Mapping[str, Callable[[Path], Program]], folder: Path) -> dic
     for name, make in makers.items():
         shutil.rmtree(folder, ignore_errors=True)
         program = make(folder)
-        found[name] = watch(program.command, folder.with_suffix('.log'), program.done)['seconds_per_step']
+        found[name] = watch(
+            program.command, folder.with_suffix('.log'), program.done, memory=False)['seconds_per_step']
     shutil.rmtree(folder)
     return found
 
