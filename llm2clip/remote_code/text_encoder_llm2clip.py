@@ -368,7 +368,7 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-@torch.compiler.disable  # which would compile anew for every lengths of texts
+@torch.compiler.disable  # which would compile it anew whenever the lengths differ
 def _attend_by_runs(
     module: nn.Module,
     query: torch.Tensor,
