@@ -320,6 +320,7 @@ class TextEncoder(nn.Module):
         that of a padded batch.
         """
         if runs is not None:
+            # A mask of four axes, which nothing reads: transformers would make one as large as the square of the row.
             states = self.llm(
                 input_ids=input_ids, attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
                 position_ids=position_ids, use_cache=False, runs=runs,
