@@ -36,16 +36,18 @@ class Data(NamedTuple):
     settings: tuple[str, ...]
     """YAML files and overrides of the training."""
     epochs: int
+    bound: float
+    """Of an epoch's time with precomputed embeddings, as a share of that with the frozen LLM in the loop."""
 
 
 DATA = {
     # As the paper trains: all of the tower.
     'quickstart': Data('runs/quickstart/embeddings/config.yaml',
-                       ('yamls/stage2/quickstart.yaml', 'model.vision.lock_blocks=0'), 5),
+                       ('yamls/stage2/quickstart.yaml', 'model.vision.lock_blocks=0'), 5, 0.5),
     # Smaller, as in the claims; and one of an image's captions at a time, since the LLM reads them in every epoch.
     'photographs': Data('runs/photographs/embeddings/config.yaml', (
         'yamls/photographs/stage2.yaml', 'train_data.captions_per_image=1', 'train_data.image_size=128',
-        'model.vision.image_size=160'), 3),
+        'model.vision.image_size=160'), 3, 0.7),
 }
 BATCH_TOKENS = 2048
 MODES = {'lora': 'LoRA in the loop', 'online': 'frozen in the loop', 'precomputed': 'precomputed'}
@@ -131,7 +133,7 @@ def main(name: str) -> None:
     ratio = results['precomputed']['epoch_seconds'] / results['online']['epoch_seconds']
     file = 'cost' if name == 'quickstart' else f'cost_{name}'
     write_result(file, f'seconds per epoch with precomputed embeddings ({data.epochs} epochs, batch 128, {name})',
-                 'with the frozen LLM in the loop', ratio, 0.5, ratio <= 0.5, results)
+                 'with the frozen LLM in the loop', ratio, data.bound, ratio <= data.bound, results)
     text = table(results)
     (BENCH_FOLDER / f'{file}.md').write_text(text + '\n')
     print(text)
