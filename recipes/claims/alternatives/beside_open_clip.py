@@ -8,7 +8,8 @@ joint space, the number of passes over the photographs, the batch, AdamW with it
 gradient clipping, float32, one worker that reads, and the threads.  The rest is each program's own:
 
 - LLM2CLIP as `yamls/photographs/` has it: rate 1e-3, of which the image tower has 0.3; its first three blocks are
-  locked, which a second row does without; BatchNorm keeps its ImageNet statistics; checkpoints after every pass.
+  locked, which a second row does without; BatchNorm keeps its ImageNet statistics, except in a third; checkpoints
+  after every pass.
 - open_clip: the table has a line per caption, so that an epoch is five passes, and checkpoints come at the end of an
   epoch, as often as it can write them.  One rate for all weights, 1e-3 or, in a row of its own, its default of 5e-4.
   Crops, jitter of colours and grey images as above, but by Pillow, and colours come before grey.  BatchNorm learns.
@@ -34,6 +35,12 @@ from llm2clip.training.runs import load_checkpoint_model
 __all__ = ['compare']
 
 MODEL_SCRIPT = (sys.executable, str(Path(__file__).with_name('open_clip_model.py')))
+NOT_LOCKED = 'model.vision.lock_blocks=0'
+VARIANTS: dict[str, tuple[str, ...]] = {
+    'llm2clip': (),
+    'llm2clip, no block locked': (NOT_LOCKED,),
+    'llm2clip, no block locked, BatchNorm learns': (NOT_LOCKED, 'model.vision.freeze_batch_norm=false'),
+}
 RATES = (1e-3, 5e-4)
 # Of the trainings that are killed, which need not learn anything.
 KILLED_EPOCHS, KILLED_PHOTOGRAPHS, KILLED_BATCH = 2, 64, 32
@@ -141,10 +148,9 @@ def compare(setting: Setting) -> dict[str, Any]:
     kept(files / 'model.json', lambda: watch([*MODEL_SCRIPT, 'make', str(files / 'model')], files / 'model.log'))
     rows: dict[str, Any] = {}
     ours = (f'max_duration={setting.passes}ep', f'global_train_batch_size={setting.batch}', 'save_interval=1ep')
-    variants = {'llm2clip': (), 'llm2clip, no block locked': ('model.vision.lock_blocks=0',)}
-    for name, blocks in variants.items():
+    for name, changed in VARIANTS.items():
         folder = out / name.replace(',', '').replace(' ', '_')
-        rows[name] = _row(our_program(setting, folder, *ours, *blocks), folder, partial(_our_recalls, setting))
+        rows[name] = _row(our_program(setting, folder, *ours, *changed), folder, partial(_our_recalls, setting))
     epochs = setting.passes // CAPTIONS
     warmup = int(stage2_config().scheduler['t_warmup'].removesuffix('ba'))
     for rate in RATES:
@@ -152,8 +158,8 @@ def compare(setting: Setting) -> dict[str, Any]:
         program = open_clip_program(setting, folder, 'all', setting.batch, epochs, rate, warmup)
         rows[f'open_clip, lr {rate:g}'] = _row(program, folder, partial(_open_clip_recalls, setting, epochs))
     paced = (f'max_duration={PACED_STEPS}ba', f'global_train_batch_size={setting.batch}')
-    makers: dict[str, Callable[[Path], Program]] = {name: lambda folder, blocks=blocks: our_program(
-        setting, folder, *paced, *blocks) for name, blocks in variants.items()}
+    makers: dict[str, Callable[[Path], Program]] = {name: lambda folder, changed=changed: our_program(
+        setting, folder, *paced, *changed) for name, changed in VARIANTS.items()}
     makers['open_clip'] = lambda folder: open_clip_program(setting, folder, 'paced', setting.batch, 1, RATES[0], 5)
     pace, kills = paces(makers, out / 'pace'), _kills(setting, out)
     photographs = sum(shard['samples'] for shard in read_index(setting.train)['shards'])
