@@ -241,14 +241,14 @@ def test_a_cache_limit_that_cannot_work_is_refused_and_a_small_one_works(
 
 # One of two ranks, as it were: in the second epoch its workers wait for those of the other one.
 KILLED = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/data')
 from test_failures import SafeDataset, _config, _loader
 
 def wait_in_the_second_epoch(dataset, epoch, sample_in_epoch, work=SafeDataset._get_work):
     if epoch:
-        print('waiting', flush=True)
+        os.write(1, b'waiting\\n')  # whole, where two workers write at once
         time.sleep(600)
     return work(dataset, epoch, sample_in_epoch)
 
