@@ -4,6 +4,7 @@
 """How the programs beside which LLM2CLIP is put are measured."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -57,3 +58,7 @@ def test_what_a_kill_costs_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert watched.paces({'one': make}, tmp_path / 'pace')['one'] > 0.2
     assert sorted(path.name for path in (tmp_path / 'pace').iterdir()) == ['round0.json', 'round1.json', 'run.log']
     assert watched.paces({'one': lambda _: pytest.fail('measured again')}, tmp_path / 'pace')['one'] > 0.2
+    # What a round lacks is not measured without the others.
+    both = watched.paces({'one': make, 'two': make}, tmp_path / 'pace')
+    assert sorted(both) == ['one', 'two'] and min(both.values()) > 0.2
+    assert 'two' in json.loads((tmp_path / 'pace/round1.json').read_text())

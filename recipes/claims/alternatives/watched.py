@@ -166,9 +166,14 @@ def paces(makers: Mapping[str, Callable[[Path], Program]], folder: Path) -> dict
 
     Args:
         makers: Name -> folder -> a program that trains a few steps there.
-        folder: Where these folders go, which are removed, and the file of each round, which is not measured again.
+        folder: Where these folders go, which are removed, and the file of each round, which is measured again only if
+            it lacks one of the programs.
     """
-    rounds = [kept(folder / f'round{i}.json', partial(_round, makers, folder / 'run')) for i in range(ROUNDS)]
+    rounds = []
+    for i in range(ROUNDS):
+        if (path := folder / f'round{i}.json').is_file() and makers.keys() - json.loads(path.read_text()).keys():
+            path.unlink()
+        rounds.append(kept(path, partial(_round, makers, folder / 'run')))
     return {name: statistics.median(each[name] for each in rounds) for name in makers}
 
 
