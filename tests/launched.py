@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from multiprocessing import resource_tracker
+from multiprocessing import context, resource_tracker
 from pathlib import Path
 from typing import NoReturn, Optional
 
@@ -191,6 +191,8 @@ def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
         faulthandler.enable()
         # As in a process that begins: workers are forked, and what they share has a tracker of this rank's own.
         multiprocessing.set_start_method('fork', force=True)
+        # Composer's uploaders would import Composer first, which takes longer than the run as well.
+        context._concrete_contexts['spawn'] = context._concrete_contexts['fork']
         resource_tracker._resource_tracker.__init__()
         sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
         sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1) for fd in (1, 2))

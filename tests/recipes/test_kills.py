@@ -114,11 +114,7 @@ def test_other_numbers_of_ranks_go_on(
         for name, value in s3_environment(port).items():
             monkeypatch.setenv(name, value)
         for ranks, steps in ((2, 10), (1, 20), (2, 30)):
-            command, folder = [*args, f'max_duration={steps}ba'], tmp_path / f'to{steps}'
-            if ranks == 1:
-                run_recipe(monkeypatch, 'train_stage2', *command, f'save_folder={folder}')
-            else:
-                run('train_stage2', folder, command, ranks)
+            run('train_stage2', tmp_path / f'to{steps}', [*args, f'max_duration={steps}ba'], ranks)
             assert [path.name for path in (tmp_path / 'served/bucket/run/checkpoints').glob(f'ep*-ba{steps}')]
             before, found = found, {**found, **losses(tmp_path / f'to{steps}')}
             assert sorted(found) == list(range(steps)) and before.items() <= found.items()
