@@ -12,7 +12,7 @@ from llm2clip.config import ExtractConfig
 from llm2clip.config.files import save_config
 
 if TYPE_CHECKING:
-    from llm2clip.teacher.extraction import Sidecar
+    from llm2clip.teacher.sidecar_files import Sidecar
 
 
 def main(config: ExtractConfig) -> None:
@@ -22,7 +22,7 @@ def main(config: ExtractConfig) -> None:
         return
     from llm2clip.folders import OutputFolder
     from llm2clip.ranks import is_first
-    from llm2clip.teacher.extraction import Sidecar
+    from llm2clip.teacher.sidecar_files import Sidecar
 
     sidecars = []
     for name, dataset in config.datasets.items():

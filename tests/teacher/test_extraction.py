@@ -131,7 +131,7 @@ def test_finished_shards_and_blocks_are_kept_and_the_rest_is_done(
     assert write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
 
 
-@pytest.mark.parametrize('fails', ['keep_block', '_write'])
+@pytest.mark.parametrize('fails', ['keep_block', 'write_shard'])
 def test_what_fails_in_the_thread_that_writes_ends_the_extraction_and_names_the_shard(
     image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
