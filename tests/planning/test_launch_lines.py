@@ -29,6 +29,8 @@ PLANS: dict[str, tuple[Any, Any]] = {
 # Their steps have the shapes of other lines'.
 ALIKE = {f'yamls/stage2/{file}.yaml' for file in (
     'official_code', 'vision/siglip_so400m', 'vision/siglip2_so400m_official_code')}
+# Which change no shape, or that of the teacher's vectors alone.
+SHAPELESS = ('yamls/stage2/teacher/', 'yamls/stage2/watch_zeroshot', 'yamls/stage2/continue_official', 'yamls/cluster/')
 
 
 def _lines() -> list[tuple[str, ...]]:
@@ -51,11 +53,11 @@ def _lines() -> list[tuple[str, ...]]:
 
 
 def _shapes() -> list[Any]:
-    """The lines; those whose steps have the shapes of others', but for the width of the teacher's vectors, are slow."""
+    """The lines; those whose steps have the shapes of others' are slow."""
     seen: set[tuple[str, ...]] = set()
     marked: list[Any] = []
     for line in _lines():
-        shape = tuple(arg for arg in line if not arg.startswith('yamls/stage2/teacher/'))
+        shape = tuple(arg for arg in line if not arg.startswith(SHAPELESS))
         marked.append(pytest.param(line, marks=pytest.mark.slow) if ALIKE & {*line} or shape in seen else line)
         seen.add(shape)
     return marked
