@@ -202,9 +202,9 @@ def _embed(
             _describe(progress, total)
             if block.known is None:
                 texts = [shard.texts[i] for i in block.rows]
-                behind(_named, shard, keep_block, shard.blocks_folder, texts, embedded)
+                behind(_naming(shard)(keep_block), shard.blocks_folder, texts, embedded)
             if block.last:
-                behind(_named, shard, finish, shard)
+                behind(_naming(shard)(finish), shard)
 
 
 def _nothing() -> Counter[str]:
@@ -263,8 +263,3 @@ def _naming(shard: CaptionShard) -> Iterator[None]:
     except Exception as error:
         error.add_note(f'while shard {shard.number} was embedded')
         raise
-
-
-def _named(shard: CaptionShard, function: Callable[..., object], *args: Any) -> None:
-    with _naming(shard):
-        function(*args)
