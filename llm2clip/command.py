@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Optional, TypeVar
 import wrapt
 from tqdm import tqdm
 
+from llm2clip.bfloat16 import warn_of_slow_bfloat16
 from llm2clip.config import ConfigError, PlanConfig
 from llm2clip.config.files import load_config
 from llm2clip.config.help import recipe_help
@@ -58,6 +59,8 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             return
         config = load_config(schema, args)
         plan = isinstance(config, PlanConfig) and config.plan
+        if not plan and _rank() == 0:
+            warn_of_slow_bfloat16(config)
         alone = claim(config) if _rank() == 0 and not plan else nullcontext()
         with alone, _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
             main(config)

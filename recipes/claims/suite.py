@@ -69,5 +69,5 @@ class Suite(NamedTuple):
 def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:
     """Sidecars of datasets, name -> folder, by the teacher that the arguments describe."""
     return Step(f'{out}/config.yaml', 'recipes/extract_embeddings.py', (
-        *teacher, f'out={out}', 'batch_tokens=1024', 'precision=amp_bf16',
+        *teacher, f'out={out}', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}',
         *(f'datasets.{name}.local={folder}' for name, folder in datasets.items())))

@@ -28,11 +28,15 @@ TEXTS = [sample.captions['short'] for sample in make_samples(8)]
 
 
 @pytest.fixture(params=['sentence_transformer', 'text_encoder'])
-def teacher(request: pytest.FixtureRequest, embedder: Path, llm_folder: Path) -> tuple[TeacherSource, list[str]]:
+def teacher(
+    request: pytest.FixtureRequest, embedder: Path, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[TeacherSource, list[str]]:
     """A teacher, and the keys that name it."""
     if request.param == 'sentence_transformer':
         return (SentenceTransformerModel(embedder, 'query'),
                 [f'sentence_transformer={embedder}', 'prompt_name=query'])
+    # What is compared is computed in one type, whichever processor this is.
+    monkeypatch.setattr('llm2clip.teacher.llm.computes_bfloat16', lambda: True)
     return (FrozenLLM(TextEncoderConfig(str(llm_folder), pooling='last', dtype='bfloat16')),
             [f'text_encoder={{pretrained: {llm_folder}, pooling: last, dtype: bfloat16}}'])
 

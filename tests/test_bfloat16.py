@@ -1,0 +1,86 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What runs do on processors that have instructions for bfloat16, and on those that have none."""
+
+import platform
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import llm2clip.bfloat16
+import llm2clip.config.files
+import llm2clip.teacher.llm
+from llm2clip.bfloat16 import computes_bfloat16, warn_of_slow_bfloat16
+from llm2clip.config import ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
+from llm2clip.config.files import load_config, read_config, save_config
+from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.teacher.caption_teacher import LLMTeacher
+from llm2clip.teacher.folder import save_teacher
+from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+
+STAGE1 = ['yamls/stage1/laptop.yaml', 'train_data.streams.captions.local=d', 'eval_data=null']
+
+
+@pytest.mark.parametrize(('gpu', 'machine', 'avx512_bf16', 'amx', 'onednn', 'expected'), [
+    (True, 'x86_64', False, False, False, True),
+    (False, 'x86_64', True, False, True, True),
+    (False, 'AMD64', False, True, True, True),
+    (False, 'x86_64', False, False, True, False),  # AVX-512 alone
+    (False, 'x86_64', False, False, False, False),
+    (False, 'aarch64', False, False, True, True),
+    (False, 'arm64', False, False, False, False),
+])
+def test_a_gpu_or_instructions_of_the_processor_compute_bfloat16(
+    gpu: bool, machine: str, avx512_bf16: bool, amx: bool, onednn: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    monkeypatch.setattr(platform, 'machine', lambda: machine)
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: onednn)
+    assert computes_bfloat16() is expected
+
+
+@pytest.mark.parametrize(('fast', 'dtype', 'precision'), [(True, 'bfloat16', 'amp_bf16'), (False, 'float32', 'fp32')])
+def test_a_yaml_takes_what_is_fast_and_the_run_says_which(
+    fast: bool, dtype: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm2clip.config.files, 'computes_bfloat16', lambda: fast)
+    monkeypatch.setattr(llm2clip.bfloat16, 'computes_bfloat16', lambda: fast)
+    config = load_config(Stage1Config, STAGE1)
+    assert config.text_encoder.dtype == dtype
+    assert load_config(ExtractConfig, ['yamls/extract/quickstart.yaml']).precision == precision
+    with warnings.catch_warnings(action='error'):
+        warn_of_slow_bfloat16(config)
+    save_config(config, tmp_path)
+    monkeypatch.setattr(llm2clip.config.files, 'computes_bfloat16', lambda: not fast)
+    assert read_config(Stage1Config, tmp_path) == config
+
+
+def test_who_asks_for_what_is_slow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(Stage1Config, [*STAGE1, 'text_encoder.dtype=bfloat16', 'precision=amp_bf16'])
+    monkeypatch.setattr(llm2clip.bfloat16, 'computes_bfloat16', lambda: False)
+    with pytest.warns(UserWarning, match='^precision=amp_bf16, text_encoder.dtype=bfloat16: this processor has no'):
+        warn_of_slow_bfloat16(config)
+
+
+def test_a_teacher_of_bfloat16_is_widened_where_that_is_faster(
+    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TextEncoderConfig(str(llm_folder), dtype='bfloat16')
+    encoder, tokenizer = build_text_encoder(config, LoraConfig(r=4)), load_caption_tokenizer(config)
+    torch.nn.init.normal_(next(p for name, p in encoder.named_parameters() if 'lora_B' in name), std=0.1)
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
+    expected = encode_texts(encoder.eval(), tokenizer, ['a red square'])
+    for fast in (True, False):
+        monkeypatch.setattr(llm2clip.teacher.llm, 'computes_bfloat16', lambda fast=fast: fast)
+        teacher = LLMTeacher.from_folder(tmp_path / 'teacher')
+        assert teacher.encoder.llm.get_input_embeddings().weight.dtype == (torch.bfloat16 if fast else torch.float32)
+        for (name, weight), other in zip(encoder.named_parameters(), teacher.encoder.parameters()):
+            assert torch.equal(weight.float(), other.float()), name
+        vectors = teacher.embed(['a red square']).vectors
+        assert (1 - torch.nn.functional.cosine_similarity(vectors, expected)).item() < 1e-3
+        assert torch.equal(vectors, expected) == fast
