@@ -68,13 +68,16 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
         False also for one that was shorter, or longer, than it is asked for.
 
     Raises:
-        ConfigError: It has ended, but was trained with other settings.
+        ConfigError: It has ended, but was trained with other settings, or the result is that of another run.
     """
     def compute() -> bool:
         if not result.is_file():
             return False
         there = _settings_there(config)
-        return there is None or there.max_duration == config.max_duration
+        if there is None:
+            raise ConfigError(f'{result.parent} is there already, but not of a run in {config.save_folder}, which has '
+                              'no config.yaml; choose another folder for the result')
+        return there.max_duration == config.max_duration
 
     return agreed(compute)
 
