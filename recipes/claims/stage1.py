@@ -5,8 +5,9 @@
 
 Trains variants of `yamls/stage1/laptop.yaml` on the captions of TRAIN, three seeds each, two trainings at a time, and
 measures on each of the other datasets how often the first two captions of an image find each other, without
-instruction.  All paths are relative to the current folder.  `OUT/stage1.md` is the table, `OUT/measured.json` what it
-is made of: what stands there is not done again.  Teachers are removed when they have been measured.
+instruction.  On every machine all is computed in float32, unless a variant says otherwise.  All paths are relative to
+the current folder.  `OUT/stage1.md` is the table, `OUT/measured.json` what it is made of: what stands there is not done
+again.  Teachers are removed when they have been measured.
 """
 
 import json
@@ -38,8 +39,8 @@ VARIANTS: dict[str, list[str]] = {
         f'train_data.pairs=[{{query: {KEYS}, positive: null}}]', 'attention_dropout=0.3', 'loss_scale=20'],
     'LoRA dropout 0.05': ['lora.lora_dropout=0.05'],
     'loss_scale 20': ['loss_scale=20'],
-    'weights and computation in float32': ['text_encoder.dtype=float32'],
-    'weights in float32, computation in bfloat16': ['text_encoder.dtype=float32', 'precision=amp_bf16'],
+    'weights and computation in bfloat16': ['text_encoder.dtype=bfloat16'],
+    'weights in float32, computation in bfloat16': ['precision=amp_bf16'],
     'LoRA of rank 64': ['lora.r=64', 'lora.lora_alpha=128'],
     'LoRA on attention alone': ['lora.target_modules=[q_proj, k_proj, v_proj, o_proj]'],
     'pooling: last': ['text_encoder.pooling=last'],
@@ -57,11 +58,10 @@ def measure(
     log = folder / 'log.txt'
     run('recipes/train_stage1.py', 'yamls/stage1/laptop.yaml', f'save_folder={folder}/run', f'seed={seed}',
         f'train_data.shuffle_seed={seed}', f'train_data.streams.captions.local={train}', 'eval_data=null',
-        *more, *VARIANTS[name], log=log, lane=lane)
+        'text_encoder.dtype=float32', *more, *VARIANTS[name], log=log, lane=lane)
     for key, local in sets.items():
         run('recipes/evaluate.py', f'out={folder}/{key}', f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
-            f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024', 'cra.precision=${if_bf16:amp_bf16,fp32}',
-            log=log, lane=lane)
+            f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024', log=log, lane=lane)
     shutil.rmtree(folder / 'run')
     found = {key: json.loads((folder / key / 'results.json').read_text())['cra']['cra'] for key in sets}
     record.add(name, seed, found)
