@@ -28,6 +28,7 @@ VARIANTS: dict[str, list[str]] = {
     'nothing': [],
     'no gradient clipping': ['algorithms.gradient_clipping.clipping_threshold=1e9'],
     'no gradient clipping, lr 2e-4': ['algorithms.gradient_clipping.clipping_threshold=1e9', 'optimizer.lr=2e-4'],
+    'optimizer.betas: [0.9, 0.98]': ['optimizer.betas=[0.9, 0.98]'],
     'causal': ['text_encoder.bidirectional=false'],
     'instruction before the query': [f'text_encoder.instruction="{INSTRUCTION}"'],
     'instruction before the query, tokenised apart': [
