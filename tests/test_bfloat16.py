@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from composer.devices import DeviceCPU
+from parts import write_dataset
 
 import llm2clip.bfloat16
 import llm2clip.config.files
+import llm2clip.evaluation.cra
 import llm2clip.teacher.llm
 from llm2clip.bfloat16 import computes_bfloat16, warn_of_slow_bfloat16
-from llm2clip.config import ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
+from llm2clip.config import CRAConfig, ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
 from llm2clip.config.files import load_config, read_config, save_config
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.data.convert.samples import Sample
+from llm2clip.evaluation.cra import evaluate_cra
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.folder import save_teacher
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
@@ -84,3 +89,22 @@ def test_a_teacher_of_bfloat16_is_widened_where_that_is_faster(
         vectors = teacher.embed(['a red square']).vectors
         assert (1 - torch.nn.functional.cosine_similarity(vectors, expected)).item() < 1e-3
         assert torch.equal(vectors, expected) == fast
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_so_is_an_llm_of_which_caption_retrieval_accuracy_is_measured(
+    fast: bool, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset([Sample(f'{i}', {'a': f'a {i} b', 'b': f'{i} of them'}) for i in range(8)], tmp_path)
+    load, loaded = llm2clip.evaluation.cra.load_text_encoder, []
+
+    def load_and_keep(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:
+        loaded.append(load(config))
+        return loaded[-1]
+
+    monkeypatch.setattr(llm2clip.evaluation.cra, 'load_text_encoder', load_and_keep)
+    monkeypatch.setattr(llm2clip.teacher.llm, 'computes_bfloat16', lambda: fast)
+    encoders = {'llm': TextEncoderConfig(str(llm_folder), dtype='bfloat16')}
+    evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], encoders), DeviceCPU())
+    (encoder, _), = loaded
+    assert next(encoder.parameters()).dtype == (torch.bfloat16 if fast else torch.float32)
