@@ -28,8 +28,12 @@ VARIANTS: dict[str, list[str]] = {
     'nothing': [],
     'no gradient clipping': ['algorithms.gradient_clipping.clipping_threshold=1e9'],
     'no gradient clipping, lr 2e-4': ['algorithms.gradient_clipping.clipping_threshold=1e9', 'optimizer.lr=2e-4'],
-    'optimizer.betas: [0.9, 0.98]': ['optimizer.betas=[0.9, 0.98]'],
+    'scheduler.t_warmup: 20ba': ['scheduler.t_warmup=20ba'],
+    'optimizer.betas: [0.9, 0.999]': ['optimizer.betas=[0.9, 0.999]'],
+    'optimizer.betas: [0.9, 0.999], t_warmup: 20ba': ['optimizer.betas=[0.9, 0.999]', 'scheduler.t_warmup=20ba'],
     'causal': ['text_encoder.bidirectional=false'],
+    'causal, optimizer.betas: [0.9, 0.999], t_warmup: 20ba': [
+        'text_encoder.bidirectional=false', 'optimizer.betas=[0.9, 0.999]', 'scheduler.t_warmup=20ba'],
     'instruction before the query': [f'text_encoder.instruction="{INSTRUCTION}"'],
     'instruction before the query, tokenised apart': [
         f'text_encoder.instruction="{INSTRUCTION}"', 'text_encoder.layout=apart'],
@@ -45,8 +49,8 @@ VARIANTS: dict[str, list[str]] = {
     'LoRA of rank 64': ['lora.r=64', 'lora.lora_alpha=128'],
     'LoRA on attention alone': ['lora.target_modules=[q_proj, k_proj, v_proj, o_proj]'],
     'pooling: last': ['text_encoder.pooling=last'],
-    '64 pairs, half as many steps': ['global_train_batch_size=64', 'max_duration=75ba', 'scheduler.t_warmup=10ba'],
-    '16 pairs, twice as many steps': ['global_train_batch_size=16', 'max_duration=300ba', 'scheduler.t_warmup=40ba'],
+    '64 pairs, half as many steps': ['global_train_batch_size=64', 'max_duration=75ba', 'scheduler.t_warmup=20ba'],
+    '16 pairs, twice as many steps': ['global_train_batch_size=16', 'max_duration=300ba', 'scheduler.t_warmup=80ba'],
 }
 
 

@@ -4,8 +4,8 @@
 """Stage 1 beside the trainer of sentence-transformers.
 
 Equal are the photographs' captions, SmolLM2-135M as one folder in bfloat16, LoRA of the same rank in float32, mean
-pooling, steps and pairs per step, AdamW with its rate, warm-up and decay to zero, gradient clipping, the factor on the
-similarities (50, where sentence-transformers would have 20), the steps between checkpoints, one worker, and the
+pooling, steps and pairs per step, AdamW with its rate, betas, warm-up and decay to zero, gradient clipping, the factor
+on the similarities (50, where sentence-transformers would have 20), the steps between checkpoints, one worker, and the
 threads.  The rest is each program's own: LLM2CLIP drops the causal mask, learns both directions, and draws two captions
 of a photograph each time it is seen; sentence-transformers keeps the mask, learns from the anchor to the positive, and
 has two captions per photograph that were drawn before.

@@ -92,6 +92,7 @@ def train(llm: str, dataset: str, out: str, loss: str, steps: str, pairs: str, w
     arguments = SentenceTransformerTrainingArguments(
         output_dir=out, max_steps=int(steps), per_device_train_batch_size=int(pairs), seed=SEED,
         learning_rate=config.optimizer['lr'], weight_decay=config.optimizer['weight_decay'],
+        adam_beta1=config.optimizer['betas'][0], adam_beta2=config.optimizer['betas'][1],
         lr_scheduler_type='linear', warmup_steps=int(warmup), batch_sampler=BatchSamplers.NO_DUPLICATES,
         max_grad_norm=config.algorithms['gradient_clipping']['clipping_threshold'], use_cpu=True,
         save_steps=int(save), save_total_limit=2, dataloader_num_workers=config.train_data.num_workers,
