@@ -210,7 +210,7 @@ def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
         pretrained: The LLM's name, for messages.
         folder: Where to.
     """
-    model.save_pretrained(str(folder), safe_serialization=True)
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)  # 'auto' asks the hub
     (folder / 'README.md').unlink()  # a model card with nothing filled in
     base = {'pretrained': pretrained, 'fingerprint': weights_fingerprint(model)}
     write_json(folder / BASE_FILE, base)
@@ -218,7 +218,8 @@ def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
 
 def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
     """Write the LoRA weights beside the LLM that they are merged into, for `apply_lora_apart`."""
-    write_safetensors(path, get_peft_model_state_dict(model), {'lora': json.dumps(dataclasses.asdict(config))})
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    write_safetensors(path, state, {'lora': json.dumps(dataclasses.asdict(config))})
 
 
 def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path) -> PeftModel:

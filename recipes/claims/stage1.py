@@ -49,8 +49,18 @@ VARIANTS: dict[str, list[str]] = {
     'LoRA of rank 64': ['lora.r=64', 'lora.lora_alpha=128'],
     'LoRA on attention alone': ['lora.target_modules=[q_proj, k_proj, v_proj, o_proj]'],
     'pooling: last': ['text_encoder.pooling=last'],
+    'optimizer.lr: 4e-4': ['optimizer.lr=4e-4'],
+    'MNTP before it': [],
     '64 pairs, half as many steps': ['global_train_batch_size=64', 'max_duration=75ba', 'scheduler.t_warmup=20ba'],
+    '128 pairs by GradCache, a quarter as many steps': [
+        'algorithms.grad_cache={}', 'global_train_batch_size=128', 'device_train_microbatch_size=32',
+        'max_duration=38ba', 'scheduler.t_warmup=10ba'],
     '16 pairs, twice as many steps': ['global_train_batch_size=16', 'max_duration=300ba', 'scheduler.t_warmup=80ba'],
+}
+WARM_STARTS: dict[str, list[str]] = {  # trainings whose adapter is merged before that of the variant is added
+    'MNTP before it': [
+        'objective=mntp', "train_data.texts={'0': 1, '1': 1, '2': 1, '3': 1, '4': 1}", 'global_train_batch_size=64',
+        'max_duration=75ba', 'scheduler.t_warmup=20ba'],
 }
 
 
@@ -61,13 +71,22 @@ def measure(
     seed, name = job
     folder = out / name.replace(' ', '_').replace(':', '') / f'seed{seed}'
     log = folder / 'log.txt'
-    run('recipes/train_stage1.py', 'yamls/stage1/laptop.yaml', f'save_folder={folder}/run', f'seed={seed}',
-        f'train_data.shuffle_seed={seed}', f'train_data.streams.captions.local={train}', 'eval_data=null',
-        'text_encoder.dtype=float32', *more, *VARIANTS[name], log=log, lane=lane)
+
+    def train_stage1(target: Path, *settings: str) -> None:
+        run('recipes/train_stage1.py', 'yamls/stage1/laptop.yaml', f'save_folder={target}', f'seed={seed}',
+            f'train_data.shuffle_seed={seed}', f'train_data.streams.captions.local={train}', 'eval_data=null',
+            'text_encoder.dtype=float32', *more, *settings, log=log, lane=lane)
+
+    settings = VARIANTS[name]
+    if name in WARM_STARTS:
+        train_stage1(folder / 'warm_start', *WARM_STARTS[name])
+        settings = [*settings, f'text_encoder.adapters=[{folder}/warm_start/adapter]']
+    train_stage1(folder / 'run', *settings)
     for key, local in sets.items():
         run('recipes/evaluate.py', f'out={folder}/{key}', f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
             f'cra.teachers.cra={folder}/run/teacher', 'cra.batch_tokens=1024', log=log, lane=lane)
     shutil.rmtree(folder / 'run')
+    shutil.rmtree(folder / 'warm_start', ignore_errors=True)
     found = {key: json.loads((folder / key / 'results.json').read_text())['cra']['cra'] for key in sets}
     record.add(name, seed, found)
     print(f'{name}, seed {seed}: {found}', flush=True)

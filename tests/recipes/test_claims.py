@@ -5,6 +5,8 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,7 +46,7 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(ROOT / 'recipes/claims'))
     found = {}
     for name in ('suite', 'emoji_claims', 'photograph_claims', 'forgetting_claims', 'table', 'clip_text_tower',
-                 'photograph_captions', 'emoji_halves', 'pretrained_clip', 'lanes', 'record'):
+                 'photograph_captions', 'emoji_halves', 'pretrained_clip', 'lanes', 'record', 'stage1'):
         spec = importlib.util.spec_from_file_location(name, ROOT / f'recipes/claims/{name}.py')
         assert spec is not None and spec.loader is not None
         found[name] = importlib.util.module_from_spec(spec)
@@ -107,6 +109,35 @@ def test_every_variant_is_a_configuration(
         benchmarks = load_config(EvaluateConfig, [suite.evaluate, 'models.m.run=r', *(
             f'models.m.{argument}' for argument in variant.encoder)]).retrieval
         assert [name for test in suite.tests.values() for name in test] == list(benchmarks)
+
+
+def test_every_variant_of_stage1_is_a_configuration(
+    claims: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every training has one, no two are the same, and what a warm start leaves is merged."""
+    monkeypatch.chdir(ROOT)
+    stage1, trained, record = claims['stage1'], [], claims['record'].Record(tmp_path / 'measured.json')
+
+    def run(script: str, *arguments: str, **_: Any) -> None:
+        if 'train_stage1' in script:
+            trained.append(load_config(Stage1Config, list(arguments)))
+            Path(trained[-1].save_folder).mkdir(parents=True)
+        else:
+            config = load_config(EvaluateConfig, list(arguments))
+            Path(config.out).mkdir()
+            Path(config.out, 'results.json').write_text('{"cra": {"cra": 50.0}}')
+
+    monkeypatch.setattr(stage1, 'run', run)
+    for name in stage1.VARIANTS:
+        stage1.measure(tmp_path, 'train', {'coco': 'coco/val'}, [], record, (1, name), Path())
+    assert record.of('nothing') == [{'coco': 50.0}] and list(record.found) == list(stage1.VARIANTS)
+    assert not list(tmp_path.rglob('run')) and not list(tmp_path.rglob('warm_start'))
+    assert all(config.seed == config.train_data.shuffle_seed == 1 for config in trained)
+    warm, = (config for config in trained if config.objective == 'mntp')
+    merged, = (config for config in trained if config.text_encoder.adapters)
+    assert merged.text_encoder.adapters == [str(warm.adapter_folder)]
+    unnamed = [replace(config, save_folder='') for config in trained]
+    assert all(one != other for one, other in combinations(unnamed, 2))
 
 
 def test_what_is_forgotten(

@@ -35,7 +35,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     weighted_mean_pool,
 )
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_llm_and_head, save_lora
+from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_llm_and_head, save_adapter, save_lora
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.teacher.text_encoder import build_text_encoder
 
@@ -236,6 +236,19 @@ def test_a_teacher_is_never_in_memory_in_a_wider_type_than_its_own(tmp_path: Pat
         ended.set()
         watcher.join()
     assert 0.5 * in_float32 < peak < 0.95 * in_float32
+
+
+def test_lora_weights_are_written_without_asking_the_hub(
+    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add_lora(load_llm(TextEncoderConfig(str(llm_folder))), LoraConfig(r=2))
+    model.peft_config['default'].base_model_name_or_path = 'someone/llm'
+    asked: list[str] = []
+    monkeypatch.setattr('peft.utils.save_and_load.check_file_exists_on_hf_hub', lambda name, file: asked.append(name))
+    save_adapter(model, 'someone/llm', tmp_path)
+    save_lora(model, LoraConfig(r=2), tmp_path / 'lora.safetensors')
+    assert not asked
+    assert all('.lora_' in name for name in load_file(tmp_path / 'adapter_model.safetensors'))
 
 
 def test_adapters_are_merged_in_float32_into_a_narrow_llm(llm_folder: Path, tmp_path: Path) -> None:
