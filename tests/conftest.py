@@ -8,13 +8,16 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import huggingface_hub.constants
 import launched
 import pytest
+import streaming.base.shared.memory
 import torch
 from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
 from streaming.base.util import clean_stale_shared_memory
@@ -76,6 +79,16 @@ def _few_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ['HF_HUB_OFFLINE'] = '1'
     os.environ['LLM2CLIP_CACHE'] = str(tmp_path_factory.mktemp('cache'))
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # which it has read already
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _few_open_files() -> Iterator[None]:
+    """Streaming closes the shared memory of datasets only when the process ends: 20,000 files in the whole suite."""
+    close: list[Callable[[], None]] = []
+    with patch.object(streaming.base.shared.memory, 'atexit', SimpleNamespace(register=close.append)):
+        yield
+    for cleanup in close:
+        cleanup()
 
 
 @pytest.fixture
