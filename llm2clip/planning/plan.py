@@ -67,8 +67,8 @@ def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
     if dist.get_global_rank() > 0:
         return
     with pretended_ranks(config.plan_ranks or dist.get_world_size()):
-        settled, said = settle_recomputation(config, plan, GPUS[config.plan_gpu])
-        result = plan(settled)
+        settled, said, planned = settle_recomputation(config, plan, GPUS[config.plan_gpu])
+        result = plan(settled) if planned is None else planned
     print(f'{said}\n{result}' if said else result, flush=True)
     if result.problems:
         raise SystemExit(1)

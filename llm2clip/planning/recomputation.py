@@ -34,31 +34,34 @@ def settle_for_this_gpu(config: Config) -> Config:
     with pretended_ranks(dist.get_world_size()):
         plans: dict[type, Callable[[Any], Any]] = {Stage2Config: plan_stage2, InheritanceConfig: plan_inheritance}
         plan = plans.get(type(config), plan_stage1)
-        settled, said = settle_recomputation(config, plan, gpu)
+        settled, said, _ = settle_recomputation(config, plan, gpu)
     if said and dist.get_global_rank() == 0:
         print(said, flush=True)
     return settled
 
 
-def settle_recomputation(config: T, plan: Callable[[Any], Any], gpu: Optional[GPU]) -> tuple[T, str]:
-    """The configuration with ``auto`` replaced by what has to be, and a line that says why.
+def settle_recomputation(config: T, plan: Callable[[Any], Any], gpu: Optional[GPU]) -> tuple[T, str, Any]:
+    """Replace ``auto`` by what has to be.
 
     Args:
         config: Of a training or an extraction.
         plan: Of its recipe.
         gpu: What the step has to fit; without one, nothing is recomputed.
+
+    Returns:
+        The configuration, a line that says why, and its plan, or None if that did not have to be made.
     """
     keys = [key for key, value in _switches(config).items() if value == 'auto']
     off = _with_recomputation(config, False)
     if not keys or gpu is None:
-        return off, ''
-    cost = plan(off).cost
-    if cost is None:  # what is wrong with the configuration is said later
-        return off, ''
-    fits = gpu.fits(cost.peak)
-    return off if fits else _with_recomputation(config, True), (
-        f'{" and ".join(keys)}: {"off" if fits else "on"}, since a step without takes {cost.peak / 2**30:.1f} GiB of '
-        f'the {gpu.memory:.0f} of a GPU')
+        return off, '', None
+    planned = plan(off)
+    if planned.cost is None:  # what is wrong with the configuration is said later
+        return off, '', planned
+    fits = gpu.fits(planned.cost.peak)
+    said = (f'{" and ".join(keys)}: {"off" if fits else "on"}, since a step without takes '
+            f'{planned.cost.peak / 2**30:.1f} GiB of the {gpu.memory:.0f} of a GPU')
+    return (off, said, planned) if fits else (_with_recomputation(config, True), said, None)
 
 
 def _switches(config: Any) -> dict[str, Any]:

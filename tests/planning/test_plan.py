@@ -282,7 +282,10 @@ def test_trained_text_encoders(
 def test_recomputation_is_settled_by_what_fits(args: list[str]) -> None:
     def settled(*more: str, memory: float = 1.0) -> tuple[Any, Any, str]:
         config = load_config(Stage2Config, [*args, *more])
-        result, said = settle_recomputation(config, plan_stage2, dataclasses.replace(GPUS['H100'], memory=memory))
+        gpu = dataclasses.replace(GPUS['H100'], memory=memory)
+        result, said, planned = settle_recomputation(config, plan_stage2, gpu)
+        # The plan is that of the result, or has yet to be made.
+        assert planned is None if not said or ': on' in said else planned.cost == plan_stage2(result).cost
         return result.model.vision.gradient_checkpointing, result.fsdp and result.fsdp.activation_checkpointing, said
 
     auto = 'model.vision.gradient_checkpointing=auto'
