@@ -3,7 +3,7 @@
 
 """FLOPs that are counted without memory against those of real steps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from llm2clip.training.callbacks.speed_monitor import SpeedMonitor
 
 CLIP = {'model_type': 'clip_vision_model', 'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3,
         'num_attention_heads': 2, 'patch_size': 8, 'image_size': 32}
+Flops = Callable[[dict[str, torch.Tensor]], float]
 TOWERS = {'clip': {'architecture': CLIP, 'mean': [0.5] * 3, 'std': [0.5] * 3}, 'eva02_tiny_patch14_224': {},
           'test_vit': {}, 'test_efficientnet': {}}
 
@@ -126,13 +127,20 @@ def test_masked_tokens(llm_folder: Path) -> None:
     assert flops(batch) == pytest.approx(result['flops'], rel=1e-3)
 
 
+@pytest.fixture(scope='module')
+def image_flops() -> Flops:
+    """Batch of images -> FLOPs of a step."""
+    return images('test_vit').batch_flops()
+
+
 @pytest.mark.parametrize(('device', 'peak'), [
     ('NVIDIA B200', 2.25e15), ('NVIDIA GB200', 2.5e15), ('NVIDIA H100 NVL', 0.8355e15), ('NVIDIA H200', 989.5e12),
     ('NVIDIA H100 80GB HBM3', 989.5e12), ('NVIDIA A100-SXM4-80GB', 312e12)])
-def test_mfu(device: str, peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mfu(device: str, peak: float, image_flops: Flops, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: device)
     monitor, model = SpeedMonitor(window_size=2), images('test_vit')
+    monkeypatch.setattr(model, 'batch_flops', lambda: image_flops)
     logged: dict[str, float] = {}
     state: Any = SimpleNamespace(model=model, precision=SimpleNamespace(value='amp_bf16'), timestamp=None)
     logger: Any = SimpleNamespace(log_metrics=logged.update)
@@ -144,6 +152,6 @@ def test_mfu(device: str, peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
             sample=SimpleNamespace(value=4 * step), token=SimpleNamespace(value=0),
             total_wct=SimpleNamespace(total_seconds=lambda seconds=0.75 * step: seconds))
         monitor.batch_end(state, logger)
-    expected = 2 * model.batch_flops()(state.batch) / 1.5
+    expected = 2 * image_flops(state.batch) / 1.5
     assert logged['throughput/device/flops_per_sec'] == pytest.approx(expected)
     assert logged['throughput/device/mfu'] == pytest.approx(expected / peak, rel=1e-3)

@@ -26,7 +26,7 @@ from llm2clip.teacher.llm import load_llm
 from llm2clip.training.trainer import build_optimizer
 
 ADAMW = TrainConfig(optimizer={'name': 'adamw', 'lr': 1e-3})
-VISION = VisionConfig(name='vit_tiny_patch16_224', image_size=64)
+VISION = VisionConfig(name='test_vit', image_size=64)
 VECTOR = {'text_embedding': torch.empty(1, 48)}
 
 
@@ -72,7 +72,7 @@ def test_peak_grows_with_what_it_should() -> None:
     assert measure(ranks=1, device_batch=256, microbatch=8).peak == pytest.approx(cached.peak, rel=0.02)
     # The second of two microbatches adds to the gradients of the first.
     one, two = (measure(ranks=1, device_batch=n, microbatch=32) for n in (32, 64))
-    assert two.peak - one.peak == pytest.approx(one.gradients, rel=0.05)
+    assert two.peak - one.peak == pytest.approx(one.gradients, rel=0.15)
     assert measure(checkpointing=True, ranks=1, device_batch=64, microbatch=64).activations < plain.activations / 2
     half = measure(ranks=1, device_batch=64, microbatch=64, precision=Precision.AMP_BF16)
     assert half.activations < 0.8 * plain.activations
