@@ -81,6 +81,13 @@ def _few_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # which it has read already
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _imports_are_no_garbage() -> None:
+    """To look for garbage among all that is imported takes a quarter of a second, and tests do it a thousand times."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope='module')
 def _few_open_files() -> Iterator[None]:
     """Streaming closes the shared memory of datasets only when the process ends: 20,000 files in the whole suite."""

@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageOps
 
 from llm2clip.data.images import decode_image
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, read_columns, read_index, whole_shard
@@ -26,6 +27,8 @@ __all__ = ['CaptionCounts', 'write_card']
 # Captions of this many words or more count together.
 _LENGTHS = 257
 _ROWS, _COLUMNS, _SHARDS = 4, 6, 8
+# Pixels on each side of an image and its caption.
+_CELL = 210
 _ROW_COUNTS = ('without_key', 'repeated', 'with_image', 'without_image')
 
 
@@ -90,19 +93,14 @@ def _picture(out: OutputFolder, captions: Mapping[str, CaptionCounts], card: Map
     # Room for one line per key.
     top = max(2.6, 0.17 * max(len(counts.words), len(went)) + 0.8)
     figure = plt.figure(figsize=(16, top + 2.6 * _ROWS if images else top), layout='constrained')
-    grid = figure.add_gridspec(_ROWS + 1 if images else 1, _COLUMNS,
-                               height_ratios=[top, *[2.6] * _ROWS] if images else None)
+    grid = figure.add_gridspec(2 if images else 1, 6, height_ratios=[top, 2.6 * _ROWS] if images else None)
     figure.suptitle(f'{out.local.name}, {split}: {counts.per_sample.total():,} samples')
     _draw_lengths(figure.add_subplot(grid[0, :2]), counts)
     _draw_presence(figure.add_subplot(grid[0, 2]), counts)
     _draw_per_sample(figure.add_subplot(grid[0, 3]), counts)
     _draw_counts(figure.add_subplot(grid[0, 4:]), went)
-    for i, sample in enumerate(images):
-        axis = figure.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS])
-        axis.imshow(decode_image(sample[IMAGE], sample[SAMPLE_ID]))
-        first = next(text for key in counts.words if (text := sample[caption_column(key)]))
-        axis.set_title(first[:40], fontsize=7)
-        axis.axis('off')
+    if images:
+        _draw_images(figure.add_subplot(grid[1, :]), images, list(counts.words))
     figure.savefig(out.local / 'dataset.png', dpi=80)
     plt.close(figure)
 
@@ -130,7 +128,24 @@ def _draw_per_sample(axis: Axes, counts: CaptionCounts) -> None:
     numbers = sorted(counts.per_sample)
     axis.bar(numbers, [counts.per_sample[n] for n in numbers])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel='captions per sample', ylabel='samples')
+    axis.set(xlabel='captions per sample', ylabel='samples', xlim=(numbers[0] - 1, numbers[-1] + 1))
+
+
+def _draw_images(axis: Axes, samples: Sequence[Mapping[str, Any]], caption_keys: Sequence[str]) -> None:
+    """In cells of one size, each under the beginning of its first caption.
+
+    On one axis, since to lay out one for each would take longer than all the rest.
+    """
+    wall = Image.new('RGB', (_COLUMNS * _CELL, _ROWS * _CELL), 'white')
+    for i, sample in enumerate(samples):
+        image = ImageOps.contain(decode_image(sample[IMAGE], sample[SAMPLE_ID]), (_CELL - 26, _CELL - 26))
+        row, column = divmod(i, _COLUMNS)
+        top = (row + 1) * _CELL - image.height
+        wall.paste(image, (column * _CELL + (_CELL - image.width) // 2, top))
+        first = next(text for key in caption_keys if (text := sample[caption_column(key)]))
+        axis.text((column + 0.5) * _CELL, top - 5, first[:40], ha='center', fontsize=7)
+    axis.imshow(wall)
+    axis.axis('off')
 
 
 def _where_samples_went(card: Mapping[str, Any]) -> dict[str, int]:
