@@ -8,18 +8,16 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import huggingface_hub.constants
 import launched
 import pytest
-import streaming.base.shared.memory
 import torch
 from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
+from recipes_in_process import as_if_a_process_ended
 from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
@@ -90,12 +88,9 @@ def _imports_are_no_garbage() -> None:
 
 @pytest.fixture(autouse=True, scope='module')
 def _few_open_files() -> Iterator[None]:
-    """Streaming closes the shared memory of datasets only when the process ends: 20,000 files in the whole suite."""
-    close: list[Callable[[], None]] = []
-    with patch.object(streaming.base.shared.memory, 'atexit', SimpleNamespace(register=close.append)):
+    """Or all modules together would have 20,000 of them, of which most systems allow 1,024."""
+    with as_if_a_process_ended():
         yield
-    for cleanup in close:
-        cleanup()
 
 
 @pytest.fixture

@@ -50,13 +50,13 @@ REQUIRED = {
 def run_recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')  # errors as they are raised
     monkeypatch.setattr(sys, 'argv', [f'recipes/{name}.py', *args])
-    with _as_if_a_process_ended():
+    with as_if_a_process_ended():
         runpy.run_path(str(ROOT / 'recipes' / f'{name}.py'), run_name='__main__')
 
 
 @contextmanager
-def _as_if_a_process_ended() -> Iterator[None]:
-    """Let go of what a recipe leaves for the end of Python, and with it of hundreds of open files.
+def as_if_a_process_ended() -> Iterator[None]:
+    """Let go of what is left for the end of Python, and with it of hundreds of open files.
 
     Until then, Composer keeps a closed trainer, Streaming its shared memory, and torch a model whose state it has read.
     """
