@@ -6,6 +6,7 @@
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -55,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # Streaming names shared memory and lock files by numbers, which workers would take from one another.
         launched.have_own_memory()
         os.environ['TMPDIR'] = tempfile.tempdir = tempfile.mkdtemp()
+    # As many open files as a process may have on most systems, so that tests need no more on others.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))
     # As Ctrl-C does, so that everything is torn down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -81,14 +85,14 @@ def _few_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True, scope='session')
 def _imports_are_no_garbage() -> None:
-    """To look for garbage among all that is imported takes a quarter of a second, and tests do it a thousand times."""
+    """Many tests look for garbage, which takes long among all that is imported."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope='module')
 def _few_open_files() -> Iterator[None]:
-    """Or all modules together would have 20,000 of them, of which most systems allow 1,024."""
+    """Close what the tests of a module leave open, or there would be more files than a process may open."""
     with as_if_a_process_ended():
         yield
 

@@ -89,7 +89,7 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
                 if holder is not None:
                     holder.pop(name, None)
         try:
-            merged = OmegaConf.unsafe_merge(merged, node)
+            merged = OmegaConf.unsafe_merge(merged, node)  # in place: neither is used again
         except OmegaConfBaseException as error:
             key = error.full_key or ''
             # Of a key in a list of mappings, OmegaConf leaves the path out.

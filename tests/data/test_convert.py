@@ -4,12 +4,14 @@
 """Conversion: what is written is what was given, and nothing vanishes unsaid."""
 
 import importlib.util
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 from parts import make_samples, picture, write_dataset
+from PIL import Image
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, WriterConfig
@@ -36,6 +38,15 @@ def test_bytes_and_captions_come_back_as_they_were(tmp_path: Path) -> None:
     assert len(list((tmp_path / 'out' / 'train').rglob('*.mds'))) > 1
     assert read_columns(tmp_path / 'out' / 'train') == {
         'sample_id': 'str', 'image': 'bytes', 'caption.short': 'str', 'caption.long': 'str'}
+
+
+def test_the_picture_of_a_dataset_shows_its_images(tmp_path: Path) -> None:
+    samples = make_samples(9)
+    write_dataset(samples, tmp_path / 'out')
+    shown = {colour for _, colour in Image.open(tmp_path / 'out/dataset.png').convert('RGB').getcolors(2**24)}
+    for sample in samples:
+        corner = Image.open(io.BytesIO(sample.image)).getpixel((0, 0))
+        assert any(max(abs(a - b) for a, b in zip(colour, corner)) < 3 for colour in shown), sample.sample_id
 
 
 def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:

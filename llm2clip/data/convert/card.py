@@ -27,8 +27,8 @@ __all__ = ['CaptionCounts', 'write_card']
 # Captions of this many words or more count together.
 _LENGTHS = 257
 _ROWS, _COLUMNS, _SHARDS = 4, 6, 8
-# Pixels on each side of an image and its caption.
-_CELL = 210
+# Pixels: each side of a square that holds an image and, above it, a caption; height of the caption.
+_CELL, _TITLE = 210, 26
 _ROW_COUNTS = ('without_key', 'repeated', 'with_image', 'without_image')
 
 
@@ -138,7 +138,7 @@ def _draw_images(axis: Axes, samples: Sequence[Mapping[str, Any]], caption_keys:
     """
     wall = Image.new('RGB', (_COLUMNS * _CELL, _ROWS * _CELL), 'white')
     for i, sample in enumerate(samples):
-        image = ImageOps.contain(decode_image(sample[IMAGE], sample[SAMPLE_ID]), (_CELL - 26, _CELL - 26))
+        image = ImageOps.contain(decode_image(sample[IMAGE], sample[SAMPLE_ID]), (_CELL - _TITLE, _CELL - _TITLE))
         row, column = divmod(i, _COLUMNS)
         top = (row + 1) * _CELL - image.height
         wall.paste(image, (column * _CELL + (_CELL - image.width) // 2, top))
