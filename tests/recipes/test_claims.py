@@ -215,6 +215,19 @@ def test_a_clip_is_trained_and_published_as_timm_and_transformers_load_it(
                                rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['emoji', 'forgetting', 'photograph', 'stage1'])
+def test_kept_records_go_on(claims: dict[str, ModuleType], name: str) -> None:
+    """What they hold has the names that the scripts look for, and seeds that these would train."""
+    record = claims['record'].Record(ROOT / f'recipes/claims/measured/{name}.json')
+    if name == 'stage1':
+        names, seeds = [*claims['stage1'].VARIANTS], claims['stage1'].SEEDS
+    else:
+        suite = claims[f'{name}_claims'].SUITE
+        names, seeds = suite.measured, suite.seeds
+    assert record.found and record.found.keys() <= set(names)
+    assert all(found.keys() <= set(map(str, seeds)) for found in record.found.values())
+
+
 def test_jobs_run_in_lanes_and_what_they_found_is_kept(
     claims: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
