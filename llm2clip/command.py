@@ -23,12 +23,13 @@ import wrapt
 from tqdm import tqdm
 
 from llm2clip.bfloat16 import warn_of_slow_bfloat16
-from llm2clip.config import ConfigError, PlanConfig
+from llm2clip.config import ConfigError, PlanConfig, TrainConfig
 from llm2clip.config.files import load_config
 from llm2clip.config.help import recipe_help
+from llm2clip.config.settings import has_checkpoint, settings_in_folder
 from llm2clip.files import FileError, write_json
 from llm2clip.folders import holds_more_than_record
-from llm2clip.steps import SECONDS_FILE, claim, goes_on, next_command, recorded_seconds, step_folder
+from llm2clip.steps import SECONDS_FILE, claim, goes_on, recorded_seconds, step_folder
 
 __all__ = ['run_command']
 
@@ -40,7 +41,7 @@ _OTHER_RANKS_WAIT = 5.0
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
-    """Read the configuration, call `main` with it, and name the command of the next step; or answer ``--help``.
+    """Read the configuration, call `main` with it, or answer ``--help``.
 
     The time that it takes is added to seconds.json in the step's folder.  An error in what the user gave becomes one
     line; with ``LLM2CLIP_TRACEBACK=1`` in the environment every error keeps its traceback.  Ctrl-C and SIGTERM end the
@@ -59,14 +60,14 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             return
         config = load_config(schema, args)
         plan = isinstance(config, PlanConfig) and config.plan
+        resumed = isinstance(config, TrainConfig) and config.autoresume and has_checkpoint(config.checkpoint_folder)
+        if resumed and not plan:
+            settings_in_folder(config)
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)
         alone = claim(config) if _rank() == 0 and not plan else nullcontext()
         with alone, _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
             main(config)
-        command = None if plan else next_command(config, args)
-        if command is not None and _rank() == 0:
-            print(f'next: {command}', flush=True)
 
 
 def _print_help(text: str) -> None:

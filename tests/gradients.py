@@ -120,7 +120,7 @@ def image_step(
 ) -> Result:
     """One step of stage 2, with the cache unless `microbatch_size` is None."""
     torch.manual_seed(0)
-    config = ModelConfig(VisionConfig(tower, image_size=32), AdapterConfig(depth=1), embed_dim=16)
+    config = ModelConfig(VisionConfig(tower, False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
     model = ComposerLLM2CLIP(LLM2CLIP(config, 8), loss)
     texts = (N,) if captions == 1 else (N, captions)
     batch = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32),
@@ -162,7 +162,7 @@ def joint_step(
     torch.manual_seed(0)
     direct = not lora and method is None
     adapter = AdapterConfig('identity' if direct else 'transformer', depth=1, latents=5)
-    config = ModelConfig(VisionConfig('test_vit', image_size=32), adapter, embed_dim=32)
+    config = ModelConfig(VisionConfig('test_vit', False, image_size=32), adapter, embed_dim=32)
     encoder, tokenize, beside = None, None, None
     if lora:
         encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=llm),

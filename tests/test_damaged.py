@@ -417,7 +417,7 @@ def test_official_weights(damage: str, suffix: str, tmp_path: Path) -> None:
     save_eva(file, state) if suffix == 'pt' else save_file(state, file)
     if damage in BYTES:
         BYTES[damage](file)
-    refused(lambda: import_checkpoint(file, VisionConfig('tiny_eva_clip', image_size=56, **HALF)), str(file))
+    refused(lambda: import_checkpoint(file, VisionConfig('tiny_eva_clip', False, image_size=56, **HALF)), str(file))
 
 
 @pytest.mark.parametrize('index', [

@@ -55,7 +55,7 @@ Model = tuple[TrainedLLM2CLIP, str]
 
 def write_export(out: Path, teacher: Path, seed: int = 3) -> Path:
     """A random model with a tower for 32 x 32 pixels."""
-    config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1), embed_dim=16)
+    config = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
     torch.manual_seed(seed)
     model = LLM2CLIP(config, 32, load_weights=False).eval()
     record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32})

@@ -18,11 +18,12 @@ HALF = {'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]}
 
 
 def hf_tower(model_type: str, **options: Any) -> VisionConfig:
-    return VisionConfig('a folder', architecture={'model_type': model_type, **SMALL}, image_size=32, **HALF, **options)
+    architecture = {'model_type': model_type, **SMALL}
+    return VisionConfig('a folder', False, architecture=architecture, image_size=32, **HALF, **options)
 
 
 def timm_tower(name: str, **options: Any) -> VisionConfig:
-    return VisionConfig(name, **{'image_size': 64, **options})
+    return VisionConfig(name, **{'pretrained': False, 'image_size': 64, **options})
 
 
 TOKEN_TOWERS = {

@@ -75,7 +75,7 @@ def _sharded_step(model: Any, batch: dict[str, Any], watched: Mapping[str, str])
 
 def images_in_bfloat16() -> dict[str, Any]:
     torch.manual_seed(0)
-    config = ModelConfig(VisionConfig('test_vit', image_size=32), AdapterConfig(depth=1), embed_dim=16,
+    config = ModelConfig(VisionConfig('test_vit', False, image_size=32), AdapterConfig(depth=1), embed_dim=16,
                          logit_scale=100.0, logit_bias=BIAS)
     model = ComposerLLM2CLIP(LLM2CLIP(config, 8), LossConfig(name='siglip'))
     batch = {'index': torch.arange(4), 'pixel_values': torch.randn(4, 3, 32, 32), 'text_embedding': torch.randn(4, 8)}

@@ -122,10 +122,10 @@ class VisionConfig:
 
     name: Text = MISSING
     """timm model (also `hf-hub:…`, `local-dir:…`), or hub name or local folder of a Hugging Face image model."""
-    pretrained: bool = False
-    """Load the weights that belong to `name`."""
+    pretrained: bool = True
+    """Begin with the weights that belong to `name`; `false`, with random ones."""
     checkpoint: Optional[Text] = None
-    """Local file of a timm model's weights instead; read without running code."""
+    """Local file of a timm model's weights in place of those of `name`; read without running code."""
     remap: bool = False
     """The checkpoint has other key names but the same parameters in the same order."""
     architecture: Component = field(default_factory=dict)

@@ -162,7 +162,7 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     checkpoint = config.checkpoint if load_weights else None
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
-    pretrained = config.pretrained and load_weights
+    pretrained = config.pretrained and load_weights and checkpoint is None
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk = timm.create_model(config.name, pretrained=pretrained, **size)
     if checkpoint is not None:
@@ -346,8 +346,7 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
         ConfigError: The tower begins with random weights, or its space has another width.
     """
     if load_weights and not config.pretrained and config.checkpoint is None:
-        raise ConfigError('model.visual_projection: there is no pretrained one, since neither model.vision.pretrained '
-                          'nor model.vision.checkpoint is set')
+        raise ConfigError('model.visual_projection: there is no pretrained one, since model.vision.pretrained is false')
     projection = _timm_projection(config, load_weights) if _is_timm(config) else \
         _transformers_projection(config, embed_dim, load_weights)
     width = projection.out_features if isinstance(projection, nn.Linear) else load_tower(config, False).width

@@ -139,6 +139,8 @@ def _make_trainer(config: Stage2Config, texts: Optional[TrainedTexts]) -> Traine
     if sets:
         algorithms.append(ZeroshotClasses(_prompts(config, sets, record, online)))
     reproducibility.seed_all(config.seed)
+    if _begins_at_random(config) and dist.get_global_rank() == 0:
+        print('model.vision.pretrained is false: the vision tower begins with random weights', flush=True)
     model = make_model(config, record.llm_embed_dim, config.initial_weights is None, texts)
     if config.initial_weights is not None:
         load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
@@ -217,12 +219,16 @@ def _embed_prompts(
     return prompts
 
 
+def _begins_at_random(config: Stage2Config) -> bool:
+    vision = config.model.vision
+    return vision.checkpoint is None and not vision.pretrained and config.initial_weights is None
+
+
 def _self_distillation(config: Stage2Config, model: LLM2CLIP, data: DataSpec) -> SelfDistillation:
     """With a copy of the model as it begins, before a checkpoint is loaded."""
-    vision = config.model.vision
-    if vision.checkpoint is None and not vision.pretrained and config.initial_weights is None:
+    if _begins_at_random(config):
         raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are nothing to keep; '
-                          'expected initial_weights, model.vision.checkpoint or model.vision.pretrained')
+                          'expected initial_weights, or model.vision.pretrained not to be false')
     initial = InitialImages(model).on(open_device(config.device, config.precision), config.fsdp is not None)
     return SelfDistillation(initial, data.split_batch)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
+from llm2clip.config.settings import difference
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import json_text, read_json, reading, write_text
 
-__all__ = ['Fingerprint', 'TeacherRecord', 'difference']
+__all__ = ['Fingerprint', 'TeacherRecord']
 
 _SEVERAL = 'concatenated'
 
@@ -131,15 +132,3 @@ class TeacherRecord:
         """The first field in which two records differ."""
         return difference({'teacher': self.teacher.to_json(), **self.about},
                           {'teacher': expected.teacher.to_json(), **expected.about})
-
-
-def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:
-    """The first field in which two nested mappings differ, with both values; None if they are equal."""
-    for name in sorted({*found, *expected}):
-        a, b = found.get(name), expected.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            if (inner := difference(a, b)) is not None:
-                return f'{name}.{inner}'
-        elif a != b:
-            return f'{name} is {a!r}, expected {b!r}'
-    return None

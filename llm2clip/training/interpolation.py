@@ -52,8 +52,7 @@ def check_initial(config: Stage2Config) -> None:
         if not Path(vision.checkpoint).is_file():
             raise ConfigError(f'model.vision.checkpoint: there is no file {vision.checkpoint}')
     elif not vision.pretrained:
-        raise ConfigError('the tower had random weights, since the run set none of model.vision.pretrained, '
-                          'model.vision.checkpoint and initial_weights')
+        raise ConfigError('the tower began with random weights, since model.vision.pretrained is false')
 
 
 def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torch.Tensor]:

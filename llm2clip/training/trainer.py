@@ -41,6 +41,7 @@ from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.step_monitor import StepMonitor
 from llm2clip.training.callbacks.checkpoint_saver import CheckpointSaver
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
+from llm2clip.training.callbacks.keep_settings import KeepSettings
 from llm2clip.training.callbacks.nonfinite import StopAtNonfinite
 from llm2clip.training.callbacks.progress_bar import ProgressBar
 from llm2clip.training.callbacks.resume_random_state import ResumeRandomState
@@ -205,7 +206,8 @@ def build_trainer(
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
     readings = Readings(config.log_interval)
     callbacks: list[Callback] = [
-        StopAtNonfinite(config.checkpoint_folder), readings, *build_all(CALLBACKS, config.callbacks, 'callbacks')]
+        KeepSettings(config), StopAtNonfinite(config.checkpoint_folder), readings,
+        *build_all(CALLBACKS, config.callbacks, 'callbacks')]
     for callback in callbacks:
         if isinstance(callback, SaveBest):
             callback.folder = callback.folder or config.save_folder

@@ -24,7 +24,8 @@ def make(batch_size: int) -> tuple[ComposerLLM2CLIP, dict[str, Any]]:
     torch.manual_seed(0)
     batch = {'pixel_values': torch.randn(batch_size, 3, 224, 224), 'text_embedding': torch.randn(batch_size, DIM),
              **{name: torch.arange(batch_size) for name in ('index', 'text_id', 'sample_seed')}}
-    model = ComposerLLM2CLIP(LLM2CLIP(ModelConfig(vision=VisionConfig(name=TOWER), embed_dim=512), DIM))
+    config = ModelConfig(vision=VisionConfig(name=TOWER, pretrained=False), embed_dim=512)
+    model = ComposerLLM2CLIP(LLM2CLIP(config, DIM))
     return model.to(DEVICE).train(), batch
 
 

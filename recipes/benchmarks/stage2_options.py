@@ -49,7 +49,8 @@ def step(model: ComposerLLM2CLIP, captions: int = 1, initial: Optional[InitialIm
 
 def main() -> None:
     config = load_config(Stage2Config, [
-        YAML, 'model.vision.name=vit_base_patch16_224', 'model.vision.gradient_checkpointing=false', 'device=cpu',
+        YAML, 'model.vision.name=vit_base_patch16_224', 'model.vision.pretrained=false',
+        'model.vision.gradient_checkpointing=false', 'device=cpu',
         f'global_train_batch_size={BATCH}', 'save_folder=unused', 'run_name=bench', 'train_data.caption_mix={a: 1.0}',
         'train_data.streams.unused.local=unused'])
     torch.manual_seed(0)

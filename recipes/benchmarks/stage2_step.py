@@ -80,7 +80,8 @@ def main() -> None:
         write_data(folder)
         stream = f'{{local: {folder}/images/train, embeddings: {{bench: {{local: {folder}/sidecar}}}}}}'
         config = load_config(Stage2Config, [
-            YAML, 'model.vision.name=vit_base_patch16_224', 'model.vision.gradient_checkpointing=false',
+            YAML, 'model.vision.name=vit_base_patch16_224', 'model.vision.pretrained=false',
+            'model.vision.gradient_checkpointing=false',
             'device=cpu', 'precision=fp32', f'global_train_batch_size={BATCH}',
             f'max_duration={(STEPS + 1) * ROUNDS}ba',
             f'save_folder={folder}/run', 'save_interval=1000ba', 'run_name=bench', 'train_data.num_workers=1',

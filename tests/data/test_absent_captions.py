@@ -100,7 +100,7 @@ def test_an_image_without_any_caption_of_the_mix_ends_a_training(data: tuple[Pat
 
 def _model() -> LLM2CLIP:
     torch.manual_seed(0)
-    return LLM2CLIP(ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1),
+    return LLM2CLIP(ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=1),
                                 embed_dim=8), DIM, load_weights=False).eval()
 
 

@@ -87,7 +87,8 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
 ) -> None:
     """The same losses as from local files."""
     args = ['device=cpu', 'precision=fp32', 'run_name=r', 'global_train_batch_size=8', 'max_duration=2ep',
-            'train_data.num_workers=1', 'train_data.num_canonical_nodes=4', 'model.vision.name=test_efficientnet',
+            'train_data.num_workers=1', 'train_data.num_canonical_nodes=4',
+            'model.vision={name: test_efficientnet, pretrained: false}',
             'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05',
             'train_data.caption_mix={short: 0.5, long: 0.5}', 'progress_bar=false']
     losses = []

@@ -18,7 +18,7 @@ from llm2clip.teacher.folder import teacher_fingerprint
 
 @pytest.fixture(scope='session')
 def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM2CLIP, Path]:
-    config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1), embed_dim=16)
+    config = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
     torch.manual_seed(3)
     model = LLM2CLIP(config, 32, load_weights=False).eval()
     out = tmp_path_factory.mktemp('export') / 'model'

@@ -217,7 +217,7 @@ def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: 
 
 def test_official_weights(teacher_folder: Path, tmp_path: Path) -> None:
     checkpoint = save_eva(tmp_path / 'official.pt', eva_state())
-    vision = VisionConfig('tiny_eva_clip', image_size=56, **HALF)
+    vision = VisionConfig('tiny_eva_clip', False, image_size=56, **HALF)
     found = load(tmp_path, official=str(checkpoint), vision=vision, teacher=str(teacher_folder))
     vectors = encode_texts(*load_teacher(teacher_folder), TEXTS)
     expected = F.normalize(adaptor_features(eva_state(), 'text.text_adaptor', vectors, True), dim=-1)

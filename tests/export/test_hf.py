@@ -29,7 +29,7 @@ from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ModelConfig(VisionConfig('test_efficientnet', image_size=32, checkpoint='elsewhere.pth'),
+CONFIG = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32, checkpoint='elsewhere.pth'),
                      AdapterConfig(depth=1), embed_dim=16)
 
 

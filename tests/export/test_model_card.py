@@ -68,7 +68,7 @@ def test_dimensions_that_are_features_by_themselves(tmp_path: Path) -> None:
 
 
 def test_card_without_run_or_results() -> None:
-    card = model_card(ModelConfig(VisionConfig('test_vit')), Fingerprint((*TEACHER.teachers, {'weights': 'c3'})))
+    card = model_card(ModelConfig(VisionConfig('test_vit', False)), Fingerprint((*TEACHER.teachers, {'weights': 'c3'})))
     assert card.data.eval_results is None and 'Results' not in card.text
     assert '`a1b2`' in card.text and '`c3`' in card.text and 'Not recorded' in card.text
 

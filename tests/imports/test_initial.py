@@ -28,7 +28,8 @@ from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM
 from llm2clip.training.runs import load_stage2
 
-CONFIG = ModelConfig(VisionConfig('test_efficientnet.r160_in1k', image_size=32), AdapterConfig(depth=1), embed_dim=16)
+CONFIG = ModelConfig(VisionConfig('test_efficientnet.r160_in1k', False, image_size=32),
+                     AdapterConfig(depth=1), embed_dim=16)
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32}
 CLIP = ModelConfig(VisionConfig('a folder', architecture={'model_type': 'clip_vision_model', **SMALL}, image_size=32,
@@ -66,7 +67,8 @@ def _args(image_dataset: Path, sidecar: Path, tmp_path: Path, *args: object) -> 
     return ['max_duration=1ba', 'run_name=r', 'device=cpu', 'progress_bar=false', 'global_train_batch_size=8',
             'train_data.num_workers=0', 'train_data.num_canonical_nodes=4', 'train_data.caption_mix={short: 1.0}',
             f'train_data.streams.s.local={image_dataset}', f'train_data.streams.s.embeddings.t.local={sidecar}',
-            'optimizer={name: sgd, lr: 0.0}', f'save_folder={tmp_path}/run', 'model.vision.name=test_efficientnet',
+            'optimizer={name: sgd, lr: 0.0}', f'save_folder={tmp_path}/run',
+            'model.vision={name: test_efficientnet, pretrained: false}',
             'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', 'precision=fp32',
             *map(str, args)]
 

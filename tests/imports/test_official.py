@@ -31,7 +31,7 @@ from llm2clip.teacher.folder import load_teacher
 
 State = dict[str, torch.Tensor]
 ROOT = Path(__file__).parents[2]
-EVA = VisionConfig('tiny_eva_clip', image_size=56, **HALF)
+EVA = VisionConfig('tiny_eva_clip', False, image_size=56, **HALF)
 CLIP = VisionConfig('openai/clip-vit', image_size=32, **HALF)
 
 
@@ -87,7 +87,7 @@ def test_timm_towers_have_no_projection_and_vectors_of_any_length(tmp_path: Path
     torch.manual_seed(0)
     reference = timm.create_model('test_vit', num_classes=0, img_size=64).eval()
     state = timm_state(reference.state_dict(), reference.num_features)
-    vision = VisionConfig('test_vit', image_size=64)
+    vision = VisionConfig('test_vit', False, image_size=64)
     model, config, _ = import_checkpoint(save_eva(tmp_path / 'x.pt', state), vision)
     assert config.visual_projection == 'identity' and not config.adapter.normalize and config.logit_bias is None
     images, vectors = torch.randn(2, 3, 64, 64), 5 * torch.randn(4, 32)
@@ -106,7 +106,7 @@ def test_round_trips_are_exact_and_total(name: str, tmp_path: Path) -> None:
     else:
         tower = timm.create_model('test_vit', num_classes=0, img_size=64)
         state = eva_state() if name == 'eva' else timm_state(tower.state_dict(), tower.num_features)
-        vision = EVA if name == 'eva' else VisionConfig('test_vit', image_size=64)
+        vision = EVA if name == 'eva' else VisionConfig('test_vit', False, image_size=64)
         checkpoint = save_eva(tmp_path / 'x.pt', state)
     model = import_checkpoint(checkpoint, vision).model
     layout = find_layout(state)

@@ -23,7 +23,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 @torch.no_grad()
 def test_features_are_the_first_values_scaled_to_length_1(adapter: str, projection: str) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(VisionConfig('test_vit', image_size=32), AdapterConfig(adapter, depth=1), embed_dim=64,
+    config = ModelConfig(VisionConfig('test_vit', False, image_size=32), AdapterConfig(adapter, depth=1), embed_dim=64,
                          visual_projection=projection)
     model = LLM2CLIP(config, 64).eval()
     if projection == 'affine':

@@ -41,7 +41,7 @@ def counted(result: dict[str, int]) -> Iterator[None]:
 
 def images(tower: str, **options: Any) -> ComposerLLM2CLIP:
     size = 56 if tower.startswith('eva') else 32
-    vision = VisionConfig(tower, image_size=size, **TOWERS[tower], **options)
+    vision = VisionConfig(tower, False, image_size=size, **TOWERS[tower], **options)
     return ComposerLLM2CLIP(LLM2CLIP(ModelConfig(vision, AdapterConfig(depth=2), embed_dim=16), 8))
 
 

@@ -22,7 +22,7 @@ from llm2clip.remote_code.modeling_llm2clip import Adapter
 from llm2clip.training.algorithms.clamp_logit_scale import clamp_logit_scale
 from llm2clip.training.optim import parameter_groups
 
-TINY = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=2), embed_dim=16)
+TINY = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=2), embed_dim=16)
 
 
 def test_adapter_equals_the_formula() -> None:

@@ -138,17 +138,17 @@ def test_fsdp_shards_and_recomputes_every_block(name: str) -> None:
 
 
 def test_the_image_side_of_a_published_clip(clip_folder: Path) -> None:
-    config = VisionConfig(str(clip_folder), pretrained=True, image_size=32)
+    config = VisionConfig(str(clip_folder), image_size=32)
     encoder = _encoder(config).eval()
     assert encoder.preprocessing.mean == (0.1, 0.2, 0.3) and encoder.preprocessing.std == (0.4, 0.5, 0.6)
     reference, images = CLIPVisionModel.from_pretrained(clip_folder), _images(encoder)
     torch.testing.assert_close(encoder(images), reference(images).pooler_output)
     pixels = torch.randint(256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     assert torch.equal(encoder(pixels), encoder(normalize(pixels, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))))
-    random = _encoder(VisionConfig(str(clip_folder), image_size=32)).eval()
+    random = _encoder(VisionConfig(str(clip_folder), False, image_size=32)).eval()
     assert not torch.allclose(random(images), encoder(images), atol=1e-2)
     # Exported, it needs the folder no longer.
-    again = VisionConfig('gone', architecture=encoder.tower.architecture(), image_size=32, **HALF)
+    again = VisionConfig('gone', False, architecture=encoder.tower.architecture(), image_size=32, **HALF)
     again_encoder = VisionEncoder(again)
     again_encoder.load_state_dict(encoder.state_dict())
     torch.testing.assert_close(again_encoder.eval()(images), encoder(images))

@@ -52,7 +52,8 @@ pytestmark = pytest.mark.long
 @pytest.fixture
 def args(image_dataset: Path, sidecar: Path, tmp_path: Path) -> list[str]:
     stream = f'{{local: {image_dataset}, embeddings: {{tiny: {{local: {sidecar}}}}}}}'
-    return [*COMMON, f'train_data.streams.s={stream}', 'model.vision.name=test_efficientnet', 'optimizer.lr=0.05',
+    return [*COMMON, f'train_data.streams.s={stream}',
+            'model.vision={name: test_efficientnet, pretrained: false}', 'optimizer.lr=0.05',
             'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', f'save_folder={tmp_path}/run',
             'train_data.caption_mix={short: 1, long: 3}', 'max_duration=3ep', 'train_data.num_workers=0']
 
@@ -182,7 +183,7 @@ def test_as_a_user_calls_it(
         run_recipe(monkeypatch, 'train_stage2', *args, 'plan=true', 'plan_ranks=3')
     said = capsys.readouterr().out
     assert 'WILL FAIL: global_train_batch_size: 8 is not divisible by the number of ranks, 3' in said
-    assert not (tmp_path / 'run').exists() and 'next:' not in said
+    assert not (tmp_path / 'run').exists()
 
 
 def test_data_that_is_not_there_yet(args: list[str]) -> None:

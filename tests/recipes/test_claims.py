@@ -269,7 +269,7 @@ def test_captions_are_joined_and_halved(claims: dict[str, ModuleType], tmp_path:
 def test_a_text_encoder_in_the_loop_learns(llm_folder: Path) -> None:
     torch.manual_seed(0)
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))
-    config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig('linear'), embed_dim=16)
+    config = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig('linear'), embed_dim=16)
     model = JointLLM2CLIP(LLM2CLIP(config, 32), encoder, tokenizer).train()
     captions = [list(sample.captions.values()) for sample in make_samples(4, images=False)]
     batch = {'pixel_values': torch.randn(4, 3, 32, 32), 'caption': [own[0] for own in captions],

@@ -54,7 +54,6 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
                    f'adapter_folder={tmp_path}/after{steps}')
     output = capfd.readouterr().out
     assert 'goes on from batch 4 of 6' in output and f'wrote the adapter to {tmp_path}/after6' in output
-    assert 'next: composer -n 1 recipes/train_stage2.py' in output and 'model.embed_dim=32' in output
     two = [*sgd, 'fsdp={activation_checkpointing: true}', 'algorithms.grad_cache={}', 'device_train_microbatch_size=3',
            'block_size=3']
     run('train_inheritance', tmp_path / 'two', two, 2)
@@ -67,7 +66,7 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
     assert recall[0] == recall[1]
     run_recipe(monkeypatch, 'train_inheritance', *two, f'save_folder={tmp_path}/two')
     assert 'is complete' in capfd.readouterr().out
-    with pytest.raises(ConfigError, match='has ended, .* structure is 2.0, expected 1.0; choose another save_folder'):
+    with pytest.raises(ConfigError, match='structure is 2.0, expected 1.0'):
         run_recipe(monkeypatch, 'train_inheritance', *two, f'save_folder={tmp_path}/two', 'structure=1')
 
 

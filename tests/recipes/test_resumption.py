@@ -25,9 +25,12 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     kind: str, stage2_args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / 'run'
+    folder, images, vectors = (tmp_path / name for name in ('run', 'images', 'vectors'))
+    shutil.copytree(image_dataset, images)
+    shutil.copytree(sidecar, vectors)
     args = [*stage2_args, 'save_interval=1ba', 'callbacks.logit_scale_monitor={}', f'save_folder={folder}',
-            'train_data.num_workers=0', 'progress_bar=true']
+            'train_data.num_workers=0', 'progress_bar=true', f'train_data.streams.s.local={images}',
+            f'train_data.streams.s.embeddings.tiny.local={vectors}']
     if kind == 'sharded':
         args.append('fsdp.state_dict_type=sharded')
 
@@ -55,12 +58,10 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     assert f'complete at batch 7, {folder}/checkpoints/ep0-ba7{suffix}\n' in run(7)
     assert read_metrics(metrics) == found
     settings = (folder / 'config.yaml').read_text()
-    with pytest.raises(ConfigError, match='has ended, .* settings than these: optimizer.lr is 0.05, expected 0.01; ch'):
-        run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=7ba', 'optimizer.lr=0.01')
     run(5)
     assert (folder / 'config.yaml').read_text() == settings and 'max_duration: 7ba' in settings
     if kind == 'full':
-        args += _on_fewer_shards(image_dataset, sidecar, tmp_path)
+        _leave_out_a_shard(images, vectors)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written .64 samples in'):
             run(9)
 
@@ -88,7 +89,7 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
         ('train_data.streams.s.local=elsewhere', r'train_data.streams.s.local is .*, expected .elsewhere'),
         ('lora.r=8', r'lora.r is 4, expected 8'),
     ):
-        with pytest.raises(ConfigError, match=f'save_folder: .* trained with other settings .*{message}'):
+        with pytest.raises(ConfigError, match=f'save_folder: .*{message}'):
             run('max_duration=2ba', changed)
     with pytest.raises(ConfigError, match=f'{teacher} is there already, but not of a run in {tmp_path}/other'):
         run('max_duration=2ba', f'teacher_folder={teacher}', folder='other')
@@ -106,21 +107,43 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
     assert 'is complete' in run('max_duration=4ba')
 
 
+def test_settings_of_what_is_learned_do_not_change_on_resume(
+    stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / 'run'
+    args = [*stage2_args, f'save_folder={folder}', 'save_interval=1ba', 'train_data.num_workers=0']
+    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=2ba')
+    before = (folder / 'config.yaml').read_text()
+    changes = {'optimizer.lr=0.01': 'optimizer.lr is 0.05, expected 0.01', 'seed=5': 'seed is .*, expected 5',
+               'loss.label_smoothing=0.1': 'loss.label_smoothing is 0.0, expected 0.1',
+               'train_data.crop_scale=[0.5,1]': 'train_data.crop_scale is .*, expected .0.5, 1.0'}
+    for change, message in changes.items():
+        with pytest.raises(ConfigError, match=message), monkeypatch.context() as unloaded:
+            unloaded.setattr('llm2clip.stages.stage2.train', None)  # it is refused before anything is loaded
+            run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=4ba', change)
+    assert (folder / 'config.yaml').read_text() == before
+    # Another machine has the checkpoints alone.
+    (folder / 'config.yaml').unlink()
+    with pytest.raises(ConfigError, match='optimizer.lr is 0.05, expected 0.01'):
+        run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=4ba', 'optimizer.lr=0.01')
+    allowed = ['max_duration=4ba', 'save_interval=2ba', 'log_interval=2ba', 'callbacks.lr_monitor={}',
+               'algorithms.grad_cache={}', 'device_train_microbatch_size=4']
+    run_recipe(monkeypatch, 'train_stage2', *args, *allowed)
+    assert max(losses(folder)) == 3
+
+
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _on_fewer_shards(images: Path, sidecar: Path, folder: Path) -> list[str]:
-    """Arguments for a run on a dataset that is the beginning of another one, which is as if it had grown."""
-    for name, whole in (('images', images), ('sidecar', sidecar)):
-        shutil.copytree(whole, folder / name)
-        index = read_index(whole)
-        (folder / name / 'index.json').write_text(json.dumps({**index, 'shards': index['shards'][:-1]}))
+def _leave_out_a_shard(images: Path, sidecar: Path) -> None:
+    """The datasets are from now on the beginning of what they were, which is as if the former ones had grown."""
+    for folder in (images, sidecar):
+        index = read_index(folder)
+        (folder / 'index.json').write_text(json.dumps({**index, 'shards': index['shards'][:-1]}))
     record = json.loads((sidecar / 'teacher.json').read_text())
-    record['dataset'] = dataset_fingerprint(read_index(folder / 'images'))
-    (folder / 'sidecar/teacher.json').write_text(json.dumps(record))
-    return [f'train_data.streams.s.local={folder}/images',
-            f'train_data.streams.s.embeddings.tiny.local={folder}/sidecar']
+    record['dataset'] = dataset_fingerprint(read_index(images))
+    (sidecar / 'teacher.json').write_text(json.dumps(record))
 
 
 def _alive(group: int) -> list[str]:

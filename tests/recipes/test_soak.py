@@ -105,7 +105,7 @@ def arguments(folder: Path, cache_limit: int) -> list[str]:
                for key, value in (('remote', f's3://bucket/{name}/train'), ('local', folder / f'cache/{name}/images'),
                                   ('embeddings.tiny.remote', f's3://bucket/{name}/embeddings'),
                                   ('embeddings.tiny.local', folder / f'cache/{name}/embeddings'))]
-    return [*COMMON, *streams, 'model.vision.name=test_efficientnet', 'model.vision.image_size=32',
+    return [*COMMON, *streams, 'model.vision={name: test_efficientnet, pretrained: false, image_size: 32}',
             'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.001', 'max_duration=1000000ba',
             f'eval_interval={EVERY}ba', f'save_interval={EVERY}ba', 'checkpoint_folder=s3://bucket/run/checkpoints',
             f'train_data.num_workers={WORKERS}', 'train_data.caption_mix={short: 0.5, long: 0.5}',

@@ -40,7 +40,7 @@ def test_a_run_has_one_teacher(
             run_name='r', save_folder=str(tmp_path / 'run'), checkpoint_folder=str(tmp_path / 'run'), device='cpu',
             max_duration='1ba', global_train_batch_size=8, global_eval_batch_size=8,
             optimizer={'name': 'adamw', 'lr': 1}, scheduler={'name': 'constant'}, teacher=str(teacher),
-            model=ModelConfig(VisionConfig('test_efficientnet', image_size=32)),
+            model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=32)),
             train_data=_data(image_dataset, train), eval_data=_data(image_dataset, evaluation)))
 
     with pytest.raises(ValueError, match=f'the sidecar of train_data comes from another teacher than {causal_teacher}'):
@@ -56,7 +56,7 @@ def test_a_run_has_one_teacher(
 def test_training_images_may_have_another_size_than_the_towers(image_dataset: Path, sidecar: Path) -> None:
     data = _data(image_dataset, sidecar)
     config = Stage2Config(global_train_batch_size=8, global_eval_batch_size=8, train_data=data, eval_data=data,
-                          model=ModelConfig(VisionConfig('test_efficientnet', image_size=64)))
+                          model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=64)))
     whole = make_model(config, 32, load_weights=False).batch_flops()
     data.image_size = 32
     train, (evaluator,) = make_loaders(config)
@@ -65,6 +65,6 @@ def test_training_images_may_have_another_size_than_the_towers(image_dataset: Pa
     batch = {'index': torch.arange(3), 'text_id': torch.arange(3)}
     model = make_model(config, 32, load_weights=False)
     assert model.batch_flops()(batch) < whole(batch) / 2
-    config.model.vision = VisionConfig('test_vit', image_size=64)
+    config.model.vision = VisionConfig('test_vit', False, image_size=64)
     with pytest.raises(ConfigError, match='train_data.image_size: test_vit takes images of .*image_size, 64'):
         make_loaders(config)

@@ -67,7 +67,7 @@ class _Keep(Callback):
 
 def _model() -> ComposerLLM2CLIP:
     torch.manual_seed(0)
-    config = ModelConfig(VisionConfig('test_efficientnet', image_size=32), AdapterConfig(depth=1), embed_dim=16)
+    config = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
     return ComposerLLM2CLIP(LLM2CLIP(config, 32, load_weights=False))
 
 

@@ -35,7 +35,7 @@ from llm2clip.training.runs import BEST_FILE, load_stage2
 from llm2clip.weights import write_safetensors
 
 TOWER = 'test_efficientnet'
-CONFIG = ModelConfig(VisionConfig(TOWER, image_size=32), AdapterConfig(depth=1), embed_dim=16)
+CONFIG = ModelConfig(VisionConfig(TOWER, False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
 Weights = dict[str, torch.Tensor]
 
 
@@ -131,7 +131,7 @@ def test_a_beginning_that_is_not_there_is_named_by_its_key(tower: Path, teacher_
             load_stage2(run, 'best', 0.5)
         assert load_stage2(run, 'best', 1.0)
 
-    refused('the tower had random weights, since the run set none of model.vision.pretrained', {})
+    refused('the tower began with random weights', {})
     refused('model.vision.checkpoint: there is no file /gone.pth', {'checkpoint': '/gone.pth'})
     refused('initial_weights: /gone is no exported folder', {}, initial_weights='/gone')
     refused('model.vision.name: .*cannot be', {'pretrained': True})

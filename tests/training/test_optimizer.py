@@ -26,7 +26,8 @@ FUSED = {'fused': True}
 @pytest.fixture(scope='module')
 def model() -> LLM2CLIP:
     torch.manual_seed(0)
-    return LLM2CLIP(ModelConfig(VisionConfig('test_vit', image_size=32), AdapterConfig(depth=1), embed_dim=16), 8)
+    vision = VisionConfig('test_vit', False, image_size=32)
+    return LLM2CLIP(ModelConfig(vision, AdapterConfig(depth=1), embed_dim=16), 8)
 
 
 def _optimizer(model: torch.nn.Module, **arguments: Any) -> torch.optim.Optimizer:
