@@ -61,6 +61,8 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         config = load_config(schema, args)
         plan = isinstance(config, PlanConfig) and config.plan
         resumed = isinstance(config, TrainConfig) and config.autoresume and has_checkpoint(config.checkpoint_folder)
+        if plan and _rank() > 0:
+            return  # the first rank plans for all
         if resumed and not plan:
             settings_in_folder(config)
         if not plan and _rank() == 0:

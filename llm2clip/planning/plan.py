@@ -59,13 +59,11 @@ _GPUS_PER_NODE = 8
 
 
 def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
-    """Print the plan, on one process.
+    """Print the plan.
 
     Raises:
         SystemExit: With 1, something will stop the run.
     """
-    if dist.get_global_rank() > 0:
-        return
     with pretended_ranks(config.plan_ranks or dist.get_world_size()):
         settled, said, planned = settle_recomputation(config, plan, GPUS[config.plan_gpu])
         result = plan(settled) if planned is None else planned

@@ -17,6 +17,7 @@ from llm2clip.planning.step import StepCost
 
 __all__ = ['ExtractionPlan', 'Plan', 'TrainingPlan', 'readable']
 
+_NO_DATA = 'no data is there: plan_samples=15e6 plans for 15 million samples'
 # Host memory takes a checkpoint at this rate, and storage from there in the background, bytes per second: guesses.
 _TO_HOST, _TO_STORAGE = 10e9, 1e9
 _GIB = 2**30
@@ -44,9 +45,8 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [*self.head(), *self._memory(), *self._gpus(), *self.foot()]
-        return '\n'.join([*lines, *[f'warning: {text}' for text in self.warnings],
-                          *[f'WILL FAIL: {text}' for text in self.problems]])
+        notes = [*(f'WILL FAIL: {text}' for text in self.problems), *(f'warning: {text}' for text in self.warnings)]
+        return '\n'.join([*notes, *self.head(), *self._memory(), *self._gpus(), *self.foot()])
 
     def head(self) -> list[str]:
         """What is run."""
@@ -144,7 +144,7 @@ class TrainingPlan(Plan):
         lines = [f'{self.ranks:,} GPU{"s" * (self.ranks > 1)}, {self.global_batch:,} samples per step'
                  + (f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
                     if (self.ranks, self.microbatch) != (1, self.global_batch) else ''),
-                 f'{self.drawn:,} samples and {self.epoch_steps:,} steps per epoch'
+                 _NO_DATA if not self.drawn else f'{self.drawn:,} samples and {self.epoch_steps:,} steps per epoch'
                  + (f'; {self.steps:,} steps, {self.steps * self.global_batch:,} samples in all'
                     if self.steps is not None else ''), *self.text_lines()]
         rows = [*self.modules.items(), ('all', tuple(map(sum, zip(*self.modules.values()))))] if self.modules else []
@@ -209,7 +209,7 @@ class ExtractionPlan(Plan):
         return 'pass'
 
     def head(self) -> list[str]:
-        return [f'{self.ranks:,} GPU{"s" * (self.ranks > 1)}', *self.text_lines()]
+        return [f'{self.ranks:,} GPU{"s" * (self.ranks > 1)}', *(self.text_lines() or [_NO_DATA])]
 
     def foot(self) -> list[str]:
         return [f'{name}: {readable(size)} of vectors' for name, size in self.sidecars.items()]

@@ -182,11 +182,16 @@ def test_as_a_user_calls_it(
     with pytest.raises(SystemExit, match='1'):
         run_recipe(monkeypatch, 'train_stage2', *args, 'plan=true', 'plan_ranks=3')
     said = capsys.readouterr().out
-    assert 'WILL FAIL: global_train_batch_size: 8 is not divisible by the number of ranks, 3' in said
+    assert said.splitlines()[0] == 'WILL FAIL: global_train_batch_size: 8 is not divisible by the number of ranks, 3'
+    monkeypatch.setenv('RANK', '1')  # the first rank plans for all
+    run_recipe(monkeypatch, 'train_stage2', *args, 'plan=true', 'plan_ranks=3')
+    assert not capsys.readouterr().out
     assert not (tmp_path / 'run').exists()
 
 
 def test_data_that_is_not_there_yet(args: list[str]) -> None:
+    missing = str(stage2(*args, 'train_data.streams.s.local=/nowhere'))
+    assert 'no data is there: plan_samples=' in missing and '0 samples' not in missing
     plan = stage2(*args, 'train_data.streams.s.local=/nowhere', 'plan_samples=15e6', 'plan_price=2.5')
     assert (plan.drawn, plan.epoch_steps, plan.steps) == (15_000_000, 1_875_000, 5_625_000) and not plan.problems
     assert plan.cost and plan.repeats == plan.steps
