@@ -5,6 +5,7 @@
 
 import gc
 import inspect
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -218,7 +219,7 @@ def build_trainer(
         config.checkpoint_folder, config.save_interval, config.save_num_checkpoints_to_keep,
         # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
         overwrite=config.autoresume, timeout=config.dist_timeout))
-    loggers: list[LoggerDestination] = build_all(LOGGERS, config.loggers, 'loggers')
+    loggers: list[LoggerDestination] = build_all(LOGGERS, _in_run_folder(config), 'loggers')
     if config.progress_bar:
         loggers.append(ProgressBar())
         # The Trainer would rather make one of its own.
@@ -270,6 +271,16 @@ def build_trainer(
         trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
         print(f'{_progress(trainer)}, {checkpoint}', flush=True)
     return trainer
+
+
+def _in_run_folder(config: TrainConfig) -> dict[str, Any]:
+    """The loggers' arguments, with the run's folder in place of the current one for what they write."""
+    loggers = {name: dict(arguments or {}) for name, arguments in config.loggers.items()}
+    if (tensorboard := loggers.get('tensorboard')) is not None:
+        tensorboard.setdefault('log_dir', f'{config.save_folder}/tensorboard')
+    if (wandb := loggers.get('wandb')) is not None:
+        wandb['init_kwargs'] = {'dir': os.environ.get('WANDB_DIR', config.save_folder), **wandb.get('init_kwargs', {})}
+    return loggers
 
 
 def _progress(trainer: Trainer) -> str:

@@ -89,7 +89,7 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
     stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
 ) -> None:
     args = [*stage2_args, *SGD, *zeroshot_args, 'callbacks.save_best={}', 'callbacks.retrieval_grid={}',
-            f'loggers.tensorboard={{log_dir: {tmp_path}/tensorboard, flush_interval: 1}}']
+            'loggers.tensorboard={flush_interval: 1}']
     run('train_stage2', tmp_path / 'sidecar', args)
     without = [arg for arg in args if '.embeddings.' not in arg]
     online = ['online={enabled: true, sharded: true, batch_tokens: 100}', 'algorithms.grad_cache={}',
@@ -104,7 +104,8 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
     best = max(expected['metrics/eval/retrieval_recall@10'].values())
     improved = list(expected['best/retrieval_recall@10'].values())
     assert improved[-1] == best and improved == sorted(set(improved))
-    assert any(b'retrieval/eval' in path.read_bytes() for path in (tmp_path / 'tensorboard').rglob('*tfevents*'))
+    events = (tmp_path / 'sidecar/tensorboard').rglob('*tfevents*')
+    assert any(b'retrieval/eval' in path.read_bytes() for path in events)
 
 
 @pytest.mark.dist
@@ -250,10 +251,10 @@ def test_a_corrupt_shard_stops_both_ranks(
 
 def test_wandb_offline_and_what_a_run_leaves_behind(stage2_args: list[str], tmp_path: Path) -> None:
     args = [*stage2_args, 'max_duration=2ba', 'loggers.wandb={project: test}']
-    run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline', WANDB_DIR=str(tmp_path))
-    assert list((tmp_path / 'wandb').glob('offline-run-*/*.wandb'))
+    run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline')
+    assert list((tmp_path / 'run/wandb').glob('offline-run-*/*.wandb'))
     before = losses(tmp_path / 'run')
-    run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline', WANDB_DIR=str(tmp_path))
+    run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline')
     assert losses(tmp_path / 'run') == before
     # Killed while it wrote the next checkpoint:
     (tmp_path / 'run' / 'checkpoints' / 'ep0-ba4-rank0.pt').write_bytes(b'half')
