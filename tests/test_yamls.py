@@ -4,6 +4,7 @@
 """Every shipped YAML: the command in its first line loads, its parts exist, and those of stage 1 train."""
 
 import itertools
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -317,15 +318,29 @@ def test_data_captions_and_teachers_go_together(data: str) -> None:
 def test_cluster_files_launch_what_loads(file: str) -> None:
     text = (ROOT / file).read_text()
     if file.endswith('.yaml'):
-        text = next(value for key, value in yaml.safe_load(text).items() if key in ('run', 'command'))
+        content = yaml.safe_load(text)
+        commands = [(content.get('envs') or content['env_variables'])['RUN']]
+        script = content.get('run') or content['command']
     else:
-        assert subprocess.run(['bash', '-n', str(ROOT / file)]).returncode == 0
-        text = text[:text.index("yaml'") + 4].replace("bash -c '", '')
-    command = next(line for line in text.replace('\\\n', ' ').splitlines() if 'recipes/' in line)
-    recipe, args = _arguments(command)
-    config = load_config(SCHEMAS[recipe], args)
-    assert isinstance(config, Stage2Config) and config.checkpoint_folder.startswith('s3://') and config.autoresume
-    check_train_config(config)
+        commands, script = [line for line in _head(file) if line.startswith('sbatch')], text
+    assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
+    for i, (recipe, args) in enumerate(map(_arguments, commands)):
+        config = load_config(SCHEMAS[recipe], args)
+        if i == 0:
+            assert isinstance(config, Stage2Config) and config.checkpoint_folder.startswith('s3://')
+            check_train_config(config)
+
+
+@pytest.mark.parametrize(('seconds', 'requeued'), [(0, False), (601, True)])
+def test_a_slurm_job_that_fails_at_once_is_not_queued_again(seconds: int, requeued: bool, tmp_path: Path) -> None:
+    for name, script in {'scontrol': 'echo $1', 'srun': 'exit 1'}.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n{script}\n')
+        (tmp_path / name).chmod(0o755)
+    script = f'SECONDS={seconds}\n' + (ROOT / 'yamls/cluster/slurm.sbatch').read_text()
+    job = {'SLURM_JOB_NODELIST': 'a', 'SLURM_CPUS_PER_TASK': '1', 'SLURM_JOB_ID': '1'}
+    found = subprocess.run(['bash', '-c', script], env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', **job},
+                           capture_output=True, text=True)
+    assert found.returncode == 1 and ('requeue' in found.stdout) is requeued
 
 
 @pytest.mark.parametrize('file', RAY)
