@@ -243,8 +243,8 @@ def read_resolved(path: Union[str, Path]) -> Any:
     with reading(path, 'YAML'):
         for event in yaml.parse(text, _Loader):
             if isinstance(event, yaml.ScalarEvent) and '${' in event.value:
-                raise ConfigError(f'{path}:{event.start_mark.line + 1}: {event.value!r} asks for another value, expected '
-                                  'none in what a run wrote')
+                raise ConfigError(f'{path}:{event.start_mark.line + 1}: {event.value!r} asks for another value, '
+                                  'expected none in what a run wrote')
         return yaml.load(text, _Loader)
 
 
