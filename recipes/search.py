@@ -43,7 +43,7 @@ def main(config: SearchConfig) -> None:
 
 
 def as_typed(arg: str) -> str:
-    """An argument, with a text as it is typed: YAML would cut ``query=dog #1`` and read ``query=no`` as false.
+    """An argument, with a text as it is typed: YAML would cut ``query=dog #1`` and read ``query=1`` as a number.
 
     What begins with a bracket or a quote is left to YAML.
     """

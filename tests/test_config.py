@@ -4,6 +4,7 @@
 """Configuration: merging, and errors that name key, file and nearest valid name."""
 
 import importlib.util
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Optional
@@ -47,6 +48,11 @@ def test_null_takes_an_entry_of_a_mapping_away(tmp_path: Path) -> None:
     # A later file may have it again, and what was never there is no fault.
     config = load_config(Stage1Config, [path, base, *STAGE1, 'train_data.streams.d=null'])
     assert {'a', 'b', 'c'} <= {*config.train_data.streams}
+    # So it is with arguments of parts and with numbers, and with a mapping as a whole.
+    config = load_config(Stage2Config, [*REQUIRED, 'algorithms.ema={}', 'algorithms.clamp_logit_scale=null',
+                                        'lr_scale={adapter: 2, logit_scale: 1}', 'lr_scale.adapter=null',
+                                        'loggers.wandb.project=p', 'loggers=null', 'train_data.caption_mix=null'])
+    assert (config.algorithms, config.lr_scale, config.loggers) == ({'ema': {}}, {'logit_scale': 1}, {})
     evaluate = ['models.m.export=x', 'out=o', 'retrieval.r.source.name=coco', 'retrieval.s.source.name=coco']
     assert list(load_config(EvaluateConfig, [*evaluate, 'retrieval.r=null']).retrieval) == ['s']
 
@@ -79,13 +85,52 @@ def test_missing_required_keys_are_named() -> None:
 def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='nowhere.yaml'):
         load_config(Stage2Config, ['nowhere.yaml'])
-    with pytest.raises(ConfigError, match='not valid YAML'):
+    with pytest.raises(ConfigError, match='expected YAML'):
         load_config(Stage2Config, [_write(tmp_path / 'a.yaml', 'a: [1\n')])
 
 
 def test_missing_package_is_named() -> None:
     with pytest.raises(ConfigError, match='no_such_package'):
         load_config(Stage2Config, [*REQUIRED, 'teacher=${package:no_such_package}'])
+
+
+def test_a_package_is_found_without_importing_it() -> None:
+    with pytest.raises(ConfigError, match=r'this\.x is not installed'):
+        load_config(Stage2Config, [*REQUIRED, 'teacher=${package:this.x}'])
+    assert 'this' not in sys.modules
+
+
+@pytest.mark.parametrize('value', ['2024_11_05', '010', '1.10', 'no', 'true', '12:30'])
+def test_a_text_stays_as_it_is_written(value: str, tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.yaml', f'save_folder: {value}\ntrain_data: {{caption_mix: {{{value}: 1}}}}\n')
+    config = load_config(Stage2Config, [path, *REQUIRED[2:], f'run_name={value}'])
+    assert (config.save_folder, config.run_name, [*config.train_data.caption_mix]) == (value, value, [value])
+    save_config(config, tmp_path)
+    assert read_config(Stage2Config, tmp_path) == config
+
+
+def test_numbers_are_decimal(tmp_path: Path) -> None:
+    config = load_config(Stage2Config, [*REQUIRED, 'train_data.num_workers=010', 'optimizer.lr=1e-4', 'layer_decay=.5'])
+    assert (config.train_data.num_workers, config.optimizer['lr'], config.layer_decay) == (10, 1e-4, 0.5)
+    for value in ('1:30', '0x10', '0o17', '9' * 5000):
+        path = _write(tmp_path / 'a.yaml', f'train_data:\n  num_workers: {value}\n')
+        with pytest.raises(ConfigError, match=r'^train_data\.num_workers \(.*a\.yaml:2\): ') as error:
+            load_config(Stage2Config, [path, *REQUIRED])
+        assert '\n' not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize('url', ['https://me:word@host', 'https://TOKEN@host', ' s3://KEY:word@b', 's3+http://K:word@b',
+                                 's3://KEY:wo/rd@bucket/x', 'local-dir:https://TOKEN@host'])
+def test_a_url_with_a_secret_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r'^train_data\.streams\.s\.remote .*put no password') as error:
+        load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{url}'"])
+    assert url.strip() not in str(error.value)
+
+
+@pytest.mark.parametrize('text', ['s3://bucket/a@b:c', 'me@host', 'sftp://me@host:22/a', 'http://localhost:9000/b/a@b',
+                                  'http://[::1]:80/a', 'see https://host: a@b'])
+def test_a_url_without_a_secret_is_none(text: str) -> None:
+    load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{text}'"])
 
 
 def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
@@ -95,12 +140,13 @@ def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / 'config.yaml').read_text())['seed'] == 17
 
 
-@pytest.mark.parametrize('value', ['${oc.env:HOME}', '${package:torch}', '${oc.env:'])
+@pytest.mark.parametrize('value', ["'${oc.env:HOME}'", '${save_folder}', r'"\x24{oc.env:HOME}"', "'${oc.env:'",
+                                   '"$\\\n  {package:this.x}"'])
 def test_what_a_run_wrote_asks_for_nothing_from_outside(value: str, tmp_path: Path) -> None:
     save_config(load_config(Stage2Config, REQUIRED), tmp_path)
     path = tmp_path / 'config.yaml'
-    path.write_text(path.read_text().replace('run_name: r', f"run_name: '{value}'"))
-    with pytest.raises(ConfigError, match=r'config\.yaml: \$\{.* asks for a value from outside'):
+    path.write_text(path.read_text().replace('run_name: r', f'run_name: {value}'))
+    with pytest.raises(ConfigError, match=r'config\.yaml:2: .*\$\{.* asks for another value'):
         read_config(Stage2Config, tmp_path)
 
 

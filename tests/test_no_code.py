@@ -51,7 +51,7 @@ from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerpr
 from llm2clip.teacher.llm import load_llm
 from llm2clip.teacher.sources import SentenceTransformerModel, build_caption_teacher
 from llm2clip.training.checkpoints import read_latest
-from llm2clip.training.runs import read_stage2
+from llm2clip.training.runs import load_checkpoint_model, read_stage2
 
 TEXTS = ['a red square']
 CPU = DeviceCPU()
@@ -410,6 +410,16 @@ def test_of_the_llm_of_sentence_transformers(planted: str, llm_folder: Path, tmp
            config_args={'trust_remote_code': True})(folder / 'sentence_bert_config.json')
     PLANTS[planted](folder)
     attempt(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(folder)), CPU).embed(TEXTS))
+
+
+def test_values_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('SECRET', 'hunter2')
+    (tmp_path / 'config.yaml').write_text(r'checkpoint_folder: "\x24{oc.env:SECRET}"')
+    with pytest.raises(ValueError, match='asks for another value') as error:
+        load_checkpoint_model(tmp_path)
+    assert 'hunter2' not in str(error.value)
+    with pytest.raises(ValueError, match='vision names code'):
+        modeling_llm2clip.LLM2CLIPConfig(model={'vision': {'name': 'v', 'mean': ['${oc.env:SECRET}'] * 3}})
 
 
 def test_of_a_checkpoint(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 """YAML files and dotted overrides become one typed configuration, or an error that names the key.
 
 Every recipe is called ``recipe.py A.yaml [B.yaml …] [key.sub=value …]``: files merge left to right, overrides last.
-A dataset, set or model that is set to null is one that earlier files have and this run does without.
+Null removes an entry of a mapping, such as a dataset, a model or a logger, that earlier files have.  Numbers and
+booleans are those of YAML 1.2; where a text is expected, it is kept as it is written.
 """
 
 import dataclasses
@@ -17,21 +18,55 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, Optional, TypeVar, Union
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llm2clip.bfloat16 import computes_bfloat16
-from llm2clip.config import ConfigError
-from llm2clip.files import FileError, read_text, write_text
+from llm2clip.config.ranges import Component, ConfigError
+from llm2clip.files import FileError, read_text, reading, write_text
 
-__all__ = ['check_values', 'load_config', 'package_folder', 'read_config', 'save_config', 'unwrap_optional']
+__all__ = [
+    'check_values', 'load_config', 'package_folder', 'read_config', 'read_resolved', 'save_config', 'unwrap_optional',
+]
 
 T = TypeVar('T')
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
+_COMMAND_LINE = 'command line'
+_DEEPEST = 50
+# More than a host and a port: a user, or a secret whose slash ends what could be one.  SFTP needs the user's name.
+_SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*)(:\d*)?([\s/?#]|$))')
+_STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
+
+
+class _Loader(get_yaml_loader()):
+    """That of OmegaConf, which refuses duplicate keys and endless aliases, with the scalars of YAML 1.2.
+
+    Those of YAML 1.1 are `1:30` for 90, `010` for 8, and `no` for false.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.tag != _MERGE:
+                name.tag = _STR
+        super().flatten_mapping(node)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    (_NULL, 'null|Null|NULL|~|', ['', *'nN~']),
+    (_MERGE, '<<', ['<']),
+    ('tag:yaml.org,2002:bool', 'true|True|TRUE|false|False|FALSE', [*'tTfF']),
+    # With a leading zero or more than 100 digits it is a text, which what expects a number converts or refuses.
+    ('tag:yaml.org,2002:int', '[-+]?(0|[1-9][0-9]{0,99})', [*'-+0123456789']),
+    ('tag:yaml.org,2002:float', r'[-+]?([0-9]+[eE][-+]?[0-9]+|([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)'
+     r'|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)', [*'-+.0123456789']),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(f'({_pattern})$'), _first)
 
 
 def package_folder(name: str) -> str:
@@ -40,7 +75,8 @@ def package_folder(name: str) -> str:
     Raises:
         ConfigError: It is not installed.
     """
-    spec = importlib.util.find_spec(name)
+    # Of a name with a dot, it would import what stands before the dot.
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f'${{package:{name}}}: the Python package {name} is not installed')
     return next(iter(spec.submodule_search_locations))
@@ -74,35 +110,52 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     if not files and not overrides:
         raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
 
-    merged = OmegaConf.structured(schema)
+    try:
+        sources = [*map(_read_file, files), *map(_read_override, overrides)]
+    except FileError as error:
+        raise ConfigError(str(error)) from None
+    return _merge(schema, sources)
+
+
+def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
+    merged: Any = OmegaConf.structured(schema)
     origins: dict[str, str] = {}
-    for source, node, lines in [*map(_read_file, files), *map(_read_override, overrides)]:
-        for key in lines:
-            origins[key] = f'{source}:{lines[key]}' if lines[key] else source
-        for key, value, expected in _misshapen(schema, OmegaConf.to_container(node), ''):
-            raise ConfigError(f'{_where(key, origins)}: {value!r}, expected {expected}')
-        for *path, name in _taken_away(schema, OmegaConf.to_container(node)):
-            for mapping in (node, merged):
-                holder: Any = mapping
-                for key in path:
-                    holder = None if holder is None else holder.get(key)
-                if holder is not None:
-                    holder.pop(name, None)
+    for source, tree in sources:
+        keys = []
+        for path, kind, node, at in _nodes(schema, tree):
+            keys.append(key := '.'.join(path).replace('.[', '['))
+            origins[key] = source if source == _COMMAND_LINE else f'{source}:{at.start_mark.line + 1}'
+            if len(path) > _DEEPEST:
+                raise ConfigError(f'{_where(path[0], origins)}: nested too deep, expected at most {_DEEPEST} levels')
+            if node is None:
+                holder = merged
+                for name in path[:-1]:
+                    holder = holder.get(name) if isinstance(holder, DictConfig) else None
+                if isinstance(holder, DictConfig) and _has_entries(kind):
+                    holder[path[-1]] = {}
+                elif isinstance(holder, DictConfig):
+                    holder.pop(path[-1], None)
+            elif (expected := _misshapen(kind, node)) is not None:
+                raise ConfigError(f'{_where(key, origins)}: {_value(node)!r}, expected {expected}')
+            elif kind is str and isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
+                node.tag = _STR
         try:
-            merged = OmegaConf.unsafe_merge(merged, node)  # in place: neither is used again
+            # In place: neither is used again.
+            merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(_value(tree)))
         except OmegaConfBaseException as error:
             key = error.full_key or ''
             # Of a key in a list of mappings, OmegaConf leaves the path out.
-            key = next((path for path in lines if path == key or path.endswith(f'].{key}')), key)
+            key = next((path for path in keys if path == key or path.endswith(f'].{key}')), key)
             fault = _unknown(key, error) if isinstance(error, ConfigKeyError) else _first_line(error)
             raise ConfigError(f'{_where(key, origins)}: {fault}') from None
         except TypeError as error:  # a list in place of a mapping, or the other way round, in a part's arguments
-            raise ConfigError(f'{_where(list(lines)[-1], origins)}: {error}') from None
+            raise ConfigError(f'{_where(keys[-1], origins)}: {error}') from None
 
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise ConfigError(f'required but not set: {", ".join(missing)} (in {", ".join(args)})')
+            files = ', '.join(dict.fromkeys(source for source, _ in sources))
+            raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
         values = OmegaConf.to_container(merged, resolve=True)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -170,100 +223,106 @@ def read_config(schema: type[T], folder: Union[str, Path]) -> T:
 
     Raises:
         ConfigError: There is none, it is of another recipe, or asks for values from outside, as from the environment.
+        FileError: It is not YAML.
     """
     path = Path(folder) / 'config.yaml'
     if not path.is_file():
         raise ConfigError(f'{folder} is not the folder of a run: it has no config.yaml')
-    if (resolver := re.search(r'\$\{[^}\n]*:[^}\n]*\}?', read_text(path, 'the configuration of a run'))) is not None:
-        raise ConfigError(f'{path}: {resolver[0]} asks for a value from outside, expected none in what a run wrote')
-    return load_config(schema, [str(path)])
+    read_resolved(path)
+    return _merge(schema, [_read_file(str(path))])
+
+
+def read_resolved(path: Union[str, Path]) -> Any:
+    """The content of a YAML file that came with a run, in which nothing is resolved once more.
+
+    Raises:
+        ConfigError: A text in it asks for another value, as for one of the environment.
+        FileError: The file is missing, or not YAML.
+    """
+    text = read_text(path, 'YAML')
+    with reading(path, 'YAML'):
+        for event in yaml.parse(text, _Loader):
+            if isinstance(event, yaml.ScalarEvent) and '${' in event.value:
+                raise ConfigError(f'{path}:{event.start_mark.line + 1}: {event.value!r} asks for another value, '
+                                  'expected none in what a run wrote')
+        return yaml.load(text, _Loader)
 
 
 def save_config(config: Any, folder: Union[str, Path]) -> None:
     """Write the resolved configuration to `folder`/config.yaml."""
     path = Path(folder) / 'config.yaml'
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
 
 
-def _read_file(path: str) -> tuple[str, Any, dict[str, int]]:
-    try:
-        text = read_text(path, 'a YAML file or key=value')
-    except FileError as error:
-        raise ConfigError(str(error)) from None
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        node = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
-    if tree is None:
-        return path, OmegaConf.create({}), {}
-    if not isinstance(tree, yaml.MappingNode):
+def _read_file(path: str) -> tuple[str, yaml.Node]:
+    tree = _parse(read_text(path, 'a YAML file or key=value'), path)
+    if tree is not None and not isinstance(tree, yaml.MappingNode):
         raise ConfigError(f'{path}: expected a mapping of keys to values at the top')
-    return path, node, dict(_lines(tree, ''))
+    return path, tree or yaml.MappingNode(_MAP, [])
 
 
-def _read_override(text: str) -> tuple[str, Any, dict[str, int]]:
+def _read_override(text: str) -> tuple[str, yaml.Node]:
     key, value = text.split('=', 1)
-    try:
-        # A shell hands `key=''` on as `key=`, which OmegaConf would read as null.
-        node = OmegaConf.from_dotlist([text if value else f"{key}=''"])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f'override {text}: {error}') from None
-    parts = key.split('.')
-    return 'command line', node, {'.'.join(parts[:n + 1]): 0 for n in range(len(parts))}
+    # A shell hands `key=''` on as `key=`, which YAML would read as null.
+    tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})') or yaml.ScalarNode(_NULL, '')
+    for name in reversed(key.split('.')):
+        tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name), tree)])
+    return _COMMAND_LINE, tree
 
 
-def _lines(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
-    """Dotted key -> line, for every key below a node."""
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value in node.value:
-            key = f'{prefix}{key_node.value}'
-            yield key, key_node.start_mark.line + 1
-            yield from _lines(value, f'{key}.')
-    elif isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            yield from _lines(item, f'{prefix[:-1]}[{i}].')
+def _parse(text: str, where: str) -> Optional[yaml.Node]:
+    with reading(where, 'YAML'):
+        yaml.load(text, _Loader)  # which checks keys and aliases, and flattens what it checks
+        return yaml.compose(text, _Loader)
 
 
-def _misshapen(kind: Any, value: Any, key: str) -> Iterator[tuple[str, Any, str]]:
-    """Key, value and what was expected, wherever there is no mapping or list although the type is one.
+def _value(node: yaml.Node) -> Any:
+    return _Loader('').construct_document(node)
 
-    Of some of them, OmegaConf does not name the key.
+
+def _nodes(
+    kind: Any, tree: yaml.Node, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any, Optional[yaml.Node], yaml.Node]]:
+    """Path, type (Any if the schema has none), node and key (or entry of a list) of everything below a node.
+
+    A mapping of typed entries that is null, or an entry of one, is taken out of the tree; its node is None.
     """
-    kind = unwrap_optional(kind)
-    if value is None or isinstance(value, str) and (value == MISSING or value.startswith('${')):
-        return
+    below: list[tuple[str, Any, Optional[yaml.Node], yaml.Node]] = []
+    if isinstance(tree, yaml.SequenceNode):
+        entry = typing.get_args(kind)[0] if typing.get_origin(kind) is list else Any
+        below = [(f'[{i}]', entry, item, item) for i, item in enumerate(tree.value)]
+    elif isinstance(tree, yaml.MappingNode):
+        kinds = typing.get_type_hints(kind) if is_dataclass(kind) else {}
+        entry = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else Any
+        for name, value in list(tree.value):
+            inner = kinds.get(name.value, entry)
+            if value.tag == _NULL and (_has_entries(kind) or _has_entries(inner)):
+                tree.value.remove((name, value))
+                value = None
+            below.append((name.value, inner, value, name))
+    for part, inner, node, at in below:
+        inner = unwrap_optional(inner)
+        yield (*path, part), inner, node, at
+        if node is not None:
+            yield from _nodes(inner, node, (*path, part))
+
+
+def _has_entries(kind: Any) -> bool:
+    """Whether it is a mapping of typed entries, in contrast to the arguments of a part, which may be null."""
+    return typing.get_origin(kind) is dict and kind != Component
+
+
+def _misshapen(kind: Any, node: yaml.Node) -> Optional[str]:
+    """What was expected if a type is a mapping or list and the node is not; OmegaConf does not always name the key."""
+    stands_for_it = node.tag == _NULL or node.value == MISSING or node.value[:2] == '${'
     if typing.get_origin(kind) is list:
-        if not isinstance(value, list):
-            yield key, value, 'a list'
-            return
-        below = [(f'[{i}]', typing.get_args(kind)[0], item) for i, item in enumerate(value)]
+        wanted, name = yaml.SequenceNode, 'a list'
     elif is_dataclass(kind) or typing.get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            yield key, value, 'a mapping of keys to values'
-            return
-        kinds = typing.get_type_hints(kind) if is_dataclass(kind) else dict.fromkeys(value, typing.get_args(kind)[1])
-        below = [(f'.{name}', kinds[name], item) for name, item in value.items() if name in kinds]
+        wanted, name = yaml.MappingNode, 'a mapping of keys to values'
     else:
-        return
-    for name, kind_below, item in below:
-        yield from _misshapen(kind_below, item, f'{key}{name}'.removeprefix('.'))
-
-
-def _taken_away(kind: Any, value: Any) -> Iterator[tuple[str, ...]]:
-    """Path of each entry that is null, in mappings whose entries have a type: the run does without it."""
-    kind = unwrap_optional(kind)
-    if not isinstance(value, dict):
-        return
-    kinds: dict[str, Any] = {}
-    if is_dataclass(kind):
-        kinds = typing.get_type_hints(kind)
-    elif typing.get_origin(kind) is dict and is_dataclass(entry := typing.get_args(kind)[1]):
-        yield from ((name,) for name, item in value.items() if item is None)
-        kinds = dict.fromkeys(value, entry)
-    for name, item in value.items():
-        yield from ((name, *path) for path in _taken_away(kinds.get(name), item))
+        return None
+    return None if stands_for_it or isinstance(node, wanted) else name
 
 
 def _unknown(key: str, error: ConfigKeyError) -> str:
@@ -276,16 +335,16 @@ def _unknown(key: str, error: ConfigKeyError) -> str:
 
 
 def _check_secrets(node: Any, key: str, origins: dict[str, str]) -> None:
-    """Raise for a URL with a password, which every run would write into its config.yaml and its messages."""
+    """Raise for a URL with a password or token, which every run would write into its config.yaml and its messages."""
     if isinstance(node, dict):
         for name, value in node.items():
             _check_secrets(value, f'{key}.{name}' if key else str(name), origins)
     elif isinstance(node, list):
         for i, value in enumerate(node):
             _check_secrets(value, f'{key}[{i}]', origins)
-    elif isinstance(node, str) and re.match(r'\w+://[^/@]*:[^/@]*@', node):
-        raise ConfigError(f'{_where(key, origins)}: put no password into a URL; Streaming reads credentials from the '
-                          'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
+    elif isinstance(node, str) and _SECRET.search(node):
+        raise ConfigError(f'{_where(key, origins)}: put no password or token into a URL; Streaming reads credentials '
+                          'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
 
 
 def unwrap_optional(hint: Any) -> Any:
@@ -302,4 +361,4 @@ def _where(key: str, origins: dict[str, str]) -> str:
 
 def _first_line(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
-    return str(cause).splitlines()[0]
+    return re.sub(r'(\d{100})\d+', r'\1…', str(cause).splitlines()[0])

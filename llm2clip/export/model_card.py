@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from llm2clip.config import ConfigError, ImageDataConfig, ModelConfig, Stage2Config
+from llm2clip.config.files import read_resolved
 from llm2clip.files import read_json, reading
 from llm2clip.teacher.fingerprint import Fingerprint
 
@@ -126,13 +127,13 @@ def read_results(
     if not path.is_file() or not config_path.is_file():
         raise ConfigError(f'results: {folder} has no results.json with its config.yaml; `evaluate` writes them')
     with reading(config_path, 'the configuration of an evaluation'):
-        models = dict(OmegaConf.load(config_path).models)
-    runs = {name: model for name, model in models.items() if model.get('run') is not None}
+        models = read_resolved(config_path)['models']
+        runs = {name: model for name, model in models.items() if model.get('run') is not None}
     wanted = _weights(weights, interpolate, dim)
-    name = next((name for name, model in runs.items() if Path(model.run).resolve() == Path(run).resolve()
+    name = next((name for name, model in runs.items() if Path(model['run']).resolve() == Path(run).resolve()
                  and _weights_of(model) == wanted), None)
     if name is None:
-        known = ', '.join(f'{_weights_of(model)} of {model.run}' for model in runs.values())
+        known = ', '.join(f'{_weights_of(model)} of {model["run"]}' for model in runs.values())
         raise ConfigError(f'results: {folder} is about {known or "no run"}, not {wanted} of {run}')
     found = {'composition': {}, **read_json(path, dict)}  # which was not there before there were such benchmarks
     if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:

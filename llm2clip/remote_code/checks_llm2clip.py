@@ -152,7 +152,7 @@ def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
         if isinstance(value, PretrainedConfig):
             value = vars(value)
         kernel = 'attn_implementation' in str(key) and '/' in str(value)
-        if kernel or (key == 'auto_map' and value) or (isinstance(value, str) and '${' in value):
+        if kernel or (key == 'auto_map' and value) or '${' in str(value):
             raise LoadError(f'{where}: {key} names code, {str(value)[:80]}, expected none: data does not decide which '
                             'code runs')
         for inner in value if isinstance(value, (list, tuple)) else [value]:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Union
 
 import torch
-from omegaconf import OmegaConf
 
 from llm2clip.config import ConfigError, Stage2Config
-from llm2clip.config.files import read_config
+from llm2clip.config.files import read_config, read_resolved
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import FileError, reading
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -59,7 +58,7 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
     if (own := Path(run, 'checkpoints')).is_dir():
         return read_latest(str(own))
     with reading(path := Path(run, 'config.yaml'), 'checkpoint_folder, where the checkpoints are'):
-        folder = str(OmegaConf.load(path).checkpoint_folder)
+        folder = str(read_resolved(path)['checkpoint_folder'])
     return read_latest(folder)
 
 

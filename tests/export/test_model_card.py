@@ -90,6 +90,10 @@ def test_results_must_be_of_these_weights(tmp_path: Path) -> None:
         read_results(tmp_path, 'other', 'latest')
     with pytest.raises(ConfigError, match='latest weights of run, not the latest weights interpolated to 0.5 of run'):
         read_results(tmp_path, 'run', 'latest', 0.5)
+    config = (tmp_path / 'config.yaml').read_text()
+    (tmp_path / 'config.yaml').write_text(config.replace('run: run', r'run: "\x24{oc.env:HOME}"'))
+    with pytest.raises(ConfigError, match='asks for another value'):
+        read_results(tmp_path, 'run', 'latest')
     models['ours'].interpolate, models['ours'].dim = 0.5, 64
     save_config(EvaluateConfig(models=models, out=str(tmp_path)), tmp_path)
     assert list(read_results(tmp_path, 'run', 'latest', 0.5, 64)) == ['flickr', 'coco', 'imagenet']
