@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.ranges import Count, CropScale, Mix, Natural, Positive, Seed, Share, Size, Text, Texts
+from llm2clip.config.ranges import Count, CropScale, Mix, Natural, Positive, SampleCount, Seed, Share, Size, Text, Texts
 
 __all__ = [
     'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'DatasetConfig', 'ImageDataConfig',
@@ -96,6 +96,9 @@ class LoaderConfig:
     """Draw the samples of an epoch in random order; evaluation never does."""
     shuffle_seed: Seed = 9176
     """Seed of that order."""
+    epoch_size: Optional[SampleCount] = None
+    """Samples per epoch.  Unset: those of all streams.  Bounds what drawing the order of an epoch takes, 48 bytes per
+    sample in one process per node."""
     num_canonical_nodes: Count = 64
     """Fixes the sample order for any number of nodes; a multiple or a divisor of the number of nodes."""
     download_retry: Count = 5

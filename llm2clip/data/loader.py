@@ -85,7 +85,7 @@ class SeededDataset(SafeDataset):
 
     def _data(self) -> dict[str, Any]:
         """Number of samples and shards, and a hash of their content, of the images' where they have sidecars."""
-        contents = [stream.content.hexdigest() for stream in self.streams if isinstance(stream, VerifiedStream)]
+        contents = [stream.content for stream in self.streams if isinstance(stream, VerifiedStream)]
         return {'samples': self.num_samples, 'shards': self.num_shards,
                 'content': xxhash.xxh64(' '.join(contents)).hexdigest()}
 
@@ -225,13 +225,14 @@ def build_loader(
         shuffle=config.shuffle and train,
         shuffle_seed=config.shuffle_seed,
         num_canonical_nodes=config.num_canonical_nodes,
+        epoch_size=None if config.epoch_size is None or not train else int(config.epoch_size),
         batching_method=batching_method,
         download_retry=config.download_retry,
         download_timeout=config.download_timeout,
         cache_limit=config.cache_limit,
     )
-    if train and dataset.size < global_batch_size:
-        raise ConfigError(f'{key}: the dataset has {dataset.size} samples, fewer than one global batch of '
+    if train and dataset.epoch_size < global_batch_size:
+        raise ConfigError(f'{key}: an epoch has {dataset.epoch_size} samples, fewer than one global batch of '
                           f'{global_batch_size}')
     for name, stream in zip(streams, dataset.streams):
         if batching_method == 'per_stream' and train and int(stream.choose) < global_batch_size:

@@ -11,7 +11,7 @@ Every sample has every column.  A caption that a sample does not have is an empt
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -20,14 +20,14 @@ from streaming.base.format import FileInfo, reader_from_json
 from streaming.base.format.mds.encodings import is_mds_encoding, is_mds_encoding_safe
 from streaming.base.hashing import get_hash, is_hash
 
-from llm2clip.files import FileError, read_text, reading
+from llm2clip.files import FileError, parse_json, read_text, reading
 from llm2clip.folders import stays_inside
 
 __all__ = [
-    'CAPTION', 'ContentHash', 'EMBEDDING', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'SCALE', 'TEACHER_FILE', 'caption_column',
+    'CAPTION', 'EMBEDDING', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'SCALE', 'TEACHER_FILE', 'caption_column',
     'caption_keys', 'check_columns', 'check_dataset', 'check_shard', 'dataset_fingerprint', 'embedding_column',
-    'embedding_dim', 'file_damage', 'first_shards', 'parse_index', 'read_columns', 'read_index', 'read_index_text',
-    'read_samples', 'scale_column', 'scan_index', 'shard_fingerprint', 'whole_shard',
+    'embedding_dim', 'file_damage', 'first_shards', 'parse_index', 'read_columns', 'read_index',
+    'read_samples', 'scale_column', 'shard_fingerprint', 'whole_shard',
 ]
 
 SAMPLE_ID = 'sample_id'
@@ -39,7 +39,6 @@ INDEX = 'index.json'
 TEACHER_FILE = 'teacher.json'
 """Beside a sidecar's shards: the dataset and the teacher that it belongs to."""
 
-_SPACE = {' ', '\t', '\n', '\r'}
 _COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
 _SHARD = {*_COLUMNS, 'compression', 'format', 'hashes', 'raw_data', 'samples', 'size_limit', 'version', 'zip_data'}
 _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), SCALE: ('float32',),
@@ -75,20 +74,10 @@ def read_index(folder: Union[str, Path]) -> dict[str, Any]:
         FileNotFoundError: There is no dataset in `folder`.
         FileError: Its index is not what `parse_index` expects.
     """
-    return parse_index(read_index_text(folder), Path(folder) / INDEX)
-
-
-def read_index_text(folder: Union[str, Path]) -> str:
-    """The index of an MDS dataset as it stands in its file.
-
-    Raises:
-        FileNotFoundError: There is no dataset in `folder`.
-        FileError: It is no text.
-    """
     path = Path(folder) / INDEX
     if not path.is_file():
         raise FileNotFoundError(f'there is no MDS dataset in {folder}: {path} does not exist')
-    return read_text(path, 'the index of an MDS dataset')
+    return parse_index(read_text(path, 'the index of an MDS dataset'), path)
 
 
 def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, Any]:
@@ -101,90 +90,19 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
     Raises:
         FileError: It is damaged, of another version or format, without shards, or names files outside of its folder.
     """
-    return {'version': 2, 'shards': list(scan_index(data, where))}
-
-
-def scan_index(data: Union[str, bytes], where: Union[str, Path]) -> Iterator[dict[str, Any]]:
-    """The shards of an index, each when it is asked for: those of 200,000 take half a gigabyte.
-
-    Args:
-        data: As for `parse_index`.
-        where: As for `parse_index`.
-
-    Raises:
-        FileError: As for `parse_index`.
-    """
-    text = data.decode('utf-8-sig', 'replace') if isinstance(data, bytes) else data
-    entries, names = _scan(text, 'shards'), set[str]()
-    first = version = None
-    while True:
-        with reading(where, 'JSON, an object'):
-            entry = next(entries, None)
-        if entry is None:
-            break
-        key, value = entry
-        if key == 'version':
-            version = value
-        elif key is None:
-            check_shard(value, f'{where}: shard {len(names)}', first)
-            first = first or value
-            name = value['raw_data']['basename']
-            if name in names:
-                raise FileError(f'{where}: two shards are in the file {name}, expected one for each')
-            names.add(name)
-            yield value
-    if version != 2:
-        raise FileError(f'{where}: has version {version!r}, expected an index of MDS, version 2')
-    if not names:
+    index = parse_json(data, where, dict)
+    if index.get('version') != 2:
+        raise FileError(f'{where}: has version {index.get("version")!r}, expected an index of MDS, version 2')
+    shards, names = index.get('shards'), set[str]()
+    if not isinstance(shards, list) or not shards:
         raise FileError(f'{where}: the MDS dataset is empty, expected a list of shards')
-
-
-def _scan(text: str, one_by_one: str) -> Iterator[tuple[Optional[str], Any]]:
-    """Keys and values of a JSON object; of a list under one of them, each entry, with None in place of a key."""
-    decoder, at = json.JSONDecoder(), 0
-
-    def skip() -> None:
-        nonlocal at
-        while text[at:at + 1] in _SPACE:
-            at += 1
-
-    def take(expected: str) -> bool:
-        """Whether this comes next; it is passed then."""
-        nonlocal at
-        found = text.startswith(expected, at)
-        at += found
-        skip()
-        return found
-
-    def need(expected: str) -> None:
-        if not take(expected):
-            raise json.JSONDecodeError(f'expected {expected}', text, at)
-
-    def value() -> Any:
-        nonlocal at
-        result, at = decoder.raw_decode(text, at)
-        skip()
-        return result
-
-    skip()
-    need('{')
-    more = not take('}')
-    while more:
-        key = value()
-        need(':')
-        if key == one_by_one and take('['):
-            entries = not take(']')
-            while entries:
-                yield None, value()
-                if entries := take(','):
-                    continue
-                need(']')
-        else:
-            yield key, value()
-        if not (more := take(',')):
-            need('}')
-    if at != len(text):
-        raise json.JSONDecodeError('expected nothing more', text, at)
+    for i, shard in enumerate(shards):
+        check_shard(shard, f'{where}: shard {i}', shards[0] if i else None)
+        name = shard['raw_data']['basename']
+        if name in names:
+            raise FileError(f'{where}: two shards are in the file {name}, expected one for each')
+        names.add(name)
+    return index
 
 
 def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -> None:
@@ -297,27 +215,8 @@ def check_dataset(folder: Union[str, Path], required: Sequence[str]) -> dict[str
 
 def dataset_fingerprint(index: dict[str, Any]) -> str:
     """Hash of a dataset's content: of its shards' sizes and their own hashes, in order."""
-    content = ContentHash()
-    for shard in index['shards']:
-        content.add(shard)
-    return content.hexdigest()
-
-
-class ContentHash:
-    """`dataset_fingerprint` of shards that come one by one."""
-
-    def __init__(self) -> None:
-        self._digest, self._before = xxhash.xxh64(), '['
-
-    def add(self, shard: Mapping[str, Any]) -> None:
-        """The entry of the next shard in the index."""
-        self._digest.update(self._before + json.dumps((shard['samples'], shard['raw_data']), sort_keys=True))
-        self._before = ', '
-
-    def hexdigest(self) -> str:
-        digest = self._digest.copy()
-        digest.update(']')
-        return digest.hexdigest()
+    *_, last = _fingerprints(index)
+    return last
 
 
 def first_shards(index: dict[str, Any], fingerprint: Any) -> Optional[int]:
@@ -339,10 +238,12 @@ def shard_fingerprint(shard: dict[str, Any]) -> str:
 
 def _fingerprints(index: dict[str, Any]) -> Iterator[str]:
     """Those of the first shard, of the first two, and so on up to all."""
-    content = ContentHash()
-    for shard in index['shards']:
-        content.add(shard)
-        yield content.hexdigest()
+    digest = xxhash.xxh64('[')
+    for i, shard in enumerate(index['shards']):
+        digest.update((', ' if i else '') + json.dumps((shard['samples'], shard['raw_data']), sort_keys=True))
+        whole = digest.copy()
+        whole.update(']')
+        yield whole.hexdigest()
 
 
 def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:

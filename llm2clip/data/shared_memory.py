@@ -11,8 +11,6 @@ from typing import Any, Optional
 
 import torch
 
-from llm2clip.data.streams.shared_order import shared_bytes
-
 __all__ = ['batch_bytes', 'shared_memory', 'warn_if_short']
 
 
@@ -37,12 +35,12 @@ def shared_memory(
         num_workers: Of each rank.
         prefetch_factor: Batches that each worker prepares ahead; unset, torch's 2.
         ranks: On the node.
-        epoch_samples: Of the dataset, in one epoch, whose order lies there in part.
+        epoch_samples: Of the dataset, in one epoch, whose order lies there while it is drawn.
         pinned: Whether a batch is copied to pinned memory before the training takes it, as on a GPU.  Otherwise the
             training holds one in shared memory, and the one before it while it takes the next.
     """
     batches = num_workers * (prefetch_factor or 2) + (0 if pinned or not num_workers else 2)
-    return ranks * batches * batch_bytes(batch) + shared_bytes(epoch_samples)
+    return ranks * batches * batch_bytes(batch) + 8 * epoch_samples
 
 
 def warn_if_short(needed: int, num_workers: int, key: str) -> None:

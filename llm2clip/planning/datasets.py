@@ -216,7 +216,8 @@ def _open(
             opened.append((stream, readers))
     if opened:
         samples = np.array([dataset.samples for dataset in plan.datasets])
-        Stream.apply_weights([stream for stream, _ in opened], samples, None, config.shuffle_seed)
+        Stream.apply_weights([stream for stream, _ in opened], samples, config.epoch_size and int(config.epoch_size),
+                             config.shuffle_seed)
         for dataset, (stream, _) in zip(plan.datasets, opened):
             dataset.drawn = int(stream.choose)
     return opened

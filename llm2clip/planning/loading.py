@@ -15,7 +15,7 @@ from llm2clip.config import ImageDataConfig
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.transforms import pixels_needed, seeded, train_transform
 
-__all__ = ['epoch_start', 'image_batch', 'seconds_per_image', 'target_batch', 'text_batch']
+__all__ = ['image_batch', 'seconds_per_image', 'target_batch', 'text_batch']
 
 Batch = dict[str, torch.Tensor]
 
@@ -64,27 +64,6 @@ def target_batch(n: int, llm_embed_dim: int, embed_dim: int) -> Batch:
     """
     return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
             'text_embedding': torch.empty(n, llm_embed_dim, dtype=torch.float16), 'target': torch.empty(n, embed_dim)}
-
-
-def epoch_start(entries: int, drawn: int, partly: int, canonical: int, nodes: int) -> tuple[float, int]:
-    """How long a node takes until the first sample of an epoch is known, and the memory of the process that draws it.
-
-    Measured with 3 million to a billion samples, 5,000 in a shard, on a core of an Intel Xeon.
-
-    Args:
-        entries: Shards in the indexes, those of the sidecars included.
-        drawn: Samples per epoch.
-        partly: Samples of the streams of which an epoch takes no whole multiple.
-        canonical: Number of canonical nodes.
-        nodes: Number of nodes.
-
-    Returns:
-        Seconds and bytes.
-    """
-    seconds = 32e-6 * entries + 20e-9 * drawn + 120e-9 * partly
-    block = max(4_000_000 // canonical, 1 << 18)  # Streaming's default
-    waiting = -(-canonical // nodes) * 3 * block // 2
-    return seconds, 16 * min(drawn, waiting) + 40 * min(drawn, 1 << 22) + 13 * partly
 
 
 def seconds_per_image(config: ImageDataConfig, image_size: int, images: int = 20) -> float:

@@ -249,40 +249,6 @@ def the_download(open_dataset: Open) -> None:
     assert {str(path.relative_to(local)) for path in local.rglob('*') if path.is_file()} == {name for name, _ in names}
 
 
-def the_work_of_an_epoch(open_dataset: Open) -> None:
-    """`_get_work`: an epoch asks what it gives for its length, and for the ids by number; it is asked when the worlds
-    are known, and `_shared_barrier` has its lock."""
-
-    class Ids:
-        def __len__(self) -> int:
-            return 3
-
-        def __getitem__(self, i: int) -> int:
-            return (4, -1, 2)[i]
-
-    class Dataset(StreamingDataset):
-        def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
-            assert (epoch, sample_in_epoch) == (0, 0)
-            assert self._unique_worker_world.is_local_leader and self._parallel_worker_world.num_nodes == 1
-            self._shared_barrier(self._unique_worker_world.workers_per_node)
-            return Ids()
-
-    dataset = open_dataset(Dataset)
-    assert [sample['sample_id'] for sample in dataset] == [dataset[4]['sample_id'], dataset[2]['sample_id']]
-
-
-def the_state_of_a_resumed_run(open_dataset: Open) -> None:
-    """`_resume`: gives where to go on, from the shared memory that it opens and then leaves open, since its cleanup is
-    registered for the end of the process."""
-    dataset = open_dataset()
-    world = dataset._parallel_rank_world
-    assert dataset._resume(world, 7) == (7, 0)
-    dataset.load_state_dict({'epoch': 8, 'sample_in_epoch': 5, 'num_canonical_nodes': 1, 'shuffle_seed': 2})
-    opened = open_files()
-    assert [dataset._resume(world, 7) for _ in range(3)] == [(8, 5)] * 3
-    assert open_files() >= opened + 3
-
-
 CHECKS: list[tuple[str, Callable[[Open], None]]] = [
     ('_event', the_event),
     ('_event', the_event_of_a_sample_that_cannot_be_had),
@@ -295,39 +261,12 @@ CHECKS: list[tuple[str, Callable[[Open], None]]] = [
     ('_shm_prefix_int', the_number_of_the_shared_memory),
     ('_unpack_locals', the_folders_of_a_dataset),
     ('_download_file', the_download),
-    ('_get_work', the_work_of_an_epoch),
-    ('_resume', the_state_of_a_resumed_run),
-    ('_unique_worker_world', the_work_of_an_epoch),
-    ('_parallel_worker_world', the_work_of_an_epoch),
-    ('_shared_barrier', the_work_of_an_epoch),
 ]
 
 
 @pytest.mark.parametrize('check', dict.fromkeys(check for _, check in CHECKS), ids=lambda check: check.__name__)
 def test_streaming_behaves_as_its_repairs_need(check: Callable[[Open], None], open_dataset: Open) -> None:
     check(open_dataset)
-
-
-def test_shards_are_added_to_a_list(open_dataset: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`shards`: begins as an empty list, to which those of a stream are added; a stream is set up with its own; and
-    `Spanner` finds the shard of a sample."""
-    seen: list[Any] = []
-
-    class Watched(Stream):
-        def set_up_local(self, shards: Any, cache_usage_per_shard: Any) -> None:
-            seen.append(shards)
-            super().set_up_local(shards, cache_usage_per_shard)
-
-    class Dataset(StreamingDataset):
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name == 'shards':
-                seen.append(list(value))
-            super().__setattr__(name, value)
-
-    monkeypatch.setattr(streaming.base.dataset, 'Spanner', lambda sizes: (lambda: None, sizes))
-    dataset = open_dataset(Dataset, Watched)
-    assert seen == [[], dataset.shards, dataset.shards]
-    assert dataset.spanner[1] is dataset.samples_per_shard
 
 
 @pytest.mark.parametrize('repaired', [SafeDataset, VerifiedStream, PairedStream, PairedReader])
@@ -362,17 +301,6 @@ def test_nothing_else_touches_what_is_private_in_streaming() -> None:
     streams = {path for path in touched if path.parent == ROOT / 'llm2clip/data/streams'}
     assert set().union(*(touched[path] for path in streams)) == {name for name, _ in CHECKS}
     assert not {path: names for path, names in touched.items() if names and path not in streams}
-
-
-def test_a_resumed_run_opens_no_more_files_with_every_epoch_and_checkpoint(open_dataset: Open) -> None:
-    dataset = open_dataset(SafeDataset, VerifiedStream)
-    dataset.load_state_dict({'epoch': 0, 'sample_in_epoch': 5, 'num_canonical_nodes': 1, 'shuffle_seed': 2})
-    assert len(list(dataset)) == N - 5
-    opened = open_files()
-    for _ in range(3):
-        assert dataset.state_dict(0, True)['shuffle_seed'] == 2
-        assert len(list(dataset)) == N
-    assert open_files() == opened
 
 
 def test_a_short_epoch_is_an_error(open_dataset: Open, monkeypatch: pytest.MonkeyPatch) -> None:

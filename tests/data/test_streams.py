@@ -72,6 +72,12 @@ def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, sidecar: 
     assert not torch.equal(first[0]['index'], second[0]['index'])
 
 
+def test_an_epoch_may_be_shorter_than_the_data(image_dataset: Path, sidecar: Path) -> None:
+    seen = [torch.cat([batch['index'] for batch in epoch]).tolist()
+            for epoch in _epochs(_loader(_config(image_dataset, sidecar, epoch_size=24)))]
+    assert [len({*epoch}) for epoch in seen] == [24, 24] and {*seen[0]} != {*seen[1]}
+
+
 def test_caption_mix_is_drawn_by_weight(image_dataset: Path, sidecar: Path) -> None:
     loader = _loader(_config(image_dataset, sidecar, caption_mix={'short': 1, 'long': 1}), train=False)
     both = {int(i): vectors for b in loader for i, vectors in zip(b['index'], b['text_embedding'])}

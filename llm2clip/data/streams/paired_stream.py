@@ -25,11 +25,10 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, first_shards, read_index
-from llm2clip.data.streams.shard_table import LazyShards, ShardTable
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
 
-__all__ = ['PairedReader', 'PairedRow', 'PairedShards', 'PairedStream', 'columns_of', 'recorded_dataset']
+__all__ = ['PairedReader', 'PairedRow', 'PairedStream', 'columns_of', 'recorded_dataset']
 
 
 def columns_of(reader: Reader) -> dict[str, str]:
@@ -132,18 +131,6 @@ class PairedReader(Reader):
         return sample
 
 
-class PairedShards(LazyShards):
-    """The shards of images, each with that of every sidecar."""
-
-    def __init__(self, images: ShardTable, sidecars: Sequence[ShardTable], keep_open: bool) -> None:
-        super().__init__()
-        self.images, self.sidecars, self._keep_open = images, sidecars, keep_open
-        self.samples = images.samples
-
-    def make(self, i: int) -> PairedReader:
-        return PairedReader(self.images.make(i), [sidecar.make(i) for sidecar in self.sidecars], self._keep_open)
-
-
 class PairedStream(VerifiedStream):
     """A stream of image samples with their rows of the sidecars, which hold the captions' embeddings.
 
@@ -190,9 +177,7 @@ class PairedStream(VerifiedStream):
         for sidecar in self.sidecars:
             sidecar.apply_default(default)
 
-    def get_shards(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, world: World, allow_unsafe_types: bool
-    ) -> LazyShards:
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         images = super().get_shards(world, allow_unsafe_types)
         # All shards of an index have the same columns.
         check_columns(columns_of(images[0]), self._columns, self.local)
@@ -205,20 +190,21 @@ class PairedStream(VerifiedStream):
                 raise ValueError(f'{where} has vectors for {len(shards)} of the {len(images)} shards of {self.local}, '
                                  'which has grown since they were extracted; extract_embeddings, called again with the '
                                  'same `out`, adds those of the others')
-            self._check_sizes(images.samples, shards.samples, where)
+            self._check_sizes(images, shards, where)
             self._check_dataset(sidecar, where)
             sidecars.append(shards)
-        return PairedShards(images, sidecars, self.keep_open)
+        return [PairedReader(image, rows, self.keep_open) for image, *rows in zip(images, *sidecars)]
 
-    def _check_sizes(self, images: NDArray[np.int64], rows: NDArray[np.int64], where: str) -> None:
+    def _check_sizes(self, images: Sequence[Reader], rows: Sequence[Reader], where: str) -> None:
         belongs = f'{where} belongs to another dataset than {self.local}'
         if len(images) != len(rows):
             raise ValueError(f'{belongs}: it has {len(rows)} shards, expected {len(images)}')
-        for k in np.flatnonzero(images != rows)[:1]:
-            raise ValueError(f'{belongs}: its shard {k} holds {rows[k]} samples, expected {images[k]}')
+        for k, (image, row) in enumerate(zip(images, rows)):
+            if len(image) != len(row):
+                raise ValueError(f'{belongs}: its shard {k} holds {len(row)} samples, expected {len(image)}')
 
     def _check_dataset(self, sidecar: VerifiedStream, where: str) -> None:
-        found, expected = recorded_dataset(sidecar), self.content.hexdigest()
+        found, expected = recorded_dataset(sidecar), self.content
         if found != expected:
             raise ValueError(f'{where} belongs to another dataset than {self.local}: it was made for content '
                              f'{found}, the dataset has {expected}')
@@ -232,18 +218,17 @@ class PairedStream(VerifiedStream):
         assert isinstance(shard, PairedReader)
         return list(zip(self.sidecars, shard.sidecars))
 
-    def set_up_local(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, shards: PairedShards, cache_usage_per_shard: NDArray[np.int64]
-    ) -> None:
+    def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         # A shard counts as present when all its files are there in the same form; otherwise preparing it completes
         # it. Nothing is deleted here, since without a remote these files are the user's only copy.
         whole = np.ones(len(shards), bool)
         usage = np.zeros_like(cache_usage_per_shard)
-        for stream, of_stream in ((super(), shards.images), *zip(self.sidecars, shards.sidecars)):
+        parts = [[shard.images, *shard.sidecars] for shard in shards if isinstance(shard, PairedReader)]
+        for stream, of_stream in zip((super(), *self.sidecars), map(list, zip(*parts))):
             sizes = np.zeros_like(usage)
             stream.set_up_local(of_stream, sizes)
             usage += sizes
-            whole &= sizes == of_stream.raw_bytes
+            whole &= sizes == [shard.get_raw_size() for shard in of_stream]
         cache_usage_per_shard[:] = np.where(whole, usage, 0)
 
     def prepare_shard(self, shard: PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -12,12 +12,6 @@ Of StreamingDataset in Streaming 0.13 this relies on:
 - `_iterator`: the progress of an epoch, which waits for the `on_exit` of its threads before the next epoch begins;
 - `_ready_thread`: moves `ready_index` behind the last sample that is there, up to which samples are delivered;
 - `_each_sample_id`: the ids of the samples that are delivered, after those of an epoch have been drawn;
-- `_get_work`: gives the ids that a worker reads in an epoch, of which `_Iterator` asks the length and one at a time;
-- `_unique_worker_world`, `_parallel_worker_world`: which process this is, known by then;
-- `_resume`: opens the state of a resumed run by `SharedMemory`, a name in its module, whenever the state is asked for;
-- `_shared_barrier`: all processes of a node wait for one another;
-- `shards`: an empty list to which those of each stream are added by ``+=``, then asked for by number or as those of a
-  stream; and `Spanner`, a name in its module, finds the shard of a sample;
 - `_shard_states`: what every process knows of a shard, in the values of `_ShardState`;
 - `_cache_filelock`: held by `prepare_shard` while it makes room;
 - `_shm_prefix_int`: the number with which the names of a dataset in shared memory begin, as six digits;
@@ -29,23 +23,17 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
-from unittest.mock import patch
 
 import numpy as np
-import streaming.base.dataset
 from composer.utils import dist
 from streaming import StreamingDataset
 from streaming.base.constant import LOCALS, TICK
 from streaming.base.dataset import _ShardState
-from streaming.base.shared import SharedArray, SharedMemory
+from streaming.base.shared import SharedArray
 from streaming.base.shared.prefix import _unpack_locals
 
-from llm2clip.data.streams.epoch_order import epoch_order
-from llm2clip.data.streams.shard_table import AllShards, ShardOfSample
-from llm2clip.data.streams.shared_order import OrderWriter, SampleIds, forget_pieces
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
 __all__ = ['SafeDataset']
@@ -91,17 +79,12 @@ class SafeDataset(StreamingDataset):
 
     def __init__(self, streams: Sequence[VerifiedStream], **kwargs: Any) -> None:
         self._cache_locks = _claim_caches(folder for stream in streams for folder in stream.caches())
-        # Streaming's own takes 8 bytes for each sample.
-        with patch.object(streaming.base.dataset, 'Spanner', ShardOfSample):
-            super().__init__(streams=streams, **kwargs)
+        super().__init__(streams=streams, **kwargs)
         names = [f'{self._shm_prefix_int:06}_{name}' for name in ('failure', 'unchecked')]
-        self._order_name = Path(f'/dev/shm/{self._shm_prefix_int:06}_order')
-        self._order_writer: Optional[OrderWriter] = None
         if dist.get_local_rank() == 0:
             # Streaming does not know of them, and leaves those of a killed run, which may be smaller.
             for name in names:
                 Path('/dev/shm', name).unlink(missing_ok=True)
-            forget_pieces(self._order_name)
         dist.barrier()
         self._failure = _Failure(names[0])
         self._event = self._failure  # pyright: ignore[reportAttributeAccessIssue]
@@ -111,15 +94,6 @@ class SafeDataset(StreamingDataset):
             self._failure.clear()
             self._unchecked[:] = self._shard_states.numpy() == _ShardState.LOCAL
         dist.barrier()
-
-    @property
-    def shards(self) -> AllShards:
-        """All of them; Streaming begins with an empty list, and adds those of one stream after the other."""
-        return self._shards
-
-    @shards.setter
-    def shards(self, shards: Any) -> None:
-        self._shards = shards if isinstance(shards, AllShards) else AllShards()
 
     # ------------------------------------------------------------------------------------------------- one shard
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
@@ -159,37 +133,9 @@ class SafeDataset(StreamingDataset):
         return stream
 
     # ------------------------------------------------------------------------------------------------- one epoch
-    def _resume(self, world: Any, epoch: int) -> tuple[int, int]:
-        """As Streaming's, which keeps a file open for every epoch and every checkpoint of a resumed run."""
-        with patch.object(streaming.base.dataset, 'SharedMemory', partial(SharedMemory, auto_cleanup=False)):
-            return super()._resume(world, epoch)
-
-    def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
-        """As Streaming's, but the order is made piece by piece."""
-        world = self._parallel_worker_world
-        order = epoch_order(self, world, epoch, sample_in_epoch)
-        if order is None:
-            return super()._get_work(epoch, sample_in_epoch)
-        # Nobody reads the last epoch any more.
-        if self._unique_worker_world.is_local_leader:
-            if self._order_writer is not None:
-                self._order_writer.close()
-            self._order_writer = OrderWriter(order, world.node, self._order_name, self._note_failure)
-        self._shared_barrier(self._unique_worker_world.workers_per_node)
-        return SampleIds(order, self._order_name, (world.node, world.rank_of_node, world.worker_of_rank),
-                         self._order_writer, self._raise_failure)
-
-    def _note_failure(self, future: Future) -> None:
+    def on_exception(self, future: Future) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
             self._failure.set(f'{type(error).__name__}: {error}')
-
-    def _raise_failure(self) -> None:
-        if self._failure.is_set():
-            raise ShardError(str(self._failure))
-
-    def on_exception(self, future: Future) -> None:
-        self._note_failure(future)
-        if future.exception() is not None:
             self._iterator.on_exit()  # which the thread did not come to, and for which the next epoch would wait
 
     def _ready_thread(self, it: Any) -> None:
@@ -210,12 +156,12 @@ class SafeDataset(StreamingDataset):
         it.on_exit()
 
     def _each_sample_id(self, it: Any) -> Iterator[int]:
-        ids = it.sample_ids
-        delivered, expected = 0, ids.count if isinstance(ids, SampleIds) else int((ids != -1).sum())
+        delivered, expected = 0, int((it.sample_ids != -1).sum())
         for sample_id in super()._each_sample_id(it):
             yield sample_id
             delivered += 1
-        self._raise_failure()
+        if self._failure.is_set():
+            raise ShardError(str(self._failure))
         if delivered != expected:
             raise ShardError(f'the epoch ended after {delivered} of the {expected} samples of this worker')
 

@@ -14,8 +14,6 @@ import os
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from streaming import Stream
 from streaming.base.constant import TICK
+from streaming.base.format import reader_from_json
 from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from llm2clip.data.schema import INDEX, ContentHash, file_damage, read_index_text, scan_index
-from llm2clip.data.streams.shard_table import ShardTable
+from llm2clip.data.schema import INDEX, dataset_fingerprint, file_damage, parse_index, read_index
 from llm2clip.files import FileError, parse_json
 from llm2clip.folders import is_missing
 
@@ -74,42 +72,27 @@ class VerifiedStream(Stream):
                             'validate_hash': None, 'keep_zip': False})
         return self.get_shards(World.detect(), False)
 
-    def get_shards(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, world: World, allow_unsafe_types: bool
-    ) -> ShardTable:
-        self.content = ContentHash()
-        return ShardTable(self.local, self.split, self._entries(world))
-
-    def _entries(self, world: World) -> Iterator[dict[str, Any]]:
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         """Those of the index, which the first process of a node downloads if it is not there."""
         path = self._path(INDEX)
-        if self.remote is not None and world.is_local_leader:
-            if path.is_file():
-                self._check_cached_index()
-            else:
-                self.download(INDEX)
-        elif self.remote is not None:
+        if self.remote is not None and not world.is_local_leader:
             wait_for_file_to_exist(str(path), TICK, self.download_timeout, f'{self.source(INDEX)} did not come to '
                                    f'{path} within {self.download_timeout:.0f} s (download_timeout)')
-        for shard in scan_index(read_index_text(path.parent), path):
-            self.content.add(shard)
-            yield shard
+        elif self.remote is not None and path.is_file():
+            self._check_cached_index()
+        elif self.remote is not None:
+            self.download(INDEX)
+        index = read_index(path.parent)
+        self.content = dataset_fingerprint(index)
+        return [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
 
-    def set_up_local(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, shards: ShardTable, cache_usage_per_shard: NDArray[np.int64]
-    ) -> None:
+    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         """As Streaming does, but files of the wrong size do not count as present, and without a remote all must be."""
-        root = self._path('')
-        here = shards.having({path.relative_to(root).as_posix() for path in root.rglob('*')})
-        readers, usage = [shards[k] for k in here.tolist()], np.zeros(len(here), np.int64)
-        super().set_up_local(readers, usage)
-        for i, shard in enumerate(readers):
+        for shard in shards:
             for path, info in self._present(shard):
-                if path.stat().st_size != info.bytes:
-                    self._discard(path, f'{path.stat().st_size} bytes, expected {info.bytes}')
-                    usage[i] = 0
-        cache_usage_per_shard[:] = 0
-        cache_usage_per_shard[here] = usage
+                if (size := path.stat().st_size) != info.bytes:
+                    self._discard(path, f'{size} bytes, expected {info.bytes}')
+        super().set_up_local(shards, cache_usage_per_shard)
         if self.remote is None and not cache_usage_per_shard.all():
             missing = shards[int(np.flatnonzero(cache_usage_per_shard == 0)[0])]
             raise ShardError(f'shard {self.source(missing.file_pairs[0][0].basename)} is missing')
@@ -210,7 +193,7 @@ class VerifiedStream(Stream):
             return file_damage(path, self._expected[basename])
         try:
             if basename == INDEX:
-                deque(scan_index(path.read_bytes(), basename), maxlen=0)
+                parse_index(path.read_bytes(), basename)
             else:
                 parse_json(path.read_bytes(), basename)
         except ValueError as error:
