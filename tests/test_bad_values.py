@@ -56,7 +56,6 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (BOTH, 'scheduler', ['{name: cosine, t_max: soon}', '{name: cosine_with_warmup}', '{name: linear, alpha_f: x}',
                          '{name: constant, alpha: [1]}']),
     (BOTH, 'callbacks.speed_monitor.window_size', ['x', '[1]']),
-    (BOTH, 'log_interval', ['0ba', '-1ba', '10', 'often']),
     (BOTH, 'callbacks.early_stopper', ['{monitor: cra}', '{monitor: a, dataloader_label: eval, patience: soon}',
                                        '{monitor: a, dataloader_label: eval, comp: better}']),
     (('train_stage2',), 'callbacks.save_best', ['{metric: [a]}', '{dataloader_label: 3}', '{label: eval}']),

@@ -7,7 +7,6 @@ and what FSDP2 in bfloat16 leaves in float32."""
 import sys
 from collections.abc import Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed
@@ -25,7 +24,6 @@ from llm2clip.config import AdapterConfig, LoraConfig, LossConfig, ModelConfig, 
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import keep_float32
-from llm2clip.training.loop import host_group
 
 N, BIAS = 12, -10.1
 
@@ -95,20 +93,9 @@ def captions_in_bfloat16(llm: str) -> dict[str, Any]:
     return _sharded_step(model, batch, {})
 
 
-def sum_of_hosts() -> float:
-    """As it is where the ranks' default group is NCCL's."""
-    assert host_group(60) is None
-    with mock.patch('torch.distributed.get_backend', return_value='nccl'):
-        group = host_group(60)
-    numbers = torch.tensor([1.0 + dist.get_global_rank()])
-    torch.distributed.all_reduce(numbers, group=group)
-    return numbers.item() if group is not None else 0.0
-
-
 def main(llm: str, out: str) -> None:
     dist.initialize_dist(get_device('cpu'), 120)
     results: dict[Any, Any] = {(case, block): loss_of_rows(case, block) for case in CASES for block in (0, 4)}
-    results['hosts'] = sum_of_hosts()
     results['images'], results['captions'] = images_in_bfloat16(), captions_in_bfloat16(llm)
     if dist.get_global_rank() == 0:
         torch.save(results, out)

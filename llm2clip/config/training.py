@@ -102,10 +102,6 @@ class TrainerConfig:
     """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
     autoresume: bool = True
     """Go on from the newest whole checkpoint in `checkpoint_folder`."""
-    log_interval: Time = '1ba'
-    """Time between two readings of the losses and metrics of a step, for which the host waits for the GPU; a loss or
-    weight that is not finite stops the run at the next one.  They are also read at the end of an epoch and before every
-    checkpoint and evaluation."""
     progress_bar: bool = True
     """Show how far the training is."""
     log_to_console: bool = False

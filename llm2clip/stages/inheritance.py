@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from composer import DataSpec, Evaluator
+from composer import DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import InheritanceConfig
@@ -22,7 +22,6 @@ from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sidecars import sidecar_teacher
 from llm2clip.teacher.sources import named_teacher
 from llm2clip.training.completed import is_complete, write_settings
-from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 
@@ -78,7 +77,7 @@ def train(config: InheritanceConfig) -> None:
     model = make_model(config, record.llm_embed_dim, embed_dim)
     trainer: Trainer = build_trainer(config, model, build_optimizer(config, model), data, evaluators)
     write_settings(config, trainer.state.timestamp, {Path(config.adapter_folder): KIND})
-    fit(trainer)
+    fit(trainer, config.eval_first)
     trainer.close()
     save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
     if dist.get_global_rank() == 0:

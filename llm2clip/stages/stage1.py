@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import Union
 
-from composer import DataSpec, Evaluator
+from composer import DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import Stage1Config
@@ -20,7 +20,6 @@ from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teach
 from llm2clip.teacher.llm import add_lora, load_llm_and_head, set_attention_dropout
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.completed import is_complete, write_settings
-from llm2clip.training.loop import Trainer
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 
 __all__ = ['make_loaders', 'make_model', 'make_trainer', 'possible_metrics', 'train']
@@ -88,7 +87,7 @@ def train(config: Stage1Config) -> None:
     tokenizer = load_caption_tokenizer(config.text_encoder)
     trainer, model = make_trainer(config, tokenizer)
     write_settings(config, trainer.state.timestamp, results)
-    fit(trainer)
+    fit(trainer, config.eval_first)
     trainer.close()
     save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.adapter_folder)
     if dist.get_global_rank() == 0:

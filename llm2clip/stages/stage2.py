@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from composer import Algorithm, DataSpec, Evaluator
+from composer import Algorithm, DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import ConfigError, Stage2Config
@@ -53,7 +53,6 @@ from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 from llm2clip.training.algorithms.self_distillation import InitialImages, SelfDistillation
 from llm2clip.training.algorithms.zeroshot_classes import Prompts, ZeroshotClasses
 from llm2clip.training.completed import write_settings
-from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 
@@ -165,7 +164,7 @@ def train(config: Stage2Config) -> None:
     texts = _load_texts(config)
     trainer = _make_trainer(config, texts)
     write_settings(config, trainer.state.timestamp, folders)
-    fit(trainer)
+    fit(trainer, config.eval_first)
     if texts is not None and not agreed(lambda: all(folder.is_dir() for folder in folders)):
         save_texts(config, texts, trainer)
     trainer.close()

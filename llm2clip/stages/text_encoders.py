@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+from composer import Trainer
 from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
@@ -23,7 +24,6 @@ from llm2clip.teacher.folder import KIND as TEACHER_KIND
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.algorithms.ema import EMA
-from llm2clip.training.loop import Trainer
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
 __all__ = [

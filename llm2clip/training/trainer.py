@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from composer import Algorithm, Callback, DataSpec, Evaluator
+from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
 from composer.core import TimeUnit
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
@@ -49,9 +49,7 @@ from llm2clip.training.callbacks.resume_random_state import ResumeRandomState
 from llm2clip.training.callbacks.save_best import SaveBest
 from llm2clip.training.callbacks.text_monitor import TextMonitor
 from llm2clip.training.checkpoints import find_checkpoint, refuse_code, written_checkpoints
-from llm2clip.training.loop import Trainer
 from llm2clip.training.optim import describe_groups, parameter_groups
-from llm2clip.training.readings import Readings
 
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
@@ -205,9 +203,8 @@ def build_trainer(
     # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged, then measured, then
     # clipped.
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
-    readings = Readings(config.log_interval)
     callbacks: list[Callback] = [
-        KeepSettings(config), StopAtNonfinite(config.checkpoint_folder), readings,
+        KeepSettings(config), StopAtNonfinite(config.checkpoint_folder),
         *build_all(CALLBACKS, config.callbacks, 'callbacks')]
     for callback in callbacks:
         if isinstance(callback, SaveBest):
@@ -229,7 +226,6 @@ def build_trainer(
     if config.compile is not None:
         compile_blocks(model, **config.compile)
     trainer = Trainer(
-        readings,
         model=model,
         optimizers=optimizer,
         schedulers=build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler'),
@@ -246,7 +242,6 @@ def build_trainer(
         # Such a model checks its weights itself.
         load_strict_model_weights=not saves_trainable_only(model),
         eval_interval=config.eval_interval,
-        eval_first=config.eval_first,
         load_path=checkpoint,
         progress_bar=False,
         log_to_console=config.log_to_console,
@@ -301,14 +296,21 @@ def _resume_from(config: TrainConfig) -> Optional[str]:
     return find_checkpoint(config.checkpoint_folder, sharded)
 
 
-def fit(trainer: Trainer) -> None:
-    """Train until `max_duration`; a run that has reached it is left as it is."""
+def fit(trainer: Trainer, eval_first: bool = False) -> None:
+    """Train until `max_duration`; a run that has reached it is left as it is.
+
+    Args:
+        trainer: The run's.
+        eval_first: Evaluate before the first step as well.
+    """
     assert trainer.state.max_duration is not None
     if trainer.state.timestamp >= trainer.state.max_duration:
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
     try:
+        if eval_first and trainer.state.timestamp.batch.value == 0:
+            trainer.eval()
         trainer.fit()
     except BaseException:
         # A run that is stopped completes the checkpoint that it has begun, if it can before the launcher kills it.

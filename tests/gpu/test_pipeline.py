@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from composer import Callback, State
+from composer import Callback, State, Trainer
 from composer.loggers import Logger
 from gpu_or_cpu import DEVICE, Train
 from launched import losses
@@ -25,7 +25,6 @@ import llm2clip.training.trainer
 from llm2clip.data.schema import read_samples
 from llm2clip.stages import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.loop import Trainer
 
 Recipe = Callable[..., None]
 KEYS = ('text_embedding.short', 'text_embedding.long')

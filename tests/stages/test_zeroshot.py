@@ -83,9 +83,9 @@ class _Watched:
             self.loaded.append(weakref.ref(teacher.encoder))
             return teacher
 
-        def watched_fit(trainer: Any) -> None:
+        def watched_fit(*args: Any) -> None:
             self.alive.extend(ref() is not None for ref in self.loaded)
-            fit(trainer)
+            fit(*args)
 
         monkeypatch.setattr(TeacherFolder, 'load', watched_load)
         monkeypatch.setattr(stage2, 'fit', watched_fit)

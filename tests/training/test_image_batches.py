@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 import pytest
 import torch
-from composer import Callback, DataSpec, Evaluator
+from composer import Callback, DataSpec, Evaluator, Trainer
 from composer.core import State
 from composer.loggers import InMemoryLogger, Logger
 from parts import make_samples, write_dataset, write_sidecar
@@ -24,8 +24,6 @@ from llm2clip.data.vectors import dequantize
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.callbacks.in_batch_accuracy import InBatchAccuracy
-from llm2clip.training.loop import Trainer
-from llm2clip.training.readings import Readings
 
 N = 10
 IMAGE_SIZE = 32
@@ -77,13 +75,12 @@ def _step(train: DataSpec, evaluation: DataSpec, microbatch_size: Optional[int] 
     model.val_metrics['retrieval_recall@10'].k = 1
     model.model.register_forward_pre_hook(lambda module, args: dtypes.add(args[1].dtype))
     cache = [GradCache(train.split_batch, train.microbatch_transforms)] if microbatch_size else []
-    readings = Readings()
     trainer = Trainer(
-        readings, model=model, train_dataloader=train, max_duration='1ba', device='cpu', precision='fp32', seed=7,
+        model=model, train_dataloader=train, max_duration='1ba', device='cpu', precision='fp32', seed=7,
         eval_dataloader=Evaluator(label='eval', dataloader=evaluation, metric_names=['retrieval_recall@10'],
                                   device_eval_microbatch_size=4),
         optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0), algorithms=cache,
-        device_train_microbatch_size=microbatch_size or N, callbacks=[readings, keep, InBatchAccuracy()],
+        device_train_microbatch_size=microbatch_size or N, callbacks=[keep, InBatchAccuracy()],
         loggers=logged, progress_bar=False)
     trainer.fit()
     trainer.close()

@@ -4,8 +4,7 @@
 """What a step costs and how large its gradient is."""
 
 import time
-from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from composer.core import Algorithm, Event, State
@@ -23,17 +22,15 @@ def gradient_norm(model: torch.nn.Module) -> torch.Tensor:
 
 
 class StepMonitor(Algorithm):
-    """Log ``gradient_norm`` of the last step as it is before clipping, and ``time/data_wait``, the seconds per step
-    without a batch, a mean over the steps since the last reading and over the ranks.
+    """Log ``gradient_norm`` of a step as it is before clipping, and ``time/data_wait``, the seconds that the first rank
+    waited for the batch.
 
     An algorithm and not a callback, since those only run after the algorithms of an event: after the gradients are
     clipped, and after `GradCache` has done its first pass.
     """
 
     def __init__(self) -> None:
-        self._start: Optional[float] = None
-        self._waits: list[float] = []
-        self._norm = torch.zeros(())
+        self._start = time.monotonic()
 
     def match(self, event: Event, state: State) -> bool:
         return event in (Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER, Event.AFTER_TRAIN_BATCH)
@@ -41,14 +38,7 @@ class StepMonitor(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         if event == Event.BEFORE_DATALOADER:
             self._start = time.monotonic()
-        elif event == Event.AFTER_DATALOADER and self._start is not None:
-            self._waits.append(time.monotonic() - self._start)
-        elif event == Event.AFTER_TRAIN_BATCH:
-            self._norm = gradient_norm(state.model)
-
-    def measure(self, state: State) -> dict[str, Any]:
-        wait, self._waits = sum(self._waits) / len(self._waits), []
-        return {'gradient_norm': self._norm, 'time/data_wait': wait}
-
-    def report(self, values: Mapping[str, Any], state: State) -> Mapping[str, float]:
-        return values
+        elif event == Event.AFTER_DATALOADER:
+            logger.log_metrics({'time/data_wait': time.monotonic() - self._start})
+        else:
+            logger.log_metrics({'gradient_norm': gradient_norm(state.model).item()})

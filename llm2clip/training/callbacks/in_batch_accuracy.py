@@ -3,11 +3,12 @@
 
 """How often an image finds its own caption in its batch, and a caption its image."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
 
 from llm2clip.float32 import in_float32
 from llm2clip.losses.gather import all_gather, first_row
@@ -38,13 +39,12 @@ class InBatchAccuracy(Callback):
     """Log ``train/image_to_text_accuracy`` and ``train/text_to_image_accuracy`` over the global batch; of several texts
     of an image, the first counts."""
 
-    def measure(self, state: State) -> dict[str, Any]:
+    def batch_end(self, state: State, logger: Logger) -> None:
         outputs: Any = state.outputs
         image, text = (outputs[name].detach() for name in ComposerLLM2CLIP.feature_names)
         text = text if text.ndim == 2 else text[:, 0]
         first = first_row(image)
-        return {'train/image_to_text_accuracy': share_found(image, all_gather(text), first),
-                'train/text_to_image_accuracy': share_found(text, all_gather(image), first)}
-
-    def report(self, values: Mapping[str, Any], state: State) -> Mapping[str, float]:
-        return values
+        found = torch.stack([share_found(image, all_gather(text), first), share_found(text, all_gather(image), first)])
+        dist.all_reduce(found)
+        names = ('train/image_to_text_accuracy', 'train/text_to_image_accuracy')
+        logger.log_metrics(dict(zip(names, (found / dist.get_world_size()).tolist())))

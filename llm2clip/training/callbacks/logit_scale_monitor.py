@@ -3,10 +3,8 @@
 
 """Log the temperature as it is learned."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from composer.core import Callback, State
+from composer.loggers import Logger
 
 from llm2clip.models.sharding import whole
 
@@ -14,12 +12,10 @@ __all__ = ['LogitScaleMonitor']
 
 
 class LogitScaleMonitor(Callback):
-    """Log ``logit_scale``, the factor on the cosine similarities, as the step leaves it."""
+    """Log ``logit_scale``, the factor on the cosine similarities, after each step."""
 
-    def measure(self, state: State) -> dict[str, Any]:
+    def batch_end(self, state: State, logger: Logger) -> None:
         scales = [parameter for name, parameter in state.model.named_parameters()
                   if name.rsplit('.', 1)[-1] == 'logit_scale']
-        return {'logit_scale': whole(scales[0]).detach().exp().sum()} if scales else {}
-
-    def report(self, values: Mapping[str, Any], state: State) -> Mapping[str, float]:
-        return values
+        if scales:
+            logger.log_metrics({'logit_scale': whole(scales[0]).detach().exp().item()})

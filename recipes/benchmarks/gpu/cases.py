@@ -134,7 +134,7 @@ def arguments(name: str, device: str, run: Path) -> list[str]:
         common += [f'text_encoder.pretrained={data}/llm', f'out={run}',
                    *(f'datasets.{name}.local={data}/{name}/train' for name in ('warm_up', 'captions'))]
     else:
-        common += [f'save_folder={run}', 'run_name=bench', 'autoresume=false', 'progress_bar=false', 'log_interval=5ba',
+        common += [f'save_folder={run}', 'run_name=bench', 'autoresume=false', 'progress_bar=false',
                    f'max_duration={sum(window(name, device))}ba']
     if case.kind == 'stage1':
         common += [f'text_encoder.pretrained={data}/llm', f'plan_llm={data}/llm', 'text_encoder.chat_template=false',
@@ -144,6 +144,4 @@ def arguments(name: str, device: str, run: Path) -> list[str]:
                    f'local: {data}/images/train, repeat: {SIZES[device].repeat}, '
                    f'embeddings: {{random: {{local: {data}/vectors}}}}}}']
     small = [] if device == 'gpu' else [*case.small, 'precision=fp32']
-    if device == 'cpu' and case.kind != 'extraction':
-        small.append('log_interval=1ba')
     return [*case.args, *common, *small]

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from composer import DataSpec
+from composer import DataSpec, Trainer
 from composer.models import ComposerModel
 
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.callbacks.nonfinite import NonfiniteError, StopAtNonfinite
-from llm2clip.training.loop import Trainer
-from llm2clip.training.readings import Readings
 
 
 class _Model(ComposerModel):
@@ -31,7 +29,7 @@ class _Model(ComposerModel):
         return outputs['a'].square().mean()
 
 
-def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False, **options: Any) -> Trainer:
+def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False) -> Trainer:
     """Six steps, of which the third has a broken sample."""
     batches = []
     for step in range(6):
@@ -39,15 +37,14 @@ def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False, **
         if broken and step == 2:
             x[1] = torch.nan
         batches.append({'index': torch.arange(4), 'sample_id': [f's{step}{i}' for i in range(4)], 'x': x})
-    model, readings = _Model(), Readings(options.pop('log_interval', '1ba'))
-    options = {'save_interval': '1ba', 'max_duration': '6ba', **options}
+    model = _Model()
     trainer = Trainer(
-        readings, model=model,
+        model=model, max_duration='6ba', save_interval='1ba',
         train_dataloader=DataSpec(batches, get_num_samples_in_batch=lambda b: len(b['index'])),
         optimizers=torch.optim.SGD(model.parameters(), lr=lr), device='cpu', precision='fp32',
         device_train_microbatch_size=2 if cached else 4, algorithms=[GradCache()] if cached else [],
-        callbacks=[StopAtNonfinite(str(folder / 'checkpoints')), readings], save_folder=str(folder / 'checkpoints'),
-        progress_bar=False, **options)
+        callbacks=[StopAtNonfinite(str(folder / 'checkpoints'))], save_folder=str(folder / 'checkpoints'),
+        progress_bar=False)
     trainer.fit()
     return trainer
 
@@ -68,23 +65,6 @@ def test_the_step_the_samples_and_the_last_checkpoint_are_named(tmp_path: Path, 
     with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]; .*ep0-ba2-rank0\.pt"):
         _train(tmp_path, broken=True, cached=cached)
     assert _checkpoints(tmp_path) == {'ep0-ba1-rank0.pt', 'ep0-ba2-rank0.pt'}
-
-
-@pytest.mark.parametrize(('options', 'batch'), [
-    ({'save_interval': '1ep', 'log_interval': '5ba'}, 5), ({'save_interval': '4ba', 'log_interval': '100ba'}, 4),
-    ({'save_interval': '1ep', 'log_interval': '100ba'}, 6),
-    ({'save_interval': '1ep', 'log_interval': '1ep', 'max_duration': '1ep'}, 6)])
-def test_readings_are_rare_but_come_before_every_checkpoint(
-    tmp_path: Path, options: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Steps after the broken one are run, but the broken one is named."""
-    steps: list[int] = []
-    read = Readings._read
-    monkeypatch.setattr(Readings, '_read', lambda self, state, logger: (
-        steps.append(state.timestamp.batch.value), read(self, state, logger)))
-    with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]; .*no checkpoint yet"):
-        _train(tmp_path, broken=True, **options)
-    assert steps == [batch] and not _checkpoints(tmp_path)
 
 
 def test_broken_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
