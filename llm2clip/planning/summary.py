@@ -18,8 +18,8 @@ from llm2clip.planning.step import StepCost
 __all__ = ['ExtractionPlan', 'Plan', 'TrainingPlan', 'readable']
 
 _NO_DATA = 'no data is there: plan_samples=15e6 plans for 15 million samples'
-# Host memory takes a checkpoint at this rate, and storage from there in the background, bytes per second: guesses.
-_TO_HOST, _TO_STORAGE = 10e9, 1e9
+# Bytes per second at which storage takes a checkpoint: a guess.
+_TO_STORAGE = 1e9
 _GIB = 2**30
 
 
@@ -192,9 +192,8 @@ class TrainingPlan(Plan):
         written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
         kept = f', {self.kept} kept' if self.kept > 0 else ', all kept'
         where = 'on every rank' if self.sharded_checkpoints and self.ranks > 1 else 'on the first rank'
-        return [f'a checkpoint is {readable(size)}{written}{kept}; training waits {by_rank / _TO_HOST:.1f} s for its '
-                f'copy at {_TO_HOST / 1e9:.0f} GB/s to the host\'s memory, {readable(int(by_rank))} {where}, and it is '
-                f'written in {by_rank / _TO_STORAGE:.1f} s at {_TO_STORAGE / 1e9:.0f} GB/s']
+        return [f'a checkpoint is {readable(size)}{written}{kept}; training waits {by_rank / _TO_STORAGE:.1f} s '
+                f'while it is written at {_TO_STORAGE / 1e9:.0f} GB/s, {readable(int(by_rank))} {where}']
 
 
 @dataclass

@@ -77,7 +77,7 @@ def train(config: InheritanceConfig) -> None:
     model = make_model(config, record.llm_embed_dim, embed_dim)
     trainer: Trainer = build_trainer(config, model, build_optimizer(config, model), data, evaluators)
     write_settings(config, trainer.state.timestamp, {Path(config.adapter_folder): KIND})
-    fit(trainer, config.eval_first)
+    fit(trainer, config)
     trainer.close()
     save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
     if dist.get_global_rank() == 0:

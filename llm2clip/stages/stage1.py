@@ -87,7 +87,7 @@ def train(config: Stage1Config) -> None:
     tokenizer = load_caption_tokenizer(config.text_encoder)
     trainer, model = make_trainer(config, tokenizer)
     write_settings(config, trainer.state.timestamp, results)
-    fit(trainer, config.eval_first)
+    fit(trainer, config)
     trainer.close()
     save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.adapter_folder)
     if dist.get_global_rank() == 0:

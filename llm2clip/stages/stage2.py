@@ -164,7 +164,7 @@ def train(config: Stage2Config) -> None:
     texts = _load_texts(config)
     trainer = _make_trainer(config, texts)
     write_settings(config, trainer.state.timestamp, folders)
-    fit(trainer, config.eval_first)
+    fit(trainer, config)
     if texts is not None and not agreed(lambda: all(folder.is_dir() for folder in folders)):
         save_texts(config, texts, trainer)
     trainer.close()

@@ -6,6 +6,8 @@
 import gc
 import inspect
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from composer.utils import dist
 from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
+from llm2clip.files import FileError
 from llm2clip.models.compilation import compile_blocks
 from llm2clip.models.sharding import check_fsdp, check_sharding, fsdp2_config, keep_float32, prefetch
 from llm2clip.models.trainable import saves_trainable_only
@@ -40,7 +43,6 @@ from llm2clip.registry import (
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.step_monitor import StepMonitor
-from llm2clip.training.callbacks.checkpoint_saver import CheckpointSaver
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.training.callbacks.keep_settings import KeepSettings
 from llm2clip.training.callbacks.nonfinite import StopAtNonfinite
@@ -52,10 +54,6 @@ from llm2clip.training.checkpoints import find_checkpoint, refuse_code, written_
 from llm2clip.training.optim import describe_groups, parameter_groups
 
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
-
-# Seconds; Composer's launcher leaves 30 between SIGTERM and SIGKILL.
-_STOPPED_WAITS = 20.0
-
 
 # Optimizers whose fused kernel torch 2.7 also runs on sharded weights (DTensor).
 _FUSED_SHARDS = ('adamw',)
@@ -212,10 +210,6 @@ def build_trainer(
     mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))
-    callbacks.append(CheckpointSaver(
-        config.checkpoint_folder, config.save_interval, config.save_num_checkpoints_to_keep,
-        # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
-        overwrite=config.autoresume, timeout=config.dist_timeout))
     loggers: list[LoggerDestination] = build_all(LOGGERS, _in_run_folder(config), 'loggers')
     if config.progress_bar:
         loggers.append(ProgressBar())
@@ -243,6 +237,11 @@ def build_trainer(
         load_strict_model_weights=not saves_trainable_only(model),
         eval_interval=config.eval_interval,
         load_path=checkpoint,
+        save_folder=config.checkpoint_folder,
+        save_interval=config.save_interval,
+        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
+        # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
+        save_overwrite=config.autoresume,
         progress_bar=False,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
@@ -296,24 +295,24 @@ def _resume_from(config: TrainConfig) -> Optional[str]:
     return find_checkpoint(config.checkpoint_folder, sharded)
 
 
-def fit(trainer: Trainer, eval_first: bool = False) -> None:
+def fit(trainer: Trainer, config: TrainConfig) -> None:
     """Train until `max_duration`; a run that has reached it is left as it is.
 
-    Args:
-        trainer: The run's.
-        eval_first: Evaluate before the first step as well.
+    Raises:
+        FileError: The disk of the checkpoints is full, of which torch says something else.
     """
     assert trainer.state.max_duration is not None
     if trainer.state.timestamp >= trainer.state.max_duration:
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
+    if config.eval_first and trainer.state.timestamp.batch.value == 0:
+        trainer.eval()
     try:
-        if eval_first and trainer.state.timestamp.batch.value == 0:
-            trainer.eval()
         trainer.fit()
-    except BaseException:
-        # A run that is stopped completes the checkpoint that it has begun, if it can before the launcher kills it.
-        assert isinstance(trainer._checkpoint_saver, CheckpointSaver)
-        trainer._checkpoint_saver.wait(_STOPPED_WAITS)
+    except Exception as error:
+        # Those for an object store are written here first.
+        folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
+        if shutil.disk_usage(folder).free < 2**20:
+            raise FileError(f'{folder}: no checkpoint can be written, since the disk is full') from error
         raise

@@ -19,6 +19,7 @@ from typing import Any, Optional, Union
 import torch
 from cases import CASES, OUT, SCHEMAS, SIZES, arguments, window
 from composer import Callback, State
+from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
 from composer.utils import dist
 from data import make_images, make_texts
@@ -40,7 +41,6 @@ from llm2clip.stages import stage1, stage2
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.sources import build_caption_teacher
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
-from llm2clip.training.callbacks.checkpoint_saver import CheckpointSaver
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.trainer import begin, fit
 
