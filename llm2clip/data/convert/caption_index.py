@@ -58,6 +58,8 @@ class CaptionIndex:
         """Those that its rows have."""
         self.counts: dict[str, int] = {name: meta[name] for name in _COUNTS}
         """How many rows the tables have, and how many of them have no key, or one that an earlier row has."""
+        self.rows_file = str(self._folder / _ROWS)
+        """Its content depends on that of the tables alone."""
 
     def find(self, key: str) -> Optional[int]:
         """The number of the first row with a key, exactly as it stands in the table; None if there is none."""
