@@ -73,7 +73,7 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
     """Everything that a run needs, and the model, which the trainer may have wrapped; `begin` comes before."""
     reproducibility.seed_all(config.seed)
     data, evaluators = make_loaders(config, tokenizer)
-    check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
+    check_metrics(config, possible_metrics(config) if evaluators else {})
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
     return build_trainer(config, model, build_optimizer(config, model), data, evaluators), model
 
