@@ -23,7 +23,18 @@ import wrapt
 from tqdm import tqdm
 
 from llm2clip.bfloat16 import warn_of_slow_bfloat16
-from llm2clip.config import ConfigError, PlanConfig, TrainConfig
+from llm2clip.config import (
+    ConfigError,
+    DuplicatesConfig,
+    ExportConfig,
+    ExportTeacherConfig,
+    ExportVisionConfig,
+    ImportConfig,
+    PlanConfig,
+    PrepareConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from llm2clip.config.files import load_config
 from llm2clip.config.help import recipe_help
 from llm2clip.config.settings import has_checkpoint, settings_in_folder
@@ -38,6 +49,8 @@ T = TypeVar('T')
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
+_ONE_PROCESS = (DuplicatesConfig, ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig,
+                ReportConfig)
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
@@ -59,6 +72,8 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             _print_help(recipe_help(schema, main.__globals__['__doc__']))
             return
         config = load_config(schema, args)
+        if schema in _ONE_PROCESS and 'RANK' in os.environ and (ranks := _rank('WORLD_SIZE')) > 1:
+            raise ConfigError(f'composer started {ranks} ranks, expected one process: start this recipe with python')
         plan = isinstance(config, PlanConfig) and config.plan
         resumed = isinstance(config, TrainConfig) and config.autoresume and has_checkpoint(config.checkpoint_folder)
         if plan and _rank() > 0:

@@ -139,6 +139,18 @@ def test_another_rank_leaves_the_error_to_rank_0_for_a_while(monkeypatch: pytest
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize('schema', [PrepareConfig, ExportVisionConfig])
+def test_a_recipe_of_one_process_refuses_several_ranks(schema: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    args = ['out=o', *(['source.name=x'] if schema is PrepareConfig else ['run=r'])]
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    for rank in '01':
+        monkeypatch.setenv('RANK', rank)
+        with pytest.raises(SystemExit, match='composer started 2 ranks, expected one process'):
+            run_command(schema, done.append, args)
+    assert not done
+
+
 STOPPED = '''
     import multiprocessing, os, time
     from tqdm import tqdm

@@ -82,11 +82,15 @@ def _increasing(values: list[int]) -> list[int]:
     return _expect(values == sorted({*values}), values, 'each value larger than the one before')
 
 
+def _different(values: list[str]) -> list[str]:
+    return _expect(len({*values}) == len(values), values, 'different values')
+
+
 # A part that is chosen by name: that name, mostly, and its arguments.
 Component = dict[str, Any]
 # A text that is not empty, such as a name or a path.
 Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_different)]
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 Count = Annotated[int, Field(ge=1)]
 Dims = Annotated[list[Count], AfterValidator(_increasing)]
