@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [['planning', 'search'], ['stages', 'evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
           ['data'], ['losses', 'metrics', 'registry'], ['command'], ['steps'],
           ['folders', 'weights', 'remote_code', 'float32', 'device', 'engine'], ['config'],
-          ['files', 'ranks', 'threads', 'bfloat16']]
+          ['files', 'ranks', 'threads', 'bfloat16', 'drawing']]
 ORDER = [room for layer in LAYERS for room in layer]
 
 

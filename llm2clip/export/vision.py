@@ -5,7 +5,6 @@
 
 import copy
 import inspect
-import io
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -13,14 +12,14 @@ import timm
 import timm.models
 import torch
 import torch.nn as nn
-from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from transformers import AutoImageProcessor, CLIPImageProcessorFast, CLIPVisionModel, CLIPVisionModelWithProjection
 from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
-from llm2clip.data.image_processing_llm2clip import upright_rgb
+from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
+from llm2clip.data.images import open_image
 from llm2clip.data.transforms import Preprocessing
 from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
 from llm2clip.export.model_card import model_card
@@ -38,7 +37,7 @@ SUMMARY = ('The vision tower of an [LLM2CLIP](https://arxiv.org/abs/2411.04997) 
 TOWER_SUMMARY = SUMMARY[:SUMMARY.index(' Its')] + ' Its features are those before the projection into the joint space.'
 USE = """```python
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 {library}
 
 
@@ -121,8 +120,8 @@ def _expected(model: LLM2CLIP, projection: bool, pixels: torch.Tensor) -> torch.
 
 def _use(code: str, library: str, precision: str = '') -> str:
     """The part of the card that says how to load the model."""
-    return USE.format(code=code, library=library, upright=inspect.getsource(upright_rgb).strip(),
-                      precision=precision).strip()
+    upright = '\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip()
+    return USE.format(code=code, library=library, upright=upright, precision=precision).strip()
 
 
 def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
@@ -155,7 +154,7 @@ def _check_timm_pixels(transform: Any, preprocessing: Preprocessing) -> None:
     """timm's transform of upright RGB pictures against training's, within `TIMM_TOLERANCE`."""
     std = torch.tensor(preprocessing.std)[:, None, None]
     for name, data in pictures(preprocessing.image_size, cropped=6).items():
-        found = transform(upright_rgb(Image.open(io.BytesIO(data))))
+        found = transform(upright_rgb(open_image(data)))
         difference = 255 * ((found - training_pixels(data, preprocessing=preprocessing)) * std).abs().mean().item()
         if not difference <= TIMM_TOLERANCE:
             raise ConfigError(f"timm's transform of {name} differs from that of training by {difference:.1f} of 255 in "

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -17,7 +18,7 @@ from PIL import Image
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert import part_writer
+from llm2clip.data.convert import card, part_writer
 from llm2clip.data.convert.emoji import LANGUAGES, emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.parts import PartJob
@@ -26,6 +27,7 @@ from llm2clip.data.convert.table import table
 from llm2clip.data.convert.texts import text_pairs, wikipedia_summaries
 from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_columns, read_samples
+from llm2clip.drawing import drawable
 from llm2clip.folders import OutputFolder
 
 
@@ -51,6 +53,25 @@ def test_the_picture_of_a_dataset_shows_its_images(tmp_path: Path) -> None:
     for sample in samples:
         corner = Image.open(io.BytesIO(sample.image)).getpixel((0, 0))
         assert any(max(abs(a - b) for a, b in zip(colour, corner)) < 3 for colour in shown), sample.sample_id
+
+
+def test_captions_are_drawn_as_they_are_or_not_at_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    captions = ['$x_$ and $\\frac{a}$ dollars', '夕方の茶色の犬', 'a dog 🐕 \x07']
+    samples = [Sample(f'{i}', {'$_$': text, 'long': text}, picture(i)) for i, text in enumerate(captions)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        write_dataset(samples, tmp_path / '$_$')
+    assert Image.open(tmp_path / '$_$/dataset.png').width > 500 and 'warning' not in capfd.readouterr().out
+    assert [drawable(text) for text in captions] == [captions[0], '…', 'a dog … …']
+
+
+def test_a_picture_that_cannot_be_drawn_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(card, 'decode_image', lambda *_: 1 / 0)
+    assert write_dataset(make_samples(2), tmp_path / 'out') == {'train': 2}
+    assert 'dataset.png was not drawn: ZeroDivisionError' in capfd.readouterr().out
+    assert not (tmp_path / 'out/dataset.png').exists()
 
 
 def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:

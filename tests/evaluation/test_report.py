@@ -12,7 +12,7 @@ from recipes_in_process import run_recipe
 
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.page import bars, write_page
+from llm2clip.evaluation.page import bars, scatter, write_page
 from llm2clip.evaluation.report import report_parts
 from llm2clip.files import FileError
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -84,6 +84,11 @@ def test_caption_retrieval_accuracy_is_a_picture_of_bars(drawn: list[Any]) -> No
     (labels, series), = drawn
     assert labels == ['LLM, causal', 'causal mask dropped,\nuntrained', 'after stage 1', 'mine']
     assert series == {'CRA': [51.9, 24.8, 95.1, 3.0]}
+
+
+def test_a_name_that_reads_as_a_formula_does_not_end_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert '<svg' in scatter(['old', '$_$'], {'$_$': [(1.0, 2.0, '$_$')]})
+    assert bars(['a'], {}) == '' and 'was not drawn' in capsys.readouterr().out
 
 
 def test_languages_stand_in_one_picture_beside_chance(drawn: list[Any]) -> None:

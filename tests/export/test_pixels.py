@@ -6,6 +6,7 @@
 import io
 import json
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import AutoImageProcessor
 from llm2clip.config import ConfigError
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor, upright_rgb
+from llm2clip.data.images import decode_image, decode_pixels, encode_image, image_size
 from llm2clip.data.transforms import Preprocessing
 from llm2clip.export import vision as vision_export
 from llm2clip.export.check import check_pictures, pictures, training_pixels
@@ -52,6 +54,37 @@ def test_the_exported_processor_gives_the_pixels_of_training(folder: Path) -> No
     array = np.asarray(upright_rgb(images[0]))
     for values in (array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
         assert torch.equal(processor(values, return_tensors='pt')['pixel_values'], expected[:1])
+
+
+def _exif(*entries: tuple[int, int, int]) -> bytes:
+    """Of tags, types and values in little endian, one value each."""
+    packed = b''.join(struct.pack('<HHII', tag, kind, 1, value) for tag, kind, value in entries)
+    return b'Exif\0\0II*\0' + struct.pack('<IH', 8, len(entries)) + packed + bytes(4)
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+BYTE, SHORT, LONG, RATIONAL = 1, 3, 4, 5
+
+
+@pytest.mark.parametrize('options, turned', [
+    ({'exif': _exif((0x0112, SHORT, 6))}, True), ({'exif': _exif((0x0112, LONG, 6))}, True),
+    ({'exif': _exif((0x0112, BYTE, 6))}, False), ({'exif': _exif((0x0112, SHORT, 9))}, False),
+    ({'exif': _exif((0x0112, SHORT, 1), (0x0112, SHORT, 6))}, True), ({'xmp': XMP}, True),
+    ({'exif': _exif((0x0112, SHORT, 1)), 'xmp': XMP}, False), ({'exif': b'Exif\0\0no EXIF'}, False),
+    # Damaged beside the orientation: Pillow cannot write it again.
+    ({'exif': _exif((0x010F, RATIONAL, 0), (0x0112, SHORT, 6))}, True),
+])
+def test_orientation_is_read_alike_everywhere(options: dict[str, bytes], turned: bool) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8))
+    processor = LLM2CLIPImageProcessor(32, PIXELS.mean, PIXELS.std)
+    for kind in ('JPEG', 'WEBP'):
+        data = encode_image(photo, kind, **options)
+        upright = decode_image(data, 's')
+        size = (32, 48) if turned else (48, 32)
+        assert upright.size == image_size(data, 's') == decode_pixels(data, 's').shape[:0:-1] == size
+        expected = training_pixels(data, preprocessing=PIXELS)[None]
+        for image in (opened(data), upright):  # once upright, it stays so
+            assert torch.equal(processor(image, return_tensors='pt')['pixel_values'], expected)
 
 
 @pytest.mark.parametrize('given, got', [
