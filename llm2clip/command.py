@@ -7,9 +7,11 @@ The configuration is read before anything else: a recipe imports PyTorch, Compos
 seconds, inside its `main`, so that a mistyped key is answered at once.
 """
 
+import ast
 import atexit
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import time
@@ -28,6 +30,7 @@ from llm2clip.config.files import load_config
 from llm2clip.config.help import recipe_help
 from llm2clip.files import FileError, write_json
 from llm2clip.folders import holds_more_than_record
+from llm2clip.registry import KEYS, call_arguments, check_names, definition
 from llm2clip.steps import SECONDS_FILE, claim, goes_on, next_command, recorded_seconds, step_folder
 
 __all__ = ['run_command']
@@ -55,10 +58,14 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):
-            _print_help(recipe_help(schema, main.__globals__['__doc__']))
+            _print_help(_part_help(args) or f"{recipe_help(schema, main.__globals__['__doc__'])}\n{_names(schema)}")
             return
         config = load_config(schema, args)
+        check_names(config)
         plan = isinstance(config, PlanConfig) and config.plan
+        if _rank() == 0:
+            to = 'a plan' if plan else step_folder(config) or getattr(config, 'out', 'this terminal')
+            print(f'{Path(main.__code__.co_filename).stem}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)
         alone = claim(config) if _rank() == 0 and not plan else nullcontext()
@@ -67,6 +74,21 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         command = None if plan else next_command(config, args)
         if command is not None and _rank() == 0:
             print(f'next: {command}', flush=True)
+
+
+def _names(schema: Any) -> str:
+    """Those of the parts that a recipe's keys choose among, and how help on one is called."""
+    return '\n'.join(f'\nNames for {key} (--help {key}.NAME describes one), or module:class:\n  {", ".join(names)}'
+                     for key, names in KEYS.items() if key in schema.__dataclass_fields__)
+
+
+def _part_help(args: Sequence[str]) -> Optional[str]:
+    """The arguments of the part that ``source.webdataset`` or ``source.name=webdataset`` names, and its docstring."""
+    for key, _, name in (arg.replace('.name=', '.').partition('.') for arg in args):
+        if key in KEYS and name and (part := definition(KEYS[key], name, key)) is not None:
+            lines = (call_arguments(part) or {}).values()
+            return '\n'.join([f'{key}.{name}', *(f'  {line}' for line in lines), '', ast.get_docstring(part) or ''])
+    return None
 
 
 def _print_help(text: str) -> None:

@@ -63,6 +63,49 @@ def test_help_a_mistyped_key_and_a_bad_value_are_answered_before_anything_heavy_
         assert re.match(r"error: \w+ \(command line\): .*(''|None), expected|error: \w+ .*None", bad), bad
 
 
+def test_parts_are_described_and_checked_before_anything_heavy_is_imported() -> None:
+    process = _python(f'''
+        import contextlib, io, json, runpy, sys
+        said = []
+        for recipe, *args in (
+                ['prepare_data', '--help'], ['prepare_data', '--help', 'source.name=webdataset'],
+                ['train_stage2', '--help', 'callbacks.save_best'], ['prepare_data', '--help', 'source.webdatset'],
+                ['train_stage2', *{REQUIRED['train_stage2']}, 'optimizer.lrr=1'],
+                ['train_stage1', *{REQUIRED['train_stage1']}, 'algorithms.gradient_clipping={{clipping_typ: norm}}'],
+                ['train_stage2', *{REQUIRED['train_stage2']}, 'callbacks.save_bst={{}}']):
+            sys.argv = [recipe, *args]
+            with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), 'utf-8')) as out:
+                try:
+                    runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
+                except SystemExit as end:
+                    print(end.code, flush=True)
+            said.append(out.buffer.getvalue().decode())
+        print(json.dumps([said, [name for name in ('torch', 'composer', 'numpy') if name in sys.modules]]))
+        ''')
+    output, log = process.communicate()
+    (names, webdataset, save_best, *errors), heavy = json.loads(output or log)
+    assert heavy == [] and log == ''
+    assert 'caption_csv, coco' in names and '--help source.NAME' in names
+    assert "  id_field: Text = '__key__'\n" in webdataset and 'id_field: Field of the JSON' in webdataset
+    assert "  metric: str = 'retrieval_recall@10'\n" in save_best and 'self' not in save_best
+    for error, parts in zip(errors, [
+            ('source: ', "'webdataset'"), ('optimizer.lrr: ', "'lr'"), ('algorithms.gradient_clipping.clipping_typ: ',
+            "'clipping_type'"), ('callbacks.save_bst: ', "'save_best'")], strict=True):
+        assert all(part in error for part in parts), error
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_recipe_says_first_what_it_does_and_where_to(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('RANK', str(rank))
+    said: list[str] = []
+    run_command(EvaluateConfig, lambda config: said.append(capsys.readouterr().err),
+                [*REQUIRED['evaluate'], f'out={tmp_path}/out', 'batch_size=7'])
+    assert said == ([''] if rank else [f'test_command: {" ".join(REQUIRED["evaluate"])} out={tmp_path}/out '
+                                       f'batch_size=7 -> {tmp_path}/out\n'])
+
+
 def test_help_may_be_read_in_part() -> None:
     process = _python("""
         import runpy, sys
@@ -157,7 +200,7 @@ STOPPED = '''
             worker.join()  # as libraries wait for their workers
             raise RuntimeError('and miss them')
 
-    run_command(PrepareConfig, main, ['out={folder}', 'source.name=x'])
+    run_command(PrepareConfig, main, ['out={folder}', 'source.name=emoji'])
     '''
 
 

@@ -165,8 +165,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     groups = parameter_groups(model, lr, weight_decay, **scales)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
-    check(OPTIMIZERS, name, arguments, 'optimizer')
-    can_fuse = 'fused' in inspect.signature(find(OPTIMIZERS[name])).parameters
+    can_fuse = 'fused' in inspect.signature(check(OPTIMIZERS, name, arguments, 'optimizer')).parameters
     if can_fuse and device_kind(config) == 'gpu' and (config.fsdp is None or name in _FUSED_SHARDS):
         arguments = {'fused': not arguments.get('foreach'), **arguments}
     optimizer = build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
