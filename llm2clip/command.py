@@ -7,12 +7,17 @@ The configuration is read before anything else: a recipe imports PyTorch, Compos
 seconds, inside its `main`, so that a mistyped key is answered at once.
 """
 
+# ruff: noqa: E402
+import signal
+
+_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported below at Ctrl-C
+
 import ast
 import atexit
 import multiprocessing
 import os
+import resource
 import shlex
-import signal
 import sys
 import time
 import traceback
@@ -37,9 +42,13 @@ __all__ = ['run_command']
 
 T = TypeVar('T')
 
+signal.signal(signal.SIGINT, _interrupt)
+
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
+_OPEN_FILES = 256
+"""That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever."""
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
@@ -54,12 +63,18 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         main: The recipe; the docstring of its module says what it does and, after a colon, how it is called.
         args: YAML files and overrides; unset, those of the command line.
     """
+    sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # a file's name may hold bytes that are no text
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):
             _print_help(_part_help(args) or f"{recipe_help(schema, main.__globals__['__doc__'])}\n{_names(schema)}")
             return
+        if 0 < (most := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < _OPEN_FILES:  # -1 is any number
+            raise ConfigError(f'a process may open {most} files, expected {_OPEN_FILES} at least: ulimit -n 1024')
+        for arg in args:
+            if '=' in arg and arg != arg.encode(errors='replace').decode():
+                raise ConfigError(f'{arg!r}: expected text in UTF-8')
         config = load_config(schema, args)
         check_names(config)
         plan = isinstance(config, PlanConfig) and config.plan
@@ -134,6 +149,8 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
 def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:  # before there are handlers
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if os.environ.get(_TRACEBACK) or not _is_expected(error):
             raise
@@ -148,8 +165,8 @@ def _errors_in_one_line() -> Iterator[None]:
 
 def _is_expected(error: Exception) -> bool:
     """Whether an error tells the user something, in contrast to a fault in a program: one that this project raised, or
-    the system, such as that a disk is full."""
-    if isinstance(error, OSError) or type(error).__module__.startswith('llm2clip.'):
+    the system, such as that a disk is full, or W&B."""
+    if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
@@ -161,6 +178,8 @@ def _message(error: Exception) -> str:
         text = f'{error.filename}: {error.strerror}'
     elif 'Original Traceback' in (text := str(error)):
         text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
+    if type(error).__module__.startswith('wandb.'):
+        text += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
     return '; '.join([text, *getattr(error, '__notes__', [])])
 
 

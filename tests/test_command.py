@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
+from wandb.errors import UsageError
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, EvaluateConfig, ExportVisionConfig, PrepareConfig
@@ -106,6 +108,43 @@ def test_a_recipe_says_first_what_it_does_and_where_to(
                                        f'batch_size=7 -> {tmp_path}/out\n'])
 
 
+def test_a_recipe_needs_no_terminal() -> None:
+    for closed in (1, 2):
+        code = f"""
+            import os
+            os.close({closed})
+            os.execv(sys.executable, [sys.executable, 'recipes/export_vision.py', 'run=nowhere', 'out=o'])
+            """
+        process = _python(f'import sys\n{textwrap.dedent(code)}')
+        assert process.stdout is not None and process.stderr is not None
+        log, code = process.communicate()[1], process.wait()
+        assert code == 1 and 'Traceback' not in log and ('error: nowhere is not' in log) is (closed == 1), log
+
+
+def test_ctrl_c_while_a_recipe_imports_and_reads_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    process = _python("""
+        import os, signal, sys
+        class Interrupt:
+            def find_spec(self, name, *args):
+                if name == 'omegaconf':
+                    os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.meta_path.insert(0, Interrupt())
+        import llm2clip.command
+        """)
+    assert process.communicate() == ('', '') and process.returncode == -signal.SIGINT
+    assert before is signal.getsignal(signal.SIGINT) is not signal.SIG_DFL  # as before this module imported it
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('llm2clip.command.load_config', interrupted)
+    with pytest.raises(SystemExit) as end:
+        run_command(ExportVisionConfig, _fail(ConfigError('')), ['run=r', 'out=o'])
+    assert end.value.code == 130
+
+
 def test_help_may_be_read_in_part() -> None:
     process = _python("""
         import runpy, sys
@@ -161,6 +200,18 @@ def test_errors_of_the_user_become_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
     with pytest.raises(ConfigError, match='run: no'):
         run_command(ExportVisionConfig, _fail(ConfigError('run: no')), ['run=r', 'out=o'])
+
+
+def test_what_the_system_and_services_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
+    no_key = _error(_fail(UsageError('api_key not configured (no-tty)')))
+    assert 'api_key not configured' in no_key and 'WANDB_API_KEY' in no_key and 'WANDB_MODE=offline' in no_key
+    with pytest.raises(SystemExit, match=r"error: 'run=\\udcff': .*UTF-8"):
+        run_command(ExportVisionConfig, _fail(RuntimeError()), ['run=\udcff', 'out=o'])
+    monkeypatch.setattr(resource, 'getrlimit', lambda which: (64, 64))
+    assert re.search(r'error: .*64.*ulimit -n', _error(_fail(RuntimeError())))
+    monkeypatch.setattr(resource, 'getrlimit', lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert _error(_fail(ConfigError('run: no'))) == 'error: run: no'
 
 
 @pytest.mark.parametrize('error', [RuntimeError('shapes'), KeyError('x'), ValueError('raised by a library')])
