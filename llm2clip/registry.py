@@ -163,7 +163,7 @@ def definition(registry: Registry, name: Any, key: str) -> Union[ast.ClassDef, a
             return node
         if isinstance(node, ast.ImportFrom) and not node.level and any(
                 alias.name == name and alias.asname in (None, name) for alias in node.names):
-            return definition({}, f'{node.module}:{name}', key)
+            return definition({name: f'{node.module}:{name}'}, name, key)
     return None
 
 
@@ -188,9 +188,10 @@ def check_names(config: Any) -> None:
               for name, arguments in getattr(config, key, {}).items()]
     for registry, name, arguments, key in parts:
         part = definition(KEYS[registry], name, key)
-        taken = None if part is None else call_arguments(part)
-        for argument in arguments if taken is not None else ():
-            _check_argument(argument, taken, name, key)
+        taken = part and call_arguments(part)
+        if taken is not None:
+            for argument in arguments:
+                _check_argument(argument, taken, name, key)
 
 
 def _reference(registry: Registry, name: Any, key: str) -> str:

@@ -15,7 +15,7 @@ from composer.utils import dist
 
 from llm2clip.config import ConfigError, EvaluateConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config, read_config, save_config
-from llm2clip.registry import LOGGERS, build, build_source
+from llm2clip.registry import LOGGERS, build, build_source, check_names
 from llm2clip.training.trainer import check_train_config
 
 REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
@@ -152,6 +152,8 @@ def test_a_part_that_needs_another_package_says_so() -> None:
 def test_a_part_of_the_users_own_is_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [*sys.path])
+    check_names(load_config(Stage2Config, REQUIRED))
+    assert str(tmp_path) not in sys.path  # unless it is asked for
     Path('own_part.py').write_text('def source(folder: str, seed: int = 0):\n    return folder, seed\n')
     assert build_source({'name': 'own_part:source', 'folder': 'x', 'seed': 3}) == ('x', 3)
     for source, message in (
