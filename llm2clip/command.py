@@ -62,8 +62,8 @@ _OTHER_RANKS_WAIT = 5.0
 _ONE_PROCESS = (DuplicatesConfig, ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig,
                 ReportConfig)
 _OPEN_FILES = 256
-"""That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever.  A recipe
-takes as many as the system allows, since Streaming keeps two open per epoch and checkpoint of a run that was resumed.
+"""That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever.  More
+are allowed where the system does, since Streaming keeps two open per epoch and checkpoint of a run that was resumed.
 """
 
 

@@ -208,6 +208,7 @@ def test_what_the_system_and_services_need_is_named(monkeypatch: pytest.MonkeyPa
     assert 'api_key not configured' in no_key and 'WANDB_API_KEY' in no_key and 'WANDB_MODE=offline' in no_key
     with pytest.raises(SystemExit, match=r"error: 'run=\\udcff': .*UTF-8"):
         run_command(ExportVisionConfig, _fail(RuntimeError()), ['run=\udcff', 'out=o'])
+    monkeypatch.setattr(resource, 'setrlimit', lambda *_: None)
     monkeypatch.setattr(resource, 'getrlimit', lambda which: (64, 64))
     assert re.search(r'error: .*64.*ulimit -n', _error(_fail(RuntimeError())))
     monkeypatch.setattr(resource, 'getrlimit', lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
