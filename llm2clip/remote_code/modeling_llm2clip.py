@@ -359,7 +359,10 @@ class LLM2CLIPModel(PreTrainedModel):
     def get_text_features(
         self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
-        """Captions, or the teacher's vectors ``(B, llm_embed_dim)`` -> ``(B, embed_dim)``, L2-normalised."""
+        """B captions, or the teacher's vectors ``(B, llm_embed_dim)`` -> ``(B, embed_dim)``, L2-normalised.
+
+        A string is one caption, B = 1.
+        """
         if (texts is None) == (text_embedding is None):
             raise ValueError('give either texts or text_embedding')
         if texts is not None:
@@ -369,7 +372,8 @@ class LLM2CLIPModel(PreTrainedModel):
         return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """The teacher's vectors of captions, ``(B, llm_embed_dim)``; it is loaded at the first call."""
+        """The teacher's vectors of captions, ``(B, llm_embed_dim)``, a string being one; it is loaded at the first call."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
         if self._teachers is None:
             name = self.name_or_path or '.'
             folder = Path(name)
@@ -382,7 +386,7 @@ class LLM2CLIPModel(PreTrainedModel):
             if not len(folders) == len(recorded) == len(files):
                 raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
             self._teachers = tuple(map(self._load_teacher, folders, recorded, files))
-        vectors = [teacher(list(texts), self.device) for teacher in self._teachers]
+        vectors = [teacher(texts, self.device) for teacher in self._teachers]
         return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
 
     def forward(self, pixel_values: torch.Tensor, text_embedding: torch.Tensor) -> dict[str, torch.Tensor]:
