@@ -21,12 +21,14 @@ def main(config: ExportConfig) -> None:
     run_config, record = read_stage2(config.run, config.weights, config.interpolate)
     check_dim(config.dim, run_config.model, 'dim')
     weights = config.weights, config.interpolate, config.dim
-    results = read_results(config.results, config.run, *weights) if config.results else None
+    if config.results:
+        read_results(config.results, config.run, *weights)
     hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
     run_config, record = with_own_teacher(config.run, run_config, record, config.weights, config.interpolate)
     teachers = run_teachers(config, run_config, record.teacher)
     model, _, _ = load_stage2(config.run, config.weights, config.interpolate)
     model_config = keep_first_dims(model, run_config.model, config.dim)
+    results = read_results(config.results, config.run, *weights, model) if config.results else None
     export_folder(model, model_config, record, teachers, out, remote_code=config.remote_code, run=run_config,
                   results=results, interpolate=config.interpolate)
     save_config(config, config.out)

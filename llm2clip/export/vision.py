@@ -13,6 +13,7 @@ import timm
 import timm.models
 import torch
 import torch.nn as nn
+from markupsafe import Markup
 from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
@@ -33,8 +34,9 @@ __all__ = ['KIND', 'export_vision']
 
 KIND = 'vision tower'
 
-SUMMARY = ('The vision tower of an [LLM2CLIP](https://arxiv.org/abs/2411.04997) model, trained against the caption '
-           'embeddings of a language model. Its features, scaled to length 1, are those of the whole model.')
+SUMMARY = Markup(
+    'The vision tower of an [LLM2CLIP](https://arxiv.org/abs/2411.04997) model, trained against the caption embeddings '
+    'of a language model. Its features, scaled to length 1, are those of the whole model.')
 TOWER_SUMMARY = SUMMARY[:SUMMARY.index(' Its')] + ' Its features are those before the projection into the joint space.'
 USE = """```python
 import numpy as np
@@ -119,13 +121,13 @@ def _expected(model: LLM2CLIP, projection: bool, pixels: torch.Tensor) -> torch.
     return model.visual_projection(pooled) if projection else pooled
 
 
-def _use(code: str, library: str, precision: str = '') -> str:
+def _use(code: str, library: str, precision: str = '') -> Markup:
     """The part of the card that says how to load the model."""
-    return USE.format(code=code, library=library, upright=inspect.getsource(upright_rgb).strip(),
-                      precision=precision).strip()
+    return Markup(USE.format(code=code, library=library, upright=inspect.getsource(upright_rgb).strip(),
+                             precision=precision).strip())
 
 
-def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
+def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, Markup]:
     """The layout of timm's models on the Hub: the class, and how to load it."""
     encoder = model.vision_encoder
     # Of a model that was just trained, the weights may lie in `channels_last`, which safetensors does not take.
@@ -162,7 +164,7 @@ def _check_timm_pixels(transform: Any, preprocessing: Preprocessing) -> None:
                               'the mean')
 
 
-def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
+def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, Markup]:
     """A model and its image processor: the class, and how to load it."""
     trunk: Any = model.vision_encoder.trunk
     native: Any = _clip_with_projection(trunk, model.visual_projection) if projection else trunk
