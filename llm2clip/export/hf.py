@@ -125,15 +125,18 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
         run: Configuration of the run.
         learned_from: The teachers that it learned from.
 
+    Returns:
+        They; none of a run that has trained CLIP's own text tower in place of an LLM.
+
     Raises:
         ConfigError: None or too many are named, or there is no such teacher.
         ValueError: One is not the teacher that the run learned from.
     """
-    if run.without_llm:
-        raise ConfigError(f"run: that in {config.run} has trained CLIP's own text tower, expected one with a teacher "
-                          '(the tower is a folder of transformers there, clip_text, and export_vision exports the '
-                          'other one)')
     named = named_teacher(config)
+    if run.without_llm:
+        if named is not None or config.teachers:
+            raise ConfigError(f"teacher: the run in {config.run} has trained CLIP's own text tower, expected none")
+        return []
     if named is not None and config.teachers:
         raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
     named = named or (None if config.teachers else named_teacher(run, config.trust_remote_code))

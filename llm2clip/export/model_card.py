@@ -64,6 +64,7 @@ The licences of {{ licensed }} hold for the weights here.
 | {{ name }} | {{ value }} |
 {%- endfor %}
 
+{% if teacher -%}
 ## Teacher
 
 {% if teacher | length == 1 -%}
@@ -82,6 +83,7 @@ the other. Their fingerprints:
 {%- if teacher.of_sentence_transformers %}
 To embed texts, `pip install sentence-transformers`, which loads the teacher.
 {% endif %}
+{%- endif %}
 {%- if streams is not none %}
 ## Data
 {% if streams %}
@@ -225,7 +227,7 @@ def _weights_of(model: Mapping[str, Any]) -> str:
 
 def model_card(
     config: ModelConfig,
-    teacher: Fingerprint,
+    teacher: Optional[Fingerprint],
     run: Optional[Stage2Config] = None,
     results: Optional[Results] = None,
     interpolate: float = 1.0,
@@ -243,7 +245,7 @@ def model_card(
 
     Args:
         config: Of the model.
-        teacher: The one that it learned from, or several.
+        teacher: The one that it learned from, or several; None of a CLIP with its own text tower.
         run: Configuration of the run that trained it.
         results: Its numbers, as `read_results` gives them.
         interpolate: Share of the run's trained weights in those of the model.

@@ -30,7 +30,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
 from llm2clip.teacher.fingerprint import TeacherRecord
 
-__all__ = ['KIND', 'export_vision']
+__all__ = ['KIND', 'export_vision', 'image_processor', 'upright_use']
 
 KIND = 'vision tower'
 
@@ -121,10 +121,19 @@ def _expected(model: LLM2CLIP, projection: bool, pixels: torch.Tensor) -> torch.
     return model.visual_projection(pooled) if projection else pooled
 
 
-def _use(code: str, library: str, precision: str = '') -> Markup:
+def upright_use(code: str, library: str, precision: str = '') -> Markup:
     """The part of the card that says how to load the model."""
     return Markup(USE.format(code=code, library=library, upright=inspect.getsource(upright_rgb).strip(),
                              precision=precision).strip())
+
+
+def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
+    """The evaluation transform of upright RGB pictures, as transformers has it."""
+    size = preprocessing.image_size
+    return CLIPImageProcessorFast(
+        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
+        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
+        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
 
 
 def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, Markup]:
@@ -150,7 +159,7 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, Ma
     _check(loaded.to(model.logit_scale.device), model, projection, f'timm model {name}')
     transform = create_transform(**resolve_model_data_config(loaded), is_training=False)
     _check_timm_pixels(transform, data)
-    return name, _use(TIMM_USE, 'import timm', precision=TIMM_PRECISION)
+    return name, upright_use(TIMM_USE, 'import timm', precision=TIMM_PRECISION)
 
 
 def _check_timm_pixels(transform: Any, preprocessing: Preprocessing) -> None:
@@ -169,14 +178,8 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
     trunk: Any = model.vision_encoder.trunk
     native: Any = _clip_with_projection(trunk, model.visual_projection) if projection else trunk
     native.save_pretrained(folder, safe_serialization=True)
-    # The evaluation transform of upright RGB pictures, as transformers has it.
     preprocessing = model.vision_encoder.preprocessing
-    size = preprocessing.image_size
-    CLIPImageProcessorFast(
-        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
-        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
-        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True,
-    ).save_pretrained(folder)
+    image_processor(preprocessing).save_pretrained(folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
@@ -196,7 +199,7 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
     code = TRANSFORMERS_USE.format(
         name=name, arguments=', add_pooling_layer=False' if without_pooler else '',
         output=f'{output}[:, 0]' if without_pooler else output)
-    return name, _use(code, f'from transformers import AutoImageProcessor, {name}')
+    return name, upright_use(code, f'from transformers import AutoImageProcessor, {name}')
 
 
 def _clip_with_projection(trunk: CLIPVisionModel, projection: nn.Module) -> CLIPVisionModelWithProjection:
