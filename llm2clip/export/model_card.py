@@ -139,6 +139,7 @@ def usage(remote_code: bool = False, pipeline: bool = False) -> Markup:
     install = ('`pip install torch transformers pillow` (and `timm` for a vision tower of timm)' if remote_code else
                'Install the package `llm2clip` (`pip install .` in its repository)')
     classifier = f"""
+
 classifier = pipeline('zero-shot-image-classification', model=folder{trust})
 print(classifier('picture.png', candidate_labels=['dog', 'cat']))""" if pipeline else ''
     return Markup(f"""{install}, and
@@ -153,17 +154,18 @@ model = AutoModel.from_pretrained(folder{trust})
 processor = AutoImageProcessor.from_pretrained(folder{trust})
 image = model.get_image_features(**processor(Image.open('picture.png'), return_tensors='pt'))
 text = model.get_text_features(['a photo of a dog', 'a photo of a cat'])
-print(image @ text.T)
-{classifier}
-```""".replace('python\n\n', 'python\n').replace('\n\n```', '\n```'))
+print(image @ text.T){classifier}
+```""".replace('python\n\n', 'python\n'))
 
 
 def language_model(teacher: Union[str, Path]) -> str:
-    """Name of a teacher's language model: that of the teacher, unless stage 1 made it of another one."""
+    """Name of the language model that stage 1 made a teacher of; if that is not known, the teacher's and what it is."""
     try:
         return public_name(read_config(Stage1Config, Path(teacher).parent).text_encoder.pretrained)
     except ConfigError:  # no run of stage 1, or it has been moved away from its folder
-        return public_name(str(teacher))
+        path = Path(teacher, 'config.json')
+        kind = read_json(path, dict).get('model_type') if path.is_file() else None
+        return public_name(str(teacher)) + (f' ({kind})' if kind else '')
 
 
 def read_results(

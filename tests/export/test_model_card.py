@@ -19,11 +19,12 @@ from llm2clip.config import (
     ImageDataConfig,
     ImageStreamConfig,
     ModelConfig,
+    Stage1Config,
     Stage2Config,
     VisionConfig,
 )
-from llm2clip.config.files import save_config
-from llm2clip.export.model_card import model_card, read_results
+from llm2clip.config.files import load_config, save_config
+from llm2clip.export.model_card import language_model, model_card, read_results
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import tensors_hash
 
@@ -69,6 +70,14 @@ def test_dimensions_that_are_features_by_themselves(tmp_path: Path) -> None:
     assert f'| dimensions of the joint space | {said} |' in model_card(run.model, TEACHER, run).text
     shorter = ModelConfig(run.model.vision, embed_dim=128)
     assert '| 128, the first of 1280; the first 64, scaled' in model_card(shorter, TEACHER, run).text
+
+
+def test_the_language_model_is_the_one_that_stage_1_began_with(teacher_folder: Path, tmp_path: Path) -> None:
+    assert language_model(teacher_folder) == f'{teacher_folder.name} (llama)' and language_model('me/llm') == 'me/llm'
+    save_config(load_config(Stage1Config, [
+        'run_name=r', f'save_folder={tmp_path}', 'max_duration=1ep', 'train_data.streams.s.local=d',
+        'global_train_batch_size=8', 'optimizer.lr=1e-3', 'text_encoder.pretrained=me/llm']), tmp_path)
+    assert language_model(tmp_path / 'teacher') == 'me/llm'
 
 
 def test_card_without_run_or_results() -> None:
