@@ -35,6 +35,7 @@ from llm2clip.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.ranks import is_first
 from llm2clip.registry import build_classification_set, build_composition_set, build_retrieval_set
+from llm2clip.weights import tensors_hash
 
 __all__ = ['Evaluation']
 
@@ -58,7 +59,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        self.results: Results = {kind: {} for kind in (*_KINDS, 'cra')}
+        self.results: Results = {kind: {} for kind in (*_KINDS, 'cra', 'weights')}
         if config.ablations:
             self.results['ablations'] = config.ablations
         self.galleries: Results = {}
@@ -100,6 +101,8 @@ class Evaluation:
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Add a model's numbers on every benchmark."""
         images = ImageFeatures(model, model_name, self.kept_features, self.config.batch_size, self.config.num_workers)
+        if is_first():
+            self.results['weights'][model_name] = tensors_hash(model.model.state_dict())
         for name, dataset in self.retrieval.items():
             projected, (texts, truncated) = images(dataset)[0].whole(), model.text_features(dataset.texts)
             if is_first():
