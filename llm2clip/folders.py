@@ -313,7 +313,7 @@ def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None
         target.parent.mkdir(parents=True, exist_ok=True)
         with complete_file(target) as partial:
             shutil.copyfile(folder / name, partial)
-        if not keep:
+        if not keep and not target.samefile(folder / name):  # as where a link inside leads there
             (folder / name).unlink()
 
 

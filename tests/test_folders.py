@@ -10,11 +10,11 @@ from typing import Optional
 
 import pytest
 
-from llm2clip.config import ConfigError
-from llm2clip.config.files import check_values
+from llm2clip.config import ConfigError, ExtractConfig
+from llm2clip.config.files import check_values, load_config
 from llm2clip.config.ranges import FolderName
 from llm2clip.files import FileError, complete_file
-from llm2clip.folders import MANIFEST, check_replaceable, complete_folder, inside, stays_inside
+from llm2clip.folders import MANIFEST, OutputFolder, check_replaceable, complete_folder, inside, stays_inside
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:
@@ -211,3 +211,25 @@ def test_names_that_no_folder_can_have(name: object) -> None:
         check_values(FolderName, name, 'split')
     for good in ('a', 'a.b', 'a b', 'é', 'a' * 200):
         check_values(FolderName, good, 'split')
+
+
+def test_a_remote_that_is_the_local_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'link').symlink_to('data')
+    monkeypatch.chdir(tmp_path)
+    given = ['datasets.train.local=data', 'out=new', 'text_encoder.pretrained=x']
+    for remote in ('data', './data/', 'link', f'{tmp_path}/link', f'file://{tmp_path}/data'):
+        with pytest.raises(ConfigError, match=r'datasets\.train\.remote .*another place than local, data'):
+            load_config(ExtractConfig, [*given, f'datasets.train.remote={remote}'])
+    with pytest.raises(ConfigError, match='out_remote .*another place than out, new'):
+        load_config(ExtractConfig, [*given, f'out_remote={tmp_path}/new'])
+    load_config(ExtractConfig, [*given, 'datasets.train.remote=s3://data', 'out_remote=data/new'])
+
+
+def test_nothing_is_removed_after_an_upload_to_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / 'remote/train').mkdir(parents=True)
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/train').symlink_to(tmp_path / 'remote/train')
+    (tmp_path / 'out/train/shard').write_text('data')
+    OutputFolder(tmp_path / 'out', str(tmp_path / 'remote')).publish('train/shard', keep=False)
+    assert (tmp_path / 'remote/train/shard').read_text() == 'data'
