@@ -106,7 +106,7 @@ def claimed(
     A hidden file in it says which recipe writes there.
 
     Args:
-        folder: It is made if it is not there, and removed again if the block leaves nothing in it.
+        folder: It is made if it is not there, and then removed again if the block leaves nothing in it.
         recipe: Its name.
         names: What the recipe writes; unset, the folder is all its own.
         part: Which of several processes this is that share the folder.
@@ -117,7 +117,8 @@ def claimed(
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f'{folder}: a file, expected a folder to write into')
-    there = sorted(path.name for path in folder.iterdir() if path.name[0] != '.') if folder.is_dir() else []
+    made = not folder.exists()
+    there = [] if made else sorted(path.name for path in folder.iterdir() if path.name[0] != '.')
     in_the_way = there if names is None else sorted({*there} & {*names})
     record = folder / RECORD
     if in_the_way and not record.is_file():
@@ -136,7 +137,8 @@ def claimed(
         finally:
             if folder.is_dir() and not holds_more_than_record(folder):
                 record.unlink()
-                folder.rmdir()
+                if made:
+                    folder.rmdir()
 
 
 def holds_more_than_record(folder: Union[str, Path]) -> bool:

@@ -14,7 +14,7 @@ from llm2clip.config import ConfigError, ExtractConfig
 from llm2clip.config.files import check_values, load_config
 from llm2clip.config.ranges import FolderName
 from llm2clip.files import FileError, complete_file
-from llm2clip.folders import MANIFEST, OutputFolder, check_replaceable, complete_folder, inside, stays_inside
+from llm2clip.folders import MANIFEST, OutputFolder, check_replaceable, claimed, complete_folder, inside, stays_inside
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:
@@ -233,3 +233,11 @@ def test_nothing_is_removed_after_an_upload_to_where_it_lies(tmp_path: Path) -> 
     (tmp_path / 'out/train/shard').write_text('data')
     OutputFolder(tmp_path / 'out', str(tmp_path / 'remote')).publish('train/shard', keep=False)
     assert (tmp_path / 'remote/train/shard').read_text() == 'data'
+
+
+def test_only_a_folder_that_was_made_is_removed_after_an_error(tmp_path: Path) -> None:
+    (tmp_path / 'there').mkdir()
+    for name in ('there', 'new'):
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / name, 'evaluate'):
+            raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ['there'] and not os.listdir(tmp_path / 'there')

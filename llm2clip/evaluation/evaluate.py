@@ -6,6 +6,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,7 +15,7 @@ import xxhash
 from composer.devices import Device
 
 from llm2clip.config import ConfigError, EvaluateConfig
-from llm2clip.config.files import save_config
+from llm2clip.config.files import read_config, save_config
 from llm2clip.evaluation.classification import class_features, zeroshot_metrics
 from llm2clip.evaluation.comparison import Comparisons, Found
 from llm2clip.evaluation.composition import composition_metrics
@@ -36,10 +37,24 @@ from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.ranks import is_first
 from llm2clip.registry import build_classification_set, build_composition_set, build_retrieval_set
 
-__all__ = ['Evaluation']
+__all__ = ['Evaluation', 'check_results']
 
 Results = dict[str, Any]
 _KINDS = ('retrieval', 'zeroshot', 'linear_probe', 'composition')
+
+
+def check_results(config: EvaluateConfig) -> None:
+    """Raise a ConfigError if results in `out` would be replaced by those of other models, sets or text encoders."""
+    if not Path(config.out, 'results.json').is_file():
+        return
+    before = read_config(EvaluateConfig, config.out)
+    for kind in ('models', *_KINDS, 'cra'):
+        then, now = ({'': value} if is_dataclass(value) else value or {}
+                     for value in (getattr(before, kind), getattr(config, kind)))
+        for name, value in then.items():
+            if name not in now or {**vars(value), 'batch_tokens': 0} != {**vars(now[name]), 'batch_tokens': 0}:
+                raise ConfigError(f'out: {config.out} has results of another {f"{kind}.{name}".rstrip(".")}, expected '
+                                  'a folder without results, or with those of models and sets that are the same here')
 
 
 class Evaluation:

@@ -31,10 +31,11 @@ from llm2clip.config import (
     RetrievalConfig,
     TextEncoderConfig,
 )
+from llm2clip.config.files import load_config, save_config
 from llm2clip.data.convert.samples import Sample
 from llm2clip.evaluation.cra import evaluate_cra
 from llm2clip.evaluation.curve import curve_points
-from llm2clip.evaluation.evaluate import Evaluation
+from llm2clip.evaluation.evaluate import Evaluation, check_results
 from llm2clip.evaluation.features import ImageFeatures
 from llm2clip.evaluation.gallery import make_gallery, thumbnail
 from llm2clip.evaluation.models import HuggingFaceCLIP
@@ -547,3 +548,21 @@ def test_numbers_stay_with_their_configuration_until_there_are_new_ones(tmp_path
     evaluation.config.retrieval = {'first': RetrievalConfig(source={'name': 'mds', 'local': 'first'})}
     evaluation.run('m', model)  # type: ignore[arg-type]
     assert 'title: another' in (tmp_path / 'config.yaml').read_text()
+
+
+def test_results_of_other_models_and_sets_are_not_replaced(tmp_path: Path) -> None:
+    def config(*args: str) -> EvaluateConfig:
+        return load_config(EvaluateConfig, [f'out={tmp_path}', 'models.m.run=a', 'models.n.export=b',
+                                            'retrieval.r.source={name: mds, local: c}', *args])
+
+    check_results(config())
+    (tmp_path / 'results.json').touch()
+    save_config(config(), tmp_path)
+    check_results(config('models.o.run=d', 'zeroshot.z.source={name: mds}', 'title=t', 'models.m.batch_tokens=1'))
+    for change, name in (('models.m.run=other', 'models.m'), ('models.n=null', 'models.n'),
+                         ('retrieval.r.source.local=d', 'retrieval.r')):
+        with pytest.raises(ConfigError, match=f'out: {tmp_path} has results of another {name}, expected'):
+            check_results(config(change))
+    save_config(config('cra.captions=a'), tmp_path)
+    with pytest.raises(ConfigError, match='results of another cra, expected'):
+        check_results(config('cra.captions=b'))
