@@ -408,42 +408,49 @@ def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypa
 
 
 def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Path) -> None:
-    read: list[int] = []
+    first, embedded = [0, 1], []
 
-    def counting(i: int) -> bytes:
-        read.append(i)
-        return picture(i)
+    def image_features(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embedded.append(len(pixels))
+        return torch.eye(2), torch.eye(2)
+
+    def read_first(i: int) -> bytes:
+        return picture(first[i])
 
     def dying(i: int) -> bytes:
         raise KeyboardInterrupt
 
     def evaluation(second: Callable[[int], bytes]) -> Evaluation:
         begun = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
-        begun.retrieval = {'first': _set([['a'], ['b']], counting), 'second': _set([['c'], ['d']], second)}
+        begun.retrieval = {'first': _set([['a'], ['b']], read_first), 'second': _set([['c'], ['d']], second)}
         begun.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name})
                                   for name in begun.retrieval}
         return begun
 
+    def sets_embedded(begun: Evaluation, name: str = 'm') -> int:
+        before = len(embedded)
+        begun.run(name, model)  # type: ignore[arg-type]
+        return len(embedded) - before
+
     model = _Given(torch.eye(2), torch.eye(2))
+    model.image_features = image_features  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         evaluation(dying).run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1]
+    assert embedded == [2]
     resumed = evaluation(picture)
-    resumed.run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1] and list(resumed.results['retrieval']) == ['first', 'second']
-    # Weights that changed meanwhile have other features.
+    assert sets_embedded(resumed) == 1 and list(resumed.results['retrieval']) == ['first', 'second']
+    assert sets_embedded(resumed) == 0
+    # Images that changed meanwhile have other features, and so have other weights.
+    first.reverse()
+    assert sets_embedded(resumed) == 1
     model.model = torch.nn.Linear(1, 1)
-    resumed.run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1, 0, 1]
+    assert sets_embedded(resumed) == 2
     # So may another model of the same weights, which may see images otherwise.
-    resumed.run('other', model)  # type: ignore[arg-type]
-    assert read == [0, 1] * 3
+    assert sets_embedded(resumed, 'other') == 2
     model.precision = 'amp_bf16'
-    resumed.run('other', model)  # type: ignore[arg-type]
-    assert read == [0, 1] * 4
+    assert sets_embedded(resumed, 'other') == 2
     resumed.finish(DeviceCPU())
-    evaluation(picture).run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1] * 5
+    assert sets_embedded(evaluation(picture)) == 2
 
 
 def test_what_is_wrong_is_found_before_a_model_is_loaded(
