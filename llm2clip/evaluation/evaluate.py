@@ -22,7 +22,7 @@ from llm2clip.evaluation.composition import composition_metrics
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.curve import curve_points
 from llm2clip.evaluation.duplicates import near_copies_of_sets
-from llm2clip.evaluation.features import EvaluationSet, ImageFeatures
+from llm2clip.evaluation.features import EvaluationSet, ImageFeatures, finite
 from llm2clip.evaluation.gallery import make_gallery
 from llm2clip.evaluation.linear_probe import check_probe_labels, linear_probe, sgd_probe
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
@@ -115,15 +115,20 @@ class Evaluation:
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Add a model's numbers on every benchmark."""
         images = ImageFeatures(model, model_name, self.kept_features, self.config.batch_size, self.config.num_workers)
+
+        def text_features(dataset: EvaluationSet, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+            features, truncated = model.text_features(texts)
+            return finite(features, f'{model_name}: features of texts of {dataset.name}'), truncated
+
         for name, dataset in self.retrieval.items():
-            projected, (texts, truncated) = images(dataset)[0].whole(), model.text_features(dataset.texts)
+            projected, (texts, truncated) = images(dataset)[0].whole(), text_features(dataset, dataset.texts)
             if is_first():
                 result = evaluate_retrieval(dataset, projected, texts, self.config.retrieval[name].merge_equal_texts,
                                             model.device)
                 self._add_retrieval(name, model_name, model.precision, result, truncated)
         for name, zeroshot in self.zeroshot.items():
             dataset = zeroshot.dataset
-            prompts, truncated = model.text_features(zeroshot.prompts)
+            prompts, truncated = text_features(dataset, zeroshot.prompts)
             projected = images(dataset)[0].whole()
             if is_first():
                 values, outcomes = zeroshot_metrics(
@@ -144,7 +149,7 @@ class Evaluation:
                 self._add('linear_probe', name, test.name, model_name, {**values, 'precision': model.precision},
                           outcomes, _seed(test))
         for name, dataset in self.composition.items():
-            projected, (texts, truncated) = images(dataset)[0].whole(), model.text_features(dataset.texts)
+            projected, (texts, truncated) = images(dataset)[0].whole(), text_features(dataset, dataset.texts)
             if is_first():
                 values, outcomes = composition_metrics(dataset, projected, texts, self.config.bootstrap)
                 self._add('composition', name, dataset.name, model_name,

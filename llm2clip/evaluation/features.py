@@ -21,7 +21,7 @@ from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, Re
 from llm2clip.ranks import agreed, is_first, rows
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
-__all__ = ['EvaluationSet', 'ImageFeatures', 'KeptRows']
+__all__ = ['EvaluationSet', 'ImageFeatures', 'KeptRows', 'finite']
 
 EvaluationSet = Union[RetrievalSet, ClassificationSet, CompositionSet]
 
@@ -101,8 +101,8 @@ class ImageFeatures:
         """Whether a file is there, and its images are, byte by byte, those that are there now."""
         if path not in self._current and path.is_file():
             # Not in this process alone, which would wait for each image.
-            hashes = DataLoader(positions, self.batch_size, num_workers=self.num_workers,  # pyright: ignore[reportArgumentType]
-                                collate_fn=partial(_hashes, dataset.read_image))
+            hashes = DataLoader(positions, self.batch_size,  # pyright: ignore[reportArgumentType]
+                                num_workers=self.num_workers, collate_fn=partial(_hashes, dataset.read_image))
             if read_safetensors(path, _EXPECTED).about.get('images') == xxhash.xxh64_hexdigest(''.join(hashes)):
                 self._current.add(path)
         return path in self._current
@@ -119,7 +119,16 @@ class ImageFeatures:
             pooled.append(batch.pooled)
             hashes += batch.hashes
             progress.update()
-        return rows(features), rows(pooled), xxhash.xxh64_hexdigest(hashes)
+        return (finite(rows(features), f'{self.name}: features of images of {dataset.name}'),
+                finite(rows(pooled), f'{self.name}: pooled states of images of {dataset.name}'),
+                xxhash.xxh64_hexdigest(hashes))
+
+
+def finite(features: torch.Tensor, what: str) -> torch.Tensor:
+    """The features; raises a ValueError that names them if one is infinite or no number."""
+    if not features.isfinite().all():
+        raise ValueError(f'{what} are not finite, expected weights and a precision that give numbers')
+    return features
 
 
 def _hashes(read_image: Callable[[int], bytes], positions: Sequence[int]) -> str:

@@ -407,6 +407,17 @@ def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypa
     assert [len(block) for block in pooled] == [len(block) for block in pooled] == [5, 5, 3]
 
 
+@pytest.mark.parametrize('broken', ['images', 'texts'])
+def test_features_that_are_no_numbers_are_refused(broken: str, tmp_path: Path) -> None:
+    model = _Given(torch.eye(2), torch.eye(2))
+    setattr(model, broken, torch.eye(2) * torch.nan)
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
+    evaluation.retrieval = {'r': _set([['a'], ['b']])}
+    evaluation.config.retrieval = {'r': RetrievalConfig(source={'name': 'mds', 'local': 'r'})}
+    with pytest.raises(ValueError, match=f'ours: features of {broken} of set are not finite'):
+        evaluation.run('ours', model)  # type: ignore[arg-type]
+
+
 def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Path) -> None:
     first, embedded = [0, 1], []
 
