@@ -26,7 +26,7 @@ from llm2clip.bfloat16 import warn_of_slow_bfloat16
 from llm2clip.config import ConfigError, PlanConfig
 from llm2clip.config.files import load_config
 from llm2clip.config.help import recipe_help
-from llm2clip.files import FileError, write_json
+from llm2clip.files import FileError, printable, write_json
 from llm2clip.folders import holds_more_than_record
 from llm2clip.steps import SECONDS_FILE, claim, goes_on, next_command, recorded_seconds, step_folder
 
@@ -139,7 +139,7 @@ def _message(error: Exception) -> str:
         text = f'{error.filename}: {error.strerror}'
     elif 'Original Traceback' in (text := str(error)):
         text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
-    return '; '.join([text, *getattr(error, '__notes__', [])])
+    return printable('; '.join([text, *getattr(error, '__notes__', [])]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any, Optional, Union
 from safetensors import SafetensorError
 
 __all__ = [
-    'FileError', 'complete_file', 'json_text', 'parse_json', 'read_json', 'read_text', 'reading', 'write_json',
-    'write_text',
+    'FileError', 'complete_file', 'json_text', 'parse_json', 'printable', 'read_json', 'read_text', 'reading',
+    'write_json', 'write_text',
 ]
 
 _JSON_KINDS = {dict: 'an object', list: 'a list'}
@@ -77,6 +78,11 @@ def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[
 def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
     """The content of a JSON file; arguments and errors as for `parse_json`, or the file is missing."""
     return parse_json(read_text(path, 'JSON'), path, kind)
+
+
+def printable(text: str) -> str:
+    """A text for a terminal, without the characters that control it, which a file or a caption may hold."""
+    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '\N{REPLACEMENT CHARACTER}', text)
 
 
 def json_text(value: Any) -> str:
