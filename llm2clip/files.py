@@ -3,6 +3,7 @@
 
 """Files, read and written whole; whatever is wrong with one is said with its name."""
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 
 __all__ = [
     'FileError', 'complete_file', 'json_text', 'parse_json', 'printable', 'read_json', 'read_text', 'reading',
-    'write_json', 'write_text',
+    'write_json', 'write_text', 'writing',
 ]
 
 _JSON_KINDS = {dict: 'an object', list: 'a list'}
@@ -88,6 +89,21 @@ def printable(text: str) -> str:
 def json_text(value: Any) -> str:
     """JSON for people to read."""
     return json.dumps(value, indent=2) + '\n'
+
+
+@contextmanager
+def writing(path: Union[str, Path]) -> Iterator[None]:
+    """Say which file or folder the block writes where the disk is full, which the system does not.
+
+    Raises:
+        FileError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        raise FileError(f'{path}: cannot be written ({error.strerror})') from error
 
 
 @contextmanager

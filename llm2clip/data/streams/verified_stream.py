@@ -29,10 +29,11 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
+from llm2clip.config import ConfigError
 from llm2clip.data.schema import INDEX, ContentHash, file_damage, read_index_text, scan_index
 from llm2clip.data.streams.shard_table import ShardTable
-from llm2clip.files import FileError, parse_json
-from llm2clip.folders import is_missing
+from llm2clip.files import FileError, parse_json, writing
+from llm2clip.folders import is_missing, reaching
 
 __all__ = ['ShardError', 'VerifiedStream']
 
@@ -119,7 +120,8 @@ class VerifiedStream(Stream):
         names = {info.basename: info for pair in shard.file_pairs for info in pair if info}
         self._expected.update(names)
         try:
-            return super().prepare_shard(shard)
+            with writing(self._path(shard.file_pairs[0][0].basename)):  # which is decompressed
+                return super().prepare_shard(shard)
         finally:
             for name in names:
                 self._expected.pop(name, None)
@@ -191,6 +193,8 @@ class VerifiedStream(Stream):
 
         Raises:
             ShardError: There is no such file, it cannot be had, or its content is not that of the index.
+            ConfigError: There are no credentials for the remote.
+            FileError: The disk is full.
         """
         url, path = self.source(basename), self._path(to_basename or basename)
         if self.remote is None:
@@ -205,7 +209,11 @@ class VerifiedStream(Stream):
             partial.unlink(missing_ok=True)
             tried += 1
             try:
-                self._download_within(url, str(partial))
+                with reaching(url), writing(path):
+                    self._download_within(url, str(partial))
+            except (ConfigError, FileError):
+                partial.unlink(missing_ok=True)
+                raise
             except Exception as error:
                 self._connection = None
                 if is_missing(error):
