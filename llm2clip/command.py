@@ -45,7 +45,7 @@ from llm2clip.config import (
 from llm2clip.config.files import load_config
 from llm2clip.config.help import recipe_help
 from llm2clip.config.settings import has_checkpoint, settings_in_folder
-from llm2clip.files import FileError, write_json
+from llm2clip.files import FileError, printable, write_json
 from llm2clip.folders import holds_more_than_record
 from llm2clip.registry import KEYS, call_arguments, check_names, definition
 from llm2clip.steps import SECONDS_FILE, claim, goes_on, recorded_seconds, step_folder
@@ -202,7 +202,7 @@ def _message(error: Exception) -> str:
         text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
     if type(error).__module__.startswith('wandb.'):
         text += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
-    return '; '.join([text, *getattr(error, '__notes__', [])])
+    return printable('; '.join([text, *getattr(error, '__notes__', [])]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -215,6 +215,11 @@ def test_what_the_system_and_services_need_is_named(monkeypatch: pytest.MonkeyPa
     assert _error(_fail(ConfigError('run: no'))) == 'error: run: no'
 
 
+def test_an_error_does_not_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
+    assert _error(_fail(ConfigError('caption \x1b[2J\x9b1m\r of\n日本 é'))) == 'error: caption �[2J�1m� of\n日本 é'
+
+
 @pytest.mark.parametrize('error', [RuntimeError('shapes'), KeyError('x'), ValueError('raised by a library')])
 def test_faults_of_a_program_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)

@@ -86,8 +86,10 @@ def _cell(text: str) -> str:
 
 
 def picture(source: str, right: bool = False) -> str:
-    """An image by its data URI, framed in green if it is right."""
-    return f'<img class="{"right" if right else ""}" src="{source}" alt="">'
+    """An image by its data URI, framed in green if it is right; raises a ValueError for anything else."""
+    if not source.startswith('data:image/'):
+        raise ValueError(f'{source[:60]!r}: expected a picture as a data URI')
+    return f'<img class="{"right" if right else ""}" src="{html.escape(source)}" alt="">'
 
 
 def chip(text: str, right: bool) -> str:
