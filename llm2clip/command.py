@@ -103,8 +103,7 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         if _rank() == 0:
             to = 'a plan' if plan else step_folder(config) or getattr(config, 'out', 'this terminal')
             print(f'{Path(main.__code__.co_filename).stem}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
-        resumed = isinstance(config, TrainConfig) and config.autoresume and has_checkpoint(config.checkpoint_folder)
-        if resumed and not plan:
+        if isinstance(config, TrainConfig) and not plan and config.autoresume and has_checkpoint(config):
             settings_in_folder(config)
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)

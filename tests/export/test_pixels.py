@@ -97,7 +97,7 @@ def test_what_is_no_picture_is_refused(given: Any, got: str, folder: Path) -> No
 
 def test_a_saved_processor_is_found_by_its_model(folder: Path) -> None:
     written = json.loads((folder / 'preprocessor_config.json').read_text())
-    assert written == {'image_size': 32, 'image_mean': [0.5, 0.4, 0.3], 'image_std': [0.5, 0.6, 0.7]}
+    assert {'image_size': 32, 'image_mean': [0.5, 0.4, 0.3], 'image_std': [0.5, 0.6, 0.7]}.items() <= written.items()
     # In its place before: it takes no notice of orientation and transparency.
     assert type(AutoImageProcessor.from_pretrained(folder)).__name__ == 'LLM2CLIPImageProcessor'
 
@@ -176,7 +176,7 @@ def test_the_snippet_of_a_models_card(
     of_run = trained('clip_vision_model', [teacher_folder])
     export_folder(*of_run, tmp_path / 'model', remote_code=remote_code)
     monkeypatch.chdir(tmp_path / 'model')
-    assert _snippet().count('trust_remote_code=True') == 2 * remote_code
+    assert _snippet().count('trust_remote_code=True') == 3 * remote_code
     data = pictures(32)['a transparent picture']
     Path('picture.png').write_bytes(data)
     names: dict[str, Any] = {}
