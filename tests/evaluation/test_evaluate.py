@@ -498,7 +498,7 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
              'cra.encoders.e.gguf_file: there is no .*x.gguf'),
             ([cra, 'cra.clip_text.c=nowhere'], 'cra.clip_text.c: nowhere: '),
             (['linear_probe.pets.sgd={epochs: 0}'], 'linear_probe.pets.sgd.epochs .*: 0, expected at least 1'),
-            (['linear_probe.pets.sgd={momentum: 1}'], 'linear_probe.pets.sgd.momentum: 1.*, expected'),
+            (['linear_probe.pets.sgd={momentum: 1}'], 'linear_probe.pets.sgd.momentum .*: 1.*, expected'),
             (['ablations=[A9]'], "ablations.* 'A9', expected .*A3"),
             (['models.n.export=nowhere'], 'models.n.export: nowhere is no folder that export_hf wrote'),
             (['models.n.run=nowhere'], 'models.n.run: nowhere is not the folder of a run'),
