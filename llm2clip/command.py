@@ -7,10 +7,17 @@ The configuration is read before anything else: a recipe imports PyTorch, Compos
 seconds, inside its `main`, so that a mistyped key is answered at once.
 """
 
+# ruff: noqa: E402
+import signal
+
+_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported below at Ctrl-C
+
+import ast
 import atexit
 import multiprocessing
 import os
-import signal
+import resource
+import shlex
 import sys
 import time
 import traceback
@@ -23,21 +30,41 @@ import wrapt
 from tqdm import tqdm
 
 from llm2clip.bfloat16 import warn_of_slow_bfloat16
-from llm2clip.config import ConfigError, PlanConfig, TrainConfig
+from llm2clip.config import (
+    ConfigError,
+    DuplicatesConfig,
+    ExportConfig,
+    ExportTeacherConfig,
+    ExportVisionConfig,
+    ImportConfig,
+    PlanConfig,
+    PrepareConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from llm2clip.config.files import load_config
 from llm2clip.config.help import recipe_help
 from llm2clip.config.settings import has_checkpoint, settings_in_folder
-from llm2clip.files import FileError, write_json
+from llm2clip.files import FileError, printable, write_json
 from llm2clip.folders import holds_more_than_record
+from llm2clip.registry import KEYS, call_arguments, check_names, definition
 from llm2clip.steps import SECONDS_FILE, claim, goes_on, recorded_seconds, step_folder
 
 __all__ = ['run_command']
 
 T = TypeVar('T')
 
+signal.signal(signal.SIGINT, _interrupt)
+
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
+_ONE_PROCESS = (DuplicatesConfig, ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig,
+                ReportConfig)
+_OPEN_FILES = 256
+"""That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever.  More
+are allowed where the system does, since Streaming keeps two open per epoch and checkpoint of a run that was resumed.
+"""
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
@@ -52,24 +79,52 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         main: The recipe; the docstring of its module says what it does and, after a colon, how it is called.
         args: YAML files and overrides; unset, those of the command line.
     """
+    sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # a file's name may hold bytes that are no text
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):
-            _print_help(recipe_help(schema, main.__globals__['__doc__']))
+            _print_help(_part_help(args) or f"{recipe_help(schema, main.__globals__['__doc__'])}\n{_names(schema)}")
             return
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        if 0 < most < _OPEN_FILES:  # -1 is any number
+            raise ConfigError(f'a process may open {most} files, expected {_OPEN_FILES} at least: ulimit -n 1024')
+        for arg in args:
+            if '=' in arg and arg != arg.encode(errors='replace').decode():
+                raise ConfigError(f'{arg!r}: expected text in UTF-8')
         config = load_config(schema, args)
+        if schema in _ONE_PROCESS and 'RANK' in os.environ and (ranks := _rank('WORLD_SIZE')) > 1:
+            raise ConfigError(f'composer started {ranks} ranks, expected one process: start this recipe with python')
+        check_names(config)
         plan = isinstance(config, PlanConfig) and config.plan
-        resumed = isinstance(config, TrainConfig) and config.autoresume and has_checkpoint(config.checkpoint_folder)
         if plan and _rank() > 0:
             return  # the first rank plans for all
-        if resumed and not plan:
+        if _rank() == 0:
+            to = 'a plan' if plan else step_folder(config) or getattr(config, 'out', 'this terminal')
+            print(f'{Path(main.__code__.co_filename).stem}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
+        if isinstance(config, TrainConfig) and not plan and config.autoresume and has_checkpoint(config):
             settings_in_folder(config)
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)
         alone = claim(config) if _rank() == 0 and not plan else nullcontext()
         with alone, _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
             main(config)
+
+
+def _names(schema: Any) -> str:
+    """Those of the parts that a recipe's keys choose among, and how help on one is called."""
+    return '\n'.join(f'\nNames for {key} (--help {key}.NAME describes one), or module:class:\n  {", ".join(names)}'
+                     for key, names in KEYS.items() if key in schema.__dataclass_fields__)
+
+
+def _part_help(args: Sequence[str]) -> Optional[str]:
+    """The arguments of the part that ``source.webdataset`` or ``source.name=webdataset`` names, and its docstring."""
+    for key, _, name in (arg.replace('.name=', '.').partition('.') for arg in args):
+        if key in KEYS and name and (part := definition(KEYS[key], name, key)) is not None:
+            lines = (call_arguments(part) or {}).values()
+            return '\n'.join([f'{key}.{name}', *(f'  {line}' for line in lines), '', ast.get_docstring(part) or ''])
+    return None
 
 
 def _print_help(text: str) -> None:
@@ -115,6 +170,8 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
 def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:  # before there are handlers
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if os.environ.get(_TRACEBACK) or not _is_expected(error):
             raise
@@ -129,8 +186,8 @@ def _errors_in_one_line() -> Iterator[None]:
 
 def _is_expected(error: Exception) -> bool:
     """Whether an error tells the user something, in contrast to a fault in a program: one that this project raised, or
-    the system, such as that a disk is full."""
-    if isinstance(error, OSError) or type(error).__module__.startswith('llm2clip.'):
+    the system, such as that a disk is full, or W&B."""
+    if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
@@ -142,7 +199,9 @@ def _message(error: Exception) -> str:
         text = f'{error.filename}: {error.strerror}'
     elif 'Original Traceback' in (text := str(error)):
         text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
-    return '; '.join([text, *getattr(error, '__notes__', [])])
+    if type(error).__module__.startswith('wandb.'):
+        text += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
+    return printable('; '.join([text, *getattr(error, '__notes__', [])]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

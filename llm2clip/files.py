@@ -3,8 +3,10 @@
 
 """Files, read and written whole; whatever is wrong with one is said with its name."""
 
+import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Any, Optional, Union
 from safetensors import SafetensorError
 
 __all__ = [
-    'FileError', 'complete_file', 'json_text', 'parse_json', 'read_json', 'read_text', 'reading', 'write_json',
-    'write_text',
+    'FileError', 'complete_file', 'json_text', 'parse_json', 'printable', 'read_json', 'read_text', 'reading',
+    'write_json', 'write_text', 'writing',
 ]
 
 _JSON_KINDS = {dict: 'an object', list: 'a list'}
@@ -79,9 +81,29 @@ def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
     return parse_json(read_text(path, 'JSON'), path, kind)
 
 
+def printable(text: str) -> str:
+    """A text for a terminal, without the characters that control it, which a file or a caption may hold."""
+    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '\N{REPLACEMENT CHARACTER}', text)
+
+
 def json_text(value: Any) -> str:
     """JSON for people to read."""
     return json.dumps(value, indent=2) + '\n'
+
+
+@contextmanager
+def writing(path: Union[str, Path]) -> Iterator[None]:
+    """Say which file or folder the block writes where the disk is full, which the system does not.
+
+    Raises:
+        FileError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        raise FileError(f'{path}: cannot be written ({error.strerror})') from error
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from typing import Optional, TextIO, Union
 from urllib.parse import urlparse
 
 from llm2clip.config import ConfigError
-from llm2clip.files import FileError, complete_file
+from llm2clip.files import FileError, complete_file, writing
 
 __all__ = [
     'MANIFEST', 'RECORD', 'OutputFolder', 'check_replaceable', 'claimed', 'complete_folder', 'describe_folder',
-    'download', 'holds_more_than_record', 'inside', 'is_missing', 'locked', 'stays_inside',
+    'download', 'holds_more_than_record', 'inside', 'is_missing', 'locked', 'reaching', 'stays_inside',
 ]
 
 MANIFEST = 'MANIFEST'
@@ -29,6 +29,11 @@ RECORD = '.llm2clip'
 """In a folder that a recipe writes bit by bit: the recipe's name."""
 _ATTEMPTS = 5
 _SHOWN = 5
+# Scheme of a remote -> where its library looks for credentials, among other places.
+_CREDENTIALS = {
+    's3': 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials',
+    'gs': 'GCS_KEY and GCS_SECRET in the environment, or GOOGLE_APPLICATION_CREDENTIALS',
+}
 # What recipes add to a folder that they wrote, and what is left of such a file by a kill while it was written.
 _OWN_FILES = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
 
@@ -106,7 +111,7 @@ def claimed(
     A hidden file in it says which recipe writes there.
 
     Args:
-        folder: It is made if it is not there, and removed again if the block leaves nothing in it.
+        folder: It is made if it is not there, and then removed again if the block leaves nothing in it.
         recipe: Its name.
         names: What the recipe writes; unset, the folder is all its own.
         part: Which of several processes this is that share the folder.
@@ -117,7 +122,8 @@ def claimed(
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f'{folder}: a file, expected a folder to write into')
-    there = sorted(path.name for path in folder.iterdir() if path.name[0] != '.') if folder.is_dir() else []
+    made = not folder.exists()
+    there = [] if made else sorted(path.name for path in folder.iterdir() if path.name[0] != '.')
     in_the_way = there if names is None else sorted({*there} & {*names})
     record = folder / RECORD
     if in_the_way and not record.is_file():
@@ -136,7 +142,8 @@ def claimed(
         finally:
             if folder.is_dir() and not holds_more_than_record(folder):
                 record.unlink()
-                folder.rmdir()
+                if made:
+                    folder.rmdir()
 
 
 def holds_more_than_record(folder: Union[str, Path]) -> bool:
@@ -226,11 +233,12 @@ def complete_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Ite
     shutil.rmtree(work, ignore_errors=True)
     new.mkdir(parents=True)
     try:
-        yield new
-        if kind is not None:
-            _write_manifest(new, kind)
-            check_replaceable(folder, kind)
-        _follow_umask(new)
+        with writing(folder):
+            yield new
+            if kind is not None:
+                _write_manifest(new, kind)
+                check_replaceable(folder, kind)
+            _follow_umask(new)
     except BaseException:
         shutil.rmtree(work)
         raise
@@ -294,7 +302,8 @@ class OutputFolder:
         partial, path = staging / name, self.local / name
         partial.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
+        with writing(path):
+            partial.write_text(text)
         if self.remote is not None:
             _upload(staging, self.remote, [name], keep=True)
         partial.replace(path)
@@ -304,16 +313,17 @@ class OutputFolder:
 def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None:
     if urlparse(remote).scheme:
         from streaming.base.storage import CloudUploader
-        uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
-        for name in names:
-            uploader.upload_file(name)
+        with reaching(remote):
+            uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
+            for name in names:
+                uploader.upload_file(name)
         return
     for name in names:  # Streaming's uploader makes no folders, and a reader could see half a file
         target = Path(remote, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with complete_file(target) as partial:
             shutil.copyfile(folder / name, partial)
-        if not keep:
+        if not keep and not target.samefile(folder / name):  # as where a link inside leads there
             (folder / name).unlink()
 
 
@@ -325,6 +335,9 @@ def download(remote: str, path: Union[str, Path]) -> bool:
     Args:
         remote: The file, in any place that Streaming's downloaders know.
         path: Where it goes.
+
+    Raises:
+        ConfigError: There are no credentials for the remote.
     """
     from streaming.base.storage import CloudDownloader
     path = Path(path)
@@ -332,18 +345,38 @@ def download(remote: str, path: Union[str, Path]) -> bool:
     work = path.with_name(f'.{path.name}.{os.getpid()}.part')
     for left in reversed(range(_ATTEMPTS)):
         try:
-            CloudDownloader.direct_download(remote, str(work / path.name))
+            with reaching(remote), writing(path):
+                CloudDownloader.direct_download(remote, str(work / path.name))
             (work / path.name).replace(path)
             return True
         except Exception as error:
             if is_missing(error):
                 return False
-            if not left or isinstance(error, (ValueError, ImportError)):  # no such kind of place
+            if not left or isinstance(error, (ValueError, ImportError)):  # such as no such kind of place
                 raise
             time.sleep(2 ** (_ATTEMPTS - left - 1))
         finally:
             shutil.rmtree(work, ignore_errors=True)
     raise AssertionError
+
+
+@contextmanager
+def reaching(remote: str) -> Iterator[None]:
+    """Say for which remote a block has no credentials, which the libraries of the clouds do not.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Where Google's are missing, Streaming raises a ValueError.
+        said = str(error) if type(error) is ValueError else type(error).__name__
+        if not re.search('Credentials|Authentication', said):
+            raise
+        expected = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
+        raise ConfigError(f'{remote}: no access ({" ".join(str(error).split())}), expected credentials: '
+                          f'{expected}') from error
 
 
 def is_missing(error: Exception) -> bool:

@@ -4,14 +4,22 @@
 """Names in the YAML files -> parts, imported only when they are asked for.
 
 A part is a small module of its own and a line here.  Its arguments in a YAML file are those of its class or function.
+Where a name stands, ``module:class`` names a part that is not here, in a module on the Python path or in the current
+folder.
 """
 
+import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
+import os
+import re
+import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import check_values
@@ -21,9 +29,10 @@ if TYPE_CHECKING:
     from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, RetrievalSet
 
 __all__ = [
-    'ALGORITHMS', 'CALLBACKS', 'CLASSIFICATION_SETS', 'COMPOSITION_SETS', 'LOGGERS', 'OPTIMIZERS', 'RETRIEVAL_SETS',
-    'Registry', 'SCHEDULERS', 'SOURCES', 'build', 'build_all', 'build_classification_set', 'build_composition_set',
-    'build_retrieval_set', 'build_source', 'check', 'check_arguments', 'find', 'named',
+    'ALGORITHMS', 'CALLBACKS', 'CLASSIFICATION_SETS', 'COMPOSITION_SETS', 'KEYS', 'LOGGERS', 'OPTIMIZERS',
+    'RETRIEVAL_SETS', 'Registry', 'SCHEDULERS', 'SOURCES', 'build', 'build_all', 'build_classification_set',
+    'build_composition_set', 'build_retrieval_set', 'build_source', 'call_arguments', 'check', 'check_arguments',
+    'check_names', 'definition', 'find', 'named',
 ]
 
 Registry = Mapping[str, str]
@@ -117,6 +126,12 @@ LOGGERS: Registry = {
     'wandb': 'composer.loggers:WandBLogger',
 }
 
+KEYS: Mapping[str, Registry] = {
+    'source': SOURCES, 'optimizer': OPTIMIZERS, 'scheduler': SCHEDULERS, 'algorithms': ALGORITHMS,
+    'callbacks': CALLBACKS, 'loggers': LOGGERS, 'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS,
+    'linear_probe': CLASSIFICATION_SETS, 'composition': COMPOSITION_SETS,
+}
+"""Key of the configuration -> the names that are chosen there."""
 
 # Of other libraries' parts whose signatures say less than their code asks for.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
@@ -130,7 +145,72 @@ def find(reference: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
+def definition(registry: Registry, name: Any, key: str) -> Union[ast.ClassDef, ast.FunctionDef, None]:
+    """The source of a part, which is not imported; None if it is not where its module's name says.
+
+    Raises:
+        ConfigError: There is no such name; `key` says where it stands in the configuration.
+    """
+    module, name = _reference(registry, name, key).split(':')
+    package, *inside = module.split('.')
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ConfigError(f'{key}: there is no module {package!r} on the Python path or in the current folder')
+    path = Path(spec.origin or '').parent.joinpath(*inside) if inside else Path(spec.origin or '')
+    path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
+    for node in ast.parse(path.read_bytes(), str(path)).body if path.is_file() else ():
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and not node.level and any(
+                alias.name == name and alias.asname in (None, name) for alias in node.names):
+            return definition({name: f'{node.module}:{name}'}, name, key)
+    return None
+
+
+def call_arguments(part: Union[ast.ClassDef, ast.FunctionDef]) -> Optional[dict[str, str]]:
+    """Each argument of a part -> how its source declares it; None if it may take others, as by inheritance."""
+    inside = part.body if isinstance(part, ast.ClassDef) else [part]
+    call = next((one.args for one in inside
+                 if isinstance(one, ast.FunctionDef) and one.name in ('__init__', part.name)), None)
+    if call is None or call.kwarg is not None:
+        return None
+    taken = [*call.posonlyargs, *call.args, *call.kwonlyargs]
+    defaults = [*[None] * len(taken), *call.defaults, *call.kw_defaults][-len(taken):]
+    return {one.arg: ast.unparse(one) + (f' = {ast.unparse(default)}' if default is not None else '')
+            for one, default in zip(taken, defaults) if one.arg != 'self'}
+
+
+def check_names(config: Any) -> None:
+    """Raise a ConfigError at a name that there is not, or an argument that its part does not take; imports no part."""
+    parts = [(key, *named(getattr(config, key), key), key) for key in ('source', 'optimizer', 'scheduler')
+             if hasattr(config, key)]
+    parts += [(key, name, arguments or {}, f'{key}.{name}') for key in ('algorithms', 'callbacks', 'loggers')
+              for name, arguments in getattr(config, key, {}).items()]
+    for registry, name, arguments, key in parts:
+        part = definition(KEYS[registry], name, key)
+        taken = part and call_arguments(part)
+        if taken is not None:
+            for argument in arguments:
+                _check_argument(argument, taken, name, key)
+
+
+def _reference(registry: Registry, name: Any, key: str) -> str:
+    """``module:class`` of a name, or the name itself if it is one."""
+    if str(name) in registry:
+        return registry[name]
+    if re.fullmatch(r'\w[\w.]*:\w+', str(name)) is None:
+        raise ConfigError(f'{key}: there is no {name!r}; {nearest(str(name), registry)}')
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a script that is launched has only its own folder there
+    return name
+
+
+def _check_argument(argument: str, names: Collection[str], part: str, key: str) -> None:
+    if argument not in names:
+        raise ConfigError(f'{key}.{argument}: {part} takes no such argument; {nearest(argument, names)}')
+
+
+def nearest(name: str, names: Collection[str]) -> str:
     """A hint at what may have been meant, for the end of a message."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f'did you mean {near[0]!r}?' if near else f'valid are {", ".join(sorted(names))}'
@@ -143,9 +223,8 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     hints = {**_type_hints(part), **_RANGES.get(name, {})}
     for argument, value in arguments.items():
-        if argument not in parameters and not any_name:
-            raise ConfigError(f'{key}.{argument}: {name} takes no such argument; '
-                              f'{nearest(argument, list(parameters))}')
+        if not any_name:
+            _check_argument(argument, parameters, name, key)
         if argument in hints:
             # YAML has no tuples.
             tuples = 'tuple' in str(hints[argument]) and isinstance(value, list)
@@ -171,25 +250,31 @@ def _check_time(hint: Any, value: Any, key: str) -> None:
                 raise ConfigError(f'{key}: {value!r}, expected a time, such as 1ep, 20ba or 0.1dur') from None
 
 
-def check(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str) -> None:
-    """Raise a ConfigError unless `registry` has `name` and its arguments are ones that it takes.
+def check(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Callable[..., Any]:
+    """The part that is called `name` in `registry`, or ``module:class`` itself, which takes these arguments.
 
     Args:
         registry: Where the name is looked up.
         name: The chosen name.
         arguments: Keyword arguments from the configuration.
         key: Where the choice stands in the configuration.
+
+    Raises:
+        ConfigError: There is no such part, or it takes other arguments.
     """
-    if not isinstance(name, str) or name not in registry:
-        raise ConfigError(f'{key}: there is no {name!r}; {nearest(str(name), list(registry))}')
-    check_arguments(find(registry[name]), name, arguments, key)
+    try:
+        part = find(_reference(registry, name, key))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f'{key}: {error}') from error
+    check_arguments(part, name, arguments, key)
+    return part
 
 
 def build(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Any:
     """Check and construct; the arguments are as for `check`."""
-    check(registry, name, arguments, key)
+    part = check(registry, name, arguments, key)
     try:
-        return find(registry[name])(**arguments)
+        return part(**arguments)
     except (TypeError, ValueError, ImportError) as error:
         if type(error).__module__.startswith('llm2clip.'):
             raise

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from llm2clip.files import FileError, complete_file, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
-__all__ = ['Tensors', 'hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'write_safetensors']
+__all__ = ['Tensors', 'hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'tensors_hash',
+           'write_safetensors']
 
 
 _HASH = 'xxh64'
@@ -45,7 +46,7 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
     """
     with reading(path, expected), safe_open(path, framework='pt') as file:
         found = Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
-    if _HASH in found.about and found.about[_HASH] != _digest(found.tensors):
+    if _HASH in found.about and found.about[_HASH] != tensors_hash(found.tensors):
         raise FileError(f'{path}: is damaged (its values have another hash), expected {expected}')
     check_finite(found.tensors, path)
     return found
@@ -85,10 +86,11 @@ def write_safetensors(
     """
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with complete_file(path) as partial:
-        save_file(tensors, partial, {**(about or {}), _HASH: _digest(tensors)})
+        save_file(tensors, partial, {**(about or {}), _HASH: tensors_hash(tensors)})
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """`hash_tensors` alone, in hexadecimal digits."""
     hash_tensors(tensors, digest := xxhash.xxh64())
     return digest.hexdigest()
 

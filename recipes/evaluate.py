@@ -10,11 +10,12 @@ from llm2clip.config import EvaluateConfig
 
 def main(config: EvaluateConfig) -> None:
     from llm2clip.device import open_device
-    from llm2clip.evaluation.evaluate import Evaluation
+    from llm2clip.evaluation.evaluate import Evaluation, check_results
     from llm2clip.evaluation.models import load_evaluated_model
     from llm2clip.ranks import is_first, meet
 
     meet()
+    check_results(config)
     evaluation, device = Evaluation(config), open_device(config.device)
     for name, model in config.models.items():
         evaluation.run(name, load_evaluated_model(model, config.cache, device, f'models.{name}'))

@@ -14,6 +14,7 @@ from llm2clip.config import ConfigError, SearchConfig
 def main(config: SearchConfig) -> None:
     from llm2clip.device import open_device
     from llm2clip.evaluation.gallery import write_search_page
+    from llm2clip.files import printable
     from llm2clip.ranks import is_first, meet
     from llm2clip.search import IndexFormat, is_image, load_model, read_index, read_queries, search, update_index
 
@@ -30,12 +31,12 @@ def main(config: SearchConfig) -> None:
     if not is_first():
         return
     if said is not None:
-        print(said, file=sys.stderr)
+        print(printable(said), file=sys.stderr)
     elif index.missing:
         print(f'{index.file}: {index.missing:,} images are missing; give `images` to go on with them', file=sys.stderr)
     answers = list(zip(queries, search(index, model, queries, config.top)))
     for query, hits in answers:
-        print('\n'.join([query, *(f'  {score:.3f}  {path}' for path, score in hits)]))
+        print(printable('\n'.join([query, *(f'  {score:.3f}  {path}' for path, score in hits)])))
     if config.html is not None:
         seen = f'The best of {len(index.entries):,} images in {index.images}, by {config.model}.'
         write_search_page(config.html, seen, answers)

@@ -57,8 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
         launched.have_own_memory()
         os.environ['TMPDIR'] = tempfile.tempdir = tempfile.mkdtemp()
     # As many open files as a process may have on most systems, so that tests need no more on others.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
     # As Ctrl-C does, so that everything is torn down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

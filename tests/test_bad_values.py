@@ -180,7 +180,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('extract_embeddings', 'evaluate.models.m', 'search'), 'trust_remote_code', ['perhaps']),
     (('evaluate',), 'bootstrap', ['-1', '1.5']),
     (('evaluate',), 'gallery', ['-1']),
-    (('evaluate.cra',), 'caption_keys', ['[a]', '[a, b, c]', "['', b]", 'a']),
+    (('evaluate.cra',), 'caption_keys', ['[a]', '[a, a]', '[a, b, c]', "['', b]", 'a']),
     (('evaluate.cra',), 'limit', ['0', '-1']),
     (('export_hf', 'export_vision'), 'push_to_hub', ['model', 'a/b/c', 'a b/c', "''"]),
     (('export_hf', 'export_vision', 'export_sentence_transformers', 'import_official', 'report'), 'out', ["''"]),

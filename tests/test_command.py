@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
+from wandb.errors import UsageError
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, EvaluateConfig, ExportVisionConfig, PrepareConfig
@@ -61,6 +63,86 @@ def test_help_a_mistyped_key_and_a_bad_value_are_answered_before_anything_heavy_
     for unknown, bad in errors.values():
         assert unknown.startswith('error: outt (command line): unknown key')
         assert re.match(r"error: \w+ \(command line\): .*(''|None), expected|error: \w+ .*None", bad), bad
+
+
+def test_parts_are_described_and_checked_before_anything_heavy_is_imported() -> None:
+    process = _python(f'''
+        import contextlib, io, json, runpy, sys
+        said = []
+        for recipe, *args in (
+                ['prepare_data', '--help'], ['prepare_data', '--help', 'source.name=webdataset'],
+                ['train_stage2', '--help', 'callbacks.save_best'], ['prepare_data', '--help', 'source.webdatset'],
+                ['train_stage2', *{REQUIRED['train_stage2']}, 'optimizer.lrr=1'],
+                ['train_stage1', *{REQUIRED['train_stage1']}, 'algorithms.gradient_clipping={{clipping_typ: norm}}'],
+                ['train_stage2', *{REQUIRED['train_stage2']}, 'callbacks.save_bst={{}}']):
+            sys.argv = [recipe, *args]
+            with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), 'utf-8')) as out:
+                try:
+                    runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
+                except SystemExit as end:
+                    print(end.code, flush=True)
+            said.append(out.buffer.getvalue().decode())
+        print(json.dumps([said, [name for name in ('torch', 'composer', 'numpy') if name in sys.modules]]))
+        ''')
+    output, log = process.communicate()
+    (names, webdataset, save_best, *errors), heavy = json.loads(output or log)
+    assert heavy == [] and log == ''
+    assert 'caption_csv, coco' in names and '--help source.NAME' in names
+    assert "  id_field: Text = '__key__'\n" in webdataset and 'id_field: Field of the JSON' in webdataset
+    assert "  metric: str = 'retrieval_recall@10'\n" in save_best and 'self' not in save_best
+    for error, parts in zip(errors, [
+            ('source: ', "'webdataset'"), ('optimizer.lrr: ', "'lr'"), ('algorithms.gradient_clipping.clipping_typ: ',
+            "'clipping_type'"), ('callbacks.save_bst: ', "'save_best'")], strict=True):
+        assert all(part in error for part in parts), error
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_recipe_says_first_what_it_does_and_where_to(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('RANK', str(rank))
+    said: list[str] = []
+    run_command(EvaluateConfig, lambda config: said.append(capsys.readouterr().err),
+                [*REQUIRED['evaluate'], f'out={tmp_path}/out', 'batch_size=7'])
+    assert said == ([''] if rank else [f'test_command: {" ".join(REQUIRED["evaluate"])} out={tmp_path}/out '
+                                       f'batch_size=7 -> {tmp_path}/out\n'])
+
+
+def test_a_recipe_needs_no_terminal() -> None:
+    for closed in (1, 2):
+        code = f"""
+            import os
+            os.close({closed})
+            os.execv(sys.executable, [sys.executable, 'recipes/export_vision.py', 'run=nowhere', 'out=o'])
+            """
+        process = _python(f'import sys\n{textwrap.dedent(code)}')
+        assert process.stdout is not None and process.stderr is not None
+        log, code = process.communicate()[1], process.wait()
+        assert code == 1 and 'Traceback' not in log and ('error: nowhere is not' in log) is (closed == 1), log
+
+
+def test_ctrl_c_while_a_recipe_imports_and_reads_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    process = _python("""
+        import os, signal, sys
+        class Interrupt:
+            def find_spec(self, name, *args):
+                if name == 'omegaconf':
+                    os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.meta_path.insert(0, Interrupt())
+        import llm2clip.command
+        """)
+    assert process.communicate() == ('', '') and process.returncode == -signal.SIGINT
+    assert before is signal.getsignal(signal.SIGINT) is not signal.SIG_DFL  # as before this module imported it
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('llm2clip.command.load_config', interrupted)
+    with pytest.raises(SystemExit) as end:
+        run_command(ExportVisionConfig, _fail(ConfigError('')), ['run=r', 'out=o'])
+    assert end.value.code == 130
 
 
 def test_help_may_be_read_in_part() -> None:
@@ -120,6 +202,24 @@ def test_errors_of_the_user_become_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         run_command(ExportVisionConfig, _fail(ConfigError('run: no')), ['run=r', 'out=o'])
 
 
+def test_what_the_system_and_services_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
+    no_key = _error(_fail(UsageError('api_key not configured (no-tty)')))
+    assert 'api_key not configured' in no_key and 'WANDB_API_KEY' in no_key and 'WANDB_MODE=offline' in no_key
+    with pytest.raises(SystemExit, match=r"error: 'run=\\udcff': .*UTF-8"):
+        run_command(ExportVisionConfig, _fail(RuntimeError()), ['run=\udcff', 'out=o'])
+    monkeypatch.setattr(resource, 'setrlimit', lambda *_: None)
+    monkeypatch.setattr(resource, 'getrlimit', lambda which: (64, 64))
+    assert re.search(r'error: .*64.*ulimit -n', _error(_fail(RuntimeError())))
+    monkeypatch.setattr(resource, 'getrlimit', lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert _error(_fail(ConfigError('run: no'))) == 'error: run: no'
+
+
+def test_an_error_does_not_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
+    assert _error(_fail(ConfigError('caption \x1b[2J\x9b1m\r of\n日本 é'))) == 'error: caption �[2J�1m� of\n日本 é'
+
+
 @pytest.mark.parametrize('error', [RuntimeError('shapes'), KeyError('x'), ValueError('raised by a library')])
 def test_faults_of_a_program_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
@@ -137,6 +237,18 @@ def test_another_rank_leaves_the_error_to_rank_0_for_a_while(monkeypatch: pytest
         assert _error(_fail(ConfigError('run: no'))) == 'error: run: no' and waited == [5.0]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize('schema', [PrepareConfig, ExportVisionConfig])
+def test_a_recipe_of_one_process_refuses_several_ranks(schema: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    args = ['out=o', *(['source.name=x'] if schema is PrepareConfig else ['run=r'])]
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    for rank in '01':
+        monkeypatch.setenv('RANK', rank)
+        with pytest.raises(SystemExit, match='composer started 2 ranks, expected one process'):
+            run_command(schema, done.append, args)
+    assert not done
 
 
 STOPPED = '''
@@ -157,7 +269,7 @@ STOPPED = '''
             worker.join()  # as libraries wait for their workers
             raise RuntimeError('and miss them')
 
-    run_command(PrepareConfig, main, ['out={folder}', 'source.name=x'])
+    run_command(PrepareConfig, main, ['out={folder}', 'source.name=emoji'])
     '''
 
 

@@ -15,7 +15,7 @@ from composer.utils import dist
 
 from llm2clip.config import ConfigError, EvaluateConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config, read_config, save_config
-from llm2clip.registry import LOGGERS, build
+from llm2clip.registry import LOGGERS, build, build_source, check_names
 from llm2clip.training.trainer import check_train_config
 
 REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
@@ -192,6 +192,22 @@ def test_numbers_of_ranks_go_together(
 def test_a_part_that_needs_another_package_says_so() -> None:
     with pytest.raises(ConfigError, match=r'loggers\.mlflow: .*pip install'):
         build(LOGGERS, 'mlflow', {}, 'loggers.mlflow')
+
+
+def test_a_part_of_the_users_own_is_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    check_names(load_config(Stage2Config, REQUIRED))
+    assert str(tmp_path) not in sys.path  # unless it is asked for
+    Path('own_part.py').write_text('def source(folder: str, seed: int = 0):\n    return folder, seed\n')
+    assert build_source({'name': 'own_part:source', 'folder': 'x', 'seed': 3}) == ('x', 3)
+    for source, message in (
+            ({'name': 'own_part:source', 'sed': 3}, r"source\.sed: .* did you mean 'seed'\?"),
+            ({'name': 'own_part:source', 'seed': 'x'}, r"source\.seed: 'x', expected"),
+            ({'name': 'own_part:sauce'}, 'source: .*own_part.* has no attribute'),
+            ({'name': 'no_such_part:source'}, 'source: .*no_such_part')):
+        with pytest.raises(ConfigError, match=message):
+            build_source(source)
 
 
 def test_microbatch_of_the_whole_device_batch_is_accepted() -> None:

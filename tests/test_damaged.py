@@ -371,7 +371,8 @@ def test_weights_of_a_sentence_transformers_folder(damage: Damage, teacher_folde
     export_sentence_transformers(teacher_folder, tmp_path / 'st')
     file, = (tmp_path / 'st').rglob('model.safetensors')
     damage(file)
-    refused(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(tmp_path / 'st')), CPU),
+    refused(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(tmp_path / 'st'),
+                                                        trust_remote_code=True), CPU),
             str(tmp_path / 'st'), 'not finite')
 
 

@@ -3,18 +3,33 @@
 
 """What replaces a folder: only what is of the same kind, and nothing is lost on the way."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
 from typing import Optional
 
 import pytest
+from streaming import MDSWriter
+from streaming.base.storage import CloudDownloader
 
-from llm2clip.config import ConfigError
-from llm2clip.config.files import check_values
+from llm2clip.config import ConfigError, ExtractConfig
+from llm2clip.config.files import check_values, load_config
 from llm2clip.config.ranges import FolderName
+from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import FileError, complete_file
-from llm2clip.folders import MANIFEST, check_replaceable, complete_folder, inside, stays_inside
+from llm2clip.folders import (
+    MANIFEST,
+    OutputFolder,
+    check_replaceable,
+    claimed,
+    complete_folder,
+    download,
+    inside,
+    stays_inside,
+)
+from llm2clip.teacher.sidecar_files import write_shard
+from llm2clip.training.checkpoints import find_checkpoint, read_latest
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:
@@ -211,3 +226,63 @@ def test_names_that_no_folder_can_have(name: object) -> None:
         check_values(FolderName, name, 'split')
     for good in ('a', 'a.b', 'a b', 'é', 'a' * 200):
         check_values(FolderName, good, 'split')
+
+
+def test_a_remote_that_is_the_local_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'link').symlink_to('data')
+    monkeypatch.chdir(tmp_path)
+    given = ['datasets.train.local=data', 'out=new', 'text_encoder.pretrained=x']
+    for remote in ('data', './data/', 'link', f'{tmp_path}/link', f'file://{tmp_path}/data'):
+        with pytest.raises(ConfigError, match=r'datasets\.train\.remote .*another place than local, data'):
+            load_config(ExtractConfig, [*given, f'datasets.train.remote={remote}'])
+    with pytest.raises(ConfigError, match='out_remote .*another place than out, new'):
+        load_config(ExtractConfig, [*given, f'out_remote={tmp_path}/new'])
+    load_config(ExtractConfig, [*given, 'datasets.train.remote=s3://data', 'out_remote=data/new'])
+
+
+def test_nothing_is_removed_after_an_upload_to_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / 'remote/train').mkdir(parents=True)
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/train').symlink_to(tmp_path / 'remote/train')
+    (tmp_path / 'out/train/shard').write_text('data')
+    OutputFolder(tmp_path / 'out', str(tmp_path / 'remote')).publish('train/shard', keep=False)
+    assert (tmp_path / 'remote/train/shard').read_text() == 'data'
+
+
+def test_a_remote_without_credentials_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_PROFILE'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (('HOME', str(tmp_path)), ('AWS_EC2_METADATA_DISABLED', 'true'), ('AWS_DEFAULT_REGION', 'x'),
+                        ('S3_ENDPOINT_URL', 'http://127.0.0.1:9')):
+        monkeypatch.setenv(name, value)
+    (tmp_path / 'file').touch()
+    for reach in (lambda: download('s3://bucket/file', tmp_path / 'new'),
+                  lambda: OutputFolder(tmp_path, 's3://bucket').publish('file'),
+                  lambda: VerifiedStream(local=str(tmp_path / 'cache'), remote='s3://bucket').open(),
+                  lambda: find_checkpoint('s3://bucket/run', False), lambda: read_latest('s3://bucket/run')):
+        with pytest.raises(ConfigError, match='s3://bucket.*: no access .*, expected credentials: AWS_ACCESS_KEY_ID'):
+            reach()
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(FileError, match=f'{tmp_path}/made: cannot be written .No space left'), \
+            complete_folder(tmp_path / 'made'):
+        full()
+    monkeypatch.setattr(MDSWriter, 'write', full)
+    with pytest.raises(FileError, match=f'{tmp_path}/shard.00000.mds: cannot be written .No space left'):
+        write_shard(OutputFolder(tmp_path), 0, [{'a': 1}], {'a': 'int'})
+    monkeypatch.setattr(CloudDownloader, 'direct_download', full)
+    with pytest.raises(FileError, match=f'{tmp_path}/file: cannot be written .No space left'):
+        download('s3://bucket/file', tmp_path / 'file')
+
+
+def test_only_a_folder_that_was_made_is_removed_after_an_error(tmp_path: Path) -> None:
+    (tmp_path / 'there').mkdir()
+    for name in ('there', 'new'):
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / name, 'evaluate'):
+            raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ['there'] and not os.listdir(tmp_path / 'there')

@@ -386,11 +386,13 @@ def test_of_an_exported_sentence_transformer(
 def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: Path, tmp_path: Path) -> None:
     folder, run = tmp_path / 'folder', tmp_path / 'run'
     folder.mkdir()
+    plant(tmp_path)  # which is the current folder
     _sentence_transformer(llm_folder, folder, 'evil.Evil')
     of_run = trained('timm:test_vit', [SentenceTransformerModel(folder)])
     save_config(Stage2Config(
         model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(run), run_name='r',
-        optimizer={'name': 'adamw', 'lr': 1e-5}, train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}),
+        optimizer={'name': 'evil:Evil', 'lr': 1e-5}, callbacks={'evil:Evil': {}},
+        train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}),
         sentence_transformer=str(folder), trust_remote_code=True), run)
     of_run.record.write(run)
     (evaluated, _), = llm2clip.evaluation.models._teachers(EvaluatedModelConfig(run=str(run)), 'models.m')

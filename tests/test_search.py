@@ -216,7 +216,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(
     for reason in (f'unreadable: {photos}/0.png: cannot be read (Permission denied), expected an image',
                    "unreadable: 2.png: KeyError('tag')",
                    "unreadable: the image of sample 'cut.png' cannot be decoded: ",
-                   "unreadable: the image of sample 'empty.jpg' cannot be decoded: cannot identify image file\n"):
+                   "unreadable: the image of sample 'empty.jpg' cannot be decoded: "):
         assert said.count(reason) == 1, said
     assert index.missing == read_index(str(tmp_path / 'index'), model[1]).missing == 0
     write_photo(photos / 'cut.png', 50)

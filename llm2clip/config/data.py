@@ -9,7 +9,20 @@ from typing import Annotated, Optional
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.ranges import Count, CropScale, Mix, Natural, Positive, SampleCount, Seed, Share, Size, Text, Texts
+from llm2clip.config.ranges import (
+    Count,
+    CropScale,
+    Mix,
+    Natural,
+    Positive,
+    Remote,
+    SampleCount,
+    Seed,
+    Share,
+    Size,
+    Text,
+    Texts,
+)
 
 __all__ = [
     'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'DatasetConfig', 'ImageDataConfig',
@@ -23,8 +36,8 @@ class DatasetConfig:
 
     local: Text = MISSING
     """Folder of the dataset, or the cache when `remote` is set."""
-    remote: Optional[Text] = None
-    """Any place Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path)."""
+    remote: Optional[Remote] = None
+    """Any place Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path), other than `local`."""
 
 
 @dataclass
@@ -106,8 +119,8 @@ class LoaderConfig:
     download_timeout: Positive = 120.0
     """Seconds that one download may take."""
     cache_limit: Optional[Size] = None
-    """Largest size of the caches per node (`200gb`), which may grow by one shard for each worker besides.  Unset:
-    everything that was downloaded is kept."""
+    """Largest size of the caches per node (`200gb`), which may grow by one shard for each worker besides;
+    shards that were there before count, and may be removed as well.  Unset: nothing is removed."""
 
 
 @dataclass

@@ -143,7 +143,7 @@ class CRAConfig:
 
     captions: Text = MISSING
     """MDS folder with the pairs."""
-    caption_keys: Annotated[list[Text], Field(min_length=2, max_length=2)] = field(
+    caption_keys: Annotated[Texts, Field(min_length=2, max_length=2)] = field(
         default_factory=lambda: ['short', 'long'])
     """The two captions of a sample that have to find each other."""
     encoders: dict[str, TextEncoderConfig] = field(default_factory=dict)
@@ -251,8 +251,6 @@ class EvaluateConfig(BenchmarksConfig):
                     raise ConfigError(f'averages.{name}: {benchmark!r}, expected one of {", ".join(known)}')
             if len(kinds := {benchmark.partition('.')[0] for benchmark in benchmarks}) > 1:
                 raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(sorted(kinds))}, expected one kind')
-            if len({*benchmarks}) < len(benchmarks):
-                raise ConfigError(f'averages.{name}: names a benchmark twice')
 
 
 @dataclass

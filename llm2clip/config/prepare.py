@@ -9,7 +9,18 @@ from typing import Annotated, Optional
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.ranges import Component, Compression, ConfigError, Count, EngineName, Natural, Share, Size, Text
+from llm2clip.config.ranges import (
+    Component,
+    Compression,
+    ConfigError,
+    Count,
+    EngineName,
+    Natural,
+    Remote,
+    Share,
+    Size,
+    Text,
+)
 
 __all__ = ['PrepareConfig', 'WriterConfig']
 
@@ -49,7 +60,7 @@ class PrepareConfig(WriterConfig):
 
     out: Text = MISSING
     """Folder that receives one MDS dataset per split."""
-    out_remote: Optional[Text] = None
+    out_remote: Optional[Remote] = None
     """Place to which the datasets are uploaded as well (`s3://…`, `gs://…`, …); machines that do not share `out` need
     it."""
     source: Component = MISSING

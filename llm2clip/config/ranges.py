@@ -6,15 +6,17 @@
 `llm2clip.config.files.check_values` compares values with them, and raises a ConfigError.
 """
 
+import os
 import re
 from typing import Annotated, Any, Literal, TypeVar, Union
+from urllib.parse import urlparse
 
-from pydantic import AfterValidator, Field, StrictBool
+from pydantic import AfterValidator, Field, StrictBool, ValidationInfo
 
 __all__ = [
     'AccuracyMetric', 'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
     'Dims', 'Duration', 'EngineName', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural',
-    'PaperAblation', 'Positive', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size', 'Switch',
+    'PaperAblation', 'Positive', 'Remote', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size', 'Switch',
     'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
 ]
 
@@ -66,6 +68,16 @@ def _folder_name(value: str) -> str:
                    f'{_LONGEST_NAME} bytes')
 
 
+def _elsewhere(remote: str, info: ValidationInfo) -> str:
+    """A remote that is not its own local copy, of which shards are removed once the remote has them."""
+    key = 'local' if 'local' in info.data else 'out'
+    folder, place = info.data.get(key, ''), urlparse(remote)
+    path = place.path if place.scheme == 'file' else remote
+    same = place.scheme in ('', 'file') and (os.path.realpath(path) == os.path.realpath(folder) or (
+        os.path.exists(path) and os.path.exists(folder) and os.path.samefile(path, folder)))
+    return _expect(not same, remote, f'another place than {key}, {folder}')
+
+
 def _drawable(weights: dict[str, float]) -> dict[str, float]:
     return _expect(not weights or sum(weights.values()) > 0, weights, 'one weight above 0 at least')
 
@@ -82,12 +94,18 @@ def _increasing(values: list[int]) -> list[int]:
     return _expect(values == sorted({*values}), values, 'each value larger than the one before')
 
 
+def _different(values: list[str]) -> list[str]:
+    return _expect(len({*values}) == len(values), values, 'different values')
+
+
 # A part that is chosen by name: that name, mostly, and its arguments.
 Component = dict[str, Any]
 # A text that is not empty, such as a name or a path.
 Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_different)]
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+# Beside `local` or `out`, which stands before it.
+Remote = Annotated[Text, AfterValidator(_elsewhere)]
 Count = Annotated[int, Field(ge=1)]
 Dims = Annotated[list[Count], AfterValidator(_increasing)]
 Natural = Annotated[int, Field(ge=0)]

@@ -73,9 +73,9 @@ def settings_in_folder(config: C) -> Optional[C]:
     return there
 
 
-def has_checkpoint(folder: str) -> bool:
-    """Whether a local folder has any checkpoint, by its name."""
-    return any(Path(folder).glob('ep*-ba*'))
+def has_checkpoint(config: TrainConfig) -> bool:
+    """Whether a run has left any checkpoint on this machine, by the name of its file."""
+    return any(Path(config.checkpoint_folder).glob('ep*-ba*'))
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:

@@ -19,6 +19,7 @@ from llm2clip.config.ranges import (
     EngineName,
     FolderName,
     Positive,
+    Remote,
     TeacherPrecision,
     Text,
 )
@@ -93,7 +94,7 @@ class ExtractConfig(PlanConfig, TeacherConfig):
     """Name -> image or caption dataset."""
     out: Text = MISSING
     """Sidecars go to `out/<name>`."""
-    out_remote: Optional[Text] = None
+    out_remote: Optional[Remote] = None
     """Place to which the sidecars are uploaded, to `out_remote/<name>`; nodes that do not share `out` need it."""
     storage: Literal['float16', 'int8'] = 'float16'
     """`float16`, or `int8` with one float32 scale per vector, half the size."""

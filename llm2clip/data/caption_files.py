@@ -7,6 +7,7 @@ Whatever is read here is text in UTF-8 that can be written again, or an error sa
 """
 
 import csv
+import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -15,15 +16,20 @@ from llm2clip.config import ConfigError
 from llm2clip.files import FileError, parse_json, read_json, reading
 
 __all__ = [
-    'check_text', 'field', 'list_field', 'numbered', 'optional_text', 'read_captions', 'read_csv', 'read_header',
-    'read_json_lines', 'read_lines', 'text_field', 'texts_field',
+    'check_text', 'field', 'list_field', 'normal_path', 'numbered', 'optional_text', 'read_captions', 'read_csv',
+    'read_header', 'read_json_lines', 'read_lines', 'text_field', 'texts_field',
 ]
 
 _SHOWN = 8
 
 
+def normal_path(name: str) -> str:
+    """The path of an image in its normal form: ``./a.jpg`` and ``b/../a.jpg`` are ``a.jpg``; a URL stays as it is."""
+    return name if '://' in name else posixpath.normpath(name)
+
+
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
-    """Image -> its captions, both in the order of the file.  Empty captions are none.
+    """Image, as a `normal_path` -> its captions, both in the order of the file.  Empty captions are none.
 
     Args:
         captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (one object per line), ``.tsv``, or CSV
@@ -45,7 +51,7 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
         records = read_json_lines(captions) if suffix in ('.jsonl', '.jsonlines') else read_csv(captions)
     texts: dict[str, list[str]] = {}
     for where, record in records:
-        image, caption = text_field(record, image_column, where), field(record, caption_column, where)
+        image, caption = normal_path(text_field(record, image_column, where)), field(record, caption_column, where)
         lines = [optional_text(line, f'{where}: {caption_column!r}')
                  for line in (caption if isinstance(caption, list) else [caption])]
         texts.setdefault(image, []).extend(line for line in lines if line.strip())

@@ -3,11 +3,13 @@
 
 """Stage 1's data: two captions of one thing, or a pair of texts, tokenised."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from composer.core import DataSpec
+from composer.utils import dist
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError
 from llm2clip.data.captions import draw_pair, text_id
@@ -15,7 +17,7 @@ from llm2clip.data.loader import Another, all_caption_keys, build_text_loader
 from llm2clip.data.schema import caption_column
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized
 
-__all__ = ['build_caption_pair_loader', 'pairs_of_streams']
+__all__ = ['build_caption_pair_loader', 'pairs_of_streams', 'with_two_captions']
 
 
 def build_caption_pair_loader(
@@ -86,10 +88,11 @@ def pairs_of_streams(
 ) -> tuple[list[Sequence[CaptionPairConfig]], list[list[str]]]:
     """The directions of each stream, and the columns that they take.
 
-    Without pairs, any two captions of a sample in training, and in evaluation the first two keys of the dataset.
+    Without pairs, any two captions of a sample in training, and in evaluation the first two keys of the dataset.  In
+    training, a dataset with one caption per sample pairs it with itself.
 
     Raises:
-        ConfigError: A direction makes no sense.
+        ConfigError: A direction makes no sense, or there is one caption per sample to evaluate on.
     """
     pairs: list[Sequence[CaptionPairConfig]] = []
     for name, stream in config.streams.items():
@@ -97,15 +100,26 @@ def pairs_of_streams(
             stream.pairs, f'{key}.streams.{name}.pairs')
         if not chosen:
             keys = all_caption_keys(name, stream, key, 'pairs')
-            if len(keys) < 2:
+            if len(keys) < 2 and not train:
                 raise ConfigError(f'{key}.streams.{name}: {stream.local} has one caption per sample, expected two')
-            chosen = [CaptionPairConfig(keys, keys) if train else CaptionPairConfig(keys[:1], keys[1:2])]
+            both = CaptionPairConfig(keys, keys if len(keys) > 1 else None)
+            chosen = [both if train else CaptionPairConfig(keys[:1], keys[1:2])]
         _check_pairs(chosen, train, where)
         pairs.append(chosen)
     columns = [sorted({caption_column(k) for pair in chosen
                        for k in (*pair.keys, *([pair.negative] if pair.negative else []))})
                for chosen in pairs]
     return pairs, columns
+
+
+def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDataConfig]:
+    """`config` without the streams that have one caption per sample, which are no pairs to evaluate on; None without
+    any other."""
+    streams = {name: stream for name, stream in config.streams.items() if stream.pairs or config.pairs
+               or len(all_caption_keys(name, stream, key, 'pairs')) > 1}
+    if (single := [name for name in config.streams if name not in streams]) and dist.get_global_rank() == 0:
+        print(f'{key}.streams: {", ".join(single)} has one caption per sample, so no pairs: not evaluated', flush=True)
+    return dataclasses.replace(config, streams=streams) if streams else None
 
 
 def _check_pairs(pairs: Sequence[CaptionPairConfig], train: bool, where: str) -> None:

@@ -13,15 +13,24 @@ from typing import Any, Optional
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-__all__ = ['LLM2CLIPImageProcessor', 'normalize', 'resize_and_crop', 'upright_rgb']
+__all__ = ['LLM2CLIPImageProcessor', 'normalize', 'orientation', 'resize_and_crop', 'upright_rgb']
 
 # Longer images lose their ends before they are resized: the centre crop takes them off in any case, but resizing makes
 # 10,000 x 1 pixels into 2,240,000 x 224.
 _LONGEST_ASPECT = 16
+
+
+def orientation(image: Image.Image) -> int:
+    """1 (upright) to 8, as Pillow reads it: from the EXIF or, without one there, from the XMP; 1 if neither tells."""
+    try:
+        found = image.getexif().get(0x0112)
+    except Exception:  # damaged EXIF does not make the pixels unreadable
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -30,8 +39,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: Its values are fractions, or do not fit into 16 bits: which of them is white, nobody can tell.
     """
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image.load()  # which turns a TIFF
+    turns = Image.Transpose
+    turn = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
+            6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}.get(orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+        # So that it is not turned twice.  ImageOps.exif_transpose rewrites the EXIF instead, which fails on odd tags.
+        image.info = {name: value for name, value in image.info.items() if name == 'transparency'}
     if image.mode == 'F':
         raise ValueError('its pixels are fractions, expected whole numbers of 8 or 16 bits')
     if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):  # Pillow would clip at 255
@@ -42,7 +57,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-    return image.convert('RGB')
+    return image if image.mode == 'RGB' else image.convert('RGB')  # which would copy it
 
 
 def resize_and_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:

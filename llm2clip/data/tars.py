@@ -5,10 +5,10 @@
 
 import re
 import tarfile
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Container, Iterator
+from typing import Any, Literal, Optional
 
-from webdataset.tariterators import group_by_keys
+from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from llm2clip.files import FileError, reading
 from llm2clip.folders import stays_inside
@@ -17,19 +17,24 @@ __all__ = ['IMAGES', 'file_content', 'tar_samples']
 
 IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 """Suffixes of images."""
+_LONGEST_TEXT = 1 << 24
 # Facts about the tar itself.
 _ABOUT = re.compile(r'__[^/]*__($|/)')
 
 
 def file_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """What is in a file of an open tar."""
+    """What is in a file of an open tar; a FileError if it is no image and larger than any text (16 MiB)."""
+    if member.size > _LONGEST_TEXT and not member.name.lower().endswith(IMAGES):
+        raise FileError(f'{tar.name}: {member.name!r} has {member.size:,} bytes, expected a text of at most '
+                        f'{_LONGEST_TEXT:,}')
     content = tar.extractfile(member)
     assert content is not None
     return content.read()
 
 
 def tar_samples(
-    path: str, value: Callable[[tarfile.TarFile, tarfile.TarInfo], Any] = file_content, mode: Literal['r', 'r:'] = 'r'
+    path: str, value: Callable[[tarfile.TarFile, tarfile.TarInfo], Any] = file_content, mode: Literal['r', 'r:'] = 'r',
+    wanted: Optional[Container[str]] = None,
 ) -> Iterator[dict[str, Any]]:
     """The samples of a tar: suffix in small letters -> value of that file, and ``__key__`` -> the sample's name.
 
@@ -37,13 +42,19 @@ def tar_samples(
         path: The tar.
         value: What is kept of a file.
         mode: As `tarfile.open` takes it: ``r`` reads compressed tars too, ``r:`` does not.
+        wanted: Suffixes of the files that are read; others have the value None.  Unset, all are read.
 
     Raises:
-        FileError: The tar is damaged or cut off, has a file twice, links or paths that lead out of it, or goes on after
-            its end; the message names it.
+        FileError: The tar is damaged or cut off, has a file twice or one that is too large, links or paths that lead
+            out of it, or goes on after its end; the message names it.
     """
+
+    def wanted_value(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
+        suffix = (base_plus_ext(member.name)[1] or '').lower()
+        return value(tar, member) if wanted is None or suffix in wanted else None
+
     with reading(path, 'a whole tar with every file once'):
-        yield from group_by_keys(_members(path, value, mode))
+        yield from group_by_keys(_members(path, wanted_value, mode))
 
 
 class _Member(tarfile.TarInfo):

@@ -13,6 +13,7 @@ from composer.devices import Device
 
 from llm2clip.config import ConfigError, CRAConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
+from llm2clip.evaluation.features import finite
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.ranks import in_turns, is_first, rows
 from llm2clip.remote_code.checks_llm2clip import LoadError, load_config
@@ -83,7 +84,7 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     first, second = ([pair[side] for pair in pairs] for side in range(2))
     result = {}
     for name, encode in _encoders(config, device):
-        vectors = [_encode(encode, texts) for texts in (first, second)]
+        vectors = [finite(_encode(encode, texts), f'{name}: vectors of captions') for texts in (first, second)]
         if not is_first():
             continue
         result[name] = round(caption_retrieval_accuracy(*vectors), 3)

@@ -6,6 +6,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,14 +15,14 @@ import xxhash
 from composer.devices import Device
 
 from llm2clip.config import ConfigError, EvaluateConfig
-from llm2clip.config.files import save_config
+from llm2clip.config.files import read_config, save_config
 from llm2clip.evaluation.classification import class_features, zeroshot_metrics
 from llm2clip.evaluation.comparison import Comparisons, Found
 from llm2clip.evaluation.composition import composition_metrics
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.curve import curve_points
 from llm2clip.evaluation.duplicates import near_copies_of_sets
-from llm2clip.evaluation.features import EvaluationSet, ImageFeatures
+from llm2clip.evaluation.features import EvaluationSet, ImageFeatures, finite
 from llm2clip.evaluation.gallery import make_gallery
 from llm2clip.evaluation.linear_probe import check_probe_labels, linear_probe, sgd_probe
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
@@ -35,11 +36,26 @@ from llm2clip.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.ranks import is_first
 from llm2clip.registry import build_classification_set, build_composition_set, build_retrieval_set
+from llm2clip.weights import tensors_hash
 
-__all__ = ['Evaluation']
+__all__ = ['Evaluation', 'check_results']
 
 Results = dict[str, Any]
 _KINDS = ('retrieval', 'zeroshot', 'linear_probe', 'composition')
+
+
+def check_results(config: EvaluateConfig) -> None:
+    """Raise a ConfigError if results in `out` would be replaced by those of other models, sets or text encoders."""
+    if not Path(config.out, 'results.json').is_file():
+        return
+    before = read_config(EvaluateConfig, config.out)
+    for kind in ('models', *_KINDS, 'cra'):
+        then, now = ({'': value} if is_dataclass(value) else value or {}
+                     for value in (getattr(before, kind), getattr(config, kind)))
+        for name, value in then.items():
+            if name not in now or {**vars(value), 'batch_tokens': 0} != {**vars(now[name]), 'batch_tokens': 0}:
+                raise ConfigError(f'out: {config.out} has results of another {f"{kind}.{name}".rstrip(".")}, expected '
+                                  'a folder without results, or with those of models and sets that are the same here')
 
 
 class Evaluation:
@@ -58,7 +74,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        self.results: Results = {kind: {} for kind in (*_KINDS, 'cra')}
+        self.results: Results = {kind: {} for kind in (*_KINDS, 'cra', 'weights')}
         if config.ablations:
             self.results['ablations'] = config.ablations
         self.galleries: Results = {}
@@ -100,15 +116,22 @@ class Evaluation:
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Add a model's numbers on every benchmark."""
         images = ImageFeatures(model, model_name, self.kept_features, self.config.batch_size, self.config.num_workers)
+        if is_first():
+            self.results['weights'][model_name] = tensors_hash(model.model.state_dict())
+
+        def text_features(dataset: EvaluationSet, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+            features, truncated = model.text_features(texts)
+            return finite(features, f'{model_name}: features of texts of {dataset.name}'), truncated
+
         for name, dataset in self.retrieval.items():
-            projected, (texts, truncated) = images(dataset)[0].whole(), model.text_features(dataset.texts)
+            projected, (texts, truncated) = images(dataset)[0].whole(), text_features(dataset, dataset.texts)
             if is_first():
                 result = evaluate_retrieval(dataset, projected, texts, self.config.retrieval[name].merge_equal_texts,
                                             model.device)
                 self._add_retrieval(name, model_name, model.precision, result, truncated)
         for name, zeroshot in self.zeroshot.items():
             dataset = zeroshot.dataset
-            prompts, truncated = model.text_features(zeroshot.prompts)
+            prompts, truncated = text_features(dataset, zeroshot.prompts)
             projected = images(dataset)[0].whole()
             if is_first():
                 values, outcomes = zeroshot_metrics(
@@ -129,7 +152,7 @@ class Evaluation:
                 self._add('linear_probe', name, test.name, model_name, {**values, 'precision': model.precision},
                           outcomes, _seed(test))
         for name, dataset in self.composition.items():
-            projected, (texts, truncated) = images(dataset)[0].whole(), model.text_features(dataset.texts)
+            projected, (texts, truncated) = images(dataset)[0].whole(), text_features(dataset, dataset.texts)
             if is_first():
                 values, outcomes = composition_metrics(dataset, projected, texts, self.config.bootstrap)
                 self._add('composition', name, dataset.name, model_name,

@@ -53,7 +53,7 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
 
     Returns:
         ``texts`` and ``images``: lists of ``kind``, ``rank`` (1 is the best), ``query`` and ``results``, pairs of a
-        picture (a data URI) or text and whether it is right.
+        picture (a data URI) or text and whether it is right; where none of the first is, the best right one is last.
     """
     index, right = result.ranks.text_index, result.ranks.right
     texts = [result.texts[i] for i in index.tolist()]
@@ -86,7 +86,10 @@ def _rows(
     first = torch.tensor([min(right[i]) for i in range(len(queries))])
     rows = []
     for kind, query in _choose(ranks, (queries * candidates[first]).sum(-1), n):
-        best = (candidates @ queries[query]).topk(min(top, len(candidates))).indices.tolist()
+        scores = candidates @ queries[query]
+        best = scores.topk(min(top, len(candidates))).indices.tolist()
+        if right[query].isdisjoint(best):
+            best.append(max(right[query], key=lambda i: float(scores[i])))  # noqa: B023
         rows.append({'kind': kind, 'rank': int(ranks[query]) + 1, 'query': query,
                      'results': [(i, i in right[query]) for i in best]})
     return rows

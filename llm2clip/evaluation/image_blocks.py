@@ -86,12 +86,8 @@ class _ShardBlock:
 
     @contextmanager
     def open(self) -> Iterator[Callable[[int], ShownImage]]:
-        self.stream.prepare_shard(self.reader)
-        if self.stream.discard_damaged(self.reader):
-            self.stream.prepare_shard(self.reader)
-        yield self._read
-        if self.stream.remote is not None:
-            self.reader.evict()
+        with self.stream.whole(self.reader):
+            yield self._read
 
     def _read(self, position: int) -> ShownImage:
         sample = self.reader[position]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Optional, Union
 
 import torch
+import xxhash
 from torch.utils.data import DataLoader, Dataset
 
 from llm2clip.evaluation.models import EvaluatedModel
@@ -27,6 +28,8 @@ class EncodedBatch(NamedTuple):
     """What the tower says before it is projected, ``(b, W)``, in float32 on the CPU."""
     unreadable: dict[int, str]
     """Position -> why, which names the image; of the others."""
+    hashes: str
+    """Those of the b encoded images, one after the other."""
 
 
 class _Images(Dataset):
@@ -40,23 +43,25 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[int, Union[torch.Tensor, str]]:
+    def __getitem__(self, index: int) -> tuple[int, Union[torch.Tensor, str], str]:
         try:
-            return index, self.preprocess(self.read_image(index), self.names[index])
+            data = self.read_image(index)
+            return index, self.preprocess(data, self.names[index]), xxhash.xxh64_hexdigest(data)
         except Exception as error:  # whatever a decoder raises, it is about this image, and the others go on
             if not self.keep_going:
                 raise
             reason = str(error) if isinstance(error, (OSError, ValueError)) else f'{self.names[index]}: {error!r}'
-            return index, re.sub(r' <\S+ object at \w+>', '', reason)
+            return index, re.sub(r' <\S+ object at \w+>', '', reason), ''
 
 
 def _collate(
-    samples: list[tuple[int, Union[torch.Tensor, str]]]
-) -> tuple[list[int], Optional[torch.Tensor], dict[int, str]]:
-    """Positions and stacked pixels of what could be read, if anything could, and why the rest could not."""
-    read = {index: pixels for index, pixels in samples if isinstance(pixels, torch.Tensor)}
-    unreadable = {index: why for index, why in samples if isinstance(why, str)}
-    return list(read), torch.stack(list(read.values())) if read else None, unreadable
+    samples: list[tuple[int, Union[torch.Tensor, str], str]]
+) -> tuple[list[int], Optional[torch.Tensor], dict[int, str], str]:
+    """Positions and stacked pixels of what could be read, if anything could, why the rest could not, and hashes."""
+    read = {index: pixels for index, pixels, _ in samples if isinstance(pixels, torch.Tensor)}
+    unreadable = {index: why for index, why, _ in samples if isinstance(why, str)}
+    hashes = ''.join(found for *_, found in samples)
+    return list(read), torch.stack(list(read.values())) if read else None, unreadable, hashes
 
 
 def encode_batches(
@@ -88,10 +93,10 @@ def encode_batches(
     def encode(batches: Sequence[range]) -> Iterator[EncodedBatch]:
         loader = DataLoader(images, batch_sampler=[*map(list, batches)], num_workers=num_workers, collate_fn=_collate,
                             pin_memory=model.device.type == 'cuda')
-        for positions, pixel_values, unreadable in loader:
+        for positions, pixel_values, unreadable, hashes in loader:
             features = pooled = torch.empty(0, 0)
             if pixel_values is not None:
                 features, pooled = (x.cpu() for x in model.image_features(pixel_values.to(model.device)))
-            yield EncodedBatch(positions, features, pooled, unreadable)
+            yield EncodedBatch(positions, features, pooled, unreadable, hashes)
 
     return in_turns(batches, encode)

@@ -145,6 +145,6 @@ def _moments(blocks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
 def _metrics(
     logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], resamples: int
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """A class that scores the same as the right one comes before it."""
-    ranks = (logits >= logits.gather(1, labels[:, None])).sum(1) - 1
+    """A class that scores the same as the right one comes before it, and so does one whose score is no number."""
+    ranks = (~(logits < logits.gather(1, labels[:, None]))).sum(1) - 1
     return accuracy_metrics(ranks, labels, classes, 'linear_probe', resamples)

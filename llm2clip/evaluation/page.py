@@ -4,23 +4,23 @@
 """The parts of an HTML page that needs no other file, charts among them: the report's, and the one of what a search
 found."""
 
+import functools
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, ParamSpec, Union
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from llm2clip.config import ConfigError
+from llm2clip.drawing import drawing
 from llm2clip.evaluation.tables import Table
 from llm2clip.files import write_text
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-
 __all__ = ['CHANCE', 'bars', 'chip', 'curves', 'differences', 'picture', 'scatter', 'section', 'table', 'write_page']
 
+_P = ParamSpec('_P')
 CHANCE = 'chance'
 _LABELLED = 20
 
@@ -86,8 +86,10 @@ def _cell(text: str) -> str:
 
 
 def picture(source: str, right: bool = False) -> str:
-    """An image by its data URI, framed in green if it is right."""
-    return f'<img class="{"right" if right else ""}" src="{source}" alt="">'
+    """An image by its data URI, framed in green if it is right; raises a ValueError for anything else."""
+    if not source.startswith('data:image/'):
+        raise ValueError(f'{source[:60]!r}: expected a picture as a data URI')
+    return f'<img class="{"right" if right else ""}" src="{html.escape(source)}" alt="">'
 
 
 def chip(text: str, right: bool) -> str:
@@ -95,7 +97,23 @@ def chip(text: str, right: bool) -> str:
     return f'<span class="chip {"right" if right else ""}">{html.escape(text)}</span>'
 
 
-def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> str:
+def _svg(draw: Callable[_P, Figure]) -> Callable[_P, str]:
+    """`draw`, with its figure as SVG: nothing if there is an error, which is printed."""
+    @functools.wraps(draw)
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> str:
+        svg = ''
+        with drawing(f'a picture of the report ({draw.__name__})'):
+            figure, buffer = draw(*args, **kwargs), io.StringIO()
+            figure.tight_layout()
+            figure.savefig(buffer, format='svg', metadata={'Date': None})
+            svg = buffer.getvalue()[buffer.getvalue().index('<svg'):]
+        return svg
+
+    return drawn
+
+
+@_svg
+def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> Figure:
     """A group of bars per label, one of each series, in percent; few groups have their values above the bars.
 
     Args:
@@ -103,7 +121,8 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> str:
         series: Name -> a value for each group; `CHANCE` is grey.
     """
     many, width = len(labels) > 4, 0.8 / len(series)
-    figure, axis = plt.subplots(figsize=(11 if many else 6, 3.2))
+    figure = Figure(figsize=(11 if many else 6, 3.2))
+    axis = figure.subplots()
     for i, (name, values) in enumerate(series.items()):
         places = [place + (i - (len(series) - 1) / 2) * width for place in range(len(labels))]
         drawn = axis.bar(places, values, width, label=name, color='#bbbbbb' if name == CHANCE else f'C{i}')
@@ -115,12 +134,13 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> str:
     axis.spines[['top', 'right']].set_visible(False)
     if len(series) > 1:
         axis.legend(fontsize=9, frameon=False)
-    return _svg(figure)
+    return figure
 
 
+@_svg
 def differences(
     labels: Sequence[str], series: Mapping[str, Mapping[str, tuple[float, Optional[Sequence[float]]]]]
-) -> str:
+) -> Figure:
     """A group of lying bars per label, one of each series, from 0 to a difference in points, with its interval.
 
     Args:
@@ -128,7 +148,8 @@ def differences(
         series: Name -> label -> the difference, and low and high if they are known; a series may lack some.
     """
     width = 0.8 / len(series)
-    figure, axis = plt.subplots(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
+    figure = Figure(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
+    axis = figure.subplots()
     for i, (name, found) in enumerate(series.items()):
         places = [labels.index(label) + (i - (len(series) - 1) / 2) * width for label in found]
         values = [value for value, _ in found.values()]
@@ -143,10 +164,11 @@ def differences(
     axis.grid(axis='x', alpha=0.3)
     axis.spines[['top', 'right', 'left']].set_visible(False)
     axis.legend(fontsize=9, frameon=False)
-    return _svg(figure)
+    return figure
 
 
-def curves(metrics: Mapping[str, Mapping[int, float]]) -> str:
+@_svg
+def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
     """Loss, learning rates and evaluation over batches.
 
     Args:
@@ -156,7 +178,8 @@ def curves(metrics: Mapping[str, Mapping[int, float]]) -> str:
               ('learning rate', [n for n in metrics if n.startswith('lr-')]),
               ('evaluation', [n for n in metrics if n.startswith('metrics/')])]
     panels = [(label, names) for label, names in panels if names]
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.7 * len(panels), 3), squeeze=False)
+    figure = Figure(figsize=(3.7 * len(panels), 3))
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (label, names) in zip(axes[0], panels):
         for name in names:
             points = sorted(metrics[name].items())
@@ -164,17 +187,19 @@ def curves(metrics: Mapping[str, Mapping[int, float]]) -> str:
         axis.set(title=label, xlabel='batch')
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
-    return _svg(figure)
+    return figure
 
 
-def scatter(labels: Sequence[str], lines: Mapping[str, Sequence[tuple[float, float, str]]]) -> str:
+@_svg
+def scatter(labels: Sequence[str], lines: Mapping[str, Sequence[tuple[float, float, str]]]) -> Figure:
     """Points in a plane, in percent, those of a name joined by a line.
 
     Args:
         labels: Of the horizontal and the vertical axis.
         lines: Name -> horizontal and vertical value and label of each point, in order.
     """
-    figure, axis = plt.subplots(figsize=(6, 4.5))
+    figure = Figure(figsize=(6, 4.5))
+    axis = figure.subplots()
     for name, points in lines.items():
         axis.plot([x for x, _, _ in points], [y for _, y, _ in points], marker='o', markersize=4, label=name)
         for x, y, label in points:
@@ -183,14 +208,4 @@ def scatter(labels: Sequence[str], lines: Mapping[str, Sequence[tuple[float, flo
     axis.margins(0.1)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return _svg(figure)
-
-
-def _svg(figure: Any) -> str:
-    figure.tight_layout()
-    buffer = io.StringIO()
-    # The same chart is the same bytes: no random names inside, no date.
-    with plt.rc_context({'svg.hashsalt': 'llm2clip'}):
-        figure.savefig(buffer, format='svg', metadata={'Date': None})
-    plt.close(figure)
-    return buffer.getvalue()[buffer.getvalue().index('<svg'):]
+    return figure

@@ -57,7 +57,7 @@ from llm2clip.evaluation.tables import (
     query_length_tables,
     retrieval_tables,
 )
-from llm2clip.files import read_json, read_text
+from llm2clip.files import read_json, read_text, reading
 from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
@@ -84,6 +84,7 @@ def read_evaluation(folder: Union[str, Path], galleries: Sequence[str]) -> tuple
 
     Raises:
         ConfigError: There is no such folder, file or gallery; says what there is.
+        FileError: A file is damaged.
     """
     found = []
     for name in ('results.json', 'gallery.json'):
@@ -95,6 +96,8 @@ def read_evaluation(folder: Union[str, Path], galleries: Sequence[str]) -> tuple
         if name not in pictures:
             raise ConfigError(f'galleries: {folder} has pictures of {", ".join(pictures) or "nothing"}, not of {name}; '
                               '`evaluate` keeps those of retrieval benchmarks, unless its gallery is 0')
+        with reading(Path(folder, 'gallery.json'), 'the pictures that `evaluate` keeps'):
+            _gallery(name, pictures[name])
     return results, {name: pictures[name] for name in galleries}
 
 
@@ -155,7 +158,7 @@ def report_parts(
         *_comparisons(results), _curve(results), _claims(claims),
         *(_gallery(name, gallery) for name, gallery in galleries.items()),
         *(section(f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
-                  curves(metrics))
+                  curves(metrics) + table(_first_and_last(metrics)))
           for step, folder in steps.items() if (metrics := read_metrics(Path(folder, 'metrics.jsonl')))),
         _seconds(collect_seconds(steps)), _configurations(steps)]
 
@@ -265,12 +268,20 @@ def _gallery(name: str, gallery: Mapping[str, Any]) -> str:
         parts.append(f'<h3>{title}</h3><div class="grid">')
         for row in rows:
             found = ''.join(result(item, right) for item, right in row['results'])
-            parts.append(f'<div class="row {row["kind"]}"><i>{row["kind"]}, rank {row["rank"]:,}</i>'
+            parts.append(f'<div class="row"><i>{html.escape(row["kind"])}, rank {row["rank"]:,}</i>'
                          f'{query(row["query"])}<div>{found}</div></div>')
         parts.append('</div>')
     return section(f'{name}, by {gallery["model"]}', 'What the best, the median and the worst queries found, the first '
-                   'on the left. Right results are framed in green; the rank is that of the first right one.',
+                   'on the left. Right results are framed in green; the rank is that of the first right one, which '
+                   'stands last where it is not among the first.',
                    ''.join(parts))
+
+
+def _first_and_last(metrics: Mapping[str, Mapping[int, float]]) -> Table:
+    """What a training began and ended with, of each loss and evaluation."""
+    rows = [[name, *(f'{values[batch]:.4g} (batch {batch:,})' for batch in (min(values), max(values)))]
+            for name, values in metrics.items() if name.startswith(('loss/', 'metrics/'))]
+    return Table('Training', ['', 'first', 'last'], rows)
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:

@@ -43,11 +43,11 @@ class Table(NamedTuple):
 
 
 def _cell(values: Mapping[str, Any], name: str) -> str:
-    """`84.2 [82.9, 85.4]`"""
+    """`84.2 [82.9, 85.4]`; without ends that are the same, as where all answers are right, or there is one."""
     if name not in values:
         return ''
-    interval = values.get('intervals', {}).get(name)
-    return f'{values[name]:.1f}' + (f' [{interval[0]:.1f}, {interval[1]:.1f}]' if interval else '')
+    low, high = values.get('intervals', {}).get(name) or (0, 0)
+    return f'{values[name]:.1f}' + (f' [{low:.1f}, {high:.1f}]' if low < high else '')
 
 
 def _counts(what: str, key: str, values: Mapping[str, Mapping[str, Any]]) -> str:
@@ -159,8 +159,8 @@ def accuracy_tables(results: Mapping[str, Any]) -> list[Table]:
 
 def _difference(compared: Mapping[str, Any], metric: str) -> str:
     """`-1.2 [-2.5, +0.1]`"""
-    interval = compared['intervals'].get(metric)
-    return f'{compared["difference"][metric]:+.1f}' + (f' [{interval[0]:+.1f}, {interval[1]:+.1f}]' if interval else '')
+    low, high = compared['intervals'].get(metric) or (0, 0)
+    return f'{compared["difference"][metric]:+.1f}' + (f' [{low:+.1f}, {high:+.1f}]' if low < high else '')
 
 
 def _average_table(name: str, average: Mapping[str, Any], results: Mapping[str, Any]) -> Table:

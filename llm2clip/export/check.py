@@ -3,7 +3,6 @@
 
 """What was exported, against what was trained."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from llm2clip.config import ConfigError
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.data.images import decode_pixels, encode_image
+from llm2clip.data.images import decode_pixels, encode_image, open_image
 from llm2clip.data.transforms import Preprocessing
 
 __all__ = ['TOLERANCE', 'check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
@@ -73,7 +72,7 @@ def check_pictures(
     """
     for name, data in pictures(preprocessing.image_size).items():
         pixels = training_pixels(data, preprocessing=preprocessing)[None]
-        check_same(lambda _, data=data: found(Image.open(io.BytesIO(data))), expected, pixels, f'{what}, {name}')
+        check_same(lambda _, data=data: found(open_image(data)), expected, pixels, f'{what}, {name}')
 
 
 @torch.no_grad()

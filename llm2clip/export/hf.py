@@ -12,7 +12,14 @@ from typing import Any, Optional, Union
 import torch
 from composer.devices import DeviceCPU
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from llm2clip.config import ConfigError, ExportConfig, ModelConfig, Stage2Config
 from llm2clip.config.files import check_values
@@ -20,7 +27,7 @@ from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
-from llm2clip.export.model_card import Results, model_card, public_name, usage
+from llm2clip.export.model_card import Results, language_model, model_card, public_name, usage
 from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
@@ -30,8 +37,8 @@ from llm2clip.remote_code import (
     sentence_transformer_llm2clip,
     text_encoder_llm2clip,
 )
-from llm2clip.remote_code.checks_llm2clip import checksum, checksums
-from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, teacher_folders
+from llm2clip.remote_code.checks_llm2clip import checksum, checksums, load_tokenizer
+from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, read_tokens, teacher_folders
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sources import TeacherFolder, TeacherSource, named_teacher, teacher_in
 
@@ -39,8 +46,13 @@ __all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_
            'is_exported', 'run_teachers', 'teacher_folders']
 
 KIND = 'LLM2CLIP model'
+PIPELINE = 'zero-shot-image-classification'
 REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
+               'AutoModelForZeroShotImageClassification': 'modeling_llm2clip.LLM2CLIPModel',
                'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
+# Of transformers, for any image processor with any tokenizer.
+_PROCESSOR = 'VisionTextDualEncoderProcessor'
+_CAPTION = "It's 9 o'clock , isn't it?  Ça va, 犬 🐶"
 _Teacher = Union[str, Path, TeacherSource]
 
 
@@ -80,6 +92,14 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
         return embed
 
 
+class _NoTokenizer(PreTrainedTokenizerFast):
+    """Of an exported folder without tokenizer files: an error that says so, where transformers has a KeyError."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        raise ConfigError(f'{pretrained_model_name_or_path}: has no tokenizer; get_text_features takes captions')
+
+
 def is_exported(folder: Union[str, Path]) -> bool:
     """Whether `export_folder` wrote a folder, by its config.json."""
     path = Path(folder, 'config.json')
@@ -105,15 +125,18 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
         run: Configuration of the run.
         learned_from: The teachers that it learned from.
 
+    Returns:
+        They; none of a run that has trained CLIP's own text tower in place of an LLM.
+
     Raises:
         ConfigError: None or too many are named, or there is no such teacher.
         ValueError: One is not the teacher that the run learned from.
     """
-    if run.without_llm:
-        raise ConfigError(f"run: that in {config.run} has trained CLIP's own text tower, expected one with a teacher "
-                          '(the tower is a folder of transformers there, clip_text, and export_vision exports the '
-                          'other one)')
     named = named_teacher(config)
+    if run.without_llm:
+        if named is not None or config.teachers:
+            raise ConfigError(f"teacher: the run in {config.run} has trained CLIP's own text tower, expected none")
+        return []
     if named is not None and config.teachers:
         raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
     named = named or (None if config.teachers else named_teacher(run, config.trust_remote_code))
@@ -147,6 +170,8 @@ def export_folder(
     interpolate: float = 1.0,
 ) -> None:
     """Write everything that `AutoModel.from_pretrained` needs after ``import llm2clip``.
+
+    With one LLM as teacher, also what `AutoProcessor` and the pipeline ``zero-shot-image-classification`` need.
 
     The folder is read back, and appears only if it gives the features of `model`.
 
@@ -187,16 +212,35 @@ def export_folder(
         exported.save_pretrained(partial, safe_serialization=True)
         hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}
         hf_config.save_pretrained(partial)
-        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
+        reads_tokens = _save_tokenizer(partial, saved)
+        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std, **(
+            {'processor_class': _PROCESSOR} if reads_tokens else {})).save_pretrained(partial)
         if remote_code:
             for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
                            image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
-        card = model_card(config, saved, run, results, interpolate, use=usage(remote_code))
+        card = model_card(config, saved, run, results, interpolate, use=usage(remote_code, reads_tokens),
+                          pipeline_tag=PIPELINE if reads_tokens else None,
+                          language_models=[language_model(source.name) for source in sources])
         card.save(partial / 'README.md')
         _check_export(LLM2CLIPModel, partial, model, record.llm_embed_dim)
         if remote_code:
             _check_export(modeling_llm2clip.LLM2CLIPModel, partial, model, record.llm_embed_dim)
+
+
+def _save_tokenizer(folder: Path, teachers: Fingerprint) -> bool:
+    """Put the LLM's tokenizer beside an exported model, if the model can read captions from its tokens.
+
+    That takes one teacher with a tokenizer that keeps all of a text.
+    """
+    if len(teachers) > 1 or teachers.of_sentence_transformers:
+        return False
+    tokenizer = load_tokenizer(folder / TEACHER_FOLDER, model_input_names=['input_ids', 'attention_mask'])
+    if read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) != [_CAPTION]:
+        return False
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    return True
 
 
 def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) -> None:
@@ -230,5 +274,7 @@ def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
 
 AutoConfig.register('llm2clip', LLM2CLIPConfig)
 AutoModel.register(LLM2CLIPConfig, LLM2CLIPModel)
+AutoModelForZeroShotImageClassification.register(LLM2CLIPConfig, LLM2CLIPModel)
+AutoTokenizer.register(LLM2CLIPConfig, fast_tokenizer_class=_NoTokenizer)
 # "Slow" are those that do not derive from transformers' class over torchvision.
 AutoImageProcessor.register(LLM2CLIPConfig, slow_image_processor_class=LLM2CLIPImageProcessor)

@@ -4,25 +4,42 @@
 """The README.md of an exported folder, filled from the run."""
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment
+from markupsafe import Markup
 from omegaconf import OmegaConf
+from torch import nn
 
-from llm2clip.config import ConfigError, ImageDataConfig, ModelConfig, Stage2Config
-from llm2clip.config.files import read_resolved
+from llm2clip.config import ConfigError, ImageDataConfig, ModelConfig, Stage1Config, Stage2Config
+from llm2clip.config.files import read_config, read_resolved
 from llm2clip.files import read_json, reading
 from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.weights import tensors_hash
 
-__all__ = ['Results', 'model_card', 'public_name', 'read_results', 'usage']
+__all__ = ['Results', 'language_model', 'model_card', 'public_name', 'read_results', 'teacher_card', 'usage']
 
 Results = dict[str, dict[str, float]]
 
-SUMMARY = ('An image encoder that was trained, together with a small adapter on the text side, against the caption '
-           'embeddings of a language model ([LLM2CLIP](https://arxiv.org/abs/2411.04997)). Images and texts meet in '
-           'one space, in which their cosine similarity says how well they fit.')
+SUMMARY = Markup(
+    'An image encoder that was trained, together with a small adapter on the text side, against the caption embeddings '
+    'of a language model ([LLM2CLIP](https://arxiv.org/abs/2411.04997)). Images and texts meet in one space, in which '
+    'their cosine similarity says how well they fit.')
+TEACHER_SUMMARY = Markup(
+    'A language model that contrastive training on captions made a text encoder, as in '
+    '[LLM2CLIP](https://arxiv.org/abs/2411.04997).')
+TEACHER_USE = Markup("""`pip install sentence-transformers`, and
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer('.', trust_remote_code=True)  # this folder, or its name on the Hub
+print(model.encode(['a photo of a dog', 'a photo of a cat']))
+```""")
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -35,78 +52,125 @@ TEMPLATE = """---
 
 {{ use }}
 
+## Licence
+
+The licences of {{ licensed }} hold for the weights here.
+
 ## Model
 
 | | |
 |---|---|
-{%- for name, value in model_facts.items() %}
+{%- for name, value in facts.items() %}
 | {{ name }} | {{ value }} |
 {%- endfor %}
 
+{% if teacher -%}
 ## Teacher
 
-{% if n_teachers == 1 -%}
+{% if teacher | length == 1 -%}
 Texts are embedded by a frozen language model. Its fingerprint:
 {%- else -%}
-Texts are embedded by {{ n_teachers }} frozen language models, whose vectors, each of length 1, stand one after
+Texts are embedded by {{ teacher | length }} frozen language models, whose vectors, each of length 1, stand one after
 the other. Their fingerprints:
 {%- endif %}
-
-{{ teachers }}
-{%- if of_sentence_transformers %}
-
+{% for one in teacher.teachers %}
+| | |
+|---|---|
+{%- for name, value in one.items() if value != '' %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{% endfor %}
+{%- if teacher.of_sentence_transformers %}
 To embed texts, `pip install sentence-transformers`, which loads the teacher.
+{% endif %}
 {%- endif %}
-
+{%- if streams is not none %}
 ## Data
 {% if streams %}
 | dataset | share | captions drawn |
 |---|---|---|
-{%- for stream in streams %}
-| {{ stream | join(' | ') }} |
+{%- for dataset, share, captions in streams %}
+| {{ dataset }} | {{ share }} | {{ captions }} |
 {%- endfor %}
 
 ## Training
 
-```yaml
 {{ training }}
-```
 {% else %}
 Not recorded: these weights do not come from a run of this package.
 {% endif %}
+{%- endif %}
 {%- if tables %}
 ## Results
 
 In percent; `image_retrieval` is text to image, `text_retrieval` image to text.
 {% for header, rows in tables %}
-| | {{ header | join(' | ') }} |
+| |{% for name in header %} {{ name }} |{% endfor %}
 |---|{% for _ in header %}---:|{% endfor %}
 {%- for name, values in rows %}
-| {{ name }} | {{ values | join(' | ') }} |
+| {{ name }} |{% for value in values %} {{ value }} |{% endfor %}
 {%- endfor %}
 {% endfor %}
 {%- endif %}"""
 
 
-def usage(remote_code: bool = False) -> str:
-    """Code that loads a whole model, with or without this package."""
+def _escaped(value: Any) -> str:
+    """Text in one line that Markdown and HTML show as it is; `Markup` is left alone."""
+    if isinstance(value, Markup):
+        return value
+    line = ''.join(character for character in ' '.join(str(value).split()) if character.isprintable())
+    return re.sub(r'([\\`*~\[\]<>&|]|\b_|_\b)', r'\\\1', line)
+
+
+def _card(data: ModelCardData, **parts: Any) -> ModelCard:
+    """The template, in which all that is not `Markup` is escaped; the metadata are escaped by YAML."""
+    template = Environment(finalize=_escaped).from_string(TEMPLATE)
+    return ModelCard(template.render(card_data=Markup(data.to_yaml()), **parts))
+
+
+def usage(remote_code: bool = False, pipeline: bool = False) -> Markup:
+    """How a whole model is installed and loaded, with or without this package.
+
+    Args:
+        remote_code: Without it.
+        pipeline: As a pipeline of transformers, too.
+    """
     trust = ', trust_remote_code=True' if remote_code else ''
-    return f"""```python
+    install = ('`pip install torch transformers pillow` (and `timm` for a vision tower of timm)' if remote_code else
+               'Install the package `llm2clip` (`pip install .` in its repository)')
+    classifier = f"""
+
+classifier = pipeline('zero-shot-image-classification', model=folder{trust})
+print(classifier('picture.png', candidate_labels=['dog', 'cat']))""" if pipeline else ''
+    return Markup(f"""{install}, and
+
+```python
 {'' if remote_code else 'import llm2clip'}
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel{', pipeline' if pipeline else ''}
 
 folder = '.'  # of this file, or its name on the Hub
 model = AutoModel.from_pretrained(folder{trust})
 processor = AutoImageProcessor.from_pretrained(folder{trust})
 image = model.get_image_features(**processor(Image.open('picture.png'), return_tensors='pt'))
 text = model.get_text_features(['a photo of a dog', 'a photo of a cat'])
-print(image @ text.T)
-```""".replace('python\n\n', 'python\n')
+print(image @ text.T){classifier}
+```""".replace('python\n\n', 'python\n'))
+
+
+def language_model(teacher: Union[str, Path]) -> str:
+    """Name of the language model that stage 1 made a teacher of; if that is not known, the teacher's and what it is."""
+    try:
+        return public_name(read_config(Stage1Config, Path(teacher).parent).text_encoder.pretrained)
+    except ConfigError:  # no run of stage 1, or it has been moved away from its folder
+        path = Path(teacher, 'config.json')
+        kind = read_json(path, dict).get('model_type') if path.is_file() else None
+        return public_name(str(teacher)) + (f' ({kind})' if kind else '')
 
 
 def read_results(
-    folder: Union[str, Path], run: Union[str, Path], weights: str, interpolate: float = 1.0, dim: Optional[int] = None
+    folder: Union[str, Path], run: Union[str, Path], weights: str, interpolate: float = 1.0, dim: Optional[int] = None,
+    model: Optional[nn.Module] = None,
 ) -> Results:
     """The numbers of a run that `evaluate` wrote.
 
@@ -116,6 +180,7 @@ def read_results(
         weights: Which of its weights they must be of.
         interpolate: Share of these in the weights that they must be of.
         dim: How many dimensions of the features they must be of.  None: all.
+        model: Has these weights, which are compared with those that were measured.  None: they are not loaded yet.
 
     Returns:
         Benchmark -> metric -> value.
@@ -139,6 +204,10 @@ def read_results(
     if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:
         raise ConfigError(f'results: the evaluation in {folder} did not come to its end; it lacks '
                           f'{", ".join(missing)}. Call `evaluate` again')
+    measured = found.get('weights', {}).get(name, 'unknown')
+    if model is not None and measured != (exported := tensors_hash(model.state_dict())):
+        raise ConfigError(f'results: {folder} has measured weights of {run} with the hash {measured}, expected those '
+                          f'that are exported, with the hash {exported}. Call `evaluate` again')
     with reading(path, 'the results of an evaluation'):
         return {benchmark: {metric: value for metric, value in entry['models'][name].items()
                             if isinstance(value, (int, float))}
@@ -160,16 +229,17 @@ def _weights_of(model: Mapping[str, Any]) -> str:
 
 def model_card(
     config: ModelConfig,
-    teacher: Fingerprint,
+    teacher: Optional[Fingerprint],
     run: Optional[Stage2Config] = None,
     results: Optional[Results] = None,
     interpolate: float = 1.0,
     *,
     title: str = 'LLM2CLIP',
-    summary: str = SUMMARY,
-    use: str = '',
+    summary: Markup = SUMMARY,
+    use: Optional[Markup] = None,
     library_name: str = 'transformers',
-    pipeline_tag: str = 'zero-shot-image-classification',
+    pipeline_tag: Optional[str] = None,
+    language_models: Sequence[str] = (),
 ) -> ModelCard:
     """A card with metadata for the Hub.
 
@@ -177,33 +247,44 @@ def model_card(
 
     Args:
         config: Of the model.
-        teacher: The one that it learned from, or several.
+        teacher: The one that it learned from, or several; None of a CLIP with its own text tower.
         run: Configuration of the run that trained it.
         results: Its numbers, as `read_results` gives them.
         interpolate: Share of the run's trained weights in those of the model.
         title: Heading.
         summary: What it is.
-        use: Code.
+        use: How it is installed and loaded; unset, by this package.
         library_name: Which library loads it.
         pipeline_tag: What the Hub files it under.
+        language_models: Names of those whose weights are a part of it.
     """
     data = ModelCardData(
-        model_name=title if results else None, library_name=library_name, pipeline_tag=pipeline_tag,
+        model_name=title if results else None, library_name=library_name, pipeline_tag=pipeline_tag, license='other',
         tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'], eval_results=_eval_results(results or {}) or None)
     vision = config.vision
     blocks = f', {config.adapter.depth} blocks' if config.adapter.name in ('residual', 'transformer') else ''
-    facts = {'vision tower': f'`{public_name(vision.name)}`', 'image size': vision.image_size,
-             'adapter': f'{config.adapter.name}{blocks}', 'dimensions of the joint space': _dims(config, run)}
+    facts: dict[str, Any] = {
+        **({'language model': ', '.join(language_models)} if language_models else {}),
+        'vision tower': public_name(vision.name), 'image size': vision.image_size,
+        'adapter': f'{config.adapter.name}{blocks}', 'dimensions of the joint space': _dims(config, run)}
     if interpolate != 1:
         of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
-        facts['weights'] = (f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '
-                            '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
-    return ModelCard.from_template(
-        data, template_str=TEMPLATE, title=title, summary=summary, use=use or usage(), model_facts=facts,
-        teachers=str(teacher), n_teachers=len(teacher),
-        of_sentence_transformers=teacher.of_sentence_transformers,
+        facts['weights'] = Markup(f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '
+                                  '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
+    return _card(
+        data, title=title, summary=summary, use=use or usage(), facts=facts, teacher=teacher,
+        licensed=' and '.join([*language_models, public_name(vision.name)]),
         streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
         tables=_tables(results or {}))
+
+
+def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCard:
+    """The card of a teacher alone, as a sentence-transformers model."""
+    name = language_model(teacher)
+    data = ModelCardData(library_name='sentence-transformers', pipeline_tag='sentence-similarity', license='other',
+                         tags=['llm2clip', 'arxiv:2411.04997'])
+    return _card(data, title='Text encoder of LLM2CLIP', summary=TEACHER_SUMMARY, use=TEACHER_USE, licensed=name,
+                 facts={'language model': name}, teacher=fingerprint, streams=None)
 
 
 def _dims(config: ModelConfig, run: Optional[Stage2Config]) -> str:
@@ -240,7 +321,7 @@ def _streams(data: ImageDataConfig) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _training(run: Stage2Config) -> str:
+def _training(run: Stage2Config) -> Markup:
     """The part of the configuration that decides the weights."""
     values = dataclasses.asdict(run)
     keys = ('max_duration', 'global_train_batch_size', 'seed', 'precision', 'loss', 'optimizer', 'scheduler',
@@ -256,7 +337,9 @@ def _training(run: Stage2Config) -> str:
             texts['clip'] = {'name': public_name(texts['clip']['name']), 'pretrained': texts['clip']['pretrained']}
     data = run.train_data
     chosen['crops'] = {key: getattr(data, key) for key in ('crop_scale', 'color_jitter', 'grayscale')}
-    return OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()
+    text = OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()
+    fence = '`' * max([3, *(len(ticks) + 1 for ticks in re.findall('`+', text))])  # which no value ends
+    return Markup(f'{fence}yaml\n{text}\n{fence}')
 
 
 def _eval_results(results: Results) -> list[EvalResult]:
@@ -274,4 +357,4 @@ def _tables(results: Results) -> list[tuple[list[str], list[tuple[str, list[str]
     for benchmark, metrics in results.items():
         values = [f'{value:,}' if isinstance(value, int) else f'{value:.1f}' for value in metrics.values()]
         tables.setdefault(tuple(metrics), []).append((benchmark, values))
-    return [([f'`{name}`' for name in names], rows) for names, rows in tables.items()]
+    return [(list(names), rows) for names, rows in tables.items()]

@@ -5,7 +5,6 @@
 
 import copy
 import inspect
-import io
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -13,14 +12,15 @@ import timm
 import timm.models
 import torch
 import torch.nn as nn
-from PIL import Image
+from markupsafe import Markup
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from transformers import AutoImageProcessor, CLIPImageProcessorFast, CLIPVisionModel, CLIPVisionModelWithProjection
 from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
-from llm2clip.data.image_processing_llm2clip import upright_rgb
+from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
+from llm2clip.data.images import open_image
 from llm2clip.data.transforms import Preprocessing
 from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
 from llm2clip.export.model_card import model_card
@@ -29,16 +29,17 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
 from llm2clip.teacher.fingerprint import TeacherRecord
 
-__all__ = ['KIND', 'export_vision']
+__all__ = ['KIND', 'export_vision', 'image_processor', 'upright_use']
 
 KIND = 'vision tower'
 
-SUMMARY = ('The vision tower of an [LLM2CLIP](https://arxiv.org/abs/2411.04997) model, trained against the caption '
-           'embeddings of a language model. Its features, scaled to length 1, are those of the whole model.')
+SUMMARY = Markup(
+    'The vision tower of an [LLM2CLIP](https://arxiv.org/abs/2411.04997) model, trained against the caption embeddings '
+    'of a language model. Its features, scaled to length 1, are those of the whole model.')
 TOWER_SUMMARY = SUMMARY[:SUMMARY.index(' Its')] + ' Its features are those before the projection into the joint space.'
 USE = """```python
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 {library}
 
 
@@ -119,13 +120,22 @@ def _expected(model: LLM2CLIP, projection: bool, pixels: torch.Tensor) -> torch.
     return model.visual_projection(pooled) if projection else pooled
 
 
-def _use(code: str, library: str, precision: str = '') -> str:
+def upright_use(code: str, library: str, precision: str = '') -> Markup:
     """The part of the card that says how to load the model."""
-    return USE.format(code=code, library=library, upright=inspect.getsource(upright_rgb).strip(),
-                      precision=precision).strip()
+    upright = '\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip()
+    return Markup(USE.format(code=code, library=library, upright=upright, precision=precision).strip())
 
 
-def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
+def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
+    """The evaluation transform of upright RGB pictures, as transformers has it."""
+    size = preprocessing.image_size
+    return CLIPImageProcessorFast(
+        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
+        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
+        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
+
+
+def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, Markup]:
     """The layout of timm's models on the Hub: the class, and how to load it."""
     encoder = model.vision_encoder
     # Of a model that was just trained, the weights may lie in `channels_last`, which safetensors does not take.
@@ -148,33 +158,27 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, st
     _check(loaded.to(model.logit_scale.device), model, projection, f'timm model {name}')
     transform = create_transform(**resolve_model_data_config(loaded), is_training=False)
     _check_timm_pixels(transform, data)
-    return name, _use(TIMM_USE, 'import timm', precision=TIMM_PRECISION)
+    return name, upright_use(TIMM_USE, 'import timm', precision=TIMM_PRECISION)
 
 
 def _check_timm_pixels(transform: Any, preprocessing: Preprocessing) -> None:
     """timm's transform of upright RGB pictures against training's, within `TIMM_TOLERANCE`."""
     std = torch.tensor(preprocessing.std)[:, None, None]
     for name, data in pictures(preprocessing.image_size, cropped=6).items():
-        found = transform(upright_rgb(Image.open(io.BytesIO(data))))
+        found = transform(upright_rgb(open_image(data)))
         difference = 255 * ((found - training_pixels(data, preprocessing=preprocessing)) * std).abs().mean().item()
         if not difference <= TIMM_TOLERANCE:
             raise ConfigError(f"timm's transform of {name} differs from that of training by {difference:.1f} of 255 in "
                               'the mean')
 
 
-def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, str]:
+def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, Markup]:
     """A model and its image processor: the class, and how to load it."""
     trunk: Any = model.vision_encoder.trunk
     native: Any = _clip_with_projection(trunk, model.visual_projection) if projection else trunk
     native.save_pretrained(folder, safe_serialization=True)
-    # The evaluation transform of upright RGB pictures, as transformers has it.
     preprocessing = model.vision_encoder.preprocessing
-    size = preprocessing.image_size
-    CLIPImageProcessorFast(
-        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
-        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
-        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True,
-    ).save_pretrained(folder)
+    image_processor(preprocessing).save_pretrained(folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
@@ -194,7 +198,7 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
     code = TRANSFORMERS_USE.format(
         name=name, arguments=', add_pooling_layer=False' if without_pooler else '',
         output=f'{output}[:, 0]' if without_pooler else output)
-    return name, _use(code, f'from transformers import AutoImageProcessor, {name}')
+    return name, upright_use(code, f'from transformers import AutoImageProcessor, {name}')
 
 
 def _clip_with_projection(trunk: CLIPVisionModel, projection: nn.Module) -> CLIPVisionModelWithProjection:

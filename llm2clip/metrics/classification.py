@@ -42,6 +42,7 @@ def class_ranks(image_features: torch.Tensor, class_features: torch.Tensor, labe
     """``(N,)``: how many classes come before the right one of each image.
 
     Of classes that score the same, the first comes first, as in ``argmax``: ImageNet has two that are called missile.
+    A score that is no number comes before the right one.
 
     Args:
         image_features: ``(N, D)``.
@@ -54,7 +55,7 @@ def class_ranks(image_features: torch.Tensor, class_features: torch.Tensor, labe
     for images, right in zip(image_features.split(size), labels[:, None].split(size)):
         scores = class_scores(images, class_features)
         right_scores = scores.gather(1, right)
-        ranks.append((scores.gt(right_scores) | scores.eq(right_scores) & classes.lt(right)).sum(1))
+        ranks.append((~(scores.lt(right_scores) | scores.eq(right_scores) & classes.ge(right))).sum(1))
     return torch.cat(ranks)
 
 

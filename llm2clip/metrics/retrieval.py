@@ -26,7 +26,8 @@ def retrieval_ranks(
 ) -> torch.Tensor:
     """For each query, how many wrong candidates score at least as high as its best right one.
 
-    A tie counts against the query, so that a model that gives every pair the same score finds nothing.
+    A tie counts against the query, so that a model that gives every pair the same score finds nothing, and so does a
+    score that is no number.
 
     Args:
         queries: ``(Q, D)``.
@@ -56,8 +57,8 @@ def retrieval_ranks(
         right_scores = scores[rows, columns]
         best = torch.full((stop - start,), -torch.inf, device=scores.device)
         best = best.scatter_reduce(0, rows, right_scores, 'amax')
-        at_least = (scores >= best[:, None]).sum(1)
-        ranks.append(at_least - torch.bincount(rows[right_scores >= best[rows]], minlength=stop - start))
+        at_least = (~(scores < best[:, None])).sum(1)
+        ranks.append(at_least - torch.bincount(rows[~(right_scores < best[rows])], minlength=stop - start))
     return torch.cat(ranks)
 
 

@@ -26,6 +26,7 @@ from llm2clip.config import (
     Stage2Config,
     TrainConfig,
 )
+from llm2clip.data.caption_pairs import with_two_captions
 from llm2clip.data.shared_memory import shared_memory
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.inheritance import ComposerInheritance
@@ -158,8 +159,8 @@ def plan_stage1(config: Stage1Config) -> Plan:
                    for pair in pairs or [])
     if config.plan_samples is None:
         data, negative = plan_texts(config.train_data, 'train_data', mntp)
-        if config.eval_data is not None and not mntp:
-            data.problems += plan_texts(config.eval_data, 'eval_data', mntp, train=False)[0].problems
+        if not mntp and config.eval_data and (evaluated := with_two_captions(config.eval_data, 'eval_data')):
+            data.problems += plan_texts(evaluated, 'eval_data', mntp, train=False)[0].problems
     plan = _begin(config, config.train_data, data, per_stream=not mntp)
     sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if negative else [])]
     longest = config.text_encoder.max_length

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, Union
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 # Relative, since the copies in an export are no package of this name.
-from .text_encoder_llm2clip import LAYOUTS, POOLINGS
+from .text_encoder_llm2clip import LAYOUTS, POOLINGS, TextEncoder
 
 __all__ = [
     'TEACHER_SUFFIXES', 'LoadError', 'check_encoding', 'check_files', 'check_finite', 'check_keys', 'check_no_code',
-    'check_weight_files', 'checksum', 'checksums', 'llm_dtype', 'load_checked', 'load_config', 'load_tokenizer',
-    'loading', 'read_encoding',
+    'check_weight_files', 'checksum', 'checksums', 'llm_dtype', 'load_checked', 'load_config', 'load_encoder',
+    'load_tokenizer', 'loading', 'read_encoding',
 ]
 
 # Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
@@ -47,8 +47,9 @@ def loading(where: Union[str, Path], expected: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A package that is missing is no fault of the folder, and errors of this project name what is wrong.
-        if isinstance(error, ImportError) or 'llm2clip' in type(error).__module__:
+        # A package that is missing is no fault of the folder, and errors of this project name what is wrong.  Those of
+        # the copies in an export are of other classes, which nobody here knows.
+        if isinstance(error, ImportError) or type(error).__module__.split('.')[0] == __name__.split('.')[0]:
             raise
         reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
         raise LoadError(f'{where}: cannot be loaded ({reason}), expected {expected}') from error
@@ -217,6 +218,26 @@ def read_encoding(path: Path) -> dict[str, Any]:
             raise LoadError(f'{path}: {key} is {how[key]!r}, expected {" or ".join(names)}')
     llm_dtype(how['dtype'], path)
     return how
+
+
+def load_encoder(folder: Path, how: Any) -> TextEncoder:
+    """The frozen LLM in a teacher's folder, in evaluation mode on the CPU.
+
+    Args:
+        folder: LLM and, if it has LoRA in it, ``lora.safetensors``.
+        how: With what `read_encoding` returns.
+
+    Raises:
+        LoadError: The LLM is missing or damaged, or needs code.
+    """
+    config = load_config(folder)
+    capped = getattr(config, 'attn_logit_softcapping', None) is not None
+    # Weights with LoRA in them are whole in float32 only.
+    dtype = 'float32' if (folder / 'lora.safetensors').is_file() else how.dtype
+    llm, _ = load_checked(AutoModel.from_pretrained, folder, config=config, trust_remote_code=False,
+                          optional='lm_head.', dtype=llm_dtype(dtype, folder),
+                          attn_implementation='eager' if capped else 'sdpa')
+    return TextEncoder(getattr(llm, 'language_model', llm), how).eval().requires_grad_(False)
 
 
 def checksums(folder: Path) -> dict[str, int]:

@@ -10,6 +10,7 @@ puts the tower and the teacher of training into the same model, and every export
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -19,6 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 # Relative, since the copies in an export are no package of this name.
 from .checks_llm2clip import (
@@ -27,9 +29,8 @@ from .checks_llm2clip import (
     check_files,
     check_no_code,
     check_weight_files,
-    llm_dtype,
     load_checked,
-    load_config,
+    load_encoder,
     load_tokenizer,
     read_encoding,
 )
@@ -42,8 +43,8 @@ except ImportError:
     timm = None
 
 __all__ = [
-    'Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'LatentTransformer', 'ResidualMLP', 'TEACHER_FOLDER', 'Teacher',
-    'teacher_folders',
+    'Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'LLM2CLIPOutput', 'LatentTransformer', 'ResidualMLP',
+    'TEACHER_FOLDER', 'Teacher', 'read_tokens', 'teacher_folders',
 ]
 
 TEACHER_FOLDER = 'teacher'
@@ -279,15 +280,7 @@ class Teacher:
     def __call__(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """``(N, llm_embed_dim)`` in float32 on the CPU, not normalised."""
         if self._encoder is None:
-            config = load_config(self.folder)
-            capped = getattr(config, 'attn_logit_softcapping', None) is not None
-            # Weights with LoRA in them are whole in float32 only.
-            dtype = 'float32' if (self.folder / 'lora.safetensors').is_file() else self.how.dtype
-            llm, _ = load_checked(AutoModel.from_pretrained, self.folder, config=config, trust_remote_code=False,
-                                  optional='lm_head.', dtype=llm_dtype(dtype, self.folder),
-                                  attn_implementation='eager' if capped else 'sdpa')
-            llm = getattr(llm, 'language_model', llm).eval().requires_grad_(False)
-            self._encoder = TextEncoder(llm, self.how).eval()
+            self._encoder = load_encoder(self.folder, self.how)
         return encode_texts(self._encoder.to(device), self.tokenizer, texts)
 
 
@@ -303,6 +296,20 @@ def teacher_folders(folder: Path) -> list[Path]:
     return sorted(several, key=lambda path: int(path.name)) or [folder / TEACHER_FOLDER]
 
 
+def read_tokens(tokenizer: Any, input_ids: torch.Tensor) -> list[str]:
+    """The texts of which a tokenizer made ``(B, T)`` tokens, padded on either side."""
+    return tokenizer.batch_decode(input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@dataclass
+class LLM2CLIPOutput(ModelOutput):
+    """Features ``(B, embed_dim)`` of each side, L2-normalised, and ``logits_per_image`` ``(B_images, B_texts)``."""
+
+    image_features: Optional[torch.Tensor] = None
+    text_features: Optional[torch.Tensor] = None
+    logits_per_image: Optional[torch.Tensor] = None
+
+
 class LLM2CLIPModel(PreTrainedModel):
     """Vision tower, adapter and, on demand, the teacher (or teachers) in the folder's ``teacher/``."""
 
@@ -315,6 +322,7 @@ class LLM2CLIPModel(PreTrainedModel):
         super().__init__(config)
         self.model = self._make_towers()
         self._teachers: Optional[tuple[Any, ...]] = None
+        self._tokenizer: Any = None
         self.post_init()
 
     def _make_towers(self) -> Any:
@@ -357,11 +365,24 @@ class LLM2CLIPModel(PreTrainedModel):
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
     def get_text_features(
-        self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None
+        self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None,
+        input_ids: Optional[torch.Tensor] = None, attention_mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """Captions, or the teacher's vectors ``(B, llm_embed_dim)`` -> ``(B, embed_dim)``, L2-normalised."""
-        if (texts is None) == (text_embedding is None):
-            raise ValueError('give either texts or text_embedding')
+        """``(B, embed_dim)``, L2-normalised, of one of the first three.
+
+        Args:
+            texts: B captions; a string is one.
+            text_embedding: The teacher's vectors ``(B, llm_embed_dim)``.
+            input_ids: ``(B, T)``, which the folder's tokenizer made of captions.  They are read back and tokenised as
+                the teacher was trained, with its template and length.
+            attention_mask: Not used, since padding is read back as nothing.
+        """
+        if sum(given is not None for given in (texts, text_embedding, input_ids)) != 1:
+            raise ValueError('give either texts or text_embedding or input_ids')
+        if input_ids is not None:
+            self._tokenizer = self._tokenizer or load_tokenizer(
+                self.name_or_path or '.', revision=getattr(self.config, '_commit_hash', None))
+            texts = read_tokens(self._tokenizer, input_ids)
         if texts is not None:
             text_embedding = self.embed_texts(texts)
         assert text_embedding is not None
@@ -369,7 +390,11 @@ class LLM2CLIPModel(PreTrainedModel):
         return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """The teacher's vectors of captions, ``(B, llm_embed_dim)``; it is loaded at the first call."""
+        """The teacher's vectors of B captions, ``(B, llm_embed_dim)``; a string is one.
+
+        The teacher is loaded at the first call.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
         if self._teachers is None:
             name = self.name_or_path or '.'
             folder = Path(name)
@@ -382,14 +407,17 @@ class LLM2CLIPModel(PreTrainedModel):
             if not len(folders) == len(recorded) == len(files):
                 raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
             self._teachers = tuple(map(self._load_teacher, folders, recorded, files))
-        vectors = [teacher(list(texts), self.device) for teacher in self._teachers]
+        vectors = [teacher(texts, self.device) for teacher in self._teachers]
         return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
 
-    def forward(self, pixel_values: torch.Tensor, text_embedding: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features of both sides and ``logits_per_image`` ``(B_images, B_texts)``."""
+    def forward(
+        self, pixel_values: torch.Tensor, text_embedding: Optional[torch.Tensor] = None,
+        input_ids: Optional[torch.Tensor] = None, attention_mask: Optional[torch.Tensor] = None,
+    ) -> LLM2CLIPOutput:
+        """Features and logits; arguments as of `get_image_features` and `get_text_features`."""
         image_features = self.get_image_features(pixel_values)
-        text_features = self.get_text_features(text_embedding=text_embedding)
+        text_features = self.get_text_features(None, text_embedding, input_ids, attention_mask)
         logits = self.model.logit_scale.exp() * image_features @ text_features.T
         if self.model.logit_bias is not None:
             logits = logits + self.model.logit_bias
-        return {'image_features': image_features, 'text_features': text_features, 'logits_per_image': logits}
+        return LLM2CLIPOutput(image_features, text_features, logits)

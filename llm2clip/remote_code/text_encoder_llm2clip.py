@@ -149,12 +149,13 @@ class CaptionTokenizer:
         """Token ids of each text.
 
         Args:
-            texts: Captions.
+            texts: Captions; a string is one.
             instruction: Text before each of them that is read but not pooled.
 
         Raises:
             ValueError: A text is empty, or the instruction leaves it no room.
         """
+        texts = [texts] if isinstance(texts, str) else texts
         instruction = instruction.strip() if self.joint else instruction
         if self._room(instruction) < 1:
             prefix = len(self.header) + len(self.plain(instruction))

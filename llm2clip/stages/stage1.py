@@ -9,8 +9,8 @@ from typing import Union
 from composer import DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import Stage1Config
-from llm2clip.data.caption_pairs import build_caption_pair_loader
+from llm2clip.config import ConfigError, Stage1Config
+from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_streams, with_two_captions
 from llm2clip.data.masked_texts import build_masked_text_loader
 from llm2clip.folders import check_replaceable
 from llm2clip.models.caption_contrastive import CRA_METRICS, CaptionContrastive
@@ -32,11 +32,19 @@ def make_loaders(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Dat
     batch = config.global_train_batch_size
     if config.objective == 'mntp':
         return build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed, 'train_data'), []
+    for name, pairs in zip(config.train_data.streams, pairs_of_streams(config.train_data, True, 'train_data')[0]):
+        if any(pair.positive is None for pair in pairs):
+            said = f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two vectors of it'
+            if not config.attention_dropout and not config.lora.lora_dropout:
+                raise ConfigError(f'attention_dropout: 0, expected a value above 0, such as 0.1: {said}')
+            if dist.get_global_rank() == 0:
+                print(f'{said} (unsupervised SimCSE)', flush=True)
     data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, True, 'train_data')
-    if config.eval_data is None:
+    evaluated = None if config.eval_data is None else with_two_captions(config.eval_data, 'eval_data')
+    if evaluated is None:
         return data, []
     eval_data = build_caption_pair_loader(
-        config.eval_data, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
+        evaluated, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
     return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*CRA_METRICS])]
 
 
@@ -64,7 +72,7 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
     """Everything that a run needs, and the model, which the trainer may have wrapped; `begin` comes before."""
     reproducibility.seed_all(config.seed)
     data, evaluators = make_loaders(config, tokenizer)
-    check_metrics(config, possible_metrics(config))
+    check_metrics(config, possible_metrics(config) if evaluators else {})
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
     return build_trainer(config, model, build_optimizer(config, model), data, evaluators), model
 

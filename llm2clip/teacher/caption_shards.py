@@ -69,18 +69,13 @@ class CaptionSource:
         Raises:
             ShardError: It is missing, or damaged at its remote as well.
         """
-        stream, shard = self.stream, self.shards[k]
-        stream.prepare_shard(shard)
-        if stream.discard_damaged(shard):
-            stream.prepare_shard(shard)
         ids, texts = [], []
-        for i in range(len(shard)):
-            sample = shard[i]
-            ids.append(sample[SAMPLE_ID])
-            for key in self.keys:
-                texts.append(sample[caption_column(key)])
-        if self.sidecar.dataset.remote is not None:
-            shard.evict()
+        with self.stream.whole(self.shards[k]) as shard:
+            for i in range(len(shard)):
+                sample = shard[i]
+                ids.append(sample[SAMPLE_ID])
+                for key in self.keys:
+                    texts.append(sample[caption_column(key)])
         return CaptionShard(self, k, ids, texts, torch.zeros(len(texts), llm_embed_dim))
 
 

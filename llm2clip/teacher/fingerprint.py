@@ -66,11 +66,6 @@ class Fingerprint:
         """Each teacher's."""
         return (Fingerprint((teacher,)) for teacher in self.teachers)
 
-    def __str__(self) -> str:
-        """A table of each teacher's fields in Markdown, without the empty ones."""
-        return '\n\n'.join('\n'.join(['| | |', '|---|---|', *(f'| {name} | `{value}` |' for name, value in one.items()
-                                                              if value != '')]) for one in self.teachers)
-
     def check(self, expected: 'Fingerprint', what: str, reference: str, but: Iterable[str] = ()) -> None:
         """Raise a ValueError that names the first field in which `what` is another teacher than `reference`.
 

@@ -16,7 +16,7 @@ from streaming import MDSWriter
 
 from llm2clip.config import ConfigError, DatasetConfig
 from llm2clip.data.schema import INDEX, TEACHER_FILE, check_shard, first_shards
-from llm2clip.files import read_json
+from llm2clip.files import read_json, writing
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.fingerprint import TeacherRecord
 
@@ -78,7 +78,8 @@ def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: 
     """Write one shard; its index entry, which says that it is done, comes last."""
     name = f'shard.{k:05}.mds'
     partial = out.local / f'{name}.tmp.{os.getpid()}'
-    with MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None) as writer:
+    mds = MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None)
+    with writing(out.local / name), mds as writer:
         for row in rows:
             writer.write(row)
     entry, = read_json(partial / INDEX, dict)['shards']

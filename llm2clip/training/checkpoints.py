@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, reading
+from llm2clip.folders import reaching
 from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.weights import read_pickle
 
@@ -287,7 +288,7 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
         sharded: Whether this run reads folders of shards.
 
     Raises:
-        ConfigError: As for `newest_checkpoint`, or the checkpoint is of the other kind.
+        ConfigError: As for `newest_checkpoint`, the checkpoint is of the other kind, or there are no credentials.
     """
     result: list[Any] = [None]
     if dist.get_global_rank() == 0:
@@ -297,7 +298,8 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
                 path = newest_checkpoint(Path(folder))
                 result = [None if path is None else str(path.absolute())]
             else:
-                found = _newest_remote(store, _prefix(folder))
+                with reaching(folder):
+                    found = _newest_remote(store, _prefix(folder))
                 result = [None if found is None else f'{folder.rstrip("/")}/{found[0]}']
         except Exception as error:  # every rank has to hear of it
             result = [error]
@@ -315,7 +317,7 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
     """`read_model` of a folder's latest checkpoint, local or in an object store.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or there are no credentials.
         FileError, LoadError: As for `read_model`.
     """
     store = maybe_create_object_store_from_uri(folder)
@@ -324,7 +326,8 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
         if not path.exists():
             raise ConfigError(f'there is no checkpoint {path}')
         return read_model(path)
-    newest = _newest_remote(store, _prefix(folder))
+    with reaching(folder):
+        newest = _newest_remote(store, _prefix(folder))
     if newest is None:
         raise ConfigError(f'there is no whole checkpoint in {folder}')
     name, objects = newest

@@ -163,8 +163,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     groups = parameter_groups(model, lr, weight_decay, **scales)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
-    check(OPTIMIZERS, name, arguments, 'optimizer')
-    can_fuse = 'fused' in inspect.signature(find(OPTIMIZERS[name])).parameters
+    can_fuse = 'fused' in inspect.signature(check(OPTIMIZERS, name, arguments, 'optimizer')).parameters
     if can_fuse and device_kind(config) == 'gpu' and (config.fsdp is None or name in _FUSED_SHARDS):
         arguments = {'fused': not arguments.get('foreach'), **arguments}
     optimizer = build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
@@ -213,9 +212,11 @@ def build_trainer(
     loggers: list[LoggerDestination] = build_all(LOGGERS, _in_run_folder(config), 'loggers')
     if config.progress_bar:
         loggers.append(ProgressBar())
-        # The Trainer would rather make one of its own.
-        warnings.filterwarnings('ignore', 'Specifying the ProgressBarLogger via')
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
+    # What no configuration can avoid: the Trainer would rather make the bar itself, and torch saves shards that way.
+    for known in ('Specifying the ProgressBarLogger via', 'FSDP2 Config/APIs are experimental',
+                  'The warmup duration is 0', 'TypedStorage is deprecated'):
+        warnings.filterwarnings('ignore', known)
     checkpoint = _resume_from(config) if config.autoresume else None
     if config.compile is not None:
         compile_blocks(model, **config.compile)
@@ -235,7 +236,7 @@ def build_trainer(
         accumulate_train_batch_on_tokens=mntp,
         # Such a model checks its weights itself.
         load_strict_model_weights=not saves_trainable_only(model),
-        eval_interval=config.eval_interval,
+        eval_interval=config.eval_interval if evaluators else 1,  # Composer warns of any other that has no effect
         load_path=checkpoint,
         save_folder=config.checkpoint_folder,
         save_interval=config.save_interval,
@@ -306,7 +307,7 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
-    if config.eval_first and trainer.state.timestamp.batch.value == 0:
+    if config.eval_first and trainer.state.evaluators and trainer.state.timestamp.batch.value == 0:
         trainer.eval()
     try:
         trainer.fit()

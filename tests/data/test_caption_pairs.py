@@ -13,7 +13,7 @@ from parts import make_samples, text_encoder_from_config, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, ConfigError, TextEncoderConfig
-from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_streams
+from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_streams, with_two_captions
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.loader import count_tokens, split_by_length, split_packed
@@ -234,7 +234,21 @@ def test_without_pairs_any_two_captions_are_one(
     write_dataset([Sample('0', {'only': 'one'})], tmp_path / 'd')
     config.streams['s'] = CaptionStreamConfig(str(tmp_path / 'd/train'))
     with pytest.raises(ConfigError, match='has one caption per sample, expected two'):
-        pairs_of_streams(config, True, 'train_data')
+        pairs_of_streams(config, False, 'eval_data')
+
+
+def test_one_caption_per_sample_is_paired_with_itself_and_not_evaluated(
+    image_dataset: Path, tokenizer: CaptionTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset([Sample(f'{i}', {'only': f'text {i}'}) for i in range(8)], tmp_path / 'd')
+    batch, = _loader(tmp_path / 'd/train', tokenizer, [])
+    assert _texts(tokenizer, batch, 'query') == _texts(tokenizer, batch, 'positive')
+    assert sorted(_texts(tokenizer, batch, 'query')) == [f'text {i}' for i in range(8)]
+    single, several = (CaptionStreamConfig(str(path)) for path in (tmp_path / 'd/train', image_dataset))
+    for streams, kept in (({'s': single}, None), ({'s': single, 't': several}, {'t': several})):
+        left = with_two_captions(CaptionDataConfig(streams=streams), 'eval_data')
+        assert (None if left is None else left.streams) == kept
+        assert 'eval_data.streams: s has one caption per sample' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(('pairs', 'train', 'message'), [

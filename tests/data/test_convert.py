@@ -7,7 +7,10 @@ import importlib.util
 import io
 import json
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from parts import make_samples, picture, write_dataset
@@ -15,13 +18,16 @@ from PIL import Image
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.data.convert import card, part_writer
 from llm2clip.data.convert.emoji import LANGUAGES, emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
-from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
+from llm2clip.data.convert.parts import PartJob
+from llm2clip.data.convert.samples import Dropped, Part, Sample, hold_out, one_part
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.texts import text_pairs, wikipedia_summaries
 from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_columns, read_samples
+from llm2clip.drawing import drawable
 from llm2clip.folders import OutputFolder
 
 
@@ -47,6 +53,25 @@ def test_the_picture_of_a_dataset_shows_its_images(tmp_path: Path) -> None:
     for sample in samples:
         corner = Image.open(io.BytesIO(sample.image)).getpixel((0, 0))
         assert any(max(abs(a - b) for a, b in zip(colour, corner)) < 3 for colour in shown), sample.sample_id
+
+
+def test_captions_are_drawn_as_they_are_or_not_at_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    captions = ['$x_$ and $\\frac{a}$ dollars', '夕方の茶色の犬', 'a dog 🐕 \x07']
+    samples = [Sample(f'{i}', {'$_$': text, 'long': text}, picture(i)) for i, text in enumerate(captions)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        write_dataset(samples, tmp_path / '$_$')
+    assert Image.open(tmp_path / '$_$/dataset.png').width > 500 and 'warning' not in capfd.readouterr().out
+    assert [drawable(text) for text in captions] == [captions[0], '…', 'a dog … …']
+
+
+def test_a_picture_that_cannot_be_drawn_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(card, 'decode_image', lambda *_: 1 / 0)
+    assert write_dataset(make_samples(2), tmp_path / 'out') == {'train': 2}
+    assert 'dataset.png was not drawn: ZeroDivisionError' in capfd.readouterr().out
+    assert not (tmp_path / 'out/dataset.png').exists()
 
 
 def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
@@ -315,9 +340,54 @@ def test_a_share_of_the_images_is_held_out_by_the_hash_of_each(captions_file: Pa
     fewer.write_text('\n'.join(line for line in captions_file.read_text().splitlines() if not line.startswith('1')))
     for name, images in ids(caption_csv(str(fewer), heldout=0.3)[0]).items():
         assert set(images) == {image for image in splits[name] if not image.startswith('1')}
+    # Another spelling of a path is the same image.
+    spelled = tmp_path / 'spelled.csv'
+    spelled.write_text(captions_file.read_text() + '\n'.join(f'./{i}.png,once more' for i in range(40)))
+    assert ids(caption_csv(str(spelled), heldout=0.3)[0]) == splits
     # A folder of images has the same sides.
     for i in range(40):
         (tmp_path / f'{i}.png').write_bytes(picture(i, 8))
     assert ids(image_folder(str(tmp_path), str(captions_file), heldout=0.3)[0]) == splits
     with pytest.raises(ConfigError, match="source.split: 'heldout' is the name of the held-out split"):
         image_folder(str(tmp_path), str(captions_file), split='heldout', heldout=0.3)
+
+
+def test_more_images_never_move_one_into_what_is_held_out() -> None:
+    """By number; a share moves none at all, as above."""
+    few, more = [f'{i}.png' for i in range(40)], [f'{i}.png' for i in range(60, -1, -1)]
+    for heldout in (8, {'val': 4, 'test': 4}):
+        before, after = hold_out(few, heldout, seed=0), hold_out(more, heldout, seed=0)
+        assert {name: len(images) for name, images in after.items() if name != 'train'} == {
+            name: len(images) for name, images in before.items() if name != 'train'}
+        assert {*before['train']} < {*after['train']} and before != hold_out(few, heldout, seed=1)
+
+
+def _fail_after_train(write: Callable[..., int]) -> Callable[..., int]:
+    def write_or_fail(job: PartJob, alone: bool) -> int:
+        if not job.folder.startswith('train/'):
+            raise RuntimeError('killed')
+        return write(job, alone)
+
+    return write_or_fail
+
+
+@pytest.mark.parametrize('heldout', ['8', '0.3'])
+def test_captions_that_change_between_two_calls_are_refused(
+    heldout: str, captions_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a call that was stopped between two splits nor one that has ended is mixed with other captions."""
+    def prepare(out: str) -> None:
+        run_recipe(monkeypatch, 'prepare_data', 'source.name=caption_csv', f'source.captions={captions_file}',
+                   f'source.heldout={heldout}', f'out={tmp_path}/{out}')
+
+    with mock.patch.object(part_writer, '_write_part', side_effect=_fail_after_train(part_writer._write_part)), \
+            pytest.raises(RuntimeError, match='killed'):
+        prepare('stopped')
+    prepare('whole')
+    prepare('whole')
+    captions_file.write_text(captions_file.read_text().replace('caption 1 of 7', 'caption 1 of 9'))
+    for out in ('stopped', 'whole'):
+        with pytest.raises(ConfigError, match=f'{captions_file}: has changed since {tmp_path}/{out} was written'):
+            prepare(out)
+    captions_file.unlink()
+    prepare('whole')  # which needs it no more

@@ -76,7 +76,7 @@ def test_a_dataset_is_extended_only_if_that_is_asked_for_and_nothing_is_lost(bef
     # A failure, here of an id that is there already, leaves the dataset as it was.
     index = (out / 'train/index.json').read_bytes()
     twice = Part('x', lambda dropped: make_samples(3, prefix='b'))
-    with pytest.raises(ValueError, match='occur in more than one input file'):
+    with pytest.raises(ValueError, match='occur in more than one part'):
         write_splits({'train': [*parts['train'], twice]}, Dropped(), out, WriterConfig(),
                      {'source': {'files': ['b', 'd', 'x']}}, extend=True)
     assert (out / 'train/index.json').read_bytes() == index
@@ -104,11 +104,20 @@ def test_the_recipe_adds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         prepare(f'leave_out={tmp_path}/ids.json', 'extend=true')
     with pytest.raises(ConfigError, match='complete, but was written with another source .*extend=true'):
         prepare(f"source.files=['{tmp_path}/*.csv', '{tmp_path}/a.csv']")
+    (tmp_path / 'b.csv').write_text('caption\none\nTWO\n')
+    for more in ([], ['extend=true']):
+        with pytest.raises(ConfigError, match='b.csv: has changed since'):
+            prepare(*more)
     shutil.rmtree(tmp_path / 'out')
+    (tmp_path / 'more.json').write_text('["x", "b.csv:2"]')
+    (tmp_path / 'none.json').write_text('["y", "x"]')
     (tmp_path / 'c.csv').write_text('caption\nfour\nfive\n')
     assert "wrote {'train': 3}" in prepare(f'leave_out={tmp_path}/ids.json')
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['filtered'] == {'named by leave_out': 2}
+    assert 'names 1 ids that no sample has: x\n' in prepare(f'leave_out={tmp_path}/more.json', f'out={tmp_path}/more')
+    with pytest.raises(ConfigError, match='none.json names 2 ids that no sample has: x, y; expected'):
+        prepare(f'leave_out={tmp_path}/none.json', f'out={tmp_path}/none')
     (tmp_path / 'numbers.json').write_text('[1]')
     with pytest.raises(ConfigError, match='leave_out: .*numbers.json has entries that are no texts'):
         prepare(f'leave_out={tmp_path}/numbers.json', f'out={tmp_path}/other')

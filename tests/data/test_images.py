@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast
 
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.data.images import MAX_PIXELS, crop_image, decode_image, decode_pixels
+from llm2clip.data.images import MAX_PIXELS, crop_image, decode_image, decode_pixels, image_size
 from llm2clip.data.transforms import pixels_needed, seeded, train_transform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.4, 0.5)
@@ -49,11 +49,19 @@ def both(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize('kind, options', [
     ('JPEG', {'quality': 95}), ('JPEG', {'quality': 95, 'progressive': True}), ('PNG', {}), ('WEBP', {'quality': 95}),
-    ('BMP', {}), ('TIFF', {}),
+    ('BMP', {}), ('TIFF', {}), ('PPM', {}), ('AVIF', {'quality': 95}),
+    ('MPO', {'quality': 95, 'save_all': True, 'append_images': [photo(80, 60)]}),  # as phones take photographs
 ])
 def test_formats(kind: str, options: dict[str, Any]) -> None:
     found = both(encode(photo(), kind, **options))
     assert np.abs(found.astype(int) - np.asarray(photo())).mean() < 2
+
+
+@pytest.mark.parametrize('kind', ['EPS', 'PCX', 'TGA', 'JPEG2000'])
+def test_formats_that_few_people_use_are_refused(kind: str) -> None:
+    for decode in (decode_image, decode_pixels, image_size):
+        with pytest.raises(ValueError, match="the image of sample 's' cannot be decoded: expected JPEG, PNG, "):
+            decode(encode(photo(), kind), 's')
 
 
 @pytest.mark.parametrize('mode, kind', [('L', 'JPEG'), ('L', 'PNG'), ('CMYK', 'JPEG'), ('P', 'PNG'), ('1', 'PNG'),
@@ -131,8 +139,10 @@ def test_bombs_are_refused_before_they_unfold() -> None:
 
 @pytest.mark.parametrize('decode', [decode_image, decode_pixels])
 def test_what_does_not_decode_names_its_sample(decode: Any) -> None:
-    jpeg, png = encode(photo(), 'JPEG'), encode(photo(), 'PNG')
-    for data in (b'', b'nothing', jpeg[:len(jpeg) // 2], png[:len(png) // 2]):
+    jpeg, png, tiff = (encode(photo(), kind) for kind in ('JPEG', 'PNG', 'TIFF'))
+    # Where the pixels begin becomes a fraction, for which Pillow raises a TypeError.
+    wrong = tiff.replace(struct.pack('<HH', 273, 4), struct.pack('<HH', 273, 5))
+    for data in (b'', b'nothing', jpeg[:len(jpeg) // 2], png[:len(png) // 2], wrong):
         with pytest.raises(ValueError, match="the image of sample 's7' cannot be decoded"):
             decode(data, 's7')
 

@@ -228,6 +228,20 @@ def test_an_index_is_the_same_wherever_it_is_built(tmp_path: Path) -> None:
             {'text': f'{k} of row {first[k]}'} if k in first else None)
 
 
+@pytest.mark.parametrize('suffix', ['csv', 'parquet'])
+def test_columns_are_told_apart_by_case_and_never_come_from_a_path(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f'caption=of the path/t.{suffix}'
+    path.parent.mkdir()
+    rows = [{'Key': 'no', 'Caption': 'wrong', 'caption': 'right', 'key': 'k'}]
+    if suffix == 'csv':
+        _write_csv(path, rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    index = build_index(f'{tmp_path}/index', str(path), 'key', ['caption'])
+    number = index.find('k')
+    assert number is not None and index.row(number) == {'caption': 'right'} and index.find('no') is None
+
+
 HEADER = 'url,raw_caption,longSV_captions\n'
 DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
     ('a.csv', b'link,raw_caption,longSV_captions\n', {}, r"a\.csv has no column 'url'; it has link, raw_caption"),

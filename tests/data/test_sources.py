@@ -6,6 +6,7 @@
 import io
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_index, read_samples
+from llm2clip.files import FileError
 from llm2clip.folders import OutputFolder
 from llm2clip.registry import build_source
 
@@ -98,6 +100,47 @@ def _end_of_member(path: Path, n: int) -> int:
         return tar.getmembers()[n].offset
 
 
+@pytest.mark.parametrize('suffix', ['txt', 'json'])
+def test_a_file_of_a_tar_that_is_too_large_is_named_and_one_that_nobody_wants_is_not_read(
+    suffix: str, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / '0.tar.gz', 'w:gz', compresslevel=1) as tar:
+        for name, content in (('a.jpg', picture(0)), ('a.json', b'{"raw_caption": "a"}')):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            if not name.endswith(suffix):
+                tar.addfile(member, io.BytesIO(content))
+        large = tarfile.TarInfo(f'a.{suffix}')
+        large.size = (1 << 24) + 1
+        tar.addfile(large, io.BytesIO(bytes(large.size)))
+
+    def read(field: str) -> list[Sample]:
+        splits, dropped = webdataset(f'{tmp_path}/0.tar.gz', {'raw': field})
+        return list(splits['train'][0].read(dropped))
+
+    for field in ('raw_caption', 'txt'):
+        if suffix == 'json' or suffix == field:
+            with pytest.raises(FileError, match=rf"0\.tar\.gz: 'a\.{suffix}' has 16,777,217 bytes, expected a text of"):
+                read(field)
+        else:
+            assert len(read(field)) == 1
+
+
+def test_tars_have_a_held_out_split_by_the_hash_of_the_id(tmp_path: Path) -> None:
+    expected = _tars(tmp_path / 'tars')
+
+    def ids(pattern: str) -> dict[str, list[str]]:
+        splits, _ = webdataset(f'{tmp_path}/tars/{pattern}', CAPTIONS, heldout=0.3, seed=1)
+        return {name: [sample.sample_id for part in parts for sample in part.read(Dropped())]
+                for name, parts in splits.items()}
+
+    every, first = ids('*.tar'), ids('00000.tar')
+    assert sorted(every['train'] + every['heldout']) == sorted(expected) and 2 <= len(every['heldout']) <= 12
+    assert all(first[name] == [i for i in every[name] if int(i) < 8] for name in every)
+    written = write_splits(*webdataset(f'{tmp_path}/tars/*.tar', CAPTIONS, heldout=0.3, seed=1), tmp_path / 'out')
+    assert written == {name: len(names) for name, names in every.items()}
+
+
 def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
     _tars(tmp_path / 'tars')
     splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', {'raw': 'caption'})
@@ -159,8 +202,10 @@ def test_what_fails_leaves_the_finished_parts(workers: int, tmp_path: Path) -> N
 
 def test_parts_must_fit_together(tmp_path: Path) -> None:
     twice = {'train': [_part(0), Part('again', _part(0).read)]}
-    with pytest.raises(ValueError, match="6 sample ids of split 'train' occur in .*part-part0 and part-again"):
+    with pytest.raises(ValueError, match="6 sample ids occur in .*train/part-part0 and train/part-again"):
         write_splits(twice, Dropped(), tmp_path / 'a')
+    with pytest.raises(ValueError, match='6 sample ids occur in .*train/part-part0 and heldout/part-part0'):
+        write_splits({'train': [_part(0)], 'heldout': [_part(0)]}, Dropped(), tmp_path / 'splits')
     other = Part('other', lambda dropped: [Sample('x', {'short': 'a'}, picture(0))])
     with pytest.raises(ValueError, match='part-other of split .train. has columns'):
         write_splits({'train': [_part(0), other]}, Dropped(), tmp_path / 'b')
@@ -281,6 +326,11 @@ def test_all_rows_of_an_image_are_on_one_side(kind: str, tmp_path: Path) -> None
     if kind != 'texts':
         assert all(found[i] == found[i + 15] for i in range(15))
     assert sides('b.parquet') == {i: found[i] for i in range(3, 12)}
+    if kind == 'paths':  # another spelling is the same image
+        spelled = rows.set_column(0, 'img', pyarrow.array([f'./x/../{path}' for path in column]))
+        pyarrow.parquet.write_table(spelled, tmp_path / 'c.parquet')
+        (tmp_path / 'x').mkdir()
+        assert sides('c.parquet') == found
 
 
 def test_images_of_a_table_that_are_missing_are_named(tmp_path: Path) -> None:

@@ -31,10 +31,11 @@ from llm2clip.config import (
     RetrievalConfig,
     TextEncoderConfig,
 )
+from llm2clip.config.files import load_config, save_config
 from llm2clip.data.convert.samples import Sample
 from llm2clip.evaluation.cra import evaluate_cra
 from llm2clip.evaluation.curve import curve_points
-from llm2clip.evaluation.evaluate import Evaluation
+from llm2clip.evaluation.evaluate import Evaluation, check_results
 from llm2clip.evaluation.features import ImageFeatures
 from llm2clip.evaluation.gallery import make_gallery, thumbnail
 from llm2clip.evaluation.models import HuggingFaceCLIP
@@ -223,7 +224,9 @@ def test_gallery_shows_best_median_and_worst() -> None:
         ('best', 1), ('best', 2), ('median', 4), ('median', 5), ('worst', 8), ('worst', 9)]
     first, last = gallery['texts'][0], gallery['texts'][-1]
     assert first['query'] == 'text 0' and first['results'][0] == (thumbnail(picture(0), '0'), True)
-    assert last['query'] == 'text 8' and not any(right for _, right in last['results'])
+    # The right answer, which is not among the first, comes last.
+    assert last['query'] == 'text 8' and [right for _, right in last['results']] == [False] * 3 + [True]
+    assert last['results'][-1] == (thumbnail(picture(8), '8'), True)
     assert gallery['images'][0]['query'].startswith('data:image/jpeg;base64,')
     assert base64.b64decode(gallery['images'][0]['query'].split(',')[1])[:2] == b'\xff\xd8'
 
@@ -406,43 +409,61 @@ def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypa
     assert [len(block) for block in pooled] == [len(block) for block in pooled] == [5, 5, 3]
 
 
-def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Path) -> None:
-    read: list[int] = []
+@pytest.mark.parametrize('broken', ['images', 'texts'])
+def test_features_that_are_no_numbers_are_refused(broken: str, tmp_path: Path) -> None:
+    model = _Given(torch.eye(2), torch.eye(2))
+    setattr(model, broken, torch.eye(2) * torch.nan)
+    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
+    evaluation.retrieval = {'r': _set([['a'], ['b']])}
+    evaluation.config.retrieval = {'r': RetrievalConfig(source={'name': 'mds', 'local': 'r'})}
+    with pytest.raises(ValueError, match=f'ours: features of {broken} of set are not finite'):
+        evaluation.run('ours', model)  # type: ignore[arg-type]
 
-    def counting(i: int) -> bytes:
-        read.append(i)
-        return picture(i)
+
+def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Path) -> None:
+    first, embedded = [0, 1], []
+
+    def image_features(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embedded.append(len(pixels))
+        return torch.eye(2), torch.eye(2)
+
+    def read_first(i: int) -> bytes:
+        return picture(first[i])
 
     def dying(i: int) -> bytes:
         raise KeyboardInterrupt
 
     def evaluation(second: Callable[[int], bytes]) -> Evaluation:
         begun = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
-        begun.retrieval = {'first': _set([['a'], ['b']], counting), 'second': _set([['c'], ['d']], second)}
+        begun.retrieval = {'first': _set([['a'], ['b']], read_first), 'second': _set([['c'], ['d']], second)}
         begun.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name})
                                   for name in begun.retrieval}
         return begun
 
+    def sets_embedded(begun: Evaluation, name: str = 'm') -> int:
+        before = len(embedded)
+        begun.run(name, model)  # type: ignore[arg-type]
+        return len(embedded) - before
+
     model = _Given(torch.eye(2), torch.eye(2))
+    model.image_features = image_features  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         evaluation(dying).run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1]
+    assert embedded == [2]
     resumed = evaluation(picture)
-    resumed.run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1] and list(resumed.results['retrieval']) == ['first', 'second']
-    # Weights that changed meanwhile have other features.
+    assert sets_embedded(resumed) == 1 and list(resumed.results['retrieval']) == ['first', 'second']
+    assert sets_embedded(resumed) == 0
+    # Images that changed meanwhile have other features, and so have other weights.
+    first.reverse()
+    assert sets_embedded(resumed) == 1
     model.model = torch.nn.Linear(1, 1)
-    resumed.run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1, 0, 1]
+    assert sets_embedded(resumed) == 2
     # So may another model of the same weights, which may see images otherwise.
-    resumed.run('other', model)  # type: ignore[arg-type]
-    assert read == [0, 1] * 3
+    assert sets_embedded(resumed, 'other') == 2
     model.precision = 'amp_bf16'
-    resumed.run('other', model)  # type: ignore[arg-type]
-    assert read == [0, 1] * 4
+    assert sets_embedded(resumed, 'other') == 2
     resumed.finish(DeviceCPU())
-    evaluation(picture).run('m', model)  # type: ignore[arg-type]
-    assert read == [0, 1] * 5
+    assert sets_embedded(evaluation(picture)) == 2
 
 
 def test_what_is_wrong_is_found_before_a_model_is_loaded(
@@ -476,8 +497,8 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
             ([cra, f'cra.encoders.e={{pretrained: {files}, gguf_file: x.gguf}}'],
              'cra.encoders.e.gguf_file: there is no .*x.gguf'),
             ([cra, 'cra.clip_text.c=nowhere'], 'cra.clip_text.c: nowhere: '),
-            (['linear_probe.pets.sgd={epochs: 0}'], 'linear_probe.pets.sgd.epochs: 0, expected at least 1'),
-            (['linear_probe.pets.sgd={momentum: 1}'], 'linear_probe.pets.sgd.momentum: 1.*, expected'),
+            (['linear_probe.pets.sgd={epochs: 0}'], 'linear_probe.pets.sgd.epochs .*: 0, expected at least 1'),
+            (['linear_probe.pets.sgd={momentum: 1}'], 'linear_probe.pets.sgd.momentum .*: 1.*, expected'),
             (['ablations=[A9]'], "ablations.* 'A9', expected .*A3"),
             (['models.n.export=nowhere'], 'models.n.export: nowhere is no folder that export_hf wrote'),
             (['models.n.run=nowhere'], 'models.n.run: nowhere is not the folder of a run'),
@@ -547,3 +568,21 @@ def test_numbers_stay_with_their_configuration_until_there_are_new_ones(tmp_path
     evaluation.config.retrieval = {'first': RetrievalConfig(source={'name': 'mds', 'local': 'first'})}
     evaluation.run('m', model)  # type: ignore[arg-type]
     assert 'title: another' in (tmp_path / 'config.yaml').read_text()
+
+
+def test_results_of_other_models_and_sets_are_not_replaced(tmp_path: Path) -> None:
+    def config(*args: str) -> EvaluateConfig:
+        return load_config(EvaluateConfig, [f'out={tmp_path}', 'models.m.run=a', 'models.n.export=b',
+                                            'retrieval.r.source={name: mds, local: c}', *args])
+
+    check_results(config())
+    (tmp_path / 'results.json').touch()
+    save_config(config(), tmp_path)
+    check_results(config('models.o.run=d', 'zeroshot.z.source={name: mds}', 'title=t', 'models.m.batch_tokens=1'))
+    for change, name in (('models.m.run=other', 'models.m'), ('models.n=null', 'models.n'),
+                         ('retrieval.r.source.local=d', 'retrieval.r')):
+        with pytest.raises(ConfigError, match=f'out: {tmp_path} has results of another {name}, expected'):
+            check_results(config(change))
+    save_config(config('cra.captions=a'), tmp_path)
+    with pytest.raises(ConfigError, match='results of another cra, expected'):
+        check_results(config('cra.captions=b'))

@@ -12,8 +12,8 @@ from recipes_in_process import run_recipe
 
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.page import bars, write_page
-from llm2clip.evaluation.report import report_parts
+from llm2clip.evaluation.page import bars, scatter, write_page
+from llm2clip.evaluation.report import read_evaluation, report_parts
 from llm2clip.files import FileError
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
@@ -79,11 +79,44 @@ def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
     assert headings == page.count('</h2><p>') == 7  # below each, a sentence
 
 
+def test_a_gallery_brings_neither_markup_nor_other_addresses_into_a_page(tmp_path: Path) -> None:
+    row = {'kind': '"><script>', 'rank': 1, 'query': 'data:image/x" onload="a', 'results': []}
+    gallery = {'model': 'm', 'texts': [], 'images': [row]}
+    page = ''.join(report_parts({}, {'set': gallery}))
+    assert '<script' not in page and '" onload' not in page
+    (tmp_path / 'results.json').write_text('{}')
+    for damaged in ({**row, 'query': 'http://elsewhere/picture.png'}, {**row, 'rank': 'a'}, {}):
+        (tmp_path / 'gallery.json').write_text(json.dumps({'set': {**gallery, 'images': [damaged]}}))
+        with pytest.raises(FileError, match='gallery.json: cannot be read'):
+            read_evaluation(tmp_path, ['set'])
+
+
+def test_a_training_has_its_first_and_last_numbers(tmp_path: Path) -> None:
+    lines = [{'step': 0, 'metrics/eval/cra': 24.75}, {'step': 1, 'loss/train/total': 3.0},
+             {'step': 40, 'metrics/eval/cra': 95.125, 'loss/train/total': 0.5, 'lr-AdamW/group0': 0.1}]
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    page = ''.join(report_parts({}, {}, {'stage1': str(tmp_path)}))
+    assert '<td>metrics/eval/cra</td><td>24.75 (batch 0)</td><td>95.12 (batch 40)</td>' in page
+    assert '<td>loss/train/total</td><td>3 (batch 1)</td><td>0.5 (batch 40)</td>' in page and '<td>lr-' not in page
+
+
+def test_an_interval_without_length_is_not_shown() -> None:
+    values = metrics_of(100.0)
+    values['intervals'] = {'image_retrieval_recall@1': [100.0, 100.0], 'image_retrieval_recall@5': [90.0, 100.0]}
+    page = ''.join(report_parts({'retrieval': {'r': {'benchmark': 'mds', 'models': {'m': values}}}}, {}))
+    assert '<td>100.0</td><td>100.0<small>[90.0, 100.0]</small></td>' in page and '[100.0, 100.0]' not in page
+
+
 def test_caption_retrieval_accuracy_is_a_picture_of_bars(drawn: list[Any]) -> None:
     report_parts({'cra': {'cra_causal': 51.9, 'cra_untrained': 24.8, 'cra': 95.1, 'mine': 3.0}}, {})
     (labels, series), = drawn
     assert labels == ['LLM, causal', 'causal mask dropped,\nuntrained', 'after stage 1', 'mine']
     assert series == {'CRA': [51.9, 24.8, 95.1, 3.0]}
+
+
+def test_a_name_that_reads_as_a_formula_does_not_end_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert '<svg' in scatter(['old', '$_$'], {'$_$': [(1.0, 2.0, '$_$')]})
+    assert bars(['a'], {}) == '' and 'was not drawn' in capsys.readouterr().out
 
 
 def test_languages_stand_in_one_picture_beside_chance(drawn: list[Any]) -> None:

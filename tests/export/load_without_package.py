@@ -14,13 +14,16 @@ sys.modules.update(dict.fromkeys([*ABSENT, 'timm']))  # type: ignore[arg-type]  
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from sentence_transformers import SentenceTransformer  # noqa: E402
 from transformers import (  # noqa: E402
     AutoImageProcessor,
     AutoModel,
+    AutoProcessor,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
     SiglipVisionModel,
     ViTModel,
+    pipeline,
 )
 
 folder = Path(sys.argv[1])
@@ -51,6 +54,20 @@ def vision(name: str, kind: Any, output: str, **arguments: Any) -> None:
 with torch.no_grad():
     whole('clip')
     whole('siglip')
+    siglip = pipeline('zero-shot-image-classification', str(folder / 'siglip'), trust_remote_code=True)
+    picture = Image.open(folder / 'pictures/4').convert('RGB')
+    inputs = AutoProcessor.from_pretrained(folder / 'siglip', trust_remote_code=True)(
+        text=texts, images=picture, padding=True, return_tensors='pt')
+    found['processor.logits'] = siglip.model(**inputs).logits_per_image
+    scores = {one['label']: one['score'] for one in siglip(picture, texts, hypothesis_template='{}')}
+    found['pipeline.scores'] = torch.tensor([[scores[text] for text in texts]])
+    found['given.logits'] = siglip.model(inputs.pixel_values, siglip.model.embed_texts(texts)).logits_per_image
+    sentences = SentenceTransformer(str(folder / 'sentences'), device='cpu', trust_remote_code=True)
+    sentences.save(str(folder / 'sentences_again'))
+    again = SentenceTransformer(str(folder / 'sentences_again'), device='cpu', trust_remote_code=True)
+    assert sentences.encode(texts[0]).shape == (32,)
+    found['sentences'] = sentences.encode(texts, convert_to_tensor=True)
+    found['sentences_again'] = again.encode(texts, convert_to_tensor=True)
     vision('clip', CLIPVisionModelWithProjection, 'image_embeds')
     vision('clip', CLIPVisionModel, 'pooler_output')
     vision('siglip', SiglipVisionModel, 'pooler_output')

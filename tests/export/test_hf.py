@@ -3,6 +3,7 @@
 
 """The exported folder: the same numbers, loaded by transformers, as the README says."""
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from parts import make_samples
+from PIL import Image
 from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from trained import trained
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, pipeline
 
 import llm2clip
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
@@ -54,10 +56,26 @@ def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], t
         expected = model.get_text_features(embedding)
         torch.testing.assert_close(loaded.get_text_features(text_embedding=embedding), expected)
         torch.testing.assert_close(loaded.get_text_features(texts), expected)
+        torch.testing.assert_close(loaded.get_text_features(texts[0]), expected[:1])
+        torch.testing.assert_close(encode_texts(*load_teacher(teacher_folder), texts[0]), embedding[:1])
         logits = loaded(pixels, embedding)['logits_per_image']
     torch.testing.assert_close(logits, model.logit_scale.exp() * model.get_image_features(pixels) @ expected.T)
     with pytest.raises(ValueError, match='either texts or text_embedding'):
         loaded.get_text_features()
+
+
+@torch.no_grad()
+def test_processor_and_pipeline(exported: tuple[LLM2CLIP, Path]) -> None:
+    texts, image = ['a red square', "  it's a dog , isn't it?"], Image.open(io.BytesIO(pictures(32)['a CMYK picture']))
+    classifier: Any = pipeline('zero-shot-image-classification', str(exported[1]))
+    expected = classifier.model(AutoImageProcessor.from_pretrained(exported[1])(image.convert('RGB')).pixel_values,
+                                classifier.model.embed_texts(texts)).logits_per_image
+    inputs = AutoProcessor.from_pretrained(exported[1])(text=texts, images=image.convert('RGB'), padding=True,
+                                                        return_tensors='pt')
+    torch.testing.assert_close(classifier.model(**inputs).logits_per_image, expected)
+    found = {one['label']: one['score'] for one in classifier(image, texts, hypothesis_template='{}')}
+    torch.testing.assert_close(torch.tensor([[found[text] for text in texts]]), expected.softmax(-1))
+    assert 'pipeline_tag: zero-shot-image-classification' in (exported[1] / 'README.md').read_text()
 
 
 @register_model
@@ -91,6 +109,9 @@ def test_other_towers_and_several_teachers(
         torch.testing.assert_close(loaded.embed_texts(texts), of_run.vectors(texts), rtol=0, atol=1e-5)
         torch.testing.assert_close(loaded.get_text_features(texts), model.get_text_features(of_run.vectors(texts)),
                                    rtol=0, atol=1e-5)
+    assert 'pipeline' not in (tmp_path / 'model/README.md').read_text()
+    with pytest.raises(ConfigError, match='has no tokenizer; get_text_features takes captions'):
+        AutoTokenizer.from_pretrained(tmp_path / 'model')
     with pytest.raises(ConfigError, match='trained under 2 teachers; got 1: '):
         export_folder(model, config, record, teachers[:1], tmp_path / 'other')
 

@@ -3,6 +3,7 @@
 
 """The export recipes: what they take from the run, and what they refuse before weights are loaded."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -62,7 +63,7 @@ def test_the_teacher_is_the_one_that_the_run_names(
     assert (folder / 'teacher/text_encoder.json').is_file() and len(loaded) == 2
     said = capsys.readouterr().out
     assert f'wrote {folder} (' in said
-    assert f' MB): {MANIFEST}, README.md, config.json, model.safetensors, preprocessor_config.json, teacher/' in said
+    assert f' MB): {MANIFEST}, README.md, chat_template.jinja, config.json, model.safetensors, prepro' in said
     (tmp_path / 'new').touch()
     modes = {path.stat().st_mode for path in folder.rglob('*') if path.is_file()}
     assert modes == {(tmp_path / 'new').stat().st_mode}
@@ -70,6 +71,16 @@ def test_the_teacher_is_the_one_that_the_run_names(
     assert f'wrote a test_efficientnet: {tmp_path}/vision (' in capsys.readouterr().out
     run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
     assert f'wrote {tmp_path}/st (' in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('llm2clip.export.sentence_model', 'llm2clip.remote_code.caption_encoder_llm2clip'):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
+    with pytest.raises(ConfigError, match='sentence-transformers: pip install'):
+        run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
 
 
 def test_few_dimensions(

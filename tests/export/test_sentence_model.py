@@ -30,6 +30,7 @@ def test_vectors_are_the_teachers(options: dict[str, object], llm_folder: Path, 
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
     export_sentence_transformers(tmp_path / 'teacher', tmp_path / 'st')
     teacher = load_teacher(tmp_path / 'teacher')
+    assert 'SentenceTransformer(' in (tmp_path / 'st/README.md').read_text()
     model = SentenceTransformer(str(tmp_path / 'st'), device='cpu')
     assert model.get_sentence_embedding_dimension() == 32 and model.max_seq_length == config.max_length
     found = model.encode(TEXTS, convert_to_tensor=True)

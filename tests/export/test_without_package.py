@@ -19,6 +19,7 @@ from trained import Trained, trained
 from llm2clip.config import ConfigError
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
+from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.export.vision import export_vision
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.teacher.folder import encoding, teacher_config
@@ -51,6 +52,7 @@ def found(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) 
             export_folder(model, config, record, teachers, folder / name, remote_code=True)
         export_vision(model, config, record, folder / f'vision_{name}')
         given[f'{name}.pixels'], given[f'{name}.vectors'] = models[name].pixels(), models[name].vectors(TEXTS)
+    export_sentence_transformers(models['vit'].teachers[0], folder / 'sentences')
     save_file(given, folder / 'given.safetensors')
     (folder / 'pictures').mkdir()
     for i, data in enumerate(pictures(32).values()):
@@ -95,6 +97,16 @@ def test_vision_towers_in_their_own_classes(models: dict[str, Trained], found: d
     for name in ('timm', 'convnet'):
         _assert_close(found[f'vision_{name}.projected'], projected[name])
         _assert_close(found[f'vision_{name}.pooled'], pooled[name])
+
+
+def test_processor_pipeline_and_sentence_transformers(
+    models: dict[str, Trained], found: dict[str, torch.Tensor]
+) -> None:
+    torch.testing.assert_close(found['processor.logits'], found['given.logits'], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found['pipeline.scores'], found['given.logits'].softmax(-1), rtol=1e-4, atol=1e-4)
+    assert found['pipeline.scores'].std() > 1e-3
+    for name in ('sentences', 'sentences_again'):
+        torch.testing.assert_close(found[name], models['vit'].vectors(TEXTS), rtol=1e-4, atol=1e-4)
 
 
 def _assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -37,6 +37,10 @@ def test_ranks_are_the_same_in_any_number_of_blocks(monkeypatch: pytest.MonkeyPa
     assert class_ranks(images, weights, labels).equal(whole)
 
 
+def test_scores_that_are_no_numbers_are_wrong() -> None:
+    assert class_ranks(torch.eye(3) * torch.nan, torch.eye(3), torch.arange(3)).tolist() == [3, 3, 3]
+
+
 def test_metrics_of_batches_that_come_in_any_order_and_repeat_images() -> None:
     generator = torch.Generator().manual_seed(0)
     images, weights = (torch.randn(rows, 8, generator=generator) for rows in (23, 5))

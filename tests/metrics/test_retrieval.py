@@ -166,6 +166,12 @@ def test_metrics_count_a_repeated_sample_once() -> None:
     assert cra.compute().item() == 100.0
 
 
+def test_features_that_are_no_numbers_find_nothing() -> None:
+    features = torch.eye(4)
+    assert caption_retrieval_accuracy(features, features) == 100.0
+    assert caption_retrieval_accuracy(features, features * torch.nan) == 0.0
+
+
 def test_scores_are_in_whole_float32() -> None:
     """Under autocast and where TF32 is allowed."""
     before = torch.get_float32_matmul_precision()

@@ -7,6 +7,8 @@ import csv
 import io
 import json
 import random
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from parts import picture
 from PIL import Image
 from recipes_in_process import run_recipe
 
+from llm2clip.config import ConfigError
 from llm2clip.data.schema import read_samples
 
 LANGUAGES = ('en', 'en_2', 'de', 'fr', 'es')
@@ -64,20 +67,20 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     return folder, rows
 
 
+def _run(monkeypatch: pytest.MonkeyPatch, llm_folder: Path, recipe: str, *files: str, more: Sequence[str] = ()) -> None:
+    device = [] if recipe in ('prepare_data', 'export_hf', 'report') else ['device=cpu']
+    bar = ['progress_bar=false', 'train_data.num_workers=0'] if recipe.startswith('train') else []
+    llm = [f'text_encoder.pretrained={llm_folder}'] if recipe == 'train_stage1' else []
+    run_recipe(monkeypatch, recipe, *(str(ROOT / f'yamls/own/{file}.yaml') for file in files), *SMALL.get(recipe, []),
+               *device, *bar, *llm, *more)
+
+
 def test_every_step_from_its_file(
     own: tuple[Path, list[dict[str, str]]], llm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, rows = own
     monkeypatch.chdir(folder)
-    yamls = ROOT / 'yamls/own'
-
-    def run(recipe: str, *files: str) -> None:
-        device = [] if recipe in ('prepare_data', 'export_hf', 'report') else ['device=cpu']
-        bar = ['progress_bar=false', 'train_data.num_workers=0'] if recipe.startswith('train') else []
-        llm = [f'text_encoder.pretrained={llm_folder}'] if recipe == 'train_stage1' else []
-        run_recipe(monkeypatch, recipe, *(str(yamls / f'{file}.yaml') for file in files), *SMALL.get(recipe, []),
-                   *device, *bar, *llm)
-
+    run = partial(_run, monkeypatch, llm_folder)
     run('prepare_data', 'prepare', 'languages')
     for recipe, files in (('train_stage1', ['stage1']), ('extract_embeddings', ['extract']),
                           ('train_stage2', ['stage2']), ('evaluate', ['evaluate', 'evaluate_languages']),
@@ -93,6 +96,32 @@ def test_every_step_from_its_file(
         assert (found['n_images'], found['n_texts']) == (sum(map(bool, texts)), sum(map(len, texts))), name
     assert 'data:image' in Path('runs/own/report.html').read_text()
     assert (folder / 'runs/own/export/llm2clip/model.safetensors').is_file()
+
+
+def test_one_caption_per_image(
+    own: tuple[Path, list[dict[str, str]]], llm_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, rows = own
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'photos').symlink_to(folder / 'photos')
+    with open('captions.csv', 'w', newline='') as file:
+        csv.writer(file).writerows([('image', 'caption'), *((row['image'], f'a picture of {i}')
+                                                            for i, row in enumerate(rows))])
+    run = partial(_run, monkeypatch, llm_folder)
+    run('prepare_data', 'prepare')
+    with pytest.raises(ConfigError, match=r'attention_dropout: 0, expected .*train_data\.streams\.own'):
+        run('train_stage1', 'stage1', more=['attention_dropout=0.0'])
+    capsys.readouterr()
+    run('train_stage1', 'stage1', more=['eval_data.streams.heldout.local=data/own/heldout'])
+    said = capsys.readouterr().out
+    assert 'a caption of train_data.streams.own is paired with itself' in said
+    assert 'eval_data.streams: heldout has one caption per sample' in said
+    for recipe, file in (('extract_embeddings', 'extract'), ('train_stage2', 'stage2'), ('evaluate', 'evaluate'),
+                         ('export_hf', 'export'), ('report', 'report')):
+        run(recipe, file)
+    found = json.loads(Path('runs/own/results.json').read_text())['stage2']['heldout']
+    assert found['n_images'] == found['n_texts'] == len(read_samples('data/own/heldout'))
 
 
 def test_captions_in_rows(

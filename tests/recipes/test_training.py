@@ -6,6 +6,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from launched import (
     run,
     weights,
 )
-from recipes_in_process import run_recipe
+from recipes_in_process import ROOT, run_recipe
 from remotes import free_port
 from safetensors.torch import load_file, save_file
 
@@ -247,6 +248,23 @@ def test_a_corrupt_shard_stops_both_ranks(
     named = [bool(re.search(r'error: .*sidecar/shard\.00001\.mds is damaged: xxh64', output)) for output in outputs]
     # The one that is in a collective operation when the other stops ends with that.
     assert any(named) and all(ok or 'Connection closed' in output for ok, output in zip(named, outputs)), outputs
+
+
+def test_the_example_of_an_own_part_trains_and_nothing_warns(
+    stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    example, = re.findall(r'```python\n(from composer .*?)```', (ROOT / 'recipes/README.md').read_text(), re.S)
+    (tmp_path / 'my_parts.py').write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    # As most shipped files: no evaluation, and a scheduler that may begin at once.
+    args = [*stage2_args, 'eval_data=null', 'max_duration=1ba', 'scheduler={name: linear_with_warmup, t_warmup: 0ba}']
+    for weight in (0.0, 10.0):
+        own = f'algorithms.my_parts:Closer.weight={weight}'
+        run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={weight}', own)
+    without, added = (losses(tmp_path / name)[0] for name in ('0.0', '10.0'))
+    assert without + 1 < added <= without + 40
+    assert [str(warning.message) for warning in recwarn if 'composer' in warning.filename] == []
 
 
 def test_wandb_offline_and_what_a_run_leaves_behind(stage2_args: list[str], tmp_path: Path) -> None:

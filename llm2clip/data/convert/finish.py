@@ -5,15 +5,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm2clip.config import WriterConfig
+from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert.card import CaptionCounts, write_card
-from llm2clip.data.convert.parts import JOINED_FILE, part_array, part_ids
+from llm2clip.data.convert.parts import JOINED_FILE, left_out_ids, part_array, part_ids
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.schema import INDEX
 from llm2clip.files import FileError
@@ -37,7 +37,7 @@ def finish(
     left_out = Dropped()
     for parts in records.values():
         for record in parts.values():
-            left_out.update(Dropped(record['dropped'], Counter(record['filtered'])))
+            left_out.update(Dropped(record['dropped'], Counter(record['filtered']), left_out=record['left_out']))
     total = sum(written.values()) + len(left_out)
     if len(left_out) > config.max_dropped * total:
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
@@ -45,13 +45,16 @@ def finish(
                          f'{config.max_dropped} allows: {examples}')
     left_out.update(dropped)
     filtered = dict(left_out.filtered)
+    if config.leave_out is not None:
+        _check_named(config.leave_out, left_out.left_out)
     for split, parts in records.items():
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: {filtered})')
-        _check_unique(out, split, {folder: record['samples'] for folder, record in parts.items()})
         _check_same_columns(split, parts)
         if out.remote is None:
             _check_files(out.local / split, parts)
+    _check_unique(out, {(split, folder): record['samples'] for split, parts in records.items()
+                        for folder, record in parts.items()})
     for split, parts in records.items():
         out.commit(f'{split}/{INDEX}', _merged_index(parts))
     captions = {split: CaptionCounts() for split in records}
@@ -67,14 +70,24 @@ def finish(
     return written
 
 
-def _check_unique(out: OutputFolder, split: str, samples: Mapping[str, int]) -> None:
-    """Raise an error if two samples have one id; `samples` has the folders of the parts with how many are in each."""
-    ids = [part_ids(out, split, folder, count) for folder, count in samples.items()]
+def _check_named(path: str, found: Sequence[str]) -> None:
+    """Print which ids of `leave_out` no sample has; a ConfigError if that is so of all of them."""
+    unknown = sorted(left_out_ids(path).difference(found))
+    if unknown:
+        said = f'leave_out: {path} names {len(unknown):,} ids that no sample has: {", ".join(unknown[:5])}'
+        if not found:
+            raise ConfigError(f'{said}; expected ids of samples of this source')
+        print(said, flush=True)
+
+
+def _check_unique(out: OutputFolder, samples: Mapping[tuple[str, str], int]) -> None:
+    """Raise an error if two samples have one id; `samples` has the split and folder of each part with how many are in
+    it."""
+    ids = [part_ids(out, split, folder, count) for (split, folder), count in samples.items()]
     values, counts = np.unique(np.concatenate(ids), return_counts=True)
     if (twice := values[counts > 1]).size:
-        where = [folder for folder, part_ids in zip(samples, ids) if np.isin(twice[0], part_ids)]
-        raise ValueError(f'{twice.size} sample ids of split {split!r} occur in more than one input file, one of '
-                         f'them in {" and ".join(where)}')
+        where = [f'{split}/{folder}' for (split, folder), part in zip(samples, ids) if np.isin(twice[0], part)]
+        raise ValueError(f'{twice.size} sample ids occur in more than one part, one of them in {" and ".join(where)}')
 
 
 def _joined_counts(

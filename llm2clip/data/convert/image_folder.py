@@ -36,8 +36,9 @@ def image_folder(
         image_column: Column with the image's path inside `images`, which it cannot leave.
         caption_column: Column with the text.
         split: Name of the split.
-        heldout: Images that go into the split ``heldout``, or a share between 0 and 1 of them, chosen by the hash of
-            their path; or the names of several splits, such as ``val`` and ``test``, each with its number of images.
+        heldout: Share between 0 and 1 of the images that go into the split ``heldout``, or how many, chosen by the hash
+            of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of images.
+            With more images in `captions`, a share moves none of the others into another split.
         seed: Which ones.
 
     Raises:
@@ -52,7 +53,8 @@ def image_folder(
             if (image := read_image(images, name, captions, dropped)) is not None:
                 yield Sample(name, texts[name], image)
 
-    return {name: [Part('all', partial(samples, names))] for name, names in splits.items()}, Dropped()
+    return {name: [Part('all', partial(samples, names), inputs=[captions])]
+            for name, names in splits.items()}, Dropped()
 
 
 def caption_csv(
@@ -61,7 +63,7 @@ def caption_csv(
     """Captions without their images; arguments as for `image_folder`, whose `image_column` says which belong together.
     """
     texts = _texts(captions, image_column, caption_column)
-    return {split: one_part([Sample(image, texts[image]) for image in images])
+    return {split: one_part([Sample(image, texts[image]) for image in images], captions)
             for split, images in hold_out(texts, heldout, seed).items()}, Dropped()
 
 

@@ -5,7 +5,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,17 @@ from typing import Any, Optional, Union
 import xxhash
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import Count, FolderName, Seed, Text
-from llm2clip.data.caption_files import field, optional_text
+from llm2clip.config.ranges import Count, FolderName, HeldOutShare, Seed, Text
+from llm2clip.data.caption_files import field, normal_path, optional_text
 from llm2clip.data.convert.caption_index import CaptionIndex, build_index
 from llm2clip.data.convert.samples import (
+    HELDOUT,
     Dropped,
     Part,
     Sample,
     Splits,
+    check_split,
+    is_held_out,
     listed_captions,
     matching_files,
     sample_name,
@@ -54,9 +57,9 @@ def webdataset(
     split: FolderName = 'train', lists: Optional[dict[Text, Count]] = None,
     tables: Union[None, Text, Sequence[Text]] = None, table_key: Optional[Text] = None,
     image_key: Optional[Text] = None, index: Optional[Text] = None, filters: Optional[Filters] = None,
-    sample: SampleShare = 1.0, sample_seed: Seed = 0,
+    sample: SampleShare = 1.0, sample_seed: Seed = 0, heldout: HeldOutShare = 0.0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
-    """One split of images with captions, one part per tar file.
+    """Images with captions: one split or two, one part per tar file.
 
     The captions are in the tars, or in tables elsewhere, of which each image gets the row with its key.  A sample then
     has the columns of its row beside the fields of its JSON, and in place of those of the same name.  An image without
@@ -80,16 +83,20 @@ def webdataset(
             it; nothing needs it when the dataset is complete.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
             JSON, a column of the tables, or ``__width__``, ``__height__`` or ``__aspect__``.
+        heldout: Share of the samples that go into the split ``heldout``, chosen by the hash of their id.  Each split
+            reads the tars.
+        seed: Which ones.
 
     Raises:
         ConfigError: No tar or table matches, an argument of the tables is missing, or they lack a column.
         FileError: A tar is damaged or cut off, holds links or paths that lead out of it, or a sample lacks a field; the
             message names tar and sample.  Or a table cannot be read.
     """
+    check_split(split, heldout)
     paths = matching_files(files)
     keys = _keys(captions, lists or {})
     selection = Selection(filters, sample, sample_seed)
-    dropped, join = Dropped(), None
+    dropped, join, inputs = Dropped(), None, []
     given = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
     if missing := [name for name, value in given.items() if value is None]:
         if len(missing) < len(given):
@@ -98,9 +105,17 @@ def webdataset(
         assert tables and table_key and image_key and index
         join = _Join(build_index(index, tables, table_key, list(captions.values()), selection.columns), image_key)
         dropped.tables = Counter(join.index.counts)
-    parts = [Part(Path(path).stem, partial(_samples, path, dict(captions), keys, id_field, join, selection), path)
-             for path in paths]
-    return {split: parts}, dropped
+        inputs = [join.index.rows_file]
+    wanted = {*IMAGES, 'json', *{'txt'}.intersection([*captions.values(), *selection.columns, id_field, image_key])}
+
+    def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+        def is_here(sample_id: str) -> bool:
+            return is_held_out(sample_id, heldout, seed) is held_out
+
+        return _samples(path, dict(captions), keys, id_field, wanted, join, is_here, selection, dropped)
+
+    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), path, inputs) for path in paths]
+            for name in ((split, HELDOUT) if heldout else (split,))}, dropped
 
 
 def _keys(captions: Mapping[str, str], lists: Mapping[str, int]) -> dict[str, list[str]]:
@@ -119,18 +134,21 @@ def _keys(captions: Mapping[str, str], lists: Mapping[str, int]) -> dict[str, li
 
 
 def _samples(
-    path: str, captions: dict[str, str], keys: dict[str, list[str]], id_field: str, join: Optional[_Join],
-    selection: Selection, dropped: Dropped,
+    path: str, captions: dict[str, str], keys: dict[str, list[str]], id_field: str, wanted: set[str],
+    join: Optional[_Join], is_here: Callable[[str], bool], selection: Selection, dropped: Dropped,
 ) -> Iterator[Sample]:
     count, rows = 0, list[int]()
     dropped.joined = None if join is None else rows
-    for record in tar_samples(path):
+    for record in tar_samples(path, wanted=wanted):
         count += 1
         where = f'{path}: sample {record["__key__"]!r}'
         with reading(f'{where}: txt', 'a text in UTF-8'):
-            text = record.get('txt', b'').decode()
-        fields = {'__key__': record['__key__'], 'txt': text, **parse_json(record.get('json', '{}'), where, dict)}
+            text = (record.get('txt') or b'').decode()
+        fields = {'__key__': normal_path(record['__key__']), 'txt': text,
+                  **parse_json(record.get('json', '{}'), where, dict)}
         sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
+        if not is_here(sample_id):
+            continue
         image = next((record[name] for name in IMAGES if name in record), None)
         row = join.find(fields, image, where) if join is not None and image is not None else None
         if image is not None:

@@ -81,7 +81,7 @@ def _write_part(job: PartJob, alone: bool) -> int:
     job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
     job.out.publish(*(f'{job.folder}/{name}' for name in arrays))
     record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
-              'captions': vars(counts), 'shards': shards}
+              'left_out': dropped.left_out, 'captions': vars(counts), 'shards': shards}
     job.out.commit(f'{job.folder}/{PART_FILE}', json.dumps(record))
     return len(ids)
 
@@ -96,6 +96,7 @@ def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) 
         missing = [key for key in sample.required if not sample.captions[key]]
         if config.leave_out is not None and sample.sample_id in left_out_ids(config.leave_out):
             dropped.filtered['named by leave_out'] += 1
+            dropped.left_out.append(sample.sample_id)
         elif not any(sample.captions.values()):
             dropped.add('no caption', sample.sample_id)
         elif missing:

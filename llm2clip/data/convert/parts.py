@@ -5,6 +5,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -19,13 +20,17 @@ from llm2clip.data.schema import INDEX, check_shard, read_index
 from llm2clip.files import FileError, read_json, reading
 from llm2clip.folders import OutputFolder
 
-__all__ = ['IDS_FILE', 'JOINED_FILE', 'PART_FILE', 'PartJob', 'as_json', 'check_left_out', 'check_options', 'covers',
-           'deciding_options', 'left_out_ids', 'part_array', 'part_ids', 'parts_of_index', 'read_record']
+__all__ = ['IDS_FILE', 'JOINED_FILE', 'PART_FILE', 'PartJob', 'as_json', 'check_inputs', 'check_left_out',
+           'check_options', 'covers', 'deciding_options', 'input_identity', 'left_out_ids', 'part_array', 'part_ids',
+           'parts_of_index', 'read_record']
 
 PART_FILE = 'part.json'
 IDS_FILE = 'ids.npy'
 JOINED_FILE = 'joined.npy'
-_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'captions': dict, 'shards': list}
+_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'left_out': list, 'captions': dict,
+           'shards': list}
+# Bytes; the content of larger input files, and of tars, is not compared.
+_COMPARED = 1 << 26
 
 
 class PartJob(NamedTuple):
@@ -46,9 +51,26 @@ def deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[str
     """What decides the samples of a part, as it comes back from its file."""
     options = {**about, 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
                'require_any_caption': config.require_any_caption}
-    if config.leave_out is not None:  # of which earlier versions do not know
+    if config.leave_out is not None:
         options['leave_out'] = xxhash.xxh64(json.dumps(sorted(left_out_ids(config.leave_out)))).hexdigest()
     return as_json(options)
+
+
+def input_identity(path: str) -> list[Any]:
+    """What changes with the content of an input file on any machine: size, and a hash unless it is large or a tar."""
+    size = os.path.getsize(path)
+    if size > _COMPARED or path.endswith('.tar'):
+        return [size]
+    with reading(path, 'a file'):
+        return [size, xxhash.xxh64_hexdigest(Path(path).read_bytes())]
+
+
+def check_inputs(out: OutputFolder, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if an input file, path -> `input_identity`, is not what it was when it was converted."""
+    for path, identity in now.items():
+        if before.get(path, identity) != identity:
+            raise ConfigError(f'{path}: has changed since {out} was written from it; choose another out, or remove '
+                              f'{out} to convert again (extend=true adds new files, and nothing of a file that it has)')
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +86,9 @@ def check_options(
     Where a dataset is extended, that may have been for fewer files and with another `leave_out`.
     """
     found = record.get('options')
+    if isinstance(found, dict):
+        found, options = {**found}, {**options}
+        check_inputs(out, found.pop('inputs', {}), options.pop('inputs', {}))
     if extend and isinstance(found, dict):
         found, options = ({name: value for name, value in one.items() if name != 'leave_out'}
                           for one in (found, options))
@@ -107,7 +132,7 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
     path = job.out.local / job.folder / PART_FILE
     if not job.out.fetch(f'{job.folder}/{PART_FILE}'):
         return None
-    record = read_json(path, dict)
+    record = {'left_out': [], **read_json(path, dict)}  # of which earlier versions do not know
     _check_record(record, path)
     try:
         check_options(job.out, path, record, job.options, job.extend)

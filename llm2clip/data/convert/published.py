@@ -4,7 +4,7 @@
 """Flickr8k, Flickr30k and COCO for training, in their published files: images with captions, or captions alone."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -67,7 +67,7 @@ def flickr8k(
                               f'{annotations}, and without them images for testing would be trained on; source.split '
                               'or an empty source.split_files takes them all')
     found = read_splits(annotations, split_files)
-    return _convert(images, annotations, found, splits, split, heldout, seed)
+    return _convert(images, annotations, found, splits, split, heldout, seed, split_files.values())
 
 
 def flickr30k(
@@ -123,7 +123,7 @@ def _check(images: Optional[str], annotations: str) -> None:
 
 def _convert(
     images: Optional[str], annotations: str, found: Mapping[Optional[str], Images], splits: Optional[list[str]],
-    split: Optional[str], heldout: HeldOut, seed: int,
+    split: Optional[str], heldout: HeldOut, seed: int, lists: Iterable[str] = (),
 ) -> tuple[Splits, Dropped]:
     published = [name for name in found if name is not None]
     _check_choice(annotations, published, splits, split, heldout)
@@ -155,7 +155,8 @@ def _convert(
                 lines = captions[name]
                 yield Sample(name, {str(i): lines[i] if i < len(lines) else '' for i in keys}, image)
 
-    return {name: [Part(f'{start:08}', partial(samples, names[start:start + _IMAGES]))
+    inputs = [annotations, *lists]
+    return {name: [Part(f'{start:08}', partial(samples, names[start:start + _IMAGES]), inputs=inputs)
                    for start in range(0, len(names), _IMAGES)] for name, names in written.items()}, dropped
 
 

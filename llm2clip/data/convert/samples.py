@@ -5,7 +5,6 @@
 
 import glob
 import os
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import xxhash
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import HeldOut
-from llm2clip.data.caption_files import check_text, optional_text
+from llm2clip.data.caption_files import check_text, normal_path, optional_text
 from llm2clip.files import FileError, reading
 from llm2clip.folders import inside
 
@@ -49,6 +48,8 @@ class Dropped:
     """Reason -> how many samples the user's own settings leave out; `max_dropped` does not concern them."""
     tables: Counter[str] = field(default_factory=Counter)
     """Of tables whose captions images elsewhere get: ``rows``, and of these those ``without_key`` and ``repeated``."""
+    left_out: list[str] = field(default_factory=list)
+    """Ids that `leave_out` names, which are counted in `filtered` too."""
     joined: Optional[list[int]] = None
     """For each image of a part the number of its row in those tables, from 0, or -1 if it has none."""
 
@@ -59,6 +60,7 @@ class Dropped:
         for reason, ids in other.reasons.items():
             self.reasons.setdefault(reason, []).extend(ids)
         self.filtered.update(other.filtered)
+        self.left_out += other.left_out
 
     def __len__(self) -> int:
         return sum(map(len, self.reasons.values()))
@@ -77,6 +79,13 @@ class Part:
     """Yields the samples and adds what it leaves out."""
     file: Optional[str] = None
     """What it reads, where that is one file."""
+    inputs: Sequence[str] = ()
+    """Other files that decide its samples, such as that of the captions; images are not among them."""
+
+    @property
+    def files(self) -> list[str]:
+        """All of these."""
+        return [*([] if self.file is None else [self.file]), *self.inputs]
 
 
 Splits = dict[str, list[Part]]
@@ -90,20 +99,25 @@ def size_of_input(parts: Iterable[Part]) -> Optional[int]:
     return sum(os.path.getsize(file) for file in files if file) if files and None not in files else None
 
 
-def one_part(samples: Iterable[Sample]) -> list[Part]:
-    """A split that is small enough to be converted in one go."""
-    return [Part('all', lambda dropped: samples)]
+def one_part(samples: Iterable[Sample], *inputs: str) -> list[Part]:
+    """A split that is small enough to be converted in one go; `inputs` as for `Part`."""
+    return [Part('all', lambda dropped: samples, inputs=inputs)]
+
+
+def _hash(image: Union[str, bytes], seed: int) -> float:
+    """From 0 to 1, the same for all spellings of a path."""
+    return xxhash.xxh64_intdigest(normal_path(image) if isinstance(image, str) else image, seed=seed) / 2**64
 
 
 def is_held_out(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
     """Whether an image is in the held-out part, which depends on no other image.
 
     Args:
-        image: Its id, or its bytes.
+        image: Its id or path, or its bytes.
         share: Of the images that are held out.
         seed: Which ones.
     """
-    return xxhash.xxh64_intdigest(image, seed=seed) / 2**64 < share
+    return _hash(image, seed) < share
 
 
 def check_split(split: str, heldout: HeldOut) -> None:
@@ -117,12 +131,15 @@ def _held_out_splits(heldout: HeldOut) -> Iterable[str]:
 
 
 def hold_out(images: Iterable[str], heldout: HeldOut, seed: int, split: str = 'train') -> dict[str, list[str]]:
-    """Split -> ids of its images: `split`, and what is held out.
+    """Split -> ids of its images in their order: `split`, and what is held out, which is chosen by the hash of the id.
+
+    With more images, a share moves none of them.  A number may move some out of what is held out and never one into it,
+    so that no image that was trained on is measured later.
 
     Args:
         images: All ids, each once.
-        heldout: How many are held out, or which share, between 0 and 1, chosen by `is_held_out`, as the split
-            ``heldout``; or the names of several splits -> how many images each of them holds.
+        heldout: Which share is held out, between 0 and 1, by `is_held_out`, or how many, those with the smallest
+            hashes, as the split ``heldout``; or the names of several splits -> how many images each of them holds.
         seed: Which ones.
         split: Name of the other split.
 
@@ -133,20 +150,18 @@ def hold_out(images: Iterable[str], heldout: HeldOut, seed: int, split: str = 't
     images = list(images)
     if not heldout:
         return {split: images}
-    if isinstance(heldout, float) and 0 < heldout < 1:
-        chosen = [image for image in images if is_held_out(image, heldout, seed)]
-        if len(chosen) in (0, len(images)):
-            raise ConfigError(f'source.heldout: a share of {heldout} of {len(images)} images, chosen by their hash, '
-                              f'is {len(chosen)} of them; give another share or seed')
-        return {split: [image for image in images if not is_held_out(image, heldout, seed)], HELDOUT: chosen}
     counts = heldout if isinstance(heldout, dict) else {HELDOUT: heldout}
+    if isinstance(heldout, float) and 0 < heldout < 1:
+        counts = {HELDOUT: sum(is_held_out(image, heldout, seed) for image in images)}
+        if counts[HELDOUT] in (0, len(images)):
+            raise ConfigError(f'source.heldout: a share of {heldout} of {len(images)} images, chosen by their hash, '
+                              f'is {counts[HELDOUT]} of them; give another share or seed')
     if not all(isinstance(n, int) and n > 0 for n in counts.values()) or sum(counts.values()) >= len(images):
         raise ConfigError(f'source.heldout: got {heldout!r}, expected a share between 0 and 1, or a number of images '
                           f'below {len(images)}, which is how many there are')
-    random.Random(seed).shuffle(images)
-    rest = iter(images)
-    held = {name: list(islice(rest, int(count))) for name, count in counts.items()}
-    return {split: list(rest), **held}
+    ranked = iter(sorted(images, key=lambda image: (_hash(image, seed), image)))
+    split_of = {image: name for name, count in counts.items() for image in islice(ranked, int(count))}
+    return {name: [image for image in images if split_of.get(image, split) == name] for name in (split, *counts)}
 
 
 def check_folder(images: str) -> None:

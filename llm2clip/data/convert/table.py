@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, HeldOutShare, Seed, Text
-from llm2clip.data.caption_files import read_csv, read_header
+from llm2clip.data.caption_files import normal_path, read_csv, read_header
 from llm2clip.data.convert.samples import (
     HELDOUT,
     Dropped,
@@ -142,6 +142,8 @@ class Columns:
             image = row[self.image] if self.image else None
             if isinstance(image, dict):
                 image = image.get('bytes') or image.get('path')
+            elif self.sample_id == self.image:
+                sample_id = normal_path(sample_id)
             if heldout and is_held_out(image or sample_id, heldout, seed) is not held_out:
                 continue
             if self.selection.samples_out(sample_id, dropped) or self.selection.filters_out(row, where, dropped):

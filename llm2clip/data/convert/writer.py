@@ -7,6 +7,7 @@ Every part of a split becomes a folder of shards inside that of the split, ``par
 all are there, on whichever machine, one index over all of them, in the split's folder, makes the dataset readable.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -24,10 +25,12 @@ from llm2clip.data.convert.parts import (
     PART_FILE,
     PartJob,
     as_json,
+    check_inputs,
     check_left_out,
     check_options,
     covers,
     deciding_options,
+    input_identity,
     parts_of_index,
     read_record,
 )
@@ -87,7 +90,10 @@ def write_splits(
                               'expected those that the dataset was written from, and more')
         if extend and config.leave_out is not None:
             check_left_out(out, split, before, config.leave_out)
-    jobs = [PartJob(out, f'{split}/part-{part.name}', part, config, options, extend)
+    files = dict.fromkeys(path for parts in splits.values() for part in parts for path in part.files)
+    inputs = {path: input_identity(path) for path in files}
+    jobs = [PartJob(out, f'{split}/part-{part.name}', part, config,
+                    {**options, 'inputs': {path: inputs[path] for path in part.files}}, extend)
             for split, parts in splits.items() for part in parts]
     for job in jobs:
         check_values(FolderName, f'part-{job.part.name}', 'the folder of a part')
@@ -127,7 +133,7 @@ def write_splits(
     # A dataset that grows keeps its shards where they were: sidecars rely on it.
     records = {split: {**{folder: parts[folder] for folder in there[split]}, **parts}
                for split, parts in records.items()}
-    return finish(records, dropped, out, config, about or {}, options)
+    return finish(records, dropped, out, config, {**(about or {}), 'inputs': inputs}, options)
 
 
 def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig) -> bool:
@@ -139,7 +145,8 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
         config: As `write_splits` was given it.
 
     Raises:
-        ConfigError: It is, but was written from another source or with other options.
+        ConfigError: It is, but was written from another source, with other options, or from an input file that has
+            changed since.
     """
     if not out.fetch(CARD_FILE):
         return False
@@ -149,6 +156,8 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
             more = ', or extend it by extend=true' if covers(card[name], value) else ''
             raise ConfigError(f'out: {out} is complete, but was written with another {name} ({out.local / CARD_FILE} '
                               f'has it); remove it to convert again{more}')
+    inputs = card.get('inputs', {})
+    check_inputs(out, inputs, {path: input_identity(path) for path in inputs if os.path.isfile(path)})
     options = deciding_options(about, config)
     if card.get('leave_out') != options.get('leave_out'):
         raise ConfigError(f'out: {out} is complete, but was written with another leave_out; remove it to convert again')

@@ -14,6 +14,8 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -27,9 +29,10 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
+from llm2clip.config import ConfigError
 from llm2clip.data.schema import INDEX, dataset_fingerprint, file_damage, parse_index, read_index
-from llm2clip.files import FileError, parse_json
-from llm2clip.folders import is_missing
+from llm2clip.files import FileError, parse_json, writing
+from llm2clip.folders import is_missing, reaching
 
 __all__ = ['ShardError', 'VerifiedStream']
 
@@ -86,13 +89,18 @@ class VerifiedStream(Stream):
         self.content = dataset_fingerprint(index)
         return [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
 
-    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        """As Streaming does, but files of the wrong size do not count as present, and without a remote all must be."""
-        for shard in shards:
+    def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """Files of the wrong size do not count as present, and without a remote all must be.
+
+        Streaming's own would also remove what is decompressed where only that is left and there is no remote.
+        """
+        cache_usage_per_shard[:] = 0
+        for k, shard in enumerate(shards):
             for path, info in self._present(shard):
-                if (size := path.stat().st_size) != info.bytes:
+                if (size := path.stat().st_size) == info.bytes:
+                    cache_usage_per_shard[k] += size
+                else:
                     self._discard(path, f'{size} bytes, expected {info.bytes}')
-        super().set_up_local(shards, cache_usage_per_shard)
         if self.remote is None and not cache_usage_per_shard.all():
             missing = shards[int(np.flatnonzero(cache_usage_per_shard == 0)[0])]
             raise ShardError(f'shard {self.source(missing.file_pairs[0][0].basename)} is missing')
@@ -101,10 +109,26 @@ class VerifiedStream(Stream):
         names = {info.basename: info for pair in shard.file_pairs for info in pair if info}
         self._expected.update(names)
         try:
-            return super().prepare_shard(shard)
+            with writing(self._path(shard.file_pairs[0][0].basename)):  # which is decompressed
+                return super().prepare_shard(shard)
         finally:
             for name in names:
                 self._expected.pop(name, None)
+
+    @contextmanager
+    def whole(self, shard: Reader) -> Iterator[Reader]:
+        """A shard whose content is right while the block reads it; it is removed afterwards if it was not here before.
+
+        Raises:
+            ShardError: It is missing, or damaged at its remote as well.
+        """
+        here = self._present(shard)
+        self.prepare_shard(shard)
+        if self.discard_damaged(shard):
+            self.prepare_shard(shard)
+        yield shard
+        if not here:
+            shard.evict()
 
     def discard_damaged(self, shard: Reader) -> int:
         """Remove the shard's local file if its content is wrong, so that it will be downloaded again.
@@ -158,6 +182,8 @@ class VerifiedStream(Stream):
 
         Raises:
             ShardError: There is no such file, it cannot be had, or its content is not that of the index.
+            ConfigError: There are no credentials for the remote.
+            FileError: The disk is full.
         """
         url, path = self.source(basename), self._path(to_basename or basename)
         if self.remote is None:
@@ -172,7 +198,11 @@ class VerifiedStream(Stream):
             partial.unlink(missing_ok=True)
             tried += 1
             try:
-                self._download_within(url, str(partial))
+                with reaching(url), writing(path):
+                    self._download_within(url, str(partial))
+            except (ConfigError, FileError):
+                partial.unlink(missing_ok=True)
+                raise
             except Exception as error:
                 self._connection = None
                 if is_missing(error):

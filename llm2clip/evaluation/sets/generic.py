@@ -8,7 +8,7 @@ from typing import Optional
 
 from streaming import LocalDataset
 
-from llm2clip.config.ranges import Text
+from llm2clip.config.ranges import Texts
 from llm2clip.data.caption_files import read_captions
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index, whole_shard
 from llm2clip.evaluation.sets.files import RetrievalSet, retrieval_set
@@ -31,7 +31,7 @@ def image_folder(
     return retrieval_set(images, found, captions, images, gaps=True)
 
 
-def mds(local: str, caption_keys: Optional[list[Text]] = None) -> RetrievalSet:
+def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
     """An image dataset that `prepare_data` wrote.  Images that have none of the captions do not count.
 
     Args:

@@ -24,6 +24,7 @@ class ProgressBar(ProgressBarLogger):
 
     def __init__(self) -> None:
         super().__init__('stderr')
+        self.hparams_already_logged_to_console = True  # Composer's, which say nothing of the run
         self._seen: deque[tuple[float, int]] = deque(maxlen=_STEPS + 1)
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from llm2clip.config.ranges import Count
 from llm2clip.data.image_embeddings import EvalImageDataset
+from llm2clip.drawing import drawable, drawing
 from llm2clip.metrics.retrieval import RetrievalRecall
 
 __all__ = ['RetrievalGrid']
@@ -40,8 +41,9 @@ class RetrievalGrid(Callback):
             return
         metric = next(m for m in state.eval_metrics[label].values() if isinstance(m, RetrievalRecall))
         if dist.get_global_rank() == 0:
-            logger.log_images([self._draw(dataset, metric)],
-                              name=f'retrieval/{label}', channels_last=True, use_table=False)
+            name = f'retrieval/{label}'
+            with drawing(name):
+                logger.log_images([self._draw(dataset, metric)], name=name, channels_last=True, use_table=False)
 
     def _draw(self, dataset: EvalImageDataset, metric: RetrievalRecall) -> np.ndarray:
         image, text, text_id, index = (dim_zero_cat(getattr(metric, name)).cpu()
@@ -57,7 +59,7 @@ class RetrievalGrid(Callback):
         axes = figure.subplots(len(rows), self.images + 1, squeeze=False, width_ratios=[2, *[1] * self.images])
         for row, line in zip(rows.tolist(), axes):
             caption, _ = dataset.caption_and_pixels(int(index[row]))
-            line[0].text(0, 0.5, textwrap.fill(caption[:120], 28), va='center', fontsize=7)
+            line[0].text(0, 0.5, textwrap.fill(drawable(caption)[:120], 28), va='center', fontsize=7)
             best = (text[row] @ image.T).topk(min(self.images, len(index))).indices.tolist()
             for cell, hit in zip(line[1:], best):
                 _, pixels = dataset.caption_and_pixels(int(index[hit]))

@@ -149,7 +149,7 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     others = [callback for callback in trainer.state.callbacks if not isinstance(callback, CheckpointSaver)]
     trainer.state.callbacks = [*others, measured]
     start = time.perf_counter()
-    fit(trainer)
+    fit(trainer, config)
     warming_up = time.perf_counter() - start - measured.seconds
     trainer.close()
     items = steps * config.global_train_batch_size

@@ -102,6 +102,7 @@ CASES: list[tuple[str, Change, dict[str, Any], str]] = [
     ('mds', damage_shard, {}, r'the shard .*\.mds is damaged: xxh64 .*, expected'),
     ('mds', nothing, {'caption_keys': 'short'}, "source.caption_keys: 'short', expected list"),
     ('mds', nothing, {'caption_keys': [1]}, 'source.caption_keys: 1, expected string'),
+    ('mds', nothing, {'caption_keys': ['it', 'it']}, 'source.caption_keys: .*expected different values'),
 ]
 
 

@@ -1,0 +1,82 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The text encoder as a module of sentence-transformers.
+
+Exports hold a copy of this file.  So it imports nothing else of this package, and no more than torch, transformers and
+sentence-transformers.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sentence_transformers.models import InputModule
+
+# Relative, since the copies in an export are no package of this name.
+from .checks_llm2clip import load_encoder, load_tokenizer, read_encoding
+from .text_encoder_llm2clip import CaptionTokenizer, TextEncoder
+
+__all__ = ['CaptionEncoder']
+
+
+class CaptionEncoder(InputModule):
+    """The text encoder as the one module of a SentenceTransformer.
+
+    A prompt (``encode(…, prompt_name='query')``) arrives as the beginning of a text; it becomes the instruction, which
+    is read but not pooled.
+
+    Args:
+        encoder: In evaluation mode; its `config` has what `read_encoding` returns.
+        tokenizer: The encoder's.
+        prompts: Name -> text of the prompts that are instructions.
+    """
+
+    config_file_name = 'text_encoder.json'
+
+    def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, prompts: Mapping[str, str]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.caption_tokenizer = tokenizer
+        self.tokenizer = tokenizer.tokenizer
+        self.instructions = sorted(filter(None, prompts.values()), key=len, reverse=True)
+
+    @property
+    def max_seq_length(self) -> int:
+        return self.caption_tokenizer.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.caption_tokenizer.max_length = value
+
+    def get_sentence_embedding_dimension(self) -> int:
+        return self.encoder.llm_embed_dim
+
+    def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, torch.Tensor]:
+        tokens = []
+        for text in texts:
+            instruction = next((i for i in self.instructions if text.startswith(i) and text[len(i):].strip()), '')
+            tokens += self.caption_tokenizer.tokenize([text[len(instruction):]], instruction)
+        return self.caption_tokenizer.pad(tokens)
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        names = ('input_ids', 'attention_mask', 'embed_mask')
+        return {**features, 'sentence_embedding': self.encoder(**{name: features[name] for name in names})}
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        self.encoder.llm.save_pretrained(output_path, safe_serialization=safe_serialization)
+        self.save_tokenizer(output_path)
+        Path(output_path, self.config_file_name).write_text(json.dumps(vars(self.encoder.config), indent=2))
+
+    @classmethod
+    def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> 'CaptionEncoder':
+        where = inspect.signature(cls.load_dir_path).parameters
+        folder = cls.load_dir_path(model_name_or_path, *args, **{k: v for k, v in kwargs.items() if k in where})
+        path = Path(folder, 'config_sentence_transformers.json')
+        prompts = json.loads(path.read_text(encoding='utf-8'))['prompts'] if path.is_file() else {}
+        how = SimpleNamespace(**read_encoding(Path(folder, cls.config_file_name)))
+        return cls(load_encoder(Path(folder), how), CaptionTokenizer(load_tokenizer(folder), how), prompts)
