@@ -511,6 +511,6 @@ def test_what_makes_no_sense_is_named() -> None:
              "averages.m: 'zeroshot.z', expected one of retrieval.r, zeroshot.x, zeroshot.y"),
             (['averages.m=[zeroshot.x, retrieval.r]'],
              'averages.m: benchmarks of retrieval and zeroshot, expected one kind'),
-            (['averages.m=[zeroshot.x, zeroshot.y, zeroshot.x]'], 'averages.m .*zeroshot.x.*, expected different values')):
+            (['averages.m=[zeroshot.x, zeroshot.y, zeroshot.x]'], 'averages.m .*, expected different values')):
         with pytest.raises(ConfigError, match=message):
             load_config(EvaluateConfig, [*sets, 'models.b.run=b', *arguments])

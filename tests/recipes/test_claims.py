@@ -201,7 +201,7 @@ def test_a_clip_is_trained_and_published_as_timm_and_transformers_load_it(
     """With the tokenizer of the LLM in its package."""
     config = load_config(Stage2Config, [
         *COMMON, f'train_data.streams.s.local={image_dataset}', 'train_data.num_workers=0', 'max_duration=2ba',
-        'model={vision: {name: test_efficientnet, image_size: 64}, embed_dim: 24}', 'optimizer.lr=0.01',
+        'model={vision: {name: test_efficientnet, pretrained: false, image_size: 64}, embed_dim: 24}', 'optimizer.lr=0.01',
         f'save_folder={tmp_path}/run', 'train_data.caption_mix={short: 1.0}'])
     claims['clip_text_tower'].train(config)
     claims['pretrained_clip'].publish(config.save_folder, tmp_path)
