@@ -3,6 +3,7 @@
 
 """Composer's Trainer, as a configuration describes it."""
 
+import errno
 import gc
 import inspect
 import os
@@ -311,9 +312,12 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
         trainer.eval()
     try:
         trainer.fit()
-    except Exception as error:
+    except BaseException as error:  # as those of sharded checkpoints are
         # Those for an object store are written here first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        if shutil.disk_usage(folder).free < 2**20:
+        # A sharded checkpoint's error holds those of the ranks; that of a full one is torch's, and leaves a half file.
+        of_ranks = [failure[0] for failure in getattr(error, 'failures', {}).values()]
+        if shutil.disk_usage(folder).free < 2**20 or any(
+                getattr(cause, 'errno', None) == errno.ENOSPC for cause in (error, *of_ranks)):
             raise FileError(f'{folder}: no checkpoint can be written, since the disk is full') from error
         raise
