@@ -4,21 +4,17 @@
 """CLIP's loss and gradients of a batch of 16,384 in blocks, against autograd through the whole logit matrix."""
 
 import json
-import resource
-import statistics
-import subprocess
 import sys
 import time
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from bench_result import write_result
 
 from llm2clip.losses.contrastive import clip_loss
+from recipes.benchmarks.measuring import DEVICE, peak_mb, run_alone, write_result
 
-BATCH, DIM, ROUNDS = 16384, 1280, 3
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+BATCH, DIM = 16384, 1280
 
 
 def plain_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -30,48 +26,29 @@ def plain_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> 
 LOSSES = {'plain': plain_loss, 'blockwise': partial(clip_loss, block_size=1024)}
 
 
-def step(name: str, features: list[torch.Tensor]) -> float:
-    for feature in features:
-        feature.grad = None
-    start = time.perf_counter()
-    LOSSES[name](*features).backward()
-    if DEVICE == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def measure(name: str) -> tuple[float, float]:
+def measure(name: str) -> dict[str, float]:
     """Seconds per step, and the peak of what it takes beside the features, in MB."""
     torch.manual_seed(0)
     features = [F.normalize(torch.randn(BATCH, DIM, device=DEVICE), dim=-1).requires_grad_() for _ in range(2)]
     features.append(torch.full((1,), 3.0, device=DEVICE, requires_grad=True))
-    step(name, [feature[:64].detach().requires_grad_() for feature in features])
-    if DEVICE == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**20
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    times = [step(name, features) for _ in range(ROUNDS)]
-    peak = (torch.cuda.max_memory_allocated() / 2**20 if DEVICE == 'cuda'
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
-    return statistics.median(times), peak - before
+
+    def step() -> None:
+        LOSSES[name](*features).backward()
+        if DEVICE == 'cuda':
+            torch.cuda.synchronize()
+
+    LOSSES[name](*(feature[:64].detach().requires_grad_() for feature in features)).backward()
+    peak, start = peak_mb(step), time.perf_counter()
+    step()
+    return {'seconds': time.perf_counter() - start, 'mb': peak}
 
 
 def main() -> None:
-    seconds: dict[str, float] = {}
-    memory: dict[str, float] = {}
-    for name in LOSSES:
-        output = subprocess.run([sys.executable, __file__, name], check=True, capture_output=True, text=True).stdout
-        seconds[name], memory[name] = json.loads(output.splitlines()[-1])
-    facts = {'seconds': seconds, 'extra_mb': memory}
-    for what, values, bound in (('time', seconds, 1.5), ('memory', memory, 0.25)):
-        ratio = values['blockwise'] / values['plain']
+    found = {name: run_alone('recipes.benchmarks.blockwise_loss', name) for name in LOSSES}
+    for what, bound in (('seconds', 1.5), ('mb', 0.25)):
         write_result(f'blockwise_{what}', f'{what} of the blockwise CLIP loss, {BATCH:,} x {BATCH:,}',
-                     'the whole logit matrix', ratio, bound, ratio <= bound, facts)
+                     'the whole logit matrix', found['blockwise'][what] / found['plain'][what], found, at_most=bound)
 
 
 if __name__ == '__main__':
-    if sys.argv[1:]:
-        print(json.dumps(measure(sys.argv[1])))
-    else:
-        main()
+    print(json.dumps(measure(sys.argv[1]))) if sys.argv[1:] else main()
