@@ -117,7 +117,7 @@ test-fast: $(VENV)/.dev  ## those that train nothing, in a minute
 test-dist: $(VENV)/.dev  ## the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'
 
-test-slow: $(VENV)/.dev  ## 250 kills over all recipes, and ten minutes each on a bad connection and of a node with 64 workers, 80 minutes
+test-slow: $(VENV)/.dev  ## 110 kills over the recipes, and ten minutes each on a bad connection and of a node with 64 workers, an hour
 	$(BIN)/python -m pytest -m slow -s
 
 DEVICE ?= gpu
