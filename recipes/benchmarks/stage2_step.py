@@ -1,17 +1,21 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A step of stage 2 against the plain step: with GradCache, self-distillation, and three captions per image."""
+"""A step of stage 2 against the plain step: with GradCache, self-distillation, and three captions per image; and CLIP's
+loss of a large batch in blocks against autograd through the whole logit matrix."""
 
 import json
 import sys
+import time
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from composer.core.data_spec import default_split_batch
 
 from llm2clip.config import ModelConfig, VisionConfig
+from llm2clip.losses.contrastive import clip_loss
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.training.algorithms.self_distillation import InitialImages
 from recipes.benchmarks.measuring import DEVICE, peak_mb, run_alone, seconds_in_turns, write_result
@@ -19,7 +23,7 @@ from recipes.benchmarks.stage1_step import Batch, cached_step, plain_step
 
 SMALL, BASE = 'vit_small_patch16_224', 'vit_base_patch16_224'
 DIMS = {SMALL: 576, BASE: 4096}  # of the teacher's vectors
-CHUNK, BATCHES, BASE_BATCH = 32, (64, 256, 1024), 8
+CHUNK, BATCHES, BASE_BATCH, LOSS_BATCH, LOSS_DIM = 32, (64, 256, 1024), 8, 16384, 1280
 CACHE = {'plain': plain_step, 'cached': partial(cached_step, microbatch=CHUNK, split=default_split_batch)}
 
 
@@ -58,9 +62,44 @@ def measure_options() -> None:
                      seconds[name] / seconds['plain'], seconds, at_most=1.4)
 
 
+def plain_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    logits = scale.exp() * image @ text.T
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+LOSSES = {'whole': plain_loss, 'blocks': partial(clip_loss, block_size=1024)}
+
+
+def measure_loss(name: str) -> dict[str, float]:
+    """Seconds of a loss and its gradients, and the peak of what they take beside the features, in MB."""
+    torch.manual_seed(0)
+    features = [F.normalize(torch.randn(LOSS_BATCH, LOSS_DIM, device=DEVICE), dim=-1).requires_grad_() for _ in '12']
+    features.append(torch.full((1,), 3.0, device=DEVICE, requires_grad=True))
+
+    def step() -> None:
+        LOSSES[name](*features).backward()
+        if DEVICE == 'cuda':
+            torch.cuda.synchronize()
+
+    LOSSES[name](*(feature[:64].detach().requires_grad_() for feature in features)).backward()
+    peak, start = peak_mb(step), time.perf_counter()
+    step()
+    return {'seconds': time.perf_counter() - start, 'mb': peak}
+
+
+def main() -> None:
+    measure_cache()
+    measure_options()
+    found = {name: run_alone('recipes.benchmarks.stage2_step', name, LOSS_BATCH) for name in LOSSES}
+    for what, bound in (('seconds', 1.5), ('mb', 0.25)):
+        write_result(f'blockwise_{what}', f'{what} of the CLIP loss in blocks, {LOSS_BATCH:,} pairs',
+                     'the whole logit matrix', found['blocks'][what] / found['whole'][what], found, at_most=bound)
+
+
 if __name__ == '__main__':
     if sys.argv[1:]:
-        print(json.dumps(peak_mb(partial(CACHE[sys.argv[1]], *make(SMALL, int(sys.argv[2]))))))
+        name, size = sys.argv[1], int(sys.argv[2])
+        print(json.dumps(measure_loss(name) if name in LOSSES else peak_mb(partial(CACHE[name], *make(SMALL, size)))))
     else:
-        measure_cache()
-        measure_options()
+        main()

@@ -9,7 +9,6 @@ left out.
 """
 
 import importlib.metadata
-import itertools
 import os
 import re
 import shutil
@@ -27,15 +26,10 @@ from composer import Callback, State
 from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from llm2clip.config import ConfigError, ExtractConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config
-from llm2clip.data.schema import IMAGE, read_samples
 from llm2clip.device import open_device
-from llm2clip.evaluation.images import encode_batches
-from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.files import write_json
 from llm2clip.folders import OutputFolder
 from llm2clip.planning.hardware import GPUS
@@ -113,7 +107,7 @@ def make_data(kind: str, device: str) -> None:
         'captions': partial(write_captions, sizes.captions), 'warm_up': partial(write_captions, sizes.warm_up_captions),
         'llm': partial(write_llm, 'yamls/llms/llama3.1_8b/config.json', sizes.llm,
                        'cuda' if device == 'gpu' else 'cpu')}
-    for name, write in (for_images if kind in ('stage2', 'features') else for_texts).items():
+    for name, write in (for_images if kind == 'stage2' else for_texts).items():
         if not (folder / name).is_dir():
             print(f'making {folder / name}', flush=True)
             shutil.rmtree(part := folder / f'{name}.part', ignore_errors=True)
@@ -183,30 +177,21 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Forward passes
+# Extraction
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def extract(name: str, config: ExtractConfig) -> Result:
+def extract(config: ExtractConfig) -> Result:
     """As `extract_embeddings` does it, from the first shard that is read to the last that is written."""
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     teacher: Any = build_caption_teacher(config, device)
-    embed, embedding = teacher.embed_tokens, 0.0
-
-    def clocked(*args: Any, **kwargs: Any) -> Any:
-        nonlocal embedding
-        start = now()
-        embedded = embed(*args, **kwargs).cpu()  # when it is done
-        embedding += now() - start
-        return embedded
 
     def run(name: str) -> dict[str, int]:
         return extract_sidecar(config.datasets[name], OutputFolder(Path(config.out, name)), teacher, config.storage,
-                               config.normalize, {'precision': config.precision}, 8 * config.batch_tokens)
+                               config.normalize)
 
     run('warm_up')
-    teacher.embed_tokens = clocked
     before, start = memory(), now()
     done = run('captions')
     seconds, found = now() - start, memory()
@@ -215,30 +200,7 @@ def extract(name: str, config: ExtractConfig) -> Result:
     with pretended_ranks(1):
         plan: Any = plan_extraction(config)
     return summary(seconds, round(plan.repeats), done['captions'], plan.cost.flops * plan.repeats, 0, done['tokens'],
-                   seconds - embedding, plan.cost.peak, found, before=before)
-
-
-def features(name: str, config: Stage2Config) -> Result:
-    """Images of an evaluation, from encoded images to features on the host."""
-    size, batch, on_cpu = config.model.vision.image_size, config.global_eval_batch_size, config.device == 'cpu'
-    (warm_up, steps), dim = window(name, config.device or 'gpu'), SIZES[config.device or 'gpu'].teacher_dim
-    with torch.device('meta'):
-        pretended = stage2.make_model(config, dim, load_weights=False).model.eval()
-    # Fused attention has no formula on the meta device.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        pretended.get_image_features(torch.empty(1, 3, size, size, dtype=torch.uint8, device='meta'))
-    tower = open_device(config.device, config.precision).module_to_device(
-        stage2.make_model(config, dim, load_weights=False).model.eval())
-    model = TrainedLLM2CLIP(tower, lambda texts: (torch.empty(0), 0), 'fp32' if on_cpu else 'amp_bf16')
-    there = [sample[IMAGE] for sample in read_samples(config.train_data.streams['images'].local)]
-    images = list(itertools.islice(itertools.cycle(there), (warm_up + steps) * batch))
-    n_workers, start = workers(2 * batch * 3 * size**2), 0.0
-    for i, _ in enumerate(encode_batches(model, images.__getitem__, [''] * len(images), batch, n_workers), 1):
-        if i == warm_up:
-            memory()
-            start = now()
-    return summary(now() - start, steps, steps * batch, steps * batch * counter.get_total_flops(), peak=memory(),
-                   device_batch=batch, num_workers=n_workers)
+                   None, plan.cost.peak, found, before=before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -282,8 +244,8 @@ def main(name: str, device: str, path: str) -> None:
     shutil.rmtree(run, ignore_errors=True)
     make_data(case.kind, device)
     args = arguments(name, device, run)
-    measure: Any = {'extraction': extract, 'features': features}.get(case.kind, train)
-    found = measure(name, load_config(SCHEMAS[case.kind], args))
+    config: Any = load_config(SCHEMAS[case.kind], args)
+    found = extract(config) if case.kind == 'extraction' else train(name, config)
     write_json(path, {'case': name, 'args': args, **found, 'seconds_of_case': time.perf_counter() - start,
                       'machine': machine})
     shutil.rmtree(run, ignore_errors=True)  # one that writes nothing has none
