@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -74,16 +75,18 @@ def workers(bytes_each: float) -> int:
 
 def about(device: str) -> dict[str, Any]:
     """Names, sizes and versions of this machine."""
-    found: dict[str, Any] = {'device': 'cpu'}
+    names = ('torch', 'mosaicml', 'transformers')
+    found: dict[str, Any] = {'device': 'cpu', 'cores': len(os.sched_getaffinity(0)),
+                             'date': time.strftime('%Y-%m-%d %H:%M:%S%z'),
+                             **{name: importlib.metadata.version(name) for name in names}}
     if device == 'gpu':
-        import pynvml
-        pynvml.nvmlInit()
-        found = {'device': torch.cuda.get_device_name(), 'gib': torch.cuda.mem_get_info()[1] / GIB,
-                 'driver': str(pynvml.nvmlSystemGetDriverVersion()), 'cudnn': torch.backends.cudnn.version()}
-    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], capture_output=True, text=True).stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in ('torch', 'mosaicml', 'transformers')}
-    return {**found, 'cores': len(os.sched_getaffinity(0)), **versions, 'commit': commit,
-            'date': time.strftime('%Y-%m-%d %H:%M:%S%z')}
+        found.update(device=torch.cuda.get_device_name(), gib=torch.cuda.mem_get_info()[1] / GIB,
+                     cudnn=torch.backends.cudnn.version())
+    for name, command in (('driver', ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']),
+                          ('commit', ['git', 'describe', '--always', '--dirty'])):
+        with suppress(OSError, subprocess.CalledProcessError):
+            found[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return found
 
 
 def peak_of(device: str) -> Optional[float]:
