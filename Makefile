@@ -8,7 +8,7 @@ RUN := runs/quickstart
 UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help install-beside-torch quickstart photographs alternatives claims test test-fast test-dist test-slow test-gpu lint bench bench-gpu clean
+.PHONY: help install-beside-torch quickstart photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -27,8 +27,8 @@ $(VENV)/.dev: $(VENV)/.base
 	$(UV) --group dev
 	@touch $@
 
-$(VENV)/.alternatives: $(VENV)/.base
-	$(UV) --group alternatives
+$(VENV)/.baselines: $(VENV)/.base
+	$(UV) --group baselines
 	@touch $@
 
 install-beside-torch:  ## into the current Python, which has a torch of its own (images of clusters)
@@ -74,8 +74,7 @@ HELDOUT := 'source.heldout={val: 1000, test: 1000}'
 SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HELDOUT))
 GPU = $(if $(filter gpu,$(HARDWARE)),yamls/stage2/vision/clip_b16.yaml yamls/photographs/gpu.yaml)
 
-photographs: $(PHOTOGRAPHS)/claims/claims.json  ## the same on Flickr8k in the folder DATA=…, and claims; HARDWARE=gpu: CLIP B/16
-	$(BIN)/python recipes/report.py yamls/photographs/report.yaml claims=$(PHOTOGRAPHS)/claims
+photographs: $(PHOTOGRAPHS)/report.html  ## the same on Flickr8k in the folder DATA=…; HARDWARE=gpu: CLIP B/16
 
 $(PHOTOGRAPHS)/data/config.yaml: | $(VENV)/.base
 	@[ -n "$(IMAGES)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
@@ -102,11 +101,11 @@ $(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/results.json
 $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/photographs/report.yaml
 
-$(PHOTOGRAPHS)/claims/claims.json: | $(PHOTOGRAPHS)/report.html
-	$(BIN)/python recipes/claims/run_all.py photograph
+photographs-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on these photographs, for hours; stopped, it goes on where it was
+	$(BIN)/python -m recipes.ablations.run photograph
 
-alternatives: $(VENV)/.alternatives | $(PHOTOGRAPHS)/embeddings/config.yaml  ## open_clip and sentence-transformers on the same photographs
-	$(BIN)/python recipes/claims/alternatives/run_all.py
+baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml  ## open_clip and sentence-transformers on the same photographs
+	$(BIN)/python -m recipes.baselines.run
 
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
@@ -118,7 +117,7 @@ test-fast: $(VENV)/.dev  ## those that train nothing, in a minute
 test-dist: $(VENV)/.dev  ## the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'
 
-test-slow: $(VENV)/.dev  ## 250 kills over all recipes, and ten minutes each on a bad connection and of a node with 64 workers, 80 minutes
+test-slow: $(VENV)/.dev  ## 110 kills over the recipes, and ten minutes each on a bad connection and of a node with 64 workers, an hour
 	$(BIN)/python -m pytest -m slow -s
 
 DEVICE ?= gpu
@@ -130,14 +129,14 @@ lint: $(VENV)/.dev  ## ruff and pyright
 	$(BIN)/pyright
 
 bench: $(VENV)/.dev  ## run recipes/benchmarks/, or NAME=… of them
-	$(BIN)/python recipes/benchmarks/run_all.py $(NAME)
+	$(BIN)/python -m recipes.benchmarks.run_all $(NAME)
 
 bench-gpu: $(VENV)/.dev  ## speed and memory on one NVIDIA GPU; stopped, it goes on where it was
-	$(BIN)/python recipes/benchmarks/gpu/run_all.py $(DEVICE) $(NAME)
+	$(BIN)/python -m recipes.benchmarks.gpu.run_all $(DEVICE) $(NAME)
 
-claims: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on where it was
-	$(BIN)/python recipes/claims/run_all.py emoji
-	$(BIN)/python recipes/claims/run_all.py forgetting
+ablations: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on where it was
+	$(BIN)/python -m recipes.ablations.run emoji
+	$(BIN)/python -m recipes.ablations.run forgetting
 
 clean:  ## remove what the quickstart and the tests wrote; .venv stays
 	rm -rf runs build *.egg-info .pytest_cache .ruff_cache

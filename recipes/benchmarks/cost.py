@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """What the frozen, precomputed teacher is for: an epoch of stage 2 with the LLM tuned in the loop by LoRA, frozen in
-the loop, and precomputed, and the retrieval that each reaches after equal epochs: cost.py [quickstart|photographs]."""
+the loop, and precomputed, and the retrieval that each reaches after equal epochs:
+python -m recipes.benchmarks.cost [quickstart|photographs]"""
 
 import json
 import resource
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from bench_result import BENCH_FOLDER, write_result
 from composer import Callback, State
 from composer.loggers import Logger
 
@@ -27,6 +27,7 @@ from llm2clip.folders import OutputFolder
 from llm2clip.stages.stage2 import make_trainer
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
+from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, run_alone, write_result
 
 
 class Data(NamedTuple):
@@ -45,7 +46,7 @@ DATA = {
     # As the paper trains: all of the tower.
     'quickstart': Data('runs/quickstart/embeddings/config.yaml',
                        ('yamls/stage2/quickstart.yaml', 'model.vision.lock_blocks=0'), 5, 0.5),
-    # Smaller, as in the claims; and one of an image's captions at a time, since the LLM reads them in every epoch.
+    # Smaller, as in the ablations; and one of an image's captions at a time, since the LLM reads them in every epoch.
     'photographs': Data('runs/photographs/embeddings/config.yaml', (
         'yamls/photographs/stage2.yaml', 'train_data.captions_per_image=1', 'train_data.image_size=128',
         'model.vision.image_size=160'), 3, 0.7),
@@ -111,32 +112,22 @@ def run_mode(data: Data, mode: str) -> dict[str, float]:
         return {**train(mode, config), 'once_seconds': once}
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """Markdown."""
-    base, lines = results['precomputed'], [
-        '| teacher | seconds per epoch | × precomputed | seconds once | R@10 | peak GiB | paper: hours | × |',
-        '|---|---|---|---|---|---|---|---|']
-    for mode, row in results.items():
-        lines.append(
-            f'| {MODES[mode]} | {row["epoch_seconds"]:.1f} | {row["epoch_seconds"] / base["epoch_seconds"]:.1f} | '
-            f'{row["once_seconds"]:.0f} | {row["recall@10"]:.1f} | {row["peak_gib"]:.1f} | {PAPER_HOURS[mode]} | '
-            f'{PAPER_HOURS[mode] / PAPER_HOURS["precomputed"]:.1f} |')
-    return '\n'.join(lines)
-
-
 def main(name: str) -> None:
     data, results = DATA[name], {}
     subprocess.run(['make', data.made], check=True)
     for mode in MODES:
-        done = subprocess.run([sys.executable, __file__, name, mode], check=True, stdout=subprocess.PIPE, text=True)
-        results[mode] = json.loads(done.stdout.splitlines()[-1])
+        results[mode] = run_alone('recipes.benchmarks.cost', name, mode)
         print(f'{MODES[mode]}: {results[mode]}', flush=True)
-    ratio = results['precomputed']['epoch_seconds'] / results['online']['epoch_seconds']
-    file = 'cost' if name == 'quickstart' else f'cost_{name}'
+    base, file = results['precomputed'], 'cost' if name == 'quickstart' else f'cost_{name}'
     write_result(file, f'seconds per epoch with precomputed embeddings ({data.epochs} epochs, batch 128, {name})',
-                 'with the frozen LLM in the loop', ratio, data.bound, ratio <= data.bound, results)
-    text = table(results)
-    (BENCH_FOLDER / f'{file}.md').write_text(text + '\n')
+                 'with the frozen LLM in the loop', base['epoch_seconds'] / results['online']['epoch_seconds'], results,
+                 at_most=data.bound)
+    text = markdown_table(
+        ['teacher', 'seconds per epoch', '× precomputed', 'seconds once', 'R@10', 'peak GiB', 'paper: hours', '×'],
+        [[MODES[mode], f'{row["epoch_seconds"]:.1f}', f'{row["epoch_seconds"] / base["epoch_seconds"]:.1f}',
+          f'{row["once_seconds"]:.0f}', f'{row["recall@10"]:.1f}', f'{row["peak_gib"]:.1f}', f'{PAPER_HOURS[mode]}',
+          f'{PAPER_HOURS[mode] / PAPER_HOURS["precomputed"]:.1f}'] for mode, row in results.items()])
+    (BENCH_FOLDER / f'{file}.md').write_text(text)
     print(text)
 
 

@@ -1,102 +1,105 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A stage-2 step as the recipe runs it against a bare PyTorch loop, ViT-B/16.
+"""A step of stage 2 against the plain step: with GradCache, self-distillation, and three captions per image; and CLIP's
+loss of a large batch in blocks against autograd through the whole logit matrix."""
 
-Ours: Composer's Trainer, the joined stream, the logging of the paper's YAML.  Bare: the same model, loss, optimizer and
-clipping on a batch that is in memory already.
-"""
-
-import statistics
-import tempfile
+import json
+import sys
 import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from bench_result import write_result
-from composer import Callback, State
-from composer.loggers import Logger
-from loaders import DIM, write_data
+import torch.nn.functional as F
+from composer.core.data_spec import default_split_batch
 
-from llm2clip.config import Stage2Config
-from llm2clip.config.files import load_config
-from llm2clip.models.llm2clip import ComposerLLM2CLIP
-from llm2clip.stages import stage2
-from llm2clip.training.trainer import build_optimizer
+from llm2clip.config import ModelConfig, VisionConfig
+from llm2clip.losses.contrastive import clip_loss
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.training.algorithms.self_distillation import InitialImages
+from recipes.benchmarks.measuring import DEVICE, peak_mb, run_alone, seconds_in_turns, write_result
+from recipes.benchmarks.stage1_step import Batch, cached_step, plain_step
 
-BATCH, STEPS, ROUNDS = 8, 4, 5
-Batch = dict[str, Any]
-YAML = str(Path(__file__).parents[2] / 'yamls/stage2/paper.yaml')
-
-
-class InTurns(Callback):
-    """Seconds of our steps, logging and the wait for data included; after every few, the same number of bare ones.
-
-    One `fit` of Composer throughout, so that neither workers nor checkpoints come between.
-    """
-
-    def __init__(self, bare: Callable[[Batch], list[float]]) -> None:
-        self.run_bare = bare
-        self.ours: list[float] = []
-        self.bare: list[float] = []
-        self._end: Optional[float] = None
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        if self._end is not None:
-            self.ours.append(time.perf_counter() - self._end)
-        if state.timestamp.batch.value % (STEPS + 1) == 0:
-            # The step after this one does not count: the bare ones have taken the caches.
-            self.bare += self.run_bare(state.batch)[1:]
-            self._end = None
-        else:
-            self._end = time.perf_counter()
+SMALL, BASE = 'vit_small_patch16_224', 'vit_base_patch16_224'
+DIMS = {SMALL: 576, BASE: 4096}  # of the teacher's vectors
+CHUNK, BATCHES, BASE_BATCH, LOSS_BATCH, LOSS_DIM = 32, (64, 256, 1024), 8, 16384, 1280
+CACHE = {'plain': plain_step, 'cached': partial(cached_step, microbatch=CHUNK, split=default_split_batch)}
 
 
-def make_model(config: Stage2Config) -> tuple[ComposerLLM2CLIP, torch.optim.Optimizer]:
+def make(tower: str, batch_size: int) -> tuple[ComposerLLM2CLIP, Batch]:
     torch.manual_seed(0)
-    model = stage2.make_model(config, DIM)
-    return model, build_optimizer(config, model)
+    batch = {'pixel_values': torch.randint(0, 256, (batch_size, 3, 224, 224), dtype=torch.uint8),
+             'text_embedding': torch.randn(batch_size, DIMS[tower]),
+             **{name: torch.arange(batch_size) for name in ('index', 'text_id', 'sample_seed')}}
+    config = ModelConfig(vision=VisionConfig(name=tower, pretrained=False), embed_dim=512)
+    return ComposerLLM2CLIP(LLM2CLIP(config, DIMS[tower])).to(DEVICE).train(), batch
 
 
-def bare_steps(model: ComposerLLM2CLIP, optimizer: torch.optim.Optimizer, batch: Batch) -> list[float]:
-    times = []
-    for _ in range(STEPS + 1):
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        loss = model.loss(model(batch), batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        times.append(time.perf_counter() - start)
-    return times
+def measure_cache() -> None:
+    peaks = {'cached': {size: run_alone('recipes.benchmarks.stage2_step', 'cached', size) for size in BATCHES},
+             'plain': {size: run_alone('recipes.benchmarks.stage2_step', 'plain', size) for size in BATCHES[:2]}}
+    model, batch = make(SMALL, BATCHES[0])
+    seconds = seconds_in_turns({name: partial(step, model, batch) for name, step in CACHE.items()}, 3)
+    write_result('image_grad_cache', f'seconds per step with GradCache, {BATCHES[0]} images in chunks of {CHUNK}',
+                 'the plain step', seconds['cached'] / seconds['plain'], seconds, at_most=1.45)
+    write_result('image_grad_cache_memory', f'peak memory at {BATCHES[-1]} images, chunks of {CHUNK}',
+                 f'at {BATCHES[0]}', max(peaks['cached'].values()) / peaks['cached'][BATCHES[0]], peaks, at_most=1.15)
+
+
+def measure_options() -> None:
+    """Without the optimizer, which has the same to do in all of them."""
+    model, batch = make(BASE, BASE_BATCH)
+    initial, images = InitialImages(model.model), batch['pixel_values'].to(DEVICE)
+    three: Any = {**batch, 'text_embedding': torch.randn(BASE_BATCH, 3, DIMS[BASE]),
+                  'text_id': torch.arange(3 * BASE_BATCH).view(BASE_BATCH, 3)}
+    seconds = seconds_in_turns({
+        'plain': lambda: plain_step(model, batch),
+        'self_distillation': lambda: plain_step(model, {**batch, 'initial_image_features': initial(images)}),
+        'captions_per_image': lambda: plain_step(model, three)}, 6)
+    for name, what in (('self_distillation', 'self-distillation'), ('captions_per_image', 'three captions per image')):
+        write_result(name, f'seconds per step with {what}, batch {BASE_BATCH}', 'the plain step',
+                     seconds[name] / seconds['plain'], seconds, at_most=1.4)
+
+
+def plain_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    logits = scale.exp() * image @ text.T
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+LOSSES = {'whole': plain_loss, 'blocks': partial(clip_loss, block_size=1024)}
+
+
+def measure_loss(name: str) -> dict[str, float]:
+    """Seconds of a loss and its gradients, and the peak of what they take beside the features, in MB."""
+    torch.manual_seed(0)
+    features = [F.normalize(torch.randn(LOSS_BATCH, LOSS_DIM, device=DEVICE), dim=-1).requires_grad_() for _ in '12']
+    features.append(torch.full((1,), 3.0, device=DEVICE, requires_grad=True))
+
+    def step() -> None:
+        LOSSES[name](*features).backward()
+        if DEVICE == 'cuda':
+            torch.cuda.synchronize()
+
+    LOSSES[name](*(feature[:64].detach().requires_grad_() for feature in features)).backward()
+    peak, start = peak_mb(step), time.perf_counter()
+    step()
+    return {'seconds': time.perf_counter() - start, 'mb': peak}
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_data(folder)
-        stream = f'{{local: {folder}/images/train, embeddings: {{bench: {{local: {folder}/sidecar}}}}}}'
-        config = load_config(Stage2Config, [
-            YAML, 'model.vision.name=vit_base_patch16_224', 'model.vision.pretrained=false',
-            'model.vision.gradient_checkpointing=false',
-            'device=cpu', 'precision=fp32', f'global_train_batch_size={BATCH}',
-            f'max_duration={(STEPS + 1) * ROUNDS}ba',
-            f'save_folder={folder}/run', 'save_interval=1000ba', 'run_name=bench', 'train_data.num_workers=1',
-            f'train_data.streams.bench={stream}', 'train_data.caption_mix={short: 0.5, long: 0.5}',
-            'progress_bar=false'])
-        trainer = stage2.make_trainer(config)
-        in_turns = InTurns(partial(bare_steps, *make_model(config)))
-        trainer.state.callbacks.append(in_turns)
-        trainer.fit()
-        trainer.close()
-    medians = {'ours': statistics.median(in_turns.ours), 'bare': statistics.median(in_turns.bare)}
-    ratio = medians['ours'] / medians['bare']
-    write_result('stage2_step', f'seconds per step, Composer with joined stream and logging, batch {BATCH}',
-                 'a bare PyTorch loop', ratio, 1.05, ratio <= 1.05, medians)
+    measure_cache()
+    measure_options()
+    found = {name: run_alone('recipes.benchmarks.stage2_step', name, LOSS_BATCH) for name in LOSSES}
+    for what, bound in (('seconds', 1.5), ('mb', 0.25)):
+        write_result(f'blockwise_{what}', f'{what} of the CLIP loss in blocks, {LOSS_BATCH:,} pairs',
+                     'the whole logit matrix', found['blocks'][what] / found['whole'][what], found, at_most=bound)
 
 
 if __name__ == '__main__':
-    main()
+    if sys.argv[1:]:
+        name, size = sys.argv[1], int(sys.argv[2])
+        print(json.dumps(measure_loss(name) if name in LOSSES else peak_mb(partial(CACHE[name], *make(SMALL, size)))))
+    else:
+        main()

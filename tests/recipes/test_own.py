@@ -117,25 +117,3 @@ def test_one_caption_per_image(
     said = capsys.readouterr().out
     assert 'a caption of train_data.streams.own is paired with itself' in said
     assert 'eval_data.streams: heldout has one caption per sample' in said
-    for recipe, file in (('extract_embeddings', 'extract'), ('train_stage2', 'stage2'), ('evaluate', 'evaluate'),
-                         ('export_hf', 'export'), ('report', 'report')):
-        run(recipe, file)
-    found = json.loads(Path('runs/own/results.json').read_text())['stage2']['heldout']
-    assert found['n_images'] == found['n_texts'] == len(read_samples('data/own/heldout'))
-
-
-def test_captions_in_rows(
-    own: tuple[Path, list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The first file alone, for `image,caption`."""
-    folder, rows = own
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'photos').symlink_to(folder / 'photos')
-    with open('captions.csv', 'w', newline='') as file:
-        csv.writer(file).writerows([('image', 'caption'), *(
-            (row['image'], row[key]) for row in rows for key in LANGUAGES if row[key])])
-    run_recipe(monkeypatch, 'prepare_data', str(ROOT / 'yamls/own/prepare.yaml'))
-    samples = {s['sample_id']: s for split in ('train', 'heldout') for s in read_samples(f'data/own/{split}')}
-    for row in rows:
-        expected = [row[key] for key in LANGUAGES if row[key]]
-        assert [samples[row['image']][f'caption.{i}'] for i in range(5)] == expected + [''] * (5 - len(expected))

@@ -30,7 +30,7 @@ from remotes import free_port, s3_environment, s3_server
 
 import llm2clip.engine
 from llm2clip.config import ConfigError, DatasetConfig, WriterConfig
-from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
+from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.engine import LostWorkersError, RayEngine, Work
 from llm2clip.files import FileError
@@ -208,34 +208,6 @@ def test_a_task_that_kills_its_workers_is_given_up(nodes: Nodes, tmp_path: Path,
 # ---------------------------------------------------------------------------------------------------------------------
 # The steps
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _parts(met: Optional[Path] = None) -> dict[str, list[Part]]:
-    def read(i: int, dropped: Dropped) -> Iterator[Sample]:
-        yield from make_samples(4, prefix=f's{i}-')
-        if met is not None:
-            wait_for_three(met)
-        yield from make_samples(3, prefix=f't{i}-')
-
-    return {'train': [Part(f'{i}', partial(read, i)) for i in range(9)]}
-
-
-@pytest.mark.slow
-def test_datasets_are_the_same_although_a_node_is_killed_and_one_joins_late(
-    nodes: Nodes, tmp_path: Path, capfd: Any
-) -> None:
-    nodes.to_two()
-    options = WriterConfig(size_limit='4kb')
-    write_splits(_parts(), Dropped(), tmp_path / 'local', options)
-    out = Elsewhere(tmp_path / 'ray', 's3://bucket/data')
-    engine, met = RayEngine(), tmp_path / 'met'
-    written = disturbed(nodes, met, lambda: write_splits(_parts(met), Dropped(), out, options, engine=engine))
-    assert written == {'train': 63}
-    assert contents(nodes.served / 'bucket/data') == contents(tmp_path / 'local')
-    assert len({path.parts[-5] for path in tmp_path.glob('of-*/ray/train/part-*/part.json')}) == 2
-    said = capfd.readouterr()
-    assert '9 of 9 parts are to be written, by 2 workers with 1 CPU on 2 machines of a Ray cluster' in said.out
-    assert said.err.count('a worker was lost') >= 1 and 'will be done again' in said.err
 
 
 @pytest.mark.slow

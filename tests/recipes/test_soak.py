@@ -3,15 +3,12 @@
 
 """A long training on a remote that misbehaves needs as much of everything at its end as at its beginning.
 
-In the environment, `SOAK_MINUTES` says how long it is, `SOAK_BATCHES` after how many batches it evaluates and writes a
-checkpoint, and `SOAK_FOLDER` where its measurements are kept: soak.csv, and processes.csv of each process.
+In the environment, `SOAK_MINUTES` says how long it is.
 """
 
-import csv
 import os
 import shutil
 import signal
-import stat
 import statistics
 import subprocess
 import tempfile
@@ -19,8 +16,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import psutil
 import pytest
 from launched import COMMON, COMPOSER, ROOT, losses, may_have_own_memory
 from parts import make_samples, write_dataset, write_sidecar
@@ -28,51 +26,24 @@ from remotes import FaultyProxy, s3_environment, s3_server
 
 MINUTES = float(os.environ.get('SOAK_MINUTES', '10'))
 SAMPLES, EVAL_SAMPLES, RANKS, WORKERS = 512, 32, 2, 2
-EVERY = int(os.environ.get('SOAK_BATCHES', '100'))  # batches between evaluations, which should be about a minute
+EVERY = 100  # batches between evaluations
 # How much the median of the last third may be above that of the first third.  PSS also depends on what else runs on the
 # machine: pages of libraries are shared.
 MARGINS = {'processes': 1.0, 'rss_mb': 1.03, 'pss_mb': 1.1, 'files': 1.05, 'threads': 1.05, 'shm_bytes': 1.0,
            'shm_files': 1.0, 'temporary_files': 1.2}
 
 
-class OfProcess(NamedTuple):
-    """What a process uses."""
-
-    pid: int
-    name: str
-    rss_mb: float
-    pss_mb: float
-    files: int
-    threads: int
-
-
-def processes_of(session: int) -> list[OfProcess]:
-    """The processes of a session that have not ended."""
-    found = []
-    for folder in Path('/proc').glob('[0-9]*'):
-        try:
-            # The name stands in parentheses; state, parent, group and session come behind it.
-            fields = (folder / 'stat').read_text().rsplit(')', 1)[1].split()
-            if int(fields[3]) != session or fields[0] == 'Z':
-                continue
-            memory = dict(line.split()[:2] for line in (folder / 'smaps_rollup').read_text().splitlines()[1:])
-            command = (folder / 'cmdline').read_bytes().split(b'\0')
-            found.append(OfProcess(
-                int(folder.name), os.path.basename(command[-2 if b'spawn_main' in b''.join(command) else 1]).decode(),
-                int(memory['Rss:']) / 1024, int(memory['Pss:']) / 1024, len(os.listdir(folder / 'fd')),
-                int(fields[17])))
-        except (FileNotFoundError, ProcessLookupError, IndexError):
-            continue  # it has ended
-    return found
-
-
-def measure(session: int) -> tuple[dict[str, float], list[OfProcess]]:
-    """What all processes of a session use together, and each of them."""
-    each = processes_of(session)
-    shared = _sizes(Path(f'/proc/{session}/root/dev/shm'))
-    return {'processes': len(each), 'rss_mb': round(sum(one.rss_mb for one in each), 1),
-            'pss_mb': round(sum(one.pss_mb for one in each), 1), 'files': sum(one.files for one in each),
-            'threads': sum(one.threads for one in each), 'shm_bytes': sum(shared), 'shm_files': len(shared)}, each
+def measure(process: psutil.Process) -> dict[str, float]:
+    """What a process and all below it use together."""
+    found: dict[str, float] = dict.fromkeys(('processes', 'rss_mb', 'pss_mb', 'files', 'threads'), 0)
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            memory = one.memory_full_info()
+            for name, value in (('processes', 1), ('rss_mb', memory.rss / 2**20), ('pss_mb', memory.pss / 2**20),
+                                ('files', one.num_fds()), ('threads', one.num_threads())):
+                found[name] += value
+    shared = _sizes(Path(f'/proc/{process.pid}/root/dev/shm'))
+    return {**found, 'shm_bytes': sum(shared), 'shm_files': len(shared)}
 
 
 def _sizes(folder: Path, but: str = '-') -> list[int]:
@@ -80,8 +51,8 @@ def _sizes(folder: Path, but: str = '-') -> list[int]:
     sizes = []
     for path in folder.rglob('*'):
         with suppress(FileNotFoundError):
-            if path.suffix != but and stat.S_ISREG((found := path.stat()).st_mode):
-                sizes.append(found.st_size)
+            if path.suffix != but and path.is_file():
+                sizes.append(path.stat().st_size)
     return sizes
 
 
@@ -133,19 +104,18 @@ def test_a_long_run_on_a_bad_connection_does_not_grow(
     proxy, env = remote
     # Not in `tmp_path`: the path of a socket may be 107 characters long.
     temporary = Path(tempfile.mkdtemp())
-    out = Path(os.environ.get('SOAK_FOLDER', tmp_path))
     shards, indexes = ([path.stat().st_size for path in (tmp_path / 'served').rglob(name)]
                        for name in ('*.mds', 'index.json'))
     # Room for one shard in ten; the index counts too.
     args, every = arguments(tmp_path, sum(indexes) + sum(shards) // 10), min(60.0, MINUTES * 60 / 30)
-    log, own = out / 'run.log', ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', '--']
+    log, own = tmp_path / 'run.log', ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', '--']
     with log.open('w') as file:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             [*(own if may_have_own_memory() else []), str(COMPOSER), '-n', str(RANKS),
              str(ROOT / 'recipes/train_stage2.py'),
              *args], cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, **env, 'TMPDIR': str(temporary)})
-    rows, details = [], []
+    rows: list[dict[str, Any]] = []
     try:
         deadline = time.monotonic() + 900
         # What is made once, such as the workers of the evaluation, is there after three of them.
@@ -153,26 +123,13 @@ def test_a_long_run_on_a_bad_connection_does_not_grow(
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-5000:]
             time.sleep(1)
         begun = time.monotonic()
-        with (out / 'soak.csv').open('w') as file, (out / 'processes.csv').open('w') as each_file:
-            table, of_each = csv.writer(file), csv.writer(each_file)
-            while (now := time.monotonic() - begun) < MINUTES * 60:
-                assert process.poll() is None, log.read_text()[-5000:]
-                used, details = measure(process.pid)
-                # Composer keeps some 33 bytes per checkpoint until the run ends: latest.1.symlink, latest.2.symlink, …
-                left = _sizes(temporary, but='.symlink')
-                row = {'seconds': round(now), 'step': max(losses(tmp_path / 'run')), **used,
-                       'requests': proxy.requests, 'faults': len(proxy.done),
-                       'cached_bytes': sum(_sizes(tmp_path / 'cache')), 'temporary_bytes': sum(left),
-                       'temporary_files': len(left), 'checkpoints': len(list((tmp_path / 'served').rglob('ep*.pt')))}
-                if not rows:
-                    table.writerow(row)
-                    of_each.writerow(['seconds', *OfProcess._fields])
-                rows.append(row)
-                table.writerow(row.values())
-                of_each.writerows([row['seconds'], *one] for one in details)
-                file.flush()
-                each_file.flush()
-                time.sleep(max(0.0, begun + len(rows) * every - time.monotonic()))
+        while (now := time.monotonic() - begun) < MINUTES * 60:
+            assert process.poll() is None, log.read_text()[-5000:]
+            # Composer keeps some 33 bytes per checkpoint until the run ends: latest.1.symlink, latest.2.symlink, …
+            rows.append({'seconds': round(now), 'step': max(losses(tmp_path / 'run')), **measure(process),
+                         'temporary_files': len(_sizes(temporary, but='.symlink'))})
+            print(rows[-1], flush=True)
+            time.sleep(max(0.0, begun + len(rows) * every - time.monotonic()))
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 130
     finally:

@@ -3,7 +3,6 @@
 
 """Both trainings as a user launches them: one rank and two, DDP and FSDP2, with bad input."""
 
-import json
 import re
 import shutil
 import sys
@@ -111,7 +110,7 @@ def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
 
 @pytest.mark.dist
 def test_averaged_and_best_weights_of_a_sharded_run(
-    stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
 ) -> None:
     args = [*stage2_args, *SGD, *zeroshot_args, 'model.vision.name=test_vit', 'algorithms.ema={half_life: 2ba}',
             'callbacks.save_best={}', 'save_interval=3ba', 'eval_first=false']
@@ -135,13 +134,6 @@ def test_averaged_and_best_weights_of_a_sharded_run(
     assert_same_weights(*(load_stage2(tmp_path / name)[0].state_dict() for name in ('two', 'one')))
     for metric, expected in zeroshot(tmp_path / 'one').items():
         assert list(expected) == [3, 6] and zeroshot(tmp_path / 'two')[metric] == pytest.approx(expected, rel=1e-6)
-    # The averaged weights were evaluated.
-    run_recipe(monkeypatch, 'evaluate', f'out={tmp_path}/evaluate', f'models.ours.run={tmp_path}/two', 'num_workers=0',
-               'device=cpu', *(arg.removeprefix('eval_') for arg in zeroshot_args if arg.startswith('eval_zeroshot')))
-    results = json.loads((tmp_path / 'evaluate/results.json').read_text())['zeroshot']
-    for metric, values in zeroshot(tmp_path / 'two').items():
-        name, metric = metric.split('/')
-        assert results[name]['models']['ours'][metric] == round(values[6], 3)
 
 
 @pytest.mark.dist
@@ -267,40 +259,22 @@ def test_the_example_of_an_own_part_trains_and_nothing_warns(
     assert [str(warning.message) for warning in recwarn if 'composer' in warning.filename] == []
 
 
-def test_wandb_offline_and_what_a_run_leaves_behind(stage2_args: list[str], tmp_path: Path) -> None:
+def test_wandb_offline_and_a_broken_checkpoint(stage2_args: list[str], tmp_path: Path) -> None:
     args = [*stage2_args, 'max_duration=2ba', 'loggers.wandb={project: test}']
     run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline')
     assert list((tmp_path / 'run/wandb').glob('offline-run-*/*.wandb'))
-    before = losses(tmp_path / 'run')
-    run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline')
-    assert losses(tmp_path / 'run') == before
     # Killed while it wrote the next checkpoint:
     (tmp_path / 'run' / 'checkpoints' / 'ep0-ba4-rank0.pt').write_bytes(b'half')
     run('train_stage2', tmp_path / 'run', [*stage2_args, 'max_duration=4ba'])
     assert len(losses(tmp_path / 'run')) == 4 and load_checkpoint_model(tmp_path / 'run')
 
 
-def test_bad_input_stops_before_training(stage2_args: list[str], tmp_path: Path) -> None:
-    cases: list[tuple[list[str], str]] = [
-        (['train_data.streams.s.local=/nowhere'], r'no MDS dataset in /nowhere'),
-        (['seeed=1'], r'seeed \(command line\): unknown key; did you mean seed\?'),
-        (['device_train_microbatch_size=4'], r'would only see the negatives inside it'),
-    ]
-    for i, (extra, message) in enumerate(cases):
-        output = run('train_stage2', tmp_path / str(i), [*stage2_args, *extra], ok=False)
-        assert re.search(message, output), output[-2000:]
-
-
-def test_checkpoint_of_another_model_is_refused(stage2_args: list[str], tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_the_settings_are_refused(stage2_args: list[str], tmp_path: Path) -> None:
     run('train_stage2', tmp_path / 'run', [*stage2_args, 'max_duration=2ba'])
-    model, config, record = load_stage2(tmp_path / 'run')
-    assert record.llm_embed_dim == 32 and config.model.embed_dim == 16 and not model.training
     path = tmp_path / 'run' / 'config.yaml'
     path.write_text(path.read_text().replace('embed_dim: 16', 'embed_dim: 24'))
     with pytest.raises(ValueError, match='the latest weights of .* has the shape .16, 256., expected .24, 256.'):
         load_stage2(tmp_path / 'run')
-    with pytest.raises(ValueError, match='no config.yaml'):
-        load_stage2(tmp_path / 'empty')
 
 
 @pytest.mark.dist

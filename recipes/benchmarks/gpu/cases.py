@@ -16,7 +16,7 @@ __all__ = ['CASES', 'OUT', 'SCHEMAS', 'SIZES', 'Case', 'Sizes', 'arguments', 'wi
 
 OUT = Path('runs/bench_gpu')
 SCHEMAS: dict[str, Any] = {
-    'stage1': Stage1Config, 'stage2': Stage2Config, 'extraction': ExtractConfig, 'features': Stage2Config}
+    'stage1': Stage1Config, 'stage2': Stage2Config, 'extraction': ExtractConfig}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Case:
     """One measurement.
 
     Attributes:
-        kind: What is run: a training, an extraction, or the vision tower alone as in an evaluation.
+        kind: What is run.
         args: YAML files and overrides.
         against: The case whose rate this one's is divided by.
         small: Overrides of the dry run, after all others.
@@ -32,7 +32,7 @@ class Case:
         steps: Measured steps.
     """
 
-    kind: Literal['stage1', 'stage2', 'extraction', 'features']
+    kind: Literal['stage1', 'stage2', 'extraction']
     args: tuple[str, ...]
     against: Optional[str] = None
     small: tuple[str, ...] = ()
@@ -102,8 +102,6 @@ CASES = {
     'l14_336_no_checkpointing': Case('stage2', (*_L14_WHOLE, 'global_train_batch_size=80'), 'l14_336', _SMALL_TOWER),
     'l14_336_grad_cache': Case('stage2', (*_L14_WHOLE, _CACHE, 'device_train_microbatch_size=64'), 'l14_336',
                                _SMALL_MICROBATCH),
-    'l14_336_features': Case('features', (*_L14, 'global_eval_batch_size=256'),
-                             small=(*_SMALL_TOWER, 'global_eval_batch_size=8'), steps=60),
     '8b_extraction': Case('extraction', (
         'yamls/extract/paper.yaml', 'text_encoder.dtype=bfloat16', 'text_encoder.chat_template=false'),
         small=('batch_tokens=512', 'text_encoder.dtype=float32')),
@@ -139,7 +137,7 @@ def arguments(name: str, device: str, run: Path) -> list[str]:
     if case.kind == 'stage1':
         common += [f'text_encoder.pretrained={data}/llm', f'plan_llm={data}/llm', 'text_encoder.chat_template=false',
                    f'train_data.streams.captions.local={data}/captions/train']
-    elif case.kind != 'extraction':
+    elif case.kind == 'stage2':
         common += ['train_data.caption_mix={short: 0.5, long: 0.5}', f'train_data.streams.images={{'
                    f'local: {data}/images/train, repeat: {SIZES[device].repeat}, '
                    f'embeddings: {{random: {{local: {data}/vectors}}}}}}']

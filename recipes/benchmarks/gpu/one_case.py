@@ -1,40 +1,39 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Measure one case of `cases.py` and write its result: one_case.py NAME gpu|cpu RESULT.json
+"""Measure one case of `cases.py` and write its result:
+python -m recipes.benchmarks.gpu.one_case NAME gpu|cpu RESULT.json
 
 A training is planned and made by the functions that its recipe calls, and runs Composer's loop; checkpoints alone are
 left out.
 """
 
-import itertools
+import importlib.metadata
 import os
+import re
 import shutil
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from cases import CASES, OUT, SCHEMAS, SIZES, arguments, window
 from composer import Callback, State
 from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
 from composer.utils import dist
-from data import make_images, make_texts
-from machine import about, peak_of
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from llm2clip.config import ConfigError, ExtractConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config
-from llm2clip.data.schema import IMAGE, read_samples
 from llm2clip.device import open_device
-from llm2clip.evaluation.images import encode_batches
-from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.files import write_json
 from llm2clip.folders import OutputFolder
+from llm2clip.planning.hardware import GPUS
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.pretended import pretended_ranks
 from llm2clip.stages import stage1, stage2
@@ -43,6 +42,8 @@ from llm2clip.teacher.sources import build_caption_teacher
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.trainer import begin, fit
+from recipes.benchmarks.gpu.cases import CASES, OUT, SCHEMAS, SIZES, arguments, window
+from recipes.benchmarks.random_data import write_captions, write_images, write_llm, write_vectors
 
 Result = dict[str, Any]
 GIB = 2**30
@@ -72,6 +73,53 @@ def workers(bytes_each: float) -> int:
     return min(MOST_WORKERS, cores, int(0.9 * shutil.disk_usage('/dev/shm').free / bytes_each))
 
 
+def about(device: str) -> dict[str, Any]:
+    """Names, sizes and versions of this machine."""
+    names = ('torch', 'mosaicml', 'transformers')
+    found: dict[str, Any] = {'device': 'cpu', 'cores': len(os.sched_getaffinity(0)),
+                             'date': time.strftime('%Y-%m-%d %H:%M:%S%z'),
+                             **{name: importlib.metadata.version(name) for name in names}}
+    if device == 'gpu':
+        found.update(device=torch.cuda.get_device_name(), gib=torch.cuda.mem_get_info()[1] / GIB,
+                     cudnn=torch.backends.cudnn.version())
+    for name, command in (('driver', ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']),
+                          ('commit', ['git', 'describe', '--always', '--dirty'])):
+        with suppress(OSError, subprocess.CalledProcessError):
+            found[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return found
+
+
+def peak_of(device: str) -> Optional[float]:
+    """Dense bfloat16 peak of a GPU by its name, TFLOP/s; None of one that `GPUS` does not know.
+
+    Those are SXM boards.  Of the cards for other slots, only the A100 has the same peak.
+    """
+    kind = re.search(r'\b(A100|H100|H200|B200)\b', device)
+    if kind is None or 'NVL' in device or ('PCIe' in device and kind[0] != 'A100'):
+        return None
+    return GPUS[kind[0]].bf16
+
+
+def make_data(kind: str, device: str) -> None:
+    """Random images with their vectors for stage 2; captions and an LLM, of 16 GB on a GPU, for the rest."""
+    folder, sizes = OUT / 'data' / device, SIZES[device]
+    for_images: dict[str, Callable[[Path], None]] = {
+        'images': partial(write_images, sizes.images, different=sizes.pictures),
+        'vectors': partial(write_vectors, folder / 'images/train', dim=sizes.teacher_dim)}
+    for_texts: dict[str, Callable[[Path], None]] = {
+        'captions': partial(write_captions, sizes.captions), 'warm_up': partial(write_captions, sizes.warm_up_captions),
+        'llm': partial(write_llm, 'yamls/llms/llama3.1_8b/config.json', sizes.llm,
+                       'cuda' if device == 'gpu' else 'cpu')}
+    for name, write in (for_images if kind == 'stage2' else for_texts).items():
+        if not (folder / name).is_dir():
+            print(f'making {folder / name}', flush=True)
+            shutil.rmtree(part := folder / f'{name}.part', ignore_errors=True)
+            part.mkdir(parents=True)
+            write(part)
+            part.rename(folder / name)
+    torch.cuda.empty_cache()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,45 +134,15 @@ class Window(Callback):
         self.peak: dict[str, float] = {}
         self.seconds = 0.0
         self.tokens = 0
-        self.copied: dict[str, float] = {}
-        self._marks: list[Any] = []
 
     def batch_end(self, state: State, logger: Logger) -> None:
         batch, tokens = state.timestamp.batch.value, state.timestamp.token.value
         if batch == self.first:
             self.before = memory()
             self._start, self._tokens = now(), tokens
-        if batch >= self.first:
-            self._marks.append(self._mark())
-        if batch == self.last:
+        elif batch == self.last:
             self.seconds, self.tokens = now() - self._start, tokens - self._tokens
             self.peak = memory()
-            self.copied = self._copy(state)
-
-    def _mark(self) -> Any:
-        """On the GPU's own clock, without waiting for it."""
-        if not torch.cuda.is_initialized():
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream())
-        return event
-
-    def step_seconds(self) -> list[float]:
-        """Of each step."""
-        pairs = itertools.pairwise(self._marks)
-        if not torch.cuda.is_initialized():
-            return [end - start for start, end in pairs]
-        return [start.elapsed_time(end) / 1000 for start, end in pairs]
-
-    def _copy(self, state: State) -> dict[str, float]:
-        """Bytes of a batch and the seconds that its copy to the GPU takes, the best of three."""
-        seconds = []
-        for _ in range(3):
-            start = now()
-            state.device.batch_to_device(state.batch)
-            seconds.append(now() - start)
-        size = sum(value.nbytes for value in state.batch.values() if isinstance(value, torch.Tensor))
-        return {'bytes': size, 'seconds': min(seconds)}
 
 
 def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
@@ -148,49 +166,35 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     measured = Window(warm_up, steps)
     others = [callback for callback in trainer.state.callbacks if not isinstance(callback, CheckpointSaver)]
     trainer.state.callbacks = [*others, measured]
-    start = time.perf_counter()
     fit(trainer, config)
-    warming_up = time.perf_counter() - start - measured.seconds
     trainer.close()
     items = steps * config.global_train_batch_size
     if isinstance(config, Stage1Config):
         plan.cost.shorten(measured.tokens / (2 * items * config.text_encoder.max_length))
     waits = read_metrics(Path(config.save_folder, 'metrics.jsonl'))['time/data_wait']
     waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= warm_up)
-    each = measured.step_seconds()
     return summary(
         measured.seconds, steps, items, steps * (plan.cost.flops - plan.cost.recomputed), steps * plan.cost.recomputed,
-        measured.tokens, waited, plan.cost.peak, measured.peak, before=measured.before, warm_up_seconds=warming_up,
-        host_to_device=measured.copied, device_batch=plan.device_batch, microbatch=plan.microbatch,
-        num_workers=data.num_workers,
-        step_seconds={'median': statistics.median(each), 'least': min(each), 'most': max(each)})
+        measured.tokens, waited, plan.cost.peak, measured.peak, before=measured.before,
+        device_batch=plan.device_batch, microbatch=plan.microbatch, num_workers=data.num_workers)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Forward passes
+# Extraction
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def extract(name: str, config: ExtractConfig) -> Result:
+def extract(config: ExtractConfig) -> Result:
     """As `extract_embeddings` does it, from the first shard that is read to the last that is written."""
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     teacher: Any = build_caption_teacher(config, device)
-    embed, embedding = teacher.embed_tokens, 0.0
-
-    def clocked(*args: Any, **kwargs: Any) -> Any:
-        nonlocal embedding
-        start = now()
-        embedded = embed(*args, **kwargs).cpu()  # when it is done
-        embedding += now() - start
-        return embedded
 
     def run(name: str) -> dict[str, int]:
         return extract_sidecar(config.datasets[name], OutputFolder(Path(config.out, name)), teacher, config.storage,
-                               config.normalize, {'precision': config.precision}, 8 * config.batch_tokens)
+                               config.normalize)
 
     run('warm_up')
-    teacher.embed_tokens = clocked
     before, start = memory(), now()
     done = run('captions')
     seconds, found = now() - start, memory()
@@ -199,30 +203,7 @@ def extract(name: str, config: ExtractConfig) -> Result:
     with pretended_ranks(1):
         plan: Any = plan_extraction(config)
     return summary(seconds, round(plan.repeats), done['captions'], plan.cost.flops * plan.repeats, 0, done['tokens'],
-                   seconds - embedding, plan.cost.peak, found, before=before)
-
-
-def features(name: str, config: Stage2Config) -> Result:
-    """Images of an evaluation, from encoded images to features on the host."""
-    size, batch, on_cpu = config.model.vision.image_size, config.global_eval_batch_size, config.device == 'cpu'
-    (warm_up, steps), dim = window(name, config.device or 'gpu'), SIZES[config.device or 'gpu'].teacher_dim
-    with torch.device('meta'):
-        pretended = stage2.make_model(config, dim, load_weights=False).model.eval()
-    # Fused attention has no formula on the meta device.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        pretended.get_image_features(torch.empty(1, 3, size, size, dtype=torch.uint8, device='meta'))
-    tower = open_device(config.device, config.precision).module_to_device(
-        stage2.make_model(config, dim, load_weights=False).model.eval())
-    model = TrainedLLM2CLIP(tower, lambda texts: (torch.empty(0), 0), 'fp32' if on_cpu else 'amp_bf16')
-    there = [sample[IMAGE] for sample in read_samples(config.train_data.streams['images'].local)]
-    images = list(itertools.islice(itertools.cycle(there), (warm_up + steps) * batch))
-    n_workers, start = workers(2 * batch * 3 * size**2), 0.0
-    for i, _ in enumerate(encode_batches(model, images.__getitem__, [''] * len(images), batch, n_workers), 1):
-        if i == warm_up:
-            memory()
-            start = now()
-    return summary(now() - start, steps, steps * batch, steps * batch * counter.get_total_flops(), peak=memory(),
-                   device_batch=batch, num_workers=n_workers)
+                   None, plan.cost.peak, found, before=before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,11 +245,10 @@ def main(name: str, device: str, path: str) -> None:
     case, start = CASES[name], time.perf_counter()
     machine, run = about(device), OUT / 'runs' / device / name
     shutil.rmtree(run, ignore_errors=True)
-    (make_images if case.kind in ('stage2', 'features') else make_texts)(device)
-    torch.cuda.empty_cache()
+    make_data(case.kind, device)
     args = arguments(name, device, run)
-    measure: Any = {'extraction': extract, 'features': features}.get(case.kind, train)
-    found = measure(name, load_config(SCHEMAS[case.kind], args))
+    config: Any = load_config(SCHEMAS[case.kind], args)
+    found = extract(config) if case.kind == 'extraction' else train(name, config)
     write_json(path, {'case': name, 'args': args, **found, 'seconds_of_case': time.perf_counter() - start,
                       'machine': machine})
     shutil.rmtree(run, ignore_errors=True)  # one that writes nothing has none

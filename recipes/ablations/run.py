@@ -1,0 +1,149 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Train and measure the variants of a suite: python -m recipes.ablations.run emoji|forgetting|photograph|stage1 [SET=…]
+
+`measured.json` in the suite's folder holds what was found: what stands there is not done again.  `ablations.md` is the
+table.  `SET=FOLDER` names the captions of one of stage 1's evaluation sets.
+"""
+
+import importlib
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any
+
+from recipes.ablations.suite import Suite
+from recipes.benchmarks.measuring import ProcessFailedError, Record, markdown_table, watch
+
+LANES = 2
+"""Trainings at a time: two with a thread each do more than one after the other with two threads."""
+_MAKING: defaultdict[str, Lock] = defaultdict(Lock)
+
+
+def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', job: tuple[int, str]) -> None:
+    """A variant with one seed, in a lane of its own."""
+    (seed, name), lane = job, lanes.get()
+    variant, folder = suite.variants[name], Path(suite.folder, name.replace(' ', '_').replace(':', ''), f'seed{seed}')
+
+    def run(*command: str, log: str = 'log.txt') -> None:
+        watch([sys.executable, *command], folder / log, cwd=lane, environment={'OMP_NUM_THREADS': '1'})
+
+    def evaluate(row: str, *arguments: str) -> Any:
+        run('recipes/evaluate.py', f'out={folder}/evaluate_{row}', *arguments, log=f'evaluate_{row}.txt')
+        return json.loads((folder / f'evaluate_{row}/results.json').read_text())
+
+    def retrieval(row: str, *keys: str) -> Any:
+        assert suite.evaluate is not None
+        return evaluate(row, suite.evaluate, *(f'models.{row}.{key}' for key in (
+            f'run={folder}/run', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}', *variant.encoder, *keys))
+                        )['retrieval']
+
+    try:
+        for step in variant.needs:
+            with _MAKING[step.file]:  # two lanes that need a file wait for one of them to make it
+                if not Path(step.file).is_file():
+                    run(*step.command, log=f'made_{Path(step.file).parent.name}.txt')
+        train = (*suite.train, f'seed={seed}', f'train_data.shuffle_seed={seed}')
+        recipe = 'recipes/train_stage2.py' if suite.evaluate else 'recipes/train_stage1.py'
+        if variant.warm_start:
+            run(recipe, *train, *variant.warm_start, f'save_folder={folder}/warm_start', log='warm_start.txt')
+            train = *train, f'text_encoder.adapters=[{folder}/warm_start/adapter]'
+        if variant.results is None:
+            run(recipe, *train, *variant.train, f'save_folder={folder}/run')
+        if variant.results is not None:
+            found = json.loads(Path(variant.results).read_text())['retrieval']
+        elif suite.evaluate:
+            found = retrieval(name)
+        else:
+            found = {key: evaluate(key, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]', 'cra.batch_tokens=1024',
+                                   f'cra.teachers.cra={folder}/run/teacher')['cra']['cra']
+                     for key, local in suite.captions.items()}
+            for part in ('run', 'warm_start'):  # a teacher is as large as its LLM
+                shutil.rmtree(folder / part, ignore_errors=True)
+        for row, keys in variant.also.items():
+            record.add(row, seed, retrieval(row, *keys))
+        record.add(name, seed, found)
+    finally:
+        lanes.put(lane)
+
+
+def score(found: Mapping[str, Any], sets: Sequence[str]) -> float:
+    """Recall@10, the mean of both directions and of the sets; of stage 1, the accuracy of caption retrieval."""
+    if isinstance(found[sets[0]], float):
+        return statistics.mean(found[name] for name in sets)
+    return statistics.mean(_model(found[name])[f'{way}_retrieval_recall@10']
+                           for name in sets for way in ('image', 'text'))
+
+
+def _model(found: Mapping[str, Any]) -> Mapping[str, float]:
+    """The numbers of the only model of an evaluation."""
+    model, = found['models'].values()
+    return model
+
+
+def table(suite: Suite, record: Record) -> str:
+    """Markdown of all that was measured: for each ablation and test a table with a row per variant."""
+    measure = 'R@10, mean of both directions' if suite.evaluate else 'accuracy of caption retrieval'
+    lines = [f'{measure}, %: mean ± standard deviation over seeds', '']
+    for number, ablation in enumerate(suite.ablations, 1):
+        lines += [f'### {number}. {ablation.statement}', '', f'Paper: {ablation.paper}', '']
+        for test in ablation.tests:
+            sets, rows, first, title = suite.tests[test], [], [], test
+            for variant in ablation.variants:
+                found = [seed for seed in record.of(variant) if all(name in seed for name in sets)]
+                if not found:
+                    continue
+                scores = [score(seed, sets) for seed in found]
+                seeds, better = min(len(first), len(scores)), sum(one > other for one, other in zip(first, scores))
+                verdict = 'yes' if better == seeds else 'no' if better == 0 else f'in {better} of {seeds} seeds'
+                spread = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
+                by_set = [f'{name} {statistics.mean(score(seed, [name]) for seed in found):.1f}' for name in sets]
+                rows.append([variant, f'{statistics.mean(scores):.1f}{spread}', verdict if first else '',
+                             ', '.join(by_set)])
+                first = first or scores
+                if suite.evaluate:
+                    chance = statistics.mean(_model(found[0][name])['chance@10'] for name in sets)
+                    title = f'{test} (chance {chance:.1f})'
+            lines.append(markdown_table([title, 'mean', 'worse than the first', 'by set'], rows))
+    return '\n'.join(lines)
+
+
+def main(suite: Suite) -> None:
+    """Train and measure what is missing, two variants at a time; after one has failed, none is begun."""
+    subprocess.run(['make', suite.made_first], check=True)
+    record, lanes = Record(Path(suite.folder, 'measured.json')), SimpleQueue()
+    jobs = [(seed, name) for seed in suite.seeds for name in suite.variants if not record.has(name, seed)]
+    # In a lane every path leads where it does here, but is another one: Streaming lets one process at a time use one.
+    for i in range(LANES):
+        lanes.put(lane := Path(suite.folder, f'lanes/lane{i}').absolute())
+        lane.mkdir(parents=True, exist_ok=True)
+        for entry in Path.cwd().iterdir():
+            if not (link := lane / entry.name).is_symlink():
+                link.symlink_to(entry)
+    start = time.monotonic()
+    with ThreadPoolExecutor(LANES) as pool:
+        try:
+            for done, _ in enumerate(pool.map(partial(train_and_measure, suite, record, lanes), jobs), 1):
+                left = (time.monotonic() - start) / done * (len(jobs) - done)
+                print(f'{done} of {len(jobs)} done; about {left / 60:.0f} min left', flush=True)
+        except ProcessFailedError as error:
+            pool.shutdown(cancel_futures=True)
+            sys.exit(str(error))
+    Path(suite.folder, 'ablations.md').write_text(table(suite, record))
+    print(table(suite, record))
+
+
+if __name__ == '__main__':
+    chosen: Suite = importlib.import_module(f'recipes.ablations.{sys.argv[1]}_suite').SUITE
+    main(chosen._replace(captions={**chosen.captions, **dict(argument.split('=', 1) for argument in sys.argv[2:])}))

@@ -1,0 +1,47 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What each setting of stage 1 is worth: SmolLM2-135M on the captions of photographs, in float32 on every machine.
+
+How often the first two captions of an image find each other, without instruction, on photographs of the same origin
+and, where its folder is given (`coco=data/coco/captions/test`), on COCO.
+"""
+
+from recipes.ablations.suite import Ablation, Suite, Variant
+
+RUN, DATA = 'runs/ablations/stage1', 'runs/photographs/data'
+INSTRUCTION = 'Given a caption, retrieve a similar relevant caption. '
+KEYS = "['0', '1', '2', '3', '4']"
+BOTH = f'[{{query: {KEYS}, positive: {KEYS}, instruction: "{INSTRUCTION}"}}, {{query: {KEYS}, positive: {KEYS}}}]'
+SHORT_WARM_UP, BETAS, CAUSAL = (
+    'scheduler.t_warmup=20ba', 'optimizer.betas=[0.9, 0.999]', 'text_encoder.bidirectional=false')
+
+VARIANTS = {
+    'nothing': Variant(),
+    'no gradient clipping': Variant(('algorithms.gradient_clipping.clipping_threshold=1e9',)),
+    'scheduler.t_warmup: 20ba': Variant((SHORT_WARM_UP,)),
+    'optimizer.betas: [0.9, 0.999], t_warmup: 20ba': Variant((BETAS, SHORT_WARM_UP)),
+    'causal': Variant((CAUSAL,)),
+    'causal, optimizer.betas: [0.9, 0.999], t_warmup: 20ba': Variant((CAUSAL, BETAS, SHORT_WARM_UP)),
+    'instruction before the query': Variant((f'text_encoder.instruction="{INSTRUCTION}"',)),
+    'instruction before every second query': Variant((f'train_data.pairs={BOTH}',)),
+    'a random negative for each caption': Variant((
+        f'train_data.pairs=[{{query: {KEYS}, positive: {KEYS}, random_negative: true}}]',)),
+    'loss_scale 20': Variant(('loss_scale=20',)),
+    'LoRA of rank 64': Variant(('lora.r=64', 'lora.lora_alpha=128')),
+    'pooling: last': Variant(('text_encoder.pooling=last',)),
+    'optimizer.lr: 4e-4': Variant(('optimizer.lr=4e-4',)),
+    'MNTP before it': Variant(warm_start=(
+        'objective=mntp', "train_data.texts={'0': 1, '1': 1, '2': 1, '3': 1, '4': 1}", 'global_train_batch_size=64',
+        'max_duration=75ba', SHORT_WARM_UP)),
+    '128 pairs by GradCache, a quarter as many steps': Variant((
+        'algorithms.grad_cache={}', 'global_train_batch_size=128', 'device_train_microbatch_size=32',
+        'max_duration=38ba', 'scheduler.t_warmup=10ba')),
+}
+TESTS = {'Flickr8k': ('test',), 'COCO': ('coco',)}
+ABLATIONS = (Ablation('Nothing that was tried is better than the shipped settings',
+                      'none, its LLM has 8 billion weights', tuple(VARIANTS), tuple(TESTS)),)
+
+SUITE = Suite(RUN, f'{DATA}/config.yaml', (
+    'yamls/stage1/laptop.yaml', f'train_data.streams.captions.local={DATA}/train', 'eval_data=null',
+    'text_encoder.dtype=float32'), VARIANTS, TESTS, ABLATIONS, captions={'test': f'{DATA}/test'})

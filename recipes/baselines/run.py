@@ -1,0 +1,91 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""LLM2CLIP beside what one would use in its place, on photographs: python -m recipes.baselines.run [--out FOLDER] …
+
+Trains and embeds with open_clip and sentence-transformers what `make photographs` prepared, each in the same way as
+LLM2CLIP does, all else equal, on the CPU; `stage1.py`, `stage2.py` and `extraction.py` say what is equal.
+`FOLDER/baselines.md` has the tables and `FOLDER/baselines.json` the numbers.  What is done is not done again; a
+measurement that was interrupted begins anew.
+"""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm2clip.files import write_json
+from recipes.baselines import extraction, stage1, stage2
+from recipes.baselines.setting import CAPTIONS, Setting, machine
+from recipes.benchmarks.measuring import markdown_table
+
+
+def parse() -> Setting:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=Path('runs/photographs/baselines'))
+    parser.add_argument('--photographs', type=Path, default=Path('runs/photographs'),
+                        help='with data/, stage1/teacher/ and embeddings/')
+    parser.add_argument('--epochs', type=int, default=5, help=f'of stage 2, a multiple of {CAPTIONS}')
+    parser.add_argument('--batch', type=int, default=128, help='photographs per step of stage 2')
+    parser.add_argument('--steps', type=int, default=150, help='of stage 1')
+    parser.add_argument('--pairs', type=int, default=32, help='of captions per step of stage 1')
+    parser.add_argument('--threads', type=int, default=os.cpu_count())
+    setting = Setting(**vars(parser.parse_args()))
+    if setting.epochs < CAPTIONS or setting.epochs % CAPTIONS:
+        parser.error(f'--epochs: {setting.epochs} is no multiple of {CAPTIONS}')
+    if not (setting.photographs / 'embeddings/config.yaml').is_file():
+        parser.error(f'--photographs: there is no {setting.photographs}/embeddings/config.yaml, which '
+                     '`make photographs` writes')
+    missing = [name for name in ('open_clip', 'sentence_transformers') if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f'{" and ".join(missing)} must be installed: uv sync --inexact --group baselines')
+    return setting
+
+
+def to_markdown(found: Mapping[str, Any]) -> str:
+    """The comparisons as three tables."""
+    computer, setting, trained, embedded = (found[name] for name in ('machine', 'setting', 'stage2', 'extraction'))
+
+    def recalls(row: Mapping[str, Any], way: str) -> str:
+        return ' / '.join(f'{row["recalls"][f"{way}_retrieval_recall@{k}"]:.1f}' for k in (1, 5, 10))
+
+    images, before = next(iter(trained['rows'].values()))['recalls'], trained['seconds_before']
+    return '\n'.join([
+        f'{computer["cpu"]}, {computer["threads"]} threads; '
+        + ', '.join(f'{name} {version}' for name, version in computer['versions'].items())
+        + '; seconds per epoch and per step are medians of short trainings that took turns', '',
+        f'### Stage 2, {setting["epochs"]} epochs over the photographs, batch {setting["batch"]}', '',
+        f'{images["n_images"]} other photographs with {images["n_texts"]} captions, recall in %. Once before it, '
+        f'LLM2CLIP needs stage 1 ({before["stage1"]:.0f} s) and the vectors of the captions '
+        f'({before["embeddings"]:.0f} s).', '',
+        markdown_table(['', 'text → image, R@1 / 5 / 10', 'image → text', 'seconds per epoch', 'GiB'], [
+            [name, recalls(row, 'image'), recalls(row, 'text'), f'{row["seconds_per_epoch"]:.1f}',
+             f'{row["peak_gib"]:.2f}'] for name, row in trained['rows'].items()]),
+        f'### Stage 1, {setting["steps"]} steps of {setting["pairs"]} pairs', '',
+        markdown_table(['', 'caption retrieval accuracy, %', 'seconds per step', 'GiB'], [
+            [name, f'{row["cra"]:.1f}', f'{row["seconds_per_step"]:.1f}', f'{row["peak_gib"]:.2f}']
+            for name, row in found['stage1'].items()]),
+        '### Extraction', '',
+        f'Largest difference of two vectors of a caption, relative to their length: '
+        f'{embedded["largest_difference"]:.1g}; LLM2CLIP stores them in float16.', '',
+        markdown_table(['', 'captions', 'captions per second', 'GiB'], [
+            [name, str(row['captions']), f'{row["captions_per_second"]:.1f}', f'{row["peak_gib"]:.2f}']
+            for name, row in embedded['rows'].items()])])
+
+
+def main(setting: Setting) -> None:
+    os.environ.update({'OMP_NUM_THREADS': str(setting.threads), 'HF_HUB_OFFLINE': '1'})
+    found = {
+        'machine': machine(setting.threads),
+        'setting': {name: getattr(setting, name) for name in ('epochs', 'batch', 'steps', 'pairs')},
+        'stage2': stage2.compare(setting), 'stage1': stage1.compare(setting),
+        'extraction': extraction.compare(setting)}
+    write_json(setting.out / 'baselines.json', found)
+    (setting.out / 'baselines.md').write_text(to_markdown(found))
+    print(to_markdown(found))
+
+
+if __name__ == '__main__':
+    main(parse())

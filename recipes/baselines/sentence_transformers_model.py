@@ -1,0 +1,117 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What one writes to do stage 1 and the extraction with sentence-transformers; each is a command of this module.
+
+    base FOLDER                               SmolLM2-135M as a folder, which both trainings begin with
+    train BASE DATASET OUT LOSS STEPS PAIRS WARMUP
+                                              LoRA on BASE, in OUT
+    accuracy FOLDER DATASET OUT               caption retrieval accuracy of what `train` wrote, a number in a file
+    encode FOLDER DATASET OUT                 vectors of all captions, as OUT.npy
+"""
+
+import json
+import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+    losses,
+)
+from sentence_transformers.training_args import BatchSamplers
+from transformers import TrainerCallback, set_seed
+
+from llm2clip.data.schema import CAPTION, read_samples
+from llm2clip.metrics.retrieval import caption_retrieval_accuracy
+from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from recipes.baselines.setting import SEED, stage1_config
+
+# Of the LLM's seven projections, as LLM2CLIP adapts them.
+PROJECTIONS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+
+
+class StepLog(TrainerCallback):
+    """A line per step in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with self.path.open('a') as file:
+            file.write(f'step {state.global_step}\n')
+
+
+def captions_of(dataset: str) -> list[list[str]]:
+    return [[text for key, text in sorted(sample.items()) if key.startswith(CAPTION) and text]
+            for sample in read_samples(dataset)]
+
+
+def base(folder: str) -> None:
+    config = stage1_config().text_encoder
+    config.dtype = 'float32'
+    load_llm(config).save_pretrained(folder)
+    tokenizer = load_caption_tokenizer(config).tokenizer
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+
+
+def load(folder: str, **options: Any) -> SentenceTransformer:
+    """The causal LLM under mean pooling; `options` are those of transformers."""
+    model = SentenceTransformer(folder, model_kwargs=options, device='cpu')
+    model.max_seq_length = stage1_config().text_encoder.max_length
+    # GGUF's tokenizer puts a token before each text, which mean pooling would count: accuracy is better without.
+    model.tokenizer.add_bos_token = False
+    return model
+
+
+def train(llm: str, dataset: str, out: str, loss: str, steps: str, pairs: str, warmup: str) -> None:
+    config = stage1_config()
+    encoder = config.text_encoder
+    set_seed(SEED)  # the trainer does so when LoRA has its first weights already
+    model = load(llm, dtype=getattr(torch, encoder.dtype), attn_implementation=encoder.attn_implementation)
+    lora = asdict(config.lora)
+    model.add_adapter(LoraConfig(bias='none', **{**lora, 'target_modules': PROJECTIONS}))
+    for parameter in filter(lambda one: one.requires_grad, model.parameters()):
+        parameter.data = parameter.data.float()  # as peft's own models and LLM2CLIP's have LoRA weights
+    draw = random.Random(SEED)
+    drawn = [draw.sample(own, 2) for own in captions_of(dataset) if len(own) > 1]
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=out, max_steps=int(steps), per_device_train_batch_size=int(pairs), seed=SEED,
+        learning_rate=config.optimizer['lr'], weight_decay=config.optimizer['weight_decay'],
+        adam_beta1=config.optimizer['betas'][0], adam_beta2=config.optimizer['betas'][1],
+        lr_scheduler_type='linear', warmup_steps=int(warmup), batch_sampler=BatchSamplers.NO_DUPLICATES,
+        max_grad_norm=config.algorithms['gradient_clipping']['clipping_threshold'], use_cpu=True,
+        save_strategy='no', dataloader_num_workers=config.train_data.num_workers,
+        report_to='none')
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, callbacks=[StepLog(Path(out, 'steps.txt'))],
+        train_dataset=Dataset.from_dict({'anchor': [a for a, _ in drawn], 'positive': [b for _, b in drawn]}),
+        loss=getattr(losses, loss)(model, scale=config.loss_scale))
+    trainer.train()
+    model.save_pretrained(f'{out}/final')
+
+
+def accuracy(folder: str, dataset: str, out: str) -> None:
+    model = load(folder)
+    pairs = [own[:2] for own in captions_of(dataset) if len(own) > 1]
+    first, second = (model.encode([pair[side] for pair in pairs], convert_to_tensor=True) for side in range(2))
+    Path(out).write_text(json.dumps(caption_retrieval_accuracy(first, second)))
+
+
+def encode(folder: str, dataset: str, out: str) -> None:
+    texts = [text for own in captions_of(dataset) for text in own]
+    np.save(out, SentenceTransformer(folder, device='cpu').encode(texts, show_progress_bar=True))
+
+
+if __name__ == '__main__':
+    {'base': base, 'train': train, 'accuracy': accuracy, 'encode': encode}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,222 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What benchmarks, ablations and baselines share: processes that are watched, records of what was found, and tables."""
+
+import json
+import os
+import platform
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any, Optional
+
+import psutil
+import torch
+
+from llm2clip.files import write_json
+
+__all__ = ['BENCH_FOLDER', 'DEVICE', 'ProcessFailedError', 'Record', 'kept', 'markdown_table', 'peak_mb', 'run_alone',
+           'seconds_in_turns', 'watch', 'write_result']
+
+BENCH_FOLDER = Path('runs/bench')
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+# Seconds between two looks at a process, and at its memory, which takes the kernel a few milliseconds to add up.
+_LOOKS, _MEMORY_LOOKS = 0.1, 0.5
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ProcessFailedError(RuntimeError):
+    """A command ended with an error or took too long; the message has the end of its log."""
+
+
+def watch(
+    command: Sequence[str],
+    log: Path,
+    done: Callable[[], int] = lambda: 0,
+    memory: bool = False,
+    limit: float = float('inf'),
+    cwd: Optional[Path] = None,
+    environment: Mapping[str, str] = {},
+) -> dict[str, Any]:
+    """Run a command to its end; when this returns or raises, it and all processes below it are gone.
+
+    Args:
+        command: Program and arguments.
+        log: File for its output.
+        done: The number of training steps that are done.
+        memory: Measure the memory, which slows the command down a little.
+        limit: Seconds after which it is killed.
+        cwd: Working directory.
+        environment: Added to that of this process.
+
+    Returns:
+        ``seconds``; with `memory` ``peak_gib`` of all its processes (PSS), until the last step if there are any; and if
+        there are, ``seconds_per_step``, from the end of the first to the end of the last.
+
+    Raises:
+        ProcessFailedError: It failed, or ran into the limit.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    steps: list[tuple[float, int]] = []
+    peak, peak_of_steps, memory_at, start = 0, 0, 0.0, time.monotonic()
+    with log.open('w') as file:
+        process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=cwd,
+                               env={**os.environ, **environment})
+    try:
+        while process.poll() is None:
+            seconds, n = time.monotonic() - start, done()
+            if seconds > limit:
+                raise ProcessFailedError(f'took longer than {limit:g} s')
+            if n > (steps[-1][1] if steps else 0):
+                steps.append((seconds, n))
+                peak_of_steps = peak
+            if memory and seconds >= memory_at:
+                memory_at, peak = seconds + _MEMORY_LOOKS, max(peak, _proportional_memory(process))
+            time.sleep(_LOOKS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise ProcessFailedError(f'{log.read_text(errors="replace")[-4000:]}\n{" ".join(command)} failed with the '
+                                 f'status {process.returncode}')
+    found: dict[str, Any] = {'seconds': time.monotonic() - start}
+    if memory:
+        found['peak_gib'] = (peak_of_steps or peak) / 2**30
+    if len(steps) > 1:
+        (first, one), (last, all_of_them) = steps[0], steps[-1]
+        found['seconds_per_step'] = (last - first) / (all_of_them - one)
+    return found
+
+
+def _proportional_memory(process: psutil.Process) -> int:
+    """Bytes that a process and all below it have in memory; of what they share with others, their part (PSS)."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_full_info().pss
+    return total
+
+
+def run_alone(module: str, *arguments: object) -> Any:
+    """The JSON in the last line that a module prints in a process of its own.
+
+    Freed tensors go back to the system at once there: otherwise its peak memory would count the holes between them.
+    """
+    done = subprocess.run([sys.executable, '-m', module, *map(str, arguments)], check=True, stdout=subprocess.PIPE,
+                          text=True, env={**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536'})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_mb(step: Callable[[], object]) -> float:
+    """Megabytes that a step takes beyond what its process had before."""
+    if DEVICE == 'cuda':
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def seconds_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each way; they take turns, in alternating order, after a round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(1 + rounds):
+        for name in sorted(ways, reverse=turn % 2 == 0):
+            start = time.perf_counter()
+            ways[name]()
+            if DEVICE == 'cuda':
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records and tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Record:
+    """Variant -> seed -> what was found, in one file, which is kept when runs are removed.
+
+    Args:
+        file: It is read if it is there, and written whenever something is added.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._lock = file, Lock()
+        self.found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def has(self, name: str, seed: int) -> bool:
+        return str(seed) in self.found.get(name, {})
+
+    def add(self, name: str, seed: int, found: Any) -> None:
+        with self._lock:
+            self.found.setdefault(name, {})[str(seed)] = found
+            write_json(self.file, self.found)
+
+    def of(self, name: str) -> list[Any]:
+        """What was found of a variant, by seed."""
+        return [found for _, found in sorted(self.found.get(name, {}).items())]
+
+
+def kept(path: Path, measure: Callable[[], Any]) -> Any:
+    """What `measure` returns, or what an earlier call has left in the file."""
+    if not path.is_file():
+        start, found = time.monotonic(), measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+        print(f'{path} ({time.monotonic() - start:.0f} s): {json.dumps(found)}', flush=True)
+    return json.loads(path.read_text())
+
+
+def write_result(
+    name: str,
+    what: str,
+    against: str,
+    ratio: float,
+    found: Mapping[str, Any],
+    at_most: Optional[float] = None,
+    at_least: Optional[float] = None,
+    correct: bool = True,
+) -> None:
+    """Write `runs/bench/<name>.json`.
+
+    Args:
+        name: Of the benchmark.
+        what: What is measured.
+        against: The alternative in the same run.
+        ratio: The first over the second.
+        found: The raw numbers.
+        at_most: Bound of the ratio.
+        at_least: The same from below; one of both is given.
+        correct: Whether the results of both agree.
+    """
+    BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
+    bound = at_most if at_most is not None else at_least
+    assert bound is not None
+    meets = correct and (ratio <= bound if at_most is not None else ratio >= bound)
+    machine = torch.cuda.get_device_name() if DEVICE == 'cuda' else platform.platform()
+    write_json(BENCH_FOLDER / f'{name}.json', {
+        'name': name, 'what': what, 'against': against, 'ratio': ratio, 'bound': bound, 'meets': meets,
+        'medians': dict(found), 'machine': machine})
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, with an empty line after it."""
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|', *(f'| {" | ".join(row)} |' for row in rows)]
+    return '\n'.join(lines) + '\n'

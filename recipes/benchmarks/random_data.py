@@ -1,0 +1,92 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Random photographs, captions, vectors and an LLM of real sizes, for measurements."""
+
+import io
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
+
+from llm2clip.config import DatasetConfig, WriterConfig
+from llm2clip.data.convert.samples import Dropped, Sample, one_part
+from llm2clip.data.convert.writer import write_splits
+from llm2clip.folders import OutputFolder
+from llm2clip.teacher.blocks import Embedded
+from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.fingerprint import Fingerprint
+
+__all__ = ['write_captions', 'write_images', 'write_llm', 'write_vectors']
+
+WORDS = [f'w{i}' for i in range(1000)]  # of which each is a token
+
+
+def _write_samples(samples: Sequence[Sample], out: Path) -> None:
+    write_splits({'train': one_part(samples)}, Dropped(), out, WriterConfig(size_limit='32mb'))
+
+
+def _captions(rng: random.Random) -> dict[str, str]:
+    return {key: ' '.join(rng.choices(WORDS, k=rng.randint(low, high)))
+            for key, low, high in (('short', 8, 24), ('long', 64, 192), ('other', 64, 192))}
+
+
+def write_captions(n: int, out: Path) -> None:
+    """The dataset `out/train` of a short and two long captions per sample."""
+    rng = random.Random(0)
+    _write_samples([Sample(f'{i}', _captions(rng)) for i in range(n)], out)
+
+
+def write_images(n: int, out: Path, different: int, size: tuple[int, int] = (640, 480)) -> None:
+    """The dataset `out/train` of images, so many of which are different, with a short and a long caption each."""
+    rng, words, pictures = np.random.default_rng(0), random.Random(0), []
+    for _ in range(different):
+        coarse = Image.fromarray(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(buffer := io.BytesIO(), 'JPEG', quality=90)
+        pictures.append(buffer.getvalue())
+    captions = [_captions(words) for _ in range(n)]
+    _write_samples([Sample(f'{i}', {key: texts[key] for key in ('short', 'long')}, pictures[i % different])
+                    for i, texts in enumerate(captions)], out)
+
+
+class _RandomTeacher:
+    """What `extract_sidecar` asks of a teacher."""
+
+    fingerprint = Fingerprint.of('random', {})
+
+    def __init__(self, llm_embed_dim: int) -> None:
+        self.llm_embed_dim = llm_embed_dim
+
+    def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts
+
+    def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+        return Embedded(torch.randn(len(tokens), self.llm_embed_dim), 0, 0)
+
+
+def write_vectors(images: Path, out: Path, dim: int) -> None:
+    """Text embeddings of a dataset's captions, in int8."""
+    teacher: Any = _RandomTeacher(dim)
+    extract_sidecar(DatasetConfig(local=str(images)), OutputFolder(out), teacher, 'int8')
+
+
+def write_llm(config_file: str, changes: Mapping[str, Any], device: str, out: Path) -> None:
+    """An LLM with random weights in bfloat16, by its `config.json` and changes of it, and a tokenizer of `WORDS`."""
+    config = LlamaConfig(**{**json.loads(Path(config_file).read_text()), **changes})
+    with torch.device('meta'):
+        llm = AutoModel.from_config(config, dtype=torch.bfloat16)
+    state = {name: (torch.ones if tensor.ndim == 1 else torch.randn)(tensor.shape, dtype=tensor.dtype, device=device)
+             .mul_(1 if tensor.ndim == 1 else 0.02).cpu() for name, tensor in llm.state_dict().items()}
+    llm.save_pretrained(out, state_dict=state, safe_serialization=True)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(['<unk>', '<s>', '</s>', *WORDS])},
+                                           unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token='<unk>', bos_token='<s>', eos_token='</s>'
+                            ).save_pretrained(out)
