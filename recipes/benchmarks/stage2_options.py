@@ -18,7 +18,7 @@ from bench_result import write_result
 from llm2clip.config import Stage2Config
 from llm2clip.config.files import load_config
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
-from llm2clip.stages import stage2
+from llm2clip.training import stage2
 from llm2clip.training.algorithms.self_distillation import InitialImages
 
 BATCH, DIM, ROUNDS = 8, 4096, 6

@@ -24,7 +24,7 @@ from loaders import DIM, write_data
 from llm2clip.config import Stage2Config
 from llm2clip.config.files import load_config
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
-from llm2clip.stages import stage2
+from llm2clip.training import stage2
 from llm2clip.training.trainer import build_optimizer
 
 BATCH, STEPS, ROUNDS = 8, 4, 5

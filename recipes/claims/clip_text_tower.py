@@ -19,7 +19,7 @@ from llm2clip.config.files import load_config, package_folder
 from llm2clip.device import open_device
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.models import load_evaluated_model
-from llm2clip.stages import stage2
+from llm2clip.training import stage2
 
 WIDTH, LAYERS, LENGTH = 256, 6, 64
 GGUF = 'SmolLM2-135M-Instruct.Q4_1.gguf'
