@@ -10,6 +10,7 @@ import torch.nn as nn
 
 from llm2clip.config import ConfigError, VisionConfig
 from llm2clip.data.image_processing_llm2clip import normalize
+from llm2clip.models.frozen_batch_norm import merge_frozen_batch_norms
 from llm2clip.models.towers import load_tower, tower_preprocessing
 
 __all__ = ['VisionEncoder', 'kept_patches']
@@ -29,6 +30,8 @@ class VisionEncoder(nn.Module):
         self.config = config
         self.tower = load_tower(config, load_weights)
         self.trunk = self.tower.trunk
+        if config.freeze_batch_norm:
+            merge_frozen_batch_norms(self.trunk.eval(), self.preprocessing.image_size)
         self.layer_ids = self.tower.layer_ids()
         self.no_weight_decay = self.tower.no_weight_decay()
         self._blocks = set(self.tower.blocks())
@@ -37,7 +40,6 @@ class VisionEncoder(nn.Module):
         self._lock()
         self._patch_dropout = 0.0
         self._sample_seed: Optional[torch.Tensor] = None
-        self.train()
 
     @property
     def width(self) -> int:

@@ -1,0 +1,65 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Convolutions that do what a frozen BatchNorm behind them does, against both one after the other."""
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+
+from llm2clip.models.frozen_batch_norm import merge_frozen_batch_norms
+
+IMAGES = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def _with_statistics(model: nn.Module) -> nn.Module:
+    """In evaluation, with weights and statistics as after a training."""
+    for module in model.double().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.bias, 0, 0.3)
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.3, 3)
+    return model.eval()
+
+
+class _ReadTwice(nn.Module):
+    """Its first convolution's output is also added to the result, and its second BatchNorm runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = self.norms[0](x) + x
+        return (self.norms[1](self.second(x)) + self.norms[1](x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(('make', 'merged'), [
+    (lambda: timm.create_model('tf_efficientnet_lite0'), 49),
+    (lambda: timm.create_model('resnet18'), 20),
+    (lambda: timm.create_model('resnetv2_50'), 32),
+    (_ReadTwice, 0),
+])
+def test_features_and_gradients_are_those_of_both(make: Any, merged: int) -> None:
+    torch.manual_seed(0)
+    plain = _with_statistics(make())
+    model = copy.deepcopy(plain)
+    assert merge_frozen_batch_norms(model, 64) == merged
+    model = copy.deepcopy(model)  # as EMA does it
+    assert list(model.state_dict()) == list(plain.state_dict())
+    features, expected = model(IMAGES), plain(IMAGES)
+    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-10)
+    for output in (features, expected):
+        (output.square().sum() + output.sum()).backward()
+    for (name, parameter), (_, other) in zip(model.named_parameters(), plain.named_parameters()):
+        assert parameter.grad is not None and other.grad is not None, name
+        scale = other.grad.abs().max().clamp_min(1e-6)
+        torch.testing.assert_close(parameter.grad / scale, other.grad / scale, rtol=0, atol=1e-9, msg=name)
