@@ -107,15 +107,13 @@ ALGORITHMS: Registry = {
 
 CALLBACKS: Registry = {
     'early_stopper': 'composer.callbacks:EarlyStopper',
-    'in_batch_accuracy': 'llm2clip.training.callbacks.in_batch_accuracy:InBatchAccuracy',
-    'logit_scale_monitor': 'llm2clip.training.callbacks.logit_scale_monitor:LogitScaleMonitor',
+    'logit_scale_monitor': 'llm2clip.training.callbacks.monitors:LogitScaleMonitor',
     'lr_monitor': 'composer.callbacks:LRMonitor',
     'memory_monitor': 'composer.callbacks:MemoryMonitor',
     'optimizer_monitor': 'composer.callbacks:OptimizerMonitor',
-    'retrieval_grid': 'llm2clip.training.callbacks.retrieval_grid:RetrievalGrid',
     'runtime_estimator': 'composer.callbacks:RuntimeEstimator',
     'save_best': 'llm2clip.training.callbacks.save_best:SaveBest',
-    'speed_monitor': 'llm2clip.training.callbacks.speed_monitor:SpeedMonitor',
+    'speed_monitor': 'llm2clip.training.callbacks.monitors:SpeedMonitor',
     'system_metrics_monitor': 'composer.callbacks:SystemMetricsMonitor',
 }
 

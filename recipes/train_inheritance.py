@@ -13,7 +13,7 @@ def main(config: InheritanceConfig) -> None:
         plan_run(config, plan_inheritance)
     else:
         from llm2clip.planning.recomputation import settle_for_this_gpu
-        from llm2clip.stages import inheritance
+        from llm2clip.training import inheritance
         inheritance.train(settle_for_this_gpu(config))
 
 

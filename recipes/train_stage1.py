@@ -13,7 +13,7 @@ def main(config: Stage1Config) -> None:
         plan_run(config, plan_stage1)
     else:
         from llm2clip.planning.recomputation import settle_for_this_gpu
-        from llm2clip.stages import stage1
+        from llm2clip.training import stage1
         stage1.train(settle_for_this_gpu(config))
 
 

@@ -13,7 +13,7 @@ def main(config: Stage2Config) -> None:
         plan_run(config, plan_stage2)
     else:
         from llm2clip.planning.recomputation import settle_for_this_gpu
-        from llm2clip.stages import stage2
+        from llm2clip.training import stage2
         stage2.train(settle_for_this_gpu(config))
 
 

@@ -33,11 +33,17 @@ from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.loader import split_packed
 from llm2clip.models.adapter import build_adapter
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.models.compilation import compile_blocks
 from llm2clip.models.inheritance import ComposerInheritance, TextSide
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.sharding import fsdp2_config, own_name, prefetch, recomputed_modules, sharded_modules
+from llm2clip.models.sharding import (
+    compile_blocks,
+    fsdp2_config,
+    own_name,
+    prefetch,
+    recomputed_modules,
+    sharded_modules,
+)
 from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows

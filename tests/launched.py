@@ -64,7 +64,7 @@ def stage2_arguments(images: Path, sidecar: Path) -> list[str]:
 # A server that has imported what recipes import; it forks a run in place of starting an interpreter, which would take
 # longer than the run itself.
 _WARM = multiprocessing.get_context('forkserver')
-_WARM.set_forkserver_preload(['llm2clip.stages.stage1', 'llm2clip.stages.stage2', 'llm2clip.teacher.extraction',
+_WARM.set_forkserver_preload(['llm2clip.training.stage1', 'llm2clip.training.stage2', 'llm2clip.teacher.extraction',
                               'llm2clip.evaluation.evaluate', 'composer.algorithms', 'wandb'])
 
 

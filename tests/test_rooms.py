@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # From what uses everything to what uses nothing; rooms of one line may use one another in the order given.
-LAYERS = [['planning', 'search'], ['stages', 'evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
+LAYERS = [['planning', 'search'], ['evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
           ['data'], ['losses', 'metrics'], ['command'], ['steps'],
           ['folders', 'weights', 'remote_code', 'float32', 'device', 'engine', 'registry'], ['config'],
           ['files', 'ranks', 'threads', 'bfloat16', 'drawing']]

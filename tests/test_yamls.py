@@ -37,12 +37,12 @@ from llm2clip.config import (
 from llm2clip.config.files import load_config
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_embeddings import stream_mix
-from llm2clip.evaluation.classification import read_templates
+from llm2clip.data.zeroshot import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import load_projection, tower_preprocessing
 from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, SOURCES, check
-from llm2clip.stages.stage2 import possible_metrics
 from llm2clip.training.optim import parameter_groups
+from llm2clip.training.stage2 import possible_metrics
 from llm2clip.training.trainer import check_metrics, check_train_config
 
 ROOT = Path(__file__).parents[1]

@@ -5,14 +5,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 
-from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import read_lines
-from llm2clip.files import FileError
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.classification import (
     accuracy_per_class,
@@ -23,38 +19,14 @@ from llm2clip.metrics.classification import (
 )
 from llm2clip.metrics.retrieval import recall
 
-__all__ = [
-    'accuracy_metrics', 'class_features', 'class_prompts', 'read_templates', 'zeroshot_metrics',
-]
-
-
-def read_templates(path: Union[str, Path], key: str) -> list[str]:
-    """The prompts of a text file, with `{}` for the class name, where the file may have `{c}`.
-
-    Raises:
-        ConfigError: There is no file, it is empty, or a line has neither.
-    """
-    try:
-        templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]
-    except FileError as error:
-        raise ConfigError(f'{key}: {error}') from None
-    wrong = [line for line in templates if '{}' not in line]
-    if wrong or not templates:
-        raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
-                          f'{wrong[0]!r}' if wrong else f'{key}: {path} has no prompt')
-    return templates
-
-
-def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """The prompts of each name, name by name; those of classes with the same name once."""
-    return [template.replace('{}', name) for name in dict.fromkeys(classes) for template in templates]
+__all__ = ['accuracy_metrics', 'class_features', 'zeroshot_metrics']
 
 
 def class_features(prompt_features: torch.Tensor, classes: Sequence[str]) -> torch.Tensor:
     """``(C, D)``: the mean of each class's prompts, normalised.
 
     Args:
-        prompt_features: ``(names x prompts, D)`` of length 1, of `class_prompts`.
+        prompt_features: ``(names x prompts, D)`` of length 1, of `ZeroshotSet.prompts`.
         classes: C names.
     """
     names = {name: position for position, name in enumerate(dict.fromkeys(classes))}

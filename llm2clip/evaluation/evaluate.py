@@ -16,6 +16,7 @@ from composer.devices import Device
 
 from llm2clip.config import ConfigError, EvaluateConfig
 from llm2clip.config.files import read_config, save_config
+from llm2clip.data.zeroshot import zeroshot_set
 from llm2clip.evaluation.classification import class_features, zeroshot_metrics
 from llm2clip.evaluation.comparison import Comparisons, Found
 from llm2clip.evaluation.composition import composition_metrics
@@ -31,7 +32,6 @@ from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.retrieval import RetrievalResult, by_query_length, evaluate_retrieval
 from llm2clip.evaluation.sets.files import ClassificationSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
-from llm2clip.evaluation.zeroshot import zeroshot_set
 from llm2clip.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.ranks import is_first

@@ -5,7 +5,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, Union
 
 import torch
 import torch.nn as nn
@@ -24,16 +24,6 @@ __all__ = ['KIND', 'WEIGHTS_FILE', 'build_adapter', 'is_adapter_block', 'load_ad
 
 KIND = 'adapter of the text side'
 WEIGHTS_FILE, ABOUT_FILE = 'adapter.safetensors', 'adapter.json'
-
-
-class _About(NamedTuple):
-    """What an adapter in a folder is."""
-
-    adapter: dict[str, Any]
-    """The fields of its `AdapterConfig`."""
-    embed_dim: int
-    teacher: Fingerprint
-    """Whose vectors it takes."""
 
 
 def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
@@ -103,15 +93,21 @@ def load_adapter(
         ConfigError: There is no adapter, or it is of another configuration or teacher.
         FileError, LoadError: It is damaged.
     """
-    about = _read_about(folder, key)
-    found = {**dataclasses.asdict(AdapterConfig()), **about.adapter, 'embed_dim': about.embed_dim}
+    path = Path(folder, ABOUT_FILE)
+    if not path.is_file():
+        raise ConfigError(f'{key}: {folder} holds no adapter: it has no {ABOUT_FILE} (train_inheritance writes it when '
+                          'it ends)')
+    about = read_json(path, dict)
+    with reading(path, 'the configuration of an adapter, its embed_dim, and the fingerprint of its teacher'):
+        found = {**dataclasses.asdict(AdapterConfig()), **about['adapter'], 'embed_dim': int(about['embed_dim'])}
+        learned_from = Fingerprint.from_json(about['teacher'])
     expected = {**dataclasses.asdict(config), 'embed_dim': embed_dim}
     for name, value in expected.items():
         if found.get(name) != value:
             setting = 'model.embed_dim' if name == 'embed_dim' else f'model.adapter.{name}'
             raise ConfigError(f'{setting}: {value!r}, but {found.get(name)!r} in {key}, {folder}')
     try:
-        about.teacher.check(teacher, f'{key}: the adapter in {folder}', 'training')
+        learned_from.check(teacher, f'{key}: the adapter in {folder}', 'training')
     except ValueError as error:
         raise ConfigError(str(error)) from None
     where = Path(folder, WEIGHTS_FILE)
@@ -119,13 +115,3 @@ def load_adapter(
     check_keys(state, adapter.state_dict(), where)
     with torch.no_grad():
         adapter.load_state_dict(state)
-
-
-def _read_about(folder: Union[str, Path], key: str) -> _About:
-    path = Path(folder, ABOUT_FILE)
-    if not path.is_file():
-        raise ConfigError(f'{key}: {folder} holds no adapter: it has no {ABOUT_FILE} (train_inheritance writes it when '
-                          'it ends)')
-    about = read_json(path, dict)
-    with reading(path, 'the configuration of an adapter, its embed_dim, and the fingerprint of its teacher'):
-        return _About(dict(about['adapter']), int(about['embed_dim']), Fingerprint.from_json(about['teacher']))

@@ -9,12 +9,13 @@ from typing import Any, Optional
 
 import torch
 import torch.nn as nn
+from composer.models import ComposerModel
 from torchmetrics import Metric
 
 from llm2clip.losses.contrastive import ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.flops import text_flops
-from llm2clip.models.trainable import TrainableStateModel
+from llm2clip.models.trainable import save_trainable_only
 from llm2clip.remote_code.text_encoder_llm2clip import TEXT_ARGUMENTS, TextEncoder
 
 __all__ = ['CRA_METRICS', 'CaptionContrastive']
@@ -38,7 +39,7 @@ class _LogitScale(nn.Module):
         return self.logit_scale.clone()
 
 
-class CaptionContrastive(TrainableStateModel):
+class CaptionContrastive(ComposerModel):
     """Contrastive fine-tuning of a text encoder.
 
     A batch holds ``query_*`` and ``positive_*`` tensors (`input_ids`, `attention_mask`, `embed_mask`, each ``(B, T)``;
@@ -65,6 +66,7 @@ class CaptionContrastive(TrainableStateModel):
         mask_equal_texts: bool = True,
     ) -> None:
         super().__init__()
+        save_trainable_only(self)
         self.text_encoder = text_encoder
         self.loss_scale = loss_scale
         self.scale = _LogitScale(loss_scale) if learn_scale else None

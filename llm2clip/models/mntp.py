@@ -9,9 +9,10 @@ from typing import Any, Optional
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from composer.models import ComposerModel
 
 from llm2clip.models.flops import count_flops, text_flops
-from llm2clip.models.trainable import TrainableStateModel
+from llm2clip.models.trainable import save_trainable_only
 from llm2clip.remote_code.text_encoder_llm2clip import TEXT_ARGUMENTS, TextEncoder
 
 __all__ = ['MaskedNextTokenPrediction', 'mntp_loss']
@@ -40,7 +41,7 @@ def mntp_loss(
     return F.cross_entropy(logits, labels[:, 1:][masked])
 
 
-class MaskedNextTokenPrediction(TrainableStateModel):
+class MaskedNextTokenPrediction(ComposerModel):
     """Teaches an LLM without causal mask to use the tokens on its right.
 
     A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed in a row.  Composer
@@ -53,6 +54,7 @@ class MaskedNextTokenPrediction(TrainableStateModel):
 
     def __init__(self, text_encoder: TextEncoder, head: nn.Linear) -> None:
         super().__init__()
+        save_trainable_only(self)
         self.text_encoder = text_encoder
         self.head = head
         self.softcap = getattr(text_encoder.llm.config, 'final_logit_softcapping', None)

@@ -1,12 +1,14 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How FSDP2 shards a model: which modules on their own, over which ranks, and which of them are recomputed."""
+"""What is done with a model's modules one by one: FSDP2 shards them over ranks, activations are recomputed, and
+repeated blocks are compiled."""
 
 import dataclasses
 from typing import Any, Optional
 
 import torch
+import torch._dynamo
 import torch.nn as nn
 from composer.core import Precision
 from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
@@ -22,8 +24,13 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError, FsdpConfig
 
-__all__ = ['check_fsdp', 'check_sharding', 'fsdp2_config', 'keep_float32', 'own_name', 'prefetch', 'recompute',
-           'recomputed_modules', 'shard', 'sharded_modules', 'whole']
+__all__ = ['check_fsdp', 'check_sharding', 'compile_blocks', 'fsdp2_config', 'keep_float32', 'own_name', 'prefetch',
+           'recompute', 'recomputed_modules', 'shard', 'sharded_modules', 'whole']
+
+# Blocks of one class share this limit: those of a convolutional network differ in their shapes, and each is compiled
+# once more for evaluation, for a pass without gradients, and for lengths of texts that vary.  torch's own limit of 8
+# would leave the rest uncompiled.
+_RECOMPILE_LIMIT = 256
 
 
 def check_fsdp(config: FsdpConfig, device: str) -> None:
@@ -149,3 +156,24 @@ def check_sharding(model: nn.Module, activation_checkpointing: bool) -> str:
                           'leave it out')
     again = f', {len(recomputed)} of which are recomputed in the backward pass' if recomputed else ''
     return f'FSDP2 shards {len(units)} modules one by one, from {units[0]} to {units[-1]}{again}'
+
+
+def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
+    """Compile every repeated block of a model, in place, when it first runs.
+
+    Not the whole model is compiled, as Composer's Trainer would do it.  Blocks of one kind share what was compiled for
+    the first of them, and what stands between them runs as before: FSDP2's gathering of weights, the recomputation of
+    activations, patch dropout, GradCache's two passes, the loss.  The modules stay the same, and so do the names in
+    checkpoints.
+
+    Args:
+        model: Before it is sharded or wrapped.
+        **arguments: Of `torch.compile`.
+    """
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    for child in model.children():
+        # What a part calls its blocks, or else shards on its own.
+        is_block: Any = getattr(child, 'is_block', getattr(child, 'fsdp_wrap_fn', None))
+        for module in child.modules() if is_block is not None else ():
+            if is_block(module):
+                module.compile(**arguments)

@@ -129,7 +129,14 @@ class TimmTower(Tower):
         return self.trunk(pixel_values)
 
     def layer_ids(self) -> dict[str, int]:
-        ids = group_parameters(self.trunk, _without_last(self.trunk.group_matcher(coarse=False)), reverse=True)
+        matcher = self.trunk.group_matcher(coarse=False)
+        if isinstance(matcher, dict):  # some convolutional networks have a function
+            # Less the patterns that count what follows the last block to that block: what no pattern names is a layer
+            # of its own, the last.
+            matcher = {part: [(names, layer) for names, layer in patterns
+                              if layer != MATCH_PREV_GROUP or re.compile(names).groups > 0]
+                       if isinstance(patterns, (list, tuple)) else patterns for part, patterns in matcher.items()}
+        ids = group_parameters(self.trunk, matcher, reverse=True)
         # timm counts groups, some of which may be empty.
         rank = {layer: i for i, layer in enumerate(sorted(set(ids.values())))}
         return {name: rank[layer] for name, layer in ids.items()}
@@ -146,16 +153,6 @@ class TimmTower(Tower):
         self.trunk.set_grad_checkpointing(True)
 
 
-def _without_last(matcher: Any) -> Any:
-    """timm's patterns of layers, less those that count what follows the last block to that block: what no pattern
-    names is a layer of its own, the last.  Some convolutional networks have a function in place of patterns."""
-    if not isinstance(matcher, dict):
-        return matcher
-    return {part: [(names, layer) for names, layer in patterns
-                   if layer != MATCH_PREV_GROUP or re.compile(names).groups > 0]
-            if isinstance(patterns, (list, tuple)) else patterns for part, patterns in matcher.items()}
-
-
 def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool = False) -> Any:
     """A timm model with its classifier, whose weights need not be in a file unless they are asked for."""
     size: dict[str, Any] = {'img_size': config.image_size} if _timm_config(config.name).fixed_input_size else {}
@@ -164,25 +161,21 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
         raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
     pretrained = config.pretrained and load_weights and checkpoint is None
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
-        trunk = timm.create_model(config.name, pretrained=pretrained, **size)
+        trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
     if checkpoint is not None:
-        _load_timm_checkpoint(trunk, checkpoint, config.remap, with_classifier)
+        # Converted and interpolated as timm does it with its own weights.
+        convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
+        with reading(f'model.vision.checkpoint: {checkpoint}', f'weights of {type(trunk).__name__}'):
+            result = timm.models.load_checkpoint(trunk, checkpoint, strict=config.remap, remap=config.remap,
+                                                 filter_fn=convert)
+        classifier = f'{trunk.pretrained_cfg["classifier"]}.'
+        missing = [name for name in result.missing_keys if with_classifier or not name.startswith(classifier)]
+        if missing or result.unexpected_keys:
+            raise ConfigError(f'model.vision.checkpoint: {checkpoint} lacks {missing[:3]} of the tower and has '
+                              f'{list(result.unexpected_keys)[:3]} besides')
     if pretrained or checkpoint is not None:
         check_finite(trunk.state_dict(), checkpoint or f'model.vision.name: {config.name}')
     return trunk
-
-
-def _load_timm_checkpoint(trunk: Any, path: str, remap: bool, with_classifier: bool) -> None:
-    """Load a file, converted and interpolated as timm does it with its own weights; all must be there, but for the
-    classifier's if they are not asked for."""
-    convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
-    with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
-        result = timm.models.load_checkpoint(trunk, path, strict=remap, remap=remap, filter_fn=convert)
-    classifier = f'{trunk.pretrained_cfg["classifier"]}.'
-    missing = [name for name in result.missing_keys if with_classifier or not name.startswith(classifier)]
-    if missing or result.unexpected_keys:
-        raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
-                          f'{list(result.unexpected_keys)[:3]} besides')
 
 
 def _timm_config(name: str) -> timm.models.PretrainedCfg:
@@ -347,31 +340,26 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
     """
     if load_weights and not config.pretrained and config.checkpoint is None:
         raise ConfigError('model.visual_projection: there is no pretrained one, since model.vision.pretrained is false')
-    projection = _timm_projection(config, load_weights) if _is_timm(config) else \
-        _transformers_projection(config, embed_dim, load_weights)
+    projection: nn.Module = nn.Identity()
+    if _is_timm(config):
+        classifier = _load_timm(config, load_weights, with_classifier=True).get_classifier()
+        if isinstance(classifier, nn.Linear):
+            projection = classifier
+    else:
+        architecture = _architecture(config)
+        tower: Any = MODEL_MAPPING[type(architecture)]
+        kind = getattr(transformers, f'{tower.__name__}WithProjection', None)
+        if kind is not None and not load_weights:
+            projection = nn.Linear(architecture.hidden_size, embed_dim, bias=False)
+        elif kind is not None:
+            # Those of the whole model and of its vision part do not always say the same.
+            whole = load_config(config.name, f'model.vision.name: {config.name}')
+            architecture.projection_dim = getattr(whole, 'projection_dim', architecture.projection_dim)
+            model, _ = load_checked(kind.from_pretrained, config.name, where=f'model.vision.name: {config.name}',
+                                    more=True, config=architecture, dtype=torch.float32)
+            projection = model.visual_projection
     width = projection.out_features if isinstance(projection, nn.Linear) else load_tower(config, False).width
     if width != embed_dim:
         raise ConfigError(f'model.embed_dim: {embed_dim} is not the width of the space that {config.name} was trained '
                           f'in, {width}, as model.visual_projection: pretrained needs')
     return projection
-
-
-def _timm_projection(config: VisionConfig, load_weights: bool) -> nn.Module:
-    classifier = _load_timm(config, load_weights, with_classifier=True).get_classifier()
-    return classifier if isinstance(classifier, nn.Linear) else nn.Identity()
-
-
-def _transformers_projection(config: VisionConfig, embed_dim: int, load_weights: bool) -> nn.Module:
-    architecture = _architecture(config)
-    tower: Any = MODEL_MAPPING[type(architecture)]
-    kind = getattr(transformers, f'{tower.__name__}WithProjection', None)
-    if kind is None:
-        return nn.Identity()
-    if not load_weights:
-        return nn.Linear(architecture.hidden_size, embed_dim, bias=False)
-    # Those of the whole model and of its vision part do not always say the same.
-    whole = load_config(config.name, f'model.vision.name: {config.name}')
-    architecture.projection_dim = getattr(whole, 'projection_dim', architecture.projection_dim)
-    model, _ = load_checked(kind.from_pretrained, config.name, where=f'model.vision.name: {config.name}', more=True,
-                            config=architecture, dtype=torch.float32)
-    return model.visual_projection

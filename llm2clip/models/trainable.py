@@ -11,15 +11,7 @@ from composer.models import ComposerModel
 
 from llm2clip.models.sharding import own_name
 
-__all__ = ['TrainableStateModel', 'saves_trainable_only', 'save_trainable_only']
-
-
-class TrainableStateModel(ComposerModel):
-    """A Composer model whose state dict, and hence whose checkpoints, hold its trainable weights only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        save_trainable_only(self)
+__all__ = ['saves_trainable_only', 'save_trainable_only']
 
 
 def save_trainable_only(model: ComposerModel, part: str = '') -> None:

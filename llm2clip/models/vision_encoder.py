@@ -85,7 +85,7 @@ class VisionEncoder(nn.Module):
             self.trunk.eval()
         if self.config.freeze_batch_norm:
             for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)):
                     module.eval()
         return self
 

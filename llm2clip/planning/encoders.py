@@ -23,9 +23,9 @@ from llm2clip.planning.datasets import DataPlan
 from llm2clip.planning.step import OnlinePlan
 from llm2clip.planning.summary import Plan
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
-from llm2clip.stages.text_encoders import TrainedTexts, load_trained_encoders
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
+from llm2clip.training.text_encoders import TrainedTexts, load_trained_encoders
 
 __all__ = [
     'TextsPlan', 'count_tokens', 'described', 'extracting_encoder', 'on_meta', 'online_teacher', 'teacher_encoder',

@@ -49,7 +49,7 @@ from llm2clip.planning.recomputation import settle_recomputation
 from llm2clip.planning.step import MeanMask, OnlinePlan, StepCost, StepPlan, rehearse_encoder, rehearse_step
 from llm2clip.planning.summary import ExtractionPlan, Plan, TrainingPlan, readable
 from llm2clip.remote_code.checks_llm2clip import load_config
-from llm2clip.stages import inheritance, stage1, stage2
+from llm2clip.training import inheritance, stage1, stage2
 from llm2clip.training.optim import describe_groups
 from llm2clip.training.trainer import build_optimizer, check_metrics, check_train_config
 

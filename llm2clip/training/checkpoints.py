@@ -25,21 +25,20 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 import torch.torch_version
-from composer.utils import dist, maybe_create_object_store_from_uri, parse_uri
+from composer.utils import maybe_create_object_store_from_uri, parse_uri
 from composer.utils.object_store import ObjectStore
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, reading
 from llm2clip.folders import reaching
+from llm2clip.ranks import agreed
 from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.weights import read_pickle
 
-__all__ = ['find_checkpoint', 'newest_checkpoint', 'read_latest', 'read_model', 'refuse_code',
-           'written_checkpoints']
+__all__ = ['find_checkpoint', 'newest_checkpoint', 'read_latest', 'read_model', 'written_checkpoints']
 
 # What a Composer checkpoint holds beside tensors and plain containers.
 torch.serialization.add_safe_globals([
@@ -55,6 +54,7 @@ _METADATA_GLOBALS = {
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
 }
 _METADATA = '.metadata'
+_LATEST = 'latest-rank0.pt'
 _EXPECTED = 'a checkpoint of this project'
 _NAME = re.compile(r'ep\d+-ba(\d+)(-rank0\.pt)?')
 
@@ -64,17 +64,8 @@ class _Damaged(Exception):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Data, not code
+# Whole, and data alone
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _named(path: Union[str, Path]) -> Iterator[None]:
-    """Say which checkpoint is damaged or holds code."""
-    try:
-        yield
-    except (_Damaged, ConfigError) as error:
-        raise FileError(f'{path}: {error}, expected {_EXPECTED}') from None
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -101,59 +92,8 @@ def _read_metadata(path: Path) -> Metadata:
     return metadata
 
 
-_original_read_metadata = FileSystemReader.read_metadata
-
-
-def _checked_read_metadata(self: FileSystemReader) -> Metadata:
-    _read_metadata(Path(self.path, _METADATA))
-    return _original_read_metadata(self)
-
-
-def refuse_code() -> None:
-    """From now on, whatever reads a checkpoint in this process refuses one that would run code.
-
-    Composer 0.32.1 asks torch for a full unpickling; its later versions keep a list of what is allowed, as here.
-    """
-    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    FileSystemReader.read_metadata = _checked_read_metadata
-
-
-def read_model(path: Path) -> dict[str, torch.Tensor]:
-    """The model's weights in a full or sharded checkpoint, whole, on the CPU, without running code from it.
-
-    Raises:
-        FileError: The checkpoint is damaged, would run code, or holds no model.
-        LoadError: A weight is not finite.
-    """
-    with _named(path):
-        _check_checkpoint(path)
-    with reading(path, _EXPECTED):
-        model = dict((_read_sharded(path) if path.is_dir() else read_pickle(path))['state']['model'])
-    check_finite(model, path)
-    return model
-
-
-def _read_sharded(path: Path) -> dict[str, Any]:
-    """The model's part of a checkpoint."""
-    refuse_code()
-    content: dict[str, Any] = {}
-    _load_state_dict(content, storage_reader=FileSystemReader(path), no_dist=True,
-                     planner=_EmptyStateDictLoadPlanner(keys={'state.model'}))
-    return content
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Whole or damaged
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Raise for a checkpoint that is not whole, or holds more than data (a ConfigError)."""
-    _check_sharded(path) if path.is_dir() else _check_archive(path, path.name)
-
-
 def _check_archive(file: Any, name: str) -> None:
-    """The same for a file of torch."""
+    """Raise for a file of torch that is not whole, or holds more than data (a ConfigError)."""
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
@@ -168,13 +108,16 @@ def _check_archive(file: Any, name: str) -> None:
         raise ConfigError(f'it holds {", ".join(sorted(unsafe))}, which would run code')
 
 
-def _check_sharded(folder: Path) -> None:
-    metadata = _read_metadata(folder / _METADATA)
-    for index, part in (metadata.storage_data or {}).items():
-        path = folder / part.relative_path
-        if not path.is_file() or path.stat().st_size < part.offset + part.length:
+def _check_checkpoint(path: Path) -> None:
+    """The same for a checkpoint, full or sharded."""
+    if not path.is_dir():
+        _check_archive(path, path.name)
+        return
+    for index, part in (_read_metadata(path / _METADATA).storage_data or {}).items():
+        shard = path / part.relative_path
+        if not shard.is_file() or shard.stat().st_size < part.offset + part.length:
             raise _Damaged(f'{part.relative_path} is missing or too short')
-        with path.open('rb') as file:
+        with shard.open('rb') as file:
             file.seek(part.offset)
             _check_archive(io.BytesIO(file.read(part.length)), f'{part.relative_path}, {index.fqn}')
 
@@ -194,20 +137,6 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob('ep*-ba*') if _batch(path.name) >= 0), key=lambda p: -_batch(p.name))
 
 
-def written_checkpoints(folder: str, batch: int) -> list[str]:
-    """Checkpoints on this disk that an earlier process wrote, oldest first, as Composer's CheckpointSaver lists them.
-
-    Composer 0.32.1 counts only those of its own process towards `save_num_checkpoints_to_keep`, unless it is told.
-
-    Args:
-        folder: Local, or of an object store, for which Composer keeps copies here.
-        batch: Those after this one, from which the run goes on, will be written again.
-    """
-    # Of a sharded checkpoint it lists a file in its folder.
-    return [str(path / _METADATA if path.is_dir() else path)
-            for path in reversed(_checkpoints(Path(parse_uri(folder)[2]))) if _batch(path.name) <= batch]
-
-
 def newest_checkpoint(folder: Path) -> Optional[Path]:
     """The newest whole checkpoint of a local folder, to which `latest-rank0.pt` then points.
 
@@ -222,35 +151,33 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     Raises:
         ConfigError: A checkpoint would run code, or there are some but none is whole.
     """
-    there = _checkpoints(folder)
-    damaged = []
-    for i, path in enumerate(there):
+    there, damaged, newest = _checkpoints(folder), [], None
+    for path in there:
         try:
             _check_checkpoint(path)
         except _Damaged as error:
             damaged.append(f'{path.name} ({error})')
-            continue
         except ConfigError as error:
             raise ConfigError(f'checkpoint {path}: {error}') from None
-        if damaged:
-            warnings.warn(f'{folder}: not whole, and removed: {"; ".join(damaged)}. Going on from {path.name}',
-                          stacklevel=2)
-        for unfinished in there[:i]:
-            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
-        link = folder / 'latest-rank0.pt'
-        new = folder / '.latest.tmp'
-        new.unlink(missing_ok=True)
-        new.symlink_to(path.name)
-        new.replace(link)
-        return path
-    linked = (folder / 'latest-rank0.pt').is_symlink()
-    if damaged and (linked or len(damaged) > 1):
+        else:
+            newest = path
+            break
+    latest = folder / _LATEST
+    # A single one without a link is that of a run that was killed while it wrote its first.
+    if newest is None and damaged and (latest.is_symlink() or len(damaged) > 1):
         raise ConfigError(f'{folder}: no checkpoint is whole: {"; ".join(damaged)}. Choose another save_folder, or '
                           'remove them to begin again')
-    for path in there:
-        # Killed while it wrote its first one.
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return None
+    if newest is not None and damaged:
+        warnings.warn(f'{folder}: not whole, and removed: {"; ".join(damaged)}. Going on from {newest.name}',
+                      stacklevel=2)
+    for unfinished in there[:len(damaged)]:
+        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+    if newest is not None:
+        new = folder / '.latest.tmp'
+        new.unlink(missing_ok=True)
+        new.symlink_to(newest.name)
+        new.replace(latest)
+    return newest
 
 
 def _newest_remote(store: ObjectStore, prefix: str) -> Optional[tuple[str, list[str]]]:
@@ -259,16 +186,15 @@ def _newest_remote(store: ObjectStore, prefix: str) -> Optional[tuple[str, list[
     for name in sorted({name.split('/')[0] for name in there}, key=lambda name: -_batch(name)):
         if _batch(name) < 0:
             continue
-        objects = [found for found in there if found == name or found.startswith(f'{name}/')]
-        if name in objects:
+        if name in there:
             return name, [name]
+        objects = [found for found in there if found.startswith(f'{name}/')]
         if f'{name}/{_METADATA}' not in objects:
             continue
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, _named(f'{prefix}{name}'):
             path = Path(scratch, 'metadata')
             store.download_object(f'{prefix}{name}/{_METADATA}', str(path))
-            with _named(f'{prefix}{name}'):
-                parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
+            parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
         if all(f'{name}/{part}' in objects for part in parts):
             return name, objects
     return None
@@ -281,7 +207,9 @@ def _prefix(folder: str) -> str:
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
-    """Where every rank finds the newest whole checkpoint, or None.  Rank 0 looks; collective.
+    """Where every rank finds the newest whole checkpoint, or None; every rank calls this, and the first looks.
+
+    From then on, this process reads no checkpoint of torch that would run code.
 
     Args:
         folder: Local, or of an object store that Composer knows.
@@ -290,27 +218,76 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
     Raises:
         ConfigError: As for `newest_checkpoint`, the checkpoint is of the other kind, or there are no credentials.
     """
-    result: list[Any] = [None]
-    if dist.get_global_rank() == 0:
-        try:
-            store = maybe_create_object_store_from_uri(folder)
-            if store is None:
-                path = newest_checkpoint(Path(folder))
-                result = [None if path is None else str(path.absolute())]
-            else:
-                with reaching(folder):
-                    found = _newest_remote(store, _prefix(folder))
-                result = [None if found is None else f'{folder.rstrip("/")}/{found[0]}']
-        except Exception as error:  # every rank has to hear of it
-            result = [error]
-    dist.broadcast_object_list(result, src=0)
-    if isinstance(result[0], Exception):
-        raise result[0]
-    if result[0] is not None and sharded == result[0].endswith('.pt'):
+    def find() -> Optional[str]:
+        store = maybe_create_object_store_from_uri(folder)
+        if store is None:
+            path = newest_checkpoint(Path(folder))
+            return None if path is None else str(path.absolute())
+        with reaching(folder):
+            newest = _newest_remote(store, _prefix(folder))
+        return None if newest is None else f'{folder.rstrip("/")}/{newest[0]}'
+
+    # Composer 0.32.1 asks torch for a full unpickling; its later versions keep a list of what is allowed, as here.
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    found = agreed(find)
+    if found is not None and sharded == found.endswith('.pt'):
         kind, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
-        raise ConfigError(f'fsdp.state_dict_type: {result[0]} is a {kind} checkpoint, but this run writes and reads '
+        raise ConfigError(f'fsdp.state_dict_type: {found} is a {kind} checkpoint, but this run writes and reads '
                           f'{expected} ones')
-    return result[0]
+    return found
+
+
+def written_checkpoints(folder: str, batch: int) -> list[str]:
+    """Checkpoints on this disk that an earlier process wrote, oldest first, as Composer's CheckpointSaver lists them.
+
+    Composer 0.32.1 counts only those of its own process towards `save_num_checkpoints_to_keep`, unless it is told.
+
+    Args:
+        folder: Local, or of an object store, for which Composer keeps copies here.
+        batch: Those after this one, from which the run goes on, will be written again.
+    """
+    # Of a sharded checkpoint it lists a file in its folder.
+    return [str(path / _METADATA if path.is_dir() else path)
+            for path in reversed(_checkpoints(Path(parse_uri(folder)[2]))) if _batch(path.name) <= batch]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _named(path: Union[str, Path]) -> Iterator[None]:
+    """Say which checkpoint is damaged or holds code."""
+    try:
+        yield
+    except (_Damaged, ConfigError) as error:
+        raise FileError(f'{path}: {error}, expected {_EXPECTED}') from None
+
+
+def read_model(path: Path) -> dict[str, torch.Tensor]:
+    """The model's weights in a full or sharded checkpoint, whole, on the CPU, without running code from it.
+
+    Raises:
+        FileError: The checkpoint is damaged, would run code, or holds no model.
+        LoadError: A weight is not finite.
+    """
+    with _named(path):
+        _check_checkpoint(path)
+    with reading(path, _EXPECTED):
+        if not path.is_dir():
+            model = dict(read_pickle(path)['state']['model'])
+        else:
+            prefix = 'state.model.'
+            state = {name: torch.empty(about.size, dtype=about.properties.dtype)
+                     for name, about in _read_metadata(path / _METADATA).state_dict_metadata.items()
+                     if name.startswith(prefix) and isinstance(about, TensorStorageMetadata)}
+            load(state, storage_reader=FileSystemReader(path), no_dist=True)
+            model = {name.removeprefix(prefix): value for name, value in state.items()}
+        if not model:
+            raise FileError(f'{path}: holds no model, expected {_EXPECTED}')
+    check_finite(model, path)
+    return model
 
 
 def read_latest(folder: str) -> dict[str, torch.Tensor]:
@@ -322,7 +299,7 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
     """
     store = maybe_create_object_store_from_uri(folder)
     if store is None:
-        path = Path(folder, 'latest-rank0.pt')
+        path = Path(folder, _LATEST)
         if not path.exists():
             raise ConfigError(f'there is no checkpoint {path}')
         return read_model(path)

@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
@@ -25,8 +25,14 @@ from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.files import FileError
-from llm2clip.models.compilation import compile_blocks
-from llm2clip.models.sharding import check_fsdp, check_sharding, fsdp2_config, keep_float32, prefetch
+from llm2clip.models.sharding import (
+    check_fsdp,
+    check_sharding,
+    compile_blocks,
+    fsdp2_config,
+    keep_float32,
+    prefetch,
+)
 from llm2clip.models.trainable import saves_trainable_only
 from llm2clip.registry import (
     ALGORITHMS,
@@ -43,16 +49,14 @@ from llm2clip.registry import (
 )
 from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache
-from llm2clip.training.algorithms.step_monitor import StepMonitor
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
-from llm2clip.training.callbacks.keep_settings import KeepSettings
+from llm2clip.training.callbacks.monitors import StepMonitor, TextMonitor
 from llm2clip.training.callbacks.nonfinite import StopAtNonfinite
 from llm2clip.training.callbacks.progress_bar import ProgressBar
-from llm2clip.training.callbacks.resume_random_state import ResumeRandomState
 from llm2clip.training.callbacks.save_best import SaveBest
-from llm2clip.training.callbacks.text_monitor import TextMonitor
-from llm2clip.training.checkpoints import find_checkpoint, refuse_code, written_checkpoints
+from llm2clip.training.checkpoints import find_checkpoint, written_checkpoints
 from llm2clip.training.optim import describe_groups, parameter_groups
+from llm2clip.training.resumption import KeepSettings, ResumeRandomState
 
 __all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
@@ -83,7 +87,13 @@ def check_train_config(config: TrainConfig) -> None:
     for name, arguments in config.loggers.items():
         check(LOGGERS, name, arguments or {}, f'loggers.{name}')
     if config.compile is not None:
-        _check_compile(config.compile)
+        check_arguments(torch.compile, 'torch.compile', config.compile, 'compile')
+        try:
+            torch.compile(torch.nn.Identity(), **config.compile)
+        except (RuntimeError, TypeError) as error:  # a backend, mode or option that there is not
+            # Which names hundreds of options.
+            reason = str(error).splitlines()[0].partition(', known options are')[0]
+            raise ConfigError(f'compile: {reason}') from None
     if config.fsdp is not None:
         check_fsdp(config.fsdp, device_kind(config))
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
@@ -101,28 +111,15 @@ def check_train_config(config: TrainConfig) -> None:
     if not negatives and 'grad_cache' in config.algorithms:
         raise ConfigError('algorithms.grad_cache: objective mntp has no negatives; its microbatches need no cache')
     if isinstance(config, Stage1Config):
-        _check_stage1(config)
+        if config.fsdp is not None and config.text_encoder.dtype != 'float32':
+            raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs the '
+                              'float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
+        if config.objective == 'mntp' and config.eval_data is not None:
+            raise ConfigError('eval_data: objective mntp has no evaluation')
     elif (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
           and config.fsdp is not None and config.fsdp.activation_checkpointing):
         raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
                           'blocks already; set one of the two to false')
-
-
-def _check_compile(arguments: Mapping[str, Any]) -> None:
-    check_arguments(torch.compile, 'torch.compile', arguments, 'compile')
-    try:
-        torch.compile(torch.nn.Identity(), **arguments)
-    except (RuntimeError, TypeError) as error:  # a backend, mode or option that there is not
-        # Which names hundreds of options.
-        raise ConfigError(f'compile: {str(error).splitlines()[0].partition(", known options are")[0]}') from None
-
-
-def _check_stage1(config: Stage1Config) -> None:
-    if config.fsdp is not None and config.text_encoder.dtype != 'float32':
-        raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs the '
-                          'float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
-    if config.objective == 'mntp' and config.eval_data is not None:
-        raise ConfigError('eval_data: objective mntp has no evaluation')
 
 
 def check_metrics(config: TrainConfig, evaluated: Mapping[str, Sequence[str]]) -> None:
@@ -169,14 +166,10 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
         arguments = {'fused': not arguments.get('foreach'), **arguments}
     optimizer = build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
     if can_fuse:
-        optimizer.register_load_state_dict_pre_hook(_keep_fused)
+        # A checkpoint's state computes as this run is configured, not as the one that wrote it.
+        optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: {**state, 'param_groups': [
+            {**group, 'fused': optimizer.defaults['fused']} for group in state['param_groups']]})
     return optimizer
-
-
-def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's state for an optimizer that computes as this run is configured, not as the one that wrote it."""
-    groups = [{**group, 'fused': optimizer.defaults['fused']} for group in state['param_groups']]
-    return {**state, 'param_groups': groups}
 
 
 def build_trainer(
@@ -207,10 +200,16 @@ def build_trainer(
     for callback in callbacks:
         if isinstance(callback, SaveBest):
             callback.folder = callback.folder or config.save_folder
-    mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))
-    loggers: list[LoggerDestination] = build_all(LOGGERS, _in_run_folder(config), 'loggers')
+
+    arguments = {name: dict(given or {}) for name, given in config.loggers.items()}
+    if 'tensorboard' in arguments:
+        arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
+    if 'wandb' in arguments:
+        folder = {'dir': os.environ.get('WANDB_DIR', config.save_folder)}
+        arguments['wandb']['init_kwargs'] = {**folder, **arguments['wandb'].get('init_kwargs', {})}
+    loggers: list[LoggerDestination] = build_all(LOGGERS, arguments, 'loggers')
     if config.progress_bar:
         loggers.append(ProgressBar())
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
@@ -218,7 +217,9 @@ def build_trainer(
     for known in ('Specifying the ProgressBarLogger via', 'FSDP2 Config/APIs are experimental',
                   'The warmup duration is 0', 'TypedStorage is deprecated'):
         warnings.filterwarnings('ignore', known)
-    checkpoint = _resume_from(config) if config.autoresume else None
+
+    sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
+    checkpoint = find_checkpoint(config.checkpoint_folder, sharded) if config.autoresume else None
     if config.compile is not None:
         compile_blocks(model, **config.compile)
     trainer = Trainer(
@@ -234,7 +235,7 @@ def build_trainer(
         max_duration=config.max_duration,
         device_train_microbatch_size=config.device_train_microbatch_size,
         # MNTP's loss is a mean over masked tokens, which microbatches and ranks have different numbers of.
-        accumulate_train_batch_on_tokens=mntp,
+        accumulate_train_batch_on_tokens=isinstance(config, Stage1Config) and config.objective == 'mntp',
         # Such a model checks its weights itself.
         load_strict_model_weights=not saves_trainable_only(model),
         eval_interval=config.eval_interval if evaluators else 1,  # Composer warns of any other that has no effect
@@ -254,47 +255,26 @@ def build_trainer(
         parallelism_config=None if config.fsdp is None else {
             'fsdp': fsdp2_config(config.fsdp, device_kind(config))},
     )
+    state = trainer.state
     if config.fsdp is not None:
         # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
         gc.collect()
-        keep_float32(trainer.state.model)
-        sharding = check_sharding(trainer.state.model, bool(config.fsdp.activation_checkpointing))
-        prefetch(trainer.state.model, config.fsdp.prefetch)
+        keep_float32(state.model)
+        sharding = check_sharding(state.model, bool(config.fsdp.activation_checkpointing))
+        prefetch(state.model, config.fsdp.prefetch)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
     if checkpoint is not None and dist.get_global_rank() == 0:
-        batch = trainer.state.timestamp.batch.value
-        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
-        print(f'{_progress(trainer)}, {checkpoint}', flush=True)
+        done, end = state.timestamp, state.max_duration
+        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, done.batch.value))
+        assert end is not None
+        steps = f' of {end.value}' if end.unit == TimeUnit.BATCH else ''
+        if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+            steps = f' of {end.value * state.dataloader_len.value}'
+        progress = f'complete at batch {done.batch.value}' if done >= end else \
+            f'goes on from batch {done.batch.value}{steps}'
+        print(f'{progress}, {checkpoint}', flush=True)
     return trainer
-
-
-def _in_run_folder(config: TrainConfig) -> dict[str, Any]:
-    """The loggers' arguments, with the run's folder in place of the current one for what they write."""
-    loggers = {name: dict(arguments or {}) for name, arguments in config.loggers.items()}
-    if (tensorboard := loggers.get('tensorboard')) is not None:
-        tensorboard.setdefault('log_dir', f'{config.save_folder}/tensorboard')
-    if (wandb := loggers.get('wandb')) is not None:
-        wandb['init_kwargs'] = {'dir': os.environ.get('WANDB_DIR', config.save_folder), **wandb.get('init_kwargs', {})}
-    return loggers
-
-
-def _progress(trainer: Trainer) -> str:
-    """Where a run goes on."""
-    done, end, state = trainer.state.timestamp, trainer.state.max_duration, trainer.state
-    assert end is not None
-    if done >= end:
-        return f'complete at batch {done.batch.value}'
-    steps = end.value if end.unit == TimeUnit.BATCH else None
-    if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        steps = end.value * state.dataloader_len.value
-    return f'goes on from batch {done.batch.value}' + (f' of {steps}' if steps is not None else '')
-
-
-def _resume_from(config: TrainConfig) -> Optional[str]:
-    refuse_code()
-    sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
-    return find_checkpoint(config.checkpoint_folder, sharded)
 
 
 def fit(trainer: Trainer, config: TrainConfig) -> None:

@@ -24,9 +24,9 @@ from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Confi
 from llm2clip.config.files import load_config
 from llm2clip.device import open_device
 from llm2clip.folders import OutputFolder
-from llm2clip.stages.stage2 import make_trainer
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.training.stage2 import make_trainer
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, run_alone, write_result
 
 

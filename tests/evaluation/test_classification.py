@@ -17,7 +17,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
 
 from llm2clip.config import ConfigError, SGDProbeConfig
-from llm2clip.evaluation.classification import class_features, class_prompts, read_templates, zeroshot_metrics
+from llm2clip.data.zeroshot import class_prompts, read_templates
+from llm2clip.evaluation.classification import class_features, zeroshot_metrics
 from llm2clip.evaluation.linear_probe import linear_probe, sgd_logits, sgd_probe
 
 

@@ -19,6 +19,7 @@ from set_files import own_sets, write_own_sets
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError, EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
 from llm2clip.config.files import load_config
+from llm2clip.data.zeroshot import ZeroshotSet
 from llm2clip.evaluation.comparison import Found, average, compare, forgotten_classes
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.page import differences
@@ -26,7 +27,6 @@ from llm2clip.evaluation.paper import reported_recalls
 from llm2clip.evaluation.report import report_parts
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import average_tables, comparison_tables, markdown, query_length_tables
-from llm2clip.evaluation.zeroshot import ZeroshotSet
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 from llm2clip.models.llm2clip import LLM2CLIP

@@ -25,7 +25,7 @@ from llm2clip.evaluation.linear_probe import sgd_logits
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.registry import ALGORITHMS, CALLBACKS, LOGGERS, OPTIMIZERS, SCHEDULERS
 from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
-from llm2clip.stages import stage2
+from llm2clip.training import stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 # Part of a registry -> its arguments, for stage 2 unless a line below says otherwise.
@@ -37,8 +37,8 @@ PARTS: dict[str, dict[str, str]] = {
     },
     'callbacks': {
         'early_stopper': '{monitor: retrieval_recall@10, dataloader_label: eval, patience: 100ba}',
-        'in_batch_accuracy': '{}', 'logit_scale_monitor': '{}', 'lr_monitor': '{}', 'memory_monitor': '{}',
-        'optimizer_monitor': '{}', 'retrieval_grid': '{}', 'runtime_estimator': '{}', 'save_best': '{}',
+        'logit_scale_monitor': '{}', 'lr_monitor': '{}', 'memory_monitor': '{}',
+        'optimizer_monitor': '{}', 'runtime_estimator': '{}', 'save_best': '{}',
         'speed_monitor': '{window_size: 2}', 'system_metrics_monitor': '{}',
     },
     'loggers': {'file': '{}', 'mlflow': '{tracking_uri: FOLDER/mlflow}', 'tensorboard': '{log_dir: FOLDER}',

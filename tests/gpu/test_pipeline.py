@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 import llm2clip.training.trainer
 from llm2clip.data.schema import read_samples
-from llm2clip.stages import stage1, stage2
+from llm2clip.training import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 Recipe = Callable[..., None]

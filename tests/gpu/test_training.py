@@ -18,7 +18,7 @@ from launched import losses, weights
 
 import llm2clip.training.trainer
 from llm2clip.planning.hardware import GPUS
-from llm2clip.stages import stage2
+from llm2clip.training import stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 # Name -> stage and arguments of a training.

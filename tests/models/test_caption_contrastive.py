@@ -15,8 +15,8 @@ from llm2clip.config import Stage1Config
 from llm2clip.config.files import load_config
 from llm2clip.data.loader import split_packed
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.stages.stage1 import make_model
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.training.stage1 import make_model
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ['a red square', 'a blue circle on a wall', 'a red square', 'a purple stripe']

@@ -6,12 +6,14 @@
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from composer.core import Event
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.models.adapter import build_adapter
@@ -19,7 +21,7 @@ from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
-from llm2clip.training.algorithms.clamp_logit_scale import clamp_logit_scale
+from llm2clip.training.algorithms.clamp_logit_scale import ClampLogitScale
 from llm2clip.training.optim import parameter_groups
 
 TINY = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=2), embed_dim=16)
@@ -130,7 +132,8 @@ def test_logit_scale_is_clamped_to_0_and_ln_100() -> None:
     model = LLM2CLIP(TINY, 8)
     for value, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
         torch.nn.init.constant_(model.logit_scale, value)
-        clamp_logit_scale(model)
+        state: Any = SimpleNamespace(model=model)
+        ClampLogitScale().apply(Event.BATCH_END, state, state)
         assert model.logit_scale.item() == pytest.approx(expected)
 
 

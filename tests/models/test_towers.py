@@ -34,7 +34,6 @@ from llm2clip.models.sharding import fsdp2_config, recompute, recomputed_modules
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
 from llm2clip.planning.pretended import pretended_ranks
-from llm2clip.training.algorithms.patch_dropout import apply_patch_dropout
 from llm2clip.training.optim import describe_groups, parameter_groups
 
 # What is repeated in each of them.
@@ -220,7 +219,7 @@ def test_dropped_patches_depend_on_the_sample_alone(name: str) -> None:
     encoder = _encoder(TOKEN_TOWERS[name]).train()
     images, seeds = _images(encoder, 4), torch.tensor([5, 6, 5, 2 ** 62 + 1])
     whole = encoder(images, seeds)
-    apply_patch_dropout(encoder, 0.5)
+    encoder.drop_patches(0.5)
     tokens: list[int] = []
     encoder.tower.blocks()[0].register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
     dropped = encoder(images, seeds)
@@ -241,7 +240,7 @@ def test_kept_patches_are_evenly_drawn() -> None:
     counts = torch.bincount(kept.flatten(), minlength=20)
     assert counts.min() > 880 and counts.max() < 1120
     with pytest.raises(ConfigError, match='test_efficientnet has no patches'):
-        apply_patch_dropout(_encoder(TOWERS['timm_convnet']), 0.5)
+        _encoder(TOWERS['timm_convnet']).drop_patches(0.5)
 
 
 @pytest.mark.parametrize('name', ['clip', 'siglip', 'timm_vit', 'timm_eva', 'timm_convnet'])

@@ -18,8 +18,7 @@ from llm2clip.config.files import load_config
 from llm2clip.models.adapter import load_adapter
 from llm2clip.planning.plan import plan_inheritance
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.interpolation import initial_state
-from llm2clip.training.runs import load_stage2
+from llm2clip.training.runs import initial_state, load_stage2
 
 
 @pytest.fixture(scope='module')

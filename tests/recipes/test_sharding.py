@@ -13,7 +13,7 @@ import torch
 
 from llm2clip.config import Stage2Config
 from llm2clip.config.files import load_config
-from llm2clip.stages import stage2
+from llm2clip.training import stage2
 
 
 @pytest.mark.usefixtures('no_leftovers')

@@ -29,17 +29,17 @@ from llm2clip.config import (
     ZeroshotConfig,
 )
 from llm2clip.config.files import load_config
+from llm2clip.data.zeroshot import zeroshot_set
 from llm2clip.evaluation.classification import class_features, zeroshot_metrics
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import EvaluatedModel, load_evaluated_model
-from llm2clip.evaluation.zeroshot import zeroshot_set
 from llm2clip.models.joint import ClipBeside
-from llm2clip.stages.text_encoders import load_trained_encoders
 from llm2clip.teacher.clip_text import load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import load_stage2, with_own_teacher
+from llm2clip.training.text_encoders import load_trained_encoders
 
 TEXTS = ['a red square', 'a blue circle number 7, painted on a plain wall by somebody']
 

@@ -73,14 +73,14 @@ def test_blockwise_losses_on_two_ranks(stage2_args: list[str], tmp_path: Path) -
     siglip = ['loss.name=siglip', 'model.logit_scale=10', 'model.logit_bias=-10']
     cached = ['algorithms.grad_cache={}', 'device_train_microbatch_size=3']
     for name, loss in (('clip', ['loss.label_smoothing=0.1']), ('siglip', siglip)):
-        args = [*stage2_args, *SGD, *loss, 'loss.mask_equal_texts=true', 'callbacks.in_batch_accuracy={}']
+        args = [*stage2_args, *SGD, *loss, 'loss.mask_equal_texts=true']
         run('train_stage2', tmp_path / name, args)
         run('train_stage2', tmp_path / f'{name}2', [*args, *cached, 'loss.block_size=3'], 2)
         assert_same_losses(tmp_path / f'{name}2', tmp_path / name)
         assert_same_weights(weights(tmp_path / f'{name}2'), weights(tmp_path / name))
         found, expected = (read_metrics(tmp_path / run / 'metrics.jsonl') for run in (f'{name}2', name))
-        for metric in ('train/image_to_text_accuracy', 'train/text_to_image_accuracy', 'gradient_norm'):
-            assert found[metric] == pytest.approx(expected[metric], rel=1e-3) and len(found[metric]) == 6
+        assert found['gradient_norm'] == pytest.approx(expected['gradient_norm'], rel=1e-3)
+        assert len(found['gradient_norm']) == 6
         assert found['time/data_wait'].keys() == found['gradient_norm'].keys()
 
 
@@ -88,7 +88,7 @@ def test_blockwise_losses_on_two_ranks(stage2_args: list[str], tmp_path: Path) -
 def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
     stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
 ) -> None:
-    args = [*stage2_args, *SGD, *zeroshot_args, 'callbacks.save_best={}', 'callbacks.retrieval_grid={}',
+    args = [*stage2_args, *SGD, *zeroshot_args, 'callbacks.save_best={}',
             'loggers.tensorboard={flush_interval: 1}']
     run('train_stage2', tmp_path / 'sidecar', args)
     without = [arg for arg in args if '.embeddings.' not in arg]

@@ -19,13 +19,7 @@ from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError
 from llm2clip.training import checkpoints
-from llm2clip.training.checkpoints import (
-    find_checkpoint,
-    newest_checkpoint,
-    read_latest,
-    refuse_code,
-    written_checkpoints,
-)
+from llm2clip.training.checkpoints import find_checkpoint, newest_checkpoint, read_latest, written_checkpoints
 
 
 class _Model(ComposerModel):
@@ -121,8 +115,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(folder: Path, written: tupl
     else:
         _damage(last, how)
     with pytest.warns(UserWarning, match=rf'{_name(3, sharded)} \(.*Going on from {_name(2, sharded)}'):
-        assert newest_checkpoint(folder) == folder / _name(2, sharded)
-    refuse_code()
+        assert find_checkpoint(str(folder), sharded) == str(folder / _name(2, sharded))
     assert _train(folder, sharded, str(folder / _name(2, sharded)), steps=4).state.timestamp.batch == 4
 
 
@@ -151,7 +144,7 @@ class _Store:
 
 
 @pytest.mark.parametrize('remote', [False, True])
-@pytest.mark.parametrize('how', ['cut', 'flipped', 'empty', 'no index', 'not finite'])
+@pytest.mark.parametrize('how', ['cut', 'no index', 'not finite'])
 def test_weights_are_not_read_from_a_damaged_one(
     how: str, remote: bool, folder: Path, written: tuple[Path, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,8 +162,6 @@ def test_weights_are_not_read_from_a_damaged_one(
             dcp.save(state, checkpoint_id=last)
         else:
             torch.save(state, last)
-    elif how == 'empty':
-        (last / '.metadata' if sharded else last).write_bytes(b'')
     elif how == 'no index' and sharded:
         (last / '.metadata').write_bytes(pickle.dumps({}))
     else:
@@ -190,8 +181,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     folder: Path, written: tuple[Path, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    refuse_code()
     sharded = written[1]
+    find_checkpoint(str(folder), sharded)  # after which Composer refuses code, too
     last = folder / _name(3, sharded)
     if sharded:
         metadata = last / '.metadata'
@@ -199,8 +190,6 @@ def test_a_checkpoint_that_would_run_code_is_refused(
         metadata.write_bytes(pickle.dumps(_Code()))
         with pytest.raises(ConfigError, match=r'ba3: its index holds (posix|os).system, which would run code'):
             newest_checkpoint(folder)
-        with pytest.raises(ConfigError, match='would run code'):  # what Composer itself reads
-            _train(folder, True, str(last), steps=4)
         metadata.write_bytes(original)
         shutil.rmtree(last)
         dcp.save({'state': {'x': torch.ones(2), 'y': _Code()}}, checkpoint_id=last)

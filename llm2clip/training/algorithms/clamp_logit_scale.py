@@ -12,19 +12,12 @@ from composer.loggers import Logger
 
 from llm2clip.config.ranges import Positive
 
-__all__ = ['ClampLogitScale', 'clamp_logit_scale']
-
-
-def clamp_logit_scale(model: torch.nn.Module, maximum: float = 100.0) -> None:
-    """Clamp every parameter called `logit_scale` to [0, ln maximum], in log space (CLIP, section 2.5)."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.rsplit('.', 1)[-1] == 'logit_scale':
-                parameter.clamp_(0, math.log(maximum))
+__all__ = ['ClampLogitScale']
 
 
 class ClampLogitScale(Algorithm):
-    """Clamp after every optimizer step.
+    """Clamp every parameter called `logit_scale` to [0, ln maximum], in log space, after every optimizer step (CLIP,
+    section 2.5).
 
     Args:
         maximum: Largest factor on the cosine similarities.
@@ -36,5 +29,8 @@ class ClampLogitScale(Algorithm):
     def match(self, event: Event, state: State) -> bool:
         return event == Event.BATCH_END
 
+    @torch.no_grad()
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        clamp_logit_scale(state.model, self.maximum)
+        for name, parameter in state.model.named_parameters():
+            if name.rsplit('.', 1)[-1] == 'logit_scale':
+                parameter.clamp_(0, math.log(self.maximum))

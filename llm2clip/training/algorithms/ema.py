@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llm2clip.models.sharding import own_name, whole
 
-__all__ = ['EMA']
+__all__ = ['EMA', 'averaged_weights']
 
 
 class EMA(composer.algorithms.EMA):
@@ -29,19 +29,6 @@ class EMA(composer.algorithms.EMA):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         self._like_the_model(state.model)
         super().apply(event, state, logger)
-
-    @contextmanager
-    def averaged_weights(self, state: State) -> Iterator[None]:
-        """The model has the averaged weights in the block, if there are any yet."""
-        if not self.ema_started or self.ema_weights_active:
-            yield
-            return
-        self._like_the_model(state.model)
-        self._ensure_ema_weights_active(state)
-        try:
-            yield
-        finally:
-            self._ensure_training_weights_active(state)
 
     def state_dict(self) -> dict[str, Any]:
         result = super().state_dict()
@@ -68,3 +55,18 @@ def _as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
+
+
+@contextmanager
+def averaged_weights(state: State) -> Iterator[None]:
+    """The model has the averaged weights in the block, if it is trained with `EMA` and there are any yet."""
+    ema = next((algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None)
+    if ema is None or not ema.ema_started or ema.ema_weights_active:
+        yield
+        return
+    ema._like_the_model(state.model)
+    ema._ensure_ema_weights_active(state)
+    try:
+        yield
+    finally:
+        ema._ensure_training_weights_active(state)

@@ -5,38 +5,25 @@
 
 from typing import Annotated, Optional
 
-import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from pydantic import Field
 
 from llm2clip.models.vision_encoder import VisionEncoder
 
-__all__ = ['PatchDropout', 'apply_patch_dropout']
+__all__ = ['PatchDropout']
 
 
-def apply_patch_dropout(model: torch.nn.Module, rate: float) -> None:
+class PatchDropout(Algorithm):
     """Let every vision tower of a model leave out a share of the patches while it trains.
 
     Which ones follows from the ``sample_seed`` of the batch, and so not from the microbatch or the rank.
 
     Args:
-        model: Holds at least one `VisionEncoder`.
         rate: Share of the patches to leave out.
 
     Raises:
-        ValueError: The tower has no patches, or the rate is not in [0, 1).
-    """
-    for module in model.modules():
-        if isinstance(module, VisionEncoder):
-            module.drop_patches(rate)
-
-
-class PatchDropout(Algorithm):
-    """Run `apply_patch_dropout` when training is set up.
-
-    Args:
-        rate: Share of the patches to leave out.
+        ConfigError: The tower has no patches.
     """
 
     def __init__(self, rate: Annotated[float, Field(ge=0, lt=1)] = 0.5) -> None:
@@ -46,4 +33,6 @@ class PatchDropout(Algorithm):
         return event == Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        apply_patch_dropout(state.model, self.rate)
+        for module in state.model.modules():
+            if isinstance(module, VisionEncoder):
+                module.drop_patches(self.rate)

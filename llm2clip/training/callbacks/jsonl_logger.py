@@ -38,12 +38,9 @@ class JSONLLogger(LoggerDestination):
         if dist.get_global_rank() > 0:
             return
         begun = state.timestamp.batch.value
-        records: dict[int, dict[str, Any]] = {}
-        for record in _read_records(self.path) if begun > 0 else ():
-            # What was logged as step n before the checkpoint of n batches, such as an evaluation, is not logged again;
-            # the loss of step n is, and takes the place of the one here.
-            if record['step'] <= begun:
-                records.setdefault(record['step'], {}).update(record)
+        # What was logged as step n before the checkpoint of n batches, such as an evaluation, is not logged again; the
+        # loss of step n is, and takes the place of the one here.
+        records = {record['step']: record for record in _read_records(self.path) if record['step'] <= begun > 0}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._record = records.pop(begun, {'step': begun})
         with complete_file(self.path) as partial:
@@ -91,10 +88,7 @@ def _read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(path: Union[str, Path]) -> dict[str, dict[int, float]]:
-    """Metric -> step -> value.
-
-    A file of an earlier version, which has several lines for a step, is read as well: the last value counts.
-    """
+    """Metric -> step -> value."""
     metrics: dict[str, dict[int, float]] = {}
     for record in _read_records(Path(path)):
         step = record.pop('step')

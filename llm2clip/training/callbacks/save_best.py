@@ -3,7 +3,6 @@
 
 """Keep the weights that did best in evaluation."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,7 +11,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from llm2clip.training.algorithms.ema import EMA
+from llm2clip.training.algorithms.ema import averaged_weights
 from llm2clip.training.runs import BEST_FILE
 from llm2clip.weights import write_safetensors
 
@@ -52,10 +51,7 @@ class SaveBest(Callback):
         self.best = value
         logger.log_metrics({f'best/{self.metric}': value})
         assert self.folder is not None
-        with ExitStack() as averaged:
-            for algorithm in state.algorithms:
-                if isinstance(algorithm, EMA):
-                    averaged.enter_context(algorithm.averaged_weights(state))
+        with averaged_weights(state):
             weights: dict[str, Any] = get_model_state_dict(
                 state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
             if dist.get_global_rank() == 0:

@@ -36,10 +36,10 @@ from llm2clip.folders import OutputFolder
 from llm2clip.planning.hardware import GPUS
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.pretended import pretended_ranks
-from llm2clip.stages import stage1, stage2
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.sources import build_caption_teacher
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.training import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.trainer import begin, fit
 from recipes.benchmarks.gpu.cases import CASES, OUT, SCHEMAS, SIZES, arguments, window

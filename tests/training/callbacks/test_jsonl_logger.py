@@ -37,9 +37,8 @@ def test_every_metric_is_in_the_line_of_its_step_at_once(tmp_path: Path) -> None
 
 def test_a_resumed_run_goes_on_at_its_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / 'metrics.jsonl'
-    # As an earlier version wrote it, with several lines for a step, and killed in a line.
-    path.write_text('{"step": 0, "loss": 3}\n{"step": 1, "scale": 10}\n{"step": 1, "loss": 2}\n'
-                    '{"step": 2, "scale": 20}\n{"step": 2, "loss": 1}\n{"step": 3, "loss": 0}\n{"step": 3, "sc')
+    path.write_text('{"step": 0, "loss": 3}\n{"step": 1, "scale": 10, "loss": 2}\n'
+                    '{"step": 2, "scale": 20, "loss": 1}\n{"step": 3, "loss": 0}\n{"step": 4, "sc')  # killed in a line
     before = read_metrics(path)
     assert before == {'loss': {0: 3, 1: 2, 2: 1, 3: 0}, 'scale': {1: 10, 2: 20}}
     logger = _logger(path, 2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from composer.utils import get_device
 
-from llm2clip.training.callbacks.text_monitor import TextMonitor
+from llm2clip.training.callbacks.monitors import TextMonitor
 
 
 def _batch() -> dict[str, Any]:

@@ -4,31 +4,26 @@
 """The text encoders that stage 2 trains: loaded, put into its model, and written when it ends."""
 
 import dataclasses
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from composer import Trainer
-from composer.utils import dist
+from composer.utils import dist, reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from llm2clip.config import Stage2Config, TextEncoderConfig
-from llm2clip.models.joint import ClipBeside, JointLLM2CLIP, Tokenize
-from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.joint import Tokenize
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import KIND as TEACHER_KIND
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
-from llm2clip.training.algorithms.ema import EMA
+from llm2clip.training.algorithms.ema import averaged_weights
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
-__all__ = [
-    'TrainedTexts', 'begun_with_clip', 'join', 'load_texts', 'load_trained_encoders', 'save_texts', 'text_folders',
-]
+__all__ = ['TrainedTexts', 'load_texts', 'load_trained_encoders', 'save_texts', 'text_folders']
 
 KEY = 'trained_text.clip'
 
@@ -62,6 +57,7 @@ def load_trained_encoders(
 
 def load_texts(config: Stage2Config) -> TrainedTexts:
     """The encoders of a training that begins; those of one that is resumed get their weights from its checkpoint."""
+    reproducibility.seed_all(config.seed)
     llm = None
     if config.trained_text.lora is not None:
         assert config.teacher is not None
@@ -73,27 +69,6 @@ def load_texts(config: Stage2Config) -> TrainedTexts:
         None if encoder is None or tokenizer is None else (encoder, tokenizer.packed),
         None if tower is None or config.trained_text.clip is None else
         (tower, load_clip_tokenizer(config.trained_text.clip, KEY)), tokenizer)
-
-
-def begun_with_clip(config: Stage2Config, texts: TrainedTexts) -> TeacherRecord:
-    """What stands in a teacher's place where CLIP's own text tower takes that of the LLM."""
-    assert config.trained_text.clip is not None and texts.clip is not None
-    tower, begun = texts.clip[0], dataclasses.asdict(config.trained_text.clip)
-    return TeacherRecord(Fingerprint.of('trained with the vision tower', {'clip_text': tower.config.model_type,
-                                                                         **begun}), {'llm_embed_dim': tower.width})
-
-
-def join(config: Stage2Config, model: LLM2CLIP, texts: TrainedTexts, *loss: Any) -> JointLLM2CLIP:
-    """Stage 2's model with the encoders that a run trains; `loss` as of `JointLLM2CLIP` from there on.
-
-    Raises:
-        ConfigError: The features of CLIP's text tower do not fit the joint space.
-    """
-    method = config.trained_text.method
-    if method is None or texts.clip is None:
-        return JointLLM2CLIP(model, *(texts.llm or texts.clip or (None, None)), None, *loss)
-    return JointLLM2CLIP(model, *(texts.llm or (None, None)),
-                         ClipBeside(*texts.clip, method, config.model.embed_dim), *loss)
 
 
 def text_folders(config: Stage2Config) -> dict[Path, str]:
@@ -113,25 +88,18 @@ def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> N
     """
     state = trainer.state
     model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
-    with ExitStack() as averaged:
-        for algorithm in state.algorithms:
-            if isinstance(algorithm, EMA):
-                averaged.enter_context(algorithm.averaged_weights(state))
+    with averaged_weights(state):
         if texts.llm_tokenizer is not None:
             save_teacher(model.text_encoder, texts.llm_tokenizer, config.trained_text.lora,
                          Path(config.save_folder, TEACHER_FOLDER))
         if texts.clip is not None:
-            _save_clip(model, *texts.clip, Path(config.save_folder, CLIP_TEXT_FOLDER))
-
-
-def _save_clip(model: JointLLM2CLIP, tower: ClipTextTower, tokenizer: Any, folder: Path) -> None:
-    holder = model.text_encoder if model.beside is None else model.beside  # which FSDP2 shards as one
-    assert holder is not None
-    state: Any = get_model_state_dict(holder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_global_rank() == 0:
-        more = {}
-        if model.beside is not None:
-            more = {name: value for name, value in state.items() if not name.startswith('tower.')}
-            state = {name.removeprefix('tower.'): value for name, value in state.items() if name not in more}
-        save_clip_text(tower, state, tokenizer, folder, more)
-    dist.barrier()
+            tokenizer: Any = texts.clip[1]
+            holder = model.text_encoder if model.beside is None else model.beside  # which FSDP2 shards as one
+            weights: Any = get_model_state_dict(
+                holder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            if dist.get_global_rank() == 0:
+                prefix = '' if model.beside is None else 'tower.'
+                more = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+                tower = {name.removeprefix(prefix): value for name, value in weights.items() if name not in more}
+                save_clip_text(texts.clip[0], tower, tokenizer, Path(config.save_folder, CLIP_TEXT_FOLDER), more)
+            dist.barrier()

@@ -21,7 +21,7 @@ from llm2clip.ranks import once_per_node
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sidecars import sidecar_teacher
 from llm2clip.teacher.sources import named_teacher
-from llm2clip.training.completed import is_complete, write_settings
+from llm2clip.training.resumption import is_complete, write_settings
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 

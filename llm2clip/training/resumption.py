@@ -1,21 +1,27 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Trainings that have ended: what they left is that of the settings in their folder, and of no others."""
+"""What a run takes over from the one before it in its folder: its result if it has ended, its settings, which stay as
+they are, and its random state."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Optional
 
-from composer import Timestamp
+from composer import Callback, Timestamp
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import reproducibility
 
 from llm2clip.config import ConfigError, TrainConfig
 from llm2clip.config.files import save_config
-from llm2clip.config.settings import settings_in_folder
+from llm2clip.config.settings import check_settings, learned_settings, settings_in_folder
 from llm2clip.folders import check_replaceable
 from llm2clip.ranks import agreed
 
-__all__ = ['is_complete', 'write_settings']
+__all__ = ['KeepSettings', 'ResumeRandomState', 'is_complete', 'write_settings']
 
 
 def is_complete(config: TrainConfig, result: Path) -> bool:
@@ -70,3 +76,41 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
         save_config(config, config.save_folder)  # last, or `is_complete` would take the results for those of this one
 
     agreed(write)
+
+
+class KeepSettings(Callback):
+    """Write the settings that decide what is learned into every checkpoint, and refuse to resume with others.
+
+    The run's folder has them as well, but a machine that takes over from another may have the checkpoints alone.
+
+    Args:
+        config: The run's.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'settings': json.dumps(learned_settings(self.config))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_settings(json.loads(state['settings']), self.config, f'the run in {self.config.checkpoint_folder}')
+
+
+class ResumeRandomState(Callback):
+    """Load a checkpoint's random state before the first batch after a resumption.
+
+    Composer 0.32.1 loads it at the start of an epoch and while it replays batches, but not when the dataset itself
+    resumes in the middle of an epoch, as Streaming's does: dropout would go on with other masks.
+
+    Args:
+        rng_state: One state per rank, as the Trainer read them.
+    """
+
+    def __init__(self, rng_state: list[dict[str, Any]]) -> None:
+        self._rng_state: Optional[list[dict[str, Any]]] = rng_state
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        if self._rng_state is not None:
+            reproducibility.load_rng_state(self._rng_state)
+            self._rng_state = None

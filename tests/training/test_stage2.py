@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2, put together.
+"""Stage 2.
 
 A run has one teacher: that of its training data, of its evaluation data, the one it names, and before.
 """
@@ -21,8 +21,8 @@ from llm2clip.config import (
     Stage2Config,
     VisionConfig,
 )
-from llm2clip.stages.stage2 import make_loaders, make_model, make_trainer
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.training.stage2 import make_loaders, make_model, make_trainer
 
 
 def _data(dataset: Path, sidecar: Path) -> ImageDataConfig:
