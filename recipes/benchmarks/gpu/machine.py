@@ -15,7 +15,7 @@ from typing import Any, Optional
 import torch
 import torch.version
 
-from llm2clip.planning.hardware import GPUS
+from llm2clip.planning.summary import GPUS
 
 __all__ = ['about', 'peak_of']
 
