@@ -12,9 +12,8 @@ def main(config: InheritanceConfig) -> None:
         from llm2clip.planning.plan import plan_inheritance, plan_run
         plan_run(config, plan_inheritance)
     else:
-        from llm2clip.planning.recomputation import settle_for_this_gpu
         from llm2clip.training import inheritance
-        inheritance.train(settle_for_this_gpu(config))
+        inheritance.train(config)
 
 
 if __name__ == '__main__':

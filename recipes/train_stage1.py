@@ -12,9 +12,8 @@ def main(config: Stage1Config) -> None:
         from llm2clip.planning.plan import plan_run, plan_stage1
         plan_run(config, plan_stage1)
     else:
-        from llm2clip.planning.recomputation import settle_for_this_gpu
         from llm2clip.training import stage1
-        stage1.train(settle_for_this_gpu(config))
+        stage1.train(config)
 
 
 if __name__ == '__main__':

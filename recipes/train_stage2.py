@@ -12,9 +12,8 @@ def main(config: Stage2Config) -> None:
         from llm2clip.planning.plan import plan_run, plan_stage2
         plan_run(config, plan_stage2)
     else:
-        from llm2clip.planning.recomputation import settle_for_this_gpu
         from llm2clip.training import stage2
-        stage2.train(settle_for_this_gpu(config))
+        stage2.train(config)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,6 @@ from llm2clip.config.ranges import (
     Natural,
     Positive,
     Share,
-    Switch,
     Text,
     Texts,
     VisualProjection,
@@ -140,9 +139,9 @@ class VisionConfig:
     """Train the projection and the adapter only (LiT)."""
     lock_blocks: Natural = 0
     """Do not train the embeddings and this many blocks after them."""
-    gradient_checkpointing: Switch = False
-    """Recompute activations in the backward pass, a fifth of the FLOPs for much less memory; `auto`: if the step would
-    not fit the GPU otherwise.  With FSDP, `fsdp.activation_checkpointing` does the same."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, a fifth of the FLOPs for much less memory.  With FSDP,
+    `fsdp.activation_checkpointing` does the same."""
     freeze_batch_norm: bool = True
     """Keep BatchNorm on its pretrained statistics, so that a sample's features do not depend on its batch."""
 

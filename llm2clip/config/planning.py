@@ -18,7 +18,7 @@ class PlanConfig:
     """What a run would need and what would go wrong: said in place of running it, on any machine, without GPU."""
 
     plan: bool = False
-    """Print it, from the datasets' indexes and a step on tensors without content, and stop."""
+    """Print it, from the datasets' indexes and a dry run of a step, and stop."""
     plan_ranks: Optional[Count] = None
     """GPUs to plan for.  Unset: as many as the launcher starts."""
     plan_samples: Optional[SampleCount] = None
@@ -30,7 +30,7 @@ class PlanConfig:
     """Folder with the `config.json` of the LLM, or of the one that the teacher will be: a plan then needs neither the
     network nor the teacher."""
     plan_gpu: Literal['A100', 'H100', 'H200', 'B200'] = 'H100'
-    """GPU that proposals are made for."""
+    """GPU that the step has to fit."""
     plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Share of a GPU's peak at which the FLOPs of a step, recomputation included, are taken to be computed."""
     plan_price: Optional[Positive] = None

@@ -11,12 +11,12 @@ import re
 from typing import Annotated, Any, Literal, TypeVar, Union
 from urllib.parse import urlparse
 
-from pydantic import AfterValidator, Field, StrictBool, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo
 
 __all__ = [
     'AccuracyMetric', 'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
     'Dims', 'Duration', 'EngineName', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural',
-    'PaperAblation', 'Positive', 'Remote', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size', 'Switch',
+    'PaperAblation', 'Positive', 'Remote', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size',
     'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
 ]
 
@@ -133,7 +133,6 @@ AccuracyMetric = Literal['top1', 'mean_per_class']
 PaperAblation = Literal['A3', 'A4', 'A5', 'A6', 'A7', 'A8']
 DeviceName = Literal['gpu', 'cpu']
 EngineName = Literal['local', 'ray']
-Switch = Union[StrictBool, Literal['auto']]
 WeightType = Literal['float32', 'bfloat16', 'float16']
 VisualProjection = Literal['linear', 'affine', 'identity', 'pretrained']
 TeacherPrecision = Literal['fp32', 'amp_bf16']

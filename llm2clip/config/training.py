@@ -30,7 +30,6 @@ from llm2clip.config.ranges import (
     Duration,
     Positive,
     Seed,
-    Switch,
     TeacherPrecision,
     Text,
     Time,
@@ -48,8 +47,8 @@ __all__ = [
 class FsdpConfig:
     """FSDP2: weights, gradients and the optimizer's state are spread over the ranks, a block of the model at a time."""
 
-    activation_checkpointing: Switch = False
-    """Recompute every block's activations in the backward pass; `auto`: if the step would not fit the GPU otherwise."""
+    activation_checkpointing: bool = False
+    """Recompute every block's activations in the backward pass."""
     activation_cpu_offload: bool = False
     """Keep what a block leaves for the backward pass in the host's memory; on GPUs."""
     state_dict_type: Literal['full', 'sharded'] = 'sharded'

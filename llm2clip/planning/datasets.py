@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run will read, from the datasets' indexes: its own streams are asked, but no shard is.
+"""What a run will read, from the datasets' indexes alone, by the streams of the run itself.
 
-But for the length of texts, which a look into the first shard tells, if that is there.
+Only the length of texts comes from the first shard, if that is on disk.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, TypeVar, Union
+from typing import Any, Optional, TypeVar, Union
 
 import numpy as np
 from streaming import Stream
@@ -35,101 +35,74 @@ from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.teacher.sidecars import common_teacher
 
-__all__ = ['DataPlan', 'DatasetPlan', 'plan_images', 'plan_sources', 'plan_targets', 'plan_texts']
+__all__ = ['DataPlan', 'DatasetPlan', 'collected', 'plan_images', 'plan_sources', 'plan_targets', 'plan_texts']
 
 T = TypeVar('T', bound=DatasetConfig)
 
 
 @dataclass
 class DatasetPlan:
-    """One stream of a training."""
+    """One dataset of a run; sizes in bytes, decompressed."""
 
     name: str
     samples: int = 0
+    shards: int = 0
     size: int = 0
-    """Bytes, decompressed."""
+    embeddings: int = 0
+    """Size of the teachers' vectors."""
     largest_shard: int = 0
-    """Bytes, those of its sidecars included."""
-    captions: dict[str, float] = field(default_factory=dict)
-    """Caption key, or direction, -> share of the samples that draw it."""
+    """Size with the vectors."""
     drawn: int = 0
     """Samples per epoch."""
-    sidecars: dict[str, int] = field(default_factory=dict)
-    """Teacher's name -> bytes."""
-    shards: int = 0
     texts: int = 0
     """Captions of all samples, absent ones included."""
     characters: float = 0.0
-    """Of a text, on average; 0 where no shard is there yet."""
+    """Per text on average; 0 where no shard is on disk yet."""
 
 
 @dataclass
 class DataPlan:
-    """All of them."""
+    """All datasets of a loader."""
 
     datasets: list[DatasetPlan] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """What is wrong with them."""
     llm_embed_dim: int = 0
-    """Width of the teachers' vectors, together; 0 without sidecars."""
+    """Width of the teachers' vectors, concatenated; 0 without any."""
     embed_dim: int = 0
     """Width of the targets of inheritance."""
+    negative: bool = False
+    """Whether some pair of captions has a hard negative."""
     characters: float = 0.0
-    """Of a text, on average over what is drawn; 0 where it is not known."""
+    """Per text on average over what is drawn; 0 where it is not known."""
+
+
+@contextmanager
+def collected(problems: list[str], where: str = '') -> Iterator[None]:
+    """Add an error to the problems, with the key that it is about."""
+    try:
+        yield
+    except (OSError, ShardError, ValueError) as error:
+        text = str(error)
+        problems.append(text if text.startswith(where) else f'{where}: {text}')
 
 
 def plan_images(config: ImageDataConfig, key: str, online: bool) -> DataPlan:
-    """Stage 2's streams."""
-    plan = DataPlan()
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def open_stream(name: str) -> tuple[VerifiedStream, Mapping[str, float]]:
-            stream, mix = config.streams[name], stream_mix(config, name, key)
-            moved = dataclasses.replace(_in(scratch, stream), embeddings={
-                teacher: _in(scratch, sidecar) for teacher, sidecar in stream.embeddings.items()})
-            return paired_stream(name, moved, config.teachers, list(mix), key, online), mix
-
-        opened = _open(plan, config, open_stream, key)
-        _add_sidecars(plan, opened, {name: config.teachers or list(stream.embeddings)
-                                     for name, stream in config.streams.items()}, key)
-    return plan
+    """Stage 2's streams; `online`, without the teachers' vectors."""
+    return _read(config.streams, config, key, lambda name, stream: paired_stream(
+        name, stream, config.teachers, list(stream_mix(config, name, key)), key, online))
 
 
 def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
-    """Inheritance's streams, whose targets count as the dataset, beside which the teachers' vectors lie."""
+    """Inheritance's streams, of which the targets count as the dataset."""
     plan = DataPlan()
-    with _collected(plan, key), tempfile.TemporaryDirectory() as scratch:
-        streams = target_streams(config, key)
-
-        def open_stream(name: str) -> tuple[VerifiedStream, Mapping[str, float]]:
-            moved = dataclasses.replace(_in(scratch, streams[name]), embeddings={
-                teacher: _in(scratch, sidecar) for teacher, sidecar in streams[name].embeddings.items()})
-            return target_stream(name, moved, config, key)
-
-        opened = _open(plan, config, open_stream, key)
-        _add_sidecars(plan, opened, {name: list(stream.embeddings) for name, stream in streams.items()}, key)
-        for _, (reader, *_) in opened[:1]:
-            assert isinstance(reader, PairedReader)
-            plan.embed_dim = embedding_dim(columns_of(reader.images))
+    with collected(plan.problems, key):
+        plan = _read(target_streams(config, key), config, key,
+                     lambda name, stream: target_stream(name, stream, config, key)[0])
     return plan
 
 
-def _add_sidecars(
-    plan: DataPlan, opened: Sequence[tuple[VerifiedStream, list[Reader]]], teachers: Mapping[str, Sequence[str]],
-    key: str,
-) -> None:
-    """Add the sizes of sidecars, dataset -> their teachers, and the width of their vectors."""
-    for dataset, (_, readers) in zip(plan.datasets, opened):
-        shards = [reader.sidecars for reader in readers if isinstance(reader, PairedReader)]
-        sizes = np.array([[reader.get_raw_size() for reader in shard] for shard in shards])
-        dataset.sidecars = dict(zip(teachers[dataset.name], sizes.sum(0).tolist()))
-    if any(dataset.sidecars for dataset in plan.datasets):
-        with _collected(plan, key):
-            plan.llm_embed_dim = common_teacher([(stream, readers[0]) for stream, readers in opened]).llm_embed_dim
-
-
-def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> tuple[DataPlan, bool]:
-    """Stage 1's streams, and whether some pair has a hard negative.
+def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> DataPlan:
+    """Stage 1's streams.
 
     Args:
         config: The streams.
@@ -137,101 +110,82 @@ def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = Tr
         mntp: Single texts and not pairs.
         train: As for the loaders.
     """
-    negative = False
     if mntp:
-        mixes = texts_of_streams(config, key)
-        columns = [[caption_column(caption) for caption in mix] for mix in mixes]
-    else:
-        pairs, columns = pairs_of_streams(config, train, key)
-        mixes = [{f'{"|".join(pair.query)} → {"|".join(pair.positive or ["itself"])}': pair.weight
-                  for pair in of_stream} for of_stream in pairs]
-        negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
-    return _plan_columns(config.streams, dict(zip(config.streams, zip(mixes, columns))), config, key), negative
+        return _read_texts(config.streams, config, key, [
+            [caption_column(caption) for caption in mix] for mix in texts_of_streams(config, key)])
+    pairs, columns = pairs_of_streams(config, train, key)
+    plan = _read_texts(config.streams, config, key, columns)
+    plan.negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
+    return plan
 
 
 def plan_sources(datasets: Mapping[str, DatasetConfig], key: str) -> DataPlan:
-    """Datasets whose captions are all embedded."""
+    """Datasets of which all captions are embedded."""
     streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    return _plan_columns(streams, dict.fromkeys(datasets, ({}, None)), CaptionDataConfig(streams=streams), key)
+    return _read_texts(streams, CaptionDataConfig(streams=streams), key, [None] * len(streams))
 
 
-def _plan_columns(
-    streams: Mapping[str, CaptionStreamConfig], chosen: Mapping[str, tuple[Mapping[str, float], Optional[list[str]]]],
-    loader: CaptionDataConfig, key: str,
+def _read_texts(
+    streams: Mapping[str, CaptionStreamConfig], config: CaptionDataConfig, key: str,
+    columns: Sequence[Optional[list[str]]],
 ) -> DataPlan:
-    """Streams of which some columns are read.
+    """`_read` streams of texts; `columns` of each, or None for all captions."""
+    chosen = dict(zip(streams, columns))
 
-    Args:
-        streams: The streams.
-        chosen: Stream -> what is drawn from it with which weight, and its columns; None, all captions.
-        loader: Their loader's.
-        key: Where `streams` stand in the configuration.
-    """
-    plan = DataPlan()
-    with tempfile.TemporaryDirectory() as scratch:
+    def add_texts(dataset: DatasetPlan, shard: Reader) -> None:
+        existing = columns_of(shard)
+        columns = chosen[dataset.name] or [caption_column(caption) for caption in caption_keys(existing)]
+        check_columns(existing, [SAMPLE_ID, *columns], dataset.name)
+        dataset.texts = dataset.samples * len(columns)
+        raw, _ = shard.file_pairs[0]
+        if Path(shard.dirname, shard.split or '', raw.basename).is_file():
+            texts = [shard[i][column].strip() for i in range(min(200, len(shard))) for column in columns]
+            dataset.characters = float(np.mean([len(text) for text in texts if text] or [0.0]))
 
-        def open_stream(name: str) -> tuple[VerifiedStream, Mapping[str, float]]:
-            return VerifiedStream(**stream_arguments(name, _in(scratch, streams[name]), key)), chosen[name][0]
-
-        opened = _open(plan, loader, open_stream, key)
-        for dataset, (_, readers) in zip(plan.datasets, opened):
-            with _collected(plan, f'{key}.streams.{dataset.name}'):
-                there = columns_of(readers[0])
-                columns = chosen[dataset.name][1] or [caption_column(caption) for caption in caption_keys(there)]
-                check_columns(there, [SAMPLE_ID, *columns], dataset.name)
-                dataset.texts = dataset.samples * len(columns)
-                dataset.characters = _mean_characters(readers[0], columns)
-    known = [dataset for dataset in plan.datasets if dataset.characters]
-    if known:
+    plan = _read(streams, config, key, lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
+                 add_texts)
+    if known := [dataset for dataset in plan.datasets if dataset.characters]:
         plan.characters = float(np.average([dataset.characters for dataset in known],
                                            weights=[dataset.drawn or 1 for dataset in known]))
     return plan
 
 
-def _mean_characters(shard: Reader, columns: Sequence[str], samples: int = 200) -> float:
-    """Of the texts in the first samples of a shard, or 0 if it is not there as it is stored."""
-    raw, _ = shard.file_pairs[0]
-    if not Path(shard.dirname, shard.split or '', raw.basename).is_file():
-        return 0.0
-    texts = [shard[i][column].strip() for i in range(min(samples, len(shard))) for column in columns]
-    return float(np.mean([len(text) for text in texts if text] or [0.0]))
-
-
-def _open(
-    plan: DataPlan, config: Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig],
-    open_stream: Callable[[str], tuple[VerifiedStream, Mapping[str, float]]], key: str,
-) -> list[tuple[VerifiedStream, list[Reader]]]:
-    """Add the datasets that can be had, and what is wrong with the others."""
-    opened = []
-    for name in config.streams:
-        with _collected(plan, f'{key}.streams.{name}'):
-            stream, mix = open_stream(name)
-            readers = stream.open(config.download_retry, config.download_timeout)
-            sizes = [reader.get_raw_size() for reader in readers]
-            images = [reader.images if isinstance(reader, PairedReader) else reader for reader in readers]
-            total = sum(mix.values())
-            plan.datasets.append(DatasetPlan(
-                name, sum(map(len, readers)), sum(image.get_raw_size() for image in images), max(sizes),
-                {caption: weight / total for caption, weight in mix.items() if weight}, shards=len(readers)))
-            opened.append((stream, readers))
-    if opened:
-        samples = np.array([dataset.samples for dataset in plan.datasets])
-        Stream.apply_weights([stream for stream, _ in opened], samples, config.epoch_size and int(config.epoch_size),
-                             config.shuffle_seed)
-        for dataset, (stream, _) in zip(plan.datasets, opened):
-            dataset.drawn = int(stream.choose)
-    return opened
+def _read(
+    streams: Mapping[str, Any], config: Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig], key: str,
+    open_stream: Callable[[str, Any], VerifiedStream], inspect: Callable[[DatasetPlan, Reader], None] = lambda *_: None,
+) -> DataPlan:
+    """The datasets that can be opened, each of which goes to `inspect` with its first shard; and what is wrong."""
+    plan, opened = DataPlan(), []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, configured in streams.items():
+            with collected(plan.problems, f'{key}.streams.{name}'):
+                stream = open_stream(name, _in(scratch, configured))
+                shards: list[Reader] = stream.open(config.download_retry, config.download_timeout)
+                sizes = [shard.get_raw_size() for shard in shards]
+                size = sum((shard.images if isinstance(shard, PairedReader) else shard).get_raw_size()
+                           for shard in shards)
+                dataset = DatasetPlan(name, sum(map(len, shards)), len(shards), size, sum(sizes) - size, max(sizes))
+                plan.datasets.append(dataset)
+                opened.append((stream, shards[0]))
+                inspect(dataset, shards[0])
+        if not opened:
+            return plan
+        if any(dataset.embeddings for dataset in plan.datasets):
+            with collected(plan.problems, key):
+                plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
+        shard = opened[0][1]
+        if isinstance(config, InheritanceDataConfig) and isinstance(shard, PairedReader):
+            plan.embed_dim = embedding_dim(columns_of(shard.images))
+    Stream.apply_weights([stream for stream, _ in opened], np.array([dataset.samples for dataset in plan.datasets]),
+                         int(config.epoch_size) if config.epoch_size else None, config.shuffle_seed)
+    for dataset, (stream, _) in zip(plan.datasets, opened):
+        dataset.drawn = int(stream.choose)
+    return plan
 
 
 def _in(scratch: str, dataset: T) -> T:
-    """The same dataset with a cache of its own, if it has one: the run's stays as it is."""
-    return dataset if dataset.remote is None else dataclasses.replace(dataset, local=tempfile.mkdtemp(dir=scratch))
-
-
-@contextmanager
-def _collected(plan: DataPlan, where: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ShardError, ValueError) as error:
-        text = str(error)
-        plan.problems.append(text if text.startswith(where) else f'{where}: {text}')
+    """The same dataset with caches of its own, where it has any: those of the run stay as they are."""
+    embeddings = {name: _in(scratch, vectors) for name, vectors in getattr(dataset, 'embeddings', {}).items()}
+    return dataclasses.replace(
+        dataset, local=dataset.local if dataset.remote is None else tempfile.mkdtemp(dir=scratch),
+        **({'embeddings': embeddings} if embeddings else {}))

@@ -4,13 +4,12 @@
 """What a run will need and what will go wrong, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-import torch.nn as nn
 from composer.core import Precision, Time, TimeUnit
 from composer.models import ComposerModel
 from composer.utils import dist
@@ -24,41 +23,48 @@ from llm2clip.config import (
     PlanConfig,
     Stage1Config,
     Stage2Config,
+    TextEncoderConfig,
     TrainConfig,
 )
 from llm2clip.data.caption_pairs import with_two_captions
 from llm2clip.data.shared_memory import shared_memory
 from llm2clip.imports.initial import check_initial_weights
-from llm2clip.models.inheritance import ComposerInheritance
-from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.planning.datasets import DataPlan, DatasetPlan, plan_images, plan_sources, plan_targets, plan_texts
-from llm2clip.planning.encoders import (
-    count_tokens,
-    described,
-    extracting_encoder,
-    on_meta,
-    online_teacher,
-    teacher_encoder,
-    trained_texts,
+from llm2clip.planning.datasets import (
+    DataPlan,
+    DatasetPlan,
+    collected,
+    plan_images,
+    plan_sources,
+    plan_targets,
+    plan_texts,
 )
-from llm2clip.planning.hardware import GPU, GPUS
-from llm2clip.planning.loading import image_batch, seconds_per_image, target_batch, text_batch
-from llm2clip.planning.pretended import pretended_ranks
-from llm2clip.planning.recomputation import settle_recomputation
-from llm2clip.planning.step import MeanMask, OnlinePlan, StepCost, StepPlan, rehearse_encoder, rehearse_step
-from llm2clip.planning.summary import ExtractionPlan, Plan, TrainingPlan, readable
+from llm2clip.planning.fake import fake_ranks
+from llm2clip.planning.step import (
+    EncoderPlan,
+    MeanMask,
+    dry_run_encoder,
+    dry_run_step,
+    image_batch,
+    precision_of,
+    target_batch,
+    text_batch,
+)
+from llm2clip.planning.summary import GPUS, Plan, readable
 from llm2clip.remote_code.checks_llm2clip import load_config
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.teacher.folder import teacher_config
+from llm2clip.teacher.llm import load_llm
 from llm2clip.training import inheritance, stage1, stage2
-from llm2clip.training.optim import describe_groups
-from llm2clip.training.trainer import build_optimizer, check_metrics, check_train_config
+from llm2clip.training.text_encoders import TrainedTexts, load_trained_encoders
+from llm2clip.training.trainer import check_metrics, check_train_config
 
-__all__ = ['plan_extraction', 'plan_inheritance', 'plan_run', 'plan_stage1', 'plan_stage2']
+__all__ = ['on_meta', 'plan_extraction', 'plan_inheritance', 'plan_run', 'plan_stage1', 'plan_stage2']
 
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
-_GPUS_PER_NODE = 8
-# What Streaming takes per sample to draw the order of an epoch, with 3 to 100 million on a core of an Intel Xeon.
-_ORDER_SECONDS, _ORDER_BYTES = 240e-9, 48
+_GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
+# Tokens of each text -> a new model on the meta device, and number of samples -> batch.
+_Make = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
 
 
 def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
@@ -67,171 +73,193 @@ def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
     Raises:
         SystemExit: With 1, something will stop the run.
     """
-    with pretended_ranks(config.plan_ranks or dist.get_world_size()):
-        settled, said, planned = settle_recomputation(config, plan, GPUS[config.plan_gpu])
-        result = plan(settled) if planned is None else planned
-    print(f'{said}\n{result}' if said else result, flush=True)
+    with fake_ranks(config.plan_ranks or dist.get_world_size()):
+        result = plan(config)
+        print(result, flush=True)
     if result.problems:
         raise SystemExit(1)
 
 
 def plan_stage2(config: Stage2Config) -> Plan:
-    """What stage 2 would need, and what would stop it."""
-    if config.plan_samples is None:
-        data = plan_images(config.train_data, 'train_data', not config.reads_vectors)
-        if config.eval_data is not None:
-            data.problems += plan_images(config.eval_data, 'eval_data', not config.reads_vectors).problems
-    else:
-        data = DataPlan()
+    """What stage 2 would need, and what would stop it.
+
+    Raises:
+        ConfigError: CLIP's text tower cannot be trained, or the LLM that would be is not known.
+        LoadError: There is no such tower.
+    """
+    data = _read(config, lambda loader, key: plan_images(loader, key, not config.reads_vectors))
     plan = _begin(config, config.train_data, data)
-    online = online_teacher(config, plan, data)
-    texts = trained_texts(config, plan, data)
-    dim = (texts and texts.width) or _teacher_width(config, data, plan)
-    image_size = stage2.train_image_size(config)
+    teacher, llm, lengths = _text_encoders(config, plan, data.characters)
 
-    def make_model(tokens: int = 0 if texts is None else texts.longest) -> ComposerLLM2CLIP:
-        made = None if texts is None else texts.make(tokens)
+    def make_texts(length: int) -> TrainedTexts:
+        """The text encoders that are trained, with fake tokenizers."""
         with torch.device('meta'):
-            return stage2.make_model(config, dim, load_weights=False, texts=made)
+            encoder, tower = load_trained_encoders(config, llm, on_meta=True, load_weights=False)
+        names = ('input_ids', 'attention_mask', 'embed_mask')
+        of_tower = names[:1] if tower is not None and 'siglip' in tower.config.model_type else names[:2]
+        return TrainedTexts(
+            None if encoder is None else (encoder, partial(_fake_tokens, length, names)),
+            None if tower is None else (tower, partial(_fake_tokens, tower.config.max_position_embeddings, of_tower)))
 
-    model = make_model()
-    plan.modules = _modules(model)
+    clip = make_texts(1).clip if config.without_llm else None
+    dim = _teacher_width(config, data, plan) if clip is None else clip[0].width
+    image_size, captions = stage2.train_image_size(config), config.train_data.captions_per_image
+    # A frozen LLM in the loop leaves vectors in the batch, too.
+    vectors = dim if config.reads_vectors or config.online.enabled else 0
+
+    def make(length: int) -> Any:
+        texts = make_texts(length) if config.reads_captions else None
+        with torch.device('meta'):
+            model = stage2.make_model(config, dim, load_weights=False, texts=texts)
+        return model, lambda n: image_batch(n, image_size, vectors, captions, texts is not None)
+
     if config.initial_weights is not None:
-        with _collected(plan):
-            check_initial_weights(model.model, config.model, config.initial_weights)
-    # A frozen LLM in the loop leaves vectors, too.
-    frozen = config.reads_vectors or config.online.enabled
-    vector = {'text_embedding': torch.empty(1, dim, dtype=torch.float16)} if frozen else {}
-    captions = config.train_data.captions_per_image
-    _measure(plan, config, stage2.possible_metrics(config), model, make_model,
-             lambda n: image_batch(n, image_size, vector, captions, texts is not None), online=online,
-             at_mean=partial(make_model, texts.tokens) if texts is not None and texts.longest else None)
-    if plan.measurable:
-        plan.seconds_per_sample = seconds_per_image(config.train_data, image_size)
-        plan.num_workers = config.train_data.num_workers
-        batch = image_batch(plan.device_batch, image_size, vector if config.reads_vectors else {}, captions)
-        plan.shared_memory = shared_memory(batch, plan.num_workers, ranks=min(_GPUS_PER_NODE, plan.ranks),
-                                           epoch_samples=plan.drawn)
+        with collected(plan.problems):
+            check_initial_weights(make(1)[0].model, config.model, config.initial_weights)
+    _measure(plan, config, stage2.possible_metrics(config), make, lengths, teacher)
+    if plan.cost is not None:
+        batch = image_batch(plan.device_batch, image_size, dim if config.reads_vectors else 0, captions)
+        plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.drawn,
+                                           ranks=min(_GPUS_PER_NODE, plan.ranks))
     return plan
+
+
+def _text_encoders(
+    config: Stage2Config, plan: Plan, characters: float
+) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
+    """The frozen teacher in the loop, the LLM that is trained, and the lengths of its captions for `_measure`."""
+    key = 'trained_text.lora' if config.trained_text.lora is not None else 'online.enabled'
+    captions = config.train_data.captions_per_image
+    if config.trained_text.lora is None and not config.online.enabled:
+        return None, None, (0, 0)
+    if config.sentence_transformer is not None:
+        plan.warnings.append('sentence_transformer: of teachers in the loop only LLMs are planned; what this one takes '
+                             'comes on top')
+        return None, None, (0, 0)
+    llm = _teacher_config(config)
+    if llm is None:
+        raise ConfigError(f'teacher: there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
+                          'before it is there')
+    if config.teacher is not None and not Path(config.teacher).is_dir():
+        plan.problems.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
+    texts = int(plan.repeats or 0) * config.global_train_batch_size * captions
+    tokens = _count_tokens(plan, characters, texts, llm.max_length)
+    if config.online.enabled:
+        online = config.online
+        encoder = on_meta(dataclasses.replace(llm, dtype='float32') if online.sharded else llm)
+        teacher = EncoderPlan(encoder, tokens, online.batch_tokens, online.precision, online.sharded, captions)
+        return teacher, None, (0, 0)
+    plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time is '
+                         f'that of {tokens:,}, without the padding to the longest of a microbatch')
+    return None, dataclasses.replace(llm, dtype='float32'), (llm.max_length, tokens)
 
 
 def plan_inheritance(config: InheritanceConfig) -> Plan:
     """What inheritance would need, and what would stop it."""
-    data = DataPlan()
-    if config.plan_samples is None:
-        data = plan_targets(config.train_data, 'train_data')
-        if config.eval_data is not None:
-            data.problems += plan_targets(config.eval_data, 'eval_data').problems
+    data = _read(config, plan_targets)
     plan = _begin(config, config.train_data, data)
-    dim = _teacher_width(config, data, plan)
-    if not (embed_dim := data.embed_dim):
-        embed_dim = _UNKNOWN_EMBED_DIM
+    dim, embed_dim = _teacher_width(config, data, plan), data.embed_dim or _UNKNOWN_EMBED_DIM
+    if not data.embed_dim:
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
 
-    def make_model() -> ComposerInheritance:
+    def make(tokens: int) -> Any:
         with torch.device('meta'):
-            return inheritance.make_model(config, dim, embed_dim)
+            return inheritance.make_model(config, dim, embed_dim), lambda n: target_batch(n, dim, embed_dim)
 
-    model = make_model()
-    plan.modules = _modules(model)
-    _measure(plan, config, inheritance.possible_metrics(config), model, make_model,
-             lambda n: target_batch(n, dim, embed_dim))
+    _measure(plan, config, inheritance.possible_metrics(config), make)
     return plan
-
-
-def _teacher_width(config: Union[InheritanceConfig, Stage2Config], data: DataPlan, plan: Plan) -> int:
-    """Of a teacher's vectors, as its sidecars, its folder or `plan_llm` say, or a guess."""
-    dim = data.llm_embed_dim
-    if not dim and (encoder := teacher_encoder(config)) is not None:
-        dim = load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
-    if not dim:
-        plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
-    return dim or _UNKNOWN_DIM
 
 
 def plan_stage1(config: Stage1Config) -> Plan:
     """What stage 1 would need, and what would stop it."""
-    config = dataclasses.replace(config, text_encoder=described(config.text_encoder, config.plan_llm))
-    mntp = config.objective == 'mntp'
-    data = DataPlan()
-    streams = config.train_data.streams.values()
-    negative = any(pair.has_negative for pairs in (config.train_data.pairs, *(stream.pairs for stream in streams))
-                   for pair in pairs or [])
-    if config.plan_samples is None:
-        data, negative = plan_texts(config.train_data, 'train_data', mntp)
-        if not mntp and config.eval_data and (evaluated := with_two_captions(config.eval_data, 'eval_data')):
-            data.problems += plan_texts(evaluated, 'eval_data', mntp, train=False)[0].problems
-    plan = _begin(config, config.train_data, data, per_stream=not mntp)
-    sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if negative else [])]
-    longest = config.text_encoder.max_length
-    count_tokens(plan, config, data, (plan.steps or 0) * config.global_train_batch_size * len(sides), longest)
+    config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
+    mntp, loader, longest = config.objective == 'mntp', config.train_data, config.text_encoder.max_length
+    read = config
+    if config.plan_samples is None and config.eval_data is not None:
+        read = dataclasses.replace(config, eval_data=None if mntp else with_two_captions(config.eval_data, 'eval_data'))
+    data = _read(read, lambda loader, key: plan_texts(loader, key, mntp, train=key == 'train_data'))
+    if config.plan_samples is not None:
+        pairs = [*loader.pairs, *(pair for stream in loader.streams.values() for pair in stream.pairs or [])]
+        data.negative = any(pair.has_negative for pair in pairs)
+    plan = _begin(config, loader, data, per_stream=not mntp)
+    sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if data.negative else [])]
+    texts = int(plan.repeats or 0) * config.global_train_batch_size * len(sides)
+    tokens = _count_tokens(plan, data.characters, texts, longest)
+    plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
 
-    def make_model() -> ComposerModel:
+    def make(tokens: int) -> Any:
         with torch.device('meta'):
             model = stage1.make_model(config, on_meta=True)
-        if isinstance(model, MaskedNextTokenPrediction):
-            return MeanMask(model, config.mntp.mask_probability)
-        return model
+            if isinstance(model, MaskedNextTokenPrediction):
+                model = MeanMask(model, config.mntp.mask_probability)
+        return model, lambda n: text_batch(n, sides, tokens)
 
-    model = make_model()
-    plan.modules = _modules(model)
-    plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
-    _measure(plan, config, stage1.possible_metrics(config), model, make_model,
-             lambda n: text_batch(n, sides, longest), longest)
+    _measure(plan, config, stage1.possible_metrics(config), make, (longest, tokens))
     return plan
 
 
 def plan_extraction(config: ExtractConfig) -> Plan:
     """What an extraction would need, and what would stop it."""
     data = plan_sources(config.datasets, 'datasets') if config.plan_samples is None else DataPlan()
-    plan = ExtractionPlan(config, dist.get_world_size(), config.precision != 'fp32', datasets=data.datasets,
-                          problems=data.problems)
-    with _collected(plan):
-        encoder = extracting_encoder(config)
-        texts = sum(dataset.texts for dataset in data.datasets) or int(config.plan_samples or 0)
-        tokens = count_tokens(plan, config, data, texts, encoder.max_length)
-        online = OnlinePlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
-        plan.cost = rehearse_encoder(online)
-        plan.repeats = texts / online.captions / plan.ranks
-        dim = online.encoder.llm_embed_dim
-        plan.sidecars = {dataset.name: dataset.texts * (2 * dim if config.storage == 'float16' else dim + 4)
-                         for dataset in data.datasets or [DatasetPlan('all', texts=texts)]}
+    plan = Plan(config, dist.get_world_size(), config.precision != 'fp32', 'pass', data.problems,
+                datasets=data.datasets)
+    plan.drawn = texts = sum(dataset.texts for dataset in data.datasets) or int(config.plan_samples or 0)
+    encoder = _teacher_config(config)
+    if (key := config.named_by()) in ('clip_text', 'sentence_transformer'):
+        plan.problems.append(f'{key}: only the extraction of an LLM is planned, expected teacher or text_encoder')
+    elif encoder is None:
+        plan.problems.append(
+            f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is there'
+            if config.teacher else 'a plan of an extraction needs teacher, a folder that stage 1 wrote, or '
+                                   'text_encoder')
+    else:
+        tokens = _count_tokens(plan, data.characters, texts, encoder.max_length)
+        forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
+        plan.cost = dry_run_encoder(forward)
+        plan.repeats = texts / forward.captions / plan.ranks
+        dim = forward.encoder.llm_embed_dim
+        plan.vectors = {dataset.name: dataset.texts * (2 * dim if config.storage == 'float16' else dim + 4)
+                        for dataset in data.datasets or [DatasetPlan('all', texts=texts)]}
     return plan
 
 
-def _begin(config: TrainConfig, loader: LoaderConfig, data: DataPlan, per_stream: bool = False) -> TrainingPlan:
-    """Steps and data; and whether the names, arguments and sizes of the configuration go together."""
+def _read(config: Any, read: Callable[[Any, str], DataPlan]) -> DataPlan:
+    """The data of training, with the problems of the evaluation's; nothing where `plan_samples` stands for it."""
+    if config.plan_samples is not None:
+        return DataPlan()
+    data = read(config.train_data, 'train_data')
+    if config.eval_data is not None:
+        data.problems += read(config.eval_data, 'eval_data').problems
+    return data
+
+
+def _begin(config: TrainConfig, loader: LoaderConfig, data: DataPlan, per_stream: bool = False) -> Plan:
+    """Steps and data; `per_stream`, each batch comes from one dataset."""
     ranks, batch = dist.get_world_size(), config.global_train_batch_size
     device_batch = batch // ranks
-    plan = TrainingPlan(config, ranks, _precision(config) != Precision.FP32, datasets=data.datasets,
-                        problems=data.problems, global_batch=batch, device_batch=device_batch,
-                        microbatch=config.device_train_microbatch_size or device_batch,
-                        kept=config.save_num_checkpoints_to_keep)
-    with _collected(plan):
-        check_train_config(config)
-        plan.measurable = True
-    plan.drawn = int(config.plan_samples or sum(dataset.drawn for dataset in data.datasets))
+    plan = Plan(config, ranks, precision_of(config) != Precision.FP32, problems=data.problems, datasets=data.datasets,
+                global_batch=batch, device_batch=device_batch,
+                microbatch=config.device_train_microbatch_size or device_batch,
+                drawn=int(config.plan_samples or sum(dataset.drawn for dataset in data.datasets)),
+                kept=config.save_num_checkpoints_to_keep)
     if per_stream and data.datasets:
         plan.epoch_steps = sum(dataset.drawn // batch for dataset in data.datasets)
     else:
         plan.epoch_steps = -(-plan.drawn // ranks) // max(1, device_batch)
-    plan.repeats = plan.steps = _steps(config.max_duration, plan)
+    plan.repeats = _steps(config.max_duration, plan)
+    interval = _steps(config.save_interval, plan)
+    plan.checkpoints = -(-plan.repeats // interval) if interval and plan.repeats is not None else None
     if plan.drawn and not plan.epoch_steps:
         plan.problems.append(f'train_data: an epoch has {plan.drawn:,} samples, fewer than one global batch of '
                              f'{batch:,}')
-    elif (rest := plan.drawn - plan.epoch_steps * batch) > 0:
-        plan.warnings.append(f'{rest:,} samples of an epoch fill no batch; which ones changes every epoch')
-    plan.start_seconds, plan.start_memory = _ORDER_SECONDS * plan.drawn, _ORDER_BYTES * plan.drawn
-    _check_cache(plan, loader)
+    needed = 4 * max((dataset.largest_shard for dataset in data.datasets), default=0)
+    if loader.cache_limit is not None and bytes_to_int(loader.cache_limit) < needed:
+        plan.problems.append(f'train_data.cache_limit: {loader.cache_limit} is less than four shards, '
+                             f'{readable(needed)}')
     return plan
 
 
-def _precision(config: TrainConfig) -> Precision:
-    """What the run computes in, a GPU unless it says otherwise."""
-    return Precision(config.precision or ('fp32' if config.device == 'cpu' else 'amp_fp16'))
-
-
-def _steps(duration: str, plan: TrainingPlan) -> Optional[int]:
+def _steps(duration: str, plan: Plan) -> Optional[int]:
     time = Time.from_timestring(duration)
     if time.unit == TimeUnit.BATCH:
         return int(time.value)
@@ -240,101 +268,87 @@ def _steps(duration: str, plan: TrainingPlan) -> Optional[int]:
     return -(-int(time.value) // plan.global_batch) if time.unit == TimeUnit.SAMPLE else None
 
 
-def _check_cache(plan: TrainingPlan, data: LoaderConfig) -> None:
-    if data.cache_limit is None or not plan.datasets:
-        return
-    limit, largest = bytes_to_int(data.cache_limit), max(dataset.largest_shard for dataset in plan.datasets)
-    whole = sum(dataset.size + sum(dataset.sidecars.values()) for dataset in plan.datasets)
-    if limit < 4 * largest:
-        plan.problems.append(f'train_data.cache_limit: {data.cache_limit} is less than four shards, '
-                             f'{readable(4 * largest)}')
-    elif limit < whole:
-        plan.warnings.append(f'train_data.cache_limit: {data.cache_limit} holds {limit / whole:.0%} of the data; the '
-                             'rest is downloaded again every epoch')
+def _teacher_width(config: Any, data: DataPlan, plan: Plan) -> int:
+    """Width of the teacher's vectors, as its embeddings, its folder or `plan_llm` say, or a guess."""
+    dim = data.llm_embed_dim
+    if not dim and (encoder := _teacher_config(config)) is not None:
+        dim = load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
+    if not dim:
+        plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
+    return dim or _UNKNOWN_DIM
 
 
-@contextmanager
-def _collected(plan: Plan) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        plan.problems.append(str(error))
+def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config]) -> Optional[TextEncoderConfig]:
+    """How the LLM that a configuration names encodes, or the one that `plan_llm` names; None if neither is known."""
+    if config.text_encoder is not None:
+        return _described(config.text_encoder, config.plan_llm)
+    if config.teacher is not None and Path(config.teacher).is_dir():
+        return teacher_config(config.teacher)
+    return None if config.plan_llm is None else TextEncoderConfig(pretrained=config.plan_llm)
+
+
+def _described(config: TextEncoderConfig, llm: Optional[str]) -> TextEncoderConfig:
+    """The same encoder, with the architecture of the folder `llm`, if that is given."""
+    return config if llm is None else dataclasses.replace(config, pretrained=llm, gguf_file=None, adapters=[])
+
+
+def on_meta(config: TextEncoderConfig) -> TextEncoder:
+    """The encoder without memory for its weights."""
+    return TextEncoder(load_llm(config, on_meta=True), config)
+
+
+def _fake_tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What a tokenizer would give."""
+    return {name: torch.ones(len(texts), length, dtype=torch.long) for name in names}
+
+
+def _count_tokens(plan: Plan, characters: float, texts: int, longest: int) -> int:
+    """Put the number of texts and tokens into the plan; returns the tokens of one text on average."""
+    tokens = plan.options.plan_tokens
+    if tokens is None and characters:
+        tokens = round(characters / _CHARACTERS_PER_TOKEN) + 1
+    if tokens is None:
+        plan.warnings.append(f'every text is taken to have {longest:,} tokens, the most that the encoder reads; '
+                             'plan_tokens says how many they have on average')
+    tokens = min(tokens or longest, longest)
+    plan.texts, plan.tokens = texts, texts * tokens
+    return tokens
 
 
 def _measure(
-    plan: TrainingPlan, config: TrainConfig, evaluated: Mapping[str, Sequence[str]], model: ComposerModel,
-    make_model: Callable[[], ComposerModel], make_batch: Callable[[int], dict[str, Any]], longest: int = 0,
-    online: Optional[OnlinePlan] = None, at_mean: Optional[Callable[[], ComposerModel]] = None,
+    plan: Plan, config: TrainConfig, evaluated: Mapping[str, Sequence[str]], make: _Make,
+    lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPlan] = None,
 ) -> None:
-    """A step's cost, how the largest microbatch is found, and checkpoints.
+    """Check the parts of the configuration, and find a step's cost.
 
-    Args:
-        plan: Receives them.
-        config: The run's.
-        evaluated: Label of each evaluator -> names of its metrics.
-        model: On the meta device; it is used up.
-        make_model: Makes another.
-        make_batch: Number of samples -> batch of the loader.
-        longest: Tokens of each text in it.
-        online: The teacher in the loop.
-        at_mean: Makes one whose texts are as long as those of the data on average, for FLOPs.
+    Memory is that of the first of `lengths`, tokens of the longest text, and FLOPs are those of the second, the mean.
     """
-    with _collected(plan):
-        check_metrics(config, evaluated)
-    if not plan.measurable:
-        return
-    if config.fsdp is not None and config.fsdp.activation_cpu_offload:
-        plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
-    plan.groups = describe_groups(model, build_optimizer(config, model).param_groups)
-    step = StepPlan(plan.ranks, plan.device_batch, plan.microbatch, 'grad_cache' in config.algorithms,
-                    _precision(config), config.fsdp, 'ema' in config.algorithms, online,
-                    isinstance(config, Stage2Config) and config.self_distillation.enabled)
-
-    def rehearse(microbatch: int, model: Optional[ComposerModel] = None) -> StepCost:
-        return rehearse_step(model or make_model(), partial(build_optimizer, config), make_batch,
-                             dataclasses.replace(step, microbatch=microbatch))
-
-    plan.cost = rehearse(plan.microbatch, model)
-    if longest and plan.texts:
-        plan.cost.shorten(plan.tokens / plan.texts / longest)
-    if at_mean is not None:
-        shorter = rehearse(plan.microbatch, at_mean())
-        plan.cost.flops, plan.cost.recomputed, plan.cost.attention = (
-            shorter.flops, shorter.recomputed, shorter.attention)
-    gpu = GPUS[config.plan_gpu]
-    if step.cached or plan.microbatch < plan.device_batch:
-        plan.find_largest = partial(_largest, plan, gpu, rehearse)
-    elif not gpu.fits(plan.cost.peak):
-        plan.warnings.append(f'it does not fit one {config.plan_gpu}; algorithms.grad_cache allows a smaller '
-                             'device_train_microbatch_size')
-    plan.sharded_checkpoints = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
-    interval = _steps(config.save_interval, plan)
-    plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
-
-
-def _largest(plan: TrainingPlan, gpu: GPU, rehearse: Callable[[int], StepCost]) -> int:
-    """The largest share of the device batch whose step fits, or 0.  Memory grows evenly with the microbatch."""
-    assert plan.cost is not None
-    sizes = [n for n in range(1, plan.device_batch + 1) if plan.device_batch % n == 0]
-    peaks = {plan.microbatch: plan.cost.peak}
-    at = sizes.index(plan.microbatch) if plan.microbatch in sizes else 0
-    other = sizes[at - 1] if at else sizes[1]
-    peaks.setdefault(other, rehearse(other).peak)
-    (n, first), (m, second) = list(peaks.items())
-    for size in reversed(sizes):
-        if gpu.fits(int(first + (second - first) / (m - n) * (size - n))):
-            peaks[size] = peaks.get(size) or rehearse(size).peak
-            if gpu.fits(peaks[size]):
-                return size
-    return 0
-
-
-def _modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Trainable and frozen parameters per child, each counted once; LoRA weights apart from the LLM they adapt."""
-    result: dict[str, tuple[int, int]] = {}
+    longest, mean = lengths
+    model, make_batch = make(longest)
     for name, parameter in model.named_parameters():
         part = 'lora' if 'lora_' in name else name.removeprefix('model.').split('.')[0]
-        trainable, frozen = result.get(part, (0, 0))
+        trainable, frozen = plan.modules.get(part, (0, 0))
         n = parameter.numel()
-        result[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)
-    return result
+        plan.modules[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)
+    with collected(plan.problems):
+        check_metrics(config, evaluated)
+    try:
+        check_train_config(config)
+    except ConfigError as error:
+        plan.problems.append(str(error))
+        return
+    plan.cost = dry_run_step(model, config, make_batch, teacher)
+    if mean < longest:
+        model, make_batch = make(mean)
+        shorter = dry_run_step(model, config, make_batch, teacher)
+        plan.cost.flops, plan.cost.recomputed = shorter.flops, shorter.recomputed
+    fsdp, vision = config.fsdp, config.model.vision if isinstance(config, Stage2Config) else None
+    if fsdp is not None and fsdp.activation_cpu_offload:
+        plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
+    if not GPUS[config.plan_gpu].fits(plan.cost.peak):
+        ways = ['algorithms.grad_cache allows a smaller device_train_microbatch_size']
+        if fsdp is not None and not fsdp.activation_checkpointing and not (vision and vision.gradient_checkpointing):
+            ways.insert(0, 'fsdp.activation_checkpointing=true recomputes activations in the backward pass')
+        elif fsdp is None and vision is not None and not vision.gradient_checkpointing:
+            ways.insert(0, 'model.vision.gradient_checkpointing=true recomputes activations in the backward pass')
+        plan.warnings.append(f'it does not fit one {config.plan_gpu}; {", and ".join(ways)}')

@@ -1,212 +1,224 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What one training step takes of one GPU, found by running rank 0's step on tensors without content.
+"""The dry run of one training step: what it takes of one GPU, found by rank 0's step on fake tensors.
 
-Model, optimizer, sharding, loss and gradient cache are the real ones.  What is left out repeats what was run: of many
-microbatches, one runs.
+Model, optimizer, sharding, loss and GradCache are the real ones.  Of many microbatches, which are alike, one runs.
 """
 
-import dataclasses
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Optional
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from composer.core import Precision
 from composer.models import ComposerModel
+from composer.utils import dist
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import init_device_mesh
 
-from llm2clip.config import FsdpConfig
+from llm2clip.config import Stage2Config, TrainConfig
 from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.loader import pack_sides, text_sides
 from llm2clip.data.vectors import float_vectors
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.sharding import fsdp2_config, prefetch, recompute, shard
-from llm2clip.planning.pretended import Flops, Memory, NoValues, as_on_cuda, pretended_ranks, without_content
+from llm2clip.planning.fake import Meter, as_on_cuda, fill_with_fakes
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.text_encoder import shard_encoder
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.training.algorithms.self_distillation import InitialImages
+from llm2clip.training.trainer import build_optimizer
 
-__all__ = ['MeanMask', 'OnlinePlan', 'StepCost', 'StepPlan', 'rehearse_encoder', 'rehearse_step']
+__all__ = ['EncoderPlan', 'MeanMask', 'StepCost', 'dry_run_encoder', 'dry_run_step', 'image_batch', 'precision_of',
+           'target_batch', 'text_batch']
 
 Batch = dict[str, Any]
 _AUTOCAST = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
 
 
 @dataclass
-class OnlinePlan:
-    """A frozen teacher in the loop.
-
-    Attributes:
-        encoder: On the meta device, in the type in which it runs.
-        tokens: Of one caption.
-        batch_tokens: Per forward pass.
-        precision: As for `encode_tokens`.
-        sharded: Whether it is spread over the ranks.
-        captions_per_image: Of which each sample has so many.
-    """
+class EncoderPlan:
+    """How a frozen text encoder runs: on the meta device, in the type in which it computes."""
 
     encoder: TextEncoder
     tokens: int
+    """Of one caption."""
     batch_tokens: int
+    """Per forward pass."""
     precision: str
+    """As for `encode_tokens`."""
     sharded: bool = False
     captions_per_image: int = 1
 
     @property
     def captions(self) -> int:
-        """Per forward pass."""
+        """Captions per forward pass."""
         return max(1, self.batch_tokens // self.tokens)
 
-
-@dataclass
-class StepPlan:
-    """How a step is run.
-
-    Attributes:
-        ranks: GPUs.
-        device_batch: Samples per GPU.
-        microbatch: Samples per forward pass; fewer than `device_batch` with GradCache, or for a loss without negatives.
-        cached: Whether GradCache is there for a loss over more than a microbatch.
-        precision: Composer's.
-        fsdp: How the model is sharded; None, DDP.
-        ema: Whether a moving average of the weights is kept.
-        teacher: In the loop.
-        distilled: Whether a frozen copy of tower and projection sees the images first.
-    """
-
-    ranks: int
-    device_batch: int
-    microbatch: int
-    cached: bool = False
-    precision: Precision = Precision.FP32
-    fsdp: Optional[FsdpConfig] = None
-    ema: bool = False
-    teacher: Optional[OnlinePlan] = None
-    distilled: bool = False
+    def run(self) -> None:
+        """One forward pass."""
+        tokens = [Tokenized([1] * self.tokens, 0, 0)] * self.captions
+        encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded)
 
 
 @dataclass
 class StepCost:
-    """Bytes on one GPU, those of the first four as long as the training runs, and its FLOPs in a step."""
+    """Bytes on one GPU, and its FLOPs in a step."""
 
     parameters: int = 0
-    """Of the model, or its shards."""
+    """The model, or its shards."""
     optimizer: int = 0
-    """The state of the optimizer."""
     ema: int = 0
     teacher: int = 0
-    """The frozen teacher's parameters."""
     copy: int = 0
-    """Those of the frozen copy of self-distillation."""
+    """The frozen copy of self-distillation."""
     gradients: int = 0
     buckets: int = 0
     """DDP's copy of the gradients, in which they are averaged."""
     activations: int = 0
-    """What else there is when most is there."""
+    """Everything else at the peak."""
     peak: int = 0
     checkpoint: int = 0
-    """Of weights and optimizer state over all GPUs, as a checkpoint holds them."""
+    """Weights and optimizer state over all GPUs, as a checkpoint holds them."""
     flops: int = 0
     recomputed: int = 0
     """FLOPs among them that a step with more memory would not need."""
-    attention: int = 0
-    """FLOPs among them that grow with the square of the number of tokens."""
-
-    def shorten(self, share: float) -> None:
-        """FLOPs of texts that have this share of the tokens; the memory stays that of the longest."""
-        again = self.recomputed / max(1, self.flops)
-        self.attention, linear = int(self.attention * share**2), self.flops - self.attention
-        self.flops = int(linear * share) + self.attention
-        self.recomputed = int(self.flops * again)
 
 
-def rehearse_step(
-    model: ComposerModel,
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-    make_batch: Callable[[int], Batch],
-    plan: StepPlan,
+def dry_run_step(
+    model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch], teacher: Optional[EncoderPlan] = None
 ) -> StepCost:
-    """Run a training step that is not the first: the optimizer has its state, the last step's gradients are there.
+    """Run a step that is not the first: the optimizer has its state, the last step's gradients are there.
 
     Args:
         model: On the meta device; it is used up.
-        make_optimizer: Model -> optimizer over its trainable parameters.
+        config: Batch sizes, precision, optimizer, sharding and algorithms; the ranks are those of `fake_ranks`.
         make_batch: Number of samples -> batch as the loader makes it.
-        plan: How the step is run.
+        teacher: The frozen one in the loop.
     """
-    cost = StepCost()
-    initial = InitialImages(model.model) if plan.distilled else None  # pyright: ignore[reportArgumentType]
-    with ExitStack() as stack:
-        mesh = stack.enter_context(pretended_ranks(plan.ranks))
-        # Which needs numbers for its own mesh, too.
-        fsdp = None if plan.fsdp is None or mesh is None else fsdp2_config(plan.fsdp, 'cpu')
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        without_content(model)
+    cost, meter, ranks, fsdp = StepCost(), Meter(), dist.get_world_size(), config.fsdp
+    device_batch = config.global_train_batch_size // ranks
+    microbatch = config.device_train_microbatch_size or device_batch
+    distilled = isinstance(config, Stage2Config) and config.self_distillation.enabled
+    initial = InitialImages(model.model) if distilled else None  # pyright: ignore[reportArgumentType]
+    # Before the fake tensors, since a mesh needs real numbers.
+    mesh = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
+    sharding = None if fsdp is None or mesh is None else fsdp2_config(fsdp, 'cpu')
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fill_with_fakes(model)
         model.train()
-        optimizer = make_optimizer(model)
+        optimizer = build_optimizer(config, model)
         cost.checkpoint = sum(map(_bytes, model.state_dict().values()))  # of stage 1, only what is trained
         trainable = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
-        if plan.fsdp is not None and plan.fsdp.activation_checkpointing:
+        if fsdp is not None and fsdp.activation_checkpointing:
             recompute(model)
-        if plan.fsdp is not None and fsdp is not None and mesh is not None:
-            shard(model, optimizer, dataclasses.replace(fsdp, device_mesh=fsdp.device_mesh or mesh), plan.precision)
-            prefetch(model, plan.fsdp.prefetch)
-        elif plan.ranks > 1:
+        if fsdp is not None and sharding is not None:
+            sharding.device_mesh = sharding.device_mesh or mesh
+            shard(model, optimizer, sharding, precision_of(config))
+            prefetch(model, fsdp.prefetch)
+        elif ranks > 1:
             cost.buckets = trainable
-        microbatches = _on_the_host(model, make_batch(plan.device_batch), plan)
+        batch = make_batch(device_batch)
+        if 'grad_cache' in config.algorithms:
+            batch = with_rows(batch, model.feature_names)  # pyright: ignore[reportArgumentType]
+        batches = [batch, *split_columns(batch, microbatch)]
+        cost.parameters = meter.add_module(model)
+        if teacher is not None:
+            fill_with_fakes(teacher.encoder.eval().requires_grad_(False))
+            if teacher.sharded and mesh is not None:
+                shard_encoder(teacher.encoder, mesh)
+            cost.teacher = meter.add_module(teacher.encoder)
         if initial is not None:
-            without_content(initial)
-            if plan.fsdp is not None and mesh is not None:
+            fill_with_fakes(initial)
+            if sharding is not None and mesh is not None:
                 initial.shard(mesh)
-        online = None if plan.teacher is None else _teacher(plan.teacher, mesh)
-        memory = Memory(model)
-        cost.parameters = memory.current
-        if online is not None:
-            memory.add_module(online)
-            cost.teacher = memory.current - cost.parameters
-        if initial is not None:
-            memory.add_module(initial)
-            cost.copy = memory.current - cost.teacher - cost.parameters
-        with memory, as_on_cuda(), NoValues(), Flops() as flops:
+            cost.copy = meter.add_module(initial)
+        with meter, as_on_cuda():
+            before = meter.current
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-            cost.gradients = memory.current - cost.copy - cost.teacher - cost.parameters
-            before = memory.current
+            cost.gradients, before = meter.current - before, meter.current
             optimizer.step()
-            cost.optimizer = memory.current - before
+            cost.optimizer = meter.current - before
             cost.checkpoint += sum(_bytes(value) for state in optimizer.state.values() for value in state.values()
                                    if isinstance(value, torch.Tensor))
-            cost.ema = cost.parameters if plan.ema else 0
-            memory.peak = memory.current
-            if plan.teacher is not None and online is not None:
-                texts = plan.device_batch * plan.teacher.captions_per_image
-                with flops.counted(times=texts / plan.teacher.captions):
-                    _embed(online, plan.teacher)
+            meter.peak = meter.current
+            if teacher is not None:
+                with meter.counting(device_batch * teacher.captions_per_image / teacher.captions):
+                    teacher.run()
             if initial is not None:
-                _add_targets(initial, microbatches, plan, flops)
-            _step(model, optimizer, microbatches, plan, flops)
-    cost.peak = memory.peak + cost.buckets + cost.ema
-    cost.activations = memory.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy - cost.gradients
-    cost.flops, cost.recomputed, cost.attention = map(int, (flops.total, flops.again, flops.attention))
+                with _autocast(config), meter.counting(device_batch / microbatch):
+                    features = initial(batches[1]['pixel_values'].clone())
+                for part in batches:
+                    part['initial_image_features'] = features.new_zeros(len(part['index']), features.shape[1])
+            _run_step(model, optimizer, batches, config, meter)
+    cost.ema = cost.parameters if 'ema' in config.algorithms else 0
+    cost.peak = meter.peak + cost.buckets + cost.ema
+    cost.activations = meter.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy - cost.gradients
+    cost.flops, cost.recomputed = int(meter.flops), int(meter.recomputed)
     return cost
 
 
-def rehearse_encoder(plan: OnlinePlan) -> StepCost:
+def _run_step(
+    model: ComposerModel, optimizer: torch.optim.Optimizer, batches: list[Batch], config: TrainConfig, meter: Meter
+) -> None:
+    """Forward pass, backward pass and optimizer, in Composer's order, of the batch and its microbatches."""
+    batch, *microbatches = batches
+    loss: Any = model.loss
+    parts = len(batch['index']) / len(microbatches[0]['index'])
+    cached, first = None, {}
+
+    def prepare(part: Batch) -> Batch:
+        copied = float_vectors(_copied(part))
+        texts = [copied[side + 'input_ids'] for side in text_sides(copied)]
+        return pack_sides(copied, [of.shape[1] for of in texts for _ in of]) if texts else copied
+
+    def first_pass(part: Batch) -> Any:
+        """After the first microbatch, the others leave their features only."""
+        if not first:
+            with meter.counting(parts, again=True):
+                first.update(model(part))
+            return first
+        return {name: value.new_zeros(len(part['index']), *value.shape[1:]) if value.ndim > 1 else value
+                for name, value in first.items()}
+
+    if 'grad_cache' in config.algorithms and len(microbatches) > 1:
+        cached = cache_gradients(first_pass, loss, batch, microbatches, prepare, lambda: _autocast(config))
+        first.clear()
+    # Of several microbatches, the one that runs adds to the gradients of those before it.
+    optimizer.zero_grad(set_to_none=len(microbatches) == 1)
+    part = prepare(microbatches[0])
+    kept = _copied(part)  # by Composer, for metrics of the training
+    with _autocast(config), meter.counting(parts):
+        outputs = model(part)
+        total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
+    with meter.counting(parts, backward=True):
+        total.backward()
+    del outputs, total, kept
+    optimizer.step()
+
+
+def precision_of(config: TrainConfig) -> Precision:
+    """The precision of the run, on a GPU unless it says otherwise."""
+    return Precision(config.precision or ('fp32' if config.device == 'cpu' else 'amp_fp16'))
+
+
+def _autocast(config: TrainConfig) -> torch.autocast:
+    dtype = _AUTOCAST.get(precision_of(config))
+    return torch.autocast('cpu', dtype, enabled=dtype is not None)
+
+
+def dry_run_encoder(plan: EncoderPlan) -> StepCost:
     """Memory and FLOPs of one forward pass of a frozen encoder over `batch_tokens` tokens."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        encoder = _teacher(plan, None)
-        with Memory(encoder) as memory, as_on_cuda(), NoValues(), Flops() as flops:
-            weights = memory.current
-            _embed(encoder, plan)
-    return StepCost(teacher=weights, activations=memory.peak - weights, peak=memory.peak, flops=int(flops.total))
+        fill_with_fakes(plan.encoder.eval().requires_grad_(False))
+        meter = Meter()
+        weights = meter.add_module(plan.encoder)
+        with meter, as_on_cuda():
+            plan.run()
+    return StepCost(teacher=weights, activations=meter.peak - weights, peak=meter.peak, flops=int(meter.flops))
 
 
 class MeanMask(MaskedNextTokenPrediction):
@@ -221,84 +233,39 @@ class MeanMask(MaskedNextTokenPrediction):
         return F.cross_entropy(self.head(states).float(), torch.zeros(len(states), dtype=torch.long))
 
 
-def _teacher(plan: OnlinePlan, mesh: Optional[DeviceMesh]) -> TextEncoder:
-    without_content(plan.encoder)
-    plan.encoder.eval().requires_grad_(False)
-    if plan.sharded and mesh is not None:
-        shard_encoder(plan.encoder, mesh)
-    return plan.encoder
+def image_batch(
+    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False
+) -> Batch:
+    """A batch of stage 2: `n` samples with the vectors (`llm_embed_dim` > 0) and the `texts` of so many captions."""
+    shape = (n,) if captions == 1 else (n, captions)
+    batch: Batch = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
+    batch['text_id'] = torch.zeros(shape, dtype=torch.long)
+    batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
+    if llm_embed_dim:
+        batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
+    if texts:
+        batch['caption'] = ['-'] * n if captions == 1 else [['-'] * n] * captions
+    return batch
 
 
-def _embed(encoder: TextEncoder, plan: OnlinePlan) -> None:
-    """One forward pass."""
-    tokens = [Tokenized([1] * plan.tokens, 0, 0)] * plan.captions
-    encode_tokens(encoder, tokens, plan.batch_tokens, plan.precision, plan.sharded)
+def text_batch(n: int, sides: list[str], tokens: int) -> Batch:
+    """A batch of stage 1: texts of so many tokens under the prefixes of `sides`; a single one (`''`) is not pooled."""
+    batch = {'index': torch.zeros(n, dtype=torch.long)}
+    for side in sides:
+        batch[f'{side}text_id'] = torch.zeros(n, dtype=torch.long)
+        for name in ('input_ids', 'attention_mask', *(['embed_mask'] if side else [])):
+            batch[side + name] = torch.ones(n, tokens, dtype=torch.long)
+    return batch
 
 
-def _add_targets(initial: InitialImages, batches: list[Batch], plan: StepPlan, flops: Flops) -> None:
-    """What self-distillation puts into the whole batch and its parts."""
-    _, microbatch, *_ = batches
-    with _autocast(plan), flops.counted(times=plan.device_batch / plan.microbatch):
-        features = initial(microbatch['pixel_values'].clone())
-    for batch in batches:
-        batch['initial_image_features'] = features.new_zeros(len(batch['index']), features.shape[1])
-
-
-def _autocast(plan: StepPlan) -> torch.autocast:
-    dtype = _AUTOCAST.get(plan.precision)
-    return torch.autocast('cpu', dtype, enabled=dtype is not None)
-
-
-def _on_the_host(model: ComposerModel, batch: Batch, plan: StepPlan) -> list[Batch]:
-    """The microbatches, after the whole batch."""
-    if plan.cached:
-        batch = with_rows(batch, model.feature_names)  # pyright: ignore[reportArgumentType]
-    return [batch, *split_columns(batch, plan.microbatch)]
+def target_batch(n: int, llm_embed_dim: int, embed_dim: int) -> Batch:
+    """A batch of inheritance: the teacher's vectors and targets of these widths."""
+    return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
+            'text_embedding': torch.empty(n, llm_embed_dim, dtype=torch.float16), 'target': torch.empty(n, embed_dim)}
 
 
 def _copied(batch: Batch) -> Batch:
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-
-
-def _step(
-    model: ComposerModel, optimizer: torch.optim.Optimizer, batches: list[Batch], plan: StepPlan, flops: Flops
-) -> None:
-    """In the order in which Composer does it."""
-    batch, *microbatches = batches
-    loss: Any = model.loss
-    parts = plan.device_batch / plan.microbatch
-    precision = partial(_autocast, plan)
-
-    def prepare(part: Batch) -> Batch:
-        copied = float_vectors(_copied(part))
-        texts = [copied[side + 'input_ids'] for side in text_sides(copied)]
-        return pack_sides(copied, [of.shape[1] for of in texts for _ in of]) if texts else copied
-
-    cached, first = None, {}
-
-    def first_pass(part: Batch) -> Any:
-        """The microbatches are alike: after the first, each leaves its features only."""
-        if not first:
-            with flops.counted(times=parts, again=True):
-                first.update(model(part))
-            return first
-        return {name: value.new_zeros(len(part['index']), *value.shape[1:]) if value.ndim > 1 else value
-                for name, value in first.items()}
-
-    if plan.cached and len(microbatches) > 1:
-        cached = cache_gradients(first_pass, loss, batch, microbatches, prepare, precision)
-        first.clear()
-    # Of several microbatches, the one that runs adds to the gradients of those before it.
-    optimizer.zero_grad(set_to_none=len(microbatches) == 1)
-    part = prepare(microbatches[0])
-    kept = _copied(part)  # by Composer, for metrics of the training
-    with precision(), flops.counted(times=parts):
-        outputs = model(part)
-        total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
-    with flops.counted(times=parts, backward=True):
-        total.backward()
-    del outputs, total, kept
-    optimizer.step()
 
 
 def _bytes(tensor: torch.Tensor) -> int:

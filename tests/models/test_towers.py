@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 from composer.core import Precision
 from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
 from towers import HALF, SMALL, TOKEN_TOWERS, TOWERS, hf_tower, timm_tower
 from transformers import (
     CLIPConfig,
@@ -33,7 +34,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, projection_kind
 from llm2clip.models.sharding import fsdp2_config, recompute, recomputed_modules, shard, sharded_modules
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
-from llm2clip.planning.pretended import pretended_ranks
+from llm2clip.planning.fake import fake_ranks
 from llm2clip.training.optim import describe_groups, parameter_groups
 
 # What is repeated in each of them.
@@ -127,8 +128,8 @@ def test_fsdp_shards_and_recomputes_every_block(name: str) -> None:
             model = ComposerLLM2CLIP(LLM2CLIP(config, 8, load_weights=False))
         if recomputed:
             recompute(model)
-        with pretended_ranks(2) as mesh:
-            sharding = dataclasses.replace(fsdp2_config(FsdpConfig(), 'cpu'), device_mesh=mesh)
+        with fake_ranks(2):
+            sharding = dataclasses.replace(fsdp2_config(FsdpConfig(), 'cpu'), device_mesh=init_device_mesh('cpu', (2,)))
             shard(model, torch.optim.SGD(model.parameters()), sharding, Precision.FP32)
         # Wrapped for recomputation, they are still the same units, of the same names.
         assert {*sharded_modules(model)} == {

@@ -15,11 +15,9 @@ import pytest
 from llm2clip.config import ExtractConfig, InheritanceConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config
 from llm2clip.planning import step
-from llm2clip.planning.hardware import GPUS
+from llm2clip.planning.fake import fake_ranks
 from llm2clip.planning.plan import plan_extraction, plan_inheritance, plan_stage1, plan_stage2
-from llm2clip.planning.pretended import pretended_ranks
-from llm2clip.planning.recomputation import settle_recomputation
-from llm2clip.planning.summary import Plan
+from llm2clip.planning.summary import GPUS, Plan
 
 ROOT = Path(__file__).parents[2]
 PLANS: dict[str, tuple[Any, Any]] = {
@@ -67,10 +65,8 @@ def _plan(recipe: str, args: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     schema, plan = PLANS[recipe]
-    with pretended_ranks(8):
-        config = load_config(schema, [*args, 'plan_samples=15e6'])
-        settled, _, planned = settle_recomputation(config, plan, GPUS['H100'])
-        return plan(settled) if planned is None else planned
+    with fake_ranks(8):
+        return plan(load_config(schema, [*args, 'plan_samples=15e6']))
 
 
 @pytest.fixture(scope='module')
@@ -86,8 +82,8 @@ def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_model_optimizer_and_sharding_go_together(
     line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ('_step', '_embed'):
-        monkeypatch.setattr(step, name, lambda *args: None)
+    monkeypatch.setattr(step, '_run_step', lambda *args: None)
+    monkeypatch.setattr(step.EncoderPlan, 'run', lambda self: None)
     plan = _plan(line[0], [*line[1:], f'plan_llm={shallow_llm}'], monkeypatch)
     # Of another run, which comes before.
     problems = [problem for problem in plan.problems

@@ -33,9 +33,9 @@ from llm2clip.config.files import load_config
 from llm2clip.device import open_device
 from llm2clip.files import write_json
 from llm2clip.folders import OutputFolder
-from llm2clip.planning.hardware import GPUS
+from llm2clip.planning.fake import fake_ranks
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
-from llm2clip.planning.pretended import pretended_ranks
+from llm2clip.planning.summary import GPUS
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.sources import build_caption_teacher
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
@@ -147,7 +147,7 @@ class Window(Callback):
 
 def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     (warm_up, steps), data = window(name, config.device or 'gpu'), config.train_data
-    with pretended_ranks(1):
+    with fake_ranks(1):
         if isinstance(config, Stage1Config):
             config.plan_tokens = config.text_encoder.max_length  # what they really have is known afterwards
             plan: Any = plan_stage1(config)
@@ -170,7 +170,9 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     trainer.close()
     items = steps * config.global_train_batch_size
     if isinstance(config, Stage1Config):
-        plan.cost.shorten(measured.tokens / (2 * items * config.text_encoder.max_length))
+        config.plan_tokens = round(measured.tokens / (2 * items))
+        with fake_ranks(1):
+            plan = plan_stage1(config)
     waits = read_metrics(Path(config.save_folder, 'metrics.jsonl'))['time/data_wait']
     waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= warm_up)
     return summary(
@@ -200,7 +202,7 @@ def extract(config: ExtractConfig) -> Result:
     seconds, found = now() - start, memory()
     del config.datasets['warm_up']
     config.plan_tokens = round(done['tokens'] / done['captions'])
-    with pretended_ranks(1):
+    with fake_ranks(1):
         plan: Any = plan_extraction(config)
     return summary(seconds, round(plan.repeats), done['captions'], plan.cost.flops * plan.repeats, 0, done['tokens'],
                    None, plan.cost.peak, found, before=before)
