@@ -28,7 +28,7 @@ def _write(out: Path, names: Iterable[str], prefix: str = '', **options: object)
         return make_samples(8, prefix=prefix + name)
 
     parts = [Part(name, lambda dropped, name=name: samples(name)) for name in sorted(names)]
-    with mock.patch('llm2clip.data.convert.card._picture'):  # which takes longer than all the rest
+    with mock.patch('llm2clip.data.convert.writer.draw_card'):  # which takes longer than all the rest
         write_splits({'train': parts}, Dropped(), out, WriterConfig(size_limit='2kb'),
                      {'source': {'files': sorted(names)}}, **options)
 
@@ -83,7 +83,7 @@ def test_a_dataset_is_extended_only_if_that_is_asked_for_and_nothing_is_lost(bef
 
 
 def test_the_recipe_adds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr('llm2clip.data.convert.card._picture', lambda *_: None)
+    monkeypatch.setattr('llm2clip.data.convert.writer.draw_card', lambda *_: None)
 
     def prepare(*more: str) -> str:
         run_recipe(monkeypatch, 'prepare_data', 'source.name=table', f'source.files={tmp_path}/*.csv',

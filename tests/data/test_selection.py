@@ -107,7 +107,7 @@ def test_a_table_is_filtered_and_sampled(kind: str, tmp_path: Path) -> None:
         return table(f'{tmp_path}/{name}.{kind}', 'text', 'img', str(tmp_path), 'id', heldout=0.3, sample=0.7,
                      filters={'language': {'values': ['en']}, 'score': {'min': 0.1}, '__height__': {'min': 9}})
 
-    with mock.patch('llm2clip.data.convert.card._picture'):
+    with mock.patch('llm2clip.data.convert.writer.draw_card'):
         written = write_splits(*source('a'), tmp_path / 'out', WriterConfig(max_dropped=0.5))
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     sampled = {i for i in range(40) if xxhash.xxh64_intdigest(f'sample r{i}') / 2**64 < 0.7}

@@ -155,8 +155,7 @@ def _convert(
                 lines = captions[name]
                 yield Sample(name, {str(i): lines[i] if i < len(lines) else '' for i in keys}, image)
 
-    inputs = [annotations, *lists]
-    return {name: [Part(f'{start:08}', partial(samples, names[start:start + _IMAGES]), inputs=inputs)
+    return {name: [Part(f'{start:08}', partial(samples, names[start:start + _IMAGES]), [annotations, *lists])
                    for start in range(0, len(names), _IMAGES)] for name, names in written.items()}, dropped
 
 

@@ -22,7 +22,7 @@ from llm2clip.folders import inside
 
 __all__ = [
     'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_folder', 'check_split', 'hold_out', 'is_held_out',
-    'listed_captions', 'matching_files', 'one_part', 'read_image', 'sample_name', 'size_of_input',
+    'listed_captions', 'matching_files', 'one_part', 'read_image', 'sample_name',
 ]
 
 
@@ -77,15 +77,8 @@ class Part:
     """The same whenever the source is read again; its folder is called ``part-<name>``."""
     read: Callable[[Dropped], Iterable[Sample]]
     """Yields the samples and adds what it leaves out."""
-    file: Optional[str] = None
-    """What it reads, where that is one file."""
-    inputs: Sequence[str] = ()
-    """Other files that decide its samples, such as that of the captions; images are not among them."""
-
-    @property
-    def files(self) -> list[str]:
-        """All of these."""
-        return [*([] if self.file is None else [self.file]), *self.inputs]
+    files: Sequence[str] = ()
+    """That decide its samples, such as a tar or that of the captions; images are not among them."""
 
 
 Splits = dict[str, list[Part]]
@@ -93,15 +86,9 @@ HELDOUT = 'heldout'
 """Name of the split of what is held out."""
 
 
-def size_of_input(parts: Iterable[Part]) -> Optional[int]:
-    """Bytes of the files that parts read; None where they are not known."""
-    files = {part.file for part in parts}
-    return sum(os.path.getsize(file) for file in files if file) if files and None not in files else None
-
-
-def one_part(samples: Iterable[Sample], *inputs: str) -> list[Part]:
-    """A split that is small enough to be converted in one go; `inputs` as for `Part`."""
-    return [Part('all', lambda dropped: samples, inputs=inputs)]
+def one_part(samples: Iterable[Sample], *files: str) -> list[Part]:
+    """A split that is small enough to be converted in one go; `files` as for `Part`."""
+    return [Part('all', lambda dropped: samples, files)]
 
 
 def _hash(image: Union[str, bytes], seed: int) -> float:
@@ -122,12 +109,8 @@ def is_held_out(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
 
 def check_split(split: str, heldout: HeldOut) -> None:
     """Raise a ConfigError if the other split has the name of one that is held out."""
-    if split in _held_out_splits(heldout):
+    if split in (heldout if isinstance(heldout, dict) else [HELDOUT] if heldout else []):
         raise ConfigError(f'source.split: {split!r} is the name of the held-out split; give the other one another name')
-
-
-def _held_out_splits(heldout: HeldOut) -> Iterable[str]:
-    return heldout if isinstance(heldout, dict) else [HELDOUT] if heldout else []
 
 
 def hold_out(images: Iterable[str], heldout: HeldOut, seed: int, split: str = 'train') -> dict[str, list[str]]:

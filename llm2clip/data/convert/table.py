@@ -37,7 +37,8 @@ from llm2clip.data.convert.samples import (
 from llm2clip.data.convert.selection import IMAGE_FIELDS, Filters, SampleShare, Selection
 from llm2clip.files import reading
 
-__all__ = ['Captions', 'Columns', 'huggingface', 'is_csv', 'is_key', 'is_list', 'read_schema', 'table']
+__all__ = ['Captions', 'Columns', 'check_column', 'check_key', 'huggingface', 'is_csv', 'is_list', 'read_schema',
+           'table']
 
 # Of a Hugging Face dataset, in one part.
 _ROWS = 10_000
@@ -95,12 +96,12 @@ class Columns:
         for path, schema in tables.items():
             for name in (*(column for _, column in named), *selection.columns,
                          *(name for name in (image, sample_id) if name)):
-                if name not in schema.names:
-                    raise ConfigError(f'{path} has no column {name!r}; it has {", ".join(schema.names)}')
-                if schema.names.count(name) > 1:
-                    raise ConfigError(f'{path} has two columns {name!r}, expected different names')
+                check_column(schema, name, path)
             if image is not None:
-                _check_images(schema, image, path)
+                kind = schema.field(image).type
+                is_struct = pyarrow.types.is_struct(kind) and any(field.name in ('bytes', 'path') for field in kind)
+                if not _is_text(kind) and not is_struct and not re.match('(large_|fixed_size_)?binary', str(kind)):
+                    raise ConfigError(f'{path}: column {image!r} holds {kind}, expected encoded images or paths')
         keys: dict[str, list[str]] = {}
         for key, column in named:
             kinds = {is_list(schema, column, path) for path, schema in tables.items()}
@@ -188,17 +189,19 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     return str(kind) in ('string', 'large_string', 'string_view', 'null')
 
 
-def is_key(kind: pyarrow.DataType) -> bool:
-    """Whether values of a type can be keys: texts, or whole numbers."""
-    return _is_text(kind) or pyarrow.types.is_integer(kind)
+def check_column(schema: pyarrow.Schema, column: str, path: str) -> None:
+    """Raise a ConfigError unless a table has a column, once."""
+    if column not in schema.names:
+        raise ConfigError(f'{path} has no column {column!r}; it has {", ".join(schema.names)}')
+    if schema.names.count(column) > 1:
+        raise ConfigError(f'{path} has two columns {column!r}, expected different names')
 
 
-def _check_images(schema: pyarrow.Schema, column: str, path: str) -> None:
-    """Raise a ConfigError unless a column can hold images."""
+def check_key(schema: pyarrow.Schema, column: str, path: str) -> None:
+    """Raise a ConfigError unless a column's values can be keys: texts, or whole numbers."""
     kind = schema.field(column).type
-    is_struct = pyarrow.types.is_struct(kind) and any(field.name in ('bytes', 'path') for field in kind)
-    if not _is_text(kind) and not is_struct and not re.match('(large_|fixed_size_)?binary', str(kind)):
-        raise ConfigError(f'{path}: column {column!r} holds {kind}, expected encoded images or paths')
+    if not _is_text(kind) and not pyarrow.types.is_integer(kind):
+        raise ConfigError(f'{path}: column {column!r} holds {kind}, expected texts or whole numbers')
 
 
 def table(
@@ -246,7 +249,7 @@ def table(
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
         return columns.samples(_rows(path, columns.names()), Path(path).name, dropped, heldout, seed, held_out)
 
-    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), path) for path in paths]
+    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), [path]) for path in paths]
             for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
 
 
