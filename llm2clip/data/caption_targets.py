@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer.core import DataSpec
 
 from llm2clip.config import ConfigError, ImageStreamConfig, InheritanceDataConfig
 from llm2clip.data.captions import draw
-from llm2clip.data.image_embeddings import caption_embedding, one_storage, stored_vectors
+from llm2clip.data.image_embeddings import caption_embedding, one_storage
 from llm2clip.data.loader import SeededDataset, build_loader, stream_arguments
 from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, check_dataset, embedding_column, read_columns
-from llm2clip.data.streams.paired_sidecars import PairedSidecars
+from llm2clip.data.streams.paired_stream import PairedSidecars
 from llm2clip.data.vectors import float_vectors, stored_vector, vectors_of
 
 __all__ = ['CaptionTargetDataset', 'build_target_loader', 'target_stream', 'target_streams']
@@ -40,9 +39,7 @@ class CaptionTargetDataset(SeededDataset):
     ) -> None:
         super().__init__(streams, **kwargs)
         self.mixes, self.train = caption_mixes, train
-        stored = stored_vectors(self)
-        self.as_stored = one_storage(stored)
-        self.largest = {'text_embedding': torch.empty(1, max(sum(map(len, vectors)) for vectors in stored))}
+        self.as_stored = one_storage(self)
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample: Any = super().__getitem__(at)

@@ -132,7 +132,7 @@ def main() -> None:
             config = ImageStreamConfig(local=str(folder / local),
                                        embeddings={'teacher': DatasetConfig(local=str(folder / sidecar))})
             stream = paired_stream('s', config, [], KEYS, 'bench', online, keep_open=True)
-            return TrainImageDataset([stream], [dict.fromkeys(KEYS, 1)], transform, SIZE, pixels_needed(SIZE, 0.9),
+            return TrainImageDataset([stream], [dict.fromkeys(KEYS, 1)], transform, pixels_needed(SIZE, 0.9),
                                      **OPTIONS)
 
         datasets = {'joined': dataset('images/train'), 'alone': dataset('alone', online=True),

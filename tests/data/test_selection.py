@@ -17,8 +17,7 @@ from parts import picture
 from PIL import Image
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert.samples import Dropped, is_held_out
-from llm2clip.data.convert.selection import Selection
+from llm2clip.data.convert.samples import Dropped, Selection, is_held_out
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.images import decode_image, image_size

@@ -20,8 +20,11 @@ from llm2clip.data.convert.caption_tables import CaptionTables, open_tables
 from llm2clip.data.convert.samples import (
     HELDOUT,
     Dropped,
+    Filters,
     Part,
     Sample,
+    SampleShare,
+    Selection,
     Splits,
     check_split,
     is_held_out,
@@ -29,7 +32,6 @@ from llm2clip.data.convert.samples import (
     matching_files,
     sample_name,
 )
-from llm2clip.data.convert.selection import Filters, SampleShare, Selection
 from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.files import FileError, parse_json, read_json, reading
 
@@ -91,7 +93,7 @@ def webdataset(
             raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(given)} are')
     else:
         assert tables and table_key and image_key and index
-        join = open_tables(index, tables, table_key, list(captions.values()), selection.columns), image_key
+        join = open_tables(index, tables, table_key, list(captions.values()), list(selection.columns)), image_key
         dropped.tables = Counter(join[0].counts)
     wanted = {*IMAGES, 'json', *{'txt'}.intersection([*captions.values(), *selection.columns, id_field, image_key])}
 

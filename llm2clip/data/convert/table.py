@@ -22,9 +22,13 @@ from llm2clip.config.ranges import FolderName, HeldOutShare, Seed, Text
 from llm2clip.data.caption_files import normal_path, read_csv, read_header
 from llm2clip.data.convert.samples import (
     HELDOUT,
+    IMAGE_FIELDS,
     Dropped,
+    Filters,
     Part,
     Sample,
+    SampleShare,
+    Selection,
     Splits,
     check_folder,
     check_split,
@@ -34,7 +38,6 @@ from llm2clip.data.convert.samples import (
     read_image,
     sample_name,
 )
-from llm2clip.data.convert.selection import IMAGE_FIELDS, Filters, SampleShare, Selection
 from llm2clip.files import reading
 
 __all__ = ['Captions', 'Columns', 'check_column', 'check_key', 'huggingface', 'is_csv', 'is_list', 'read_schema',
@@ -90,7 +93,7 @@ class Columns:
         if images is not None:
             check_folder(images)
         selection = selection or Selection()
-        if selection.reads_images and image is None:
+        if selection.by_image and image is None:
             raise ConfigError(f'source.filters: {", ".join(IMAGE_FIELDS)} need images, expected an image_column')
         named = [('', captions)] if isinstance(captions, str) else list(captions.items())
         for path, schema in tables.items():
