@@ -125,7 +125,6 @@ def test_the_recipe_adds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_fingerprint_is_found_among_the_beginnings_of_a_dataset(before: Path, grown: Path) -> None:
     old, new = read_index(before / 'train'), read_index(grown / 'train')
-    # As earlier versions computed it, so that their sidecars stay valid.
     plain = xxhash.xxh64(json.dumps([(s['samples'], s['raw_data']) for s in old['shards']], sort_keys=True)).hexdigest()
     assert dataset_fingerprint(old) == plain
     assert first_shards(new, plain) == len(old['shards']) == first_shards(old, plain)
@@ -177,5 +176,3 @@ def test_a_state_of_other_data_is_refused(before: Path, grown: Path, tmp_path: P
         datasets[grown].load_state_dict(state)
     with pytest.raises(ConfigError, match='as many samples, but not the same'):
         datasets[tmp_path / 'other'].load_state_dict(state)
-    del state['data']  # of an earlier version
-    datasets[grown].load_state_dict(state)
