@@ -120,7 +120,7 @@ def test_the_dataset_is_the_same_as_if_the_captions_were_in_the_tars(
     assert _write(source, tmp_path / 'out') == {'train': TARS * EACH}
     assert _shards(tmp_path / 'out') == expected
     assert json.loads((tmp_path / 'out/dataset.json').read_text())['tables'] == {
-        'rows': 12, 'without_key': 0, 'repeated': 0, 'with_image': 10, 'without_image': 2, 'images_without_row': 0}
+        'rows': 12, 'without_key': 0, 'repeated': 0}
     assert {path.name for path in (tmp_path / 'index').iterdir()} == {
         'MANIFEST', 'index.json', 'captions.duckdb'}
 
@@ -142,15 +142,9 @@ def test_every_image_and_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert card['filtered'] == {'filter language': 1, 'filter score: no value': 1, 'filter __width__': 1}
     assert card['read'] == TARS * EACH == sum(card['samples'].values()) + sum(card['dropped'].values()) + \
         sum(card['filtered'].values())
-    # 9 of 10 images have a row, and those of 10, 11 and 12 are dead links.
-    assert card['tables'] == {'rows': 15, 'without_key': 1, 'repeated': 2, 'with_image': 9, 'without_image': 3,
-                              'images_without_row': 1}
+    assert card['tables'] == {'rows': 15, 'without_key': 1, 'repeated': 2}
     found = {int(row['sample_id']): row['caption.raw'] for row in read_samples(tmp_path / 'out/train')}
     assert found == {i: _captions(i)['raw_caption'] for i in (0, 3, 8, 9)}, 'the first row of a key counts'
-    (tmp_path / 'out/dataset.json').unlink()
-    (tmp_path / 'out/train/part-00001/joined.npy').unlink()
-    with pytest.raises(FileError, match=r"part-00001/joined\.npy: cannot be read .*its images' rows; remove"):
-        write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=0.5))
 
 
 def test_captions_of_the_tars_and_of_tables_go_together(tmp_path: Path) -> None:
@@ -204,7 +198,7 @@ def test_what_is_killed_goes_on_and_several_processes_build_one_index(tars: str,
     assert _write(source(), tmp_path / 'other', max_dropped=1) == {'train': TARS * EACH - 1}
     assert (tmp_path / 'index/captions.duckdb').stat().st_mtime_ns == built
     card = json.loads((tmp_path / 'other/dataset.json').read_text())
-    assert card['dropped_ids'] == {'no caption': ['000000003']} and card['tables']['with_image'] == 10
+    assert card['dropped_ids'] == {'no caption': ['000000003']}
     (tmp_path / 'c.csv').write_text((tmp_path / 'c.csv').read_text().replace('raw 1,', 'another,'))
     with pytest.raises(ConfigError, match=r'source\.index: .* was built from other tables'):
         source()
@@ -224,7 +218,7 @@ def test_of_several_rows_with_a_key_the_first_counts(tmp_path: Path) -> None:
     assert tables.counts == {'rows': 200_000, 'without_key': 0, 'repeated': 200_000 - len(first)}
     wanted = range(0, 60_000, 977)
     assert tables.find([str(k) for k in wanted]) == {
-        str(k): (first[k], {'text': f'{k} of row {first[k]}'}) for k in wanted if k in first}
+        str(k): {'text': f'{k} of row {first[k]}'} for k in wanted if k in first}
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
@@ -236,7 +230,7 @@ def test_columns_are_told_apart_by_case_and_never_come_from_a_path(suffix: str, 
         _write_csv(path, rows)
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    assert _open(path.parent, 'key', ['caption']).find(['k', 'no']) == {'k': (0, {'caption': 'right'})}
+    assert _open(path.parent, 'key', ['caption']).find(['k', 'no']) == {'k': {'caption': 'right'}}
 
 
 HEADER = 'url,raw_caption,longSV_captions\n'
@@ -274,7 +268,7 @@ def test_what_cannot_be_joined_is_named(
 
 def test_an_index_that_does_not_fit_or_is_damaged_is_named(tmp_path: Path) -> None:
     _write_csv(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(4)])
-    assert _open(tmp_path).find([_url(3), 'no']) == {_url(3): (3, {'raw_caption': None})}
+    assert _open(tmp_path).find([_url(3), 'no']) == {_url(3): {'raw_caption': None}}
     with pytest.raises(ConfigError, match=r'source\.index: .* was built from other columns .*index\.json has them'):
         _open(tmp_path, captions=['longSV_captions'])
     caption_tables._connected.cache_clear()

@@ -39,13 +39,13 @@ class CaptionTables(NamedTuple):
     counts: dict[str, int]
     """How many ``rows`` there are, and how many of them are ``without_key`` or ``repeated``: with an earlier row's."""
 
-    def find(self, keys: Sequence[str]) -> dict[str, tuple[int, dict[str, Any]]]:
-        """Key -> number of the first row that has it, exactly as it stands there, and column -> value of that row."""
+    def find(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Key, exactly as it stands in the tables -> the first row that has it, column -> value."""
         with reading(self.database, 'an index of captions; remove its folder to build it again'):
             found = _connected(self.database, os.getpid()).execute(
-                'SELECT k.key, number, row FROM (SELECT unnest($keys) AS key) AS k JOIN keys ON keys.hash = '
+                'SELECT k.key, row FROM (SELECT unnest($keys) AS key) AS k JOIN keys ON keys.hash = '
                 'md5_number(k.key) JOIN rows ON rows.rowid = number', {'keys': list(keys)}).fetchall()
-        return {key: (i, dict(zip(self.columns, parse_json(row, self.database, list)))) for key, i, row in found}
+        return {key: dict(zip(self.columns, parse_json(row, self.database, list))) for key, row in found}
 
 
 @functools.cache

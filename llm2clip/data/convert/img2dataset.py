@@ -129,7 +129,6 @@ def _samples(
 ) -> Iterator[Sample]:
     """The samples of a tar for which `is_here`, joined with tables by the field of their key."""
     count, records = 0, tar_samples(path, wanted=wanted)
-    dropped.joined = None if join is None else []
     while batch := list(islice(records, 1 if join is None else _BATCH)):
         count += len(batch)
         here = [sample for record in batch if is_here((sample := _read(path, record, id_field))[0])]
@@ -137,9 +136,7 @@ def _samples(
                       for _, fields, image, where in here]
         rows = {} if join is None else join[0].find(table_keys)
         for (sample_id, fields, image, where), table_key in zip(here, table_keys):
-            number, row = rows.get(table_key, (-1, None))
-            if dropped.joined is not None and image is not None:
-                dropped.joined.append(number)
+            row = rows.get(table_key)
             if selection.samples_out(sample_id, dropped):
                 continue
             if image is None:

@@ -27,14 +27,11 @@ from llm2clip.engine import Work
 from llm2clip.files import FileError, read_json, reading
 from llm2clip.folders import OutputFolder, complete_folder, locked
 
-__all__ = ['IDS_FILE', 'JOINED_FILE', 'PART_FILE', 'PartJob', 'check_inputs', 'check_options', 'covers',
-           'deciding_options', 'input_identity', 'left_out_ids', 'part_array', 'read_record', 'writing']
+__all__ = ['PART_FILE', 'PartJob', 'check_inputs', 'check_options', 'covers',
+           'deciding_options', 'input_identity', 'left_out_ids', 'part_ids', 'read_record', 'writing']
 
 PART_FILE = 'part.json'
-IDS_FILE = 'ids.npy'
-"""Hashes of the ids of a part's samples."""
-JOINED_FILE = 'joined.npy'
-"""`Dropped.joined` of a part."""
+_IDS = 'ids.npy'
 _RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'left_out': list, 'captions': dict,
            'shards': list}
 # Bytes; the content of larger input files, and of tars, is not compared.
@@ -155,16 +152,16 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
     return None
 
 
-def part_array(out: OutputFolder, folder: str, name: str, kind: type, expected: str) -> np.ndarray:
-    """One of the arrays that were written beside a part's shards, or a FileError."""
-    out.fetch(f'{folder}/{name}')
-    path = out.local / folder / name
-    expected = f'{expected}; remove {path.parent} to convert that part again'
+def part_ids(out: OutputFolder, folder: str, count: Optional[int] = None) -> np.ndarray:
+    """Hashes of the ids of a part's samples, of which there are so many if that is known, or a FileError."""
+    out.fetch(f'{folder}/{_IDS}')
+    path = out.local / folder / _IDS
+    expected = f'the ids of {"all" if count is None else count} samples; remove {path.parent} to convert it again'
     with reading(path, expected):
-        array = np.load(path, allow_pickle=False)
-    if array.ndim != 1 or array.dtype != kind:
-        raise FileError(f'{path}: holds {array.dtype} values of shape {array.shape}, expected {expected}')
-    return array
+        ids = np.load(path, allow_pickle=False)
+    if ids.ndim != 1 or ids.dtype != np.uint64 or count not in (None, len(ids)):
+        raise FileError(f'{path}: holds {ids.dtype} values of shape {ids.shape}, expected {expected}')
+    return ids
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,13 +214,9 @@ def _write_part(job: PartJob, alone: bool) -> int:
             index = out / INDEX
             shards = read_json(index, dict)['shards']
             index.unlink()
-        arrays: dict[str, np.ndarray] = {IDS_FILE: np.array(ids, dtype=np.uint64)}
-        if dropped.joined is not None:
-            arrays[JOINED_FILE] = np.array(dropped.joined, dtype=np.int64)
-        for name, array in arrays.items():
-            np.save(out / name, array)
+        np.save(out / _IDS, np.array(ids, dtype=np.uint64))
     job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
-    job.out.publish(*(f'{job.folder}/{name}' for name in arrays))
+    job.out.publish(f'{job.folder}/{_IDS}')
     record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
               'left_out': dropped.left_out, 'captions': vars(counts), 'shards': shards}
     job.out.commit(f'{job.folder}/{PART_FILE}', json.dumps(record))

@@ -64,8 +64,6 @@ class Dropped:
     """Of tables whose captions images elsewhere get: ``rows``, and of these those ``without_key`` and ``repeated``."""
     left_out: list[str] = field(default_factory=list)
     """Ids that `leave_out` names, which are counted in `filtered` too."""
-    joined: Optional[list[int]] = None
-    """For each image of a part the number of its row in those tables, from 0, or -1 if it has none."""
 
     def add(self, reason: str, sample_id: str) -> None:
         self.reasons.setdefault(reason, []).append(sample_id)

@@ -24,8 +24,6 @@ from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.convert.card import CaptionCounts, draw_card
 from llm2clip.data.convert.parts import (
-    IDS_FILE,
-    JOINED_FILE,
     PART_FILE,
     PartJob,
     check_inputs,
@@ -34,7 +32,7 @@ from llm2clip.data.convert.parts import (
     deciding_options,
     input_identity,
     left_out_ids,
-    part_array,
+    part_ids,
     read_record,
     writing,
 )
@@ -104,7 +102,7 @@ def write_splits(
                               'expected those that the dataset was written from, and more')
         for folder in there[split] if config.leave_out is not None else ():
             hashes = [xxhash.xxh64_intdigest(name) for name in left_out_ids(str(config.leave_out))]
-            if n := int(np.isin(_part_ids(out, split, folder), np.array(hashes, np.uint64)).sum()):
+            if n := int(np.isin(part_ids(out, f'{split}/{folder}'), np.array(hashes, np.uint64)).sum()):
                 raise ConfigError(f'leave_out: {config.leave_out} names {n:,} of the samples in '
                                   f'{out.local / split / folder}, which is kept as it is; remove that folder to '
                                   'convert it again')
@@ -181,15 +179,15 @@ def _finish(
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: {filtered})')
         _check_shards(out, split, parts)
-    parts_of = [(split, folder) for split, parts in records.items() for folder in parts]
-    ids = [_part_ids(out, split, folder, records[split][folder]['samples']) for split, folder in parts_of]
-    values, counts = np.unique(np.concatenate(ids), return_counts=True)
+    ids = {f'{split}/{folder}': part_ids(out, f'{split}/{folder}', record['samples'])
+           for split, parts in records.items() for folder, record in parts.items()}
+    values, counts = np.unique(np.concatenate([*ids.values()]), return_counts=True)
     if (twice := values[counts > 1]).size:
-        where = [f'{split}/{folder}' for (split, folder), part in zip(parts_of, ids) if np.isin(twice[0], part)]
+        where = [folder for folder, of_part in ids.items() if np.isin(twice[0], of_part)]
         raise ValueError(f'{twice.size} sample ids occur in more than one part, one of them in {" and ".join(where)}')
     card = {**about, 'read': sum(written.values()) + len(left_out) + sum(filtered.values()), 'samples': written,
             'dropped': left_out.counts(), 'filtered': filtered,
-            **({'tables': _joined_counts(out, records, dropped.tables)} if dropped.tables else {}),
+            **({'tables': dropped.tables} if dropped.tables else {}),
             'dropped_ids': {reason: ids[:_NAMED] for reason, ids in left_out.reasons.items()},
             'captions': {split: found.summary() for split, found in captions.items()},
             'captions_per_sample': {split: dict(sorted(found.per_sample.items())) for split, found in captions.items()}}
@@ -224,32 +222,6 @@ def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, A
     for folder, names in columns.items():
         if names != columns[first]:
             raise ValueError(f'{folder} of split {split!r} has columns {names}, but {first} has {columns[first]}')
-
-
-def _part_ids(out: OutputFolder, split: str, folder: str, count: Optional[int] = None) -> np.ndarray:
-    """Hashes of the ids of a part's samples, of which there are so many if that is known."""
-    expected = f'the ids of {"all" if count is None else count} samples'
-    ids = part_array(out, f'{split}/{folder}', IDS_FILE, np.uint64, expected)
-    if count not in (None, len(ids)):
-        raise FileError(f'{out.local / split / folder / IDS_FILE}: holds {len(ids)} values, expected {expected}')
-    return ids
-
-
-def _joined_counts(out: OutputFolder, records: Records, tables: Mapping[str, int]) -> dict[str, int]:
-    """Where the rows of the tables went whose captions the images have, and how many images have none of them."""
-    used = np.zeros(tables['rows'], dtype=bool)
-    without = 0
-    for split, parts in records.items():
-        for folder in parts:
-            rows = part_array(out, f'{split}/{folder}', JOINED_FILE, np.int64, "the numbers of its images' rows")
-            if rows.size and rows.max() >= used.size:
-                raise FileError(f'{out.local / split / folder}: was written with other tables, expected those of the '
-                                'other parts; remove it to convert that part again')
-            without += int((rows < 0).sum())
-            used[rows[rows >= 0]] = True
-    with_image = int(used.sum())
-    return {**tables, 'with_image': with_image, 'images_without_row': without,
-            'without_image': tables['rows'] - tables['without_key'] - tables['repeated'] - with_image}
 
 
 def _parts_of_index(out: OutputFolder, split: str) -> list[str]:
