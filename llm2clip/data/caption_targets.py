@@ -104,24 +104,18 @@ def target_stream(name: str, stream: ImageStreamConfig, config: InheritanceDataC
         if sidecar.remote is None and not Path(sidecar.local, 'index.json').is_file():
             raise ConfigError(f'{key}.streams.{name}.embeddings.{teacher}.local: there is no sidecar in '
                               f'{sidecar.local}')
-    mix = _mix(stream, config, key)
+    configured = config.caption_mix if stream.caption_mix is None else stream.caption_mix
+    if not configured and stream.remote is not None:
+        raise ConfigError(f'{key}.caption_mix: expected caption keys, since the sidecar {stream.remote} is in a '
+                          'remote, and which ones it has is not known yet')
+    mix = {caption: weight for caption, weight in configured.items() if weight} if configured else {
+        name.removeprefix(EMBEDDING): 1.0 for name in read_columns(stream.local) if name.startswith(EMBEDDING)}
     columns = [embedding_column(caption) for caption in mix]
     for sidecar in (stream, *stream.embeddings.values()):
         if sidecar.remote is None:
             check_dataset(sidecar.local, [SAMPLE_ID, *columns])
     return PairedSidecars(sidecars=[(sidecar.local, sidecar.remote) for sidecar in stream.embeddings.values()],
                           embedding_columns=columns, keep_open=keep_open, **stream_arguments(name, stream, key)), mix
-
-
-def _mix(stream: ImageStreamConfig, config: InheritanceDataConfig, key: str) -> dict[str, float]:
-    configured = config.caption_mix if stream.caption_mix is None else stream.caption_mix
-    if configured:
-        return {caption: weight for caption, weight in configured.items() if weight}
-    if stream.remote is not None:
-        raise ConfigError(f'{key}.caption_mix: expected caption keys, since the sidecar {stream.remote} is in a '
-                          'remote, and which ones it has is not known yet')
-    columns = read_columns(stream.local)
-    return {name.removeprefix(EMBEDDING): 1.0 for name in columns if name.startswith(EMBEDDING)}
 
 
 def build_target_loader(

@@ -327,15 +327,11 @@ def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     texts = {name: torch.cat([F.pad(batch[side + name], (0, longest - batch[side + name].shape[1])) for side in sides])
              for name in names if name != _MASK}
     padded = {side + name for side in sides for name in names}
-    return {**{name: value for name, value in batch.items() if name not in padded},
-            **{name: _pinned(value) for name, value in pack(texts, lengths).items()}}
-
-
-def _pinned(value: Any) -> Any:
-    """The copy of a tensor from which one to the GPU is asynchronous."""
-    if not isinstance(value, torch.Tensor) or not torch.cuda.is_initialized():
-        return value
-    return torch.empty_like(value, pin_memory=True).copy_(value)
+    packed = pack(texts, lengths)
+    if torch.cuda.is_initialized():  # of pinned memory, copies to the GPU are asynchronous
+        packed = {name: torch.empty_like(value, pin_memory=True).copy_(value) if isinstance(value, torch.Tensor)
+                  else value for name, value in packed.items()}
+    return {**{name: value for name, value in batch.items() if name not in padded}, **packed}
 
 
 def text_sides(batch: dict[str, Any]) -> list[str]:

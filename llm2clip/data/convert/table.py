@@ -161,13 +161,10 @@ class Columns:
                     continue
             if image is not None and self.selection.filters_image_out(image, sample_id, dropped):
                 continue
-            yield Sample(sample_id, self._texts(row, where), image)
-
-    def _texts(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
-        texts: dict[str, str] = {}
-        for column, keys in self.captions.items():
-            texts |= listed_captions(row[column], keys, f'{where}: {column!r}')
-        return texts
+            texts: dict[str, str] = {}
+            for column, keys in self.captions.items():
+                texts |= listed_captions(row[column], keys, f'{where}: {column!r}')
+            yield Sample(sample_id, texts, image)
 
 
 def _longest_list(lists: Any) -> int:
@@ -319,8 +316,35 @@ def huggingface(
     """
     check_split(split, heldout)
     selection = Selection(filters, sample, sample_seed)
-    rows = _load(path, config, split)
-    images, also = (images, ()) if images is not None or _is_saved(path) else _folders(path)
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError('the huggingface source needs the package datasets: pip install "llm2clip[datasets]"') \
+            from None
+    is_folder, is_saved = Path(path).is_dir(), any(Path(path, name).is_file()
+                                                   for name in ('dataset_dict.json', 'state.json'))
+    # Other names are those of the library's readers, which would take any files of the working directory.
+    if not is_folder and path.count('/') != 1:
+        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
+                          'called owner/dataset')
+    there = 'a' if is_folder else 'no'
+    with reading(f'source.path: {path}', f'{_DATASET} (there is {there} folder {Path(path).absolute()})'):
+        rows: Any = datasets.load_from_disk(path) if is_saved else datasets.load_dataset(path, config, split=split)
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
+        rows = rows[split]
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    also: tuple[str, ...] = ()
+    if images is None and not is_saved:
+        # Where the library puts images that a dataset names.
+        from datasets import config as cache
+        from huggingface_hub.constants import HF_HUB_CACHE
+        images = path if is_folder else str(cache.HF_CACHE_HOME)
+        also = (*map(str, (cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH)),
+                HF_HUB_CACHE)
     columns = Columns.choose(
         captions, {path: rows.features.arrow_schema},
         lambda column: max((_longest_list(batch.column(0)) for batch in
@@ -335,41 +359,3 @@ def huggingface(
 
     return {name: [Part(f'{start:08}', partial(read, start, name == HELDOUT)) for start in range(0, len(rows), _ROWS)]
             for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
-
-
-def _is_saved(path: str) -> bool:
-    """Whether `save_to_disk` wrote a folder."""
-    return any(Path(path, name).is_file() for name in ('dataset_dict.json', 'state.json'))
-
-
-def _folders(path: str) -> tuple[str, tuple[str, ...]]:
-    """Where the images are that a dataset which was not saved may name, and where the library puts them."""
-    from datasets import config
-    from huggingface_hub.constants import HF_HUB_CACHE
-    caches = (config.HF_CACHE_HOME, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
-    return path if Path(path).is_dir() else str(config.HF_CACHE_HOME), tuple(map(str, caches))
-
-
-def _load(path: str, config: Optional[str], split: str) -> Any:
-    """The rows of a split, images as they are stored."""
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError('the huggingface source needs the package datasets: pip install "llm2clip[datasets]"') \
-            from None
-    # Other names are those of the library's readers, which would take any files of the working directory.
-    if not Path(path).is_dir() and path.count('/') != 1:
-        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
-                          'called owner/dataset')
-    there = 'a' if Path(path).is_dir() else 'no'
-    with reading(f'source.path: {path}', f'{_DATASET} (there is {there} folder {Path(path).absolute()})'):
-        rows: Any = datasets.load_from_disk(path) if _is_saved(path) else \
-            datasets.load_dataset(path, config, split=split)
-    if isinstance(rows, datasets.DatasetDict):
-        if split not in rows:
-            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
-        rows = rows[split]
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
