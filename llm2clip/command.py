@@ -32,7 +32,6 @@ from tqdm import tqdm
 from llm2clip.bfloat16 import warn_of_slow_bfloat16
 from llm2clip.config import (
     ConfigError,
-    DuplicatesConfig,
     ExportConfig,
     ExportTeacherConfig,
     ExportVisionConfig,
@@ -59,8 +58,7 @@ signal.signal(signal.SIGINT, _interrupt)
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
-_ONE_PROCESS = (DuplicatesConfig, ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig,
-                ReportConfig)
+_ONE_PROCESS = (ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig, ReportConfig)
 _OPEN_FILES = 256
 """That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever.  More
 are allowed where the system does, since Streaming keeps two open per epoch and checkpoint of a run that was resumed.

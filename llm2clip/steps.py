@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 from llm2clip.config import (
-    DuplicatesConfig,
     EvaluateConfig,
     ExportConfig,
     ExportTeacherConfig,
@@ -36,8 +35,7 @@ _RECIPES = {
     PrepareConfig: 'prepare_data', Stage1Config: 'train_stage1', ExtractConfig: 'extract_embeddings',
     InheritanceConfig: 'train_inheritance', Stage2Config: 'train_stage2', EvaluateConfig: 'evaluate',
     ExportConfig: 'export_hf', ExportVisionConfig: 'export_vision', ExportTeacherConfig: 'export_sentence_transformers',
-    ImportConfig: 'import_official', ReportConfig: 'report', SearchConfig: 'search',
-    DuplicatesConfig: 'find_duplicates'}
+    ImportConfig: 'import_official', ReportConfig: 'report', SearchConfig: 'search'}
 
 
 def step_folder(config: Any) -> Optional[str]:
@@ -45,7 +43,7 @@ def step_folder(config: Any) -> Optional[str]:
     if isinstance(config, TrainConfig):
         return config.save_folder
     if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, ExportConfig, ExportTeacherConfig,
-                           ImportConfig, DuplicatesConfig)):
+                           ImportConfig)):
         return config.out
     return None
 
@@ -101,7 +99,7 @@ def goes_on(config: Any) -> str:
         return 'there is no checkpoint yet, the same command begins from the beginning' if batch is None else \
             f'the same command goes on from batch {batch}'
     indexing = isinstance(config, SearchConfig) and config.images is not None
-    if indexing or isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, DuplicatesConfig)):
+    if indexing or isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig)):
         return 'the same command goes on with what is missing'
     return ''
 

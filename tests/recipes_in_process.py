@@ -36,7 +36,6 @@ REQUIRED = {
     'export_sentence_transformers': ['teacher=t', 'out=o'],
     'export_vision': ['run=r', 'out=o'],
     'extract_embeddings': ['out=o', 'datasets.d.local=d', 'teacher=t'],
-    'find_duplicates': ['out=o', 'datasets.d.local=d'],
     'import_official': ['out=o', 'teacher=t'],
     'prepare_data': ['out=o', 'source.name=emoji'],
     'report': ['results=r', 'out=o', 'steps.a=b'],

@@ -20,7 +20,6 @@ from recipes_in_process import run_recipe
 
 from llm2clip.config import (
     BenchmarksConfig,
-    DuplicatesConfig,
     EvaluateConfig,
     ExportConfig,
     ExportTeacherConfig,
@@ -49,8 +48,7 @@ ROOT = Path(__file__).parents[1]
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,
            'train_stage2': Stage2Config, 'evaluate': EvaluateConfig, 'export_hf': ExportConfig,
            'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig,
-           'import_official': ImportConfig, 'train_inheritance': InheritanceConfig,
-           'find_duplicates': DuplicatesConfig}
+           'import_official': ImportConfig, 'train_inheritance': InheritanceConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 RAY = ['yamls/cluster/kuberay.yaml', 'yamls/cluster/skypilot_ray.yaml']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *RAY})
@@ -144,9 +142,6 @@ def _folders(config: Any) -> tuple[set[str], set[str]]:
                         if sidecar.remote is None and (name in teachers or not teachers)}
             return {config.save_folder}, _datasets(config) | sidecars | {
                 *filter(None, [config.teacher, config.initial_weights, config.initial_adapter])}
-        case DuplicatesConfig():
-            sources = {benchmark.source.get('local') for benchmark in config.retrieval.values()}
-            return {config.out}, {*filter(None, sources), *(dataset.local for dataset in config.datasets.values())}
         case EvaluateConfig():
             sources = {benchmark.source.get('local') for benchmark in config.retrieval.values()}
             models = {folder for model in config.models.values() for folder in (model.run, model.export, model.teacher)}

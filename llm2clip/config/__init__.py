@@ -24,7 +24,6 @@ from llm2clip.config.evaluate import (
     CompositionConfig,
     CRAConfig,
     CurveConfig,
-    DuplicatesConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
     LinearProbeConfig,
@@ -64,7 +63,7 @@ from llm2clip.config.training import (
 
 __all__ = [
     'AdapterConfig', 'BenchmarksConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig',
-    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig', 'DuplicatesConfig',
+    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig',
     'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig',
     'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
     'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',

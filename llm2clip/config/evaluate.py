@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`evaluate`, `report` and `find_duplicates`."""
+"""`evaluate` and `report`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Optional
@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Optional
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import TextEncoderConfig, VisionConfig
 from llm2clip.config.ranges import (
     AccuracyMetric,
@@ -17,7 +16,6 @@ from llm2clip.config.ranges import (
     ConfigError,
     Count,
     DeviceName,
-    FolderName,
     Natural,
     PaperAblation,
     Positive,
@@ -31,7 +29,7 @@ from llm2clip.config.ranges import (
 from llm2clip.config.teacher import TeacherConfig
 
 __all__ = [
-    'BenchmarksConfig', 'CRAConfig', 'CompositionConfig', 'CurveConfig', 'DuplicatesConfig', 'EvaluateConfig',
+    'BenchmarksConfig', 'CRAConfig', 'CompositionConfig', 'CurveConfig', 'EvaluateConfig',
     'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig',
     'ZeroshotConfig',
 ]
@@ -197,9 +195,6 @@ class EvaluateConfig(BenchmarksConfig):
     """Folder that receives `results.json`, `results.md` and `report.html`."""
     cache: Text = '${out}/text_embeddings'
     """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
-    duplicates: Optional[Text] = None
-    """The `duplicates.json` that `find_duplicates` wrote: beside the numbers stands how many images of each set have a
-    near-copy in the training data."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
     curve: Optional[CurveConfig] = None
@@ -251,36 +246,6 @@ class EvaluateConfig(BenchmarksConfig):
                     raise ConfigError(f'averages.{name}: {benchmark!r}, expected one of {", ".join(known)}')
             if len(kinds := {benchmark.partition('.')[0] for benchmark in benchmarks}) > 1:
                 raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(sorted(kinds))}, expected one kind')
-
-
-@dataclass
-class DuplicatesConfig(BenchmarksConfig):
-    """Images of training data that are near-copies of each other, or of an evaluation set's images."""
-
-    datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
-    """Name -> MDS dataset of images for training."""
-    out: Text = MISSING
-    """Folder that receives `duplicates.json`, `report.html` and `leave_out/<dataset>.json`; below it, hashes and
-    features are kept for the next time."""
-    max_distance: Annotated[int, Field(ge=0, le=80)] = 56
-    """Most bits of 256 in which the hashes of two near-copies differ: the lower, the fewer others are taken for copies;
-    the report shows the pairs that are the most doubtful."""
-    parts: bool = True
-    """Compare parts of images, too, by which crops are found; without them, comparing takes a fiftieth of the time,
-    which counts from millions of images on."""
-    model: Optional[EvaluatedModelConfig] = None
-    """A model whose image features are compared as well.  Every image is compared with every other."""
-    min_cosine: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Least cosine between the features of two near-copies, which depends on the model."""
-    shown: Natural = 24
-    """Pairs that the report shows of the training data, and of each evaluation set."""
-    batch_size: Count = 64
-    """Images per forward pass of `model`."""
-    num_workers: Natural = 2
-    """Processes, each of which hashes a shard of its own, threads that compare hashes, and processes that read and
-    decode images for `model`."""
-    device: Optional[DeviceName] = None
-    """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
 
 @dataclass

@@ -39,7 +39,7 @@ class WriterConfig:
     require_any_caption: list[Text] = field(default_factory=list)
     """Leave out samples that have no caption of any of these keys, such as those of the training's `caption_mix`."""
     leave_out: Optional[Text] = None
-    """JSON file with a list of ids of samples that are left out, such as `find_duplicates` writes."""
+    """JSON file with a list of ids of samples that are left out, such as near-copies that another tool found."""
     image_max_side: Optional[Count] = None
     """Longest side in pixels: larger images are made smaller and saved as JPEG.  Unset: every image keeps its bytes."""
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95

@@ -15,7 +15,6 @@ from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError
 from llm2clip.data.captions import draw_pair, text_id
 from llm2clip.data.loader import Another, all_caption_keys, build_text_loader
 from llm2clip.data.schema import caption_column
-from llm2clip.remote_code.text_encoder_llm2clip import Tokenized
 
 __all__ = ['build_caption_pair_loader', 'pairs_of_streams', 'with_two_captions']
 
@@ -75,11 +74,7 @@ def build_caption_pair_loader(
                 batch[f'{side}_text_id'] = torch.tensor([sample[f'{side}_text_id'] for sample in samples])
         return batch
 
-    negative = any(pair.has_negative for pairs in pairs_of for pair in pairs)
-    sides = ('query', 'positive', *(['negative'] if negative else []))
-    text = Tokenized([0] * tokenizer.max_length, 0, 0)
-    longest = {name: value for side in sides for name, value in ((side, text), (f'{side}_text_id', 0))}
-    return build_text_loader(make, collate, longest, columns, config, global_batch_size, seed, train, key,
+    return build_text_loader(make, collate, columns, config, global_batch_size, seed, train, key,
                              batching_method='per_stream' if train else 'random')
 
 

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer.core import DataSpec
 
 from llm2clip.config import ConfigError, ImageStreamConfig, InheritanceDataConfig
 from llm2clip.data.captions import draw
-from llm2clip.data.image_embeddings import caption_embedding, one_storage, stored_vectors
+from llm2clip.data.image_embeddings import caption_embedding, one_storage
 from llm2clip.data.loader import SeededDataset, build_loader, stream_arguments
 from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, check_dataset, embedding_column, read_columns
-from llm2clip.data.streams.paired_sidecars import PairedSidecars
+from llm2clip.data.streams.paired_stream import PairedSidecars
 from llm2clip.data.vectors import float_vectors, stored_vector, vectors_of
 
 __all__ = ['CaptionTargetDataset', 'build_target_loader', 'target_stream', 'target_streams']
@@ -40,9 +39,7 @@ class CaptionTargetDataset(SeededDataset):
     ) -> None:
         super().__init__(streams, **kwargs)
         self.mixes, self.train = caption_mixes, train
-        stored = stored_vectors(self)
-        self.as_stored = one_storage(stored)
-        self.largest = {'text_embedding': torch.empty(1, max(sum(map(len, vectors)) for vectors in stored))}
+        self.as_stored = one_storage(self)
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample: Any = super().__getitem__(at)
@@ -107,24 +104,18 @@ def target_stream(name: str, stream: ImageStreamConfig, config: InheritanceDataC
         if sidecar.remote is None and not Path(sidecar.local, 'index.json').is_file():
             raise ConfigError(f'{key}.streams.{name}.embeddings.{teacher}.local: there is no sidecar in '
                               f'{sidecar.local}')
-    mix = _mix(stream, config, key)
+    configured = config.caption_mix if stream.caption_mix is None else stream.caption_mix
+    if not configured and stream.remote is not None:
+        raise ConfigError(f'{key}.caption_mix: expected caption keys, since the sidecar {stream.remote} is in a '
+                          'remote, and which ones it has is not known yet')
+    mix = {caption: weight for caption, weight in configured.items() if weight} if configured else {
+        name.removeprefix(EMBEDDING): 1.0 for name in read_columns(stream.local) if name.startswith(EMBEDDING)}
     columns = [embedding_column(caption) for caption in mix]
     for sidecar in (stream, *stream.embeddings.values()):
         if sidecar.remote is None:
             check_dataset(sidecar.local, [SAMPLE_ID, *columns])
     return PairedSidecars(sidecars=[(sidecar.local, sidecar.remote) for sidecar in stream.embeddings.values()],
                           embedding_columns=columns, keep_open=keep_open, **stream_arguments(name, stream, key)), mix
-
-
-def _mix(stream: ImageStreamConfig, config: InheritanceDataConfig, key: str) -> dict[str, float]:
-    configured = config.caption_mix if stream.caption_mix is None else stream.caption_mix
-    if configured:
-        return {caption: weight for caption, weight in configured.items() if weight}
-    if stream.remote is not None:
-        raise ConfigError(f'{key}.caption_mix: expected caption keys, since the sidecar {stream.remote} is in a '
-                          'remote, and which ones it has is not known yet')
-    columns = read_columns(stream.local)
-    return {name.removeprefix(EMBEDDING): 1.0 for name in columns if name.startswith(EMBEDDING)}
 
 
 def build_target_loader(

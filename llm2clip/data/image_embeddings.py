@@ -16,13 +16,13 @@ from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import SeededDataset, all_caption_keys, build_loader, stream_arguments
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, check_dataset, embedding_column
-from llm2clip.data.streams.paired_stream import PairedStream, columns_of
+from llm2clip.data.streams.paired_stream import PairedReader, PairedStream, columns_of
 from llm2clip.data.transforms import pixels_needed, seeded, train_transform
 from llm2clip.data.vectors import concatenate, float_vectors, stored_vector, vectors_of
 
 __all__ = [
     'EvalImageDataset', 'TrainImageDataset', 'build_image_loader', 'caption_embedding', 'one_storage', 'paired_stream',
-    'split_columns', 'stored_vectors', 'stream_mix',
+    'split_columns', 'stream_mix',
 ]
 
 
@@ -36,7 +36,6 @@ class TrainImageDataset(SeededDataset):
         streams: Paired streams.
         caption_mixes: Caption key -> weight, for each stream.
         transform: Random transform, pixels in uint8 -> those of the tower's size.
-        image_size: Side of the square that it gives.
         pixels_needed: Shortest side that it needs; larger images may be decoded at a fraction of their size.
         captions_per_image: How many are drawn.
         captions: Deliver the captions beside their embeddings.
@@ -48,7 +47,6 @@ class TrainImageDataset(SeededDataset):
         streams: Sequence[PairedStream],
         caption_mixes: Sequence[Mapping[str, float]],
         transform: Any,
-        image_size: int,
         pixels_needed: Optional[int] = None,
         captions_per_image: int = 1,
         captions: bool = False,
@@ -56,12 +54,8 @@ class TrainImageDataset(SeededDataset):
     ) -> None:
         super().__init__(streams, **kwargs)
         self.pixels_needed, self.captions = pixels_needed, captions
-        stored = stored_vectors(self)
-        self.as_stored = one_storage(stored)
+        self.as_stored = one_storage(self)
         self.captions_per_image = captions_per_image
-        several = captions_per_image if captions_per_image > 1 else None
-        self.largest = {**_largest(stored, image_size, several),
-                        'sample_seed': torch.empty(1, dtype=torch.long, device='meta')}
         self.mixes = caption_mixes
         self.transform = transform
 
@@ -105,9 +99,7 @@ class EvalImageDataset(SeededDataset):
         **kwargs: Any,
     ) -> None:
         super().__init__(streams, **kwargs)
-        stored = stored_vectors(self)
-        self.as_stored = one_storage(stored)
-        self.largest = _largest(stored, image_size, len(caption_keys))
+        self.as_stored = one_storage(self)
         self.keys = list(caption_keys)
         self.image_size, self.captions = image_size, captions
 
@@ -156,43 +148,15 @@ def _stacked(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name, values in columns.items()}
 
 
-def stored_vectors(dataset: StreamingDataset) -> list[list[torch.Tensor]]:
-    """Of each stream: a vector ``(D,)`` of each of its sidecars, without data and in the type that it is stored in."""
-    vectors = []
-    for stream_id, stream in enumerate(dataset.streams):
-        assert isinstance(stream, PairedStream)
-        shard = dataset.shards[dataset.shard_offset_per_stream[stream_id]]
-        kinds = [next(kind for kind in columns_of(sidecar).values() if kind.startswith('ndarray')).split(':')
-                 for sidecar in shard.sidecars]
-        vectors.append([torch.empty(int(dim), dtype=getattr(torch, kind), device='meta') for _, kind, dim in kinds])
-    return vectors
-
-
-def one_storage(stored: Sequence[Sequence[torch.Tensor]]) -> bool:
+def one_storage(dataset: StreamingDataset) -> bool:
     """Whether each stream has one sidecar, and all of them store vectors the same way."""
-    return all(len(vectors) == 1 for vectors in stored) and len({vectors[0].dtype for vectors in stored}) == 1
-
-
-def _largest(
-    stored: Sequence[Sequence[torch.Tensor]], image_size: int, captions: Optional[int] = None
-) -> dict[str, torch.Tensor]:
-    """A batch of one sample, without data.
-
-    Args:
-        stored: From `stored_vectors`.
-        image_size: Side of the square that the vision tower sees.
-        captions: Per sample, if not a single one is drawn.
-    """
-    texts = (1,) if captions is None else (1, captions)
-    result = {'pixel_values': torch.empty(1, 3, image_size, image_size, dtype=torch.uint8),
-              'index': torch.empty(1, dtype=torch.long), 'text_id': torch.empty(texts, dtype=torch.long)}
-    if any(stored):
-        dim = max(sum(map(len, vectors)) for vectors in stored)
-        kind = stored[0][0].dtype if one_storage(stored) else torch.float32
-        result['text_embedding'] = torch.empty(*texts, dim, dtype=kind)
-        if kind == torch.int8:
-            result['text_embedding_scale'] = torch.empty(texts)
-    return {name: value.to('meta') for name, value in result.items()}
+    kinds = set()
+    for first in dataset.shard_offset_per_stream:
+        shard = dataset.shards[first]
+        assert isinstance(shard, PairedReader)
+        kinds.add(tuple(next(kind for kind in columns_of(sidecar).values() if kind.startswith('ndarray')).split(':')[1]
+                        for sidecar in shard.sidecars))
+    return len(kinds) == 1 and len(kinds.pop()) == 1
 
 
 def paired_stream(
@@ -283,7 +247,7 @@ def build_image_loader(
             transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale,
                                         config.horizontal_flip)
             needed = pixels_needed(image_size, config.crop_scale[0])
-            return TrainImageDataset(streams, mixes, transform, image_size, needed, config.captions_per_image,
+            return TrainImageDataset(streams, mixes, transform, needed, config.captions_per_image,
                                      captions, seed=seed, **kwargs)
         return EvalImageDataset(streams, keys, image_size, captions, seed=seed, **kwargs)
 

@@ -21,7 +21,6 @@ from streaming import StreamingDataLoader, StreamingDataset
 from llm2clip.config import CaptionDataConfig, ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID, caption_keys, check_dataset, read_columns
-from llm2clip.data.shared_memory import shared_memory, warn_if_short
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.remote_code.text_encoder_llm2clip import pack
@@ -44,9 +43,6 @@ MakeText = Callable[[dict[str, Any], int, int, Another], dict[str, Any]]
 class SeededDataset(SafeDataset):
     """A dataset whose samples know the epoch they are seen in.
 
-    Attributes:
-        largest: A batch of one sample, as large as they come; its tensors may be without data.
-
     Args:
         streams: The streams.
         seed: Seed of everything random about a sample.
@@ -56,7 +52,6 @@ class SeededDataset(SafeDataset):
     def __init__(self, streams: Sequence[VerifiedStream], seed: int, **kwargs: Any) -> None:
         super().__init__(streams=streams, **kwargs)
         self.seed = seed
-        self.largest: Mapping[str, Any] = {}
 
     @property
     def epoch(self) -> int:
@@ -71,9 +66,9 @@ class SeededDataset(SafeDataset):
         """As Streaming's, which would go on at the same place of another order.
 
         Raises:
-            ConfigError: The state is of other data; states of earlier versions do not say of which they are.
+            ConfigError: The state is of other data.
         """
-        then, now = obj.get('data', self._data()), self._data()
+        then, now = obj['data'], self._data()
         if then != now:
             change = 'as many samples, but not the same' if then['samples'] == now['samples'] else (
                 f'{then["samples"]:,} samples in {then["shards"]:,} shards then, {now["samples"]:,} in '
@@ -104,16 +99,12 @@ class TextDataset(SeededDataset):
     Args:
         streams: Caption, text or image datasets.
         make: Gives what goes into a batch, besides a sample's position and its id.
-        largest: As for `SeededDataset`.
         **kwargs: Passed to SeededDataset.
     """
 
-    def __init__(
-        self, streams: Sequence[VerifiedStream], make: MakeText, largest: Mapping[str, Any], **kwargs: Any,
-    ) -> None:
+    def __init__(self, streams: Sequence[VerifiedStream], make: MakeText, **kwargs: Any) -> None:
         super().__init__(streams, **kwargs)
         self.make = make
-        self.largest = largest
 
     def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
@@ -241,12 +232,6 @@ def build_loader(
                               f'repeat it, or leave it out by {key}.streams.{name}=null')
     # Composer has begun to use the GPU before any loader is made.
     pinned = torch.cuda.is_initialized()
-    if dist.get_local_rank() == 0:
-        largest = {name: value.expand(batch_size, *value.shape[1:]) for name, value in dataset.largest.items()
-                   if isinstance(value, torch.Tensor)}
-        needed = shared_memory(largest, config.num_workers, ranks=dist.get_local_world_size(),
-                               epoch_samples=dataset.epoch_size, pinned=pinned)
-        warn_if_short(needed, config.num_workers, key)
     loader = StreamingDataLoader(
         dataset,
         batch_size=batch_size,
@@ -284,7 +269,6 @@ def _end_with_rank(rank: int, worker: int) -> None:
 def build_text_loader(
     make: MakeText,
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    longest: dict[str, Any],
     columns: Sequence[Sequence[str]],
     config: CaptionDataConfig,
     global_batch_size: int,
@@ -298,7 +282,6 @@ def build_text_loader(
     Args:
         make: As for `TextDataset`.
         collate: What it made -> batch, besides positions and ids.
-        longest: What `make` gives at most.
         columns: The columns that are read from each stream.
         config: Streams, order and workers.
         global_batch_size: Samples per step over all ranks.
@@ -318,9 +301,8 @@ def build_text_loader(
         return {'index': torch.tensor([sample['index'] for sample in samples]),
                 'sample_id': [sample['sample_id'] for sample in samples], **collate(samples)}
 
-    largest = collate_all([{'index': 0, 'sample_id': '', **longest}])
     return build_loader(
-        lambda **kwargs: TextDataset(streams, make, largest, seed=seed, **kwargs), config, config.streams,
+        lambda **kwargs: TextDataset(streams, make, seed=seed, **kwargs), config, config.streams,
         global_batch_size, train, key, collate_all, batching_method, split_batch=split_packed if train else None,
         get_num_tokens_in_batch=count_tokens)
 
@@ -345,15 +327,11 @@ def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     texts = {name: torch.cat([F.pad(batch[side + name], (0, longest - batch[side + name].shape[1])) for side in sides])
              for name in names if name != _MASK}
     padded = {side + name for side in sides for name in names}
-    return {**{name: value for name, value in batch.items() if name not in padded},
-            **{name: _pinned(value) for name, value in pack(texts, lengths).items()}}
-
-
-def _pinned(value: Any) -> Any:
-    """The copy of a tensor from which one to the GPU is asynchronous."""
-    if not isinstance(value, torch.Tensor) or not torch.cuda.is_initialized():
-        return value
-    return torch.empty_like(value, pin_memory=True).copy_(value)
+    packed = pack(texts, lengths)
+    if torch.cuda.is_initialized():  # of pinned memory, copies to the GPU are asynchronous
+        packed = {name: torch.empty_like(value, pin_memory=True).copy_(value) if isinstance(value, torch.Tensor)
+                  else value for name, value in packed.items()}
+    return {**{name: value for name, value in batch.items() if name not in padded}, **packed}
 
 
 def text_sides(batch: dict[str, Any]) -> list[str]:

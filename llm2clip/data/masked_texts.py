@@ -14,7 +14,6 @@ from llm2clip.config import CaptionDataConfig, ConfigError, MNTPConfig
 from llm2clip.data.captions import draw_caption
 from llm2clip.data.loader import Another, build_text_loader
 from llm2clip.data.schema import SAMPLE_ID, caption_column
-from llm2clip.remote_code.text_encoder_llm2clip import Tokenized
 
 __all__ = ['build_masked_text_loader', 'mask_tokens', 'texts_of_streams']
 
@@ -103,6 +102,4 @@ def build_masked_text_loader(
         return {'input_ids': batch['input_ids'], 'attention_mask': batch['attention_mask'], 'labels': labels,
                 'cut': torch.tensor([sample['text'].cut for sample in samples])}
 
-    ids = [0] * tokenizer.max_length
-    longest = {'text': Tokenized(ids, 0, 0), 'labels': ids}
-    return build_text_loader(make, collate, longest, columns, config, global_batch_size, seed, True, key)
+    return build_text_loader(make, collate, columns, config, global_batch_size, seed, True, key)

@@ -27,7 +27,7 @@ __all__ = [
     'CAPTION', 'EMBEDDING', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'SCALE', 'TEACHER_FILE', 'caption_column',
     'caption_keys', 'check_columns', 'check_dataset', 'check_shard', 'dataset_fingerprint', 'embedding_column',
     'embedding_dim', 'file_damage', 'first_shards', 'parse_index', 'read_columns', 'read_index',
-    'read_samples', 'scale_column', 'shard_fingerprint', 'whole_shard',
+    'read_samples', 'scale_column', 'whole_shard',
 ]
 
 SAMPLE_ID = 'sample_id'
@@ -229,11 +229,6 @@ def first_shards(index: dict[str, Any], fingerprint: Any) -> Optional[int]:
         fingerprint: `dataset_fingerprint` of the other one.
     """
     return next((n for n, found in enumerate(_fingerprints(index), 1) if found == fingerprint), None)
-
-
-def shard_fingerprint(shard: dict[str, Any]) -> str:
-    """`dataset_fingerprint` of a dataset of this shard alone."""
-    return dataset_fingerprint({'shards': [shard]})
 
 
 def _fingerprints(index: dict[str, Any]) -> Iterator[str]:

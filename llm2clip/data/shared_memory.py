@@ -4,14 +4,12 @@
 """How much of a node's shared memory a loader fills: workers put batches there, and one of them an epoch's order."""
 
 import mmap
-import shutil
-import warnings
 from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
 
-__all__ = ['batch_bytes', 'shared_memory', 'warn_if_short']
+__all__ = ['batch_bytes', 'shared_memory']
 
 
 def batch_bytes(batch: Mapping[str, Any]) -> int:
@@ -41,22 +39,3 @@ def shared_memory(
     """
     batches = num_workers * (prefetch_factor or 2) + (0 if pinned or not num_workers else 2)
     return ranks * batches * batch_bytes(batch) + 8 * epoch_samples
-
-
-def warn_if_short(needed: int, num_workers: int, key: str) -> None:
-    """Warn if ``/dev/shm`` has less room than the workers may fill, since a full one kills them by a bus error.
-
-    Args:
-        needed: As `shared_memory` gives it.
-        num_workers: Of each rank.
-        key: Where the loader stands in the configuration.
-    """
-    try:
-        free = shutil.disk_usage('/dev/shm').free
-    except FileNotFoundError:  # no Linux
-        return
-    if needed > free:
-        warnings.warn(
-            f'{key}.num_workers: at {num_workers}, workers may fill {needed / 2**30:.1f} GiB of this node\'s /dev/shm, '
-            f'of which {free / 2**30:.1f} GiB are free, and a full one kills them with a bus error. Lower {key}.'
-            'num_workers or the batch size, or give /dev/shm more room (in Docker, --shm-size)', stacklevel=2)

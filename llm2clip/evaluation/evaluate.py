@@ -22,7 +22,6 @@ from llm2clip.evaluation.comparison import Comparisons, Found
 from llm2clip.evaluation.composition import composition_metrics
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.curve import curve_points
-from llm2clip.evaluation.duplicates import near_copies_of_sets
 from llm2clip.evaluation.features import EvaluationSet, ImageFeatures, finite
 from llm2clip.evaluation.gallery import make_gallery
 from llm2clip.evaluation.linear_probe import check_probe_labels, linear_probe, sgd_probe
@@ -93,13 +92,6 @@ class Evaluation:
                        for name, benchmark in config.linear_probe.items()}
         self.composition = {name: build_composition_set(benchmark.source, f'composition.{name}.source')
                             for name, benchmark in config.composition.items()}
-        if config.duplicates is not None:
-            sets: dict[str, dict[str, EvaluationSet]] = {
-                'retrieval': {**self.retrieval}, 'composition': {**self.composition},
-                'zeroshot': {name: one.dataset for name, one in self.zeroshot.items()},
-                'linear_probe': {name: test for name, (_, test) in self.probes.items()}}
-            self.results['near_copies'] = near_copies_of_sets(config.duplicates, {
-                f'{kind}.{name}': dataset for kind in _KINDS for name, dataset in sets[kind].items()})
         for name, (train, test) in self.probes.items():
             if train.classes != test.classes:
                 raise ConfigError(f'linear_probe.{name}: the classes of train and test differ: '

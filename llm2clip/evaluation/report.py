@@ -27,8 +27,6 @@ The numbers of a pipeline stand beside its report, in one `results.json`.
   `llm2clip.evaluation.classification.zeroshot_metrics` and `accuracy_metrics` return.
 - ``composition``: as ``stage2``, of the sets whose texts are much alike, if the evaluation has any: what
   `llm2clip.evaluation.composition.composition_metrics` returns.
-- ``near_copies``: kind and name of a set, such as ``retrieval.coco`` -> its ``n_images``, and how many of them have
-  ``near_copies`` in the training data, if the evaluation names what `find_duplicates` wrote.
 - ``missing``: what has no numbers yet, if the evaluation did not come to its end.
 
 Other models of the evaluation are in the `results.json` that `evaluate` wrote.
@@ -52,7 +50,6 @@ from llm2clip.evaluation.tables import (
     cra_tables,
     curve_tables,
     measure,
-    near_copy_tables,
     partial_note,
     query_length_tables,
     retrieval_tables,
@@ -153,8 +150,6 @@ def report_parts(
           for content in composition_tables(results)),
         *(section(content.title, 'The mean of several sets, each of which counts the same.', table(content))
           for content in average_tables(results)),
-        *(section(content.title, 'How many of the images of each set, by which models are tested, are nearly the same '
-                  'as one that they may have learned from.', table(content)) for content in near_copy_tables(results)),
         *_comparisons(results), _curve(results), _claims(claims),
         *(_gallery(name, gallery) for name, gallery in galleries.items()),
         *(section(f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
@@ -310,8 +305,7 @@ def summarize(results: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[
                'seconds': dict(seconds)}
     others = {kind: _first_model(results[kind]) for kind in ('zeroshot', 'linear_probe', 'composition')
               if results.get(kind)}
-    also = {key: results[key] for key in ('near_copies', 'missing') if key in results}
-    return {**summary, **others, **also}
+    return {**summary, **others, **({'missing': results['missing']} if 'missing' in results else {})}
 
 
 def _first_model(sets: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from llm2clip.evaluation.paper import Reported, reported_accuracy, reported_aver
 
 __all__ = [
     'Table', 'accuracy_tables', 'average_tables', 'comparison_tables', 'composition_tables', 'cra_tables',
-    'curve_tables', 'markdown', 'measure', 'near_copy_tables', 'partial_note', 'query_length_tables', 'result_tables',
-    'retrieval_tables',
+    'curve_tables', 'markdown', 'measure', 'partial_note', 'query_length_tables', 'result_tables', 'retrieval_tables',
 ]
 
 _MEASURES = {
@@ -263,20 +262,11 @@ def cra_tables(results: Mapping[str, Any]) -> list[Table]:
                   counts + narrow + _source(reported))]
 
 
-def near_copy_tables(results: Mapping[str, Any]) -> list[Table]:
-    """The table of near-copies of a `results.json`, if near-copies were looked for."""
-    rows = [[name, f'{found["n_images"]:,}', f'{found["near_copies"]:,}',
-             f'{100 * found["near_copies"] / found["n_images"]:.1f} %'] for name, found in
-            results.get('near_copies', {}).items()]
-    return [Table('Near-copies in the training data', ['set', 'images', 'with a near-copy', 'share'], rows,
-                  'as find_duplicates found them; sets that are not here were not searched')] if rows else []
-
-
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table of a `results.json`."""
     return [*retrieval_tables(results), *query_length_tables(results), *accuracy_tables(results),
             *composition_tables(results), *average_tables(results), *comparison_tables(results).values(),
-            *curve_tables(results), *cra_tables(results), *near_copy_tables(results)]
+            *curve_tables(results), *cra_tables(results)]
 
 
 def partial_note(results: Mapping[str, Any]) -> str:

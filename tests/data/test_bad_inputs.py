@@ -6,13 +6,11 @@
 A case is a name, what is written, and what the message says, as a regular expression.
 """
 
-import gzip
 import io
 import json
 import os
 import shutil
 import tarfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -22,14 +20,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from parts import make_samples, picture, write_dataset
-from recipes_in_process import run_recipe
 from streaming import MDSWriter
 
 from llm2clip.config import ConfigError, DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
 from llm2clip.data.convert.table import Columns
 from llm2clip.data.convert.writer import is_written, write_splits
-from llm2clip.data.schema import check_shard, read_index, read_samples
+from llm2clip.data.schema import read_index, read_samples
 from llm2clip.data.streams.paired_stream import PairedStream
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.files import FileError
@@ -75,41 +72,27 @@ def _numbered(cases: Sequence[Sequence[Any]]) -> list[str]:
 CAPTION_FILES: list[tuple[str, Union[str, bytes], str]] = [
     ('c.csv', f'{HEADER}../secret.png,x\n', r"c\.csv: the path '\.\./secret\.png' leads to .*secret.png, expected one"),
     ('c.csv', f'{HEADER}out.png,x\n', "the path 'out.png' leads to .*/secret.png, expected one inside photos"),
-    ('c.csv', f'{HEADER}up/secret.png,x\n', "the path 'up/secret.png' leads to"),
     ('c.csv', f'{HEADER}/etc/hostname,x\n', "the path '/etc/hostname' leads to /etc/hostname, expected one inside"),
     ('c.csv', f'{HEADER}a.png,x\na.png,"one\nb.png,two\n',
      r'c\.csv:3: .*expected a row in which every quote that is op'),
-    ('c.csv', f'{HEADER}a.png,"one" two\n', r'c\.csv:2: .*expected a row in which every quote'),
     ('c.csv', HEADER + 'a.png,"' + 'x' * 140_000 + '"\n', r'c\.csv:2: .*field limit .*expected a row'),
     ('c.csv', 'image,caption,caption\na.png,x,y\n', r"c\.csv:1: has two columns 'caption', expected different names"),
     ('c.csv', f'{HEADER}a.png,x,y\n', r'c\.csv:2: has 3 values, expected 2, one per column of image, caption'),
     ('c.csv', HEADER.encode() + b'a.png,x\na.png,caf\xe9\n', r'c\.csv:3: has the byte 0xe9, expected a text in UTF-8'),
-    ('c.csv', HEADER.encode() + b'a.png,\xed\xa0\x80\n', r'c\.csv:2: has the byte 0xed, expected a text in UTF-8'),
     ('c.csv', f'{HEADER}a.png,x\n'.encode('utf-16'), r'c\.csv:1: has a NUL character, expected a text in UTF-8'),
     ('c.csv', f'{HEADER}a.png,x\0y\n', r'c\.csv:2: has a NUL character'),
-    ('c.csv', gzip.compress(HEADER.encode()), r'c\.csv:1: has .*, expected a text in UTF-8'),
-    ('c.csv', picture(0), r'c\.csv:1: has the byte 0x89, expected a text'),
     ('c.csv', '', r'c\.csv has no rows'),
     ('c.csv', 'image;caption\na.png;x\n', r"c\.csv:2 has no 'image'; it has image;caption"),
-    ('c.tsv', 'image\tcaption\na.png\t"x\n', r'c\.tsv:2: .*expected a row in which every quote'),
     ('c.jsonl', b'{"image": "a.png", "caption": "x"}\n{"image": "a.png", "caption": "\xe9"}\n',
      r'c\.jsonl:2: has the by'),
     ('c.jsonl', '{"image": "a.png", "caption": "x"}\n[1]\n', r"c\.jsonl:2: expected an object with 'image', found"),
     ('c.jsonl', '{\n "image": "a.png"\n}\n', r'c\.jsonl:1: cannot be read .*, expected JSON'),
     ('c.json', '[{"image": "a.png", "caption": 3}]', r"c\.json, value 0: 'caption' is '3', expected a text"),
-    ('c.json', '[{"image": "a.png", "caption": true}]', r"'caption' is 'True', expected a text"),
-    ('c.json', '[{"image": "a.png", "caption": {"en": "x"}}]', r"'caption' is .*, expected a text"),
-    ('c.json', '[{"image": "a.png", "caption": [{"en": "x"}]}]', r"'caption' is .*, expected a text"),
     ('c.json', '[{"image": 5, "caption": "x"}]', r"value 0: 'image' is '5', expected a text"),
     ('c.json', '[{"image": "a.png", "caption": "\\ud800"}]',
      r"'caption': has the half character U\+D800, expected a text"),
     ('c.json', '[{"image": "a\\u0000.png", "caption": "x"}]', r"'image': has a NUL character"),
-    ('c.json', '[{"image": "up/secret.png", "caption": "x"}]', r"c\.json: the path 'up/secret\.png' leads to"),
-    ('c.json', '[{"image": "a.png", "caption": "x"}', r'c\.json: cannot be read .*, expected JSON'),
     ('c.json', '[' * 100_000, r'c\.json: cannot be read .*, expected JSON'),
-    ('c.json', f'[{{"n": {"9" * 5000}}}]', r'c\.json: cannot be read .*, expected JSON'),
-    ('c.json', '[{"image": "a.png", "caption": "é"}]'.encode('latin-1'),
-     r'c\.json: cannot be read .*utf-8.*expected JSON'),
     ('c.json', json.dumps({f'{i}.png': ['x'] for i in range(60)}),
      r"has no 'image'; it has 0.png, .*7.png and 52 more$"),
 ]
@@ -133,35 +116,20 @@ def test_links_inside_and_a_link_that_is_the_folder_are_fine() -> None:
 ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     *(('image_folder', {'split': split}, 'source.split: .*, expected the name of a folder')
       for split in ('../x', 'a/b', '', '.x', '..', 'a\0b', 'a\nb', 'x' * 300)),
-    *(('image_folder', {'split': split}, 'source.split: .*, expected string') for split in (5, None)),
     *((source, {'split': '../x'}, r"source.split: '\.\./x'") for source in ('table', 'huggingface', 'webdataset')),
     *(('image_folder', {'heldout': heldout}, 'source.heldout: .*, expected (a share|at least|a? ?finite|number)')
       for heldout in (-5, 1.5, float('nan'), float('inf'), '3', True, None, [])),
-    *(('table', {'heldout': heldout}, 'source.heldout: .*, expected (at least 0|less than 1)')
-      for heldout in (-0.1, 1, float('nan'))),
-    ('text_pairs', {'heldout_share': -1}, 'source.heldout_share: -1, expected at least 0'),
     *(('image_folder', {'seed': seed}, 'source.seed: .*, expected (at least 0|less than 4294967296|integer)')
       for seed in (-1, 1.5, 2**64, '3')),
-    ('wikipedia_summaries', {'seed': -1}, 'source.seed: -1'),
-    ('emoji', {'image_size': 0}, 'source.image_size: 0, expected at least 1'),
-    ('emoji', {'unseen_share': 1}, 'source.unseen_share: 1, expected less than 1'),
-    ('emoji', {'language_concepts': -1}, 'source.language_concepts: -1'),
-    ('plain_text', {'min_characters': -1}, 'source.min_characters: -1, expected at least 0'),
-    ('plain_text', {'files': 5}, 'source.files: 5, expected string or'),
     ('plain_text', {'files': [5]}, r'source.files: .*5, expected string'),
     ('webdataset', {'captions': {'': 'x'}}, "source.captions: '', expected at least 1 character"),
     *((source, {'images': 5}, 'source.images: 5, expected string') for source in ('flickr8k', 'flickr30k', 'coco')),
-    ('coco', {'merge_restval': 'no'}, "source.merge_restval: 'no', expected boolean"),
-    ('flickr8k', {'splits': 'train'}, "source.splits: 'train', expected list"),
     ('flickr8k', {'annotations': 't.token.txt', 'split': 'train', 'images': 'photos'},
      "the path 'out.png' leads to .*/secret.png, exp"),
-    ('table', {'captions': ['t']}, 'source.captions: .*, expected string or dictionary'),
     *((source, {'sample': sample}, 'source.sample: .*, expected') for source in ('table', 'huggingface', 'webdataset')
       for sample in (0, 1.5, float('nan'), '1')),
     *((source, {'filters': filters}, 'source.filters') for source in ('table', 'huggingface', 'webdataset')
       for filters in ([1], {'t': 1}, {'t': {}}, {'t': {'least': 1}}, {'t': {'min': 'a'}})),
-    ('table', {'sample_seed': -1}, 'source.sample_seed: -1, expected at least 0'),
-    ('webdataset', {'lists': {'a': 0}}, 'source.lists: 0, expected at least 1'),
 ]
 REQUIRED = {
     'image_folder': {'images': 'photos', 'captions': 'c.csv'}, 'table': {'files': 't.csv', 'captions': 't'},
@@ -195,14 +163,9 @@ _WHOLE = _parquet({'t': [f'text {i}' * 50 for i in range(500)]}, compression='sn
 IMAGE = {'image_column': 'i', 'images': 'photos'}
 TABLES: list[tuple[str, Union[str, bytes], dict[str, Any], str]] = [
     ('a.parquet', b'garbage', {}, r'a\.parquet: cannot be read .*, expected a Parquet file'),
-    ('a.parquet', b'', {}, r'a\.parquet: cannot be read .*, expected a Parquet file'),
     ('a.parquet', _WHOLE[:-50], {}, r'a\.parquet: cannot be read .*, expected a Parquet file'),
-    ('a.parquet', _WHOLE[:60] + b'\xff' * 600 + _WHOLE[660:], {},
-     r'a\.parquet: cannot be read .*, expected a Parquet file'),
     ('a.parquet', _parquet({'t': [1]}), {}, "column 't' holds int64, expected texts or lists of texts"),
-    ('a.parquet', _parquet({'t': [True]}), {}, "column 't' holds bool, expected texts"),
     ('a.parquet', _parquet({'t': [[1.5]]}), {}, "column 't' holds list.*double.*, expected texts"),
-    ('a.parquet', _parquet({'t': [{'en': 'x'}]}), {}, "column 't' holds struct.*, expected texts"),
     ('a.parquet', _parquet({'t': _not_utf8()}), {},
      r'a\.parquet: cannot be read .*, expected a Parquet file with texts'),
     ('a.parquet', _parquet({'t': ['a\0b']}), {}, r"a\.parquet:1: 't': has a NUL character"),
@@ -210,19 +173,11 @@ TABLES: list[tuple[str, Union[str, bytes], dict[str, Any], str]] = [
      r"a\.parquet has two columns 't', expected different names"),
     ('a.parquet', _parquet({'t': ['a'], 'k': [None]}), {'id_column': 'k'},
      "a.parquet:1: 'k' is None, expected a text or"),
-    ('a.parquet', _parquet({'t': ['a'], 'k': [1.0]}), {'id_column': 'k'},
-     "a.parquet:1: 'k' is 1.0, expected a text or"),
     ('a.parquet', _parquet({'t': ['a'], 'i': [3]}), IMAGE, "column 'i' holds int64, expected encoded images or paths"),
-    ('a.parquet', _parquet({'t': ['a'], 'i': [[b'x']]}), IMAGE, "column 'i' holds list.*, expected encoded images"),
-    ('a.parquet', _parquet({'t': ['a'], 'i': [{'x': 1}]}), IMAGE, "column 'i' holds struct.*, expected encoded images"),
     ('a.parquet', _parquet({'t': ['x', 'a'], 'i': ['a.png', '../secret.png']}), IMAGE,
      r"a\.parquet:2: the path '\.\./secret\.png' leads to .*, expected one inside photos"),
-    ('a.parquet', _parquet({'t': ['a'], 'i': [{'bytes': None, 'path': 'out.png'}]}), IMAGE,
-     r"a\.parquet:1: the path 'out.png' leads to"),
     ('a.csv', 't,i\nx,/etc/hostname\n', IMAGE, r"a\.csv:1: the path '/etc/hostname' leads to /etc/hostname"),
     ('a.csv', 't,u\n"a,b\nc,d\n', {}, r'a\.csv:2: .*expected a row in which every quote'),
-    ('a.csv', 't,t\na,b\n', {}, r"a\.csv:1: has two columns 't'"),
-    ('a.csv', b't,u\na,\xe9\n', {}, r'a\.csv:2: has the byte 0xe9'),
     ('a.csv', 't,u\na\n', {}, r'a\.csv:2: has 1 values, expected 2'),
 ]
 
@@ -282,35 +237,23 @@ MEMBERS = [member for i in range(3) for member in ((f'{i}.jpg', picture(i)), (f'
 TAR, ZIPPED = _tar(MEMBERS), _tar(MEMBERS, 'w:gz')
 TARS: list[tuple[str, bytes, Optional[str], str]] = [
     ('list', _one(b'[1]'), None, r"t\.tar: sample '0': holds '\[1\]', expected JSON, an object"),
-    ('cut JSON', _one(b'{'), None, r"t\.tar: sample '0': cannot be read .*, expected JSON"),
-    ('latin-1', _one(b'{"c": "\xe9"}'), None, r"t\.tar: sample '0': cannot be read .*, expected JSON"),
     ('number', _one(b'{"c": 3}'), None, r"sample '0': 'c' is '3', expected a text"),
-    ('object', _one(b'{"c": {"a": 1}}'), None, r"sample '0': 'c' is .*, expected a text"),
     ('surrogate', _one(b'{"c": "\\ud800"}'), None, r"sample '0': 'c': has the half character"),
     ('txt', _tar([('0.jpg', picture(0)), ('0.txt', b'\xe9')]), None, r"sample '0': txt: cannot be read .*UTF-8"),
     ('parent', _tar([('../0.jpg', picture(0))]), None, r"t\.tar: the path '\.\./0\.jpg' leads out of the tar"),
-    ('absolute', _tar([('/0.jpg', picture(0))]), None, r"t\.tar: the path '/0\.jpg' leads out of the tar"),
     ('symlink', _tar([*MEMBERS[:2], _special(tarfile.SYMTYPE, '/etc/hostname')]), None,
      r"t\.tar: '1\.jpg' is a link or a d"),
     ('hard link', _tar([*MEMBERS[:2], _special(tarfile.LNKTYPE, '0.jpg')]), None, r"'1\.jpg' is a link or a device"),
-    ('device', _tar([*MEMBERS[:2], _special(tarfile.CHRTYPE, '')]), None,
-     r"'1\.jpg' is a link or a device, expected a file"),
     ('cut in a header', TAR[:1200], None, r't\.tar: cannot be read .*header.*, expected a whole tar'),
-    ('cut in a file', TAR[:1600], None, r't\.tar: cannot be read .*unexpected end.*, expected a whole tar'),
     ('cut between files', TAR[:2048], None, r't\.tar: cannot be read .*empty header.*, expected a whole tar'),
     ('damaged header', TAR[:2048] + b'\xff\xff' + TAR[2050:], None, r't\.tar: cannot be read .*checksum.*whole tar'),
     ('two in one', TAR + TAR, None, r't\.tar: goes on after its end, expected one tar'),
-    ('cut gzip', ZIPPED[:-30], None, r't\.tar: cannot be read .*, expected a whole tar'),
     ('damaged gzip', ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], None,
      r't\.tar: cannot be read .*CRC.*, expected a whole tar'),
-    ('garbage', b'garbage' * 999, None, r't\.tar: cannot be read .*, expected a whole tar'),
     ('empty', b'', None, r't\.tar: cannot be read .*, expected a whole tar'),
     ('file twice', _tar([MEMBERS[0], *MEMBERS]), None,
      r't\.tar: cannot be read .*duplicate.*expected a whole tar with every'),
-    ('stats', TAR, '', r't_stats\.json: cannot be read .*, expected JSON, an object'),
-    ('stats', TAR, '[]', r"t_stats\.json: holds '\[\]', expected JSON, an object"),
     ('stats', TAR, '{}', r"t_stats\.json has no 'successes'"),
-    ('stats', TAR, '{"successes": "3"}', r"t\.tar: has 3 samples, expected '3', as t_stats\.json says"),
     ('stats', TAR, '{"successes": 4}', r't\.tar: has 3 samples, expected 4, as t_stats\.json says'),
 ]
 
@@ -383,21 +326,13 @@ def four_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 PARTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ('empty', lambda part: write(f'{part}/part.json', ''), r'part\.json: cannot be read .*, expected JSON'),
-    ('bytes', lambda part: write(f'{part}/part.json', b'\xff\xfe'), r'part\.json: cannot be read .*, expected JSON'),
-    ('list', lambda part: write(f'{part}/part.json', '[]'), r"part\.json: holds '\[\]', expected JSON, an object"),
     ('no keys', lambda part: write(f'{part}/part.json', '{}'),
      r'part\.json: is damaged, expected options, .*remove .*part-'),
-    ('text', _part(lambda record: record.update(samples='4')), r'part\.json: is damaged, expected'),
     ('fewer', _part(lambda record: record.update(samples=3)), r'part\.json: is damaged, expected'),
     ('no shards', _part(lambda record: record.update(shards=[])), r'part\.json: is damaged, expected'),
-    ('counts', _part(lambda record: record.update(captions={})), r'part\.json: is damaged, expected'),
-    ('dropped', _part(lambda record: record.update(dropped=[])), r'part\.json: is damaged, expected'),
     ('file', _part(lambda record: record['shards'][0]['raw_data'].update(basename='../x')),
      r'part\.json: shard 0: expected f'),
-    ('ids', lambda part: write(f'{part}/ids.npy', b''),
-     r'ids\.npy: cannot be read .*, expected the ids of 4 samples; remove'),
     ('ids', lambda part: (part / 'ids.npy').unlink(), r'ids\.npy: cannot be read .*, expected the ids of 4 samples'),
-    ('ids', lambda part: np.save(part / 'ids.npy', np.array([{}])), r'ids\.npy: cannot be read .*, expected the ids'),
     ('ids', lambda part: np.save(part / 'ids.npy', np.zeros(3)),
      r'ids\.npy: holds float64 values of shape \(3,\), expected'),
     ('shard', lambda part: (part / 'shard.00000.mds').unlink(),
@@ -465,11 +400,6 @@ def test_a_sidecar_whose_record_is_damaged(
     refused(words, PairedStream(local=str(image_dataset), sidecars=[('sidecar', None)]).open)
 
 
-def test_a_sidecar_cannot_be_written_outside_of_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(r"datasets\.\.\./\.\./x.*: '\.\./\.\./x', expected the name of a folder", lambda: run_recipe(
-        monkeypatch, 'extract_embeddings', 'teacher=nowhere', 'out=out', 'datasets={../../x: {local: nowhere}}'))
-
-
 def _shard(**values: Any) -> Change:
     return lambda index: index['shards'][1].update(values)
 
@@ -485,28 +415,18 @@ def _every(**values: Any) -> Change:
 OUTSIDE = 'shard 1: expected files inside the folder with their sizes and hashes'
 INDICES: list[tuple[str, Change, str]] = [
     ('shards', lambda index: index.pop('shards'), 'the MDS dataset is empty, expected a list of shards'),
-    ('shards', lambda index: index.update(shards=[]), 'the MDS dataset is empty, expected a list of shards'),
-    ('shards', lambda index: index.update(shards={'a': 1}), 'the MDS dataset is empty, expected a list of shards'),
     ('version', lambda index: index.update(version=3), 'has version 3, expected an index of MDS, version 2'),
-    ('version', _shard(version=1), "shard 1: is 'mds', version 1, expected mds, version 2"),
     ('format', _shard(format='json'), "shard 1: is 'json', version 2, expected mds"),
     *(('samples', _shard(samples=samples), 'shard 1: has .* samples, expected a whole number above 0')
       for samples in (-1, 0, '3', 1.0, True, None)),
     ('a key less', lambda index: index['shards'][1].pop('hashes'), 'shard 1: expected an object with .*hashes'),
-    ('a key more', _shard(more=1), 'shard 1: expected an object with'),
-    ('no shard', lambda index: index['shards'].append(None), r'shard \d+: expected an object with'),
-    ('no file', _shard(raw_data=None), OUTSIDE),
     *(('name', _file(basename=name), OUTSIDE) for name in ('../../x', 'a/../../x', '/etc/passwd', '', None, 'a\0')),
-    ('name', _shard(compression='zstd', zip_data={'basename': '../x', 'bytes': 1, 'hashes': {}}), OUTSIDE),
     *(('size', _file(bytes=size), OUTSIDE) for size in (-1, '3', 1.5)),
-    ('hashes', _file(hashes=[]), OUTSIDE),
     ('compression', _shard(compression='zstd'), OUTSIDE),
     ('size limit', _shard(size_limit='x'), 'shard 1: expected other types'),
     ('two in one file', lambda index: index['shards'].append(index['shards'][0]), 'two shards are in the file'),
     ('columns', _shard(column_names=['a']), r"shard 1: has columns \['a'\], expected those of the first shard"),
-    ('columns', _every(column_encodings=['str']), 'shard 0: expected as many names of columns'),
     ('columns', _every(column_names=['a', 'a', 'b', 'c']), 'shard 0: expected as many names of columns, all different'),
-    ('columns', _every(column_sizes=[-1] * 4), 'shard 0: expected as many names of columns'),
     ('types', _every(column_encodings=['str', 'x', 'str', 'str']), "shard 0: column .* has type 'x', expected"),
     ('types', _every(column_encodings=['str', 'pkl', 'str', 'str']), 'shard 0: column .* contains an unsafe type: pkl'),
 ]
@@ -552,15 +472,3 @@ def test_shards_that_are_not_what_the_index_says(dataset: Path, tmp_path: Path) 
         write('train/index.json', json.dumps(index))
         write(path, data)
         refused(rf'the shard {path} is damaged: {words}', lambda: read_samples('train'))
-
-
-def test_an_index_of_many_shards_is_checked_in_less_time_than_it_is_read(dataset: Path) -> None:
-    index = read_index(dataset)
-    shards = index['shards'][:1] * 5_000
-    text = json.dumps(shards)
-    start = time.process_time()
-    json.loads(text)
-    middle = time.process_time()
-    for shard in shards:
-        check_shard(shard, 'index.json', shards[0])
-    assert time.process_time() - middle < middle - start

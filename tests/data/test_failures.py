@@ -318,16 +318,3 @@ def test_a_downloader_is_not_shared_between_processes(
     assert _within(SECONDS, lambda: _indices(_loader(_config(tmp_path, *map(str, remotes), workers=2)))) == \
         list(range(64))
     assert users
-
-
-def test_datasets_written_without_hashes_are_read(tmp_path: Path, image_dataset: Path) -> None:
-    """Their sizes are checked."""
-    write_dataset(make_samples(4), tmp_path / 'data')
-    index = json.loads((tmp_path / 'data/train/index.json').read_text())
-    for shard in index['shards']:
-        shard['raw_data']['hashes'] = {}
-    (tmp_path / 'data/train/index.json').write_text(json.dumps(index))
-    from llm2clip.data.loader import SeededDataset
-    from llm2clip.data.streams.verified_stream import VerifiedStream
-    stream = VerifiedStream(local=str(tmp_path / 'cache'), remote=str(tmp_path / 'data/train'))
-    assert len(list(SeededDataset([stream], 0, batch_size=1))) == 4

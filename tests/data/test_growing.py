@@ -28,7 +28,7 @@ def _write(out: Path, names: Iterable[str], prefix: str = '', **options: object)
         return make_samples(8, prefix=prefix + name)
 
     parts = [Part(name, lambda dropped, name=name: samples(name)) for name in sorted(names)]
-    with mock.patch('llm2clip.data.convert.card._picture'):  # which takes longer than all the rest
+    with mock.patch('llm2clip.data.convert.writer.draw_card'):  # which takes longer than all the rest
         write_splits({'train': parts}, Dropped(), out, WriterConfig(size_limit='2kb'),
                      {'source': {'files': sorted(names)}}, **options)
 
@@ -83,7 +83,7 @@ def test_a_dataset_is_extended_only_if_that_is_asked_for_and_nothing_is_lost(bef
 
 
 def test_the_recipe_adds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr('llm2clip.data.convert.card._picture', lambda *_: None)
+    monkeypatch.setattr('llm2clip.data.convert.writer.draw_card', lambda *_: None)
 
     def prepare(*more: str) -> str:
         run_recipe(monkeypatch, 'prepare_data', 'source.name=table', f'source.files={tmp_path}/*.csv',
@@ -125,7 +125,6 @@ def test_the_recipe_adds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_fingerprint_is_found_among_the_beginnings_of_a_dataset(before: Path, grown: Path) -> None:
     old, new = read_index(before / 'train'), read_index(grown / 'train')
-    # As earlier versions computed it, so that their sidecars stay valid.
     plain = xxhash.xxh64(json.dumps([(s['samples'], s['raw_data']) for s in old['shards']], sort_keys=True)).hexdigest()
     assert dataset_fingerprint(old) == plain
     assert first_shards(new, plain) == len(old['shards']) == first_shards(old, plain)
@@ -177,5 +176,3 @@ def test_a_state_of_other_data_is_refused(before: Path, grown: Path, tmp_path: P
         datasets[grown].load_state_dict(state)
     with pytest.raises(ConfigError, match='as many samples, but not the same'):
         datasets[tmp_path / 'other'].load_state_dict(state)
-    del state['data']  # of an earlier version
-    datasets[grown].load_state_dict(state)

@@ -5,14 +5,13 @@
 
 import csv
 import hashlib
-import io
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
-from unittest import mock
 
 import numpy as np
 import pyarrow
@@ -23,8 +22,8 @@ import xxhash
 from parts import picture
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert import caption_index, card
-from llm2clip.data.convert.caption_index import CaptionIndex, build_index
+from llm2clip.data.convert import caption_tables, writer
+from llm2clip.data.convert.caption_tables import CaptionTables, open_tables
 from llm2clip.data.convert.img2dataset import webdataset
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
@@ -69,7 +68,8 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]], delimiter: str = ',')
 
 def _write(source: Any, out: Path, **options: Any) -> Optional[dict[str, int]]:
     """A dataset without its picture."""
-    with mock.patch.object(card, '_picture'):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, 'draw_card', lambda *_: None)
         return write_splits(*source, out, WriterConfig(**options))
 
 
@@ -120,9 +120,9 @@ def test_the_dataset_is_the_same_as_if_the_captions_were_in_the_tars(
     assert _write(source, tmp_path / 'out') == {'train': TARS * EACH}
     assert _shards(tmp_path / 'out') == expected
     assert json.loads((tmp_path / 'out/dataset.json').read_text())['tables'] == {
-        'rows': 12, 'without_key': 0, 'repeated': 0, 'with_image': 10, 'without_image': 2, 'images_without_row': 0}
+        'rows': 12, 'without_key': 0, 'repeated': 0}
     assert {path.name for path in (tmp_path / 'index').iterdir()} == {
-        'MANIFEST', 'index.json', 'rows.jsonl', 'hash.npy', 'hash_rest.npy', 'start.npy'}
+        'MANIFEST', 'index.json', 'captions.duckdb'}
 
 
 def test_every_image_and_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -142,15 +142,9 @@ def test_every_image_and_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert card['filtered'] == {'filter language': 1, 'filter score: no value': 1, 'filter __width__': 1}
     assert card['read'] == TARS * EACH == sum(card['samples'].values()) + sum(card['dropped'].values()) + \
         sum(card['filtered'].values())
-    # 9 of 10 images have a row, and those of 10, 11 and 12 are dead links.
-    assert card['tables'] == {'rows': 15, 'without_key': 1, 'repeated': 2, 'with_image': 9, 'without_image': 3,
-                              'images_without_row': 1}
+    assert card['tables'] == {'rows': 15, 'without_key': 1, 'repeated': 2}
     found = {int(row['sample_id']): row['caption.raw'] for row in read_samples(tmp_path / 'out/train')}
     assert found == {i: _captions(i)['raw_caption'] for i in (0, 3, 8, 9)}, 'the first row of a key counts'
-    (tmp_path / 'out/dataset.json').unlink()
-    (tmp_path / 'out/train/part-00001/joined.npy').unlink()
-    with pytest.raises(FileError, match=r"part-00001/joined\.npy: cannot be read .*its images' rows; remove"):
-        write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=0.5))
 
 
 def test_captions_of_the_tars_and_of_tables_go_together(tmp_path: Path) -> None:
@@ -170,91 +164,84 @@ def test_captions_of_the_tars_and_of_tables_go_together(tmp_path: Path) -> None:
         _write(webdataset(tars, captions, lists={'dense': 2}, **source), tmp_path / 'short')
 
 
-def _index(folder: Path, end: Optional[Callable[[], Any]] = None) -> None:
-    """Build an index of a table; `end` is called in the middle."""
-    with mock.patch.object(caption_index, '_write_arrays', side_effect=end or caption_index._write_arrays):
-        build_index(f'{folder}/index', f'{folder}/c.csv', 'url', ['raw_caption'])
+def _open(folder: Path, key: str = 'url', captions: Sequence[str] = ('raw_caption',)) -> CaptionTables:
+    return open_tables(f'{folder}/index', f'{folder}/c.*', key, captions)
+
+
+def _write_and_die(folder: Path) -> None:
+    """Be killed before the index is complete."""
+    caption_tables.write_json = lambda *_: os._exit(9)
+    _open(folder)
 
 
 def test_what_is_killed_goes_on_and_several_processes_build_one_index(tars: str, tmp_path: Path) -> None:
     rows = [{'url': _url(i), **_captions(i)} for i in range(TARS * EACH)]
     _write_csv(tmp_path / 'c.csv', rows)
     fork = multiprocessing.get_context('fork')
-    killed = fork.Process(target=_index, args=(tmp_path, lambda *_: os._exit(9)))
+    killed = fork.Process(target=_write_and_die, args=(tmp_path,))
     killed.start()
     killed.join()
     assert killed.exitcode == 9 and not (tmp_path / 'index').exists()
-    processes = [fork.Process(target=_index, args=(tmp_path,)) for _ in range(2)]
+    processes = [fork.Process(target=_open, args=(tmp_path,)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0] and not (tmp_path / 'index.tmp').exists()
-    built = (tmp_path / 'index/start.npy').stat().st_mtime_ns
+    built = (tmp_path / 'index/captions.duckdb').stat().st_mtime_ns
 
     def source() -> Any:
         return webdataset(tars, {'raw': 'raw_caption'}, tables=f'{tmp_path}/c.csv', table_key='url', image_key='url',
                           index=f'{tmp_path}/index')
 
-    some = [{'raw_caption': 'x'}] * (EACH - 1)
-    with mock.patch.object(CaptionIndex, 'row', side_effect=[*some, KeyboardInterrupt]), \
-            pytest.raises(KeyboardInterrupt):
-        _write(source(), tmp_path / 'other')
-    _write(source(), tmp_path / 'other', machine=1, machines=2, max_dropped=1)
+    _write(source(), tmp_path / 'other', machine=1, machines=2, max_dropped=1, num_workers=2)
     assert _write(source(), tmp_path / 'other', max_dropped=1) == {'train': TARS * EACH - 1}
-    assert (tmp_path / 'index/start.npy').stat().st_mtime_ns == built
+    assert (tmp_path / 'index/captions.duckdb').stat().st_mtime_ns == built
     card = json.loads((tmp_path / 'other/dataset.json').read_text())
-    assert card['dropped_ids'] == {'no caption': ['000000003']} and card['tables']['with_image'] == 10
+    assert card['dropped_ids'] == {'no caption': ['000000003']}
+    (tmp_path / 'c.csv').write_text((tmp_path / 'c.csv').read_text().replace('raw 1,', 'another,'))
+    with pytest.raises(ConfigError, match=r'source\.index: .* was built from other tables'):
+        source()
+    shutil.rmtree(tmp_path / 'index')
+    with pytest.raises(ConfigError, match=r'c\.csv: has changed since .* was written from it'):
+        _write(source(), tmp_path / 'other', max_dropped=1)
 
 
-def test_an_index_is_the_same_wherever_it_is_built(tmp_path: Path) -> None:
-    """More rows than DuckDB reads at once, in any number of threads."""
-    rng = np.random.default_rng(0)
-    numbers = rng.integers(0, 60_000, 80_000)
+def test_of_several_rows_with_a_key_the_first_counts(tmp_path: Path) -> None:
+    """Also where DuckDB reads them in several pieces and threads."""
+    numbers = np.random.default_rng(0).integers(0, 60_000, 200_000)
     pyarrow.parquet.write_table(
         pyarrow.table({'key': numbers, 'text': [f'{k} of row {i}' for i, k in enumerate(numbers)]}),
         tmp_path / 'c.parquet', row_group_size=5000)
-    files = []
-    for threads in (1, 8):
-        with mock.patch.object(caption_index, '_THREADS', threads):
-            index = build_index(f'{tmp_path}/{threads}', f'{tmp_path}/c.parquet', 'key', ['text'])
-        files.append({path.name: path.read_bytes() for path in (tmp_path / str(threads)).iterdir()})
-    assert files[0] == files[1]
+    tables = _open(tmp_path, 'key', ['text'])
     first = {int(k): i for i, k in reversed(list(enumerate(numbers)))}
-    assert index.counts == {'rows': 80_000, 'without_key': 0, 'repeated': 80_000 - len(first)}
-    for k in range(0, 60_000, 977):
-        row = index.find(str(k))
-        assert (None if row is None else index.row(row)) == (
-            {'text': f'{k} of row {first[k]}'} if k in first else None)
+    assert tables.counts == {'rows': 200_000, 'without_key': 0, 'repeated': 200_000 - len(first)}
+    wanted = range(0, 60_000, 977)
+    assert tables.find([str(k) for k in wanted]) == {
+        str(k): {'text': f'{k} of row {first[k]}'} for k in wanted if k in first}
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
 def test_columns_are_told_apart_by_case_and_never_come_from_a_path(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f'caption=of the path/t.{suffix}'
+    path = tmp_path / f'caption=of the path/c.{suffix}'
     path.parent.mkdir()
     rows = [{'Key': 'no', 'Caption': 'wrong', 'caption': 'right', 'key': 'k'}]
     if suffix == 'csv':
         _write_csv(path, rows)
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    index = build_index(f'{tmp_path}/index', str(path), 'key', ['caption'])
-    number = index.find('k')
-    assert number is not None and index.row(number) == {'caption': 'right'} and index.find('no') is None
+    assert _open(path.parent, 'key', ['caption']).find(['k', 'no']) == {'k': {'caption': 'right'}}
 
 
 HEADER = 'url,raw_caption,longSV_captions\n'
 DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
-    ('a.csv', b'link,raw_caption,longSV_captions\n', {}, r"a\.csv has no column 'url'; it has link, raw_caption"),
     ('b.csv', b'url,raw_caption\n', {}, r"b\.csv has no column 'longSV_captions'; it has url, raw_caption"),
     ('a.csv', b'url,x\n', {}, r'source\.captions: .*a\.csv has none of the columns raw_caption, longSV_captions; it'),
-    ('a.csv', b'url,url,raw_caption,longSV_captions\n', {}, r"a\.csv:1: has two columns 'url'"),
     ('a.csv', HEADER.encode() + b'u,x,y\nv,"x,y\n', {}, r'a\.csv: cannot be read .*Line: 3.*expected a CSV file'),
-    ('a.csv', HEADER.encode() + b'u,x\n', {}, r'a\.csv: cannot be read .*Line: 2.*Number of Columns: 3 Found: 2'),
     ('a.csv', HEADER.encode() + b'u,x,caf\xe9\n', {}, r'a\.csv: cannot be read .*Line: 2'),
     ('a.csv', HEADER.encode() + b',x,y\n', {'tables': 'a.csv'}, r"source\.tables: no row of a\.csv has a 'url'"),
     ('a.parquet', b'PAR1 no table', {'tables': '*.parquet'}, r'a\.parquet: cannot be read .*expected a Parquet file'),
     ('x', b'', {'tables': 'no*.csv'}, r'source\.tables: no file matches .*no\*\.csv'),
-    ('x', b'', {'image_key': 'link'}, r"00000\.tar: sample '0+' has no 'link'; it has __key__"),
     ('x', b'', {'captions': {'raw': 'raw_caption', 'long': 'no'}}, r"00000\.tar: sample '0+' has no 'no'; it has "),
     *(('x', b'', {name: None}, rf'source\.{name}: required for captions in tables') for name in
       ('tables', 'table_key', 'image_key', 'index')),
@@ -280,31 +267,11 @@ def test_what_cannot_be_joined_is_named(
 
 
 def test_an_index_that_does_not_fit_or_is_damaged_is_named(tmp_path: Path) -> None:
-    path, folder = tmp_path / 'c.csv', tmp_path / 'index'
-    _write_csv(path, [{'url': _url(i), **_captions(i)} for i in range(4)])
-
-    def index(captions: Sequence[str] = ('raw_caption',)) -> CaptionIndex:
-        return build_index(str(folder), str(path), 'url', captions)
-
-    found = index()
-    assert found.row(found.find(_url(3)) or 0) == {'raw_caption': None} and found.find('no') is None
+    _write_csv(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(4)])
+    assert _open(tmp_path).find([_url(3), 'no']) == {_url(3): {'raw_caption': None}}
     with pytest.raises(ConfigError, match=r'source\.index: .* was built from other columns .*index\.json has them'):
-        index(['longSV_captions'])
-    for file, damage, words in (('rows.jsonl', b'', r'rows\.jsonl: byte [\d,]+: cannot be read'),
-                                ('rows.jsonl', b'[1,2]\n' * 99, r'rows\.jsonl: byte [\d,]+: .*expected'),
-                                ('start.npy', b'', r'start\.npy: cannot be read .*expected 4 whole numbers; remove'),
-                                ('hash.npy', _npy(np.zeros(3)), r'hash\.npy: holds float64 values of shape')):
-        whole = (folder / file).read_bytes()
-        (folder / file).write_bytes(damage)
-        with pytest.raises(FileError, match=words):
-            index().row(index().find(_url(1)) or 0)
-        (folder / file).write_bytes(whole)
-    path.write_text(path.read_text() + 'u,x,y\n')
-    with pytest.raises(ConfigError, match=r'source\.index: .* was built from other tables'):
-        index()
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+        _open(tmp_path, captions=['longSV_captions'])
+    caption_tables._connected.cache_clear()
+    (tmp_path / 'index/captions.duckdb').write_bytes(bytes(5000))
+    with pytest.raises(FileError, match=r'captions\.duckdb: cannot be read .*expected an index of captions; remove'):
+        _open(tmp_path).find([_url(1)])

@@ -17,8 +17,7 @@ from parts import picture
 from PIL import Image
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert.samples import Dropped, is_held_out
-from llm2clip.data.convert.selection import Selection
+from llm2clip.data.convert.samples import Dropped, Selection, is_held_out
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.images import decode_image, image_size
@@ -107,7 +106,7 @@ def test_a_table_is_filtered_and_sampled(kind: str, tmp_path: Path) -> None:
         return table(f'{tmp_path}/{name}.{kind}', 'text', 'img', str(tmp_path), 'id', heldout=0.3, sample=0.7,
                      filters={'language': {'values': ['en']}, 'score': {'min': 0.1}, '__height__': {'min': 9}})
 
-    with mock.patch('llm2clip.data.convert.card._picture'):
+    with mock.patch('llm2clip.data.convert.writer.draw_card'):
         written = write_splits(*source('a'), tmp_path / 'out', WriterConfig(max_dropped=0.5))
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     sampled = {i for i in range(40) if xxhash.xxh64_intdigest(f'sample r{i}') / 2**64 < 0.7}

@@ -6,37 +6,23 @@
 import mmap
 import multiprocessing
 import os
-import shutil
 import time
-import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from parts import write_sidecar
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from llm2clip.config import (
-    CaptionDataConfig,
-    CaptionPairConfig,
-    CaptionStreamConfig,
     DatasetConfig,
     ImageDataConfig,
     ImageStreamConfig,
-    MNTPConfig,
-    TextEncoderConfig,
 )
-from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.loader import SeededDataset
-from llm2clip.data.masked_texts import build_masked_text_loader
 from llm2clip.data.shared_memory import batch_bytes, shared_memory
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 BATCH, IMAGE_SIZE = 8, 32
 Loader = torch.utils.data.DataLoader
@@ -101,58 +87,6 @@ def test_the_bound_is_what_real_workers_fill(image_dataset: Path, sidecar: Path,
         time.sleep(0.02)
     time.sleep(0.1)
     assert _shared() == expected == 5 * of_one
-
-
-def _texts(folder: Path, **options: Any) -> CaptionDataConfig:
-    return CaptionDataConfig(streams={'s': CaptionStreamConfig(str(folder))}, num_workers=0, num_canonical_nodes=1,
-                             **options)
-
-
-def test_the_largest_sample_has_the_tensors_of_a_batch(
-    image_dataset: Path, sidecar: Path, text_pairs_dataset: Path, teacher_folder: Path, llm_folder: Path,
-    tmp_path: Path, no_leftovers: None
-) -> None:
-    """And nothing warns of pinned memory where there is no GPU."""
-    int8 = tmp_path / 'int8'
-    write_sidecar(image_dataset, int8, teacher_folder, storage='int8')
-    tokenizer = load_caption_tokenizer(TextEncoderConfig(pretrained=str(llm_folder), max_length=48))
-    pair = CaptionPairConfig(['query'], ['positive'], 'negative')
-    loaders: list[Callable[[], Loader]] = [
-        *(partial(_images, image_dataset, *sidecars, train=train, online=online) for train in (True, False)
-          for sidecars, online in (([sidecar], False), ([int8], False), ([int8, sidecar], False), ([sidecar], True))),
-        lambda: build_caption_pair_loader(_texts(image_dataset), tokenizer, BATCH, 5, True, 'd').dataloader,
-        lambda: build_caption_pair_loader(
-            _texts(text_pairs_dataset, pairs=[pair]), tokenizer, BATCH, 5, True, 'd').dataloader,
-        lambda: build_masked_text_loader(
-            _texts(image_dataset, texts={'long': 1.0}), tokenizer, MNTPConfig(), BATCH, 5, 'd').dataloader,
-    ]
-    with warnings.catch_warnings(action='error', category=UserWarning):
-        for make in loaders:
-            loader = make()
-            assert not loader.pin_memory
-            batch, largest = next(iter(loader)), _dataset(loader).largest
-            found, expected = ({name: value for name, value in of.items() if isinstance(value, torch.Tensor)}
-                               for of in (batch, largest))
-            assert found.keys() == expected.keys()
-            for name, value in expected.items():
-                assert len(value) == 1 and value.dtype == found[name].dtype
-                # Texts are padded to the longest of a batch.
-                length = 48 if value.shape[1:] == (48,) else None
-                assert found[name].shape[1:] == value.shape[1:] if length is None else found[name].shape[1] <= length
-            del loader, batch
-
-
-def test_a_full_shared_memory_is_foreseen(
-    image_dataset: Path, sidecar: Path, monkeypatch: pytest.MonkeyPatch, no_leftovers: None
-) -> None:
-    needed = shared_memory(next(iter(_images(image_dataset, sidecar))), 1, epoch_samples=64, pinned=False)
-    free = [needed - 1]
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=free[0]))
-    with pytest.warns(UserWarning, match=r'^train_data\.num_workers: at 1, workers may fill 0\.0 GiB of'):
-        _images(image_dataset, sidecar, workers=1)
-    free[0] = needed
-    with warnings.catch_warnings(action='error', category=UserWarning):
-        _images(image_dataset, sidecar, workers=1)
 
 
 def test_batches_are_pinned_for_a_gpu_and_texts_survive_it(

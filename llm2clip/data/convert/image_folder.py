@@ -53,7 +53,7 @@ def image_folder(
             if (image := read_image(images, name, captions, dropped)) is not None:
                 yield Sample(name, texts[name], image)
 
-    return {name: [Part('all', partial(samples, names), inputs=[captions])]
+    return {name: [Part('all', partial(samples, names), [captions])]
             for name, names in splits.items()}, Dropped()
 
 

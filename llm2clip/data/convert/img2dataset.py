@@ -6,8 +6,8 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -16,12 +16,15 @@ import xxhash
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count, FolderName, HeldOutShare, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
-from llm2clip.data.convert.caption_index import CaptionIndex, build_index
+from llm2clip.data.convert.caption_tables import CaptionTables, open_tables
 from llm2clip.data.convert.samples import (
     HELDOUT,
     Dropped,
+    Filters,
     Part,
     Sample,
+    SampleShare,
+    Selection,
     Splits,
     check_split,
     is_held_out,
@@ -29,27 +32,14 @@ from llm2clip.data.convert.samples import (
     matching_files,
     sample_name,
 )
-from llm2clip.data.convert.selection import Filters, SampleShare, Selection
 from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.files import FileError, parse_json, read_json, reading
 
 __all__ = ['webdataset']
 
+# Images that are looked up in tables at once.
+_BATCH = 256
 _HASHES = {'__sha256__': lambda image: hashlib.sha256(image).hexdigest(), '__xxh64__': xxhash.xxh64_hexdigest}
-
-
-@dataclass(frozen=True)
-class _Join:
-    """Captions elsewhere, and the field of a sample by which they are found."""
-
-    index: CaptionIndex
-    image_key: str
-
-    def find(self, fields: Mapping[str, Any], image: bytes, where: str) -> Optional[int]:
-        """The number of an image's row."""
-        hashed = _HASHES.get(self.image_key)
-        key = field(fields, self.image_key, where) if hashed is None else hashed(image)
-        return None if key is None else self.index.find(sample_name(key, f'{where}: {self.image_key!r}'))
 
 
 def webdataset(
@@ -79,8 +69,8 @@ def webdataset(
         image_key: Field of the JSON with the same key (``url``), ``__key__`` for the sample's name in the tar, or
             ``__sha256__`` or ``__xxh64__`` for a hash, in small hexadecimal digits, of the image's bytes in the tar.
             (The ``sha256`` in the JSON of img2dataset is that of the bytes before it made the image smaller.)
-        index: Folder for an index of the tables, as large as their captions, which is built once.  Machines may share
-            it; nothing needs it when the dataset is complete.
+        index: Folder for a DuckDB file of the tables, as large as their captions, which is written once.  Machines may
+            share it; nothing needs it when the dataset is complete.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
             JSON, a column of the tables, or ``__width__``, ``__height__`` or ``__aspect__``.
         heldout: Share of the samples that go into the split ``heldout``, chosen by the hash of their id.  Each split
@@ -96,16 +86,15 @@ def webdataset(
     paths = matching_files(files)
     keys = _keys(captions, lists or {})
     selection = Selection(filters, sample, sample_seed)
-    dropped, join, inputs = Dropped(), None, []
+    dropped, join = Dropped(), None
     given = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
     if missing := [name for name, value in given.items() if value is None]:
         if len(missing) < len(given):
             raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(given)} are')
     else:
         assert tables and table_key and image_key and index
-        join = _Join(build_index(index, tables, table_key, list(captions.values()), selection.columns), image_key)
-        dropped.tables = Counter(join.index.counts)
-        inputs = [join.index.rows_file]
+        join = open_tables(index, tables, table_key, list(captions.values()), list(selection.columns)), image_key
+        dropped.tables = Counter(join[0].counts)
     wanted = {*IMAGES, 'json', *{'txt'}.intersection([*captions.values(), *selection.columns, id_field, image_key])}
 
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
@@ -114,7 +103,8 @@ def webdataset(
 
         return _samples(path, dict(captions), keys, id_field, wanted, join, is_here, selection, dropped)
 
-    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), path, inputs) for path in paths]
+    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), [path, *(join[0].files if join else [])])
+                   for path in paths]
             for name in ((split, HELDOUT) if heldout else (split,))}, dropped
 
 
@@ -135,41 +125,53 @@ def _keys(captions: Mapping[str, str], lists: Mapping[str, int]) -> dict[str, li
 
 def _samples(
     path: str, captions: dict[str, str], keys: dict[str, list[str]], id_field: str, wanted: set[str],
-    join: Optional[_Join], is_here: Callable[[str], bool], selection: Selection, dropped: Dropped,
+    join: Optional[tuple[CaptionTables, str]], is_here: Callable[[str], bool], selection: Selection, dropped: Dropped,
 ) -> Iterator[Sample]:
-    count, rows = 0, list[int]()
-    dropped.joined = None if join is None else rows
-    for record in tar_samples(path, wanted=wanted):
-        count += 1
-        where = f'{path}: sample {record["__key__"]!r}'
-        with reading(f'{where}: txt', 'a text in UTF-8'):
-            text = (record.get('txt') or b'').decode()
-        fields = {'__key__': normal_path(record['__key__']), 'txt': text,
-                  **parse_json(record.get('json', '{}'), where, dict)}
-        sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
-        if not is_here(sample_id):
-            continue
-        image = next((record[name] for name in IMAGES if name in record), None)
-        row = join.find(fields, image, where) if join is not None and image is not None else None
-        if image is not None:
-            rows.append(-1 if row is None else row)
-        if selection.samples_out(sample_id, dropped):
-            continue
-        if image is None:
-            dropped.add('no image', sample_id)
-            continue
-        if join is not None:
-            fields |= dict.fromkeys(join.index.columns) if row is None else join.index.row(row)
-        texts: dict[str, str] = {}
-        for key, name in captions.items():
-            value, what = field(fields, name, where), f'{where}: {name!r}'
-            texts |= listed_captions(value, keys[key], what) if keys[key] != [key] else \
-                {key: optional_text(value, what)}
-        if join is not None and row is None and not any(texts.values()):
-            dropped.add('no row in the tables', sample_id)
-        elif not selection.filters_out(fields, where, dropped) and \
-                not selection.filters_image_out(image, sample_id, dropped):
-            yield Sample(sample_id, texts, image)
+    """The samples of a tar for which `is_here`, joined with tables by the field of their key."""
+    count, records = 0, tar_samples(path, wanted=wanted)
+    while batch := list(islice(records, 1 if join is None else _BATCH)):
+        count += len(batch)
+        here = [sample for record in batch if is_here((sample := _read(path, record, id_field))[0])]
+        table_keys = ['' if join is None or image is None else _key(fields, join[1], image, where)
+                      for _, fields, image, where in here]
+        rows = {} if join is None else join[0].find(table_keys)
+        for (sample_id, fields, image, where), table_key in zip(here, table_keys):
+            row = rows.get(table_key)
+            if selection.samples_out(sample_id, dropped):
+                continue
+            if image is None:
+                dropped.add('no image', sample_id)
+                continue
+            if join is not None:
+                fields |= row or dict.fromkeys(join[0].columns)
+            texts: dict[str, str] = {}
+            for key, name in captions.items():
+                value, what = field(fields, name, where), f'{where}: {name!r}'
+                texts |= listed_captions(value, keys[key], what) if keys[key] != [key] else \
+                    {key: optional_text(value, what)}
+            if join is not None and row is None and not any(texts.values()):
+                dropped.add('no row in the tables', sample_id)
+            elif not selection.filters_out(fields, where, dropped) and \
+                    not selection.filters_image_out(image, sample_id, dropped):
+                yield Sample(sample_id, texts, image)
     stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
     if stats.is_file() and (expected := field(read_json(stats, dict), 'successes', str(stats))) != count:
         raise FileError(f'{path}: has {count} samples, expected {expected!r}, as {stats.name} says')
+
+
+def _read(path: str, record: Mapping[str, Any], id_field: str) -> tuple[str, dict[str, Any], Optional[bytes], str]:
+    """Id, fields and image of a sample in a tar, and where it is."""
+    where = f'{path}: sample {record["__key__"]!r}'
+    with reading(f'{where}: txt', 'a text in UTF-8'):
+        text = (record.get('txt') or b'').decode()
+    fields = {'__key__': normal_path(record['__key__']), 'txt': text,
+              **parse_json(record.get('json', '{}'), where, dict)}
+    sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
+    return sample_id, fields, next((record[name] for name in IMAGES if name in record), None), where
+
+
+def _key(fields: Mapping[str, Any], image_key: str, image: bytes, where: str) -> str:
+    """By which an image is found in tables; empty if it has none."""
+    hashed = _HASHES.get(image_key)
+    key = field(fields, image_key, where) if hashed is None else hashed(image)
+    return '' if key is None else sample_name(key, f'{where}: {image_key!r}')

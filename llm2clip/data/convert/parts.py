@@ -1,32 +1,37 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A part of a split: what decides its samples, and the files that say what was written of it."""
+"""A part of a split: what decides its samples, its folder of shards, and the file that says that it is complete."""
 
 import functools
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import xxhash
+from PIL import Image
+from streaming import MDSWriter
+from tqdm import tqdm
 
 from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.card import CaptionCounts
-from llm2clip.data.convert.samples import Part
-from llm2clip.data.schema import INDEX, check_shard, read_index
+from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsupported_format
+from llm2clip.data.schema import IMAGE, INDEX, SAMPLE_ID, caption_column, check_shard
+from llm2clip.engine import Work
 from llm2clip.files import FileError, read_json, reading
-from llm2clip.folders import OutputFolder
+from llm2clip.folders import OutputFolder, complete_folder, locked
 
-__all__ = ['IDS_FILE', 'JOINED_FILE', 'PART_FILE', 'PartJob', 'as_json', 'check_inputs', 'check_left_out',
-           'check_options', 'covers', 'deciding_options', 'input_identity', 'left_out_ids', 'part_array', 'part_ids',
-           'parts_of_index', 'read_record']
+__all__ = ['PART_FILE', 'PartJob', 'check_inputs', 'check_options', 'covers',
+           'deciding_options', 'input_identity', 'left_out_ids', 'part_ids', 'read_record', 'writing']
 
 PART_FILE = 'part.json'
-IDS_FILE = 'ids.npy'
-JOINED_FILE = 'joined.npy'
+_IDS = 'ids.npy'
 _RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'left_out': list, 'captions': dict,
            'shards': list}
 # Bytes; the content of larger input files, and of tars, is not compared.
@@ -47,13 +52,18 @@ class PartJob(NamedTuple):
     """It may have been written for a source with fewer files."""
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What decides the samples
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[str, Any]:
     """What decides the samples of a part, as it comes back from its file."""
     options = {**about, 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
                'require_any_caption': config.require_any_caption}
     if config.leave_out is not None:
         options['leave_out'] = xxhash.xxh64(json.dumps(sorted(left_out_ids(config.leave_out)))).hexdigest()
-    return as_json(options)
+    return json.loads(json.dumps(options, default=str))
 
 
 def input_identity(path: str) -> list[Any]:
@@ -73,11 +83,6 @@ def check_inputs(out: OutputFolder, before: Mapping[str, Any], now: Mapping[str,
                               f'{out} to convert again (extend=true adds new files, and nothing of a file that it has)')
 
 
-def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts as they come back from a JSON file."""
-    return json.loads(json.dumps(value, default=str))
-
-
 def check_options(
     out: OutputFolder, path: Path, record: Mapping[str, Any], options: Mapping[str, Any], extend: bool
 ) -> None:
@@ -85,13 +90,11 @@ def check_options(
 
     Where a dataset is extended, that may have been for fewer files and with another `leave_out`.
     """
-    found = record.get('options')
-    if isinstance(found, dict):
-        found, options = {**found}, {**options}
-        check_inputs(out, found.pop('inputs', {}), options.pop('inputs', {}))
-    if extend and isinstance(found, dict):
-        found, options = ({name: value for name, value in one.items() if name != 'leave_out'}
-                          for one in (found, options))
+    found, options = {**record.get('options', {})}, {**options}
+    check_inputs(out, found.pop('inputs', {}), options.pop('inputs', {}))
+    if extend:
+        found.pop('leave_out', None)
+        options.pop('leave_out', None)
         if covers(found.get('source'), options.get('source')):
             found['source'] = options['source']
     if found != options:
@@ -107,19 +110,18 @@ def covers(before: Any, now: Any) -> bool:
     return {**before, 'files': None} == {**now, 'files': None} and {*files} <= {*more}
 
 
-def parts_of_index(out: OutputFolder, split: str) -> list[str]:
-    """Folders of the parts that a split's index has, in order; none if there is no index.
+@functools.cache
+def left_out_ids(path: str) -> frozenset[str]:
+    """The ids in a file of `leave_out`."""
+    ids = read_json(path, list)
+    if not all(isinstance(name, str) for name in ids):
+        raise ConfigError(f'leave_out: {path} has entries that are no texts, expected a list of ids of samples')
+    return frozenset(ids)
 
-    Raises:
-        ConfigError: It is of a dataset whose shards are not in parts, and would be lost.
-    """
-    if not out.fetch(f'{split}/{INDEX}'):
-        return []
-    names = [shard['raw_data']['basename'] for shard in read_index(out.local / split)['shards']]
-    if not names[0].startswith('part-'):
-        raise ConfigError(f'out: {out.local / split} holds another dataset (with {names[0]}), expected an empty folder '
-                          'or one that prepare_data wrote')
-    return list(dict.fromkeys(name.rsplit('/', 1)[0] for name in names))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was written
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_record(job: PartJob) -> Optional[dict[str, Any]]:
@@ -132,8 +134,14 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
     path = job.out.local / job.folder / PART_FILE
     if not job.out.fetch(f'{job.folder}/{PART_FILE}'):
         return None
-    record = {'left_out': [], **read_json(path, dict)}  # of which earlier versions do not know
-    _check_record(record, path)
+    record = read_json(path, dict)
+    whole = {name: type(value) for name, value in record.items()} == _RECORD and \
+        record['captions'].keys() == vars(CaptionCounts()).keys()
+    for i, shard in enumerate(record['shards'] if whole else ()):
+        check_shard(shard, f'{path}: shard {i}')
+    if not whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
+        raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert '
+                        'it again')
     try:
         check_options(job.out, path, record, job.options, job.extend)
         return record
@@ -144,51 +152,115 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
     return None
 
 
-def _check_record(record: Mapping[str, Any], path: Path) -> None:
-    """Raise a FileError unless this is what was written of a part."""
-    whole = {name: type(value) for name, value in record.items()} == _RECORD and \
-        record['captions'].keys() == vars(CaptionCounts()).keys()
-    for i, shard in enumerate(record['shards'] if whole else ()):
-        check_shard(shard, f'{path}: shard {i}')
-    if not whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
-        raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert '
-                        'it again')
-
-
-def part_ids(out: OutputFolder, split: str, folder: str, count: Optional[int] = None) -> np.ndarray:
-    """Hashes of the ids of a part's samples, of which there are so many if that is known."""
-    expected = f'the ids of {"all" if count is None else count} samples'
-    ids = part_array(out, f'{split}/{folder}', IDS_FILE, np.uint64, expected)
-    if count not in (None, len(ids)):
-        raise FileError(f'{out.local / split / folder / IDS_FILE}: holds {len(ids)} values, expected {expected}')
+def part_ids(out: OutputFolder, folder: str, count: Optional[int] = None) -> np.ndarray:
+    """Hashes of the ids of a part's samples, of which there are so many if that is known, or a FileError."""
+    out.fetch(f'{folder}/{_IDS}')
+    path = out.local / folder / _IDS
+    expected = f'the ids of {"all" if count is None else count} samples; remove {path.parent} to convert it again'
+    with reading(path, expected):
+        ids = np.load(path, allow_pickle=False)
+    if ids.ndim != 1 or ids.dtype != np.uint64 or count not in (None, len(ids)):
+        raise FileError(f'{path}: holds {ids.dtype} values of shape {ids.shape}, expected {expected}')
     return ids
 
 
-def part_array(out: OutputFolder, folder: str, name: str, kind: type, expected: str) -> np.ndarray:
-    """One of the arrays that were written beside a part's shards, or a FileError."""
-    out.fetch(f'{folder}/{name}')
-    path = out.local / folder / name
-    expected = f'{expected}; remove {path.parent} to convert that part again'
-    with reading(path, expected):
-        array = np.load(path, allow_pickle=False)
-    if array.ndim != 1 or array.dtype != kind:
-        raise FileError(f'{path}: holds {array.dtype} values of shape {array.shape}, expected {expected}')
-    return array
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def left_out_ids(path: str) -> frozenset[str]:
-    """The ids in a file of `leave_out`."""
-    ids = read_json(path, list)
-    if not all(isinstance(name, str) for name in ids):
-        raise ConfigError(f'leave_out: {path} has entries that are no texts, expected a list of ids of samples')
-    return frozenset(ids)
+def writing(alone: bool) -> Work[PartJob, int]:
+    """Write parts, and tell how many samples each has; a part that is alone has a bar of its own."""
+    def work(jobs: Iterable[PartJob], done: Callable[[int], object]) -> None:
+        for job in jobs:
+            folder = job.out.local / job.folder
+            lock = folder.with_name(f'.{folder.name}.lock')
+            # A worker that the engine takes for lost may still be writing.
+            with locked(lock, folder):
+                written = _write_part(job, alone)
+                lock.unlink()
+            done(written)
+
+    return work
 
 
-def check_left_out(out: OutputFolder, split: str, folders: Sequence[str], path: str) -> None:
-    """Raise a ConfigError if a part that is kept has a sample that is to be left out."""
-    hashes = np.array([xxhash.xxh64_intdigest(name) for name in left_out_ids(path)], np.uint64)
-    for folder in folders:
-        if n := int(np.isin(part_ids(out, split, folder), hashes).sum()):
-            raise ConfigError(f'leave_out: {path} names {n:,} of the samples in {out.local / split / folder}, which is '
-                              'kept as it is; remove that folder to convert it again')
+def _write_part(job: PartJob, alone: bool) -> int:
+    """Write one part into its folder; returns how many samples."""
+    config, folder = job.config, job.out.local / job.folder
+    dropped, ids, seen = Dropped(), [], set()
+    counts, shards = CaptionCounts(), []
+    with complete_folder(folder) as out:
+        checked = _checked(job.part.read(dropped), dropped, config)
+        first = next(checked, None)
+        if first is not None:
+            columns = {SAMPLE_ID: 'str', **({IMAGE: 'bytes'} if first.image is not None else {}),
+                       **{caption_column(key): 'str' for key in first.captions}}
+            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=config.size_limit,
+                           compression=config.compression) as writer:
+                for sample in tqdm(itertools.chain([first], checked), desc=job.part.name, unit=' samples',
+                                   disable=not alone):
+                    if sample.sample_id in seen:
+                        raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
+                    if sample.captions.keys() != first.captions.keys():
+                        raise ValueError(f'sample {sample.sample_id!r} has captions {sorted(sample.captions)}, '
+                                         f'expected {sorted(first.captions)}')
+                    seen.add(sample.sample_id)
+                    ids.append(xxhash.xxh64_intdigest(sample.sample_id))
+                    counts.add(sample.captions)
+                    captions = {caption_column(k): text for k, text in sample.captions.items()}
+                    image = {IMAGE: sample.image} if sample.image is not None else {}
+                    writer.write({SAMPLE_ID: sample.sample_id, **captions, **image})
+            # The part is no dataset of its own: what its index says goes into that of the split.
+            index = out / INDEX
+            shards = read_json(index, dict)['shards']
+            index.unlink()
+        np.save(out / _IDS, np.array(ids, dtype=np.uint64))
+    job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
+    job.out.publish(f'{job.folder}/{_IDS}')
+    record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
+              'left_out': dropped.left_out, 'captions': vars(counts), 'shards': shards}
+    job.out.commit(f'{job.folder}/{PART_FILE}', json.dumps(record))
+    return len(ids)
+
+
+def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
+    """Leave out what cannot be used; an absent caption becomes an empty text."""
+    needed = config.require_any_caption
+    for sample in samples:
+        check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
+        for key, text in sample.captions.items():
+            check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
+        if unknown := [key for key in needed if key not in sample.captions]:
+            raise ConfigError(f'require_any_caption: there is no caption {unknown[0]!r}; the samples have '
+                              f'{", ".join(sample.captions)}')
+        captions = sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
+        missing = [key for key in sample.required if not captions[key]]
+        if config.leave_out is not None and sample.sample_id in left_out_ids(config.leave_out):
+            dropped.filtered['named by leave_out'] += 1
+            dropped.left_out.append(sample.sample_id)
+        elif not any(captions.values()):
+            dropped.add('no caption', sample.sample_id)
+        elif missing:
+            dropped.add(f'no caption {" and ".join(missing)}', sample.sample_id)
+        elif needed and not any(captions[key] for key in needed):
+            dropped.filtered[f'no caption {" or ".join(needed)}'] += 1
+        elif sample.image is not None and (problem := _image_problem(sample, sample.image, config)) is not None:
+            dropped.add(problem, sample.sample_id)
+        else:
+            yield sample
+
+
+def _image_problem(sample: Sample, image: bytes, config: WriterConfig) -> Optional[str]:
+    """Why a sample's image cannot be used; one that is too large is made smaller."""
+    try:
+        if config.image_max_side is None:
+            decode_pixels(image, sample.sample_id)
+            return None
+        picture = decode_image(image, sample.sample_id)
+        if max(picture.size) > config.image_max_side:
+            picture.thumbnail((config.image_max_side, config.image_max_side), Image.Resampling.BICUBIC)
+            sample.image = encode_image(picture, 'JPEG', quality=config.image_quality)
+    except ValueError:
+        name = unsupported_format(image)
+        return f'{name} is not supported; convert it to PNG or JPEG' if name else 'undecodable image'
+    return None

@@ -59,14 +59,13 @@ def flickr8k(
             empty.
         FileError: A file is damaged; an image occurs twice; a list names an image without captions.
     """
-    _check(images, annotations)
     if split_files is None:
         split_files = official_lists(annotations)
-        if not split_files and annotations.endswith('.token.txt') and split is None:
+        if not split_files and Path(annotations).is_file() and annotations.endswith('.token.txt') and split is None:
             raise ConfigError(f'source.split_files: the lists Flickr_8k.{{train,dev,test}}Images.txt are not beside '
                               f'{annotations}, and without them images for testing would be trained on; source.split '
                               'or an empty source.split_files takes them all')
-    found = read_splits(annotations, split_files)
+    found = _read(images, annotations, split_files)
     return _convert(images, annotations, found, splits, split, heldout, seed, split_files.values())
 
 
@@ -84,8 +83,7 @@ def flickr30k(
             splits.
         splits, split, heldout, seed: As for `flickr8k`, and so are the errors.
     """
-    _check(images, annotations)
-    return _convert(images, annotations, read_splits(annotations), splits, split, heldout, seed)
+    return _convert(images, annotations, _read(images, annotations), splits, split, heldout, seed)
 
 
 def coco(
@@ -104,8 +102,7 @@ def coco(
             ``test``, is a part of ``train``, as is usual, or a split of its own.
         split, heldout, seed: As for `flickr8k`, and so are the errors.
     """
-    _check(images, annotations)
-    found = read_splits(annotations)
+    found = _read(images, annotations)
     if merge_restval and 'restval' in found:
         if 'restval' in (splits or ()):
             raise ConfigError('source.splits: restval is a part of train; source.merge_restval=false makes it a split '
@@ -114,11 +111,15 @@ def coco(
     return _convert(images, annotations, found, splits, split, heldout, seed)
 
 
-def _check(images: Optional[str], annotations: str) -> None:
+def _read(
+    images: Optional[str], annotations: str, split_files: Optional[Mapping[str, str]] = None
+) -> dict[Optional[str], Images]:
+    """`read_splits`, after a check that file and folder are there."""
     if images is not None:
         check_folder(images)
     if not Path(annotations).is_file():
         raise ConfigError(f'source.annotations: there is no file {Path(annotations).absolute()}')
+    return read_splits(annotations, split_files)
 
 
 def _convert(
@@ -126,7 +127,15 @@ def _convert(
     split: Optional[str], heldout: HeldOut, seed: int, lists: Iterable[str] = (),
 ) -> tuple[Splits, Dropped]:
     published = [name for name in found if name is not None]
-    _check_choice(annotations, published, splits, split, heldout)
+    there = ', '.join(sorted(published))
+    if published and (split is not None or heldout):
+        raise ConfigError(f'source.{"heldout" if split is None else "split"}: {annotations} has the splits {there}; '
+                          'source.splits says which of them are written')
+    if splits is not None and not published:
+        raise ConfigError(f'source.splits: {annotations} has no splits; source.split names the one that is written')
+    for name in splits or ():
+        if name not in published:
+            raise ConfigError(f'source.splits: there is no {name!r} in {annotations}; it has {there}')
     captions: dict[str, list[str]] = {}
     written: dict[str, list[str]] = {}
     for name in (splits or published) if published else [None]:
@@ -155,21 +164,5 @@ def _convert(
                 lines = captions[name]
                 yield Sample(name, {str(i): lines[i] if i < len(lines) else '' for i in keys}, image)
 
-    inputs = [annotations, *lists]
-    return {name: [Part(f'{start:08}', partial(samples, names[start:start + _IMAGES]), inputs=inputs)
+    return {name: [Part(f'{start:08}', partial(samples, names[start:start + _IMAGES]), [annotations, *lists])
                    for start in range(0, len(names), _IMAGES)] for name, names in written.items()}, dropped
-
-
-def _check_choice(
-    annotations: str, published: list[str], splits: Optional[list[str]], split: Optional[str], heldout: HeldOut
-) -> None:
-    """Raise a ConfigError if an argument does not go with the splits that the annotations have."""
-    there = ', '.join(sorted(published))
-    if published and (split is not None or heldout):
-        raise ConfigError(f'source.{"heldout" if split is None else "split"}: {annotations} has the splits {there}; '
-                          'source.splits says which of them are written')
-    if splits is not None and not published:
-        raise ConfigError(f'source.splits: {annotations} has no splits; source.split names the one that is written')
-    for name in splits or ():
-        if name not in published:
-            raise ConfigError(f'source.splits: there is no {name!r} in {annotations}; it has {there}')

@@ -1,29 +1,43 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a data source gives: samples, in parts that can be converted one by one, and what it leaves out."""
+"""What a data source gives: samples, in parts that can be converted one by one, which of them are wanted, and what it
+leaves out."""
 
 import glob
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
 import xxhash
+from pydantic import Field
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import HeldOut
+from llm2clip.config.ranges import Finite, HeldOut, Text
 from llm2clip.data.caption_files import check_text, normal_path, optional_text
+from llm2clip.data.caption_files import field as field_of
+from llm2clip.data.images import image_size
 from llm2clip.files import FileError, reading
 from llm2clip.folders import inside
+from llm2clip.registry import check_arguments
 
 __all__ = [
-    'Dropped', 'HELDOUT', 'Part', 'Sample', 'Splits', 'check_folder', 'check_split', 'hold_out', 'is_held_out',
-    'listed_captions', 'matching_files', 'one_part', 'read_image', 'sample_name', 'size_of_input',
+    'Dropped', 'Filters', 'HELDOUT', 'IMAGE_FIELDS', 'Part', 'Sample', 'SampleShare', 'Selection', 'Splits',
+    'check_folder', 'check_split', 'hold_out', 'is_held_out', 'listed_captions', 'matching_files', 'one_part',
+    'read_image', 'sample_name',
 ]
+
+
+IMAGE_FIELDS = ('__width__', '__height__', '__aspect__')
+"""What a filter may name besides columns: the image's own width and height in pixels, turned upright, and its longer
+side divided by its shorter one."""
+Filters = dict[Text, dict[Text, Any]]
+SampleShare = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass
@@ -50,8 +64,6 @@ class Dropped:
     """Of tables whose captions images elsewhere get: ``rows``, and of these those ``without_key`` and ``repeated``."""
     left_out: list[str] = field(default_factory=list)
     """Ids that `leave_out` names, which are counted in `filtered` too."""
-    joined: Optional[list[int]] = None
-    """For each image of a part the number of its row in those tables, from 0, or -1 if it has none."""
 
     def add(self, reason: str, sample_id: str) -> None:
         self.reasons.setdefault(reason, []).append(sample_id)
@@ -77,15 +89,8 @@ class Part:
     """The same whenever the source is read again; its folder is called ``part-<name>``."""
     read: Callable[[Dropped], Iterable[Sample]]
     """Yields the samples and adds what it leaves out."""
-    file: Optional[str] = None
-    """What it reads, where that is one file."""
-    inputs: Sequence[str] = ()
-    """Other files that decide its samples, such as that of the captions; images are not among them."""
-
-    @property
-    def files(self) -> list[str]:
-        """All of these."""
-        return [*([] if self.file is None else [self.file]), *self.inputs]
+    files: Sequence[str] = ()
+    """That decide its samples, such as a tar or that of the captions; images are not among them."""
 
 
 Splits = dict[str, list[Part]]
@@ -93,15 +98,9 @@ HELDOUT = 'heldout'
 """Name of the split of what is held out."""
 
 
-def size_of_input(parts: Iterable[Part]) -> Optional[int]:
-    """Bytes of the files that parts read; None where they are not known."""
-    files = {part.file for part in parts}
-    return sum(os.path.getsize(file) for file in files if file) if files and None not in files else None
-
-
-def one_part(samples: Iterable[Sample], *inputs: str) -> list[Part]:
-    """A split that is small enough to be converted in one go; `inputs` as for `Part`."""
-    return [Part('all', lambda dropped: samples, inputs=inputs)]
+def one_part(samples: Iterable[Sample], *files: str) -> list[Part]:
+    """A split that is small enough to be converted in one go; `files` as for `Part`."""
+    return [Part('all', lambda dropped: samples, files)]
 
 
 def _hash(image: Union[str, bytes], seed: int) -> float:
@@ -122,12 +121,8 @@ def is_held_out(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
 
 def check_split(split: str, heldout: HeldOut) -> None:
     """Raise a ConfigError if the other split has the name of one that is held out."""
-    if split in _held_out_splits(heldout):
+    if split in (heldout if isinstance(heldout, dict) else [HELDOUT] if heldout else []):
         raise ConfigError(f'source.split: {split!r} is the name of the held-out split; give the other one another name')
-
-
-def _held_out_splits(heldout: HeldOut) -> Iterable[str]:
-    return heldout if isinstance(heldout, dict) else [HELDOUT] if heldout else []
 
 
 def hold_out(images: Iterable[str], heldout: HeldOut, seed: int, split: str = 'train') -> dict[str, list[str]]:
@@ -232,3 +227,108 @@ def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') 
             raise ConfigError(f'{key}: no file matches {Path(pattern).absolute()}')
         found += [check_text(path, f'{key}: {path!r}') for path in paths]
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which samples are wanted
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a column has to hold: a number in a range, or one of some values."""
+
+    min: Optional[Finite] = None
+    """Smallest number that is kept."""
+    max: Optional[Finite] = None
+    """Largest number that is kept."""
+    values: Optional[Annotated[list[Union[Text, int, bool]], Field(min_length=1)]] = None
+    """The values that are kept, compared as texts: true is ``true``, and 1 is ``1``."""
+
+    def keeps(self, value: Any, where: str) -> Optional[bool]:
+        """Whether a value is kept; None if there is none: null, an empty text, or NaN.
+
+        Raises:
+            FileError: It is to be a number, and is none.
+        """
+        if value is None or isinstance(value, str) and not value.strip():
+            return None
+        if self.values is not None:
+            text, *kept = [str(x).lower() if isinstance(x, bool) else str(x) for x in (value, *self.values)]
+            return text in kept
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise FileError(f'{where} is {str(value)[:60]!r}, expected a number') from None
+        if math.isnan(number):
+            return None
+        return (self.min is None or number >= self.min) and (self.max is None or number <= self.max)
+
+
+class Selection:
+    """Which samples of a source are wanted.
+
+    Args:
+        filters: Column, or one of `IMAGE_FIELDS` -> the fields of a `Filter`.  A sample without a value is left out.
+        share: Part of the samples that is kept, from 0 to 1, chosen by the hash of their ids, so that it depends on no
+            other sample and on no order; a smaller part is inside a larger one of the same seed.
+        seed: Which ones.
+
+    Raises:
+        ConfigError: A filter has an argument that there is not, none, both a range and values, or an empty range.
+    """
+
+    def __init__(self, filters: Optional[Mapping[str, Mapping[str, Any]]] = None, share: float = 1.0, seed: int = 0):
+        self._share, self._seed = share, seed
+        self.columns: dict[str, Filter] = {}
+        """Filters by columns."""
+        self.by_image: dict[str, Filter] = {}
+        """Filters by the image's size."""
+        for name, arguments in (filters or {}).items():
+            key = f'source.filters.{name}'
+            check_arguments(Filter, 'a filter', arguments, key)
+            made = Filter(**arguments)
+            is_range = made.min is not None or made.max is not None
+            if is_range is (made.values is not None):
+                raise ConfigError(f'{key}: expected min, max or both of a number, or the values that are kept')
+            if made.min is not None and made.max is not None and made.min > made.max:
+                raise ConfigError(f'{key}: min is {made.min} and max is {made.max}, expected the smaller value first')
+            if made.values is not None and name in IMAGE_FIELDS:
+                raise ConfigError(f'{key}: expected min, max or both of a number')
+            (self.by_image if name in IMAGE_FIELDS else self.columns)[name] = made
+
+    def samples_out(self, sample_id: str, dropped: Dropped) -> bool:
+        """Whether a sample is not in the part that is kept, after counting it."""
+        # Salted, since what is held out is chosen by the hash of an id as well.
+        out = xxhash.xxh64_intdigest(f'sample {sample_id}', seed=self._seed) / 2**64 >= self._share
+        dropped.filtered.update(['not in the sample'] if out else ())
+        return out
+
+    def filters_out(self, fields: Mapping[str, Any], where: str, dropped: Dropped) -> bool:
+        """Whether a filter leaves a sample out, by its columns, after counting it under the first that does.
+
+        Raises:
+            ConfigError: There is no such column.
+            FileError: A value that should be a number is none.
+        """
+        return any(_leaves_out(name, made, field_of(fields, name, where), where, dropped)
+                   for name, made in self.columns.items())
+
+    def filters_image_out(self, image: bytes, sample_id: str, dropped: Dropped) -> bool:
+        """`filters_out` by the size of the image; one that cannot be decoded stays, for the writer to count."""
+        if not self.by_image:
+            return False
+        try:
+            width, height = image_size(image, sample_id)
+        except ValueError:
+            return False
+        aspect = max(width, height) / max(min(width, height), 1)
+        values: dict[str, float] = dict(zip(IMAGE_FIELDS, (width, height, aspect)))
+        return any(_leaves_out(name, made, values[name], sample_id, dropped) for name, made in self.by_image.items())
+
+
+def _leaves_out(name: str, made: Filter, value: Any, where: str, dropped: Dropped) -> bool:
+    keeps = made.keeps(value, f'{where}: {name!r}')
+    if not keeps:
+        dropped.filtered[f'filter {name}' if keeps is False else f'filter {name}: no value'] += 1
+    return not keeps

@@ -22,9 +22,13 @@ from llm2clip.config.ranges import FolderName, HeldOutShare, Seed, Text
 from llm2clip.data.caption_files import normal_path, read_csv, read_header
 from llm2clip.data.convert.samples import (
     HELDOUT,
+    IMAGE_FIELDS,
     Dropped,
+    Filters,
     Part,
     Sample,
+    SampleShare,
+    Selection,
     Splits,
     check_folder,
     check_split,
@@ -34,10 +38,10 @@ from llm2clip.data.convert.samples import (
     read_image,
     sample_name,
 )
-from llm2clip.data.convert.selection import IMAGE_FIELDS, Filters, SampleShare, Selection
 from llm2clip.files import reading
 
-__all__ = ['Captions', 'Columns', 'huggingface', 'is_csv', 'is_key', 'is_list', 'read_schema', 'table']
+__all__ = ['Captions', 'Columns', 'check_column', 'check_key', 'huggingface', 'is_csv', 'is_list', 'read_schema',
+           'table']
 
 # Of a Hugging Face dataset, in one part.
 _ROWS = 10_000
@@ -89,18 +93,18 @@ class Columns:
         if images is not None:
             check_folder(images)
         selection = selection or Selection()
-        if selection.reads_images and image is None:
+        if selection.by_image and image is None:
             raise ConfigError(f'source.filters: {", ".join(IMAGE_FIELDS)} need images, expected an image_column')
         named = [('', captions)] if isinstance(captions, str) else list(captions.items())
         for path, schema in tables.items():
             for name in (*(column for _, column in named), *selection.columns,
                          *(name for name in (image, sample_id) if name)):
-                if name not in schema.names:
-                    raise ConfigError(f'{path} has no column {name!r}; it has {", ".join(schema.names)}')
-                if schema.names.count(name) > 1:
-                    raise ConfigError(f'{path} has two columns {name!r}, expected different names')
+                check_column(schema, name, path)
             if image is not None:
-                _check_images(schema, image, path)
+                kind = schema.field(image).type
+                is_struct = pyarrow.types.is_struct(kind) and any(field.name in ('bytes', 'path') for field in kind)
+                if not _is_text(kind) and not is_struct and not re.match('(large_|fixed_size_)?binary', str(kind)):
+                    raise ConfigError(f'{path}: column {image!r} holds {kind}, expected encoded images or paths')
         keys: dict[str, list[str]] = {}
         for key, column in named:
             kinds = {is_list(schema, column, path) for path, schema in tables.items()}
@@ -157,13 +161,10 @@ class Columns:
                     continue
             if image is not None and self.selection.filters_image_out(image, sample_id, dropped):
                 continue
-            yield Sample(sample_id, self._texts(row, where), image)
-
-    def _texts(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
-        texts: dict[str, str] = {}
-        for column, keys in self.captions.items():
-            texts |= listed_captions(row[column], keys, f'{where}: {column!r}')
-        return texts
+            texts: dict[str, str] = {}
+            for column, keys in self.captions.items():
+                texts |= listed_captions(row[column], keys, f'{where}: {column!r}')
+            yield Sample(sample_id, texts, image)
 
 
 def _longest_list(lists: Any) -> int:
@@ -188,17 +189,19 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     return str(kind) in ('string', 'large_string', 'string_view', 'null')
 
 
-def is_key(kind: pyarrow.DataType) -> bool:
-    """Whether values of a type can be keys: texts, or whole numbers."""
-    return _is_text(kind) or pyarrow.types.is_integer(kind)
+def check_column(schema: pyarrow.Schema, column: str, path: str) -> None:
+    """Raise a ConfigError unless a table has a column, once."""
+    if column not in schema.names:
+        raise ConfigError(f'{path} has no column {column!r}; it has {", ".join(schema.names)}')
+    if schema.names.count(column) > 1:
+        raise ConfigError(f'{path} has two columns {column!r}, expected different names')
 
 
-def _check_images(schema: pyarrow.Schema, column: str, path: str) -> None:
-    """Raise a ConfigError unless a column can hold images."""
+def check_key(schema: pyarrow.Schema, column: str, path: str) -> None:
+    """Raise a ConfigError unless a column's values can be keys: texts, or whole numbers."""
     kind = schema.field(column).type
-    is_struct = pyarrow.types.is_struct(kind) and any(field.name in ('bytes', 'path') for field in kind)
-    if not _is_text(kind) and not is_struct and not re.match('(large_|fixed_size_)?binary', str(kind)):
-        raise ConfigError(f'{path}: column {column!r} holds {kind}, expected encoded images or paths')
+    if not _is_text(kind) and not pyarrow.types.is_integer(kind):
+        raise ConfigError(f'{path}: column {column!r} holds {kind}, expected texts or whole numbers')
 
 
 def table(
@@ -246,7 +249,7 @@ def table(
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
         return columns.samples(_rows(path, columns.names()), Path(path).name, dropped, heldout, seed, held_out)
 
-    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), path) for path in paths]
+    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), [path]) for path in paths]
             for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
 
 
@@ -313,8 +316,35 @@ def huggingface(
     """
     check_split(split, heldout)
     selection = Selection(filters, sample, sample_seed)
-    rows = _load(path, config, split)
-    images, also = (images, ()) if images is not None or _is_saved(path) else _folders(path)
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError('the huggingface source needs the package datasets: pip install "llm2clip[datasets]"') \
+            from None
+    is_folder, is_saved = Path(path).is_dir(), any(Path(path, name).is_file()
+                                                   for name in ('dataset_dict.json', 'state.json'))
+    # Other names are those of the library's readers, which would take any files of the working directory.
+    if not is_folder and path.count('/') != 1:
+        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
+                          'called owner/dataset')
+    there = 'a' if is_folder else 'no'
+    with reading(f'source.path: {path}', f'{_DATASET} (there is {there} folder {Path(path).absolute()})'):
+        rows: Any = datasets.load_from_disk(path) if is_saved else datasets.load_dataset(path, config, split=split)
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
+        rows = rows[split]
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    also: tuple[str, ...] = ()
+    if images is None and not is_saved:
+        # Where the library puts images that a dataset names.
+        from datasets import config as cache
+        from huggingface_hub.constants import HF_HUB_CACHE
+        images = path if is_folder else str(cache.HF_CACHE_HOME)
+        also = (*map(str, (cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH)),
+                HF_HUB_CACHE)
     columns = Columns.choose(
         captions, {path: rows.features.arrow_schema},
         lambda column: max((_longest_list(batch.column(0)) for batch in
@@ -329,41 +359,3 @@ def huggingface(
 
     return {name: [Part(f'{start:08}', partial(read, start, name == HELDOUT)) for start in range(0, len(rows), _ROWS)]
             for name in ((split, HELDOUT) if heldout else (split,))}, Dropped()
-
-
-def _is_saved(path: str) -> bool:
-    """Whether `save_to_disk` wrote a folder."""
-    return any(Path(path, name).is_file() for name in ('dataset_dict.json', 'state.json'))
-
-
-def _folders(path: str) -> tuple[str, tuple[str, ...]]:
-    """Where the images are that a dataset which was not saved may name, and where the library puts them."""
-    from datasets import config
-    from huggingface_hub.constants import HF_HUB_CACHE
-    caches = (config.HF_CACHE_HOME, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
-    return path if Path(path).is_dir() else str(config.HF_CACHE_HOME), tuple(map(str, caches))
-
-
-def _load(path: str, config: Optional[str], split: str) -> Any:
-    """The rows of a split, images as they are stored."""
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError('the huggingface source needs the package datasets: pip install "llm2clip[datasets]"') \
-            from None
-    # Other names are those of the library's readers, which would take any files of the working directory.
-    if not Path(path).is_dir() and path.count('/') != 1:
-        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
-                          'called owner/dataset')
-    there = 'a' if Path(path).is_dir() else 'no'
-    with reading(f'source.path: {path}', f'{_DATASET} (there is {there} folder {Path(path).absolute()})'):
-        rows: Any = datasets.load_from_disk(path) if _is_saved(path) else \
-            datasets.load_dataset(path, config, split=split)
-    if isinstance(rows, datasets.DatasetDict):
-        if split not in rows:
-            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
-        rows = rows[split]
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows

@@ -57,11 +57,11 @@ def text_pairs(
                 yield Sample(sample_id, _pair(record, where), required=('query', 'positive'))
 
     if by_file:
-        splits = {Path(name).stem: [Part(Path(name).name, partial(samples, name, False), name)] for name in paths}
+        splits = {Path(name).stem: [Part(Path(name).name, partial(samples, name, False), [name])] for name in paths}
         if len(splits) < len(paths):
             raise ConfigError(f'source.by_file: two of {", ".join(paths)} have one name, expected different ones')
         return splits, Dropped()
-    return {split: [Part(Path(name).name, partial(samples, name, split == HELDOUT), name) for name in paths]
+    return {split: [Part(Path(name).name, partial(samples, name, split == HELDOUT), [name]) for name in paths]
             for split in (('train', HELDOUT) if heldout_share else ('train',))}, Dropped()
 
 
@@ -98,7 +98,7 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -
             else:
                 dropped.filtered['short line'] += 1
 
-    return {'train': [Part(Path(name).name, partial(samples, name), name) for name in paths]}, Dropped()
+    return {'train': [Part(Path(name).name, partial(samples, name), [name]) for name in paths]}, Dropped()
 
 
 def wikipedia_summaries(

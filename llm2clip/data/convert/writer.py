@@ -7,6 +7,7 @@ Every part of a split becomes a folder of shards inside that of the split, ``par
 all are there, on whichever machine, one index over all of them, in the split's folder, makes the dataset readable.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -14,32 +15,43 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import numpy as np
+import xxhash
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
-from llm2clip.data.convert.finish import CARD_FILE, finish
-from llm2clip.data.convert.part_writer import writing
+from llm2clip.data.convert.card import CaptionCounts, draw_card
 from llm2clip.data.convert.parts import (
     PART_FILE,
     PartJob,
-    as_json,
     check_inputs,
-    check_left_out,
     check_options,
     covers,
     deciding_options,
     input_identity,
-    parts_of_index,
+    left_out_ids,
+    part_ids,
     read_record,
+    writing,
 )
-from llm2clip.data.convert.samples import Dropped, Part, size_of_input
+from llm2clip.data.convert.samples import Dropped, Part
+from llm2clip.data.schema import INDEX, read_index
+from llm2clip.drawing import drawing
 from llm2clip.engine import Engine, LocalEngine
-from llm2clip.files import read_json
+from llm2clip.files import FileError, read_json
 from llm2clip.folders import OutputFolder
 
 __all__ = ['CARD_FILE', 'is_written', 'write_splits']
+
+CARD_FILE = 'dataset.json'
+"""Written last: a folder that has it is complete."""
+# Of a reason to leave samples out, so many are named in the card; the parts' own files name all.
+_NAMED = 1000
+
+Records = dict[str, dict[str, dict[str, Any]]]
+"""Split -> folder of each part -> what was written of it."""
 
 
 def write_splits(
@@ -83,15 +95,19 @@ def write_splits(
     there = {}
     for split, parts in splits.items():
         check_values(FolderName, split, 'source.split')
-        before = parts_of_index(out, split)
+        before = _parts_of_index(out, split)
         there[split] = before if extend else []
         if gone := [folder for folder in there[split] if folder not in {f'part-{part.name}' for part in parts}]:
             raise ConfigError(f'extend: {out.local / split} has {gone[0]}, which comes from none of the input files; '
                               'expected those that the dataset was written from, and more')
-        if extend and config.leave_out is not None:
-            check_left_out(out, split, before, config.leave_out)
-    files = dict.fromkeys(path for parts in splits.values() for part in parts for path in part.files)
-    inputs = {path: input_identity(path) for path in files}
+        for folder in there[split] if config.leave_out is not None else ():
+            hashes = [xxhash.xxh64_intdigest(name) for name in left_out_ids(str(config.leave_out))]
+            if n := int(np.isin(part_ids(out, f'{split}/{folder}'), np.array(hashes, np.uint64)).sum()):
+                raise ConfigError(f'leave_out: {config.leave_out} names {n:,} of the samples in '
+                                  f'{out.local / split / folder}, which is kept as it is; remove that folder to '
+                                  'convert it again')
+    inputs = {path: input_identity(path)
+              for path in dict.fromkeys(path for parts in splits.values() for part in parts for path in part.files)}
     jobs = [PartJob(out, f'{split}/part-{part.name}', part, config,
                     {**options, 'inputs': {path: inputs[path] for path in part.files}}, extend)
             for split, parts in splits.items() for part in parts]
@@ -107,9 +123,7 @@ def write_splits(
     # A part that gave no sample is read again: what was missing may be there now.
     todo = {job.folder: job for job in mine if not (read_record(job) or {}).get('samples')}
     engine = engine or LocalEngine(config.num_workers)
-    size = size_of_input(job.part for job in todo.values())
-    more = '' if size is None else f'; their input files have {tqdm.format_sizeof(size, "B")}'
-    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}{more}', flush=True)
+    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
     written = 0
     with tqdm(total=len(mine), desc=f'write {out.local.name}', unit=' parts') as progress:
         progress.update(len(mine) - len(todo))
@@ -121,7 +135,7 @@ def write_splits(
             progress.set_postfix(samples=written)
 
         engine.run(todo, partial(writing, len(todo) == 1), count)
-    records: dict[str, dict[str, Any]] = {split: {} for split in splits}
+    records: Records = {split: {} for split in splits}
     for job in jobs:
         if (record := read_record(job)) is None:
             if config.machines == 1:
@@ -133,7 +147,96 @@ def write_splits(
     # A dataset that grows keeps its shards where they were: sidecars rely on it.
     records = {split: {**{folder: parts[folder] for folder in there[split]}, **parts}
                for split, parts in records.items()}
-    return finish(records, dropped, out, config, {**(about or {}), 'inputs': inputs}, options)
+    left = {'leave_out': options['leave_out']} if 'leave_out' in options else {}
+    return _finish(records, dropped, out, config, {**(about or {}), 'inputs': inputs, **left})
+
+
+def _finish(
+    records: Records, dropped: Dropped, out: OutputFolder, config: WriterConfig, about: Mapping[str, Any]
+) -> dict[str, int]:
+    """Check all parts together, then write the indices and last the card."""
+    written = {split: sum(record['samples'] for record in parts.values()) for split, parts in records.items()}
+    left_out = Dropped()
+    captions = {split: CaptionCounts() for split in records}
+    for split, parts in records.items():
+        for record in parts.values():
+            left_out.update(Dropped(record['dropped'], Counter(record['filtered']), left_out=record['left_out']))
+            captions[split].add_record(record['captions'])
+    total = sum(written.values()) + len(left_out)
+    if len(left_out) > config.max_dropped * total:
+        examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
+        raise ValueError(f'{len(left_out)} of {total} samples were left out, more than max_dropped='
+                         f'{config.max_dropped} allows: {examples}')
+    left_out.update(dropped)
+    filtered = dict(left_out.filtered)
+    if config.leave_out is not None and (unknown := left_out_ids(config.leave_out).difference(left_out.left_out)):
+        said = f'leave_out: {config.leave_out} names {len(unknown):,} ids that no sample has: ' + \
+            ', '.join(sorted(unknown)[:5])
+        if not left_out.left_out:
+            raise ConfigError(f'{said}; expected ids of samples of this source')
+        print(said, flush=True)
+    for split, parts in records.items():
+        if not written[split]:
+            raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: {filtered})')
+        _check_shards(out, split, parts)
+    ids = {f'{split}/{folder}': part_ids(out, f'{split}/{folder}', record['samples'])
+           for split, parts in records.items() for folder, record in parts.items()}
+    values, counts = np.unique(np.concatenate([*ids.values()]), return_counts=True)
+    if (twice := values[counts > 1]).size:
+        where = [folder for folder, of_part in ids.items() if np.isin(twice[0], of_part)]
+        raise ValueError(f'{twice.size} sample ids occur in more than one part, one of them in {" and ".join(where)}')
+    card = {**about, 'read': sum(written.values()) + len(left_out) + sum(filtered.values()), 'samples': written,
+            'dropped': left_out.counts(), 'filtered': filtered,
+            **({'tables': dropped.tables} if dropped.tables else {}),
+            'dropped_ids': {reason: ids[:_NAMED] for reason, ids in left_out.reasons.items()},
+            'captions': {split: found.summary() for split, found in captions.items()},
+            'captions_per_sample': {split: dict(sorted(found.per_sample.items())) for split, found in captions.items()}}
+    for split, parts in records.items():
+        # The shards stay where they are.
+        for folder, record in parts.items():
+            for info in (info for shard in record['shards'] for info in (shard['raw_data'], shard['zip_data']) if info):
+                info['basename'] = f'{folder}/{info["basename"]}'
+        shards = [shard for record in parts.values() for shard in record['shards']]
+        out.commit(f'{split}/{INDEX}', json.dumps({'version': 2, 'shards': shards}, sort_keys=True))
+    first = next(iter(records))
+    with drawing(str(out.local / 'dataset.png')):
+        draw_card(out, first, captions[first], 'dataset.png')
+    out.commit(CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False, default=str) + '\n')
+    return written
+
+
+def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, Any]]) -> None:
+    """Raise an error unless all shards of a split have the same columns and, without a remote, are there in their
+    sizes."""
+    columns: dict[str, list[str]] = {}
+    for part, record in parts.items():
+        for shard in record['shards']:
+            columns.setdefault(part, shard['column_names'])
+            info = shard['zip_data'] or shard['raw_data']
+            path = out.local / split / part / info['basename']
+            size = path.stat().st_size if path.is_file() else None
+            if out.remote is None and size != info['bytes']:
+                raise FileError(f'{path}: {"is missing" if size is None else f"has {size:,} bytes"}, expected '
+                                f'{info["bytes"]:,} bytes; remove {path.parent} to convert that part again')
+    first = next(iter(columns))
+    for folder, names in columns.items():
+        if names != columns[first]:
+            raise ValueError(f'{folder} of split {split!r} has columns {names}, but {first} has {columns[first]}')
+
+
+def _parts_of_index(out: OutputFolder, split: str) -> list[str]:
+    """Folders of the parts that a split's index has, in order; none if there is no index.
+
+    Raises:
+        ConfigError: It is of a dataset whose shards are not in parts, and would be lost.
+    """
+    if not out.fetch(f'{split}/{INDEX}'):
+        return []
+    names = [shard['raw_data']['basename'] for shard in read_index(out.local / split)['shards']]
+    if not names[0].startswith('part-'):
+        raise ConfigError(f'out: {out.local / split} holds another dataset (with {names[0]}), expected an empty folder '
+                          'or one that prepare_data wrote')
+    return list(dict.fromkeys(name.rsplit('/', 1)[0] for name in names))
 
 
 def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig) -> bool:
@@ -151,18 +254,18 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
     if not out.fetch(CARD_FILE):
         return False
     card = read_json(out.local / CARD_FILE, dict)
-    for name, value in as_json(about).items():
+    options = deciding_options(about, config)
+    for name, value in options.items():
         if name in card and card[name] != value:
             more = ', or extend it by extend=true' if covers(card[name], value) else ''
             raise ConfigError(f'out: {out} is complete, but was written with another {name} ({out.local / CARD_FILE} '
                               f'has it); remove it to convert again{more}')
     inputs = card.get('inputs', {})
     check_inputs(out, inputs, {path: input_identity(path) for path in inputs if os.path.isfile(path)})
-    options = deciding_options(about, config)
     if card.get('leave_out') != options.get('leave_out'):
         raise ConfigError(f'out: {out} is complete, but was written with another leave_out; remove it to convert again')
     for split in card.get('samples', ()):
-        for folder in parts_of_index(out, split)[:1]:
+        for folder in _parts_of_index(out, split)[:1]:
             if out.fetch(name := f'{split}/{folder}/{PART_FILE}'):
                 check_options(out, out.local / name, read_json(out.local / name, dict), options, True)
     return True

@@ -28,7 +28,7 @@ from llm2clip.data.schema import IMAGE, SAMPLE_ID, TEACHER_FILE, check_columns, 
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
 
-__all__ = ['PairedReader', 'PairedRow', 'PairedStream', 'columns_of', 'recorded_dataset']
+__all__ = ['PairedReader', 'PairedSidecars', 'PairedStream', 'columns_of']
 
 
 def columns_of(reader: Reader) -> dict[str, str]:
@@ -51,16 +51,6 @@ def _open(reader: MDSReader) -> io.FileIO:
 _kept_open = functools.lru_cache(maxsize=64)(_open)
 
 
-def _read(reader: MDSReader, idx: int, keep_open: bool) -> bytearray:
-    """One sample's bytes."""
-    file = _kept_open(reader) if keep_open else _open(reader)
-    begin, end = struct.unpack('<2I', os.pread(file.fileno(), 8, 4 + 4 * idx))
-    data = bytearray(end - begin)
-    if os.preadv(file.fileno(), [data], begin) != len(data):
-        raise ValueError(f'sample {idx} of {file.name} is cut')
-    return data
-
-
 class PairedRow(Mapping[str, Any]):
     """A sample whose columns are decoded when they are asked for: of its captions, one is used.
 
@@ -73,7 +63,11 @@ class PairedRow(Mapping[str, Any]):
     def __init__(self, reader: Reader, idx: int, keep_open: bool, sidecars: Sequence[Reader] = ()) -> None:
         assert isinstance(reader, MDSReader)
         self.sidecars = [PairedRow(sidecar, idx, keep_open) for sidecar in sidecars]
-        self._reader, self._data = reader, _read(reader, idx, keep_open)
+        file = _kept_open(reader) if keep_open else _open(reader)
+        begin, end = struct.unpack('<2I', os.pread(file.fileno(), 8, 4 + 4 * idx))
+        self._reader, self._data = reader, bytearray(end - begin)
+        if os.preadv(file.fileno(), [self._data], begin) != end - begin:
+            raise ValueError(f'sample {idx} of {file.name} is cut')
         # Before the columns stand the sizes of those that have no fixed one.
         sizes, at = [size or 0 for size in reader.column_sizes], 0
         for i, size in enumerate(sizes):
@@ -186,32 +180,25 @@ class PairedStream(VerifiedStream):
             where = f'sidecar {sidecar.local}'
             shards = sidecar.get_shards(world, allow_unsafe_types)
             check_columns(columns_of(shards[0]), self._embedding_columns, where)
-            if len(shards) < len(images) and self._has_grown(sidecar):
+            found, expected = recorded_dataset(sidecar), self._dataset()
+            belongs = f'{where} belongs to another dataset than {self.local}'
+            if len(shards) < len(images) and first_shards(read_index(Path(self.local, self.split)), found) is not None:
                 raise ValueError(f'{where} has vectors for {len(shards)} of the {len(images)} shards of {self.local}, '
                                  'which has grown since they were extracted; extract_embeddings, called again with the '
                                  'same `out`, adds those of the others')
-            self._check_sizes(images, shards, where)
-            self._check_dataset(sidecar, where)
+            if len(images) != len(shards):
+                raise ValueError(f'{belongs}: it has {len(shards)} shards, expected {len(images)}')
+            for k, (image, row) in enumerate(zip(images, shards)):
+                if len(image) != len(row):
+                    raise ValueError(f'{belongs}: its shard {k} holds {len(row)} samples, expected {len(image)}')
+            if found != expected:
+                raise ValueError(f'{belongs}: it was made for content {found}, expected {expected}')
             sidecars.append(shards)
         return [PairedReader(image, rows, self.keep_open) for image, *rows in zip(images, *sidecars)]
 
-    def _check_sizes(self, images: Sequence[Reader], rows: Sequence[Reader], where: str) -> None:
-        belongs = f'{where} belongs to another dataset than {self.local}'
-        if len(images) != len(rows):
-            raise ValueError(f'{belongs}: it has {len(rows)} shards, expected {len(images)}')
-        for k, (image, row) in enumerate(zip(images, rows)):
-            if len(image) != len(row):
-                raise ValueError(f'{belongs}: its shard {k} holds {len(row)} samples, expected {len(image)}')
-
-    def _check_dataset(self, sidecar: VerifiedStream, where: str) -> None:
-        found, expected = recorded_dataset(sidecar), self.content
-        if found != expected:
-            raise ValueError(f'{where} belongs to another dataset than {self.local}: it was made for content '
-                             f'{found}, the dataset has {expected}')
-
-    def _has_grown(self, sidecar: VerifiedStream) -> bool:
-        """Whether the dataset of a sidecar is the beginning of this one, or the sidecar is about to be extended."""
-        return first_shards(read_index(Path(self.local, self.split)), recorded_dataset(sidecar)) is not None
+    def _dataset(self) -> Optional[str]:
+        """Content of the dataset that the sidecars must be made for."""
+        return self.content
 
     def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:
         """The sidecars with their readers of one shard."""
@@ -244,6 +231,28 @@ class PairedStream(VerifiedStream):
         return super().get_index_size() + sum(sidecar.get_index_size() for sidecar in self.sidecars)
 
 
+class PairedSidecars(PairedStream):
+    """Samples of one sidecar with their rows of others of the same dataset, of which neither images nor texts are read.
+
+    Args:
+        local: Folder or cache of the first sidecar.
+        sidecars: Folders or caches of the others, and where they come from (or None).
+        remote: Where the first comes from.
+        embedding_columns: Columns that every sidecar must have.
+        **kwargs: Passed to PairedStream, which says what is raised.
+    """
+
+    def __init__(
+        self, local: str, sidecars: Sequence[tuple[str, Optional[str]]], remote: Optional[str] = None,
+        embedding_columns: Sequence[str] = (), **kwargs: Any,
+    ) -> None:
+        super().__init__(local, sidecars, remote, embedding_columns=embedding_columns, **kwargs)
+        self._columns = (SAMPLE_ID, *embedding_columns)
+
+    def _dataset(self) -> Optional[str]:
+        return recorded_dataset(self)
+
+
 def recorded_dataset(sidecar: VerifiedStream) -> Optional[str]:
     """The content of the dataset that a sidecar was made for.
 
@@ -256,8 +265,3 @@ def recorded_dataset(sidecar: VerifiedStream) -> Optional[str]:
     if not path.is_file():
         raise FileNotFoundError(f'there is no sidecar in {path.parent}: {path} does not exist')
     return read_json(path, dict).get('dataset')
-
-
-def _check_all_columns(readers: Sequence[Reader], columns: Sequence[str], where: str) -> None:
-    for reader in readers:
-        check_columns(columns_of(reader), columns, where)

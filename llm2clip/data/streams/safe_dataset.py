@@ -185,26 +185,18 @@ def _claim_caches(folders: Iterable[str]) -> list[BinaryIO]:
             os.makedirs(folder, exist_ok=True)
             lock = open(os.path.join(folder, _LOCK_FILE), 'wb')  # noqa: SIM115
             deadline = time.monotonic() + _LOCK_SECONDS
-            while not _try_lock(lock):
-                if time.monotonic() > deadline:
-                    raise ShardError(f'{folder} is the cache of another run that is still alive')
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise ShardError(f'{folder} is the cache of another run that is still alive') from None
                 time.sleep(0.2)
             locks.append(lock)
-        _forget_killed_runs(caches)
+        for registered in Path('/dev/shm').glob(f'[0-9]*_{LOCALS}'):
+            if caches.intersection(_unpack_locals(registered.read_bytes())[0]):
+                for segment in registered.parent.glob(f'{registered.name.partition("_")[0]}_*'):
+                    segment.unlink(missing_ok=True)
     dist.barrier()
     return locks
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _forget_killed_runs(caches: set[str]) -> None:
-    for registered in Path('/dev/shm').glob(f'[0-9]*_{LOCALS}'):
-        if caches.intersection(_unpack_locals(registered.read_bytes())[0]):
-            for segment in registered.parent.glob(f'{registered.name.partition("_")[0]}_*'):
-                segment.unlink(missing_ok=True)

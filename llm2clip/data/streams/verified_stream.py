@@ -82,7 +82,12 @@ class VerifiedStream(Stream):
             wait_for_file_to_exist(str(path), TICK, self.download_timeout, f'{self.source(INDEX)} did not come to '
                                    f'{path} within {self.download_timeout:.0f} s (download_timeout)')
         elif self.remote is not None and path.is_file():
-            self._check_cached_index()
+            current = Path(self.download(INDEX, f'{INDEX}.now'))
+            same = current.read_bytes() == path.read_bytes()
+            current.unlink()
+            if not same:
+                raise ShardError(f'{self.source(INDEX)} is not the index that {self.local} was filled with: the '
+                                 f'dataset was written anew; remove {self.local}')
         elif self.remote is not None:
             self.download(INDEX)
         index = read_index(path.parent)
@@ -165,15 +170,6 @@ class VerifiedStream(Stream):
     def _path(self, basename: str) -> Path:
         return Path(self.local, self.split, basename)
 
-    def _check_cached_index(self) -> None:
-        cached = self._path(INDEX)
-        current = Path(self.download(INDEX, f'{INDEX}.now'))
-        same = current.read_bytes() == cached.read_bytes()
-        current.unlink()
-        if not same:
-            raise ShardError(f'{self.source(INDEX)} is not the index that {self.local} was filled with: the '
-                             f'dataset was written anew; remove {self.local}')
-
     def download(self, basename: str, to_basename: Optional[str] = None) -> str:
         """Bring a file from the remote, under another name if one is given.
 
@@ -206,10 +202,18 @@ class VerifiedStream(Stream):
             except Exception as error:
                 self._connection = None
                 if is_missing(error):
-                    raise ShardError(f'{url} does not exist ({_describe(error)})') from error
-                problem = f'{url} cannot be downloaded: {_describe(error)}'
+                    raise ShardError(f'{url} does not exist ({type(error).__name__}: {error})') from error
+                problem = f'{url} cannot be downloaded: {type(error).__name__}: {error}'
                 continue
-            damage = self._damage(partial, basename)
+            # A shard by the index, other files by what can be read of them.
+            damage = None
+            try:
+                if basename in self._expected:
+                    damage = file_damage(partial, self._expected[basename])
+                else:
+                    (parse_index if basename == INDEX else parse_json)(partial.read_bytes(), basename)
+            except ValueError as error:
+                damage = str(error)
             if damage is None:
                 partial.replace(path)
                 return str(path)
@@ -217,31 +221,15 @@ class VerifiedStream(Stream):
         partial.unlink(missing_ok=True)
         raise ShardError(f'{problem} (tried {tried} times)')
 
-    def _damage(self, path: Path, basename: str) -> Optional[str]:
-        """What is wrong with a file that was downloaded: a shard by the index, others by what can be read of them."""
-        if basename in self._expected:
-            return file_damage(path, self._expected[basename])
-        try:
-            if basename == INDEX:
-                parse_index(path.read_bytes(), basename)
-            else:
-                parse_json(path.read_bytes(), basename)
-        except ValueError as error:
-            return str(error)
-        return None
-
     def _download_file(self, from_basename: str, to_basename: Optional[str] = None) -> str:
         return self.download(from_basename, to_basename)
 
-    def _connected(self) -> CloudDownloader:
-        """A downloader of this process: a connection does not survive a fork."""
-        if self._connection is None or self._connection[0] != os.getpid():
-            self._connection = os.getpid(), CloudDownloader.get(self.remote)
-        return self._connection[1]
-
     def _download_within(self, url: str, path: str) -> None:
         """Download, but give up after `download_timeout` seconds, which not every downloader of Streaming does."""
-        downloader = self._connected()
+        # A connection does not survive a fork.
+        if self._connection is None or self._connection[0] != os.getpid():
+            self._connection = os.getpid(), CloudDownloader.get(self.remote)
+        downloader = self._connection[1]
         errors: list[BaseException] = []
 
         def download() -> None:
@@ -257,7 +245,3 @@ class VerifiedStream(Stream):
             raise TimeoutError(f'no end after {self.download_timeout:.0f} s (download_timeout)')
         if errors:
             raise errors[0]
-
-
-def _describe(error: Exception) -> str:
-    return f'{type(error).__name__}: {error}'.strip()
