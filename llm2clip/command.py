@@ -40,6 +40,7 @@ from llm2clip.config import (
     PlanConfig,
     PrepareConfig,
     ReportConfig,
+    SearchConfig,
     TrainConfig,
 )
 from llm2clip.config.files import load_config
@@ -60,7 +61,7 @@ _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
 _ONE_PROCESS = (DuplicatesConfig, ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig,
-                ReportConfig)
+                ReportConfig, SearchConfig)
 _OPEN_FILES = 256
 """That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever.  More
 are allowed where the system does, since Streaming keeps two open per epoch and checkpoint of a run that was resumed.

@@ -110,13 +110,14 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
 def complete_file(path: Union[str, Path]) -> Iterator[Path]:
     """A temporary file to write, which replaces `path` when the block ends without an exception.
 
-    It has the permissions that the umask gives to new files, whoever wrote it.
+    It has the permissions that the umask gives to new files, whoever wrote it; its folder is made.
 
     Raises:
         FileError: It cannot be written, for example since the disk is full.
     """
     path = Path(path)
     partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.touch()
         mode = partial.stat().st_mode

@@ -77,8 +77,7 @@ def claim(config: Any) -> ExitStack:
     elif isinstance(config, ReportConfig):
         held.enter_context(claimed(config.out, recipe, ['report.html', 'results.json']))
     elif isinstance(config, SearchConfig):
-        if config.images is not None:
-            held.enter_context(claimed(config.index, recipe))
+        held.enter_context(claimed(config.index, recipe))
     elif isinstance(config, (ExportVisionConfig, ExportTeacherConfig)):
         # These replace the folder as a whole, by what its manifest says.
         out = Path(os.path.abspath(config.out))
@@ -100,8 +99,7 @@ def goes_on(config: Any) -> str:
         batch = _newest_batch(config.checkpoint_folder)
         return 'there is no checkpoint yet, the same command begins from the beginning' if batch is None else \
             f'the same command goes on from batch {batch}'
-    indexing = isinstance(config, SearchConfig) and config.images is not None
-    if indexing or isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, DuplicatesConfig)):
+    if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, DuplicatesConfig, SearchConfig)):
         return 'the same command goes on with what is missing'
     return ''
 

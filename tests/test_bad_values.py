@@ -156,7 +156,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('evaluate',), 'duplicates', ["''", '[a]']),
     (('extract_embeddings',), 'datasets', ['{}', '{../../x: {local: d}}', '{a/b: {local: d}}', '{.a: {local: d}}',
                                            "{'': {local: d}}", '{..: {local: d}}', '{a: {}}']),
-    (('extract_embeddings', 'search'), 'storage', ['float32', 'int4']),
+    (('extract_embeddings',), 'storage', ['float32', 'int4']),
     (('evaluate.models.m', 'export_hf', 'search'), 'dim', ['0', '-1', '1.5', '[64]']),
     (('extract_embeddings', 'evaluate.cra'), 'batch_tokens', ['0', '-5']),
     (('extract_embeddings', 'evaluate.cra', 'evaluate.models.m'), 'precision', ['fp8', 'bf16']),

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -17,7 +16,6 @@ from composer.devices import DeviceCPU
 from damage import BYTES, JSON, WEIGHTS, Damage, edited, gone, refused, spoilt, weights, written
 from official_parts import HALF, eva_state, save_eva
 from parts import text_encoder_from_config
-from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from trained import Trained, trained
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
@@ -27,6 +25,7 @@ from llm2clip.config import (
     ImageDataConfig,
     ImageStreamConfig,
     LoraConfig,
+    SearchConfig,
     Stage2Config,
     TeacherConfig,
     TextEncoderConfig,
@@ -42,7 +41,7 @@ from llm2clip.imports.initial import load_initial_weights
 from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.towers import load_tower
 from llm2clip.remote_code import modeling_llm2clip
-from llm2clip.search import INDEX_FILE, Index, load_model, read_index
+from llm2clip.search import load_model
 from llm2clip.teacher.blocks import Embedded, keep_block, load_block
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import save_teacher, teacher_config
@@ -80,7 +79,7 @@ def _evaluate(folder: Path) -> Any:
 
 
 def _search(folder: Path) -> Any:
-    return load_model(str(folder), CPU)[0].text_features(TEXTS)[0]
+    return load_model(SearchConfig(str(folder)), CPU)[0].text_features(TEXTS)[0]
 
 
 def _plain(folder: Path) -> Any:
@@ -459,28 +458,6 @@ def test_vectors_of_texts(damage: Damage, tmp_path: Path) -> None:
 def test_a_teacher_that_gives_no_numbers(tmp_path: Path) -> None:
     refused(lambda: keep_block(tmp_path, ['a'], Embedded(torch.tensor([[1.0, float('nan')]]), 1, 0)), 'not finite')
     assert not list(tmp_path.iterdir())
-
-
-INDEX = {'features': np.ones((1, 4), np.float16), 'files': np.frombuffer(b'{"a.png": [1, 2]}', np.uint8)}
-ABOUT = {'images': '"/photos"', 'model': 'm', 'missing': '0'}
-
-
-@pytest.mark.parametrize(('tensors', 'about'), [
-    ({'features': np.full((1, 4), np.nan, np.float16)}, {}), ({'features': np.ones((2, 4), np.float16)}, {}),
-    ({'features': np.ones(1, np.float16)}, {}), ({'files': np.frombuffer(b'[1]', np.uint8)}, {}),
-    ({'files': np.frombuffer(b'{', np.uint8)}, {}), ({}, {'missing': 'some'}), ({}, {'images': 'x'}),
-    ({}, {'model': ...}), ({'files': ...}, {}), ({'features': ...}, {}), ({}, {'dim': 'all'}), ({}, {'storage': 'x'}),
-    ({}, {'storage': 'int8'}), ({'features': np.ones((1, 4), np.int8)}, {'storage': 'int8'})])
-def test_an_index_of_images(tensors: dict[str, Any], about: dict[str, Any], tmp_path: Path) -> None:
-    def write(tensors: dict[str, Any], about: dict[str, Any]) -> None:
-        kept, kept_about = ({name: value for name, value in {**all_of, **changed}.items() if value is not ...}
-                            for all_of, changed in ((INDEX, tensors), (ABOUT, about)))
-        save_arrays(kept, tmp_path / INDEX_FILE, kept_about)
-
-    write({}, {})
-    assert isinstance(read_index(str(tmp_path), 'm'), Index)
-    write(tensors, about)
-    refused(lambda: read_index(str(tmp_path), 'm'), INDEX_FILE)
 
 
 @pytest.mark.parametrize('damage', [*(JSON[name] for name in JSON if name != 'gone'), edited(teacher=...),

@@ -32,6 +32,7 @@ from llm2clip.config import (
     ImageDataConfig,
     ImageStreamConfig,
     LoraConfig,
+    SearchConfig,
     Stage2Config,
     TeacherConfig,
     TextEncoderConfig,
@@ -210,7 +211,7 @@ def test_code_of_a_tokenizer_runs_only_by_the_users_word(teacher_folder: Path, t
 
 OF_EXPORTS: dict[str, Callable[[Path, Trained], object]] = {
     'evaluate': lambda folder, _: _evaluate(folder),
-    'search': lambda folder, _: load_model(str(folder), CPU)[0].text_features(TEXTS),
+    'search': lambda folder, _: load_model(SearchConfig(str(folder)), CPU)[0].text_features(TEXTS),
     'initial weights': lambda folder, model: load_initial_weights(
         model.model, model.config, model.record.teacher, folder),
     'transformers': lambda folder, _: AutoModel.from_pretrained(folder).get_text_features(TEXTS),

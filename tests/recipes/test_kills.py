@@ -254,15 +254,8 @@ CASES = [
         f'results={place.made}/results', f'out={place.out}', 'galleries=[a]', f'steps.stage2={place.made}/run']),
     Case('search', 'search', 12, lambda place: [
         f'model={place.made}/export/llm2clip', f'images={place.made}/photos', f'index={place.out}', 'device=cpu',
-        'query=[a red square, a green circle]', f'html={place.out}/page.html', 'batch_size=4'], 2),
+        'query=[a red square, a green circle]', 'batch_size=4']),
 ]
-# As the recipe, but the index is saved after every batch, not every half minute.
-SEARCH = """
-import runpy
-import llm2clip.search
-llm2clip.search.SAVE_SECONDS = 0.0
-runpy.run_path('recipes/search.py', run_name='__main__')
-"""
 # Takes long for what torch writes to disk before a checkpoint counts as written.
 SLOW_DISK = """
 import os
@@ -299,7 +292,6 @@ def made(
     (folder / 'official').mkdir()
     (folder / 'official/config.json').write_text(json.dumps(HF_CONFIG))
     save_file(hf_state(), folder / 'official/model.safetensors')
-    (folder / 'search.py').write_text(SEARCH)
     return folder
 
 
@@ -396,7 +388,7 @@ def test_kills_at_random_moments(
     port, env = request.getfixturevalue('remote') if case.remote else (0, {})
     out, remote_out, log = tmp_path / 'out', tmp_path / 'served/bucket/out', tmp_path / 'out.log'
     place = Place(out, remote_out, image_dataset, sidecar, llm_folder, teacher_folder, stage1_args, stage2_args, made)
-    script = made / 'search.py' if case.recipe == 'search' else f'recipes/{case.recipe}.py'
+    script = f'recipes/{case.recipe}.py'
     if case.slow_disk:
         script = _slow_disk(tmp_path, case.recipe)
     generator, aim = random.Random(case.name), Aim(out, random.Random(case.name), case.slow_disk)
