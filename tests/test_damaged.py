@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,8 +43,8 @@ from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.towers import load_tower
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
-from llm2clip.teacher.blocks import Embedded, keep_block, load_block
-from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.caption_teacher import CachedTeacher, Embedded
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.llm import load_llm
 from llm2clip.teacher.sources import SentenceTransformerModel, build_caption_teacher
@@ -443,20 +444,24 @@ def _no_vectors(state: dict[str, torch.Tensor]) -> None:
     state['other'] = state.pop('text_embedding')
 
 
+def _cached(folder: Path, value: float = 1.0) -> CachedTeacher:
+    teacher: Any = SimpleNamespace(embed=lambda texts: Embedded(torch.full((len(texts), 4), value), 2, 0))
+    return CachedTeacher(folder, Fingerprint.of('w', {}), 'fp32', lambda: teacher)
+
+
 @pytest.mark.parametrize('damage', [
-    *(BYTES[name] for name in ('cut', 'empty', 'garbage')), spoilt(float('nan')), spoilt(float('inf')),
-    weights(_no_vectors), weights(lambda state: state.update(text_embedding=torch.ones(3, 4))),
+    *(BYTES[name] for name in ('cut', 'empty', 'garbage')), spoilt(float('nan')), weights(_no_vectors),
+    weights(lambda state: state.update(text_embedding=torch.ones(3, 4))),
     weights(lambda state: state.update(text_embedding=torch.ones(2)))])
 def test_vectors_of_texts(damage: Damage, tmp_path: Path) -> None:
-    texts = ['a', 'b']
-    keep_block(tmp_path, texts, Embedded(torch.ones(2, 4), 2, 0))
-    file, = tmp_path.iterdir()
+    _cached(tmp_path)(['a', 'b'])
+    file, = tmp_path.rglob('*.safetensors')
     damage(file)
-    refused(lambda: load_block(tmp_path, texts), str(file), 'expected')
+    refused(lambda: _cached(tmp_path)(['a', 'b']), str(file), 'expected')
 
 
 def test_a_teacher_that_gives_no_numbers(tmp_path: Path) -> None:
-    refused(lambda: keep_block(tmp_path, ['a'], Embedded(torch.tensor([[1.0, float('nan')]]), 1, 0)), 'not finite')
+    refused(lambda: _cached(tmp_path, float('nan'))(['a']), 'not finite')
     assert not list(tmp_path.iterdir())
 
 

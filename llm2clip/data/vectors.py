@@ -1,15 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a sidecar stores the teacher's vectors: as float16, or as int8 with a float32 scale per vector.
+"""How a sidecar stores the teacher's vectors: as float16, or as int8 with a float32 scale per vector."""
 
-LLMs have a few dimensions that are ten times as large as the others, at which one scale per vector is wasted.  So
-vectors are rotated before they are rounded, which spreads those dimensions over all (as QuaRot, arXiv 2404.00456, does
-for activations), and rotated back where they are used: on the model's device, for a whole microbatch.
-"""
-
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,50 +20,23 @@ __all__ = [
 STORAGES = ('float16', 'int8')
 
 
-@functools.cache
-def _rotations(dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two orthogonal matrices, the Kronecker product of which rotates vectors of `dim` values.
-
-    They are cosine transforms of the two factors of `dim` that are next to its square root, with signs in between that
-    make them mix what is smooth, too.
-    """
-    rows = next(n for n in range(math.isqrt(dim), 0, -1) if dim % n == 0)
-    return _orthogonal(rows).to(device), _orthogonal(dim // rows).to(device)
-
-
-def _orthogonal(n: int) -> torch.Tensor:
-    k, i = np.mgrid[0:n, 0:n]
-    cosines = np.cos(np.pi * (i + 0.5) * k / n) * np.sqrt(np.where(k == 0, 1, 2) / n)
-    signs = np.where(i * (i + 1) // 2 % 2, -1, 1)
-    return torch.from_numpy((cosines * signs).astype(np.float32))
-
-
-def _rotate(vectors: torch.Tensor, back: bool = False) -> torch.Tensor:
-    left, right = _rotations(vectors.shape[-1], vectors.device)
-    with torch.autocast(vectors.device.type, enabled=False):
-        grid = vectors.float().reshape(*vectors.shape[:-1], len(left), len(right))
-        turned = left.T @ grid @ right if back else left @ grid @ right.T
-    return turned.reshape(vectors.shape)
-
-
 def quantize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotated, then symmetric int8 with one scale per vector, the largest magnitude over 127.
+    """Symmetric int8 with one scale per vector, the largest magnitude over 127.
 
     Args:
         vectors: ``(…, D)`` of any float type.
 
     Returns:
-        ``(…, D)`` int8 and ``(…)`` float32.  A vector is off by at most half the scale times the root of D.
+        ``(…, D)`` int8 and ``(…)`` float32.  A value is off by at most half the scale.
     """
-    turned = _rotate(torch.from_numpy(vectors)).numpy()
-    scale = (np.abs(turned).max(-1) / 127).astype(np.float32)
+    scale = (np.abs(vectors).max(-1) / 127).astype(np.float32)
     safe = np.where(scale > 0, scale, 1)[..., None]
-    return np.clip(np.rint(turned / safe), -127, 127).astype(np.int8), scale
+    return np.clip(np.rint(vectors / safe), -127, 127).astype(np.int8), scale
 
 
 def dequantize(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The inverse of `quantize`, in float32 on the device of `values`."""
-    return _rotate(values * scale.float()[..., None], back=True)
+    return values * scale.float()[..., None]
 
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:

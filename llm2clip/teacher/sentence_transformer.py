@@ -9,8 +9,7 @@ from typing import Any
 import torch.nn as nn
 
 from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences
-from llm2clip.teacher.blocks import Embedded
-from llm2clip.teacher.caption_teacher import CaptionTeacher
+from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['SentenceTransformerTeacher']

@@ -181,7 +181,8 @@ def extract(name: str, config: ExtractConfig) -> Result:
     def clocked(*args: Any, **kwargs: Any) -> Any:
         nonlocal embedding
         start = now()
-        embedded = embed(*args, **kwargs).cpu()  # when it is done
+        embedded = embed(*args, **kwargs)
+        embedded.vectors.cpu()  # when it is done
         embedding += now() - start
         return embedded
 
