@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from composer.devices import DeviceCPU
-from damage import BYTES, JSON, WEIGHTS, Damage, edited, gone, refused, spoilt, weights, written
+from damage import BYTES, JSON, WEIGHTS, Damage, edited, gone, once_each, refused, spoilt, weights, written
 from official_parts import HALF, eva_state, save_eva
 from parts import text_encoder_from_config
 from safetensors.torch import load_file, save_file
@@ -104,8 +104,7 @@ def test_a_whole_export_is_taken(way: str, export: Path) -> None:
     torch.testing.assert_close(WAYS[way](export), _plain(export))
 
 
-@pytest.mark.parametrize('damage', WEIGHTS)
-@pytest.mark.parametrize('way', [*WAYS, 'initial'])
+@pytest.mark.parametrize(('way', 'damage'), once_each([*WAYS, 'initial'], WEIGHTS))
 def test_weights_of_an_export(way: str, damage: str, export: Path, teacher_folder: Path) -> None:
     (export.parent / 'teacher').symlink_to(teacher_folder)
     edited(weight_files={})(export / 'config.json')  # the checksum alone would find all of it
@@ -145,23 +144,21 @@ def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
     refused(lambda: read_safetensors(tmp_path / 'x'), f'{tmp_path}/x: is damaged')
 
 
-@pytest.mark.parametrize('damage', WEIGHTS)
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize(('way', 'damage'), once_each(WAYS, WEIGHTS))
 def test_weights_of_its_teacher(way: str, damage: str, export: Path) -> None:
     WEIGHTS[damage](export / 'teacher/model.safetensors')
     refused(lambda: WAYS[way](export), str(export / 'teacher'), 'expected')
 
 
-@pytest.mark.parametrize('way', WAYS)
-def test_other_weights_of_its_teacher(way: str, export: Path) -> None:
+def test_other_weights_of_its_teacher(export: Path) -> None:
     spoilt(0.5)(export / 'teacher/model.safetensors')
-    refused(lambda: WAYS[way](export), str(export / 'teacher'), 'expected')
+    for load in WAYS.values():
+        refused(lambda load=load: load(export), str(export / 'teacher'), 'expected')
 
 
-@pytest.mark.parametrize('damage', JSON)
 @pytest.mark.parametrize('file', ['config.json', 'teacher/text_encoder.json', 'teacher/config.json',
                                   'teacher/tokenizer.json', 'teacher/tokenizer_config.json'])
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize(('way', 'damage'), once_each(WAYS, JSON))
 def test_json_of_an_export(way: str, file: str, damage: str, export: Path) -> None:
     if (way, file) == ('plain', 'config.json'):
         pytest.skip('transformers reads it before it knows whose model it is')
@@ -180,40 +177,29 @@ def test_values_out_of_range(export: Path) -> None:
 ADAPTER = b'{"base_model_name_or_path": "other", "peft_type": "LORA"}'
 FIELDS: dict[str, tuple[str, Damage, str]] = {
     'another pooling': ('teacher/text_encoder.json', edited(pooling='last'), "pooling is 'last', expected 'mean'"),
-    'no pooling': ('teacher/text_encoder.json', edited(pooling='max'), "pooling is 'max', expected mean or weighted"),
     'causal': ('teacher/text_encoder.json', edited(bidirectional=False), 'bidirectional is False, expected True'),
     'a text for a switch': ('teacher/text_encoder.json', edited(bidirectional='no'), "'no', expected bool"),
-    'a switch for a number': ('teacher/text_encoder.json', edited(max_length=True), 'max_length is True, expected int'),
-    'longer': ('teacher/text_encoder.json', edited(max_length=65), 'max_length is 65, expected 64'),
     'no type': ('teacher/text_encoder.json', edited(dtype='load'), "dtype is 'load', expected float32"),
     'a key too few': ('teacher/text_encoder.json', edited(dtype=...), 'not so: dtype'),
     'a key too many': ('teacher/text_encoder.json', edited(pretrained='elsewhere'), 'not so: pretrained'),
-    'consent': ('teacher/text_encoder.json', edited(trust_remote_code=True), 'not so: trust_remote_code'),
     'no teacher recorded': ('config.json', edited(teacher=...), 'teacher'),
     'a text for a teacher': ('config.json', edited(teacher='mine'), 'teacher'),
-    'a text for what it learned from': ('config.json', edited(learned_from='mine'), 'learned_from'),
     'several teachers': ('config.json', edited(teacher={'concatenated': [{}, {}]}), 'teachers'),
-    'no list of teachers': ('config.json', edited(teacher={'concatenated': 7}), ''),
     'no model': ('config.json', edited(model=...), ''),
-    'a list for a model': ('config.json', edited(model=[1]), 'model'),
     'half a model': ('config.json', edited(model={'embed_dim': 32}), ''),
     'another width': ('config.json', edited(llm_embed_dim=48), ''),
-    'a width of no kind': ('config.json', edited(llm_embed_dim='many'), ''),
     'an adapter beside it': ('adapter_config.json', written(ADAPTER), ''),
     'an adapter of the teacher': ('teacher/adapter_config.json', written(ADAPTER), 'teacher'),
     'another template': ('teacher/chat_template.jinja', written(b'{{ messages[0]["content"] }} !'), 'teacher'),
     'no template': ('teacher/chat_template.jinja', gone, 'teacher'),
-    'more tokens': ('teacher/added_tokens.json', written(b'{"x": 7}'), 'teacher'),
 }
 
 
-@pytest.mark.parametrize('damage', FIELDS)
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize(('way', 'damage'), [*once_each(['evaluate', 'search', 'plain'], FIELDS),
+                                             *(('remote', name) for name in FIELDS)])
 def test_fields_of_an_export(way: str, damage: str, export: Path) -> None:
     file, change, message = FIELDS[damage]
     change(export / file)
-    if (way, damage) == ('plain', 'an adapter beside it'):
-        pytest.skip('transformers loads the model that the adapter names')
     refused(lambda: WAYS[way](export), message)
 
 
@@ -283,8 +269,7 @@ RUN_FILES: dict[str, tuple[str, str, Damage]] = {
 }
 
 
-@pytest.mark.parametrize('damage', RUN_FILES)
-@pytest.mark.parametrize('way', ['export', 'evaluate'])
+@pytest.mark.parametrize(('way', 'damage'), once_each(['export', 'evaluate'], RUN_FILES))
 def test_files_of_a_run(way: str, damage: str, teacher_folder: Path, tmp_path: Path) -> None:
     _save_run(trained('timm:test_vit', [teacher_folder]), run := tmp_path / 'run')
     file, kept, change = RUN_FILES[damage]
@@ -332,11 +317,8 @@ TEACHER_FILES = {
 }
 
 
-@pytest.mark.parametrize('damage', TEACHER_FILES)
-@pytest.mark.parametrize('way', ['extract', 'sentence-transformers'])
+@pytest.mark.parametrize(('way', 'damage'), once_each(['extract', 'sentence-transformers'], TEACHER_FILES))
 def test_files_of_a_teacher(way: str, damage: str, with_lora: Path, tmp_path: Path) -> None:
-    if way != 'extract' and damage.startswith('lora'):
-        pytest.skip('in float32, LoRA is in the weights')
     folder = shutil.copytree(with_lora / 'teacher', tmp_path / 'teacher')
     file, change = TEACHER_FILES[damage]
     change(folder / file)

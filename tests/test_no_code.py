@@ -368,7 +368,7 @@ def test_of_an_exported_sentence_transformer(
     export_folder(*of_run[:3], of_run.teachers, export := tmp_path / 'export', remote_code=True)
     remote = modeling_llm2clip.LLM2CLIPModel.from_pretrained
     ways: list[Callable[[bool], Any]] = [
-        lambda trusted: load_model(str(export), CPU, trust_remote_code=trusted)[0].text_features(TEXTS),
+        lambda trusted: load_model(SearchConfig(str(export), trusted), CPU)[0].text_features(TEXTS),
         lambda trusted: load_evaluated_model(EvaluatedModelConfig(export=str(export), trust_remote_code=trusted),
                                              tmp_path / 'cache', CPU, 'models.m').text_features(TEXTS),
         lambda trusted: remote(export, trust_remote_code=trusted).get_text_features(TEXTS)]

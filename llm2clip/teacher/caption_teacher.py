@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen teachers that are loaded, captions -> vectors: what all kinds have in common, LLMs, and a cache of texts."""
+"""Frozen teachers that are loaded, captions -> vectors: LLMs, sentence-transformers models, and a cache of texts."""
 
 import json
 from abc import ABC, abstractmethod
@@ -18,13 +18,14 @@ from tqdm import tqdm
 from llm2clip.files import FileError, reading, write_text
 from llm2clip.ranks import agreed, in_turns, is_first, rows
 from llm2clip.remote_code.checks_llm2clip import check_finite
+from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import widen_where_slow
 from llm2clip.weights import read_safetensors, write_safetensors
 
-__all__ = ['CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher']
+__all__ = ['CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher']
 
 # Texts of a file, embedded together: enough to sort by length, few enough to lose.
 _BLOCK = 1024
@@ -188,3 +189,41 @@ class LLMTeacher(CaptionTeacher):
     ) -> Embedded:
         vectors = encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
         return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
+
+
+class SentenceTransformerTeacher(CaptionTeacher):
+    """A SentenceTransformer, which brings its own tokens and pooling.
+
+    Args:
+        model: From `load_sentence_transformer`, on its device.
+        fingerprint: Of it and the prompt.
+        prompt: Put before every caption.
+        batch_tokens: Tokens per forward pass, with padding.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+    """
+
+    def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
+                 precision: str = 'fp32') -> None:
+        self.model = model
+        self.fingerprint = fingerprint
+        self.prompt, self.batch_tokens, self.precision = prompt, batch_tokens, precision
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    @property
+    def llm_embed_dim(self) -> int:
+        # Modules that a model brings along need not say it.
+        return self.model.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
+
+    def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
+        """The captions as they are: `encode` tokenises them, and a tokenizer does not work for two threads at once."""
+        return texts
+
+    def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+        vectors, lengths = encode_sentences(self.model, tokens, self.prompt, self.batch_tokens, self.precision,
+                                            on_batch)
+        limit = self.model.max_seq_length or max(lengths, default=0)
+        return Embedded(vectors, sum(min(length, limit) for length in lengths),
+                        sum(length > limit for length in lengths))
