@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import llm2clip.teacher.folder
 from llm2clip.teacher.folder import CACHE_VARIABLE, hash_files
 
 
