@@ -62,6 +62,9 @@ class TeacherSource(ABC):
     name: str
 
     @abstractmethod
+    def _encoding(self) -> dict[str, Any]:
+        """How it turns captions into vectors; a ConfigError if there is no such teacher."""
+
     def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
         """Find out what is wrong without reading weights.
 
@@ -73,6 +76,9 @@ class TeacherSource(ABC):
             ConfigError: There is no such teacher.
             ValueError: It turns captions into vectors otherwise.
         """
+        found = Fingerprint.of('', self._encoding())
+        if expected is not None:
+            found.check(expected, self.name, reference, but=('weights',))
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
@@ -146,10 +152,8 @@ class TeacherFolder(_LLM):
     def __init__(self, folder: Union[str, Path]) -> None:
         self.name = str(folder)
 
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
-        found = Fingerprint.of('', encoding(teacher_config(self.name)))
-        if expected is not None:
-            found.check(expected, self.name, reference, but=('weights',))
+    def _encoding(self) -> dict[str, Any]:
+        return encoding(teacher_config(self.name))
 
     def fingerprint(self) -> Fingerprint:
         return teacher_fingerprint(self.name)
@@ -171,9 +175,8 @@ class FrozenLLM(_LLM):
         self.name = config.pretrained
         self._config = config
 
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
-        if expected is not None:
-            Fingerprint.of('', encoding(self._config)).check(expected, self.name, reference, but=('weights',))
+    def _encoding(self) -> dict[str, Any]:
+        return encoding(self._config)
 
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint_of(*self._read())
@@ -193,7 +196,7 @@ class FrozenLLM(_LLM):
     def _fingerprint_of(self, encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Fingerprint:
         digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, self._config.gguf_file)))
         hash_tensors(encoder.state_dict(), digest)
-        return Fingerprint.of(digest.hexdigest(), encoding(self._config))
+        return Fingerprint.of(digest.hexdigest(), self._encoding())
 
 
 class SentenceTransformerModel(TeacherSource):
@@ -210,11 +213,6 @@ class SentenceTransformerModel(TeacherSource):
                  trust_remote_code: bool = False) -> None:
         self.name = str(name)
         self._prompt_name, self._prompt, self._trust_remote_code = prompt_name, prompt, trust_remote_code
-
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
-        found = Fingerprint.of('', self._encoding())
-        if expected is not None:
-            found.check(expected, self.name, reference, but=('weights',))
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint.of(hash_files(self._folder), self._encoding())
@@ -247,7 +245,7 @@ class SentenceTransformerModel(TeacherSource):
         with reading(f'sentence_transformer: {self.name}', 'a sentence-transformers model, a folder or on the Hub'):
             return Path(snapshot_download(self.name, ignore_patterns=_FOREIGN_WEIGHTS))
 
-    def _encoding(self) -> dict[str, str]:
+    def _encoding(self) -> dict[str, Any]:
         """The prompt, by the model's own file of prompts."""
         if self._prompt is not None:
             return {'prompt': self._prompt}
