@@ -4,29 +4,27 @@
 """Where bfloat16 is fast, and a warning where it is not."""
 
 import dataclasses
-import platform
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 __all__ = ['computes_bfloat16', 'warn_of_slow_bfloat16']
 
+CPU_INFO = Path('/proc/cpuinfo')
+
 
 def computes_bfloat16() -> bool:
-    """Whether this machine has a GPU, or a processor with instructions for bfloat16.
+    """Whether this machine has a GPU, or a processor with instructions for bfloat16, as Linux lists them.
 
     On others, PyTorch 2.7 multiplies matrices of bfloat16 more slowly than those of float32: 58 times on an AMD EPYC
-    with AVX2 alone, and up to 500 times in pytorch#146508.
+    with AVX2 alone, and up to 500 times in pytorch#146508.  AVX-512 without its extension for bfloat16 is slower too.
     """
     import torch
 
     if torch.cuda.is_available():
         return True
-    if platform.machine() in ('x86_64', 'AMD64'):
-        # oneDNN says yes to all that have AVX-512, but without these two float32 is faster.
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    ops: Any = torch.ops
-    return torch.backends.mkldnn.is_available() and ops.mkldnn._is_mkldnn_bf16_supported()
+    return CPU_INFO.is_file() and not {'avx512_bf16', 'amx_tile', 'bf16'}.isdisjoint(CPU_INFO.read_text().split())
 
 
 def warn_of_slow_bfloat16(config: Any) -> None:

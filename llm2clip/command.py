@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn, Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
 import wrapt
 from tqdm import tqdm
@@ -39,6 +39,7 @@ from llm2clip.config import (
     PlanConfig,
     PrepareConfig,
     ReportConfig,
+    SearchConfig,
     TrainConfig,
 )
 from llm2clip.config.files import load_config
@@ -58,11 +59,11 @@ signal.signal(signal.SIGINT, _interrupt)
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
-_ONE_PROCESS = (ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig, ReportConfig)
+_ONE_PROCESS = (ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig,
+                ReportConfig, SearchConfig)
+# That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever.  More
+# are allowed where the system does, since Streaming keeps two open per epoch and checkpoint of a resumed run.
 _OPEN_FILES = 256
-"""That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever.  More
-are allowed where the system does, since Streaming keeps two open per epoch and checkpoint of a run that was resumed.
-"""
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
@@ -82,7 +83,7 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):
-            _print_help(_part_help(args) or f"{recipe_help(schema, main.__globals__['__doc__'])}\n{_names(schema)}")
+            _print_help(schema, args, main.__globals__['__doc__'])
             return
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -110,22 +111,16 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             main(config)
 
 
-def _names(schema: Any) -> str:
-    """Those of the parts that a recipe's keys choose among, and how help on one is called."""
-    return '\n'.join(f'\nNames for {key} (--help {key}.NAME describes one), or module:class:\n  {", ".join(names)}'
-                     for key, names in KEYS.items() if key in schema.__dataclass_fields__)
-
-
-def _part_help(args: Sequence[str]) -> Optional[str]:
-    """The arguments of the part that ``source.webdataset`` or ``source.name=webdataset`` names, and its docstring."""
+def _print_help(schema: Any, args: Sequence[str], about: str) -> None:
+    """Of a recipe, or of the part that an argument like ``source.webdataset`` or ``source.name=webdataset`` names."""
+    text = f'{recipe_help(schema, about)}\n' + '\n'.join(
+        f'\nNames for {key} (--help {key}.NAME describes one), or module:class:\n  {", ".join(names)}'
+        for key, names in KEYS.items() if key in schema.__dataclass_fields__)
     for key, _, name in (arg.replace('.name=', '.').partition('.') for arg in args):
         if key in KEYS and name and (part := definition(KEYS[key], name, key)) is not None:
             lines = (call_arguments(part) or {}).values()
-            return '\n'.join([f'{key}.{name}', *(f'  {line}' for line in lines), '', ast.get_docstring(part) or ''])
-    return None
-
-
-def _print_help(text: str) -> None:
+            text = '\n'.join([f'{key}.{name}', *(f'  {line}' for line in lines), '', ast.get_docstring(part) or ''])
+            break
     try:
         print(text, flush=True)
     except BrokenPipeError:  # piped into what reads only a part; the rest goes nowhere, also when Python ends
@@ -139,11 +134,8 @@ def _rank(kind: str = 'RANK') -> int:
 
 @contextmanager
 def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it.
-
-    A block that wrote nothing there leaves nothing, nor does one whose configuration was refused: the folder may be
-    anybody's.
-    """
+    """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it, if there is anything
+    in that folder and the configuration was not refused: the folder may be anybody's."""
     start, refused = time.monotonic(), False
     try:
         yield
@@ -166,6 +158,7 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
 
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
+    """Of errors that tell the user something, the message and its notes."""
     try:
         yield
     except KeyboardInterrupt:  # before there are handlers
@@ -177,9 +170,16 @@ def _errors_in_one_line() -> Iterator[None]:
             # Rank 0 of this node most likely has the same to say, and the launcher then ends this process.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(_OTHER_RANKS_WAIT)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f'{error.filename}: {error.strerror}'
+        elif 'Original Traceback' in text:  # as a loader's worker has passed it on
+            text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
+        if type(error).__module__.startswith('wandb.'):
+            text += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
         hint = '' if isinstance(error, ConfigError) else f' ({_TRACEBACK}=1 shows where)'
         sys.stdout.flush()
-        raise SystemExit(f'error: {_message(error)}{hint}') from None
+        raise SystemExit(f'error: {printable("; ".join([text, *getattr(error, "__notes__", [])]))}{hint}') from None
 
 
 def _is_expected(error: Exception) -> bool:
@@ -189,17 +189,6 @@ def _is_expected(error: Exception) -> bool:
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
-
-
-def _message(error: Exception) -> str:
-    """The message alone, also of an error that a loader's worker has passed on with its traceback, and its notes."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        text = f'{error.filename}: {error.strerror}'
-    elif 'Original Traceback' in (text := str(error)):
-        text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
-    if type(error).__module__.startswith('wandb.'):
-        text += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
-    return printable('; '.join([text, *getattr(error, '__notes__', [])]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -212,16 +201,26 @@ _signal = 0
 
 
 @contextmanager
-def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
-    """End the block at SIGINT and SIGTERM, and say how the command goes on."""
+def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
+    """End the block at SIGINT and SIGTERM in an orderly way, its workers at once, and say how the command resumes.
+
+    No checkpoint is begun on the way: ranks may be anywhere in a step, and the launcher kills them 30 seconds later.
+    """
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     main = os.getpid()
 
     def stop(number: int, frame: Any) -> None:
-        if os.getpid() != main:
-            _stop_worker(number)
+        global _signal
+        if os.getpid() != main:  # a worker: its parent ends it, at Ctrl-C as well, which the terminal sends to both
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
         elif not _signal:
-            _stop(number)
+            _signal = number
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader's worker ends
+            for worker in multiprocessing.active_children():
+                worker.kill()  # one that was forked just now may miss any other signal
+            raise SystemExit(128 + number)
         elif number == signal.SIGINT:  # again: at once
             os._exit(128 + number)
         # The launcher sends SIGTERM after Ctrl-C, which has come here too.
@@ -242,32 +241,12 @@ def _stoppable(goes_on: Callable[[], str]) -> Iterator[None]:
         for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
             bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:
-            print('\nstopped', *filter(None, [goes_on()]), sep='; ', file=sys.stderr, flush=True)
+            print('\nstopped', *filter(None, [resumes()]), sep='; ', file=sys.stderr, flush=True)
         raise SystemExit(128 + _signal) from None
     finally:
         if not _signal:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _stop(number: int) -> NoReturn:
-    """End this process in an orderly way, and its workers at once.
-
-    No checkpoint is begun on the way: ranks may be anywhere in a step, and the launcher kills them 30 seconds later.
-    """
-    global _signal
-    _signal = number
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader's worker ends
-    for worker in multiprocessing.active_children():
-        worker.kill()  # one that was forked just now may miss any other signal
-    raise SystemExit(128 + number)
-
-
-def _stop_worker(number: int) -> None:
-    """In a forked process: its parent ends it, at Ctrl-C as well, which the terminal sends to both."""
-    if number == signal.SIGTERM:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
 
 
 @atexit.register

@@ -19,8 +19,6 @@ __all__ = [
     'write_json', 'write_text', 'writing',
 ]
 
-_JSON_KINDS = {dict: 'an object', list: 'a list'}
-
 
 class FileError(ValueError):
     """A file that cannot be used; the message names it and says what was expected."""
@@ -48,27 +46,14 @@ def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
 
 
 def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
-    """A text file in UTF-8, without a byte order mark.
-
-    Raises:
-        FileError: It is missing, or no such text.
-    """
+    """A text file in UTF-8, without a byte order mark; a FileError if it is missing or no such text."""
     with reading(path, expected):
         return Path(path).read_text(encoding='utf-8-sig')
 
 
 def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[type] = None) -> Any:
-    """The value of a JSON text.
-
-    Args:
-        text: The text.
-        where: The file, or where in it the text stands, for messages.
-        kind: `dict` or `list`, if it must be one of them.
-
-    Raises:
-        FileError: It is no JSON, or of another kind.
-    """
-    expected = f'JSON, {_JSON_KINDS[kind]}' if kind is not None else 'JSON'
+    """The value of a JSON text; a FileError that names `where` if it is none, or not of the `kind` `dict` or `list`."""
+    expected = 'JSON' if kind is None else 'JSON, an object' if kind is dict else 'JSON, a list'
     with reading(where, expected):
         value = json.loads(text)
     if kind is not None and not isinstance(value, kind):
@@ -86,18 +71,9 @@ def printable(text: str) -> str:
     return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '\N{REPLACEMENT CHARACTER}', text)
 
 
-def json_text(value: Any) -> str:
-    """JSON for people to read."""
-    return json.dumps(value, indent=2) + '\n'
-
-
 @contextmanager
 def writing(path: Union[str, Path]) -> Iterator[None]:
-    """Say which file or folder the block writes where the disk is full, which the system does not.
-
-    Raises:
-        FileError: The disk is full.
-    """
+    """Raise a FileError that names the file or folder which the block writes where the disk is full."""
     try:
         yield
     except OSError as error:
@@ -110,12 +86,13 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
 def complete_file(path: Union[str, Path]) -> Iterator[Path]:
     """A temporary file to write, which replaces `path` when the block ends without an exception.
 
-    It has the permissions that the umask gives to new files, whoever wrote it.
+    It has the permissions that the umask gives to new files, whoever wrote it; its folder is made.
 
     Raises:
         FileError: It cannot be written, for example since the disk is full.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         partial.touch()
@@ -131,10 +108,14 @@ def complete_file(path: Union[str, Path]) -> Iterator[Path]:
 
 
 def write_text(path: Union[str, Path], text: str) -> None:
-    """Write a file that is never seen half written."""
+    """Write a file that is never seen half written; a file's name in it may hold bytes that are no text."""
     with complete_file(path) as partial:
-        # A file's name in it may hold bytes that are no text.
         partial.write_text(text, encoding='utf-8', errors='replace')
+
+
+def json_text(value: Any) -> str:
+    """JSON for people to read."""
+    return json.dumps(value, indent=2) + '\n'
 
 
 def write_json(path: Union[str, Path], value: Any) -> None:

@@ -4,17 +4,18 @@
 """Folders that one recipe writes and no other, and that appear under their name only when everything is in them, here
 and in an object store."""
 
-import fcntl
 import os
 import re
 import shutil
 import socket
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional, TextIO, Union
+from typing import Optional, Union
 from urllib.parse import urlparse
+
+import backoff
+from filelock import FileLock, Timeout
 
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, complete_file, writing
@@ -28,7 +29,6 @@ MANIFEST = 'MANIFEST'
 RECORD = '.llm2clip'
 """In a folder that a recipe writes bit by bit: the recipe's name."""
 _ATTEMPTS = 5
-_SHOWN = 5
 # Scheme of a remote -> where its library looks for credentials, among other places.
 _CREDENTIALS = {
     's3': 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials',
@@ -36,11 +36,6 @@ _CREDENTIALS = {
 }
 # What recipes add to a folder that they wrote, and what is left of such a file by a kill while it was written.
 _OWN_FILES = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Paths inside a folder
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def stays_inside(name: str) -> bool:
@@ -65,50 +60,37 @@ def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] 
     if '\0' in name or not any(os.path.commonpath([root, real]) == root for root in roots):
         raise FileError(f'{where}: the path {name!r} leads to {real}, expected one inside {folder}')
     return Path(path)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Whose a folder is
+# Folders that grow bit by bit
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def locked(
-    path: Union[str, Path], folder: Union[str, Path], part: int = 0, wait: bool = False
-) -> Iterator[TextIO]:
-    """An open file that this process alone holds until the block ends.
-
-    The system releases it when the process ends in whatever way, and a forked process does not hold it.
+def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, which the system releases when this process ends; forked processes do not hold it.
 
     Args:
-        path: The file, which is made if it is not there.  If this process opened it once more and closed that, it would
-            lose the lock.
+        path: The lock file, which is made if it is not there.
         folder: What the lock protects, for the message.
-        part: Which of several locks in the file.
-        wait: Wait while another process holds it.
-
-    Raises:
-        ConfigError: Another process holds it, and `wait` is not asked for.
+        wait: Wait while another process holds it; otherwise that is a ConfigError.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('a+') as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
-            free = os.fstat(file.fileno()).st_nlink > 0  # or its holder removed it just now
-        except (BlockingIOError, PermissionError):
-            free = False
-        if not free:
-            raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the only '
-                              'one; wait for it, stop it, or choose another folder')
-        yield file
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(path, timeout=-1 if wait else 0).acquire()
+    except Timeout:
+        raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the only one; '
+                          'wait for it, stop it, or choose another folder') from None
+    with lock:
+        yield
 
 
 @contextmanager
 def claimed(
     folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0
 ) -> Iterator[None]:
-    """A folder that no other recipe has written and no other process is writing.
-
-    A hidden file in it says which recipe writes there.
+    """A folder that no other recipe has written and no other process writes; a hidden file holds the recipe's name.
 
     Args:
         folder: It is made if it is not there, and then removed again if the block leaves nothing in it.
@@ -122,24 +104,24 @@ def claimed(
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f'{folder}: a file, expected a folder to write into')
-    made = not folder.exists()
+    made, record = not folder.exists(), folder / RECORD
     there = [] if made else sorted(path.name for path in folder.iterdir() if path.name[0] != '.')
-    in_the_way = there if names is None else sorted({*there} & {*names})
-    record = folder / RECORD
+    in_the_way = [name for name in there if names is None or name in names]
     if in_the_way and not record.is_file():
         raise ConfigError(f'{folder}: holds {_listed(in_the_way)}, which {recipe} did not write (there is no {RECORD} '
                           'that says so), expected an empty folder or one that it wrote')
-    with locked(record, folder, part) as file:
-        file.seek(0)
-        owner = file.read().strip()
+    lock = folder / f'{RECORD}.{part}' if part else record
+    with locked(lock, folder):
+        owner = record.read_text().strip() if record.is_file() else ''
         if owner not in ('', recipe):
             raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that {recipe} wrote')
         if not owner:
-            file.write(f'{recipe}\n')
-            file.flush()
+            record.write_text(f'{recipe}\n')  # in place, since the file may be locked
         try:
             yield
         finally:
+            if part:
+                lock.unlink(missing_ok=True)
             if folder.is_dir() and not holds_more_than_record(folder):
                 record.unlink()
                 if made:
@@ -152,23 +134,36 @@ def holds_more_than_record(folder: Union[str, Path]) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ', '.join(names[:_SHOWN]) + (f' and {len(names) - _SHOWN:,} more' if names[_SHOWN:] else '')
+    return ', '.join(names[:5]) + (f' and {len(names) - 5:,} more' if names[5:] else '')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders that are replaced as a whole
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     """Make sure that nothing is lost if `folder` is replaced by a new one of this kind.
 
     Raises:
-        ConfigError: It holds anything that `complete_folder` did not write there for the same kind; names it.  Or a
-            folder of somebody else's has the name of the temporary one.
+        ConfigError: It holds anything that `complete_folder` did not write there for the same kind, by its manifest;
+            names it.  Or a folder of somebody else's has the name of the temporary one.
     """
     folder = Path(os.path.abspath(folder))
-    if folder.is_dir():
-        inside = sorted(path.name for path in folder.iterdir())
-        fault = _fault(folder, kind) if inside else None
-        fault = fault and f'{fault} (in it: {_listed(inside)})'
-    else:
-        fault = 'it is no folder' if folder.exists() else None
+    fault = 'it is no folder' if folder.exists() and not folder.is_dir() else None
+    if fault is None and (names := sorted(os.listdir(folder)) if folder.exists() else []):
+        manifest = folder / MANIFEST
+        lines = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
+        sizes = dict(line.split(' ', 1)[::-1] for line in lines[1:] if ' ' in line)
+        found = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*')
+                 if path.is_symlink() or not path.is_dir()} if lines[:1] == [_title(kind)] else {}
+        others = sorted(name for name in found.keys() - sizes.keys() - {MANIFEST} if not _OWN_FILES.fullmatch(name))
+        changed = [name for name, size in sizes.items() if name in found and str(found[name].stat().st_size) != size]
+        if not found:
+            fault = f'it has no {MANIFEST} that says that it is one'
+        elif others or changed:
+            fault = f'{others[0]} has been put into it' if others else f'{changed[0]} has been changed'
+        fault = fault and f'{fault} (in it: {_listed(names)})'
     if fault is not None:
         raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. '
                           'Choose another folder, or remove that one')
@@ -180,29 +175,6 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
 def _work_folder(folder: Path) -> Path:
     """Where ``new`` is written, and ``old`` is kept while one takes the place of the other."""
     return folder.with_name(f'{folder.name}.tmp')
-
-
-def describe_folder(folder: Union[str, Path]) -> str:
-    """Its path, size and contents, for a message."""
-    size = sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file())
-    names = sorted(f'{path.name}/' if path.is_dir() else path.name for path in Path(folder).iterdir())
-    return f'{folder} ({size / 1e6:,.1f} MB): {", ".join(names)}'
-
-
-def _fault(folder: Path, kind: str) -> Optional[str]:
-    """Why the contents of a folder may not be thrown away, by the manifest that was written with them."""
-    manifest = folder / MANIFEST
-    lines = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
-    if lines[:1] != [_title(kind)]:
-        return f'it has no {MANIFEST} that says that it is one'
-    written = dict(line.split(' ', 1)[::-1] for line in lines[1:] if ' ' in line)
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*')
-             if path.is_symlink() or not path.is_dir()}
-    others = sorted(name for name in found.keys() - written.keys() - {MANIFEST} if not _OWN_FILES.fullmatch(name))
-    if others:
-        return f'{others[0]} has been put into it'
-    changed = [name for name, size in written.items() if name in found and str(found[name].stat().st_size) != size]
-    return f'{changed[0]} has been changed' if changed else None
 
 
 def _title(kind: str) -> str:
@@ -232,13 +204,19 @@ def complete_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Ite
         old.replace(folder)
     shutil.rmtree(work, ignore_errors=True)
     new.mkdir(parents=True)
+    mode = new.stat().st_mode & 0o777  # what the umask leaves; that of safetensors and temporary files is narrower
     try:
         with writing(folder):
             yield new
+            paths = sorted(path for path in new.rglob('*'))
             if kind is not None:
-                _write_manifest(new, kind)
+                lines = [f'{path.stat().st_size} {path.relative_to(new).as_posix()}' for path in paths
+                         if not path.is_dir()]
+                (new / MANIFEST).write_text('\n'.join([_title(kind), *lines]) + '\n')
                 check_replaceable(folder, kind)
-            _follow_umask(new)
+            for path in paths:
+                if not path.is_symlink():
+                    path.chmod(mode if path.is_dir() else mode & 0o666)
     except BaseException:
         shutil.rmtree(work)
         raise
@@ -248,18 +226,16 @@ def complete_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Ite
     shutil.rmtree(work)
 
 
-def _write_manifest(folder: Path, kind: str) -> None:
-    files = sorted(path for path in folder.rglob('*') if not path.is_dir())
-    lines = [_title(kind), *(f'{path.stat().st_size} {path.relative_to(folder).as_posix()}' for path in files)]
-    (folder / MANIFEST).write_text('\n'.join(lines) + '\n')
+def describe_folder(folder: Union[str, Path]) -> str:
+    """Its path, size and contents, for a message."""
+    size = sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file())
+    names = sorted(f'{path.name}/' if path.is_dir() else path.name for path in Path(folder).iterdir())
+    return f'{folder} ({size / 1e6:,.1f} MB): {", ".join(names)}'
 
 
-def _follow_umask(folder: Path) -> None:
-    """Safetensors and temporary files can be read by their owner only."""
-    mode = folder.stat().st_mode & 0o777  # of a new folder, what the umask leaves
-    for path in folder.rglob('*'):
-        if not path.is_symlink():
-            path.chmod(mode if path.is_dir() else mode & 0o666)
+# ---------------------------------------------------------------------------------------------------------------------
+# Object stores
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class OutputFolder:
@@ -274,8 +250,7 @@ class OutputFolder:
     """
 
     def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
-        self.local = Path(local)
-        self.remote = remote
+        self.local, self.remote = Path(local), remote
         if remote is not None:
             # Streaming takes seconds to import, which only those with a remote should wait for.
             from streaming.base.storage.upload import UPLOADERS
@@ -320,7 +295,6 @@ def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None
         return
     for name in names:  # Streaming's uploader makes no folders, and a reader could see half a file
         target = Path(remote, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
         with complete_file(target) as partial:
             shutil.copyfile(folder / name, partial)
         if not keep and not target.samefile(folder / name):  # as where a link inside leads there
@@ -328,9 +302,7 @@ def _upload(folder: Path, remote: str, names: Iterable[str], keep: bool) -> None
 
 
 def download(remote: str, path: Union[str, Path]) -> bool:
-    """Whether a remote has a file, after downloading it; it is never seen half written.
-
-    After an error that another attempt may not have, there are others, with growing pauses.
+    """Whether a remote has a file, after downloading it, in several attempts; it is never seen half written.
 
     Args:
         remote: The file, in any place that Streaming's downloaders know.
@@ -343,30 +315,28 @@ def download(remote: str, path: Union[str, Path]) -> bool:
     path = Path(path)
     # Hugging Face's downloader makes folders beside the file.
     work = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    for left in reversed(range(_ATTEMPTS)):
-        try:
-            with reaching(remote), writing(path):
-                CloudDownloader.direct_download(remote, str(work / path.name))
-            (work / path.name).replace(path)
-            return True
-        except Exception as error:
-            if is_missing(error):
-                return False
-            if not left or isinstance(error, (ValueError, ImportError)):  # such as no such kind of place
-                raise
-            time.sleep(2 ** (_ATTEMPTS - left - 1))
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    raise AssertionError
+
+    @backoff.on_exception(backoff.expo, Exception, max_tries=_ATTEMPTS,
+                          giveup=lambda error: is_missing(error) or isinstance(error, (ValueError, ImportError)))
+    def attempt() -> None:
+        with reaching(remote), writing(path):
+            CloudDownloader.direct_download(remote, str(work / path.name))
+
+    try:
+        attempt()
+        (work / path.name).replace(path)
+        return True
+    except Exception as error:
+        if is_missing(error):
+            return False
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
 def reaching(remote: str) -> Iterator[None]:
-    """Say for which remote a block has no credentials, which the libraries of the clouds do not.
-
-    Raises:
-        ConfigError: It has none.
-    """
+    """Raise a ConfigError that names the remote if a block has no credentials for it, as clouds' libraries do not."""
     try:
         yield
     except Exception as error:

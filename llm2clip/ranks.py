@@ -5,7 +5,7 @@
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Optional, TypeVar
 
@@ -86,12 +86,15 @@ def once_per_node(compute: Callable[[], T], what: str) -> T:
     """
     if not torch.distributed.is_initialized() or dist.get_world_size() == 1:
         return compute()
+    outcomes: list[Any] = [None]
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(compute) if dist.get_local_rank() == 0 else None
-        # Not one collective at the end: it would time out on the other ranks if the work takes long.
-        while None in (outcomes := [outcome for leads, outcome in dist.all_gather_object(
-                (work is not None, _outcome(work))) if leads]):
-            pass
+        while None in outcomes:  # not one collective at the end: it would time out if the work takes long
+            mine = None
+            if work is not None and wait([work], timeout=_NEWS).done:
+                error = work.exception()
+                mine = None if error is not None else work.result(), error
+            outcomes = [outcome for leads, outcome in dist.all_gather_object((work is not None, mine)) if leads]
     values, errors = zip(*outcomes)
     for error in filter(None, errors):
         raise error
@@ -132,14 +135,6 @@ def rows(parts: Iterable[torch.Tensor]) -> torch.Tensor:
     """Matrices, one below the other; where there are none, as on other ranks than the first, one without rows."""
     there = list(parts)
     return torch.cat(there) if there else torch.empty(0, 0)
-
-
-def _outcome(work: Optional[Future[Any]]) -> Optional[tuple[Any, Optional[BaseException]]]:
-    """Result and exception, None while there is neither."""
-    if work is None or not wait([work], timeout=_NEWS).done:
-        return None
-    error = work.exception()
-    return (None if error is not None else work.result()), error
 
 
 def _portable(error: Optional[Exception]) -> Optional[Exception]:

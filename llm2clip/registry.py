@@ -219,46 +219,33 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
     is not of the type in its signature or not in the range beside that."""
     parameters = inspect.signature(part).parameters
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    hints = {**_type_hints(part), **_RANGES.get(name, {})}
+    try:
+        hints = typing.get_type_hints(part.__init__ if isinstance(part, type) else part, include_extras=True)
+    except NameError:  # they use names that exist for type checkers only
+        hints = {}
+    hints = {**hints, **_RANGES.get(name, {})}
     for argument, value in arguments.items():
         if not any_name:
             _check_argument(argument, parameters, name, key)
-        if argument in hints:
-            # YAML has no tuples.
-            tuples = 'tuple' in str(hints[argument]) and isinstance(value, list)
-            check_values(hints[argument], tuple(value) if tuples else value, f'{key}.{argument}', strict=True)
-            _check_time(hints[argument], value, f'{key}.{argument}')
-
-
-def _type_hints(part: Callable[..., Any]) -> dict[str, Any]:
-    """Of its arguments; none if they use names that exist for type checkers only."""
-    try:
-        return typing.get_type_hints(part.__init__ if isinstance(part, type) else part, include_extras=True)
-    except NameError:
-        return {}
-
-
-def _check_time(hint: Any, value: Any, key: str) -> None:
-    """Raise a ConfigError if a text stands for one of Composer's times, and is none."""
-    for kind in typing.get_args(hint):
-        if isinstance(value, str) and hasattr(kind, 'from_timestring'):
-            try:
-                kind.from_timestring(value)
-            except (ValueError, TypeError, AssertionError):
-                raise ConfigError(f'{key}: {value!r}, expected a time, such as 1ep, 20ba or 0.1dur') from None
+        if argument not in hints:
+            continue
+        # YAML has no tuples.
+        tuples = 'tuple' in str(hints[argument]) and isinstance(value, list)
+        check_values(hints[argument], tuple(value) if tuples else value, f'{key}.{argument}', strict=True)
+        for kind in typing.get_args(hints[argument]):
+            if isinstance(value, str) and hasattr(kind, 'from_timestring'):  # one of Composer's times
+                try:
+                    kind.from_timestring(value)
+                except (ValueError, TypeError, AssertionError):
+                    raise ConfigError(f'{key}.{argument}: {value!r}, expected a time, such as 1ep, 20ba or '
+                                      '0.1dur') from None
 
 
 def check(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Callable[..., Any]:
     """The part that is called `name` in `registry`, or ``module:class`` itself, which takes these arguments.
 
-    Args:
-        registry: Where the name is looked up.
-        name: The chosen name.
-        arguments: Keyword arguments from the configuration.
-        key: Where the choice stands in the configuration.
-
-    Raises:
-        ConfigError: There is no such part, or it takes other arguments.
+    `key` says where the choice stands in the configuration.  A ConfigError says that there is no such part, or that it
+    takes other arguments.
     """
     try:
         part = find(_reference(registry, name, key))

@@ -40,12 +40,9 @@ _RECIPES = {
 
 def step_folder(config: Any) -> Optional[str]:
     """The folder of a step that keeps how long it took; None for one that keeps nothing."""
-    if isinstance(config, TrainConfig):
-        return config.save_folder
-    if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, ExportConfig, ExportTeacherConfig,
-                           ImportConfig)):
-        return config.out
-    return None
+    if isinstance(config, (ExportVisionConfig, ReportConfig, SearchConfig)):
+        return None
+    return config.save_folder if isinstance(config, TrainConfig) else config.out
 
 
 def recorded_seconds(path: Path) -> float:
@@ -57,56 +54,39 @@ def recorded_seconds(path: Path) -> float:
 
 
 def claim(config: Any) -> ExitStack:
-    """Hold the folders that a step writes, in a block in which no other process can do so.
+    """Hold the folders that a step writes, until the stack is closed; no other process can do so meanwhile.
 
     Raises:
-        ConfigError: On entering: another recipe's or somebody else's files are in one, or another process writes there.
+        ConfigError: Another recipe's or somebody else's files are in one, or another process writes there.
     """
     held = ExitStack()
-    recipe = _RECIPES[type(config)]
-    if isinstance(config, TrainConfig):
-        held.enter_context(claimed(config.save_folder, recipe))
-        checkpoints = Path(os.path.abspath(config.checkpoint_folder))
-        inside = checkpoints.is_relative_to(os.path.abspath(config.save_folder))
-        if not inside and '://' not in config.checkpoint_folder:
-            held.enter_context(claimed(checkpoints, recipe))
-    elif isinstance(config, PrepareConfig):
-        held.enter_context(claimed(config.out, recipe, part=config.machine))
-    elif isinstance(config, ReportConfig):
-        held.enter_context(claimed(config.out, recipe, ['report.html', 'results.json']))
-    elif isinstance(config, SearchConfig):
-        if config.images is not None:
-            held.enter_context(claimed(config.index, recipe))
-    elif isinstance(config, (ExportVisionConfig, ExportTeacherConfig)):
+    if isinstance(config, (ExportVisionConfig, ExportTeacherConfig)):
         # These replace the folder as a whole, by what its manifest says.
         out = Path(os.path.abspath(config.out))
         lock = out.with_name(f'.{out.name}.lock')
         held.enter_context(locked(lock, out))
         held.callback(lock.unlink)
-    else:
-        held.enter_context(claimed(config.out, recipe))
+        return held
+    folders = [config.index if isinstance(config, SearchConfig) else step_folder(config) or config.out]
+    if isinstance(config, TrainConfig) and '://' not in config.checkpoint_folder:
+        checkpoints = Path(os.path.abspath(config.checkpoint_folder))
+        folders += [] if checkpoints.is_relative_to(os.path.abspath(config.save_folder)) else [checkpoints]
+    names = ['report.html', 'results.json'] if isinstance(config, ReportConfig) else None
+    for folder in folders:
+        held.enter_context(claimed(folder, _RECIPES[type(config)], names, getattr(config, 'machine', 0)))
     return held
 
 
 def goes_on(config: Any) -> str:
     """How the same command goes on after it was stopped; empty if it just begins again."""
-    if isinstance(config, TrainConfig):
-        if not config.autoresume:
-            return ''
-        if '://' in config.checkpoint_folder:
-            return f'the same command goes on from the newest checkpoint in {config.checkpoint_folder}'
-        batch = _newest_batch(config.checkpoint_folder)
-        return 'there is no checkpoint yet, the same command begins from the beginning' if batch is None else \
-            f'the same command goes on from batch {batch}'
-    indexing = isinstance(config, SearchConfig) and config.images is not None
-    if indexing or isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig)):
+    if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, SearchConfig)):
         return 'the same command goes on with what is missing'
-    return ''
-
-
-def _newest_batch(checkpoints: str) -> Optional[int]:
-    """The batch of the newest whole checkpoint, to which Composer links after it has written one."""
-    try:
-        return int(re.findall(r'-ba(\d+)', os.readlink(Path(checkpoints, 'latest-rank0.pt')))[-1])
+    if not isinstance(config, TrainConfig) or not config.autoresume:
+        return ''
+    if '://' in config.checkpoint_folder:
+        return f'the same command goes on from the newest checkpoint in {config.checkpoint_folder}'
+    try:  # Composer links to the newest whole checkpoint after it has written it
+        batch = re.findall(r'-ba(\d+)', os.readlink(Path(config.checkpoint_folder, 'latest-rank0.pt')))[-1]
     except (OSError, IndexError):
-        return None
+        return 'there is no checkpoint yet, the same command begins from the beginning'
+    return f'the same command goes on from batch {int(batch)}'

@@ -4,7 +4,7 @@
 """Ways in which files of weights and configurations go wrong, and what has to be said about them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,12 @@ WEIGHTS = {
     'renamed': weights(lambda state: state.update({'model.of.nobody': state.pop(min(state))})),
 }
 JSON = {**BYTES, 'a list': written(b'[1, 2]'), 'a number': written(b'7'), 'null': written(b'null')}
+
+
+def once_each(ways: Iterable[str], damages: Iterable[str]) -> list[tuple[str, str]]:
+    """Every damage by the first way, and the first damage by every other way."""
+    (first, *others), damages = ways, list(damages)
+    return [*((first, damage) for damage in damages), *((way, damages[0]) for way in others)]
 
 
 def refused(load: Callable[[], object], *names: str) -> str:

@@ -150,7 +150,7 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('prepare_data',), 'extend', ['true', 'perhaps']),
     (('extract_embeddings',), 'datasets', ['{}', '{../../x: {local: d}}', '{a/b: {local: d}}', '{.a: {local: d}}',
                                            "{'': {local: d}}", '{..: {local: d}}', '{a: {}}']),
-    (('extract_embeddings', 'search'), 'storage', ['float32', 'int4']),
+    (('extract_embeddings',), 'storage', ['float32', 'int4']),
     (('evaluate.models.m', 'export_hf', 'search'), 'dim', ['0', '-1', '1.5', '[64]']),
     (('extract_embeddings', 'evaluate.cra'), 'batch_tokens', ['0', '-5']),
     (('extract_embeddings', 'evaluate.cra', 'evaluate.models.m'), 'precision', ['fp8', 'bf16']),
@@ -185,8 +185,10 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('search',), 'top', ['0', '-1', 'all']),
     (('search',), 'index', ["''"]),
 ]
-CASES = [(recipe, f'{below}.{key}' if below else key, value) for recipes, key, values in BAD for value in values
-         for recipe, _, below in (name.partition('.') for name in recipes)]
+# All values of a key by one recipe, and the first by the others that have the same key.
+CASES = [(recipe, f'{below}.{key}' if below else key, value) for recipes, key, values in BAD
+         for i, (recipe, _, below) in enumerate(name.partition('.') for name in recipes)
+         for value in (values[:1] if i else values)]
 
 
 @pytest.mark.parametrize(('recipe', 'key', 'value'), CASES)
@@ -201,10 +203,6 @@ def test_a_bad_value_is_refused_by_its_key(recipe: str, key: str, value: str) ->
     part = key.rsplit('.', 1)[0] if key.startswith(PARTS) else key
     assert re.match(rf'(required but not set: )?{re.escape(part)}[ .:[]', str(error.value)), error.value
     assert 'secret' not in str(error.value) and '\n' not in str(error.value)
-
-
-def test_there_are_hundreds() -> None:
-    assert len(CASES) > 250 and len({*CASES}) == len(CASES)
 
 
 @pytest.mark.parametrize('recipe', REQUIRED)

@@ -28,7 +28,7 @@ from llm2clip.folders import (
     inside,
     stays_inside,
 )
-from llm2clip.teacher.sidecar_files import write_shard
+from llm2clip.teacher.extraction import write_shard
 from llm2clip.training.checkpoints import find_checkpoint, read_latest
 
 

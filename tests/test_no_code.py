@@ -32,6 +32,7 @@ from llm2clip.config import (
     ImageDataConfig,
     ImageStreamConfig,
     LoraConfig,
+    SearchConfig,
     Stage2Config,
     TeacherConfig,
     TextEncoderConfig,
@@ -210,7 +211,7 @@ def test_code_of_a_tokenizer_runs_only_by_the_users_word(teacher_folder: Path, t
 
 OF_EXPORTS: dict[str, Callable[[Path, Trained], object]] = {
     'evaluate': lambda folder, _: _evaluate(folder),
-    'search': lambda folder, _: load_model(str(folder), CPU)[0].text_features(TEXTS),
+    'search': lambda folder, _: load_model(SearchConfig(str(folder)), CPU)[0].text_features(TEXTS),
     'initial weights': lambda folder, model: load_initial_weights(
         model.model, model.config, model.record.teacher, folder),
     'transformers': lambda folder, _: AutoModel.from_pretrained(folder).get_text_features(TEXTS),
@@ -367,7 +368,7 @@ def test_of_an_exported_sentence_transformer(
     export_folder(*of_run[:3], of_run.teachers, export := tmp_path / 'export', remote_code=True)
     remote = modeling_llm2clip.LLM2CLIPModel.from_pretrained
     ways: list[Callable[[bool], Any]] = [
-        lambda trusted: load_model(str(export), CPU, trust_remote_code=trusted)[0].text_features(TEXTS),
+        lambda trusted: load_model(SearchConfig(str(export), trusted), CPU)[0].text_features(TEXTS),
         lambda trusted: load_evaluated_model(EvaluatedModelConfig(export=str(export), trust_remote_code=trusted),
                                              tmp_path / 'cache', CPU, 'models.m').text_features(TEXTS),
         lambda trusted: remote(export, trust_remote_code=trusted).get_text_features(TEXTS)]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [['planning', 'search'], ['evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
           ['data'], ['losses', 'metrics'], ['command'], ['steps'],
           ['folders', 'weights', 'remote_code', 'float32', 'device', 'engine', 'registry'], ['config'],
-          ['files', 'ranks', 'threads', 'bfloat16', 'drawing']]
+          ['files', 'ranks', 'bfloat16', 'drawing']]
 ORDER = [room for layer in LAYERS for room in layer]
 
 

@@ -4,7 +4,7 @@
 """`search`."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Optional
+from typing import Any, Optional
 
 from omegaconf import MISSING
 
@@ -22,26 +22,21 @@ class SearchConfig:
     trust_remote_code: bool = False
     """Run code that comes with a sentence-transformers model in that folder. Leave off unless you have read that
     code."""
-    images: Optional[Text] = None
-    """Folder of images, with those in it.  New, changed and removed files are brought into the index.  Unset: the index
-    is searched as it is."""
+    images: Text = MISSING
+    """Folder of images, with those in it."""
     index: Text = 'runs/search'
-    """Folder of the index, which is of one model and one folder of images."""
+    """Folder for the features of the images, which are of one model and one folder of images."""
     query: Any = None
-    """A text, the path of an image file, or a list of them.  Unset, the index is only brought up to date."""
+    """A text, the path of an image file, or a list of them.  Unset: images are only embedded."""
     top: Count = 10
     """Images per query."""
-    html: Optional[Text] = None
-    """File for a page with the pictures."""
     batch_size: Count = 64
     """Images per forward pass."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
     dim: Optional[Count] = None
     """How many dimensions of the features are used, the first ones (see `loss.dims`).  Unset: all."""
-    storage: Literal['float16', 'int8'] = 'float16'
-    """How the index holds features: `float16`, or `int8` with one float32 scale per image, half the size."""
     num_workers: Natural = 2
-    """Processes per rank that read and decode images."""
+    """Processes that read and decode images."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""

@@ -1,32 +1,47 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen teachers that are loaded, captions -> vectors: what all kinds have in common, LLMs, and a cache of texts."""
+"""Frozen teachers that are loaded, captions -> vectors: LLMs, sentence-transformers models, and a cache of texts."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
 import xxhash
 from tqdm import tqdm
 
-from llm2clip.files import write_text
+from llm2clip.files import FileError, reading, write_text
 from llm2clip.ranks import agreed, in_turns, is_first, rows
+from llm2clip.remote_code.checks_llm2clip import check_finite
+from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
-from llm2clip.teacher.blocks import Embedded, keep_block, load_block
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import widen_where_slow
+from llm2clip.weights import read_safetensors, write_safetensors
 
-__all__ = ['CachedTeacher', 'CaptionTeacher', 'LLMTeacher']
+__all__ = ['CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher']
 
 # Texts of a file, embedded together: enough to sort by length, few enough to lose.
 _BLOCK = 1024
+
+
+class Embedded(NamedTuple):
+    """Vectors of N captions, and what they took."""
+
+    vectors: torch.Tensor
+    """``(N, D)`` in float32 on the teacher's device."""
+    tokens: int
+    """Tokens read, without padding."""
+    truncated: int
+    """Captions that were longer than `max_length` and lost their end."""
+    left_out: int = 0
+    """Captions that the teacher cannot read to their end and does not read at all; their vectors are 0."""
 
 
 class CaptionTeacher(ABC):
@@ -88,35 +103,46 @@ class CachedTeacher:
         """``(N, D)`` in float32 on the CPU, and how many texts were longer than the teacher reads and lost their end.
 
         Every rank calls this.  They share the texts that are not known; all vectors come to the first, which alone
-        reads and writes files, and the others have none.  Killed, it goes on after the blocks that are done.
+        reads and writes files, and the others have none.  Killed, it resumes after the blocks that are done.
+
+        Raises:
+            FileError: A file is damaged.
+            LoadError: A vector is not finite.
         """
         blocks = [list(texts[start:start + _BLOCK]) for start in range(0, len(texts), _BLOCK)]
-        found: dict[int, Embedded] = {}
+        found: dict[int, tuple[torch.Tensor, int]] = {}
 
         def unknown() -> list[int]:
-            known = ((i, load_block(self.folder, block)) for i, block in enumerate(blocks))
-            found.update((i, embedded) for i, embedded in known if embedded is not None)
+            found.update({i: self._read(block) for i, block in enumerate(blocks) if self._file(block).is_file()})
             return [i for i in range(len(blocks)) if i not in found]
 
         todo = agreed(unknown)
-        done = sum(len(blocks[i]) for i in found)
-        with tqdm(total=len(texts), initial=done, desc='embed captions', unit=' captions',
-                  disable=not is_first()) as progress:
-            for i, embedded in zip(todo, in_turns([blocks[i] for i in todo], partial(map, self._embed))):
-                self._keep(blocks[i], embedded)
-                found[i] = embedded
+        with tqdm(total=len(texts), initial=sum(len(blocks[i]) for i in found), desc='embed captions',
+                  unit=' captions', disable=not is_first()) as progress:
+            for i, (vectors, truncated) in zip(todo, in_turns([blocks[i] for i in todo], partial(map, self._embed))):
+                check_finite({'a vector of the teacher': vectors}, self.folder)
+                write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
+                write_safetensors(self._file(blocks[i]), {'text_embedding': vectors}, {'truncated': str(truncated)})
+                found[i] = vectors, truncated
                 progress.update(len(blocks[i]))
-        embedded = [found[i] for i in sorted(found)]
-        return rows(block.vectors for block in embedded), sum(block.truncated for block in embedded)
+        return rows(found[i][0] for i in sorted(found)), sum(truncated for _, truncated in found.values())
 
-    def _embed(self, texts: Sequence[str]) -> Embedded:
+    def _embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         self._teacher = self._teacher or self._load()
-        return self._teacher.embed(texts).cpu()
+        embedded = self._teacher.embed(texts)
+        return embedded.vectors.cpu(), embedded.truncated
 
-    def _keep(self, texts: Sequence[str], embedded: Embedded) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
-        keep_block(self.folder, texts, embedded)
+    def _file(self, texts: Sequence[str]) -> Path:
+        return self.folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
+
+    def _read(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        path, expected = self._file(texts), f'{len(texts)} vectors of captions; remove it, and they are embedded again'
+        tensors, about = read_safetensors(path, expected)
+        with reading(path, expected):
+            vectors, truncated = tensors['text_embedding'], int(about['truncated'])
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise FileError(f'{path}: holds vectors of the shape {tuple(vectors.shape)}, expected {expected}')
+        return vectors, truncated
 
 
 class LLMTeacher(CaptionTeacher):
@@ -163,3 +189,41 @@ class LLMTeacher(CaptionTeacher):
     ) -> Embedded:
         vectors = encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
         return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
+
+
+class SentenceTransformerTeacher(CaptionTeacher):
+    """A SentenceTransformer, which brings its own tokens and pooling.
+
+    Args:
+        model: From `load_sentence_transformer`, on its device.
+        fingerprint: Of it and the prompt.
+        prompt: Put before every caption.
+        batch_tokens: Tokens per forward pass, with padding.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+    """
+
+    def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
+                 precision: str = 'fp32') -> None:
+        self.model = model
+        self.fingerprint = fingerprint
+        self.prompt, self.batch_tokens, self.precision = prompt, batch_tokens, precision
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    @property
+    def llm_embed_dim(self) -> int:
+        # Modules that a model brings along need not say it.
+        return self.model.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
+
+    def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
+        """The captions as they are: `encode` tokenises them, and a tokenizer does not work for two threads at once."""
+        return texts
+
+    def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+        vectors, lengths = encode_sentences(self.model, tokens, self.prompt, self.batch_tokens, self.precision,
+                                            on_batch)
+        limit = self.model.max_seq_length or max(lengths, default=0)
+        return Embedded(vectors, sum(min(length, limit) for length in lengths),
+                        sum(length > limit for length in lengths))

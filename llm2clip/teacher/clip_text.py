@@ -27,8 +27,7 @@ from llm2clip.files import reading
 from llm2clip.folders import complete_folder
 from llm2clip.ranks import once_per_node
 from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
-from llm2clip.teacher.blocks import Embedded
-from llm2clip.teacher.caption_teacher import CaptionTeacher
+from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import hash_tensors, write_safetensors
 

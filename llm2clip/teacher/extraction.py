@@ -1,73 +1,304 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teacher embeddings of an image dataset's captions: one sidecar shard for each of its shards."""
+"""Teacher embeddings of a dataset's captions: one sidecar shard for each of its shards."""
 
+import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, TypeVar
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from composer.utils import dist
+from streaming import MDSWriter
 from tqdm import tqdm
 
-from llm2clip.config import DatasetConfig
-from llm2clip.data.vectors import vector_columns, vector_rows
+from llm2clip.config import ConfigError, DatasetConfig
+from llm2clip.data.schema import (
+    INDEX,
+    SAMPLE_ID,
+    TEACHER_FILE,
+    caption_column,
+    caption_keys,
+    check_columns,
+    check_shard,
+    dataset_fingerprint,
+    first_shards,
+    read_index,
+)
+from llm2clip.data.streams.paired_stream import columns_of
+from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
 from llm2clip.engine import Engine, Work
+from llm2clip.files import read_json, writing
 from llm2clip.folders import OutputFolder
-from llm2clip.teacher.blocks import Embedded, keep_block, load_block
-from llm2clip.teacher.caption_shards import CaptionShard, CaptionSource
 from llm2clip.teacher.caption_teacher import CaptionTeacher
-from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.sidecar_files import Sidecar, begin_sidecar, finish_sidecar, write_shard
-from llm2clip.threads import Behind, ahead
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
-__all__ = ['extract_by', 'extract_on_ranks', 'extract_sidecar']
+__all__ = ['Sidecar', 'extract_by', 'extract_on_ranks', 'extract_sidecar', 'write_shard']
+
+T = TypeVar('T')
 
 _COUNTED = ('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent')
 
 
-class _Block(NamedTuple):
-    """Captions of one shard that are embedded, and kept, together."""
+@dataclass(frozen=True)
+class Sidecar:
+    """What is written for one dataset."""
 
-    shard: CaptionShard
+    dataset: DatasetConfig
+    """The image or caption dataset."""
+    out: OutputFolder
+    """Where the sidecar goes."""
+    storage: str = 'float16'
+    """``float16`` or ``int8``."""
+    normalize: bool = False
+    """Store vectors of length 1."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Facts about the vectors for the fingerprint, such as the precision."""
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return self.out.local.name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The files of a sidecar, which several ranks or machines write
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Files:
+    """A dataset as it is read, shard by shard, and the sidecar that is written for it.
+
+    Raises:
+        ConfigError: The storage is unknown.
+        FileError, ShardError: The dataset is missing or damaged.
+        ValueError: It has no captions.
+    """
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        if sidecar.storage not in STORAGES:
+            raise ConfigError(f'storage: {sidecar.storage!r} is not one of {", ".join(STORAGES)}')
+        self.sidecar, self.out, local = sidecar, sidecar.out, sidecar.dataset.local
+        self.stream = VerifiedStream(local=local, remote=sidecar.dataset.remote)
+        self.shards = self.stream.open()
+        if dist.get_local_rank() == 0:
+            self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
+        dist.barrier()
+        columns = columns_of(self.shards[0])
+        check_columns(columns, [SAMPLE_ID], local)
+        self.keys = caption_keys(columns)
+        if not self.keys:
+            raise ValueError(f'the dataset in {local} has no caption columns')
+
+    def begin(self, fingerprint: Fingerprint) -> list[int]:
+        """Write for which dataset and teacher the folder is; returns the shards that are not there yet.
+
+        A folder that was begun for the first shards of this dataset keeps them, and the others come after them.
+        """
+        out, index = self.out, read_index(self.sidecar.dataset.local)
+        vectors = {'storage': self.sidecar.storage, 'normalized': self.sidecar.normalize, **self.sidecar.about}
+        record = TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys,
+                                             'vectors': vectors})
+        todo: list[list[int]] = [[]]
+        if dist.get_global_rank() == 0:
+            if not out.fetch(TEACHER_FILE):
+                if out.fetch(INDEX):
+                    raise ConfigError(f'out: {out.local} holds a dataset that is no sidecar, expected an empty folder '
+                                      'or a sidecar')
+                out.commit(TEACHER_FILE, record.to_text())
+            else:
+                found = TeacherRecord.read(out.local)
+                covered = first_shards(index, found.about.get('dataset'))
+                if covered is not None:
+                    found.about['dataset'] = record.about['dataset']
+                if (differing := found.difference(record)) is not None:
+                    raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it '
+                                     'to extract again')
+                if covered is not None and covered < len(index['shards']):
+                    out.commit(TEACHER_FILE, record.to_text())
+            todo = [[k for k in range(len(index['shards'])) if not out.fetch(_piece(k))]]
+        dist.broadcast_object_list(todo)
+        out.local.mkdir(parents=True, exist_ok=True)
+        return todo[0]
+
+    def count(self, numbers: Iterable[int]) -> int:
+        """Captions of some shards, those that samples do not have included."""
+        return sum(len(self.shards[k]) for k in numbers) * len(self.keys)
+
+    def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
+        """Write the vectors of a shard, ``(samples * keys, D)``."""
+        storage = self.sidecar.storage
+        vectors = F.normalize(vectors, dim=-1) if self.sidecar.normalize else vectors
+        rows = vector_rows(ids, self.keys, vectors.numpy().reshape(len(ids), len(self.keys), -1), storage)
+        write_shard(self.out, k, rows, vector_columns(self.keys, vectors.shape[-1], storage))
+
+    def finish(self) -> None:
+        """Write the index from the shards' entries."""
+        pieces = [_piece(k) for k in range(len(self.shards))]
+        for name in pieces:
+            if not self.out.fetch(name):
+                raise FileNotFoundError(f'{self.out.local / name}, which another machine has written, is not here: '
+                                        'machines that do not share the folder need out_remote')
+        entries = [read_json(self.out.local / name, dict) for name in pieces]
+        for name, entry in zip(pieces, entries):
+            check_shard(entry, f'{self.out.local / name}')
+        self.out.commit(INDEX, json.dumps({'version': 2, 'shards': entries}, sort_keys=True))
+
+
+def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Write one shard; its index entry, which says that it is done, comes last."""
+    name = f'shard.{k:05}.mds'
+    partial = out.local / f'{name}.tmp.{os.getpid()}'
+    mds = MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None)
+    with writing(out.local / name), mds as writer:
+        for row in rows:
+            writer.write(row)
+    entry, = read_json(partial / INDEX, dict)['shards']
+    os.replace(partial / entry['raw_data']['basename'], out.local / name)
+    entry['raw_data']['basename'] = name
+    shutil.rmtree(partial)
+    out.publish(name)
+    out.commit(_piece(k), json.dumps(entry))
+
+
+def _piece(k: int) -> str:
+    """The index entry of a finished shard."""
+    return f'shard.{k:05}.json'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Captions -> vectors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """Some captions of a shard."""
+
+    files: _Files
+    k: int
+    """The shard's number."""
+    ids: list[str]
+    """Of all its samples."""
+    texts: list[str]
+    """All its captions, key by key of the first sample, then of the second, and so on; empty where there is none."""
     rows: list[int]
-    """Which of the shard's captions they are."""
+    """Which captions these are."""
     tokens: Any
-    """The teacher's, unless the vectors are known."""
-    known: Optional[Embedded]
-    """Their vectors, if a run before this one embedded them."""
+    """Theirs, as the teacher takes them."""
     last: bool
-    """Whether the shard has all its vectors then."""
+    """Whether none follow."""
+
+
+def _parts(shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_tokens: int) -> Iterator[_Part]:
+    """The captions of shards that are not empty, tokenised, in parts of about `part_tokens` tokens, by four characters
+    per token; at least one part per shard."""
+    for files, k in shards:
+        with _naming(k), files.stream.whole(files.shards[k]) as shard:
+            samples = [shard[i] for i in range(len(shard))]
+            ids = [sample[SAMPLE_ID] for sample in samples]
+            texts = [sample[caption_column(key)] for sample in samples for key in files.keys]
+        parts: list[list[int]] = [[]]
+        size = 0
+        for i, text in enumerate(texts):
+            if size >= 4 * part_tokens and text.strip():
+                parts.append([])
+                size = 0
+            if text.strip():
+                parts[-1].append(i)
+                size += len(text)
+        for rows in parts:
+            with _naming(k):
+                tokens = teacher.tokenize([texts[i] for i in rows]) if rows else None
+            yield _Part(files, k, ids, texts, rows, tokens, rows is parts[-1])
+
+
+def _embed(
+    shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_tokens: int, progress: tqdm,
+    done: Callable[[_Files, Counter[str]], object],
+) -> None:
+    """Embed and write shards, by their numbers; `done` is told of each.  Meanwhile a thread reads what comes next."""
+    vectors, counts, total = torch.empty(0), _nothing(), _nothing()
+    for part in _ahead(_parts(shards, teacher, part_tokens)):
+        if not len(vectors):
+            vectors, counts = torch.zeros(len(part.texts), teacher.llm_embed_dim), _nothing()
+        with _naming(part.k):
+            if part.rows:
+                embedded = teacher.embed_tokens(part.tokens, on_batch=progress.update)
+                vectors[part.rows] = embedded.vectors.cpu()
+                new = {'captions': len(part.rows), 'tokens': embedded.tokens, 'truncated': embedded.truncated,
+                       'left_out': embedded.left_out}
+                counts.update(new)
+                total.update(new)
+                _describe(progress, total)
+            if part.last:
+                part.files.write(part.k, part.ids, vectors)
+                counts.update(shards=1, absent=len(part.texts) - counts['captions'])
+                progress.update(counts['absent'])
+                done(part.files, counts)
+                vectors = torch.empty(0)
+
+
+def _ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, the next of which is made in a thread while the last is used."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, iterator, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, iterator, None)
+            yield item
+
+
+@contextmanager
+def _naming(k: int) -> Iterator[None]:
+    """Note in an error which shard it is about."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f'while shard {k} was embedded')
+        raise
+
+
+def _nothing() -> Counter[str]:
+    """What has been done at the beginning."""
+    return Counter(dict.fromkeys(_COUNTED, 0))
+
+
+def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
+    progress.set_postfix({'tokens/s': f'{total["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
+                          'truncated': total['truncated'],
+                          **({'left out': total['left_out']} if total['left_out'] else {})})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# By ranks, or by an engine's workers
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def extract_sidecar(
-    dataset: DatasetConfig,
-    out: OutputFolder,
-    teacher: CaptionTeacher,
-    storage: str = 'float16',
-    normalize: bool = False,
-    about: Optional[Mapping[str, Any]] = None,
-    block_tokens: int = 32768,
+    dataset: DatasetConfig, out: OutputFolder, teacher: CaptionTeacher, storage: str = 'float16',
+    normalize: bool = False, about: Optional[Mapping[str, Any]] = None, part_tokens: int = 32768,
 ) -> dict[str, int]:
     """`extract_on_ranks`, of a `Sidecar` with these fields."""
-    return extract_on_ranks(Sidecar(dataset, out, storage, normalize, about or {}), teacher, block_tokens)
+    return extract_on_ranks(Sidecar(dataset, out, storage, normalize, about or {}), teacher, part_tokens)
 
 
-def extract_on_ranks(sidecar: Sidecar, teacher: CaptionTeacher, block_tokens: int = 32768) -> dict[str, int]:
+def extract_on_ranks(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int = 32768) -> dict[str, int]:
     """Write a sidecar.
 
     The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when
-    it is complete, and the index, which makes the sidecar readable, when all are.  A rank that is killed in the middle
-    of a shard goes on after the last block of captions that was kept.  Nodes that do not share `out` need a remote.
-
-    The sidecar of a dataset that has grown since, by shards after those that it had, is extended by theirs; until it is
-    complete again, no training reads it.
-
-    While the teacher embeds a block, threads read the next shard, tokenise the next block and write what is done.
+    it is complete, and the index, which makes the sidecar readable, when all are.  Nodes that do not share `out` need a
+    remote.  The sidecar of a dataset that has grown since, by shards after those that it had, is extended by theirs;
+    until it is complete again, no training reads it.
 
     The vector of a caption that a sample does not have, which is empty in the dataset, is zero, and so is that of one
     that the teacher leaves out.
@@ -75,7 +306,7 @@ def extract_on_ranks(sidecar: Sidecar, teacher: CaptionTeacher, block_tokens: in
     Args:
         sidecar: What is written.
         teacher: Embeds the captions.
-        block_tokens: About how many tokens are embedded between two saves.
+        part_tokens: About how many tokens are given to the teacher at once.
 
     Returns:
         What this call did, over all ranks: shards, captions, tokens, captions that were truncated, captions that were
@@ -89,23 +320,22 @@ def extract_on_ranks(sidecar: Sidecar, teacher: CaptionTeacher, block_tokens: in
         ValueError: The dataset has no captions, or `out` was begun for another teacher, or for a dataset that is not
             the beginning of this one.
     """
-    source = CaptionSource(sidecar)
-    todo = begin_sidecar(sidecar.out, source.record(teacher.fingerprint), source.index)
-    mine = todo[dist.get_global_rank()::dist.get_world_size()]
+    files = _Files(sidecar)
+    mine = files.begin(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
     done = _nothing()
-    with tqdm(total=source.count(mine), unit=' captions', desc=f'embed {sidecar.name}',
+    with tqdm(total=files.count(mine), unit=' captions', desc=f'embed {sidecar.name}',
               disable=dist.get_local_rank() != 0) as progress:
-        _embed(((source, k) for k in mine), teacher, block_tokens, lambda shard: done.update(shard.done), progress)
+        _embed(((files, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
     every = dist.all_gather_object(done)
     if dist.get_global_rank() == 0:
-        finish_sidecar(sidecar.out, len(source.shards))
+        files.finish()
     dist.barrier()
     return {name: sum(rank[name] for rank in every) for name in _COUNTED}
 
 
 def extract_by(
     engine: Engine, sidecars: Sequence[Sidecar], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
-    block_tokens: int = 32768,
+    part_tokens: int = 32768,
 ) -> dict[str, dict[str, int]]:
     """Write sidecars by an engine's workers, each of which loads the teacher once and then takes shard after shard.
 
@@ -116,7 +346,7 @@ def extract_by(
         sidecars: What is written, in folders of different names.
         load: Loads the teacher in a worker.
         fingerprint: Of the teacher.
-        block_tokens: About how many tokens are embedded between two saves.
+        part_tokens: As for `extract_on_ranks`.
 
     Returns:
         Name of a sidecar -> what this call did.
@@ -125,141 +355,41 @@ def extract_by(
         Exception: As of `extract_on_ranks`.
         ValueError: Also if a machine has another teacher.
     """
-    sources = {sidecar.name: CaptionSource(sidecar) for sidecar in sidecars}
-    todo = {name: begin_sidecar(source.sidecar.out, source.record(fingerprint), source.index)
-            for name, source in sources.items()}
-    captions = {name: source.count(todo[name]) for name, source in sources.items()}
-    for name, source in sources.items():
-        print(f'{name}: {captions[name]:,} captions in {len(todo[name])} of {len(source.shards)} shards are to be '
+    every = {sidecar.name: _Files(sidecar) for sidecar in sidecars}
+    todo = {name: files.begin(fingerprint) for name, files in every.items()}
+    captions = {name: files.count(todo[name]) for name, files in every.items()}
+    done = {name: _nothing() for name in every}
+    for name, files in every.items():
+        print(f'{name}: {captions[name]:,} captions in {len(todo[name])} of {len(files.shards)} shards are to be '
               f'embedded, by {engine}', flush=True)
-    done = {name: _nothing() for name in sources}
-
-    def finish(name: str) -> None:
-        if done[name]['shards'] == len(todo[name]):
-            finish_sidecar(sources[name].sidecar.out, len(sources[name].shards))
-
-    for name in sources:
-        finish(name)  # if there is nothing to do for it
+        if not todo[name]:
+            files.finish()
     with tqdm(total=sum(captions.values()), unit=' captions', desc='embed') as progress:
 
         def count(result: tuple[str, Counter[str]]) -> None:
-            name, shard = result
-            done[name].update(shard)
-            progress.update(shard['captions'] + shard['absent'])
+            name, counts = result
+            done[name].update(counts)
+            progress.update(counts['captions'] + counts['absent'])
             _describe(progress, sum(done.values(), _nothing()))
-            finish(name)
+            if done[name]['shards'] == len(todo[name]):
+                every[name].finish()
 
         tasks = {f'{name} shard {k}': (name, k) for name, numbers in todo.items() for k in numbers}
-        engine.run(tasks, partial(_embedding, sidecars, load, fingerprint, block_tokens), count)
+        engine.run(tasks, partial(_embedding, sidecars, load, fingerprint, part_tokens), count)
     return {name: dict(counts) for name, counts in done.items()}
 
 
 def _embedding(
-    sidecars: Sequence[Sidecar], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint, block_tokens: int
+    sidecars: Sequence[Sidecar], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint, part_tokens: int
 ) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
     """Embed shards, by the name of their sidecar and their number, and tell that name and what was done."""
     teacher = load()
     teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
     known = {sidecar.name: sidecar for sidecar in sidecars}
-    source = cache(lambda name: CaptionSource(known[name]))
+    files = cache(lambda name: _Files(known[name]))
 
-    def work(
-        tasks: Iterable[tuple[str, int]], done: Callable[[tuple[str, Counter[str]]], object]
-    ) -> None:
-        _embed(((source(name), k) for name, k in tasks), teacher, block_tokens,
-               lambda shard: done((shard.source.sidecar.name, shard.done)), tqdm(disable=True))
+    def work(tasks: Iterable[tuple[str, int]], done: Callable[[tuple[str, Counter[str]]], object]) -> None:
+        _embed(((files(name), k) for name, k in tasks), teacher, part_tokens, tqdm(disable=True),
+               lambda one, counts: done((one.sidecar.name, counts)))
 
     return work
-
-
-def _embed(
-    shards: Iterable[tuple[CaptionSource, int]], teacher: CaptionTeacher, block_tokens: int,
-    done: Callable[[CaptionShard], object], progress: tqdm,
-) -> None:
-    """Embed shards, by their numbers, and write them; `done` is told of each that is written, by another thread."""
-    total = Counter[str]()
-
-    def finish(shard: CaptionShard) -> None:
-        sidecar, keys = shard.source.sidecar, shard.source.keys
-        vectors = F.normalize(shard.vectors, dim=-1) if sidecar.normalize else shard.vectors
-        rows = vector_rows(shard.ids, keys, vectors.numpy().reshape(len(shard.ids), len(keys), -1), sidecar.storage)
-        write_shard(sidecar.out, shard.number, rows, vector_columns(keys, vectors.shape[-1], sidecar.storage))
-        shutil.rmtree(shard.blocks_folder, ignore_errors=True)
-        shard.done['shards'] += 1
-        done(shard)
-
-    read = ahead(source.read(k, teacher.llm_embed_dim) for source, k in shards)
-    with Behind() as behind:
-        for block in ahead(_tokenized(read, teacher, block_tokens)):
-            shard, before = block.shard, progress.n
-            with _naming(shard):
-                embedded = block.known or teacher.embed_tokens(block.tokens, on_batch=progress.update).cpu()
-            shard.vectors[block.rows] = embedded.vectors
-            counts = _counts(block, embedded)
-            shard.done.update(counts)
-            total.update(counts)
-            progress.update(before + counts['captions'] + counts['absent'] - progress.n)  # batches have moved it
-            _describe(progress, total)
-            if block.known is None:
-                texts = [shard.texts[i] for i in block.rows]
-                behind(_naming(shard)(keep_block), shard.blocks_folder, texts, embedded)
-            if block.last:
-                behind(_naming(shard)(finish), shard)
-
-
-def _nothing() -> Counter[str]:
-    """What has been done at the beginning."""
-    return Counter(dict.fromkeys(_COUNTED, 0))
-
-
-def _counts(block: _Block, embedded: Embedded) -> dict[str, int]:
-    """What was done with a block."""
-    return {'captions': len(block.rows), 'tokens': embedded.tokens, 'truncated': embedded.truncated,
-            'left_out': embedded.left_out,
-            'absent': sum(not text.strip() for text in block.shard.texts) if block.last else 0}
-
-
-def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
-    progress.set_postfix({'tokens/s': f'{total["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
-                          'truncated': total['truncated'],
-                          **({'left out': total['left_out']} if total['left_out'] else {})})
-
-
-def _tokenized(
-    shards: Iterable[CaptionShard], teacher: CaptionTeacher, block_tokens: int
-) -> Iterator[_Block]:
-    """The blocks of all shards, tokenised if their vectors are not known; at least one per shard."""
-    for shard in shards:
-        blocks = list(_blocks(shard.texts, block_tokens)) or [[]]
-        for rows in blocks:
-            texts = [shard.texts[i] for i in rows]
-            with _naming(shard):
-                known = load_block(shard.blocks_folder, texts) if texts else \
-                    Embedded(shard.vectors[rows], 0, 0)
-                tokens = teacher.tokenize(texts) if known is None else None
-            yield _Block(shard, rows, tokens, known, rows is blocks[-1])
-
-
-def _blocks(texts: Sequence[str], block_tokens: int) -> Iterator[list[int]]:
-    """Captions that are not empty, in blocks of about `block_tokens` tokens, by four characters per token."""
-    block: list[int] = []
-    size = 0
-    for i, text in enumerate(texts):
-        if text.strip():
-            block.append(i)
-            size += len(text)
-        if size >= 4 * block_tokens:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
-
-
-@contextmanager
-def _naming(shard: CaptionShard) -> Iterator[None]:
-    """Note in an error which shard it is about."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f'while shard {shard.number} was embedded')
-        raise

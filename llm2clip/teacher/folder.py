@@ -1,13 +1,18 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What stage 1 leaves behind: the teacher as a Hugging Face folder, and the LoRA adapter alone."""
+"""What stage 1 leaves behind: the teacher as a Hugging Face folder, its hash, and the LoRA adapter alone."""
 
 import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
+import xxhash
 from composer.utils import dist
 from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -15,28 +20,24 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import WeightType
-from llm2clip.files import write_json
+from llm2clip.files import FileError, read_json, write_json
 from llm2clip.folders import complete_folder
-from llm2clip.remote_code.checks_llm2clip import load_config, read_encoding
+from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, load_config, read_encoding
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.hashes import hash_files
-from llm2clip.teacher.llm import (
-    apply_lora_apart,
-    cast_weights,
-    load_llm,
-    save_adapter,
-    save_lora,
-)
+from llm2clip.teacher.llm import apply_lora_apart, cast_weights, load_llm, save_adapter, save_lora
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer, load_text_encoder
 
 __all__ = [
-    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'check_encoding', 'encoding', 'load_teacher',
-    'save_teacher', 'teacher_config', 'teacher_fingerprint', 'teacher_width',
+    'ADAPTER_KIND', 'CACHE_VARIABLE', 'ENCODER_FILE', 'KIND', 'encoding', 'hash_files', 'load_teacher', 'save_teacher',
+    'teacher_config', 'teacher_fingerprint', 'teacher_width',
 ]
 
+CACHE_VARIABLE = 'LLM2CLIP_CACHE'
 ENCODER_FILE = 'text_encoder.json'
 LORA_FILE = 'lora.safetensors'
+# What changed so short a time ago may change again without another time stamp: a second on some network disks.
+_SETTLED_NS = 2_000_000_000
 KIND, ADAPTER_KIND = 'teacher of captions', 'LoRA adapter'
 
 
@@ -119,14 +120,50 @@ def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
     return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), how)
 
 
-def check_encoding(folder: Union[str, Path], expected: Fingerprint, reference: str) -> None:
-    """Compare the teacher in `folder` with a fingerprint in all but the weights, which are not read.
+def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
+    """Hash of the weights, tokenizer, chat template and configurations in a folder.
+
+    A large LLM takes minutes to read from a network's disk.  So the hash is kept in ``$LLM2CLIP_CACHE``, by default
+    ``~/.cache/llm2clip``, with the name, size, inode and times of every file, and taken from there while all of these
+    are what they were: a file that changes is read again, unless somebody sets back the clock and gives it its old
+    times.  What is damaged there or cannot be written counts as not there.
+
+    Args:
+        folder: Of a model.
+        leave_out: Name of a file that does not count.
 
     Raises:
-        ConfigError: The folder holds no teacher.
-        ValueError: It turns captions into vectors otherwise than the teacher of `reference`.
+        OSError: A file cannot be read.
     """
-    Fingerprint.of('', encoding(teacher_config(folder))).check(expected, str(folder), reference, but=('weights',))
+    folder = Path(folder).absolute()
+    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES and path.name != leave_out)
+    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    root = Path(os.environ.get(CACHE_VARIABLE) or os.path.join(cache, 'llm2clip'))
+    name = xxhash.xxh64(os.fsencode(folder) + b'\0' + os.fsencode(leave_out)).hexdigest()
+    seen, kept = _states(paths), root / 'hashes' / f'{name}.json'
+    with suppress(FileError):
+        known = read_json(kept, dict) if root.is_absolute() else {}
+        if known.get('files') == seen and isinstance(known.get('hash'), str) and len(known['hash']) == 16:
+            return known['hash']
+    digest = xxhash.xxh64()
+    for path in paths:
+        digest.update(path.relative_to(folder).as_posix())
+        with path.open('rb') as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    result = digest.hexdigest()
+    newest = max((times for _, _, _, *both in seen for times in both), default=0)
+    if root.is_absolute() and seen == _states(paths) and newest < time.time_ns() - _SETTLED_NS:
+        with suppress(OSError, FileError):
+            write_json(kept, {'files': seen, 'hash': result})
+    return result
+
+
+def _states(paths: Sequence[Path]) -> list[list[Any]]:
+    """What changes when a file does: path, size, inode, time of the content and time of the inode, in nanoseconds."""
+    states = [path.stat() for path in paths]
+    return [[os.fsencode(path).hex(), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
+            for path, state in zip(paths, states)]
 
 
 def teacher_width(folder: Union[str, Path]) -> int:

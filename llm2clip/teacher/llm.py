@@ -23,7 +23,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
@@ -41,7 +41,7 @@ BASE_FILE = 'base_model.json'
 ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3')
 
 
-def _hf_config(config: TextEncoderConfig) -> PretrainedConfig:
+def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
     folder = config.pretrained
     if os.path.isabs(folder) and not os.path.isdir(folder):
         raise ConfigError(f'text_encoder.pretrained: there is no folder {folder}')
@@ -49,11 +49,6 @@ def _hf_config(config: TextEncoderConfig) -> PretrainedConfig:
     if hf_config.model_type not in ARCHITECTURES:
         raise ConfigError(f'text_encoder.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
                           f'that work as text encoders are {", ".join(ARCHITECTURES)}')
-    return hf_config
-
-
-def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
-    hf_config = _hf_config(config)
     capped = getattr(hf_config, 'attn_logit_softcapping', None) is not None
     able = ['eager'] if capped else ['sdpa', 'eager']
     attention = config.attn_implementation or able[0]

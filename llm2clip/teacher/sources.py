@@ -10,8 +10,7 @@ whichever kind it is: extraction, stage 2 with sidecars and online, evaluation, 
 import dataclasses
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -28,19 +27,17 @@ from llm2clip.ranks import once_per_node
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 from llm2clip.remote_code.sentence_transformer_llm2clip import load_sentence_transformer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
-from llm2clip.teacher.caption_teacher import CaptionTeacher, LLMTeacher
+from llm2clip.teacher.caption_teacher import CaptionTeacher, LLMTeacher, SentenceTransformerTeacher
 from llm2clip.teacher.clip_text import ClipTextTeacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import (
-    check_encoding,
     encoding,
+    hash_files,
     load_teacher,
     save_teacher,
     teacher_config,
     teacher_fingerprint,
 )
-from llm2clip.teacher.hashes import hash_files
-from llm2clip.teacher.sentence_transformer import SentenceTransformerTeacher
 from llm2clip.teacher.text_encoder import load_text_encoder, shard_encoder
 from llm2clip.weights import hash_tensors
 
@@ -65,6 +62,9 @@ class TeacherSource(ABC):
     name: str
 
     @abstractmethod
+    def _encoding(self) -> dict[str, Any]:
+        """How it turns captions into vectors; a ConfigError if there is no such teacher."""
+
     def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
         """Find out what is wrong without reading weights.
 
@@ -76,6 +76,9 @@ class TeacherSource(ABC):
             ConfigError: There is no such teacher.
             ValueError: It turns captions into vectors otherwise.
         """
+        found = Fingerprint.of('', self._encoding())
+        if expected is not None:
+            found.check(expected, self.name, reference, but=('weights',))
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
@@ -128,24 +131,19 @@ class _LLM(TeacherSource):
         fingerprint: Optional[Fingerprint] = None, sharded: bool = False,
     ) -> LLMTeacher:
         fingerprint = fingerprint or once_per_node(self.fingerprint, f'teacher {self.name}')
-        read = partial(self._read, sharded)
-        encoder, tokenizer = _read_sharded(read, device) if sharded else read()
+        turn, turns = (dist.get_local_rank(), dist.get_local_world_size()) if sharded else (0, 0)
+        for _ in range(turn):  # the ranks of this host before this one
+            dist.barrier()
+        encoder, tokenizer = self._read(sharded)
+        if sharded:
+            mesh = init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),))
+            shard_encoder(encoder, mesh)
+        for _ in range(turns - turn):
+            dist.barrier()
         teacher = LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision, sharded)
         if not sharded:
             device.module_to_device(encoder)
         return teacher
-
-
-def _read_sharded(read: Callable[[], _Encoder], device: Device) -> _Encoder:
-    found: list[_Encoder] = []
-    for turn in range(dist.get_local_world_size()):
-        if turn == dist.get_local_rank():
-            encoder, tokenizer = read()
-            device_type = 'cpu' if device.name == 'cpu' else 'cuda'
-            shard_encoder(encoder, init_device_mesh(device_type, (dist.get_world_size(),)))
-            found.append((encoder, tokenizer))
-        dist.barrier()
-    return found[0]
 
 
 class TeacherFolder(_LLM):
@@ -154,11 +152,8 @@ class TeacherFolder(_LLM):
     def __init__(self, folder: Union[str, Path]) -> None:
         self.name = str(folder)
 
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
-        if expected is None:
-            teacher_config(self.name)
-        else:
-            check_encoding(self.name, expected, reference)
+    def _encoding(self) -> dict[str, Any]:
+        return encoding(teacher_config(self.name))
 
     def fingerprint(self) -> Fingerprint:
         return teacher_fingerprint(self.name)
@@ -180,9 +175,8 @@ class FrozenLLM(_LLM):
         self.name = config.pretrained
         self._config = config
 
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
-        if expected is not None:
-            Fingerprint.of('', encoding(self._config)).check(expected, self.name, reference, but=('weights',))
+    def _encoding(self) -> dict[str, Any]:
+        return encoding(self._config)
 
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint_of(*self._read())
@@ -202,7 +196,7 @@ class FrozenLLM(_LLM):
     def _fingerprint_of(self, encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Fingerprint:
         digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, self._config.gguf_file)))
         hash_tensors(encoder.state_dict(), digest)
-        return Fingerprint.of(digest.hexdigest(), encoding(self._config))
+        return Fingerprint.of(digest.hexdigest(), self._encoding())
 
 
 class SentenceTransformerModel(TeacherSource):
@@ -219,11 +213,6 @@ class SentenceTransformerModel(TeacherSource):
                  trust_remote_code: bool = False) -> None:
         self.name = str(name)
         self._prompt_name, self._prompt, self._trust_remote_code = prompt_name, prompt, trust_remote_code
-
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
-        found = Fingerprint.of('', self._encoding())
-        if expected is not None:
-            found.check(expected, self.name, reference, but=('weights',))
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint.of(hash_files(self._folder), self._encoding())
@@ -242,7 +231,9 @@ class SentenceTransformerModel(TeacherSource):
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """A copy of what decides its vectors, and of the code that comes with it."""
-        shutil.copytree(self._folder, folder, ignore=_all_but_what_loads)
+        shutil.copytree(self._folder, folder, ignore=lambda where, names: [
+            name for name in names
+            if not Path(where, name).is_dir() and Path(name).suffix not in (*TEACHER_SUFFIXES, '.py')])
         found = Fingerprint.of(hash_files(folder), self._encoding())
         found.check(expected, self.name, 'the model')
         return found
@@ -254,7 +245,7 @@ class SentenceTransformerModel(TeacherSource):
         with reading(f'sentence_transformer: {self.name}', 'a sentence-transformers model, a folder or on the Hub'):
             return Path(snapshot_download(self.name, ignore_patterns=_FOREIGN_WEIGHTS))
 
-    def _encoding(self) -> dict[str, str]:
+    def _encoding(self) -> dict[str, Any]:
         """The prompt, by the model's own file of prompts."""
         if self._prompt is not None:
             return {'prompt': self._prompt}
@@ -267,12 +258,6 @@ class SentenceTransformerModel(TeacherSource):
         if name is not None and name not in prompts:
             raise ConfigError(f'prompt_name: {name!r}, expected one of those of {self.name}: {", ".join(prompts)}')
         return {'prompt': '' if name is None else prompts[name]}
-
-
-def _all_but_what_loads(folder: str, names: list[str]) -> list[str]:
-    """For `shutil.copytree`: what neither decides a model's vectors nor is its code."""
-    return [name for name in names
-            if not Path(folder, name).is_dir() and Path(name).suffix not in (*TEACHER_SUFFIXES, '.py')]
 
 
 def named_teacher(config: NamedTeacherConfig, trust_remote_code: Optional[bool] = None) -> Optional[TeacherSource]:

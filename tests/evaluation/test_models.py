@@ -27,8 +27,7 @@ from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.blocks import Embedded
-from llm2clip.teacher.caption_teacher import LLMTeacher
+from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder

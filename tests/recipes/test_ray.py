@@ -36,9 +36,8 @@ from llm2clip.engine import LostWorkersError, RayEngine, Work
 from llm2clip.files import FileError
 from llm2clip.folders import OutputFolder, locked
 from llm2clip.teacher.caption_teacher import LLMTeacher
-from llm2clip.teacher.extraction import extract_by
+from llm2clip.teacher.extraction import Sidecar, extract_by
 from llm2clip.teacher.folder import teacher_fingerprint
-from llm2clip.teacher.sidecar_files import Sidecar
 
 ray = pytest.importorskip('ray', reason='the package ray is not installed')
 cluster_utils = pytest.importorskip('ray.cluster_utils', reason='the package ray is not installed')

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
-from safetensors.torch import save_file
 from streaming import MDSWriter
 from tqdm import tqdm
 
@@ -27,8 +26,7 @@ from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_co
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
-from llm2clip.teacher.blocks import Embedded, keep_block, load_block
-from llm2clip.teacher.caption_teacher import LLMTeacher
+from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
@@ -37,10 +35,6 @@ from llm2clip.teacher.sources import build_caption_teacher
 
 def _vectors(folder: Path, key: str) -> np.ndarray:
     return np.stack([vectors_of(stored_vector(sample, key)).numpy() for sample in read_samples(folder)])
-
-
-def _restored(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return dequantize(torch.from_numpy(values), torch.from_numpy(scale)).numpy()
 
 
 def test_sidecar_has_the_same_shards_samples_and_the_teachers_vectors(
@@ -74,8 +68,8 @@ def test_int8_is_within_half_a_step() -> None:
     vectors[3, 1] = 0
     values, scale = quantize(vectors)
     assert values.dtype == np.int8 and scale.shape == (50, 2) and np.abs(values).max() == 127
-    error = np.abs(_restored(values, scale) - vectors)
-    assert (error <= 0.501 * scale[..., None]).all() and not error[3, 1].any()
+    found = dequantize(torch.from_numpy(values), torch.from_numpy(scale)).numpy()
+    assert (np.abs(found - vectors) <= 0.501 * scale[..., None]).all() and not found[3, 1].any()
 
 
 def test_int8_costs_dim_plus_four_bytes() -> None:
@@ -111,37 +105,34 @@ def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Pat
     assert shards(local) == [first, second, *others]
 
 
-def test_finished_shards_and_blocks_are_kept_and_the_rest_is_done(
+def test_finished_shards_are_kept_and_the_rest_is_done(
     image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded, embed = [], LLMTeacher.embed_tokens
 
     def stop_in_the_third_shard(self: LLMTeacher, tokens: list[Tokenized], **options: Any) -> Embedded:
         if len(embedded) == 2 * of_a_shard + 1:
-            embedded.append('stopped')
             raise KeyboardInterrupt
         embedded.extend(tokens)
         return embed(self, tokens, **options)
 
     n = len(read_index(image_dataset)['shards'])
     of_a_shard = 2 * read_index(image_dataset)['shards'][0]['samples']
-    monkeypatch.setattr(LLMTeacher, 'embed_tokens', stop_in_the_third_shard)
-    with pytest.raises(KeyboardInterrupt):
-        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, block_tokens=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LLMTeacher, 'embed_tokens', stop_in_the_third_shard)
+        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, part_tokens=1)
     assert not (tmp_path / 'out' / 'index.json').exists()
-    done = write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, block_tokens=1)
-    assert len(embedded) == 1 + 2 * 64 and done['shards'] == n - 2 and done['captions'] == 2 * 64 - 2 * of_a_shard
+    done = write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, part_tokens=100)
+    assert done['shards'] == n - 2 and done['captions'] == 2 * 64 - 2 * of_a_shard
     for row, other in zip(read_samples(tmp_path / 'out'), read_samples(sidecar), strict=True):
         np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
-    assert not list((tmp_path / 'out').glob('*.blocks'))
     assert write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
 
 
-@pytest.mark.parametrize('fails', ['keep_block', 'write_shard'])
-def test_what_fails_in_the_thread_that_writes_ends_the_extraction_and_names_the_shard(
-    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+def test_a_full_disk_ends_the_extraction_and_names_the_shard(
+    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, write = [], getattr(llm2clip.teacher.extraction, fails)
+    calls, write = [], llm2clip.teacher.extraction.write_shard
 
     def full(*args: Any) -> None:
         calls.append(args)
@@ -149,11 +140,10 @@ def test_what_fails_in_the_thread_that_writes_ends_the_extraction_and_names_the_
             raise OSError(errno.ENOSPC, 'No space left on device')
         write(*args)
 
-    monkeypatch.setattr(llm2clip.teacher.extraction, fails, full)
+    monkeypatch.setattr(llm2clip.teacher.extraction, 'write_shard', full)
     with pytest.raises(OSError, match='No space left') as caught:
         write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
     assert caught.value.__notes__ == ['while shard 1 was embedded']
-    assert len(calls) == 2  # nothing is written after that
     assert [path.name for path in sorted((tmp_path / 'out').glob('*.mds'))] == ['shard.00000.mds']
 
 
@@ -171,19 +161,6 @@ def test_the_bar_moves_with_every_batch(
     teacher = LLMTeacher.from_folder(teacher_folder, batch_tokens=100)
     extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out'), teacher)
     assert sum(seen) == 2 * 64 and max(seen) <= 20
-
-
-def test_a_block_is_kept_and_those_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    vectors = torch.arange(6.0).view(2, 3)
-    assert load_block(tmp_path, ['a', 'b']) is None
-    keep_block(tmp_path, ['a', 'b'], Embedded(vectors, 7, 1, 3))
-    found = load_block(tmp_path, ['a', 'b'])
-    assert found is not None and torch.equal(found.vectors, vectors) and found[1:] == (7, 1, 3)
-    assert load_block(tmp_path, ['b', 'a']) is None
-    path, = tmp_path.iterdir()
-    save_file({'text_embedding': vectors}, path, {'truncated': '2'})
-    found = load_block(tmp_path, ['a', 'b'])
-    assert found is not None and found[1:] == (0, 2, 0)
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])

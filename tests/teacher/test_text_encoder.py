@@ -6,9 +6,7 @@
 import ctypes
 import gc
 import json
-import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,15 +98,6 @@ def test_a_row_of_packed_texts() -> None:
         'input_ids': [[3, 5, 6, 7, 8, 9, 4]], 'embed_mask': [[1, 0, 1, 1, 1, 1, 1]],
         'position_ids': [[0, 0, 1, 2, 0, 1, 2]], 'places': [1, 0, 2]}
     assert row['runs'] == [(1, 1), (2, 3)]
-
-
-def test_several_threads_may_encode(llm_folder: Path) -> None:
-    encoder, tokenizer = _encoder(llm_folder)
-    tokens = tokenizer.tokenize(TEXTS)
-    expected = encode_tokens(encoder, tokens)
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: encode_tokens(encoder, tokens, 20), range(16)):
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:
@@ -321,40 +310,15 @@ def test_a_folder_that_is_no_teacher_is_named(tmp_path: Path) -> None:
         _encoder(Path('/nowhere'))
 
 
-def test_a_teacher_from_before_there_were_layouts_is_the_same(llm_folder: Path, tmp_path: Path) -> None:
-    """Its file has no such key, and its fingerprint neither, by which sidecars know it."""
-    fingerprints = {}
+def test_a_teacher_keeps_its_layout(llm_folder: Path, tmp_path: Path) -> None:
     for layout in LAYOUTS:
         config = TextEncoderConfig(pretrained=str(llm_folder), layout=layout, instruction='Find it: ')
         save_teacher(*text_encoder_from_config(config), None, tmp_path / layout)
-        said = json.loads((tmp_path / layout / 'text_encoder.json').read_text())
-        assert said.get('layout') == (None if layout == 'apart' else 'joint')
         encoder, tokenizer = load_teacher(tmp_path / layout)
         assert encoder.config.layout == layout and tokenizer.joint is (layout == 'joint')
-        fingerprints[layout] = teacher_fingerprint(tmp_path / layout)
-    assert 'layout' not in fingerprints['apart'].to_json()
-    TeacherFolder(tmp_path / 'apart').check(fingerprints['apart'], 'its sidecar')
-    with pytest.raises(ValueError, match="its sidecar: layout is 'joint', expected None"):
-        TeacherFolder(tmp_path / 'joint').check(fingerprints['apart'], 'its sidecar')
+    with pytest.raises(ValueError, match='its sidecar: layout is'):
+        TeacherFolder(tmp_path / 'joint').check(teacher_fingerprint(tmp_path / 'apart'), 'its sidecar')
     path = tmp_path / 'joint/text_encoder.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'layout': 'wide'}))
     with pytest.raises(ValueError, match="layout is 'wide', expected joint or apart"):
         load_teacher(tmp_path / 'joint')
-
-
-def test_no_code_runs_that_comes_with_a_teacher(teacher_folder: Path, tmp_path: Path) -> None:
-    """Whatever the folder says of it: consent comes from the user's own configuration alone."""
-    folder = tmp_path / 'teacher'
-    shutil.copytree(teacher_folder, folder)
-    (folder / 'evil.py').write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n"
-                                    'from transformers import PreTrainedTokenizerFast as Evil\n')
-    for name, auto_map in (('tokenizer_config.json', {'AutoTokenizer': [None, 'evil.Evil']}),
-                           ('config.json', {'AutoConfig': 'evil.Evil', 'AutoModel': 'evil.Evil'})):
-        config = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**config, 'auto_map': auto_map}))
-    assert encode_texts(*load_teacher(folder), TEXTS).shape == (4, 32)
-    path = folder / 'text_encoder.json'
-    path.write_text(json.dumps({**json.loads(path.read_text()), 'trust_remote_code': True}))
-    with pytest.raises(ValueError, match='text_encoder.json: expected the keys .*not so: trust_remote_code'):
-        load_teacher(folder)
-    assert not (tmp_path / 'ran').exists()
