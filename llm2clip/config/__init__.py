@@ -23,7 +23,6 @@ from llm2clip.config.evaluate import (
     BenchmarksConfig,
     CompositionConfig,
     CRAConfig,
-    CurveConfig,
     DuplicatesConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
@@ -64,7 +63,7 @@ from llm2clip.config.training import (
 
 __all__ = [
     'AdapterConfig', 'BenchmarksConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig',
-    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig', 'DuplicatesConfig',
+    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'DatasetConfig', 'DuplicatesConfig',
     'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig',
     'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
     'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',

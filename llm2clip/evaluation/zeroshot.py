@@ -20,7 +20,7 @@ from llm2clip.evaluation.classification import class_prompts, read_templates
 from llm2clip.evaluation.sets.files import ClassificationSet
 from llm2clip.files import FileError
 from llm2clip.models.llm2clip import MULTILABEL_METRICS, ZEROSHOT_METRICS
-from llm2clip.registry import build_classification_set
+from llm2clip.registry import open_set
 from llm2clip.training.algorithms.zeroshot_classes import Prompts, own_names
 
 __all__ = [
@@ -60,7 +60,7 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
     Raises:
         ConfigError: A file or folder is missing or damaged, or there are no prompts.
     """
-    dataset = build_classification_set(config.source, f'{key}.source')
+    dataset: ClassificationSet = open_set('zeroshot', config.source, f'{key}.source')
     templates = config.templates or dataset.templates
     if templates is None:
         raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')
