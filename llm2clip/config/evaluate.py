@@ -270,7 +270,7 @@ class ReportConfig:
     results: Text = MISSING
     """Folder that `evaluate` wrote."""
     out: Text = MISSING
-    """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/report.py`."""
+    """Receives `report.html` and `results.json`, whose format is described in recipes/README.md."""
     steps: Annotated[dict[str, Text], Field(min_length=1)] = MISSING
     """Name of a step -> its folder, in the order of the pipeline."""
     claims: Optional[Text] = None

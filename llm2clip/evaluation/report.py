@@ -1,27 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Everything that a pipeline wrote, as one HTML page, and the numbers of the pipeline in one `results.json`.
-
-::
-
-    {
-      "stage1":  {"cra_causal": 51.9, "cra_untrained": 24.8, "cra": 95.1},
-      "stage2":  {"unseen_style": {"n_images": 1668, "image_retrieval_recall@10": 42.9, "chance@10": 0.6, …}, …},
-      "seconds": {"prepare_emoji": 26.4, "stage1": 506.1, …}
-    }
-
-- ``stage1``: text encoder -> caption retrieval accuracy, in percent.
-- ``stage2``: evaluation set for retrieval -> its metrics, by the first model of the evaluation: ``n_images`` and
-  ``n_texts``; ``image_retrieval_recall@k`` (text -> image) and ``text_retrieval_recall@k`` (image -> text) for k = 1, 5
-  and 10, and ``chance@10`` (text -> image), in percent; ``image_retrieval_mean_rank`` and ``text_retrieval_mean_rank``,
-  where 1 is the best; ``n_truncated`` texts that lost their end and ``n_without_caption`` images that were left out;
-  ``precision``, ``fp32`` or ``amp_bf16``; ``intervals``: metric -> both ends of its 95 % bootstrap interval;
-  ``by_length``: number of words of a text -> the same with the texts of that length.
-- ``seconds``: step of the pipeline -> how long it took, over all its starts.
-- ``zeroshot``, ``linear_probe``, ``composition``: as ``stage2``, if the evaluation has any such sets.
-- ``missing``: what has no numbers yet, if the evaluation did not come to its end.
-"""
+"""Everything that a pipeline wrote, as one HTML page, and its numbers in one file (format: recipes/README.md)."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -134,7 +134,7 @@ def test_languages_stand_in_one_picture_beside_chance(drawn: list[Any]) -> None:
 def test_results_have_both_stages_and_seconds_at_the_top(
     step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The format that `llm2clip.evaluation.report` documents."""
+    """The format that recipes/README.md documents."""
     cra = {'cra_causal': 51.875, 'cra_untrained': 24.75, 'cra': 95.125}
     results: dict[str, Any] = {
         'retrieval': {'unseen_style': entry('ours', 'baseline'), 'lang_de': entry('ours', recall=10.4)},
