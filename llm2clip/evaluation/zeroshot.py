@@ -127,21 +127,26 @@ def deal_prompts(
         width: `llm_embed_dim`.
         device: Over which ranks talk.
     """
-    dealt, ranks = {}, dist.get_world_size()
+    dealt = {}
     for name, zeroshot in sets.items():
         vectors, shape = teacher(zeroshot.prompts)[0], (len(zeroshot.templates), width)
-        if ranks > 1:
-            own, names = [], len(zeroshot.names)
-            for start in range(0, names, ranks):
-                turn = torch.empty(ranks, *shape)
-                if dist.get_global_rank() == 0:
-                    turn = vectors.view(-1, *shape)[[at % names for at in range(start, start + ranks)]]
-                turn = device.tensor_to_device(turn)
-                dist.broadcast(turn, src=0)
-                own.append(turn[dist.get_global_rank()].cpu())
-            vectors = torch.stack(own)
+        if dist.get_world_size() > 1:
+            vectors = _dealt(vectors, len(zeroshot.names), shape, device)
         dealt[name] = Prompts(vectors.view(-1, *shape), _names(zeroshot))
     return dealt
+
+
+def _dealt(vectors: torch.Tensor, names: int, shape: tuple[int, int], device: Device) -> torch.Tensor:
+    """``(n, *shape)`` of this rank's `own_names`, of ``(names * P, width)`` on the first rank."""
+    own, ranks = [], dist.get_world_size()
+    for start in range(0, names, ranks):
+        turn = torch.empty(ranks, *shape)
+        if dist.get_global_rank() == 0:
+            turn = vectors.view(-1, *shape)[[at % names for at in range(start, start + ranks)]]
+        turn = device.tensor_to_device(turn)
+        dist.broadcast(turn, src=0)
+        own.append(turn[dist.get_global_rank()].cpu())
+    return torch.stack(own)
 
 
 def own_prompts(
