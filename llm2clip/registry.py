@@ -19,20 +19,16 @@ import sys
 import typing
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import Positive
 
-if TYPE_CHECKING:
-    from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, RetrievalSet
-
 __all__ = [
     'ALGORITHMS', 'CALLBACKS', 'CLASSIFICATION_SETS', 'COMPOSITION_SETS', 'KEYS', 'LOGGERS', 'OPTIMIZERS',
-    'RETRIEVAL_SETS', 'Registry', 'SCHEDULERS', 'SOURCES', 'build', 'build_all', 'build_classification_set',
-    'build_composition_set', 'build_retrieval_set', 'build_source', 'call_arguments', 'check', 'check_arguments',
-    'check_names', 'definition', 'find', 'named',
+    'RETRIEVAL_SETS', 'Registry', 'SCHEDULERS', 'SOURCES', 'build', 'build_all', 'build_source', 'call_arguments',
+    'check', 'check_arguments', 'check_names', 'definition', 'find', 'named', 'open_set',
 ]
 
 Registry = Mapping[str, str]
@@ -283,24 +279,19 @@ def build_source(source: Mapping[str, Any]) -> Any:
     return build(SOURCES, *named(source, 'source'), 'source')
 
 
-def build_retrieval_set(source: Mapping[str, Any], key: str) -> 'RetrievalSet':
-    """A set of images with captions by its name; `key` says where it stands in the configuration."""
-    return _open_set(RETRIEVAL_SETS, source, key)
+def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
+    """An evaluation set of a kind: ``retrieval``, ``zeroshot``, ``linear_probe`` or ``composition``.
 
+    Args:
+        kind: Of benchmark.
+        source: ``name`` of the set, and its arguments.
+        key: Where it stands in the configuration.
 
-def build_classification_set(source: Mapping[str, Any], key: str) -> 'ClassificationSet':
-    """A set of images with classes, as `build_retrieval_set`."""
-    return _open_set(CLASSIFICATION_SETS, source, key)
-
-
-def build_composition_set(source: Mapping[str, Any], key: str) -> 'CompositionSet':
-    """A set of images with texts that are much alike, as `build_retrieval_set`."""
-    return _open_set(COMPOSITION_SETS, source, key)
-
-
-def _open_set(registry: Registry, source: Mapping[str, Any], key: str) -> Any:
+    Raises:
+        ConfigError: There is no such set, or its files are missing or damaged.
+    """
     name, arguments = named(source, key)
     try:
-        return build(registry, name, arguments, key)
+        return build(KEYS[kind], name, arguments, key)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error) if str(error).startswith(key) else f'{key}: {error}') from None

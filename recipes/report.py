@@ -16,7 +16,7 @@ def main(config: ReportConfig) -> None:
         collect_seconds,
         read_claims,
         read_evaluation,
-        report_parts,
+        report_page,
         summarize,
     )
     from llm2clip.files import write_json
@@ -25,7 +25,7 @@ def main(config: ReportConfig) -> None:
     check_steps(config.steps)
     out = Path(config.out)
     claims = read_claims(config.claims) if config.claims is not None else []
-    write_page(out / 'report.html', config.title, report_parts(results, galleries, config.steps, claims))
+    write_page(out / 'report.html', report_page(config.title, results, galleries, config.steps, claims))
     write_json(out / 'results.json', summarize(results, collect_seconds(config.steps)))
     print(f'wrote {out / "report.html"} and {out / "results.json"}')
 

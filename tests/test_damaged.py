@@ -461,7 +461,7 @@ def test_the_record_of_a_teacher(damage: Damage, tmp_path: Path) -> None:
 def test_the_results_of_an_evaluation(damage: Damage, tmp_path: Path) -> None:
     file, run = tmp_path / 'results.json', tmp_path / 'run'
     (tmp_path / 'config.yaml').write_text(f'models: {{m: {{run: {run}}}}}')
-    file.write_text(json.dumps({kind: {} for kind in ('retrieval', 'zeroshot', 'linear_probe')}))
+    file.write_text(json.dumps({kind: {} for kind in ('retrieval', 'zeroshot', 'linear_probe', 'composition')}))
     assert read_results(tmp_path, run, 'latest') == {}
     damage(file)
     refused(lambda: read_results(tmp_path, run, 'latest'), str(file), 'expected')

@@ -23,7 +23,6 @@ from llm2clip.config.evaluate import (
     BenchmarksConfig,
     CompositionConfig,
     CRAConfig,
-    CurveConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
     LinearProbeConfig,
@@ -63,7 +62,7 @@ from llm2clip.config.training import (
 
 __all__ = [
     'AdapterConfig', 'BenchmarksConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig',
-    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'CurveConfig', 'DatasetConfig',
+    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'DatasetConfig',
     'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig',
     'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
     'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',

@@ -29,7 +29,7 @@ from llm2clip.config.ranges import (
 from llm2clip.config.teacher import TeacherConfig
 
 __all__ = [
-    'BenchmarksConfig', 'CRAConfig', 'CompositionConfig', 'CurveConfig', 'EvaluateConfig',
+    'BenchmarksConfig', 'CRAConfig', 'CompositionConfig', 'EvaluateConfig',
     'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig',
     'ZeroshotConfig',
 ]
@@ -162,16 +162,6 @@ class CRAConfig:
 
 
 @dataclass
-class CurveConfig:
-    """A point for each model between two benchmarks, those of a run joined in the order of `interpolate`."""
-
-    old: Text = MISSING
-    """Benchmark of what the tower could do before: `zeroshot.imagenet`, with the name that it has there."""
-    new: Text = MISSING
-    """Benchmark of what it has learned, such as `retrieval.flickr30k`."""
-
-
-@dataclass
 class BenchmarksConfig:
     """Evaluation sets."""
 
@@ -197,8 +187,6 @@ class EvaluateConfig(BenchmarksConfig):
     """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
-    curve: Optional[CurveConfig] = None
-    """A table and a picture of models between two of the benchmarks."""
     compare: Optional[Text] = None
     """The baseline, one of `models`: all others are put beside it on every benchmark, with the 95 % interval of the
     difference, and with what they have forgotten."""
@@ -222,8 +210,7 @@ class EvaluateConfig(BenchmarksConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or the curve, the baseline or an average is of something
-        else."""
+        """Raise a ConfigError if there is nothing to evaluate, or the baseline or an average is of something else."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe or self.composition
         if self.models and not benchmarks:
             raise ConfigError('retrieval: expected a benchmark there, in zeroshot, in linear_probe or in composition '
@@ -232,10 +219,6 @@ class EvaluateConfig(BenchmarksConfig):
             raise ConfigError('models: {}, expected at least one')
         known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe', 'composition')
                  for name in getattr(self, kind)]
-        on_curve = [benchmark for benchmark in known if not benchmark.startswith('composition.')]
-        for axis in ('old', 'new') if self.curve is not None else ():
-            if (benchmark := getattr(self.curve, axis)) not in on_curve:
-                raise ConfigError(f'curve.{axis}: {benchmark!r}, expected one of {", ".join(on_curve)}')
         if [*self.models] == [self.compare]:
             raise ConfigError(f'compare: {self.compare!r} is the only one of models, expected another one beside it')
         if self.compare is not None and self.compare not in self.models:
@@ -255,7 +238,7 @@ class ReportConfig:
     results: Text = MISSING
     """Folder that `evaluate` wrote."""
     out: Text = MISSING
-    """Receives `report.html` and `results.json`, whose format is described in `llm2clip/evaluation/report.py`."""
+    """Receives `report.html` and `results.json`, whose format is described in recipes/README.md."""
     steps: Annotated[dict[str, Text], Field(min_length=1)] = MISSING
     """Name of a step -> its folder, in the order of the pipeline."""
     claims: Optional[Text] = None

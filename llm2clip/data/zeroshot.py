@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 from llm2clip.config import ConfigError, ZeroshotConfig
 from llm2clip.data.caption_files import read_lines
 from llm2clip.files import FileError
-from llm2clip.registry import build_classification_set
+from llm2clip.registry import open_set
 
 if TYPE_CHECKING:
     from llm2clip.evaluation.sets.files import ClassificationSet
@@ -50,7 +50,7 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
     Raises:
         ConfigError: A file or folder is missing or damaged, or there are no prompts.
     """
-    dataset = build_classification_set(config.source, f'{key}.source')
+    dataset = open_set('zeroshot', config.source, f'{key}.source')
     templates = config.templates or dataset.templates
     if templates is None:
         raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')

@@ -141,7 +141,7 @@ class Comparisons:
             baseline ``compared``, with ``difference`` and ``intervals`` of the same names.
         """
         baseline = self.config.compare
-        averages = [name for name, benchmarks in self.config.averages.items() if benchmark in benchmarks]
+        averages = {name: benchmarks for name, benchmarks in self.config.averages.items() if benchmark in benchmarks}
         if baseline is None and not averages:
             return {}
         models = self._found.setdefault(benchmark, {})
@@ -153,58 +153,53 @@ class Comparisons:
             for name in changed:
                 if name != baseline:
                     entry['models'][name] = compare(models[baseline], models[name], self.config.bootstrap)
-        for name in averages:
-            for one in changed if self._on_all(self.config.averages[name], model) else ():
-                self._average(name, one)
-        parts = {'compare': {'baseline': baseline, 'benchmarks': self._compared} if baseline is not None else None,
-                 'averages': self._averages}
-        return {name: part for name, part in parts.items() if part}
+        for name, benchmarks in averages.items():
+            # Of the baseline itself, all that it is compared with; before it has all numbers, nothing is new.
+            for one in changed if self._on_all(benchmarks, model) else ():
+                if (of_one := self._on_all(benchmarks, one)) is not None:
+                    entry = self._averages.setdefault(name, {
+                        'benchmarks': {benchmark: self._metrics(benchmark, True) for benchmark in benchmarks},
+                        'models': {}})
+                    before = self._on_all(benchmarks, baseline) if one != baseline else None
+                    entry['models'][one] = self._average(entry['benchmarks'], of_one, before)
+        return {**({'compare': {'baseline': baseline, 'benchmarks': self._compared}} if baseline is not None else {}),
+                **({'averages': self._averages} if self._averages else {})}
 
-    def _metrics(self, benchmark: str) -> list[str]:
-        """The numbers that stand for a benchmark."""
+    def _metrics(self, benchmark: str, in_average: bool = False) -> list[str]:
+        """The numbers that stand for a benchmark; in an average, a composition set has one."""
         kind, _, name = benchmark.partition('.')
+        found = next(iter(self._found[benchmark].values()))
         if kind == 'retrieval':
             return [*_RECALLS]
         if kind == 'composition':
-            return [outcomes.names[0] for outcomes in next(iter(self._found[benchmark].values())).outcomes]
-        if _PRECISION in next(iter(self._found[benchmark].values())).values:
+            chosen = self.config.composition[name].metric if in_average else None
+            return [chosen] if chosen is not None else [outcomes.names[0] for outcomes in found.outcomes]
+        if _PRECISION in found.values:
             return [_PRECISION]
         metric = getattr(self.config, kind)[name].metric
         return [f'{kind}_top1' if metric == 'top1' else metric]
 
-    def _averaged(self, benchmark: str) -> list[str]:
-        """Those of them that averages take."""
-        kind, _, name = benchmark.partition('.')
-        metric = self.config.composition[name].metric if kind == 'composition' else None
-        return [metric] if metric is not None else self._metrics(benchmark)
+    def _average(
+        self, metrics: Mapping[str, Sequence[str]], found: Sequence[Found], before: Optional[Sequence[Found]]
+    ) -> dict[str, Any]:
+        """What `results.json` has of a model's average; `metrics` are those of each benchmark."""
+        names = _RECALLS if next(iter(metrics)).startswith('retrieval.') else ('mean',)
+        columns = dict(zip(names, zip(*metrics.values())))
 
-    def _average(self, name: str, model: str) -> None:
-        """Unless numbers are missing."""
-        benchmarks, baseline = self.config.averages[name], self.config.compare
-        found = self._on_all(benchmarks, model)
-        if found is None:
-            return
-        metrics = {benchmark: self._averaged(benchmark) for benchmark in benchmarks}
-        columns = dict(zip(_RECALLS if benchmarks[0].startswith('retrieval.') else ['mean'], zip(*metrics.values())))
-        entry = self._averages.setdefault(name, {'benchmarks': metrics, 'models': {}})
-        means, intervals = _averages(found, columns, self.config.bootstrap)
-        entry['models'][model] = {**means, 'intervals': intervals}
-        before = self._on_all(benchmarks, baseline) if baseline not in (None, model) else None
+        def averages(less: Optional[Sequence[Found]]) -> tuple[dict[str, float], dict[str, list[float]]]:
+            pairs = {name: average(found, column, self.config.bootstrap, less) for name, column in columns.items()}
+            return ({name: mean for name, (mean, _) in pairs.items()},
+                    {name: interval for name, (_, interval) in pairs.items() if interval is not None})
+
+        means, intervals = averages(None)
+        result: dict[str, Any] = {**means, 'intervals': intervals}
         if before is not None:
-            difference, intervals = _averages(found, columns, self.config.bootstrap, before)
-            entry['models'][model]['compared'] = {'difference': difference, 'intervals': intervals}
+            difference, intervals = averages(before)
+            result['compared'] = {'difference': difference, 'intervals': intervals}
+        return result
 
     def _on_all(self, benchmarks: Sequence[str], model: Optional[str]) -> Optional[list[Found]]:
         """What a model found on each benchmark, unless one is missing."""
         found = [self._found[benchmark][model] for benchmark in benchmarks
                  if model is not None and model in self._found.get(benchmark, {})]
         return found if len(found) == len(benchmarks) else None
-
-
-def _averages(
-    found: Sequence[Found], columns: Mapping[str, Sequence[str]], resamples: int, less: Optional[Sequence[Found]] = None
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Name -> `average` of a number of each benchmark, and name -> interval, if there is one."""
-    pairs = {name: average(found, metrics, resamples, less) for name, metrics in columns.items()}
-    return ({name: mean for name, (mean, _) in pairs.items()},
-            {name: interval for name, (_, interval) in pairs.items() if interval is not None})

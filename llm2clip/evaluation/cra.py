@@ -13,7 +13,7 @@ from composer.devices import Device
 
 from llm2clip.config import ConfigError, CRAConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
-from llm2clip.evaluation.features import finite
+from llm2clip.evaluation.images import finite
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.ranks import in_turns, is_first, rows
 from llm2clip.remote_code.checks_llm2clip import LoadError, load_config
@@ -84,17 +84,15 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     first, second = ([pair[side] for pair in pairs] for side in range(2))
     result = {}
     for name, encode in _encoders(config, device):
-        vectors = [finite(_encode(encode, texts), f'{name}: vectors of captions') for texts in (first, second)]
-        if not is_first():
-            continue
-        result[name] = round(caption_retrieval_accuracy(*vectors), 3)
-        print(f'{name}: {result[name]:.1f} % of {len(pairs)} pairs', flush=True)
+        def encode_all(texts: list[str], encode: Encode = encode) -> torch.Tensor:
+            blocks = [texts[start:start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
+            return rows(in_turns(blocks, partial(map, encode)))
+
+        vectors = [finite(encode_all(texts), f'{name}: vectors of captions') for texts in (first, second)]
+        if is_first():
+            result[name] = round(caption_retrieval_accuracy(*vectors), 3)
+            print(f'{name}: {result[name]:.1f} % of {len(pairs)} pairs', flush=True)
     return result, len(pairs)
-
-
-def _encode(encode: Encode, texts: list[str]) -> torch.Tensor:
-    blocks = [texts[start:start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
-    return rows(in_turns(blocks, partial(map, encode)))
 
 
 def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, Encode]]:
@@ -117,11 +115,6 @@ def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, Encode]]
     for name, folder in config.teachers.items():
         yield name, with_llm(*load_teacher(folder))
     for name, clip in config.clip_text.items():
-        teacher = ClipTextTeacher(clip, config.batch_tokens, config.precision)
+        teacher = ClipTextTeacher(clip, config.batch_tokens, config.precision, cut=True)
         device.module_to_device(teacher.model)
-        yield name, partial(_clip_features, teacher)
-
-
-def _clip_features(teacher: ClipTextTeacher, texts: Sequence[str]) -> torch.Tensor:
-    """Those of what CLIP reads of each text, which may have lost its end."""
-    return teacher.embed_tokens([tokens._replace(cut=False) for tokens in teacher.tokenize(texts)]).vectors
+        yield name, lambda texts, teacher=teacher: teacher.embed(texts).vectors

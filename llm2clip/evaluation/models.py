@@ -4,33 +4,37 @@
 """What can be evaluated: a stage-2 run, an exported folder, official weights, or a Hugging Face CLIP with its own text
 tower."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from composer.devices import Device
 from transformers import AutoImageProcessor
 
-from llm2clip.config import ConfigError, EvaluatedModelConfig
+from llm2clip.config import AdapterConfig, ConfigError, EvaluatedModelConfig, Stage2Config
 from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.vectors import concatenate
-from llm2clip.evaluation.text_sides import side_by_side, take_clip_text, text_side
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
 from llm2clip.files import reading
 from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.first_dims import check_dim, keep_first_dims
+from llm2clip.models.joint import BothTexts, ConcatenatedTexts
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import in_turns, once_per_node, rows
+from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.caption_teacher import CachedTeacher
-from llm2clip.teacher.clip_text import ClipTextTeacher, ClipTokenizer, load_clip
+from llm2clip.teacher.clip_text import MORE_FILE, ClipTextTeacher, ClipTokenizer, load_clip
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import TeacherSource, named_teacher, teacher_in
 from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
+from llm2clip.weights import read_safetensors
 
 __all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
 
@@ -141,32 +145,25 @@ def _autocast(model: EvaluatedModel) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == 'amp_bf16')
 
 
-def _cached_teacher(
-    teacher: TeacherSource, expected: Optional[Fingerprint], config: EvaluatedModelConfig, cache: Union[str, Path],
-    device: Device,
-) -> CachedTeacher:
-    """A teacher, the expected one if that is known, which is loaded only when it is needed."""
-    fingerprint = once_per_node(teacher.fingerprint, f'teacher {teacher.name}')
-    if expected is not None:
-        fingerprint.check(expected, teacher.name, _what(config))
-    return CachedTeacher(cache, fingerprint, config.precision, partial(
-        teacher.load, device, config.batch_tokens, config.precision, fingerprint))
-
-
-def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
-    """A teacher whose vectors are those of several, concatenated as in training."""
-    def concatenated(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+def _side_by_side(teachers: Sequence[Teacher], join: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> Teacher:
+    """A teacher whose vectors are those of several, joined; the one that cuts most texts counts."""
+    def embed(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
-        return concatenate(vectors), max(truncated)
+        return join(vectors), max(truncated)
 
-    return concatenated
+    return embed
 
 
-def _clip_text(folder: Path, config: EvaluatedModelConfig, cache: Union[str, Path], device: Device) -> CachedTeacher:
-    """CLIP's own text tower that a run has trained."""
-    teacher = ClipTextTeacher(str(folder), config.batch_tokens, config.precision, cut=True)
-    device.module_to_device(teacher.model)
-    return CachedTeacher(cache, teacher.fingerprint, config.precision, lambda: teacher)
+def _text_side(config: EvaluatedModelConfig, run: Stage2Config, key: str) -> str:
+    """Which text encoders of a run are tested: ``llm``, ``clip``, which is CLIP's text tower, or ``both``."""
+    if (method := run.trained_text.method) is None:
+        able = ['clip'] if run.without_llm else ['llm']
+    else:
+        able = ['both', 'llm', 'clip'] if method == 'd' else ['llm', 'clip']
+    if config.text not in (None, *able):
+        raise ConfigError(f'{key}.text: {config.text!r}, expected {" or ".join(able)}, as trained_text of the run in '
+                          f'{config.run} says')
+    return config.text or able[0]
 
 
 def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
@@ -224,7 +221,7 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
         except ConfigError as error:
             raise ConfigError(f'{key}.run: {error}') from None
         check_dim(config.dim, run_config.model, f'{key}.dim')
-        if (side := text_side(config, run_config, key)) != 'llm':
+        if (side := _text_side(config, run_config, key)) != 'llm':
             own_clip_text(config.run, config.weights, config.interpolate)
         if side == 'both' and config.dim is not None:
             raise ConfigError(f'{key}.dim: {config.dim}, expected none for the projection of both text encoders')
@@ -261,17 +258,17 @@ def load_evaluated_model(
     check_evaluated_model(config, key)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device, config.precision)
-    clip = None
+    side, clip_folder, llm_embed_dim = 'llm', None, 0
     if config.export is not None:
         exported = LLM2CLIPModel.from_pretrained(config.export).eval()
         model, model_config = exported.model, exported.config.model_config()
     elif config.run is not None:
         model, run_config, record = load_stage2(config.run, config.weights, config.interpolate)
-        model_config = run_config.model
-        if (side := text_side(config, run_config, key)) != 'llm':
-            clip = _clip_text(folder := own_clip_text(config.run), config, cache, device)
-            if not run_config.without_llm:
-                model_config = take_clip_text(model, model_config, folder, record.llm_embed_dim, side == 'both')
+        model_config, side, llm_embed_dim = run_config.model, _text_side(config, run_config, key), record.llm_embed_dim
+        clip_folder = own_clip_text(config.run) if side != 'llm' else None
+        if side == 'clip' and not run_config.without_llm:
+            model.adapter = nn.Identity()  # CLIP's features come in place of the LLM's
+            model_config = dataclasses.replace(model_config, adapter=AdapterConfig('identity'))
     else:
         assert config.official is not None and config.vision is not None
         imported = import_checkpoint(config.official, config.vision)
@@ -279,10 +276,27 @@ def load_evaluated_model(
         check_dim(config.dim, model_config, f'{key}.dim')
         if config.teacher is not None:
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
+    if side == 'both' and clip_folder is not None:
+        concatenated = ConcatenatedTexts(model_config.embed_dim)
+        path = clip_folder / MORE_FILE
+        found = read_safetensors(path, "the projection of both text encoders' features").tensors
+        state = {name.removeprefix('concatenated.'): value for name, value in found.items()}
+        check_keys(state, concatenated.state_dict(), path)
+        concatenated.load_state_dict(state)
+        model.adapter = BothTexts(model.adapter, concatenated, llm_embed_dim).eval()
     keep_first_dims(model, model_config, config.dim)
-    teachers = [_cached_teacher(*pair, config, cache, device) for pair in _teachers(config, key)]
-    if clip is not None:
-        teacher = side_by_side(_concatenated(teachers), clip) if teachers else clip
-    else:
-        teacher = _concatenated(teachers)
+    cached: list[Teacher] = []
+    for source, expected in _teachers(config, key):
+        fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
+        if expected is not None:
+            fingerprint.check(expected, source.name, _what(config))
+        load = partial(source.load, device, config.batch_tokens, config.precision, fingerprint)
+        cached.append(CachedTeacher(cache, fingerprint, config.precision, load))
+    teacher = _side_by_side(cached, concatenate)
+    if clip_folder is not None:
+        clip = ClipTextTeacher(str(clip_folder), config.batch_tokens, config.precision, cut=True)
+        device.module_to_device(clip.model)
+        of_clip = CachedTeacher(cache, clip.fingerprint, config.precision, lambda: clip)
+        teacher = of_clip if not cached else _side_by_side(
+            [teacher, of_clip], lambda vectors: torch.cat([*vectors], dim=-1))
     return TrainedLLM2CLIP(device.module_to_device(model), teacher, config.precision)

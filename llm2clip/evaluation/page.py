@@ -1,113 +1,73 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The parts of an HTML page that needs no other file, charts among them: the report's, and the one of what a search
-found."""
+"""HTML pages that need no other file, by the templates in `templates/`, and their charts as SVG."""
 
 import functools
-import html
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Optional, ParamSpec, Union
+from typing import Any, Optional, ParamSpec, Union
 
+import jinja2
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from llm2clip.config import ConfigError
 from llm2clip.drawing import drawing
-from llm2clip.evaluation.tables import Table
 from llm2clip.files import write_text
 
-__all__ = ['CHANCE', 'bars', 'chip', 'curves', 'differences', 'picture', 'scatter', 'section', 'table', 'write_page']
+__all__ = ['CHANCE', 'bars', 'curves', 'differences', 'render', 'write_page']
 
 _P = ParamSpec('_P')
 CHANCE = 'chance'
 _LABELLED = 20
-
-# Made for a window of 1280 pixels; what is wider, such as a table of long names, scrolls inside its own box.
-_STYLE = '''
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1.5rem; color: #222 }
-h2 { margin-top: 2.5rem; border-top: 1px solid #ddd; padding-top: 1rem; overflow-wrap: anywhere }
-h2 + p { max-width: 50rem } .note { max-width: 50rem; color: #777; font-size: 13px } .wide { overflow-x: auto }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 14px }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid #ddd; vertical-align: top }
-td + td, th + th { text-align: right } th:first-child { text-align: left }
-td small { display: block; color: #777; white-space: nowrap } tr.paper td { color: #777; font-style: italic }
-.grid { display: grid; gap: .5rem } .row { display: flex; gap: .4rem; align-items: center }
-.row b { width: 15rem; text-align: right; font-weight: 500; flex: none }
-.row i { width: 9.5rem; color: #777; flex: none }
-.row div { display: flex; gap: .4rem; flex-wrap: wrap } .row img { width: 64px; height: 64px }
-img { border: 3px solid #eee; border-radius: 6px; object-fit: contain; flex: none } img.right { border-color: #2a2 }
-.chip { border: 2px solid #eee; border-radius: 6px; padding: .1rem .5rem } .chip.right { border-color: #2a2 }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 1rem }
-.tiles figure { margin: 0; min-width: 0 } .pair { grid-template-columns: 1fr 1fr; width: 30rem; margin-bottom: 1rem }
-.row .pair { display: grid } .row .pair img { width: 100%; height: auto }
-.tiles figcaption { font-size: 13px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-.tiles img { width: 100%; aspect-ratio: 1; box-sizing: border-box }
-svg { max-width: 100%; height: auto } details pre { background: #f6f6f6; padding: 1rem; overflow: auto }
-'''
-
-
 _GENERATOR = b'<meta name="generator" content="llm2clip">'
 
 
-def write_page(path: Union[str, Path], title: str, parts: Iterable[str]) -> None:
-    """Write a page of HTML parts, which is never seen half written; makes its folder.
+def render(template: str, **content: Any) -> str:
+    """The HTML of a template in `templates/`; all texts in `content` that are no `Markup` are escaped.
+
+    Raises:
+        jinja2.UndefinedError: The template needs more.
+        ValueError: A picture is no data URI.
+    """
+    environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters['data_image'] = _data_image
+    return environment.get_template(template).render(content)
+
+
+def _data_image(source: str) -> str:
+    if not source.startswith('data:image/'):
+        raise ValueError(f'{source[:60]!r}: expected a picture as a data URI')
+    return source
+
+
+def write_page(path: Union[str, Path], page: str) -> None:
+    """Write a page that `render` made, which is never seen half written; makes its folder.
 
     Raises:
         ConfigError: There is a file of that name, and it is no page that this function wrote.
     """
-    text, path = html.escape(title), Path(path)
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and _GENERATOR not in path.open('rb').read(500):
         raise ConfigError(f'{path}: is there already and was not written by llm2clip, expected another name')
-    write_text(path, f'<!doctype html><html lang="en"><meta charset="utf-8">{_GENERATOR.decode()}'
-               '<meta name="viewport" content="width=device-width, initial-scale=1">'
-               f'<title>{text}</title><style>{_STYLE}</style><body><h1>{text}</h1>{"".join(parts)}</body></html>\n')
+    write_text(path, page)
 
 
-def section(title: str, seen: str, body: str) -> str:
-    """A heading, a sentence that says what one sees below, and HTML."""
-    return f'<section><h2>{html.escape(title)}</h2><p>{html.escape(seen)}</p>{body}</section>'
-
-
-def table(content: Table) -> str:
-    """Header and rows, above the table's note; an interval in brackets stands below its value."""
-    head = ''.join(f'<th>{html.escape(cell)}</th>' for cell in content.header)
-    body = ''.join(f'<tr{" class=paper" if row[0].endswith("(paper)") else ""}>' + ''.join(map(_cell, row)) + '</tr>'
-                   for row in content.rows)
-    note = f'<p class="note">{html.escape(content.note)}</p>' if content.note else ''
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>{note}'
-
-
-def _cell(text: str) -> str:
-    value, bracket, interval = html.escape(text).partition(' [')
-    return f'<td>{value}<small>[{interval}</small></td>' if bracket else f'<td>{value}</td>'
-
-
-def picture(source: str, right: bool = False) -> str:
-    """An image by its data URI, framed in green if it is right; raises a ValueError for anything else."""
-    if not source.startswith('data:image/'):
-        raise ValueError(f'{source[:60]!r}: expected a picture as a data URI')
-    return f'<img class="{"right" if right else ""}" src="{html.escape(source)}" alt="">'
-
-
-def chip(text: str, right: bool) -> str:
-    """A text, framed in green if it is right."""
-    return f'<span class="chip {"right" if right else ""}">{html.escape(text)}</span>'
-
-
-def _svg(draw: Callable[_P, Figure]) -> Callable[_P, str]:
+def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
     """`draw`, with its figure as SVG: nothing if there is an error, which is printed."""
     @functools.wraps(draw)
-    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> str:
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Markup:
         svg = ''
         with drawing(f'a picture of the report ({draw.__name__})'):
             figure, buffer = draw(*args, **kwargs), io.StringIO()
             figure.tight_layout()
             figure.savefig(buffer, format='svg', metadata={'Date': None})
             svg = buffer.getvalue()[buffer.getvalue().index('<svg'):]
-        return svg
+        return Markup(svg)
 
     return drawn
 
@@ -187,25 +147,4 @@ def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
         axis.set(title=label, xlabel='batch')
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
-    return figure
-
-
-@_svg
-def scatter(labels: Sequence[str], lines: Mapping[str, Sequence[tuple[float, float, str]]]) -> Figure:
-    """Points in a plane, in percent, those of a name joined by a line.
-
-    Args:
-        labels: Of the horizontal and the vertical axis.
-        lines: Name -> horizontal and vertical value and label of each point, in order.
-    """
-    figure = Figure(figsize=(6, 4.5))
-    axis = figure.subplots()
-    for name, points in lines.items():
-        axis.plot([x for x, _, _ in points], [y for _, y, _ in points], marker='o', markersize=4, label=name)
-        for x, y, label in points:
-            axis.annotate(label, (x, y), textcoords='offset points', xytext=(5, 5), fontsize=8)
-    axis.set(xlabel=f'{labels[0]} [%]', ylabel=f'{labels[1]} [%]')
-    axis.margins(0.1)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
     return figure

@@ -3,7 +3,6 @@
 
 """A model on a retrieval benchmark."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -13,7 +12,7 @@ from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
-__all__ = ['QUERY_LENGTHS', 'RetrievalResult', 'by_query_length', 'evaluate_retrieval', 'query_lengths']
+__all__ = ['QUERY_LENGTHS', 'RetrievalResult', 'by_query_length', 'evaluate_retrieval']
 
 QUERY_LENGTHS = {'1-2': 2, '3-5': 5, '6-12': 12, '13+': None}
 """Length of a text -> the most words that it has, if there is a limit."""
@@ -63,36 +62,27 @@ def evaluate_retrieval(
     return RetrievalResult(images, image_features, text_features, texts, ranks)
 
 
-def query_lengths(texts: Sequence[str]) -> dict[str, list[int]]:
-    """Length -> positions of the texts that have it; of the lengths of `QUERY_LENGTHS` that occur.
-
-    Words are what white space separates: a text in Chinese, Japanese or Thai is mostly one.
-    """
-    words = [len(text.split()) for text in texts]
-    found, least = {}, 0
-    for length, most in QUERY_LENGTHS.items():
-        found[length] = [i for i, n in enumerate(words) if least < n and (most is None or n <= most)]
-        least = most or 0
-    return {length: positions for length, positions in found.items() if positions}
-
-
 def by_query_length(result: RetrievalResult, resamples: int = 1000) -> dict[str, tuple[dict[str, Any], Outcomes]]:
     """How often texts of each length find their image, among all images of the set.
+
+    Words are what white space separates: a text in Chinese, Japanese or Thai is mostly one.
 
     Args:
         result: What a model found.
         resamples: Of the bootstrap; 0: no intervals.
 
     Returns:
-        Length -> ``n_texts``, ``image_retrieval_recall@k`` in percent and their 95 % ``intervals``; and which texts
-        found one of their images.
+        Length, of `QUERY_LENGTHS` that occur -> ``n_texts``, ``image_retrieval_recall@k`` in percent and their 95 %
+        ``intervals``; and which texts found one of their images.
     """
-    texts = [result.texts[i] for i in result.ranks.text_index.tolist()]
-    outcomes = result.ranks.outcomes()[0]
-    found = {}
-    for length, positions in query_lengths(texts).items():
-        of_length = outcomes._replace(hits=outcomes.hits[positions], group=outcomes.group[positions])
-        shares = 100 * of_length.hits.double().mean(0)
-        found[length] = {'n_texts': len(positions), **dict(zip(outcomes.names, shares.tolist())),
-                         'intervals': of_length.intervals(resamples) if resamples else {}}, of_length
+    words = [len(result.texts[i].split()) for i in result.ranks.text_index.tolist()]
+    outcomes, found, least = result.ranks.outcomes()[0], {}, 0
+    for length, most in QUERY_LENGTHS.items():
+        positions = [i for i, n in enumerate(words) if least < n and (most is None or n <= most)]
+        least = most or 0
+        if positions:
+            of_length = outcomes._replace(hits=outcomes.hits[positions], group=outcomes.group[positions])
+            shares = 100 * of_length.hits.double().mean(0)
+            found[length] = {'n_texts': len(positions), **dict(zip(outcomes.names, shares.tolist())),
+                             'intervals': of_length.intervals(resamples) if resamples else {}}, of_length
     return found

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch.nn as nn
-from markupsafe import Markup
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTextModelWithProjection, CLIPVisionModel
 
@@ -16,7 +15,7 @@ from llm2clip.data.image_processing_llm2clip import upright_rgb
 from llm2clip.export.check import check_pictures, check_same
 from llm2clip.export.hf import KIND, PIPELINE
 from llm2clip.export.model_card import Results, model_card
-from llm2clip.export.vision import image_processor, upright_use
+from llm2clip.export.vision import image_processor, upright_source
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.checks_llm2clip import load_tokenizer
@@ -24,13 +23,6 @@ from llm2clip.teacher.clip_text import ClipTextTeacher
 
 __all__ = ['export_clip']
 
-SUMMARY = Markup('A CLIP that was trained further on images and captions, both of its towers.')
-USE = """folder = '.'  # of this file, or its name on the Hub
-model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder, use_fast=True)
-image = upright_rgb(Image.open('picture.png'))
-inputs = processor(text=['a photo of a dog', 'a photo of a cat'], images=image, return_tensors='pt', padding=True,
-                   truncation=True)
-print(model(**inputs).logits_per_image.softmax(-1))"""
 # The second is cut.
 TEXTS = ['a red square', 'a blue circle on a plain wall, painted by somebody ' + 'who likes walls ' * 50]
 
@@ -79,8 +71,8 @@ def export_clip(
     with complete_folder(out, KIND) as partial:
         clip.save_pretrained(partial, safe_serialization=True)
         CLIPProcessor(image_processor(vision.preprocessing), tokenizer).save_pretrained(partial)
-        use = upright_use(USE, 'from transformers import CLIPModel, CLIPProcessor')
-        card = model_card(config, None, run, results, title='CLIP', summary=SUMMARY, use=use, pipeline_tag=PIPELINE)
+        card = model_card(config, None, run, results, template='clip.md.j2', title='CLIP', pipeline_tag=PIPELINE,
+                          upright_source=upright_source())
         card.save(partial / 'README.md')
         loaded: Any = CLIPModel.from_pretrained(partial).eval()
         processor: Any = CLIPProcessor.from_pretrained(partial, use_fast=True)

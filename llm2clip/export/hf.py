@@ -27,7 +27,7 @@ from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
-from llm2clip.export.model_card import Results, language_model, model_card, public_name, usage
+from llm2clip.export.model_card import Results, language_model, model_card, public_name
 from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
@@ -212,35 +212,26 @@ def export_folder(
         exported.save_pretrained(partial, safe_serialization=True)
         hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}
         hf_config.save_pretrained(partial)
-        reads_tokens = _save_tokenizer(partial, saved)
+        reads_tokens = False
+        if len(saved) == 1 and not saved.of_sentence_transformers:
+            # Captions can be read from the tokens of a tokenizer that keeps all of a text.
+            tokenizer = load_tokenizer(partial / TEACHER_FOLDER, model_input_names=['input_ids', 'attention_mask'])
+            if reads_tokens := read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
+                tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+                tokenizer.save_pretrained(partial)
         LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std, **(
             {'processor_class': _PROCESSOR} if reads_tokens else {})).save_pretrained(partial)
         if remote_code:
             for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
                            image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
-        card = model_card(config, saved, run, results, interpolate, use=usage(remote_code, reads_tokens),
+        card = model_card(config, saved, run, results, interpolate, remote_code=remote_code,
                           pipeline_tag=PIPELINE if reads_tokens else None,
                           language_models=[language_model(source.name) for source in sources])
         card.save(partial / 'README.md')
         _check_export(LLM2CLIPModel, partial, model, record.llm_embed_dim)
         if remote_code:
             _check_export(modeling_llm2clip.LLM2CLIPModel, partial, model, record.llm_embed_dim)
-
-
-def _save_tokenizer(folder: Path, teachers: Fingerprint) -> bool:
-    """Put the LLM's tokenizer beside an exported model, if the model can read captions from its tokens.
-
-    That takes one teacher with a tokenizer that keeps all of a text.
-    """
-    if len(teachers) > 1 or teachers.of_sentence_transformers:
-        return False
-    tokenizer = load_tokenizer(folder / TEACHER_FOLDER, model_input_names=['input_ids', 'attention_mask'])
-    if read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) != [_CAPTION]:
-        return False
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.save_pretrained(folder)
-    return True
 
 
 def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) -> None:

@@ -5,12 +5,12 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment
 from markupsafe import Markup
 from omegaconf import OmegaConf
 from torch import nn
@@ -21,97 +21,9 @@ from llm2clip.files import read_json, reading
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import tensors_hash
 
-__all__ = ['Results', 'language_model', 'model_card', 'public_name', 'read_results', 'teacher_card', 'usage']
+__all__ = ['Results', 'language_model', 'model_card', 'public_name', 'read_results', 'teacher_card']
 
 Results = dict[str, dict[str, float]]
-
-SUMMARY = Markup(
-    'An image encoder that was trained, together with a small adapter on the text side, against the caption embeddings '
-    'of a language model ([LLM2CLIP](https://arxiv.org/abs/2411.04997)). Images and texts meet in one space, in which '
-    'their cosine similarity says how well they fit.')
-TEACHER_SUMMARY = Markup(
-    'A language model that contrastive training on captions made a text encoder, as in '
-    '[LLM2CLIP](https://arxiv.org/abs/2411.04997).')
-TEACHER_USE = Markup("""`pip install sentence-transformers`, and
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer('.', trust_remote_code=True)  # this folder, or its name on the Hub
-print(model.encode(['a photo of a dog', 'a photo of a cat']))
-```""")
-TEMPLATE = """---
-{{ card_data }}
----
-
-# {{ title }}
-
-{{ summary }}
-
-## Use
-
-{{ use }}
-
-## Licence
-
-The licences of {{ licensed }} hold for the weights here.
-
-## Model
-
-| | |
-|---|---|
-{%- for name, value in facts.items() %}
-| {{ name }} | {{ value }} |
-{%- endfor %}
-
-{% if teacher -%}
-## Teacher
-
-{% if teacher | length == 1 -%}
-Texts are embedded by a frozen language model. Its fingerprint:
-{%- else -%}
-Texts are embedded by {{ teacher | length }} frozen language models, whose vectors, each of length 1, stand one after
-the other. Their fingerprints:
-{%- endif %}
-{% for one in teacher.teachers %}
-| | |
-|---|---|
-{%- for name, value in one.items() if value != '' %}
-| {{ name }} | {{ value }} |
-{%- endfor %}
-{% endfor %}
-{%- if teacher.of_sentence_transformers %}
-To embed texts, `pip install sentence-transformers`, which loads the teacher.
-{% endif %}
-{%- endif %}
-{%- if streams is not none %}
-## Data
-{% if streams %}
-| dataset | share | captions drawn |
-|---|---|---|
-{%- for dataset, share, captions in streams %}
-| {{ dataset }} | {{ share }} | {{ captions }} |
-{%- endfor %}
-
-## Training
-
-{{ training }}
-{% else %}
-Not recorded: these weights do not come from a run of this package.
-{% endif %}
-{%- endif %}
-{%- if tables %}
-## Results
-
-In percent; `image_retrieval` is text to image, `text_retrieval` image to text.
-{% for header, rows in tables %}
-| |{% for name in header %} {{ name }} |{% endfor %}
-|---|{% for _ in header %}---:|{% endfor %}
-{%- for name, values in rows %}
-| {{ name }} |{% for value in values %} {{ value }} |{% endfor %}
-{%- endfor %}
-{% endfor %}
-{%- endif %}"""
 
 
 def _escaped(value: Any) -> str:
@@ -122,40 +34,10 @@ def _escaped(value: Any) -> str:
     return re.sub(r'([\\`*~\[\]<>&|]|\b_|_\b)', r'\\\1', line)
 
 
-def _card(data: ModelCardData, **parts: Any) -> ModelCard:
-    """The template, in which all that is not `Markup` is escaped; the metadata are escaped by YAML."""
-    template = Environment(finalize=_escaped).from_string(TEMPLATE)
-    return ModelCard(template.render(card_data=Markup(data.to_yaml()), **parts))
-
-
-def usage(remote_code: bool = False, pipeline: bool = False) -> Markup:
-    """How a whole model is installed and loaded, with or without this package.
-
-    Args:
-        remote_code: Without it.
-        pipeline: As a pipeline of transformers, too.
-    """
-    trust = ', trust_remote_code=True' if remote_code else ''
-    install = ('`pip install torch transformers pillow` (and `timm` for a vision tower of timm)' if remote_code else
-               'Install the package `llm2clip` (`pip install .` in its repository)')
-    classifier = f"""
-
-classifier = pipeline('zero-shot-image-classification', model=folder{trust})
-print(classifier('picture.png', candidate_labels=['dog', 'cat']))""" if pipeline else ''
-    return Markup(f"""{install}, and
-
-```python
-{'' if remote_code else 'import llm2clip'}
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel{', pipeline' if pipeline else ''}
-
-folder = '.'  # of this file, or its name on the Hub
-model = AutoModel.from_pretrained(folder{trust})
-processor = AutoImageProcessor.from_pretrained(folder{trust})
-image = model.get_image_features(**processor(Image.open('picture.png'), return_tensors='pt'))
-text = model.get_text_features(['a photo of a dog', 'a photo of a cat'])
-print(image @ text.T){classifier}
-```""".replace('python\n\n', 'python\n'))
+def _card(template: str, data: ModelCardData, **parts: Any) -> ModelCard:
+    """A template in `templates/`, in which all that is not `Markup` is escaped; the metadata are escaped by YAML."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.export'), finalize=_escaped)
+    return ModelCard(environment.get_template(template).render(card_data=Markup(data.to_yaml()), **parts))
 
 
 def language_model(teacher: Union[str, Path]) -> str:
@@ -194,13 +76,20 @@ def read_results(
     with reading(config_path, 'the configuration of an evaluation'):
         models = read_resolved(config_path)['models']
         runs = {name: model for name, model in models.items() if model.get('run') is not None}
-    wanted = _weights(weights, interpolate, dim)
+
+    def in_words(weights: str, interpolate: float, dim: Optional[int]) -> str:
+        return (f'the {weights} weights' + (f' interpolated to {interpolate:g}' if interpolate != 1 else '')
+                + (f' in {dim} dimensions' if dim is not None else ''))
+
+    wanted = in_words(weights, interpolate, dim)
+    there = {name: in_words(model.get('weights', 'latest'), model.get('interpolate', 1.0), model.get('dim'))
+             for name, model in runs.items()}
     name = next((name for name, model in runs.items() if Path(model['run']).resolve() == Path(run).resolve()
-                 and _weights_of(model) == wanted), None)
+                 and there[name] == wanted), None)
     if name is None:
-        known = ', '.join(f'{_weights_of(model)} of {model["run"]}' for model in runs.values())
+        known = ', '.join(f'{there[name]} of {model["run"]}' for name, model in runs.items())
         raise ConfigError(f'results: {folder} is about {known or "no run"}, not {wanted} of {run}')
-    found = {'composition': {}, **read_json(path, dict)}  # which was not there before there were such benchmarks
+    found = read_json(path, dict)
     if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:
         raise ConfigError(f'results: the evaluation in {folder} did not come to its end; it lacks '
                           f'{", ".join(missing)}. Call `evaluate` again')
@@ -216,17 +105,6 @@ def read_results(
                 if name in entry['models']}
 
 
-def _weights(weights: str, interpolate: float, dim: Optional[int]) -> str:
-    """In words."""
-    return (f'the {weights} weights' + (f' interpolated to {interpolate:g}' if interpolate != 1 else '')
-            + (f' in {dim} dimensions' if dim is not None else ''))
-
-
-def _weights_of(model: Mapping[str, Any]) -> str:
-    """Those of a run in an evaluation."""
-    return _weights(model.get('weights', 'latest'), model.get('interpolate', 1.0), model.get('dim'))
-
-
 def model_card(
     config: ModelConfig,
     teacher: Optional[Fingerprint],
@@ -234,12 +112,12 @@ def model_card(
     results: Optional[Results] = None,
     interpolate: float = 1.0,
     *,
+    template: str = 'model.md.j2',
     title: str = 'LLM2CLIP',
-    summary: Markup = SUMMARY,
-    use: Optional[Markup] = None,
     library_name: str = 'transformers',
     pipeline_tag: Optional[str] = None,
     language_models: Sequence[str] = (),
+    **parts: Any,
 ) -> ModelCard:
     """A card with metadata for the Hub.
 
@@ -251,31 +129,48 @@ def model_card(
         run: Configuration of the run that trained it.
         results: Its numbers, as `read_results` gives them.
         interpolate: Share of the run's trained weights in those of the model.
+        template: In `templates/`; says what it is, and how it is loaded.
         title: Heading.
-        summary: What it is.
-        use: How it is installed and loaded; unset, by this package.
         library_name: Which library loads it.
         pipeline_tag: What the Hub files it under.
         language_models: Names of those whose weights are a part of it.
+        parts: What the template asks for besides.
     """
+    results = results or {}
+    classified = ('zeroshot_', 'linear_probe_', 'mean_', 'C')
+    measured = [EvalResult(task_type='zero-shot-image-classification' if metric.startswith(classified)
+                           else 'image-text-retrieval',
+                           dataset_type=benchmark, dataset_name=benchmark, metric_type=metric, metric_value=value)
+                for benchmark, metrics in results.items() for metric, value in metrics.items()
+                if not metric.startswith(('n_', 'chance'))]
     data = ModelCardData(
         model_name=title if results else None, library_name=library_name, pipeline_tag=pipeline_tag, license='other',
-        tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'], eval_results=_eval_results(results or {}) or None)
-    vision = config.vision
+        tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'], eval_results=measured or None)
+    tower = public_name(config.vision.name)
     blocks = f', {config.adapter.depth} blocks' if config.adapter.name in ('residual', 'transformer') else ''
+    dims = f'{config.embed_dim}'
+    if run is not None:
+        if config.embed_dim < run.model.embed_dim:
+            dims += f', the first of {run.model.embed_dim}'
+        if shorter := [dim for dim in run.loss.dims if dim < config.embed_dim]:
+            dims += f'; the first {", ".join(map(str, shorter))}, scaled to length 1, were trained to be features, too'
     facts: dict[str, Any] = {
         **({'language model': ', '.join(language_models)} if language_models else {}),
-        'vision tower': public_name(vision.name), 'image size': vision.image_size,
-        'adapter': f'{config.adapter.name}{blocks}', 'dimensions of the joint space': _dims(config, run)}
+        'vision tower': tower, 'image size': config.vision.image_size,
+        'adapter': f'{config.adapter.name}{blocks}', 'dimensions of the joint space': dims}
     if interpolate != 1:
         of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
         facts['weights'] = Markup(f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '
                                   '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
+    # One table for all benchmarks with the same metrics: its columns, and its rows.
+    tables: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
+    for benchmark, metrics in results.items():
+        values = [f'{value:,}' if isinstance(value, int) else f'{value:.1f}' for value in metrics.values()]
+        tables.setdefault(tuple(metrics), []).append((benchmark, values))
     return _card(
-        data, title=title, summary=summary, use=use or usage(), facts=facts, teacher=teacher,
-        licensed=' and '.join([*language_models, public_name(vision.name)]),
+        template, data, title=title, facts=facts, teacher=teacher, licensed=' and '.join([*language_models, tower]),
         streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
-        tables=_tables(results or {}))
+        tables=list(tables.items()), library_name=library_name, pipeline_tag=pipeline_tag, **parts)
 
 
 def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCard:
@@ -283,21 +178,8 @@ def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCa
     name = language_model(teacher)
     data = ModelCardData(library_name='sentence-transformers', pipeline_tag='sentence-similarity', license='other',
                          tags=['llm2clip', 'arxiv:2411.04997'])
-    return _card(data, title='Text encoder of LLM2CLIP', summary=TEACHER_SUMMARY, use=TEACHER_USE, licensed=name,
+    return _card('teacher.md.j2', data, title='Text encoder of LLM2CLIP', licensed=name,
                  facts={'language model': name}, teacher=fingerprint, streams=None)
-
-
-def _dims(config: ModelConfig, run: Optional[Stage2Config]) -> str:
-    """How many dimensions the features have, of how many, and which of their first ones are features, too."""
-    said = f'{config.embed_dim}'
-    if run is None:
-        return said
-    if config.embed_dim < run.model.embed_dim:
-        said += f', the first of {run.model.embed_dim}'
-    shorter = [dim for dim in run.loss.dims if dim < config.embed_dim]
-    if shorter:
-        said += f'; the first {", ".join(map(str, shorter))}, scaled to length 1, were trained to be features, too'
-    return said
 
 
 def public_name(name: str) -> str:
@@ -340,21 +222,3 @@ def _training(run: Stage2Config) -> Markup:
     text = OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()
     fence = '`' * max([3, *(len(ticks) + 1 for ticks in re.findall('`+', text))])  # which no value ends
     return Markup(f'{fence}yaml\n{text}\n{fence}')
-
-
-def _eval_results(results: Results) -> list[EvalResult]:
-    classified = ('zeroshot_', 'linear_probe_', 'mean_', 'C')
-    return [EvalResult(task_type='zero-shot-image-classification' if metric.startswith(classified)
-                       else 'image-text-retrieval',
-                       dataset_type=benchmark, dataset_name=benchmark, metric_type=metric, metric_value=value)
-            for benchmark, metrics in results.items() for metric, value in metrics.items()
-            if not metric.startswith(('n_', 'chance'))]
-
-
-def _tables(results: Results) -> list[tuple[list[str], list[tuple[str, list[str]]]]]:
-    """One table for all benchmarks with the same metrics: its columns, and its rows."""
-    tables: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
-    for benchmark, metrics in results.items():
-        values = [f'{value:,}' if isinstance(value, int) else f'{value:.1f}' for value in metrics.values()]
-        tables.setdefault(tuple(metrics), []).append((benchmark, values))
-    return [(list(names), rows) for names, rows in tables.items()]

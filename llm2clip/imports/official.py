@@ -1,20 +1,145 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An official checkpoint -> our model."""
+"""An official checkpoint -> our model: the official weights' names and ours, by one table per layout.
+
+What the tables rest on:
+
+- `eva`, the `.pt` files of LLM2CLIP-EVA02-*: the official code (github.com/microsoft/LLM2CLIP, `eva_clip`), whose
+  `CustomCLIP` the files are the bare state dict of, and whose features ours equal.  timm's own conversion of EVA-CLIP
+  renames the tower in the same way.
+- `hf`, the folders LLM2CLIP-Openai-*: their code and files could not be seen.  `vision_model` and `visual_projection`
+  are those of transformers' `CLIPModel`, which `LLM2CLIPModel` is made from.  Public code that uses the models shows
+  `text_adapter.adaptor`, a sequence whose sixth part is the projection from 4,096 to 1,280 dimensions, and a parameter
+  `logit_scale`.  That the parts of a block are called `ln`, `fn.0` and `fn.3` is taken from the official code, of which
+  the adapter is a copy; the published size, 579 million parameters in float32, is that of these weights and no others.
+- `timm`, what the official code writes for SigLIP2 towers: that code, whose features ours equal; whether a file of this
+  layout was published is not known.  It has no projection of the image side, does not normalise the teacher's vector,
+  and keeps the LLM among its weights.
+"""
 
 import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import NamedTuple, Union
 
-from llm2clip.config import ConfigError, ModelConfig, VisionConfig
+import torch
+
+from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
+from llm2clip.config.ranges import VisualProjection
 from llm2clip.files import read_json, reading
 from llm2clip.imports.files import read_weights
-from llm2clip.imports.layouts import adapter_shape, find_layout, from_official
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.folder import teacher_width
 
-__all__ = ['Imported', 'check_teacher_width', 'import_checkpoint']
+__all__ = ['Imported', 'Layout', 'check_teacher_width', 'find_layout', 'from_official', 'import_checkpoint',
+           'official_names']
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an official file names its weights."""
+
+    name: str
+    sign: str
+    """A beginning of names that only this layout has."""
+    adapter: str
+    """Beginning of the adapter's names."""
+    prefixes: tuple[tuple[str, str], ...]
+    """Ours -> theirs, of beginnings of names; the first that fits."""
+    parts: tuple[tuple[str, str], ...] = ()
+    """Ours -> theirs, of parts inside the tower's names."""
+    left_out: tuple[str, ...] = ()
+    """Patterns of names in the file that are not imported: constants that the model computes, and the LLM, which is
+    the teacher's."""
+    visual_projection: VisualProjection = 'linear'
+    normalize: bool = True
+
+
+LAYOUTS = (
+    Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
+           (('vision_encoder.trunk.', 'visual.trunk.'),),
+           left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
+    Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
+           (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
+           (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'), ('.mlp.fc1_g.', '.mlp.w1.'),
+            ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
+           (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
+    Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
+           (('vision_encoder.trunk.', ''), ('visual_projection.', 'visual_projection.')),
+           left_out=(r'vision_model\.embeddings\.position_ids',)),
+)
+_BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
+_AS_THEY_ARE = ('logit_scale', 'logit_bias')
+
+
+def find_layout(state: Mapping[str, torch.Tensor]) -> Layout:
+    """The layout of an official file.
+
+    Raises:
+        ConfigError: It has none of them.
+    """
+    for layout in LAYOUTS:
+        if any(name.startswith(layout.sign) for name in state):
+            return layout
+    raise ConfigError(f'checkpoint: no official layout: no name begins with '
+                      f'{" or ".join(layout.sign for layout in LAYOUTS)}; the first are {sorted(state)[:3]}')
+
+
+def official_names(layout: Layout, ours: Iterable[str]) -> dict[str, str]:
+    """Our parameters' names -> theirs, one to one."""
+    ours, names = list(ours), {}
+    depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
+    for name in ours:
+        part = name.split('.')
+        if name in _AS_THEY_ARE:
+            names[name] = name
+        elif part[:2] == ['adapter', 'blocks']:
+            names[name] = f'{layout.adapter}{part[2]}.{_BLOCK_PARTS[part[3]]}.{part[4]}'
+        elif part[0] == 'adapter':
+            names[name] = f'{layout.adapter}{depth + ("norm", "projection").index(part[1])}.{part[2]}'
+        else:
+            prefix, theirs = next(pair for pair in layout.prefixes if name.startswith(pair[0]))
+            names[name] = theirs + name.removeprefix(prefix)
+            for mine, their_part in layout.parts:
+                names[name] = names[name].replace(mine, their_part)
+    assert len(set(names.values())) == len(ours)
+    return names
+
+
+def from_official(layout: Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> State:
+    """The state dict of our model.
+
+    Args:
+        layout: Of `state`.
+        state: The official one.
+        ours: Our parameters' names and, for their shapes, tensors.
+
+    Raises:
+        ConfigError: A weight is missing, left over or of another shape.
+    """
+    names = official_names(layout, ours)
+    ignored = {name for name in state if any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
+    missing = sorted(set(names.values()) - state.keys())
+    unexpected = sorted(state.keys() - set(names.values()) - ignored)
+    if missing or unexpected:
+        raise ConfigError(f'checkpoint: not the weights of this tower and adapter: it lacks {_some(missing)} and has '
+                          f'{_some(unexpected)} besides')
+    for name, theirs in names.items():
+        found, expected = tuple(state[theirs].shape), tuple(ours[name].shape)
+        # Ours is not a scalar, since FSDP2 cannot shard those.
+        if found != expected and not (name in _AS_THEY_ARE and found == ()):
+            raise ConfigError(f'checkpoint: {theirs} has the shape {found}, expected {expected}; vision.name and '
+                              'vision.image_size must be those of the checkpoint')
+    return {name: state[theirs].reshape(ours[name].shape) for name, theirs in names.items()}
+
+
+def _some(names: list[str]) -> str:
+    return f'{", ".join(names[:3]) or "nothing"}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
 
 
 class Imported(NamedTuple):
@@ -39,9 +164,23 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     """
     state = read_weights(checkpoint, 'checkpoint')
     layout = find_layout(state)
-    adapter, llm_embed_dim, embed_dim = adapter_shape(layout, state)
+    depth = len([name for name in state if re.fullmatch(re.escape(layout.adapter) + r'\d+\.ln\.weight', name)])
+    last = f'{layout.adapter}{depth + 1}.weight'
+    if last not in state:
+        raise ConfigError(f'checkpoint: it lacks {last}, the projection of an adapter of {depth} blocks (early '
+                          'revisions of the Hugging Face folders hold the vision tower alone)')
+    embed_dim, llm_embed_dim = state[last].shape
+    up = state.get(f'{layout.adapter}0.fn.0.weight')
+    expansion = AdapterConfig.expansion if up is None else up.shape[0] // llm_embed_dim
+    adapter = AdapterConfig('residual', depth, expansion, layout.normalize)
     if (path := Path(checkpoint, 'config.json')).is_file():
-        vision = _with_architecture(vision, read_json(path, dict), path)
+        # The folder's own configuration has what shapes do not tell: heads, activation, epsilon.
+        with reading(path, 'the vision_config of a CLIP'):
+            fields = {'model_type': 'clip_vision_model', **read_json(path, dict).get('vision_config', {})}
+        for name, value in vision.architecture.items():
+            if fields.setdefault(name, value) != value:
+                raise ConfigError(f'vision.architecture.{name}: {value!r}, but {path} says {fields[name]!r}')
+        vision = dataclasses.replace(vision, architecture=fields)
     config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection,
                          logit_bias=0.0 if 'logit_bias' in state else None)
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
@@ -54,13 +193,3 @@ def check_teacher_width(teacher: Union[str, Path], imported: Imported, key: str)
     if (width := teacher_width(teacher)) != imported.llm_embed_dim:
         raise ConfigError(f'{key}: the vectors of {teacher} have {width} dimensions, the adapter of the official '
                           f'weights takes {imported.llm_embed_dim}')
-
-
-def _with_architecture(vision: VisionConfig, published: dict[str, Any], path: Path) -> VisionConfig:
-    """The tower as the folder's config.json describes it, with what shapes do not tell: heads, activation, epsilon."""
-    with reading(path, 'the vision_config of a CLIP'):
-        fields = {'model_type': 'clip_vision_model', **published.get('vision_config', {})}
-    for name, value in vision.architecture.items():
-        if fields.setdefault(name, value) != value:
-            raise ConfigError(f'vision.architecture.{name}: {value!r}, but {path} says {fields[name]!r}')
-    return dataclasses.replace(vision, architecture=fields)

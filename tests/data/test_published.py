@@ -26,7 +26,7 @@ from llm2clip.data.convert import published
 from llm2clip.data.convert.samples import Dropped, Sample
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
-from llm2clip.registry import build_retrieval_set, build_source
+from llm2clip.registry import build_source, open_set
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 Arguments = dict[str, Any]
@@ -71,7 +71,7 @@ def test_source_and_set_read_the_same(
     arguments.pop('merge_restval', None)
     for split, samples in found.items():
         every = {'captions_per_image': None} if name == 'coco' else {}
-        expected = build_retrieval_set({'name': name, **arguments, 'split': split, **every}, 'source')
+        expected = open_set('retrieval', {'name': name, **arguments, 'split': split, **every}, 'source')
         assert _captions(samples) == dict(zip(expected.image_ids, expected.captions)) == _captions(captions[split])
         assert [sample.image for sample in samples] == list(map(expected.read_image, range(len(samples))))
         assert not any(sample.image for sample in captions[split])

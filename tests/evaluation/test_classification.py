@@ -71,11 +71,6 @@ def test_zeroshot_accuracy_is_that_of_clip_benchmark() -> None:
     assert 'zeroshot_top1' not in zeroshot_metrics(images, labels, weights, classes, resamples=0)[0]['intervals']
 
 
-def test_five_of_fewer_classes_are_all() -> None:
-    found, _ = zeroshot_metrics(*_classified(1, 4), resamples=5)
-    assert 'zeroshot_top5' not in found and list(found['intervals']) == ['zeroshot_top1']
-
-
 def test_of_classes_that_score_the_same_the_first_is_nearest() -> None:
     found, _ = zeroshot_metrics(torch.ones(4, 3), torch.tensor([1, 0, 1, 1]), torch.ones(2, 3), ['a', 'b'], resamples=5)
     assert found['zeroshot_top1'] == 25.0 and found['per_class'] == {'a': 100.0, 'b': 0.0}

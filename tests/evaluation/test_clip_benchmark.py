@@ -113,15 +113,3 @@ def test_what_a_set_lacks_is_named_before_anything_is_encoded(
             f'linear_probe.x={{train: {one}, test: {several}}}')
     (tmp_path / 'several/zeroshot_classification_templates.txt').write_text('a photo\n')
     refused(f'^zeroshot.x.templates: {tmp_path}/several/zeroshot_.*, got .a photo.', f'zeroshot.x.source={several}')
-
-
-def test_an_image_that_cannot_be_decoded_is_named_with_its_tar(
-    exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_wds(tmp_path / 'one', [0, 1, 0, 1])
-    path, whole = tmp_path / 'one/test/1.tar', picture(3)
-    path.write_bytes(path.read_bytes().replace(whole, whole[:-40] + bytes(40)))
-    with pytest.raises(ValueError, match=f"the image of sample '{path}/s0000003.png' cannot be decoded"):
-        run_recipe(monkeypatch, 'evaluate', f'out={tmp_path}/out', 'num_workers=0', 'device=cpu',
-                   f'models.m.export={exported[1]}',
-                   f'zeroshot.x.source={{name: clip_benchmark, local: {tmp_path}/one}}')

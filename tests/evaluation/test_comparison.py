@@ -12,6 +12,7 @@ from typing import Any, Optional
 import pytest
 import torch
 import torch.nn.functional as F
+from markupsafe import Markup
 from parts import picture
 from recipes_in_process import ROOT, run_recipe
 from set_files import own_sets, write_own_sets
@@ -22,11 +23,10 @@ from llm2clip.config.files import load_config
 from llm2clip.data.zeroshot import ZeroshotSet
 from llm2clip.evaluation.comparison import Found, average, compare, forgotten_classes
 from llm2clip.evaluation.evaluate import Evaluation
-from llm2clip.evaluation.page import differences
 from llm2clip.evaluation.paper import reported_recalls
-from llm2clip.evaluation.report import report_parts
+from llm2clip.evaluation.report import report_page
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
-from llm2clip.evaluation.tables import average_tables, comparison_tables, markdown, query_length_tables
+from llm2clip.evaluation.tables import _comparison_tables, markdown, result_tables
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -125,23 +125,6 @@ def test_models_that_are_alike_do_not_differ() -> None:
         assert average([one], [metric], 20, [one]) == (0.0, [0.0, 0.0])
 
 
-def test_a_paired_interval_is_narrower_than_that_of_models_apart() -> None:
-    """Where both have nearly the same images right."""
-    generator = torch.Generator().manual_seed(0)
-    old = torch.randint(0, 2, (400,), generator=generator)
-    new = old.clone()
-    new[:12] = 0
-    labels = [i % 7 for i in range(400)]
-    found = compare(_classified(old.tolist(), labels), _classified(new.tolist(), labels), 500)
-    (low, high), lost = found['intervals']['zeroshot_top1'], int(old[:12].sum())
-    difference = found['difference']['zeroshot_top1']
-    half = 1.96 * 100 * (lost / 400 * (1 - lost / 400) / 400) ** 0.5
-    assert difference == pytest.approx(-lost / 4) and (found['lost'], found['gained']) == (lost, 0)
-    assert [difference - low, high - difference] == pytest.approx([half, half], rel=0.3)
-    # The models apart: about 7 points to either side.
-    assert half < 2
-
-
 def test_the_classes_that_lost_most_are_forgotten() -> None:
     labels = [c for c in range(8) for _ in range(10)]
     lost = [0, 3, 9, 1, 10, 2, 4, 0]
@@ -154,15 +137,6 @@ def test_the_classes_that_lost_most_are_forgotten() -> None:
     # One that lost nothing is not forgotten; of classes that lost the same, the first comes first.
     assert forgotten_classes({'a': 10.0, 'b': 5.0, 'c': 5.0}, {'a': 20.0, 'b': 0.0, 'c': 0.0}) == {'b': 5.0, 'c': 5.0}
     assert forgotten_classes({'a': 10.0, 'b': 5.0}, {'a': 10.0, 'b': 5.0}) == {}
-
-
-def test_where_images_have_several_classes_the_average_precision_is_compared() -> None:
-    old, new = (Found({'mean_average_precision': mean, 'per_class': {'a': a, 'b': b}}, [])
-                for mean, a, b in ((60.0, 40.0, 80.0), (50.0, 50.0, 50.0)))
-    assert compare(old, new, 10) == {
-        'difference': {'mean_average_precision': -10.0}, 'intervals': {}, 'forgotten': {'b': 30.0}}
-    other = _classified([1, 0], [0, 1])
-    assert average([other, new], ['zeroshot_top1', 'mean_average_precision'], 10) == (50.0, None)
 
 
 def test_an_average_draws_the_images_of_each_set_by_themselves() -> None:
@@ -227,7 +201,7 @@ class _Given:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Labels and series of each picture of differences, in place of the picture."""
     pictures: list[Any] = []
-    monkeypatch.setattr(llm2clip.evaluation.report, 'differences', lambda *args: pictures.append(args) or '')
+    monkeypatch.setattr(llm2clip.evaluation.report, 'differences', lambda *args: pictures.append(args) or Markup())
     return pictures
 
 
@@ -388,15 +362,6 @@ def test_without_a_baseline_nothing_is_compared(tmp_path: Path) -> None:
     assert '| model | text→image R@1 | image→text R@1 |\n' in (tmp_path / 'results.md').read_text()
 
 
-def test_without_resamples_there_are_differences_alone(tmp_path: Path) -> None:
-    evaluation = _evaluation(tmp_path)
-    evaluation.config.bootstrap = 0
-    results = _run(evaluation, ['clip', 'weak'])
-    weak = results['compare']['benchmarks']['zeroshot.top1']['models']['weak']
-    assert weak['difference']['zeroshot_top1'] < 0 and weak['intervals'] == {}
-    assert results['averages']['accuracy']['models']['weak']['compared']['intervals'] == {}
-
-
 def test_tables_say_what_was_lost() -> None:
     numbers = {'clip': {'zeroshot_top1': 80.0}, 'ours': {'zeroshot_top1': 62.5}}
     ours = {'difference': {'zeroshot_top1': -17.5}, 'intervals': {'zeroshot_top1': [-20.0, -15.25]}, 'lost': 1234,
@@ -413,7 +378,7 @@ def test_tables_say_what_was_lost() -> None:
             'zeroshot.pets': {'metrics': ['zeroshot_top1'], 'models': {'ours': ours}},
             'zeroshot.voc': {'metrics': ['mean_average_precision'], 'models': {'ours': mean}},
             'zeroshot.later': {'metrics': ['zeroshot_top1'], 'models': {}}}}}
-    table = markdown([*comparison_tables(results).values()])
+    table = markdown([*_comparison_tables(results)])
     assert table.count('## ') == 2
     assert ('| pets | top-1 | ours | 80.0 | 62.5 | -17.5 [-20.0, -15.2] | 1,234 | 5 | a\\|b -40.0, owl -3.0 |\n'
             '| voc | mAP | ours | 70.0 | 70.0 | +2.0 |  |  |  |\n') in table
@@ -427,14 +392,12 @@ def test_the_mean_of_the_proclip_sets_stands_beside_that_of_the_paper() -> None:
     assert list(config.averages) == ['proclip11'] and config.averages['proclip11'] == [
         f'zeroshot.{name}' for name in config.zeroshot]
     benchmarks = {name: ['zeroshot_top1'] for name in config.averages['proclip11']}
-    averages = {'any': {'benchmarks': benchmarks, 'models': {'mine': {'mean': 60.0, 'intervals': {}}}}}
-    table = markdown(average_tables({'averages': averages, 'zeroshot': {
-        name: {'benchmark': 'x'} for name in config.zeroshot}}))
+    results = {'averages': {'any': {'benchmarks': benchmarks, 'models': {'mine': {'mean': 60.0, 'intervals': {}}}}}}
+    table = markdown(result_tables(results))
     assert '| mine | 60.0 |\n' in table and '| CLIP L/14 + LLM2CLIP 30M (paper) | 57.5 |\n' in table
     assert '; paper: arXiv 2510.18795, table 2\n' in table
     del benchmarks['zeroshot.cars']
-    assert 'paper' not in markdown(average_tables({'averages': averages, 'zeroshot': {
-        name: {'benchmark': 'x'} for name in config.zeroshot}}))
+    assert 'paper' not in markdown(result_tables(results))
 
 
 def test_models_stand_beside_each_other_for_texts_of_each_length(drawn: list[Any]) -> None:
@@ -449,30 +412,24 @@ def test_models_stand_beside_each_other_for_texts_of_each_length(drawn: list[Any
         'compare': {'baseline': 'clip', 'benchmarks': {'retrieval.coco': {
             'metrics': [*whole['difference']],
             'models': {'ours': {**whole, 'by_length': {'1-2': difference, '13+': {**difference, 'intervals': {}}}}}}}}}
-    content, = query_length_tables(results)
+    content, = (table for table in result_tables(results) if table.about == 'lengths')
     assert content.header == ['set', 'words', 'texts', 'model', 'text→image R@1', 'text→image R@5', 'text→image R@10',
                               'R@1 − clip']
     assert content.rows == [['coco', '1–2', '7', 'clip', '10.0 [0.0, 25.0]', '50.0', '100.0', ''],
                             ['coco', '1–2', '7', 'ours', '10.0 [0.0, 25.0]', '50.0', '100.0', '-3.0 [-5.0, -1.0]'],
                             ['coco', '13+', '1,234', 'clip', '10.0', '50.0', '100.0', ''],
                             ['coco', '13+', '1,234', 'ours', '10.0', '50.0', '100.0', '-3.0']]
-    page = ''.join(report_parts(results, {}))
-    assert '<h2>Retrieval by query length</h2>' in page and 'won and lost at R@1 against clip.' in page
+    page = report_page('title', results, {})
+    assert '<h2>Retrieval by query length</h2>' in page
     assert drawn[0] == (['coco, 1–2 words', 'coco, 13+ words'],
                         {'ours': {'coco, 1–2 words': (-3.0, [-5.0, -1.0]), 'coco, 13+ words': (-3.0, None)}})
-    # Without a baseline, there is neither a difference nor a picture; in results of before, nothing at all.
+    # Without a baseline, there is neither a difference nor a picture.
     drawn.clear()
     del results['compare']
-    assert [row[-1] for row in query_length_tables(results)[0].rows] == ['100.0'] * 4
-    assert 'won and lost' not in ''.join(report_parts(results, {})) and not drawn
-    before = {'coco': {'benchmark': 'coco', 'models': {'m': _ranks(0).recalls()}}}
-    assert query_length_tables({'retrieval': before}) == []
-
-
-def test_differences_are_drawn_with_and_without_intervals() -> None:
-    series = {'a': {'x': (1.0, [0.5, 2.0]), 'y': (-3.0, None)}, 'b': {'y': (0.0, [0.0, 0.0])}}
-    assert differences(['x', 'y'], series) == differences(['x', 'y'], series)
-    assert '<svg' in differences(['x', 'y'], series)
+    content, = (table for table in result_tables(results) if table.about == 'lengths')
+    assert [row[-1] for row in content.rows] == ['100.0'] * 4
+    report_page('title', results, {})
+    assert not drawn
 
 
 @pytest.mark.parametrize('baseline', ['clip'], indirect=True)
@@ -483,17 +440,15 @@ def test_the_recipe_puts_an_export_beside_a_clip(
     arguments = [
         f'out={tmp_path}/out', 'num_workers=0', 'device=cpu', 'gallery=1', 'bootstrap=20', *own_sets(tmp_path),
         f'models={{ours: {{export: {exported[1]}}}, theirs: {{pretrained: {baseline}}}}}', 'compare=theirs',
-        'linear_probe.pets.metric=mean_per_class', 'curve={old: zeroshot.pets, new: retrieval.flickr30k}',
-        'averages={retrieval: [retrieval.flickr30k]}']
+        'linear_probe.pets.metric=mean_per_class', 'averages={retrieval: [retrieval.flickr30k]}']
     run_recipe(monkeypatch, 'evaluate', *arguments)
     results = json.loads((tmp_path / 'out/results.json').read_text())
     assert {name: entry['metrics'] for name, entry in results['compare']['benchmarks'].items()} == {
         'retrieval.flickr30k': [f'{way}_retrieval_recall@1' for way in WAYS], 'zeroshot.pets': ['zeroshot_top1'],
         'linear_probe.pets': ['mean_per_class']}
-    assert {*results['curve']['models']} == {'ours', 'theirs'}
     table, page = ((tmp_path / 'out' / name).read_text() for name in ('results.md', 'report.html'))
     for title in ('Beside theirs: Retrieval', 'Beside theirs: Zero-shot classification', 'Beside theirs: Linear probe',
-                  'Average: retrieval', 'Old and new'):
+                  'Average: retrieval'):
         assert f'## {title}\n' in table and f'<h2>{title}</h2>' in page
     assert [found[0] for found in drawn[-3:]] == [
         ['flickr30k, text→image R@1', 'flickr30k, image→text R@1'], ['pets, top-1'], ['pets, mean per class']]

@@ -5,7 +5,6 @@
 
 import io
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import llm2clip.evaluation.models as evaluated
-import llm2clip.teacher.caption_teacher as caption_teacher
 from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
+from llm2clip.data.vectors import concatenate
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder
@@ -95,30 +93,6 @@ def test_bfloat16_is_near_float32(exported: tuple[LLM2CLIP, Path], baseline: Pat
             assert float((one - other).norm() / one.norm()) < 0.05
 
 
-def test_what_was_embedded_before_a_kill_is_kept(
-    exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(caption_teacher, '_BLOCK', 2)
-    seen: list[str] = []
-    embed = LLMTeacher.embed
-
-    def dying(self: LLMTeacher, texts: Sequence[str]) -> Embedded:
-        if TEXTS[4] in texts and len(seen) < 6:
-            raise KeyboardInterrupt
-        seen.extend(texts)
-        return embed(self, texts)
-
-    monkeypatch.setattr(LLMTeacher, 'embed', dying)
-    with pytest.raises(KeyboardInterrupt):
-        load(tmp_path, export=str(exported[1])).text_features(TEXTS)
-    assert seen == TEXTS[:4]
-    seen.extend(['again'] * 2)
-    found = load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0]
-    assert seen[6:] == TEXTS[4:]
-    monkeypatch.setattr(caption_teacher, '_BLOCK', 100)
-    torch.testing.assert_close(found, load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0])
-
-
 def test_texts_that_lose_their_end_are_counted(
     exported: tuple[LLM2CLIP, Path], baseline: Path, tmp_path: Path
 ) -> None:
@@ -132,7 +106,8 @@ def test_texts_that_lose_their_end_are_counted(
 
 
 def test_of_several_teachers_the_one_that_cuts_most_texts_counts() -> None:
-    teacher = evaluated._concatenated([lambda texts: (torch.full((2, 4), 3.0), 1), lambda texts: (torch.ones(2, 9), 2)])
+    teacher = evaluated._side_by_side([lambda texts: (torch.full((2, 4), 3.0), 1), lambda texts: (torch.ones(2, 9), 2)],
+                                      concatenate)
     vectors, truncated = teacher(['a', 'b'])
     torch.testing.assert_close(vectors, torch.tensor([[0.5] * 4 + [1 / 3] * 9] * 2))
     assert truncated == 2

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two ranks share an evaluation and a search, and leave what one rank leaves."""
+"""Two ranks share an evaluation, and leave what one rank leaves."""
 
 import json
 import re
@@ -13,7 +13,6 @@ import pytest
 import torch
 from launched import Launched, finish
 from recipes_in_process import run_recipe
-from safetensors.numpy import load_file
 from set_files import own_sets, winoground, write_own_sets, write_wds
 
 import llm2clip.evaluation.cra
@@ -56,7 +55,7 @@ for recipe, args in json.loads(sys.argv[1]):
 
 
 class Place:
-    """Sets, and the same sets with an image that is damaged; two ranks evaluate and search here, and so does one."""
+    """Sets, and the same sets with an image that is damaged; two ranks evaluate here, and so does one."""
 
     def __init__(self, folder: Path, exported: Path, baseline: Path, teacher: Path, images: Path) -> None:
         self.folder, self.sets, self.broken = folder, folder / 'sets', folder / 'broken'
@@ -70,7 +69,6 @@ class Place:
         winoground(folder)
         self.others += [f'composition.pairs.source={{name: winoground, images: {folder}/images, '
                         f'annotations: {folder}/examples.jsonl}}']
-        self.exported = exported
         for sets in (self.sets, self.broken):
             sets.mkdir()
             write_own_sets(sets)
@@ -81,10 +79,6 @@ class Place:
     def evaluate(self, out: str, sets: Path, models: Sequence[str]) -> list[str]:
         return [f'out={self.folder / out}', 'num_workers=0', 'device=cpu', 'gallery=1', 'bootstrap=20', 'batch_size=5',
                 *own_sets(sets), *models]
-
-    def search(self, out: str) -> list[str]:
-        return [f'model={self.exported}', f'images={self.sets}', f'index={self.folder / out}', 'device=cpu',
-                'num_workers=1', 'batch_size=5', 'query=[a red square]', f'html={self.folder / out}.html']
 
 
 @pytest.fixture(scope='module')
@@ -97,11 +91,10 @@ def place(
 
 @pytest.fixture(scope='module')
 def log(place: Place) -> str:
-    """What two ranks said that evaluated, searched and came across the damaged image."""
+    """What two ranks said that evaluated and came across the damaged image."""
     script, log = place.folder / 'script.py', place.folder / 'log'
     script.write_text(SCRIPT)
     recipes = [('evaluate', place.evaluate('two', place.sets, [*place.models, *place.others])),
-               ('search', place.search('two_index')),
                ('evaluate', place.evaluate('resumed', place.broken, place.models[:1]))]
     return finish(Launched([str(script), json.dumps(recipes)], log, 2), log, ok=False)
 
@@ -150,22 +143,14 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     assert b'; computed in bfloat16: bf16, theirs\n' in one['results.md']
     # Each image and text was encoded on one rank, and its progress shown by one.
     encoded = [json.loads(line) for line in re.findall(r'rank \d encoded (.*)', log)]
-    assert sorted(rank['images'] for rank in encoded) == [5 * 3 * 2 + 10 + 3 * 2, 7 * 3 * 2 + 14 + 5 * 2]
+    assert sorted(rank['images'] for rank in encoded) == [5 * 3 * 2 + 3 * 2, 7 * 3 * 2 + 5 * 2]
     texts = [rank['texts'] for rank in encoded]
-    # Of the evaluation by two models, and the query of the search.
-    assert sum(texts) == 2 * (24 + 4 + 10 + 8) + 1 and min(texts) > 8
+    # Of the evaluation by two models.
+    assert sum(texts) == 2 * (24 + 4 + 10 + 8) and min(texts) > 8
     assert sorted(rank['downloads'] for rank in encoded) == [0, 6]
-    for said in ('wrote results.json', "bf16 on pets: {'n_images': 12, 'n_classes': 2, 'zeroshot", 'index:   0%',
+    for said in ('wrote results.json', "bf16 on pets: {'n_images': 12, 'n_classes': 2, 'zeroshot",
                  f'ours on {place.sets}/photos:   0%'):
         assert log.count(said) == 1, said
-
-
-def test_two_ranks_make_the_index_of_one(place: Place, log: str, one_rank: pytest.MonkeyPatch) -> None:
-    run_recipe(one_rank, 'search', *place.search('one_index'))
-    assert contents(place.folder / 'one_index') == contents(place.folder / 'two_index')
-    features = load_file(place.folder / 'two_index/images.safetensors')['features']
-    assert features.shape == (24, 16)
-    assert (place.folder / 'one_index.html').read_text() == (place.folder / 'two_index.html').read_text()
 
 
 def test_a_damaged_image_on_one_rank_ends_both_and_the_rest_is_kept(

@@ -12,10 +12,9 @@ from recipes_in_process import run_recipe
 
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.page import bars, scatter, write_page
-from llm2clip.evaluation.report import read_evaluation, report_parts
+from llm2clip.evaluation.page import bars, differences, write_page
+from llm2clip.evaluation.report import read_evaluation, report_page
 from llm2clip.files import FileError
-from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 
 def metrics_of(recall: float = 30.25) -> dict[str, Any]:
@@ -66,8 +65,8 @@ def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
              'worse than the first': ['', 'yes'][i]} for i in range(2)]
     claims = [{'statement': 'It <works>', 'paper': '84.8', 'tests': {'new photographs': rows}}]
     for name in ('new', 'again'):
-        write_page(tmp_path / name / 'report.html', 'A <title>', report_parts(
-            results, {'set': gallery}, {'stage2': str(step), 'missing': str(tmp_path / 'no')}, claims))
+        write_page(tmp_path / name / 'report.html', report_page(
+            'A <title>', results, {'set': gallery}, {'stage2': str(step), 'missing': str(tmp_path / 'no')}, claims))
     page = (tmp_path / 'new/report.html').read_text()
     assert page == (tmp_path / 'again/report.html').read_text()
     for text in ('<svg', 'base64,xyz', 'class="right"', '&lt;b&gt;', '<td>30.2<small>[20.0, 40.5]</small></td>',
@@ -82,7 +81,7 @@ def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
 def test_a_gallery_brings_neither_markup_nor_other_addresses_into_a_page(tmp_path: Path) -> None:
     row = {'kind': '"><script>', 'rank': 1, 'query': 'data:image/x" onload="a', 'results': []}
     gallery = {'model': 'm', 'texts': [], 'images': [row]}
-    page = ''.join(report_parts({}, {'set': gallery}))
+    page = report_page('t', {}, {'set': gallery})
     assert '<script' not in page and '" onload' not in page
     (tmp_path / 'results.json').write_text('{}')
     for damaged in ({**row, 'query': 'http://elsewhere/picture.png'}, {**row, 'rank': 'a'}, {}):
@@ -95,7 +94,7 @@ def test_a_training_has_its_first_and_last_numbers(tmp_path: Path) -> None:
     lines = [{'step': 0, 'metrics/eval/cra': 24.75}, {'step': 1, 'loss/train/total': 3.0},
              {'step': 40, 'metrics/eval/cra': 95.125, 'loss/train/total': 0.5, 'lr-AdamW/group0': 0.1}]
     (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    page = ''.join(report_parts({}, {}, {'stage1': str(tmp_path)}))
+    page = report_page('t', {}, {}, {'stage1': str(tmp_path)})
     assert '<td>metrics/eval/cra</td><td>24.75 (batch 0)</td><td>95.12 (batch 40)</td>' in page
     assert '<td>loss/train/total</td><td>3 (batch 1)</td><td>0.5 (batch 40)</td>' in page and '<td>lr-' not in page
 
@@ -103,39 +102,39 @@ def test_a_training_has_its_first_and_last_numbers(tmp_path: Path) -> None:
 def test_an_interval_without_length_is_not_shown() -> None:
     values = metrics_of(100.0)
     values['intervals'] = {'image_retrieval_recall@1': [100.0, 100.0], 'image_retrieval_recall@5': [90.0, 100.0]}
-    page = ''.join(report_parts({'retrieval': {'r': {'benchmark': 'mds', 'models': {'m': values}}}}, {}))
+    page = report_page('t', {'retrieval': {'r': {'benchmark': 'mds', 'models': {'m': values}}}}, {})
     assert '<td>100.0</td><td>100.0<small>[90.0, 100.0]</small></td>' in page and '[100.0, 100.0]' not in page
 
 
 def test_caption_retrieval_accuracy_is_a_picture_of_bars(drawn: list[Any]) -> None:
-    report_parts({'cra': {'cra_causal': 51.9, 'cra_untrained': 24.8, 'cra': 95.1, 'mine': 3.0}}, {})
+    report_page('t', {'cra': {'cra_causal': 51.9, 'cra_untrained': 24.8, 'cra': 95.1, 'mine': 3.0}}, {})
     (labels, series), = drawn
     assert labels == ['LLM, causal', 'causal mask dropped,\nuntrained', 'after stage 1', 'mine']
     assert series == {'CRA': [51.9, 24.8, 95.1, 3.0]}
 
 
 def test_a_name_that_reads_as_a_formula_does_not_end_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
-    assert '<svg' in scatter(['old', '$_$'], {'$_$': [(1.0, 2.0, '$_$')]})
+    assert '<svg' in differences(['$_$'], {'$_$': {'$_$': (1.0, None)}})
     assert bars(['a'], {}) == '' and 'was not drawn' in capsys.readouterr().out
 
 
 def test_languages_stand_in_one_picture_beside_chance(drawn: list[Any]) -> None:
     sets = {'unseen_style': entry('m'), 'lang_de': entry('m', 'n', recall=10.0), 'lang_fr': entry('m', recall=9.0),
             'xm3600_fil': entry('m', 'n', recall=4.0)}
-    assert sum('<h2>Languages</h2>' in part for part in report_parts({'retrieval': sets}, {})) == 1
+    assert report_page('t', {'retrieval': sets}, {}).count('<h2>Languages</h2>') == 1
     assert drawn == [(['de', 'fr', 'fil'], {'m': [10.0, 9.0, 4.0], 'chance': [15.6, 15.6, 15.6]})]
     drawn.clear()
-    report_parts({'retrieval': {'lang_de': entry('m'), 'own_de': entry('m')}}, {})
+    report_page('t', {'retrieval': {'lang_de': entry('m'), 'own_de': entry('m')}}, {})
     assert drawn[0][0] == ['lang_de', 'own_de']
     drawn.clear()
-    report_parts({'retrieval': {'coco': entry('m'), 'de': entry('m')}}, {})
+    report_page('t', {'retrieval': {'coco': entry('m'), 'de': entry('m')}}, {})
     assert not drawn
 
 
 def test_results_have_both_stages_and_seconds_at_the_top(
     step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The format that `llm2clip.evaluation.report` documents."""
+    """The format that recipes/README.md documents."""
     cra = {'cra_causal': 51.875, 'cra_untrained': 24.75, 'cra': 95.125}
     results: dict[str, Any] = {
         'retrieval': {'unseen_style': entry('ours', 'baseline'), 'lang_de': entry('ours', recall=10.4)},
@@ -178,17 +177,10 @@ def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_page_replaces_only_a_page_of_this_project(tmp_path: Path) -> None:
-    write_page(tmp_path / 'a.html', 'one', [])
-    write_page(tmp_path / 'a.html', 'other', [])
+    for title in ('one', 'other'):
+        write_page(tmp_path / 'a.html', report_page(title, {}, {}))
     assert 'other' in (tmp_path / 'a.html').read_text()
     (tmp_path / 'mine.html').write_text('<!doctype html><html><title>mine</title></html>')
     with pytest.raises(ConfigError, match='mine.html: is there already and was not written by llm2clip'):
-        write_page(tmp_path / 'mine.html', 'one', [])
+        write_page(tmp_path / 'mine.html', report_page('one', {}, {}))
     assert 'mine' in (tmp_path / 'mine.html').read_text()
-
-
-def test_metrics_keep_the_last_value_of_a_repeated_step(tmp_path: Path) -> None:
-    path = tmp_path / 'm.jsonl'
-    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"st\n{"step": 2, "a": 3, "b": 4}\n')
-    assert read_metrics(path) == {'a': {1: 1, 2: 3}, 'b': {2: 4}}
-    assert read_metrics(tmp_path / 'none') == {}

@@ -148,14 +148,6 @@ def test_in_bfloat16(kind: type[hf.LLM2CLIPModel], exported: tuple[LLM2CLIP, Pat
     assert loaded(pixels, vectors)['logits_per_image'].shape == (3, 3)
 
 
-def test_without_its_teacher_only_vectors_work(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
-    shutil.copytree(exported[1], tmp_path / 'model', ignore=shutil.ignore_patterns('teacher'))
-    loaded = AutoModel.from_pretrained(tmp_path / 'model')
-    assert loaded.get_text_features(text_embedding=torch.ones(1, 32)).shape == (1, 16)
-    with pytest.raises(ConfigError, match='model/teacher is not a teacher: it has no text_encoder.json'):
-        loaded.get_text_features(['a red square'])
-
-
 def test_readme_snippet_runs(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,10 +21,8 @@ from torch.nn import functional as F
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import llm2clip  # noqa: F401 - registers the exported model
-from llm2clip.config import AdapterConfig, ConfigError, ImportConfig, VisionConfig
-from llm2clip.config.files import load_config
-from llm2clip.imports.layouts import find_layout, from_official, official_names
-from llm2clip.imports.official import import_checkpoint
+from llm2clip.config import AdapterConfig, ConfigError, VisionConfig
+from llm2clip.imports.official import find_layout, from_official, import_checkpoint, official_names
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher
@@ -134,13 +132,8 @@ def _with(key: str, *shape: int) -> Callable[[State], State]:
 
 @pytest.mark.parametrize(('change', 'message'), [
     (_without('visual.blocks.1.attn.v_proj.bias'), r'lacks visual\.blocks\.1\.attn\.v_proj\.bias and has nothing'),
-    (_without('visual.head.bias'), r'lacks visual\.head\.bias and'),
-    (_without('logit_scale'), 'lacks logit_scale and'),
-    (_without('text.text_adaptor.0.ln.bias'), r'lacks text\.text_adaptor\.0\.ln\.bias'),
     (_without('text.text_adaptor.3.weight'), r'lacks text\.text_adaptor\.3\.weight, the projection'),
     (_without('visual.cls_token'), r"no official layout: .*the first are \['logit_scale', 'text"),
-    (_with('visual.blocks.1.attn.k_proj.bias', 32), r'has visual\.blocks\.1\.attn\.k_proj\.bias besides'),
-    (_with('visual.blocks.2.norm1.weight', 32), r'lacks nothing and has visual\.blocks\.2\.norm1\.weight besides'),
     (_with('text.transformer.embeddings', 4, 4), r'has text\.transformer\.embeddings besides'),
     (_with('visual.pos_embed', 1, 26, 32), r'visual\.pos_embed has the shape \(1, 26, 32\), expected \(1, 17, 32\)'),
     (_with('logit_scale', 2), r'logit_scale has the shape \(2,\), expected \(1,\)'),
@@ -254,24 +247,3 @@ def test_a_teacher_of_another_width(teacher_folder: Path, tmp_path: Path, monkey
         run_recipe(monkeypatch, 'import_official', f'checkpoint={save_eva(tmp_path / "x.pt", state)}',
                    'vision.name=tiny_eva_clip', 'vision.image_size=56', f'out={tmp_path}/out',
                    f'teacher={teacher_folder}')
-
-
-@pytest.mark.parametrize(('file', 'llm_width', 'bytes_a_weight', 'published'), [
-    # Sizes of the published files; beside the weights, they hold RoPE's tables and a few kB of names.
-    ('eva02_l14_336', 4096, 2, 1.16e9), ('llama3.2_1b_eva02_l14_336', 2048, 2, 749_702_998),
-    ('clip_l14_336', 4096, 4, 2.31e9),
-])
-def test_the_published_files_are_as_large_as_our_models(
-    file: str, llm_width: int, bytes_a_weight: int, published: float
-) -> None:
-    config = load_config(ImportConfig, [str(ROOT / f'yamls/import/{file}.yaml')])
-    assert config.vision is not None
-    if file.startswith('clip'):
-        config.vision.architecture = {'model_type': 'clip_vision_model', 'hidden_size': 1024, 'patch_size': 14,
-                                      'intermediate_size': 4096, 'num_hidden_layers': 24, 'num_attention_heads': 16,
-                                      'image_size': 336}
-    projection = 'linear' if file.startswith('clip') else 'affine'
-    with torch.device('meta'):
-        model = LLM2CLIP(llm2clip.config.ModelConfig(config.vision, visual_projection=projection), llm_width, False)
-    size = bytes_a_weight * sum(p.numel() for p in model.parameters())
-    assert size == pytest.approx(published, rel=4e-4 if file.startswith('llama') else 4e-3) and size < published * 1.002

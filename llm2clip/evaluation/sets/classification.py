@@ -4,9 +4,8 @@
 """ImageNet-style folders: one subfolder per class."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import check_text, read_lines
@@ -22,7 +21,6 @@ from llm2clip.files import read_json
 
 __all__ = ['imagenet_folder']
 
-_Names = Union[list[str], dict[str, str]]
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 
 
@@ -61,9 +59,22 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
 
 
 def _names(images: str, path: str, folders: list[str]) -> list[str]:
-    """A name a folder."""
+    """A name for each folder."""
     check_file(images, 'class_names', path)
-    names = _from_json(path) if path.endswith('.json') else _from_text(path, folders)
+    if path.endswith('.json'):
+        content: Any = read_json(path)
+        pairs = isinstance(content, dict) and all(isinstance(v, list) and len(v) == 2 for v in content.values())
+        names = dict(content.values()) if pairs else content
+        values = list(names.values()) if isinstance(names, dict) else names
+        if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+            raise ConfigError(f'source.class_names: {path}: expected an object from folder to name, a list of names, '
+                              f'or an object of [folder, name], found {str(content)[:60]!r}')
+    else:
+        names = [line for _, line in read_lines(path)]
+        parts = [line.split(maxsplit=1) for line in names]
+        by_folder = {part[0]: part[1] for part in parts if len(part) == 2}
+        if len(by_folder) == len(names) and sum(folder in by_folder for folder in folders) > len(folders) / 2:
+            names = by_folder
     if isinstance(names, list):
         if len(names) != len(folders):
             raise ConfigError(f'source.class_names: {path} has {len(names):,} names, but {images} has '
@@ -74,22 +85,3 @@ def _names(images: str, path: str, folders: list[str]) -> list[str]:
                           f'folders in {images}, the first of them is {lacking[0]}; it has names for '
                           f'{", ".join(list(names)[:3])}, …')
     return [names[folder] for folder in folders]
-
-
-def _from_json(path: str) -> _Names:
-    content: Any = read_json(path)
-    if isinstance(content, Mapping) and all(isinstance(value, list) and len(value) == 2 for value in content.values()):
-        content = {folder: name for folder, name in content.values()}
-    values = list(content.values()) if isinstance(content, Mapping) else content
-    if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
-        raise ConfigError(f'source.class_names: {path}: expected an object from folder to name, a list of names, or an '
-                          f'object of [folder, name], found {str(content)[:60]!r}')
-    return dict(content) if isinstance(content, Mapping) else values
-
-
-def _from_text(path: str, folders: list[str]) -> _Names:
-    lines = [line for _, line in read_lines(path)]
-    parts = [line.split(maxsplit=1) for line in lines]
-    pairs = {part[0]: part[1] for part in parts if len(part) == 2}
-    known = sum(folder in pairs for folder in folders)
-    return pairs if len(pairs) == len(lines) and known > len(folders) / 2 else lines

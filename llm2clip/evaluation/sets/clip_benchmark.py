@@ -71,10 +71,21 @@ def clip_benchmark(local: Text, remote: Optional[Text] = None, split: FolderName
     check_file(local, 'local', f'{local}/{_CLASSES}')
     classes = [check_text(line.strip(), f'{local}/{_CLASSES}')
                for line in read_text(f'{local}/{_CLASSES}').splitlines()]
-    label_suffix = _label_suffix(local)
+    path = Path(local, _TYPE)
+    kind = read_text(path).strip().lower() if path.is_file() else 'classification'
+    if kind not in _LABELS:
+        raise ConfigError(f'{path}: says {kind!r}, expected a set for classification: {" or ".join(_LABELS)}')
+    label_suffix = _LABELS[kind]
+
+    def place_or_label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Union[bytes, tuple[int, int]]:
+        """Where an image is in its tar, or what is in another file."""
+        if member.name.lower().endswith(IMAGES):
+            return member.offset_data, member.size
+        return file_content(tar, member)
+
     ids, labels, places = [], [], []
     for path in _tars(local, split):
-        for sample in tar_samples(path, _place_or_label, 'r:'):
+        for sample in tar_samples(path, place_or_label, 'r:'):
             where = f'{path}: sample {sample["__key__"]!r}'
             image = next((name for name in IMAGES if name in sample), None)
             if image is None:
@@ -114,15 +125,6 @@ def _fetch(local: Path, remote: str, split: str) -> dict[str, int]:
     return files
 
 
-def _label_suffix(local: str) -> str:
-    """Of the files with an image's classes."""
-    path = Path(local, _TYPE)
-    kind = read_text(path).strip().lower() if path.is_file() else 'classification'
-    if kind not in _LABELS:
-        raise ConfigError(f'{path}: says {kind!r}, expected a set for classification: {" or ".join(_LABELS)}')
-    return _LABELS[kind]
-
-
 def _tar_count(path: str) -> int:
     with reading(path, 'the number of tars'):
         count = int(read_text(path))
@@ -143,13 +145,6 @@ def _tars(local: str, split: str) -> list[str]:
     if more := sorted(there - {*names}):
         raise FileError(f'{path}: says {len(names):,} tars, but there is also {local}/{split}/{more[0]}')
     return [f'{local}/{split}/{name}' for name in names]
-
-
-def _place_or_label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Union[bytes, tuple[int, int]]:
-    """Where an image is in its tar, or what is in another file."""
-    if member.name.lower().endswith(IMAGES):
-        return member.offset_data, member.size
-    return file_content(tar, member)
 
 
 def _position(data: bytes, classes: Sequence[str], where: str) -> int:

@@ -4,10 +4,10 @@
 """Sets that ask how words belong together: SugarCrepe, Winoground, and the two parts of ARO with fixed captions."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import field, numbered, read_json_lines, text_field, texts_field
@@ -17,7 +17,6 @@ from llm2clip.files import FileError, read_json, reading
 
 __all__ = ['CroppedImages', 'aro_attribution', 'aro_relation', 'sugarcrepe', 'winoground']
 
-T = TypeVar('T', bound=Hashable)
 Box = tuple[float, float, float, float]
 # An example as a file has it: whatever says which its images are, and its texts.
 _Read = tuple[tuple[Any, ...], tuple[str, str]]
@@ -74,7 +73,8 @@ def sugarcrepe(images: str, annotations: str) -> CompositionSet:
             examples.append(((text_field(record, 'filename', where),),
                              _texts(record, 'caption', 'negative_caption', where)))
         files[name] = list(range(begin, len(examples)))
-        _check_any(files[name], 'sugarcrepe', path)
+        if not files[name]:
+            raise ConfigError(f'sugarcrepe: there are no examples in {path}')
     kinds = _by(name.split('_')[0] for name, positions in files.items() for _ in positions)
     numbers = {name: Number([positions]) for name, positions in {**files, **kinds}.items()}
     which, positions, texts = _positions(examples)
@@ -102,7 +102,8 @@ def winoground(images: str, annotations: str) -> CompositionSet:
         examples.append((files, _texts(record, 'caption_0', 'caption_1', where)))
         tags.append([f'{key}: {tag}' for key in ('collapsed_tag', 'secondary_tag', 'tag')
                      if (tag := text_field(record, key, where).strip())])
-    _check_any(examples, 'winoground', annotations)
+    if not examples:
+        raise ConfigError(f'winoground: there are no examples in {annotations}')
     everything = list(range(len(examples)))
     parts: dict[str, list[int]] = {}
     for position, names in enumerate(tags):
@@ -140,15 +141,14 @@ def aro_attribution(images: str, annotations: str) -> CompositionSet:
         images: As for `aro_relation`.
         annotations: ``visual_genome_attribution.json`` (Google Drive, 13tWvOrNOLHxl3Rm9cR3geAdHx2qR3-Tw).
     """
-    return _aro('aro_attribution', images, annotations, _attributes,
+    def attributes(record: Any, where: str) -> str:
+        found = texts_field(record, 'attributes', where)
+        if len(found) < 2:
+            raise FileError(f"{where}: 'attributes' is {found}, expected two texts")
+        return ', '.join(found[:2])
+
+    return _aro('aro_attribution', images, annotations, attributes,
                 lambda pair, examples: len(examples) >= _FEWEST, f'pair of attributes with {_FEWEST} examples')
-
-
-def _attributes(record: Any, where: str) -> str:
-    attributes = texts_field(record, 'attributes', where)
-    if len(attributes) < 2:
-        raise FileError(f"{where}: 'attributes' is {attributes}, expected two texts")
-    return ', '.join(attributes[:2])
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,15 @@ def _aro(
         image = text_field(record, 'image_path', where), _box(record, where)
         examples.append(((image,), _texts(record, 'true_caption', 'false_caption', where)))
         parts.append(part_of(record, where))
-    _check_any(examples, name, annotations)
+    if not examples:
+        raise ConfigError(f'{name}: there are no examples in {annotations}')
     by_part = _by(parts)
     groups = [positions for part, positions in by_part.items() if counts(part, positions)]
     if not groups:
         raise ConfigError(f'{name}: {annotations} has no {counted}; it has {", ".join(list(by_part)[:6])}')
     which, positions, texts = _positions(examples)
     photographs: dict[str, int] = {}
-    units = [_number(photographs, file) for file, _ in which]
+    units = [photographs.setdefault(file, len(photographs)) for file, _ in which]
     image_files(name, images, list(photographs), annotations)
     ids = [f'{file} ({", ".join(f"{border:g}" for border in box)})' for file, box in which]
     return CompositionSet(name, ids, texts, positions, [units[example.images[0]] for example in positions],
@@ -217,21 +218,15 @@ def _texts(record: Any, first: str, second: str, where: str) -> tuple[str, str]:
     return texts
 
 
-def _check_any(examples: Sequence[Any], name: str, path: str) -> None:
-    if not examples:
-        raise ConfigError(f'{name}: there are no examples in {path}')
-
-
-def _number(numbers: dict[T, int], key: T) -> int:
-    """That of a key, the next one if it is new."""
-    return numbers.setdefault(key, len(numbers))
-
-
 def _positions(examples: Iterable[_Read]) -> tuple[list[Any], list[Example], list[str]]:
     """The images and the texts of all examples, each once, and the examples by their positions in these."""
     images: dict[Any, int] = {}
     texts: dict[str, int] = {}
-    positions = [Example(tuple(_number(images, image) for image in own), (_number(texts, right), _number(texts, other)))
+
+    def number(numbers: dict[Any, int], key: Any) -> int:
+        return numbers.setdefault(key, len(numbers))
+
+    positions = [Example(tuple(number(images, image) for image in own), (number(texts, right), number(texts, other)))
                  for own, (right, other) in examples]
     return list(images), positions, list(texts)
 

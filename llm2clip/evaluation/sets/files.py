@@ -17,9 +17,9 @@ from llm2clip.files import FileError, reading
 from llm2clip.folders import inside
 
 __all__ = [
-    'ClassificationSet', 'CompositionSet', 'Example', 'ImageFiles', 'Number', 'RetrievalSet', 'check_file',
-    'check_folder', 'check_has_split', 'found_in', 'image_files', 'of_split', 'read_first', 'retrieval_set',
-    'visible_files',
+    'ClassificationSet', 'CompositionSet', 'EvaluationSet', 'Example', 'ImageFiles', 'Number', 'RetrievalSet',
+    'check_file', 'check_folder', 'check_has_split', 'found_in', 'image_files', 'of_split', 'read_first',
+    'retrieval_set', 'visible_files',
 ]
 
 _CHUNK = 1 << 20
@@ -99,6 +99,9 @@ class CompositionSet:
     """Name of a relation, a tag, … -> positions of the examples that have it."""
     read_image: Callable[[int], bytes]
     """Encoded image of a position; can be pickled."""
+
+
+EvaluationSet = Union[RetrievalSet, ClassificationSet, CompositionSet]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 
 """Flickr30k-CN and COCO-CN."""
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -78,13 +77,10 @@ def test_the_files_of_chinese_clip(load: Callable[..., RetrievalSet], tmp_path: 
 def test_chinese_clips_files_that_do_not_fit(tmp_path: Path) -> None:
     arguments = chinese_clip(tmp_path)
     texts, images = Path(arguments['annotations']), Path(arguments['images'])
-    for image_ids, message in (([], "expected one image in 'image_ids', found \\[\\]"),
-                               ([1000002, 1000003], "expected one image in 'image_ids'"),
-                               ([7], 'test_texts.jsonl:1: image 7 is missing in .*test_imgs.tsv, which has 2 others')):
-        write_json_lines(texts, [{'text_id': 1, 'text': 'a', 'image_ids': image_ids}])
-        with pytest.raises(ValueError, match=message):
-            flickr_cn(**arguments)
-    texts.write_text(json.dumps({'text_id': 1, 'text': 'a', 'image_ids': [1000002]}))
+    write_json_lines(texts, [{'text_id': 1, 'text': 'a', 'image_ids': [1000002, 1000003]}])
+    with pytest.raises(ValueError, match="expected one image in 'image_ids', found"):
+        flickr_cn(**arguments)
+    write_json_lines(texts, [{'text_id': 1, 'text': 'a', 'image_ids': [1000002]}])
     with pytest.raises(ValueError, match='image 1000003 has no caption'):
         flickr_cn(**arguments)
     images.write_text('1000002\tabcde\n')

@@ -50,7 +50,6 @@ def test_class_names(file: str, content: object, images: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(['file', 'content', 'message'], [
-    ('list.json', NAMES[:2], r'list.json has 2 names, but .*/val has 3 class folders'),
     ('label.txt', 'a\nb\n', r'label.txt has 2 names, but .*/val has 3 class folders'),
     ('names.json', dict(zip(FOLDERS[:1], NAMES)),
      r'names.json has no name for 2 of 3 class folders in .*/val, the first of them is n01443537; it has names for '

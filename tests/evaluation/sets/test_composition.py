@@ -19,7 +19,7 @@ from set_files import COMPOSITION_WRITERS, SUGARCREPE
 from llm2clip.config import ConfigError
 from llm2clip.data.images import decode_image
 from llm2clip.evaluation.sets.composition import aro_attribution, aro_relation, sugarcrepe, winoground
-from llm2clip.registry import COMPOSITION_SETS, build_composition_set, find
+from llm2clip.registry import COMPOSITION_SETS, find, open_set
 
 
 def test_sugarcrepe_by_file_and_by_what_was_done(tmp_path: Path) -> None:
@@ -108,25 +108,14 @@ def in_example(**fields: Any) -> Change:
 
 BAD: list[tuple[str, Change, str]] = [
     ('sugarcrepe', in_example(caption=...), r"replace_obj\.json, example '3' has no 'caption'; it has filename, "),
-    ('sugarcrepe', in_example(caption=' '), r"replace_obj\.json, example '3': 'caption' is empty, expected a text"),
-    ('sugarcrepe', in_example(negative_caption=3), r"replace_obj\.json, example '3': 'negative_caption' is '3', "),
     ('sugarcrepe', in_example(filename='../x.jpg'), r"the path '\.\./x\.jpg' leads to .*, expected one inside"),
-    ('sugarcrepe', in_example(filename='x.jpg'), r'sugarcrepe: 1 of 5 images are missing, the first of them is '
-                                                 r'.*/val2017/x\.jpg; .*/val2017 has 000000000139\.jpg, '),
-    ('winoground', in_example(image_1=...), r"examples\.jsonl:3 has no 'image_1'; it has id, image_0"),
     ('winoground', in_example(image_1='ex_2_img_1.png'), r'winoground: 1 of 8 images are missing, .*_1\.png\.png'),
-    ('winoground', in_example(collapsed_tag=None), r"examples\.jsonl:3: 'collapsed_tag' is 'None', expected a text"),
     ('winoground', in_example(caption_1=''), r"examples\.jsonl:3: 'caption_1' is empty, expected a text"),
-    ('winoground', in_example(caption_0='\ud800'), r"examples\.jsonl:3: 'caption_0': has the half character"),
     *((name, in_example(**{key: value}), rf"visual_.*\.json, value 3: '{key}' is '{value}', expected a number of pix"
        rf"els{' above 0' if key[-1] in 'wh' else ''}$") for name in ('aro_relation', 'aro_attribution')
-      for key, value in (('bbox_w', 0), ('bbox_h', -3), ('bbox_x', 'left'), ('bbox_y', True), ('bbox_w', None))),
-    ('aro_relation', in_example(bbox_h=...), r"value 3 has no 'bbox_h'; it has image_id, image_path"),
+      for key, value in (('bbox_w', 0), ('bbox_x', 'left'))),
     ('aro_relation', in_example(relation_name=...), r"value 3 has no 'relation_name'"),
-    ('aro_relation', in_example(image_path='x.jpg'), r'aro_relation: 1 of 3 images are missing, .*/images/x\.jpg; '),
     ('aro_attribution', in_example(attributes=['white']), r"value 3: 'attributes' is \['white'\], expected two texts"),
-    ('aro_attribution', in_example(attributes='white'), r"value 3: 'attributes' is 'white', expected a list"),
-    ('aro_attribution', in_example(true_caption='a\0'), r"value 3: 'true_caption': has a NUL character"),
 ]
 
 
@@ -145,7 +134,7 @@ def test_what_is_wrong_with_an_example_is_said(name: str, change: Change, words:
         change(records['3' if name == 'sugarcrepe' else 3])
         path.write_text(json.dumps(records))
     with pytest.raises(ConfigError, match=rf'^composition\.x\.source: .*{words}'):
-        build_composition_set({'name': name, **arguments}, 'composition.x.source')
+        open_set('composition', {'name': name, **arguments}, 'composition.x.source')
 
 
 @pytest.mark.parametrize('name', sorted(COMPOSITION_WRITERS))
@@ -155,7 +144,7 @@ def test_what_is_wrong_with_a_file_is_said(name: str, tmp_path: Path) -> None:
 
     def refused(words: str, **other: str) -> None:
         with pytest.raises(ConfigError, match=rf'^composition\.x\.source[:.]? ?.*{words}'):
-            build_composition_set({'name': name, **arguments, **other}, 'composition.x.source')
+            open_set('composition', {'name': name, **arguments, **other}, 'composition.x.source')
 
     for key in ('images', 'annotations'):
         refused(rf'{name}: source\.{key}: there is no (file|folder) {tmp_path}/nowhere; {tmp_path} has ',
@@ -164,15 +153,10 @@ def test_what_is_wrong_with_a_file_is_said(name: str, tmp_path: Path) -> None:
     path = Path(arguments['annotations'])
     if name == 'sugarcrepe':
         path = path / 'swap_att.json'
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-40])
+    path.write_bytes(path.read_bytes()[:-40])
     refused(rf'{path}(:4)?: cannot be read .*, expected JSON')
-    path.write_bytes(whole.replace(b'"', b'"\xe9', 1))
-    refused(rf'{path}(:1: has the byte 0xe9|: cannot be read .*utf-8.*), expected')
     path.write_text({'sugarcrepe': '{}', 'winoground': ''}.get(name, '[]'))
     refused(f'{name}: there are no examples in {path}')
-    path.write_text({'sugarcrepe': '[]', 'winoground': '[]'}.get(name, '{}'))
-    refused(rf'{path}.*(expected JSON, an object|expected an object|expected a list)')
     path.unlink()
     refused(rf'source\.annotations: there is no file {path}; {path.parent} has ')
 
@@ -185,4 +169,4 @@ def test_an_average_over_nothing_is_refused(tmp_path: Path) -> None:
         records = json.loads(path.read_text())
         path.write_text(json.dumps(records[-1:] if name == 'aro_relation' else [*records[:24], *records[-2:]]))
         with pytest.raises(ConfigError, match=f'{path} has {words}'):
-            build_composition_set({'name': name, **arguments}, 'source')
+            open_set('composition', {'name': name, **arguments}, 'source')

@@ -54,11 +54,6 @@ def test_other_columns(tmp_path: Path) -> None:
     ('c.csv', 'image,caption\na.png,red, round\n', r'c.csv:2: has 3 values, expected 2, one per column of image, '
                                                   'caption; a text with commas needs quotes'),
     ('d.csv', 'image,caption\na.png\n', r'd.csv:2: has 1 values, expected 2'),
-    ('e.jsonl', '{"image": "a.png", "caption": "x"}\n{"image": "a.png"}\n',
-     r"e.jsonl:2 has no 'caption'; it has image"),
-    ('f.jsonl', '{"image": "a.png", "caption": 3}', r"f.jsonl:1: 'caption' is '3', expected a text"),
-    ('g.json', '["a.png"]', r"g.json, value 0: expected an object with 'image', found .a.png"),
-    ('h.json', '{"image":', r'h.json: cannot be read .* expected JSON'),
     ('i.csv', 'image,caption\na.png,\n', r'i.csv has no captions'),
     ('j.csv', 'image,caption\n', r'j.csv has no rows'),
 ])
@@ -89,11 +84,6 @@ def test_captions_of_a_dataset_that_are_absent_are_no_texts(tmp_path: Path) -> N
     write_dataset([Sample('0', {'de': '', 'en': 'x'}, picture(0))], tmp_path / 'none')
     with pytest.raises(ConfigError, match='no image has a caption in'):
         mds(f'{tmp_path}/none/train', caption_keys=['de'])
-
-
-def test_captions_file_missing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='source.captions: there is no file /.*nowhere.csv'):
-        image_folder(str(tmp_path), 'nowhere.csv')
 
 
 def test_an_mds_dataset(tmp_path: Path) -> None:

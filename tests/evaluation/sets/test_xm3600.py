@@ -6,7 +6,6 @@
 from pathlib import Path
 
 import pytest
-from set_files import write_json_lines
 from set_files import xm3600 as write_xm3600
 
 from llm2clip.config import ConfigError
@@ -32,14 +31,3 @@ def test_an_unknown_language_lists_all(tmp_path: Path) -> None:
         xm3600(**{**arguments, 'language': False})
     with pytest.raises(ConfigError, match=r"captions.jsonl:1 has no 'fr'; it has image/key, image/locale, de, no"):
         xm3600(**{**arguments, 'language': 'fr'})
-
-
-def test_captions_of_another_form(tmp_path: Path) -> None:
-    arguments = write_xm3600(tmp_path)
-    path = Path(arguments['annotations'])
-    for value, message in (({'captions': ['a']}, r"captions.jsonl:1, de has no 'caption'; it has captions"),
-                           ({'caption': 'a'}, r"captions.jsonl:1, de: 'caption' is 'a', expected a list"),
-                           ({'caption': []}, 'xm3600_de: image 000411001ff7dd4f.jpg has no caption')):
-        write_json_lines(path, [{'image/key': '000411001ff7dd4f', 'de': value}])
-        with pytest.raises(ValueError, match=message):
-            xm3600(**arguments)
