@@ -141,15 +141,6 @@ def test_tars_have_a_held_out_split_by_the_hash_of_the_id(tmp_path: Path) -> Non
     assert written == {name: len(names) for name, names in every.items()}
 
 
-def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
-    _tars(tmp_path / 'tars')
-    splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', {'raw': 'caption'})
-    with pytest.raises(ValueError, match=r"00000\.tar: sample '0+' has no 'caption'; it has .*raw_caption"):
-        write_splits(splits, dropped, tmp_path / 'out')
-    with pytest.raises(ConfigError, match='no file matches'):
-        webdataset('/nowhere/*.tar', CAPTIONS)
-
-
 def _part(n: int, fail: bool = False, prefix: str = 's') -> Part:
     def read(dropped: Dropped) -> Iterator[Sample]:
         yield from make_samples(6, prefix=f'{prefix}{n}-')
@@ -341,11 +332,3 @@ def test_images_of_a_table_that_are_missing_are_named(tmp_path: Path) -> None:
     assert f"'missing image file': ['{tmp_path}/no.png'], 'no image': ['rows.csv:2']" in str(error.value)
     with pytest.raises(ConfigError, match=f'source.images: there is no folder {tmp_path}/nowhere'):
         table(f'{tmp_path}/rows.csv', 'text', 'img', images=f'{tmp_path}/nowhere')
-
-
-def test_a_part_is_no_dataset_of_its_own(tmp_path: Path) -> None:
-    """One folder with an index, that of the split, whatever the input file is called."""
-    pyarrow.parquet.write_table(pyarrow.table({'text': ['a']}), tmp_path / 'train.parquet')
-    write_splits(*table(f'{tmp_path}/train.parquet', 'text'), tmp_path / 'out')
-    assert [str(path.parent.relative_to(tmp_path)) for path in (tmp_path / 'out').rglob('index.json')] == ['out/train']
-    assert [path.name for path in (tmp_path / 'out/train').iterdir() if path.is_dir()] == ['part-train']
