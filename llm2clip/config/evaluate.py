@@ -185,6 +185,9 @@ class EvaluateConfig(BenchmarksConfig):
     """Folder that receives `results.json`, `results.md` and `report.html`."""
     cache: Text = '${out}/text_embeddings'
     """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
+    duplicates: Optional[Text] = None
+    """The `duplicates.json` that `find_duplicates` wrote: beside the numbers stands how many images of each set have a
+    near-copy in the training data."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
     compare: Optional[Text] = None

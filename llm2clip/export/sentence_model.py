@@ -24,8 +24,7 @@ except ImportError as error:
     raise ConfigError(f"this export needs sentence-transformers: pip install '.[sentence-transformers]' ({error})"
                       ) from None
 
-# Earlier exports name the class here.
-__all__ = ['CaptionEncoder', 'export_sentence_transformers']
+__all__ = ['export_sentence_transformers']
 
 KIND = 'sentence-transformers model'
 

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from markupsafe import Markup
 from parts import picture
-from recipes_in_process import ROOT, run_recipe
-from set_files import own_sets, write_own_sets
+from recipes_in_process import ROOT
 
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError, EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
@@ -29,7 +28,6 @@ from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import _comparison_tables, markdown, result_tables
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
-from llm2clip.models.llm2clip import LLM2CLIP
 
 N = 24
 WAYS = ('image', 'text')
@@ -113,16 +111,6 @@ def test_the_difference_of_means_over_classes_is_drawn_within_each_class() -> No
         naive.append(100 * sum(means) / 3)
     ends = _ends(naive)
     assert found['intervals']['mean_per_class'] == pytest.approx(ends) and ends[0] < ends[1]
-
-
-def test_models_that_are_alike_do_not_differ() -> None:
-    for one, metric in ((_found(_ranks(0)), 'text_retrieval_recall@1'),
-                        (_classified([1, 0, 1, 0, 1], [0, 0, 1, 1, 1]), 'mean_per_class')):
-        found = compare(one, one, resamples=20)
-        assert set(found['difference'].values()) == {0.0} and found['difference'].keys() == found['intervals'].keys()
-        assert all(interval == [0.0, 0.0] for interval in found['intervals'].values())
-        assert found.get('forgotten', {}) == {} and found.get('lost', 0) == found.get('gained', 0) == 0
-        assert average([one], [metric], 20, [one]) == (0.0, [0.0, 0.0])
 
 
 def test_the_classes_that_lost_most_are_forgotten() -> None:
@@ -314,54 +302,6 @@ def test_averages_are_means_of_the_number_of_each_set(whole: tuple[dict[str, Any
     assert f'| CLIP L/14-224 (paper) | {mean:.1f} | ' in table.partition('## Average: both')[2].partition('##')[0]
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_comparison(
-    whole: tuple[dict[str, Any], Path], tmp_path: Path
-) -> None:
-    # In the classification of the third model, which comes after the baseline.
-    killed = _Reader('photos', last=2 * N + 7)
-    with pytest.raises(KeyboardInterrupt):
-        _run(_evaluation(tmp_path, killed))
-    partial = json.loads((tmp_path / 'results.json').read_text())
-    compared = partial['compare']['benchmarks']
-    assert {*compared['retrieval.short']['models']} == {'weak', 'twin'}
-    assert {*compared['zeroshot.top1']['models']} == {'weak'}
-    assert {*partial['averages']['accuracy']['models']} == {'weak', 'clip'}
-    page = (tmp_path / 'report.html').read_text()
-    assert 'Partial' in page and 'Beside clip: Zero-shot classification' in page
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'image_features').iterdir()}
-    restarted = _Reader('photos')
-    results = _run(_evaluation(tmp_path, restarted))
-    assert all(results[part] == whole[0][part] for part in ('compare', 'averages'))
-    # The features of the first two models were kept; their images are read to see that they are the same.
-    assert len(restarted.read) == 4 * N and kept and all(path.stat().st_mtime_ns == then for path, then in kept.items())
-
-
-def test_an_evaluation_knows_which_sets_have_the_same_images(tmp_path: Path) -> None:
-    evaluation = _evaluation(tmp_path)
-    evaluation.config.compare, evaluation.config.bootstrap, evaluation.retrieval = None, 300, {}
-    dataset, prompts = evaluation.zeroshot['top1']
-    others = replace(dataset, read_image=_Reader('others'))
-    evaluation.zeroshot = {'one': ZeroshotSet(dataset, prompts), 'elsewhere': ZeroshotSet(others, prompts),
-                           'again': ZeroshotSet(replace(dataset, name='x'), prompts)}
-    evaluation.config.zeroshot = {name: ZeroshotConfig() for name in evaluation.zeroshot}
-    evaluation.config.averages = {name: ['zeroshot.one', f'zeroshot.{name}'] for name in ('again', 'elsewhere')}
-    evaluation.config.averages['alone'] = ['zeroshot.one']
-    averages = _run(evaluation, ['other'])['averages']
-    intervals = {name: averages[name]['models']['other']['intervals']['mean'] for name in averages}
-    assert intervals['alone'] == intervals['again']
-    widths = {name: high - low for name, (low, high) in intervals.items()}
-    assert widths['elsewhere'] < 0.85 * widths['alone']
-
-
-def test_without_a_baseline_nothing_is_compared(tmp_path: Path) -> None:
-    evaluation = _evaluation(tmp_path)
-    evaluation.config.compare, evaluation.config.averages = None, {'both': ['retrieval.short', 'retrieval.long']}
-    results = _run(evaluation, ['weak', 'clip'])
-    assert 'compare' not in results and list(results['averages']) == ['both']
-    assert all('compared' not in values for values in results['averages']['both']['models'].values())
-    assert '| model | text→image R@1 | image→text R@1 |\n' in (tmp_path / 'results.md').read_text()
-
-
 def test_tables_say_what_was_lost() -> None:
     numbers = {'clip': {'zeroshot_top1': 80.0}, 'ours': {'zeroshot_top1': 62.5}}
     ours = {'difference': {'zeroshot_top1': -17.5}, 'intervals': {'zeroshot_top1': [-20.0, -15.25]}, 'lost': 1234,
@@ -430,28 +370,6 @@ def test_models_stand_beside_each_other_for_texts_of_each_length(drawn: list[Any
     assert [row[-1] for row in content.rows] == ['100.0'] * 4
     report_page('title', results, {})
     assert not drawn
-
-
-@pytest.mark.parametrize('baseline', ['clip'], indirect=True)
-def test_the_recipe_puts_an_export_beside_a_clip(
-    exported: tuple[LLM2CLIP, Path], baseline: Path, drawn: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_own_sets(tmp_path)
-    arguments = [
-        f'out={tmp_path}/out', 'num_workers=0', 'device=cpu', 'gallery=1', 'bootstrap=20', *own_sets(tmp_path),
-        f'models={{ours: {{export: {exported[1]}}}, theirs: {{pretrained: {baseline}}}}}', 'compare=theirs',
-        'linear_probe.pets.metric=mean_per_class', 'averages={retrieval: [retrieval.flickr30k]}']
-    run_recipe(monkeypatch, 'evaluate', *arguments)
-    results = json.loads((tmp_path / 'out/results.json').read_text())
-    assert {name: entry['metrics'] for name, entry in results['compare']['benchmarks'].items()} == {
-        'retrieval.flickr30k': [f'{way}_retrieval_recall@1' for way in WAYS], 'zeroshot.pets': ['zeroshot_top1'],
-        'linear_probe.pets': ['mean_per_class']}
-    table, page = ((tmp_path / 'out' / name).read_text() for name in ('results.md', 'report.html'))
-    for title in ('Beside theirs: Retrieval', 'Beside theirs: Zero-shot classification', 'Beside theirs: Linear probe',
-                  'Average: retrieval'):
-        assert f'## {title}\n' in table and f'<h2>{title}</h2>' in page
-    assert [found[0] for found in drawn[-3:]] == [
-        ['flickr30k, text→image R@1', 'flickr30k, image→text R@1'], ['pets, top-1'], ['pets, mean per class']]
 
 
 def test_what_makes_no_sense_is_named() -> None:

@@ -20,7 +20,6 @@ from llm2clip.config import ConfigError
 from llm2clip.evaluation.comparison import Found, compare
 from llm2clip.evaluation.composition import composition_metrics, right_examples, similarities
 from llm2clip.evaluation.sets.files import CompositionSet, Example, Number
-from llm2clip.evaluation.tables import markdown, result_tables
 from llm2clip.models.llm2clip import LLM2CLIP
 
 
@@ -233,14 +232,3 @@ def test_a_set_is_checked_before_a_model_is_loaded(
         with pytest.raises(ConfigError, match=words):
             run_recipe(monkeypatch, 'evaluate', *sets, f'models.m.export={exported[1]}', argument)
         assert not (tmp_path / 'out').exists()
-
-
-def test_a_table_says_what_was_cut_and_computed_in_bfloat16() -> None:
-    values = {'n_images': 1234, 'n_texts': 2500, 'n_examples': 1300, 'swap_obj': 61.4, 'swap': 63.3,
-              'chance': {'swap_obj': 50.0, 'swap': 50.0}, 'intervals': {'swap': [60.0, 66.0]}, 'precision': 'amp_bf16',
-              'n_truncated': 2}
-    entry = {'benchmark': 'sugarcrepe', 'models': {'m': values}}
-    assert markdown(result_tables({'composition': {'s': entry}})) == (
-        '## Composition: s\n\n| model | swap obj | swap |\n| --- | --- | --- |\n| m | 61.4 | 63.3 [60.0, 66.0] |\n'
-        '| chance | 50.0 | 50.0 |\n\n1,300 examples of 1,234 images and 2,500 texts; %, 95 % bootstrap intervals; '
-        'texts that were too long and lost their end: m 2; computed in bfloat16: m\n')

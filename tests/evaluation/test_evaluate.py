@@ -166,22 +166,6 @@ def test_cra_takes_the_pairs_that_there_are(
         evaluate_cra(CRAConfig(f'{tmp_path}/none/train', ['a', 'b'], encoders), DeviceCPU())
 
 
-def test_cra_loads_an_llm_once_for_encoders_that_follow_each_other(
-    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_dataset([Sample(f'{i}', {'a': f'a {i} b', 'b': f'{i} of them'}) for i in range(24)], tmp_path)
-    encoders = {'causal': TextEncoderConfig(f'{llm_folder}', bidirectional=False),
-                'last': TextEncoderConfig(f'{llm_folder}', pooling='last', chat_template=False),
-                'bfloat16': TextEncoderConfig(f'{llm_folder}', dtype='bfloat16')}
-    alone = {name: evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], {name: how}), DeviceCPU())[0][name]
-             for name, how in encoders.items()}
-    load, loaded = llm2clip.evaluation.cra.load_text_encoder, []
-    monkeypatch.setattr(llm2clip.evaluation.cra, 'load_text_encoder', lambda how: loaded.append(how) or load(how))
-    assert evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], encoders), DeviceCPU())[0] == alone
-    assert loaded == [encoders['causal'], encoders['bfloat16']]
-    assert alone['causal'] != alone['last']
-
-
 @pytest.mark.parametrize('baseline', ['siglip'], indirect=True)
 def test_cra_of_clips_own_text_tower(baseline: Path, tmp_path: Path) -> None:
     """Of what it reads of a caption, 12 tokens, with the vectors of the baseline of retrieval."""

@@ -90,29 +90,6 @@ def test_a_gallery_brings_neither_markup_nor_other_addresses_into_a_page(tmp_pat
             read_evaluation(tmp_path, ['set'])
 
 
-def test_a_training_has_its_first_and_last_numbers(tmp_path: Path) -> None:
-    lines = [{'step': 0, 'metrics/eval/cra': 24.75}, {'step': 1, 'loss/train/total': 3.0},
-             {'step': 40, 'metrics/eval/cra': 95.125, 'loss/train/total': 0.5, 'lr-AdamW/group0': 0.1}]
-    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    page = report_page('t', {}, {}, {'stage1': str(tmp_path)})
-    assert '<td>metrics/eval/cra</td><td>24.75 (batch 0)</td><td>95.12 (batch 40)</td>' in page
-    assert '<td>loss/train/total</td><td>3 (batch 1)</td><td>0.5 (batch 40)</td>' in page and '<td>lr-' not in page
-
-
-def test_an_interval_without_length_is_not_shown() -> None:
-    values = metrics_of(100.0)
-    values['intervals'] = {'image_retrieval_recall@1': [100.0, 100.0], 'image_retrieval_recall@5': [90.0, 100.0]}
-    page = report_page('t', {'retrieval': {'r': {'benchmark': 'mds', 'models': {'m': values}}}}, {})
-    assert '<td>100.0</td><td>100.0<small>[90.0, 100.0]</small></td>' in page and '[100.0, 100.0]' not in page
-
-
-def test_caption_retrieval_accuracy_is_a_picture_of_bars(drawn: list[Any]) -> None:
-    report_page('t', {'cra': {'cra_causal': 51.9, 'cra_untrained': 24.8, 'cra': 95.1, 'mine': 3.0}}, {})
-    (labels, series), = drawn
-    assert labels == ['LLM, causal', 'causal mask dropped,\nuntrained', 'after stage 1', 'mine']
-    assert series == {'CRA': [51.9, 24.8, 95.1, 3.0]}
-
-
 def test_a_name_that_reads_as_a_formula_does_not_end_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     assert '<svg' in differences(['$_$'], {'$_$': {'$_$': (1.0, None)}})
     assert bars(['a'], {}) == '' and 'was not drawn' in capsys.readouterr().out

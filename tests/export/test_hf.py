@@ -135,19 +135,6 @@ def test_the_teacher_comes_from_the_hub_when_it_is_asked_for(
     assert asked == [('user/model', 'abc', 'teacher/*')]
 
 
-@pytest.mark.parametrize('kind', [hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel])
-@torch.no_grad()
-def test_in_bfloat16(kind: type[hf.LLM2CLIPModel], exported: tuple[LLM2CLIP, Path]) -> None:
-    model, loaded = exported[0], kind.from_pretrained(exported[1], dtype=torch.bfloat16)
-    assert loaded.model.visual_projection.weight.dtype == torch.bfloat16
-    pixels, vectors = torch.randn(3, 3, 32, 32), torch.randn(3, 32)
-    torch.testing.assert_close(loaded.get_image_features(pixels), model.get_image_features(pixels), rtol=0, atol=0.05)
-    found = loaded.get_text_features(text_embedding=vectors)
-    torch.testing.assert_close(found, model.get_text_features(vectors), rtol=0, atol=0.05)
-    assert found.dtype == torch.float32
-    assert loaded(pixels, vectors)['logits_per_image'].shape == (3, 3)
-
-
 def test_readme_snippet_runs(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

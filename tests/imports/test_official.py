@@ -238,12 +238,3 @@ def test_the_recipe_writes_a_folder_that_transformers_loads(
         run_recipe(monkeypatch, 'import_official', *args)
     with pytest.raises(ConfigError, match='vision: required'):
         run_recipe(monkeypatch, 'import_official', args[0], args[-1], f'teacher={teacher_folder}')
-
-
-def test_a_teacher_of_another_width(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = {name: torch.zeros([2 * n if n == 32 else n for n in value.shape]) if name.startswith('text') else value
-             for name, value in eva_state().items()}
-    with pytest.raises(ConfigError, match=r'have 32 dimensions, the adapter of the official weights takes 64'):
-        run_recipe(monkeypatch, 'import_official', f'checkpoint={save_eva(tmp_path / "x.pt", state)}',
-                   'vision.name=tiny_eva_clip', 'vision.image_size=56', f'out={tmp_path}/out',
-                   f'teacher={teacher_folder}')

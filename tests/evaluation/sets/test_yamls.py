@@ -38,8 +38,3 @@ def test_every_set_has_a_fragment() -> None:
     assert names == {*RETRIEVAL_SETS, *CLASSIFICATION_SETS, *COMPOSITION_SETS}
     languages = [source['language'] for source in _sources(ROOT / 'yamls/eval/sets/xm3600.yaml').values()]
     assert languages == list(LANGUAGES)
-
-
-def test_templates_have_one_place_for_the_name() -> None:
-    lines = (ROOT / 'yamls/eval/templates/imagenet.txt').read_text().splitlines()
-    assert len(set(lines)) == len(lines) == 12 and all(line.count('{}') == 1 for line in lines)
