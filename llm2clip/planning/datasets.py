@@ -102,14 +102,7 @@ def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
 
 
 def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> DataPlan:
-    """Stage 1's streams.
-
-    Args:
-        config: The streams.
-        key: Where `config` stands in the configuration.
-        mntp: Single texts and not pairs.
-        train: As for the loaders.
-    """
+    """Stage 1's streams: pairs of captions, or with `mntp` single texts; `train` as for the loaders."""
     if mntp:
         return _read_texts(config.streams, config, key, [
             [caption_column(caption) for caption in mix] for mix in texts_of_streams(config, key)])

@@ -30,26 +30,10 @@ from llm2clip.data.caption_pairs import with_two_captions
 from llm2clip.data.shared_memory import shared_memory
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.planning.datasets import (
-    DataPlan,
-    DatasetPlan,
-    collected,
-    plan_images,
-    plan_sources,
-    plan_targets,
-    plan_texts,
-)
+from llm2clip.planning import datasets
+from llm2clip.planning.datasets import DataPlan, collected
 from llm2clip.planning.fake import fake_ranks
-from llm2clip.planning.step import (
-    EncoderPlan,
-    MeanMask,
-    dry_run_encoder,
-    dry_run_step,
-    image_batch,
-    precision_of,
-    target_batch,
-    text_batch,
-)
+from llm2clip.planning.step import EncoderPlan, MeanMask, dry_run_encoder, dry_run_step, image_batch, precision_of
 from llm2clip.planning.summary import GPUS, Plan, readable
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
@@ -87,7 +71,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
         ConfigError: CLIP's text tower cannot be trained, or the LLM that would be is not known.
         LoadError: There is no such tower.
     """
-    data = _read(config, lambda loader, key: plan_images(loader, key, not config.reads_vectors))
+    data = _read(config, lambda loader, key: datasets.plan_images(loader, key, not config.reads_vectors))
     plan = _begin(config, config.train_data, data)
     teacher, llm, lengths = _text_encoders(config, plan, data.characters)
 
@@ -156,15 +140,19 @@ def _text_encoders(
 
 def plan_inheritance(config: InheritanceConfig) -> Plan:
     """What inheritance would need, and what would stop it."""
-    data = _read(config, plan_targets)
+    data = _read(config, datasets.plan_targets)
     plan = _begin(config, config.train_data, data)
     dim, embed_dim = _teacher_width(config, data, plan), data.embed_dim or _UNKNOWN_EMBED_DIM
     if not data.embed_dim:
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
 
+    def batch(n: int) -> dict[str, Any]:
+        return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
+                'text_embedding': torch.empty(n, dim, dtype=torch.float16), 'target': torch.empty(n, embed_dim)}
+
     def make(tokens: int) -> Any:
         with torch.device('meta'):
-            return inheritance.make_model(config, dim, embed_dim), lambda n: target_batch(n, dim, embed_dim)
+            return inheritance.make_model(config, dim, embed_dim), batch
 
     _measure(plan, config, inheritance.possible_metrics(config), make)
     return plan
@@ -177,7 +165,7 @@ def plan_stage1(config: Stage1Config) -> Plan:
     read = config
     if config.plan_samples is None and config.eval_data is not None:
         read = dataclasses.replace(config, eval_data=None if mntp else with_two_captions(config.eval_data, 'eval_data'))
-    data = _read(read, lambda loader, key: plan_texts(loader, key, mntp, train=key == 'train_data'))
+    data = _read(read, lambda loader, key: datasets.plan_texts(loader, key, mntp, train=key == 'train_data'))
     if config.plan_samples is not None:
         pairs = [*loader.pairs, *(pair for stream in loader.streams.values() for pair in stream.pairs or [])]
         data.negative = any(pair.has_negative for pair in pairs)
@@ -192,7 +180,11 @@ def plan_stage1(config: Stage1Config) -> Plan:
             model = stage1.make_model(config, on_meta=True)
             if isinstance(model, MaskedNextTokenPrediction):
                 model = MeanMask(model, config.mntp.mask_probability)
-        return model, lambda n: text_batch(n, sides, tokens)
+        names = ('input_ids', 'attention_mask', *(() if mntp else ('embed_mask',)))
+        return model, lambda n: {
+            'index': torch.zeros(n, dtype=torch.long),
+            **{f'{side}text_id': torch.zeros(n, dtype=torch.long) for side in sides},
+            **{side + name: torch.ones(n, tokens, dtype=torch.long) for side in sides for name in names}}
 
     _measure(plan, config, stage1.possible_metrics(config), make, (longest, tokens))
     return plan
@@ -200,7 +192,7 @@ def plan_stage1(config: Stage1Config) -> Plan:
 
 def plan_extraction(config: ExtractConfig) -> Plan:
     """What an extraction would need, and what would stop it."""
-    data = plan_sources(config.datasets, 'datasets') if config.plan_samples is None else DataPlan()
+    data = datasets.plan_sources(config.datasets, 'datasets') if config.plan_samples is None else DataPlan()
     plan = Plan(config, dist.get_world_size(), config.precision != 'fp32', 'pass', data.problems,
                 datasets=data.datasets)
     plan.drawn = texts = sum(dataset.texts for dataset in data.datasets) or int(config.plan_samples or 0)
@@ -219,7 +211,7 @@ def plan_extraction(config: ExtractConfig) -> Plan:
         plan.repeats = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
         plan.vectors = {dataset.name: dataset.texts * (2 * dim if config.storage == 'float16' else dim + 4)
-                        for dataset in data.datasets or [DatasetPlan('all', texts=texts)]}
+                        for dataset in data.datasets or [datasets.DatasetPlan('all', texts=texts)]}
     return plan
 
 
@@ -346,9 +338,9 @@ def _measure(
     if fsdp is not None and fsdp.activation_cpu_offload:
         plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
     if not GPUS[config.plan_gpu].fits(plan.cost.peak):
-        ways = ['algorithms.grad_cache allows a smaller device_train_microbatch_size']
-        if fsdp is not None and not fsdp.activation_checkpointing and not (vision and vision.gradient_checkpointing):
-            ways.insert(0, 'fsdp.activation_checkpointing=true recomputes activations in the backward pass')
-        elif fsdp is None and vision is not None and not vision.gradient_checkpointing:
-            ways.insert(0, 'model.vision.gradient_checkpointing=true recomputes activations in the backward pass')
-        plan.warnings.append(f'it does not fit one {config.plan_gpu}; {", and ".join(ways)}')
+        recomputed = fsdp is not None and fsdp.activation_checkpointing or vision and vision.gradient_checkpointing
+        key = 'fsdp.activation_checkpointing' if fsdp is not None or vision is None else (
+            'model.vision.gradient_checkpointing')
+        way = '' if recomputed else f'{key}=true recomputes activations in the backward pass, and '
+        plan.warnings.append(f'it does not fit one {config.plan_gpu}; {way}algorithms.grad_cache allows a smaller '
+                             'device_train_microbatch_size')

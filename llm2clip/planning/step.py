@@ -31,8 +31,7 @@ from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_l
 from llm2clip.training.algorithms.self_distillation import InitialImages
 from llm2clip.training.trainer import build_optimizer
 
-__all__ = ['EncoderPlan', 'MeanMask', 'StepCost', 'dry_run_encoder', 'dry_run_step', 'image_batch', 'precision_of',
-           'target_batch', 'text_batch']
+__all__ = ['EncoderPlan', 'MeanMask', 'StepCost', 'dry_run_encoder', 'dry_run_step', 'image_batch', 'precision_of']
 
 Batch = dict[str, Any]
 _AUTOCAST = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
@@ -246,22 +245,6 @@ def image_batch(
     if texts:
         batch['caption'] = ['-'] * n if captions == 1 else [['-'] * n] * captions
     return batch
-
-
-def text_batch(n: int, sides: list[str], tokens: int) -> Batch:
-    """A batch of stage 1: texts of so many tokens under the prefixes of `sides`; a single one (`''`) is not pooled."""
-    batch = {'index': torch.zeros(n, dtype=torch.long)}
-    for side in sides:
-        batch[f'{side}text_id'] = torch.zeros(n, dtype=torch.long)
-        for name in ('input_ids', 'attention_mask', *(['embed_mask'] if side else [])):
-            batch[side + name] = torch.ones(n, tokens, dtype=torch.long)
-    return batch
-
-
-def target_batch(n: int, llm_embed_dim: int, embed_dim: int) -> Batch:
-    """A batch of inheritance: the teacher's vectors and targets of these widths."""
-    return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
-            'text_embedding': torch.empty(n, llm_embed_dim, dtype=torch.float16), 'target': torch.empty(n, embed_dim)}
 
 
 def _copied(batch: Batch) -> Batch:

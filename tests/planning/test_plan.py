@@ -101,37 +101,25 @@ def test_each_batch_of_stage1_is_of_one_stream(
     assert warm.cost and warm.texts == warm.repeats * 8 and not warm.problems
 
 
-def test_what_will_stop_the_run_is_said(
-    args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm2clip.planning.plan, 'dry_run_step', lambda *args: StepCost(flops=1, peak=1))
     write_dataset(make_samples(40), tmp_path / 'other')
-    zeroshot = ['eval_zeroshot.pets.source={name: clip_benchmark, local: not_there_yet}', 'teacher=t']
     cases = [
         (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
         ([f'train_data.streams.s.local={tmp_path}/other/train'], r'streams\.s: sidecar .* belongs to another dataset'),
         ([f'train_data.streams.s.local={tmp_path}/cache', f'train_data.streams.s.remote={tmp_path}/gone'],
          r'gone/index\.json does not exist'),
-        (['train_data.caption_mix={medium: 1}'], r"column 'caption\.medium' is missing"),
         (['train_data.streams.s.embeddings.big.local=x'], r'dataset s has sidecars of 2 teachers'),
-        (['train_data.teachers=[big]'], r"there is no sidecar of 'big', only of tiny"),
         (['device_train_microbatch_size=3'], r'would only see the negatives inside it'),
         (['global_train_batch_size=128'], r'an epoch has 64 samples, fewer than one global batch of 128'),
         (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
         (['optimizer.name=lion'], r"optimizer: there is no 'lion'"),
-        (['optimizer.lr=-1'], r'optimizer: Invalid learning rate: -1'),
         (['callbacks.save_best={}'], r'callbacks.save_best: there is no eval_data'),
-        ([f'eval_data.streams.s={{local: {image_dataset}, embeddings: {{tiny: {{local: {sidecar}}}}}}}',
-          'callbacks.save_best={metric: nosuch}'],
-         r"callbacks.save_best.metric: 'nosuch' is never computed on eval, expected retrieval_recall@10"),
-        ([*zeroshot, 'callbacks.save_best={metric: zeroshot_top1}'],
-         r"callbacks.save_best.dataloader_label: nothing called 'eval' is evaluated, expected pets"),
     ]
     for extra, message in cases:
         plan = stage2(*args, *extra)
         assert any(re.search(message, problem) for problem in plan.problems), (extra, plan.problems)
     assert not stage2(*args).problems
-    assert not stage2(*args, *zeroshot, 'callbacks.save_best={metric: zeroshot_top1, dataloader_label: pets}').problems
 
 
 def test_a_remote_is_asked_for_its_index_only(
