@@ -174,6 +174,6 @@ def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
     for child in model.children():
         # What a part calls its blocks, or else shards on its own.
         is_block: Any = getattr(child, 'is_block', getattr(child, 'fsdp_wrap_fn', None))
-        for module in child.modules() if is_block is not None else ():
-            if is_block(module):
+        for module in child.modules():
+            if is_block is not None and is_block(module):
                 module.compile(**arguments)
