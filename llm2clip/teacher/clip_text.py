@@ -259,7 +259,8 @@ class ClipTextTeacher(CaptionTeacher):
         self.fingerprint = Fingerprint.of(once_per_node(self._hash, f'clip_text: {name}'), {
             'clip_text': config.model_type, 'max_length': self.tokenizer.max_length,
             'too_long': 'cut' if cut else 'left out'})
-        self._width: Optional[int] = None
+        # Known before a thread tokenises captions, since the tokenizer serves one thread at a time.
+        self._width = self._features(self.tokenize(['a'])).shape[1]
 
     def _hash(self) -> str:
         digest = xxhash.xxh64()
@@ -273,8 +274,6 @@ class ClipTextTeacher(CaptionTeacher):
 
     @property
     def llm_embed_dim(self) -> int:
-        if self._width is None:
-            self._width = self._features(self.tokenize(['a'])).shape[1]
         return self._width
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:

@@ -46,7 +46,7 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     assert 'goes on' not in run(4)
     # As after a kill in the step after the checkpoint.
     with metrics.open('a') as file:
-        file.write('{"step": 4, "loss/train/total": 99.0}\n{"step": 5, "loss/train/total": 99.0}\n{"step": 6, "lo')
+        file.write('{"step": 5, "loss/train/total": 99.0}\n{"step": 6, "lo')
     assert f'goes on from batch 4 of 7, {folder}/checkpoints/ep0-ba4{suffix}\n' in run(7)
     checkpoints = sorted(path.name for path in (folder / 'checkpoints').glob('ep*'))
     assert checkpoints == [f'ep0-ba6{suffix}', f'ep0-ba7{suffix}']
