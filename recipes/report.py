@@ -11,21 +11,13 @@ from llm2clip.config import ReportConfig
 
 def main(config: ReportConfig) -> None:
     from llm2clip.evaluation.page import write_page
-    from llm2clip.evaluation.report import (
-        check_steps,
-        collect_seconds,
-        read_claims,
-        read_evaluation,
-        report_page,
-        summarize,
-    )
+    from llm2clip.evaluation.report import check_steps, collect_seconds, read_evaluation, report_page, summarize
     from llm2clip.files import write_json
 
     results, galleries = read_evaluation(config.results, config.galleries)
     check_steps(config.steps)
     out = Path(config.out)
-    claims = read_claims(config.claims) if config.claims is not None else []
-    write_page(out / 'report.html', report_page(config.title, results, galleries, config.steps, claims))
+    write_page(out / 'report.html', report_page(config.title, results, galleries, config.steps))
     write_json(out / 'results.json', summarize(results, collect_seconds(config.steps)))
     print(f'wrote {out / "report.html"} and {out / "results.json"}')
 

@@ -185,9 +185,6 @@ class EvaluateConfig(BenchmarksConfig):
     """Folder that receives `results.json`, `results.md` and `report.html`."""
     cache: Text = '${out}/text_embeddings'
     """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
-    duplicates: Optional[Text] = None
-    """The `duplicates.json` that `find_duplicates` wrote: beside the numbers stands how many images of each set have a
-    near-copy in the training data."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
     compare: Optional[Text] = None
@@ -244,8 +241,6 @@ class ReportConfig:
     """Receives `report.html` and `results.json`, whose format is described in recipes/README.md."""
     steps: Annotated[dict[str, Text], Field(min_length=1)] = MISSING
     """Name of a step -> its folder, in the order of the pipeline."""
-    claims: Optional[Text] = None
-    """Folder that `recipes/claims/run_all.py` wrote."""
     galleries: list[Text] = field(default_factory=list)
     """Which retrieval benchmarks are shown in pictures."""
     title: str = 'LLM2CLIP'

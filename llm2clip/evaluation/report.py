@@ -17,7 +17,7 @@ from llm2clip.files import read_json, read_text, reading
 from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
-__all__ = ['check_steps', 'collect_seconds', 'read_claims', 'read_evaluation', 'report_page', 'summarize']
+__all__ = ['check_steps', 'collect_seconds', 'read_evaluation', 'report_page', 'summarize']
 
 # Sets that hold captions of one language end in its code: de, lang_de, xm3600_fil.
 _LANGUAGE = re.compile(r'(.+_)?[a-z]{2}|.+_[a-z]{3}')
@@ -79,22 +79,6 @@ def read_evaluation(folder: Union[str, Path], galleries: Sequence[str]) -> tuple
     return results, {name: pictures[name] for name in galleries}
 
 
-def read_claims(folder: Union[str, Path]) -> list[dict[str, Any]]:
-    """What `recipes/claims/run_all.py` found.
-
-    Each claim has its ``statement``, what the ``paper`` says, and ``tests``: name -> a row for each variant, with the
-    recall of each seed, their mean and standard deviation, and whether it is worse than that of the first variant.
-
-    Raises:
-        ConfigError: There is no such folder.
-        FileError: The file is damaged.
-    """
-    path = Path(folder, 'claims.json')
-    if not path.is_file():
-        raise ConfigError(f'claims: {folder} has no {path.name}, expected what recipes/claims/run_all.py wrote')
-    return read_json(path, list)
-
-
 def check_steps(steps: Mapping[str, str]) -> None:
     """Raise a ConfigError unless every step's folder is there."""
     for step, folder in steps.items():
@@ -104,7 +88,6 @@ def check_steps(steps: Mapping[str, str]) -> None:
 
 def report_page(
     title: str, results: Mapping[str, Any], galleries: Mapping[str, Any], steps: Optional[Mapping[str, str]] = None,
-    claims: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The HTML page, in the order of the pipeline.
 
@@ -113,7 +96,6 @@ def report_page(
         results: `results.json` of an evaluation.
         galleries: Benchmark -> what `llm2clip.evaluation.gallery.make_gallery` returned, with the ``model``'s name.
         steps: Step of a pipeline -> folder, where seconds, metrics and configurations are looked for.
-        claims: As `read_claims` returns them.
     """
     steps = steps or {}
     sections = []
@@ -136,9 +118,7 @@ def report_page(
                                  table=Table('Steps', ['step', 'seconds'], rows)))
     configurations = {step: read_text(path) for step, folder in steps.items()
                       if (path := Path(folder, 'config.yaml')).is_file()}
-    shown = [{**claim, 'tests': [_test_of_claim(name, rows) for name, rows in claim['tests'].items()]}
-             for claim in claims]
-    return render('report.html.j2', title=title, note=partial_note(results), sections=sections, claims=shown,
+    return render('report.html.j2', title=title, note=partial_note(results), sections=sections,
                   galleries=galleries, configurations=configurations)
 
 
@@ -177,13 +157,6 @@ def _languages(sets: Mapping[str, Any]) -> list[_Section]:
                      'finds (text→image R@10), beside what a random order would give.',
                      bars(labels, {**series, CHANCE: chance}))]
 
-
-def _test_of_claim(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Table, Markup]:
-    """A table of the variants of a test, and bars."""
-    cells = [[row['variant'], f'{row["mean"]:.1f} ± {row["spread"]:.1f}', row['worse than the first']] for row in rows]
-    table = Table(name, [name, f'R@10, {len(rows[0]["scores"])} seeds', 'worse than the first'], cells)
-    return table, bars([row['variant'].replace('_', '\n') for row in rows], {
-        'R@10': [row['mean'] for row in rows], CHANCE: [row['chance'] for row in rows]})
 
 
 def summarize(results: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
