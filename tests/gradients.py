@@ -30,7 +30,7 @@ from llm2clip.config import (
 )
 from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import split_columns
-from llm2clip.data.loader import split_packed
+from llm2clip.data.texts import split_packed
 from llm2clip.models.adapter import build_adapter
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.inheritance import ComposerInheritance, TextSide

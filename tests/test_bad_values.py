@@ -136,7 +136,6 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('train_stage2',), 'algorithms.patch_dropout.rate', ['1', '-0.5', 'nan']),
     (('prepare_data',), 'out', ["''"]),
     (('prepare_data',), 'size_limit', ['0mb', 'big', '-1mb', '64qb']),
-    (('prepare_data',), 'compression', ['zip', 'zstd:high', "''"]),
     (('prepare_data',), 'max_dropped', ['-0.1', '2', 'nan']),
     (('prepare_data',), 'image_max_side', ['0', '-1']),
     (('prepare_data',), 'image_quality', ['0', '900']),

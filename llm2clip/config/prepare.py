@@ -11,7 +11,6 @@ from pydantic import Field
 
 from llm2clip.config.ranges import (
     Component,
-    Compression,
     ConfigError,
     Count,
     EngineName,
@@ -31,8 +30,6 @@ class WriterConfig:
 
     size_limit: Size = '64mb'
     """Largest size of a shard, as Streaming writes sizes (`64mb`)."""
-    compression: Optional[Compression] = None
-    """Compression of shards, as Streaming names it (`zstd`, `zstd:7`, …).  Images are compressed already."""
     max_dropped: Share = 0.02
     """Largest share of the input, from 0 to 1, that may be unusable before the conversion fails.  What these settings
     and the source's filters leave out does not count."""

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 from pydantic import AfterValidator, Field, ValidationInfo
 
 __all__ = [
-    'AccuracyMetric', 'CheckpointsKept', 'Component', 'Compression', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
+    'AccuracyMetric', 'CheckpointsKept', 'Component', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
     'Dims', 'Duration', 'EngineName', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural',
     'PaperAblation', 'Positive', 'Remote', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size',
     'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
@@ -128,7 +128,6 @@ Mix = Annotated[dict[Text, Weight], AfterValidator(_drawable)]
 Time = Annotated[str, AfterValidator(_time)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Size = Annotated[str, AfterValidator(_size)]
-Compression = Annotated[str, Field(pattern=r'^(br|bz2|gz|snappy|zstd)(:\d+)?$')]
 AccuracyMetric = Literal['top1', 'mean_per_class']
 PaperAblation = Literal['A3', 'A4', 'A5', 'A6', 'A7', 'A8']
 DeviceName = Literal['gpu', 'cpu']

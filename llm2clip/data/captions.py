@@ -103,7 +103,6 @@ def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], see
     Raises:
         ValueError: It has none of the directions' captions.
     """
-    pairs = [pair for pair in pairs if pair.weight > 0]
     every = dict.fromkeys(key for pair in pairs for key in pair.keys)
     texts = captions_of(sample, every)
     if not texts:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import xxhash
-from streaming.base.format import FileInfo, reader_from_json
+from streaming.base.format import reader_from_json
+from streaming.base.format.base.reader import FileInfo
 from streaming.base.format.mds.encodings import is_mds_encoding, is_mds_encoding_safe
 from streaming.base.hashing import get_hash, is_hash
 
@@ -24,24 +25,24 @@ from llm2clip.files import FileError, parse_json, read_text, reading
 from llm2clip.folders import stays_inside
 
 __all__ = [
-    'CAPTION', 'EMBEDDING', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'SCALE', 'TEACHER_FILE', 'caption_column',
-    'caption_keys', 'check_columns', 'check_dataset', 'check_shard', 'dataset_fingerprint', 'embedding_column',
-    'embedding_dim', 'file_damage', 'first_shards', 'parse_index', 'read_columns', 'read_index',
-    'read_samples', 'scale_column', 'whole_shard',
+    'CAPTION', 'EMBEDDING', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'TEACHER_FILE', 'caption_column', 'caption_keys',
+    'check_columns', 'check_dataset', 'check_shard', 'dataset_fingerprint', 'embedding_column', 'embedding_dim',
+    'file_damage', 'first_shards', 'parse_index', 'read_columns', 'read_index', 'read_samples', 'scale_column',
+    'whole_shard',
 ]
 
 SAMPLE_ID = 'sample_id'
 IMAGE = 'image'
 CAPTION = 'caption.'
 EMBEDDING = 'text_embedding.'
-SCALE = 'text_embedding_scale.'
 INDEX = 'index.json'
 TEACHER_FILE = 'teacher.json'
 """Beside a sidecar's shards: the dataset and the teacher that it belongs to."""
 
+_SCALE = 'text_embedding_scale.'
 _COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
 _SHARD = {*_COLUMNS, 'compression', 'format', 'hashes', 'raw_data', 'samples', 'size_limit', 'version', 'zip_data'}
-_TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), SCALE: ('float32',),
+_TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), _SCALE: ('float32',),
           EMBEDDING: ('ndarray:float16:', 'ndarray:int8:')}
 
 
@@ -54,7 +55,7 @@ def embedding_column(key: str) -> str:
 
 
 def scale_column(key: str) -> str:
-    return SCALE + key
+    return _SCALE + key
 
 
 def embedding_dim(columns: dict[str, str]) -> int:
@@ -81,7 +82,7 @@ def read_index(folder: Union[str, Path]) -> dict[str, Any]:
 
 
 def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, Any]:
-    """The index of an MDS dataset, all of whose shards have the same columns and files of their own.
+    """The index of an MDS dataset, all of whose shards have the same columns and one file each.
 
     Args:
         data: Content of its file.
@@ -119,21 +120,20 @@ def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -
         raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, version 2')
     if not _is_count(shard['samples'], 1):
         raise FileError(f'{where}: has {shard["samples"]!r} samples, expected a whole number above 0')
+    if shard['compression'] is not None or shard['zip_data'] is not None:
+        raise FileError(f'{where}: is compressed, expected shards that are not')
+    file = shard['raw_data']
+    if not isinstance(file, dict) or file.keys() != {'basename', 'bytes', 'hashes'} or not _is_count(file['bytes']) \
+            or not isinstance(file['hashes'], dict) or not isinstance(file['basename'], str) \
+            or not stays_inside(file['basename']):
+        raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found '
+                        f'{str(file)[:120]}')
+    if not isinstance(shard['hashes'], list) or not (shard['size_limit'] is None or _is_count(shard['size_limit'])):
+        raise FileError(f'{where}: expected other types of hashes and size_limit')
     if like is not None:
         if any(shard[name] != like[name] for name in _COLUMNS):
             raise FileError(f'{where}: has columns {shard["column_names"]}, expected those of the first shard')
-    else:
-        _check_shard_columns(shard, where)
-    if not _is_file(shard['raw_data']) or not (_is_file(shard['zip_data']) if shard['compression'] else
-                                               shard['zip_data'] is None):
-        raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found '
-                        f'{str((shard["raw_data"], shard["zip_data"]))[:120]}')
-    if not isinstance(shard['compression'], (str, type(None))) or not isinstance(shard['hashes'], list) \
-            or not (shard['size_limit'] is None or _is_count(shard['size_limit'])):
-        raise FileError(f'{where}: expected other types of compression, hashes and size_limit')
-
-
-def _check_shard_columns(shard: dict[str, Any], where: str) -> None:
+        return
     names, encodings, sizes = columns = [shard[name] for name in _COLUMNS]
     if not all(isinstance(values, list) for values in columns) or not len(names) == len(encodings) == len(sizes) > 0 \
             or not all(isinstance(name, str) for name in (*names, *encodings)) or len({*names}) < len(names) \
@@ -149,12 +149,6 @@ def _check_shard_columns(shard: dict[str, Any], where: str) -> None:
 
 def _is_count(value: Any, least: int = 0) -> bool:
     return type(value) is int and value >= least
-
-
-def _is_file(info: Any) -> bool:
-    """Whether this describes a file of a shard, inside of the dataset's folder."""
-    return isinstance(info, dict) and info.keys() == {'basename', 'bytes', 'hashes'} and _is_count(info['bytes']) and \
-        isinstance(info['hashes'], dict) and isinstance(info['basename'], str) and stays_inside(info['basename'])
 
 
 def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
@@ -178,12 +172,11 @@ def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
         shard: The shard's entry in its index.
 
     Raises:
-        FileError: Its file is missing, compressed, or not as the index describes it.
+        FileError: Its file is missing or not as the index describes it.
     """
     path = Path(folder, shard['raw_data']['basename'])
     if not path.is_file():
-        compressed = ' (only compressed, which is not read here)' if shard['zip_data'] else ''
-        raise FileError(f'the shard {path} is missing{compressed}')
+        raise FileError(f'the shard {path} is missing')
     if (damage := file_damage(path, FileInfo(**shard['raw_data']))) is not None:
         raise FileError(f'the shard {path} is damaged: {damage}')
     return reader_from_json(str(folder), '', shard)
@@ -214,20 +207,14 @@ def check_dataset(folder: Union[str, Path], required: Sequence[str]) -> dict[str
 
 
 def dataset_fingerprint(index: dict[str, Any]) -> str:
-    """Hash of a dataset's content: of its shards' sizes and their own hashes, in order."""
+    """Hash of a dataset's content: of its shards' sizes and their hashes, in order."""
     *_, last = _fingerprints(index)
     return last
 
 
 def first_shards(index: dict[str, Any], fingerprint: Any) -> Optional[int]:
-    """How many of a dataset's shards, from the first on, are the whole of another one; None if they never are.
-
-    A dataset that has grown has the shards that it had before, and others after them.
-
-    Args:
-        index: Of the dataset.
-        fingerprint: `dataset_fingerprint` of the other one.
-    """
+    """How many of a dataset's first shards are the whole of the dataset with this fingerprint, from which it has grown;
+    None if it has not."""
     return next((n for n, found in enumerate(_fingerprints(index), 1) if found == fingerprint), None)
 
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 from llm2clip.config import ConfigError
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.data.images import decode_pixels, encode_image, open_image
-from llm2clip.data.transforms import Preprocessing
+from llm2clip.data.images import Preprocessing, decode_pixels, encode_image, open_image
 
 __all__ = ['TOLERANCE', 'check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
 

@@ -21,8 +21,7 @@ from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
-from llm2clip.data.images import open_image
-from llm2clip.data.transforms import Preprocessing
+from llm2clip.data.images import Preprocessing, open_image
 from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
 from llm2clip.export.model_card import model_card
 from llm2clip.folders import complete_folder

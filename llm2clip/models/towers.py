@@ -25,7 +25,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, P
 from transformers.image_processing_base import ImageProcessingMixin
 
 from llm2clip.config import ConfigError, VisionConfig
-from llm2clip.data.transforms import Preprocessing
+from llm2clip.data.images import Preprocessing
 from llm2clip.files import reading
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
 

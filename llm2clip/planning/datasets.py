@@ -25,14 +25,12 @@ from llm2clip.config import (
     ImageDataConfig,
     InheritanceDataConfig,
 )
-from llm2clip.data.caption_pairs import pairs_of_streams
-from llm2clip.data.caption_targets import target_stream, target_streams
-from llm2clip.data.image_embeddings import paired_stream, stream_mix
+from llm2clip.data.image_embeddings import paired_stream, stream_mix, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
-from llm2clip.data.masked_texts import texts_of_streams
 from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
+from llm2clip.data.texts import pairs_of_streams, texts_of_streams
 from llm2clip.teacher.sidecars import common_teacher
 
 __all__ = ['DataPlan', 'DatasetPlan', 'collected', 'plan_images', 'plan_sources', 'plan_targets', 'plan_texts']

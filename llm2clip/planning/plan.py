@@ -26,8 +26,8 @@ from llm2clip.config import (
     TextEncoderConfig,
     TrainConfig,
 )
-from llm2clip.data.caption_pairs import with_two_captions
-from llm2clip.data.shared_memory import shared_memory
+from llm2clip.data.loader import shared_memory
+from llm2clip.data.texts import with_two_captions
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.planning import datasets

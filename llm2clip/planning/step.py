@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import Stage2Config, TrainConfig
 from llm2clip.data.image_embeddings import split_columns
-from llm2clip.data.loader import pack_sides, text_sides
+from llm2clip.data.texts import pack_sides, text_sides
 from llm2clip.data.vectors import float_vectors
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.sharding import fsdp2_config, prefetch, recompute, shard

@@ -10,7 +10,7 @@ from composer import DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import InheritanceConfig
-from llm2clip.data.caption_targets import build_target_loader
+from llm2clip.data.image_embeddings import build_target_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of

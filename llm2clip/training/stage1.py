@@ -10,8 +10,7 @@ from composer import DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import ConfigError, Stage1Config
-from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_streams, with_two_captions
-from llm2clip.data.masked_texts import build_masked_text_loader
+from llm2clip.data.texts import build_caption_pair_loader, build_masked_text_loader, pairs_of_streams, with_two_captions
 from llm2clip.folders import check_replaceable
 from llm2clip.models.caption_contrastive import CRA_METRICS, CaptionContrastive
 from llm2clip.models.mntp import MaskedNextTokenPrediction

@@ -17,7 +17,7 @@ from llm2clip.config.files import package_folder
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.texts import wikipedia_summaries
-from llm2clip.data.loader import split_by_length, split_packed
+from llm2clip.data.texts import split_by_length, split_packed
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows

@@ -422,7 +422,7 @@ INDICES: list[tuple[str, Change, str]] = [
     ('a key less', lambda index: index['shards'][1].pop('hashes'), 'shard 1: expected an object with .*hashes'),
     *(('name', _file(basename=name), OUTSIDE) for name in ('../../x', 'a/../../x', '/etc/passwd', '', None, 'a\0')),
     *(('size', _file(bytes=size), OUTSIDE) for size in (-1, '3', 1.5)),
-    ('compression', _shard(compression='zstd'), OUTSIDE),
+    ('compression', _shard(compression='zstd'), 'shard 1: is compressed'),
     ('size limit', _shard(size_limit='x'), 'shard 1: expected other types'),
     ('two in one file', lambda index: index['shards'].append(index['shards'][0]), 'two shards are in the file'),
     ('columns', _shard(column_names=['a']), r"shard 1: has columns \['a'\], expected those of the first shard"),

@@ -13,11 +13,17 @@ from parts import make_samples, text_encoder_from_config, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, ConfigError, TextEncoderConfig
-from llm2clip.data.caption_pairs import build_caption_pair_loader, pairs_of_streams, with_two_captions
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
-from llm2clip.data.loader import count_tokens, split_by_length, split_packed
 from llm2clip.data.schema import read_index, whole_shard
+from llm2clip.data.texts import (
+    _count_tokens,
+    build_caption_pair_loader,
+    pairs_of_streams,
+    split_by_length,
+    split_packed,
+    with_two_captions,
+)
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
@@ -286,7 +292,7 @@ def test_microbatches_hold_every_text_once_with_little_padding(tokenizer: Captio
     slots = sum(part['query_attention_mask'].numel() for part in parts)
     assert slots < 0.7 * batch['query_attention_mask'].numel()
     packed = split_packed(batch, 5)
-    assert [count_tokens(part) for part in packed] == [count_tokens(part) for part in parts]
+    assert [_count_tokens(part) for part in packed] == [_count_tokens(part) for part in parts]
     for part, row in zip(parts, packed):
         found = row['input_ids'][0].split([length for n, length in row['runs'] for _ in range(n)])
         places = iter(row['places'])

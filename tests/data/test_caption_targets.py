@@ -19,8 +19,7 @@ from llm2clip.config import (
     ImageStreamConfig,
     InheritanceDataConfig,
 )
-from llm2clip.data.caption_targets import build_target_loader
-from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.image_embeddings import build_image_loader, build_target_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.folders import OutputFolder

@@ -15,8 +15,7 @@ from llm2clip.config import CaptionDataConfig, CaptionStreamConfig, ConfigError,
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.convert.texts import plain_text
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.data.loader import count_tokens
-from llm2clip.data.masked_texts import build_masked_text_loader, mask_tokens
+from llm2clip.data.texts import _count_tokens, _mask_tokens, build_masked_text_loader
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
@@ -39,19 +38,19 @@ def test_a_fifth_of_the_own_tokens_is_masked_and_remembered() -> None:
     ids = list(range(100, 150))
     total = 0
     for seed in range(100):
-        tokens, labels = mask_tokens(ids, 3, 7, 0.2, seed)
+        tokens, labels = _mask_tokens(ids, 3, 7, 0.2, seed)
         masked = [i for i, label in enumerate(labels) if label >= 0]
         assert masked and min(masked) >= 3
         assert all(tokens[i] == 7 and labels[i] == ids[i] for i in masked)
         assert all(tokens[i] == ids[i] for i in range(50) if i not in masked)
         total += len(masked)
     assert 0.18 < total / (100 * 47) < 0.22
-    assert mask_tokens(ids, 3, 7, 0.2, 5) == mask_tokens(ids, 3, 7, 0.2, 5) != mask_tokens(ids, 3, 7, 0.2, 6)
+    assert _mask_tokens(ids, 3, 7, 0.2, 5) == _mask_tokens(ids, 3, 7, 0.2, 5) != _mask_tokens(ids, 3, 7, 0.2, 6)
 
 
 def test_at_least_one_token_is_masked_but_never_the_first() -> None:
     for seed in range(20):
-        tokens, labels = mask_tokens([5, 6], 0, 7, 0.01, seed)
+        tokens, labels = _mask_tokens([5, 6], 0, 7, 0.01, seed)
         assert tokens == [5, 7] and labels == [-100, 6]
 
 
@@ -66,7 +65,7 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
     captions = {text for sample in make_samples(64) for text in sample.captions.values()}
     origins = set()
     for batch in _loader(tokenizer, **streams):
-        assert count_tokens(batch) == {'total': int(batch['attention_mask'].sum()),
+        assert _count_tokens(batch) == {'total': int(batch['attention_mask'].sum()),
                                        'loss_generating': int((batch['labels'] >= 0).sum())}
         whole = torch.where(batch['labels'] >= 0, batch['labels'], batch['input_ids'])
         for ids, mask in zip(whole, batch['attention_mask']):

@@ -21,8 +21,7 @@ from llm2clip.config import (
     ImageStreamConfig,
 )
 from llm2clip.data.image_embeddings import build_image_loader
-from llm2clip.data.loader import SeededDataset
-from llm2clip.data.shared_memory import batch_bytes, shared_memory
+from llm2clip.data.loader import SeededDataset, batch_bytes, shared_memory
 
 BATCH, IMAGE_SIZE = 8, 32
 Loader = torch.utils.data.DataLoader

@@ -20,8 +20,7 @@ from transformers import AutoImageProcessor
 from llm2clip.config import ConfigError
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor, upright_rgb
-from llm2clip.data.images import decode_image, decode_pixels, encode_image, image_size
-from llm2clip.data.transforms import Preprocessing
+from llm2clip.data.images import Preprocessing, decode_image, decode_pixels, encode_image, image_size
 from llm2clip.export import vision as vision_export
 from llm2clip.export.check import check_pictures, pictures, training_pixels
 from llm2clip.export.hf import export_folder

@@ -25,9 +25,9 @@ from llm2clip.config import (
     TextEncoderConfig,
 )
 from llm2clip.config.files import load_config
-from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
+from llm2clip.data.texts import build_caption_pair_loader
 from llm2clip.models.flops import text_flops
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.fake import Meter

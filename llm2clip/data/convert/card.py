@@ -68,7 +68,7 @@ def draw_card(out: OutputFolder, split: str, counts: CaptionCounts, name: str) -
     """
     shards = read_index(out.local / split)['shards']
     images: list[dict[str, Any]] = []
-    if not shards[0]['compression'] and IMAGE in read_columns(out.local / split):
+    if IMAGE in read_columns(out.local / split):
         shard = shards[len(shards) // 2]
         file = f'{split}/{shard["raw_data"]["basename"]}'
         was_here = (out.local / file).is_file()

@@ -195,8 +195,8 @@ def _write_part(job: PartJob, alone: bool) -> int:
         if first is not None:
             columns = {SAMPLE_ID: 'str', **({IMAGE: 'bytes'} if first.image is not None else {}),
                        **{caption_column(key): 'str' for key in first.captions}}
-            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=config.size_limit,
-                           compression=config.compression) as writer:
+            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'],
+                           size_limit=config.size_limit) as writer:
                 for sample in tqdm(itertools.chain([first], checked), desc=job.part.name, unit=' samples',
                                    disable=not alone):
                     if sample.sample_id in seen:

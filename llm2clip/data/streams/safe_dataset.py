@@ -3,37 +3,34 @@
 
 """A StreamingDataset that either delivers every sample of an epoch or stops with an error that says why.
 
-In Streaming, an exception of a download thread ends the epoch early and silently in its own process, and lets the other
-workers and ranks wait for ever.  Here all processes of a node see the failure and raise it.
+In Streaming, an exception of the thread that downloads ahead ends the epoch early and silently in its process, and
+workers that need the same shard wait for ever.  Here that thread keeps the error for whoever asks for a sample of the
+shard; other processes try for themselves, and raise errors of their own.
 
 Of StreamingDataset in Streaming 0.13 this relies on:
 
-- `_event`: an epoch uses the one that it finds, and all its parts end when it is set;
-- `_iterator`: the progress of an epoch, which waits for the `on_exit` of its threads before the next epoch begins;
-- `_ready_thread`: moves `ready_index` behind the last sample that is there, up to which samples are delivered;
-- `_each_sample_id`: the ids of the samples that are delivered, after those of an epoch have been drawn;
-- `_shard_states`: what every process knows of a shard, in the values of `_ShardState`;
-- `_cache_filelock`: held by `prepare_shard` while it makes room;
-- `_shm_prefix_int`: the number with which the names of a dataset in shared memory begin, as six digits;
-- `_unpack_locals`: reads the folders that a dataset uses from its name in shared memory that ends in ``_locals``.
+- `_ready_thread`, which is overridden: it moves `ready_index`, up to which samples are delivered;
+- `_shard_states`: what all processes of a node know of a shard, in the values of `_ShardState`;
+- names in shared memory: six digits for a dataset, and what each is; the folders of a dataset are in its ``_locals``.
 """
 
-import fcntl
+import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, Optional
 
-import numpy as np
+import xxhash
 from composer.utils import dist
+from filelock import FileLock, Timeout
 from streaming import StreamingDataset
 from streaming.base.constant import LOCALS, TICK
 from streaming.base.dataset import _ShardState
-from streaming.base.shared import SharedArray
-from streaming.base.shared.prefix import _unpack_locals
 
+from llm2clip.config import ConfigError
+from llm2clip.data.captions import sample_seed
+from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
 __all__ = ['SafeDataset']
@@ -42,160 +39,129 @@ _LOCK_FILE = '.in_use'
 _LOCK_SECONDS = 30.0
 
 
-class _Failure:
-    """Why the dataset stopped, seen by every process of the node; it takes the place of Streaming's event."""
-
-    def __init__(self, name: str) -> None:
-        self._text = SharedArray(4096, np.uint8, name)
-
-    def clear(self) -> None:
-        self._text[:] = 0
-
-    def is_set(self) -> bool:
-        return bool(self._text[0])
-
-    def set(self, message: Optional[str] = None) -> None:
-        """Keep the first message.  Streaming's own calls have none, and are followed by an error that has one."""
-        if message and not self.is_set():
-            data = np.frombuffer(message.encode()[:4095], np.uint8)
-            self._text[1:len(data)] = data[1:]
-            self._text[0] = data[0]
-
-    def __str__(self) -> str:
-        return bytes(self._text[:]).rstrip(b'\0').decode(errors='replace')
-
-
 class SafeDataset(StreamingDataset):
-    """A StreamingDataset of VerifiedStreams.
+    """A StreamingDataset of VerifiedStreams whose samples know the epoch they are seen in.
 
     Args:
         streams: The streams.
+        seed: Seed of everything random about a sample.
         **kwargs: Passed to StreamingDataset.
 
     Raises:
-        ShardError: On construction or while iterating, on every process of the node: a shard cannot be had as its
-            index describes it, `cache_limit` cannot work, or another run uses the cache.
+        ShardError: On construction or while iterating: a shard cannot be had as its index describes it, or another run
+            uses the cache.
     """
 
-    def __init__(self, streams: Sequence[VerifiedStream], **kwargs: Any) -> None:
-        self._cache_locks = _claim_caches(folder for stream in streams for folder in stream.caches())
+    def __init__(self, streams: Sequence[VerifiedStream], seed: int = 0, **kwargs: Any) -> None:
+        self._cache_locks = _lock_caches(folder for stream in streams for folder in stream.caches())
         super().__init__(streams=streams, **kwargs)
-        names = [f'{self._shm_prefix_int:06}_{name}' for name in ('failure', 'unchecked')]
-        if dist.get_local_rank() == 0:
-            # Streaming does not know of them, and leaves those of a killed run, which may be smaller.
-            for name in names:
-                Path('/dev/shm', name).unlink(missing_ok=True)
-        dist.barrier()
-        self._failure = _Failure(names[0])
-        self._event = self._failure  # pyright: ignore[reportAttributeAccessIssue]
-        # Files that were there before are checked at first use, once per node.
-        self._unchecked = SharedArray(self.num_shards, np.uint8, names[1])
-        if dist.get_local_rank() == 0:
-            self._failure.clear()
-            self._unchecked[:] = self._shard_states.numpy() == _ShardState.LOCAL
-        dist.barrier()
+        self.seed = seed
+        self._failure: Optional[Exception] = None
+        # Files that were there before are checked at first use, by one of a rank's workers.
+        self._unchecked = multiprocessing.RawArray('b', b'\1' * self.num_shards)
 
-    # ------------------------------------------------------------------------------------------------- one shard
+    # ------------------------------------------------------------------------------------------------- shards
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        try:
-            super().prepare_shard(shard_id, blocking)
-        except Exception as error:
-            shard = self._stream(shard_id).source(self.shards[shard_id].file_pairs[0][0].basename)
-            self._failure.set(str(error) if isinstance(error, ShardError) else
-                              f'shard {shard}: {type(error).__name__}: {error}')
-            # Others may wait for this shard, or for the lock that Streaming does not release when eviction fails.
-            self._shard_states[shard_id] = _ShardState.REMOTE
-            if self._cache_filelock.is_locked:
-                self._cache_filelock.release()
-            raise
-
-    def get_item(self, sample_id: int, retry: int = 7) -> Any:
-        try:
-            self._check_at_first_use(int(self.spanner[sample_id][0]))
-            return super().get_item(sample_id, retry)
-        except Exception as error:
-            if self._failure.is_set():  # also another process's failure, of which Streaming says only that there is one
-                raise ShardError(str(self._failure)) from error
-            self._failure.set(str(error))
-            raise
-
-    def _check_at_first_use(self, shard_id: int) -> None:
-        if not self._unchecked[shard_id] or self._shard_states[shard_id] != _ShardState.LOCAL:
-            return
-        if removed := self._stream(shard_id).discard_damaged(self.shards[shard_id]):
-            self.cache_usage -= removed
-            self._shard_states[shard_id] = _ShardState.REMOTE
-        self._unchecked[shard_id] = 0
-
-    def _stream(self, shard_id: int) -> VerifiedStream:
-        stream = self.streams[self.stream_per_shard[shard_id]]
-        assert isinstance(stream, VerifiedStream)
-        return stream
-
-    # ------------------------------------------------------------------------------------------------- one epoch
-    def on_exception(self, future: Future) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
-            self._failure.set(f'{type(error).__name__}: {error}')
-            self._iterator.on_exit()  # which the thread did not come to, and for which the next epoch would wait
+        """Streaming's, of a file that has been checked.  A failure is kept, and raised where somebody waits for it."""
+        if self._failure is None:
+            try:
+                if self._unchecked[shard_id]:
+                    stream = self.streams[self.stream_per_shard[shard_id]]
+                    assert isinstance(stream, VerifiedStream)
+                    if removed := stream.discard_damaged(self.shards[shard_id]):
+                        self.cache_usage -= removed
+                        self._shard_states[shard_id] = _ShardState.REMOTE
+                    self._unchecked[shard_id] = 0
+                super().prepare_shard(shard_id, blocking)
+            except Exception as error:
+                self._failure = error
+                self._shard_states[shard_id] = _ShardState.REMOTE  # or others would wait for it
+        if self._failure is not None and blocking:
+            raise self._failure
 
     def _ready_thread(self, it: Any) -> None:
-        """As Streaming's, but a shard that was evicted again before it was used is downloaded again."""
-        while not (it.should_exit() or it.ready_index == it.total or self._failure.is_set()):
-            if self.predownload is not None and self.predownload < it.ready_index - it.yield_index:
-                time.sleep(TICK)
-                continue
-            sample_id = it.sample_ids[it.ready_index]
-            if sample_id != -1:
-                shard_id, _ = self.spanner[sample_id]
-                while self._shard_states[shard_id] != _ShardState.LOCAL and not self._failure.is_set():
-                    if self._shard_states[shard_id] == _ShardState.REMOTE:
-                        self.prepare_shard(shard_id, False)
-                    else:
-                        time.sleep(TICK)
-            it.ready_index += 1
+        """Samples are ready as soon as their shards have been asked for, since `get_item` waits for them.
+
+        Streaming's would wait for ever for a shard that is evicted again, or that another process fails to download.
+        """
+        while not it.should_exit() and it.ready_index < it.total:
+            it.ready_index = it.prepare_index
+            time.sleep(TICK)
         it.on_exit()
 
-    def _each_sample_id(self, it: Any) -> Iterator[int]:
-        delivered, expected = 0, int((it.sample_ids != -1).sum())
-        for sample_id in super()._each_sample_id(it):
-            yield sample_id
-            delivered += 1
-        if self._failure.is_set():
-            raise ShardError(str(self._failure))
-        if delivered != expected:
-            raise ShardError(f'the epoch ended after {delivered} of the {expected} samples of this worker')
+    def get_item(self, sample_id: int, retry: int = 7) -> Any:
+        """Streaming's, which would read whatever file is there, after the shard has been prepared."""
+        shard_id = int(self.spanner[sample_id][0])
+        while self._unchecked[shard_id] or self._shard_states[shard_id] != _ShardState.LOCAL:
+            self.prepare_shard(shard_id)
+        return super().get_item(sample_id, retry)
+
+    # ------------------------------------------------------------------------------------------------- epochs
+    @property
+    def epoch(self) -> int:
+        """The epoch that is read, or the first; no worker begins the next before all have ended this one."""
+        return max(self.next_epoch - 1, 0)
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """Streaming's, and of which data it is."""
+        return {**super().state_dict(num_samples, from_beginning), 'data': self._data()}
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """As Streaming's, which would go on at the same place of another order.
+
+        Raises:
+            ConfigError: The state is of other data.
+        """
+        then, now = obj['data'], self._data()
+        if then != now:
+            change = 'as many samples, but not the same' if then['samples'] == now['samples'] else (
+                f'{then["samples"]:,} samples in {then["shards"]:,} shards then, {now["samples"]:,} in '
+                f'{now["shards"]:,} now')
+            raise ConfigError(f'train_data: the data have changed since the checkpoint was written ({change}), '
+                              'expected those with which the run began; choose another save_folder for a run on these '
+                              'data')
+        super().load_state_dict(obj)
+
+    def _data(self) -> dict[str, Any]:
+        """Number of samples and shards, and a hash of their content, of the images' where they have sidecars."""
+        contents = [stream.content for stream in self.streams if isinstance(stream, VerifiedStream)]
+        return {'samples': self.num_samples, 'shards': self.num_shards,
+                'content': xxhash.xxh64(' '.join(contents)).hexdigest()}
+
+    # ------------------------------------------------------------------------------------------------- samples
+    def stream_of(self, at: int) -> int:
+        """Index of the stream that sample `at` comes from."""
+        return int(self.stream_per_shard[self.spanner[at][0]])
+
+    def sample_seed(self, sample: dict[str, Any]) -> int:
+        """Seed of this sample in this epoch."""
+        return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
 
 
-def _claim_caches(folders: Iterable[str]) -> list[BinaryIO]:
-    """Lock caches for this process and its children, and forget killed runs that used them.
+def _lock_caches(folders: Iterable[str]) -> list[FileLock]:
+    """Lock caches for this process, and forget killed runs that used them.
 
     Streaming registers the folders that a dataset uses in shared memory, and refuses a cache that is registered.
     Shared memory outlives a killed run, a file lock does not.
 
     Returns:
-        The locks, which hold while they are open; only the first rank of a node has any.
+        The locks; only the first rank of a node has any.
 
     Raises:
         ShardError: Another run uses one of the folders.
     """
-    locks: list[BinaryIO] = []
+    locks: list[FileLock] = []
     if dist.get_local_rank() == 0:
         caches = set(folders)
         for folder in sorted(caches):
             os.makedirs(folder, exist_ok=True)
-            lock = open(os.path.join(folder, _LOCK_FILE), 'wb')  # noqa: SIM115
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise ShardError(f'{folder} is the cache of another run that is still alive') from None
-                time.sleep(0.2)
-            locks.append(lock)
+            locks.append(FileLock(os.path.join(folder, _LOCK_FILE), timeout=_LOCK_SECONDS))
+            try:
+                locks[-1].acquire()
+            except Timeout:
+                raise ShardError(f'{folder} is the cache of another run that is still alive') from None
         for registered in Path('/dev/shm').glob(f'[0-9]*_{LOCALS}'):
-            if caches.intersection(_unpack_locals(registered.read_bytes())[0]):
+            if caches.intersection(os.fsdecode(registered.read_bytes()[4:]).split('\0')):
                 for segment in registered.parent.glob(f'{registered.name.partition("_")[0]}_*'):
                     segment.unlink(missing_ok=True)
     dist.barrier()

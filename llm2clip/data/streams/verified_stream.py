@@ -5,8 +5,6 @@
 
 Streaming checks hashes only when asked to, after the file has its final name, and never those of files that were there
 before.  Here a file gets its name when it has been checked, and `SafeDataset` has the others checked at first use.
-
-Of Stream in Streaming 0.13 this relies on `_download_file`, which brings every file of a dataset, its index too.
 """
 
 import logging
@@ -46,7 +44,7 @@ class ShardError(RuntimeError):
 
 
 class VerifiedStream(Stream):
-    """A Stream whose files have the size and hash that the index gives.
+    """A Stream of shards in one file each, which have the size and hash that the index gives.
 
     A download that fails is repeated up to `download_retry` times, with growing pauses; one whose content is wrong is
     repeated once.  Each may take `download_timeout` seconds.  The arguments are those of ``Stream``.
@@ -58,16 +56,11 @@ class VerifiedStream(Stream):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._expected: dict[str, FileInfo] = {}  # of the shards that are being prepared
         self._connection: Optional[tuple[int, CloudDownloader]] = None
 
     def caches(self) -> list[str]:
         """The folders that are filled from a remote."""
         return [] if self.remote is None else [os.path.abspath(os.path.join(self.local, self.split))]
-
-    def source(self, basename: str) -> str:
-        """Where a file comes from."""
-        return os.path.join(self.remote or self.local, self.split, basename)
 
     def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> Any:
         """The shards, for use without a dataset."""
@@ -79,14 +72,14 @@ class VerifiedStream(Stream):
         """Those of the index, which the first process of a node downloads if it is not there."""
         path = self._path(INDEX)
         if self.remote is not None and not world.is_local_leader:
-            wait_for_file_to_exist(str(path), TICK, self.download_timeout, f'{self.source(INDEX)} did not come to '
+            wait_for_file_to_exist(str(path), TICK, self.download_timeout, f'{self._source(INDEX)} did not come to '
                                    f'{path} within {self.download_timeout:.0f} s (download_timeout)')
         elif self.remote is not None and path.is_file():
-            current = Path(self.download(INDEX, f'{INDEX}.now'))
+            current = self.download(INDEX, to=f'{INDEX}.now')
             same = current.read_bytes() == path.read_bytes()
             current.unlink()
             if not same:
-                raise ShardError(f'{self.source(INDEX)} is not the index that {self.local} was filled with: the '
+                raise ShardError(f'{self._source(INDEX)} is not the index that {self.local} was filled with: the '
                                  f'dataset was written anew; remove {self.local}')
         elif self.remote is not None:
             self.download(INDEX)
@@ -95,30 +88,25 @@ class VerifiedStream(Stream):
         return [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        """Files of the wrong size do not count as present, and without a remote all must be.
-
-        Streaming's own would also remove what is decompressed where only that is left and there is no remote.
-        """
-        cache_usage_per_shard[:] = 0
+        """Files of the wrong size do not count as present, and without a remote all must be."""
         for k, shard in enumerate(shards):
-            for path, info in self._present(shard):
-                if (size := path.stat().st_size) == info.bytes:
-                    cache_usage_per_shard[k] += size
-                else:
+            path, info = self._file(shard)
+            size = path.stat().st_size if path.is_file() else 0
+            if size != info.bytes:
+                if size:
                     self._discard(path, f'{size} bytes, expected {info.bytes}')
-        if self.remote is None and not cache_usage_per_shard.all():
-            missing = shards[int(np.flatnonzero(cache_usage_per_shard == 0)[0])]
-            raise ShardError(f'shard {self.source(missing.file_pairs[0][0].basename)} is missing')
+                elif self.remote is None:
+                    raise ShardError(f'shard {path} is missing')
+                size = 0
+            cache_usage_per_shard[k] = size
 
     def prepare_shard(self, shard: Reader) -> int:
-        names = {info.basename: info for pair in shard.file_pairs for info in pair if info}
-        self._expected.update(names)
-        try:
-            with writing(self._path(shard.file_pairs[0][0].basename)):  # which is decompressed
-                return super().prepare_shard(shard)
-        finally:
-            for name in names:
-                self._expected.pop(name, None)
+        """Download a shard that is not here; returns how many bytes have come."""
+        path, info = self._file(shard)
+        if path.is_file():
+            return 0
+        self.download(info.basename, info)
+        return info.bytes
 
     @contextmanager
     def whole(self, shard: Reader) -> Iterator[Reader]:
@@ -127,10 +115,9 @@ class VerifiedStream(Stream):
         Raises:
             ShardError: It is missing, or damaged at its remote as well.
         """
-        here = self._present(shard)
+        here = self._file(shard)[0].is_file()
+        self.discard_damaged(shard)
         self.prepare_shard(shard)
-        if self.discard_damaged(shard):
-            self.prepare_shard(shard)
         yield shard
         if not here:
             shard.evict()
@@ -144,22 +131,17 @@ class VerifiedStream(Stream):
         Raises:
             ShardError: It is damaged, and there is no remote to download it from.
         """
-        for path, info in self._present(shard)[:1]:
-            try:
-                damage = file_damage(path, info)
-            except FileError:
-                if path.is_file():
-                    raise
-                return 0  # another process has evicted it meanwhile
-            if damage is not None:
-                self._discard(path, damage)
-                return info.bytes
-        return 0
-
-    def _present(self, shard: Reader) -> list[tuple[Path, FileInfo]]:
-        """The shard's local files, decompressed before compressed."""
-        files = [(self._path(info.basename), info) for pair in shard.file_pairs for info in pair if info]
-        return [(path, info) for path, info in files if path.is_file()]
+        path, info = self._file(shard)
+        try:
+            damage = file_damage(path, info)
+        except FileError:
+            if path.is_file():
+                raise
+            return 0  # it has not come yet, or another process has evicted it meanwhile
+        if damage is None:
+            return 0
+        self._discard(path, damage)
+        return info.bytes
 
     def _discard(self, path: Path, damage: str) -> None:
         if self.remote is None:
@@ -167,21 +149,33 @@ class VerifiedStream(Stream):
         log.warning(f'{path} is damaged ({damage}) and is downloaded again')
         path.unlink(missing_ok=True)
 
+    def _file(self, shard: Reader) -> tuple[Path, FileInfo]:
+        info, _ = shard.file_pairs[0]
+        return self._path(info.basename), info
+
     def _path(self, basename: str) -> Path:
         return Path(self.local, self.split, basename)
 
-    def download(self, basename: str, to_basename: Optional[str] = None) -> str:
-        """Bring a file from the remote, under another name if one is given.
+    def _source(self, basename: str) -> str:
+        return os.path.join(self.remote or self.local, self.split, basename)
+
+    def download(self, basename: str, expected: Optional[FileInfo] = None, to: Optional[str] = None) -> Path:
+        """Bring a file from the remote.
+
+        Args:
+            basename: Its name there.
+            expected: What the index says of it; unset, it has to be JSON.
+            to: Its name here, if it is another one.
 
         Returns:
             Its path.
 
         Raises:
-            ShardError: There is no such file, it cannot be had, or its content is not that of the index.
+            ShardError: There is no such file, it cannot be had, or its content is wrong.
             ConfigError: There are no credentials for the remote.
             FileError: The disk is full.
         """
-        url, path = self.source(basename), self._path(to_basename or basename)
+        url, path = self._source(basename), self._path(to or basename)
         if self.remote is None:
             raise ShardError(f'{path} is missing, and the dataset has no remote')
         partial = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -191,38 +185,25 @@ class VerifiedStream(Stream):
                 log.warning(f'{problem}; trying again in {wait:.0f} s')
                 time.sleep(wait + random.random() / 2)
                 wait = min(2 * wait, _LONGEST_WAIT)
-            partial.unlink(missing_ok=True)
             tried += 1
             try:
                 with reaching(url), writing(path):
                     self._download_within(url, str(partial))
+                damage = file_damage(partial, expected) if expected else _json_damage(partial.read_bytes(), basename)
+                if damage is None:
+                    partial.replace(path)
+                    return path
+                problem, damaged = f'{url} is damaged: {damage}', damaged + 1
             except (ConfigError, FileError):
-                partial.unlink(missing_ok=True)
                 raise
             except Exception as error:
                 self._connection = None
                 if is_missing(error):
                     raise ShardError(f'{url} does not exist ({type(error).__name__}: {error})') from error
                 problem = f'{url} cannot be downloaded: {type(error).__name__}: {error}'
-                continue
-            # A shard by the index, other files by what can be read of them.
-            damage = None
-            try:
-                if basename in self._expected:
-                    damage = file_damage(partial, self._expected[basename])
-                else:
-                    (parse_index if basename == INDEX else parse_json)(partial.read_bytes(), basename)
-            except ValueError as error:
-                damage = str(error)
-            if damage is None:
-                partial.replace(path)
-                return str(path)
-            problem, damaged = f'{url} is damaged: {damage}', damaged + 1
-        partial.unlink(missing_ok=True)
+            finally:
+                partial.unlink(missing_ok=True)
         raise ShardError(f'{problem} (tried {tried} times)')
-
-    def _download_file(self, from_basename: str, to_basename: Optional[str] = None) -> str:
-        return self.download(from_basename, to_basename)
 
     def _download_within(self, url: str, path: str) -> None:
         """Download, but give up after `download_timeout` seconds, which not every downloader of Streaming does."""
@@ -245,3 +226,12 @@ class VerifiedStream(Stream):
             raise TimeoutError(f'no end after {self.download_timeout:.0f} s (download_timeout)')
         if errors:
             raise errors[0]
+
+
+def _json_damage(data: bytes, name: str) -> Optional[str]:
+    """What is wrong with the content of an index, or of another JSON file."""
+    try:
+        (parse_index if name == INDEX else parse_json)(data, name)
+    except FileError as error:
+        return str(error)
+    return None

@@ -58,7 +58,7 @@ class MDSImages:
 
     @classmethod
     def open(cls, local: str) -> 'MDSImages':
-        """Raises a FileError if the index or a shard is damaged, or a shard is missing or compressed."""
+        """Raises a FileError if the index or a shard is damaged, or a shard is missing."""
         for shard in read_index(local)['shards']:
             whole_shard(local, shard)
         return cls(local, LocalDataset(local))

@@ -12,7 +12,7 @@ from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from llm2clip.data.loader import text_sides
+from llm2clip.data.texts import text_sides
 from llm2clip.models.sharding import whole
 
 __all__ = ['LogitScaleMonitor', 'SpeedMonitor', 'StepMonitor', 'TextMonitor']

@@ -1,0 +1,354 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 1's data: two captions of one thing, or single texts some of whose tokens are masked; and its microbatches."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xxhash
+from composer.core import DataSpec
+from composer.utils import dist
+
+from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError, MNTPConfig
+from llm2clip.data.captions import draw_caption, draw_pair, text_id
+from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
+from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset
+from llm2clip.data.streams.safe_dataset import SafeDataset
+from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.remote_code.text_encoder_llm2clip import pack
+
+__all__ = [
+    'build_caption_pair_loader', 'build_masked_text_loader', 'pack_sides', 'pairs_of_streams', 'split_by_length',
+    'split_packed', 'text_sides', 'texts_of_streams', 'with_two_captions',
+]
+
+_IGNORED = -100
+_IDS, _MASK = 'input_ids', 'attention_mask'
+# Seed -> another sample of a sample's shard, or None where there is no other.
+_Another = Callable[[int], Optional[dict[str, Any]]]
+# A sample, the index of its stream, its seed in this epoch, and its neighbours -> what goes into a batch.
+_MakeText = Callable[[dict[str, Any], int, int, _Another], dict[str, Any]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pairs of captions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_caption_pair_loader(
+    config: CaptionDataConfig, tokenizer: Any, global_batch_size: int, seed: int, train: bool, key: str
+) -> DataSpec:
+    """Loader of stage 1's batches; `CaptionContrastive` says what is in them.
+
+    In training a direction and two captions are drawn each time a sample is seen, as `draw_pair` says, and the
+    directions' instructions stand before the queries.  In evaluation a caption that the sample lacks has the
+    ``text_id`` 0, and the pair does not count.
+
+    Args:
+        config: Streams and pairs.
+        tokenizer: A `CaptionTokenizer`.
+        global_batch_size: Pairs per step over all ranks.
+        seed: Seed of the caption choice.
+        train: Shuffle and drop the last incomplete batch.  Otherwise: one fixed pair of captions per sample, no
+            instruction, as caption retrieval accuracy is defined; samples that lack one of them do not count.
+        key: Where `config` stands in the configuration.
+    """
+    pairs_of, columns = pairs_of_streams(config, train, key)
+
+    def make(sample: dict[str, Any], stream: int, sample_seed: int, another: _Another) -> dict[str, Any]:
+        pairs = pairs_of[stream]
+        if train:
+            pair, query, positive, positive_key = draw_pair(sample, pairs, sample_seed)
+            instruction = tokenizer.instruction if pair.instruction is None else pair.instruction
+        else:
+            pair, = pairs
+            assert pair.positive is not None
+            positive_key, = pair.positive
+            query, positive = (sample[caption_column(key)] for key in (*pair.query, positive_key))
+            instruction = ''
+        sides = {'query': query, 'positive': positive}
+        if any(other.has_negative for other in pairs):
+            negative, owner = pair.negative, sample
+            if pair.random_negative:
+                negative, owner = positive_key, another(sample_seed)
+            sides['negative'] = owner[caption_column(negative)] if negative and owner else ''
+        result: dict[str, Any] = {}
+        for side, text in sides.items():
+            there = text.strip()
+            result[side] = tokenizer.tokenize([text], instruction if side == 'query' else '')[0] if there \
+                else tokenizer.placeholder()
+            result[f'{side}_text_id'] = text_id(there and text)
+        return result
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {}
+        for side in ('query', 'positive', 'negative'):
+            if side in samples[0]:
+                texts = [sample[side] for sample in samples]
+                batch.update({f'{side}_{name}': value for name, value in tokenizer.pad(texts).items()})
+                batch[f'{side}_cut'] = torch.tensor([text.cut for text in texts])
+                batch[f'{side}_text_id'] = torch.tensor([sample[f'{side}_text_id'] for sample in samples])
+        return batch
+
+    return _build_text_loader(make, collate, columns, config, global_batch_size, seed, train, key,
+                              batching_method='per_stream' if train else 'random')
+
+
+def pairs_of_streams(
+    config: CaptionDataConfig, train: bool, key: str
+) -> tuple[list[Sequence[CaptionPairConfig]], list[list[str]]]:
+    """The directions of each stream, and the columns that they take.
+
+    Without pairs, any two captions of a sample in training, and in evaluation the first two keys of the dataset.  In
+    training, a dataset with one caption per sample pairs it with itself.
+
+    Raises:
+        ConfigError: A direction makes no sense, or there is one caption per sample to evaluate on.
+    """
+    pairs: list[Sequence[CaptionPairConfig]] = []
+    for name, stream in config.streams.items():
+        chosen, where = (config.pairs, f'{key}.pairs') if stream.pairs is None else (
+            stream.pairs, f'{key}.streams.{name}.pairs')
+        if not chosen:
+            keys = all_caption_keys(name, stream, key, 'pairs')
+            if len(keys) < 2 and not train:
+                raise ConfigError(f'{key}.streams.{name}: {stream.local} has one caption per sample, expected two')
+            both = CaptionPairConfig(keys, keys if len(keys) > 1 else None)
+            chosen = [both if train else CaptionPairConfig(keys[:1], keys[1:2])]
+        for i, pair in enumerate(chosen):
+            if pair.positive is not None and pair.positive in ([query] for query in pair.query):
+                raise ConfigError(f'{where}[{i}]: a caption cannot be its own positive; both sides are '
+                                  f'{pair.positive[0]!r} (with positive: null, dropout makes two vectors of it)')
+            if pair.negative is not None and pair.random_negative:
+                raise ConfigError(f'{where}[{i}]: expected negative or random_negative, got both')
+        if not train and (len(chosen) > 1 or len(chosen[0].query) > 1 or len(chosen[0].positive or []) != 1):
+            raise ConfigError(f'{where}: evaluation needs one pair with one caption key per side')
+        pairs.append(chosen)
+    columns = [sorted({caption_column(k) for pair in chosen
+                       for k in (*pair.keys, *([pair.negative] if pair.negative else []))})
+               for chosen in pairs]
+    return pairs, columns
+
+
+def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDataConfig]:
+    """`config` without the streams that have one caption per sample, which are no pairs to evaluate on; None without
+    any other."""
+    streams = {name: stream for name, stream in config.streams.items() if stream.pairs or config.pairs
+               or len(all_caption_keys(name, stream, key, 'pairs')) > 1}
+    if (single := [name for name in config.streams if name not in streams]) and dist.get_global_rank() == 0:
+        print(f'{key}.streams: {", ".join(single)} has one caption per sample, so no pairs: not evaluated', flush=True)
+    return dataclasses.replace(config, streams=streams) if streams else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Masked texts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_masked_text_loader(
+    config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int, key: str
+) -> DataSpec:
+    """Loader of the MNTP warm start's batches; `MaskedNextTokenPrediction` says what is in them.
+
+    Each time a sample is seen, one of its texts is drawn and masked anew.
+
+    Args:
+        config: Streams and texts.
+        tokenizer: A `CaptionTokenizer`.
+        mntp: What is masked, and how.
+        global_batch_size: Texts per step over all ranks.
+        seed: Seed of the choice of texts and of the masks.
+        key: Where `config` stands in the configuration.
+    """
+    if not tokenizer.plain(mntp.mask_token):
+        raise ConfigError('mntp.mask_token: expected a text of at least one token')
+    texts = texts_of_streams(config, key)
+    columns = [[caption_column(k) for k in mix] for mix in texts]
+    mask_id = tokenizer.plain(mntp.mask_token)[0]
+
+    def make(sample: dict[str, Any], stream: int, sample_seed: int, another: _Another) -> dict[str, Any]:
+        del another
+        _, text = draw_caption(sample, texts[stream], sample_seed)
+        tokenized, = tokenizer.tokenize([text])
+        if len(tokenized.ids) < 2:
+            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
+        ids, labels = _mask_tokens(tokenized.ids, tokenized.start, mask_id, mntp.mask_probability, sample_seed)
+        return {'text': tokenized._replace(ids=ids), 'labels': labels}
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = tokenizer.pad([sample['text'] for sample in samples])
+        labels = torch.full_like(batch['input_ids'], _IGNORED)
+        for row, sample in enumerate(samples):
+            labels[row, :len(sample['labels'])] = torch.tensor(sample['labels'])
+        return {'input_ids': batch['input_ids'], 'attention_mask': batch['attention_mask'], 'labels': labels,
+                'cut': torch.tensor([sample['text'].cut for sample in samples])}
+
+    return _build_text_loader(make, collate, columns, config, global_batch_size, seed, True, key)
+
+
+def texts_of_streams(config: CaptionDataConfig, key: str) -> list[dict[str, float]]:
+    """Caption key -> weight of each stream.
+
+    Raises:
+        ConfigError: One has none.
+    """
+    texts = []
+    for name, stream in config.streams.items():
+        chosen = config.texts if stream.texts is None else stream.texts
+        mix = {name: weight for name, weight in chosen.items() if weight}
+        if not mix:
+            raise ConfigError(f'{key}.texts: expected caption keys with weights, at least one above 0 '
+                              f'(or {key}.streams.{name}.texts)')
+        texts.append(mix)
+    return texts
+
+
+def _mask_tokens(
+    ids: Sequence[int], start: int, mask_id: int, probability: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Tokens, some of them masked, from `start` on and at least one, and labels: the original token where one is
+    masked.  The first of all never is, since nothing stands before it."""
+    start = max(start, 1)
+    rng = np.random.default_rng(seed)
+    masked = rng.random(len(ids) - start) < probability
+    masked[rng.integers(len(masked))] |= not masked.any()
+    tokens, labels = list(ids), [_IGNORED] * len(ids)
+    for position in (np.flatnonzero(masked) + start).tolist():
+        labels[position], tokens[position] = tokens[position], mask_id
+    return tokens, labels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches of either
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _TextDataset(SafeDataset):
+    """Samples, made into what a batch needs by `make` each time they are seen."""
+
+    def __init__(self, streams: Sequence[VerifiedStream], make: _MakeText, **kwargs: Any) -> None:
+        super().__init__(streams, **kwargs)
+        self.make = make
+
+    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(at)
+        made = self.make(sample, self.stream_of(at), self.sample_seed(sample), partial(self._another, at))
+        return {'index': at, 'sample_id': sample[SAMPLE_ID], **made}
+
+    def _another(self, at: int, seed: int) -> Optional[dict[str, Any]]:
+        """Another sample of the shard of sample `at`, all of them alike; that shard is here, and others may not be."""
+        shard, place = map(int, self.spanner[at])
+        size = int(self.samples_per_shard[shard])
+        if size == 1:
+            return None
+        other = (place + 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)) % size
+        return super().__getitem__(at - place + other)
+
+
+def _build_text_loader(
+    make: _MakeText,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    columns: Sequence[Sequence[str]],
+    config: CaptionDataConfig,
+    global_batch_size: int,
+    seed: int,
+    train: bool,
+    key: str,
+    batching_method: str = 'random',
+) -> DataSpec:
+    """Loader of what `make` gives and `collate` puts together, besides positions and ids; `columns` are read from each
+    stream, and the other arguments are those of `build_loader`."""
+    streams = []
+    for (name, stream), needed in zip(config.streams.items(), columns):
+        arguments = stream_arguments(name, stream, key)
+        if stream.remote is None:
+            check_dataset(stream.local, [SAMPLE_ID, *needed])
+        streams.append(VerifiedStream(**arguments))
+
+    def collate_all(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {'index': torch.tensor([sample['index'] for sample in samples]),
+                'sample_id': [sample['sample_id'] for sample in samples], **collate(samples)}
+
+    return build_loader(
+        lambda **kwargs: _TextDataset(streams, make, seed=seed, **kwargs), config, config.streams,
+        global_batch_size, train, key, collate_all, batching_method, split_batch=split_packed if train else None,
+        get_num_tokens_in_batch=_count_tokens)
+
+
+def _count_tokens(batch: dict[str, Any]) -> dict[str, int]:
+    """Tokens of a batch, padded or packed, and of those the ones that a loss is computed on, for Composer."""
+    total = sum(int(batch[side + _MASK].sum()) if side + _MASK in batch else batch[side + _IDS].numel()
+                for side in text_sides(batch))
+    return {'total': total, 'loss_generating': int((batch['labels'] >= 0).sum()) if 'labels' in batch else total}
+
+
+def text_sides(batch: dict[str, Any]) -> list[str]:
+    """Prefixes of the texts in a batch: ``query_``, ``positive_``, … or an empty one, also if all are packed."""
+    return [key.removesuffix(_IDS) for key in batch if key.endswith(_IDS)]
+
+
+def split_packed(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
+    """`split_by_length`, after which the texts of each part are in one row (`pack_sides`)."""
+    return [pack_sides(part, [n for side in text_sides(part) for n in part[side + _MASK].sum(1).tolist()])
+            for part in split_by_length(batch, microbatch_size)]
+
+
+def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
+    """A batch of stage 1 with all its texts in one row, as `pack` says.
+
+    Args:
+        batch: Each side's texts padded.
+        lengths: Tokens of each text, one side's after the other's in the order in which the batch has them.
+    """
+    sides = text_sides(batch)
+    names = [name.removeprefix(sides[0]) for name, value in batch.items()
+             if name.startswith(sides[0]) and isinstance(value, torch.Tensor) and value.ndim == 2]
+    longest = max(batch[side + _MASK].shape[1] for side in sides)
+    texts = {name: torch.cat([F.pad(batch[side + name], (0, longest - batch[side + name].shape[1])) for side in sides])
+             for name in names if name != _MASK}
+    padded = {side + name for side in sides for name in names}
+    packed = pack(texts, lengths)
+    if torch.cuda.is_initialized():  # of pinned memory, copies to the GPU are asynchronous
+        packed = {name: torch.empty_like(value, pin_memory=True).copy_(value) if isinstance(value, torch.Tensor)
+                  else value for name, value in packed.items()}
+    return {**{name: value for name, value in batch.items() if name not in padded}, **packed}
+
+
+def split_by_length(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
+    """Split a batch, each side's texts in the order of their length, and cut the padding that a part does not need.
+
+    A side's tensors stay together.  Different sides are ordered independently, so a part holds texts of different
+    samples: fit for a loss on each text by itself, or for `GradCache`, whose loss is that of the whole batch.  A batch
+    that is not larger than a microbatch stays as it is.
+
+    Args:
+        batch: Tensors ``(B,)`` and ``(B, T)`` and lists of length B; each text side has an ``attention_mask``, padded
+            on the right.
+        microbatch_size: Samples per part; the last may be smaller.
+    """
+    n = len(batch['index'])
+    if n <= microbatch_size:
+        return [batch]
+    sides = text_sides(batch)
+    order = {side: batch[side + _MASK].sum(1).argsort(descending=True, stable=True) for side in sides}
+    parts: list[dict[str, Any]] = []
+    for start in range(0, n, microbatch_size):
+        rows = {side: order[side][start:start + microbatch_size] for side in sides}
+        length = {side: int(batch[side + _MASK][rows[side]].sum(1).max()) for side in sides}
+        part = {}
+        for key, value in batch.items():
+            side = max((side for side in sides if key.startswith(side)), key=len, default=None)
+            if side is None:
+                part[key] = value[start:start + microbatch_size]
+            elif isinstance(value, list):
+                part[key] = [value[row] for row in rows[side].tolist()]
+            else:
+                part[key] = value[rows[side]] if value.ndim == 1 else value[rows[side], :length[side]]
+        parts.append(part)
+    return parts
