@@ -11,7 +11,7 @@ import xxhash
 from llm2clip.config import CaptionPairConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys
 
-__all__ = ['DrawnPair', 'captions_of', 'draw', 'draw_caption', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
+__all__ = ['DrawnPair', 'draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
@@ -32,31 +32,11 @@ def draw(weights: Sequence[float], seed: int, what: str = 'caption') -> int:
     return max(index for index, weight in enumerate(weights) if weight > 0)
 
 
-def captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
-    """Caption key -> text of those that the sample has; one that is absent is an empty text."""
-    texts = ((key, sample[caption_column(key)]) for key in keys)
-    return {key: text for key, text in texts if text.strip()}
-
-
-def draw_caption(sample: Mapping[str, Any], mix: Mapping[str, float], seed: int) -> tuple[str, str]:
-    """Key and text of a caption, drawn in proportion to the weights of those that the sample has.
-
-    Args:
-        sample: Of an image or caption dataset.
-        mix: Caption key -> weight, above 0.
-        seed: Decides which.
-
-    Raises:
-        ValueError: It has none of them.
-    """
-    drawn, = draw_captions(sample, mix, 1, seed)
-    return drawn
-
-
 def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, seed: int) -> list[tuple[str, str]]:
-    """Keys and texts of n captions, each drawn as by `draw_caption` among those that were not drawn before.
+    """Keys and texts of n captions, drawn in proportion to the weights of those that the sample has and that were not
+    drawn before.
 
-    A sample that has fewer gives each of them once before it gives one again.  The first is that of `draw_caption`.
+    A sample that has fewer gives each of them once before it gives one again.  The first does not depend on n.
 
     Args:
         sample: Of an image or caption dataset.
@@ -67,7 +47,7 @@ def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, s
     Raises:
         ValueError: It has none of them.
     """
-    texts = captions_of(sample, mix)
+    texts = _captions_of(sample, mix)
     if not texts:
         raise _no_caption(sample, mix)
     left: list[str] = []
@@ -77,6 +57,12 @@ def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, s
         key = left.pop(draw([mix[key] for key in left], seed, f'caption {i}' if i else 'caption'))
         drawn.append((key, texts[key]))
     return drawn
+
+
+def _captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
+    """Caption key -> text of those that the sample has; one that is absent is an empty text."""
+    texts = ((key, sample[caption_column(key)]) for key in keys)
+    return {key: text for key, text in texts if text.strip()}
 
 
 class DrawnPair(NamedTuple):
@@ -91,20 +77,15 @@ class DrawnPair(NamedTuple):
 def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], seed: int) -> DrawnPair:
     """A direction, and the texts of query and positive, which have different keys unless the direction has no positive.
 
-    All three are drawn among what the sample has: the directions for which it has the captions, and those captions.
-    Where it has no two captions for any direction, one caption is both query and positive, as in SimCSE (Gao et al.
-    2021): dropout, and the query's instruction, are then the only difference between the two.
-
-    Args:
-        sample: Of an image or caption dataset.
-        pairs: The directions.
-        seed: Decides what is drawn.
+    All three are drawn, as `seed` decides, among what the sample has: the directions for which it has the captions, and
+    those captions.  Where it has no two captions for any direction, one caption is both query and positive, as in
+    SimCSE (Gao et al. 2021): dropout, and the query's instruction, are then the only difference between the two.
 
     Raises:
         ValueError: It has none of the directions' captions.
     """
     every = dict.fromkeys(key for pair in pairs for key in pair.keys)
-    texts = captions_of(sample, every)
+    texts = _captions_of(sample, every)
     if not texts:
         raise _no_caption(sample, every)
     queries = [[key for key in pair.query if _others(key, pair, texts)] for pair in pairs]
@@ -129,7 +110,7 @@ def _others(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) -> li
 def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
     """The error of a sample that has none of the captions which are drawn from."""
     wanted = list(keys)
-    there = list(captions_of(sample, caption_keys(sample)))
+    there = list(_captions_of(sample, caption_keys(sample)))
     return ValueError(f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(wanted)}, but '
                       f'{", ".join(there) or "no caption at all"}; draw from one that every sample has as well, or '
                       f'leave such samples out by prepare_data with require_any_caption=[{",".join(wanted)}]')

@@ -6,7 +6,7 @@
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -65,10 +65,7 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
             `MAX_PIXELS`; names the sample.
     """
     with _open(data, sample_id) as image:
-        scan = _scan(image)
-        upright = upright_rgb(image)
-        _check_whole(data, scan, _corners(upright))
-        return upright
+        return _whole(data, image, upright_rgb)
 
 
 def image_size(data: bytes, sample_id: str) -> tuple[int, int]:
@@ -83,78 +80,55 @@ def image_size(data: bytes, sample_id: str) -> tuple[int, int]:
 def crop_image(data: bytes, sample_id: str, box: tuple[float, float, float, float]) -> Image.Image:
     """A part of an image in RGB, of the pixels as they are stored: its EXIF orientation is not taken into account.
 
-    Args:
-        data: As for `decode_image`.
-        sample_id: For messages.
-        box: Left, upper, right and lower border in pixels.  What is outside of the image is black.
-
-    Raises:
-        ValueError: As `decode_image`.
+    Arguments and errors are those of `decode_image`, and `box` is the left, upper, right and lower border in pixels.
+    What is outside of the image is black.
     """
     with _open(data, sample_id) as image:
-        scan = _scan(image)
-        whole = image.convert('RGB')
-        _check_whole(data, scan, _corners(whole))
+        whole = _whole(data, image, lambda image: image.convert('RGB'))
         return whole.crop(box)  # pyright: ignore[reportArgumentType]
 
 
-def _corners(image: Image.Image) -> set[Any]:
-    """The colours of an image's corners."""
-    right, bottom = image.width - 1, image.height - 1
-    return {image.getpixel(at) for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))}
-
-
 def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -> torch.Tensor:
-    """`decode_image` as ``(3, H, W)`` uint8.
+    """`decode_image` as ``(3, H, W)`` uint8, with the same errors.
 
     Args:
         data: As for `decode_image`.
         sample_id: For messages.
         at_least: If the shortest side is at least twice that, a JPEG comes back at 1/2, 1/4 or 1/8 of its size, not
             smaller than that, which libjpeg does in the DCT domain.  Leave out for the full size.
-
-    Raises:
-        ValueError: As `decode_image`.
     """
+    def decode(image: Image.Image) -> Any:
+        if image.format == 'JPEG' and image.mode in ('RGB', 'L'):
+            if at_least and min(image.size) >= 2 * at_least:
+                scale = at_least / min(image.size)
+                image.draft('RGB', (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+            elif orientation(image) == 1:
+                # The same pixels as Pillow's, bit by bit, in up to a fifth less time.
+                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return pil_to_tensor(upright_rgb(image))
+
     with _open(data, sample_id) as image:
-        scan = _scan(image)
-        pixels = _decode(data, image, at_least)
-        _check_whole(data, scan, {tuple(pixels[:, y, x].tolist()) for x in (0, -1) for y in (0, -1)})
-        return pixels
+        return _whole(data, image, decode)
 
 
-def _decode(data: bytes, image: Image.Image, at_least: Optional[int]) -> torch.Tensor:
-    if image.format == 'JPEG' and image.mode in ('RGB', 'L'):
-        if at_least and min(image.size) >= 2 * at_least:
-            scale = at_least / min(image.size)
-            image.draft('RGB', (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        elif orientation(image) == 1:
-            # The same pixels as Pillow's, bit by bit, in up to a fifth less time.
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_jpeg(encoded, mode=ImageReadMode.RGB)  # pyright: ignore[reportReturnType]
-    return pil_to_tensor(upright_rgb(image))
-
-
-def _scan(image: Image.Image) -> Optional[int]:
-    """Where the coded pixels of a sequential JPEG begin, as long as they have not been read; None of other images."""
-    if image.format != 'JPEG' or image.info.get('progressive'):
-        return None
-    return image.fp.tell()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-
-
-def _check_whole(data: bytes, scan: Optional[int], corners: set[Any]) -> None:
-    """Raise an error if the coded pixels of a JPEG end before its last ones, which libjpeg leaves grey then.
-
-    Args:
-        data: Of the image.
-        scan: As `_scan` gives it.
-        corners: Colours of its corners, in one of which its last pixels are.
-    """
-    if scan is None or not corners & _UNTOUCHED or data.find(b'\xff\xda', scan) >= 0:
-        return
-    # Without its end marker, decoding goes on until there are no more data; a decoder looks a few bytes ahead.
-    with open_image(data[:data.rfind(b'\xff\xd9')] + bytes(16)) as image:
-        image.load()
+def _whole(data: bytes, image: Image.Image, decode: Callable[[Image.Image], Any]) -> Any:
+    """The image, decoded; an error if the pixels of a JPEG end before its last ones, which libjpeg leaves grey."""
+    sequential = image.format == 'JPEG' and not image.info.get('progressive')
+    # Where the coded pixels begin, as long as they have not been read.
+    scan = image.fp.tell() if sequential else 0  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    decoded = decode(image)
+    if not sequential:
+        return decoded
+    # The last pixels are in one of the corners.
+    if isinstance(decoded, torch.Tensor):
+        corners = {tuple(decoded[:, y, x].tolist()) for x in (0, -1) for y in (0, -1)}
+    else:
+        corners = {decoded.getpixel((x, y)) for x in (0, decoded.width - 1) for y in (0, decoded.height - 1)}
+    if corners & _UNTOUCHED and data.find(b'\xff\xda', scan) < 0:
+        # Without its end marker, decoding goes on until there are no more data; a decoder looks a few bytes ahead.
+        with open_image(data[:data.rfind(b'\xff\xd9')] + bytes(16)) as cut:
+            cut.load()
+    return decoded
 
 
 @contextmanager
@@ -181,11 +155,7 @@ def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def unsupported_format(data: bytes) -> Optional[str]:
-    """What the file is, if it is no image or an image in a format that is not supported and can be told by its start.
-
-    Args:
-        data: A file that cannot be decoded.
-    """
+    """What a file that cannot be decoded is, if it is no image or one of an unsupported format, as its start tells."""
     head = data[:4096]
     return next((name for name, pattern in _SIGNATURES.items() if pattern.match(head)), None)
 

@@ -19,7 +19,8 @@ from streaming import StreamingDataLoader, StreamingDataset
 
 from llm2clip.config import ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.schema import caption_keys, read_columns
-from llm2clip.data.streams.safe_dataset import SafeDataset
+from llm2clip.data.streams.safe_dataset import Make, SafeDataset
+from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = [
     'all_caption_keys', 'build_loader', 'device_batch_size', 'shared_memory', 'stream_arguments', 'streaming_dataset',
@@ -60,13 +61,7 @@ def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any
 
 
 def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) -> list[str]:
-    """Every caption key of a dataset, where a setting that would name some is left out.
-
-    Args:
-        name: Of the dataset.
-        stream: Where it is.
-        key: Where the dataset's group stands in the configuration.
-        setting: Which setting is left out, for messages.
+    """Every caption key of a dataset, where the `setting` of ``key`` that would name some is left out.
 
     Raises:
         ConfigError: The dataset is missing, has no captions, or is not here yet.
@@ -81,23 +76,25 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
 
 
 def build_loader(
-    make_dataset: Callable[..., SafeDataset],
+    streams: Mapping[str, VerifiedStream],
+    make: Make,
     config: LoaderConfig,
-    streams: Mapping[str, StreamConfig],
     global_batch_size: int,
+    seed: int,
     train: bool,
     key: str,
     collate_fn: Optional[Callable[[list[Any]], Any]] = None,
     batching_method: str = 'random',
     **data_spec: Any,
 ) -> DataSpec:
-    """Dataset -> loader of this rank's batches.
+    """Streams -> loader of this rank's batches.
 
     Args:
-        make_dataset: Takes the StreamingDataset arguments.
+        streams: Name -> stream.
+        make: As for `SafeDataset`.
         config: Order and workers.
-        streams: The configured streams.
         global_batch_size: Samples per step over all ranks.
+        seed: Seed of everything random about a sample.
         train: Drop the last incomplete batch; otherwise keep every sample and the stored order.
         key: Where `config` stands in the configuration, for messages.
         collate_fn: Samples -> batch.
@@ -108,11 +105,11 @@ def build_loader(
         raise ConfigError(f'{key}.streams: name at least one dataset')
     if config.cache_limit is not None:
         for name, stream in streams.items():
-            sidecars = getattr(stream, 'embeddings', {}).values()
-            if None in (stream.remote, *(sidecar.remote for sidecar in sidecars)):
+            if None in (stream.remote, *(sidecar.remote for sidecar in getattr(stream, 'sidecars', ()))):
                 raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would delete it')
     batch_size = device_batch_size(global_batch_size, 'global_train_batch_size' if train else 'global_eval_batch_size')
-    dataset = make_dataset(
+    dataset = SafeDataset(
+        list(streams.values()), make, seed,
         batch_size=batch_size,
         shuffle=config.shuffle and train,
         shuffle_seed=config.shuffle_seed,
@@ -126,7 +123,7 @@ def build_loader(
     if train and dataset.epoch_size < global_batch_size:
         raise ConfigError(f'{key}: an epoch has {dataset.epoch_size} samples, fewer than one global batch of '
                           f'{global_batch_size}')
-    for name, stream in zip(streams, dataset.streams):
+    for name, stream in streams.items():
         if batching_method == 'per_stream' and train and int(stream.choose) < global_batch_size:
             raise ConfigError(f'{key}.streams.{name}: an epoch takes {stream.choose} samples of it, expected as many '
                               f'as one global batch has, {global_batch_size}, since that comes from one dataset; '

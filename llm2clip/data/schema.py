@@ -107,13 +107,8 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
 
 
 def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -> None:
-    """Raise a FileError unless this is the entry of a shard in an index.
-
-    Args:
-        shard: The entry.
-        where: Where it stands, for messages.
-        like: Another one, which has been checked, and whose columns it should have.
-    """
+    """Raise a FileError, which says `where`, unless this is the entry of a shard in an index, with the columns of
+    `like`, an entry that has been checked."""
     if not isinstance(shard, dict) or shard.keys() != _SHARD:
         raise FileError(f'{where}: expected an object with {", ".join(sorted(_SHARD))}')
     if shard['format'] != 'mds' or shard['version'] != 2:
@@ -165,11 +160,7 @@ def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
 
 
 def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
-    """A reader of a shard of a local dataset, without Streaming's shared memory.
-
-    Args:
-        folder: Of the dataset.
-        shard: The shard's entry in its index.
+    """A reader of a shard of the local dataset in `folder`, by its entry in the index.
 
     Raises:
         FileError: Its file is missing or not as the index describes it.

@@ -5,21 +5,19 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Optional
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import xxhash
 from composer.core import DataSpec
 from composer.utils import dist
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError, MNTPConfig
-from llm2clip.data.captions import draw_caption, draw_pair, text_id
+from llm2clip.data.captions import draw_captions, draw_pair, text_id
 from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset
-from llm2clip.data.streams.safe_dataset import SafeDataset
+from llm2clip.data.streams.safe_dataset import Make, SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.remote_code.text_encoder_llm2clip import pack
 
@@ -30,10 +28,6 @@ __all__ = [
 
 _IGNORED = -100
 _IDS, _MASK = 'input_ids', 'attention_mask'
-# Seed -> another sample of a sample's shard, or None where there is no other.
-_Another = Callable[[int], Optional[dict[str, Any]]]
-# A sample, the index of its stream, its seed in this epoch, and its neighbours -> what goes into a batch.
-_MakeText = Callable[[dict[str, Any], int, int, _Another], dict[str, Any]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -61,8 +55,8 @@ def build_caption_pair_loader(
     """
     pairs_of, columns = pairs_of_streams(config, train, key)
 
-    def make(sample: dict[str, Any], stream: int, sample_seed: int, another: _Another) -> dict[str, Any]:
-        pairs = pairs_of[stream]
+    def make(dataset: SafeDataset, sample: dict[str, Any], at: int) -> dict[str, Any]:
+        pairs, sample_seed = pairs_of[dataset.stream_of(at)], dataset.sample_seed(sample)
         if train:
             pair, query, positive, positive_key = draw_pair(sample, pairs, sample_seed)
             instruction = tokenizer.instruction if pair.instruction is None else pair.instruction
@@ -76,7 +70,7 @@ def build_caption_pair_loader(
         if any(other.has_negative for other in pairs):
             negative, owner = pair.negative, sample
             if pair.random_negative:
-                negative, owner = positive_key, another(sample_seed)
+                negative, owner = positive_key, dataset.another(at, sample_seed)
             sides['negative'] = owner[caption_column(negative)] if negative and owner else ''
         result: dict[str, Any] = {}
         for side, text in sides.items():
@@ -172,9 +166,9 @@ def build_masked_text_loader(
     columns = [[caption_column(k) for k in mix] for mix in texts]
     mask_id = tokenizer.plain(mntp.mask_token)[0]
 
-    def make(sample: dict[str, Any], stream: int, sample_seed: int, another: _Another) -> dict[str, Any]:
-        del another
-        _, text = draw_caption(sample, texts[stream], sample_seed)
+    def make(dataset: SafeDataset, sample: dict[str, Any], at: int) -> dict[str, Any]:
+        sample_seed = dataset.sample_seed(sample)
+        (_, text), = draw_captions(sample, texts[dataset.stream_of(at)], 1, sample_seed)
         tokenized, = tokenizer.tokenize([text])
         if len(tokenized.ids) < 2:
             raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
@@ -229,30 +223,8 @@ def _mask_tokens(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _TextDataset(SafeDataset):
-    """Samples, made into what a batch needs by `make` each time they are seen."""
-
-    def __init__(self, streams: Sequence[VerifiedStream], make: _MakeText, **kwargs: Any) -> None:
-        super().__init__(streams, **kwargs)
-        self.make = make
-
-    def __getitem__(self, at: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = super().__getitem__(at)
-        made = self.make(sample, self.stream_of(at), self.sample_seed(sample), partial(self._another, at))
-        return {'index': at, 'sample_id': sample[SAMPLE_ID], **made}
-
-    def _another(self, at: int, seed: int) -> Optional[dict[str, Any]]:
-        """Another sample of the shard of sample `at`, all of them alike; that shard is here, and others may not be."""
-        shard, place = map(int, self.spanner[at])
-        size = int(self.samples_per_shard[shard])
-        if size == 1:
-            return None
-        other = (place + 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)) % size
-        return super().__getitem__(at - place + other)
-
-
 def _build_text_loader(
-    make: _MakeText,
+    make: Make,
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
     columns: Sequence[Sequence[str]],
     config: CaptionDataConfig,
@@ -264,21 +236,18 @@ def _build_text_loader(
 ) -> DataSpec:
     """Loader of what `make` gives and `collate` puts together, besides positions and ids; `columns` are read from each
     stream, and the other arguments are those of `build_loader`."""
-    streams = []
+    streams = {}
     for (name, stream), needed in zip(config.streams.items(), columns):
-        arguments = stream_arguments(name, stream, key)
+        streams[name] = VerifiedStream(**stream_arguments(name, stream, key))
         if stream.remote is None:
             check_dataset(stream.local, [SAMPLE_ID, *needed])
-        streams.append(VerifiedStream(**arguments))
 
     def collate_all(samples: list[dict[str, Any]]) -> dict[str, Any]:
         return {'index': torch.tensor([sample['index'] for sample in samples]),
                 'sample_id': [sample['sample_id'] for sample in samples], **collate(samples)}
 
-    return build_loader(
-        lambda **kwargs: _TextDataset(streams, make, seed=seed, **kwargs), config, config.streams,
-        global_batch_size, train, key, collate_all, batching_method, split_batch=split_packed if train else None,
-        get_num_tokens_in_batch=_count_tokens)
+    return build_loader(streams, make, config, global_batch_size, seed, train, key, collate_all, batching_method,
+                        split_batch=split_packed if train else None, get_num_tokens_in_batch=_count_tokens)
 
 
 def _count_tokens(batch: dict[str, Any]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a sidecar stores the teacher's vectors: as float16, or as int8 with a float32 scale per vector."""
+"""How a sidecar stores the teacher's vectors: as float16, or as int8 with a float32 scale per vector, its largest
+magnitude over 127, so that a value is off by at most half the scale."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,30 +14,10 @@ import torch.nn.functional as F
 from llm2clip.data.schema import SAMPLE_ID, embedding_column, scale_column
 
 __all__ = [
-    'STORAGES', 'concatenate', 'dequantize', 'float_vectors', 'quantize', 'stored_vector', 'vector_columns',
-    'vector_rows', 'vectors_of',
+    'STORAGES', 'concatenate', 'float_vectors', 'stored_vector', 'vector_columns', 'vector_rows', 'vectors_of',
 ]
 
 STORAGES = ('float16', 'int8')
-
-
-def quantize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 with one scale per vector, the largest magnitude over 127.
-
-    Args:
-        vectors: ``(…, D)`` of any float type.
-
-    Returns:
-        ``(…, D)`` int8 and ``(…)`` float32.  A value is off by at most half the scale.
-    """
-    scale = (np.abs(vectors).max(-1) / 127).astype(np.float32)
-    safe = np.where(scale > 0, scale, 1)[..., None]
-    return np.clip(np.rint(vectors / safe), -127, 127).astype(np.int8), scale
-
-
-def dequantize(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The inverse of `quantize`, in float32 on the device of `values`."""
-    return values * scale.float()[..., None]
 
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
@@ -67,7 +48,9 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
         raise ValueError(f'the embedding of caption {keys[j]!r} of sample {ids[i]!r} is not finite in {storage}')
     scales = {}
     if storage == 'int8':
-        values, scale = quantize(vectors)
+        scale = (np.abs(vectors).max(-1) / 127).astype(np.float32)
+        safe = np.where(scale > 0, scale, 1)[..., None]
+        values = np.clip(np.rint(vectors / safe), -127, 127).astype(np.int8)
         scales = {scale_column(key): scale[:, j] for j, key in enumerate(keys)}
     columns = {embedding_column(key): values[:, j] for j, key in enumerate(keys)} | scales
     return [{SAMPLE_ID: sample_id, **{name: column[i] for name, column in columns.items()}}
@@ -86,7 +69,7 @@ def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
 def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The ``text_embedding`` ``(…, D)`` of a batch or of `stored_vector`, int8 turned back into float32."""
     values, scale = batch['text_embedding'], batch.get('text_embedding_scale')
-    return values if scale is None else dequantize(values, scale)
+    return values if scale is None else values * scale.float()[..., None]
 
 
 def concatenate(vectors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -3,7 +3,6 @@
 
 """Zero-shot sets: images with classes, and the prompts for the names of the classes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Union
 
@@ -15,7 +14,7 @@ from llm2clip.registry import open_set
 if TYPE_CHECKING:
     from llm2clip.evaluation.sets.files import ClassificationSet
 
-__all__ = ['ZeroshotSet', 'class_prompts', 'read_templates', 'zeroshot_set']
+__all__ = ['ZeroshotSet', 'read_templates', 'zeroshot_set']
 
 
 class ZeroshotSet(NamedTuple):
@@ -36,8 +35,8 @@ class ZeroshotSet(NamedTuple):
 
     @property
     def prompts(self) -> list[str]:
-        """All of them, name by name."""
-        return class_prompts(self.dataset.classes, self.templates)
+        """All of them, name by name; those of classes with the same name once."""
+        return [template.replace('{}', name) for name in self.names for template in self.templates]
 
 
 def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
@@ -72,8 +71,3 @@ def read_templates(path: Union[str, Path], key: str) -> list[str]:
         raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
                           f'{wrong[0]!r}' if wrong else f'{key}: {path} has no prompt')
     return templates
-
-
-def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """The prompts of each name, name by name; those of classes with the same name once."""
-    return [template.replace('{}', name) for name in dict.fromkeys(classes) for template in templates]

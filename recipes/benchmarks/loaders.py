@@ -23,9 +23,8 @@ import webdataset
 from streaming import StreamingDataset
 from torch.utils.data import DataLoader
 
-from llm2clip.config import DatasetConfig, ImageStreamConfig
-from llm2clip.data.image_embeddings import TrainImageDataset, paired_stream
-from llm2clip.data.images import pixels_needed, train_transform
+from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import IMAGE, SAMPLE_ID
 from recipes.benchmarks.measuring import write_result
 from recipes.benchmarks.random_data import write_images, write_vectors
@@ -64,12 +63,10 @@ def webdataset_loader(urls: list[str]) -> DataLoader:
     return DataLoader(dataset, BATCH, num_workers=WORKERS, drop_last=True, persistent_workers=True)
 
 
-def our_loader(images: Path, vectors: Path, without_vectors: bool) -> DataLoader:
-    config = ImageStreamConfig(str(images), embeddings={'teacher': DatasetConfig(local=str(vectors))})
-    stream = paired_stream('s', config, [], KEYS, 'bench', without_vectors)
-    dataset = TrainImageDataset([stream], [dict.fromkeys(KEYS, 1)], train_transform(SIZE, (0.9, 1.0)), SIZE,
-                                pixels_needed(SIZE, 0.9), seed=0, batch_size=BATCH, shuffle=True, num_canonical_nodes=8)
-    return DataLoader(dataset, BATCH, num_workers=WORKERS, drop_last=True, persistent_workers=True)
+def our_loader(images: Path, vectors: Path, without_vectors: bool) -> Any:
+    stream = ImageStreamConfig(str(images), embeddings={'teacher': DatasetConfig(local=str(vectors))})
+    config = ImageDataConfig(streams={'s': stream}, num_workers=WORKERS, num_canonical_nodes=8)
+    return build_image_loader(config, SIZE, BATCH, 0, True, 'bench', without_vectors).dataloader
 
 
 def rate(loader: DataLoader) -> float:

@@ -22,7 +22,7 @@ import llm2clip.teacher.extraction
 from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
 from llm2clip.data.schema import read_columns, read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError
-from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_columns, vector_rows, vectors_of
+from llm2clip.data.vectors import stored_vector, vector_columns, vector_rows, vectors_of
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
@@ -66,10 +66,12 @@ def test_storage_and_normalisation(
 def test_int8_is_within_half_a_step() -> None:
     vectors = np.random.default_rng(0).standard_normal((50, 2, 64)).astype(np.float32) * 10.0
     vectors[3, 1] = 0
-    values, scale = quantize(vectors)
-    assert values.dtype == np.int8 and scale.shape == (50, 2) and np.abs(values).max() == 127
-    found = dequantize(torch.from_numpy(values), torch.from_numpy(scale)).numpy()
-    assert (np.abs(found - vectors) <= 0.501 * scale[..., None]).all() and not found[3, 1].any()
+    for row, expected in zip(vector_rows([*map(str, range(50))], ['x', 'y'], vectors, 'int8'), vectors):
+        for key, vector in zip('xy', expected):
+            stored = stored_vector(row, key)
+            assert stored['text_embedding'].dtype == torch.int8 and stored['text_embedding'].abs().max() in (0, 127)
+            off = np.abs(vectors_of(stored).numpy() - vector)
+            assert (off <= 0.501 * float(stored['text_embedding_scale'])).all()
 
 
 def test_int8_costs_dim_plus_four_bytes() -> None:

@@ -20,7 +20,7 @@ from streaming.base.util import clean_stale_shared_memory
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.image_processing_llm2clip import normalize
-from llm2clip.data.vectors import dequantize
+from llm2clip.data.vectors import vectors_of
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.training.algorithms.grad_cache import GradCache
 
@@ -100,7 +100,7 @@ def _in_float(batches: Sequence[Batch]) -> list[Batch]:
         assert batch['pixel_values'].dtype == torch.uint8 and batch['pixel_values'].is_contiguous()
         pixels = normalize(batch['pixel_values'], of_tower.mean, of_tower.std)
         rest = {name: value for name, value in batch.items() if name != 'text_embedding_scale'}
-        result.append({**rest, 'text_embedding': dequantize(values, scale), 'pixel_values': pixels})
+        result.append({**rest, 'text_embedding': vectors_of(batch), 'pixel_values': pixels})
     return result
 
 

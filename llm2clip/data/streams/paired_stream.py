@@ -117,6 +117,9 @@ class PairedStream(VerifiedStream):
         embedding_columns: Columns that every other sidecar must have.
         **kwargs: Passed to VerifiedStream, and in part to the sidecars'.
 
+    Attributes:
+        storages: How the sidecars store vectors, once the shards have been opened: ``float16`` or ``int8``.
+
     Raises:
         FileNotFoundError: A dataset is missing.
         ValueError: A column is missing or of another type, or a sidecar belongs to another dataset.
@@ -135,6 +138,7 @@ class PairedStream(VerifiedStream):
         shared = {k: v for k, v in kwargs.items() if k not in ('proportion', 'repeat', 'choose')}
         self.sidecars = [VerifiedStream(local=folder, remote=source, **shared) for folder, source in sidecars]
         self._columns, self._embedding_columns = columns, embedding_columns
+        self.storages: list[str] = []
 
     def caches(self) -> list[str]:
         return super().caches() + [cache for sidecar in self.sidecars for cache in sidecar.caches()]
@@ -150,7 +154,7 @@ class PairedStream(VerifiedStream):
         check_columns(columns_of(images[0]), [SAMPLE_ID, *self._columns], self.local)
         of_sidecar = bool(self._columns) and all(name.startswith(EMBEDDING) for name in self._columns)
         expected = _described(images, _recorded_dataset(self) if of_sidecar else self.content)
-        sidecars = []
+        sidecars, self.storages = [], []
         for sidecar in self.sidecars:
             where = f'sidecar {sidecar.local}'
             shards = sidecar.get_shards(world, allow_unsafe_types)
@@ -164,6 +168,8 @@ class PairedStream(VerifiedStream):
                 raise ValueError(f'{where} belongs to another dataset than {self.local}: it has {found}, expected '
                                  f'{expected}, shard by shard')
             sidecars.append(shards)
+            kinds = columns_of(shards[0])
+            self.storages.append(next(kinds[name].split(':')[1] for name in kinds if name.startswith(EMBEDDING)))
         return [PairedReader(image, rows) for image, *rows in zip(images, *sidecars)]
 
     def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:

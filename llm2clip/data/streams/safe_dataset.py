@@ -17,7 +17,7 @@ Of StreamingDataset in Streaming 0.13 this relies on:
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -33,7 +33,10 @@ from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
-__all__ = ['SafeDataset']
+__all__ = ['Make', 'SafeDataset']
+
+# The dataset, one of its samples and its position -> what goes into a batch.
+Make = Callable[['SafeDataset', Any, int], dict[str, Any]]
 
 _LOCK_FILE = '.in_use'
 _LOCK_SECONDS = 30.0
@@ -44,6 +47,8 @@ class SafeDataset(StreamingDataset):
 
     Args:
         streams: The streams.
+        make: Gives what goes into a batch, besides a sample's position and its id, each time the sample is seen; unset,
+            the sample goes there itself.
         seed: Seed of everything random about a sample.
         **kwargs: Passed to StreamingDataset.
 
@@ -52,10 +57,12 @@ class SafeDataset(StreamingDataset):
             uses the cache.
     """
 
-    def __init__(self, streams: Sequence[VerifiedStream], seed: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self, streams: Sequence[VerifiedStream], make: Optional[Make] = None, seed: int = 0, **kwargs: Any
+    ) -> None:
         self._cache_locks = _lock_caches(folder for stream in streams for folder in stream.caches())
         super().__init__(streams=streams, **kwargs)
-        self.seed = seed
+        self.make, self.seed = make, seed
         self._failure: Optional[Exception] = None
         # Files that were there before are checked at first use, by one of a rank's workers.
         self._unchecked = multiprocessing.RawArray('b', b'\1' * self.num_shards)
@@ -129,26 +136,36 @@ class SafeDataset(StreamingDataset):
                 'content': xxhash.xxh64(' '.join(contents)).hexdigest()}
 
     # ------------------------------------------------------------------------------------------------- samples
+    def __getitem__(self, at: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(at)
+        if self.make is None:
+            return sample
+        return {'index': at, 'sample_id': sample[SAMPLE_ID], **self.make(self, sample, at)}
+
     def stream_of(self, at: int) -> int:
         """Index of the stream that sample `at` comes from."""
         return int(self.stream_per_shard[self.spanner[at][0]])
 
-    def sample_seed(self, sample: dict[str, Any]) -> int:
+    def sample_seed(self, sample: Any) -> int:
         """Seed of this sample in this epoch."""
         return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
 
+    def another(self, at: int, seed: int) -> Any:
+        """Another sample of the shard of sample `at`, all of them alike, which is here where other shards may not be;
+        None if there is no other."""
+        shard, place = map(int, self.spanner[at])
+        size = int(self.samples_per_shard[shard])
+        if size == 1:
+            return None
+        other = (place + 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)) % size
+        return self.get_item(at - place + other)
+
 
 def _lock_caches(folders: Iterable[str]) -> list[FileLock]:
-    """Lock caches for this process, and forget killed runs that used them.
+    """Lock caches for this process, if it is the first rank of its node, and forget killed runs that used them.
 
     Streaming registers the folders that a dataset uses in shared memory, and refuses a cache that is registered.
     Shared memory outlives a killed run, a file lock does not.
-
-    Returns:
-        The locks; only the first rank of a node has any.
-
-    Raises:
-        ShardError: Another run uses one of the folders.
     """
     locks: list[FileLock] = []
     if dist.get_local_rank() == 0:

@@ -123,10 +123,7 @@ class VerifiedStream(Stream):
             shard.evict()
 
     def discard_damaged(self, shard: Reader) -> int:
-        """Remove the shard's local file if its content is wrong, so that it will be downloaded again.
-
-        Returns:
-            Bytes removed.
+        """Remove the shard's local file if its content is wrong, and return its size; it will be downloaded again.
 
         Raises:
             ShardError: It is damaged, and there is no remote to download it from.
@@ -160,15 +157,12 @@ class VerifiedStream(Stream):
         return os.path.join(self.remote or self.local, self.split, basename)
 
     def download(self, basename: str, expected: Optional[FileInfo] = None, to: Optional[str] = None) -> Path:
-        """Bring a file from the remote.
+        """Bring a file from the remote; returns its path here.
 
         Args:
             basename: Its name there.
             expected: What the index says of it; unset, it has to be JSON.
             to: Its name here, if it is another one.
-
-        Returns:
-            Its path.
 
         Raises:
             ShardError: There is no such file, it cannot be had, or its content is wrong.
