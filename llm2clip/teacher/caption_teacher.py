@@ -1,14 +1,14 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen teachers that are loaded, captions -> vectors: LLMs, sentence-transformers models, and a cache of texts."""
+"""Frozen text encoders that are loaded, captions -> vectors: LLMs, sentence-transformers models, a cache of texts."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Union
 
 import torch
 import torch.nn as nn
@@ -21,7 +21,6 @@ from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import widen_where_slow
 from llm2clip.weights import read_safetensors, write_safetensors
 
@@ -45,11 +44,7 @@ class Embedded(NamedTuple):
 
 
 class CaptionTeacher(ABC):
-    """Turns captions into vectors, always the same ones.
-
-    Attributes:
-        fingerprint: What decides the vectors: a hash of the weights, and how a caption is encoded.
-    """
+    """Turns captions into vectors, always the same ones, which `fingerprint` decides."""
 
     fingerprint: Fingerprint
 
@@ -84,20 +79,18 @@ class CachedTeacher:
     """Texts -> vectors, from files where they are known.
 
     Args:
-        folder: Of the files; one below it holds those of one teacher.
-        fingerprint: Of one teacher.
+        folder: Of the files; one below it holds those of one text encoder.
+        fingerprint: Of that text encoder.
         precision: In which it computes.
-        load: Loads the teacher, which happens only for texts that are not known.
+        load: Loads it, which happens only for texts that are not known.
     """
 
     def __init__(
         self, folder: Union[str, Path], fingerprint: Fingerprint, precision: str, load: Callable[[], CaptionTeacher]
     ) -> None:
         text = json.dumps({**fingerprint.to_json(), 'precision': precision}, indent=2, sort_keys=True) + '\n'
-        self.folder = Path(folder, xxhash.xxh64(text).hexdigest())
-        self._fingerprint_text = text
-        self._load = load
-        self._teacher: Optional[CaptionTeacher] = None
+        self.folder, self._fingerprint_text = Path(folder, xxhash.xxh64(text).hexdigest()), text
+        self._load, self._teacher = load, None
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """``(N, D)`` in float32 on the CPU, and how many texts were longer than the teacher reads and lost their end.
@@ -146,32 +139,18 @@ class CachedTeacher:
 
 
 class LLMTeacher(CaptionTeacher):
-    """An LLM as text encoder.
+    """An LLM as text encoder, in evaluation mode; its weights are cast to float32 where bfloat16 is slow.
 
-    Args:
-        encoder: In evaluation mode, on its device.  Its weights are cast to float32 where bfloat16 is slow.
-        tokenizer: The encoder's.
-        fingerprint: Of both.
-        batch_tokens: Tokens per forward pass.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
-        sharded: The encoder is spread over the ranks, which then embed together, each as many captions.
+    If it is `sharded`, spread over the ranks, they embed together, each as many captions.  Other arguments are those of
+    `TeacherSource.load`.
     """
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
         if not sharded:
             widen_where_slow(encoder.llm)
-        self.encoder = encoder
-        self.tokenizer = tokenizer
-        self.fingerprint = fingerprint
+        self.encoder, self.tokenizer, self.fingerprint = encoder, tokenizer, fingerprint
         self.batch_tokens, self.precision, self.sharded = batch_tokens, precision, sharded
-
-    @classmethod
-    def from_folder(
-        cls, folder: Union[str, Path], fingerprint: Optional[Fingerprint] = None, **options: Any
-    ) -> 'LLMTeacher':
-        """What stage 1 left in `folder`; its fingerprint is computed unless it is given."""
-        return cls(*load_teacher(folder), fingerprint or teacher_fingerprint(folder), **options)
 
     @property
     def module(self) -> TextEncoder:
@@ -192,21 +171,15 @@ class LLMTeacher(CaptionTeacher):
 
 
 class SentenceTransformerTeacher(CaptionTeacher):
-    """A SentenceTransformer, which brings its own tokens and pooling.
+    """A SentenceTransformer, which brings its own tokens and pooling; `prompt` is put before every caption.
 
-    Args:
-        model: From `load_sentence_transformer`, on its device.
-        fingerprint: Of it and the prompt.
-        prompt: Put before every caption.
-        batch_tokens: Tokens per forward pass, with padding.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
+    The other arguments are those of `TeacherSource.load`; `batch_tokens` counts padding.
     """
 
     def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
                  precision: str = 'fp32') -> None:
-        self.model = model
-        self.fingerprint = fingerprint
-        self.prompt, self.batch_tokens, self.precision = prompt, batch_tokens, precision
+        self.model, self.fingerprint, self.prompt = model, fingerprint, prompt
+        self.batch_tokens, self.precision = batch_tokens, precision
 
     @property
     def module(self) -> nn.Module:

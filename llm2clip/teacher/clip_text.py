@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
-import xxhash
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -25,15 +24,14 @@ from transformers import (
 from llm2clip.config import ClipTextConfig, ConfigError
 from llm2clip.files import reading
 from llm2clip.folders import complete_folder
-from llm2clip.ranks import once_per_node
 from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import hash_tensors, write_safetensors
+from llm2clip.weights import write_safetensors
 
 __all__ = [
-    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'ClipTokens', 'load_clip',
-    'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
+    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'load_clip', 'load_clip_text',
+    'load_clip_tokenizer', 'load_text_side', 'save_clip_text',
 ]
 
 KIND = 'text tower of a CLIP'
@@ -233,40 +231,32 @@ def load_clip(name: str, key: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def load_text_side(name: str) -> Any:
+    """`load_clip`, or of a CLIP or SigLIP the text tower alone, frozen, in evaluation mode."""
+    if load_config(name, f'teacher: {name}').model_type not in _TOWERS:
+        return load_clip(name, 'teacher')
+    return load_clip_text(ClipTextConfig(name), 'teacher').eval().requires_grad_(False)
+
+
 class ClipTextTeacher(CaptionTeacher):
     """CLIP's own text tower, whose vectors are its projected features, not normalised.
 
     Args:
-        name: Hub name or local folder of a CLIP, SigLIP or another model with `get_text_features`, or what
-            `save_clip_text` wrote.
+        model: From `load_text_side`, on its device.
+        tokenizer: The model's.
+        fingerprint: Of both.
         batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
-        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0, as those that a
-            sample does not have.
-
-    Raises:
-        ConfigError: It has no text features.
-        LoadError: There is no such model, or it is damaged.
+        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0.
     """
 
-    def __init__(self, name: str, batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
-        config = load_config(name, f'clip_text: {name}')
-        self.model: Any = load_clip(name, 'clip_text') if config.model_type not in _TOWERS else \
-            load_clip_text(ClipTextConfig(name), 'clip_text').eval().requires_grad_(False)
-        self.tokenizer = ClipTokenizer(name, config)
-        self.batch_size = max(1, batch_tokens // self.tokenizer.max_length)
+    def __init__(self, model: Any, tokenizer: ClipTokenizer, fingerprint: Fingerprint, batch_tokens: int = 4096,
+                 precision: str = 'fp32', cut: bool = False) -> None:
+        self.model, self.tokenizer, self.fingerprint = model, tokenizer, fingerprint
+        self.batch_size = max(1, batch_tokens // tokenizer.max_length)
         self.precision, self.cut = precision, cut
-        self.fingerprint = Fingerprint.of(once_per_node(self._hash, f'clip_text: {name}'), {
-            'clip_text': config.model_type, 'max_length': self.tokenizer.max_length,
-            'too_long': 'cut' if cut else 'left out'})
         # Known before a thread tokenises captions, since the tokenizer serves one thread at a time.
         self._width = self._features(self.tokenize(['a'])).shape[1]
-
-    def _hash(self) -> str:
-        digest = xxhash.xxh64()
-        state = getattr(self.model, 'trunk', self.model).state_dict()
-        hash_tensors({name: value for name, value in state.items() if name.startswith('text_')}, digest)
-        return digest.hexdigest()
 
     @property
     def module(self) -> nn.Module:

@@ -3,17 +3,23 @@
 
 """What decides a teacher's vectors, kept wherever they are used, so that no others are taken for them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from composer.core import DataSpec
+from streaming import Stream
+from streaming.base.format.base.reader import Reader
+
 from llm2clip.config import ConfigError
 from llm2clip.config.settings import difference
-from llm2clip.data.schema import TEACHER_FILE
+from llm2clip.data.loader import streaming_dataset
+from llm2clip.data.schema import TEACHER_FILE, embedding_dim
+from llm2clip.data.streams.paired_stream import PairedReader, PairedStream, columns_of
 from llm2clip.files import json_text, read_json, reading, write_text
 
-__all__ = ['Fingerprint', 'TeacherRecord']
+__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'sidecar_teacher']
 
 _SEVERAL = 'concatenated'
 
@@ -127,3 +133,35 @@ class TeacherRecord:
         """The first field in which two records differ."""
         return difference({'teacher': self.teacher.to_json(), **self.about},
                           {'teacher': expected.teacher.to_json(), **expected.about})
+
+
+def sidecar_teacher(data: DataSpec) -> TeacherRecord:
+    """The teacher, or teachers, that all sidecars of a loader's dataset come from, and the width of their vectors.
+
+    Raises:
+        ValueError: The sidecars of two streams come from different teachers.
+    """
+    dataset = streaming_dataset(data)
+    return common_teacher([(stream, dataset.shards[dataset.shard_offset_per_stream[i]])
+                           for i, stream in enumerate(dataset.streams)])
+
+
+def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
+    """`sidecar_teacher` of paired streams, each with one of its shards."""
+    found: list[tuple[str, Fingerprint]] = []
+    dim = 0
+    for stream, shard in streams:
+        assert isinstance(stream, PairedStream) and isinstance(shard, PairedReader)
+        folders = [sidecar.local for sidecar in stream.sidecars]
+        found.append((', '.join(folders),
+                      Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders)))
+        dim = sum(embedding_dim(columns_of(reader)) for reader in shard.sidecars)
+    for where, teacher in found:
+        if any('clip_text' in one for one in teacher.teachers):
+            raise ValueError(f"sidecar {where} holds the features of CLIP's own text tower, the targets of "
+                             'train_inheritance, and none of captions that it cannot read to their end; expected the '
+                             'vectors of a teacher')
+    (first, expected), *others = found
+    for where, teacher in others:
+        teacher.check(expected, f'sidecar {where}', f'sidecar {first}')
+    return TeacherRecord(expected, {'llm_embed_dim': dim})

@@ -25,8 +25,16 @@ from llm2clip.folders import complete_folder
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, load_config, read_encoding
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.llm import apply_lora_apart, cast_weights, load_llm, save_adapter, save_lora
-from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer, load_text_encoder
+from llm2clip.teacher.llm import (
+    apply_lora_apart,
+    build_text_encoder,
+    cast_weights,
+    load_caption_tokenizer,
+    load_llm,
+    load_text_encoder,
+    save_adapter,
+    save_lora,
+)
 
 __all__ = [
     'ADAPTER_KIND', 'CACHE_VARIABLE', 'ENCODER_FILE', 'KIND', 'encoding', 'hash_files', 'load_teacher', 'save_teacher',
@@ -89,7 +97,7 @@ def encoding(config: TextEncoderConfig) -> dict[str, Any]:
 
     The layout `apart` goes without saying: teachers from before there was another keep their files and fingerprints.
     """
-    unsaid = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code']
+    unsaid = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code', 'type']
     unsaid += ['layout'] if config.layout == 'apart' else []
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in unsaid}
 

@@ -1,13 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLMs by name: which architectures work, how their weights are loaded, LoRA adapters."""
+"""LLMs by name as text encoders: which architectures work, how their weights are loaded, LoRA adapters."""
 
 import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -23,17 +23,21 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_json
-from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
+from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config, load_tokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 
 __all__ = [
-    'ARCHITECTURES', 'add_lora', 'apply_lora_apart', 'cast_weights', 'load_llm', 'load_llm_and_head', 'merge_adapter',
-    'save_adapter', 'save_lora', 'set_attention_dropout', 'weights_fingerprint', 'widen_where_slow',
+    'add_lora', 'apply_lora_apart', 'build_text_encoder', 'cast_weights', 'load_caption_tokenizer', 'load_llm',
+    'load_llm_and_head', 'load_text_encoder', 'save_adapter', 'save_lora', 'set_attention_dropout', 'shard_encoder',
+    'widen_where_slow',
 ]
 
 BASE_FILE = 'base_model.json'
@@ -44,16 +48,16 @@ ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 
 def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
     folder = config.pretrained
     if os.path.isabs(folder) and not os.path.isdir(folder):
-        raise ConfigError(f'text_encoder.pretrained: there is no folder {folder}')
-    hf_config = load_config(folder, f'text_encoder.pretrained: {folder}', gguf_file=config.gguf_file)
+        raise ConfigError(f'{config.key}.pretrained: there is no folder {folder}')
+    hf_config = load_config(folder, f'{config.key}.pretrained: {folder}', gguf_file=config.gguf_file)
     if hf_config.model_type not in ARCHITECTURES:
-        raise ConfigError(f'text_encoder.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
+        raise ConfigError(f'{config.key}.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
                           f'that work as text encoders are {", ".join(ARCHITECTURES)}')
     capped = getattr(hf_config, 'attn_logit_softcapping', None) is not None
     able = ['eager'] if capped else ['sdpa', 'eager']
     attention = config.attn_implementation or able[0]
     if attention not in able:
-        raise ConfigError(f'text_encoder.attn_implementation: {attention!r} does not compute the attention of a '
+        raise ConfigError(f'{config.key}.attn_implementation: {attention!r} does not compute the attention of a '
                           f'{hf_config.model_type!r} model; expected {" or ".join(able)}')
     # Adapters are merged in float32: in bfloat16, rounding would swallow a part of them.
     dtype = 'float32' if config.adapters else config.dtype
@@ -63,7 +67,7 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
             return auto.from_config(hf_config, **options)
     # The head alone may be there or not.
     llm, _ = load_checked(
-        auto.from_pretrained, config.pretrained, where=f'text_encoder.pretrained: {config.pretrained}',
+        auto.from_pretrained, config.pretrained, where=f'{config.key}.pretrained: {config.pretrained}',
         optional='lm_head.', config=hf_config, gguf_file=config.gguf_file, trust_remote_code=False, **options)
     return llm
 
@@ -100,7 +104,7 @@ def _merged(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> P
     llm.config.use_cache = False
     if not on_meta:
         for folder in config.adapters:
-            llm = merge_adapter(llm, folder)
+            llm = _merge_adapter(llm, folder, config.key)
     if config.adapters:
         cast_weights(llm, getattr(torch, config.dtype))
     return llm
@@ -154,18 +158,19 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> Pef
         return get_peft_model(llm, peft_config)
 
 
-def merge_adapter(llm: PreTrainedModel, folder: Union[str, Path]) -> PreTrainedModel:
+def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedModel:
     """Merge a LoRA adapter, of this project or another, into the weights.
 
     Args:
         llm: The LLM that it was trained on.
         folder: Folder or hub name of the adapter.
+        key: Where the text encoder stands in the configuration.
 
     Raises:
         ConfigError: It was trained on another LLM.
         FileError, LoadError: There is no adapter, it is damaged, or it names code.
     """
-    key = f'text_encoder.adapters: {folder}'
+    key = f'{key}.adapters: {folder}'
     with reading(key, 'a LoRA adapter'):
         if (path := Path(folder, 'adapter_config.json')).is_file():
             read_json(path, dict)
@@ -264,3 +269,37 @@ def weights_fingerprint(llm: nn.Module) -> str:
         if 'lora_' not in name and (weight.ndim == 1 or name.endswith('embed_tokens.weight')):
             digest.update(weight.detach()[:64].to('cpu', torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
+    """The tokenizer that comes with the LLM."""
+    tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code, gguf_file=config.gguf_file)
+    return CaptionTokenizer(tokenizer, config)
+
+
+def build_text_encoder(
+    config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False, key: str = 'lora'
+) -> TextEncoder:
+    """Load an LLM.
+
+    Args:
+        config: What to load.
+        lora: Freeze the LLM and add trainable LoRA weights to it.
+        on_meta: As for `load_llm`.
+        key: Where `lora` stands in the configuration.
+    """
+    llm = load_llm(config, on_meta)
+    return TextEncoder(llm if lora is None else add_lora(llm, lora, key), config)
+
+
+def load_text_encoder(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:
+    """A frozen encoder in evaluation mode, and its tokenizer."""
+    return build_text_encoder(config).eval().requires_grad_(False), load_caption_tokenizer(config)
+
+
+def shard_encoder(encoder: TextEncoder, mesh: DeviceMesh) -> None:
+    """Spread a frozen encoder over the ranks of a mesh with FSDP2, a decoder layer at a time."""
+    for module in encoder.modules():
+        if encoder.fsdp_wrap_fn(module):
+            fully_shard(module, mesh=mesh)
+    fully_shard(encoder, mesh=mesh)

@@ -26,8 +26,7 @@ from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import extract_sidecar
-from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.sidecars import sidecar_teacher
+from llm2clip.teacher.fingerprint import Fingerprint, sidecar_teacher
 
 DIM, LONGEST = 6, 76
 

@@ -18,7 +18,7 @@ from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.loader import count_tokens
 from llm2clip.data.masked_texts import build_masked_text_loader, mask_tokens
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.teacher.llm import load_caption_tokenizer
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 

@@ -19,7 +19,13 @@ from streaming import MDSWriter
 from tqdm import tqdm
 
 import llm2clip.teacher.extraction
-from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
+from llm2clip.config import (
+    ConfigError,
+    DatasetConfig,
+    LLMTeacherConfig,
+    SentenceTransformersTeacherConfig,
+    TextEncoderConfig,
+)
 from llm2clip.data.schema import read_columns, read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_columns, vector_rows, vectors_of
@@ -30,7 +36,7 @@ from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.sources import build_caption_teacher
+from llm2clip.teacher.sources import TeacherFolder, teacher_source
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:
@@ -92,7 +98,7 @@ def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Pat
         return sorted({path.name.removesuffix('.zstd') for path in folder.rglob('*.mds*')})
 
     write_dataset(make_samples(24), tmp_path / 'remote', size_limit='2kb', compression='zstd')
-    remote, local, teacher = tmp_path / 'remote/train', tmp_path / 'local', LLMTeacher.from_folder(teacher_folder)
+    remote, local, teacher = tmp_path / 'remote/train', tmp_path / 'local', TeacherFolder(teacher_folder).load(DeviceCPU())
     shutil.copytree(remote, local)
     missing = sorted(local.rglob('*.mds*'))[1]
     kept = missing.rename(tmp_path / 'kept')
@@ -158,7 +164,7 @@ def test_the_bar_moves_with_every_batch(
             return super().update(n)
 
     monkeypatch.setattr('llm2clip.teacher.extraction.tqdm', Bar)
-    teacher = LLMTeacher.from_folder(teacher_folder, batch_tokens=100)
+    teacher = TeacherFolder(teacher_folder).load(DeviceCPU(), batch_tokens=100)
     extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out'), teacher)
     assert sum(seen) == 2 * 64 and max(seen) <= 20
 
@@ -194,7 +200,7 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
 def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
     """Downloads what it reads, uploads what it writes, and goes on from the remote alone."""
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
-    teacher = LLMTeacher.from_folder(teacher_folder)
+    teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     remote = tmp_path / 'bucket' / 'embeddings'
     extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
     assert read_index(remote) == read_index(sidecar)
@@ -213,7 +219,7 @@ def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: P
 def test_a_sidecar_begun_for_another_teacher_is_refused_by_field(
     image_dataset: Path, sidecar: Path, teacher_folder: Path
 ) -> None:
-    teacher = LLMTeacher.from_folder(teacher_folder)
+    teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     teacher.fingerprint = Fingerprint(({**teacher.fingerprint.to_json(), 'pooling': 'last'},))
     with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
         extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar), teacher)
@@ -240,25 +246,21 @@ def test_fingerprint_sees_weights_template_and_options(
         teacher_fingerprint(tmp_path / 'pooled').check(second, 'a', 'b')
 
 
-def _built(out: Path, **options: object) -> tuple[torch.Tensor, Fingerprint]:
-    teacher = build_caption_teacher(ExtractConfig(datasets={}, out=str(out), **options), DeviceCPU())
+def _loaded(config: object) -> tuple[torch.Tensor, Fingerprint]:
+    teacher = teacher_source(config).load(DeviceCPU())
     return teacher.embed(['a red square', 'some words']).vectors, teacher.fingerprint
 
 
 def test_any_llm_and_sentence_transformers_teach_too(llm_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    expected, _ = _built(tmp_path, teacher=str(teacher_folder))
-    config = TextEncoderConfig(pretrained=str(llm_folder), max_length=64)
-    vectors, fingerprint = _built(tmp_path, text_encoder=config)
+    expected, _ = _loaded(str(teacher_folder))
+    config = LLMTeacherConfig(str(llm_folder), max_length=64)
+    vectors, fingerprint = _loaded(config)
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
     config.bidirectional = False
-    _built(tmp_path, text_encoder=config)[1].check(fingerprint, 'a', 'b', but=['bidirectional'])
+    _loaded(config)[1].check(fingerprint, 'a', 'b', but=['bidirectional'])
     export_sentence_transformers(teacher_folder, tmp_path / 'st')
-    torch.testing.assert_close(_built(tmp_path, sentence_transformer=str(tmp_path / 'st'), trust_remote_code=True)[0],
-                               expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ConfigError, match='expected one of teacher .*; got none'):
-        _built(tmp_path)
-    with pytest.raises(ConfigError, match='got teacher and sentence_transformer'):
-        _built(tmp_path, teacher='a', sentence_transformer='b')
+    model = SentenceTransformersTeacherConfig(str(tmp_path / 'st'), trust_remote_code=True)
+    torch.testing.assert_close(_loaded(model)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_batches_hold_every_text_once_within_the_budget() -> None:

@@ -33,9 +33,16 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     weighted_mean_pool,
 )
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_llm_and_head, save_adapter, save_lora
+from llm2clip.teacher.llm import (
+    add_lora,
+    apply_lora_apart,
+    build_text_encoder,
+    load_llm,
+    load_llm_and_head,
+    save_adapter,
+    save_lora,
+)
 from llm2clip.teacher.sources import TeacherFolder
-from llm2clip.teacher.text_encoder import build_text_encoder
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
 
