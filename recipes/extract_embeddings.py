@@ -23,7 +23,7 @@ def main(config: ExtractConfig) -> None:
     from llm2clip.engine import RayEngine
     from llm2clip.folders import OutputFolder
     from llm2clip.ranks import is_first
-    from llm2clip.teacher.extraction import Sidecar, extract_by, extract_on_ranks
+    from llm2clip.teacher.extraction import Sidecar, extract_by, extract_sidecar
     from llm2clip.teacher.sources import load_caption_teacher, teacher_source
 
     source, sidecars = teacher_source(config.teacher), []
@@ -40,7 +40,7 @@ def main(config: ExtractConfig) -> None:
         device = open_device(config.device, config.precision)
         dist.initialize_dist(device, config.dist_timeout)
         teacher = source.load(device, config.batch_tokens, config.precision)
-        done = {sidecar.name: extract_on_ranks(sidecar, teacher, part_tokens) for sidecar in sidecars}
+        done = {sidecar.name: extract_sidecar(sidecar, teacher, part_tokens) for sidecar in sidecars}
     if is_first():
         for name, counts in done.items():
             print(f'{name}: {", ".join(f"{n} {what}" for what, n in counts.items()).replace("_", " ")}')

@@ -16,7 +16,7 @@ from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
-from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.teacher.sources import TeacherFolder
 
@@ -55,5 +55,6 @@ def write_dataset(samples: list[Sample], out: Path, **options: Any) -> Optional[
 
 def write_sidecar(dataset: Path, out: Path, teacher: Path, **options: Any) -> dict[str, int]:
     """Embeddings of `dataset` by the teacher in a folder."""
-    return extract_sidecar(DatasetConfig(local=str(dataset)), OutputFolder(out), TeacherFolder(teacher).load(DeviceCPU()),
-                           **options)
+    part_tokens = options.pop('part_tokens', 32768)
+    sidecar = Sidecar(DatasetConfig(local=str(dataset)), OutputFolder(out), **options)
+    return extract_sidecar(sidecar, TeacherFolder(teacher).load(DeviceCPU()), part_tokens)

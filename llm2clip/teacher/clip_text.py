@@ -49,20 +49,14 @@ _TOWERS: dict[str, Any] = {
 
 
 class ClipTokens(NamedTuple):
-    """A tokenised text."""
+    """A tokenised text, which is `cut` if it was longer than the model reads and lost its end."""
 
     ids: list[int]
     cut: bool
-    """Whether it was longer than the model reads and lost its end."""
 
 
 class ClipTokenizer:
-    """Texts -> tokens as a CLIP or SigLIP was trained to read them.
-
-    Args:
-        name: Hub name or local folder.
-        config: The model's.
-    """
+    """Texts -> tokens as the CLIP or SigLIP `name`, a hub name or local folder, was trained to read them."""
 
     def __init__(self, name: str, config: Any) -> None:
         self.tokenizer = load_tokenizer(name)
@@ -74,39 +68,25 @@ class ClipTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
         whole = self.tokenizer(list(texts), verbose=False).input_ids
-        return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(self._cut(texts), whole)]
+        cut = self.tokenizer(list(texts), truncation=True, max_length=self.max_length).input_ids
+        return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(cut, whole)]
 
     def pad(self, texts: Sequence[ClipTokens]) -> dict[str, torch.Tensor]:
         """``input_ids`` ``(N, T)`` and, if the model has one, ``attention_mask``."""
-        return self._pad([text.ids for text in texts])
-
-    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Tokenise and pad N texts; longer ones are cut."""
-        return self._pad(self._cut(texts))
-
-    def _cut(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length).input_ids
-
-    def _pad(self, texts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-        length = self.max_length if self._siglip else max(map(len, texts))
+        length = self.max_length if self._siglip else max(len(text.ids) for text in texts)
         ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(texts), length, dtype=torch.long)
         for i, text in enumerate(texts):
-            ids[i, :len(text)], mask[i, :len(text)] = torch.tensor(text), 1
+            ids[i, :len(text.ids)], mask[i, :len(text.ids)] = torch.tensor(text.ids), 1
         return {'input_ids': ids} if self._siglip else {'input_ids': ids, 'attention_mask': mask}
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A tower by itself
-# ---------------------------------------------------------------------------------------------------------------------
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Tokenise and pad N texts; longer ones are cut."""
+        return self.pad(self.tokenize(texts))
 
 
 class ClipTextTower(nn.Module):
-    """The text tower of a CLIP or SigLIP with its projection, and nothing of the image side.
-
-    Args:
-        trunk: Of transformers.
-    """
+    """The text tower of a CLIP or SigLIP of transformers with its projection, and nothing of the image side."""
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
@@ -141,12 +121,7 @@ class ClipTextTower(nn.Module):
 
 
 def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) -> ClipTextTower:
-    """The text tower that a configuration names, in training mode.
-
-    Args:
-        config: Which one, and whether it begins with random weights.
-        key: Of the configuration, for messages.
-        load_weights: Off when others follow.
+    """The text tower that the `key` of a configuration names, in training mode.
 
     Raises:
         ConfigError: There is no text tower that could be trained.
@@ -188,14 +163,9 @@ def save_clip_text(
     tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path],
     more: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write a tower and its tokenizer as transformers knows them, for `ClipTextTeacher`.  The folder appears complete.
+    """Write a tower, which may be sharded, with its whole weights and its tokenizer, as transformers knows them.
 
-    Args:
-        tower: May be sharded.
-        state: Its weights, whole.
-        tokenizer: The tower's.
-        folder: Where to.
-        more: Further weights, for a file of their own, if there are any.
+    The folder appears complete; `more` weights, if there are any, go into a file of their own.
     """
     with torch.device('meta'):
         whole = ClipTextTower(type(tower.trunk)(tower.config))
@@ -207,17 +177,8 @@ def save_clip_text(
             write_safetensors(out / MORE_FILE, dict(more))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A whole CLIP
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def load_clip(name: str, key: str) -> Any:
-    """A model of transformers with features of texts, in evaluation mode.
-
-    Args:
-        name: Hub name or local folder.
-        key: Of the configuration, for messages.
+    """A model of transformers with features of texts, frozen, in evaluation mode; `key` names it, for messages.
 
     Raises:
         ConfigError: It has none.
@@ -239,15 +200,10 @@ def load_text_side(name: str) -> Any:
 
 
 class ClipTextTeacher(CaptionTeacher):
-    """CLIP's own text tower, whose vectors are its projected features, not normalised.
+    """CLIP's own text tower from `load_text_side`, whose vectors are its projected features, not normalised.
 
-    Args:
-        model: From `load_text_side`, on its device.
-        tokenizer: The model's.
-        fingerprint: Of both.
-        batch_tokens: Tokens per forward pass.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
-        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0.
+    Captions that it cannot read to their end lose it with `cut`, and get the vector 0 without.  Other arguments are
+    those of `TeacherSource.load`.
     """
 
     def __init__(self, model: Any, tokenizer: ClipTokenizer, fingerprint: Fingerprint, batch_tokens: int = 4096,

@@ -26,13 +26,10 @@ _SEVERAL = 'concatenated'
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of one teacher, or of several whose vectors stand one after the other.
-
-    Attributes:
-        teachers: Of each, ``weights``, a hash of them, and how it turns a caption into a vector.
-    """
+    """Of one teacher, or of several whose vectors stand one after the other."""
 
     teachers: tuple[dict[str, Any], ...]
+    """Of each, ``weights``, a hash of them, and how it turns a caption into a vector."""
 
     @classmethod
     def of(cls, weights: str, encoding: Mapping[str, Any]) -> 'Fingerprint':
@@ -92,15 +89,11 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """What `teacher.json` says in a sidecar, or in a run of stage 2.
-
-    Attributes:
-        teacher: Whose vectors they are.
-        about: In a run ``llm_embed_dim``, the vectors' width; in a sidecar ``dataset``, ``caption_keys``, ``vectors``.
-    """
+    """What `teacher.json` says in a sidecar, or in a run of stage 2."""
 
     teacher: Fingerprint
     about: dict[str, Any]
+    """In a run ``llm_embed_dim``, the vectors' width; in a sidecar ``dataset``, ``caption_keys``, ``vectors``."""
 
     @classmethod
     def read(cls, folder: Union[str, Path]) -> 'TeacherRecord':
@@ -136,11 +129,8 @@ class TeacherRecord:
 
 
 def sidecar_teacher(data: DataSpec) -> TeacherRecord:
-    """The teacher, or teachers, that all sidecars of a loader's dataset come from, and the width of their vectors.
-
-    Raises:
-        ValueError: The sidecars of two streams come from different teachers.
-    """
+    """The teacher, or teachers, that all sidecars of a loader's dataset come from, and the width of their vectors; a
+    ValueError if there are different ones."""
     dataset = streaming_dataset(data)
     return common_teacher([(stream, dataset.shards[dataset.shard_offset_per_stream[i]])
                            for i, stream in enumerate(dataset.streams)])

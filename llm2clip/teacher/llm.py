@@ -75,10 +75,8 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
 def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedModel:
     """The decoder without its language-model head, `config.adapters` merged.
 
-    Args:
-        config: What to load.
-        on_meta: Build the modules without memory for their weights.  Under FSDP every rank but the first does so, and
-            receives its shards from the first: a large LLM is in memory once, not once per rank.
+    With `on_meta`, there is no memory for the weights.  Under FSDP every rank but the first does so, and receives its
+    shards from the first: a large LLM is in memory once, not once per rank.
 
     Raises:
         ConfigError: The folder is missing, the architecture is not one of `ARCHITECTURES`, or an adapter does not fit.
@@ -138,13 +136,8 @@ def set_attention_dropout(llm: nn.Module, probability: float) -> None:
 def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> PeftModel:
     """Freeze the LLM and add trainable LoRA weights, in float32, to its projections.
 
-    Args:
-        llm: Without LoRA.
-        config: Its rank, and which projections.
-        key: Where that stands in the configuration.
-
     Raises:
-        ConfigError: The LLM has no projection of a configured name.
+        ConfigError: The LLM has no projection of a configured name; `key` says where it stands.
     """
     arguments = dataclasses.asdict(config)
     names = arguments.pop('target_modules')
@@ -159,17 +152,7 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> Pef
 
 
 def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedModel:
-    """Merge a LoRA adapter, of this project or another, into the weights.
-
-    Args:
-        llm: The LLM that it was trained on.
-        folder: Folder or hub name of the adapter.
-        key: Where the text encoder stands in the configuration.
-
-    Raises:
-        ConfigError: It was trained on another LLM.
-        FileError, LoadError: There is no adapter, it is damaged, or it names code.
-    """
+    """Merge a LoRA adapter, of this project or another, into the weights, which have to be those it was trained on."""
     key = f'{key}.adapters: {folder}'
     with reading(key, 'a LoRA adapter'):
         if (path := Path(folder, 'adapter_config.json')).is_file():
@@ -187,7 +170,7 @@ def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedMod
     base = Path(folder, BASE_FILE)
     if base.is_file():
         record = read_json(base, dict)
-        if record.get('fingerprint') != weights_fingerprint(llm):
+        if record.get('fingerprint') != _weights_fingerprint(llm):
             raise ConfigError(f'{key} was trained on another LLM, {record.get("pretrained")}')
     try:
         model = get_peft_model(llm, peft_config)
@@ -203,16 +186,10 @@ def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedMod
 
 
 def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
-    """Write the LoRA weights alone, as peft loads them, and which LLM they belong to.
-
-    Args:
-        model: With its adapter's weights.
-        pretrained: The LLM's name, for messages.
-        folder: Where to.
-    """
+    """Write the LoRA weights alone, as peft loads them, and which LLM they belong to, called `pretrained`."""
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)  # 'auto' asks the hub
     (folder / 'README.md').unlink()  # a model card with nothing filled in
-    base = {'pretrained': pretrained, 'fingerprint': weights_fingerprint(model)}
+    base = {'pretrained': pretrained, 'fingerprint': _weights_fingerprint(model)}
     write_json(folder / BASE_FILE, base)
 
 
@@ -233,10 +210,6 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
         llm: As loaded from `folder`, in the type that the result has.
         folder: With the merged weights in float32.
         path: What `save_lora` wrote.
-
-    Raises:
-        ConfigError: They are of another LLM.
-        FileError, LoadError: A file is damaged.
     """
     expected = 'the LoRA weights of this LLM'
     state, about = read_safetensors(path, expected)
@@ -259,11 +232,8 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
     return model
 
 
-def weights_fingerprint(llm: nn.Module) -> str:
-    """Hash of the weights that LoRA leaves alone (norms, biases, the first rows of the token embeddings).
-
-    It tells LLMs of one architecture apart and stays the same when adapters are merged.
-    """
+def _weights_fingerprint(llm: nn.Module) -> str:
+    """Hash of weights that LoRA leaves alone, which tells LLMs of one architecture apart, with and without adapters."""
     digest = xxhash.xxh64()
     for name, weight in sorted(llm.named_parameters()):
         if 'lora_' not in name and (weight.ndim == 1 or name.endswith('embed_tokens.weight')):
@@ -280,14 +250,7 @@ def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
 def build_text_encoder(
     config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False, key: str = 'lora'
 ) -> TextEncoder:
-    """Load an LLM.
-
-    Args:
-        config: What to load.
-        lora: Freeze the LLM and add trainable LoRA weights to it.
-        on_meta: As for `load_llm`.
-        key: Where `lora` stands in the configuration.
-    """
+    """An LLM as text encoder; with `lora`, it is frozen and has new trainable LoRA weights, by `add_lora`."""
     llm = load_llm(config, on_meta)
     return TextEncoder(llm if lora is None else add_lora(llm, lora, key), config)
 

@@ -33,7 +33,7 @@ from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
-from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder, teacher_source
@@ -98,16 +98,17 @@ def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Pat
         return sorted({path.name.removesuffix('.zstd') for path in folder.rglob('*.mds*')})
 
     write_dataset(make_samples(24), tmp_path / 'remote', size_limit='2kb', compression='zstd')
-    remote, local, teacher = tmp_path / 'remote/train', tmp_path / 'local', TeacherFolder(teacher_folder).load(DeviceCPU())
+    remote, local = tmp_path / 'remote/train', tmp_path / 'local'
+    teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     shutil.copytree(remote, local)
     missing = sorted(local.rglob('*.mds*'))[1]
     kept = missing.rename(tmp_path / 'kept')
-    extract_sidecar(DatasetConfig(str(local), str(remote)), OutputFolder(tmp_path / 'out'), teacher)
+    extract_sidecar(Sidecar(DatasetConfig(str(local), str(remote)), OutputFolder(tmp_path / 'out')), teacher)
     first, second, *others = shards(remote)
     assert shards(local) == [first, *others]
     # Nor does anything go without the remote, where shards are no longer compressed.
     kept.rename(missing)
-    extract_sidecar(DatasetConfig(str(local)), OutputFolder(tmp_path / 'again'), teacher)
+    extract_sidecar(Sidecar(DatasetConfig(str(local)), OutputFolder(tmp_path / 'again')), teacher)
     assert shards(local) == [first, second, *others]
 
 
@@ -165,7 +166,7 @@ def test_the_bar_moves_with_every_batch(
 
     monkeypatch.setattr('llm2clip.teacher.extraction.tqdm', Bar)
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU(), batch_tokens=100)
-    extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out'), teacher)
+    extract_sidecar(Sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out')), teacher)
     assert sum(seen) == 2 * 64 and max(seen) <= 20
 
 
@@ -191,7 +192,8 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
     write_dataset(samples, tmp_path / 'd')
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), max_length=64))
     teacher = LLMTeacher(encoder.eval(), tokenizer, Fingerprint(({},)))
-    done = extract_sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'), teacher)
+    sidecar = Sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'))
+    done = extract_sidecar(sidecar, teacher)
     tokens = tokenizer.tokenize([text for sample in samples for text in sample.captions.values()])
     assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1,
                     'left_out': 0, 'absent': 0}
@@ -202,14 +204,14 @@ def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: P
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     remote = tmp_path / 'bucket' / 'embeddings'
-    extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
+    extract_sidecar(Sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
     assert read_index(remote) == read_index(sidecar)
     np.testing.assert_array_equal(_vectors(remote, 'long'), _vectors(sidecar, 'long'))
     assert not list((tmp_path / 'cache').rglob('*.mds')), 'shards stay in the cache'
     shutil.rmtree(tmp_path / 'out')
     (remote / 'index.json').unlink()
     (remote / 'shard.00001.json').unlink()
-    done = extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
+    done = extract_sidecar(Sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
     assert done['shards'] == 1 and read_index(remote) == read_index(sidecar)
     assert not list(remote.glob('*.part'))
     with pytest.raises(ConfigError, match='Streaming cannot write to sftp://'):
@@ -222,7 +224,7 @@ def test_a_sidecar_begun_for_another_teacher_is_refused_by_field(
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     teacher.fingerprint = Fingerprint(({**teacher.fingerprint.to_json(), 'pooling': 'last'},))
     with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
-        extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar), teacher)
+        extract_sidecar(Sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar)), teacher)
 
 
 def test_fingerprint_sees_weights_template_and_options(
