@@ -76,8 +76,8 @@ def test_a_teacher_of_bfloat16_is_widened_where_that_is_faster(
     for fast in (True, False):
         monkeypatch.setattr(llm2clip.teacher.llm, 'computes_bfloat16', lambda fast=fast: fast)
         teacher = TeacherFolder(tmp_path / 'teacher').load(DeviceCPU())
-        assert teacher.encoder.llm.get_input_embeddings().weight.dtype == (torch.bfloat16 if fast else torch.float32)
-        for (name, weight), other in zip(encoder.named_parameters(), teacher.encoder.parameters()):
+        assert teacher.module.llm.get_input_embeddings().weight.dtype == (torch.bfloat16 if fast else torch.float32)
+        for (name, weight), other in zip(encoder.named_parameters(), teacher.module.parameters()):
             assert torch.equal(weight.float(), other.float()), name
         vectors = teacher.embed(['a red square']).vectors
         assert (1 - torch.nn.functional.cosine_similarity(vectors, expected)).item() < 1e-3

@@ -47,7 +47,7 @@ def export_clip(
     """
     text: Any = ClipText(clip_text, cut=True).load(DeviceCPU())
     vision = model.vision_encoder
-    text_tower, projection, adapter = text.model.trunk, model.visual_projection, model.adapter
+    text_tower, projection, adapter = text.module.trunk, model.visual_projection, model.adapter
     vision_tower: Any = vision.trunk
     fitting = {
         f'the text tower {type(text_tower).__name__}': isinstance(text_tower, CLIPTextModelWithProjection),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 import torch
-import torch.nn as nn
 import xxhash
 from tqdm import tqdm
 
@@ -44,14 +43,19 @@ class Embedded(NamedTuple):
 
 
 class CaptionTeacher(ABC):
-    """Turns captions into vectors, always the same ones, which `fingerprint` decides."""
+    """Turns captions into vectors, always the same ones.
 
-    fingerprint: Fingerprint
+    Args:
+        module: What computes the vectors, frozen, in evaluation mode, on its device; it may be moved to another one.
+        fingerprint: What decides the vectors.
+        batch_tokens: Tokens per forward pass.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+    """
 
-    @property
-    @abstractmethod
-    def module(self) -> nn.Module:
-        """What computes the vectors, frozen, in evaluation mode; may be moved to another device."""
+    def __init__(
+        self, module: Any, fingerprint: Fingerprint, batch_tokens: int = 4096, precision: str = 'fp32'
+    ) -> None:
+        self.module, self.fingerprint, self.batch_tokens, self.precision = module, fingerprint, batch_tokens, precision
 
     @property
     @abstractmethod
@@ -76,13 +80,9 @@ class CaptionTeacher(ABC):
 
 
 class CachedTeacher:
-    """Texts -> vectors, from files where they are known.
+    """Texts -> vectors, from files where they are known: those of each text encoder lie in a folder below `folder`.
 
-    Args:
-        folder: Of the files; one below it holds those of one text encoder.
-        fingerprint: Of that text encoder.
-        precision: In which it computes.
-        load: Loads it, which happens only for texts that are not known.
+    `fingerprint` and `precision` are those of one, which `load` loads if texts are not known.
     """
 
     def __init__(
@@ -139,26 +139,21 @@ class CachedTeacher:
 
 
 class LLMTeacher(CaptionTeacher):
-    """An LLM as text encoder, in evaluation mode; its weights are cast to float32 where bfloat16 is slow.
+    """An LLM as text encoder, whose weights are cast to float32 where bfloat16 is slow.
 
-    If it is `sharded`, spread over the ranks, they embed together, each as many captions.  Other arguments are those of
-    `TeacherSource.load`.
+    If it is `sharded`, spread over the ranks, they embed together, each as many captions.
     """
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
+        super().__init__(encoder, fingerprint, batch_tokens, precision)
+        self.tokenizer, self.sharded = tokenizer, sharded
         if not sharded:
             widen_where_slow(encoder.llm)
-        self.encoder, self.tokenizer, self.fingerprint = encoder, tokenizer, fingerprint
-        self.batch_tokens, self.precision, self.sharded = batch_tokens, precision, sharded
-
-    @property
-    def module(self) -> TextEncoder:
-        return self.encoder
 
     @property
     def llm_embed_dim(self) -> int:
-        return self.encoder.llm_embed_dim
+        return self.module.llm_embed_dim
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
         return self.tokenizer.tokenize(texts)
@@ -166,37 +161,33 @@ class LLMTeacher(CaptionTeacher):
     def embed_tokens(
         self, tokens: Sequence[Tokenized], on_batch: Callable[[int], object] = lambda texts: None
     ) -> Embedded:
-        vectors = encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
+        vectors = encode_tokens(self.module, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
         return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
 
 
 class SentenceTransformerTeacher(CaptionTeacher):
     """A SentenceTransformer, which brings its own tokens and pooling; `prompt` is put before every caption.
 
-    The other arguments are those of `TeacherSource.load`; `batch_tokens` counts padding.
+    `batch_tokens` counts padding.
     """
 
     def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
                  precision: str = 'fp32') -> None:
-        self.model, self.fingerprint, self.prompt = model, fingerprint, prompt
-        self.batch_tokens, self.precision = batch_tokens, precision
-
-    @property
-    def module(self) -> nn.Module:
-        return self.model
+        super().__init__(model, fingerprint, batch_tokens, precision)
+        self.prompt = prompt
 
     @property
     def llm_embed_dim(self) -> int:
         # Modules that a model brings along need not say it.
-        return self.model.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
+        return self.module.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
 
     def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
         """The captions as they are: `encode` tokenises them, and a tokenizer does not work for two threads at once."""
         return texts
 
     def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        vectors, lengths = encode_sentences(self.model, tokens, self.prompt, self.batch_tokens, self.precision,
+        vectors, lengths = encode_sentences(self.module, tokens, self.prompt, self.batch_tokens, self.precision,
                                             on_batch)
-        limit = self.model.max_seq_length or max(lengths, default=0)
+        limit = self.module.max_seq_length or max(lengths, default=0)
         return Embedded(vectors, sum(min(length, limit) for length in lengths),
                         sum(length > limit for length in lengths))

@@ -31,7 +31,7 @@ from llm2clip.weights import write_safetensors
 
 __all__ = [
     'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'load_clip', 'load_clip_text',
-    'load_clip_tokenizer', 'load_text_side', 'save_clip_text',
+    'load_clip_tokenizer', 'save_clip_text',
 ]
 
 KIND = 'text tower of a CLIP'
@@ -109,15 +109,11 @@ class ClipTextTower(nn.Module):
         features = getattr(outputs, 'text_embeds', None)
         return outputs.pooler_output if features is None else features
 
-    get_text_features = forward
-
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every layer on its own."""
+        """Shard every layer on its own; with `fsdp.activation_checkpointing`, recompute it on its own."""
         return module in self._layers
 
-    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """With `fsdp.activation_checkpointing`, recompute every layer on its own."""
-        return self.fsdp_wrap_fn(module)
+    activation_checkpointing_fn = fsdp_wrap_fn
 
 
 def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) -> ClipTextTower:
@@ -192,31 +188,18 @@ def load_clip(name: str, key: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def load_text_side(name: str) -> Any:
-    """`load_clip`, or of a CLIP or SigLIP the text tower alone, frozen, in evaluation mode."""
-    if load_config(name, f'teacher: {name}').model_type not in _TOWERS:
-        return load_clip(name, 'teacher')
-    return load_clip_text(ClipTextConfig(name), 'teacher').eval().requires_grad_(False)
-
-
 class ClipTextTeacher(CaptionTeacher):
-    """CLIP's own text tower from `load_text_side`, whose vectors are its projected features, not normalised.
+    """A frozen `ClipTextTower`, whose vectors are its projected features, not normalised.
 
-    Captions that it cannot read to their end lose it with `cut`, and get the vector 0 without.  Other arguments are
-    those of `TeacherSource.load`.
+    Captions that it cannot read to their end lose it with `cut`, and get the vector 0 without.
     """
 
-    def __init__(self, model: Any, tokenizer: ClipTokenizer, fingerprint: Fingerprint, batch_tokens: int = 4096,
-                 precision: str = 'fp32', cut: bool = False) -> None:
-        self.model, self.tokenizer, self.fingerprint = model, tokenizer, fingerprint
-        self.batch_size = max(1, batch_tokens // tokenizer.max_length)
-        self.precision, self.cut = precision, cut
+    def __init__(self, tower: ClipTextTower, tokenizer: ClipTokenizer, fingerprint: Fingerprint,
+                 batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
+        super().__init__(tower, fingerprint, batch_tokens, precision)
+        self.tokenizer, self.cut = tokenizer, cut
         # Known before a thread tokenises captions, since the tokenizer serves one thread at a time.
         self._width = self._features(self.tokenize(['a'])).shape[1]
-
-    @property
-    def module(self) -> nn.Module:
-        return self.model
 
     @property
     def llm_embed_dim(self) -> int:
@@ -232,8 +215,9 @@ class ClipTextTeacher(CaptionTeacher):
         # Those of similar length together, so that little is padding.
         order = sorted((i for i, text in enumerate(tokens) if self.cut or not text.cut),
                        key=lambda i: len(tokens[i].ids))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start:start + self.batch_size]
+        batch_size = max(1, self.batch_tokens // self.tokenizer.max_length)
+        for start in range(0, len(order), batch_size):
+            rows = order[start:start + batch_size]
             vectors[rows] = self._features([tokens[i] for i in rows])
             on_batch(len(rows))
         left_out = len(tokens) - len(order)
@@ -245,4 +229,4 @@ class ClipTextTeacher(CaptionTeacher):
     def _features(self, texts: Sequence[ClipTokens]) -> torch.Tensor:
         batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(texts).items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
-            return self.model.get_text_features(**batch).float()
+            return self.module(**batch).float()

@@ -36,7 +36,7 @@ from llm2clip.data.schema import (
 )
 from llm2clip.data.streams.paired_stream import columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
+from llm2clip.data.vectors import vector_columns, vector_rows
 from llm2clip.engine import Engine, Work
 from llm2clip.files import read_json, writing
 from llm2clip.folders import OutputFolder
@@ -74,8 +74,6 @@ class _Files:
     """A dataset as it is read, shard by shard, and the sidecar that several ranks or machines write for it."""
 
     def __init__(self, sidecar: Sidecar) -> None:
-        if sidecar.storage not in STORAGES:
-            raise ConfigError(f'storage: {sidecar.storage!r} is not one of {", ".join(STORAGES)}')
         self.sidecar, self.out, local = sidecar, sidecar.out, sidecar.dataset.local
         self.stream = VerifiedStream(local=local, remote=sidecar.dataset.remote)
         self.shards = self.stream.open()
@@ -202,10 +200,10 @@ def _embed(
     done: Callable[[_Files, Counter[str]], object],
 ) -> None:
     """Embed and write shards, by their numbers; `done` is told of each.  Meanwhile a thread reads what comes next."""
-    vectors, counts, total = torch.empty(0), _nothing(), _nothing()
+    vectors, counts, total = torch.empty(0), Counter(), Counter()
     for part in _ahead(_parts(shards, teacher, part_tokens)):
         if not len(vectors):
-            vectors, counts = torch.zeros(len(part.texts), teacher.llm_embed_dim), _nothing()
+            vectors, counts = torch.zeros(len(part.texts), teacher.llm_embed_dim), Counter()
         with _naming(part.k):
             if part.rows:
                 embedded = teacher.embed_tokens(part.tokens, on_batch=progress.update)
@@ -242,10 +240,6 @@ def _naming(k: int) -> Iterator[None]:
         raise
 
 
-def _nothing() -> Counter[str]:
-    return Counter(dict.fromkeys(_COUNTED, 0))
-
-
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
     progress.set_postfix({'tokens/s': f'{total["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
                           'truncated': total['truncated'],
@@ -269,7 +263,7 @@ def extract_sidecar(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int 
         the teacher cannot read them to their end, and captions that the samples do not have.
 
     Raises:
-        ConfigError: The storage is unknown, or `out` holds a dataset that is no sidecar.
+        ConfigError: `out` holds a dataset that is no sidecar.
         FileError: An index, or what is in `out`, is damaged.
         FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
         ShardError: A shard of the dataset is missing or damaged.
@@ -278,7 +272,7 @@ def extract_sidecar(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int 
     """
     files = _Files(sidecar)
     mine = files.begin(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
-    done = _nothing()
+    done: Counter[str] = Counter()
     with tqdm(total=files.count(mine), unit=' captions', desc=f'embed {sidecar.name}',
               disable=dist.get_local_rank() != 0) as progress:
         _embed(((files, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
@@ -308,7 +302,7 @@ def extract_by(
     every = {sidecar.name: _Files(sidecar) for sidecar in sidecars}
     todo = {name: files.begin(fingerprint) for name, files in every.items()}
     captions = {name: files.count(todo[name]) for name, files in every.items()}
-    done = {name: _nothing() for name in every}
+    done: dict[str, Counter[str]] = {name: Counter() for name in every}
     for name, files in every.items():
         print(f'{name}: {captions[name]:,} captions in {len(todo[name])} of {len(files.shards)} shards are to be '
               f'embedded, by {engine}', flush=True)
@@ -320,13 +314,13 @@ def extract_by(
             name, counts = result
             done[name].update(counts)
             progress.update(counts['captions'] + counts['absent'])
-            _describe(progress, sum(done.values(), _nothing()))
+            _describe(progress, sum(done.values(), Counter()))
             if done[name]['shards'] == len(todo[name]):
                 every[name].finish()
 
         tasks = {f'{name} shard {k}': (name, k) for name, numbers in todo.items() for k in numbers}
         engine.run(tasks, partial(_embedding, sidecars, load, fingerprint, part_tokens), count)
-    return {name: dict(counts) for name, counts in done.items()}
+    return {name: {what: counts[what] for what in _COUNTED} for name, counts in done.items()}
 
 
 def _embedding(

@@ -64,8 +64,7 @@ def save_teacher(
         tokenizer: The encoder's.
         lora: As the encoder was built with.
         folder: Where to.
-        adapter_folder: Where the LoRA weights alone go, as peft loads them; they belong to the LLM with the encoder's
-            `adapters` merged.
+        adapter_folder: Where the LoRA weights alone go, as peft loads them into the LLM with the `adapters` merged.
     """
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
@@ -116,8 +115,7 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
     """What decides the vectors of the teacher in `folder`; its weights are read, unless `hash_files` knows them."""
-    how = encoding(teacher_config(folder))
-    return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), how)
+    return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), encoding(teacher_config(folder)))
 
 
 def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:

@@ -109,10 +109,7 @@ def _merged(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> P
 
 
 def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
-    """Give the LLM's own weights another type.
-
-    LoRA weights stay in float32, and buffers (rotary frequencies) as transformers makes them.
-    """
+    """Give the LLM's own weights another type; LoRA weights and buffers (rotary frequencies) keep theirs."""
     for name, parameter in llm.named_parameters():
         if 'lora_' not in name:
             parameter.data = parameter.data.to(dtype)
@@ -174,23 +171,27 @@ def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedMod
             raise ConfigError(f'{key} was trained on another LLM, {record.get("pretrained")}')
     try:
         model = get_peft_model(llm, peft_config)
-        result: Any = set_peft_model_state_dict(model, state)
+        _set_lora(model, state, key)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f'{key} does not fit a {llm.config.model_type!r} model of width {llm.config.hidden_size}: '
                           f'{str(error).splitlines()[0]}') from None
-    missing = [name for name in result.missing_keys if 'lora_' in name]
-    if missing or result.unexpected_keys:
-        raise ConfigError(f'{key} does not fit this LLM: it lacks {missing[:3]} and has {result.unexpected_keys[:3]}')
     merged: Any = model.merge_and_unload(safe_merge=True)
     return merged
+
+
+def _set_lora(model: PeftModel, state: dict[str, torch.Tensor], where: str) -> None:
+    result: Any = set_peft_model_state_dict(model, state)
+    missing = [name for name in result.missing_keys if 'lora_' in name]
+    if missing or result.unexpected_keys:
+        raise ConfigError(f'{where}: not the LoRA weights of this LLM, they lack {missing[:3]} and have '
+                          f'{result.unexpected_keys[:3]} besides')
 
 
 def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
     """Write the LoRA weights alone, as peft loads them, and which LLM they belong to, called `pretrained`."""
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)  # 'auto' asks the hub
     (folder / 'README.md').unlink()  # a model card with nothing filled in
-    base = {'pretrained': pretrained, 'fingerprint': _weights_fingerprint(model)}
-    write_json(folder / BASE_FILE, base)
+    write_json(folder / BASE_FILE, {'pretrained': pretrained, 'fingerprint': _weights_fingerprint(model)})
 
 
 def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
@@ -217,18 +218,12 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
         config = LoraConfig(**json.loads(about['lora']))
         config.lora_dropout = 0.0
         model = add_lora(llm, config)
-        result: Any = set_peft_model_state_dict(model, state)
-    missing = [name for name in result.missing_keys if 'lora_' in name]
-    if missing or result.unexpected_keys:
-        raise ConfigError(f'{path} does not belong to this LLM: it lacks {missing[:3]} and has '
-                          f'{result.unexpected_keys[:3]} besides')
+        _set_lora(model, state, str(path))
     with torch.no_grad(), open_weights(folder) as merged:
         for name, module in model.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
                 layer: Any = module
-                weight = layer.get_base_layer().weight
-                delta = layer.get_delta_weight('default')
-                weight.copy_(merged(f'{name}.weight') - delta)
+                layer.get_base_layer().weight.copy_(merged(f'{name}.weight') - layer.get_delta_weight('default'))
     return model
 
 

@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download
 from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import (
+    ClipTextConfig,
     ClipTextTeacherConfig,
     ConfigError,
     ExtractConfig,
@@ -31,7 +32,7 @@ from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, load_config
 from llm2clip.remote_code.sentence_transformer_llm2clip import load_sentence_transformer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, LLMTeacher, SentenceTransformerTeacher
-from llm2clip.teacher.clip_text import ClipTextTeacher, ClipTokenizer, load_text_side
+from llm2clip.teacher.clip_text import ClipTextTeacher, ClipTextTower, load_clip_text, load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import (
     encoding,
@@ -259,8 +260,7 @@ class ClipText(TeacherSource):
     """The text tower of a CLIP or SigLIP.
 
     Args:
-        name: Hub name or local folder of a CLIP, SigLIP or another model with `get_text_features`, or what
-            `save_clip_text` wrote.
+        name: Hub name or local folder of a CLIP or SigLIP, or what `save_clip_text` wrote.
         cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0, as those that a
             sample does not have.
     """
@@ -275,16 +275,18 @@ class ClipText(TeacherSource):
                 'too_long': 'cut' if self._cut else 'left out'}
 
     def fingerprint(self) -> Fingerprint:
-        model, digest = load_text_side(self.name), xxhash.xxh64()
-        state = getattr(model, 'trunk', model).state_dict()
+        state, digest = self._read().trunk.state_dict(), xxhash.xxh64()
         hash_tensors({name: value for name, value in state.items() if name.startswith('text_')}, digest)
         return Fingerprint.of(digest.hexdigest(), self._encoding())
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> ClipTextTeacher:
-        model = load_text_side(self.name)
-        return ClipTextTeacher(device.module_to_device(model), ClipTokenizer(self.name, model.config), fingerprint,
-                               batch_tokens, precision, self._cut)
+        tower, tokenizer = self._read(), load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        return ClipTextTeacher(device.module_to_device(tower), tokenizer, fingerprint, batch_tokens, precision,
+                               self._cut)
+
+    def _read(self) -> ClipTextTower:
+        return load_clip_text(ClipTextConfig(self.name), 'teacher').eval().requires_grad_(False)
 
 
 def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: bool = False) -> TeacherSource:

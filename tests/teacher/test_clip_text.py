@@ -62,7 +62,7 @@ def test_its_fingerprint_is_that_of_the_text_side(clip: Path, tmp_path: Path) ->
 
 
 def test_what_is_no_clip(llm_folder: Path) -> None:
-    with pytest.raises(ConfigError, match='teacher: .*a LlamaModel, has no get_text_features'):
+    with pytest.raises(ConfigError, match="teacher: .*, a 'llama' model, expected one with the text tower of a CLIP"):
         ClipText(llm_folder).load(DeviceCPU())
     with pytest.raises(LoadError, match='teacher: /nowhere'):
         ClipText('/nowhere').load(DeviceCPU())
