@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_text_encoder_names_its_field(tmp_path: Path) -> No
         ('{type: x}', r"teacher\.type \(.*\): 'x', expected 'llm' or 'sentence_transformers'$"),
         ('{type: llm}', r'teacher\.pretrained: required but not set'),
         ('{type: llm, pretrained: x, max_length: 0}', r'teacher\.max_length \(.*\): 0, expected at least 1$'),
-        ('{type: sentence_transformers, name: x, prompt_name: a, prompt: b}', r'teacher\.prompt \(.*expected none besi'),
+        ('{type: sentence_transformers, name: x, prompt_name: a, prompt: b}', r'teacher\.prompt \(.*expected none'),
     ):
         with pytest.raises(ConfigError, match=f'^{message}'):
             load_config(Stage2Config, [*REQUIRED, f'teacher={value}'])

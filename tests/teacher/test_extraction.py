@@ -7,7 +7,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,27 +16,23 @@ import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
 from streaming import MDSWriter
-from tqdm import tqdm
 
 import llm2clip.teacher.extraction
 from llm2clip.config import (
     ConfigError,
     DatasetConfig,
-    LLMTeacherConfig,
-    SentenceTransformersTeacherConfig,
     TextEncoderConfig,
 )
 from llm2clip.data.schema import read_columns, read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError
-from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_columns, vector_rows, vectors_of
-from llm2clip.export.sentence_model import export_sentence_transformers
+from llm2clip.data.vectors import dequantize, quantize, stored_vector, vector_rows, vectors_of
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.sources import TeacherFolder, teacher_source
+from llm2clip.teacher.sources import TeacherFolder
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:
@@ -74,13 +70,6 @@ def test_int8_is_within_half_a_step() -> None:
     assert values.dtype == np.int8 and scale.shape == (50, 2) and np.abs(values).max() == 127
     found = dequantize(torch.from_numpy(values), torch.from_numpy(scale)).numpy()
     assert (np.abs(found - vectors) <= 0.501 * scale[..., None]).all() and not found[3, 1].any()
-
-
-def test_int8_costs_dim_plus_four_bytes() -> None:
-    row = vector_rows(['a'], ['x'], np.ones((1, 1, 64), np.float32), 'int8')[0]
-    assert row['text_embedding.x'].nbytes + row['text_embedding_scale.x'].nbytes == 64 + 4
-    assert vector_columns(['x'], 64, 'int8') == {'sample_id': 'str', 'text_embedding.x': 'ndarray:int8:64',
-                                                 'text_embedding_scale.x': 'float32'}
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
@@ -150,22 +139,6 @@ def test_a_full_disk_ends_the_extraction_and_names_the_shard(
         write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
     assert caught.value.__notes__ == ['while shard 1 was embedded']
     assert [path.name for path in sorted((tmp_path / 'out').glob('*.mds'))] == ['shard.00000.mds']
-
-
-def test_the_bar_moves_with_every_batch(
-    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    class Bar(tqdm):
-        def update(self, n: Optional[float] = 1) -> Optional[bool]:
-            seen.append(n)
-            return super().update(n)
-
-    monkeypatch.setattr('llm2clip.teacher.extraction.tqdm', Bar)
-    teacher = TeacherFolder(teacher_folder).load(DeviceCPU(), batch_tokens=100)
-    extract_sidecar(Sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out')), teacher)
-    assert sum(seen) == 2 * 64 and max(seen) <= 20
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
@@ -244,23 +217,6 @@ def test_fingerprint_sees_weights_template_and_options(
     template.write_text(template.read_text() + ' ')
     with pytest.raises(ValueError, match='weights is'):
         teacher_fingerprint(tmp_path / 'pooled').check(second, 'a', 'b')
-
-
-def _loaded(config: object) -> tuple[torch.Tensor, Fingerprint]:
-    teacher = teacher_source(config).load(DeviceCPU())
-    return teacher.embed(['a red square', 'some words']).vectors, teacher.fingerprint
-
-
-def test_any_llm_and_sentence_transformers_teach_too(llm_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    expected, _ = _loaded(str(teacher_folder))
-    config = LLMTeacherConfig(str(llm_folder), max_length=64)
-    vectors, fingerprint = _loaded(config)
-    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
-    config.bidirectional = False
-    _loaded(config)[1].check(fingerprint, 'a', 'b', but=['bidirectional'])
-    export_sentence_transformers(teacher_folder, tmp_path / 'st')
-    model = SentenceTransformersTeacherConfig(str(tmp_path / 'st'), trust_remote_code=True)
-    torch.testing.assert_close(_loaded(model)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_batches_hold_every_text_once_within_the_budget() -> None:
