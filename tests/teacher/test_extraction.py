@@ -233,12 +233,6 @@ def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: 
     write_dataset(make_samples(20), tmp_path / 'd')
     shard = tmp_path / 'd' / 'train' / 'part-all' / 'shard.00000.mds'
     data = shard.read_bytes()
-    shard.write_bytes(data[:-10])
-    with pytest.raises(ShardError, match='shard.00000.mds is damaged: .* bytes, expected'):
-        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
     shard.write_bytes(data[:500] + b'?' + data[501:])
     with pytest.raises(ShardError, match='shard.00000.mds is damaged: xxh64'):
         write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
-    (tmp_path / 'd' / 'train' / 'index.json').write_text('{')
-    with pytest.raises(ValueError, match='index.json: cannot be read .* expected JSON, an object'):
-        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out2', teacher_folder)

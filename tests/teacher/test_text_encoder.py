@@ -24,7 +24,6 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     CaptionTokenizer,
     TextEncoder,
     encode_texts,
-    encode_tokens,
     last_pool,
     mean_pool,
     weighted_mean_pool,
@@ -78,16 +77,6 @@ def test_the_encoder_pools_the_last_layer(llm_folder: Path) -> None:
     torch.testing.assert_close(last(**batch)[0], states[0, batch['attention_mask'][0].sum() - 1])
     with pytest.raises(ValueError, match='pooling'):
         _encoder(llm_folder, pooling='max')
-
-
-@pytest.mark.parametrize('lora', [False, True])
-def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path, lora: bool) -> None:
-    encoder, tokenizer = _trained(llm_folder, 1) if lora else _encoder(llm_folder)
-    expected = encoder(**tokenizer(TEXTS)).detach()
-    for batch_tokens in (1, 20, 1000):
-        torch.testing.assert_close(encode_texts(encoder, tokenizer, TEXTS, batch_tokens), expected,
-                                   rtol=1e-5, atol=1e-5)
-    assert encode_tokens(encoder, []).shape == (0, 32)
 
 
 def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:
