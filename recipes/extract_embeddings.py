@@ -23,10 +23,10 @@ def main(config: ExtractConfig) -> None:
     from llm2clip.engine import RayEngine
     from llm2clip.folders import OutputFolder
     from llm2clip.ranks import is_first
-    from llm2clip.teacher.extraction import Sidecar, extract_by, extract_on_ranks
-    from llm2clip.teacher.sources import build_caption_teacher, caption_teacher_fingerprint, load_caption_teacher
+    from llm2clip.teacher.extraction import Sidecar, extract_by, extract_sidecar
+    from llm2clip.teacher.sources import load_caption_teacher, teacher_source
 
-    sidecars = []
+    source, sidecars = teacher_source(config.teacher), []
     for name, dataset in config.datasets.items():
         remote = None if config.out_remote is None else os.path.join(config.out_remote, name)
         sidecars.append(Sidecar(dataset, OutputFolder(f'{config.out}/{name}', remote), config.storage,
@@ -35,12 +35,12 @@ def main(config: ExtractConfig) -> None:
     if config.engine == 'ray':
         engine = RayEngine(config.worker_cpus, None if config.device is None else config.device == 'gpu')
         load = partial(load_caption_teacher, config, 'gpu' if engine.gpu else 'cpu')
-        done = extract_by(engine, sidecars, load, caption_teacher_fingerprint(config), part_tokens)
+        done = extract_by(engine, sidecars, load, source.fingerprint(), part_tokens)
     else:
         device = open_device(config.device, config.precision)
         dist.initialize_dist(device, config.dist_timeout)
-        teacher = build_caption_teacher(config, device)
-        done = {sidecar.name: extract_on_ranks(sidecar, teacher, part_tokens) for sidecar in sidecars}
+        teacher = source.load(device, config.batch_tokens, config.precision)
+        done = {sidecar.name: extract_sidecar(sidecar, teacher, part_tokens) for sidecar in sidecars}
     if is_first():
         for name, counts in done.items():
             print(f'{name}: {", ".join(f"{n} {what}" for what, n in counts.items()).replace("_", " ")}')

@@ -4,7 +4,7 @@
 """Official weights -> this project's folders: python recipes/import_official.py yamls/import/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
-from llm2clip.config import ImportConfig
+from llm2clip.config import ImportConfig, LLMTeacherConfig
 from llm2clip.config.files import save_config
 
 
@@ -16,16 +16,16 @@ def main(config: ImportConfig) -> None:
     from llm2clip.teacher.fingerprint import TeacherRecord
     from llm2clip.teacher.folder import teacher_fingerprint
 
-    teacher = config.teacher
     check_replaceable(f'{config.out}/llm2clip', KIND)
     imported = None
     if config.checkpoint is not None and config.vision is not None:
         imported = import_checkpoint(config.checkpoint, config.vision)
-    if config.text_encoder is not None:
+    teacher = config.teacher
+    if isinstance(teacher, LLMTeacherConfig):
+        import_teacher(teacher, config.template, f'{config.out}/teacher')
         teacher = f'{config.out}/teacher'
-        import_teacher(config.text_encoder, config.template, teacher)
         print(f'wrote {teacher}')
-    if imported is not None and teacher is not None:
+    if imported is not None:
         check_teacher_width(teacher, imported, 'teacher')
         record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': imported.llm_embed_dim})
         export_folder(imported.model, imported.config, record, teacher, f'{config.out}/llm2clip')

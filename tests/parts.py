@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any, Optional
 
+from composer.devices import DeviceCPU
 from PIL import Image
 
 from llm2clip.config import DatasetConfig, LoraConfig, TextEncoderConfig, WriterConfig
@@ -15,9 +16,9 @@ from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
-from llm2clip.teacher.caption_teacher import LLMTeacher
-from llm2clip.teacher.extraction import extract_sidecar
-from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.sources import TeacherFolder
 
 COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
 SHAPES = ['square', 'circle', 'cross', 'stripe']
@@ -54,5 +55,6 @@ def write_dataset(samples: list[Sample], out: Path, **options: Any) -> Optional[
 
 def write_sidecar(dataset: Path, out: Path, teacher: Path, **options: Any) -> dict[str, int]:
     """Embeddings of `dataset` by the teacher in a folder."""
-    return extract_sidecar(DatasetConfig(local=str(dataset)), OutputFolder(out), LLMTeacher.from_folder(teacher),
-                           **options)
+    part_tokens = options.pop('part_tokens', 32768)
+    sidecar = Sidecar(DatasetConfig(local=str(dataset)), OutputFolder(out), **options)
+    return extract_sidecar(sidecar, TeacherFolder(teacher).load(DeviceCPU()), part_tokens)

@@ -13,17 +13,17 @@ from parts import write_dataset
 
 import llm2clip.bfloat16
 import llm2clip.config.files
-import llm2clip.evaluation.cra
 import llm2clip.teacher.llm
+import llm2clip.teacher.sources
 from llm2clip.bfloat16 import computes_bfloat16, warn_of_slow_bfloat16
-from llm2clip.config import CRAConfig, ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
+from llm2clip.config import CRAConfig, ExtractConfig, LLMTeacherConfig, LoraConfig, Stage1Config, TextEncoderConfig
 from llm2clip.config.files import load_config, read_config, save_config
 from llm2clip.data.convert.samples import Sample
 from llm2clip.evaluation.cra import evaluate_cra
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
-from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.folder import save_teacher
-from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.sources import TeacherFolder
 
 STAGE1 = ['yamls/stage1/laptop.yaml', 'train_data.streams.captions.local=d', 'eval_data=null']
 
@@ -75,9 +75,9 @@ def test_a_teacher_of_bfloat16_is_widened_where_that_is_faster(
     expected = encode_texts(encoder.eval(), tokenizer, ['a red square'])
     for fast in (True, False):
         monkeypatch.setattr(llm2clip.teacher.llm, 'computes_bfloat16', lambda fast=fast: fast)
-        teacher = LLMTeacher.from_folder(tmp_path / 'teacher')
-        assert teacher.encoder.llm.get_input_embeddings().weight.dtype == (torch.bfloat16 if fast else torch.float32)
-        for (name, weight), other in zip(encoder.named_parameters(), teacher.encoder.parameters()):
+        teacher = TeacherFolder(tmp_path / 'teacher').load(DeviceCPU())
+        assert teacher.module.llm.get_input_embeddings().weight.dtype == (torch.bfloat16 if fast else torch.float32)
+        for (name, weight), other in zip(encoder.named_parameters(), teacher.module.parameters()):
             assert torch.equal(weight.float(), other.float()), name
         vectors = teacher.embed(['a red square']).vectors
         assert (1 - torch.nn.functional.cosine_similarity(vectors, expected)).item() < 1e-3
@@ -89,15 +89,15 @@ def test_so_is_an_llm_of_which_caption_retrieval_accuracy_is_measured(
     fast: bool, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_dataset([Sample(f'{i}', {'a': f'a {i} b', 'b': f'{i} of them'}) for i in range(8)], tmp_path)
-    load, loaded = llm2clip.evaluation.cra.load_text_encoder, []
+    load, loaded = llm2clip.teacher.sources.load_text_encoder, []
 
     def load_and_keep(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:
         loaded.append(load(config))
         return loaded[-1]
 
-    monkeypatch.setattr(llm2clip.evaluation.cra, 'load_text_encoder', load_and_keep)
+    monkeypatch.setattr(llm2clip.teacher.sources, 'load_text_encoder', load_and_keep)
     monkeypatch.setattr(llm2clip.teacher.llm, 'computes_bfloat16', lambda: fast)
-    encoders = {'llm': TextEncoderConfig(str(llm_folder), dtype='bfloat16')}
+    encoders = {'llm': LLMTeacherConfig(str(llm_folder), dtype='bfloat16')}
     evaluate_cra(CRAConfig(f'{tmp_path}/train', ['a', 'b'], encoders), DeviceCPU())
     (encoder, _), = loaded
     assert next(encoder.parameters()).dtype == (torch.bfloat16 if fast else torch.float32)

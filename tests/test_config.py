@@ -13,7 +13,14 @@ import pytest
 import yaml
 from composer.utils import dist
 
-from llm2clip.config import ConfigError, EvaluateConfig, Stage1Config, Stage2Config
+from llm2clip.config import (
+    ConfigError,
+    EvaluateConfig,
+    LLMTeacherConfig,
+    SentenceTransformersTeacherConfig,
+    Stage1Config,
+    Stage2Config,
+)
 from llm2clip.config.files import load_config, read_config, save_config
 from llm2clip.registry import LOGGERS, build, build_source, check_names
 from llm2clip.training.trainer import check_train_config
@@ -55,6 +62,39 @@ def test_null_takes_an_entry_of_a_mapping_away(tmp_path: Path) -> None:
     assert (config.algorithms, config.lr_scale, config.loggers) == ({'ema': {}}, {'logit_scale': 1}, {})
     evaluate = ['models.m.export=x', 'out=o', 'retrieval.r.source.name=coco', 'retrieval.s.source.name=coco']
     assert list(load_config(EvaluateConfig, [*evaluate, 'retrieval.r=null']).retrieval) == ['s']
+
+
+def test_a_text_encoder_of_another_type_replaces_the_one_of_earlier_files(tmp_path: Path) -> None:
+    folder = _write(tmp_path / 'a.yaml', 'teacher: runs/stage1/teacher\n')
+    model = _write(tmp_path / 'b.yaml', 'teacher: {type: sentence_transformers, name: x, prompt_name: query}\n')
+    both = _write(tmp_path / 'c.yaml', 'teacher: [runs/stage1/teacher, {type: llm, pretrained: 010}]\n')
+    named = SentenceTransformersTeacherConfig('x', 'document')
+    for args, expected in (
+        ([model, folder], 'runs/stage1/teacher'), ([folder, model, 'teacher.prompt_name=document'], named),
+        ([model, both], ['runs/stage1/teacher', LLMTeacherConfig('010')]),
+        ([both, model, 'teacher.prompt_name=document'], named),
+        ([model, 'teacher.type=llm', 'teacher.pretrained=1.10', 'teacher.pooling=last'],
+         LLMTeacherConfig('1.10', pooling='last')),
+        ([model, 'teacher=null'], None),
+    ):
+        config = load_config(Stage2Config, [*args, *REQUIRED])
+        assert config.teacher == expected
+        save_config(config, tmp_path)
+        assert read_config(Stage2Config, tmp_path) == config
+
+
+def test_what_is_wrong_with_a_text_encoder_names_its_field(tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.yaml', 'teacher:\n- x\n- type: llm\n  pretrained: x\n  poolin: last\n')
+    with pytest.raises(ConfigError, match=r'^teacher\[1\]\.poolin \(.*a\.yaml:5\): unknown key, expected one of pretr'):
+        load_config(Stage2Config, [path, *REQUIRED])
+    for value, message in (
+        ('{type: x}', r"teacher\.type \(.*\): 'x', expected 'llm' or 'sentence_transformers'$"),
+        ('{type: llm}', r'teacher\.pretrained: required but not set'),
+        ('{type: llm, pretrained: x, max_length: 0}', r'teacher\.max_length \(.*\): 0, expected at least 1$'),
+        ('{type: sentence_transformers, name: x, prompt_name: a, prompt: b}', r'teacher\.prompt \(.*expected none'),
+    ):
+        with pytest.raises(ConfigError, match=f'^{message}'):
+            load_config(Stage2Config, [*REQUIRED, f'teacher={value}'])
 
 
 def test_unknown_key_names_key_file_line_and_nearest(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from llm2clip.config import (
     ImageStreamConfig,
     LoraConfig,
     SearchConfig,
+    SentenceTransformersTeacherConfig,
     Stage2Config,
-    TeacherConfig,
     TextEncoderConfig,
     VisionConfig,
 )
@@ -47,7 +47,7 @@ from llm2clip.teacher.caption_teacher import CachedTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.llm import load_llm
-from llm2clip.teacher.sources import SentenceTransformerModel, build_caption_teacher
+from llm2clip.teacher.sources import SentenceTransformerModel, TeacherFolder
 from llm2clip.training.runs import load_stage2
 from llm2clip.weights import read_safetensors, write_safetensors
 
@@ -300,7 +300,7 @@ def with_lora(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def _extract(folder: Path) -> Any:
-    return build_caption_teacher(TeacherConfig(teacher=str(folder)), CPU).embed(TEXTS)
+    return TeacherFolder(folder).load(CPU).embed(TEXTS)
 
 
 TEACHER_FILES = {
@@ -353,14 +353,14 @@ def test_weights_of_a_sentence_transformers_folder(damage: Damage, teacher_folde
     export_sentence_transformers(teacher_folder, tmp_path / 'st')
     file, = (tmp_path / 'st').rglob('model.safetensors')
     damage(file)
-    refused(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(tmp_path / 'st'),
-                                                        trust_remote_code=True), CPU),
-            str(tmp_path / 'st'), 'not finite')
+    config = SentenceTransformersTeacherConfig(str(tmp_path / 'st'), trust_remote_code=True)
+    refused(lambda: SentenceTransformerModel(config).load(CPU), str(tmp_path / 'st'), 'not finite')
 
 
 @pytest.mark.parametrize('way', WAYS)
 def test_files_of_an_exported_sentence_transformer(way: str, embedder: Path, tmp_path: Path) -> None:
-    of_run = trained('clip_vision_model', [SentenceTransformerModel(embedder, 'query')])
+    teacher = SentenceTransformerModel(SentenceTransformersTeacherConfig(str(embedder), 'query'))
+    of_run = trained('clip_vision_model', [teacher])
     export_folder(*of_run[:3], of_run.teachers, tmp_path / 'export')
     torch.testing.assert_close(WAYS[way](tmp_path / 'export'), of_run.model.get_text_features(of_run.vectors(TEXTS)))
     for file, damage in (('model.safetensors', spoilt(0.5)), ('1_Pooling/config.json', written(b'{')),

@@ -31,10 +31,11 @@ from llm2clip.config import (
     ExportConfig,
     ImageDataConfig,
     ImageStreamConfig,
+    LLMTeacherConfig,
     LoraConfig,
     SearchConfig,
+    SentenceTransformersTeacherConfig,
     Stage2Config,
-    TeacherConfig,
     TextEncoderConfig,
     VisionConfig,
 )
@@ -50,7 +51,7 @@ from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import load_llm
-from llm2clip.teacher.sources import SentenceTransformerModel, build_caption_teacher
+from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherFolder
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.training.runs import load_checkpoint_model, read_stage2
 
@@ -169,7 +170,7 @@ def _evaluate(folder: Path) -> Any:
 
 
 OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
-    'extraction': lambda folder, _: build_caption_teacher(TeacherConfig(teacher=str(folder)), CPU).embed(TEXTS),
+    'extraction': lambda folder, _: TeacherFolder(folder).load(CPU).embed(TEXTS),
     'online training': lambda folder, _: load_teacher(folder, 'float32'),
     'fingerprint': lambda folder, _: teacher_fingerprint(folder),
     'export': lambda folder, model: export_folder(
@@ -177,9 +178,9 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
     'export of the teacher': lambda folder, _: export_sentence_transformers(folder, folder.parent / 'out'),
     'remote code': lambda folder, model: modeling_llm2clip.Teacher(folder, model.record.teacher.teachers[0])(
         TEXTS, torch.device('cpu')),
-    'any LLM': lambda folder, _: build_caption_teacher(TeacherConfig(text_encoder=TextEncoderConfig(str(folder))), CPU),
+    'any LLM': lambda folder, _: FrozenLLM(LLMTeacherConfig(str(folder))).load(CPU),
     'stage 1': lambda folder, _: text_encoder_from_config(TextEncoderConfig(str(folder)), LoraConfig()),
-    'import': lambda folder, _: import_teacher(TextEncoderConfig(str(folder)), 'none', folder.parent / 'out'),
+    'import': lambda folder, _: import_teacher(LLMTeacherConfig(str(folder)), 'none', folder.parent / 'out'),
     'baseline': lambda folder, _: load_evaluated_model(
         EvaluatedModelConfig(pretrained=str(folder)), folder.parent / 'cache', CPU, 'models.m'),
     'tower': lambda folder, _: load_tower(VisionConfig(str(folder), pretrained=True, **HALF)),
@@ -304,7 +305,7 @@ def test_of_an_adapter(
     edited(**fields)(folder / 'adapter_config.json') if fields else pickled(folder)
     attempt(lambda: load_llm(TextEncoderConfig(str(llm_folder), adapters=[str(folder)])))
     edited(base_model_name_or_path=str(llm_folder))(folder / 'adapter_config.json')
-    attempt(lambda: import_teacher(TextEncoderConfig(str(folder)), 'none', tmp_path / 'out'))
+    attempt(lambda: import_teacher(LLMTeacherConfig(str(folder)), 'none', tmp_path / 'out'))
 
 
 def _sentence_transformer(llm: Path, folder: Path, kind: str = 'sentence_transformers.models.Dense') -> None:
@@ -344,14 +345,14 @@ def test_of_sentence_transformers(
         (folder / 'last' / name).write_text(json.dumps(fields))
     plant(folder)
     monkeypatch.syspath_prepend(folder)
-    config = TeacherConfig(sentence_transformer=str(folder))
+    config = SentenceTransformersTeacherConfig(str(folder))
     with pytest.raises(ValueError, match=r'names the class evil\.Evil, expected one of sentence-transformers'):
-        build_caption_teacher(config, CPU)
+        SentenceTransformerModel(config).load(CPU)
     assert not marker.exists()
     if module == 'foreign module':
         config.trust_remote_code = True
         with pytest.raises(Exception):  # noqa: B017 - it is no module
-            build_caption_teacher(config, CPU).embed(TEXTS)
+            SentenceTransformerModel(config).load(CPU).embed(TEXTS)
         assert marker.exists()
         marker.unlink()
 
@@ -364,7 +365,7 @@ def test_of_an_exported_sentence_transformer(
     _sentence_transformer(llm_folder, folder, 'evil.Evil')
     plant(folder)
     monkeypatch.syspath_prepend(folder)
-    of_run = trained('clip_vision_model', [SentenceTransformerModel(folder)])
+    of_run = trained('clip_vision_model', [SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder)))])
     export_folder(*of_run[:3], of_run.teachers, export := tmp_path / 'export', remote_code=True)
     remote = modeling_llm2clip.LLM2CLIPModel.from_pretrained
     ways: list[Callable[[bool], Any]] = [
@@ -389,12 +390,12 @@ def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: 
     folder.mkdir()
     plant(tmp_path)  # which is the current folder
     _sentence_transformer(llm_folder, folder, 'evil.Evil')
-    of_run = trained('timm:test_vit', [SentenceTransformerModel(folder)])
+    of_run = trained('timm:test_vit', [SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder)))])
     save_config(Stage2Config(
         model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(run), run_name='r',
         optimizer={'name': 'evil:Evil', 'lr': 1e-5}, callbacks={'evil:Evil': {}},
         train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}),
-        sentence_transformer=str(folder), trust_remote_code=True), run)
+        teacher=SentenceTransformersTeacherConfig(str(folder), trust_remote_code=True)), run)
     of_run.record.write(run)
     (evaluated, _), = llm2clip.evaluation.models._teachers(EvaluatedModelConfig(run=str(run)), 'models.m')
     exported, = run_teachers(ExportConfig(run=str(run), out='o'), *read_stage2(run)[:1], of_run.record.teacher)
@@ -412,7 +413,7 @@ def test_of_the_llm_of_sentence_transformers(planted: str, llm_folder: Path, tmp
     edited(model_args={'trust_remote_code': True}, tokenizer_args={'trust_remote_code': True},
            config_args={'trust_remote_code': True})(folder / 'sentence_bert_config.json')
     PLANTS[planted](folder)
-    attempt(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(folder)), CPU).embed(TEXTS))
+    attempt(lambda: SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder))).load(CPU).embed(TEXTS))
 
 
 def test_values_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

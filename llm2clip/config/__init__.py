@@ -48,7 +48,12 @@ from llm2clip.config.planning import PlanConfig
 from llm2clip.config.prepare import PrepareConfig, WriterConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.search import SearchConfig
-from llm2clip.config.teacher import ExtractConfig, NamedTeacherConfig, TeacherConfig
+from llm2clip.config.teacher import (
+    ClipTextTeacherConfig,
+    ExtractConfig,
+    LLMTeacherConfig,
+    SentenceTransformersTeacherConfig,
+)
 from llm2clip.config.training import (
     FsdpConfig,
     InheritanceConfig,
@@ -61,13 +66,13 @@ from llm2clip.config.training import (
 )
 
 __all__ = [
-    'AdapterConfig', 'BenchmarksConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig',
-    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'DatasetConfig',
-    'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig',
-    'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
-    'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',
-    'MNTPConfig', 'ModelConfig', 'NamedTeacherConfig', 'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig',
-    'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config',
-    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainedTextConfig', 'TrainerConfig',
-    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'AdapterConfig', 'BenchmarksConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig',
+    'CaptionStreamConfig', 'ClipTextConfig', 'ClipTextTeacherConfig', 'CompositionConfig', 'ConfigError',
+    'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig',
+    'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig', 'LinearProbeConfig',
+    'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig',
+    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',
+    'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig',
+    'TrainConfig', 'TrainedTextConfig', 'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Optional
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.models import TextEncoderConfig, VisionConfig
+from llm2clip.config.models import VisionConfig
 from llm2clip.config.ranges import (
     AccuracyMetric,
     Component,
@@ -26,7 +26,7 @@ from llm2clip.config.ranges import (
     Text,
     Texts,
 )
-from llm2clip.config.teacher import TeacherConfig
+from llm2clip.config.teacher import OneTeacher, Teachers
 
 __all__ = [
     'BenchmarksConfig', 'CRAConfig', 'CompositionConfig', 'EvaluateConfig',
@@ -36,9 +36,8 @@ __all__ = [
 
 
 @dataclass
-class EvaluatedModelConfig(TeacherConfig):
-    """What is evaluated: one of `run`, `export`, `official` and `pretrained`.  A run needs its teacher, if its own
-    configuration does not name it, and official weights theirs; the teacher of an export lies in the folder."""
+class EvaluatedModelConfig:
+    """What is evaluated: one of `run`, `export`, `official` and `pretrained`."""
 
     run: Optional[Text] = None
     """Folder of a stage-2 run."""
@@ -63,9 +62,14 @@ class EvaluatedModelConfig(TeacherConfig):
     """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
-    teachers: list[Text] = field(default_factory=list)
-    """In place of `teacher`: those of `train_data.teachers`, in that order; their vectors are concatenated.  Each is a
-    folder that stage 1 wrote, or a sentence-transformers model."""
+    teacher: Teachers = None
+    """The teacher that the model learned from, or a list of several in the order of `train_data.teachers`: the folder
+    that stage 1 wrote, or a mapping with the `type` of another.  Official weights need it, and a run if its
+    configuration names none; that of an export lies in the folder."""
+    batch_tokens: Count = 4096
+    """Tokens per forward pass of the teacher."""
+    trust_remote_code: bool = False
+    """Run code that comes with the teacher of a run or an export. Leave off unless you have read that code."""
 
 
 @dataclass
@@ -144,12 +148,9 @@ class CRAConfig:
     caption_keys: Annotated[Texts, Field(min_length=2, max_length=2)] = field(
         default_factory=lambda: ['short', 'long'])
     """The two captions of a sample that have to find each other."""
-    encoders: dict[str, TextEncoderConfig] = field(default_factory=dict)
-    """Result name -> LLM, not trained here, and how it encodes."""
-    teachers: dict[str, Text] = field(default_factory=dict)
-    """Result name -> folder that stage 1 wrote, which knows how it encodes."""
-    clip_text: dict[str, Text] = field(default_factory=dict)
-    """Result name -> hub name or folder of a CLIP or SigLIP, whose own text tower embeds the captions."""
+    teachers: dict[str, OneTeacher] = field(default_factory=dict)
+    """Result name -> text encoder: the folder that stage 1 wrote, or a mapping with the `type` of another.  All cut
+    captions that they cannot read to their end."""
     limit: Optional[Count] = None
     """Number of pairs, from the first on.  Unset: all."""
     name: Optional[Text] = None

@@ -3,13 +3,13 @@
 
 """`export_hf`, `export_vision` and `export_sentence_transformers`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 from omegaconf import MISSING
 
 from llm2clip.config.ranges import Count, Repository, RunWeights, Share, Text
-from llm2clip.config.teacher import NamedTeacherConfig
+from llm2clip.config.teacher import Teachers
 
 __all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'HubConfig']
 
@@ -26,9 +26,8 @@ class HubConfig:
 
 
 @dataclass
-class ExportConfig(NamedTeacherConfig, HubConfig):
-    """Stage-2 run and teacher -> one Hugging Face folder.  The teacher, the one that the run learned from, needs to be
-    named only if the run's configuration does not."""
+class ExportConfig(HubConfig):
+    """Stage-2 run and teacher -> one Hugging Face folder."""
 
     run: Text = MISSING
     """Folder of a stage-2 run."""
@@ -38,9 +37,11 @@ class ExportConfig(NamedTeacherConfig, HubConfig):
     """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
     dim: Optional[Count] = None
     """How many dimensions the exported model's features have, the first ones (see `loss.dims`).  Unset: all."""
-    teachers: list[Text] = field(default_factory=list)
-    """In place of `teacher`: those of `train_data.teachers`, in that order; their vectors are concatenated.  Each is a
-    folder that stage 1 wrote, or a sentence-transformers model."""
+    teacher: Teachers = None
+    """The teacher that the run learned from, or a list of several in the order of `train_data.teachers`, if the run's
+    configuration does not name it: the folder that stage 1 wrote, or a mapping with the `type` of another."""
+    trust_remote_code: bool = False
+    """Run code that comes with the teacher that the run's configuration names. Leave off unless you have read it."""
     out: Text = MISSING
     """The model goes to `out/llm2clip`."""
     remote_code: bool = False

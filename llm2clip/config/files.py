@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Optional, TypeVar, Union
+from typing import Annotated, Any, Optional, TypeVar, Union
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -28,6 +28,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config.ranges import Component, ConfigError
+from llm2clip.config.teacher import OneTeacher, teacher_types
 from llm2clip.files import FileError, read_text, reading, write_text
 
 __all__ = [
@@ -127,17 +128,19 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
             origins[key] = source if source == _COMMAND_LINE else f'{source}:{at.start_mark.line + 1}'
             if len(path) > _DEEPEST:
                 raise ConfigError(f'{_where(path[0], origins)}: nested too deep, expected at most {_DEEPEST} levels')
-            if node is None:
+            if node is None or teacher_types(kind) and not isinstance(node, yaml.ScalarNode):
                 holder = merged
                 for name in path[:-1]:
                     holder = holder.get(name) if isinstance(holder, DictConfig) else None
-                if isinstance(holder, DictConfig) and _has_entries(kind):
+                if isinstance(holder, DictConfig) and node is not None:
+                    _forget_other_teacher(holder, path[-1], node)
+                elif isinstance(holder, DictConfig) and _has_entries(kind):
                     holder[path[-1]] = {}
                 elif isinstance(holder, DictConfig):
                     holder.pop(path[-1], None)
             elif (expected := _misshapen(kind, node)) is not None:
                 raise ConfigError(f'{_where(key, origins)}: {_value(node)!r}, expected {expected}')
-            elif kind is str and isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
+            elif (kind is str or teacher_types(kind)) and isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
                 node.tag = _STR
         try:
             # In place: neither is used again.
@@ -157,21 +160,30 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
             files = ', '.join(dict.fromkeys(source for source, _ in sources))
             raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
         values = OmegaConf.to_container(merged, resolve=True)
-        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f'{_where(error.full_key or "", origins)}: {_first_line(error)}') from None
     _check_secrets(values, '', origins)
-    check_values(schema, values, where=lambda key: _where(key, origins))
+    config = check_values(schema, values, where=lambda key: _where(key, origins))
     check_together = getattr(config, 'check', None)
     if check_together is not None:
         check_together()
-    return config  # type: ignore[return-value]
+    return config
+
+
+def _forget_other_teacher(holder: DictConfig, name: str, node: yaml.Node) -> None:
+    """Let a text encoder replace the one of earlier files, unless it is a mapping of the same type, which is merged."""
+    there: Any = OmegaConf.to_container(holder)
+    earlier, later = there.get(name), _value(node)
+    same = isinstance(earlier, dict) and isinstance(later, dict) and (
+        earlier.get('type') in (None, later.get('type', earlier.get('type'))))
+    if not same:
+        holder[name] = None
 
 
 def check_values(
     kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str, strict: bool = False
-) -> None:
-    """Compare values with a type, and with the ranges that stand beside it.
+) -> Any:
+    """Compare values with a type, and with the ranges that stand beside it; returns what the type makes of them.
 
     Args:
         kind: One of the dataclasses of `llm2clip.config`, or any other type.
@@ -185,7 +197,7 @@ def check_values(
     """
     try:
         adapter = _adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)
-        adapter.validate_python(values, strict=strict)
+        return adapter.validate_python(values, strict=strict)
     except ValidationError as error:
         faults: dict[str, list[str]] = {}
         for fault in error.errors(include_url=False):
@@ -202,9 +214,15 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 def _describe(error: Any, key: str, where: Callable[[str], str]) -> tuple[str, str]:
     """What pydantic says about one value, with our names for it: key and value, and what was expected."""
-    parts = [part for part in error['loc'] if part != '[key]']
+    parts = [part for part in error['loc'] if part != '[key]' and not str(part).startswith('type:')]
     key = key or ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in parts).removeprefix('.')
-    value = parts[-1] if len(parts) < len(error['loc']) else error['input']
+    if error['type'] == 'missing' and isinstance(parts[-1], str):
+        return f'{where(key)}: required but not set', 'a value'
+    if error['type'] == 'unexpected_keyword_argument':
+        # OmegaConf refuses those of other dataclasses.
+        fields = dataclasses.fields(teacher_types(OneTeacher)[error['loc'][-2]])
+        return f'{where(key)}: unknown key', f'one of {", ".join(field.name for field in fields)}'
+    value = parts[-1] if '[key]' in error['loc'] else error['input']
     expected = str(error['ctx']['error']) if error['type'] == 'value_error' else _expected(error['msg'])
     return f'{where(key)}: {value!r}', expected
 
@@ -290,19 +308,20 @@ def _nodes(
     """
     below: list[tuple[str, Any, Optional[yaml.Node], yaml.Node]] = []
     if isinstance(tree, yaml.SequenceNode):
-        entry = typing.get_args(kind)[0] if typing.get_origin(kind) is list else Any
+        entry = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind if teacher_types(kind) else Any
         below = [(f'[{i}]', entry, item, item) for i, item in enumerate(tree.value)]
     elif isinstance(tree, yaml.MappingNode):
-        kinds = typing.get_type_hints(kind) if is_dataclass(kind) else {}
+        of_types = teacher_types(kind).values() or ([kind] if is_dataclass(kind) else [])
+        kinds = {name: hint for one in of_types for name, hint in typing.get_type_hints(one, None, None, True).items()}
         entry = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else Any
         for name, value in list(tree.value):
-            inner = kinds.get(name.value, entry)
+            inner = _bare(kinds.get(name.value, entry))
             if value.tag == _NULL and (_has_entries(kind) or _has_entries(inner)):
                 tree.value.remove((name, value))
                 value = None
             below.append((name.value, inner, value, name))
     for part, inner, node, at in below:
-        inner = unwrap_optional(inner)
+        inner = _bare(unwrap_optional(_bare(inner)))
         yield (*path, part), inner, node, at
         if node is not None:
             yield from _nodes(inner, node, (*path, part))
@@ -345,6 +364,11 @@ def _check_secrets(node: Any, key: str, origins: dict[str, str]) -> None:
     elif isinstance(node, str) and _SECRET.search(node):
         raise ConfigError(f'{_where(key, origins)}: put no password or token into a URL; Streaming reads credentials '
                           'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
+
+
+def _bare(hint: Any) -> Any:
+    """A type without what `Annotated` says of it, unless that is how a text encoder is read."""
+    return hint.__origin__ if typing.get_origin(hint) is Annotated and not teacher_types(hint) else hint
 
 
 def unwrap_optional(hint: Any) -> Any:

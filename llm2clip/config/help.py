@@ -16,6 +16,7 @@ import yaml
 from omegaconf import MISSING
 
 from llm2clip.config.files import unwrap_optional
+from llm2clip.config.teacher import teacher_types
 
 __all__ = ['field_docs', 'recipe_help']
 
@@ -61,11 +62,17 @@ def _own_docs(schema: type) -> dict[str, str]:
 def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  ') -> Iterator[str]:
     """Each key of a dataclass and those below it; a dataclass that was shown before is referred to."""
     hints, docs = typing.get_type_hints(schema), field_docs(schema)
+    annotated = typing.get_type_hints(schema, include_extras=True)
     for field in dataclasses.fields(schema):
         key, hint = f'{prefix}{field.name}', unwrap_optional(hints[field.name])
+        if field.name == 'type':  # of a text encoder, which is shown before its fields
+            continue
+        teachers = teacher_types(typing.get_args(annotated[field.name])[-1] if typing.get_origin(hint) is dict else
+                                 annotated[field.name])
         nested, path = _nested(hint, key)
         default = _default(field)
-        yield f'{indent}{key}: {_type_name(hint)}' + (f' = {default}' if default is not None else '')
+        name = _type_name(hint).replace('any', 'str | mapping') if teachers else _type_name(hint)
+        yield f'{indent}{key}: {name}' + (f' = {default}' if default is not None else '')
         about = (inspect.getdoc(nested) or '').split('\n\n')[0] if nested is not None else ''
         doc = docs.get(field.name) or ' '.join(about.split())
         if nested in shown:
@@ -75,21 +82,28 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
         if nested is not None and nested not in shown:
             shown[nested] = path
             yield from _lines(nested, f'{path}.', shown, f'{indent}  ')
+        for teacher in teachers.values():
+            yield f'{indent}  {path}.type: {teacher.type}'
+            doc = ' '.join((inspect.getdoc(teacher) or '').split())
+            doc += f' Its keys are those of {shown[teacher]}.' if teacher in shown else ''
+            yield textwrap.fill(doc, _WIDTH, initial_indent=f'{indent}      ', subsequent_indent=f'{indent}      ')
+            if teacher not in shown:
+                shown[teacher] = f'{path}, type {teacher.type}'
+                yield from _lines(teacher, f'{path}.', shown, f'{indent}    ')
 
 
 def _nested(hint: Any, key: str) -> tuple[Optional[type], str]:
     """The dataclass inside a type, and the key under which its fields are."""
     kind = typing.get_origin(hint)
     part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
-    if not dataclasses.is_dataclass(part):
-        return None, key
-    return typing.cast(type, part), key + ('[]' if kind is list else '.<name>' if kind is dict else '')
+    path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')
+    return (typing.cast(type, part) if dataclasses.is_dataclass(part) else None), path
 
 
 def _default(field: Any) -> Optional[str]:
     """As YAML; None for a key that is required or has keys of its own."""
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if dataclasses.is_dataclass(value) or value == MISSING:
+    if dataclasses.is_dataclass(value) or value in (MISSING, dataclasses.MISSING):
         return None
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix('\n').removesuffix('\n...')

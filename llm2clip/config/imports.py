@@ -8,8 +8,9 @@ from typing import Literal, Optional
 
 from omegaconf import MISSING
 
-from llm2clip.config.models import TextEncoderConfig, VisionConfig
+from llm2clip.config.models import VisionConfig
 from llm2clip.config.ranges import ConfigError, Text
+from llm2clip.config.teacher import ImportedTeacher
 
 __all__ = ['ImportConfig']
 
@@ -22,19 +23,15 @@ class ImportConfig:
     """Weights of the model: a file (`.pt`, `.safetensors`), or a Hugging Face folder.  Unset: the teacher alone."""
     vision: Optional[VisionConfig] = None
     """The tower of `checkpoint`.  A Hugging Face folder says the `architecture` itself."""
-    teacher: Optional[Text] = None
-    """Folder of the teacher that the model learned from, imported before."""
-    text_encoder: Optional[TextEncoderConfig] = None
-    """That teacher as it is published: an LLM, and in `adapters` LLM2Vec's adapters if they are not merged."""
+    teacher: ImportedTeacher = MISSING
+    """The teacher that the model learned from: its folder, if it was imported before, or the LLM as it is published,
+    and in `adapters` LLM2Vec's adapters if they are not merged."""
     template: Optional[Literal['llama3', 'chatml', 'none']] = None
     """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
     out: Text = MISSING
     """Folder that receives `llm2clip` (the model) and `teacher`."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is not one teacher, or a model without its tower."""
-        if (self.teacher is None) == (self.text_encoder is None):
-            raise ConfigError('teacher: expected either this (a folder of this project) or text_encoder (an official '
-                              'LLM)')
+        """Raise a ConfigError if there is a model without its tower."""
         if self.checkpoint is not None and self.vision is None:
             raise ConfigError('vision: required but not set, since checkpoint is')

@@ -4,7 +4,7 @@
 """Models and losses: text encoder, vision tower, adapter."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Optional
+from typing import Annotated, ClassVar, Literal, Optional
 
 from omegaconf import MISSING
 from pydantic import Field
@@ -33,6 +33,7 @@ __all__ = [
 class TextEncoderConfig:
     """An LLM as a text encoder: where it comes from and how a caption becomes one vector."""
 
+    key: ClassVar[str] = 'text_encoder'  # where it stands in a configuration
     pretrained: Text = MISSING
     """Hugging Face hub name or local folder of the LLM."""
     gguf_file: Optional[Text] = None

@@ -1,95 +1,127 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A frozen teacher, and `extract_embeddings`."""
+"""Frozen text encoders, which the key `teacher` names in every recipe, and `extract_embeddings`."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, Optional
+from dataclasses import dataclass, field, make_dataclass
+from typing import Annotated, Any, ClassVar, Literal, Optional, Union, get_args
 
 from omegaconf import MISSING
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
 
 from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import TextEncoderConfig
 from llm2clip.config.planning import PlanConfig
-from llm2clip.config.ranges import (
-    ConfigError,
-    Count,
-    DeviceName,
-    EngineName,
-    FolderName,
-    Positive,
-    Remote,
-    TeacherPrecision,
-    Text,
-)
+from llm2clip.config.ranges import Count, DeviceName, EngineName, FolderName, Positive, Remote, TeacherPrecision, Text
 
-__all__ = ['ExtractConfig', 'NamedTeacherConfig', 'TeacherConfig']
-
-_KINDS = {'teacher': ' (a folder that stage 1 wrote)', 'text_encoder': ' (any LLM)', 'clip_text': '',
-          'sentence_transformer': ''}
+__all__ = [
+    'ClipTextTeacherConfig', 'ExtractConfig', 'ImportedTeacher', 'LLMTeacherConfig', 'OneTeacher',
+    'SentenceTransformersTeacherConfig', 'Teachers', 'teacher_types',
+]
 
 
 @dataclass
-class NamedTeacherConfig:
-    """Which frozen teacher of captions: one of `teacher`, `text_encoder` and `sentence_transformer`."""
+class LLMTeacherConfig(TextEncoderConfig):
+    """Any LLM, not trained by stage 1."""
 
-    teacher: Optional[Text] = None
-    """Folder that stage 1 wrote."""
-    text_encoder: Optional[TextEncoderConfig] = None
-    """In place of `teacher`, any LLM, not trained by stage 1."""
-    sentence_transformer: Optional[Text] = None
-    """In place of `teacher`, folder or hub name of a sentence-transformers model."""
+    __pydantic_config__ = ConfigDict(extra='forbid')
+    key: ClassVar[str] = 'teacher'
+    pretrained: Text = field()
+    type: Literal['llm'] = 'llm'
+
+
+def _instead_of_prompt_name(prompt: Optional[str], info: ValidationInfo) -> Optional[str]:
+    if prompt is not None and info.data.get('prompt_name') is not None:
+        raise ValueError('none beside prompt_name')
+    return prompt
+
+
+@dataclass
+class SentenceTransformersTeacherConfig:
+    """A sentence-transformers model."""
+
+    __pydantic_config__ = ConfigDict(extra='forbid')
+    name: Text
+    """Folder or hub name."""
     prompt_name: Optional[Text] = None
-    """Name of one of that model's own prompts, which is put before every caption.  Unset: the model's default, if it
-    has one."""
-    prompt: Optional[str] = None
+    """Name of one of the model's own prompts, which is put before every caption.  Unset: the model's default, if it has
+    one."""
+    prompt: Annotated[Optional[str], AfterValidator(_instead_of_prompt_name)] = None
     """In place of `prompt_name`, the text that is put before every caption, such as `'query: '`; `''` for none."""
     trust_remote_code: bool = False
-    """Run code that comes with the sentence-transformers model. Leave off unless you have read that code."""
-
-    def check(self) -> None:
-        """Raise a ConfigError if `named_by` does."""
-        self.named_by()
-
-    def named_by(self, required: bool = False) -> Optional[str]:
-        """The key that names the teacher; None if none does.
-
-        Raises:
-            ConfigError: Several do, or none although one is `required`, or there are two prompts, or one without
-                `sentence_transformer`.
-        """
-        kinds = {key: what for key, what in _KINDS.items() if hasattr(self, key)}
-        named = [key for key in kinds if getattr(self, key) is not None]
-        if len(named) > 1 or required and not named:
-            *some, last = (key + what for key, what in kinds.items())
-            raise ConfigError(f'expected one of {", ".join(some)} and {last}; got {" and ".join(named) or "none"}')
-        prompts = [key for key in ('prompt_name', 'prompt') if getattr(self, key) is not None]
-        if prompts and self.sentence_transformer is None:
-            raise ConfigError(f'{prompts[0]}: {getattr(self, prompts[0])!r}, expected none without '
-                              'sentence_transformer, whose prompt it would be')
-        if len(prompts) > 1:
-            raise ConfigError('prompt_name: expected either this or prompt, not both')
-        return named[0] if named else None
+    """Run code that comes with the model. Leave off unless you have read that code."""
+    type: Literal['sentence_transformers'] = 'sentence_transformers'
 
 
 @dataclass
-class TeacherConfig(NamedTeacherConfig):
-    """A frozen teacher of captions, and how it computes."""
+class ClipTextTeacherConfig:
+    """The text tower of a CLIP or SigLIP, whose vectors are its own text features, the targets of `train_inheritance`.
+    An extraction leaves out and counts captions that it cannot read to their end."""
 
+    __pydantic_config__ = ConfigDict(extra='forbid')
+    name: Text
+    """Hub name or folder of a CLIP or SigLIP of transformers."""
+    type: Literal['clip_text'] = 'clip_text'
+
+
+def _folder(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError('the folder of a teacher, or a mapping with the type of a text encoder')
+    return value
+
+
+class _OneOf:
+    """How pydantic reads a text encoder that OmegaConf takes for `Any`: by the `type` of a mapping.
+
+    Args:
+        types: Those that are known here.
+        several: Whether there may also be none, or a list.
+    """
+
+    def __init__(self, *types: Any, several: bool = False) -> None:
+        # Tags stand in the place that an error names, so they begin as no key does.
+        self.types, self.several = {f'type:{one.type}': one for one in types}, several
+        unknown = make_dataclass('Unknown', [('type', Literal[tuple(one.type for one in types)])])
+        members = {'type:folder': Annotated[str, BeforeValidator(_folder)], 'type:unknown': unknown, **self.types}
+        one = Annotated[Union[tuple(Annotated[member, Tag(tag)] for tag, member in members.items())],
+                        Discriminator(self._tag)]
+        some = Annotated[list[one], Field(min_length=2)]
+        self._union: Any = one if not several else Optional[Annotated[
+            Union[Annotated[one, Tag('type:one')], Annotated[some, Tag('type:list')]],
+            Discriminator(lambda value: 'type:list' if isinstance(value, list) else 'type:one')]]
+
+    def _tag(self, value: Any) -> str:
+        if not isinstance(value, dict):
+            return 'type:folder'
+        return tag if (tag := f'type:{value.get("type")}') in self.types else 'type:unknown'
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return handler(self._union)
+
+
+OneTeacher = Annotated[Any, _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, ClipTextTeacherConfig)]
+"""A folder, or one of the types."""
+Teachers = Annotated[Any, _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, several=True)]
+"""Of a model: None, a folder, a type whose vectors it can learn from, or a list of these."""
+ImportedTeacher = Annotated[Any, _OneOf(LLMTeacherConfig)]
+"""A folder, or an LLM."""
+
+
+def teacher_types(hint: Any) -> dict[str, Any]:
+    """Tag -> dataclass, of the types that a field takes which is `OneTeacher` or `Teachers`; of other fields none."""
+    return next((one.types for one in get_args(hint)[1:] if isinstance(one, _OneOf)), {})
+
+
+@dataclass
+class ExtractConfig(PlanConfig):
+    """Captions of an image MDS -> their embeddings by a frozen text encoder."""
+
+    teacher: OneTeacher = MISSING
+    """Folder that stage 1 or `import_official` wrote, or a mapping with the `type` of another text encoder."""
     batch_tokens: Count = 4096
-    """Tokens per forward pass; an LLM's texts are packed without padding, which counts with `sentence_transformer`."""
+    """Tokens per forward pass; an LLM's texts are packed without padding, which counts for the other types."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
-
-
-@dataclass
-class ExtractConfig(PlanConfig, TeacherConfig):
-    """Captions of an image MDS -> their embeddings by a frozen teacher."""
-
-    clip_text: Optional[Text] = None
-    """In place of a teacher, hub name or folder of a CLIP or SigLIP: the vectors are its own text features, the targets
-    of `train_inheritance`.  Captions that it cannot read to their end are left out and counted."""
     datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
     """Name -> image or caption dataset."""
     out: Text = MISSING

@@ -35,7 +35,7 @@ from llm2clip.config.ranges import (
     Time,
     Weight,
 )
-from llm2clip.config.teacher import NamedTeacherConfig
+from llm2clip.config.teacher import Teachers
 
 __all__ = [
     'FsdpConfig', 'InheritanceConfig', 'OnlineConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config',
@@ -161,7 +161,7 @@ class Stage1Config(TrainConfig):
 
 
 @dataclass
-class InheritanceConfig(NamedTeacherConfig, TrainConfig):
+class InheritanceConfig(TrainConfig):
     """Between the stages: the adapter alone learns to give the text features of CLIP's own tower (ProCLIP, arXiv
     2510.18795), so that stage 2 begins in the space of that CLIP."""
 
@@ -176,9 +176,10 @@ class InheritanceConfig(NamedTeacherConfig, TrainConfig):
     train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
     eval_data: Optional[InheritanceDataConfig] = None
     """Captions whose features have to find CLIP's, of the same caption among those of all samples, while training."""
-    teacher: Optional[Text] = None
-    """Folder of the teacher, which stage 1 wrote; the sidecars must come from it.  Without any teacher, they must only
-    agree with one another."""
+    teacher: Teachers = None
+    """The teacher that the sidecars must come from, or a list of several in the order of `train_data.teachers`: the
+    folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must only agree with one another.
+    """
     adapter_folder: Text = '${save_folder}/adapter'
     """Folder of the adapter, written when training ends, for `initial_adapter` of stage 2."""
 
@@ -212,7 +213,7 @@ class SelfDistillationConfig:
 
 
 @dataclass
-class Stage2Config(NamedTeacherConfig, TrainConfig):
+class Stage2Config(TrainConfig):
     """Post-training of the vision tower under the frozen teacher's embeddings."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -227,9 +228,10 @@ class Stage2Config(NamedTeacherConfig, TrainConfig):
     eval_zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
     """Name -> set whose images are classified by class names while training, as `evaluate` does it.  The teacher embeds
     the prompts before training begins.  `train_data.num_workers` processes per rank read the images."""
-    teacher: Optional[Text] = None
-    """Folder of the teacher, which stage 1 wrote; the sidecars must come from it.  Without any teacher, they must only
-    agree with one another."""
+    teacher: Teachers = None
+    """The teacher that the sidecars must come from, or a list of several in the order of `train_data.teachers`: the
+    folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must only agree with one another.
+    """
     online: OnlineConfig = field(default_factory=OnlineConfig)
     trained_text: TrainedTextConfig = field(default_factory=TrainedTextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -244,12 +246,14 @@ class Stage2Config(NamedTeacherConfig, TrainConfig):
         """Raise a ConfigError if the loss is of more dimensions than the features have, if prompts or `online` have no
         teacher, if text encoders do not go together, or if an adapter that knows a CLIP would meet another one, or
         random weights."""
-        teacher = self.named_by()
         self._check_trained_text()
         if self.eval_zeroshot:
-            self._check_zeroshot(teacher)
-        if self.online.enabled and teacher is None:
+            self._check_zeroshot()
+        if self.online.enabled and self.teacher is None:
             raise ConfigError('teacher: required but not set, since online.enabled is true')
+        if self.online.enabled and isinstance(self.teacher, list):
+            raise ConfigError(f'online.enabled: captions are embedded by one teacher, and teacher names '
+                              f'{len(self.teacher)}')
         if self.initial_adapter is not None and self.initial_weights is not None:
             raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
@@ -281,6 +285,8 @@ class Stage2Config(NamedTeacherConfig, TrainConfig):
                               "about CLIP's text tower beside the LLM")
         if texts.lora is not None and self.teacher is None:
             raise ConfigError('teacher: required but not set, since trained_text.lora trains its LLM')
+        if texts.lora is not None and not isinstance(self.teacher, str):
+            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trained_text.lora trains its LLM')
         frozen = [key for key, is_set in (('online.enabled', self.online.enabled),
                                           ('initial_adapter', self.initial_adapter is not None)) if is_set]
         if self.without_llm and (texts.lora is not None or frozen):
@@ -291,12 +297,13 @@ class Stage2Config(NamedTeacherConfig, TrainConfig):
             raise ConfigError('online.enabled: embeds captions by a frozen LLM, and trained_text.lora trains it; '
                               'expected one of the two')
 
-    def _check_zeroshot(self, teacher: Optional[str]) -> None:
-        if teacher is None and not self.without_llm:
+    def _check_zeroshot(self) -> None:
+        if self.teacher is None and not self.without_llm:
             raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
-        if len(self.train_data.teachers) > 1:
-            raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and train_data.teachers names '
-                              f'{len(self.train_data.teachers)}')
+        for key, named in (('train_data.teachers', self.train_data.teachers), ('teacher', self.teacher)):
+            if isinstance(named, list) and len(named) > 1:
+                raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and {key} names '
+                                  f'{len(named)}')
         for taken in ('train', 'eval'):
             if taken in self.eval_zeroshot:
                 raise ConfigError(f'eval_zeroshot.{taken}: metrics of {taken}_data have this name, expected another')

@@ -5,8 +5,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from operator import attrgetter
-from pathlib import Path
 
 import torch
 from composer.devices import Device
@@ -16,12 +14,8 @@ from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_
 from llm2clip.evaluation.images import finite
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.ranks import in_turns, is_first, rows
-from llm2clip.remote_code.checks_llm2clip import LoadError, load_config
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
-from llm2clip.teacher.clip_text import ClipTextTeacher
-from llm2clip.teacher.folder import load_teacher, teacher_config
-from llm2clip.teacher.llm import widen_where_slow
-from llm2clip.teacher.text_encoder import load_text_encoder
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.sources import teacher_source
 
 __all__ = ['check_cra', 'evaluate_cra']
 
@@ -42,20 +36,11 @@ def check_cra(config: CRAConfig) -> None:
             check_dataset(config.captions, columns)
         except (OSError, ValueError) as error:
             raise ConfigError(f'cra.{key}: {error}') from None
-    for name, folder in config.teachers.items():
+    for name, encoder in config.teachers.items():
         try:
-            teacher_config(folder)
-        except ConfigError as error:
+            teacher_source(encoder).check_encoding(None, '')
+        except ValueError as error:
             raise ConfigError(f'cra.teachers.{name}: {error}') from None
-    for name, encoder in config.encoders.items():
-        file = Path(encoder.pretrained, encoder.gguf_file or '')
-        if Path(encoder.pretrained).is_dir() and not file.exists():
-            raise ConfigError(f'cra.encoders.{name}.gguf_file: there is no {file}')
-    for name, clip in config.clip_text.items():
-        try:
-            load_config(clip)
-        except LoadError as error:
-            raise ConfigError(f'cra.clip_text.{name}: {error}') from None
 
 
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
@@ -96,25 +81,9 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
 
 
 def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, Encode]]:
-    """One after the other; LLMs that follow each other and are the same one are loaded once."""
-    llm_of = attrgetter('pretrained', 'gguf_file', 'adapters', 'dtype', 'attn_implementation', 'trust_remote_code')
-
-    def with_llm(encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Encode:
-        widen_where_slow(encoder.llm)
-        device.module_to_device(encoder)
-        return partial(encode_texts, encoder, tokenizer, batch_tokens=config.batch_tokens, precision=config.precision)
-
-    before = None
-    for name, how in config.encoders.items():
-        if before is not None and llm_of(before[0].config) == llm_of(how):
-            before = TextEncoder(before[0].llm, how).eval(), CaptionTokenizer(before[1].tokenizer, how)
-        else:
-            before = load_text_encoder(how)
-        yield name, with_llm(*before)
-    before = None  # no longer in memory beside the others
-    for name, folder in config.teachers.items():
-        yield name, with_llm(*load_teacher(folder))
-    for name, clip in config.clip_text.items():
-        teacher = ClipTextTeacher(clip, config.batch_tokens, config.precision, cut=True)
-        device.module_to_device(teacher.model)
+    """One after the other."""
+    for name, encoder in config.teachers.items():
+        # Nobody asks for its fingerprint, for which all weights would be read once more.
+        teacher = teacher_source(encoder, cut=True).load(
+            device, config.batch_tokens, config.precision, fingerprint=Fingerprint(()))
         yield name, lambda texts, teacher=teacher: teacher.embed(texts).vectors

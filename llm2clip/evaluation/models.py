@@ -30,9 +30,9 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import in_turns, once_per_node, rows
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.caption_teacher import CachedTeacher
-from llm2clip.teacher.clip_text import MORE_FILE, ClipTextTeacher, ClipTokenizer, load_clip
+from llm2clip.teacher.clip_text import MORE_FILE, ClipTokenizer, load_clip
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.sources import TeacherSource, named_teacher, teacher_in
+from llm2clip.teacher.sources import ClipText, TeacherSource, teacher_in, teacher_sources
 from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
 from llm2clip.weights import read_safetensors
 
@@ -207,14 +207,16 @@ def _what(config: EvaluatedModelConfig) -> str:
 
 def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
     """The teachers that a model is given, each with the one that it learned from, if that is known."""
-    named, expected, folders = named_teacher(config), [None], list(config.teachers)
+    named, expected = teacher_sources(config.teacher), [None]
     if config.export is not None:
         if not is_exported(config.export):
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
                               f'of model_type {LLM2CLIPConfig.model_type})')
         expected = list(exported_teachers(config.export))
         check_dim(config.dim, LLM2CLIPConfig.from_pretrained(config.export).model_config(), f'{key}.dim')
-        folders = folders or [str(folder) for folder in teacher_folders(Path(config.export)) if folder.is_dir()]
+        folders = filter(Path.is_dir, teacher_folders(Path(config.export)))
+        named = named or [teacher_in(folder, fingerprint, config.trust_remote_code)
+                          for folder, fingerprint in zip(folders, expected)]
     elif config.run is not None:
         try:
             run_config, record = read_stage2(config.run, config.weights, config.interpolate)
@@ -229,15 +231,12 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
             return []
         run_config, record = with_own_teacher(config.run, run_config, record, config.weights, config.interpolate)
         expected = list(record.teacher)
-        named = named or (None if folders else named_teacher(run_config, config.trust_remote_code))
-    if named is None and not folders:
+        named = named or teacher_sources(run_config.teacher, config.trust_remote_code)
+    if not named:
         raise ConfigError(f'{key}.teacher: required but not set, since {_what(config)} names none that is there')
-    if (given := len(folders) if named is None else 1) != len(expected):
-        raise ConfigError(f'{_what(config)} learned from {len(expected)} teachers, not from {given}')
-    if named is not None:
-        return [(named, expected[0])]
-    return [(teacher_in(folder, fingerprint, config.trust_remote_code), fingerprint)
-            for folder, fingerprint in zip(folders, expected)]
+    if len(named) != len(expected):
+        raise ConfigError(f'{_what(config)} learned from {len(expected)} teachers, not from {len(named)}')
+    return list(zip(named, expected))
 
 
 def load_evaluated_model(
@@ -274,7 +273,7 @@ def load_evaluated_model(
         imported = import_checkpoint(config.official, config.vision)
         model, model_config = imported.model, imported.config
         check_dim(config.dim, model_config, f'{key}.dim')
-        if config.teacher is not None:
+        if isinstance(config.teacher, str):
             check_teacher_width(config.teacher, imported, f'{key}.teacher')
     if side == 'both' and clip_folder is not None:
         concatenated = ConcatenatedTexts(model_config.embed_dim)
@@ -285,18 +284,18 @@ def load_evaluated_model(
         concatenated.load_state_dict(state)
         model.adapter = BothTexts(model.adapter, concatenated, llm_embed_dim).eval()
     keep_first_dims(model, model_config, config.dim)
-    cached: list[Teacher] = []
-    for source, expected in _teachers(config, key):
+
+    def cached(source: TeacherSource, expected: Optional[Fingerprint] = None) -> Teacher:
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
         if expected is not None:
             fingerprint.check(expected, source.name, _what(config))
         load = partial(source.load, device, config.batch_tokens, config.precision, fingerprint)
-        cached.append(CachedTeacher(cache, fingerprint, config.precision, load))
-    teacher = _side_by_side(cached, concatenate)
+        return CachedTeacher(cache, fingerprint, config.precision, load)
+
+    teachers = [cached(source, expected) for source, expected in _teachers(config, key)]
+    teacher = _side_by_side(teachers, concatenate)
     if clip_folder is not None:
-        clip = ClipTextTeacher(str(clip_folder), config.batch_tokens, config.precision, cut=True)
-        device.module_to_device(clip.model)
-        of_clip = CachedTeacher(cache, clip.fingerprint, config.precision, lambda: clip)
-        teacher = of_clip if not cached else _side_by_side(
+        of_clip = cached(ClipText(clip_folder, cut=True))
+        teacher = of_clip if not teachers else _side_by_side(
             [teacher, of_clip], lambda vectors: torch.cat([*vectors], dim=-1))
     return TrainedLLM2CLIP(device.module_to_device(model), teacher, config.precision)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch.nn as nn
+from composer.devices import DeviceCPU
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTextModelWithProjection, CLIPVisionModel
 
@@ -19,7 +20,7 @@ from llm2clip.export.vision import image_processor, upright_source
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.checks_llm2clip import load_tokenizer
-from llm2clip.teacher.clip_text import ClipTextTeacher
+from llm2clip.teacher.sources import ClipText
 
 __all__ = ['export_clip']
 
@@ -44,8 +45,9 @@ def export_clip(
     Raises:
         ConfigError: A part is none of a `CLIPModel`, or what was written gives other features.
     """
-    text, vision = ClipTextTeacher(str(clip_text), cut=True), model.vision_encoder
-    text_tower, projection, adapter = text.model.trunk, model.visual_projection, model.adapter
+    text: Any = ClipText(clip_text, cut=True).load(DeviceCPU())
+    vision = model.vision_encoder
+    text_tower, projection, adapter = text.module.trunk, model.visual_projection, model.adapter
     vision_tower: Any = vision.trunk
     fitting = {
         f'the text tower {type(text_tower).__name__}': isinstance(text_tower, CLIPTextModelWithProjection),

@@ -40,7 +40,7 @@ from llm2clip.remote_code import (
 from llm2clip.remote_code.checks_llm2clip import checksum, checksums, load_tokenizer
 from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, read_tokens, teacher_folders
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.sources import TeacherFolder, TeacherSource, named_teacher, teacher_in
+from llm2clip.teacher.sources import TeacherFolder, TeacherSource, teacher_in, teacher_sources
 
 __all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_folder', 'exported_teachers',
            'is_exported', 'run_teachers', 'teacher_folders']
@@ -132,24 +132,18 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
         ConfigError: None or too many are named, or there is no such teacher.
         ValueError: One is not the teacher that the run learned from.
     """
-    named = named_teacher(config)
     if run.without_llm:
-        if named is not None or config.teachers:
+        if config.teacher is not None:
             raise ConfigError(f"teacher: the run in {config.run} has trained CLIP's own text tower, expected none")
         return []
-    if named is not None and config.teachers:
-        raise ConfigError('expected one of teacher (a folder that stage 1 wrote) and teachers (several of them)')
-    named = named or (None if config.teachers else named_teacher(run, config.trust_remote_code))
-    given = 1 if named is not None else len(config.teachers)
-    if not given and len(learned_from) == 1:
+    teachers = teacher_sources(config.teacher) or teacher_sources(run.teacher, config.trust_remote_code)
+    if not teachers and len(learned_from) == 1:
         raise ConfigError(f'teacher: required but not set, since the config.yaml of {config.run} names none')
-    if given != len(learned_from):
+    if len(teachers) != len(learned_from):
         trained = 'one teacher' if len(learned_from) == 1 else f'{len(learned_from)} teachers'
         names = f' ({", ".join(run.train_data.teachers)})' if run.train_data.teachers else ''
-        raise ConfigError(f'teachers: the run in {config.run} was trained under {trained}{names}; got {given} of them')
-    teachers = [named] if named is not None else [
-        teacher_in(place, fingerprint, config.trust_remote_code)
-        for place, fingerprint in zip(config.teachers, learned_from)]
+        raise ConfigError(f'teacher: the run in {config.run} was trained under {trained}{names}; got {len(teachers)} '
+                          'of them')
     for teacher, fingerprint in zip(teachers, learned_from):
         teacher.check_encoding(fingerprint, 'the run')
     for teacher, fingerprint in zip(teachers, learned_from):

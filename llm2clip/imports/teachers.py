@@ -17,12 +17,12 @@ import re
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from llm2clip.config import ConfigError, TextEncoderConfig
+from llm2clip.config import ConfigError, LLMTeacherConfig
 from llm2clip.files import read_json, reading
 from llm2clip.remote_code.checks_llm2clip import load_tokenizer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.folder import save_teacher
-from llm2clip.teacher.text_encoder import build_text_encoder
+from llm2clip.teacher.llm import build_text_encoder
 
 __all__ = ['TEMPLATES', 'import_teacher']
 
@@ -35,7 +35,7 @@ TEMPLATES = {
 _POOLINGS = {'mean': 'mean', 'weighted_mean': 'weighted_mean', 'eos_token': 'last', 'last_token': 'last'}
 
 
-def import_teacher(config: TextEncoderConfig, template: Optional[str], folder: Union[str, Path]) -> None:
+def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Union[str, Path]) -> None:
     """Write an LLM that LLM2Vec trained as a teacher of ours.
 
     Args:
@@ -49,10 +49,10 @@ def import_teacher(config: TextEncoderConfig, template: Optional[str], folder: U
             the LLM was trained to encode otherwise.
     """
     if config.chat_template is not None:
-        raise ConfigError('text_encoder.chat_template: LLM2Vec has templates of its own; say which by `template`')
+        raise ConfigError('teacher.chat_template: LLM2Vec has templates of its own; say which by `template`')
     for key, name in (('pretrained', config.pretrained), *(('adapters', name) for name in config.adapters)):
         if Path(name).is_absolute() and not Path(name).is_dir():
-            raise ConfigError(f'text_encoder.{key}: there is no folder {name}')
+            raise ConfigError(f'teacher.{key}: there is no folder {name}')
     config = _with_adapter_first(config)
     _check_llm2vec_config(config)
     template = template or _template_by_name(config)
@@ -77,7 +77,7 @@ def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
     return f"{{{{ {before} + messages[0]['content'].rstrip() + {json.dumps(after)} }}}}"
 
 
-def _with_adapter_first(config: TextEncoderConfig) -> TextEncoderConfig:
+def _with_adapter_first(config: LLMTeacherConfig) -> LLMTeacherConfig:
     path = Path(config.pretrained, 'adapter_config.json')
     if not path.is_file():
         return config
@@ -86,7 +86,7 @@ def _with_adapter_first(config: TextEncoderConfig) -> TextEncoderConfig:
     return dataclasses.replace(config, pretrained=base, adapters=[config.pretrained, *config.adapters])
 
 
-def _check_llm2vec_config(config: TextEncoderConfig) -> None:
+def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
     """Compare with what the last adapter, or the LLM, was saved with."""
     path = Path([config.pretrained, *config.adapters][-1], 'llm2vec_config.json')
     if not path.is_file():
@@ -97,13 +97,13 @@ def _check_llm2vec_config(config: TextEncoderConfig) -> None:
             ('pooling', config.pooling, _POOLINGS.get(pooling, pooling)),
             ('max_length', config.max_length, saved.get('max_length', 512))):
         if found != expected:
-            raise ConfigError(f'text_encoder.{key}: {found!r}, but {path} says {expected!r}')
+            raise ConfigError(f'teacher.{key}: {found!r}, but {path} says {expected!r}')
     if not saved.get('skip_instruction', True):
         raise ConfigError(f'{path}: skip_instruction is false: it would pool the header of the template, which no '
                           'setting here does')
 
 
-def _template_by_name(config: TextEncoderConfig) -> str:
+def _template_by_name(config: LLMTeacherConfig) -> str:
     names = [config.pretrained]
     if (path := Path(config.pretrained, 'config.json')).is_file():
         names.append(str(read_json(path, dict).get('_name_or_path', '')))

@@ -31,7 +31,7 @@ from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.data.texts import pairs_of_streams, texts_of_streams
-from llm2clip.teacher.sidecars import common_teacher
+from llm2clip.teacher.fingerprint import common_teacher
 
 __all__ = ['DataPlan', 'DatasetPlan', 'collected', 'plan_images', 'plan_sources', 'plan_targets', 'plan_texts']
 

@@ -21,6 +21,7 @@ from llm2clip.config import (
     InheritanceConfig,
     LoaderConfig,
     PlanConfig,
+    SentenceTransformersTeacherConfig,
     Stage1Config,
     Stage2Config,
     TextEncoderConfig,
@@ -116,15 +117,14 @@ def _text_encoders(
     captions = config.train_data.captions_per_image
     if config.trained_text.lora is None and not config.online.enabled:
         return None, None, (0, 0)
-    if config.sentence_transformer is not None:
-        plan.warnings.append('sentence_transformer: of teachers in the loop only LLMs are planned; what this one takes '
-                             'comes on top')
+    if isinstance(config.teacher, SentenceTransformersTeacherConfig):
+        plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes on top')
         return None, None, (0, 0)
     llm = _teacher_config(config)
     if llm is None:
         raise ConfigError(f'teacher: there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
                           'before it is there')
-    if config.teacher is not None and not Path(config.teacher).is_dir():
+    if isinstance(config.teacher, str) and not Path(config.teacher).is_dir():
         plan.problems.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.repeats or 0) * config.global_train_batch_size * captions
     tokens = _count_tokens(plan, characters, texts, llm.max_length)
@@ -197,13 +197,11 @@ def plan_extraction(config: ExtractConfig) -> Plan:
                 datasets=data.datasets)
     plan.drawn = texts = sum(dataset.texts for dataset in data.datasets) or int(config.plan_samples or 0)
     encoder = _teacher_config(config)
-    if (key := config.named_by()) in ('clip_text', 'sentence_transformer'):
-        plan.problems.append(f'{key}: only the extraction of an LLM is planned, expected teacher or text_encoder')
+    if not isinstance(config.teacher, (str, TextEncoderConfig)):
+        plan.problems.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
     elif encoder is None:
-        plan.problems.append(
-            f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is there'
-            if config.teacher else 'a plan of an extraction needs teacher, a folder that stage 1 wrote, or '
-                                   'text_encoder')
+        plan.problems.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
+                             'there')
     else:
         tokens = _count_tokens(plan, data.characters, texts, encoder.max_length)
         forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
@@ -272,9 +270,9 @@ def _teacher_width(config: Any, data: DataPlan, plan: Plan) -> int:
 
 def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config]) -> Optional[TextEncoderConfig]:
     """How the LLM that a configuration names encodes, or the one that `plan_llm` names; None if neither is known."""
-    if config.text_encoder is not None:
-        return _described(config.text_encoder, config.plan_llm)
-    if config.teacher is not None and Path(config.teacher).is_dir():
+    if isinstance(config.teacher, TextEncoderConfig):
+        return _described(config.teacher, config.plan_llm)
+    if isinstance(config.teacher, str) and Path(config.teacher).is_dir():
         return teacher_config(config.teacher)
     return None if config.plan_llm is None else TextEncoderConfig(pretrained=config.plan_llm)
 

@@ -26,7 +26,7 @@ from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.models.sharding import fsdp2_config, prefetch, recompute, shard
 from llm2clip.planning.fake import Meter, as_on_cuda, fill_with_fakes
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, Tokenized, encode_tokens
-from llm2clip.teacher.text_encoder import shard_encoder
+from llm2clip.teacher.llm import shard_encoder
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.training.algorithms.self_distillation import InitialImages
 from llm2clip.training.trainer import build_optimizer

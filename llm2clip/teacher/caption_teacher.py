@@ -1,17 +1,16 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen teachers that are loaded, captions -> vectors: LLMs, sentence-transformers models, and a cache of texts."""
+"""Frozen text encoders that are loaded, captions -> vectors: LLMs, sentence-transformers models, a cache of texts."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Union
 
 import torch
-import torch.nn as nn
 import xxhash
 from tqdm import tqdm
 
@@ -21,7 +20,6 @@ from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
 from llm2clip.teacher.llm import widen_where_slow
 from llm2clip.weights import read_safetensors, write_safetensors
 
@@ -47,16 +45,17 @@ class Embedded(NamedTuple):
 class CaptionTeacher(ABC):
     """Turns captions into vectors, always the same ones.
 
-    Attributes:
-        fingerprint: What decides the vectors: a hash of the weights, and how a caption is encoded.
+    Args:
+        module: What computes the vectors, frozen, in evaluation mode, on its device; it may be moved to another one.
+        fingerprint: What decides the vectors.
+        batch_tokens: Tokens per forward pass.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
     """
 
-    fingerprint: Fingerprint
-
-    @property
-    @abstractmethod
-    def module(self) -> nn.Module:
-        """What computes the vectors, frozen, in evaluation mode; may be moved to another device."""
+    def __init__(
+        self, module: Any, fingerprint: Fingerprint, batch_tokens: int = 4096, precision: str = 'fp32'
+    ) -> None:
+        self.module, self.fingerprint, self.batch_tokens, self.precision = module, fingerprint, batch_tokens, precision
 
     @property
     @abstractmethod
@@ -81,23 +80,17 @@ class CaptionTeacher(ABC):
 
 
 class CachedTeacher:
-    """Texts -> vectors, from files where they are known.
+    """Texts -> vectors, from files where they are known: those of each text encoder lie in a folder below `folder`.
 
-    Args:
-        folder: Of the files; one below it holds those of one teacher.
-        fingerprint: Of one teacher.
-        precision: In which it computes.
-        load: Loads the teacher, which happens only for texts that are not known.
+    `fingerprint` and `precision` are those of one, which `load` loads if texts are not known.
     """
 
     def __init__(
         self, folder: Union[str, Path], fingerprint: Fingerprint, precision: str, load: Callable[[], CaptionTeacher]
     ) -> None:
         text = json.dumps({**fingerprint.to_json(), 'precision': precision}, indent=2, sort_keys=True) + '\n'
-        self.folder = Path(folder, xxhash.xxh64(text).hexdigest())
-        self._fingerprint_text = text
-        self._load = load
-        self._teacher: Optional[CaptionTeacher] = None
+        self.folder, self._fingerprint_text = Path(folder, xxhash.xxh64(text).hexdigest()), text
+        self._load, self._teacher = load, None
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """``(N, D)`` in float32 on the CPU, and how many texts were longer than the teacher reads and lost their end.
@@ -146,40 +139,21 @@ class CachedTeacher:
 
 
 class LLMTeacher(CaptionTeacher):
-    """An LLM as text encoder.
+    """An LLM as text encoder, whose weights are cast to float32 where bfloat16 is slow.
 
-    Args:
-        encoder: In evaluation mode, on its device.  Its weights are cast to float32 where bfloat16 is slow.
-        tokenizer: The encoder's.
-        fingerprint: Of both.
-        batch_tokens: Tokens per forward pass.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
-        sharded: The encoder is spread over the ranks, which then embed together, each as many captions.
+    If it is `sharded`, spread over the ranks, they embed together, each as many captions.
     """
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
+        super().__init__(encoder, fingerprint, batch_tokens, precision)
+        self.tokenizer, self.sharded = tokenizer, sharded
         if not sharded:
             widen_where_slow(encoder.llm)
-        self.encoder = encoder
-        self.tokenizer = tokenizer
-        self.fingerprint = fingerprint
-        self.batch_tokens, self.precision, self.sharded = batch_tokens, precision, sharded
-
-    @classmethod
-    def from_folder(
-        cls, folder: Union[str, Path], fingerprint: Optional[Fingerprint] = None, **options: Any
-    ) -> 'LLMTeacher':
-        """What stage 1 left in `folder`; its fingerprint is computed unless it is given."""
-        return cls(*load_teacher(folder), fingerprint or teacher_fingerprint(folder), **options)
-
-    @property
-    def module(self) -> TextEncoder:
-        return self.encoder
 
     @property
     def llm_embed_dim(self) -> int:
-        return self.encoder.llm_embed_dim
+        return self.module.llm_embed_dim
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
         return self.tokenizer.tokenize(texts)
@@ -187,43 +161,33 @@ class LLMTeacher(CaptionTeacher):
     def embed_tokens(
         self, tokens: Sequence[Tokenized], on_batch: Callable[[int], object] = lambda texts: None
     ) -> Embedded:
-        vectors = encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
+        vectors = encode_tokens(self.module, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
         return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
 
 
 class SentenceTransformerTeacher(CaptionTeacher):
-    """A SentenceTransformer, which brings its own tokens and pooling.
+    """A SentenceTransformer, which brings its own tokens and pooling; `prompt` is put before every caption.
 
-    Args:
-        model: From `load_sentence_transformer`, on its device.
-        fingerprint: Of it and the prompt.
-        prompt: Put before every caption.
-        batch_tokens: Tokens per forward pass, with padding.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
+    `batch_tokens` counts padding.
     """
 
     def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
                  precision: str = 'fp32') -> None:
-        self.model = model
-        self.fingerprint = fingerprint
-        self.prompt, self.batch_tokens, self.precision = prompt, batch_tokens, precision
-
-    @property
-    def module(self) -> nn.Module:
-        return self.model
+        super().__init__(model, fingerprint, batch_tokens, precision)
+        self.prompt = prompt
 
     @property
     def llm_embed_dim(self) -> int:
         # Modules that a model brings along need not say it.
-        return self.model.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
+        return self.module.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
 
     def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
         """The captions as they are: `encode` tokenises them, and a tokenizer does not work for two threads at once."""
         return texts
 
     def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        vectors, lengths = encode_sentences(self.model, tokens, self.prompt, self.batch_tokens, self.precision,
+        vectors, lengths = encode_sentences(self.module, tokens, self.prompt, self.batch_tokens, self.precision,
                                             on_batch)
-        limit = self.model.max_seq_length or max(lengths, default=0)
+        limit = self.module.max_seq_length or max(lengths, default=0)
         return Embedded(vectors, sum(min(length, limit) for length in lengths),
                         sum(length > limit for length in lengths))

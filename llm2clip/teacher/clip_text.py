@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
-import xxhash
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -25,15 +24,14 @@ from transformers import (
 from llm2clip.config import ClipTextConfig, ConfigError
 from llm2clip.files import reading
 from llm2clip.folders import complete_folder
-from llm2clip.ranks import once_per_node
 from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import hash_tensors, write_safetensors
+from llm2clip.weights import write_safetensors
 
 __all__ = [
-    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'ClipTokens', 'load_clip',
-    'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
+    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'load_clip', 'load_clip_text',
+    'load_clip_tokenizer', 'save_clip_text',
 ]
 
 KIND = 'text tower of a CLIP'
@@ -51,20 +49,14 @@ _TOWERS: dict[str, Any] = {
 
 
 class ClipTokens(NamedTuple):
-    """A tokenised text."""
+    """A tokenised text, which is `cut` if it was longer than the model reads and lost its end."""
 
     ids: list[int]
     cut: bool
-    """Whether it was longer than the model reads and lost its end."""
 
 
 class ClipTokenizer:
-    """Texts -> tokens as a CLIP or SigLIP was trained to read them.
-
-    Args:
-        name: Hub name or local folder.
-        config: The model's.
-    """
+    """Texts -> tokens as the CLIP or SigLIP `name`, a hub name or local folder, was trained to read them."""
 
     def __init__(self, name: str, config: Any) -> None:
         self.tokenizer = load_tokenizer(name)
@@ -76,39 +68,25 @@ class ClipTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
         whole = self.tokenizer(list(texts), verbose=False).input_ids
-        return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(self._cut(texts), whole)]
+        cut = self.tokenizer(list(texts), truncation=True, max_length=self.max_length).input_ids
+        return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(cut, whole)]
 
     def pad(self, texts: Sequence[ClipTokens]) -> dict[str, torch.Tensor]:
         """``input_ids`` ``(N, T)`` and, if the model has one, ``attention_mask``."""
-        return self._pad([text.ids for text in texts])
-
-    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Tokenise and pad N texts; longer ones are cut."""
-        return self._pad(self._cut(texts))
-
-    def _cut(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length).input_ids
-
-    def _pad(self, texts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-        length = self.max_length if self._siglip else max(map(len, texts))
+        length = self.max_length if self._siglip else max(len(text.ids) for text in texts)
         ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(texts), length, dtype=torch.long)
         for i, text in enumerate(texts):
-            ids[i, :len(text)], mask[i, :len(text)] = torch.tensor(text), 1
+            ids[i, :len(text.ids)], mask[i, :len(text.ids)] = torch.tensor(text.ids), 1
         return {'input_ids': ids} if self._siglip else {'input_ids': ids, 'attention_mask': mask}
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A tower by itself
-# ---------------------------------------------------------------------------------------------------------------------
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Tokenise and pad N texts; longer ones are cut."""
+        return self.pad(self.tokenize(texts))
 
 
 class ClipTextTower(nn.Module):
-    """The text tower of a CLIP or SigLIP with its projection, and nothing of the image side.
-
-    Args:
-        trunk: Of transformers.
-    """
+    """The text tower of a CLIP or SigLIP of transformers with its projection, and nothing of the image side."""
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
@@ -131,24 +109,15 @@ class ClipTextTower(nn.Module):
         features = getattr(outputs, 'text_embeds', None)
         return outputs.pooler_output if features is None else features
 
-    get_text_features = forward
-
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every layer on its own."""
+        """Shard every layer on its own; with `fsdp.activation_checkpointing`, recompute it on its own."""
         return module in self._layers
 
-    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """With `fsdp.activation_checkpointing`, recompute every layer on its own."""
-        return self.fsdp_wrap_fn(module)
+    activation_checkpointing_fn = fsdp_wrap_fn
 
 
 def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) -> ClipTextTower:
-    """The text tower that a configuration names, in training mode.
-
-    Args:
-        config: Which one, and whether it begins with random weights.
-        key: Of the configuration, for messages.
-        load_weights: Off when others follow.
+    """The text tower that the `key` of a configuration names, in training mode.
 
     Raises:
         ConfigError: There is no text tower that could be trained.
@@ -190,14 +159,9 @@ def save_clip_text(
     tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path],
     more: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write a tower and its tokenizer as transformers knows them, for `ClipTextTeacher`.  The folder appears complete.
+    """Write a tower, which may be sharded, with its whole weights and its tokenizer, as transformers knows them.
 
-    Args:
-        tower: May be sharded.
-        state: Its weights, whole.
-        tokenizer: The tower's.
-        folder: Where to.
-        more: Further weights, for a file of their own, if there are any.
+    The folder appears complete; `more` weights, if there are any, go into a file of their own.
     """
     with torch.device('meta'):
         whole = ClipTextTower(type(tower.trunk)(tower.config))
@@ -209,17 +173,8 @@ def save_clip_text(
             write_safetensors(out / MORE_FILE, dict(more))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A whole CLIP
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def load_clip(name: str, key: str) -> Any:
-    """A model of transformers with features of texts, in evaluation mode.
-
-    Args:
-        name: Hub name or local folder.
-        key: Of the configuration, for messages.
+    """A model of transformers with features of texts, frozen, in evaluation mode; `key` names it, for messages.
 
     Raises:
         ConfigError: It has none.
@@ -234,43 +189,17 @@ def load_clip(name: str, key: str) -> Any:
 
 
 class ClipTextTeacher(CaptionTeacher):
-    """CLIP's own text tower, whose vectors are its projected features, not normalised.
+    """A frozen `ClipTextTower`, whose vectors are its projected features, not normalised.
 
-    Args:
-        name: Hub name or local folder of a CLIP, SigLIP or another model with `get_text_features`, or what
-            `save_clip_text` wrote.
-        batch_tokens: Tokens per forward pass.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
-        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0, as those that a
-            sample does not have.
-
-    Raises:
-        ConfigError: It has no text features.
-        LoadError: There is no such model, or it is damaged.
+    Captions that it cannot read to their end lose it with `cut`, and get the vector 0 without.
     """
 
-    def __init__(self, name: str, batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
-        config = load_config(name, f'clip_text: {name}')
-        self.model: Any = load_clip(name, 'clip_text') if config.model_type not in _TOWERS else \
-            load_clip_text(ClipTextConfig(name), 'clip_text').eval().requires_grad_(False)
-        self.tokenizer = ClipTokenizer(name, config)
-        self.batch_size = max(1, batch_tokens // self.tokenizer.max_length)
-        self.precision, self.cut = precision, cut
-        self.fingerprint = Fingerprint.of(once_per_node(self._hash, f'clip_text: {name}'), {
-            'clip_text': config.model_type, 'max_length': self.tokenizer.max_length,
-            'too_long': 'cut' if cut else 'left out'})
+    def __init__(self, tower: ClipTextTower, tokenizer: ClipTokenizer, fingerprint: Fingerprint,
+                 batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
+        super().__init__(tower, fingerprint, batch_tokens, precision)
+        self.tokenizer, self.cut = tokenizer, cut
         # Known before a thread tokenises captions, since the tokenizer serves one thread at a time.
         self._width = self._features(self.tokenize(['a'])).shape[1]
-
-    def _hash(self) -> str:
-        digest = xxhash.xxh64()
-        state = getattr(self.model, 'trunk', self.model).state_dict()
-        hash_tensors({name: value for name, value in state.items() if name.startswith('text_')}, digest)
-        return digest.hexdigest()
-
-    @property
-    def module(self) -> nn.Module:
-        return self.model
 
     @property
     def llm_embed_dim(self) -> int:
@@ -286,8 +215,9 @@ class ClipTextTeacher(CaptionTeacher):
         # Those of similar length together, so that little is padding.
         order = sorted((i for i, text in enumerate(tokens) if self.cut or not text.cut),
                        key=lambda i: len(tokens[i].ids))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start:start + self.batch_size]
+        batch_size = max(1, self.batch_tokens // self.tokenizer.max_length)
+        for start in range(0, len(order), batch_size):
+            rows = order[start:start + batch_size]
             vectors[rows] = self._features([tokens[i] for i in rows])
             on_batch(len(rows))
         left_out = len(tokens) - len(order)
@@ -299,4 +229,4 @@ class ClipTextTeacher(CaptionTeacher):
     def _features(self, texts: Sequence[ClipTokens]) -> torch.Tensor:
         batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(texts).items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
-            return self.model.get_text_features(**batch).float()
+            return self.module(**batch).float()

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple, Optional, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,14 +36,14 @@ from llm2clip.data.schema import (
 )
 from llm2clip.data.streams.paired_stream import columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.data.vectors import STORAGES, vector_columns, vector_rows
+from llm2clip.data.vectors import vector_columns, vector_rows
 from llm2clip.engine import Engine, Work
 from llm2clip.files import read_json, writing
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
-__all__ = ['Sidecar', 'extract_by', 'extract_on_ranks', 'extract_sidecar', 'write_shard']
+__all__ = ['Sidecar', 'extract_by', 'extract_sidecar', 'write_shard']
 
 T = TypeVar('T')
 
@@ -67,27 +67,13 @@ class Sidecar:
 
     @property
     def name(self) -> str:
-        """That of its folder."""
         return self.out.local.name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The files of a sidecar, which several ranks or machines write
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class _Files:
-    """A dataset as it is read, shard by shard, and the sidecar that is written for it.
-
-    Raises:
-        ConfigError: The storage is unknown.
-        FileError, ShardError: The dataset is missing or damaged.
-        ValueError: It has no captions.
-    """
+    """A dataset as it is read, shard by shard, and the sidecar that several ranks or machines write for it."""
 
     def __init__(self, sidecar: Sidecar) -> None:
-        if sidecar.storage not in STORAGES:
-            raise ConfigError(f'storage: {sidecar.storage!r} is not one of {", ".join(STORAGES)}')
         self.sidecar, self.out, local = sidecar, sidecar.out, sidecar.dataset.local
         self.stream = VerifiedStream(local=local, remote=sidecar.dataset.remote)
         self.shards = self.stream.open()
@@ -101,10 +87,8 @@ class _Files:
             raise ValueError(f'the dataset in {local} has no caption columns')
 
     def begin(self, fingerprint: Fingerprint) -> list[int]:
-        """Write for which dataset and teacher the folder is; returns the shards that are not there yet.
-
-        A folder that was begun for the first shards of this dataset keeps them, and the others come after them.
-        """
+        """Write for which dataset and teacher the folder is; returns the shards that are not there yet, which come
+        after those of a dataset that has grown since."""
         out, index = self.out, read_index(self.sidecar.dataset.local)
         vectors = {'storage': self.sidecar.storage, 'normalized': self.sidecar.normalize, **self.sidecar.about}
         record = TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys,
@@ -132,7 +116,7 @@ class _Files:
         return todo[0]
 
     def count(self, numbers: Iterable[int]) -> int:
-        """Captions of some shards, those that samples do not have included."""
+        """Captions of some shards, with those that samples do not have."""
         return sum(len(self.shards[k]) for k in numbers) * len(self.keys)
 
     def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
@@ -176,27 +160,16 @@ def _piece(k: int) -> str:
     return f'shard.{k:05}.json'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Captions -> vectors
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class _Part(NamedTuple):
-    """Some captions of a shard."""
+    """Some captions of a shard, `rows` of all its `texts`, with their tokens as the teacher takes them."""
 
     files: _Files
     k: int
-    """The shard's number."""
     ids: list[str]
-    """Of all its samples."""
     texts: list[str]
-    """All its captions, key by key of the first sample, then of the second, and so on; empty where there is none."""
     rows: list[int]
-    """Which captions these are."""
     tokens: Any
-    """Theirs, as the teacher takes them."""
     last: bool
-    """Whether none follow."""
 
 
 def _parts(shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_tokens: int) -> Iterator[_Part]:
@@ -227,10 +200,10 @@ def _embed(
     done: Callable[[_Files, Counter[str]], object],
 ) -> None:
     """Embed and write shards, by their numbers; `done` is told of each.  Meanwhile a thread reads what comes next."""
-    vectors, counts, total = torch.empty(0), _nothing(), _nothing()
+    vectors, counts, total = torch.empty(0), Counter(), Counter()
     for part in _ahead(_parts(shards, teacher, part_tokens)):
         if not len(vectors):
-            vectors, counts = torch.zeros(len(part.texts), teacher.llm_embed_dim), _nothing()
+            vectors, counts = torch.zeros(len(part.texts), teacher.llm_embed_dim), Counter()
         with _naming(part.k):
             if part.rows:
                 embedded = teacher.embed_tokens(part.tokens, on_batch=progress.update)
@@ -260,17 +233,11 @@ def _ahead(items: Iterable[T]) -> Iterator[T]:
 
 @contextmanager
 def _naming(k: int) -> Iterator[None]:
-    """Note in an error which shard it is about."""
     try:
         yield
     except Exception as error:
         error.add_note(f'while shard {k} was embedded')
         raise
-
-
-def _nothing() -> Counter[str]:
-    """What has been done at the beginning."""
-    return Counter(dict.fromkeys(_COUNTED, 0))
 
 
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
@@ -279,29 +246,12 @@ def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
                           **({'left out': total['left_out']} if total['left_out'] else {})})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# By ranks, or by an engine's workers
-# ---------------------------------------------------------------------------------------------------------------------
+def extract_sidecar(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int = 32768) -> dict[str, int]:
+    """Write a sidecar, of which the ranks of all nodes share the shards that are not there yet.
 
-
-def extract_sidecar(
-    dataset: DatasetConfig, out: OutputFolder, teacher: CaptionTeacher, storage: str = 'float16',
-    normalize: bool = False, about: Optional[Mapping[str, Any]] = None, part_tokens: int = 32768,
-) -> dict[str, int]:
-    """`extract_on_ranks`, of a `Sidecar` with these fields."""
-    return extract_on_ranks(Sidecar(dataset, out, storage, normalize, about or {}), teacher, part_tokens)
-
-
-def extract_on_ranks(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int = 32768) -> dict[str, int]:
-    """Write a sidecar.
-
-    The ranks of all nodes share the shards that are not there yet, each of which one rank takes; a shard appears when
-    it is complete, and the index, which makes the sidecar readable, when all are.  Nodes that do not share `out` need a
-    remote.  The sidecar of a dataset that has grown since, by shards after those that it had, is extended by theirs;
-    until it is complete again, no training reads it.
-
-    The vector of a caption that a sample does not have, which is empty in the dataset, is zero, and so is that of one
-    that the teacher leaves out.
+    A shard appears when it is complete, and the index, which makes the sidecar readable, when all are.  Nodes that do
+    not share `out` need a remote.  The vector of a caption that a sample does not have, or that the teacher leaves out,
+    is zero.
 
     Args:
         sidecar: What is written.
@@ -309,11 +259,11 @@ def extract_on_ranks(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int
         part_tokens: About how many tokens are given to the teacher at once.
 
     Returns:
-        What this call did, over all ranks: shards, captions, tokens, captions that were truncated, captions that were
-        left out since the teacher cannot read them to their end, and captions that the samples do not have.
+        What this call did, over all ranks: shards, captions, tokens, captions that were truncated or left out since
+        the teacher cannot read them to their end, and captions that the samples do not have.
 
     Raises:
-        ConfigError: The storage is unknown, or `out` holds a dataset that is no sidecar.
+        ConfigError: `out` holds a dataset that is no sidecar.
         FileError: An index, or what is in `out`, is damaged.
         FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
         ShardError: A shard of the dataset is missing or damaged.
@@ -322,7 +272,7 @@ def extract_on_ranks(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int
     """
     files = _Files(sidecar)
     mine = files.begin(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
-    done = _nothing()
+    done: Counter[str] = Counter()
     with tqdm(total=files.count(mine), unit=' captions', desc=f'embed {sidecar.name}',
               disable=dist.get_local_rank() != 0) as progress:
         _embed(((files, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
@@ -337,28 +287,22 @@ def extract_by(
     engine: Engine, sidecars: Sequence[Sidecar], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
     part_tokens: int = 32768,
 ) -> dict[str, dict[str, int]]:
-    """Write sidecars by an engine's workers, each of which loads the teacher once and then takes shard after shard.
-
-    Otherwise this is as `extract_on_ranks`, which may have begun them, or go on with them.
+    """`extract_sidecar` by an engine's workers, each of which loads the teacher once and then takes shard after shard.
 
     Args:
         engine: The engine.
         sidecars: What is written, in folders of different names.
         load: Loads the teacher in a worker.
-        fingerprint: Of the teacher.
-        part_tokens: As for `extract_on_ranks`.
+        fingerprint: Of the teacher; a ValueError is raised if a machine has another one.
+        part_tokens: As for `extract_sidecar`.
 
     Returns:
         Name of a sidecar -> what this call did.
-
-    Raises:
-        Exception: As of `extract_on_ranks`.
-        ValueError: Also if a machine has another teacher.
     """
     every = {sidecar.name: _Files(sidecar) for sidecar in sidecars}
     todo = {name: files.begin(fingerprint) for name, files in every.items()}
     captions = {name: files.count(todo[name]) for name, files in every.items()}
-    done = {name: _nothing() for name in every}
+    done: dict[str, Counter[str]] = {name: Counter() for name in every}
     for name, files in every.items():
         print(f'{name}: {captions[name]:,} captions in {len(todo[name])} of {len(files.shards)} shards are to be '
               f'embedded, by {engine}', flush=True)
@@ -370,13 +314,13 @@ def extract_by(
             name, counts = result
             done[name].update(counts)
             progress.update(counts['captions'] + counts['absent'])
-            _describe(progress, sum(done.values(), _nothing()))
+            _describe(progress, sum(done.values(), Counter()))
             if done[name]['shards'] == len(todo[name]):
                 every[name].finish()
 
         tasks = {f'{name} shard {k}': (name, k) for name, numbers in todo.items() for k in numbers}
         engine.run(tasks, partial(_embedding, sidecars, load, fingerprint, part_tokens), count)
-    return {name: dict(counts) for name, counts in done.items()}
+    return {name: {what: counts[what] for what in _COUNTED} for name, counts in done.items()}
 
 
 def _embedding(

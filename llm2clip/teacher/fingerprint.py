@@ -3,30 +3,33 @@
 
 """What decides a teacher's vectors, kept wherever they are used, so that no others are taken for them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from composer.core import DataSpec
+from streaming import Stream
+from streaming.base.format.base.reader import Reader
+
 from llm2clip.config import ConfigError
 from llm2clip.config.settings import difference
-from llm2clip.data.schema import TEACHER_FILE
+from llm2clip.data.loader import streaming_dataset
+from llm2clip.data.schema import TEACHER_FILE, embedding_dim
+from llm2clip.data.streams.paired_stream import PairedReader, PairedStream, columns_of
 from llm2clip.files import json_text, read_json, reading, write_text
 
-__all__ = ['Fingerprint', 'TeacherRecord']
+__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'sidecar_teacher']
 
 _SEVERAL = 'concatenated'
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of one teacher, or of several whose vectors stand one after the other.
-
-    Attributes:
-        teachers: Of each, ``weights``, a hash of them, and how it turns a caption into a vector.
-    """
+    """Of one teacher, or of several whose vectors stand one after the other."""
 
     teachers: tuple[dict[str, Any], ...]
+    """Of each, ``weights``, a hash of them, and how it turns a caption into a vector."""
 
     @classmethod
     def of(cls, weights: str, encoding: Mapping[str, Any]) -> 'Fingerprint':
@@ -86,15 +89,11 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """What `teacher.json` says in a sidecar, or in a run of stage 2.
-
-    Attributes:
-        teacher: Whose vectors they are.
-        about: In a run ``llm_embed_dim``, the vectors' width; in a sidecar ``dataset``, ``caption_keys``, ``vectors``.
-    """
+    """What `teacher.json` says in a sidecar, or in a run of stage 2."""
 
     teacher: Fingerprint
     about: dict[str, Any]
+    """In a run ``llm_embed_dim``, the vectors' width; in a sidecar ``dataset``, ``caption_keys``, ``vectors``."""
 
     @classmethod
     def read(cls, folder: Union[str, Path]) -> 'TeacherRecord':
@@ -127,3 +126,32 @@ class TeacherRecord:
         """The first field in which two records differ."""
         return difference({'teacher': self.teacher.to_json(), **self.about},
                           {'teacher': expected.teacher.to_json(), **expected.about})
+
+
+def sidecar_teacher(data: DataSpec) -> TeacherRecord:
+    """The teacher, or teachers, that all sidecars of a loader's dataset come from, and the width of their vectors; a
+    ValueError if there are different ones."""
+    dataset = streaming_dataset(data)
+    return common_teacher([(stream, dataset.shards[dataset.shard_offset_per_stream[i]])
+                           for i, stream in enumerate(dataset.streams)])
+
+
+def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
+    """`sidecar_teacher` of paired streams, each with one of its shards."""
+    found: list[tuple[str, Fingerprint]] = []
+    dim = 0
+    for stream, shard in streams:
+        assert isinstance(stream, PairedStream) and isinstance(shard, PairedReader)
+        folders = [sidecar.local for sidecar in stream.sidecars]
+        found.append((', '.join(folders),
+                      Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders)))
+        dim = sum(embedding_dim(columns_of(reader)) for reader in shard.sidecars)
+    for where, teacher in found:
+        if any('clip_text' in one for one in teacher.teachers):
+            raise ValueError(f"sidecar {where} holds the features of CLIP's own text tower, the targets of "
+                             'train_inheritance, and none of captions that it cannot read to their end; expected the '
+                             'vectors of a teacher')
+    (first, expected), *others = found
+    for where, teacher in others:
+        teacher.check(expected, f'sidecar {where}', f'sidecar {first}')
+    return TeacherRecord(expected, {'llm_embed_dim': dim})

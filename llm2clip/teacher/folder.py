@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What stage 1 leaves behind: the teacher as a Hugging Face folder, its hash, and the LoRA adapter alone."""
+"""What stage 1 leaves behind: the teacher as a Hugging Face folder, and its hash."""
 
 import dataclasses
 import os
@@ -25,8 +25,16 @@ from llm2clip.folders import complete_folder
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, load_config, read_encoding
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.llm import apply_lora_apart, cast_weights, load_llm, save_adapter, save_lora
-from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer, load_text_encoder
+from llm2clip.teacher.llm import (
+    apply_lora_apart,
+    build_text_encoder,
+    cast_weights,
+    load_caption_tokenizer,
+    load_llm,
+    load_text_encoder,
+    save_adapter,
+    save_lora,
+)
 
 __all__ = [
     'ADAPTER_KIND', 'CACHE_VARIABLE', 'ENCODER_FILE', 'KIND', 'encoding', 'hash_files', 'load_teacher', 'save_teacher',
@@ -42,25 +50,21 @@ KIND, ADAPTER_KIND = 'teacher of captions', 'LoRA adapter'
 
 
 def save_teacher(
-    encoder: TextEncoder,
-    tokenizer: CaptionTokenizer,
-    lora: Optional[LoraConfig],
-    folder: Union[str, Path],
+    encoder: TextEncoder, tokenizer: CaptionTokenizer, lora: Optional[LoraConfig], folder: Union[str, Path],
     adapter_folder: Union[str, Path, None] = None,
 ) -> None:
-    """Write the encoder as a Hugging Face folder plus how it turns captions into vectors.
+    """Write an encoder, which may be sharded, as a Hugging Face folder plus how it turns captions into vectors.
 
-    LoRA is merged in float32, and the weights are saved in it: a narrower type would round away a part of LoRA.  Its
-    own weights lie beside them, so that `load_teacher` can hold the LLM in a narrower type all the same.  Every rank
+    LoRA is merged in float32, and the weights are saved in it: a narrower type would round away a part of LoRA.  The
+    LoRA weights lie beside them, so that `load_teacher` can hold the LLM in a narrower type all the same.  Every rank
     calls this; rank 0 writes.  A folder appears under its name only when it is complete.
 
     Args:
-        encoder: May be sharded.
+        encoder: The encoder.
         tokenizer: The encoder's.
         lora: As the encoder was built with.
         folder: Where to.
-        adapter_folder: Where the LoRA weights alone go, as peft loads them; they belong to the LLM with the encoder's
-            `adapters` merged.
+        adapter_folder: Where the LoRA weights alone go, as peft loads them into the LLM with the `adapters` merged.
     """
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
@@ -89,7 +93,7 @@ def encoding(config: TextEncoderConfig) -> dict[str, Any]:
 
     The layout `apart` goes without saying: teachers from before there was another keep their files and fingerprints.
     """
-    unsaid = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code']
+    unsaid = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code', 'type']
     unsaid += ['layout'] if config.layout == 'apart' else []
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in unsaid}
 
@@ -98,9 +102,8 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
     """How the teacher in `folder` was trained to encode.
 
     Raises:
-        ConfigError: The folder is not one that `save_teacher` wrote.
+        ConfigError: `save_teacher` did not write the folder, or a value is out of range.
         LoadError: Its file is damaged, or says more or less than how captions are encoded.
-        ConfigError: A value in it is out of range.
     """
     path = Path(folder) / ENCODER_FILE
     if not path.is_file():
@@ -111,26 +114,16 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
 
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
-    """What decides the vectors of the teacher in `folder`; its weights are read, unless `hash_files` knows them.
-
-    Raises:
-        ConfigError: The folder holds no teacher.
-    """
-    how = encoding(teacher_config(folder))
-    return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), how)
+    """What decides the vectors of the teacher in `folder`; its weights are read, unless `hash_files` knows them."""
+    return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), encoding(teacher_config(folder)))
 
 
 def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
-    """Hash of the weights, tokenizer, chat template and configurations in a folder.
+    """Hash of the weights, tokenizer, chat template and configurations in a folder, but the file named `leave_out`.
 
     A large LLM takes minutes to read from a network's disk.  So the hash is kept in ``$LLM2CLIP_CACHE``, by default
     ``~/.cache/llm2clip``, with the name, size, inode and times of every file, and taken from there while all of these
-    are what they were: a file that changes is read again, unless somebody sets back the clock and gives it its old
-    times.  What is damaged there or cannot be written counts as not there.
-
-    Args:
-        folder: Of a model.
-        leave_out: Name of a file that does not count.
+    are what they were.  What is damaged there or cannot be written counts as not there.
 
     Raises:
         OSError: A file cannot be read.
@@ -172,12 +165,9 @@ def teacher_width(folder: Union[str, Path]) -> int:
 
 
 def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -> tuple[TextEncoder, CaptionTokenizer]:
-    """The frozen encoder that `save_teacher` wrote.
+    """The frozen encoder that `save_teacher` wrote, with weights of `dtype`, or unset, of the type of the training.
 
-    Args:
-        folder: Of the teacher.
-        dtype: Of the LLM's weights; unset, the one that stage 1 trained it in.  In a narrower one than float32, LoRA is
-            applied apart from the weights, as in training.
+    In a narrower type than float32, LoRA is applied apart from the weights, as in training.
     """
     config = teacher_config(folder)
     config.dtype = dtype or config.dtype

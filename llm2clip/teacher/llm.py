@@ -1,13 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLMs by name: which architectures work, how their weights are loaded, LoRA adapters."""
+"""LLMs by name as text encoders: which architectures work, how their weights are loaded, LoRA adapters."""
 
 import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -23,17 +23,21 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.files import FileError, read_json, reading, write_json
-from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
+from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config, load_tokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 
 __all__ = [
-    'ARCHITECTURES', 'add_lora', 'apply_lora_apart', 'cast_weights', 'load_llm', 'load_llm_and_head', 'merge_adapter',
-    'save_adapter', 'save_lora', 'set_attention_dropout', 'weights_fingerprint', 'widen_where_slow',
+    'add_lora', 'apply_lora_apart', 'build_text_encoder', 'cast_weights', 'load_caption_tokenizer', 'load_llm',
+    'load_llm_and_head', 'load_text_encoder', 'save_adapter', 'save_lora', 'set_attention_dropout', 'shard_encoder',
+    'widen_where_slow',
 ]
 
 BASE_FILE = 'base_model.json'
@@ -44,16 +48,16 @@ ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 
 def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
     folder = config.pretrained
     if os.path.isabs(folder) and not os.path.isdir(folder):
-        raise ConfigError(f'text_encoder.pretrained: there is no folder {folder}')
-    hf_config = load_config(folder, f'text_encoder.pretrained: {folder}', gguf_file=config.gguf_file)
+        raise ConfigError(f'{config.key}.pretrained: there is no folder {folder}')
+    hf_config = load_config(folder, f'{config.key}.pretrained: {folder}', gguf_file=config.gguf_file)
     if hf_config.model_type not in ARCHITECTURES:
-        raise ConfigError(f'text_encoder.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
+        raise ConfigError(f'{config.key}.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
                           f'that work as text encoders are {", ".join(ARCHITECTURES)}')
     capped = getattr(hf_config, 'attn_logit_softcapping', None) is not None
     able = ['eager'] if capped else ['sdpa', 'eager']
     attention = config.attn_implementation or able[0]
     if attention not in able:
-        raise ConfigError(f'text_encoder.attn_implementation: {attention!r} does not compute the attention of a '
+        raise ConfigError(f'{config.key}.attn_implementation: {attention!r} does not compute the attention of a '
                           f'{hf_config.model_type!r} model; expected {" or ".join(able)}')
     # Adapters are merged in float32: in bfloat16, rounding would swallow a part of them.
     dtype = 'float32' if config.adapters else config.dtype
@@ -63,7 +67,7 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
             return auto.from_config(hf_config, **options)
     # The head alone may be there or not.
     llm, _ = load_checked(
-        auto.from_pretrained, config.pretrained, where=f'text_encoder.pretrained: {config.pretrained}',
+        auto.from_pretrained, config.pretrained, where=f'{config.key}.pretrained: {config.pretrained}',
         optional='lm_head.', config=hf_config, gguf_file=config.gguf_file, trust_remote_code=False, **options)
     return llm
 
@@ -71,10 +75,8 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
 def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedModel:
     """The decoder without its language-model head, `config.adapters` merged.
 
-    Args:
-        config: What to load.
-        on_meta: Build the modules without memory for their weights.  Under FSDP every rank but the first does so, and
-            receives its shards from the first: a large LLM is in memory once, not once per rank.
+    With `on_meta`, there is no memory for the weights.  Under FSDP every rank but the first does so, and receives its
+    shards from the first: a large LLM is in memory once, not once per rank.
 
     Raises:
         ConfigError: The folder is missing, the architecture is not one of `ARCHITECTURES`, or an adapter does not fit.
@@ -100,17 +102,14 @@ def _merged(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> P
     llm.config.use_cache = False
     if not on_meta:
         for folder in config.adapters:
-            llm = merge_adapter(llm, folder)
+            llm = _merge_adapter(llm, folder, config.key)
     if config.adapters:
         cast_weights(llm, getattr(torch, config.dtype))
     return llm
 
 
 def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
-    """Give the LLM's own weights another type.
-
-    LoRA weights stay in float32, and buffers (rotary frequencies) as transformers makes them.
-    """
+    """Give the LLM's own weights another type; LoRA weights and buffers (rotary frequencies) keep theirs."""
     for name, parameter in llm.named_parameters():
         if 'lora_' not in name:
             parameter.data = parameter.data.to(dtype)
@@ -134,13 +133,8 @@ def set_attention_dropout(llm: nn.Module, probability: float) -> None:
 def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> PeftModel:
     """Freeze the LLM and add trainable LoRA weights, in float32, to its projections.
 
-    Args:
-        llm: Without LoRA.
-        config: Its rank, and which projections.
-        key: Where that stands in the configuration.
-
     Raises:
-        ConfigError: The LLM has no projection of a configured name.
+        ConfigError: The LLM has no projection of a configured name; `key` says where it stands.
     """
     arguments = dataclasses.asdict(config)
     names = arguments.pop('target_modules')
@@ -154,18 +148,9 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> Pef
         return get_peft_model(llm, peft_config)
 
 
-def merge_adapter(llm: PreTrainedModel, folder: Union[str, Path]) -> PreTrainedModel:
-    """Merge a LoRA adapter, of this project or another, into the weights.
-
-    Args:
-        llm: The LLM that it was trained on.
-        folder: Folder or hub name of the adapter.
-
-    Raises:
-        ConfigError: It was trained on another LLM.
-        FileError, LoadError: There is no adapter, it is damaged, or it names code.
-    """
-    key = f'text_encoder.adapters: {folder}'
+def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedModel:
+    """Merge a LoRA adapter, of this project or another, into the weights, which have to be those it was trained on."""
+    key = f'{key}.adapters: {folder}'
     with reading(key, 'a LoRA adapter'):
         if (path := Path(folder, 'adapter_config.json')).is_file():
             read_json(path, dict)
@@ -182,33 +167,31 @@ def merge_adapter(llm: PreTrainedModel, folder: Union[str, Path]) -> PreTrainedM
     base = Path(folder, BASE_FILE)
     if base.is_file():
         record = read_json(base, dict)
-        if record.get('fingerprint') != weights_fingerprint(llm):
+        if record.get('fingerprint') != _weights_fingerprint(llm):
             raise ConfigError(f'{key} was trained on another LLM, {record.get("pretrained")}')
     try:
         model = get_peft_model(llm, peft_config)
-        result: Any = set_peft_model_state_dict(model, state)
+        _set_lora(model, state, key)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f'{key} does not fit a {llm.config.model_type!r} model of width {llm.config.hidden_size}: '
                           f'{str(error).splitlines()[0]}') from None
-    missing = [name for name in result.missing_keys if 'lora_' in name]
-    if missing or result.unexpected_keys:
-        raise ConfigError(f'{key} does not fit this LLM: it lacks {missing[:3]} and has {result.unexpected_keys[:3]}')
     merged: Any = model.merge_and_unload(safe_merge=True)
     return merged
 
 
-def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
-    """Write the LoRA weights alone, as peft loads them, and which LLM they belong to.
+def _set_lora(model: PeftModel, state: dict[str, torch.Tensor], where: str) -> None:
+    result: Any = set_peft_model_state_dict(model, state)
+    missing = [name for name in result.missing_keys if 'lora_' in name]
+    if missing or result.unexpected_keys:
+        raise ConfigError(f'{where}: not the LoRA weights of this LLM, they lack {missing[:3]} and have '
+                          f'{result.unexpected_keys[:3]} besides')
 
-    Args:
-        model: With its adapter's weights.
-        pretrained: The LLM's name, for messages.
-        folder: Where to.
-    """
+
+def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
+    """Write the LoRA weights alone, as peft loads them, and which LLM they belong to, called `pretrained`."""
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)  # 'auto' asks the hub
     (folder / 'README.md').unlink()  # a model card with nothing filled in
-    base = {'pretrained': pretrained, 'fingerprint': weights_fingerprint(model)}
-    write_json(folder / BASE_FILE, base)
+    write_json(folder / BASE_FILE, {'pretrained': pretrained, 'fingerprint': _weights_fingerprint(model)})
 
 
 def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
@@ -228,10 +211,6 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
         llm: As loaded from `folder`, in the type that the result has.
         folder: With the merged weights in float32.
         path: What `save_lora` wrote.
-
-    Raises:
-        ConfigError: They are of another LLM.
-        FileError, LoadError: A file is damaged.
     """
     expected = 'the LoRA weights of this LLM'
     state, about = read_safetensors(path, expected)
@@ -239,28 +218,46 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
         config = LoraConfig(**json.loads(about['lora']))
         config.lora_dropout = 0.0
         model = add_lora(llm, config)
-        result: Any = set_peft_model_state_dict(model, state)
-    missing = [name for name in result.missing_keys if 'lora_' in name]
-    if missing or result.unexpected_keys:
-        raise ConfigError(f'{path} does not belong to this LLM: it lacks {missing[:3]} and has '
-                          f'{result.unexpected_keys[:3]} besides')
+        _set_lora(model, state, str(path))
     with torch.no_grad(), open_weights(folder) as merged:
         for name, module in model.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
                 layer: Any = module
-                weight = layer.get_base_layer().weight
-                delta = layer.get_delta_weight('default')
-                weight.copy_(merged(f'{name}.weight') - delta)
+                layer.get_base_layer().weight.copy_(merged(f'{name}.weight') - layer.get_delta_weight('default'))
     return model
 
 
-def weights_fingerprint(llm: nn.Module) -> str:
-    """Hash of the weights that LoRA leaves alone (norms, biases, the first rows of the token embeddings).
-
-    It tells LLMs of one architecture apart and stays the same when adapters are merged.
-    """
+def _weights_fingerprint(llm: nn.Module) -> str:
+    """Hash of weights that LoRA leaves alone, which tells LLMs of one architecture apart, with and without adapters."""
     digest = xxhash.xxh64()
     for name, weight in sorted(llm.named_parameters()):
         if 'lora_' not in name and (weight.ndim == 1 or name.endswith('embed_tokens.weight')):
             digest.update(weight.detach()[:64].to('cpu', torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
+    """The tokenizer that comes with the LLM."""
+    tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code, gguf_file=config.gguf_file)
+    return CaptionTokenizer(tokenizer, config)
+
+
+def build_text_encoder(
+    config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False, key: str = 'lora'
+) -> TextEncoder:
+    """An LLM as text encoder; with `lora`, it is frozen and has new trainable LoRA weights, by `add_lora`."""
+    llm = load_llm(config, on_meta)
+    return TextEncoder(llm if lora is None else add_lora(llm, lora, key), config)
+
+
+def load_text_encoder(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:
+    """A frozen encoder in evaluation mode, and its tokenizer."""
+    return build_text_encoder(config).eval().requires_grad_(False), load_caption_tokenizer(config)
+
+
+def shard_encoder(encoder: TextEncoder, mesh: DeviceMesh) -> None:
+    """Spread a frozen encoder over the ranks of a mesh with FSDP2, a decoder layer at a time."""
+    for module in encoder.modules():
+        if encoder.fsdp_wrap_fn(module):
+            fully_shard(module, mesh=mesh)
+    fully_shard(encoder, mesh=mesh)

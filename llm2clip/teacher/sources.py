@@ -1,15 +1,12 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen teachers before they are loaded: what stage 1 wrote, any LLM as it is, or a sentence-transformers model.
-
-Whoever needs a teacher asks `named_teacher` for the one that a configuration names, and then the `TeacherSource`, of
-whichever kind it is: extraction, stage 2 with sidecars and online, evaluation, export, and exported models.
-"""
+"""Frozen text encoders before they are loaded, a class for each type that the key `teacher` names."""
 
 import dataclasses
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -20,15 +17,22 @@ from composer.utils import dist
 from huggingface_hub import snapshot_download
 from torch.distributed.device_mesh import init_device_mesh
 
-from llm2clip.config import ConfigError, ExtractConfig, NamedTeacherConfig, TeacherConfig, TextEncoderConfig
+from llm2clip.config import (
+    ClipTextConfig,
+    ClipTextTeacherConfig,
+    ConfigError,
+    ExtractConfig,
+    LLMTeacherConfig,
+    SentenceTransformersTeacherConfig,
+)
 from llm2clip.device import open_device
 from llm2clip.files import read_json, reading
 from llm2clip.ranks import once_per_node
-from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
+from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, load_config
 from llm2clip.remote_code.sentence_transformer_llm2clip import load_sentence_transformer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, LLMTeacher, SentenceTransformerTeacher
-from llm2clip.teacher.clip_text import ClipTextTeacher
+from llm2clip.teacher.clip_text import ClipTextTeacher, ClipTextTower, load_clip_text, load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import (
     encoding,
@@ -38,99 +42,100 @@ from llm2clip.teacher.folder import (
     teacher_config,
     teacher_fingerprint,
 )
-from llm2clip.teacher.text_encoder import load_text_encoder, shard_encoder
+from llm2clip.teacher.llm import load_text_encoder, shard_encoder
 from llm2clip.weights import hash_tensors
 
 __all__ = [
-    'FrozenLLM', 'SentenceTransformerModel', 'TeacherFolder', 'TeacherSource', 'build_caption_teacher',
-    'caption_teacher_fingerprint', 'load_caption_teacher', 'named_teacher', 'teacher_in',
+    'ClipText', 'FrozenLLM', 'SentenceTransformerModel', 'TeacherFolder', 'TeacherSource', 'check_teachers',
+    'load_caption_teacher', 'teacher_in', 'teacher_source', 'teacher_sources',
 ]
 
-_Encoder = tuple[TextEncoder, CaptionTokenizer]
 _PROMPTS_FILE = 'config_sentence_transformers.json'
 # Of a model on the Hub, the weights for other libraries.
 _FOREIGN_WEIGHTS = ['onnx/*', 'openvino/*', '*.onnx', '*.onnx_data', '*.h5', '*.msgpack', '*.ot', '*.gguf']
 
 
 class TeacherSource(ABC):
-    """A teacher that is not loaded.
-
-    Attributes:
-        name: Where it lies, for messages.
-    """
+    """A frozen text encoder that is not loaded; `name` says where it lies."""
 
     name: str
 
     @abstractmethod
     def _encoding(self) -> dict[str, Any]:
-        """How it turns captions into vectors; a ConfigError if there is no such teacher."""
+        """How it turns captions into vectors; a ConfigError if there is no such text encoder."""
+
+    @abstractmethod
+    def fingerprint(self) -> Fingerprint:
+        """What decides its vectors; the weights are read, unless `hash_files` knows them."""
+
+    @abstractmethod
+    def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
+              ) -> CaptionTeacher:
+        """As `load`, with the fingerprint."""
+
+    def load(
+        self, device: Device, batch_tokens: int = 4096, precision: str = 'fp32',
+        fingerprint: Optional[Fingerprint] = None, sharded: bool = False,
+    ) -> CaptionTeacher:
+        """The text encoder, on its device.
+
+        Args:
+            device: Where it runs.
+            batch_tokens: Tokens per forward pass.
+            precision: ``fp32``, or ``amp_bf16`` for autocast.
+            fingerprint: Of this text encoder, if it is known.  Otherwise one rank per node reads the weights for it,
+                and every rank has to call this.
+            sharded: Spread an LLM over the ranks, which read it one after the other, so that a host holds it in full
+                only once.
+
+        Raises:
+            ConfigError: There is none, or it cannot be sharded.
+            FileError, LoadError: It is damaged, or needs code that is not trusted.
+            ValueError: The nodes have different ones.
+        """
+        if fingerprint is None:
+            fingerprint = once_per_node(self.fingerprint, f'teacher {self.name}')
+        return self._load(device, fingerprint, batch_tokens, precision, sharded)
+
+    def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
+        """Write it as a folder from which an exported model loads it; returns the fingerprint that it has there.
+
+        Raises:
+            ConfigError: No model is exported with a text encoder of this type.
+            ValueError: It is not the expected one.
+        """
+        raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
 
     def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
         """Find out what is wrong without reading weights.
 
         Args:
-            expected: Of the teacher that it should be, if that is known.
-            reference: Whose teacher that is, for messages.
+            expected: Of the text encoder that it should be, if that is known.
+            reference: What has that fingerprint, for messages.
 
         Raises:
-            ConfigError: There is no such teacher.
+            ConfigError: There is no such text encoder.
             ValueError: It turns captions into vectors otherwise.
         """
         found = Fingerprint.of('', self._encoding())
         if expected is not None:
             found.check(expected, self.name, reference, but=('weights',))
 
-    @abstractmethod
-    def fingerprint(self) -> Fingerprint:
-        """What decides its vectors; the weights are read, unless `hash_files` knows them."""
-
     def check(self, expected: Fingerprint, reference: str) -> None:
         """`check_encoding`, then the weights, which are read."""
         self.check_encoding(expected, reference)
         self.fingerprint().check(expected, self.name, reference)
-
-    @abstractmethod
-    def load(
-        self, device: Device, batch_tokens: int = 4096, precision: str = 'fp32',
-        fingerprint: Optional[Fingerprint] = None, sharded: bool = False,
-    ) -> CaptionTeacher:
-        """The teacher, on its device.
-
-        Args:
-            device: Where it runs.
-            batch_tokens: Tokens per forward pass.
-            precision: ``fp32``, or ``amp_bf16`` for autocast.
-            fingerprint: Its own, if that is known.  Otherwise one rank per node reads the weights for it, and every
-                rank has to call this.
-            sharded: Spread it over the ranks, which read it one after the other: a host holds it in full only once.
-
-        Raises:
-            ConfigError: It cannot be sharded.
-            FileError, LoadError: It is damaged, or needs code that is not trusted.
-            ValueError: The nodes have different teachers.
-        """
-
-    @abstractmethod
-    def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
-        """Write it as a folder from which an exported model loads it; returns the fingerprint that it has there.
-
-        Raises:
-            ValueError: It is not the expected teacher.
-        """
 
 
 class _LLM(TeacherSource):
     """An LLM that becomes a `TextEncoder`."""
 
     @abstractmethod
-    def _read(self, sharded: bool) -> _Encoder:
+    def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
         """On the CPU, in evaluation mode; to be sharded, all weights must be of one type."""
 
-    def load(
-        self, device: Device, batch_tokens: int = 4096, precision: str = 'fp32',
-        fingerprint: Optional[Fingerprint] = None, sharded: bool = False,
-    ) -> LLMTeacher:
-        fingerprint = fingerprint or once_per_node(self.fingerprint, f'teacher {self.name}')
+    def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
+              ) -> LLMTeacher:
         turn, turns = (dist.get_local_rank(), dist.get_local_world_size()) if sharded else (0, 0)
         for _ in range(turn):  # the ranks of this host before this one
             dist.barrier()
@@ -164,18 +169,20 @@ class TeacherFolder(_LLM):
         found.check(expected, self.name, 'the model')
         return found
 
-    def _read(self, sharded: bool) -> _Encoder:
+    def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
         return load_teacher(self.name, 'float32' if sharded else None)
 
 
 class FrozenLLM(_LLM):
     """Any LLM, wherever it comes from, with its adapters."""
 
-    def __init__(self, config: TextEncoderConfig) -> None:
-        self.name = config.pretrained
-        self._config = config
+    def __init__(self, config: LLMTeacherConfig) -> None:
+        self.name, self._config = config.pretrained, config
 
     def _encoding(self) -> dict[str, Any]:
+        file = Path(self.name, self._config.gguf_file or '')
+        if Path(self.name).is_dir() and not file.exists():
+            raise ConfigError(f'teacher.gguf_file: there is no {file}')
         return encoding(self._config)
 
     def fingerprint(self) -> Fingerprint:
@@ -190,7 +197,7 @@ class FrozenLLM(_LLM):
         self._fingerprint_of(*load_teacher(folder)).check(expected, str(folder), self.name)
         return teacher_fingerprint(folder)
 
-    def _read(self, sharded: bool = False) -> _Encoder:
+    def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
         return load_text_encoder(self._config)
 
     def _fingerprint_of(self, encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Fingerprint:
@@ -200,32 +207,20 @@ class FrozenLLM(_LLM):
 
 
 class SentenceTransformerModel(TeacherSource):
-    """A sentence-transformers model.
+    """A sentence-transformers model, in a folder or on the Hub."""
 
-    Args:
-        name: Folder or hub name.
-        prompt_name: Name of the model's prompt that is put before every caption; unset, its default.
-        prompt: In place of `prompt_name`, the prompt's text.
-        trust_remote_code: Run code that comes with the model.
-    """
-
-    def __init__(self, name: Union[str, Path], prompt_name: Optional[str] = None, prompt: Optional[str] = None,
-                 trust_remote_code: bool = False) -> None:
-        self.name = str(name)
-        self._prompt_name, self._prompt, self._trust_remote_code = prompt_name, prompt, trust_remote_code
+    def __init__(self, config: SentenceTransformersTeacherConfig) -> None:
+        self.name, self._config = config.name, config
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint.of(hash_files(self._folder), self._encoding())
 
-    def load(
-        self, device: Device, batch_tokens: int = 4096, precision: str = 'fp32',
-        fingerprint: Optional[Fingerprint] = None, sharded: bool = False,
-    ) -> SentenceTransformerTeacher:
+    def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
+              ) -> SentenceTransformerTeacher:
         if sharded:
-            raise ConfigError(f'online.sharded: {self.name} is a sentence-transformers model, and only an LLM (teacher '
-                              'or text_encoder) can be spread over the ranks')
-        fingerprint = fingerprint or once_per_node(self.fingerprint, f'sentence_transformer {self.name}')
-        model = load_sentence_transformer(self._folder, self._trust_remote_code)
+            raise ConfigError(f'online.sharded: {self.name} is a sentence-transformers model, and only an LLM can be '
+                              'spread over the ranks')
+        model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
         return SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],
                                           batch_tokens, precision)
 
@@ -242,96 +237,108 @@ class SentenceTransformerModel(TeacherSource):
     def _folder(self) -> Path:
         if Path(self.name).is_dir():
             return Path(self.name)
-        with reading(f'sentence_transformer: {self.name}', 'a sentence-transformers model, a folder or on the Hub'):
+        with reading(f'teacher.name: {self.name}', 'a sentence-transformers model, a folder or on the Hub'):
             return Path(snapshot_download(self.name, ignore_patterns=_FOREIGN_WEIGHTS))
 
     def _encoding(self) -> dict[str, Any]:
         """The prompt, by the model's own file of prompts."""
-        if self._prompt is not None:
-            return {'prompt': self._prompt}
+        if self._config.prompt is not None:
+            return {'prompt': self._config.prompt}
         path = self._folder / _PROMPTS_FILE
         about = read_json(path, dict) if path.is_file() else {}
         with reading(path, 'the prompts of a sentence-transformers model'):
             # These two are there in any case.
             prompts = {'query': '', 'document': '', **about.get('prompts', {})}
-            name = self._prompt_name or about.get('default_prompt_name')
+            name = self._config.prompt_name or about.get('default_prompt_name')
         if name is not None and name not in prompts:
-            raise ConfigError(f'prompt_name: {name!r}, expected one of those of {self.name}: {", ".join(prompts)}')
+            raise ConfigError(f'teacher.prompt_name: {name!r}, expected one of those of {self.name}: '
+                              f'{", ".join(prompts)}')
         return {'prompt': '' if name is None else prompts[name]}
 
 
-def named_teacher(config: NamedTeacherConfig, trust_remote_code: Optional[bool] = None) -> Optional[TeacherSource]:
-    """The teacher that a configuration names; None if it names none.
+class ClipText(TeacherSource):
+    """The text tower of a CLIP or SigLIP.
 
     Args:
-        config: The configuration.
-        trust_remote_code: Whether code that comes with the teacher is run.  Unset: as the configuration says, which is
-            for one that the user gave, and not for one that came with a run.
-
-    Raises:
-        ConfigError: It names several.
+        name: Hub name or local folder of a CLIP or SigLIP, or what `save_clip_text` wrote.
+        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0, as those that a
+            sample does not have.
     """
-    if trust_remote_code is not None:
-        llm = config.text_encoder and dataclasses.replace(config.text_encoder, trust_remote_code=trust_remote_code)
-        config = dataclasses.replace(config, trust_remote_code=trust_remote_code, text_encoder=llm)
-    match config.named_by():
-        case 'teacher':
-            return TeacherFolder(config.teacher or '')
-        case 'text_encoder' if config.text_encoder is not None:
-            return FrozenLLM(config.text_encoder)
-        case 'sentence_transformer':
-            return SentenceTransformerModel(config.sentence_transformer or '', config.prompt_name, config.prompt,
-                                            config.trust_remote_code)
-    return None
+
+    def __init__(self, name: Union[str, Path], cut: bool = False) -> None:
+        self.name, self._cut = str(name), cut
+
+    def _encoding(self) -> dict[str, Any]:
+        config = load_config(self.name, f'teacher: {self.name}')
+        max_length = getattr(getattr(config, 'text_config', config), 'max_position_embeddings', None)
+        return {'clip_text': config.model_type, 'max_length': max_length,
+                'too_long': 'cut' if self._cut else 'left out'}
+
+    def fingerprint(self) -> Fingerprint:
+        state, digest = self._read().trunk.state_dict(), xxhash.xxh64()
+        hash_tensors({name: value for name, value in state.items() if name.startswith('text_')}, digest)
+        return Fingerprint.of(digest.hexdigest(), self._encoding())
+
+    def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
+              ) -> ClipTextTeacher:
+        tower, tokenizer = self._read(), load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        return ClipTextTeacher(device.module_to_device(tower), tokenizer, fingerprint, batch_tokens, precision,
+                               self._cut)
+
+    def _read(self) -> ClipTextTower:
+        return load_clip_text(ClipTextConfig(self.name), 'teacher').eval().requires_grad_(False)
+
+
+def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: bool = False) -> TeacherSource:
+    """The text encoder that a configuration names.
+
+    Args:
+        config: A folder, or one of the dataclasses of `llm2clip.config.teacher`.
+        trust_remote_code: Whether code that comes with it is run.  Unset: as the configuration says, which is for one
+            that the user gave, and not for one that came with a run.
+        cut: As of `ClipText`; all others cut captions.
+    """
+    if trust_remote_code is not None and hasattr(config, 'trust_remote_code'):
+        config = dataclasses.replace(config, trust_remote_code=trust_remote_code)
+    match config:
+        case LLMTeacherConfig():
+            return FrozenLLM(config)
+        case SentenceTransformersTeacherConfig():
+            return SentenceTransformerModel(config)
+        case ClipTextTeacherConfig():
+            return ClipText(config.name, cut)
+    return TeacherFolder(config)
+
+
+def teacher_sources(configs: Any, trust_remote_code: Optional[bool] = None) -> list[TeacherSource]:
+    """The text encoders that a configuration names: none, one or several in order."""
+    several = configs if isinstance(configs, Sequence) and not isinstance(configs, str) else [configs]
+    return [teacher_source(config, trust_remote_code) for config in several if config is not None]
 
 
 def teacher_in(
-    folder: Union[str, Path], learned_from: Optional[Fingerprint], trust_remote_code: bool = False
+    folder: Union[str, Path], learned_from: Fingerprint, trust_remote_code: bool = False
 ) -> TeacherSource:
-    """The teacher in a folder, as the fingerprint of the teacher that a model learned from says what it is.
-
-    Args:
-        folder: Of the teacher; of a sentence-transformers model, a hub name as well.
-        learned_from: The fingerprint; if it is not known, stage 1 wrote the folder.
-        trust_remote_code: Run code that comes with a sentence-transformers model.
-    """
-    if learned_from is None or not learned_from.of_sentence_transformers:
+    """The teacher in an exported model's folder; its fingerprint says of which type it is."""
+    if not learned_from.of_sentence_transformers:
         return TeacherFolder(folder)
-    prompt = str(learned_from.teachers[0]['prompt'])
-    return SentenceTransformerModel(folder, prompt=prompt, trust_remote_code=trust_remote_code)
+    return SentenceTransformerModel(SentenceTransformersTeacherConfig(
+        str(folder), prompt=str(learned_from.teachers[0]['prompt']), trust_remote_code=trust_remote_code))
 
 
-def build_caption_teacher(config: TeacherConfig, device: Device) -> CaptionTeacher:
-    """The teacher that a configuration names, or the CLIP whose text features are targets, on its device.
-
-    Every rank calls this.
+def check_teachers(configs: Any, found: Fingerprint, what: str) -> None:
+    """Compare whose vectors there are with the teachers that a configuration names, if any; every rank calls this.
 
     Raises:
-        ConfigError: It names none or several.
-        ValueError: The nodes have different teachers.
+        ValueError: They come from others; names `what` has the vectors, and the first field that differs.
     """
-    config.named_by(required=True)
-    source = named_teacher(config)
-    if source is not None:
-        return source.load(device, config.batch_tokens, config.precision)
-    teacher = _clip_text(config)
-    device.module_to_device(teacher.module)
-    return teacher
+    if sources := teacher_sources(configs):
+        expected = Fingerprint.concatenate(
+            once_per_node(source.fingerprint, f'teacher {source.name}') for source in sources)
+        found.check(expected, what, ' and '.join(source.name for source in sources))
 
 
 def load_caption_teacher(config: ExtractConfig, device: str) -> CaptionTeacher:
-    """`build_caption_teacher`, on ``gpu`` or ``cpu``, for a process that has done nothing else before."""
-    return build_caption_teacher(config, open_device(device, config.precision))
-
-
-def caption_teacher_fingerprint(config: TeacherConfig) -> Fingerprint:
-    """That of the teacher that `build_caption_teacher` would build; an LLM that is no teacher folder, or a CLIP, is
-    loaded on the CPU for it."""
-    config.named_by(required=True)
-    source = named_teacher(config)
-    return source.fingerprint() if source is not None else _clip_text(config).fingerprint
-
-
-def _clip_text(config: TeacherConfig) -> Any:
-    assert isinstance(config, ExtractConfig) and config.clip_text is not None
-    return ClipTextTeacher(config.clip_text, config.batch_tokens, config.precision)
+    """The text encoder of an extraction on ``gpu`` or ``cpu``, for a process that has done nothing else before."""
+    opened = open_device(device, config.precision)
+    return teacher_source(config.teacher).load(opened, config.batch_tokens, config.precision)

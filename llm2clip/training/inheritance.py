@@ -17,10 +17,8 @@ from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.folders import check_replaceable
 from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inheritance import TARGET_METRICS, ComposerInheritance, TextSide
-from llm2clip.ranks import once_per_node
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.sidecars import sidecar_teacher
-from llm2clip.teacher.sources import named_teacher
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, sidecar_teacher
+from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.resumption import is_complete, write_settings
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
@@ -86,9 +84,7 @@ def train(config: InheritanceConfig) -> None:
 
 def _find_teacher(config: InheritanceConfig, data: DataSpec, evaluators: list[Evaluator]) -> TeacherRecord:
     record = sidecar_teacher(data)
-    if (source := named_teacher(config)) is not None:
-        expected = once_per_node(source.fingerprint, f'teacher {source.name}')
-        record.teacher.check(expected, 'the sidecar of train_data', source.name)
+    check_teachers(config.teacher, record.teacher, 'the sidecar of train_data')
     for evaluator in evaluators:
         sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
         _find_target(evaluator.dataloader)[0].check(_find_target(data)[0], 'the target of eval_data',

@@ -16,8 +16,13 @@ from llm2clip.models.caption_contrastive import CRA_METRICS, CaptionContrastive
 from llm2clip.models.mntp import MaskedNextTokenPrediction
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
-from llm2clip.teacher.llm import add_lora, load_llm_and_head, set_attention_dropout
-from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.llm import (
+    add_lora,
+    build_text_encoder,
+    load_caption_tokenizer,
+    load_llm_and_head,
+    set_attention_dropout,
+)
 from llm2clip.training.resumption import is_complete, write_settings
 from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
 

@@ -29,9 +29,8 @@ from llm2clip.models.llm2clip import (
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
 from llm2clip.ranks import agreed, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.sidecars import sidecar_teacher
-from llm2clip.teacher.sources import named_teacher
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, sidecar_teacher
+from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 from llm2clip.training.algorithms.self_distillation import InitialImages, SelfDistillation
 from llm2clip.training.resumption import write_settings
@@ -161,20 +160,17 @@ def _find_teacher(
         tower, options = texts.clip[0], dataclasses.asdict(config.trained_text.clip)
         begun = Fingerprint.of('trained with the vision tower', {'clip_text': tower.config.model_type, **options})
         return TeacherRecord(begun, {'llm_embed_dim': tower.width}), None
-    source = named_teacher(config)
     if texts is not None and texts.llm is not None:
-        assert source is not None
+        source = teacher_source(config.teacher)
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
         return TeacherRecord(fingerprint, {'llm_embed_dim': texts.llm[0].llm_embed_dim}), None
     if config.online.enabled:
-        assert source is not None
         device, online = open_device(config.device, config.precision), config.online
-        teacher = source.load(device, online.batch_tokens, online.precision, sharded=online.sharded)
+        teacher = teacher_source(config.teacher).load(
+            device, online.batch_tokens, online.precision, sharded=online.sharded)
         return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.llm_embed_dim}), teacher
     record = sidecar_teacher(data)
-    if source is not None:
-        fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
-        record.teacher.check(fingerprint, 'the sidecar of train_data', source.name)
+    check_teachers(config.teacher, record.teacher, 'the sidecar of train_data')
     for evaluator in evaluators:
         sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
     return record, None

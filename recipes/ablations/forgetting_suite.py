@@ -29,7 +29,7 @@ CLIP_TOWER = Step(f'{CLIP}/tower/config.json', ('recipes/export_vision.py', f'ru
 CLIP_RESULTS = Step(f'{CLIP}/evaluate/results.json', (
     'recipes/evaluate.py', EVALUATE, f'models.clip_text_tower.run={CLIP}/run', f'out={CLIP}/evaluate'))
 FIRST = DATA, VECTORS, TOKENIZER, CLIP_RUN, CLIP_TOWER, CLIP_RESULTS
-TARGETS = extraction(f'{RUN}/targets', SETS, f'clip_text={CLIP}/run/clip_text')
+TARGETS = extraction(f'{RUN}/targets', SETS, 'teacher.type=clip_text', f'teacher.name={CLIP}/run/clip_text')
 
 
 def _inheritance(name: str, sets: tuple[str, ...]) -> Step:

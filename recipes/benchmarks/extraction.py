@@ -20,7 +20,7 @@ from llm2clip.config.files import package_folder
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.texts import wikipedia_summaries
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_texts
-from llm2clip.teacher.text_encoder import load_text_encoder
+from llm2clip.teacher.llm import load_text_encoder
 from recipes.benchmarks.measuring import seconds_in_turns, write_result
 
 # So many tokens stay in a core's caches; 4,096 take a fifth longer.

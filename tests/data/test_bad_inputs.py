@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from composer.devices import DeviceCPU
 from parts import make_samples, picture, write_dataset
 from streaming import MDSWriter
 
@@ -32,8 +33,8 @@ from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.files import FileError
 from llm2clip.folders import OutputFolder
 from llm2clip.registry import build_source
-from llm2clip.teacher.caption_teacher import LLMTeacher
-from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.sources import TeacherFolder
 
 HEADER = 'image,caption\n'
 
@@ -373,20 +374,20 @@ def test_the_dataset_of_somebody_else_is_not_overwritten(tmp_path: Path, teacher
     index = (tmp_path / 'out/train/index.json').read_bytes()
     refused('out: .*/train holds another dataset', lambda: write_dataset(make_samples(2), tmp_path / 'out'))
     folder = tmp_path / 'out/train'
-    refused('out: .* holds a dataset that is no sidecar', lambda: extract_sidecar(
-        DatasetConfig(local=str(folder)), OutputFolder(folder), LLMTeacher.from_folder(teacher_folder)))
+    sidecar, teacher = Sidecar(DatasetConfig(local=str(folder)), OutputFolder(folder)), TeacherFolder(teacher_folder)
+    refused('out: .* holds a dataset that is no sidecar', lambda: extract_sidecar(sidecar, teacher.load(DeviceCPU())))
     assert (tmp_path / 'out/train/index.json').read_bytes() == index
 
 
 def test_a_sidecars_shard_whose_entry_is_damaged(tmp_path: Path, teacher_folder: Path) -> None:
     write_dataset(make_samples(4), tmp_path / 'data')
     dataset, out = DatasetConfig(local=str(tmp_path / 'data/train')), OutputFolder(tmp_path / 'sidecar')
-    teacher = LLMTeacher.from_folder(teacher_folder)
-    extract_sidecar(dataset, out, teacher)
+    teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
+    extract_sidecar(Sidecar(dataset, out), teacher)
     (out.local / 'index.json').unlink()
     for text, words in (('', 'cannot be read .*, expected JSON, an object'), ('{}', 'expected an object with')):
         (out.local / 'shard.00000.json').write_text(text)
-        refused(rf'shard\.00000\.json: {words}', lambda: extract_sidecar(dataset, out, teacher))
+        refused(rf'shard\.00000\.json: {words}', lambda: extract_sidecar(Sidecar(dataset, out), teacher))
         assert not (out.local / 'index.json').exists()
 
 

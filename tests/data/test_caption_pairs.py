@@ -26,7 +26,7 @@ from llm2clip.data.texts import (
 )
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.teacher.llm import load_caption_tokenizer
 
 BOTH = [CaptionPairConfig(['short'], ['long']), CaptionPairConfig(['long'], ['short'])]
 

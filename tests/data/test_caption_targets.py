@@ -24,9 +24,8 @@ from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
-from llm2clip.teacher.extraction import extract_sidecar
-from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.sidecars import sidecar_teacher
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.fingerprint import Fingerprint, sidecar_teacher
 
 DIM, LONGEST = 6, 76
 
@@ -56,7 +55,7 @@ def target(text: str) -> torch.Tensor:
 
 @pytest.fixture
 def config(image_dataset: Path, sidecar: Path, tmp_path: Path, no_leftovers: None) -> Iterator[InheritanceDataConfig]:
-    extract_sidecar(DatasetConfig(str(image_dataset)), OutputFolder(tmp_path / 'targets'), Targets(LONGEST))
+    extract_sidecar(Sidecar(DatasetConfig(str(image_dataset)), OutputFolder(tmp_path / 'targets')), Targets(LONGEST))
     embeddings = {'tiny': DatasetConfig(str(sidecar)), 'clip_text': DatasetConfig(str(tmp_path / 'targets'))}
     stream = ImageStreamConfig('/no/images/are/read', embeddings=embeddings)
     yield InheritanceDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=4)

@@ -17,7 +17,7 @@ from llm2clip.data.convert.texts import plain_text
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.texts import _count_tokens, _mask_tokens, build_masked_text_loader
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.teacher.llm import load_caption_tokenizer
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 

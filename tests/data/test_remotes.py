@@ -10,6 +10,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from composer.devices import DeviceCPU
 from launched import run
 from parts import make_samples, write_dataset, write_sidecar
 from remotes import FaultyProxy, s3_environment, s3_server, sftp_server
@@ -20,8 +21,8 @@ from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.folders import OutputFolder
-from llm2clip.teacher.caption_teacher import LLMTeacher
-from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -110,13 +111,12 @@ def test_conversion_and_extraction_write_to_s3(
     samples = make_samples(20)
     write_splits({'train': one_part(samples)}, Dropped(), OutputFolder(tmp_path / 'out', 's3://out/photos'))
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote='s3://out/photos/train')
-    extract_sidecar(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'),
-                    LLMTeacher.from_folder(teacher_folder))
+    sidecar = Sidecar(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'))
+    extract_sidecar(sidecar, TeacherFolder(teacher_folder).load(DeviceCPU()))
     assert [row['sample_id'] for row in read_samples(served / 'out/photos/train')] == \
         [row['sample_id'] for row in read_samples(served / 'out/embeddings')] == [s.sample_id for s in samples]
     shutil.rmtree(tmp_path / 'embeddings')
-    done = extract_sidecar(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'),
-                           LLMTeacher.from_folder(teacher_folder))
+    done = extract_sidecar(sidecar, TeacherFolder(teacher_folder).load(DeviceCPU()))
     assert done['shards'] == 0
     client = boto3.client('s3', endpoint_url=os.environ['S3_ENDPOINT_URL'])
     keys = {item['Key'] for item in client.list_objects_v2(Bucket='out')['Contents']}

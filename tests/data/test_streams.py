@@ -21,8 +21,8 @@ from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.data.vectors import vectors_of
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.teacher.fingerprint import sidecar_teacher
 from llm2clip.teacher.folder import load_teacher
-from llm2clip.teacher.sidecars import sidecar_teacher
 
 IMAGE_SIZE = 32
 

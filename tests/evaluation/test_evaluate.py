@@ -21,12 +21,13 @@ import llm2clip.evaluation.images
 import llm2clip.evaluation.models
 import llm2clip.teacher.sources
 from llm2clip.config import (
+    ClipTextTeacherConfig,
     ConfigError,
     CRAConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
+    LLMTeacherConfig,
     RetrievalConfig,
-    TextEncoderConfig,
 )
 from llm2clip.config.files import load_config, save_config
 from llm2clip.data.convert.samples import Sample
@@ -150,7 +151,7 @@ def test_cra_takes_the_pairs_that_there_are(
     samples = [Sample(f'{i}', {'a': f'a {i}' if i % 3 else '', 'b': f'b {i}' if i % 4 else '', 'c': 'x'})
                for i in range(12)]
     whole = [Sample(s.sample_id, s.captions) for s in samples if s.captions['a'] and s.captions['b']]
-    encoders = {'e': TextEncoderConfig(pretrained=str(llm_folder))}
+    encoders = {'e': LLMTeacherConfig(pretrained=str(llm_folder))}
     results = []
     for name, rows in (('gaps', samples), ('whole', whole)):
         write_dataset(rows, tmp_path / name)
@@ -173,7 +174,7 @@ def test_cra_of_clips_own_text_tower(baseline: Path, tmp_path: Path) -> None:
              for end in ('', ', ' + 'seen from far away ' * 5)]
     write_dataset([Sample(f'{i}', {'a': a, 'b': b}) for i, (a, b) in enumerate(zip(*texts))], tmp_path)
     found, n = evaluate_cra(CRAConfig(f'{tmp_path}/train', caption_keys=['a', 'b'], batch_tokens=30,
-                                      clip_text={'clip': str(baseline)}), DeviceCPU())
+                                      teachers={'clip': ClipTextTeacherConfig(str(baseline))}), DeviceCPU())
     model = HuggingFaceCLIP(str(baseline), DeviceCPU())
     (first, cut), (second, cut_too) = (model.text_features(side) for side in texts)
     assert (cut, cut_too, n) == (0, 9, 9)
@@ -410,13 +411,13 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
             ([cra, 'cra.caption_keys=[short, lang]'], "cra.caption_keys: .*'caption.lang' is missing; the dataset has"),
             (['cra.captions=nowhere'], 'cra.captions: there is no MDS dataset in nowhere'),
             ([cra, 'cra.teachers.t=nowhere'], 'cra.teachers.t: nowhere is not a teacher'),
-            ([cra, f'cra.encoders.e={{pretrained: {files}, gguf_file: x.gguf}}'],
-             'cra.encoders.e.gguf_file: there is no .*x.gguf'),
-            ([cra, 'cra.clip_text.c=nowhere'], 'cra.clip_text.c: nowhere: '),
+            ([cra, f'cra.teachers.e={{type: llm, pretrained: {files}, gguf_file: x.gguf}}'],
+             'cra.teachers.e: teacher.gguf_file: there is no .*x.gguf'),
+            ([cra, 'cra.teachers.c={type: clip_text, name: nowhere}'], 'cra.teachers.c: teacher: nowhere: '),
             (['models.n.export=nowhere'], 'models.n.export: nowhere is no folder that export_hf wrote'),
             ([f'models.n.export={exported[1]}', 'models.n.teacher=nowhere'],
              'models.n.teacher: nowhere is not a teacher'),
-            ([f'models.n.export={exported[1]}', 'models.n.teachers=[a, b]'], 'learned from 1 teachers, not from 2'),
+            ([f'models.n.export={exported[1]}', 'models.n.teacher=[a, b]'], 'learned from 1 teachers, not from 2'),
             (['models.n={official: x.pt, vision: {name: x}}'], 'models.n.official: there is no x.pt'),
             ):
         with pytest.raises(ConfigError, match=message):

@@ -186,7 +186,7 @@ def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: 
     with pytest.raises(ConfigError, match='learned from 2 teachers, not from 1'):
         load(tmp_path, export=str(tmp_path / 'export'), teacher=str(teacher_folder))
     with pytest.raises(ValueError, match='another teacher'):
-        load(tmp_path, export=str(tmp_path / 'export'), teachers=list(map(str, teachers[::-1])))
+        load(tmp_path, export=str(tmp_path / 'export'), teacher=list(map(str, teachers[::-1])))
 
 
 def test_official_weights(teacher_folder: Path, tmp_path: Path) -> None:

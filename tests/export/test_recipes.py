@@ -90,11 +90,11 @@ def test_several_teachers_are_named_in_order(
     def export(*args: str) -> None:
         run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'remote_code=true', *args)
 
-    export(f'teachers=[{teacher_folder},{causal_teacher}]')
+    export(f'teacher=[{teacher_folder},{causal_teacher}]')
     assert (tmp_path / 'export/llm2clip/teacher/1/text_encoder.json').is_file()
     assert (tmp_path / 'export/llm2clip/modeling_llm2clip.py').is_file() and len(loaded) == 1
     with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
-        export(f'teachers=[{causal_teacher},{teacher_folder}]')
+        export(f'teacher=[{causal_teacher},{teacher_folder}]')
     for args in ([], [f'teacher={teacher_folder}']):
         with pytest.raises(ConfigError, match='teachers: the run in .* was trained under 2 teachers; got 1 of them'):
             export(*args)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn as nn
+from composer.devices import DeviceCPU
 from PIL import Image
 from towers import write_clip
 from trained import PIXELS, SMALL, trained
@@ -37,7 +38,8 @@ from llm2clip.export.vision import export_vision
 from llm2clip.models.first_dims import keep_first_dims
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.teacher.clip_text import ClipTextTeacher, load_clip_text, load_clip_tokenizer, save_clip_text
+from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer, save_clip_text
+from llm2clip.teacher.sources import ClipText
 
 ROOT = Path(__file__).parents[2]
 IMAGE_TOKEN, PATCHES = 3, 16
@@ -101,7 +103,7 @@ def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path
     texts, image = ['a red square', 'a blue circle, painted on a plain wall'], Image.new('RGB', (50, 40), 'red')
     outputs = loaded(**processor(text=texts, images=image, return_tensors='pt', padding=True, truncation=True))
     images = model.get_image_features(processor(images=image, return_tensors='pt').pixel_values)
-    expected = model.get_text_features(ClipTextTeacher(str(tmp_path / 'text'), cut=True).embed(texts).vectors)
+    expected = model.get_text_features(ClipText(tmp_path / 'text', cut=True).load(DeviceCPU()).embed(texts).vectors)
     torch.testing.assert_close(outputs.image_embeds, images, rtol=0, atol=1e-5)
     torch.testing.assert_close(outputs.text_embeds, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(outputs.logits_per_image, 7 * images @ expected.T, rtol=1e-4, atol=1e-4)

@@ -23,8 +23,8 @@ from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.export.vision import export_vision
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.teacher.folder import encoding, teacher_config
+from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import SentenceTransformerModel
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
 
 pytestmark = pytest.mark.long
 

@@ -16,7 +16,7 @@ from official_parts import HALF
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file, save_file
 
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, TextEncoderConfig, VisionConfig
+from llm2clip.config import AdapterConfig, ConfigError, LLMTeacherConfig, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
 from llm2clip.files import FileError
 from llm2clip.imports.initial import load_initial_weights
@@ -141,7 +141,7 @@ def test_another_teacher_is_a_warning(exported: Path, teacher_folder: Path) -> N
 
 @pytest.mark.filterwarnings('error')
 def test_a_frozen_llm_is_the_same_teacher_before_and_after_its_export(llm_folder: Path, tmp_path: Path) -> None:
-    source = FrozenLLM(TextEncoderConfig(pretrained=str(llm_folder), dtype='float32'))
+    source = FrozenLLM(LLMTeacherConfig(pretrained=str(llm_folder), dtype='float32'))
     record = TeacherRecord(source.fingerprint(), {'llm_embed_dim': 32})
     model = LLM2CLIP(CONFIG, 32, load_weights=False).eval()
     export_folder(model, CONFIG, record, source, tmp_path / 'llm2clip')

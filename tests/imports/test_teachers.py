@@ -14,7 +14,7 @@ from recipes_in_process import run_recipe
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
-from llm2clip.config import ConfigError, TextEncoderConfig
+from llm2clip.config import ConfigError, LLMTeacherConfig
 from llm2clip.imports.teachers import import_teacher
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.folder import load_teacher, teacher_config
@@ -94,7 +94,7 @@ def _vectors(folder: Path, instruction: str = '') -> torch.Tensor:
 @pytest.mark.parametrize('adapters', [[], ['mntp'], ['mntp', 'supervised']])
 def test_vectors_are_those_of_llm2vec(official: Path, adapters: list[str], tmp_path: Path) -> None:
     base, folders = official / 'Llama-3-tiny-Instruct', [official / name for name in adapters]
-    import_teacher(TextEncoderConfig(str(base), adapters=[str(f) for f in folders]), None, tmp_path / 'teacher')
+    import_teacher(LLMTeacherConfig(str(base), adapters=[str(f) for f in folders]), None, tmp_path / 'teacher')
     expected = torch.stack([_llm2vec(base, folders, caption) for caption in CAPTIONS])
     torch.testing.assert_close(_vectors(tmp_path / 'teacher'), expected, rtol=1e-4, atol=1e-5)
     # With an instruction and with the semicolon that the official training puts after it.
@@ -110,25 +110,25 @@ def test_vectors_are_those_of_llm2vec(official: Path, adapters: list[str], tmp_p
                                                            ('none', '', '')])
 def test_other_templates(official: Path, template: str, before: str, after: str, tmp_path: Path) -> None:
     base = official / 'Llama-3-tiny-Instruct'
-    import_teacher(TextEncoderConfig(str(base)), template, tmp_path / 'teacher')
+    import_teacher(LLMTeacherConfig(str(base)), template, tmp_path / 'teacher')
     expected = torch.stack([_llm2vec(base, [], caption, before, after) for caption in CAPTIONS])
     torch.testing.assert_close(_vectors(tmp_path / 'teacher'), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_adapter_folder_names_its_llm(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_recipe(monkeypatch, 'import_official', f'text_encoder.pretrained={official / "mntp"}',
-               f'text_encoder.adapters=[{official / "supervised"}]', f'out={tmp_path}')
+    run_recipe(monkeypatch, 'import_official', 'teacher.type=llm', f'teacher.pretrained={official / "mntp"}',
+               f'teacher.adapters=[{official / "supervised"}]', f'out={tmp_path}')
     base, folders = official / 'Llama-3-tiny-Instruct', [official / 'mntp', official / 'supervised']
     expected = torch.stack([_llm2vec(base, folders, caption) for caption in CAPTIONS])
     torch.testing.assert_close(_vectors(tmp_path / 'teacher'), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(('saved', 'options', 'message'), [
-    ({'pooling_mode': 'eos_token'}, {}, r"text_encoder\.pooling: 'mean', but .*llm2vec_config\.json says 'last'"),
-    ({'pooling_mode': 'bos_token'}, {}, r"text_encoder\.pooling: 'mean', but .* says 'bos_token'"),
-    ({'max_length': 400}, {}, r'text_encoder\.max_length: 512, but .* says 400'),
+    ({'pooling_mode': 'eos_token'}, {}, r"teacher\.pooling: 'mean', but .*llm2vec_config\.json says 'last'"),
+    ({'pooling_mode': 'bos_token'}, {}, r"teacher\.pooling: 'mean', but .* says 'bos_token'"),
+    ({'max_length': 400}, {}, r'teacher\.max_length: 512, but .* says 400'),
     ({'skip_instruction': False}, {}, 'skip_instruction is false'),
-    ({}, {'chat_template': True}, r'text_encoder\.chat_template: LLM2Vec has templates of its own'),
+    ({}, {'chat_template': True}, r'teacher\.chat_template: LLM2Vec has templates of its own'),
 ])
 def test_another_encoding_than_it_was_trained_with(
     official: Path, saved: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
@@ -136,23 +136,23 @@ def test_another_encoding_than_it_was_trained_with(
     adapter = shutil.copytree(official / 'mntp', tmp_path / 'mntp')
     path = adapter / 'llm2vec_config.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), **saved}))
-    config = TextEncoderConfig(str(official / 'Llama-3-tiny-Instruct'), adapters=[str(adapter)], **options)
+    config = LLMTeacherConfig(str(official / 'Llama-3-tiny-Instruct'), adapters=[str(adapter)], **options)
     with pytest.raises(ConfigError, match=message):
         import_teacher(config, None, tmp_path / 'teacher')
 
 
 def test_templates_that_cannot_be_told_or_used(official: Path, llm_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'text_encoder\.pretrained: there is no folder /nowhere/Llama-3-Instruct'):
-        import_teacher(TextEncoderConfig('/nowhere/Llama-3-Instruct'), None, tmp_path / 'teacher')
+    with pytest.raises(ConfigError, match=r'teacher\.pretrained: there is no folder /nowhere/Llama-3-Instruct'):
+        import_teacher(LLMTeacherConfig('/nowhere/Llama-3-Instruct'), None, tmp_path / 'teacher')
     with pytest.raises(ConfigError, match='template: which one LLM2Vec used cannot be told'):
-        import_teacher(TextEncoderConfig(str(llm_folder)), None, tmp_path / 'teacher')
+        import_teacher(LLMTeacherConfig(str(llm_folder)), None, tmp_path / 'teacher')
     with pytest.raises(ConfigError, match="template: 'lama' is not one of llama3, chatml, none"):
-        import_teacher(TextEncoderConfig(str(llm_folder)), 'lama', tmp_path / 'teacher')
+        import_teacher(LLMTeacherConfig(str(llm_folder)), 'lama', tmp_path / 'teacher')
     with pytest.raises(ConfigError, match=r'the tokenizer has no <\|start_header_id\|> and no <\|end_header_id\|>'):
-        import_teacher(TextEncoderConfig(str(llm_folder)), 'llama3', tmp_path / 'teacher')
+        import_teacher(LLMTeacherConfig(str(llm_folder)), 'llama3', tmp_path / 'teacher')
     named = shutil.copytree(official / 'Llama-3-tiny-Instruct', tmp_path / 'x')
     path = named / 'config.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), '_name_or_path': 'a/Meta-Llama-3-8B-Instruct'}))
-    import_teacher(TextEncoderConfig(str(named)), None, tmp_path / 'teacher')
+    import_teacher(LLMTeacherConfig(str(named)), None, tmp_path / 'teacher')
     _, tokenizer = load_teacher(tmp_path / 'teacher')
     assert tokenizer.tokenizer.decode(tokenizer.header) == f'<s>{BEFORE}'

@@ -15,7 +15,7 @@ from llm2clip.config import Stage1Config
 from llm2clip.config.files import load_config
 from llm2clip.data.texts import split_packed
 from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.training.stage1 import make_model
 
 ROOT = Path(__file__).parents[2]

@@ -36,7 +36,7 @@ def _lines() -> list[tuple[str, ...]]:
     lines: dict[tuple[str, ...], None] = {}
     for path in sorted(ROOT.glob('yamls/**/*.yaml')):
         text = path.read_text()
-        if 'clip_text:' in text or 'extract' in path.parts and 'sentence_transformer:' in text:
+        if 'clip_text' in text or 'extract' in path.parts and 'sentence_transformers' in text:
             continue  # of an LLM alone, the extraction is planned
         for line in itertools.takewhile(lambda line: line.startswith('#'), text.splitlines()):
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []

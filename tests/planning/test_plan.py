@@ -35,7 +35,7 @@ from llm2clip.planning.plan import on_meta, plan_extraction, plan_stage1, plan_s
 from llm2clip.planning.step import StepCost
 from llm2clip.planning.summary import GPUS, Plan
 from llm2clip.teacher.clip_text import load_clip_text
-from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 
 pytestmark = pytest.mark.long
 
@@ -187,8 +187,8 @@ def test_extraction(
     image_dataset: Path, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / 'out'
-    args = [f'text_encoder.pretrained={llm_folder}', f'datasets.s.local={image_dataset}', f'out={out}', 'device=cpu',
-            'batch_tokens=64', 'storage=int8', 'text_encoder.max_length=32']
+    args = [f'teacher={{type: llm, pretrained: {llm_folder}, max_length: 32}}', f'datasets.s.local={image_dataset}',
+            f'out={out}', 'device=cpu', 'batch_tokens=64', 'storage=int8']
     plan = plan_extraction(load_config(ExtractConfig, args))
     texts = sum(1 for sample in read_samples(image_dataset) for key in sample if key.startswith('caption.'))
     assert plan.texts == texts and plan.cost and plan.cost.teacher == size_of_llm(llm_folder) and not plan.problems
@@ -197,9 +197,9 @@ def test_extraction(
     assert 0 < plan.vectors['s'] < written < 1.5 * plan.vectors['s'] + 64 * texts
     there = plan_extraction(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_tokens=16']))
     assert there.texts == 1_000_000 and there.tokens == 16_000_000 and there.repeats == 1_000_000 / 4
-    missing = [*args[1:-1], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6']
+    missing = [*args[1:], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6']
     assert plan_extraction(load_config(ExtractConfig, missing)).cost
-    problem, = plan_extraction(load_config(ExtractConfig, [*args[1:-1], 'teacher=/nowhere'])).problems
+    problem, = plan_extraction(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).problems
     assert 'plan_llm lets it be planned' in problem
 
 

@@ -30,8 +30,8 @@ def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def targets(clip: Path, image_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp('targets')
     with pytest.MonkeyPatch.context() as patch:
-        run_recipe(patch, 'extract_embeddings', f'clip_text={clip}', f'datasets.train.local={image_dataset}',
-                   f'out={out}', 'device=cpu')
+        run_recipe(patch, 'extract_embeddings', 'teacher.type=clip_text', f'teacher.name={clip}',
+                   f'datasets.train.local={image_dataset}', f'out={out}', 'device=cpu')
     return out / 'train'
 
 

@@ -24,6 +24,7 @@ from typing import Any, Optional, TypeVar
 import parts
 import pytest
 import torch
+from composer.devices import DeviceCPU
 from parts import make_samples
 from recipes_in_process import run_recipe
 from remotes import free_port, s3_environment, s3_server
@@ -35,9 +36,10 @@ from llm2clip.data.convert.writer import write_splits
 from llm2clip.engine import LostWorkersError, RayEngine, Work
 from llm2clip.files import FileError
 from llm2clip.folders import OutputFolder, locked
-from llm2clip.teacher.caption_teacher import LLMTeacher
+from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.extraction import Sidecar, extract_by
 from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.sources import TeacherFolder
 
 ray = pytest.importorskip('ray', reason='the package ray is not installed')
 cluster_utils = pytest.importorskip('ray.cluster_utils', reason='the package ray is not installed')
@@ -223,8 +225,8 @@ def test_sidecars_are_the_same_although_a_node_is_killed_and_one_joins_late(
         run_recipe(monkeypatch, 'extract_embeddings', *args)
     expected = contents(local)
 
-    def load() -> LLMTeacher:
-        teacher = LLMTeacher.from_folder(teacher_folder, batch_tokens=64)
+    def load() -> CaptionTeacher:
+        teacher = TeacherFolder(teacher_folder).load(DeviceCPU(), batch_tokens=64)
         embed = teacher.embed_tokens
         teacher.embed_tokens = lambda *args, **options: (wait_for_three(met), embed(*args, **options))[1]
         return teacher

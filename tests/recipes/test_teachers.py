@@ -15,30 +15,30 @@ from parts import make_samples, picture
 from recipes_in_process import run_recipe
 from transformers import AutoModel
 
-from llm2clip.config import TextEncoderConfig
+from llm2clip.config import LLMTeacherConfig, SentenceTransformersTeacherConfig
 from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherSource
+from llm2clip.teacher.sources import TeacherSource, teacher_source
 from llm2clip.training.algorithms.online_teacher import OnlineTeacher
 from llm2clip.training.runs import load_stage2
 
 TEXTS = [sample.captions['short'] for sample in make_samples(8)]
 
 
-@pytest.fixture(params=['sentence_transformer', 'text_encoder'])
+@pytest.fixture(params=['sentence_transformers', 'llm'])
 def teacher(
     request: pytest.FixtureRequest, embedder: Path, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[TeacherSource, list[str]]:
     """A teacher, and the keys that name it."""
-    if request.param == 'sentence_transformer':
-        return (SentenceTransformerModel(embedder, 'query'),
-                [f'sentence_transformer={embedder}', 'prompt_name=query'])
+    if request.param == 'sentence_transformers':
+        return (teacher_source(SentenceTransformersTeacherConfig(str(embedder), 'query')),
+                [f'teacher={{type: sentence_transformers, name: {embedder}}}', 'teacher.prompt_name=query'])
     # What is compared is computed in one type, whichever processor this is.
     monkeypatch.setattr('llm2clip.teacher.llm.computes_bfloat16', lambda: True)
-    return (FrozenLLM(TextEncoderConfig(str(llm_folder), pooling='last', dtype='bfloat16')),
-            [f'text_encoder={{pretrained: {llm_folder}, pooling: last, dtype: bfloat16}}'])
+    return (teacher_source(LLMTeacherConfig(str(llm_folder), pooling='last', dtype='bfloat16')),
+            [f'teacher={{type: llm, pretrained: {llm_folder}, pooling: last, dtype: bfloat16}}'])
 
 
 def test_from_captions_to_search(
@@ -53,11 +53,11 @@ def test_from_captions_to_search(
                f'out={tmp_path}/sidecars', 'batch_tokens=100')
     loaded = source.load(DeviceCPU())
     stored = torch.stack([vectors_of(stored_vector(row, 'short')) for row in read_samples(sidecar)[:8]])
-    rounded = 2e-2 if 'text_encoder' in keys[0] else 2e-3  # bfloat16, or float16 as it is stored
+    rounded = 2e-2 if 'type: llm' in keys[0] else 2e-3  # bfloat16, or float16 as it is stored
     torch.testing.assert_close(stored, OnlineTeacher(loaded).embed(TEXTS), rtol=rounded, atol=rounded / 10)
 
     # Another prompt, or another pooling, is another teacher than that of the sidecar.
-    other = ['prompt_name=other'] if 'prompt_name=query' in keys else ['text_encoder.pooling=mean']
+    other = [f'teacher.{"prompt_name=other" if len(keys) > 1 else "pooling=mean"}']
     with pytest.raises(ValueError, match='the sidecar of train_data comes from another teacher than .*: p'):
         run_recipe(monkeypatch, 'train_stage2', *args, *keys, *other)
     without = [arg for arg in args if '.embeddings.' not in arg and not arg.startswith('eval_data')]
@@ -78,7 +78,7 @@ def test_from_captions_to_search(
             found = kind.from_pretrained(export).get_text_features(TEXTS)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     card = (export / 'README.md').read_text()
-    assert ('pip install sentence-transformers' in card) == ('prompt_name=query' in keys)
+    assert ('pip install sentence-transformers' in card) == (len(keys) > 1)
     capsys.readouterr()
     (tmp_path / 'photos').mkdir()
     for i in range(2):

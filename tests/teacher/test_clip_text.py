@@ -14,12 +14,11 @@ from recipes_in_process import run_recipe
 from towers import write_clip
 from transformers import AutoModel, AutoTokenizer
 
-from llm2clip.config import ConfigError, ExtractConfig, TeacherConfig
+from llm2clip.config import ConfigError
 from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.remote_code.checks_llm2clip import LoadError
-from llm2clip.teacher.clip_text import ClipTextTeacher
-from llm2clip.teacher.sources import build_caption_teacher
+from llm2clip.teacher.sources import ClipText
 
 
 @pytest.fixture(scope='module', params=['clip', 'siglip'])
@@ -30,8 +29,8 @@ def clip(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: pyt
 def test_its_features_in_sidecars_without_captions_that_it_cannot_read(
     clip: Path, image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run_recipe(monkeypatch, 'extract_embeddings', f'clip_text={clip}', f'datasets.train.local={image_dataset}',
-               f'out={tmp_path}/out', 'device=cpu', 'batch_tokens=50')
+    run_recipe(monkeypatch, 'extract_embeddings', 'teacher.type=clip_text', f'teacher.name={clip}',
+               f'datasets.train.local={image_dataset}', f'out={tmp_path}/out', 'device=cpu', 'batch_tokens=50')
     # The long captions have more than twelve tokens.
     output = capfd.readouterr().out
     assert '128 captions' in output and '64 left out' in output and '0 truncated' in output
@@ -50,25 +49,20 @@ def test_its_features_in_sidecars_without_captions_that_it_cannot_read(
 
 
 def test_its_fingerprint_is_that_of_the_text_side(clip: Path, tmp_path: Path) -> None:
-    found, whole = ClipTextTeacher(str(clip)), AutoModel.from_pretrained(clip)
+    found, whole = ClipText(clip).fingerprint(), AutoModel.from_pretrained(clip)
     hashes = []
     for part in (whole.vision_model, whole.text_model):
         with torch.no_grad():
             next(part.parameters()).add_(1)
         whole.save_pretrained(tmp_path)
         AutoTokenizer.from_pretrained(clip).save_pretrained(tmp_path)
-        hashes.append(ClipTextTeacher(str(tmp_path)).fingerprint)
-    assert hashes[0] == found.fingerprint != hashes[1]
-    assert found.fingerprint.teachers[0]['clip_text'] == whole.config.model_type
+        hashes.append(ClipText(tmp_path).fingerprint())
+    assert hashes[0] == found == ClipText(clip).load(DeviceCPU()).fingerprint != hashes[1]
+    assert found.teachers[0]['clip_text'] == whole.config.model_type
 
 
 def test_what_is_no_clip(llm_folder: Path) -> None:
-    with pytest.raises(ConfigError, match='clip_text: .*a LlamaModel, has no get_text_features'):
-        ClipTextTeacher(str(llm_folder))
-    with pytest.raises(LoadError, match='clip_text: /nowhere'):
-        ClipTextTeacher('/nowhere')
-    both = ExtractConfig(clip_text='a', teacher='b', out='o', datasets={})
-    with pytest.raises(ConfigError, match='expected one of .*clip_text.*; got teacher and clip_text'):
-        build_caption_teacher(both, DeviceCPU())
-    with pytest.raises(ConfigError, match='expected one of .*; got none'):
-        build_caption_teacher(TeacherConfig(), DeviceCPU())
+    with pytest.raises(ConfigError, match="teacher: .*, a 'llama' model, expected one with the text tower of a CLIP"):
+        ClipText(llm_folder).load(DeviceCPU())
+    with pytest.raises(LoadError, match='teacher: /nowhere'):
+        ClipText('/nowhere').load(DeviceCPU())

@@ -7,7 +7,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,21 +16,23 @@ import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
 from streaming import MDSWriter
-from tqdm import tqdm
 
 import llm2clip.teacher.extraction
-from llm2clip.config import ConfigError, DatasetConfig, ExtractConfig, TextEncoderConfig
+from llm2clip.config import (
+    ConfigError,
+    DatasetConfig,
+    TextEncoderConfig,
+)
 from llm2clip.data.schema import read_columns, read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError
-from llm2clip.data.vectors import stored_vector, vector_columns, vector_rows, vectors_of
-from llm2clip.export.sentence_model import export_sentence_transformers
+from llm2clip.data.vectors import stored_vector, vector_rows, vectors_of
 from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
-from llm2clip.teacher.extraction import extract_sidecar
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.sources import build_caption_teacher
+from llm2clip.teacher.sources import TeacherFolder
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:
@@ -59,8 +61,6 @@ def test_storage_and_normalisation(
     assert np.linalg.norm(found - expected.numpy(), axis=-1).max() < (2e-2 if storage == 'int8' else 1e-3)
     fingerprint = json.loads((tmp_path / 'out' / 'teacher.json').read_text())
     assert fingerprint['vectors'] == {'storage': storage, 'normalized': True}
-    with pytest.raises(ConfigError, match="storage: 'int4' is not one of float16, int8"):
-        write_sidecar(image_dataset, tmp_path / 'other', teacher_folder, storage='int4')
 
 
 def test_int8_is_within_half_a_step() -> None:
@@ -72,13 +72,6 @@ def test_int8_is_within_half_a_step() -> None:
             assert stored['text_embedding'].dtype == torch.int8 and stored['text_embedding'].abs().max() in (0, 127)
             off = np.abs(vectors_of(stored).numpy() - vector)
             assert (off <= 0.501 * float(stored['text_embedding_scale'])).all()
-
-
-def test_int8_costs_dim_plus_four_bytes() -> None:
-    row = vector_rows(['a'], ['x'], np.ones((1, 1, 64), np.float32), 'int8')[0]
-    assert row['text_embedding.x'].nbytes + row['text_embedding_scale.x'].nbytes == 64 + 4
-    assert vector_columns(['x'], 64, 'int8') == {'sample_id': 'str', 'text_embedding.x': 'ndarray:int8:64',
-                                                 'text_embedding_scale.x': 'float32'}
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
@@ -94,16 +87,17 @@ def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Pat
         return sorted({path.name for path in folder.rglob('*.mds')})
 
     write_dataset(make_samples(24), tmp_path / 'remote', size_limit='2kb')
-    remote, local, teacher = tmp_path / 'remote/train', tmp_path / 'local', LLMTeacher.from_folder(teacher_folder)
+    remote, local = tmp_path / 'remote/train', tmp_path / 'local'
+    teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     shutil.copytree(remote, local)
     missing = sorted(local.rglob('*.mds'))[1]
     kept = missing.rename(tmp_path / 'kept')
-    extract_sidecar(DatasetConfig(str(local), str(remote)), OutputFolder(tmp_path / 'out'), teacher)
+    extract_sidecar(Sidecar(DatasetConfig(str(local), str(remote)), OutputFolder(tmp_path / 'out')), teacher)
     first, second, *others = shards(remote)
     assert shards(local) == [first, *others]
     # Nor does anything go without the remote.
     kept.rename(missing)
-    extract_sidecar(DatasetConfig(str(local)), OutputFolder(tmp_path / 'again'), teacher)
+    extract_sidecar(Sidecar(DatasetConfig(str(local)), OutputFolder(tmp_path / 'again')), teacher)
     assert shards(local) == [first, second, *others]
 
 
@@ -149,22 +143,6 @@ def test_a_full_disk_ends_the_extraction_and_names_the_shard(
     assert [path.name for path in sorted((tmp_path / 'out').glob('*.mds'))] == ['shard.00000.mds']
 
 
-def test_the_bar_moves_with_every_batch(
-    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    class Bar(tqdm):
-        def update(self, n: Optional[float] = 1) -> Optional[bool]:
-            seen.append(n)
-            return super().update(n)
-
-    monkeypatch.setattr('llm2clip.teacher.extraction.tqdm', Bar)
-    teacher = LLMTeacher.from_folder(teacher_folder, batch_tokens=100)
-    extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(tmp_path / 'out'), teacher)
-    assert sum(seen) == 2 * 64 and max(seen) <= 20
-
-
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
 def test_captions_that_a_sample_does_not_have_are_zero_and_not_embedded(
     teacher_folder: Path, tmp_path: Path, storage: str
@@ -187,7 +165,8 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
     write_dataset(samples, tmp_path / 'd')
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), max_length=64))
     teacher = LLMTeacher(encoder.eval(), tokenizer, Fingerprint(({},)))
-    done = extract_sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'), teacher)
+    sidecar = Sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'))
+    done = extract_sidecar(sidecar, teacher)
     tokens = tokenizer.tokenize([text for sample in samples for text in sample.captions.values()])
     assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1,
                     'left_out': 0, 'absent': 0}
@@ -196,16 +175,16 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
 def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
     """Downloads what it reads, uploads what it writes, and goes on from the remote alone."""
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
-    teacher = LLMTeacher.from_folder(teacher_folder)
+    teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     remote = tmp_path / 'bucket' / 'embeddings'
-    extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
+    extract_sidecar(Sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
     assert read_index(remote) == read_index(sidecar)
     np.testing.assert_array_equal(_vectors(remote, 'long'), _vectors(sidecar, 'long'))
     assert not list((tmp_path / 'cache').rglob('*.mds')), 'shards stay in the cache'
     shutil.rmtree(tmp_path / 'out')
     (remote / 'index.json').unlink()
     (remote / 'shard.00001.json').unlink()
-    done = extract_sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote)), teacher)
+    done = extract_sidecar(Sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
     assert done['shards'] == 1 and read_index(remote) == read_index(sidecar)
     assert not list(remote.glob('*.part'))
     with pytest.raises(ConfigError, match='Streaming cannot write to sftp://'):
@@ -215,10 +194,10 @@ def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: P
 def test_a_sidecar_begun_for_another_teacher_is_refused_by_field(
     image_dataset: Path, sidecar: Path, teacher_folder: Path
 ) -> None:
-    teacher = LLMTeacher.from_folder(teacher_folder)
+    teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     teacher.fingerprint = Fingerprint(({**teacher.fingerprint.to_json(), 'pooling': 'last'},))
     with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
-        extract_sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar), teacher)
+        extract_sidecar(Sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar)), teacher)
 
 
 def test_fingerprint_sees_weights_template_and_options(
@@ -242,27 +221,6 @@ def test_fingerprint_sees_weights_template_and_options(
         teacher_fingerprint(tmp_path / 'pooled').check(second, 'a', 'b')
 
 
-def _built(out: Path, **options: object) -> tuple[torch.Tensor, Fingerprint]:
-    teacher = build_caption_teacher(ExtractConfig(datasets={}, out=str(out), **options), DeviceCPU())
-    return teacher.embed(['a red square', 'some words']).vectors, teacher.fingerprint
-
-
-def test_any_llm_and_sentence_transformers_teach_too(llm_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    expected, _ = _built(tmp_path, teacher=str(teacher_folder))
-    config = TextEncoderConfig(pretrained=str(llm_folder), max_length=64)
-    vectors, fingerprint = _built(tmp_path, text_encoder=config)
-    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
-    config.bidirectional = False
-    _built(tmp_path, text_encoder=config)[1].check(fingerprint, 'a', 'b', but=['bidirectional'])
-    export_sentence_transformers(teacher_folder, tmp_path / 'st')
-    torch.testing.assert_close(_built(tmp_path, sentence_transformer=str(tmp_path / 'st'), trust_remote_code=True)[0],
-                               expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ConfigError, match='expected one of teacher .*; got none'):
-        _built(tmp_path)
-    with pytest.raises(ConfigError, match='got teacher and sentence_transformer'):
-        _built(tmp_path, teacher='a', sentence_transformer='b')
-
-
 def test_batches_hold_every_text_once_within_the_budget() -> None:
     lengths = [3, 50, 7, 7, 90, 1, 20, 20, 20, 4]
     batches = list(token_batches(lengths, 100))
@@ -277,12 +235,6 @@ def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: 
     write_dataset(make_samples(20), tmp_path / 'd')
     shard = tmp_path / 'd' / 'train' / 'part-all' / 'shard.00000.mds'
     data = shard.read_bytes()
-    shard.write_bytes(data[:-10])
-    with pytest.raises(ShardError, match='shard.00000.mds is damaged: .* bytes, expected'):
-        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
     shard.write_bytes(data[:500] + b'?' + data[501:])
     with pytest.raises(ShardError, match='shard.00000.mds is damaged: xxh64'):
         write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
-    (tmp_path / 'd' / 'train' / 'index.json').write_text('{')
-    with pytest.raises(ValueError, match='index.json: cannot be read .* expected JSON, an object'):
-        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out2', teacher_folder)

@@ -17,22 +17,20 @@ from composer.devices import DeviceCPU
 from parts import make_samples
 from transformers import AutoModel, AutoTokenizer
 
-from llm2clip.config import ConfigError, TeacherConfig
+from llm2clip.config import ConfigError, SentenceTransformersTeacherConfig
 from llm2clip.config.files import package_folder
 from llm2clip.files import FileError
 from llm2clip.remote_code.checks_llm2clip import LoadError
 from llm2clip.remote_code.sentence_transformer_llm2clip import padded_batches
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.sources import SentenceTransformerModel, TeacherSource, named_teacher
+from llm2clip.teacher.sources import SentenceTransformerModel
 
 TEXTS = [text for sample in make_samples(6, images=False) for text in sample.captions.values()]
 CPU = DeviceCPU()
 
 
-def _source(folder: Path, **options: Any) -> TeacherSource:
-    source = named_teacher(TeacherConfig(sentence_transformer=str(folder), **options))
-    assert source is not None
-    return source
+def _source(folder: Path, **options: Any) -> SentenceTransformerModel:
+    return SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder), **options))
 
 
 @torch.no_grad()
@@ -106,23 +104,13 @@ def test_what_is_copied_is_what_loads(embedder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(embedder, tmp_path / 'model')
     for name in ('model.onnx', 'modeling.py', 'photo.png'):
         (folder / name).write_text('')
-    source = SentenceTransformerModel(folder)
+    source = _source(folder)
     assert source.save(tmp_path / 'copy', source.fingerprint()) == source.fingerprint()
     names = {str(path.relative_to(folder)) for path in folder.rglob('*.*')}
     assert {str(path.relative_to(tmp_path / 'copy')) for path in (tmp_path / 'copy').rglob('*.*')} == \
         {name for name in names if name not in ('model.onnx', 'photo.png', 'README.md')}
     with pytest.raises(ValueError, match='another teacher than the model: prompt'):
-        SentenceTransformerModel(folder, prompt='x').save(tmp_path / 'other', source.fingerprint())
-
-
-@pytest.mark.parametrize(('options', 'message'), [
-    ({'sentence_transformer': 'x', 'teacher': 'y'}, 'expected one of teacher .*; got teacher and sentence_transformer'),
-    ({'sentence_transformer': 'x', 'prompt': 'a', 'prompt_name': 'b'}, 'prompt_name: expected either this or prompt'),
-    ({'teacher': 'x', 'prompt': 'a'}, "prompt: 'a', expected none without sentence_transformer"),
-])
-def test_keys_that_do_not_go_together(options: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        named_teacher(TeacherConfig(**options))
+        _source(folder, prompt='x').save(tmp_path / 'other', source.fingerprint())
 
 
 def test_what_is_no_such_model(embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

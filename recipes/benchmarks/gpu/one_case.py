@@ -36,9 +36,9 @@ from llm2clip.folders import OutputFolder
 from llm2clip.planning.fake import fake_ranks
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.summary import GPUS
-from llm2clip.teacher.extraction import extract_sidecar
-from llm2clip.teacher.sources import build_caption_teacher
-from llm2clip.teacher.text_encoder import load_caption_tokenizer
+from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.llm import load_caption_tokenizer
+from llm2clip.teacher.sources import teacher_source
 from llm2clip.training import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.trainer import begin, fit
@@ -190,11 +190,11 @@ def extract(config: ExtractConfig) -> Result:
     """As `extract_embeddings` does it, from the first shard that is read to the last that is written."""
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
-    teacher: Any = build_caption_teacher(config, device)
+    teacher: Any = teacher_source(config.teacher).load(device, config.batch_tokens, config.precision)
 
     def run(name: str) -> dict[str, int]:
-        return extract_sidecar(config.datasets[name], OutputFolder(Path(config.out, name)), teacher, config.storage,
-                               config.normalize)
+        return extract_sidecar(Sidecar(config.datasets[name], OutputFolder(Path(config.out, name)), config.storage,
+                                       config.normalize), teacher)
 
     run('warm_up')
     before, start = memory(), now()
