@@ -118,13 +118,6 @@ def _flip_last_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize('way', [*WAYS, 'initial'])
-def test_a_bit_of_an_export(way: str, export: Path, teacher_folder: Path) -> None:
-    (export.parent / 'teacher').symlink_to(teacher_folder)
-    _flip_last_bit(export / 'model.safetensors')
-    refused(lambda: {**WAYS, 'initial': _initial}[way](export), f'{export}/model.safetensors: is damaged')
-
-
 @pytest.mark.parametrize('way', ['plain', 'remote'])
 def test_an_export_that_was_trained_further_is_saved_and_loaded(way: str, export: Path, tmp_path: Path) -> None:
     load = {'plain': AutoModel, 'remote': modeling_llm2clip.LLM2CLIPModel}[way].from_pretrained
@@ -133,6 +126,11 @@ def test_an_export_that_was_trained_further_is_saved_and_loaded(way: str, export
         model.model.logit_scale += 1
     model.save_pretrained(tmp_path / 'further')
     assert torch.equal(load(tmp_path / 'further').model.logit_scale, model.model.logit_scale)
+
+
+def _pickled(path: Path) -> None:
+    torch.save({}, path.with_name('pytorch_model.bin'))
+    path.unlink()
 
 
 def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
@@ -148,12 +146,6 @@ def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
 def test_weights_of_its_teacher(way: str, damage: str, export: Path) -> None:
     WEIGHTS[damage](export / 'teacher/model.safetensors')
     refused(lambda: WAYS[way](export), str(export / 'teacher'), 'expected')
-
-
-def test_other_weights_of_its_teacher(export: Path) -> None:
-    spoilt(0.5)(export / 'teacher/model.safetensors')
-    for load in WAYS.values():
-        refused(lambda load=load: load(export), str(export / 'teacher'), 'expected')
 
 
 @pytest.mark.parametrize('file', ['config.json', 'teacher/text_encoder.json', 'teacher/config.json',
@@ -177,21 +169,18 @@ def test_values_out_of_range(export: Path) -> None:
 ADAPTER = b'{"base_model_name_or_path": "other", "peft_type": "LORA"}'
 FIELDS: dict[str, tuple[str, Damage, str]] = {
     'another pooling': ('teacher/text_encoder.json', edited(pooling='last'), "pooling is 'last', expected 'mean'"),
-    'causal': ('teacher/text_encoder.json', edited(bidirectional=False), 'bidirectional is False, expected True'),
     'a text for a switch': ('teacher/text_encoder.json', edited(bidirectional='no'), "'no', expected bool"),
-    'no type': ('teacher/text_encoder.json', edited(dtype='load'), "dtype is 'load', expected float32"),
     'a key too few': ('teacher/text_encoder.json', edited(dtype=...), 'not so: dtype'),
-    'a key too many': ('teacher/text_encoder.json', edited(pretrained='elsewhere'), 'not so: pretrained'),
     'no teacher recorded': ('config.json', edited(teacher=...), 'teacher'),
-    'a text for a teacher': ('config.json', edited(teacher='mine'), 'teacher'),
     'several teachers': ('config.json', edited(teacher={'concatenated': [{}, {}]}), 'teachers'),
     'no model': ('config.json', edited(model=...), ''),
-    'half a model': ('config.json', edited(model={'embed_dim': 32}), ''),
     'another width': ('config.json', edited(llm_embed_dim=48), ''),
     'an adapter beside it': ('adapter_config.json', written(ADAPTER), ''),
     'an adapter of the teacher': ('teacher/adapter_config.json', written(ADAPTER), 'teacher'),
     'another template': ('teacher/chat_template.jinja', written(b'{{ messages[0]["content"] }} !'), 'teacher'),
-    'no template': ('teacher/chat_template.jinja', gone, 'teacher'),
+    'pickled weights': ('model.safetensors', _pickled, ''),
+    'a bit': ('model.safetensors', _flip_last_bit, 'model.safetensors: is damaged'),
+    'other weights of its teacher': ('teacher/model.safetensors', spoilt(0.5), 'teacher'),
 }
 
 
@@ -209,13 +198,6 @@ def test_a_teacher_is_compared_before_it_is_exported(
     model, config, record, _ = trained('clip_vision_model', [teacher_folder])
     refused(lambda: export_folder(model, config, record, causal_teacher, tmp_path / 'out'), 'bidirectional is False')
     assert not (tmp_path / 'out').exists()
-
-
-def test_pickled_weights_of_an_export(export: Path) -> None:
-    torch.save({}, export / 'pytorch_model.bin')
-    (export / 'model.safetensors').unlink()
-    for way in WAYS.values():
-        refused(lambda way=way: way(export), str(export))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -309,7 +291,6 @@ TEACHER_FILES = {
     **{f'{file}, {name}': (file, damage) for name, damage in JSON.items()
        for file in ('text_encoder.json', 'config.json', 'tokenizer.json')},
     'lora of nobody': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path)),
-    'lora without its shape': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path, {'lora': '{'})),
     'lora of another shape': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path,
                                                                          {'lora': '{"rank": 3}'})),
     'a template that fails': ('chat_template.jinja', written(b'{{ messages[')),
@@ -331,12 +312,9 @@ ADAPTER_FILES = {
     **{f'adapter_config.json, {name}': ('adapter_config.json', damage) for name, damage in JSON.items()},
     **{f'base_model.json, {name}': ('base_model.json', damage) for name, damage in JSON.items() if name != 'gone'},
     'of another kind': ('adapter_config.json', edited(peft_type='IA3')),
-    'of no kind': ('adapter_config.json', edited(peft_type='NONE')),
     'a wrong rank': ('adapter_config.json', edited(r=7)),
-    'a rank of no kind': ('adapter_config.json', edited(r='many')),
     'for no projection': ('adapter_config.json', edited(target_modules=['nobody'])),
     'of another LLM': ('base_model.json', edited(fingerprint='0')),
-    'of no LLM': ('base_model.json', edited(fingerprint=...)),
 }
 
 
@@ -346,16 +324,6 @@ def test_files_of_an_adapter(damage: str, with_lora: Path, llm_folder: Path, tmp
     file, change = ADAPTER_FILES[damage]
     change(folder / file)
     refused(lambda: load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(folder)])), str(folder))
-
-
-@pytest.mark.parametrize('damage', [spoilt(float('nan')), spoilt(float('inf'))])
-def test_weights_of_a_sentence_transformers_folder(damage: Damage, teacher_folder: Path, tmp_path: Path) -> None:
-    export_sentence_transformers(teacher_folder, tmp_path / 'st')
-    file, = (tmp_path / 'st').rglob('model.safetensors')
-    damage(file)
-    refused(lambda: build_caption_teacher(TeacherConfig(sentence_transformer=str(tmp_path / 'st'),
-                                                        trust_remote_code=True), CPU),
-            str(tmp_path / 'st'), 'not finite')
 
 
 @pytest.mark.parametrize('way', WAYS)
