@@ -242,7 +242,8 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/data')
-from test_failures import SafeDataset, _config, _loader
+from test_failures import _config, _loader
+from llm2clip.data.streams.safe_dataset import SafeDataset
 
 def wait_in_the_second_epoch(dataset, epoch, sample_in_epoch, work=SafeDataset._get_work):
     if epoch:
