@@ -14,10 +14,10 @@ import pytest
 import timm
 import torch
 from composer.devices import DeviceCPU
-from damage import BYTES, JSON, WEIGHTS, Damage, edited, gone, once_each, refused, spoilt, weights, written
+from damage import BYTES, JSON, WEIGHTS, Damage, cut, edited, gone, once_each, refused, spoilt, weights, written
 from official_parts import HALF, eva_state, save_eva
 from parts import text_encoder_from_config
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from trained import Trained, trained
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
@@ -51,6 +51,8 @@ from llm2clip.teacher.sources import SentenceTransformerModel, TeacherFolder
 from llm2clip.training.runs import load_stage2
 from llm2clip.weights import read_safetensors, write_safetensors
 
+# Enough to know that a way leads to the checks, all of which are tried with the best weights of a run.
+SOME = ('cut', 'nan', 'missing')
 TEXTS = ['a red square']
 CPU = DeviceCPU()
 
@@ -118,13 +120,6 @@ def _flip_last_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize('way', [*WAYS, 'initial'])
-def test_a_bit_of_an_export(way: str, export: Path, teacher_folder: Path) -> None:
-    (export.parent / 'teacher').symlink_to(teacher_folder)
-    _flip_last_bit(export / 'model.safetensors')
-    refused(lambda: {**WAYS, 'initial': _initial}[way](export), f'{export}/model.safetensors: is damaged')
-
-
 @pytest.mark.parametrize('way', ['plain', 'remote'])
 def test_an_export_that_was_trained_further_is_saved_and_loaded(way: str, export: Path, tmp_path: Path) -> None:
     load = {'plain': AutoModel, 'remote': modeling_llm2clip.LLM2CLIPModel}[way].from_pretrained
@@ -133,6 +128,11 @@ def test_an_export_that_was_trained_further_is_saved_and_loaded(way: str, export
         model.model.logit_scale += 1
     model.save_pretrained(tmp_path / 'further')
     assert torch.equal(load(tmp_path / 'further').model.logit_scale, model.model.logit_scale)
+
+
+def _pickled(path: Path) -> None:
+    torch.save({}, path.with_name('pytorch_model.bin'))
+    path.unlink()
 
 
 def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
@@ -144,16 +144,10 @@ def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
     refused(lambda: read_safetensors(tmp_path / 'x'), f'{tmp_path}/x: is damaged')
 
 
-@pytest.mark.parametrize(('way', 'damage'), once_each(WAYS, WEIGHTS))
+@pytest.mark.parametrize(('way', 'damage'), once_each(WAYS, SOME))
 def test_weights_of_its_teacher(way: str, damage: str, export: Path) -> None:
     WEIGHTS[damage](export / 'teacher/model.safetensors')
     refused(lambda: WAYS[way](export), str(export / 'teacher'), 'expected')
-
-
-def test_other_weights_of_its_teacher(export: Path) -> None:
-    spoilt(0.5)(export / 'teacher/model.safetensors')
-    for load in WAYS.values():
-        refused(lambda load=load: load(export), str(export / 'teacher'), 'expected')
 
 
 @pytest.mark.parametrize('file', ['config.json', 'teacher/text_encoder.json', 'teacher/config.json',
@@ -177,21 +171,18 @@ def test_values_out_of_range(export: Path) -> None:
 ADAPTER = b'{"base_model_name_or_path": "other", "peft_type": "LORA"}'
 FIELDS: dict[str, tuple[str, Damage, str]] = {
     'another pooling': ('teacher/text_encoder.json', edited(pooling='last'), "pooling is 'last', expected 'mean'"),
-    'causal': ('teacher/text_encoder.json', edited(bidirectional=False), 'bidirectional is False, expected True'),
     'a text for a switch': ('teacher/text_encoder.json', edited(bidirectional='no'), "'no', expected bool"),
-    'no type': ('teacher/text_encoder.json', edited(dtype='load'), "dtype is 'load', expected float32"),
     'a key too few': ('teacher/text_encoder.json', edited(dtype=...), 'not so: dtype'),
-    'a key too many': ('teacher/text_encoder.json', edited(pretrained='elsewhere'), 'not so: pretrained'),
     'no teacher recorded': ('config.json', edited(teacher=...), 'teacher'),
-    'a text for a teacher': ('config.json', edited(teacher='mine'), 'teacher'),
     'several teachers': ('config.json', edited(teacher={'concatenated': [{}, {}]}), 'teachers'),
     'no model': ('config.json', edited(model=...), ''),
-    'half a model': ('config.json', edited(model={'embed_dim': 32}), ''),
     'another width': ('config.json', edited(llm_embed_dim=48), ''),
     'an adapter beside it': ('adapter_config.json', written(ADAPTER), ''),
     'an adapter of the teacher': ('teacher/adapter_config.json', written(ADAPTER), 'teacher'),
     'another template': ('teacher/chat_template.jinja', written(b'{{ messages[0]["content"] }} !'), 'teacher'),
-    'no template': ('teacher/chat_template.jinja', gone, 'teacher'),
+    'pickled weights': ('model.safetensors', _pickled, ''),
+    'a bit': ('model.safetensors', _flip_last_bit, 'model.safetensors: is damaged'),
+    'other weights of its teacher': ('teacher/model.safetensors', spoilt(0.5), 'teacher'),
 }
 
 
@@ -211,13 +202,6 @@ def test_a_teacher_is_compared_before_it_is_exported(
     assert not (tmp_path / 'out').exists()
 
 
-def test_pickled_weights_of_an_export(export: Path) -> None:
-    torch.save({}, export / 'pytorch_model.bin')
-    (export / 'model.safetensors').unlink()
-    for way in WAYS.values():
-        refused(lambda way=way: way(export), str(export))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,14 +219,10 @@ def _save_run(of_run: Trained, folder: Path) -> None:
     torch.save({'state': {'model': state}}, folder / 'checkpoints/latest-rank0.pt')
 
 
-def _in_checkpoint(damage: Damage) -> Damage:
-    """Of the weights in a full checkpoint, as if they lay in a safetensors file."""
-    def change(path: Path) -> None:
-        save_file(torch.load(path)['state']['model'], path.with_suffix('.x'))
-        damage(path.with_suffix('.x'))
-        torch.save({'state': {'model': load_file(path.with_suffix('.x'))}}, path)
-
-    return change
+def _with_nan(path: Path) -> None:
+    state = torch.load(path)
+    next(iter(state['state']['model'].values())).view(-1)[-1] = float('nan')
+    torch.save(state, path)
 
 
 def _flipped(path: Path) -> None:
@@ -256,16 +236,13 @@ def _flipped(path: Path) -> None:
 
 RUN_FILES: dict[str, tuple[str, str, Damage]] = {
     **{f'best, {name}': ('best.safetensors', 'best', damage) for name, damage in WEIGHTS.items()},
-    **{f'checkpoint, {name}': ('checkpoints/latest-rank0.pt', 'latest', damage if name in BYTES else
-                               _in_checkpoint(damage)) for name, damage in WEIGHTS.items()},
+    **{f'checkpoint, {name}': ('checkpoints/latest-rank0.pt', 'latest', damage) for name, damage in BYTES.items()},
+    'checkpoint, nan': ('checkpoints/latest-rank0.pt', 'latest', _with_nan),
     'checkpoint, flipped': ('checkpoints/latest-rank0.pt', 'latest', _flipped),
-    'checkpoint, no state': ('checkpoints/latest-rank0.pt', 'latest', lambda path: torch.save({}, path)),
     'checkpoint, a list': ('checkpoints/latest-rank0.pt', 'latest', lambda path: torch.save([1], path)),
     'checkpoint, no weights': ('checkpoints/latest-rank0.pt', 'latest',
                                lambda path: torch.save({'state': {'model': 7}}, path)),
-    **{f'teacher.json, {name}': ('teacher.json', 'latest', damage) for name, damage in JSON.items()},
-    'no width': ('teacher.json', 'latest', edited(llm_embed_dim=...)),
-    'a width of no kind': ('teacher.json', 'latest', edited(llm_embed_dim='many')),
+    'teacher.json': ('teacher.json', 'latest', edited(llm_embed_dim='many')),
 }
 
 
@@ -304,12 +281,9 @@ def _extract(folder: Path) -> Any:
 
 
 TEACHER_FILES = {
-    **{f'model.safetensors, {name}': ('model.safetensors', damage) for name, damage in WEIGHTS.items()},
-    **{f'lora.safetensors, {name}': ('lora.safetensors', damage) for name, damage in WEIGHTS.items() if name != 'gone'},
-    **{f'{file}, {name}': (file, damage) for name, damage in JSON.items()
-       for file in ('text_encoder.json', 'config.json', 'tokenizer.json')},
+    **{f'{file}, {name}': (file, WEIGHTS[name]) for name in SOME for file in ('model.safetensors', 'lora.safetensors')},
+    **{file: (file, cut) for file in ('text_encoder.json', 'config.json', 'tokenizer.json')},
     'lora of nobody': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path)),
-    'lora without its shape': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path, {'lora': '{'})),
     'lora of another shape': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path,
                                                                          {'lora': '{"rank": 3}'})),
     'a template that fails': ('chat_template.jinja', written(b'{{ messages[')),
@@ -327,16 +301,12 @@ def test_files_of_a_teacher(way: str, damage: str, with_lora: Path, tmp_path: Pa
 
 
 ADAPTER_FILES = {
-    **{f'weights, {name}': ('adapter_model.safetensors', damage) for name, damage in WEIGHTS.items()},
-    **{f'adapter_config.json, {name}': ('adapter_config.json', damage) for name, damage in JSON.items()},
-    **{f'base_model.json, {name}': ('base_model.json', damage) for name, damage in JSON.items() if name != 'gone'},
+    **{f'weights, {name}': ('adapter_model.safetensors', WEIGHTS[name]) for name in SOME},
+    **{file: (file, cut) for file in ('adapter_config.json', 'base_model.json')},
     'of another kind': ('adapter_config.json', edited(peft_type='IA3')),
-    'of no kind': ('adapter_config.json', edited(peft_type='NONE')),
     'a wrong rank': ('adapter_config.json', edited(r=7)),
-    'a rank of no kind': ('adapter_config.json', edited(r='many')),
     'for no projection': ('adapter_config.json', edited(target_modules=['nobody'])),
     'of another LLM': ('base_model.json', edited(fingerprint='0')),
-    'of no LLM': ('base_model.json', edited(fingerprint=...)),
 }
 
 
@@ -346,15 +316,6 @@ def test_files_of_an_adapter(damage: str, with_lora: Path, llm_folder: Path, tmp
     file, change = ADAPTER_FILES[damage]
     change(folder / file)
     refused(lambda: load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(folder)])), str(folder))
-
-
-@pytest.mark.parametrize('damage', [spoilt(float('nan')), spoilt(float('inf'))])
-def test_weights_of_a_sentence_transformers_folder(damage: Damage, teacher_folder: Path, tmp_path: Path) -> None:
-    export_sentence_transformers(teacher_folder, tmp_path / 'st')
-    file, = (tmp_path / 'st').rglob('model.safetensors')
-    damage(file)
-    config = SentenceTransformersTeacherConfig(str(tmp_path / 'st'), trust_remote_code=True)
-    refused(lambda: SentenceTransformerModel(config).load(CPU), str(tmp_path / 'st'), 'not finite')
 
 
 @pytest.mark.parametrize('way', WAYS)
@@ -375,7 +336,7 @@ def test_files_of_an_exported_sentence_transformer(way: str, embedder: Path, tmp
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('damage', WEIGHTS)
+@pytest.mark.parametrize('damage', SOME)
 def test_a_tower_of_timm(damage: str, tmp_path: Path) -> None:
     file = tmp_path / 'tower.safetensors'
     save_file(timm.create_model('test_vit', img_size=32, num_classes=0).state_dict(), file)
@@ -383,7 +344,7 @@ def test_a_tower_of_timm(damage: str, tmp_path: Path) -> None:
     refused(lambda: load_tower(VisionConfig('test_vit', checkpoint=str(file), image_size=32)), str(file))
 
 
-@pytest.mark.parametrize('damage', [name for name in WEIGHTS if name != 'left over'])
+@pytest.mark.parametrize('damage', SOME)
 def test_a_tower_of_transformers(damage: str, tmp_path: Path) -> None:
     CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                                      patch_size=8, image_size=32)).save_pretrained(tmp_path)
@@ -392,10 +353,10 @@ def test_a_tower_of_transformers(damage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('suffix', ['pt', 'safetensors'])
-@pytest.mark.parametrize('damage', [*BYTES, 'nan', 'inf'])
+@pytest.mark.parametrize('damage', ['cut', 'garbage', 'nan'])
 def test_official_weights(damage: str, suffix: str, tmp_path: Path) -> None:
     file, state = tmp_path / f'official.{suffix}', eva_state()
-    if damage in ('nan', 'inf'):
+    if damage == 'nan':
         state['visual.head.bias'][3] = float(damage)
     save_eva(file, state) if suffix == 'pt' else save_file(state, file)
     if damage in BYTES:
@@ -432,9 +393,8 @@ def _cached(folder: Path, value: float = 1.0) -> CachedTeacher:
 
 
 @pytest.mark.parametrize('damage', [
-    *(BYTES[name] for name in ('cut', 'empty', 'garbage')), spoilt(float('nan')), weights(_no_vectors),
-    weights(lambda state: state.update(text_embedding=torch.ones(3, 4))),
-    weights(lambda state: state.update(text_embedding=torch.ones(2)))])
+    cut, spoilt(float('nan')), weights(_no_vectors),
+    weights(lambda state: state.update(text_embedding=torch.ones(3, 4)))])
 def test_vectors_of_texts(damage: Damage, tmp_path: Path) -> None:
     _cached(tmp_path)(['a', 'b'])
     file, = tmp_path.rglob('*.safetensors')
@@ -447,8 +407,7 @@ def test_a_teacher_that_gives_no_numbers(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('damage', [*(JSON[name] for name in JSON if name != 'gone'), edited(teacher=...),
-                                    edited(teacher=7), edited(teacher={'concatenated': []})])
+@pytest.mark.parametrize('damage', [cut, edited(teacher=...), edited(teacher={'concatenated': []})])
 def test_the_record_of_a_teacher(damage: Damage, tmp_path: Path) -> None:
     file = tmp_path / 'teacher.json'
     file.write_text(json.dumps({'teacher': {'weights': 'w'}, 'llm_embed_dim': 32}))
@@ -456,8 +415,7 @@ def test_the_record_of_a_teacher(damage: Damage, tmp_path: Path) -> None:
     refused(lambda: TeacherRecord.read(tmp_path), str(file), 'expected')
 
 
-@pytest.mark.parametrize('damage', [*(JSON[name] for name in JSON if name != 'gone'), edited(retrieval=...),
-                                    edited(retrieval=7), edited(retrieval={'coco': {}})])
+@pytest.mark.parametrize('damage', [cut, edited(retrieval=...), edited(retrieval={'coco': {}})])
 def test_the_results_of_an_evaluation(damage: Damage, tmp_path: Path) -> None:
     file, run = tmp_path / 'results.json', tmp_path / 'run'
     (tmp_path / 'config.yaml').write_text(f'models: {{m: {{run: {run}}}}}')

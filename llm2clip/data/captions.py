@@ -11,7 +11,7 @@ import xxhash
 from llm2clip.config import CaptionPairConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys
 
-__all__ = ['DrawnPair', 'draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
+__all__ = ['draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:

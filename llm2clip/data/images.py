@@ -20,8 +20,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
 
 __all__ = [
-    'MAX_PIXELS', 'Preprocessing', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'image_size',
-    'open_image', 'pixels_needed', 'seeded', 'train_transform', 'unsupported_format',
+    'Preprocessing', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'image_size', 'open_image',
+    'pixels_needed', 'seeded', 'train_transform', 'unsupported_format',
 ]
 
 # Pillow reads more formats, but for EPS it starts another program, and decoders that few people use are weak.  'JPEG'

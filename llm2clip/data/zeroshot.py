@@ -14,7 +14,7 @@ from llm2clip.registry import open_set
 if TYPE_CHECKING:
     from llm2clip.evaluation.sets.files import ClassificationSet
 
-__all__ = ['ZeroshotSet', 'read_templates', 'zeroshot_set']
+__all__ = ['ZeroshotSet', 'zeroshot_set']
 
 
 class ZeroshotSet(NamedTuple):

@@ -22,7 +22,6 @@ from llm2clip.data.images import (
     crop_image,
     decode_image,
     decode_pixels,
-    image_size,
     pixels_needed,
     seeded,
     train_transform,
@@ -58,18 +57,12 @@ def both(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize('kind, options', [
     ('JPEG', {'quality': 95}), ('JPEG', {'quality': 95, 'progressive': True}), ('PNG', {}), ('WEBP', {'quality': 95}),
     ('BMP', {}), ('TIFF', {}), ('PPM', {}), ('AVIF', {'quality': 95}),
+    ('PNG', {'save_all': True, 'append_images': [Image.new('RGB', (160, 120))]}),  # the first frame counts
     ('MPO', {'quality': 95, 'save_all': True, 'append_images': [photo(80, 60)]}),  # as phones take photographs
 ])
 def test_formats(kind: str, options: dict[str, Any]) -> None:
     found = both(encode(photo(), kind, **options))
     assert np.abs(found.astype(int) - np.asarray(photo())).mean() < 2
-
-
-@pytest.mark.parametrize('kind', ['EPS', 'TGA'])
-def test_formats_that_few_people_use_are_refused(kind: str) -> None:
-    for decode in (decode_image, decode_pixels, image_size):
-        with pytest.raises(ValueError, match="the image of sample 's' cannot be decoded: expected JPEG, PNG, "):
-            decode(encode(photo(), kind), 's')
 
 
 @pytest.mark.parametrize('mode, kind', [('L', 'JPEG'), ('L', 'PNG'), ('CMYK', 'JPEG'), ('P', 'PNG'), ('1', 'PNG'),
@@ -126,13 +119,6 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert (np.abs(found[0, :, 0].astype(int) - np.arange(256)) <= 1).all()
 
 
-@pytest.mark.parametrize('kind', ['GIF', 'WEBP', 'PNG'])
-def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
-    frames = [Image.new('RGB', (16, 16), color) for color in ('red', 'blue')]
-    found = both(encode(frames[0], kind, save_all=True, append_images=frames[1:]))
-    assert (found[..., 0] > 240).all() and (found[..., 2] < 15).all()
-
-
 def test_bombs_are_refused_before_they_unfold() -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
@@ -153,6 +139,8 @@ def test_what_does_not_decode_names_its_sample(decode: Any) -> None:
     for data in (b'', b'nothing', jpeg[:len(jpeg) // 2], png[:len(png) // 2], wrong):
         with pytest.raises(ValueError, match="the image of sample 's7' cannot be decoded"):
             decode(data, 's7')
+    with pytest.raises(ValueError, match='cannot be decoded: expected JPEG, PNG, '):  # which starts another program
+        decode(encode(photo(), 'EPS'), 's7')
 
 
 @pytest.mark.parametrize('size', [(64, 67), (64, 71), (135, 128), (97, 300), (40, 30), (64, 64), (250, 64)])
@@ -177,14 +165,6 @@ def test_large_jpegs_are_decoded_at_a_fraction_of_their_size() -> None:
     differences = [(seeded(transform, small, seed).float() - seeded(transform, whole, seed).float()).abs().mean()
                    for seed in range(32)]
     assert max(differences) < 2 and sum(differences) / 32 < 1
-
-
-def test_pixels_become_floats_as_torchvision_makes_them() -> None:
-    """Bit for bit, every value in every channel."""
-    pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256)
-    found = normalize(pixels, MEAN, STD)
-    assert found.dtype == torch.float32 and torch.equal(found, TO_FLOATS(pixels))
-    assert torch.equal(normalize(pixels[0], list(MEAN), list(STD)), found[0])
 
 
 def test_flipped_images_are_mirrored() -> None:

@@ -15,7 +15,7 @@ from launched import run
 from parts import make_samples, write_dataset, write_sidecar
 from remotes import FaultyProxy, s3_environment, s3_server, sftp_server
 
-from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import build_image_loader
@@ -26,7 +26,6 @@ from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 ROOT = Path(__file__).parents[2]
-IMAGE_SIZE = 32
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers'), pytest.mark.timeout(240)]
 
@@ -51,25 +50,6 @@ def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
         proxy.close()
 
 
-def _loader(tmp_path: Path, remote: str, workers: int) -> object:
-    sidecar = DatasetConfig(local=str(tmp_path / 'cache/embeddings'), remote=f'{remote}/embeddings')
-    stream = ImageStreamConfig(local=str(tmp_path / 'cache/images'), remote=f'{remote}/train',
-                               embeddings={'tiny': sidecar})
-    config = ImageDataConfig(streams={'s': stream}, num_workers=workers, num_canonical_nodes=4,
-                             caption_mix={'short': 1.0}, download_timeout=20)
-    return build_image_loader(config, IMAGE_SIZE, 8, 5, True, 'train_data').dataloader
-
-
-def _ids(loader: object) -> list[str]:
-    return sorted(sample_id for batch in loader for sample_id in batch['sample_id'])
-
-
-@pytest.mark.parametrize('workers', [0, 2])
-def test_s3_with_faults(s3: FaultyProxy, tmp_path: Path, workers: int) -> None:
-    assert _ids(_loader(tmp_path, 's3://bucket', workers)) == [s.sample_id for s in make_samples(64)]
-    assert s3.requests > 60 and {'503', 'truncate', 'drop', 'delay'} <= set(s3.done)
-
-
 def test_sftp_with_faults(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with sftp_server(served, tmp_path) as (port, env):
         proxy = FaultyProxy(port, ['drop', 'truncate', 'delay'], every=97)
@@ -77,8 +57,15 @@ def test_sftp_with_faults(served: Path, tmp_path: Path, monkeypatch: pytest.Monk
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
-        loader = _loader(tmp_path, f'sftp://user@127.0.0.1:{proxy.port}/bucket', 2)
-        assert _ids(loader) == [s.sample_id for s in make_samples(64)]
+        remote = f'sftp://user@127.0.0.1:{proxy.port}/bucket'
+        sidecar = DatasetConfig(local=str(tmp_path / 'cache/embeddings'), remote=f'{remote}/embeddings')
+        stream = ImageStreamConfig(local=str(tmp_path / 'cache/images'), remote=f'{remote}/train',
+                                   embeddings={'tiny': sidecar})
+        config = ImageDataConfig(streams={'s': stream}, num_workers=2, num_canonical_nodes=4,
+                                 caption_mix={'short': 1.0}, download_timeout=20)
+        loader = build_image_loader(config, 32, 8, 5, True, 'train_data').dataloader
+        assert sorted(sample_id for batch in loader for sample_id in batch['sample_id']) == [
+            s.sample_id for s in make_samples(64)]
         assert len(proxy.done) > 5
         proxy.close()
 
@@ -101,7 +88,8 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
                         f'train_data.streams.s.embeddings.tiny.remote={remote}/embeddings']
         run('train_stage2', tmp_path / name, [*args, *streams])
         losses.append(read_metrics(tmp_path / name / 'metrics.jsonl')['loss/train/total'])
-    assert len(losses[0]) == 16 and losses[0] == losses[1] and s3.done
+    assert len(losses[0]) == 16 and losses[0] == losses[1]
+    assert s3.requests > 60 and {'503', 'truncate', 'drop', 'delay'} <= set(s3.done)
 
 
 def test_conversion_and_extraction_write_to_s3(
@@ -121,13 +109,3 @@ def test_conversion_and_extraction_write_to_s3(
     client = boto3.client('s3', endpoint_url=os.environ['S3_ENDPOINT_URL'])
     keys = {item['Key'] for item in client.list_objects_v2(Bucket='out')['Contents']}
     assert {'photos/dataset.json', 'photos/train/index.json', 'embeddings/teacher.json'} <= keys
-
-
-def test_passwords_do_not_belong_in_a_configuration() -> None:
-    from llm2clip.config import Stage2Config
-    from llm2clip.config.files import load_config
-    with pytest.raises(ConfigError, match=r'train_data\.streams\.s\.remote.*put no password') as error:
-        load_config(Stage2Config, ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8',
-                                   'model.vision.name=x', 'optimizer.lr=1', 'train_data.streams.s.local=a',
-                                   'train_data.streams.s.remote=sftp://user:hunter2@host/a'])
-    assert 'hunter2' not in str(error.value)

@@ -1,8 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1's batches: the right texts on the right side, drawn the same way every time, and clear errors."""
+"""Stage 1's batches: the right texts on the right side or the right tokens masked, drawn the same way every time, and
+clear errors."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,24 @@ import torch
 from parts import make_samples, text_encoder_from_config, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, ConfigError, TextEncoderConfig
+from llm2clip.config import (
+    CaptionDataConfig,
+    CaptionPairConfig,
+    CaptionStreamConfig,
+    ConfigError,
+    MNTPConfig,
+    TextEncoderConfig,
+)
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
+from llm2clip.data.convert.texts import plain_text
+from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_index, whole_shard
 from llm2clip.data.texts import (
     _count_tokens,
+    _mask_tokens,
     build_caption_pair_loader,
+    build_masked_text_loader,
     pairs_of_streams,
     split_by_length,
     split_packed,
@@ -84,13 +97,6 @@ def test_directions_have_weights_and_instructions(image_dataset: Path, tokenizer
     assert 0.6 < len(detailed) / len(rows) < 0.9
 
 
-def test_keys_are_drawn_from_lists_and_never_twice_the_same(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
-    keys = ['short', 'long']
-    rows = _seen(_loader(image_dataset, tokenizer, [CaptionPairConfig(keys, keys)]), tokenizer)
-    assert all(('number' in query) is not ('number' in positive) for _, query, positive in rows)
-    assert {'number' in query for _, query, _ in rows} == {True, False}
-
-
 def test_what_is_drawn_depends_on_seed_epoch_and_sample_alone(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
     loader = _loader(image_dataset, tokenizer)
     first, second = _seen(loader, tokenizer), _seen(loader, tokenizer)
@@ -135,8 +141,8 @@ def test_a_random_negative_is_what_another_sample_has_of_the_positives_kind(
     write_dataset(samples, tmp_path / 'd', size_limit='2kb')
     pairs = [CaptionPairConfig(['short'], ['long'], random_negative=True),
              CaptionPairConfig(['long'], ['short'], random_negative=True)]
-
-    def epoch(loader: Any) -> list[tuple[str, str]]:
+    loader, epochs = _loader(tmp_path / 'd/train', tokenizer, pairs, workers=2), []
+    for _ in range(2):
         rows = []
         for batch in loader:
             positives, negatives = (_texts(tokenizer, batch, side) for side in ('positive', 'negative'))
@@ -144,18 +150,13 @@ def test_a_random_negative_is_what_another_sample_has_of_the_positives_kind(
                 assert positive != negative and ('number' in positive) is ('number' in negative)
             assert batch['negative_text_id'].tolist() == [text_id(negative) for negative in negatives]
             rows += zip(batch['sample_id'], negatives)
-        return rows
-
-    loader = _loader(tmp_path / 'd/train', tokenizer, pairs)
-    first, second = epoch(loader), epoch(loader)
-    assert len({negative for _, negative in first}) > 16 and sorted(first) != sorted(second)
+        epochs.append(rows)
+    assert len({negative for _, negative in epochs[0]}) > 16 and sorted(epochs[0]) != sorted(epochs[1])
     shards = {sample_id: i for i, shard in enumerate(read_index(tmp_path / 'd/train')['shards'])
               for sample_id in (row['sample_id'] for row in whole_shard(tmp_path / 'd/train', shard))}
     owner = {text: sample.sample_id for sample in samples for text in sample.captions.values()}
-    assert max(shards.values()) == 1 and all(shards[owner[negative]] == shards[own] for own, negative in first)
+    assert max(shards.values()) == 1 and all(shards[owner[negative]] == shards[own] for own, negative in epochs[0])
     del loader
-    clean_stale_shared_memory()
-    assert epoch(_loader(tmp_path / 'd/train', tokenizer, pairs, workers=2)) == first
     # A sample that is alone in its shard has none.
     clean_stale_shared_memory()
     alone = [Sample(f'{i}', {'short': f'{i}', 'long': 'x ' * 1500}) for i in range(8)]
@@ -191,24 +192,14 @@ def test_every_global_batch_comes_from_one_stream_with_its_own_pairs(
     assert set(origins) == {'a', 'b'}
 
 
-def test_absent_captions(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
-    """In training a single caption is paired with itself; in evaluation it is no pair."""
-    samples = [Sample(f'{i}', {'short': f'short {i}' if i % 4 else '', 'long': f'long {i}' if i % 3 else '',
-                               'more': 'x'}) for i in range(8)]
+def test_absent_captions_in_evaluation(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
+    samples = [Sample(f'{i}', {'short': f'short {i}' if i % 4 else '', 'long': f'long {i}' if i % 3 else ''})
+               for i in range(1, 9)]
     write_dataset(samples, tmp_path / 'd')
     pairs = [CaptionPairConfig(['short'], ['long'])]
-    with pytest.raises(ValueError, match="sample '0' has none of the captions short, long, but more; draw from"):
-        list(_loader(tmp_path / 'd/train', tokenizer, pairs))
-    clean_stale_shared_memory()
-    evaluated = {int(i): (q, p) for batch in _loader(tmp_path / 'd/train', tokenizer, pairs, train=False) for i, q, p
-                 in zip(batch['sample_id'], batch['query_text_id'].tolist(), batch['positive_text_id'].tolist())}
-    assert evaluated == {i: (text_id(s.captions['short']), text_id(s.captions['long'])) for i, s in enumerate(samples)}
-    clean_stale_shared_memory()
-    write_dataset(samples[1:] + [Sample('8', samples[1].captions)], tmp_path / 'e')
-    batch, = _loader(tmp_path / 'e/train', tokenizer, pairs)
-    drawn = dict(zip(batch['sample_id'], zip(*(_texts(tokenizer, batch, side) for side in ('query', 'positive')))))
-    assert drawn['3'] == ('short 3', 'short 3') and drawn['4'] == ('long 4', 'long 4') and drawn['5'] == (
-        'short 5', 'long 5')
+    batch, = _loader(tmp_path / 'd/train', tokenizer, pairs, train=False)
+    found = zip(batch['sample_id'], batch['query_text_id'].tolist(), batch['positive_text_id'].tolist())
+    assert sorted(found) == [(s.sample_id, text_id(s.captions['short']), text_id(s.captions['long'])) for s in samples]
 
 
 def test_samples_without_two_captions_do_not_count_in_evaluation(llm_folder: Path) -> None:
@@ -297,3 +288,73 @@ def test_microbatches_hold_every_text_once_with_little_padding(tokenizer: Captio
         for side in texts:
             for ids, mask in zip(part[f'{side}_input_ids'], part[f'{side}_attention_mask'] == 1):
                 assert torch.equal(found[next(places)], ids[mask])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Masked texts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _masked(tokenizer: CaptionTokenizer, workers: int = 0, seed: int = 3, **streams: CaptionStreamConfig
+            ) -> torch.utils.data.DataLoader:
+    config = CaptionDataConfig(streams=streams, texts={'short': 1.0, 'long': 1.0}, num_workers=workers,
+                               num_canonical_nodes=4)
+    return build_masked_text_loader(config, tokenizer, MNTPConfig(), 8, seed, 'train_data').dataloader
+
+
+def test_a_fifth_of_the_own_tokens_is_masked_and_remembered() -> None:
+    ids = list(range(100, 150))
+    total = 0
+    for seed in range(100):
+        tokens, labels = _mask_tokens(ids, 3, 7, 0.2, seed)
+        masked = [i for i, label in enumerate(labels) if label >= 0]
+        assert masked and min(masked) >= 3
+        assert all(tokens[i] == 7 and labels[i] == ids[i] for i in masked)
+        assert all(tokens[i] == ids[i] for i in range(50) if i not in masked)
+        total += len(masked)
+    assert 0.18 < total / (100 * 47) < 0.22
+    assert _mask_tokens(ids, 3, 7, 0.2, 5) == _mask_tokens(ids, 3, 7, 0.2, 5) != _mask_tokens(ids, 3, 7, 0.2, 6)
+
+
+def test_at_least_one_token_is_masked_but_never_the_first() -> None:
+    for seed in range(20):
+        tokens, labels = _mask_tokens([5, 6], 0, 7, 0.01, seed)
+        assert tokens == [5, 7] and labels == [-100, 6]
+
+
+def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
+    lines = '\n\n'.join(f'The plain sentence number {i} is long enough to be taken.' for i in range(40))
+    (tmp_path / 'wiki.txt').write_text(f' = Heading = \n{lines}\n')
+    splits, dropped = plain_text([str(tmp_path / 'wiki.txt')])
+    assert write_splits(splits, dropped, tmp_path / 'wiki') == {'train': 40}
+    assert json.loads((tmp_path / 'wiki/dataset.json').read_text())['filtered'] == {'short line': 1}
+    streams = {'captions': CaptionStreamConfig(str(image_dataset)),
+               'wiki': CaptionStreamConfig(str(tmp_path / 'wiki' / 'train'), texts={'text': 1.0})}
+    captions = {text for sample in make_samples(64) for text in sample.captions.values()}
+    origins = set()
+    for batch in _masked(tokenizer, **streams):
+        assert _count_tokens(batch) == {'total': int(batch['attention_mask'].sum()),
+                                       'loss_generating': int((batch['labels'] >= 0).sum())}
+        whole = torch.where(batch['labels'] >= 0, batch['labels'], batch['input_ids'])
+        for ids, mask in zip(whole, batch['attention_mask']):
+            text = tokenizer.tokenizer.decode(ids[mask == 1]).removeprefix('<s>').removesuffix('</s>')
+            origins.add('wiki' if text.startswith('The plain sentence') else 'captions' if text in captions else text)
+    assert origins == {'wiki', 'captions'}
+
+
+def test_masks_do_not_depend_on_workers(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
+    stream = CaptionStreamConfig(str(image_dataset))
+    labels, loaders = [], []
+    for workers, seed in ((0, 3), (2, 3), (0, 4)):
+        loaders.append(_masked(tokenizer, workers, seed, s=stream))  # whose workers the fixture ends
+        batches = list(loaders[-1])
+        labels.append([row[row >= 0].tolist() for batch in batches for row in batch['labels']])
+        clean_stale_shared_memory()
+    assert labels[0] == labels[1] != labels[2]
+
+
+def test_bad_options_are_named(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
+    config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(image_dataset))})
+    for mntp, message in ((MNTPConfig(mask_token=''), 'mntp.mask_token'), (MNTPConfig(), r'train_data\.texts')):
+        with pytest.raises(ConfigError, match=message):
+            build_masked_text_loader(config, tokenizer, mntp, 8, 3, 'train_data')
