@@ -213,7 +213,7 @@ class Selection:
         seed: Which ones.
 
     Raises:
-        ConfigError: A filter has an argument that there is not, none, both a range and values, or an empty range.
+        ConfigError: A filter has an unknown argument, none, both a range and values, or an empty range.
     """
 
     def __init__(self, filters: Optional[Filters] = None, share: float = 1.0, seed: int = 0) -> None:
@@ -239,10 +239,7 @@ class Selection:
         return out
 
     def filters_out(self, fields: Mapping[str, Any], where: str, dropped: Dropped) -> bool:
-        """Whether a filter leaves a sample out, after counting it under the first that does.
-
-        A ConfigError says that there is no such column, a FileError that a value is no number.
-        """
+        """Whether a filter leaves a sample out, after counting it; errors say that a value is missing or no number."""
         for name, kept in self._filters.items():
             keeps = kept.keeps(field_of(fields, name, where), f'{where}: {name!r}')
             if not keeps:

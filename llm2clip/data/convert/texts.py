@@ -77,16 +77,12 @@ def text_pairs(
 
 
 def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[Splits, Dropped]:
-    """Plain text files, such as WikiText, for the MNTP warm start.
-
-    A ``train`` split with the caption ``text``: one sample per line that is long enough.
+    """Plain text files, such as WikiText, for the MNTP warm start: a ``train`` split with the caption ``text``.
 
     Args:
-        files: Paths or patterns of text files; a sample's id is ``<file name>:<line>``.
+        files: Paths or patterns of text files, of which at least one has to match; a sample's id is
+            ``<file name>:<line>``.
         min_characters: Shorter lines, such as headings, are left out and counted; blank ones are nothing.
-
-    Raises:
-        ConfigError: No file matches.
     """
     def samples(name: str, dropped: Dropped) -> Iterator[Sample]:
         for where, line in read_lines(name):
@@ -104,13 +100,11 @@ def wikipedia_summaries(
 ) -> tuple[Splits, Dropped]:
     """Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA).
 
-    ``train`` and, unless it is 0, ``heldout`` splits of English summaries.
     `short` is the title with the article's short description, `long` the first sentence of its extract.
 
     Args:
         package: Installed package with ``data/summaries_en-us.json``.
-        heldout: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
-        seed: Which ones.
+        heldout, seed: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
     """
     dropped = Dropped()
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)
