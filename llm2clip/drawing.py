@@ -3,14 +3,12 @@
 
 """Pictures that steps draw with matplotlib: their texts are no formulas, and an error in one ends no step."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import matplotlib
-from matplotlib.font_manager import FontProperties, findfont, get_font
 
-__all__ = ['drawable', 'drawing']
+__all__ = ['drawing']
 
 
 @contextmanager
@@ -22,9 +20,3 @@ def drawing(name: str) -> Iterator[None]:
             yield
     except Exception as error:  # layout, fonts and backends raise errors of any kind
         print(f'warning: {name} was not drawn: {error!r}', flush=True)
-
-
-def drawable(text: str) -> str:
-    """The text on one line, with `…` in place of characters that matplotlib's font lacks, as those of Japanese."""
-    glyphs = get_font(findfont(FontProperties())).get_charmap()
-    return re.sub('…+', '…', ''.join(char if ord(char) in glyphs else '…' for char in ' '.join(text.split())))

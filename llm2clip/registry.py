@@ -36,10 +36,10 @@ Registry = Mapping[str, str]
 
 SOURCES: Registry = {
     'caption_csv': 'llm2clip.data.convert.image_folder:caption_csv',
-    'coco': 'llm2clip.data.convert.published:coco',
+    'coco': 'llm2clip.data.convert.image_folder:coco',
     'emoji': 'llm2clip.data.convert.emoji:emoji',
-    'flickr30k': 'llm2clip.data.convert.published:flickr30k',
-    'flickr8k': 'llm2clip.data.convert.published:flickr8k',
+    'flickr30k': 'llm2clip.data.convert.image_folder:flickr30k',
+    'flickr8k': 'llm2clip.data.convert.image_folder:flickr8k',
     'huggingface': 'llm2clip.data.convert.table:huggingface',
     'image_folder': 'llm2clip.data.convert.image_folder:image_folder',
     'plain_text': 'llm2clip.data.convert.texts:plain_text',

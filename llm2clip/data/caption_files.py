@@ -16,8 +16,8 @@ from llm2clip.config import ConfigError
 from llm2clip.files import FileError, parse_json, read_json, reading
 
 __all__ = [
-    'check_text', 'field', 'list_field', 'normal_path', 'numbered', 'optional_text', 'read_captions', 'read_csv',
-    'read_header', 'read_json_lines', 'read_lines', 'text_field', 'texts_field',
+    'check_text', 'csv_rows', 'field', 'list_field', 'normal_path', 'numbered', 'optional_text', 'read_captions',
+    'read_csv', 'read_json_lines', 'read_lines', 'text_field', 'texts_field',
 ]
 
 _SHOWN = 8
@@ -60,20 +60,10 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     return texts
 
 
-def _read_text_lines(path: str, newline: Optional[str] = None) -> Iterator[str]:
-    """The lines of a text file, with their ends."""
-    expected = 'a text in UTF-8'
-    with reading(path, expected), open(path, encoding='utf-8-sig', errors='surrogateescape', newline=newline) as file:
-        for number, line in enumerate(file, 1):
-            check_text(line, f'{path}:{number}')
-            yield line
-
-
 def check_text(text: str, where: str) -> str:
     """A text, if it is one that can be written in UTF-8.
 
-    Raises:
-        FileError: It has a NUL character, half a surrogate pair, or a byte that was no UTF-8.
+    A FileError says that it has a NUL character, half a surrogate pair, or a byte that was no UTF-8.
     """
     if '\0' in text:
         raise FileError(f'{where}: has a NUL character, expected a text in UTF-8')
@@ -86,9 +76,30 @@ def check_text(text: str, where: str) -> str:
     return text
 
 
-def read_header(path: str) -> list[str]:
-    """The columns of a CSV file, or of one whose name ends with ``.tsv``; errors as for `read_csv`."""
-    return next(_read_rows(path), (path, []))[1]
+def _text_lines(path: str, newline: Optional[str] = None) -> Iterator[str]:
+    """The lines of a text file, with their ends."""
+    expected = 'a text in UTF-8'
+    with reading(path, expected), open(path, encoding='utf-8-sig', errors='surrogateescape', newline=newline) as file:
+        for number, line in enumerate(file, 1):
+            yield check_text(line, f'{path}:{number}')
+
+
+def csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
+    """The header of a CSV file and its rows that are not blank, each with ``<path>:<line>``; errors as for `read_csv`.
+    """
+    reader = csv.reader(_text_lines(path, newline=''), delimiter='\t' if path.endswith('.tsv') else ',', strict=True)
+    is_header = True
+    while True:
+        where = f'{path}:{reader.line_num + 1}'
+        with reading(where, 'a row in which every quote that is opened is closed, and one in a text is doubled'):
+            row = next(reader, None)
+        if row is None:
+            return
+        if is_header and (twice := [name for name in row if row.count(name) > 1]):
+            raise FileError(f'{where}: has two columns {twice[0]!r}, expected different names')
+        if row:
+            is_header = False
+            yield where, row
 
 
 def read_csv(path: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -98,7 +109,7 @@ def read_csv(path: str) -> Iterator[tuple[str, dict[str, str]]]:
         FileError: It is no text in UTF-8, a quote is not closed, a row has more or fewer values than the header, or two
             columns have one name; the message names file and line.
     """
-    rows = _read_rows(path)
+    rows = csv_rows(path)
     _, columns = next(rows, ('', []))
     for where, row in rows:
         if len(row) != len(columns):
@@ -107,30 +118,9 @@ def read_csv(path: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield where, dict(zip(columns, row))
 
 
-def _read_rows(path: str) -> Iterator[tuple[str, list[str]]]:
-    """The header, checked, and the rows that are not blank, each with where it begins."""
-    reader = csv.reader(_read_text_lines(path, newline=''), delimiter='\t' if path.endswith('.tsv') else ',',
-                        strict=True)
-    columns: Optional[list[str]] = None
-    while True:
-        where = f'{path}:{reader.line_num + 1}'
-        with reading(where, 'a row in which every quote that is opened is closed, and one in a text is doubled'):
-            row = next(reader, None)
-        if row is None:
-            return
-        if row and columns is None:
-            columns = row
-            if twice := [name for name in columns if columns.count(name) > 1]:
-                raise FileError(f'{where}: has two columns {twice[0]!r}, expected different names')
-        if row:
-            yield where, row
-
-
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
     """Lines that are not blank, each with ``<path>:<number>``."""
-    for number, line in enumerate(_read_text_lines(path), 1):
-        if line.strip():
-            yield f'{path}:{number}', line.strip()
+    return ((f'{path}:{number}', line.strip()) for number, line in enumerate(_text_lines(path), 1) if line.strip())
 
 
 def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
@@ -156,14 +146,6 @@ def field(record: Any, key: str, where: str) -> Any:
     return record[key]
 
 
-def text_field(record: Any, key: str, where: str) -> str:
-    """A field that is a text."""
-    value = field(record, key, where)
-    if not isinstance(value, str):
-        raise FileError(f'{where}: {key!r} is {_short(value)}, expected a text')
-    return check_text(value, f'{where}: {key!r}')
-
-
 def list_field(record: Any, key: str, where: str) -> list[Any]:
     """A field that is a list."""
     value = field(record, key, where)
@@ -174,10 +156,15 @@ def list_field(record: Any, key: str, where: str) -> list[Any]:
 
 def texts_field(record: Any, key: str, where: str) -> list[str]:
     """A field that is a list of texts."""
-    values = list_field(record, key, where)
-    if not all(isinstance(text, str) for text in values):
-        raise FileError(f'{where}: {key!r} is {_short(values)}, expected a list of texts')
-    return [check_text(text, f'{where}: {key!r}') for text in values]
+    return [text_field({key: text}, key, where) for text in list_field(record, key, where)]
+
+
+def text_field(record: Any, key: str, where: str) -> str:
+    """A field that is a text."""
+    value = field(record, key, where)
+    if not isinstance(value, str):
+        raise FileError(f'{where}: {key!r} is {_short(value)}, expected a text')
+    return check_text(value, f'{where}: {key!r}')
 
 
 def optional_text(value: Any, where: str) -> str:

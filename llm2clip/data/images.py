@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
 
 __all__ = [
-    'Preprocessing', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'image_size', 'open_image',
+    'MAX_PIXELS', 'Preprocessing', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'open_image',
     'pixels_needed', 'seeded', 'train_transform', 'unsupported_format',
 ]
 
@@ -66,15 +66,6 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
     """
     with _open(data, sample_id) as image:
         return _whole(data, image, upright_rgb)
-
-
-def image_size(data: bytes, sample_id: str) -> tuple[int, int]:
-    """Width and height in pixels of an image that is turned upright, which is not decoded; arguments and errors as for
-    `decode_image`, as far as the image's header shows them."""
-    with _open(data, sample_id) as image:
-        # Pillow tells the size of a TIFF as it is turned.
-        lies = image.format != 'TIFF' and orientation(image) in (5, 6, 7, 8)
-        return (image.height, image.width) if lies else image.size
 
 
 def crop_image(data: bytes, sample_id: str, box: tuple[float, float, float, float]) -> Image.Image:

@@ -5,7 +5,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import starmap
 from pathlib import Path
 from typing import Any, Optional
@@ -45,23 +45,48 @@ def read_splits(path: str, split_files: Optional[Mapping[str, str]] = None) -> d
         split_files: For a file without splits: split -> file with one image per line.
 
     Raises:
-        ConfigError: A field or a list of `split_files` is missing, or the file that they are for has splits of its own
-            or no images.
-        FileError: A file cannot be read, or a list names an image without captions or one that is listed already.  What
-            is wrong with a caption is said when it is read.
+        ConfigError: A field or a list of `split_files` is missing, or the file that they are for has splits of its own.
+        FileError: A file cannot be read, or a list names an image without captions or one that is listed already.
     """
-    splits: dict[Optional[str], Images]
+    images: Optional[Images] = None
+    rows: Iterable[tuple[str, Any]] = ()
+    read = _csv_image
     if path.endswith('.csv'):
-        splits = _by_split(read_csv(path), _of_csv)
-    elif path.endswith('.json'):
-        splits = _of_json(read_json(path), path)
+        rows = read_csv(path)
+    elif not path.endswith('.json'):
+        images = captions_of_lines(path).items()
+    elif isinstance(content := read_json(path), list):
+        images = _of_list(content, path)
+    elif isinstance(content, dict) and 'annotations' in content:
+        images = _of_coco(content, path)
     else:
-        splits = {None: _of_lines(path)}
+        rows, read = numbered(field(content, 'images', path), f'{path}, image'), _karpathy_image
+    if images is None:
+        by_split: dict[Optional[str], list[tuple[str, Any]]] = {}
+        for where, record in rows:
+            by_split.setdefault(text_field(record, 'split', where), []).append((where, record))
+        if split_files:
+            raise ConfigError(f'source.split_files: {path} has splits of its own, expected a file without splits')
+        return {split: starmap(read, records) for split, records in by_split.items()}
     if not split_files:
-        return splits
-    if None not in splits:
-        raise ConfigError(f'source.split_files: {path} has splits of its own, expected a file without splits')
-    return _of_lists(dict(splits[None]), path, split_files)
+        return {None: images}
+    captions = dict(images)
+    if not captions:
+        raise ConfigError(f'{path} has no images')
+    splits: dict[Optional[str], list[tuple[str, list[str]]]] = {}
+    split_of: dict[str, str] = {}
+    for split, file in split_files.items():
+        if not Path(file).is_file():
+            raise ConfigError(f'source.split_files.{split}: there is no file {Path(file).absolute()}')
+        splits[split] = []
+        for where, image in read_lines(file):
+            if image in split_of:
+                raise FileError(f'{where}: image {image} is listed already, in {split_files[split_of[image]]}')
+            if image not in captions:
+                raise FileError(f'{where}: image {image[:60]} has no captions in {path}')
+            split_of[image] = split
+            splits[split].append((image, captions[image]))
+    return {**splits, None: [(image, lines) for image, lines in captions.items() if image not in split_of]}
 
 
 def official_lists(path: str) -> dict[str, str]:
@@ -70,30 +95,13 @@ def official_lists(path: str) -> dict[str, str]:
     return {split: file for split, file in files.items() if path.endswith('.token.txt') and Path(file).is_file()}
 
 
-def _of_json(content: Any, path: str) -> dict[Optional[str], Images]:
-    if isinstance(content, list):
-        return {None: _of_list(content, path)}
-    if isinstance(content, dict) and 'annotations' in content:
-        return {None: _of_coco(content, path)}
-    return _by_split(numbered(field(content, 'images', path), f'{path}, image'), _of_karpathy)
-
-
-def _by_split(
-    records: Iterable[tuple[str, Any]], read: Callable[[str, Any], tuple[str, list[str]]]
-) -> dict[Optional[str], Images]:
-    found: dict[Optional[str], list[tuple[str, Any]]] = {}
-    for where, record in records:
-        found.setdefault(text_field(record, 'split', where), []).append((where, record))
-    return {split: starmap(read, rows) for split, rows in found.items()}
-
-
-def _of_karpathy(where: str, image: Any) -> tuple[str, list[str]]:
+def _karpathy_image(where: str, image: Any) -> tuple[str, list[str]]:
     folder = f'{text_field(image, "filepath", where)}/' if 'filepath' in image else ''
     return (folder + text_field(image, 'filename', where),
             [text_field(sentence, 'raw', where) for sentence in list_field(image, 'sentences', where)])
 
 
-def _of_csv(where: str, row: Mapping[str, str]) -> tuple[str, list[str]]:
+def _csv_image(where: str, row: Mapping[str, str]) -> tuple[str, list[str]]:
     """The captions of an image are a JSON list in one cell."""
     file = text_field(row, 'filename', where)
     captions = parse_json(text_field(row, 'raw', where), f'{where}, {file}: \'raw\'')
@@ -115,52 +123,20 @@ def _of_list(content: list[Any], path: str) -> Images:
 
 
 def _of_coco(content: dict[str, Any], path: str) -> Images:
-    captions: dict[Any, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for where, annotation in numbered(content['annotations'], f'{path}, annotation'):
-        captions.setdefault(_id(annotation, 'image_id', where), []).append(text_field(annotation, 'caption', where))
+        captions.setdefault(str(field(annotation, 'image_id', where)), []).append(
+            text_field(annotation, 'caption', where))
     for where, image in numbered(field(content, 'images', path), f'{path}, image'):
-        yield text_field(image, 'file_name', where), captions.get(_id(image, 'id', where), [])
-
-
-def _id(record: Any, key: str, where: str) -> Any:
-    value = field(record, key, where)
-    if not isinstance(value, (int, str)):
-        raise FileError(f'{where}: {key!r} is {str(value)[:60]!r}, expected a number or a text')
-    return value
-
-
-def _of_lines(path: str) -> Iterator[tuple[str, list[str]]]:
-    yield from captions_of_lines(path).items()
-
-
-def _of_lists(
-    captions: dict[str, list[str]], path: str, split_files: Mapping[str, str]
-) -> dict[Optional[str], Images]:
-    if not captions:
-        raise ConfigError(f'{path} has no images')
-    splits: dict[Optional[str], list[tuple[str, list[str]]]] = {}
-    split_of: dict[str, str] = {}
-    for split, file in split_files.items():
-        if not Path(file).is_file():
-            raise ConfigError(f'source.split_files.{split}: there is no file {Path(file).absolute()}')
-        splits[split] = []
-        for where, image in read_lines(file):
-            if image in split_of:
-                raise FileError(f'{where}: image {image} is listed already, in {split_files[split_of[image]]}')
-            if image not in captions:
-                raise FileError(f'{where}: image {image[:60]} has no captions in {path}')
-            split_of[image] = split
-            splits[split].append((image, captions[image]))
-    return {**splits, None: [(image, lines) for image, lines in captions.items() if image not in split_of]}
+        yield text_field(image, 'file_name', where), captions.get(str(field(image, 'id', where)), [])
 
 
 def captions_of_lines(path: str) -> dict[str, list[str]]:
     """Image file -> captions.
 
-    Lines are ``<image>#<number><tab or space><caption>``, where the number may be missing and the image may lack
-    ``.jpg``; or, mostly under a header, ``<image>.jpg,<caption>``.  Of the latter, Kaggle's files quote captions with
-    commas as CSV does, and CLIP_benchmark's quote nothing.  Chinese that is split into words with their parts of
-    speech is put together again.
+    Lines are ``<image>#<number><tab or space><caption>``, where number and ``.jpg`` may be missing; or, mostly under a
+    header, ``<image>.jpg,<caption>``, where Kaggle's files quote captions with commas and CLIP_benchmark's do not.
+    Chinese that is split into words with their parts of speech is put together again.
 
     Raises:
         FileError: A line has neither form, or a quote is not closed; the message names file and line.
@@ -170,31 +146,22 @@ def captions_of_lines(path: str) -> dict[str, list[str]]:
     form = _COMMA if any(_COMMA.fullmatch(line) for _, line in lines[1:2]) else _NUMBERED
     if form is _COMMA and not _COMMA.fullmatch(lines[0][1]):
         lines = lines[1:]
-    found = [(where, _parts(form, line, where)) for where, line in lines]
-    quoted = form is _COMMA and not any(',' in caption and caption[0] != '"' for _, (_, caption) in found)
-    for where, (image, caption) in found:
-        image = image if '.' in image else f'{image}.jpg'
+    found = []
+    for where, line in lines:
+        if (match := form.fullmatch(line)) is None:
+            raise FileError(f'{where}: expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found '
+                            f'{line[:60]!r}')
+        found.append((where, match['image'], match['caption']))
+    quoted = form is _COMMA and not any(',' in caption and caption[0] != '"' for _, _, caption in found)
+    for where, image, caption in found:
         if quoted:
-            caption = _unquoted(caption, where)
+            with reading(where, 'a row in which every quote that is opened is closed, and one in a text is doubled'):
+                values = next(csv.reader([caption], strict=True), [''])
+            if len(values) > 1:
+                raise FileError(f'{where}: has {len(values) + 1} values, expected an image and a caption; a text with '
+                                'commas needs quotes')
+            caption = values[0]
         elif _SEGMENTED.fullmatch(caption):
             caption = ''.join(word.rsplit(':', 1)[0] for word in caption.split())
-        captions.setdefault(image, []).append(caption)
+        captions.setdefault(image if '.' in image else f'{image}.jpg', []).append(caption)
     return captions
-
-
-def _parts(form: re.Pattern[str], line: str, where: str) -> tuple[str, str]:
-    match = form.fullmatch(line)
-    if match is None:
-        raise FileError(f'{where}: expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found '
-                        f'{line[:60]!r}')
-    return match['image'], match['caption']
-
-
-def _unquoted(caption: str, where: str) -> str:
-    """The one value of a row of CSV."""
-    with reading(where, 'a row in which every quote that is opened is closed, and one in a text is doubled'):
-        values = next(csv.reader([caption], strict=True), [''])
-    if len(values) > 1:
-        raise FileError(f'{where}: has {len(values) + 1} values, expected an image and a caption; a text with '
-                        'commas needs quotes')
-    return values[0]

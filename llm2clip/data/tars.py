@@ -41,55 +41,35 @@ def tar_samples(
     Args:
         path: The tar.
         value: What is kept of a file.
-        mode: As `tarfile.open` takes it: ``r`` reads compressed tars too, ``r:`` does not.
-        wanted: Suffixes of the files that are read; others have the value None.  Unset, all are read.
+        mode: As for `tarfile.open`: ``r`` reads compressed tars too, ``r:`` does not.
+        wanted: Suffixes of the files that are read, by default all; others have the value None.
 
     Raises:
-        FileError: The tar is damaged or cut off, has a file twice or one that is too large, links or paths that lead
-            out of it, or goes on after its end; the message names it.
+        FileError: The tar is damaged or cut off, has a file twice or one that is too large, has links or paths that
+            lead out of it, or more follows its end; the message names it.
     """
 
-    def wanted_value(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
-        suffix = (base_plus_ext(member.name)[1] or '').lower()
-        return value(tar, member) if wanted is None or suffix in wanted else None
+    def files() -> Iterator[dict[str, Any]]:
+        with tarfile.open(path, mode) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # which otherwise grow
+                if not stays_inside(member.name):
+                    raise FileError(f'{path}: the path {member.name!r} leads out of the tar, expected one inside')
+                if not member.isdir() and not member.isreg():
+                    raise FileError(f'{path}: {member.name!r} is a link or a device, expected a file')
+                if member.isreg() and not _ABOUT.match(member.name):
+                    suffix = (base_plus_ext(member.name)[1] or '').lower()
+                    kept = value(tar, member) if wanted is None or suffix in wanted else None
+                    yield {'fname': member.name, 'data': kept, '__url__': path}
+            # `tarfile` takes a header that it cannot read, or none, for the end of a tar that has others.
+            file = tar.fileobj
+            assert file is not None
+            file.seek(tar.offset)
+            zeros = [not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')]
+            if not zeros or not all(zeros):
+                raise FileError(f'{path}: is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
+                                'whole tar, with nothing but zeros at its end')
+        yield {}  # ends the last sample
 
     with reading(path, 'a whole tar with every file once'):
-        yield from group_by_keys(_members(path, wanted_value, mode))
-
-
-class _Member(tarfile.TarInfo):
-    """A file in a tar.  `tarfile` takes a header that it cannot read, or none, for the end of a tar that has others."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> '_Member':  # pyright: ignore[reportIncompatibleMethodOverride]
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f'no header of a file at byte {tar.offset:,}: {error}') from None
-
-
-def _members(
-    path: str, value: Callable[[tarfile.TarFile, tarfile.TarInfo], Any], mode: Literal['r', 'r:']
-) -> Iterator[dict[str, Any]]:
-    """The files of a tar as `group_by_keys` takes them.
-
-    Raises:
-        FileError: The tar has something else than files in it, or goes on after its end.
-        TarError: It is damaged or cut off.
-    """
-    with tarfile.open(path, mode, tarinfo=_Member) as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # which otherwise grow
-            if not stays_inside(member.name):
-                raise FileError(f'{path}: the path {member.name!r} leads out of the tar, expected one inside')
-            if not member.isdir() and not member.isreg():
-                raise FileError(f'{path}: {member.name!r} is a link or a device, expected a file')
-            if member.isreg() and not _ABOUT.match(member.name):
-                yield {'fname': member.name, 'data': value(tar, member), '__url__': path}
-        assert tar.fileobj is not None
-        while block := tar.fileobj.read(1 << 20):
-            if block.strip(b'\0'):
-                raise FileError(f'{path}: goes on after its end, expected one tar, not several in one file')
-    yield {}  # ends the last sample
+        yield from group_by_keys(files())

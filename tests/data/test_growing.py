@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import xxhash
@@ -15,6 +14,7 @@ from parts import make_samples, write_sidecar
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, WriterConfig
+from llm2clip.data.convert.parts import excluded_ids
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import build_image_loader
@@ -28,9 +28,8 @@ def _write(out: Path, names: Iterable[str], prefix: str = '', **options: object)
         return make_samples(8, prefix=prefix + name)
 
     parts = [Part(name, lambda dropped, name=name: samples(name)) for name in sorted(names)]
-    with mock.patch('llm2clip.data.convert.writer.draw_card'):  # which takes longer than all the rest
-        write_splits({'train': parts}, Dropped(), out, WriterConfig(size_limit='2kb'),
-                     {'source': {'files': sorted(names)}}, **options)
+    write_splits({'train': parts}, Dropped(), out, WriterConfig(size_limit='2kb'),
+                 {'source': {'files': sorted(names)}}, **options)
 
 
 @pytest.fixture(scope='module')
@@ -65,13 +64,13 @@ def test_only_new_parts_are_written_and_their_shards_come_last(before: Path, gro
 def test_a_dataset_is_extended_only_if_that_is_asked_for_and_nothing_is_lost(before: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out'
     shutil.copytree(before, out)
-    with pytest.raises(ConfigError, match='begun with another source or other options'):
+    with pytest.raises(ConfigError, match='written with another source .*, or add the new files by extend=true'):
         _write(out, 'bcd')
     with pytest.raises(ConfigError, match='extend: .*train has part-d, which comes from none of the input files'):
         _write(out, 'bc', extend=True)
     parts = {'train': [Part(name, lambda dropped: []) for name in 'bd']}
     about = {'source': {'files': ['b', 'd', 'x'], 'split': 'other'}}
-    with pytest.raises(ConfigError, match='begun with another source'):
+    with pytest.raises(ConfigError, match='written with another source .* to convert again$'):
         write_splits(parts, Dropped(), out, WriterConfig(), about, extend=True)
     # A failure, here of an id that is there already, leaves the dataset as it was.
     index = (out / 'train/index.json').read_bytes()
@@ -83,8 +82,6 @@ def test_a_dataset_is_extended_only_if_that_is_asked_for_and_nothing_is_lost(bef
 
 
 def test_the_recipe_adds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr('llm2clip.data.convert.writer.draw_card', lambda *_: None)
-
     def prepare(*more: str) -> str:
         run_recipe(monkeypatch, 'prepare_data', 'source.name=table', f'source.files={tmp_path}/*.csv',
                    'source.captions=caption', f'out={tmp_path}/out', *more)
@@ -94,33 +91,42 @@ def test_the_recipe_adds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "wrote {'train': 2}" in prepare()
     (tmp_path / 'a.csv').write_text('caption\nthree\n')
     assert 'is complete; extend=true adds' in prepare()
-    assert "wrote {'train': 3}" in prepare('extend=true')
-    (tmp_path / 'ids.json').write_text('["b.csv:2", "c.csv:1"]')
-    with pytest.raises(ConfigError, match='is complete, but was written with another leave_out'):
-        prepare(f'leave_out={tmp_path}/ids.json')
-    with pytest.raises(ConfigError, match='begun with another source or other options'):
-        prepare('image_max_side=9')
-    with pytest.raises(ConfigError, match='ids.json names 1 of the samples in .*part-b, which is kept'):
-        prepare(f'leave_out={tmp_path}/ids.json', 'extend=true')
-    with pytest.raises(ConfigError, match='complete, but was written with another source .*extend=true'):
+    said = prepare('extend=true')
+    assert 'out: 1 of 2 parts are to be written, by 1 process\n' in said and "wrote {'train': 3}" in said
+    for option in ('image_max_side=9', 'image_quality=9', 'require_any_caption=[caption]', 'source.sample=0.5'):
+        with pytest.raises(ConfigError, match=f'written with another {option.split("=")[0].split(".")[0]}'):
+            prepare(option)
+    with pytest.raises(ConfigError, match='written with another source .*extend=true'):
         prepare(f"source.files=['{tmp_path}/*.csv', '{tmp_path}/a.csv']")
     (tmp_path / 'b.csv').write_text('caption\none\nTWO\n')
     for more in ([], ['extend=true']):
         with pytest.raises(ConfigError, match='b.csv: has changed since'):
             prepare(*more)
-    shutil.rmtree(tmp_path / 'out')
-    (tmp_path / 'more.json').write_text('["x", "b.csv:2"]')
-    (tmp_path / 'none.json').write_text('["y", "x"]')
+
+
+def test_ids_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def prepare(out: str, ids: list[object], *more: str) -> str:
+        (tmp_path / f'{out}.json').write_text(json.dumps(ids))
+        excluded_ids.cache_clear()
+        run_recipe(monkeypatch, 'prepare_data', 'source.name=table', f'source.files={tmp_path}/*.csv',
+                   'source.captions=caption', f'out={tmp_path}/{out}', f'leave_out={tmp_path}/{out}.json', *more)
+        return capsys.readouterr().out
+
+    (tmp_path / 'b.csv').write_text('caption\none\ntwo\n')
+    said = prepare('out', ['b.csv:2', 'x'])
+    assert 'leave_out: 1 samples are left out' in said and 'names 2' in said and "wrote {'train': 1}" in said
+    with pytest.raises(ConfigError, match='written with another leave_out'):
+        prepare('out', ['b.csv:1'])
     (tmp_path / 'c.csv').write_text('caption\nfour\nfive\n')
-    assert "wrote {'train': 3}" in prepare(f'leave_out={tmp_path}/ids.json')
-    card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['filtered'] == {'named by leave_out': 2}
-    assert 'names 1 ids that no sample has: x\n' in prepare(f'leave_out={tmp_path}/more.json', f'out={tmp_path}/more')
-    with pytest.raises(ConfigError, match='none.json names 2 ids that no sample has: x, y; expected'):
-        prepare(f'leave_out={tmp_path}/none.json', f'out={tmp_path}/none')
-    (tmp_path / 'numbers.json').write_text('[1]')
+    with pytest.raises(ConfigError, match='out.json names 1 of the samples in .*part-b, which is kept'):
+        prepare('out', ['b.csv:1', 'b.csv:2'], 'extend=true')
+    shutil.rmtree(tmp_path / 'out/train/part-c')
+    assert "wrote {'train': 2}" in prepare('out', ['b.csv:2', 'c.csv:1'], 'extend=true')
+    assert json.loads((tmp_path / 'out/dataset.json').read_text())['filtered'] == {'named by leave_out': 2}
+    with pytest.raises(ConfigError, match='0 samples are left out, and .*none.json names 2; expected ids of samples'):
+        prepare('none', ['y', 'x'])
     with pytest.raises(ConfigError, match='leave_out: .*numbers.json has entries that are no texts'):
-        prepare(f'leave_out={tmp_path}/numbers.json', f'out={tmp_path}/other')
+        prepare('numbers', [1])
 
 
 def test_a_fingerprint_is_found_among_the_beginnings_of_a_dataset(before: Path, grown: Path) -> None:

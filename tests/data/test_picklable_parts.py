@@ -5,7 +5,6 @@
 
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +21,36 @@ from llm2clip.registry import SOURCES, build_source
 # Ray's own copy of it is no other.
 cloudpickle = pytest.importorskip('cloudpickle')
 
-Arguments = dict[str, Any]
 
-
-def _csv(folder: Path) -> str:
-    (folder / 'captions.csv').write_text('image,caption\n' + ''.join(f'{i}.png,caption {i}\n' for i in range(4)))
-    return f'{folder}/captions.csv'
-
-
-def _images(folder: Path) -> Arguments:
+def _arguments(name: str, folder: Path) -> dict[str, Any]:
+    """Of a source, after its files are written."""
+    csv = folder / 'captions.csv'
+    csv.write_text('image,caption\n' + ''.join(f'{i}.png,caption {i}\n' for i in range(4)))
     for i in range(4):
         (folder / f'{i}.png').write_bytes(picture(i))
-    return {'images': str(folder), 'captions': _csv(folder), 'heldout': 1}
-
-
-def _saved(folder: Path) -> Arguments:
-    datasets = pytest.importorskip('datasets')
-    rows = {'image': [{'bytes': picture(i), 'path': None} for i in range(3)], 'text': ['a', 'b', 'c']}
-    datasets.Dataset.from_dict(rows).cast_column('image', datasets.Image()).save_to_disk(folder / 'saved')
-    return {'path': f'{folder}/saved', 'captions': 'text', 'image_column': 'image'}
-
-
-def _tar(folder: Path) -> Arguments:
-    with wds.TarWriter(f'{folder}/0.tar') as writer:
-        writer.write({'__key__': 'a', 'jpg': picture(0), 'txt': 'a text', 'json': {}})
-    return {'files': f'{folder}/*.tar', 'captions': {'raw': 'txt'}}
-
-
-def _pairs(folder: Path) -> Arguments:
-    (folder / 'pairs.jsonl').write_text(''.join(f'{{"query": "q{i}", "positive": "p{i}"}}\n' for i in range(9)))
-    return {'files': f'{folder}/pairs.jsonl', 'heldout_share': 0.5}
-
-
-def _text(folder: Path) -> Arguments:
-    (folder / 'a.txt').write_text('A text that is long enough to be taken for a text of its own.\n')
-    return {'files': f'{folder}/a.txt'}
-
-
-def _wikipedia(folder: Path) -> Arguments:
-    (folder / 'summaries/data').mkdir(parents=True)
-    (folder / 'summaries/__init__.py').touch()
-    articles = {f't{i}': {'description': f'd{i}', 'extract': f'The article of {i}.'} for i in range(4)}
-    (folder / 'summaries/data/summaries_en-us.json').write_text(json.dumps(articles))
-    return {'package': 'summaries', 'heldout': 1}
-
-
-BUILD: dict[str, Callable[[Path], Arguments]] = {
-    'caption_csv': lambda folder: {'captions': _csv(folder)}, 'coco': coco, 'emoji': lambda folder: {},
-    'flickr30k': flickr30k, 'flickr8k': flickr8k, 'huggingface': _saved, 'image_folder': _images, 'plain_text': _text,
-    'table': lambda folder: {'files': _csv(folder), 'captions': {'en': 'caption'}}, 'text_pairs': _pairs,
-    'webdataset': _tar, 'wikipedia_summaries': _wikipedia}
+    if name in ('coco', 'flickr8k', 'flickr30k'):
+        return {'coco': coco, 'flickr8k': flickr8k, 'flickr30k': flickr30k}[name](folder)
+    if name == 'huggingface':
+        datasets = pytest.importorskip('datasets')
+        rows = {'image': [{'bytes': picture(i), 'path': None} for i in range(3)], 'text': ['a', 'b', 'c']}
+        datasets.Dataset.from_dict(rows).cast_column('image', datasets.Image()).save_to_disk(folder / 'saved')
+        return {'path': f'{folder}/saved', 'captions': 'text', 'image_column': 'image'}
+    if name == 'webdataset':
+        with wds.TarWriter(f'{folder}/0.tar') as writer:
+            writer.write({'__key__': 'a', 'jpg': picture(0), 'txt': 'a text', 'json': {}})
+        return {'files': f'{folder}/*.tar', 'captions': {'raw': 'txt'}}
+    if name == 'text_pairs':
+        (folder / 'pairs.jsonl').write_text(''.join(f'{{"query": "q{i}", "positive": "p{i}"}}\n' for i in range(9)))
+        return {'files': f'{folder}/pairs.jsonl', 'heldout_share': 0.5}
+    if name == 'wikipedia_summaries':
+        (folder / 'summaries/data').mkdir(parents=True)
+        (folder / 'summaries/__init__.py').touch()
+        articles = {f't{i}': {'description': f'd{i}', 'extract': f'The article of {i}.'} for i in range(4)}
+        (folder / 'summaries/data/summaries_en-us.json').write_text(json.dumps(articles))
+        return {'package': 'summaries', 'heldout': 1}
+    return {'caption_csv': {'captions': str(csv)}, 'emoji': {}, 'plain_text': {'files': str(csv), 'min_characters': 9},
+            'image_folder': {'images': str(folder), 'captions': str(csv), 'heldout': 1},
+            'table': {'files': str(csv), 'captions': {'en': 'caption'}}}[name]
 
 
 @pytest.mark.parametrize('name', SOURCES)
@@ -83,7 +62,7 @@ def test_a_copy_of_a_part_reads_the_same_samples(
         f'c{i}', {'short': f's{i}'}, {'de': f'd{i}'}, *(Image.new('RGB', (8, 8), (i, k, 0)) for k in range(2)))
         for i in range(6)]
     monkeypatch.setattr(llm2clip.data.convert.emoji, '_concepts', lambda *args: concepts)
-    splits, _ = build_source({'name': name, **BUILD[name](tmp_path)})
+    splits, _ = build_source({'name': name, **_arguments(name, tmp_path)})
     assert any(splits.values())
     for part in (part for parts in splits.values() for part in parts):
         copy = pickle.loads(cloudpickle.dumps(part))

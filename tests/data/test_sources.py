@@ -28,7 +28,6 @@ from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.files import FileError
 from llm2clip.folders import OutputFolder
-from llm2clip.registry import build_source
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 CAPTIONS = {'raw': 'raw_caption', 'long': 'longSV_captions'}
@@ -63,10 +62,6 @@ def test_tars_become_a_dataset_with_the_same_bytes(workers: int, tmp_path: Path)
     assert len(read_index(tmp_path / 'out/train')['shards']) >= 3
     dataset = StreamingDataset(local=str(tmp_path / 'out/train'), batch_size=4)
     assert sorted(sample['sample_id'] for sample in dataset) == sorted(expected)
-    card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['captions']['train']['long'] == {
-        'captions': 24, 'absent': 0, 'words_p5': 5, 'words_p50': 5, 'words_p95': 5}
-    assert Image.open(tmp_path / 'out/dataset.png').width > 500
 
 
 def test_the_id_and_the_text_file_can_be_chosen(tmp_path: Path) -> None:
@@ -76,54 +71,20 @@ def test_the_id_and_the_text_file_can_be_chosen(tmp_path: Path) -> None:
     assert _rows(tmp_path / 'out')['u3'][0] == 'text 3'
 
 
-def test_a_damaged_tar_is_named_and_nothing_is_readable(tmp_path: Path) -> None:
-    _tars(tmp_path / 'tars')
-    path = tmp_path / 'tars/00001.tar'
-    whole = path.read_bytes()
-    splits, dropped = webdataset(f'{tmp_path}/tars/*.tar', CAPTIONS)
-    for size, message in ((len(whole) // 2 + 100, r'00001\.tar: cannot be read .no header.*truncated'),
-                          (_end_of_member(path, 12), r'00001\.tar: cannot be read .*, expected a whole tar')):
-        path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=message):
-            write_splits(splits, dropped, tmp_path / 'out')
-        assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
-    # Mended and called again, it goes on with the parts that are missing.
-    first = (tmp_path / 'out/train/part-00000/part.json').stat().st_mtime_ns
-    path.write_bytes(whole)
-    assert write_splits(splits, dropped, tmp_path / 'out') == {'train': 24}
-    assert (tmp_path / 'out/train/part-00000/part.json').stat().st_mtime_ns == first
-
-
-def _end_of_member(path: Path, n: int) -> int:
-    import tarfile
-    with tarfile.open(path) as tar:
-        return tar.getmembers()[n].offset
-
-
-@pytest.mark.parametrize('suffix', ['txt', 'json'])
-def test_a_file_of_a_tar_that_is_too_large_is_named_and_one_that_nobody_wants_is_not_read(
-    suffix: str, tmp_path: Path
-) -> None:
+def test_a_text_of_a_tar_that_is_too_large_is_named_and_one_that_nobody_wants_is_not_read(tmp_path: Path) -> None:
+    files = {'a.jpg': picture(0), 'a.json': b'{"raw_caption": "a"}', 'a.txt': bytes((1 << 24) + 1)}
     with tarfile.open(tmp_path / '0.tar.gz', 'w:gz', compresslevel=1) as tar:
-        for name, content in (('a.jpg', picture(0)), ('a.json', b'{"raw_caption": "a"}')):
+        for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
-            if not name.endswith(suffix):
-                tar.addfile(member, io.BytesIO(content))
-        large = tarfile.TarInfo(f'a.{suffix}')
-        large.size = (1 << 24) + 1
-        tar.addfile(large, io.BytesIO(bytes(large.size)))
-
-    def read(field: str) -> list[Sample]:
-        splits, dropped = webdataset(f'{tmp_path}/0.tar.gz', {'raw': field})
-        return list(splits['train'][0].read(dropped))
-
+            tar.addfile(member, io.BytesIO(content))
     for field in ('raw_caption', 'txt'):
-        if suffix == 'json' or suffix == field:
-            with pytest.raises(FileError, match=rf"0\.tar\.gz: 'a\.{suffix}' has 16,777,217 bytes, expected a text of"):
-                read(field)
+        splits, dropped = webdataset(f'{tmp_path}/0.tar.gz', {'raw': field})
+        if field == 'txt':
+            with pytest.raises(FileError, match=r"0\.tar\.gz: 'a\.txt' has 16,777,217 bytes, expected a text of"):
+                list(splits['train'][0].read(dropped))
         else:
-            assert len(read(field)) == 1
+            assert len(list(splits['train'][0].read(dropped))) == 1
 
 
 def test_tars_have_a_held_out_split_by_the_hash_of_the_id(tmp_path: Path) -> None:
@@ -137,8 +98,6 @@ def test_tars_have_a_held_out_split_by_the_hash_of_the_id(tmp_path: Path) -> Non
     every, first = ids('*.tar'), ids('00000.tar')
     assert sorted(every['train'] + every['heldout']) == sorted(expected) and 2 <= len(every['heldout']) <= 12
     assert all(first[name] == [i for i in every[name] if int(i) < 8] for name in every)
-    written = write_splits(*webdataset(f'{tmp_path}/tars/*.tar', CAPTIONS, heldout=0.3, seed=1), tmp_path / 'out')
-    assert written == {name: len(names) for name, names in every.items()}
 
 
 def _part(n: int, fail: bool = False, prefix: str = 's') -> Part:
@@ -149,24 +108,14 @@ def _part(n: int, fail: bool = False, prefix: str = 's') -> Part:
     return Part(f'part{n}', read)
 
 
-def test_machines_share_the_parts_and_the_last_writes_the_index(tmp_path: Path) -> None:
-    splits = {'train': [_part(n) for n in range(5)]}
-    first, second = (WriterConfig(machine=k, machines=2) for k in range(2))
-    assert write_splits(splits, Dropped(), tmp_path / 'out', second) is None
-    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
-    assert sorted(p.name for p in (tmp_path / 'out/train').iterdir()) == ['part-part1', 'part-part3']
-    assert write_splits(splits, Dropped(), tmp_path / 'out', first) == {'train': 30}
-    assert [row['sample_id'][:3] for row in read_samples(tmp_path / 'out/train')] == \
-        [f's{n}-' for n in range(5) for _ in range(6)]
-
-
-def test_machines_that_share_only_a_remote(tmp_path: Path) -> None:
+def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
     """Each uploads its parts; the last one writes the index; nothing needs to stay on their disks."""
     splits, remote = {'train': [_part(n) for n in range(5)]}, tmp_path / 'bucket'
     first, second = (WriterConfig(machine=k, machines=2, keep_local=False) for k in range(2))
     outs = [OutputFolder(tmp_path / f'machine{k}', str(remote)) for k in range(2)]
     assert write_splits(splits, Dropped(), outs[1], second) is None
     assert not (remote / 'train/index.json').exists() and not outs[0].fetch(CARD_FILE)
+    assert sorted(path.name for path in (remote / 'train').iterdir()) == ['part-part1', 'part-part3']
     shutil.rmtree(outs[1].local / 'train/part-part3')
     assert write_splits(splits, Dropped(), outs[1], second) is None, 'a part that is in the remote is done'
     (remote / 'train/part-part1/part.json').unlink()
@@ -175,9 +124,9 @@ def test_machines_that_share_only_a_remote(tmp_path: Path) -> None:
     assert write_splits(splits, Dropped(), outs[0], first) == {'train': 30}
     assert [row['sample_id'][:3] for row in read_samples(remote / 'train')] == \
         [f's{n}-' for n in range(5) for _ in range(6)]
-    assert outs[1].fetch(CARD_FILE) and (remote / 'dataset.png').is_file()
+    assert outs[1].fetch(CARD_FILE)
     assert not [path for out in outs for path in out.local.rglob('*.mds')]
-    with pytest.raises(ConfigError, match='begun with another source'):
+    with pytest.raises(ConfigError, match='written with another source'):
         write_splits(splits, Dropped(), OutputFolder(tmp_path / 'third', str(remote)), first, {'source': 'other'})
 
 
@@ -186,9 +135,12 @@ def test_what_fails_leaves_the_finished_parts(workers: int, tmp_path: Path) -> N
     config = WriterConfig(num_workers=workers)
     with pytest.raises(RuntimeError, match='killed'):
         write_splits({'train': [_part(0), _part(1), _part(2, fail=True)]}, Dropped(), tmp_path / 'out', config)
-    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE)
+    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
     assert not (tmp_path / 'out/train/part-part2').exists()
+    # Mended and called again, it goes on with the part that is missing.
+    first = (tmp_path / 'out/train/part-part0/part.json').stat().st_mtime_ns
     assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
+    assert (tmp_path / 'out/train/part-part0/part.json').stat().st_mtime_ns == first
 
 
 def test_parts_must_fit_together(tmp_path: Path) -> None:
@@ -202,16 +154,14 @@ def test_parts_must_fit_together(tmp_path: Path) -> None:
         write_splits({'train': [_part(0), other]}, Dropped(), tmp_path / 'b')
     with pytest.raises(ValueError, match='two input files would be written to'):
         write_splits({'train': [_part(0), _part(0)]}, Dropped(), tmp_path / 'c')
-    write_splits({'train': [_part(0)]}, Dropped(), tmp_path / 'd', about={'source': 1})
-    with pytest.raises(ConfigError, match='begun with another source'):
-        write_splits({'train': [_part(0)]}, Dropped(), tmp_path / 'd', about={'source': 2})
 
 
 def test_too_many_bad_samples_are_counted_over_all_parts(tmp_path: Path) -> None:
     bad = Part('bad', lambda dropped: [Sample('b', {'short': 'a', 'long': 'b'}, b'x')])
     splits = {'train': [_part(0), bad]}
-    with pytest.raises(ValueError, match='1 of 7 samples were left out.*undecodable image'):
+    with pytest.raises(ValueError, match='1 of 7 samples were left out, more than max_dropped=0.02.*undecodable image'):
         write_splits(splits, Dropped(), tmp_path / 'out')
+    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
     assert write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(max_dropped=0.2)) == {'train': 6}
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['dropped_ids'] == {'undecodable image': ['b']}
@@ -243,8 +193,6 @@ def test_tables(kind: str, tmp_path: Path) -> None:
     assert write_splits(splits, dropped, tmp_path / 'out') == {'train': 7}
     assert _rows(tmp_path / 'out') == {
         f'{name}:{i + 1}': (f'raw "{i}",\nor so', f'{i}', images[i]) for i in range(7)}
-    with pytest.raises(ConfigError, match=f'{name} has no column .nothing.; it has img, org_caption'):
-        table(f'{tmp_path}/{name}', {'raw': 'nothing'})
 
 
 def test_a_table_of_captions_alone(tmp_path: Path) -> None:
@@ -255,31 +203,24 @@ def test_a_table_of_captions_alone(tmp_path: Path) -> None:
         [('a brown dog, running', 'a dog', '7'), ('c', 'b', '08')]
 
 
-@pytest.mark.parametrize('kind', ['texts', 'lists', 'mapping'])
-def test_columns_of_lists_become_keys(kind: str, tmp_path: Path) -> None:
+def test_columns_of_lists_become_keys(tmp_path: Path) -> None:
     lists = [['a', 'b', 'c'], ['d'], None, [None, ' ', 'e']]
     for n in range(2):  # the longest list is in one of two tables
-        rows = pyarrow.table({'img': [picture(4 * n + i) for i in range(4)], 'lists': [x[:2] if x and n else x
-                             for x in lists], 'text': ['t', None, 'u', '']}, schema=pyarrow.schema([
-                                 ('img', pyarrow.binary()), ('lists', pyarrow.list_(pyarrow.string())),
-                                 ('text', pyarrow.string())]))
+        rows = pyarrow.table({'lists': [x[:2] if x and n else x for x in lists], 'text': ['t', None, 'u', '']})
         pyarrow.parquet.write_table(rows, tmp_path / f'{n}.parquet')
-    captions = {'texts': 'text', 'lists': 'lists', 'mapping': {'en': 'lists', 'raw': 'text'}}[kind]
-    splits, dropped = table(f'{tmp_path}/*.parquet', captions, 'img')
-    write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=1.0))
-    keys = {'texts': ['0'], 'lists': ['0', '1', '2'], 'mapping': ['en_0', 'en_1', 'en_2', 'raw']}[kind]
-    found = {row['sample_id']: [row[f'caption.{key}'] for key in keys] for row in read_samples(tmp_path / 'out/train')}
-    expected = {
-        'texts': {'0.parquet:1': ['t'], '0.parquet:3': ['u'], '1.parquet:1': ['t'], '1.parquet:3': ['u']},
-        'lists': {'0.parquet:1': ['a', 'b', 'c'], '0.parquet:2': ['d', '', ''], '0.parquet:4': ['', '', 'e'],
-                  '1.parquet:1': ['a', 'b', ''], '1.parquet:2': ['d', '', '']},
-        'mapping': {'0.parquet:1': ['a', 'b', 'c', 't'], '0.parquet:2': ['d', '', '', ''],
+    for captions, keys in (('lists', ['0', '1', '2']),
+                           ({'en': 'lists', 'raw': 'text'}, ['en_0', 'en_1', 'en_2', 'raw'])):
+        out = tmp_path / keys[0]
+        write_splits(*table(f'{tmp_path}/*.parquet', captions), out, WriterConfig(max_dropped=1.0))
+        found = {row['sample_id']: [row[f'caption.{key}'] for key in keys] for row in read_samples(out / 'train')}
+        expected = {'0.parquet:1': ['a', 'b', 'c', 't'], '0.parquet:2': ['d', '', '', ''],
                     '0.parquet:3': ['', '', '', 'u'], '0.parquet:4': ['', '', 'e', ''],
                     '1.parquet:1': ['a', 'b', '', 't'], '1.parquet:2': ['d', '', '', ''],
-                    '1.parquet:3': ['', '', '', 'u']}}[kind]
-    assert found == expected
-    card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped'] == ({'no caption': 8 - len(expected)})
+                    '1.parquet:3': ['', '', '', 'u']}
+        expected = {name: texts[:len(keys)] for name, texts in expected.items() if any(texts[:len(keys)])}
+        assert found == expected
+        card = json.loads((out / 'dataset.json').read_text())
+        assert card['dropped'] == {'no caption': 8 - len(expected)}
 
 
 def test_columns_that_cannot_be_captions_are_named(tmp_path: Path) -> None:
@@ -291,37 +232,29 @@ def test_columns_that_cannot_be_captions_are_named(tmp_path: Path) -> None:
                               ({'d': 'e', 'd_0': 'd'}, 'two captions one key')):
         with pytest.raises(ConfigError, match=message):
             table(f'{tmp_path}/a.parquet', captions)
-    with pytest.raises(ConfigError, match='source.heldout: 100, expected less than 1'):
-        build_source({'name': 'table', 'files': f'{tmp_path}/a.parquet', 'captions': 'd', 'heldout': 100})
 
 
-@pytest.mark.parametrize('kind', ['paths', 'bytes', 'texts'])
+@pytest.mark.parametrize('kind', ['paths', 'bytes'])
 def test_all_rows_of_an_image_are_on_one_side(kind: str, tmp_path: Path) -> None:
-    """Two rows per image; another table of other images changes nothing."""
-    for i in range(30):
+    """Two rows per image, whose paths are spelled differently; another table of other images changes nothing."""
+    (tmp_path / 'x').mkdir()
+    for i in range(15):
         (tmp_path / f'{i}.png').write_bytes(picture(i, 8))
-    images = [i % 15 for i in range(30)]
-    column = [f'{i}.png' if kind == 'paths' else picture(i, 8) for i in images]
-    rows = pyarrow.table({'img': column, 'text': [f'{i}' for i in range(30)], 'id': [f'id{i}' for i in range(30)]})
+    paths = [f'{"./x/../" if i > 14 else ""}{i % 15}.png' for i in range(30)]
+    column = paths if kind == 'paths' else [picture(i % 15, 8) for i in range(30)]
+    rows = pyarrow.table({'img': column, 'text': [f'{i}' for i in range(30)]})
     pyarrow.parquet.write_table(rows, tmp_path / 'a.parquet')
     pyarrow.parquet.write_table(rows.slice(3, 9), tmp_path / 'b.parquet')
-    arguments = {'images': str(tmp_path), 'image_column': None if kind == 'texts' else 'img', 'id_column': 'id'}
 
     def sides(name: str, seed: int = 0) -> dict[int, str]:
-        splits, _ = table(f'{tmp_path}/{name}', 'text', heldout=0.4, seed=seed, **arguments)
+        splits, _ = table(f'{tmp_path}/{name}', 'text', 'img', str(tmp_path), heldout=0.4, seed=seed)
         return {int(sample.captions['0']): split for split, parts in splits.items() for part in parts
                 for sample in part.read(Dropped())}
 
     found = sides('a.parquet')
     assert len(found) == 30 and set(found.values()) == {'train', 'heldout'} and found != sides('a.parquet', seed=1)
-    if kind != 'texts':
-        assert all(found[i] == found[i + 15] for i in range(15))
+    assert all(found[i] == found[i + 15] for i in range(15))
     assert sides('b.parquet') == {i: found[i] for i in range(3, 12)}
-    if kind == 'paths':  # another spelling is the same image
-        spelled = rows.set_column(0, 'img', pyarrow.array([f'./x/../{path}' for path in column]))
-        pyarrow.parquet.write_table(spelled, tmp_path / 'c.parquet')
-        (tmp_path / 'x').mkdir()
-        assert sides('c.parquet') == found
 
 
 def test_images_of_a_table_that_are_missing_are_named(tmp_path: Path) -> None:
@@ -330,5 +263,3 @@ def test_images_of_a_table_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='2 of 2 samples were left out') as error:
         write_splits(splits, dropped, tmp_path / 'out')
     assert f"'missing image file': ['{tmp_path}/no.png'], 'no image': ['rows.csv:2']" in str(error.value)
-    with pytest.raises(ConfigError, match=f'source.images: there is no folder {tmp_path}/nowhere'):
-        table(f'{tmp_path}/rows.csv', 'text', 'img', images=f'{tmp_path}/nowhere')

@@ -157,7 +157,7 @@ def one_thread() -> Iterator[None]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Path -> bytes of all files; a dataset's card has a picture whose bytes are not its own."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*'))
-            if path.is_file() and path.name not in ('dataset.png', '.llm2clip', 'config.yaml', 'seconds.json')}
+            if path.is_file() and path.name not in ('.llm2clip', 'config.yaml', 'seconds.json')}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

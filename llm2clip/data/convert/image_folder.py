@@ -1,34 +1,39 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A file of captions, with a folder of their images or, for stage 1, without."""
+"""A file of captions, with a folder of their images or, for stage 1, without: one's own, or in the published layouts of
+Flickr8k, Flickr30k and COCO.
 
-from collections.abc import Iterator
+Captions are called ``0``, ``1``, … in the order of the file.  There are as many keys as the image with the most
+captions has; those that another image lacks are empty.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Optional
 
-from llm2clip.config.ranges import FolderName, HeldOut, Seed
+from llm2clip.config import ConfigError
+from llm2clip.config.ranges import FolderName, HeldOut, Seed, Text, Texts
 from llm2clip.data.caption_files import read_captions
-from llm2clip.data.convert.samples import (
-    Dropped,
-    Part,
-    Sample,
-    Splits,
-    check_folder,
-    hold_out,
-    one_part,
-    read_image,
-)
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, hold_out, read_image
+from llm2clip.data.published_captions import official_lists, read_splits
+from llm2clip.files import FileError
 
-__all__ = ['caption_csv', 'image_folder']
+__all__ = ['caption_csv', 'coco', 'flickr30k', 'flickr8k', 'image_folder']
+
+# Images of a part of a published dataset.
+_IMAGES = 10_000
+# Of the name of a file without splits, such as `captions_val2017.json`.
+_SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?![a-z])')
 
 
 def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption',
     split: FolderName = 'train', heldout: HeldOut = 0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
-    """Images with their captions, called ``0``, ``1``, … in the order of the file.
-
-    There are as many keys as the image with the most captions has; those that another image lacks are empty.
+    """Images with their captions.
 
     Args:
         images: Folder of the images.
@@ -38,37 +43,151 @@ def image_folder(
         split: Name of the split.
         heldout: Share between 0 and 1 of the images that go into the split ``heldout``, or how many, chosen by the hash
             of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of images.
-            With more images in `captions`, a share moves none of the others into another split.
         seed: Which ones.
 
     Raises:
         ConfigError: Folder, file or column is missing, or one of the two splits would be empty.
     """
     check_folder(images)
-    texts = _texts(captions, image_column, caption_column)
-    splits = hold_out(texts, heldout, seed, split)
-
-    def samples(names: list[str], dropped: Dropped) -> Iterator[Sample]:
-        for name in names:
-            if (image := read_image(images, name, captions, dropped)) is not None:
-                yield Sample(name, texts[name], image)
-
-    return {name: [Part('all', partial(samples, names), [captions])]
-            for name, names in splits.items()}, Dropped()
+    texts = read_captions(captions, image_column, caption_column)
+    parts = {name: {'all': names} for name, names in hold_out(texts, heldout, seed, split).items()}
+    return _splits(images, captions, texts, parts), Dropped()
 
 
 def caption_csv(
     captions: str, image_column: str = 'image', caption_column: str = 'caption', heldout: HeldOut = 0, seed: Seed = 0
 ) -> tuple[Splits, Dropped]:
-    """Captions without their images; arguments as for `image_folder`, whose `image_column` says which belong together.
-    """
-    texts = _texts(captions, image_column, caption_column)
-    return {split: one_part([Sample(image, texts[image]) for image in images], captions)
-            for split, images in hold_out(texts, heldout, seed).items()}, Dropped()
-
-
-def _texts(captions: str, image_column: str, caption_column: str) -> dict[str, dict[str, str]]:
-    """Image -> its captions by their keys."""
+    """Captions without their images; those of one `image_column` belong together.  Arguments as for `image_folder`."""
     texts = read_captions(captions, image_column, caption_column)
-    keys = range(max(map(len, texts.values())))
-    return {image: {str(i): lines[i] if i < len(lines) else '' for i in keys} for image, lines in texts.items()}
+    parts = {name: {'all': names} for name, names in hold_out(texts, heldout, seed).items()}
+    return _splits(None, captions, texts, parts), Dropped()
+
+
+def flickr8k(
+    images: Optional[str], annotations: str, splits: Optional[Texts] = None,
+    split_files: Optional[dict[FolderName, Text]] = None, split: Optional[FolderName] = None, heldout: HeldOut = 0,
+    seed: Seed = 0,
+) -> tuple[Splits, Dropped]:
+    """Flickr8k: 8,000 images with 5 captions each, and 91 that are in none of its splits, which are left out.
+
+    Args:
+        images: Folder of the images, such as ``Flicker8k_Dataset``; null for captions alone.
+        annotations: ``Flickr8k.token.txt``, ``dataset_flickr8k.json`` of Karpathy and Fei-Fei, or ``captions.txt`` of
+            Kaggle.
+        splits: Which of the published splits are written; unset, all: ``train``, ``val`` and ``test``.
+        split_files: For a file without splits: split -> file with one image per line.  Unset, the official lists
+            ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``, where ``dev`` becomes ``val``.
+        split: Without any splits, the name of the one that is written; unset, the one of ``train``, ``val`` and
+            ``test`` that is in the file's name, or ``train``.
+        heldout, seed: Without any splits, as for `image_folder`.
+
+    Raises:
+        ConfigError: Something is missing, an argument does not go with the file, or a split would be empty.
+        FileError: A file is damaged; an image occurs twice; a list names an image without captions.
+    """
+    if split_files is None:
+        split_files = official_lists(annotations)
+        if not split_files and Path(annotations).is_file() and annotations.endswith('.token.txt') and split is None:
+            raise ConfigError(f'source.split_files: the lists Flickr_8k.{{train,dev,test}}Images.txt are not beside '
+                              f'{annotations}, and without them images for testing would be trained on; source.split '
+                              'or an empty source.split_files takes them all')
+    return _published(images, annotations, splits, split, heldout, seed, split_files)
+
+
+def flickr30k(
+    images: Optional[str], annotations: str, splits: Optional[Texts] = None, split: Optional[FolderName] = None,
+    heldout: HeldOut = 0, seed: Seed = 0,
+) -> tuple[Splits, Dropped]:
+    """Flickr30k: 31,014 images in Karpathy's splits, or 31,783 without splits, with 5 captions each.
+
+    Args:
+        images: Folder of the images, ``flickr30k-images``, or that which the paths in `annotations` start from; null
+            for captions alone.
+        annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, ``flickr_annotations_30k.csv`` of
+            nlphuji/flickr30k, ``flickr30k_train.json`` of BLIP, or ``results_20130124.token``; the last two have no
+            splits.
+        splits, split, heldout, seed: As for `flickr8k`, and so are the errors.
+    """
+    return _published(images, annotations, splits, split, heldout, seed)
+
+
+def coco(
+    images: Optional[str], annotations: str, splits: Optional[Texts] = None, split: Optional[FolderName] = None,
+    heldout: HeldOut = 0, seed: Seed = 0,
+) -> tuple[Splits, Dropped]:
+    """COCO: 123,287 images with 5 to 7 captions each, all of which are kept.
+
+    Args:
+        images: Folder of ``train2014/`` and ``val2014/`` for Karpathy's and BLIP's files; for COCO's own, such as
+            ``captions_train2017.json``, the folder of the images itself (``train2017``).  Null for captions alone.
+        annotations: ``dataset_coco.json`` of Karpathy and Fei-Fei, whose ``restval``, the 30,504 images of val2014 that
+            are neither in ``val`` nor in ``test``, becomes a part of ``train``, as is usual; or a file without splits:
+            COCO's own, or ``coco_karpathy_train.json`` of BLIP.
+        splits: Which of the published splits are written; unset, all.
+        split, heldout, seed: As for `flickr8k`, and so are the errors.
+    """
+    return _published(images, annotations, splits, split, heldout, seed, part_of={'restval': 'train'})
+
+
+def _published(
+    images: Optional[str], annotations: str, splits: Optional[list[str]], split: Optional[str], heldout: HeldOut,
+    seed: int, split_files: Optional[Mapping[str, str]] = None, part_of: Optional[Mapping[str, str]] = None,
+) -> tuple[Splits, Dropped]:
+    """The splits of a published dataset, of which those in `part_of` become a part of another one."""
+    if images is not None:
+        check_folder(images)
+    if not Path(annotations).is_file():
+        raise ConfigError(f'source.annotations: there is no file {Path(annotations).absolute()}')
+    found = read_splits(annotations, split_files)
+    for name, other in (part_of or {}).items():
+        if name in found:
+            found[other] = [*found.get(other, ()), *found.pop(name)]
+    published = [name for name in found if name is not None]
+    there = ', '.join(sorted(published))
+    if published and (split is not None or heldout):
+        raise ConfigError(f'source.{"heldout" if split is None else "split"}: {annotations} has the splits {there}; '
+                          'source.splits says which of them are written')
+    if splits is not None and not published:
+        raise ConfigError(f'source.splits: {annotations} has no splits; source.split names the one that is written')
+    for name in splits or ():
+        if name not in published:
+            raise ConfigError(f'source.splits: there is no {name!r} in {annotations}; it has {there}')
+    captions: dict[str, list[str]] = {}
+    written: dict[str, list[str]] = {}
+    for name in (splits or published) if published else [None]:
+        before = len(captions)
+        for image, lines in found.get(name, ()):
+            if image in captions:
+                raise FileError(f'{annotations}: image {image} occurs twice')
+            captions[image] = [line.strip() for line in lines if line.strip()]
+        written[name or ''] = list(captions)[before:]
+    if not any(captions.values()):
+        raise ConfigError(f'{annotations} has no {"captions" if captions else "images"}')
+    dropped = Dropped()
+    if published:
+        for image, _ in found.get(None, ()):
+            dropped.add('in no split', image)
+    else:
+        said = _SPLIT.search(Path(annotations).name.lower())
+        written = hold_out(captions, heldout, seed, split or (said[0] if said else 'train'))
+    parts = {name: {f'{start:08}': names[start:start + _IMAGES] for start in range(0, len(names), _IMAGES)}
+             for name, names in written.items()}
+    return _splits(images, annotations, captions, parts, (split_files or {}).values()), dropped
+
+
+def _splits(
+    images: Optional[str], file: str, captions: Mapping[str, list[str]], parts: Mapping[str, Mapping[str, list[str]]],
+    lists: Iterable[str] = (),
+) -> Splits:
+    """Splits of parts, split -> part -> its images, which come from a file of captions and maybe lists of images."""
+    keys = range(max(map(len, captions.values())))
+
+    def samples(names: list[str], dropped: Dropped) -> Iterator[Sample]:
+        for name in names:
+            image = read_image([images], name, file, dropped) if images is not None else None
+            if images is None or image is not None:
+                lines = captions[name]
+                yield Sample(name, {str(i): lines[i] if i < len(lines) else '' for i in keys}, image)
+
+    return {split: [Part(part, partial(samples, names), [file, *lists]) for part, names in of_split.items()]
+            for split, of_split in parts.items()}

@@ -1,24 +1,26 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Webdataset tars, as img2dataset writes CC3M, CC12M, YFCC15M and Recap-DataComp-1B."""
+"""Webdataset tars, as img2dataset writes CC3M, CC12M, YFCC15M and Recap-DataComp-1B; captions in them or in tables.
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+A join with tables has one DuckDB file: the rows in the order of the tables, and a table of keys that is sorted by their
+hashes, of which DuckDB reads only the blocks that may hold what is looked up.  Both are written out of core.
+"""
+
+import functools
+import glob
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Optional, Union
-
-import xxhash
+from typing import Any, NamedTuple, Optional, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import Count, FolderName, HeldOutShare, Seed, Text
+from llm2clip.config.ranges import FolderName, HeldOutShare, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
-from llm2clip.data.convert.caption_tables import CaptionTables, open_tables
 from llm2clip.data.convert.samples import (
-    HELDOUT,
     Dropped,
     Filters,
     Part,
@@ -26,34 +28,34 @@ from llm2clip.data.convert.samples import (
     SampleShare,
     Selection,
     Splits,
-    check_split,
+    heldout_splits,
     is_held_out,
-    listed_captions,
     matching_files,
     sample_name,
 )
+from llm2clip.data.convert.table import check_column, is_csv, read_schema
 from llm2clip.data.tars import IMAGES, tar_samples
-from llm2clip.files import FileError, parse_json, read_json, reading
+from llm2clip.files import FileError, parse_json, read_json, reading, write_json
+from llm2clip.folders import complete_folder, locked
 
 __all__ = ['webdataset']
 
 # Images that are looked up in tables at once.
 _BATCH = 256
-_HASHES = {'__sha256__': lambda image: hashlib.sha256(image).hexdigest(), '__xxh64__': xxhash.xxh64_hexdigest}
+_META, _DATABASE = 'index.json', 'captions.duckdb'
+_OPTIONS = {'autoinstall_known_extensions': False, 'autoload_known_extensions': False}
 
 
 def webdataset(
     files: Union[str, Sequence[str]], captions: dict[Text, Text], id_field: Text = '__key__',
-    split: FolderName = 'train', lists: Optional[dict[Text, Count]] = None,
-    tables: Union[None, Text, Sequence[Text]] = None, table_key: Optional[Text] = None,
+    split: FolderName = 'train', tables: Union[None, Text, Sequence[Text]] = None, table_key: Optional[Text] = None,
     image_key: Optional[Text] = None, index: Optional[Text] = None, filters: Optional[Filters] = None,
     sample: SampleShare = 1.0, sample_seed: Seed = 0, heldout: HeldOutShare = 0.0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Images with captions: one split or two, one part per tar file.
 
-    The captions are in the tars, or in tables elsewhere, of which each image gets the row with its key.  A sample then
-    has the columns of its row beside the fields of its JSON, and in place of those of the same name.  An image without
-    a row has none of those captions.
+    The captions are in the tars, or in tables elsewhere, of which each image gets the row with its key: its columns
+    beside the fields of the JSON, and in place of those of the same name.  Without a row, they are empty.
 
     Args:
         files: Paths or patterns (``cc3m/*.tar``).
@@ -61,117 +63,180 @@ def webdataset(
             of the tables.
         id_field: Field of the JSON that is the sample's id; the name inside the tar by default.
         split: Name of the split.
-        lists: Caption key whose field holds a list of texts -> how many they are at most.  ``{dense: 3}`` makes the
-            keys ``dense_0``, ``dense_1`` and ``dense_2``; those that a sample lacks are empty.
         tables: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files, with captions.
             Where several rows have one key, the first counts, in the order of the tables.
         table_key: Column of the tables with the key, such as the image's URL.  Keys are compared as they are.
-        image_key: Field of the JSON with the same key (``url``), ``__key__`` for the sample's name in the tar, or
-            ``__sha256__`` or ``__xxh64__`` for a hash, in small hexadecimal digits, of the image's bytes in the tar.
-            (The ``sha256`` in the JSON of img2dataset is that of the bytes before it made the image smaller.)
+        image_key: Field of the JSON with the same key (``url``), or ``__key__`` for the sample's name in the tar.
         index: Folder for a DuckDB file of the tables, as large as their captions, which is written once.  Machines may
-            share it; nothing needs it when the dataset is complete.
+            share it.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
-            JSON, a column of the tables, or ``__width__``, ``__height__`` or ``__aspect__``.
+            JSON or a column of the tables.
         heldout: Share of the samples that go into the split ``heldout``, chosen by the hash of their id.  Each split
             reads the tars.
         seed: Which ones.
 
     Raises:
         ConfigError: No tar or table matches, an argument of the tables is missing, or they lack a column.
-        FileError: A tar is damaged or cut off, holds links or paths that lead out of it, or a sample lacks a field; the
-            message names tar and sample.  Or a table cannot be read.
+        FileError: A tar is damaged, cut off or holds links or paths that lead out of it, a sample lacks a field, or a
+            table cannot be read.
     """
-    check_split(split, heldout)
-    paths = matching_files(files)
-    keys = _keys(captions, lists or {})
-    selection = Selection(filters, sample, sample_seed)
-    dropped, join = Dropped(), None
+    splits, paths, selection = heldout_splits(split, heldout), matching_files(files), \
+        Selection(filters, sample, sample_seed)
+    if not captions:
+        raise ConfigError('source.captions: expected caption keys with the fields that hold them')
+    join: Optional[CaptionTables] = None
     given = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
-    if missing := [name for name, value in given.items() if value is None]:
-        if len(missing) < len(given):
-            raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(given)} are')
-    else:
-        assert tables and table_key and image_key and index
-        join = open_tables(index, tables, table_key, list(captions.values()), list(selection.columns)), image_key
-        dropped.tables = Counter(join[0].counts)
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(given)} are')
+    if tables and table_key and index:
+        join = open_tables(index, tables, table_key, list(captions.values()), selection.columns)
     wanted = {*IMAGES, 'json', *{'txt'}.intersection([*captions.values(), *selection.columns, id_field, image_key])}
 
     def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
-        def is_here(sample_id: str) -> bool:
-            return is_held_out(sample_id, heldout, seed) is held_out
+        count, records = 0, tar_samples(path, wanted=wanted)
+        while batch := list(islice(records, _BATCH)):
+            count += len(batch)
+            here = []
+            for record in batch:
+                where = f'{path}: sample {record["__key__"]!r}'
+                with reading(f'{where}: txt', 'a text in UTF-8'):
+                    text = (record.get('txt') or b'').decode()
+                fields = {'__key__': normal_path(record['__key__']), 'txt': text,
+                          **parse_json(record.get('json', '{}'), where, dict)}
+                sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
+                if is_held_out(sample_id, heldout, seed) is held_out:
+                    image = next((record[name] for name in IMAGES if name in record), None)
+                    key = None if join is None or image is None else field(fields, str(image_key), where)
+                    here.append((sample_id, fields, image, where,
+                                 '' if key is None else sample_name(key, f'{where}: {image_key!r}')))
+            rows = {} if join is None else join.find([key for *_, key in here])
+            for sample_id, fields, image, where, key in here:
+                if selection.samples_out(sample_id, dropped):
+                    continue
+                if image is None:
+                    dropped.add('no image', sample_id)
+                    continue
+                if join is not None:
+                    fields |= rows.get(key) or dict.fromkeys(join.columns)
+                texts = {name: optional_text(field(fields, source, where), f'{where}: {source!r}')
+                         for name, source in captions.items()}
+                if join is not None and key not in rows and not any(texts.values()):
+                    dropped.add('no row in the tables', sample_id)
+                elif not selection.filters_out(fields, where, dropped):
+                    yield Sample(sample_id, texts, image)
+        stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
+        if stats.is_file() and (expected := field(read_json(stats, dict), 'successes', str(stats))) != count:
+            raise FileError(f'{path}: has {count} samples, expected {expected!r}, as {stats.name} says')
 
-        return _samples(path, dict(captions), keys, id_field, wanted, join, is_here, selection, dropped)
-
-    return {name: [Part(Path(path).stem, partial(read, path, name == HELDOUT), [path, *(join[0].files if join else [])])
-                   for path in paths]
-            for name in ((split, HELDOUT) if heldout else (split,))}, dropped
-
-
-def _keys(captions: Mapping[str, str], lists: Mapping[str, int]) -> dict[str, list[str]]:
-    """Caption key of the configuration -> those that it becomes."""
-    if not captions:
-        raise ConfigError('source.captions: expected caption keys with the fields that hold them')
-    for name in lists:
-        if name not in captions:
-            raise ConfigError(f'source.lists.{name}: there is no such key in source.captions; it has '
-                              f'{", ".join(captions)}')
-    keys = {key: [f'{key}_{i}' for i in range(lists[key])] if key in lists else [key] for key in captions}
-    every = [name for names in keys.values() for name in names]
-    if twice := [name for name in every if every.count(name) > 1]:
-        raise ConfigError(f'source.lists: two captions get the key {twice[0]!r}, expected different keys')
-    return keys
-
-
-def _samples(
-    path: str, captions: dict[str, str], keys: dict[str, list[str]], id_field: str, wanted: set[str],
-    join: Optional[tuple[CaptionTables, str]], is_here: Callable[[str], bool], selection: Selection, dropped: Dropped,
-) -> Iterator[Sample]:
-    """The samples of a tar for which `is_here`, joined with tables by the field of their key."""
-    count, records = 0, tar_samples(path, wanted=wanted)
-    while batch := list(islice(records, 1 if join is None else _BATCH)):
-        count += len(batch)
-        here = [sample for record in batch if is_here((sample := _read(path, record, id_field))[0])]
-        table_keys = ['' if join is None or image is None else _key(fields, join[1], image, where)
-                      for _, fields, image, where in here]
-        rows = {} if join is None else join[0].find(table_keys)
-        for (sample_id, fields, image, where), table_key in zip(here, table_keys):
-            row = rows.get(table_key)
-            if selection.samples_out(sample_id, dropped):
-                continue
-            if image is None:
-                dropped.add('no image', sample_id)
-                continue
-            if join is not None:
-                fields |= row or dict.fromkeys(join[0].columns)
-            texts: dict[str, str] = {}
-            for key, name in captions.items():
-                value, what = field(fields, name, where), f'{where}: {name!r}'
-                texts |= listed_captions(value, keys[key], what) if keys[key] != [key] else \
-                    {key: optional_text(value, what)}
-            if join is not None and row is None and not any(texts.values()):
-                dropped.add('no row in the tables', sample_id)
-            elif not selection.filters_out(fields, where, dropped) and \
-                    not selection.filters_image_out(image, sample_id, dropped):
-                yield Sample(sample_id, texts, image)
-    stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
-    if stats.is_file() and (expected := field(read_json(stats, dict), 'successes', str(stats))) != count:
-        raise FileError(f'{path}: has {count} samples, expected {expected!r}, as {stats.name} says')
+    return {name: [Part(Path(path).stem, partial(read, path, held_out), [path, *(join.files if join else [])])
+                   for path in paths] for name, held_out in splits.items()}, Dropped()
 
 
-def _read(path: str, record: Mapping[str, Any], id_field: str) -> tuple[str, dict[str, Any], Optional[bytes], str]:
-    """Id, fields and image of a sample in a tar, and where it is."""
-    where = f'{path}: sample {record["__key__"]!r}'
-    with reading(f'{where}: txt', 'a text in UTF-8'):
-        text = (record.get('txt') or b'').decode()
-    fields = {'__key__': normal_path(record['__key__']), 'txt': text,
-              **parse_json(record.get('json', '{}'), where, dict)}
-    sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
-    return sample_id, fields, next((record[name] for name in IMAGES if name in record), None), where
+# ---------------------------------------------------------------------------------------------------------------------
+# Captions in tables
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _key(fields: Mapping[str, Any], image_key: str, image: bytes, where: str) -> str:
-    """By which an image is found in tables; empty if it has none."""
-    hashed = _HASHES.get(image_key)
-    key = field(fields, image_key, where) if hashed is None else hashed(image)
-    return '' if key is None else sample_name(key, f'{where}: {image_key!r}')
+class CaptionTables(NamedTuple):
+    """The rows of tables by their keys, which any number of processes may read at once."""
+
+    database: str
+    files: list[str]
+    columns: list[str]
+
+    def find(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Key, exactly as it stands in the tables -> the first row that has it, column -> value."""
+        with reading(self.database, 'an index of captions; remove its folder to build it again'):
+            found = _connected(self.database, os.getpid()).execute(
+                'SELECT k.key, row FROM (SELECT unnest($keys) AS key) AS k JOIN keys ON keys.hash = '
+                'md5_number(k.key) JOIN rows ON rows.rowid = number', {'keys': list(keys)}).fetchall()
+        return {key: dict(zip(self.columns, parse_json(row, self.database, list))) for key, row in found}
+
+
+@functools.cache
+def _connected(path: str, process: int) -> Any:
+    """The connection of a process, since none survives a fork."""
+    import duckdb
+    # Up to so many values that are looked up at once say which blocks are read.
+    options = {**_OPTIONS, 'memory_limit': '1GB', 'threads': 1, 'dynamic_or_filter_threshold': 1024}
+    return duckdb.connect(path, read_only=True, config=options)
+
+
+def open_tables(
+    folder: str, tables: Union[str, Sequence[str]], key: str, captions: Sequence[str], others: Sequence[str] = ()
+) -> CaptionTables:
+    """The rows of some tables by their keys, from a DuckDB file that one of the processes that ask for it writes.
+
+    Args:
+        folder: Where the file is or will be.
+        tables: Paths or patterns, as for `webdataset`.
+        key: Column of the keys, texts or whole numbers.
+        captions: Columns of texts, as far as the tables have them.
+        others: Other columns, likewise.
+
+    Raises:
+        ConfigError: No table matches, one lacks the key or a column that another one has, none has captions, no row has
+            a key, or the folder has a file of other tables.
+        FileError: A table cannot be read; the message names it and, in a CSV file, the line.
+    """
+    paths = matching_files(tables, 'source.tables')
+    schemas = {path: read_schema(path) for path in paths}
+    first = schemas[paths[0]].names
+    texts = [name for name in captions if name in first]
+    if not texts:
+        raise ConfigError(f'source.captions: {paths[0]} has none of the columns {", ".join(captions)}; it has '
+                          f'{", ".join(first)}')
+    columns = list(dict.fromkeys([*texts, *(name for name in others if name in first)]))
+    for path, schema in schemas.items():
+        check_column(schema, key, path, 'ids')
+        for name in columns:
+            check_column(schema, name, path, 'captions' if name in texts else None)
+    stats = {path: os.stat(path) for path in paths}
+    identity = {'tables': [[Path(path).name, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()],
+                'key': key, 'columns': columns}
+    place = Path(os.path.abspath(folder))
+    with locked(place.with_name(f'.{place.name}.lock'), place, wait=True):
+        if not (place / _META).is_file():
+            with complete_folder(place, 'an index of captions') as new:
+                _write_tables(new, {path: schema.names for path, schema in schemas.items()}, key, columns)
+                write_json(new / _META, identity)
+    found = read_json(place / _META, dict)
+    for name, value in identity.items():
+        if found.get(name) != value:
+            raise ConfigError(f'source.index: {folder} was built from other {name} ({place / _META} has them); remove '
+                              'it or choose another folder')
+    return CaptionTables(str(place / _DATABASE), paths, columns)
+
+
+def _write_tables(folder: Path, tables: Mapping[str, Sequence[str]], key: str, columns: Sequence[str]) -> None:
+    """Write the DuckDB file of tables, path -> names of all columns, and print how many rows it has."""
+    import duckdb
+    options = {**_OPTIONS, 'memory_limit': '2GB', 'threads': min(8, len(os.sched_getaffinity(0))),
+               'temp_directory': str(folder / 'scratch')}
+    with duckdb.connect(str(folder / _DATABASE), config=options) as database:
+        database.execute('CREATE TABLE rows (hash UHUGEINT, row VARCHAR)')
+        for path, names in tables.items():
+            # DuckDB ignores case in names, so the columns are called by their places.
+            places = {name: f'c{i}' for i, name in enumerate(names)}
+            table, parameters = 'read_parquet($files, hive_partitioning = false)', {'files': [glob.escape(path)]}
+            if is_csv(path):
+                table = ('read_csv($files, columns = $columns, auto_detect = false, header = true, delim = $delimiter, '
+                         "quote = '\"', escape = '\"', strict_mode = true, hive_partitioning = false)")
+                parameters |= {'delimiter': '\t' if path.endswith('.tsv') else ',',
+                               'columns': dict.fromkeys(places.values(), 'VARCHAR')}
+            with reading(path, 'a CSV file in UTF-8, in which a text with commas or quotes has quotes' if is_csv(path)
+                         else 'a Parquet file'):
+                database.execute(
+                    f"INSERT INTO rows SELECT md5_number(nullif(CAST({places[key]} AS VARCHAR), '')), "
+                    f'json_array({", ".join(places[name] for name in columns)}) '
+                    f'FROM {table} AS rows({", ".join(places.values())})', parameters)
+        database.execute('CREATE TABLE keys AS SELECT hash, min(rowid) AS number FROM rows WHERE hash IS NOT NULL '
+                         'GROUP BY hash ORDER BY hash')
+        (rows, with_key, different), = database.sql(
+            'SELECT count(*), count(hash), (SELECT count(*) FROM keys) FROM rows').fetchall()
+    if not with_key:
+        raise ConfigError(f'source.tables: no row of {", ".join(tables)} has a {key!r}')
+    print(f'source.tables: {rows:,} rows, of which {rows - with_key:,} have no {key!r} and {with_key - different:,} '
+          'that of an earlier row', flush=True)
+    shutil.rmtree(folder / 'scratch', ignore_errors=True)

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -19,7 +20,6 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.caption_files import check_text
-from llm2clip.data.convert.card import CaptionCounts
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsupported_format
 from llm2clip.data.schema import IMAGE, INDEX, SAMPLE_ID, caption_column, check_shard
@@ -27,13 +27,12 @@ from llm2clip.engine import Work
 from llm2clip.files import FileError, read_json, reading
 from llm2clip.folders import OutputFolder, complete_folder, locked
 
-__all__ = ['PART_FILE', 'PartJob', 'check_inputs', 'check_options', 'covers',
-           'deciding_options', 'input_identity', 'left_out_ids', 'part_ids', 'read_record', 'writing']
+__all__ = ['PART_FILE', 'PartJob', 'check_options', 'deciding_options', 'excluded_ids', 'input_identity',
+           'part_ids', 'read_record', 'writing']
 
 PART_FILE = 'part.json'
 _IDS = 'ids.npy'
-_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'left_out': list, 'captions': dict,
-           'shards': list}
+_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'words': dict, 'shards': list}
 # Bytes; the content of larger input files, and of tars, is not compared.
 _COMPARED = 1 << 26
 
@@ -42,28 +41,28 @@ class PartJob(NamedTuple):
     """A part to write."""
 
     out: OutputFolder
-    folder: str
-    """Name of the part's folder inside `out`."""
+    folder: str  # name of the part's folder inside `out`
     part: Part
     config: WriterConfig
-    options: dict[str, Any]
-    """What decides the samples: a part that was written with others is another part."""
-    extend: bool
-    """It may have been written for a source with fewer files."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What decides the samples
-# ---------------------------------------------------------------------------------------------------------------------
+    options: dict[str, Any]  # what decides the samples, with the identities of the input files
+    extend: bool  # it may have been written for a source with fewer files
 
 
 def deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[str, Any]:
     """What decides the samples of a part, as it comes back from its file."""
+    ids = json.dumps(sorted(excluded_ids(config.leave_out))) if config.leave_out is not None else None
     options = {**about, 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
-               'require_any_caption': config.require_any_caption}
-    if config.leave_out is not None:
-        options['leave_out'] = xxhash.xxh64(json.dumps(sorted(left_out_ids(config.leave_out)))).hexdigest()
+               'require_any_caption': config.require_any_caption, 'leave_out': ids and xxhash.xxh64_hexdigest(ids)}
     return json.loads(json.dumps(options, default=str))
+
+
+@functools.cache
+def excluded_ids(path: str) -> frozenset[str]:
+    """The ids in a file of `leave_out`."""
+    ids = read_json(path, list)
+    if not all(isinstance(name, str) for name in ids):
+        raise ConfigError(f'leave_out: {path} has entries that are no texts, expected a list of ids of samples')
+    return frozenset(ids)
 
 
 def input_identity(path: str) -> list[Any]:
@@ -75,53 +74,32 @@ def input_identity(path: str) -> list[Any]:
         return [size, xxhash.xxh64_hexdigest(Path(path).read_bytes())]
 
 
-def check_inputs(out: OutputFolder, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise a ConfigError if an input file, path -> `input_identity`, is not what it was when it was converted."""
-    for path, identity in now.items():
-        if before.get(path, identity) != identity:
-            raise ConfigError(f'{path}: has changed since {out} was written from it; choose another out, or remove '
-                              f'{out} to convert again (extend=true adds new files, and nothing of a file that it has)')
-
-
 def check_options(
-    out: OutputFolder, path: Path, record: Mapping[str, Any], options: Mapping[str, Any], extend: bool
+    out: OutputFolder, path: Path, before: Mapping[str, Any], now: Mapping[str, Any], extend: bool
 ) -> None:
-    """Raise a ConfigError if a part was written with other options.
+    """Raise a ConfigError if what decides the samples is not what it was.
 
-    Where a dataset is extended, that may have been for fewer files and with another `leave_out`.
+    Args:
+        out: Folder of the dataset.
+        path: The file that has the options `before`.
+        before, now: The `deciding_options`, and ``inputs``, path -> `input_identity`.
+        extend: The source may have more ``files`` than it had, and `leave_out` other ids.
     """
-    found, options = {**record.get('options', {})}, {**options}
-    check_inputs(out, found.pop('inputs', {}), options.pop('inputs', {}))
-    if extend:
-        found.pop('leave_out', None)
-        options.pop('leave_out', None)
-        if covers(found.get('source'), options.get('source')):
-            found['source'] = options['source']
-    if found != options:
-        raise ConfigError(f'out: {out} was begun with another source or other options ({path} has them); remove it '
-                          'to convert again')
-
-
-def covers(before: Any, now: Any) -> bool:
-    """Whether a source differs from an earlier one by more entries in its ``files`` alone."""
-    if not isinstance(before, dict) or not isinstance(now, dict) or 'files' not in before or 'files' not in now:
-        return False
-    files, more = ([files] if isinstance(files, str) else files for files in (before['files'], now['files']))
-    return {**before, 'files': None} == {**now, 'files': None} and {*files} <= {*more}
-
-
-@functools.cache
-def left_out_ids(path: str) -> frozenset[str]:
-    """The ids in a file of `leave_out`."""
-    ids = read_json(path, list)
-    if not all(isinstance(name, str) for name in ids):
-        raise ConfigError(f'leave_out: {path} has entries that are no texts, expected a list of ids of samples')
-    return frozenset(ids)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What was written
-# ---------------------------------------------------------------------------------------------------------------------
+    for name, value in now.items():
+        found = before.get(name)
+        if name == 'inputs':
+            if changed := [file for file, identity in value.items() if (found or {}).get(file, identity) != identity]:
+                raise ConfigError(f'{changed[0]}: has changed since {out} was written from it; choose another out, or '
+                                  f'remove {out} to convert again (extend=true adds new files, and nothing of a file '
+                                  'that it has)')
+            continue
+        grown = False  # whether `files` alone differs, by more entries
+        if isinstance(found, dict) and isinstance(value, dict) and 'files' in found and 'files' in value:
+            files, more = ([x] if isinstance(x, str) else x for x in (found['files'], value['files']))
+            grown = {**found, 'files': more} == {**value, 'files': more} and {*files} <= {*more}
+        if found != value and not (extend and (grown or name == 'leave_out')):
+            raise ConfigError(f'out: {out} was written with another {name} ({path} has it); remove it to convert again'
+                              + (', or add the new files by extend=true' if grown else ''))
 
 
 def read_record(job: PartJob) -> Optional[dict[str, Any]]:
@@ -135,97 +113,89 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
     if not job.out.fetch(f'{job.folder}/{PART_FILE}'):
         return None
     record = read_json(path, dict)
-    whole = {name: type(value) for name, value in record.items()} == _RECORD and \
-        record['captions'].keys() == vars(CaptionCounts()).keys()
+    whole = {name: type(value) for name, value in record.items()} == _RECORD
     for i, shard in enumerate(record['shards'] if whole else ()):
         check_shard(shard, f'{path}: shard {i}')
     if not whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
         raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert '
                         'it again')
     try:
-        check_options(job.out, path, record, job.options, job.extend)
-        return record
+        check_options(job.out, path, record['options'], job.options, job.extend)
     except ConfigError:
         if record['samples']:
             raise
-    path.unlink()
-    return None
+        return None
+    return record
 
 
-def part_ids(out: OutputFolder, folder: str, count: Optional[int] = None) -> np.ndarray:
-    """Hashes of the ids of a part's samples, of which there are so many if that is known, or a FileError."""
+def part_ids(out: OutputFolder, folder: str, count: int) -> np.ndarray:
+    """Hashes of the ids of a part's samples, of which there are `count`, or a FileError."""
     out.fetch(f'{folder}/{_IDS}')
     path = out.local / folder / _IDS
-    expected = f'the ids of {"all" if count is None else count} samples; remove {path.parent} to convert it again'
+    expected = f'the ids of {count} samples; remove {path.parent} to convert it again'
     with reading(path, expected):
         ids = np.load(path, allow_pickle=False)
-    if ids.ndim != 1 or ids.dtype != np.uint64 or count not in (None, len(ids)):
+    if ids.dtype != np.uint64 or ids.shape != (count,):
         raise FileError(f'{path}: holds {ids.dtype} values of shape {ids.shape}, expected {expected}')
     return ids
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def writing(alone: bool) -> Work[PartJob, int]:
-    """Write parts, and tell how many samples each has; a part that is alone has a bar of its own."""
-    def work(jobs: Iterable[PartJob], done: Callable[[int], object]) -> None:
+def writing(alone: bool) -> Work[PartJob, None]:
+    """Write parts; one that is alone has a bar of its own."""
+    def work(jobs: Iterable[PartJob], done: Callable[[None], object]) -> None:
         for job in jobs:
             folder = job.out.local / job.folder
             lock = folder.with_name(f'.{folder.name}.lock')
             # A worker that the engine takes for lost may still be writing.
             with locked(lock, folder):
-                written = _write_part(job, alone)
+                _write_part(job, alone)
                 lock.unlink()
-            done(written)
+            done(None)
 
     return work
 
 
-def _write_part(job: PartJob, alone: bool) -> int:
-    """Write one part into its folder; returns how many samples."""
+def _write_part(job: PartJob, alone: bool) -> None:
+    """Write one part into its folder, and last its record."""
     config, folder = job.config, job.out.local / job.folder
-    dropped, ids, seen = Dropped(), [], set()
-    counts, shards = CaptionCounts(), []
+    dropped, hashes, words, shards = Dropped(), dict[str, int](), dict[str, Counter[int]](), []
     with complete_folder(folder) as out:
-        checked = _checked(job.part.read(dropped), dropped, config)
-        first = next(checked, None)
+        usable = _usable(job.part.read(dropped), dropped, config)
+        first = next(usable, None)
         if first is not None:
             columns = {SAMPLE_ID: 'str', **({IMAGE: 'bytes'} if first.image is not None else {}),
                        **{caption_column(key): 'str' for key in first.captions}}
-            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'],
-                           size_limit=config.size_limit) as writer:
-                for sample in tqdm(itertools.chain([first], checked), desc=job.part.name, unit=' samples',
+            words = {key: Counter() for key in first.captions}
+            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=config.size_limit) as writer:
+                for sample in tqdm(itertools.chain([first], usable), desc=job.part.name, unit=' samples',
                                    disable=not alone):
-                    if sample.sample_id in seen:
+                    if sample.sample_id in hashes:
                         raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
-                    if sample.captions.keys() != first.captions.keys():
+                    if sample.captions.keys() != words.keys():
                         raise ValueError(f'sample {sample.sample_id!r} has captions {sorted(sample.captions)}, '
-                                         f'expected {sorted(first.captions)}')
-                    seen.add(sample.sample_id)
-                    ids.append(xxhash.xxh64_intdigest(sample.sample_id))
-                    counts.add(sample.captions)
-                    captions = {caption_column(k): text for k, text in sample.captions.items()}
+                                         f'expected {sorted(words)}')
+                    hashes[sample.sample_id] = xxhash.xxh64_intdigest(sample.sample_id)
+                    for key, text in sample.captions.items():
+                        words[key][len(text.split())] += 1
+                    captions = {caption_column(key): text for key, text in sample.captions.items()}
                     image = {IMAGE: sample.image} if sample.image is not None else {}
                     writer.write({SAMPLE_ID: sample.sample_id, **captions, **image})
             # The part is no dataset of its own: what its index says goes into that of the split.
             index = out / INDEX
             shards = read_json(index, dict)['shards']
             index.unlink()
-        np.save(out / _IDS, np.array(ids, dtype=np.uint64))
+        np.save(out / _IDS, np.array(list(hashes.values()), dtype=np.uint64))
     job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
     job.out.publish(f'{job.folder}/{_IDS}')
-    record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
-              'left_out': dropped.left_out, 'captions': vars(counts), 'shards': shards}
+    record = {'options': job.options, 'samples': len(hashes), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
+              'words': words, 'shards': shards}
     job.out.commit(f'{job.folder}/{PART_FILE}', json.dumps(record))
-    return len(ids)
 
 
-def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
+def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
     """Leave out what cannot be used; an absent caption becomes an empty text."""
     needed = config.require_any_caption
+    excluded = excluded_ids(config.leave_out) if config.leave_out is not None else ()
     for sample in samples:
         check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
         for key, text in sample.captions.items():
@@ -234,14 +204,10 @@ def _checked(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) 
             raise ConfigError(f'require_any_caption: there is no caption {unknown[0]!r}; the samples have '
                               f'{", ".join(sample.captions)}')
         captions = sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
-        missing = [key for key in sample.required if not captions[key]]
-        if config.leave_out is not None and sample.sample_id in left_out_ids(config.leave_out):
+        if sample.sample_id in excluded:
             dropped.filtered['named by leave_out'] += 1
-            dropped.left_out.append(sample.sample_id)
         elif not any(captions.values()):
             dropped.add('no caption', sample.sample_id)
-        elif missing:
-            dropped.add(f'no caption {" and ".join(missing)}', sample.sample_id)
         elif needed and not any(captions[key] for key in needed):
             dropped.filtered[f'no caption {" or ".join(needed)}'] += 1
         elif sample.image is not None and (problem := _image_problem(sample, sample.image, config)) is not None:

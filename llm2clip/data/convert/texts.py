@@ -7,18 +7,18 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import package_folder
 from llm2clip.config.ranges import HeldOut, HeldOutShare, Natural, Seed
 from llm2clip.data.caption_files import check_text, read_json_lines, read_lines
 from llm2clip.data.convert.samples import (
-    HELDOUT,
     Dropped,
     Part,
     Sample,
     Splits,
+    heldout_splits,
     hold_out,
     is_held_out,
     matching_files,
@@ -52,45 +52,38 @@ def text_pairs(
 
     def samples(name: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
         for where, record in read_json_lines(name):
-            sample_id = Path(where).name
-            if is_held_out(sample_id, heldout_share) is held_out:
-                yield Sample(sample_id, _pair(record, where), required=('query', 'positive'))
+            sample_id, texts = Path(where).name, {}
+            for key in ('query', 'positive', 'negative'):
+                value = record.get(key) if isinstance(record, dict) else None
+                value = '' if value is None and key == 'negative' else value
+                if not isinstance(value, str):
+                    raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts `query`, '
+                                    '`positive` and maybe `negative`')
+                texts[key] = check_text(value, f'{where}: {key}')
+            if is_held_out(sample_id, heldout_share) is not held_out:
+                continue
+            if missing := [key for key in ('query', 'positive') if not texts[key].strip()]:
+                dropped.add(f'no caption {" and ".join(missing)}', sample_id)
+            else:
+                yield Sample(sample_id, texts)
 
     if by_file:
         splits = {Path(name).stem: [Part(Path(name).name, partial(samples, name, False), [name])] for name in paths}
         if len(splits) < len(paths):
             raise ConfigError(f'source.by_file: two of {", ".join(paths)} have one name, expected different ones')
         return splits, Dropped()
-    return {split: [Part(Path(name).name, partial(samples, name, split == HELDOUT), [name]) for name in paths]
-            for split in (('train', HELDOUT) if heldout_share else ('train',))}, Dropped()
-
-
-def _pair(record: Any, where: str) -> dict[str, str]:
-    texts = {}
-    for key in ('query', 'positive', 'negative'):
-        value = record.get(key) if isinstance(record, dict) else None
-        value = '' if value is None and key == 'negative' else value
-        if not isinstance(value, str):
-            raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts `query`, `positive` '
-                            'and maybe `negative`')
-        texts[key] = check_text(value, f'{where}: {key}')
-    return texts
+    return {split: [Part(Path(name).name, partial(samples, name, held_out), [name]) for name in paths]
+            for split, held_out in heldout_splits('train', heldout_share).items()}, Dropped()
 
 
 def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[Splits, Dropped]:
-    """Plain text files, such as WikiText, for the MNTP warm start.
-
-    A ``train`` split with the caption ``text``: one sample per line that is long enough.
+    """Plain text files, such as WikiText, for the MNTP warm start: a ``train`` split with the caption ``text``.
 
     Args:
-        files: Paths or patterns of text files; a sample's id is ``<file name>:<line>``.
+        files: Paths or patterns of text files, of which at least one has to match; a sample's id is
+            ``<file name>:<line>``.
         min_characters: Shorter lines, such as headings, are left out and counted; blank ones are nothing.
-
-    Raises:
-        ConfigError: No file matches.
     """
-    paths = matching_files(files)
-
     def samples(name: str, dropped: Dropped) -> Iterator[Sample]:
         for where, line in read_lines(name):
             if len(line) >= min_characters:
@@ -98,7 +91,8 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -
             else:
                 dropped.filtered['short line'] += 1
 
-    return {'train': [Part(Path(name).name, partial(samples, name), [name]) for name in paths]}, Dropped()
+    return {'train': [Part(Path(name).name, partial(samples, name), [name]) for name in matching_files(files)]}, \
+        Dropped()
 
 
 def wikipedia_summaries(
@@ -106,13 +100,11 @@ def wikipedia_summaries(
 ) -> tuple[Splits, Dropped]:
     """Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA).
 
-    ``train`` and, unless it is 0, ``heldout`` splits of English summaries.
     `short` is the title with the article's short description, `long` the first sentence of its extract.
 
     Args:
         package: Installed package with ``data/summaries_en-us.json``.
-        heldout: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
-        seed: Which ones.
+        heldout, seed: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
     """
     dropped = Dropped()
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)
@@ -124,5 +116,5 @@ def wikipedia_summaries(
             continue
         sentence = re.split(r'(?<=[a-z\)][.!?]) (?=[A-Z])', extract, maxsplit=1)[0]
         samples[title] = Sample(title, {'short': f'{title}: {description}', 'long': sentence})
-    splits = hold_out(samples, heldout, seed)
-    return {split: one_part([samples[title] for title in titles]) for split, titles in splits.items()}, dropped
+    return {split: one_part([samples[title] for title in titles])
+            for split, titles in hold_out(samples, heldout, seed).items()}, dropped

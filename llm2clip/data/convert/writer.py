@@ -22,23 +22,19 @@ from tqdm import tqdm
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
-from llm2clip.data.convert.card import CaptionCounts, draw_card
 from llm2clip.data.convert.parts import (
     PART_FILE,
     PartJob,
-    check_inputs,
     check_options,
-    covers,
     deciding_options,
+    excluded_ids,
     input_identity,
-    left_out_ids,
     part_ids,
     read_record,
     writing,
 )
 from llm2clip.data.convert.samples import Dropped, Part
 from llm2clip.data.schema import INDEX, read_index
-from llm2clip.drawing import drawing
 from llm2clip.engine import Engine, LocalEngine
 from llm2clip.files import FileError, read_json
 from llm2clip.folders import OutputFolder
@@ -50,24 +46,33 @@ CARD_FILE = 'dataset.json'
 # Of a reason to leave samples out, so many are named in the card; the parts' own files name all.
 _NAMED = 1000
 
-Records = dict[str, dict[str, dict[str, Any]]]
-"""Split -> folder of each part -> what was written of it."""
+
+def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig) -> bool:
+    """Whether a dataset is complete; the arguments are as `write_splits` was given them.
+
+    Raises:
+        ConfigError: It is, but was written from another source, with other options, or from an input file that has
+            changed since.
+    """
+    if not out.fetch(CARD_FILE):
+        return False
+    path = out.local / CARD_FILE
+    card = read_json(path, dict)
+    inputs = {name: input_identity(name) for name in card.get('inputs', ()) if os.path.isfile(name)}
+    check_options(out, path, card, {**deciding_options(about, config), 'inputs': inputs}, extend=False)
+    return True
 
 
 def write_splits(
-    splits: Mapping[str, list[Part]],
-    dropped: Dropped,
-    out: Union[str, Path, OutputFolder],
-    config: Optional[WriterConfig] = None,
-    about: Optional[Mapping[str, Any]] = None,
-    extend: bool = False,
+    splits: Mapping[str, list[Part]], dropped: Dropped, out: Union[str, Path, OutputFolder],
+    config: Optional[WriterConfig] = None, about: Optional[Mapping[str, Any]] = None, extend: bool = False,
     engine: Optional[Engine] = None,
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and their card beside them.
 
-    Every image is decoded to check it; a sample whose image does not decode, or that has no caption or lacks one that
-    its source requires, is left out and counted.  Parts that are there already are kept.  With several machines each
-    writes its share, and the last one to finish writes the indices.
+    Every image is decoded to check it; a sample whose image does not decode, or that has no caption, is left out and
+    counted.  Parts that are there already are kept.  With several machines each writes its share, and the last one to
+    finish writes the indices.
 
     Args:
         splits: Name -> parts.
@@ -79,12 +84,11 @@ def write_splits(
         engine: By which the parts are written; unset, by the processes of this machine that `config` says.
 
     Returns:
-        Samples written, a split; None if other machines are not done.
+        Split -> samples written; None if other machines are not done.
 
     Raises:
-        ConfigError: The folder has samples that were written with another configuration, or a dataset that was not
-            written here, or one with a part that is none of the source's; a split has a name that no folder can have;
-            or `require_any_caption` has a key that the samples do not have.
+        ConfigError: The folder holds something else, or was written with another configuration; or the configuration
+            does not fit the samples.
         FileError: A part that is there already is damaged, or a text cannot be written.
         FileNotFoundError: A part was written on a machine that does not share `out`, which has no remote.
         ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
@@ -92,30 +96,29 @@ def write_splits(
     """
     out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
     options = deciding_options(about or {}, config)
-    there = {}
+    jobs, names = list[PartJob](), Counter[str]()
+    inputs: dict[str, Any] = {}
+    records: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in splits}  # by the folders of parts
     for split, parts in splits.items():
         check_values(FolderName, split, 'source.split')
-        before = _parts_of_index(out, split)
-        there[split] = before if extend else []
-        if gone := [folder for folder in there[split] if folder not in {f'part-{part.name}' for part in parts}]:
-            raise ConfigError(f'extend: {out.local / split} has {gone[0]}, which comes from none of the input files; '
+        if out.fetch(f'{split}/{INDEX}'):
+            # A dataset that grows keeps its shards where they were: sidecars rely on it.
+            files = [shard['raw_data']['basename'] for shard in read_index(out.local / split)['shards']]
+            if not files[0].startswith('part-'):
+                raise ConfigError(f'out: {out.local / split} holds another dataset (with {files[0]}), expected an '
+                                  'empty folder or one that prepare_data wrote')
+            records[split] = {name.rsplit('/', 1)[0]: {} for name in files} if extend else {}
+        if gone := records[split].keys() - {f'part-{part.name}' for part in parts}:
+            raise ConfigError(f'extend: {out.local / split} has {min(gone)}, which comes from none of the input files; '
                               'expected those that the dataset was written from, and more')
-        for folder in there[split] if config.leave_out is not None else ():
-            hashes = [xxhash.xxh64_intdigest(name) for name in left_out_ids(str(config.leave_out))]
-            if n := int(np.isin(part_ids(out, f'{split}/{folder}'), np.array(hashes, np.uint64)).sum()):
-                raise ConfigError(f'leave_out: {config.leave_out} names {n:,} of the samples in '
-                                  f'{out.local / split / folder}, which is kept as it is; remove that folder to '
-                                  'convert it again')
-    inputs = {path: input_identity(path)
-              for path in dict.fromkeys(path for parts in splits.values() for part in parts for path in part.files)}
-    jobs = [PartJob(out, f'{split}/part-{part.name}', part, config,
-                    {**options, 'inputs': {path: inputs[path] for path in part.files}}, extend)
-            for split, parts in splits.items() for part in parts]
-    for job in jobs:
-        check_values(FolderName, f'part-{job.part.name}', 'the folder of a part')
-    names = Counter(job.folder for job in jobs)
-    if max(names.values(), default=0) > 1:
-        raise ValueError(f'two input files would be written to {names.most_common(1)[0][0]}; give them different names')
+        for part in parts:
+            check_values(FolderName, f'part-{part.name}', 'the folder of a part')
+            inputs |= {path: input_identity(path) for path in part.files if path not in inputs}
+            jobs.append(PartJob(out, f'{split}/part-{part.name}', part, config,
+                                {**options, 'inputs': {path: inputs[path] for path in part.files}}, extend))
+            names[jobs[-1].folder] += 1
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f'two input files would be written to {twice[0]}; give them different names')
     # A part of every other machine, so that other options are refused before the work.
     for job in jobs[:config.machine] + jobs[config.machine + 1:config.machines]:
         read_record(job)
@@ -124,18 +127,8 @@ def write_splits(
     todo = {job.folder: job for job in mine if not (read_record(job) or {}).get('samples')}
     engine = engine or LocalEngine(config.num_workers)
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
-    written = 0
-    with tqdm(total=len(mine), desc=f'write {out.local.name}', unit=' parts') as progress:
-        progress.update(len(mine) - len(todo))
-
-        def count(samples: int) -> None:
-            nonlocal written
-            written += samples
-            progress.update()
-            progress.set_postfix(samples=written)
-
-        engine.run(todo, partial(writing, len(todo) == 1), count)
-    records: Records = {split: {} for split in splits}
+    with tqdm(total=len(mine), initial=len(mine) - len(todo), desc=f'write {out.local.name}', unit=' parts') as bar:
+        engine.run(todo, partial(writing, len(todo) == 1), lambda _: bar.update())
     for job in jobs:
         if (record := read_record(job)) is None:
             if config.machines == 1:
@@ -144,40 +137,36 @@ def write_splits(
             return None
         split, folder = job.folder.rsplit('/', 1)
         records[split][folder] = record
-    # A dataset that grows keeps its shards where they were: sidecars rely on it.
-    records = {split: {**{folder: parts[folder] for folder in there[split]}, **parts}
-               for split, parts in records.items()}
-    left = {'leave_out': options['leave_out']} if 'leave_out' in options else {}
-    return _finish(records, dropped, out, config, {**(about or {}), 'inputs': inputs, **left})
+    return _finish(records, dropped, out, config, {**options, 'inputs': inputs})
 
 
 def _finish(
-    records: Records, dropped: Dropped, out: OutputFolder, config: WriterConfig, about: Mapping[str, Any]
+    records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
+    options: Mapping[str, Any],
 ) -> dict[str, int]:
     """Check all parts together, then write the indices and last the card."""
     written = {split: sum(record['samples'] for record in parts.values()) for split, parts in records.items()}
     left_out = Dropped()
-    captions = {split: CaptionCounts() for split in records}
+    words: dict[str, dict[str, Counter[int]]] = {split: {} for split in records}
     for split, parts in records.items():
         for record in parts.values():
-            left_out.update(Dropped(record['dropped'], Counter(record['filtered']), left_out=record['left_out']))
-            captions[split].add_record(record['captions'])
-    total = sum(written.values()) + len(left_out)
-    if len(left_out) > config.max_dropped * total:
+            left_out.filtered.update(record['filtered'])
+            for reason, ids in record['dropped'].items():
+                left_out.add(reason, *ids)
+            for key, counts in record['words'].items():
+                words[split].setdefault(key, Counter()).update({int(n): count for n, count in counts.items()})
+    unusable, total = sum(left_out.counts().values()), sum(written.values())
+    if unusable > config.max_dropped * (total + unusable):
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
-        raise ValueError(f'{len(left_out)} of {total} samples were left out, more than max_dropped='
+        raise ValueError(f'{unusable} of {total + unusable} samples were left out, more than max_dropped='
                          f'{config.max_dropped} allows: {examples}')
-    left_out.update(dropped)
-    filtered = dict(left_out.filtered)
-    if config.leave_out is not None and (unknown := left_out_ids(config.leave_out).difference(left_out.left_out)):
-        said = f'leave_out: {config.leave_out} names {len(unknown):,} ids that no sample has: ' + \
-            ', '.join(sorted(unknown)[:5])
-        if not left_out.left_out:
-            raise ConfigError(f'{said}; expected ids of samples of this source')
-        print(said, flush=True)
+    left_out.filtered.update(dropped.filtered)
+    for reason, ids in dropped.reasons.items():
+        left_out.add(reason, *ids)
     for split, parts in records.items():
         if not written[split]:
-            raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: {filtered})')
+            raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
+                             f'{dict(left_out.filtered)})')
         _check_shards(out, split, parts)
     ids = {f'{split}/{folder}': part_ids(out, f'{split}/{folder}', record['samples'])
            for split, parts in records.items() for folder, record in parts.items()}
@@ -185,12 +174,23 @@ def _finish(
     if (twice := values[counts > 1]).size:
         where = [folder for folder, of_part in ids.items() if np.isin(twice[0], of_part)]
         raise ValueError(f'{twice.size} sample ids occur in more than one part, one of them in {" and ".join(where)}')
-    card = {**about, 'read': sum(written.values()) + len(left_out) + sum(filtered.values()), 'samples': written,
-            'dropped': left_out.counts(), 'filtered': filtered,
-            **({'tables': dropped.tables} if dropped.tables else {}),
+    if config.leave_out is not None:
+        excluded = excluded_ids(config.leave_out)
+        hashes = np.array([xxhash.xxh64_intdigest(name) for name in excluded], dtype=np.uint64)
+        for folder, of_part in ids.items():
+            if n := int(np.isin(of_part, hashes).sum()):
+                raise ConfigError(f'leave_out: {config.leave_out} names {n:,} of the samples in {out.local / folder}, '
+                                  'which is kept as it is; remove that folder to convert it again')
+        said = (f'leave_out: {left_out.filtered["named by leave_out"]:,} samples are left out, and {config.leave_out} '
+                f'names {len(excluded):,}')
+        if excluded and not left_out.filtered['named by leave_out']:
+            raise ConfigError(f'{said}; expected ids of samples of this source')
+        print(said, flush=True)
+    card = {**options, 'read': total + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
+            'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),
             'dropped_ids': {reason: ids[:_NAMED] for reason, ids in left_out.reasons.items()},
-            'captions': {split: found.summary() for split, found in captions.items()},
-            'captions_per_sample': {split: dict(sorted(found.per_sample.items())) for split, found in captions.items()}}
+            'captions': {split: {key: _lengths(counts) for key, counts in of_split.items()}
+                         for split, of_split in words.items()}}
     for split, parts in records.items():
         # The shards stay where they are.
         for folder, record in parts.items():
@@ -198,74 +198,31 @@ def _finish(
                 info['basename'] = f'{folder}/{info["basename"]}'
         shards = [shard for record in parts.values() for shard in record['shards']]
         out.commit(f'{split}/{INDEX}', json.dumps({'version': 2, 'shards': shards}, sort_keys=True))
-    first = next(iter(records))
-    with drawing(str(out.local / 'dataset.png')):
-        draw_card(out, first, captions[first], 'dataset.png')
     out.commit(CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False, default=str) + '\n')
     return written
 
 
 def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, Any]]) -> None:
-    """Raise an error unless all shards of a split have the same columns and, without a remote, are there in their
-    sizes."""
-    columns: dict[str, list[str]] = {}
-    for part, record in parts.items():
-        for shard in record['shards']:
-            columns.setdefault(part, shard['column_names'])
-            info = shard['zip_data'] or shard['raw_data']
-            path = out.local / split / part / info['basename']
-            size = path.stat().st_size if path.is_file() else None
-            if out.remote is None and size != info['bytes']:
-                raise FileError(f'{path}: {"is missing" if size is None else f"has {size:,} bytes"}, expected '
-                                f'{info["bytes"]:,} bytes; remove {path.parent} to convert that part again')
-    first = next(iter(columns))
-    for folder, names in columns.items():
-        if names != columns[first]:
-            raise ValueError(f'{folder} of split {split!r} has columns {names}, but {first} has {columns[first]}')
+    """Raise an error unless all shards have the same columns and, without a remote, are there in their sizes."""
+    shards = [(part, shard) for part, record in parts.items() for shard in record['shards']]
+    first, like = shards[0]
+    for part, shard in shards:
+        info = shard['zip_data'] or shard['raw_data']
+        path = out.local / split / part / info['basename']
+        size = path.stat().st_size if path.is_file() else None
+        if out.remote is None and size != info['bytes']:
+            raise FileError(f'{path}: {"is missing" if size is None else f"has {size:,} bytes"}, expected '
+                            f'{info["bytes"]:,} bytes; remove {path.parent} to convert that part again')
+        if shard['column_names'] != like['column_names']:
+            raise ValueError(f'{part} of split {split!r} has columns {shard["column_names"]}, but {first} has '
+                             f'{like["column_names"]}')
 
 
-def _parts_of_index(out: OutputFolder, split: str) -> list[str]:
-    """Folders of the parts that a split's index has, in order; none if there is no index.
-
-    Raises:
-        ConfigError: It is of a dataset whose shards are not in parts, and would be lost.
-    """
-    if not out.fetch(f'{split}/{INDEX}'):
-        return []
-    names = [shard['raw_data']['basename'] for shard in read_index(out.local / split)['shards']]
-    if not names[0].startswith('part-'):
-        raise ConfigError(f'out: {out.local / split} holds another dataset (with {names[0]}), expected an empty folder '
-                          'or one that prepare_data wrote')
-    return list(dict.fromkeys(name.rsplit('/', 1)[0] for name in names))
-
-
-def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig) -> bool:
-    """Whether a dataset is complete.
-
-    Args:
-        out: Its folder.
-        about: Facts about its source, as `write_splits` was given them.
-        config: As `write_splits` was given it.
-
-    Raises:
-        ConfigError: It is, but was written from another source, with other options, or from an input file that has
-            changed since.
-    """
-    if not out.fetch(CARD_FILE):
-        return False
-    card = read_json(out.local / CARD_FILE, dict)
-    options = deciding_options(about, config)
-    for name, value in options.items():
-        if name in card and card[name] != value:
-            more = ', or extend it by extend=true' if covers(card[name], value) else ''
-            raise ConfigError(f'out: {out} is complete, but was written with another {name} ({out.local / CARD_FILE} '
-                              f'has it); remove it to convert again{more}')
-    inputs = card.get('inputs', {})
-    check_inputs(out, inputs, {path: input_identity(path) for path in inputs if os.path.isfile(path)})
-    if card.get('leave_out') != options.get('leave_out'):
-        raise ConfigError(f'out: {out} is complete, but was written with another leave_out; remove it to convert again')
-    for split in card.get('samples', ()):
-        for folder in _parts_of_index(out, split)[:1]:
-            if out.fetch(name := f'{split}/{folder}/{PART_FILE}'):
-                check_options(out, out.local / name, read_json(out.local / name, dict), options, True)
-    return True
+def _lengths(counts: Counter[int]) -> dict[str, int]:
+    """How many captions there are, how many samples lack one, and quantiles of their words."""
+    words = [n for n in counts if n]
+    result = {'captions': counts.total() - counts[0], 'absent': counts[0]}
+    for percent in (5, 50, 95) if words else ():
+        result[f'words_p{percent}'] = int(np.quantile(
+            words, percent / 100, weights=[counts[n] for n in words], method='inverted_cdf'))
+    return result
