@@ -176,7 +176,6 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('evaluate',), 'gallery', ['-1']),
     (('evaluate.cra',), 'caption_keys', ['[a]', '[a, a]', '[a, b, c]', "['', b]", 'a']),
     (('evaluate.cra',), 'limit', ['0', '-1']),
-    (('export_hf', 'export_vision'), 'push_to_hub', ['model', 'a/b/c', 'a b/c', "''"]),
     (('export_hf', 'export_vision', 'export_sentence_transformers', 'import_official', 'report'), 'out', ["''"]),
     (('import_official',), 'template', ['llama2']),
     (('import_official',), 'teacher', ['null']),

@@ -1,32 +1,22 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`export_hf`, `export_vision` and `export_sentence_transformers`."""
+"""`export_hf`, `export_vision`, `export_sentence_transformers` and `import_official`."""
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Literal, Optional
 
 from omegaconf import MISSING
 
-from llm2clip.config.ranges import Count, Repository, RunWeights, Share, Text
+from llm2clip.config.models import TextEncoderConfig, VisionConfig
+from llm2clip.config.ranges import ConfigError, Count, RunWeights, Share, Text
 from llm2clip.config.teacher import NamedTeacherConfig
 
-__all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'HubConfig']
+__all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ImportConfig']
 
 
 @dataclass
-class HubConfig:
-    """Where a finished folder is uploaded."""
-
-    push_to_hub: Optional[Repository] = None
-    """`owner/name` of a repository on the Hugging Face Hub.  The token is read from HF_TOKEN in the environment, and
-    from nowhere else.  Unset: the folder is not uploaded."""
-    private: bool = False
-    """Make that repository a private one."""
-
-
-@dataclass
-class ExportConfig(NamedTeacherConfig, HubConfig):
+class ExportConfig(NamedTeacherConfig):
     """Stage-2 run and teacher -> one Hugging Face folder.  The teacher, the one that the run learned from, needs to be
     named only if the run's configuration does not."""
 
@@ -45,12 +35,10 @@ class ExportConfig(NamedTeacherConfig, HubConfig):
     """The model goes to `out/llm2clip`."""
     remote_code: bool = False
     """Put the code into the folder that loads it, by `trust_remote_code=True`, where this package is not installed."""
-    results: Optional[Text] = None
-    """Folder that `evaluate` wrote about these weights; its numbers go into the model card."""
 
 
 @dataclass
-class ExportVisionConfig(HubConfig):
+class ExportVisionConfig:
     """Stage-2 run -> its vision tower alone, as transformers or timm load it."""
 
     run: Text = MISSING
@@ -75,3 +63,29 @@ class ExportTeacherConfig:
     """Folder that receives the sentence-transformers model."""
     prompts: Optional[dict[str, str]] = None
     """Name -> instruction, for `encode(…, prompt_name=…)`.  Unset: `query`, the teacher's own instruction."""
+
+
+@dataclass
+class ImportConfig:
+    """Official LLM2CLIP weights -> this project's folders: the model in `out`/llm2clip, a teacher in `out`/teacher."""
+
+    checkpoint: Optional[Text] = None
+    """Weights of the model: a file (`.pt`, `.safetensors`), or a Hugging Face folder.  Unset: the teacher alone."""
+    vision: Optional[VisionConfig] = None
+    """The tower of `checkpoint`.  A Hugging Face folder says the `architecture` itself."""
+    teacher: Optional[Text] = None
+    """Folder of the teacher that the model learned from, imported before."""
+    text_encoder: Optional[TextEncoderConfig] = None
+    """That teacher as it is published: an LLM, and in `adapters` LLM2Vec's adapters if they are not merged."""
+    template: Optional[Literal['llama3', 'chatml', 'none']] = None
+    """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
+    out: Text = MISSING
+    """Folder that receives `llm2clip` (the model) and `teacher`."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if there is not one teacher, or a model without its tower."""
+        if (self.teacher is None) == (self.text_encoder is None):
+            raise ConfigError('teacher: expected either this (a folder of this project) or text_encoder (an official '
+                              'LLM)')
+        if self.checkpoint is not None and self.vision is None:
+            raise ConfigError('vision: required but not set, since checkpoint is')

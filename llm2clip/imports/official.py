@@ -23,19 +23,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import torch
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.config.ranges import VisualProjection
-from llm2clip.files import read_json, reading
-from llm2clip.imports.files import read_weights
+from llm2clip.files import FileError, read_json, reading
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.teacher.folder import teacher_width
+from llm2clip.weights import read_pickle, read_safetensors
 
-__all__ = ['Imported', 'Layout', 'check_teacher_width', 'find_layout', 'from_official', 'import_checkpoint',
-           'official_names']
+__all__ = ['check_teacher_width', 'import_checkpoint', 'read_weights']
 
 State = dict[str, torch.Tensor]
 
@@ -73,6 +73,10 @@ LAYOUTS = (
            (('vision_encoder.trunk.', ''), ('visual_projection.', 'visual_projection.')),
            left_out=(r'vision_model\.embeddings\.position_ids',)),
 )
+# Of a folder, the first that is there.
+_NAMES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+# Where trainers put the weights beside their own state.
+_WRAPPERS = ('model', 'module', 'state_dict')
 _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
 _AS_THEY_ARE = ('logit_scale', 'logit_bias')
 
@@ -140,6 +144,51 @@ def from_official(layout: Layout, state: Mapping[str, torch.Tensor], ours: Mappi
 
 def _some(names: list[str]) -> str:
     return f'{", ".join(names[:3]) or "nothing"}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
+
+
+def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
+    """Parameter name -> tensor, floating ones in float32, read without running code.
+
+    Args:
+        path: A `.safetensors` file or one of `torch.save`, or a folder as transformers writes it.
+        key: Where the path stands in the configuration, for messages.
+
+    Raises:
+        ConfigError: There are none.
+        FileError, LoadError: A file is damaged, holds more than data, or values that are not finite.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = next((path / name for name in _NAMES if (path / name).is_file()), None)
+        if found is None:
+            raise ConfigError(f'{key}: the folder {path} has no weights; expected one of {", ".join(_NAMES)}')
+        path = found
+    if not path.is_file():
+        raise ConfigError(f'{key}: there is no file or folder {path}')
+    if path.name.endswith('.index.json'):
+        with reading(path, 'weight_map, parameter name -> file'):
+            weight_map = dict(read_json(path, dict)['weight_map'])
+            shards = sorted({Path(shard).name for shard in weight_map.values()})
+        state = {name: value for shard in shards for name, value in _read_file(path.parent / shard).items()}
+        if absent := sorted(weight_map.keys() - state.keys()):
+            raise FileError(f'{path}: names {absent[0]}, expected it in {weight_map[absent[0]]}')
+    else:
+        state = _read_file(path)
+    check_finite(state, path)
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    content: Any = read_safetensors(path).tensors if path.suffix == '.safetensors' else read_pickle(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content or not all(
+            isinstance(value, torch.Tensor) for value in content.values()):
+        raise FileError(f'{path}: is no mapping of parameter names to tensors, expected weights')
+    # DistributedDataParallel's.
+    prefix = 'module.' if all(name.startswith('module.') for name in content) else ''
+    return {name.removeprefix(prefix): value for name, value in content.items()}
 
 
 class Imported(NamedTuple):

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from llm2clip.float32 import in_float32
-from llm2clip.metrics.collected import Collected
-from llm2clip.metrics.retrieval import recall
+from llm2clip.metrics.retrieval import Collected, recall
 
 __all__ = [
     'MeanAveragePrecision', 'MeanPerClass', 'ZeroshotTop1', 'accuracy_per_class', 'average_precision', 'class_ranks',

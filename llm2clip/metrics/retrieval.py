@@ -6,18 +6,20 @@
 from typing import NamedTuple, Optional
 
 import torch
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from llm2clip.float32 import in_float32
 from llm2clip.metrics.bootstrap import Outcomes
-from llm2clip.metrics.collected import Collected
 
 __all__ = [
-    'CaptionRetrievalAccuracy', 'RetrievalRanks', 'RetrievalRecall', 'caption_retrieval_accuracy', 'chance',
-    'rank_both_ways', 'recall', 'retrieval_ranks',
+    'CaptionRetrievalAccuracy', 'Collected', 'RetrievalRanks', 'RetrievalRecall', 'caption_retrieval_accuracy',
+    'rank_both_ways', 'recall',
 ]
 
 # Held at once.
 _SCORES = 2**27
+_KS = (1, 5, 10)
 
 
 @in_float32
@@ -68,13 +70,7 @@ def recall(ranks: torch.Tensor, k: int) -> float:
 
 
 def chance(n_right: torch.Tensor, n_candidates: int, k: int) -> float:
-    """Recall@k of a random ranking, in percent.
-
-    Args:
-        n_right: ``(Q,)``, how many candidates are right for each query.
-        n_candidates: All candidates.
-        k: Cut-off.
-    """
+    """Recall@k of a random ranking, in percent; `n_right` ``(Q,)`` candidates of all are right for each query."""
     n_right = n_right.double().cpu()
     miss = torch.ones_like(n_right)
     for drawn in range(min(k, n_candidates)):
@@ -94,11 +90,12 @@ class RetrievalRanks(NamedTuple):
     right: torch.Tensor
     """``(P, 2)`` pairs (text, image) that belong together."""
 
-    def recalls(self, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    def recalls(self) -> dict[str, float]:
         """Counts, ``image_retrieval_recall@k`` (text -> image) and ``text_retrieval_recall@k`` (image -> text) in
-        percent, mean ranks (1 is the best) and ``chance@10``, that of a random ranking, text -> image."""
+        percent for k of 1, 5 and 10, mean ranks (1 is the best) and ``chance@10``, that of a random ranking, text ->
+        image."""
         result: dict[str, float] = {'n_images': len(self.images), 'n_texts': len(self.texts)}
-        for k in ks:
+        for k in _KS:
             result[f'image_retrieval_recall@{k}'] = recall(self.texts, k)
             result[f'text_retrieval_recall@{k}'] = recall(self.images, k)
         result['image_retrieval_mean_rank'] = 1 + self.texts.double().mean().item()
@@ -106,22 +103,15 @@ class RetrievalRanks(NamedTuple):
         result['chance@10'] = chance(torch.bincount(self.right[:, 0]), len(self.images), 10)
         return result
 
-    def outcomes(self, ks: tuple[int, ...] = (1, 5, 10)) -> list[Outcomes]:
+    def outcomes(self) -> list[Outcomes]:
         """Which texts found one of their images among the first k, and which images one of their texts; an image is
         drawn with its texts."""
         image_of_text = torch.full((len(self.texts),), len(self.images)).scatter_reduce(
             0, self.right[:, 0].cpu(), self.right[:, 1].cpu(), 'amin')
         ways = {'image': (self.texts.cpu(), image_of_text),
                 'text': (self.images.cpu(), torch.arange(len(self.images)))}
-        return [Outcomes(tuple(f'{way}_retrieval_recall@{k}' for k in ks),
-                         torch.stack([ranks < k for k in ks], dim=1), group) for way, (ranks, group) in ways.items()]
-
-    def intervals(
-        self, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 1000, seed: int = 0
-    ) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap intervals of the recalls, in percent; images are drawn with their texts."""
-        return {name: ends for outcomes in self.outcomes(ks)
-                for name, ends in outcomes.intervals(resamples, seed).items()}
+        return [Outcomes(tuple(f'{way}_retrieval_recall@{k}' for k in _KS),
+                         torch.stack([ranks < k for k in _KS], dim=1), group) for way, (ranks, group) in ways.items()]
 
 
 def rank_both_ways(
@@ -161,6 +151,32 @@ def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> flo
     first, second = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (first, second))
     right = torch.arange(len(first), device=first.device)[:, None].expand(-1, 2)
     return (recall(retrieval_ranks(first, second, right), 1) + recall(retrieval_ranks(second, first, right), 1)) / 2
+
+
+class Collected(Metric):
+    """Rows gathered over batches and ranks; a sample that padding delivered twice counts once."""
+
+    full_state_update = False
+    names: tuple[str, ...] = ()
+    index: list[torch.Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in (*self.names, 'index'):
+            self.add_state(name, default=[], dist_reduce_fx='cat')
+
+    def append(self, index: torch.Tensor, *rows: torch.Tensor) -> None:
+        """Add a batch: which samples they are, ``(B,)``, and what `names` stand for, ``(B, …)`` each."""
+        for name, value in zip(('index', *self.names), (index, *rows)):
+            getattr(self, name).append(value.detach())
+
+    def rows(self) -> list[torch.Tensor]:
+        """What `names` stand for, of all samples, in their order."""
+        index = dim_zero_cat(self.index)
+        order = index.argsort(stable=True)
+        ordered = index[order]
+        keep = order[torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])]
+        return [dim_zero_cat(getattr(self, name))[keep] for name in self.names]
 
 
 class CaptionRetrievalAccuracy(Collected):

@@ -6,17 +6,12 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn as nn
-from PIL import Image
-from towers import write_clip
-from trained import PIXELS, SMALL, trained
+from trained import SMALL, trained
 from transformers import (
-    AutoProcessor,
-    CLIPModel,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -24,20 +19,11 @@ from transformers import (
 )
 
 from llm2clip.config import (
-    AdapterConfig,
-    ClipTextConfig,
     ConfigError,
-    ModelConfig,
-    Stage2Config,
-    TrainedTextConfig,
     VisionConfig,
 )
-from llm2clip.export.clip import export_clip
 from llm2clip.export.vision import export_vision
-from llm2clip.models.first_dims import keep_first_dims
-from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.teacher.clip_text import ClipTextTeacher, load_clip_text, load_clip_tokenizer, save_clip_text
 
 ROOT = Path(__file__).parents[2]
 IMAGE_TOKEN, PATCHES = 3, 16
@@ -80,34 +66,6 @@ def test_a_projection_that_does_not_fit_is_refused(teacher_folder: Path, tmp_pat
     of_timm = trained('timm:test_vit', [teacher_folder])
     of_timm.model.visual_projection = nn.Linear(of_timm.model.vision_encoder.width, 32)
     export_vision(of_timm.model, of_timm.config, of_timm.record, tmp_path / 'timm')
-
-
-@torch.no_grad()
-def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path: Path) -> None:
-    """With a text tower, a projection and pixels of its own, and fewer dimensions."""
-    clip = str(write_clip(tmp_path / 'clip', llm_folder))
-    tower = load_clip_text(ClipTextConfig(clip), 'clip').eval()
-    save_clip_text(tower, {name: value + 0.01 for name, value in tower.state_dict().items()},
-                   load_clip_tokenizer(ClipTextConfig(clip), 'clip'), tmp_path / 'text', {})
-    config = ModelConfig(VisionConfig(clip, pretrained=True, image_size=32, **PIXELS), AdapterConfig('identity'),
-                         embed_dim=32, visual_projection='pretrained', logit_scale=7.0)
-    model = LLM2CLIP(config, 32).eval()
-    model.visual_projection.weight.mul_(torch.linspace(1, 2, 32)[:, None])
-    config = keep_first_dims(model, config, 24)
-    run = Stage2Config(trained_text=TrainedTextConfig(ClipTextConfig(clip)), model=config)
-    export_clip(model, config, run, tmp_path / 'text', tmp_path / 'out')
-    loaded = CLIPModel.from_pretrained(tmp_path / 'out')
-    processor: Any = AutoProcessor.from_pretrained(tmp_path / 'out', use_fast=True)
-    texts, image = ['a red square', 'a blue circle, painted on a plain wall'], Image.new('RGB', (50, 40), 'red')
-    outputs = loaded(**processor(text=texts, images=image, return_tensors='pt', padding=True, truncation=True))
-    images = model.get_image_features(processor(images=image, return_tensors='pt').pixel_values)
-    expected = model.get_text_features(ClipTextTeacher(str(tmp_path / 'text'), cut=True).embed(texts).vectors)
-    torch.testing.assert_close(outputs.image_embeds, images, rtol=0, atol=1e-5)
-    torch.testing.assert_close(outputs.text_embeds, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(outputs.logits_per_image, 7 * images @ expected.T, rtol=1e-4, atol=1e-4)
-    model.adapter.bias.add_(1)
-    with pytest.raises(ConfigError, match='^run: has model.adapter, which a CLIPModel of'):
-        export_clip(model, config, run, tmp_path / 'text', tmp_path / 'other')
 
 
 @pytest.fixture(scope='module')
