@@ -79,7 +79,6 @@ BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
     (('train_stage1',), 'objective', ['mlm', "''"]),
     (('train_stage1',), 'loss_scale', ['0', '-50', 'nan', 'inf']),
     (('train_stage1',), 'text_encoder.pooling', ['max', 'MEAN']),
-    (('train_stage1',), 'text_encoder.layout', ['whole', 'null', 'true']),
     (('train_stage1',), 'text_encoder.max_length', ['0', '-1']),
     (('train_stage1',), 'text_encoder.dtype', ['fp16', 'int8']),
     (('train_stage1',), 'text_encoder.attn_implementation', ['flash']),

@@ -175,7 +175,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
     'export': lambda folder, model: export_folder(
         model.model, model.config, model.record, folder, folder.parent / 'out', remote_code=True),
     'export of the teacher': lambda folder, _: export_sentence_transformers(folder, folder.parent / 'out'),
-    'remote code': lambda folder, model: modeling_llm2clip.Teacher(folder, model.record.teacher.teachers[0])(
+    'remote code': lambda folder, model: modeling_llm2clip.load_teacher(folder, model.record.teacher.teachers[0])(
         TEXTS, torch.device('cpu')),
     'any LLM': lambda folder, _: build_caption_teacher(TeacherConfig(text_encoder=TextEncoderConfig(str(folder))), CPU),
     'stage 1': lambda folder, _: text_encoder_from_config(TextEncoderConfig(str(folder)), LoraConfig()),

@@ -32,11 +32,7 @@ _BLOCK = 1024
 
 
 def check_cra(config: CRAConfig) -> None:
-    """Find out what is wrong with the pairs and the encoders' folders without loading an encoder.
-
-    Raises:
-        ConfigError: Names the key.
-    """
+    """Raise a ConfigError that names the key if the pairs or the encoders' folders are wrong; loads no encoder."""
     for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', list(map(caption_column, config.caption_keys)))):
         try:
             check_dataset(config.captions, columns)
@@ -61,15 +57,8 @@ def check_cra(config: CRAConfig) -> None:
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
     """Caption retrieval accuracy of each encoder on the same pairs, in percent, and how many pairs there are.
 
-    Samples that lack one of the two captions are no pairs.  Every rank calls this.  They share the texts, and the first
-    has the numbers.
-
-    Args:
-        config: Encoders and pairs.
-        device: Where the encoders run.
-
-    Raises:
-        ValueError: There are no pairs.
+    Samples that lack one of the two captions are no pairs; without any, this is a ValueError.  Every rank calls this.
+    They share the texts, and the first has the numbers.
     """
     columns = [caption_column(key) for key in config.caption_keys]
     samples = read_samples(config.captions)

@@ -132,14 +132,8 @@ class _KeptRows:
 class ImageFeatures:
     """A model's features of the sets' images, computed once for sets of the same images.
 
-    They are kept in a folder, so that a killed evaluation resumes with the block of images at which it was.
-
-    Args:
-        model: Which encodes.
-        name: Of the model in the tables.
-        folder: Of the files.
-        batch_size: Images per forward pass.
-        num_workers: Processes per rank that read and decode.
+    They are kept in files in `folder`, so that a killed evaluation resumes with the block of images at which it was;
+    `name` is that of the model in the tables.
     """
 
     def __init__(self, model: EvaluatedModel, name: str, folder: Path, batch_size: int, num_workers: int) -> None:

@@ -92,14 +92,7 @@ class HuggingFaceCLIP:
     """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`, as
     `TrainedLLM2CLIP`.
 
-    Args:
-        name: Hub name or local folder.
-        device: Where it runs.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
-
-    Raises:
-        ConfigError: It has not both.
-        FileError, LoadError: There is no such model, or it is damaged.
+    A ConfigError says that it has not both; a FileError or LoadError, that there is no such model, or a damaged one.
     """
 
     def __init__(self, name: str, device: Device, precision: TeacherPrecision = 'fp32') -> None:
@@ -165,11 +158,7 @@ def _text_side(config: EvaluatedModelConfig, run: Stage2Config, key: str) -> str
 
 
 def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
-    """Find out what is wrong with a model's configuration and folders without loading or hashing weights.
-
-    Args:
-        config: Which model.
-        key: Where it stands in the configuration.
+    """Find out what is wrong with a model's configuration, at its `key`, and folders; weights are not read.
 
     Raises:
         ConfigError: It names none or several, a folder is not what it should be, or the teacher is missing.
@@ -236,17 +225,13 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
 def load_evaluated_model(
     config: EvaluatedModelConfig, cache: Union[str, Path], device: Device, key: str
 ) -> EvaluatedModel:
-    """The model that a configuration names, on its device.
+    """The model that a configuration names, on its device; arguments and errors as of `check_evaluated_model`.
 
     Args:
         config: Which model.
         cache: Folder of texts' vectors.
         device: Where it runs.
         key: Where the model stands in the configuration.
-
-    Raises:
-        ConfigError: As `check_evaluated_model`, or the weights do not fit.
-        ValueError: The teacher is not the one that the model learned from.
     """
     check_evaluated_model(config, key)
     if config.pretrained is not None:

@@ -87,11 +87,6 @@ def _remarks(values: Mapping[str, Mapping[str, Any]], images_of: Mapping[str, Ma
     return remarks + (f'; computed in bfloat16: {narrow}' if narrow else '')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Papers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 _LLM2CLIP, _PROCLIP = 'arXiv 2411.04997 v6', 'arXiv 2510.18795'
 _LANGUAGES = 36
 _PAPER = yaml.safe_load(Path(__file__).with_name('paper.yaml').read_text('utf-8'))
@@ -128,12 +123,8 @@ def reported_recalls(benchmark: str) -> Reported:
 
 
 def reported_average(benchmarks: Sequence[str], results: Mapping[str, Any]) -> Reported:
-    """Means over benchmarks, as `mean` of accuracies and as recall@1 of each direction.
-
-    Args:
-        benchmarks: `zeroshot.food101` with the name that it has there, all of one kind.
-        results: `results.json`.
-    """
+    """Means over benchmarks of one kind, such as `zeroshot.food101` with its name in `results`, as `mean` of accuracies
+    and as recall@1 of each direction."""
     kind, names = benchmarks[0].partition('.')[0], [benchmark.partition('.')[2] for benchmark in benchmarks]
     proclip = _PAPER['proclip']
     if kind == 'zeroshot' and sorted(names) == sorted(proclip['sets']):
@@ -161,11 +152,6 @@ def _paper_rows(reported: Reported, metrics: Sequence[str], empty: int = 0) -> l
 def _source(reported: Reported) -> str:
     """A remark on where a paper's numbers come from; nothing where there are none."""
     return f'; paper: {reported.source}' if reported.rows else ''
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables of one kind of benchmark
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _cra_tables(results: Mapping[str, Any]) -> Iterator[Table]:

@@ -26,22 +26,16 @@ _KS = (1, 5, 10)
 def retrieval_ranks(
     queries: torch.Tensor, candidates: torch.Tensor, right: torch.Tensor, chunk: Optional[int] = None
 ) -> torch.Tensor:
-    """For each query, how many wrong candidates score at least as high as its best right one.
+    """``(Q,)``: for each query, how many wrong candidates score at least as high as its best right one.
 
     A tie counts against the query, so that a model that gives every pair the same score finds nothing, and so does a
-    score that is no number.
+    score that is no number.  A query without right candidate is a ValueError.
 
     Args:
         queries: ``(Q, D)``.
         candidates: ``(C, D)``.
         right: ``(P, 2)`` distinct pairs (query, candidate); every query stands in at least one.
         chunk: Queries scored at once; memory is ``chunk * C``.  Unset: as many as make half a gigabyte of scores.
-
-    Returns:
-        ``(Q,)`` ranks, 0 where the first hit is right.
-
-    Raises:
-        ValueError: A query has no right candidate.
     """
     chunk = chunk or max(1, _SCORES // len(candidates))
     right = right[right[:, 0].argsort()]
@@ -115,14 +109,10 @@ class RetrievalRanks(NamedTuple):
 
 
 def rank_both_ways(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    image_of_text: torch.Tensor,
+    image_features: torch.Tensor, text_features: torch.Tensor, image_of_text: torch.Tensor,
     text_id: Optional[torch.Tensor] = None,
 ) -> RetrievalRanks:
-    """Search images by texts and texts by images.
-
-    As CLIP_benchmark defines it: a text finds its image; an image finds any of its texts.
+    """Search images by texts, which find their image, and texts by images, which find any of theirs (CLIP_benchmark).
 
     Args:
         image_features: ``(N, D)``.
@@ -144,9 +134,7 @@ def rank_both_ways(
 def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> float:
     """CRA: how often a caption's nearest neighbour is the other caption of its image, both ways, in percent.
 
-    Args:
-        first: ``(N, D)`` embeddings.
-        second: ``(N, D)``; row i describes the same image as row i of `first`.
+    Rows i of `first` and `second`, both ``(N, D)``, describe the same image.
     """
     first, second = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (first, second))
     right = torch.arange(len(first), device=first.device)[:, None].expand(-1, 2)
@@ -201,9 +189,6 @@ class RetrievalRecall(Collected):
     """Mean of both directions' recall@k over an evaluation set; `rank_both_ways` has the details.
 
     Texts of id 0 are absent; images that have no other do not count.
-
-    Args:
-        k: Cut-off.
     """
 
     names = ('image_features', 'text_features', 'text_id')

@@ -132,5 +132,5 @@ def test_remote_code_reads_captions_as_the_teacher_did(content: str, teacher_fol
         + ' }}</s>\n{% endfor %}')
     texts = [*TEXTS, '  a red square \n', 'x']
     expected = load_caption_tokenizer(teacher_config(folder)).tokenize(texts)
-    teacher = modeling_llm2clip.Teacher(folder, encoding(teacher_config(folder)))
+    teacher = modeling_llm2clip.load_teacher(folder, encoding(teacher_config(folder)))
     assert teacher.tokenizer.tokenize(texts) == expected

@@ -113,11 +113,9 @@ class ImageFiles:
 
 
 def image_files(name: str, folder: str, files: Sequence[str], source: str) -> ImageFiles:
-    """A reader of `files`, paths inside `folder` that `source` names, all of which exist.
+    """A reader of `files`, paths inside `folder` that `source` names.
 
-    Raises:
-        ConfigError: The folder or images are missing.
-        FileError: A path leads out of the folder.
+    A ConfigError says that the folder or images are missing, a FileError that a path leads out of the folder.
     """
     check_folder(name, 'images', folder)
     if missing := [file for file in files if not os.path.isfile(inside(folder, file, source))]:
@@ -179,11 +177,7 @@ def check_file(name: str, key: str, path: str) -> None:
 
 
 def visible_files(folder: Path, suffixes: Sequence[str], expected: str) -> list[str]:
-    """Names in a folder but for hidden ones, sorted, all with one of the suffixes.
-
-    Raises:
-        ConfigError: There is another file.
-    """
+    """Names in a folder but for hidden ones, sorted; a ConfigError says that one has none of the suffixes."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
     for name in names:
         if not name.lower().endswith(tuple(suffixes)):
