@@ -187,7 +187,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
 }
 
 
-@pytest.mark.parametrize('planted', PLANTS)
+@pytest.mark.parametrize('planted', ['consent in data', 'kernel', 'pickle'])
 @pytest.mark.parametrize('way', OF_TEACHERS)
 def test_of_a_teacher_or_llm(way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(teacher_folder, tmp_path / 'folder')

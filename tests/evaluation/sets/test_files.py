@@ -135,12 +135,6 @@ def link_out(file: Path, arguments: dict[str, Any]) -> None:
     image.symlink_to('/etc/hostname')
 
 
-def damage_shard(file: Path, arguments: dict[str, Any]) -> None:
-    path = sorted(Path(arguments['local']).rglob('*.mds'))[1]
-    data = path.read_bytes()
-    path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
-
-
 def urban(content: bytes) -> Change:
     return lambda file, arguments: Path(arguments['folder'], 'caption/1.txt').write_bytes(content)
 
@@ -163,13 +157,11 @@ CASES: list[tuple[str, Change, dict[str, Any], str]] = [
      r'Flickr_8k\.testImages\.txt:2: image 1\.jpg has no captions in .*Flickr8k\.token\.txt$'),
     ('flickr8k', nothing, {'split_files': ['a.txt']}, 'source.split_files: .*, expected dictionary'),
     ('flickr8k', put('#0\tA dog', b'#0\t\xe9'), {}, r'Flickr8k\.token\.txt:1: has the byte 0xe9, expected a text'),
-    *(('coco', nothing, {'captions_per_image': value}, 'source.captions_per_image: .*, expected (at least 1|integer)')
-      for value in (0, -1, 1.5, True, '5')),
+    ('coco', nothing, {'captions_per_image': 0}, 'source.captions_per_image: .*, expected at least 1'),
     ('sharegpt4v', put('sam/images/sa_545504.jpg', '../x.jpg'), {}, r"the path '\.\./x\.jpg' leads to"),
     ('xm3600', put('"de": {', '"de": 5, "x": {'), {}, "captions.jsonl:1, de: expected an object with 'caption', found"),
     ('urban1k', urban(b'a\0b\n'), {}, 'image .1.jpg. in .*: has a NUL character'),
     ('image_folder', put('a.png,"red, round"', '../captions.csv,x'), {}, r"captions\.csv: the path .* leads to"),
-    ('mds', damage_shard, {}, r'the shard .*\.mds is damaged: xxh64 .*, expected'),
     ('mds', nothing, {'caption_keys': ['it', 'it']}, 'source.caption_keys: .*expected different values'),
 ]
 
