@@ -71,16 +71,11 @@ def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]
 
 
 def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, dict[str, Any]]:
-    """A model beside the baseline, on one benchmark.
-
-    Args:
-        before: What the baseline found.
-        after: What the model found, on the same queries in the same order.
-        resamples: Of the bootstrap; 0: no intervals.
+    """A model (`after`) beside the baseline, on the same queries of one benchmark in the same order.
 
     Returns:
         ``difference``: metric -> points won, and ``intervals``: metric -> 95 % interval of the difference over the same
-        resamples of queries for both models.
+        resamples of queries for both models, if there are resamples.
     """
     intervals: dict[str, Sequence[float]] = {}
     for old, new in zip(before.outcomes, after.outcomes, strict=True):

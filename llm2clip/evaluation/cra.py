@@ -25,8 +25,7 @@ from llm2clip.teacher.text_encoder import load_text_encoder
 
 __all__ = ['check_cra', 'evaluate_cra']
 
-Encode = Callable[[Sequence[str]], torch.Tensor]
-
+_Encode = Callable[[Sequence[str]], torch.Tensor]
 # Texts that are embedded together: enough to sort by length, few enough for several ranks to share.
 _BLOCK = 1024
 
@@ -73,7 +72,7 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     first, second = ([pair[side] for pair in pairs] for side in range(2))
     result = {}
     for name, encode in _encoders(config, device):
-        def encode_all(texts: list[str], encode: Encode = encode) -> torch.Tensor:
+        def encode_all(texts: list[str], encode: _Encode = encode) -> torch.Tensor:
             blocks = [texts[start:start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
             return rows(in_turns(blocks, partial(map, encode)))
 
@@ -84,11 +83,11 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     return result, len(pairs)
 
 
-def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, Encode]]:
+def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, _Encode]]:
     """One after the other; LLMs that follow each other and are the same one are loaded once."""
     llm_of = attrgetter('pretrained', 'gguf_file', 'adapters', 'dtype', 'attn_implementation', 'trust_remote_code')
 
-    def with_llm(encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Encode:
+    def with_llm(encoder: TextEncoder, tokenizer: CaptionTokenizer) -> _Encode:
         widen_where_slow(encoder.llm)
         device.module_to_device(encoder)
         return partial(encode_texts, encoder, tokenizer, batch_tokens=config.batch_tokens, precision=config.precision)

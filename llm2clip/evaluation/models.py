@@ -49,12 +49,8 @@ class TrainedLLM2CLIP:
     """Vision tower and adapter, with the teacher's vectors of texts: features of length 1 in one space.
 
     Its `preprocess` takes an encoded image and its name to ``(3, H, W)``, as `image_features` reads them, and can be
-    pickled.
-
-    Args:
-        model: In evaluation mode, on its device.
-        teacher: Texts -> vectors ``(N, llm_embed_dim)`` on the CPU, and how many texts lost their end.
-        precision: ``fp32``, or ``amp_bf16`` for autocast; the teacher has its own.
+    pickled.  The teacher takes texts to vectors ``(N, llm_embed_dim)`` on the CPU, and says how many texts lost their
+    end; it has a precision of its own.
     """
 
     def __init__(self, model: LLM2CLIP, teacher: Teacher, precision: TeacherPrecision = 'fp32') -> None:

@@ -82,11 +82,7 @@ _AS_THEY_ARE = ('logit_scale', 'logit_bias')
 
 
 def find_layout(state: Mapping[str, torch.Tensor]) -> Layout:
-    """The layout of an official file.
-
-    Raises:
-        ConfigError: It has none of them.
-    """
+    """The layout of an official file; a ConfigError says that it has none of them."""
     for layout in LAYOUTS:
         if any(name.startswith(layout.sign) for name in state):
             return layout
@@ -116,15 +112,9 @@ def official_names(layout: Layout, ours: Iterable[str]) -> dict[str, str]:
 
 
 def from_official(layout: Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> State:
-    """The state dict of our model.
+    """The state dict of our model, from an official one of a layout.
 
-    Args:
-        layout: Of `state`.
-        state: The official one.
-        ours: Our parameters' names and, for their shapes, tensors.
-
-    Raises:
-        ConfigError: A weight is missing, left over or of another shape.
+    A ConfigError says that a weight is missing, left over or of another shape than in `ours`, our names and tensors.
     """
     names = official_names(layout, ours)
     ignored = {name for name in state if any(re.fullmatch(pattern, name) for pattern in layout.left_out)}

@@ -198,14 +198,9 @@ def llm_dtype(name: str, where: Union[str, Path]) -> torch.dtype:
 
 
 def load_encoder(folder: Path, how: Any) -> TextEncoder:
-    """The frozen LLM in a teacher's folder, in evaluation mode on the CPU.
+    """The frozen LLM in a teacher's folder, which encodes as `how` says, in evaluation mode on the CPU.
 
-    Args:
-        folder: LLM and, if it has LoRA in it, ``lora.safetensors``.
-        how: With what `read_encoding` returns.
-
-    Raises:
-        LoadError: The LLM is missing or damaged, or needs code.
+    A LoadError says that the LLM is missing or damaged, or needs code.
     """
     config = load_config(folder)
     capped = getattr(config, 'attn_logit_softcapping', None) is not None

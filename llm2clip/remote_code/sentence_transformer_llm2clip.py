@@ -27,9 +27,7 @@ _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.', 'llm2clip.export.sent
 def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> Any:
     """The SentenceTransformer in a folder, frozen, in evaluation mode, on the CPU.
 
-    Args:
-        folder: The folder; weights that are pickled are read without running code.
-        trust_remote_code: Run code that the folder holds or names.
+    With `trust_remote_code`, code that the folder holds or names is run; pickled weights never run code.
 
     Raises:
         LoadError: There is no such model, it needs code that is not trusted, its weights are not finite, or
@@ -120,13 +118,10 @@ def load_sentence_teacher(
     """The frozen sentence-transformers model in a folder: captions -> ``(N, llm_embed_dim)`` in float32 on the CPU.
 
     Args:
-        folder: Of the model.
+        folder: As for `load_sentence_transformer`, as are its errors.
         recorded: Fingerprint of the teacher that the model learned from; its ``prompt`` is put before every caption.
-        files: Checksums of that teacher's files; None, they are not compared.
+        files: Checksums of that teacher's files, which must be the same; None, they are not compared.
         trust_remote_code: As for `load_sentence_transformer`.
-
-    Raises:
-        LoadError: As of `load_sentence_transformer`, or a file is not the one that was exported.
     """
     if files is not None:
         check_files(folder, files)

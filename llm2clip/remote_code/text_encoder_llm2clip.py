@@ -185,15 +185,11 @@ def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
 
 
 def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str, Any]:
-    """B texts, one after the other in a row of S tokens without padding, shortest first.
-
-    Args:
-        texts: What there is of each token, all ``(B, T)``, padded on the right.
-        lengths: Tokens of each text.
+    """B texts of these `lengths`, padded ``(B, T)`` on the right -> a row of S tokens without padding, shortest first.
 
     Returns:
-        The same, each ``(1, S)``; `position_ids` ``(1, S)``, which begin anew with every text; `runs`, how many texts
-        of which length follow one another; and `places` ``(B,)``, where in the row each text stands.
+        What there is of each token, ``(1, S)`` each; `position_ids` ``(1, S)``, which begin anew with every text;
+        `runs`, how many texts of which length follow one another; and `places` ``(B,)``, where in the row each stands.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     in_order = [lengths[i] for i in order]

@@ -100,10 +100,9 @@ def _names(images: str, path: str, folders: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class TarImages:
-    """Reads images in tars by position."""
+    """Reads images by position, of each of which `places` has the tar, the first byte and the length."""
 
     places: Sequence[tuple[str, int, int]]
-    """Tar, first byte and length of each."""
 
     def __call__(self, position: int) -> bytes:
         path, start, length = self.places[position]
