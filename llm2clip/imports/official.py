@@ -37,11 +37,11 @@ from llm2clip.weights import read_pickle, read_safetensors
 
 __all__ = ['check_teacher_width', 'import_checkpoint', 'read_weights']
 
-State = dict[str, torch.Tensor]
+_State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Layout:
+class _Layout:
     """How an official file names its weights."""
 
     name: str
@@ -60,18 +60,18 @@ class Layout:
     normalize: bool = True
 
 
-LAYOUTS = (
-    Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
-           (('vision_encoder.trunk.', 'visual.trunk.'),),
-           left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
-    Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
-           (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
-           (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'), ('.mlp.fc1_g.', '.mlp.w1.'),
-            ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
-           (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
-    Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
-           (('vision_encoder.trunk.', ''), ('visual_projection.', 'visual_projection.')),
-           left_out=(r'vision_model\.embeddings\.position_ids',)),
+_LAYOUTS = (
+    _Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
+            (('vision_encoder.trunk.', 'visual.trunk.'),),
+            left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
+    _Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
+            (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
+            (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'), ('.mlp.fc1_g.', '.mlp.w1.'),
+             ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
+            (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
+    _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
+            (('vision_encoder.trunk.', ''), ('visual_projection.', 'visual_projection.')),
+            left_out=(r'vision_model\.embeddings\.position_ids',)),
 )
 # Of a folder, the first that is there.
 _NAMES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
@@ -81,16 +81,7 @@ _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
 _AS_THEY_ARE = ('logit_scale', 'logit_bias')
 
 
-def find_layout(state: Mapping[str, torch.Tensor]) -> Layout:
-    """The layout of an official file; a ConfigError says that it has none of them."""
-    for layout in LAYOUTS:
-        if any(name.startswith(layout.sign) for name in state):
-            return layout
-    raise ConfigError(f'checkpoint: no official layout: no name begins with '
-                      f'{" or ".join(layout.sign for layout in LAYOUTS)}; the first are {sorted(state)[:3]}')
-
-
-def official_names(layout: Layout, ours: Iterable[str]) -> dict[str, str]:
+def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
     """Our parameters' names -> theirs, one to one."""
     ours, names = list(ours), {}
     depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
@@ -111,12 +102,12 @@ def official_names(layout: Layout, ours: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def from_official(layout: Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> State:
+def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> _State:
     """The state dict of our model, from an official one of a layout.
 
     A ConfigError says that a weight is missing, left over or of another shape than in `ours`, our names and tensors.
     """
-    names = official_names(layout, ours)
+    names = _official_names(layout, ours)
     ignored = {name for name in state if any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
     missing = sorted(set(names.values()) - state.keys())
     unexpected = sorted(state.keys() - set(names.values()) - ignored)
@@ -202,7 +193,10 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
             shape is wrong, or the folder's own configuration says otherwise.
     """
     state = read_weights(checkpoint, 'checkpoint')
-    layout = find_layout(state)
+    layout = next((layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)), None)
+    if layout is None:
+        raise ConfigError(f'checkpoint: no official layout: no name begins with '
+                          f'{" or ".join(layout.sign for layout in _LAYOUTS)}; the first are {sorted(state)[:3]}')
     depth = len([name for name in state if re.fullmatch(re.escape(layout.adapter) + r'\d+\.ln\.weight', name)])
     last = f'{layout.adapter}{depth + 1}.weight'
     if last not in state:
@@ -223,7 +217,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection,
                          logit_bias=0.0 if 'logit_bias' in state else None)
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
-    model.load_state_dict(from_official(layout, state, model.state_dict()))
+    model.load_state_dict(_from_official(layout, state, model.state_dict()))
     return Imported(model.eval(), config, llm_embed_dim)
 
 

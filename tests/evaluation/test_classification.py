@@ -155,18 +155,6 @@ def test_a_probe_trained_by_sgd_is_the_naive_loop() -> None:
     assert not other.allclose(found, atol=1e-3)
 
 
-def test_a_probe_trained_by_sgd_has_the_numbers_of_its_logits() -> None:
-    (x, labels), classes = _features_of_classes(60), ['a', 'b', 'c', 'd']
-    config = SGDProbeConfig(epochs=20, batch_size=32)
-    values, (outcomes, of_classes) = linear_probe([x], labels, x, labels, classes, config, resamples=20)
-    # No image belongs to the last class.
-    right = sgd_logits([x], labels, x, 4, config).argmax(1) == labels
-    assert values['linear_probe_top1'] == pytest.approx(100 * right.double().mean().item())
-    assert values['linear_probe_top1'] > 70
-    assert outcomes.hits[:, 0].equal(right) and of_classes.classes is labels and [*values['per_class']] == classes[:3]
-    assert values['intervals']['linear_probe_top1'][0] < values['linear_probe_top1']
-
-
 @pytest.mark.parametrize(('text', 'message'), [
     ('a photo\n', "expected a prompt with {} for the class name on each line, got 'a photo'"),
     ('# nothing\n\n', 'has no prompt'), (None, 'cannot be read'),

@@ -49,15 +49,6 @@ def test_flickr8k_is_one_set_in_all_of_its_layouts(tmp_path: Path) -> None:
             flickr8k(**arguments, split='dev')
 
 
-def test_flickr8k_without_lists(tmp_path: Path) -> None:
-    arguments = flickr8k_kaggle(tmp_path)
-    with pytest.raises(ConfigError, match=r"captions.txt has no splits, and its name does not say 'test'; split: all "
-                                          r'takes all of it, and split_files: {test: <file>} lists its images'):
-        flickr8k(**arguments)
-    found = flickr8k(**arguments, split='all')
-    assert dict(zip(found.image_ids, found.captions)) == {name: flickr8k_captions(name) for name in FLICKR8K}
-
-
 @pytest.mark.parametrize(['lines', 'captions'], [
     # As Kaggle's files: a caption with commas has quotes.
     (['1.jpg,"A ""dog"" , or so"', '1.jpg,A dog'], ['A "dog" , or so', 'A dog']),
