@@ -50,21 +50,21 @@ SOURCES: Registry = {
 }
 
 RETRIEVAL_SETS: Registry = {
-    'coco': 'llm2clip.evaluation.sets.karpathy:coco',
-    'coco_cn': 'llm2clip.evaluation.sets.languages:coco_cn',
-    'docci': 'llm2clip.evaluation.sets.long_captions:docci',
-    'flickr30k': 'llm2clip.evaluation.sets.karpathy:flickr30k',
-    'flickr8k': 'llm2clip.evaluation.sets.karpathy:flickr8k',
-    'flickr_cn': 'llm2clip.evaluation.sets.languages:flickr_cn',
-    'image_folder': 'llm2clip.evaluation.sets.generic:image_folder',
-    'mds': 'llm2clip.evaluation.sets.generic:mds',
-    'sharegpt4v': 'llm2clip.evaluation.sets.long_captions:sharegpt4v',
-    'urban1k': 'llm2clip.evaluation.sets.long_captions:urban1k',
-    'xm3600': 'llm2clip.evaluation.sets.languages:xm3600',
+    'coco': 'llm2clip.evaluation.sets.retrieval:coco',
+    'coco_cn': 'llm2clip.evaluation.sets.retrieval:coco_cn',
+    'docci': 'llm2clip.evaluation.sets.retrieval:docci',
+    'flickr30k': 'llm2clip.evaluation.sets.retrieval:flickr30k',
+    'flickr8k': 'llm2clip.evaluation.sets.retrieval:flickr8k',
+    'flickr_cn': 'llm2clip.evaluation.sets.retrieval:flickr_cn',
+    'image_folder': 'llm2clip.evaluation.sets.retrieval:image_folder',
+    'mds': 'llm2clip.evaluation.sets.retrieval:mds',
+    'sharegpt4v': 'llm2clip.evaluation.sets.retrieval:sharegpt4v',
+    'urban1k': 'llm2clip.evaluation.sets.retrieval:urban1k',
+    'xm3600': 'llm2clip.evaluation.sets.retrieval:xm3600',
 }
 
 CLASSIFICATION_SETS: Registry = {
-    'clip_benchmark': 'llm2clip.evaluation.sets.clip_benchmark:clip_benchmark',
+    'clip_benchmark': 'llm2clip.evaluation.sets.classification:clip_benchmark',
     'imagenet_folder': 'llm2clip.evaluation.sets.classification:imagenet_folder',
 }
 

@@ -22,7 +22,7 @@ from llm2clip.files import parse_json, printable, reading
 from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
-__all__ = ['embed_images', 'find_images', 'is_image', 'load_model']
+__all__ = ['embed_images', 'is_image', 'load_model']
 
 SUFFIXES = ('.avif', '.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 INDEX_FILE = 'images.safetensors'
@@ -92,7 +92,8 @@ def embed_images(config: SearchConfig, model: TrainedLLM2CLIP, fingerprint: str)
     images = ImageFiles(config.images, todo)
     try:
         with tqdm(total=len(todo), desc='embed', unit=' images') as progress:
-            for batch in encode_batches(model, images, todo, config.batch_size, config.num_workers, keep_going=True):
+            for batch in encode_batches(model, images, todo, range(len(todo)), config.batch_size, config.num_workers,
+                                        keep_going=True):
                 known.update((todo[i], (found[todo[i]], row)) for i, row in zip(batch.positions, batch.features.half()))
                 for reason in batch.unreadable.values():
                     tqdm.write(f'unreadable: {printable(reason)}')

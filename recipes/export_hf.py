@@ -11,8 +11,6 @@ from llm2clip.config.files import save_config
 def main(config: ExportConfig) -> None:
     from llm2clip.export.clip import export_clip
     from llm2clip.export.hf import KIND, export_folder, run_teachers
-    from llm2clip.export.hub import open_hub, upload
-    from llm2clip.export.model_card import read_results
     from llm2clip.folders import check_replaceable, describe_folder
     from llm2clip.models.first_dims import check_dim, keep_first_dims
     from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
@@ -21,25 +19,18 @@ def main(config: ExportConfig) -> None:
     check_replaceable(out, KIND)
     run_config, record = read_stage2(config.run, config.weights, config.interpolate)
     check_dim(config.dim, run_config.model, 'dim')
-    weights = config.weights, config.interpolate, config.dim
-    if config.results:
-        read_results(config.results, config.run, *weights)
-    hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
     run_config, record = with_own_teacher(config.run, run_config, record, config.weights, config.interpolate)
     teachers = run_teachers(config, run_config, record.teacher)
     clip_text = None if teachers else own_clip_text(config.run, config.weights, config.interpolate)
     model, _, _ = load_stage2(config.run, config.weights, config.interpolate)
     model_config = keep_first_dims(model, run_config.model, config.dim)
-    results = read_results(config.results, config.run, *weights, model) if config.results else None
     if clip_text is not None:
-        export_clip(model, model_config, run_config, clip_text, out, results)
+        export_clip(model, model_config, run_config, clip_text, out)
     else:
         export_folder(model, model_config, record, teachers, out, remote_code=config.remote_code, run=run_config,
-                      results=results, interpolate=config.interpolate)
+                      interpolate=config.interpolate)
     save_config(config, config.out)
     print(f'wrote {describe_folder(out)}')
-    if hub is not None and config.push_to_hub:
-        print(f'uploaded it to {upload(hub, out, config.push_to_hub, config.private)}')
 
 
 if __name__ == '__main__':

@@ -8,20 +8,16 @@ from llm2clip.config import ExportVisionConfig
 
 
 def main(config: ExportVisionConfig) -> None:
-    from llm2clip.export.hub import open_hub, upload
     from llm2clip.export.vision import KIND, export_vision
     from llm2clip.folders import check_replaceable, describe_folder
     from llm2clip.training.runs import load_stage2, read_stage2
 
     check_replaceable(config.out, KIND)
     read_stage2(config.run, config.weights, config.interpolate)
-    hub = open_hub(config.push_to_hub, config.private) if config.push_to_hub else None
     model, run_config, record = load_stage2(config.run, config.weights, config.interpolate)
     name = export_vision(model, run_config.model, record, config.out, config.projection, run_config,
                          config.interpolate)
     print(f'wrote a {name}: {describe_folder(config.out)}')
-    if hub is not None and config.push_to_hub:
-        print(f'uploaded it to {upload(hub, config.out, config.push_to_hub, config.private)}')
 
 
 if __name__ == '__main__':

@@ -3,7 +3,6 @@
 
 """Small evaluation sets in the files as they are published, 2 to 4 images each."""
 
-import base64
 import csv
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -149,15 +148,6 @@ def coco_cn(folder: Path) -> Arguments:
     (package / 'imageid.human-written-caption.txt').write_text(
         f'{ids[2]}#0\t飞机正准备起飞。\n{ids[0]}#0\t座位空空的。\n{ids[1]}#0\t一群长颈鹿。\n{ids[1]}#1\t一群长颈鹿站在树边\n')
     return {'images': f'{folder}/coco', 'annotations': str(package)}
-
-
-def chinese_clip(folder: Path) -> Arguments:
-    """For both of them."""
-    pictures = [f'{1000002 + i}\t{base64.urlsafe_b64encode(picture(i)).decode()}\n' for i in range(2)]
-    (folder / 'test_imgs.tsv').write_text(''.join(pictures))
-    write_json_lines(folder / 'test_texts.jsonl', [
-        {'text_id': 8428 + i, 'text': f'高级{i}', 'image_ids': [1000003 - i % 2]} for i in range(4)])
-    return {'images': f'{folder}/test_imgs.tsv', 'annotations': f'{folder}/test_texts.jsonl'}
 
 
 def xm3600(folder: Path) -> Arguments:

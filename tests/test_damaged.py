@@ -35,11 +35,9 @@ from llm2clip.config import (
 from llm2clip.config.files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
-from llm2clip.export.model_card import read_results
 from llm2clip.export.sentence_model import export_sentence_transformers
-from llm2clip.imports.files import read_weights
 from llm2clip.imports.initial import load_initial_weights
-from llm2clip.imports.official import import_checkpoint
+from llm2clip.imports.official import import_checkpoint, read_weights
 from llm2clip.models.towers import load_tower
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
@@ -413,13 +411,3 @@ def test_the_record_of_a_teacher(damage: Damage, tmp_path: Path) -> None:
     file.write_text(json.dumps({'teacher': {'weights': 'w'}, 'llm_embed_dim': 32}))
     damage(file)
     refused(lambda: TeacherRecord.read(tmp_path), str(file), 'expected')
-
-
-@pytest.mark.parametrize('damage', [cut, edited(retrieval=...), edited(retrieval={'coco': {}})])
-def test_the_results_of_an_evaluation(damage: Damage, tmp_path: Path) -> None:
-    file, run = tmp_path / 'results.json', tmp_path / 'run'
-    (tmp_path / 'config.yaml').write_text(f'models: {{m: {{run: {run}}}}}')
-    file.write_text(json.dumps({kind: {} for kind in ('retrieval', 'zeroshot', 'linear_probe', 'composition')}))
-    assert read_results(tmp_path, run, 'latest') == {}
-    damage(file)
-    refused(lambda: read_results(tmp_path, run, 'latest'), str(file), 'expected')

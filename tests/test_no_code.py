@@ -176,7 +176,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
     'export': lambda folder, model: export_folder(
         model.model, model.config, model.record, folder, folder.parent / 'out', remote_code=True),
     'export of the teacher': lambda folder, _: export_sentence_transformers(folder, folder.parent / 'out'),
-    'remote code': lambda folder, model: modeling_llm2clip.Teacher(folder, model.record.teacher.teachers[0])(
+    'remote code': lambda folder, model: modeling_llm2clip.load_teacher(folder, model.record.teacher.teachers[0])(
         TEXTS, torch.device('cpu')),
     'any LLM': lambda folder, _: FrozenLLM(LLMTeacherConfig(str(folder))).load(CPU),
     'stage 1': lambda folder, _: text_encoder_from_config(TextEncoderConfig(str(folder)), LoraConfig()),
@@ -188,7 +188,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
 }
 
 
-@pytest.mark.parametrize('planted', PLANTS)
+@pytest.mark.parametrize('planted', ['consent in data', 'kernel', 'pickle'])
 @pytest.mark.parametrize('way', OF_TEACHERS)
 def test_of_a_teacher_or_llm(way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(teacher_folder, tmp_path / 'folder')

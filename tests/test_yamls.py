@@ -20,7 +20,6 @@ from parts import write_dataset
 from recipes_in_process import run_recipe
 
 from llm2clip.config import (
-    BenchmarksConfig,
     EvaluateConfig,
     ExportConfig,
     ExportTeacherConfig,
@@ -104,7 +103,7 @@ def _check(config: Any) -> None:
         _check_zeroshot(config.eval_zeroshot)
     if isinstance(config, PrepareConfig):
         check(SOURCES, config.source.pop('name'), config.source, 'source')
-    if isinstance(config, BenchmarksConfig):
+    if isinstance(config, EvaluateConfig):
         for benchmark in config.retrieval.values():
             check(RETRIEVAL_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
         _check_zeroshot(config.zeroshot)
@@ -154,7 +153,7 @@ def _folders(config: Any) -> tuple[set[str], set[str]]:
             cra = [config.cra.captions, *config.cra.teachers.values()] if config.cra else []
             return {config.out}, {*_strings(*sources, *models, *cra)}
         case ExportConfig():
-            return {config.out}, {*_strings(config.run, config.teacher, config.results)}
+            return {config.out}, {*_strings(config.run, config.teacher)}
         case ReportConfig():
             return {config.out}, {config.results, *config.steps.values()}
         case ImportConfig():

@@ -20,7 +20,6 @@ from llm2clip.config.data import (
     StreamConfig,
 )
 from llm2clip.config.evaluate import (
-    BenchmarksConfig,
     CompositionConfig,
     CRAConfig,
     EvaluateConfig,
@@ -28,11 +27,11 @@ from llm2clip.config.evaluate import (
     LinearProbeConfig,
     ReportConfig,
     RetrievalConfig,
+    SearchConfig,
     SGDProbeConfig,
     ZeroshotConfig,
 )
-from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisionConfig, HubConfig
-from llm2clip.config.imports import ImportConfig
+from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig
 from llm2clip.config.models import (
     AdapterConfig,
     ClipTextConfig,
@@ -47,7 +46,6 @@ from llm2clip.config.models import (
 from llm2clip.config.planning import PlanConfig
 from llm2clip.config.prepare import PrepareConfig, WriterConfig
 from llm2clip.config.ranges import ConfigError
-from llm2clip.config.search import SearchConfig
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,
     ExtractConfig,
@@ -66,10 +64,10 @@ from llm2clip.config.training import (
 )
 
 __all__ = [
-    'AdapterConfig', 'BenchmarksConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig',
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig',
     'CaptionStreamConfig', 'ClipTextConfig', 'ClipTextTeacherConfig', 'CompositionConfig', 'ConfigError',
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
-    'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageStreamConfig',
     'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig', 'LinearProbeConfig',
     'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig',
     'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',

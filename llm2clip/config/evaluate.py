@@ -1,15 +1,14 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`evaluate` and `report`."""
+"""`evaluate`, `report` and `search`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.models import VisionConfig
 from llm2clip.config.ranges import (
     AccuracyMetric,
     Component,
@@ -17,7 +16,6 @@ from llm2clip.config.ranges import (
     Count,
     DeviceName,
     Natural,
-    PaperAblation,
     Positive,
     RunWeights,
     Seed,
@@ -29,15 +27,14 @@ from llm2clip.config.ranges import (
 from llm2clip.config.teacher import OneTeacher, Teachers
 
 __all__ = [
-    'BenchmarksConfig', 'CRAConfig', 'CompositionConfig', 'EvaluateConfig',
-    'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig',
-    'ZeroshotConfig',
+    'CRAConfig', 'CompositionConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig',
+    'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'ZeroshotConfig',
 ]
 
 
 @dataclass
 class EvaluatedModelConfig:
-    """What is evaluated: one of `run`, `export`, `official` and `pretrained`."""
+    """What is evaluated: one of `run`, `export` and `pretrained`."""
 
     run: Optional[Text] = None
     """Folder of a stage-2 run."""
@@ -53,19 +50,15 @@ class EvaluatedModelConfig:
     """Of a run with `trained_text.method`, which text features are tested: the LLM's, those of CLIP's text tower, or of
     method d, the projection of both.  Unset: `both` for d, otherwise `llm`."""
     export: Optional[Text] = None
-    """Folder that `export_hf` wrote."""
-    official: Optional[Text] = None
-    """Official LLM2CLIP weights, a file or a Hugging Face folder, as for `import_official`."""
-    vision: Optional[VisionConfig] = None
-    """The tower of `official`."""
+    """Folder that `export_hf` or `import_official` wrote."""
     pretrained: Optional[Text] = None
     """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
     teacher: Teachers = None
     """The teacher that the model learned from, or a list of several in the order of `train_data.teachers`: the folder
-    that stage 1 wrote, or a mapping with the `type` of another.  Official weights need it, and a run if its
-    configuration names none; that of an export lies in the folder."""
+    that stage 1 wrote, or a mapping with the `type` of another.  A run needs it if its configuration names none;
+    that of an export lies in the folder."""
     batch_tokens: Count = 4096
     """Tokens per forward pass of the teacher."""
     trust_remote_code: bool = False
@@ -163,8 +156,8 @@ class CRAConfig:
 
 
 @dataclass
-class BenchmarksConfig:
-    """Evaluation sets."""
+class EvaluateConfig:
+    """Numbers of trained models, side by side."""
 
     retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
     """Name in the tables -> retrieval benchmark: images, and the captions that belong to them."""
@@ -174,12 +167,6 @@ class BenchmarksConfig:
     """Name in the tables -> linear classifier on the frozen tower's features."""
     composition: dict[Text, CompositionConfig] = field(default_factory=dict)
     """Name in the tables -> choice between texts that are much alike."""
-
-
-@dataclass
-class EvaluateConfig(BenchmarksConfig):
-    """Numbers of trained models, side by side."""
-
     models: dict[Text, EvaluatedModelConfig] = field(default_factory=dict)
     """Name in the tables -> model."""
     out: Text = MISSING
@@ -190,13 +177,9 @@ class EvaluateConfig(BenchmarksConfig):
     """Caption retrieval accuracy of text encoders on held-out pairs."""
     compare: Optional[Text] = None
     """The baseline, one of `models`: all others are put beside it on every benchmark, with the 95 % interval of the
-    difference, and with what they have forgotten."""
+    difference."""
     averages: dict[Text, Texts] = field(default_factory=dict)
     """Name -> benchmarks of one kind, `zeroshot.food101` with the name that it has there: the mean of their numbers."""
-    ablations: list[PaperAblation] = field(default_factory=list)
-    """Tables of the paper's appendix whose numbers stand beside ours, too: `A3` share of dense captions, `A4` what is
-    trained of the LLM, `A5` training of stage 1, `A6` text encoders, `A7` adapters, `A8` losses beside CLIP's own text
-    tower."""
     bootstrap: Natural = 1000
     """Number of resamples for the 95 % intervals; 0 for none."""
     gallery: Natural = 4
@@ -239,10 +222,39 @@ class ReportConfig:
     results: Text = MISSING
     """Folder that `evaluate` wrote."""
     out: Text = MISSING
-    """Receives `report.html` and `results.json`, whose format is described in recipes/README.md."""
+    """Receives `report.html`."""
     steps: Annotated[dict[str, Text], Field(min_length=1)] = MISSING
     """Name of a step -> its folder, in the order of the pipeline."""
     galleries: list[Text] = field(default_factory=list)
     """Which retrieval benchmarks are shown in pictures."""
     title: str = 'LLM2CLIP'
     """Title of the report."""
+
+
+@dataclass
+class SearchConfig:
+    """Images of a folder, found by a text or an image."""
+
+    model: Text = MISSING
+    """Folder that `export_hf` wrote."""
+    trust_remote_code: bool = False
+    """Run code that comes with a sentence-transformers model in that folder. Leave off unless you have read that
+    code."""
+    images: Text = MISSING
+    """Folder of images, with those in it."""
+    index: Text = 'runs/search'
+    """Folder for the features of the images, which are of one model and one folder of images."""
+    query: Any = None
+    """A text, the path of an image file, or a list of them.  Unset: images are only embedded."""
+    top: Count = 10
+    """Images per query."""
+    batch_size: Count = 64
+    """Images per forward pass."""
+    precision: TeacherPrecision = 'fp32'
+    """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
+    dim: Optional[Count] = None
+    """How many dimensions of the features are used, the first ones (see `loss.dims`).  Unset: all."""
+    num_workers: Natural = 2
+    """Processes that read and decode images."""
+    device: Optional[DeviceName] = None
+    """`gpu` or `cpu`.  Unset: a GPU if there is one."""

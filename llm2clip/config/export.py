@@ -1,32 +1,22 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`export_hf`, `export_vision` and `export_sentence_transformers`."""
+"""`export_hf`, `export_vision`, `export_sentence_transformers` and `import_official`."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Literal, Optional
 
 from omegaconf import MISSING
 
-from llm2clip.config.ranges import Count, Repository, RunWeights, Share, Text
-from llm2clip.config.teacher import Teachers
+from llm2clip.config.models import VisionConfig
+from llm2clip.config.ranges import ConfigError, Count, RunWeights, Share, Text
+from llm2clip.config.teacher import ImportedTeacher, Teachers
 
-__all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'HubConfig']
-
-
-@dataclass
-class HubConfig:
-    """Where a finished folder is uploaded."""
-
-    push_to_hub: Optional[Repository] = None
-    """`owner/name` of a repository on the Hugging Face Hub.  The token is read from HF_TOKEN in the environment, and
-    from nowhere else.  Unset: the folder is not uploaded."""
-    private: bool = False
-    """Make that repository a private one."""
+__all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ImportConfig']
 
 
 @dataclass
-class ExportConfig(HubConfig):
+class ExportConfig:
     """Stage-2 run and teacher -> one Hugging Face folder."""
 
     run: Text = MISSING
@@ -46,12 +36,10 @@ class ExportConfig(HubConfig):
     """The model goes to `out/llm2clip`."""
     remote_code: bool = False
     """Put the code into the folder that loads it, by `trust_remote_code=True`, where this package is not installed."""
-    results: Optional[Text] = None
-    """Folder that `evaluate` wrote about these weights; its numbers go into the model card."""
 
 
 @dataclass
-class ExportVisionConfig(HubConfig):
+class ExportVisionConfig:
     """Stage-2 run -> its vision tower alone, as transformers or timm load it."""
 
     run: Text = MISSING
@@ -76,3 +64,25 @@ class ExportTeacherConfig:
     """Folder that receives the sentence-transformers model."""
     prompts: Optional[dict[str, str]] = None
     """Name -> instruction, for `encode(…, prompt_name=…)`.  Unset: `query`, the teacher's own instruction."""
+
+
+@dataclass
+class ImportConfig:
+    """Official LLM2CLIP weights -> this project's folders: the model in `out`/llm2clip, a teacher in `out`/teacher."""
+
+    checkpoint: Optional[Text] = None
+    """Weights of the model: a file (`.pt`, `.safetensors`), or a Hugging Face folder.  Unset: the teacher alone."""
+    vision: Optional[VisionConfig] = None
+    """The tower of `checkpoint`.  A Hugging Face folder says the `architecture` itself."""
+    teacher: ImportedTeacher = MISSING
+    """The teacher that the model learned from: its folder, if it was imported before, or the LLM as it is published,
+    and in `adapters` LLM2Vec's adapters if they are not merged."""
+    template: Optional[Literal['llama3', 'chatml', 'none']] = None
+    """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
+    out: Text = MISSING
+    """Folder that receives `llm2clip` (the model) and `teacher`."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if there is a model without its tower."""
+        if self.checkpoint is not None and self.vision is None:
+            raise ConfigError('vision: required but not set, since checkpoint is')

@@ -47,13 +47,8 @@ class TextEncoderConfig:
     chat_template: Optional[bool] = None
     """Wrap the caption as a user message of the tokenizer's chat template, whose header is not pooled.  Unset: if the
     tokenizer has one."""
-    layout: Literal['joint', 'apart'] = 'joint'
-    """`joint`, as in the official code: the user's turn of the chat template alone, without system prompt, and in it
-    instruction and caption as one text.  `apart`, as of teachers that were trained before there was a choice: the
-    template's system prompt, too, and a caption that is tokenised by itself also after an instruction."""
     instruction: str = ''
-    """Text before a query caption; never pooled.  In the layout `joint`, one space stands between the two; in `apart`,
-    what the instruction ends with."""
+    """Text before a query caption, with one space between the two; never pooled."""
     max_length: Count = 512
     """Longest input in tokens, template and instruction included; longer captions are truncated and counted."""
     dtype: WeightType = 'float32'

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 __all__ = [
     'AccuracyMetric', 'CheckpointsKept', 'Component', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
     'Dims', 'Duration', 'EngineName', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural',
-    'PaperAblation', 'Positive', 'Remote', 'Repository', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size',
+    'Positive', 'Remote', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size',
     'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
 ]
 
@@ -129,11 +129,9 @@ Time = Annotated[str, AfterValidator(_time)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Size = Annotated[str, AfterValidator(_size)]
 AccuracyMetric = Literal['top1', 'mean_per_class']
-PaperAblation = Literal['A3', 'A4', 'A5', 'A6', 'A7', 'A8']
 DeviceName = Literal['gpu', 'cpu']
 EngineName = Literal['local', 'ray']
 WeightType = Literal['float32', 'bfloat16', 'float16']
 VisualProjection = Literal['linear', 'affine', 'identity', 'pretrained']
 TeacherPrecision = Literal['fp32', 'amp_bf16']
 RunWeights = Literal['latest', 'best']
-Repository = Annotated[str, Field(pattern=r'^[\w.-]+/[\w.-]+$')]

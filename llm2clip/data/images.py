@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
 
 __all__ = [
-    'MAX_PIXELS', 'Preprocessing', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'open_image',
+    'Preprocessing', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'open_image',
     'pixels_needed', 'seeded', 'train_transform', 'unsupported_format',
 ]
 

@@ -11,7 +11,7 @@ import torch
 from llm2clip.config import EvaluateConfig
 from llm2clip.metrics.bootstrap import Outcomes, percentile_interval
 
-__all__ = ['Comparisons', 'Found', 'average', 'compare', 'forgotten_classes']
+__all__ = ['Found', 'comparisons']
 
 _PRECISION = 'mean_average_precision'
 # What stands for a retrieval benchmark.
@@ -22,59 +22,66 @@ class Found(NamedTuple):
     """What one model found on one benchmark."""
 
     values: Mapping[str, Any]
-    """Its numbers, in percent, and for a classification the accuracy ``per_class``."""
+    """Its numbers, in percent."""
     outcomes: Sequence[Outcomes]
     """What it had right; no `Outcomes` have the mean average precision, which is no mean over images."""
     seed: int = 0
     """Of the resamples for averages: benchmarks of the same images have the same, and are drawn together."""
-    by_length: Mapping[str, 'Found'] = {}
-    """For retrieval, what it found with the texts of each length."""
 
 
-def forgotten_classes(before: Mapping[str, float], after: Mapping[str, float], n: int = 5) -> dict[str, float]:
-    """The classes that have lost most, the worst first -> points lost; at most `n`, and none that has lost nothing.
+def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]) -> dict[str, Any]:
+    """The models of an evaluation beside its baseline, and its averages.
 
     Args:
-        before: Class -> accuracy in percent, of the baseline.
-        after: The same classes -> accuracy of another model.
-        n: How many.
+        config: Says what is compared and averaged.
+        found: Benchmark, such as ``zeroshot.imagenet`` -> model -> what it found.
+
+    Returns:
+        What `results.json` has of them.  ``compare``, if a baseline is named: its name as ``baseline``, and
+        ``benchmarks``: benchmark -> ``metrics``, those of its numbers that stand for it, and ``models``: model -> what
+        `compare` returned.  ``averages``, if there are any: average -> ``benchmarks``: benchmark -> metrics, and
+        ``models``: model -> ``mean``, or the recalls of retrieval, with their ``intervals``, and beside a baseline
+        ``compared``, with ``difference`` and ``intervals`` of the same names.
     """
-    lost = {name: value - after[name] for name, value in before.items()}
-    worst = sorted((name for name in lost if lost[name] > 0), key=lambda name: -lost[name])
-    return {name: lost[name] for name in worst[:n]}
+    result: dict[str, Any] = {}
+    baseline, resamples = config.compare, config.bootstrap
+    if baseline is not None:
+        result['compare'] = {'baseline': baseline, 'benchmarks': {
+            benchmark: {'metrics': _metrics(config, benchmark, models[baseline]), 'models': {
+                name: compare(models[baseline], one, resamples) for name, one in models.items() if name != baseline}}
+            for benchmark, models in found.items() if baseline in models}}
+    for average_name, benchmarks in config.averages.items():
+        models = {name: [found[benchmark][name] for benchmark in benchmarks] for name in config.models
+                  if all(name in found.get(benchmark, {}) for benchmark in benchmarks)}
+        if not models:
+            continue
+        before = models.get(baseline) if baseline is not None else None
+        metrics = {benchmark: _metrics(config, benchmark, next(iter(found[benchmark].values())), in_average=True)
+                   for benchmark in benchmarks}
+        names = _RECALLS if benchmarks[0].startswith('retrieval.') else ('mean',)
+        columns: dict[str, Sequence[str]] = dict(zip(names, zip(*metrics.values())))
+        entry = result.setdefault('averages', {})[average_name] = {'benchmarks': metrics, 'models': {}}
+        for name, of_model in models.items():
+            means, intervals = _averages(of_model, columns, resamples)
+            entry['models'][name] = {**means, 'intervals': intervals}
+            if before is not None and name != baseline:
+                difference, intervals = _averages(of_model, columns, resamples, before)
+                entry['models'][name]['compared'] = {'difference': difference, 'intervals': intervals}
+    return result
 
 
-def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, Any]:
-    """A model beside the baseline, on one benchmark.
-
-    Args:
-        before: What the baseline found.
-        after: What the model found, on the same queries in the same order.
-        resamples: Of the bootstrap; 0: no intervals.
+def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, dict[str, Any]]:
+    """A model (`after`) beside the baseline, on the same queries of one benchmark in the same order.
 
     Returns:
         ``difference``: metric -> points won, and ``intervals``: metric -> 95 % interval of the difference over the same
-        resamples of queries for both models.  For a classification also ``forgotten``, as `forgotten_classes` has it;
-        where images have one class, ``lost`` and ``gained``, the numbers of images that the baseline alone and the
-        model alone had right.  For retrieval ``by_length``: length of the texts -> difference and intervals.
+        resamples of queries for both models, if there are resamples.
     """
-    intervals: dict[str, list[float]] = {}
+    intervals: dict[str, Sequence[float]] = {}
     for old, new in zip(before.outcomes, after.outcomes, strict=True):
-        if resamples:
-            ends = 100 * percentile_interval(new.minus(old).resampled(resamples))
-            intervals.update(zip(new.names, ends.tolist()))
+        intervals.update(new.minus(old).intervals(resamples))
     metrics = [name for outcomes in after.outcomes for name in outcomes.names] or [_PRECISION]
-    difference = {name: after.values[name] - before.values[name] for name in metrics}
-    result: dict[str, Any] = {'difference': difference, 'intervals': intervals}
-    if 'per_class' in before.values:
-        result['forgotten'] = forgotten_classes(before.values['per_class'], after.values['per_class'])
-        if before.outcomes:
-            was, now = (found.outcomes[0].hits[:, 0] for found in (before, after))
-            result.update(lost=int((was & ~now).sum()), gained=int((now & ~was).sum()))
-    if before.by_length:
-        result['by_length'] = {length: compare(found, after.by_length[length], resamples)
-                               for length, found in before.by_length.items()}
-    return result
+    return {'difference': {name: after.values[name] - before.values[name] for name in metrics}, 'intervals': intervals}
 
 
 def average(
@@ -110,96 +117,24 @@ def average(
     return mean, (100 * percentile_interval(draws[:, None] / len(metrics)))[0].tolist()
 
 
-class Comparisons:
-    """The models of an evaluation beside its baseline, and its averages, as far as there are numbers for them.
+def _averages(
+    found: Sequence[Found], columns: Mapping[str, Sequence[str]], resamples: int, less: Optional[Sequence[Found]] = None
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Name -> `average` of the metrics in its column, and its interval, if there is one."""
+    pairs = {name: average(found, metrics, resamples, less) for name, metrics in columns.items()}
+    return ({name: mean for name, (mean, _) in pairs.items()},
+            {name: interval for name, (_, interval) in pairs.items() if interval is not None})
 
-    Models and benchmarks may come in any order.  What was right is kept in memory, a byte per query and metric.
 
-    Args:
-        config: Says what is compared and averaged.
-    """
-
-    def __init__(self, config: EvaluateConfig) -> None:
-        self.config = config
-        self._found: dict[str, dict[str, Found]] = {}
-        self._compared: dict[str, Any] = {}
-        self._averages: dict[str, Any] = {}
-
-    def add(self, benchmark: str, model: str, found: Found) -> dict[str, Any]:
-        """Take what a model found on a benchmark.
-
-        Args:
-            benchmark: ``zeroshot.imagenet``, with the name that it has there.
-            model: Its name.
-            found: On that benchmark.
-
-        Returns:
-            What `results.json` has of them so far.  ``compare``, if a baseline is named: its name as ``baseline``, and
-            ``benchmarks``: benchmark -> ``metrics``, those of its numbers that stand for it, and ``models``: model ->
-            what `compare` returned.  ``averages``, if there are any: average -> ``benchmarks``: benchmark -> metrics,
-            and ``models``: model -> ``mean``, or the recalls of retrieval, with their ``intervals``, and beside a
-            baseline ``compared``, with ``difference`` and ``intervals`` of the same names.
-        """
-        baseline = self.config.compare
-        averages = {name: benchmarks for name, benchmarks in self.config.averages.items() if benchmark in benchmarks}
-        if baseline is None and not averages:
-            return {}
-        models = self._found.setdefault(benchmark, {})
-        models[model] = found
-        # With the numbers of the baseline, all others can be compared.
-        changed = list(models) if model == baseline else [model]
-        if baseline is not None and baseline in models:
-            entry = self._compared.setdefault(benchmark, {'metrics': self._metrics(benchmark), 'models': {}})
-            for name in changed:
-                if name != baseline:
-                    entry['models'][name] = compare(models[baseline], models[name], self.config.bootstrap)
-        for name, benchmarks in averages.items():
-            # Of the baseline itself, all that it is compared with; before it has all numbers, nothing is new.
-            for one in changed if self._on_all(benchmarks, model) else ():
-                if (of_one := self._on_all(benchmarks, one)) is not None:
-                    entry = self._averages.setdefault(name, {
-                        'benchmarks': {benchmark: self._metrics(benchmark, True) for benchmark in benchmarks},
-                        'models': {}})
-                    before = self._on_all(benchmarks, baseline) if one != baseline else None
-                    entry['models'][one] = self._average(entry['benchmarks'], of_one, before)
-        return {**({'compare': {'baseline': baseline, 'benchmarks': self._compared}} if baseline is not None else {}),
-                **({'averages': self._averages} if self._averages else {})}
-
-    def _metrics(self, benchmark: str, in_average: bool = False) -> list[str]:
-        """The numbers that stand for a benchmark; in an average, a composition set has one."""
-        kind, _, name = benchmark.partition('.')
-        found = next(iter(self._found[benchmark].values()))
-        if kind == 'retrieval':
-            return [*_RECALLS]
-        if kind == 'composition':
-            chosen = self.config.composition[name].metric if in_average else None
-            return [chosen] if chosen is not None else [outcomes.names[0] for outcomes in found.outcomes]
-        if _PRECISION in found.values:
-            return [_PRECISION]
-        metric = getattr(self.config, kind)[name].metric
-        return [f'{kind}_top1' if metric == 'top1' else metric]
-
-    def _average(
-        self, metrics: Mapping[str, Sequence[str]], found: Sequence[Found], before: Optional[Sequence[Found]]
-    ) -> dict[str, Any]:
-        """What `results.json` has of a model's average; `metrics` are those of each benchmark."""
-        names = _RECALLS if next(iter(metrics)).startswith('retrieval.') else ('mean',)
-        columns = dict(zip(names, zip(*metrics.values())))
-
-        def averages(less: Optional[Sequence[Found]]) -> tuple[dict[str, float], dict[str, list[float]]]:
-            pairs = {name: average(found, column, self.config.bootstrap, less) for name, column in columns.items()}
-            return ({name: mean for name, (mean, _) in pairs.items()},
-                    {name: interval for name, (_, interval) in pairs.items() if interval is not None})
-
-        means, intervals = averages(None)
-        result: dict[str, Any] = {**means, 'intervals': intervals}
-        if before is not None:
-            difference, intervals = averages(before)
-            result['compared'] = {'difference': difference, 'intervals': intervals}
-        return result
-
-    def _on_all(self, benchmarks: Sequence[str], model: Optional[str]) -> Optional[list[Found]]:
-        """What a model found on each benchmark, unless one is missing."""
-        found = [self._found[benchmark][model] for benchmark in benchmarks
-                 if model is not None and model in self._found.get(benchmark, {})]
-        return found if len(found) == len(benchmarks) else None
+def _metrics(config: EvaluateConfig, benchmark: str, found: Found, in_average: bool = False) -> list[str]:
+    """The numbers that stand for a benchmark; in an average, a composition set has one."""
+    kind, _, name = benchmark.partition('.')
+    if kind == 'retrieval':
+        return [*_RECALLS]
+    if kind == 'composition':
+        chosen = config.composition[name].metric if in_average else None
+        return [chosen] if chosen is not None else [outcomes.names[0] for outcomes in found.outcomes]
+    if _PRECISION in found.values:
+        return [_PRECISION]
+    metric = getattr(config, kind)[name].metric
+    return [f'{kind}_top1' if metric == 'top1' else metric]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from llm2clip.evaluation.sets.files import CompositionSet, Example, Number
+from llm2clip.evaluation.sets.files import CompositionSet, Example
 from llm2clip.metrics.bootstrap import Outcomes
 
-__all__ = ['composition_metrics', 'right_examples', 'similarities']
+__all__ = ['composition_metrics']
 
 # Examples that are compared at once.
 _BLOCK = 4096
@@ -69,27 +69,21 @@ def composition_metrics(
     """
     right = right_examples(similarities(image_features, text_features, dataset.examples))
     units, n_images = torch.tensor(dataset.units), len(dataset.examples[0].images)
+
+    def share(score: str, examples: Sequence[int]) -> float:
+        return right[score].double()[list(examples)].mean().item()
+
     numbers, intervals, outcomes = {}, {}, []
     for name, number in dataset.numbers.items():
-        hits = right[number.score].double()
-        numbers[name] = 100 * sum(_share(hits, group) for group in number.groups) / len(number.groups)
-        outcomes.append(_outcomes(name, number, hits, units))
-        if resamples:
-            intervals.update(outcomes[-1].intervals(resamples))
+        numbers[name] = 100 * sum(share(number.score, group) for group in number.groups) / len(number.groups)
+        examples = torch.tensor([example for group in number.groups for example in group])
+        stratum = torch.arange(len(number.groups)).repeat_interleave(torch.tensor([*map(len, number.groups)]))
+        # Units are drawn with all their examples.
+        outcomes.append(Outcomes((name,), right[number.score].double()[examples, None], units[examples],
+                                 stratum=stratum))
+        intervals.update(outcomes[-1].intervals(resamples))
     return {'n_images': len(dataset.image_ids), 'n_texts': len(dataset.texts), 'n_examples': len(dataset.examples),
             **numbers, 'chance': {name: _CHANCE[number.score, n_images] for name, number in dataset.numbers.items()},
             'intervals': intervals, 'per_part': {
-                name: {'n_examples': len(part), **{score: 100 * _share(hits.double(), part)
-                                                   for score, hits in right.items()}}
+                name: {'n_examples': len(part), **{score: 100 * share(score, part) for score in right}}
                 for name, part in dataset.parts.items()}}, outcomes
-
-
-def _share(hits: torch.Tensor, examples: Sequence[int]) -> float:
-    return hits[list(examples)].mean().item()
-
-
-def _outcomes(name: str, number: Number, hits: torch.Tensor, units: torch.Tensor) -> Outcomes:
-    """Units are drawn with all their examples."""
-    examples = torch.tensor([example for group in number.groups for example in group])
-    stratum = torch.arange(len(number.groups)).repeat_interleave(torch.tensor([*map(len, number.groups)]))
-    return Outcomes((name,), hits[examples, None], units[examples], stratum=stratum)

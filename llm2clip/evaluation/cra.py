@@ -19,18 +19,13 @@ from llm2clip.teacher.sources import teacher_source
 
 __all__ = ['check_cra', 'evaluate_cra']
 
-Encode = Callable[[Sequence[str]], torch.Tensor]
-
+_Encode = Callable[[Sequence[str]], torch.Tensor]
 # Texts that are embedded together: enough to sort by length, few enough for several ranks to share.
 _BLOCK = 1024
 
 
 def check_cra(config: CRAConfig) -> None:
-    """Find out what is wrong with the pairs and the encoders' folders without loading an encoder.
-
-    Raises:
-        ConfigError: Names the key.
-    """
+    """Raise a ConfigError that names the key if the pairs or the encoders' folders are wrong; loads no encoder."""
     for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', list(map(caption_column, config.caption_keys)))):
         try:
             check_dataset(config.captions, columns)
@@ -46,15 +41,8 @@ def check_cra(config: CRAConfig) -> None:
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
     """Caption retrieval accuracy of each encoder on the same pairs, in percent, and how many pairs there are.
 
-    Samples that lack one of the two captions are no pairs.  Every rank calls this.  They share the texts, and the first
-    has the numbers.
-
-    Args:
-        config: Encoders and pairs.
-        device: Where the encoders run.
-
-    Raises:
-        ValueError: There are no pairs.
+    Samples that lack one of the two captions are no pairs; without any, this is a ValueError.  Every rank calls this.
+    They share the texts, and the first has the numbers.
     """
     columns = [caption_column(key) for key in config.caption_keys]
     samples = read_samples(config.captions)
@@ -69,7 +57,7 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     first, second = ([pair[side] for pair in pairs] for side in range(2))
     result = {}
     for name, encode in _encoders(config, device):
-        def encode_all(texts: list[str], encode: Encode = encode) -> torch.Tensor:
+        def encode_all(texts: list[str], encode: _Encode = encode) -> torch.Tensor:
             blocks = [texts[start:start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
             return rows(in_turns(blocks, partial(map, encode)))
 
@@ -80,7 +68,7 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     return result, len(pairs)
 
 
-def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, Encode]]:
+def _encoders(config: CRAConfig, device: Device) -> Iterator[tuple[str, _Encode]]:
     """One after the other."""
     for name, encoder in config.teachers.items():
         # Nobody asks for its fingerprint, for which all weights would be read once more.

@@ -17,20 +17,18 @@ from composer.devices import Device
 from llm2clip.config import ConfigError, EvaluateConfig
 from llm2clip.config.files import read_config, save_config
 from llm2clip.data.zeroshot import zeroshot_set
-from llm2clip.evaluation.classification import class_features, zeroshot_metrics
-from llm2clip.evaluation.comparison import Comparisons, Found
+from llm2clip.evaluation.classification import check_probe_labels, class_features, linear_probe, zeroshot_metrics
+from llm2clip.evaluation.comparison import Found, comparisons
 from llm2clip.evaluation.composition import composition_metrics
 from llm2clip.evaluation.cra import check_cra, evaluate_cra
-from llm2clip.evaluation.gallery import make_gallery
 from llm2clip.evaluation.images import ImageFeatures, finite
-from llm2clip.evaluation.linear_probe import check_probe_labels, linear_probe, sgd_probe
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
-from llm2clip.evaluation.page import write_page
-from llm2clip.evaluation.report import report_page
-from llm2clip.evaluation.retrieval import by_query_length, evaluate_retrieval
+from llm2clip.evaluation.report import report_page, write_page
+from llm2clip.evaluation.retrieval import evaluate_retrieval, make_gallery
 from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, EvaluationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown, partial_note, result_tables
 from llm2clip.files import write_json, write_text
+from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.ranks import is_first
 from llm2clip.registry import open_set
 
@@ -70,40 +68,28 @@ class Evaluation:
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         self.results: dict[str, Any] = {kind: {} for kind in (*_KINDS, 'cra', 'weights')}
-        if config.ablations:
-            self.results['ablations'] = config.ablations
         self.galleries: dict[str, Any] = {}
-        self.comparisons = Comparisons(config)
         self.kept_features = Path(config.out, 'image_features')
+        # What was right, a byte per query and metric, for comparisons.
+        self._found: dict[str, dict[str, Found]] = {}
         for name, model in config.models.items():
             check_evaluated_model(model, f'models.{name}')
         if config.cra is not None:
             check_cra(config.cra)
-        self.retrieval: dict[str, RetrievalSet] = {
-            name: open_set('retrieval', benchmark.source, f'retrieval.{name}.source')
-            for name, benchmark in config.retrieval.items()}
+
+        def opened(kind: str, key: str = 'source') -> dict[str, Any]:
+            return {name: open_set(kind, getattr(benchmark, key), f'{kind}.{name}.{key}')
+                    for name, benchmark in getattr(config, kind).items()}
+
+        self.retrieval: dict[str, RetrievalSet] = opened('retrieval')
         self.zeroshot = {name: zeroshot_set(benchmark, f'zeroshot.{name}')
                          for name, benchmark in config.zeroshot.items()}
+        train, test = opened('linear_probe', 'train'), opened('linear_probe', 'test')
         self.probes: dict[str, tuple[ClassificationSet, ClassificationSet]] = {
-            name: (open_set('linear_probe', benchmark.train, f'linear_probe.{name}.train'),
-                   open_set('linear_probe', benchmark.test, f'linear_probe.{name}.test'))
-            for name, benchmark in config.linear_probe.items()}
-        self.composition: dict[str, CompositionSet] = {
-            name: open_set('composition', benchmark.source, f'composition.{name}.source')
-            for name, benchmark in config.composition.items()}
-        for name, (train, test) in self.probes.items():
-            if train.classes != test.classes:
-                raise ConfigError(f'linear_probe.{name}: the classes of train and test differ: '
-                                  f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
-            labels = [[label for label in one.labels if isinstance(label, int)] for one in (train, test)]
-            for which, dataset, single in zip(('train', 'test'), (train, test), labels):
-                if len(single) < len(dataset.labels):
-                    raise ConfigError(f'linear_probe.{name}.{which}: images of {dataset.name} have any number of '
-                                      'classes, expected a set with one each')
-            try:
-                check_probe_labels(labels[0], labels[1], train.classes)
-            except ValueError as error:
-                raise ConfigError(f'linear_probe.{name}.train: {error}') from None
+            name: (train[name], test[name]) for name in train}
+        self.composition: dict[str, CompositionSet] = opened('composition')
+        for name, pair in self.probes.items():
+            _check_probe(*pair, f'linear_probe.{name}')
         for name, dataset in self.composition.items():
             metric, numbers = config.composition[name].metric, ', '.join(dataset.numbers)
             averages = [average for average, benchmarks in config.averages.items()
@@ -127,6 +113,19 @@ class Evaluation:
             texts_of_set = finite(features, f'{model_name}: features of texts of {dataset.name}')
             return images(dataset)[0].whole(), texts_of_set, truncated
 
+        def add(kind: str, name: str, benchmark: str, values: Mapping[str, Any], outcomes: Sequence[Outcomes],
+                images_of: EvaluationSet, positions: Optional[Sequence[int]] = None) -> None:
+            values = {**values, 'precision': model.precision}
+            # The same for sets of the same images, or of the same ones among them.
+            what = [repr(images_of.read_image), images_of.image_ids, positions]
+            seed = xxhash.xxh32(json.dumps(what)).intdigest()
+            self._found.setdefault(f'{kind}.{name}', {})[model_name] = Found(values, outcomes, seed)
+            entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
+            entry['models'][model_name] = _rounded(values)
+            self._save()
+            shown = {key: value for key, value in entry['models'][model_name].items() if not isinstance(value, dict)}
+            print(f'{model_name} on {name}: {shown}', flush=True)
+
         for name, dataset in self.retrieval.items():
             projected, texts, truncated = features_of(dataset, dataset.texts)
             if is_first():
@@ -134,65 +133,49 @@ class Evaluation:
                 found = evaluate_retrieval(dataset, projected, texts, benchmark.merge_equal_texts, model.device)
                 if config.gallery and name not in self.galleries:
                     self.galleries[name] = {'model': model_name, **make_gallery(dataset, found, config.gallery)}
-                lengths = by_query_length(found, resamples)
-                values: dict[str, Any] = {**found.ranks.recalls(), 'n_truncated': truncated,
-                                          'n_without_caption': len(dataset.image_ids) - len(found.images),
-                                          'precision': model.precision}
-                if resamples:
-                    values['intervals'] = found.ranks.intervals(resamples=resamples)
-                values['by_length'] = {length: numbers for length, (numbers, _) in lengths.items()}
-                self._add('retrieval', name, benchmark.source['name'], model_name, Found(
-                    values, found.ranks.outcomes(), _seed(dataset, found.images),
-                    {length: Found(numbers, [outcomes]) for length, (numbers, outcomes) in lengths.items()}))
+                values, outcomes = found.ranks.recalls(), found.ranks.outcomes()
+                intervals = {name: ends for way in outcomes for name, ends in way.intervals(resamples).items()}
+                add('retrieval', name, benchmark.source['name'],
+                    {**values, 'intervals': intervals, 'n_truncated': truncated,
+                     'n_without_caption': len(dataset.image_ids) - len(found.images)}, outcomes, dataset, found.images)
         for name, zeroshot in self.zeroshot.items():
             dataset = zeroshot.dataset
             projected, prompts, truncated = features_of(dataset, zeroshot.prompts)
             if is_first():
                 values, outcomes = zeroshot_metrics(projected, torch.tensor(dataset.labels), class_features(
                     prompts, dataset.classes), dataset.classes, resamples)
-                self._add('zeroshot', name, dataset.name, model_name, Found(
-                    {**values, 'n_truncated': truncated, 'precision': model.precision}, outcomes, _seed(dataset)))
+                add('zeroshot', name, dataset.name, {**values, 'n_truncated': truncated}, outcomes, dataset)
         for name, (train, test) in self.probes.items():
             (_, learned), (_, tested) = images(train), images(test)
             if is_first():
-                sgd, labels = config.linear_probe[name].sgd, torch.tensor(train.labels)
-                of_test = tested.whole(), torch.tensor(test.labels), train.classes
-                values, outcomes = (
-                    linear_probe(learned.whole(), labels, *of_test, resamples) if sgd is None else
-                    sgd_probe(learned, labels, *of_test, sgd, model.device, resamples))
-                self._add('linear_probe', name, test.name, model_name, Found(
-                    {**values, 'precision': model.precision}, outcomes, _seed(test)))
+                values, outcomes = linear_probe(
+                    learned, torch.tensor(train.labels), tested.whole(), torch.tensor(test.labels), train.classes,
+                    config.linear_probe[name].sgd, model.device, resamples)
+                add('linear_probe', name, test.name, values, outcomes, test)
         for name, dataset in self.composition.items():
             projected, texts, truncated = features_of(dataset, dataset.texts)
             if is_first():
                 values, outcomes = composition_metrics(dataset, projected, texts, resamples)
-                self._add('composition', name, dataset.name, model_name, Found(
-                    {**values, 'n_truncated': truncated, 'precision': model.precision}, outcomes, _seed(dataset)))
+                add('composition', name, dataset.name, {**values, 'n_truncated': truncated}, outcomes, dataset)
 
     def finish(self, device: Device) -> None:
-        """Add the text encoders' numbers, if any are asked for, and remove the features kept for a restart.
+        """Add comparisons, averages and the text encoders' numbers, and remove the features kept for a restart.
 
         Args:
             device: Where the text encoders run.
         """
-        if self.config.cra is not None:
-            found = evaluate_cra(self.config.cra, device)
+        config = self.config
+        if is_first():
+            self.results.update(_rounded(comparisons(config, self._found)))
+            self._save()
+        if config.cra is not None:
+            found = evaluate_cra(config.cra, device)
             if is_first():
                 self.results['cra'], self.results['cra_pairs'] = found
-                self.results['cra_precision'] = self.config.cra.precision
-                self.results['cra_name'] = self.config.cra.name
+                self.results['cra_precision'], self.results['cra_name'] = config.cra.precision, config.cra.name
                 self._save()
         if is_first():
             shutil.rmtree(self.kept_features, ignore_errors=True)
-
-    def _add(self, kind: str, name: str, benchmark: str, model: str, found: Found) -> None:
-        """Add a model's numbers on a benchmark, which are compared and averaged by its outcomes."""
-        entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
-        entry['models'][model] = _rounded(found.values)
-        self.results.update(_rounded(self.comparisons.add(f'{kind}.{name}', model, found)))
-        self._save()
-        shown = {key: value for key, value in entry['models'][model].items() if not isinstance(value, dict)}
-        print(f'{model} on {name}: {shown}', flush=True)
 
     def _save(self) -> None:
         """All that there is so far: nothing is lost when a long evaluation is stopped."""
@@ -212,10 +195,21 @@ class Evaluation:
         write_page(out / 'report.html', report_page(self.config.title, self.results, self.galleries))
 
 
+def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) -> None:
+    """Raise a ConfigError that names the key unless a probe can learn from one set what it is asked of the other."""
+    if train.classes != test.classes:
+        raise ConfigError(f'{key}: the classes of train and test differ: '
+                          f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
+    labels = [[label for label in one.labels if isinstance(label, int)] for one in (train, test)]
+    for which, dataset, single in zip(('train', 'test'), (train, test), labels):
+        if len(single) < len(dataset.labels):
+            raise ConfigError(f'{key}.{which}: images of {dataset.name} have any number of classes, expected a set '
+                              'with one each')
+    try:
+        check_probe_labels(labels[0], labels[1], train.classes)
+    except ValueError as error:
+        raise ConfigError(f'{key}.train: {error}') from None
+
+
 def _rounded(values: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 3))
-
-
-def _seed(dataset: EvaluationSet, positions: Optional[Sequence[int]] = None) -> int:
-    """The same for sets of the same images, or of the same ones among them."""
-    return xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids, positions])).intdigest()

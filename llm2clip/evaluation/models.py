@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What can be evaluated: a stage-2 run, an exported folder, official weights, or a Hugging Face CLIP with its own text
-tower."""
+"""What can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its own text tower."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +22,6 @@ from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.vectors import concatenate
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
 from llm2clip.files import reading
-from llm2clip.imports.official import check_teacher_width, import_checkpoint
 from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.models.joint import BothTexts, ConcatenatedTexts
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -36,7 +34,7 @@ from llm2clip.teacher.sources import ClipText, TeacherSource, teacher_in, teache
 from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
 from llm2clip.weights import read_safetensors
 
-__all__ = ['EvaluatedModel', 'HuggingFaceCLIP', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
+__all__ = ['EvaluatedModel', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
 
 _TEXTS = 256
 Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
@@ -51,12 +49,8 @@ class TrainedLLM2CLIP:
     """Vision tower and adapter, with the teacher's vectors of texts: features of length 1 in one space.
 
     Its `preprocess` takes an encoded image and its name to ``(3, H, W)``, as `image_features` reads them, and can be
-    pickled.
-
-    Args:
-        model: In evaluation mode, on its device.
-        teacher: Texts -> vectors ``(N, llm_embed_dim)`` on the CPU, and how many texts lost their end.
-        precision: ``fp32``, or ``amp_bf16`` for autocast; the teacher has its own.
+    pickled.  The teacher takes texts to vectors ``(N, llm_embed_dim)`` on the CPU, and says how many texts lost their
+    end; it has a precision of its own.
     """
 
     def __init__(self, model: LLM2CLIP, teacher: Teacher, precision: TeacherPrecision = 'fp32') -> None:
@@ -94,14 +88,7 @@ class HuggingFaceCLIP:
     """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`, as
     `TrainedLLM2CLIP`.
 
-    Args:
-        name: Hub name or local folder.
-        device: Where it runs.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
-
-    Raises:
-        ConfigError: It has not both.
-        FileError, LoadError: There is no such model, or it is damaged.
+    A ConfigError says that it has not both; a FileError or LoadError, that there is no such model, or a damaged one.
     """
 
     def __init__(self, name: str, device: Device, precision: TeacherPrecision = 'fp32') -> None:
@@ -167,20 +154,15 @@ def _text_side(config: EvaluatedModelConfig, run: Stage2Config, key: str) -> str
 
 
 def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
-    """Find out what is wrong with a model's configuration and folders without loading or hashing weights.
-
-    Args:
-        config: Which model.
-        key: Where it stands in the configuration.
+    """Find out what is wrong with a model's configuration, at its `key`, and folders; weights are not read.
 
     Raises:
         ConfigError: It names none or several, a folder is not what it should be, or the teacher is missing.
         ValueError: The teacher is not the one that the model learned from.
     """
-    named = [name for name in ('run', 'export', 'official', 'pretrained') if getattr(config, name) is not None]
+    named = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
     if len(named) != 1:
-        raise ConfigError(f'{key}: expected one of run, export, official and pretrained; got '
-                          f'{" and ".join(named) or "none"}')
+        raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(named) or "none"}')
     if config.interpolate != 1 and config.run is None:
         raise ConfigError(f'{key}.interpolate: {config.interpolate:g}, expected 1 or a run, which knows what it began '
                           'with')
@@ -190,10 +172,6 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
         raise ConfigError(f'{key}.text: {config.text!r}, expected none but for a run, which may have two text encoders')
     if config.pretrained is not None:
         return
-    if config.official is not None and config.vision is None:
-        raise ConfigError(f'{key}.vision: required but not set, since official is')
-    if config.official is not None and not Path(config.official).exists():
-        raise ConfigError(f'{key}.official: there is no {config.official}')
     for teacher, fingerprint in _teachers(config, key):
         try:
             teacher.check_encoding(fingerprint, _what(config))
@@ -202,7 +180,7 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
 
 
 def _what(config: EvaluatedModelConfig) -> str:
-    return str(config.run or config.export or config.official)
+    return str(config.run or config.export)
 
 
 def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
@@ -242,17 +220,13 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
 def load_evaluated_model(
     config: EvaluatedModelConfig, cache: Union[str, Path], device: Device, key: str
 ) -> EvaluatedModel:
-    """The model that a configuration names, on its device.
+    """The model that a configuration names, on its device; arguments and errors as of `check_evaluated_model`.
 
     Args:
         config: Which model.
         cache: Folder of texts' vectors.
         device: Where it runs.
         key: Where the model stands in the configuration.
-
-    Raises:
-        ConfigError: As `check_evaluated_model`, or the weights do not fit.
-        ValueError: The teacher is not the one that the model learned from.
     """
     check_evaluated_model(config, key)
     if config.pretrained is not None:
@@ -261,20 +235,14 @@ def load_evaluated_model(
     if config.export is not None:
         exported = LLM2CLIPModel.from_pretrained(config.export).eval()
         model, model_config = exported.model, exported.config.model_config()
-    elif config.run is not None:
+    else:
+        assert config.run is not None
         model, run_config, record = load_stage2(config.run, config.weights, config.interpolate)
         model_config, side, llm_embed_dim = run_config.model, _text_side(config, run_config, key), record.llm_embed_dim
         clip_folder = own_clip_text(config.run) if side != 'llm' else None
         if side == 'clip' and not run_config.without_llm:
             model.adapter = nn.Identity()  # CLIP's features come in place of the LLM's
             model_config = dataclasses.replace(model_config, adapter=AdapterConfig('identity'))
-    else:
-        assert config.official is not None and config.vision is not None
-        imported = import_checkpoint(config.official, config.vision)
-        model, model_config = imported.model, imported.config
-        check_dim(config.dim, model_config, f'{key}.dim')
-        if isinstance(config.teacher, str):
-            check_teacher_width(config.teacher, imported, f'{key}.teacher')
     if side == 'both' and clip_folder is not None:
         concatenated = ConcatenatedTexts(model_config.embed_dim)
         path = clip_folder / MORE_FILE

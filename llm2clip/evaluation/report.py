@@ -1,35 +1,35 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Everything that a pipeline wrote, as one HTML page, and its numbers in one file (format: recipes/README.md)."""
+"""Everything that a pipeline wrote, as one HTML page that needs no other file, by the templates in `templates/`."""
 
-import re
-from collections.abc import Mapping, Sequence
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, ParamSpec, Union
 
+import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from llm2clip.config import ConfigError
-from llm2clip.evaluation.page import CHANCE, bars, curves, differences, render
+from llm2clip.config import ConfigError, ReportConfig
+from llm2clip.drawing import drawing
 from llm2clip.evaluation.tables import Table, measure, partial_note, result_tables
-from llm2clip.files import read_json, read_text, reading
+from llm2clip.files import read_json, read_text, reading, write_text
 from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
-__all__ = ['check_steps', 'collect_seconds', 'read_evaluation', 'report_page', 'summarize']
+__all__ = ['report_page', 'write_page', 'write_report']
 
-# Sets that hold captions of one language end in its code: de, lang_de, xm3600_fil.
-_LANGUAGE = re.compile(r'(.+_)?[a-z]{2}|.+_[a-z]{3}')
-# The quickstart's text encoders.
-_ENCODERS = {'cra_causal': 'LLM, causal', 'cra_untrained': 'causal mask dropped,\nuntrained', 'cra': 'after stage 1'}
+_P = ParamSpec('_P')
+_LABELLED = 20
+_GENERATOR = b'<meta name="generator" content="llm2clip">'
 # What a table is about -> what one sees in it.
 _SEEN = {
     'cra': 'How often the two captions of a pair find each other among {pairs}, which is what stage 1 teaches the LLM.',
     'retrieval': 'How often the right image is among the first 1, 5 or 10 that a text finds (text→image), and the '
                  'right text among the first that an image finds (image→text).',
-    'lengths': 'How often the right image is among the first that a text finds, by the number of its words. Short '
-               'texts fit several images, so that lengths of one set compare models, and not each other.',
     'accuracy': 'How often the right class of an image is the first, or among the first five; where images have any '
                 'number of classes, how high each class has its images (mAP).',
     'composition': 'How often a model tells texts of nearly the same words apart: whether an image is nearer to its '
@@ -50,40 +50,32 @@ class _Section(NamedTuple):
     table: Optional[Table] = None
 
 
-def read_evaluation(folder: Union[str, Path], galleries: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `evaluate` wrote.
-
-    Args:
-        folder: Where to.
-        galleries: Which retrieval benchmarks' pictures are wanted.
-
-    Returns:
-        `results.json`, and the wanted part of `gallery.json`.
+def write_report(config: ReportConfig) -> Path:
+    """Write the page of a pipeline's steps, and return its path.
 
     Raises:
-        ConfigError: There is no such folder, file or gallery; says what there is.
+        ConfigError: There is no such folder, file or gallery, or another file has the page's name; says what there is.
         FileError: A file is damaged.
     """
     found = []
     for name in ('results.json', 'gallery.json'):
-        if not Path(folder, name).is_file():
-            raise ConfigError(f'results: {folder} has no {name}, expected the folder that `evaluate` wrote')
-        found.append(read_json(Path(folder, name), dict))
+        if not Path(config.results, name).is_file():
+            raise ConfigError(f'results: {config.results} has no {name}, expected the folder that `evaluate` wrote')
+        found.append(read_json(Path(config.results, name), dict))
     results, pictures = found
-    for name in galleries:
+    for name in config.galleries:
         if name not in pictures:
-            raise ConfigError(f'galleries: {folder} has pictures of {", ".join(pictures) or "nothing"}, not of {name}; '
-                              '`evaluate` keeps those of retrieval benchmarks, unless its gallery is 0')
-        with reading(Path(folder, 'gallery.json'), 'the pictures that `evaluate` keeps'):
-            render('gallery.html.j2', name=name, gallery=pictures[name])
-    return results, {name: pictures[name] for name in galleries}
-
-
-def check_steps(steps: Mapping[str, str]) -> None:
-    """Raise a ConfigError unless every step's folder is there."""
-    for step, folder in steps.items():
+            raise ConfigError(f'galleries: {config.results} has pictures of {", ".join(pictures) or "nothing"}, not of '
+                              f'{name}; `evaluate` keeps those of retrieval benchmarks, unless its gallery is 0')
+        with reading(Path(config.results, 'gallery.json'), 'the pictures that `evaluate` keeps'):
+            _render('gallery.html.j2', name=name, gallery=pictures[name])
+    for step, folder in config.steps.items():
         if not Path(folder).is_dir():
             raise ConfigError(f'steps.{step}: there is no folder {folder}')
+    path = Path(config.out, 'report.html')
+    galleries = {name: pictures[name] for name in config.galleries}
+    write_page(path, report_page(config.title, results, galleries, config.steps))
+    return path
 
 
 def report_page(
@@ -94,7 +86,7 @@ def report_page(
     Args:
         title: Of the page.
         results: `results.json` of an evaluation.
-        galleries: Benchmark -> what `llm2clip.evaluation.gallery.make_gallery` returned, with the ``model``'s name.
+        galleries: Benchmark -> what `llm2clip.evaluation.retrieval.make_gallery` returned, with the ``model``'s name.
         steps: Step of a pipeline -> folder, where seconds, metrics and configurations are looked for.
     """
     steps = steps or {}
@@ -104,7 +96,6 @@ def report_page(
             baseline=results.get('compare', {}).get('baseline'),
             pairs=f'{results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else 'all pairs')
         sections.append(_Section(table.title, seen, _picture(table.about, results), table))
-    sections += _languages(results.get('retrieval', {}))
     for step, folder in steps.items():
         if metrics := read_metrics(Path(folder, 'metrics.jsonl')):
             rows = [[name, *(f'{values[batch]:.4g} (batch {batch:,})' for batch in (min(values), max(values)))]
@@ -112,69 +103,140 @@ def report_page(
             sections.append(_Section(
                 f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
                 curves(metrics), Table('Training', ['', 'first', 'last'], rows)))
-    if seconds := collect_seconds(steps):
+    files = {step: Path(folder, SECONDS_FILE) for step, folder in steps.items()}
+    if seconds := {step: recorded_seconds(file) for step, file in files.items() if file.is_file()}:
         rows = [[step, f'{value:.0f}'] for step, value in {**seconds, 'all': sum(seconds.values())}.items()]
         sections.append(_Section('Time', 'How long each step took, over all its starts.',
                                  table=Table('Steps', ['step', 'seconds'], rows)))
     configurations = {step: read_text(path) for step, folder in steps.items()
                       if (path := Path(folder, 'config.yaml')).is_file()}
-    return render('report.html.j2', title=title, note=partial_note(results), sections=sections,
+    return _render('report.html.j2', title=title, note=partial_note(results), sections=sections,
                   galleries=galleries, configurations=configurations)
 
 
 def _picture(about: str, results: Mapping[str, Any]) -> Markup:
     """The picture above a table: bars of text encoders, or differences to a baseline; of other tables, none."""
     if about == 'cra':
-        cra: Mapping[str, float] = results['cra']
-        return bars([_ENCODERS.get(name, name) for name in cra], {'CRA': list(cra.values())})
+        return bars(results['cra'])
     series: dict[str, dict[str, tuple[float, Optional[list[float]]]]] = {}
     for benchmark, entry in results.get('compare', {'benchmarks': {}})['benchmarks'].items():
         kind, _, name = benchmark.partition('.')
-        for model, compared in entry['models'].items():
-            found = []
-            if about == f'compare.{kind}':
-                found = [(f'{name}, {measure(metric)}', compared, metric) for metric in entry['metrics']]
-            elif about == 'lengths':
-                found = [(f'{name}, {length.replace("-", "–")} words', of_length, 'image_retrieval_recall@1')
-                         for length, of_length in compared.get('by_length', {}).items()]
-            for label, of, metric in found:
-                series.setdefault(model, {})[label] = of['difference'][metric], of['intervals'].get(metric)
+        for model, compared in entry['models'].items() if about == f'compare.{kind}' else ():
+            for metric in entry['metrics']:
+                series.setdefault(model, {})[f'{name}, {measure(metric)}'] = (
+                    compared['difference'][metric], compared['intervals'].get(metric))
     labels = list(dict.fromkeys(label for found in series.values() for label in found))
     return differences(labels, series) if series else Markup('')
 
 
-def _languages(sets: Mapping[str, Any]) -> list[_Section]:
-    """Of sets that differ by the language of their captions, bars beside chance."""
-    found = {name: entry['models'] for name, entry in sets.items() if _LANGUAGE.fullmatch(name)}
-    if len(found) < 2:
-        return []
-    codes = [name.rsplit('_', 1)[-1] for name in found]
-    labels = codes if len({*codes}) == len(codes) else list(found)
-    everywhere = [model for model in next(iter(found.values())) if all(model in models for models in found.values())]
-    series = {model: [models[model]['image_retrieval_recall@10'] for models in found.values()] for model in everywhere}
-    chance = [next(iter(models.values()))['chance@10'] for models in found.values()]
-    return [_Section('Languages', 'How often a text of each language has the right image among the first 10 that it '
-                     'finds (text→image R@10), beside what a random order would give.',
-                     bars(labels, {**series, CHANCE: chance}))]
+def write_page(path: Union[str, Path], page: str) -> None:
+    """Write a page that `report_page` made, which is never seen half written; makes its folder.
+
+    Raises:
+        ConfigError: There is a file of that name, and it is no page that this function wrote.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and _GENERATOR not in path.open('rb').read(500):
+        raise ConfigError(f'{path}: is there already and was not written by llm2clip, expected another name')
+    write_text(path, page)
 
 
+def _render(template: str, **content: Any) -> str:
+    """The HTML of a template in `templates/`; all texts that are no `Markup` are escaped.
 
-def summarize(results: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The contents of the file.
+    An error says that the template needs more, or that a picture is no data URI.
+    """
+    environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters['data_image'] = _data_image
+    return environment.get_template(template).render(content)
+
+
+def _data_image(source: str) -> str:
+    if not source.startswith('data:image/'):
+        raise ValueError(f'{source[:60]!r}: expected a picture as a data URI')
+    return source
+
+
+def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
+    """`draw`, with its figure as SVG: nothing if there is an error, which is printed."""
+    @functools.wraps(draw)
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Markup:
+        svg = ''
+        with drawing(f'a picture of the report ({draw.__name__})'):
+            figure, buffer = draw(*args, **kwargs), io.StringIO()
+            figure.tight_layout()
+            figure.savefig(buffer, format='svg', metadata={'Date': None})
+            svg = buffer.getvalue()[buffer.getvalue().index('<svg'):]
+        return Markup(svg)
+
+    return drawn
+
+
+@_svg
+def bars(values: Mapping[str, float]) -> Figure:
+    """A bar per name, in percent; few have their values above them."""
+    figure = Figure(figsize=(11 if len(values) > 4 else 6, 3.2))
+    axis = figure.subplots()
+    drawn = axis.bar(range(len(values)), list(values.values()), 0.8)
+    if len(values) <= _LABELLED:
+        axis.bar_label(drawn, fmt='%.1f', fontsize=8 if len(values) > 4 else 10)
+    axis.set_xticks(range(len(values)), list(values))
+    axis.set_ylabel('%')
+    axis.margins(y=0.12)
+    axis.spines[['top', 'right']].set_visible(False)
+    return figure
+
+
+@_svg
+def differences(
+    labels: Sequence[str], series: Mapping[str, Mapping[str, tuple[float, Optional[Sequence[float]]]]]
+) -> Figure:
+    """A group of lying bars per label, one of each series, from 0 to a difference in points, with its interval.
 
     Args:
-        results: `results.json` of the evaluation.
-        seconds: Step -> seconds.
+        labels: Of the groups, from the top.
+        series: Name -> label -> the difference, and low and high if they are known; a series may lack some.
     """
-    def first_model(kind: str) -> dict[str, Any]:
-        return {name: next(iter(entry['models'].values())) for name, entry in results.get(kind, {}).items()}
+    width = 0.8 / len(series)
+    figure = Figure(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
+    axis = figure.subplots()
+    for i, (name, found) in enumerate(series.items()):
+        places = [labels.index(label) + (i - (len(series) - 1) / 2) * width for label in found]
+        values = [value for value, _ in found.values()]
+        ends = [interval or (value, value) for value, interval in found.values()]
+        sides = [[max(0.0, sign * (value - pair[end])) for value, pair in zip(values, ends)]
+                 for end, sign in ((0, 1), (1, -1))]
+        axis.barh(places, values, width, xerr=sides, label=name, color=f'C{i}', error_kw={'linewidth': 1})
+    axis.axvline(0, color='black', linewidth=0.8)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.set_xlabel('points')
+    axis.grid(axis='x', alpha=0.3)
+    axis.spines[['top', 'right', 'left']].set_visible(False)
+    axis.legend(fontsize=9, frameon=False)
+    return figure
 
-    return {'stage1': results.get('cra', {}), 'stage2': first_model('retrieval'), 'seconds': dict(seconds),
-            **{kind: numbers for kind in ('zeroshot', 'linear_probe', 'composition') if (numbers := first_model(kind))},
-            **({'missing': results['missing']} if 'missing' in results else {})}
 
+@_svg
+def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Loss, learning rates and evaluation over batches.
 
-def collect_seconds(steps: Mapping[str, str]) -> dict[str, float]:
-    """Step -> seconds that its folder has recorded."""
-    files = {step: Path(folder, SECONDS_FILE) for step, folder in steps.items()}
-    return {step: recorded_seconds(file) for step, file in files.items() if file.is_file()}
+    Args:
+        metrics: Name -> batch -> value, as `read_metrics` returns them.
+    """
+    panels = [('loss', [n for n in metrics if n.startswith('loss/train')]),
+              ('learning rate', [n for n in metrics if n.startswith('lr-')]),
+              ('evaluation', [n for n in metrics if n.startswith('metrics/')])]
+    panels = [(label, names) for label, names in panels if names]
+    figure = Figure(figsize=(3.7 * len(panels), 3))
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, (label, names) in zip(axes[0], panels):
+        for name in names:
+            points = sorted(metrics[name].items())
+            axis.plot(*zip(*points), label=name, marker='.' if len(points) < 20 else None)
+        axis.set(title=label, xlabel='batch')
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    return figure

@@ -1,21 +1,23 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A model on a retrieval benchmark."""
+"""A model on a retrieval benchmark: ranks, and what it found to look at."""
 
+import base64
+import functools
 from dataclasses import dataclass
 from typing import Any, Union
 
 import torch
 
+from llm2clip.data.images import decode_image, encode_image
 from llm2clip.evaluation.sets.files import RetrievalSet
-from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
-__all__ = ['QUERY_LENGTHS', 'RetrievalResult', 'by_query_length', 'evaluate_retrieval']
+__all__ = ['evaluate_retrieval', 'make_gallery']
 
-QUERY_LENGTHS = {'1-2': 2, '3-5': 5, '6-12': 12, '13+': None}
-"""Length of a text -> the most words that it has, if there is a limit."""
+# Pixels of the longer side: about twice what a page shows, for dense screens.
+_SIDE = 112
 
 
 @dataclass
@@ -62,27 +64,66 @@ def evaluate_retrieval(
     return RetrievalResult(images, image_features, text_features, texts, ranks)
 
 
-def by_query_length(result: RetrievalResult, resamples: int = 1000) -> dict[str, tuple[dict[str, Any], Outcomes]]:
-    """How often texts of each length find their image, among all images of the set.
-
-    Words are what white space separates: a text in Chinese, Japanese or Thai is mostly one.
+def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: int = 6) -> dict[str, Any]:
+    """The best, median and worst queries of a benchmark, for the report.
 
     Args:
-        result: What a model found.
-        resamples: Of the bootstrap; 0: no intervals.
+        dataset: Whose images are shown.
+        result: What a model found in it.
+        n: Queries of each kind and direction.
+        top: Results per query.
 
     Returns:
-        Length, of `QUERY_LENGTHS` that occur -> ``n_texts``, ``image_retrieval_recall@k`` in percent and their 95 %
-        ``intervals``; and which texts found one of their images.
+        ``texts`` and ``images``: lists of ``kind``, ``rank`` (1 is the best), ``query`` and ``results``, pairs of a
+        picture (a data URI) or text and whether it is right; where none of the first is, the best right one is last.
     """
-    words = [len(result.texts[i].split()) for i in result.ranks.text_index.tolist()]
-    outcomes, found, least = result.ranks.outcomes()[0], {}, 0
-    for length, most in QUERY_LENGTHS.items():
-        positions = [i for i, n in enumerate(words) if least < n and (most is None or n <= most)]
-        least = most or 0
-        if positions:
-            of_length = outcomes._replace(hits=outcomes.hits[positions], group=outcomes.group[positions])
-            shares = 100 * of_length.hits.double().mean(0)
-            found[length] = {'n_texts': len(positions), **dict(zip(outcomes.names, shares.tolist())),
-                             'intervals': of_length.intervals(resamples) if resamples else {}}, of_length
-    return found
+    index, right = result.ranks.text_index, result.ranks.right
+    texts = [result.texts[i] for i in index.tolist()]
+    text_features = result.text_features[index]
+    images_of: dict[int, set[int]] = {}
+    texts_of: dict[int, set[int]] = {}
+    for text, image in right.tolist():
+        images_of.setdefault(text, set()).add(image)
+        texts_of.setdefault(image, set()).add(text)
+
+    @functools.cache
+    def shown(i: int) -> str:
+        position = result.images[i]
+        return thumbnail(dataset.read_image(position), dataset.image_ids[position])
+
+    by_text = _gallery_rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)
+    by_image = _gallery_rows(result.image_features, text_features, result.ranks.images, texts_of, n, top)
+    return {
+        'texts': [{**row, 'query': texts[row['query']], 'results': [(shown(i), hit) for i, hit in row['results']]}
+                  for row in by_text],
+        'images': [{**row, 'query': shown(row['query']), 'results': [(texts[i], hit) for i, hit in row['results']]}
+                   for row in by_image],
+    }
+
+
+def thumbnail(data: bytes, name: str) -> str:
+    """A small JPEG as a data URI."""
+    image = decode_image(data, name)
+    image.thumbnail((_SIDE, _SIDE))
+    return f'data:image/jpeg;base64,{base64.b64encode(encode_image(image, "JPEG", quality=85)).decode()}'
+
+
+def _gallery_rows(
+    queries: torch.Tensor, candidates: torch.Tensor, ranks: torch.Tensor, right: dict[int, set[int]], n: int, top: int
+) -> list[dict[str, Any]]:
+    """Queries from the ends and the middle of the order by rank, then by how clearly the right one won or lost."""
+    first = torch.tensor([min(right[i]) for i in range(len(queries))])
+    margins = (queries * candidates[first]).sum(-1)
+    order = sorted(range(len(ranks)), key=lambda i: (int(ranks[i]), -float(margins[i])))
+    n = min(n, len(order) // 3)
+    middle = (len(order) - n) // 2
+    rows = []
+    for kind, start in (('best', 0), ('median', middle), ('worst', len(order) - n)):
+        for query in order[start:start + n]:
+            scores = candidates @ queries[query]
+            best = scores.topk(min(top, len(candidates))).indices.tolist()
+            if right[query].isdisjoint(best):
+                best.append(max(right[query], key=lambda i: float(scores[i])))  # noqa: B023
+            rows.append({'kind': kind, 'rank': int(ranks[query]) + 1, 'query': query,
+                         'results': [(i, i in right[query]) for i in best]})
+    return rows

@@ -1,12 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`results.json` -> tables, for Markdown and HTML alike."""
+"""`results.json` -> tables, for Markdown and HTML alike; what papers report stands beside (`paper.yaml`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm2clip.evaluation.paper import Reported, reported_accuracy, reported_average, reported_cra, reported_recalls
+import yaml
 
 __all__ = ['Table', 'markdown', 'measure', 'partial_note', 'result_tables']
 
@@ -35,13 +36,13 @@ class Table(NamedTuple):
     rows: list[list[str]]
     note: str = ''
     about: str = ''
-    """What it shows: ``retrieval``, ``lengths``, ``accuracy``, ``composition``, ``averages`` or ``cra``; of a
-    comparison with a baseline, the kind of its benchmarks, such as ``compare.zeroshot``."""
+    """What it shows: ``retrieval``, ``accuracy``, ``composition``, ``averages`` or ``cra``; of a comparison with a
+    baseline, the kind of its benchmarks, such as ``compare.zeroshot``."""
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Every table of a `results.json`."""
-    return [*_cra_tables(results), *_retrieval_tables(results), *_length_tables(results), *_accuracy_tables(results),
+    return [*_cra_tables(results), *_retrieval_tables(results), *_accuracy_tables(results),
             *_composition_tables(results), *_average_tables(results), *_comparison_tables(results)]
 
 
@@ -86,6 +87,62 @@ def _remarks(values: Mapping[str, Mapping[str, Any]], images_of: Mapping[str, Ma
     return remarks + (f'; computed in bfloat16: {narrow}' if narrow else '')
 
 
+_LLM2CLIP, _PROCLIP = 'arXiv 2411.04997 v6', 'arXiv 2510.18795'
+_LANGUAGES = 36
+_PAPER = yaml.safe_load(Path(__file__).with_name('paper.yaml').read_text('utf-8'))
+# Table of LLM2CLIP's paper -> the benchmarks in its columns.
+_COLUMNS = {'1': ('five_sets', ('flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci')),
+            '2': ('chinese', ('flickr_cn', 'coco_cn'))}
+
+
+class Reported(NamedTuple):
+    """What a paper has beside a benchmark or an average."""
+
+    rows: Mapping[str, Mapping[str, float]]
+    """Model -> metric -> percent; none where it has nothing."""
+    source: str = ''
+    """Paper and table."""
+
+
+def _recalls(cell: str) -> dict[str, float]:
+    """Of `image→text/text→image`."""
+    return dict(zip(('text_retrieval_recall@1', 'image_retrieval_recall@1'), map(float, cell.split('/'))))
+
+
+def _of_llm2clip(table: str, rows: Mapping[str, Mapping[str, float]]) -> Reported:
+    return Reported(rows, f'{_LLM2CLIP}, table {table}') if rows else Reported({})
+
+
+def reported_recalls(benchmark: str) -> Reported:
+    """Recall@1 of both directions on a retrieval set, by the name of its source, such as `coco`."""
+    for table, (key, columns) in _COLUMNS.items():
+        if benchmark in columns:
+            return _of_llm2clip(table, {model: _recalls(cells.split()[columns.index(benchmark)])
+                                        for model, cells in _PAPER[key].items()})
+    return Reported({})
+
+
+def reported_average(benchmarks: Sequence[str], results: Mapping[str, Any]) -> Reported:
+    """Means over benchmarks of one kind, such as `zeroshot.food101` with its name in `results`, as `mean` of accuracies
+    and as recall@1 of each direction."""
+    kind, names = benchmarks[0].partition('.')[0], [benchmark.partition('.')[2] for benchmark in benchmarks]
+    proclip = _PAPER['proclip']
+    if kind == 'zeroshot' and sorted(names) == sorted(proclip['sets']):
+        return Reported({model: {'mean': mean} for model, mean in proclip['means'].items()}, f'{_PROCLIP}, table 2')
+    if kind != 'retrieval':
+        return Reported({})
+    sets = [results[kind][name]['benchmark'] for name in names]
+    if sets == ['xm3600'] * _LANGUAGES:
+        return _of_llm2clip('2', {model: _recalls(cell) for model, cell in _PAPER['xm3600'].items()})
+    for table, (_, columns) in _COLUMNS.items():
+        if {*sets} <= {*columns}:
+            of_sets = [reported_recalls(name).rows for name in sets]
+            return _of_llm2clip(table, {
+                model: {metric: sum(rows[model][metric] for rows in of_sets) / len(sets) for metric in numbers}
+                for model, numbers in of_sets[0].items()})
+    return Reported({})
+
+
 def _paper_rows(reported: Reported, metrics: Sequence[str], empty: int = 0) -> list[list[str]]:
     """A row for each model of a paper: what it has of these metrics, and empty cells."""
     return [[f'{model} (paper)', *(_cell(values, metric) for metric in metrics), *[''] * empty]
@@ -101,7 +158,8 @@ def _cra_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """The table of the text encoders, if there are any."""
     if results.get('cra'):
         name = results.get('cra_name')
-        reported = reported_cra(name)
+        paper = _PAPER['cra'].items() if name == 'coco' else ()
+        reported = _of_llm2clip('A1', {model: {'CRA': value} for model, value in paper})
         rows = [[encoder, f'{value:.1f}'] for encoder, value in results['cra'].items()]
         counts = f'%, {results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else '%'
         narrow = '; computed in bfloat16' if results.get('cra_precision') == 'amp_bf16' else ''
@@ -117,7 +175,7 @@ def _retrieval_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
     header, alone = [*_RETRIEVAL.values(), 'mean rank', 'chance@10'], {}
     for name, entry in results.get('retrieval', {}).items():
-        models, reported = entry['models'], reported_recalls(entry['benchmark'], results.get('ablations', ()))
+        models, reported = entry['models'], reported_recalls(entry['benchmark'])
         first_model, first = next(iter(models.items()))
         if len(models) == 1 and not reported.rows:
             alone.setdefault(first_model, {})[name] = first
@@ -133,28 +191,6 @@ def _retrieval_tables(results: Mapping[str, Any]) -> Iterator[Table]:
                     'retrieval')
 
 
-def _length_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table: models beside each other, for the texts of each length of each set."""
-    rows, compare = [], results.get('compare', {'benchmarks': {}})
-    for name, entry in results.get('retrieval', {}).items():
-        compared = compare['benchmarks'].get(f'retrieval.{name}', {'models': {}})['models']
-        for length in next(iter(entry['models'].values())).get('by_length', {}):
-            for model, values in entry['models'].items():
-                of_length = values['by_length'][length]
-                rows.append([name, length.replace('-', '–'), f'{of_length["n_texts"]:,}', model,
-                             *(_cell(of_length, f'image_retrieval_recall@{k}') for k in (1, 5, 10))])
-                if 'baseline' in compare:
-                    rows[-1].append(_difference(compared[model]['by_length'][length], 'image_retrieval_recall@1')
-                                    if model in compared else '')
-    header = ['set', 'words', 'texts', 'model', *(f'text→image R@{k}' for k in (1, 5, 10))]
-    if 'baseline' in compare:
-        header.append(f'R@1 − {compare["baseline"]}')
-    if rows:
-        yield Table('Retrieval by query length', header, rows,
-                    'recall in %, 95 % bootstrap intervals; words are what white space separates, so that a text in '
-                    'Chinese, Japanese or Thai mostly counts as one', 'lengths')
-
-
 def _accuracy_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """One table per classification benchmark."""
     benchmarks = [(kind, *benchmark) for kind in ('zeroshot', 'linear_probe')
@@ -168,7 +204,8 @@ def _accuracy_tables(results: Mapping[str, Any]) -> Iterator[Table]:
             yield Table(title, ['model', 'mAP'], rows, f'{counts}, any number of them per image; mean average '
                         f'precision in %{_remarks(models)}', 'accuracy')
             continue
-        reported = reported_accuracy(kind, name)
+        paper = _PAPER['accuracy'].get(f'{kind}.{name}', {}).items()
+        reported = _of_llm2clip('3', {model: {f'{kind}_top1': value} for model, value in paper})
         rows = [[model, _cell(values, f'{kind}_top1'), _cell(values, f'{kind}_top5'),
                  f'{values["mean_per_class"]:.1f}', f'{100 / values["n_classes"]:.2f}']
                 for model, values in models.items()]
@@ -198,7 +235,7 @@ def _average_tables(results: Mapping[str, Any]) -> Iterator[Table]:
         rows = [[model, *(_cell(values, metric) for metric in metrics),
                  *(_difference(values['compared'], metric) if 'compared' in values else '' for metric in compared)]
                 for model, values in models.items()]
-        reported = reported_average([*benchmarks], results, results.get('ablations', ()))
+        reported = reported_average([*benchmarks], results)
         header = ['model', *map(measure, metrics),
                   *(f'{measure(metric)} − {results["compare"]["baseline"]}' for metric in compared)]
         numbers = [benchmark.partition('.')[2] + (f' ({measure(used[0])})' if metrics == ['mean'] else '')
@@ -212,24 +249,17 @@ def _comparison_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """One table per kind of benchmark: models beside a baseline, a row for each number."""
     compare = results.get('compare', {'benchmarks': {}})
     for kind, title in _KINDS.items():
-        rows, per_class = [], kind in ('zeroshot', 'linear_probe')
+        rows = []
         for benchmark, entry in compare['benchmarks'].items():
             of_kind, _, name = benchmark.partition('.')
             for model, compared in entry['models'].items() if of_kind == kind else ():
                 numbers = results[kind][name]['models']
-                for metric in entry['metrics']:
-                    rows.append([name, measure(metric), model, f'{numbers[compare["baseline"]][metric]:.1f}',
-                                 f'{numbers[model][metric]:.1f}', _difference(compared, metric)])
-                    if per_class:
-                        rows[-1] += [f'{compared[key]:,}' if key in compared else '' for key in ('lost', 'gained')]
-                        rows[-1].append(', '.join(f'{c} {-points:+.1f}' for c, points in compared['forgotten'].items()))
+                rows += [[name, measure(metric), model, f'{numbers[compare["baseline"]][metric]:.1f}',
+                          f'{numbers[model][metric]:.1f}', _difference(compared, metric)]
+                         for metric in entry['metrics']]
         if rows:
             baseline = compare['baseline']
-            header = ['set', 'number', 'model', f'of {baseline}', 'of the model', 'difference']
-            note = '%, 95 % bootstrap intervals of the difference, for which the same images are drawn for both models'
-            if per_class:
-                header += ['lost', 'gained', 'forgotten']
-                note += (f'; lost: images that {baseline} has right and the model wrong; gained: the other way round; '
-                         'forgotten: the classes that have lost most, in points, where classes have few images also '
-                         'by chance')
-            yield Table(f'Beside {baseline}: {title}', header, rows, note, f'compare.{kind}')
+            yield Table(f'Beside {baseline}: {title}',
+                        ['set', 'number', 'model', f'of {baseline}', 'of the model', 'difference'], rows,
+                        '%, 95 % bootstrap intervals of the difference, for which the same images are drawn for both '
+                        'models', f'compare.{kind}')

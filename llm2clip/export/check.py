@@ -13,9 +13,9 @@ from llm2clip.config import ConfigError
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import Preprocessing, decode_pixels, encode_image, open_image
 
-__all__ = ['TOLERANCE', 'check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
+__all__ = ['check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
 
-TOLERANCE = 1e-5
+_TOLERANCE = 1e-5
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -81,12 +81,12 @@ def check_same(
     inputs: torch.Tensor,
     what: str,
 ) -> None:
-    """Raise a ConfigError unless both functions give the same features, to `TOLERANCE` of the largest."""
+    """Raise a ConfigError unless both functions give the same features, to 1e-5 of the largest."""
     want = expected(inputs)
     got = found(inputs)
     difference = float('inf')
     if got.shape == want.shape:
         difference = ((got - want).abs().max() / want.abs().max()).item()
-    if not difference <= TOLERANCE:
+    if not difference <= _TOLERANCE:
         raise ConfigError(f'{what}: the features differ from those of the checkpoint, by {difference:.1e} of the '
                           f'largest (shapes {tuple(got.shape)} and {tuple(want.shape)})')

@@ -4,7 +4,7 @@
 """A CLIP whose text tower was trained with its vision tower, as one `CLIPModel` of transformers."""
 
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import torch.nn as nn
 from composer.devices import DeviceCPU
@@ -15,7 +15,7 @@ from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data.image_processing_llm2clip import upright_rgb
 from llm2clip.export.check import check_pictures, check_same
 from llm2clip.export.hf import KIND, PIPELINE
-from llm2clip.export.model_card import Results, model_card
+from llm2clip.export.model_card import model_card
 from llm2clip.export.vision import image_processor, upright_source
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -29,8 +29,7 @@ TEXTS = ['a red square', 'a blue circle on a plain wall, painted by somebody ' +
 
 
 def export_clip(
-    model: LLM2CLIP, config: ModelConfig, run: Stage2Config, clip_text: Union[str, Path], out: Union[str, Path],
-    results: Optional[Results] = None,
+    model: LLM2CLIP, config: ModelConfig, run: Stage2Config, clip_text: Union[str, Path], out: Union[str, Path]
 ) -> None:
     """Write the folder of a `CLIPModel` with its processor, which is read back and has the features of `model`.
 
@@ -40,7 +39,6 @@ def export_clip(
         run: Configuration of the run, for the model card.
         clip_text: Folder of the text tower that the run has trained.
         out: The folder to write.
-        results: Numbers for the model card.
 
     Raises:
         ConfigError: A part is none of a `CLIPModel`, or what was written gives other features.
@@ -73,7 +71,7 @@ def export_clip(
     with complete_folder(out, KIND) as partial:
         clip.save_pretrained(partial, safe_serialization=True)
         CLIPProcessor(image_processor(vision.preprocessing), tokenizer).save_pretrained(partial)
-        card = model_card(config, None, run, results, template='clip.md.j2', title='CLIP', pipeline_tag=PIPELINE,
+        card = model_card(config, None, run, template='clip.md.j2', title='CLIP', pipeline_tag=PIPELINE,
                           upright_source=upright_source())
         card.save(partial / 'README.md')
         loaded: Any = CLIPModel.from_pretrained(partial).eval()

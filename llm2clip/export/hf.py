@@ -27,7 +27,7 @@ from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
-from llm2clip.export.model_card import Results, language_model, model_card, public_name
+from llm2clip.export.model_card import language_model, model_card, public_name
 from llm2clip.files import read_json, reading
 from llm2clip.folders import complete_folder
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
@@ -42,14 +42,16 @@ from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, read_tokens, 
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sources import TeacherFolder, TeacherSource, teacher_in, teacher_sources
 
-__all__ = ['KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER', 'export_folder', 'exported_teachers',
-           'is_exported', 'run_teachers', 'teacher_folders']
+__all__ = [
+    'KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'PIPELINE', 'export_folder', 'exported_teachers', 'is_exported',
+    'run_teachers', 'teacher_folders',
+]
 
 KIND = 'LLM2CLIP model'
 PIPELINE = 'zero-shot-image-classification'
-REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
-               'AutoModelForZeroShotImageClassification': 'modeling_llm2clip.LLM2CLIPModel',
-               'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
+_REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
+                'AutoModelForZeroShotImageClassification': 'modeling_llm2clip.LLM2CLIPModel',
+                'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
 # Of transformers, for any image processor with any tokenizer.
 _PROCESSOR = 'VisionTextDualEncoderProcessor'
 _CAPTION = "It's 9 o'clock , isn't it?  Ça va, 犬 🐶"
@@ -152,21 +154,12 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
 
 
 def export_folder(
-    model: LLM2CLIP,
-    config: ModelConfig,
-    record: TeacherRecord,
-    teacher: Union[_Teacher, Sequence[_Teacher]],
-    out: Union[str, Path],
-    *,
-    remote_code: bool = False,
-    run: Optional[Stage2Config] = None,
-    results: Optional[Results] = None,
-    interpolate: float = 1.0,
+    model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, teacher: Union[_Teacher, Sequence[_Teacher]],
+    out: Union[str, Path], *, remote_code: bool = False, run: Optional[Stage2Config] = None, interpolate: float = 1.0,
 ) -> None:
     """Write everything that `AutoModel.from_pretrained` needs after ``import llm2clip``.
 
     With one LLM as teacher, also what `AutoProcessor` and the pipeline ``zero-shot-image-classification`` need.
-
     The folder is read back, and appears only if it gives the features of `model`.
 
     Args:
@@ -178,7 +171,6 @@ def export_folder(
         out: The folder to write.
         remote_code: Add the code that loads it with ``trust_remote_code=True`` where this package is not installed.
         run: Configuration of the run, for the model card.
-        results: Numbers for the model card.
         interpolate: Share of the run's trained weights in those of the model, for the model card.
 
     Raises:
@@ -193,7 +185,7 @@ def export_folder(
                           f'{", ".join(source.name for source in sources)}')
     hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record.llm_embed_dim)
     if remote_code:
-        hf_config.auto_map = REMOTE_CODE
+        hf_config.auto_map = _REMOTE_CODE
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
     preprocessing = model.vision_encoder.preprocessing
@@ -219,7 +211,7 @@ def export_folder(
             for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
                            image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
-        card = model_card(config, saved, run, results, interpolate, remote_code=remote_code,
+        card = model_card(config, saved, run, interpolate, remote_code=remote_code,
                           pipeline_tag=PIPELINE if reads_tokens else None,
                           language_models=[language_model(source.name) for source in sources])
         card.save(partial / 'README.md')

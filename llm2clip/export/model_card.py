@@ -10,20 +10,16 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from markupsafe import Markup
 from omegaconf import OmegaConf
-from torch import nn
 
 from llm2clip.config import ConfigError, ImageDataConfig, ModelConfig, Stage1Config, Stage2Config
-from llm2clip.config.files import read_config, read_resolved
-from llm2clip.files import read_json, reading
+from llm2clip.config.files import read_config
+from llm2clip.files import read_json
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import tensors_hash
 
-__all__ = ['Results', 'language_model', 'model_card', 'public_name', 'read_results', 'teacher_card']
-
-Results = dict[str, dict[str, float]]
+__all__ = ['language_model', 'model_card', 'public_name', 'teacher_card']
 
 
 def _escaped(value: Any) -> str:
@@ -50,66 +46,10 @@ def language_model(teacher: Union[str, Path]) -> str:
         return public_name(str(teacher)) + (f' ({kind})' if kind else '')
 
 
-def read_results(
-    folder: Union[str, Path], run: Union[str, Path], weights: str, interpolate: float = 1.0, dim: Optional[int] = None,
-    model: Optional[nn.Module] = None,
-) -> Results:
-    """The numbers of a run that `evaluate` wrote.
-
-    Args:
-        folder: Where `evaluate` wrote them.
-        run: Folder of the run that they must be of.
-        weights: Which of its weights they must be of.
-        interpolate: Share of these in the weights that they must be of.
-        dim: How many dimensions of the features they must be of.  None: all.
-        model: Has these weights, which are compared with those that were measured.  None: they are not loaded yet.
-
-    Returns:
-        Benchmark -> metric -> value.
-
-    Raises:
-        ConfigError: There are none, they are of another run or other weights, or some are missing.
-    """
-    path, config_path = Path(folder, 'results.json'), Path(folder, 'config.yaml')
-    if not path.is_file() or not config_path.is_file():
-        raise ConfigError(f'results: {folder} has no results.json with its config.yaml; `evaluate` writes them')
-    with reading(config_path, 'the configuration of an evaluation'):
-        models = read_resolved(config_path)['models']
-        runs = {name: model for name, model in models.items() if model.get('run') is not None}
-
-    def in_words(weights: str, interpolate: float, dim: Optional[int]) -> str:
-        return (f'the {weights} weights' + (f' interpolated to {interpolate:g}' if interpolate != 1 else '')
-                + (f' in {dim} dimensions' if dim is not None else ''))
-
-    wanted = in_words(weights, interpolate, dim)
-    there = {name: in_words(model.get('weights', 'latest'), model.get('interpolate', 1.0), model.get('dim'))
-             for name, model in runs.items()}
-    name = next((name for name, model in runs.items() if Path(model['run']).resolve() == Path(run).resolve()
-                 and there[name] == wanted), None)
-    if name is None:
-        known = ', '.join(f'{there[name]} of {model["run"]}' for name, model in runs.items())
-        raise ConfigError(f'results: {folder} is about {known or "no run"}, not {wanted} of {run}')
-    found = read_json(path, dict)
-    if missing := [what for what in found.get('missing', []) if what.startswith(f'{name}: ')]:
-        raise ConfigError(f'results: the evaluation in {folder} did not come to its end; it lacks '
-                          f'{", ".join(missing)}. Call `evaluate` again')
-    measured = found.get('weights', {}).get(name, 'unknown')
-    if model is not None and measured != (exported := tensors_hash(model.state_dict())):
-        raise ConfigError(f'results: {folder} has measured weights of {run} with the hash {measured}, expected those '
-                          f'that are exported, with the hash {exported}. Call `evaluate` again')
-    with reading(path, 'the results of an evaluation'):
-        return {benchmark: {metric: value for metric, value in entry['models'][name].items()
-                            if isinstance(value, (int, float))}
-                for kind in ('retrieval', 'zeroshot', 'linear_probe', 'composition')
-                for benchmark, entry in found[kind].items()
-                if name in entry['models']}
-
-
 def model_card(
     config: ModelConfig,
     teacher: Optional[Fingerprint],
     run: Optional[Stage2Config] = None,
-    results: Optional[Results] = None,
     interpolate: float = 1.0,
     *,
     template: str = 'model.md.j2',
@@ -127,7 +67,6 @@ def model_card(
         config: Of the model.
         teacher: The one that it learned from, or several; None of a CLIP with its own text tower.
         run: Configuration of the run that trained it.
-        results: Its numbers, as `read_results` gives them.
         interpolate: Share of the run's trained weights in those of the model.
         template: In `templates/`; says what it is, and how it is loaded.
         title: Heading.
@@ -136,16 +75,8 @@ def model_card(
         language_models: Names of those whose weights are a part of it.
         parts: What the template asks for besides.
     """
-    results = results or {}
-    classified = ('zeroshot_', 'linear_probe_', 'mean_', 'C')
-    measured = [EvalResult(task_type='zero-shot-image-classification' if metric.startswith(classified)
-                           else 'image-text-retrieval',
-                           dataset_type=benchmark, dataset_name=benchmark, metric_type=metric, metric_value=value)
-                for benchmark, metrics in results.items() for metric, value in metrics.items()
-                if not metric.startswith(('n_', 'chance'))]
-    data = ModelCardData(
-        model_name=title if results else None, library_name=library_name, pipeline_tag=pipeline_tag, license='other',
-        tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'], eval_results=measured or None)
+    data = ModelCardData(library_name=library_name, pipeline_tag=pipeline_tag, license='other',
+                         tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'])
     tower = public_name(config.vision.name)
     blocks = f', {config.adapter.depth} blocks' if config.adapter.name in ('residual', 'transformer') else ''
     dims = f'{config.embed_dim}'
@@ -162,15 +93,10 @@ def model_card(
         of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
         facts['weights'] = Markup(f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '
                                   '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
-    # One table for all benchmarks with the same metrics: its columns, and its rows.
-    tables: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
-    for benchmark, metrics in results.items():
-        values = [f'{value:,}' if isinstance(value, int) else f'{value:.1f}' for value in metrics.values()]
-        tables.setdefault(tuple(metrics), []).append((benchmark, values))
     return _card(
         template, data, title=title, facts=facts, teacher=teacher, licensed=' and '.join([*language_models, tower]),
         streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
-        tables=list(tables.items()), library_name=library_name, pipeline_tag=pipeline_tag, **parts)
+        library_name=library_name, pipeline_tag=pipeline_tag, **parts)
 
 
 def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCard:

@@ -5,7 +5,7 @@
 
 import copy
 import inspect
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -21,7 +21,7 @@ from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
-from llm2clip.data.images import Preprocessing, open_image
+from llm2clip.data.images import open_image
 from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
 from llm2clip.export.model_card import model_card
 from llm2clip.folders import complete_folder
@@ -29,12 +29,13 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
 from llm2clip.teacher.fingerprint import TeacherRecord
 
-__all__ = ['KIND', 'export_vision', 'image_processor', 'upright_source']
+__all__ = ['KIND', 'export_vision']
 
 KIND = 'vision tower'
 
 # In the mean over a picture, of 255.  A picture that is not made upright RGB on white differs by 10 and more.
-TIMM_TOLERANCE = 1.0
+_TIMM_TOLERANCE = 1.0
+_Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 def export_vision(
@@ -69,37 +70,27 @@ def export_vision(
     of_timm = isinstance(model.vision_encoder.tower, TimmTower)
     projection = (projection and isinstance(model.visual_projection, nn.Linear)
                   and (of_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)))
+
+    def expected(pixels: torch.Tensor) -> torch.Tensor:
+        """The checkpoint's features, before they are scaled to length 1."""
+        pooled = model.vision_encoder(pixels.to(model.logit_scale.device))
+        return model.visual_projection(pooled) if projection else pooled
+
     with complete_folder(out, KIND) as unfinished:
-        name, use = (_save_timm if of_timm else _save_transformers)(model, unfinished, projection)
-        card = model_card(config, record.teacher, run, interpolate=interpolate, template='vision.md.j2',
-                          title=f'Vision tower of LLM2CLIP, {name}', projection=projection,
-                          upright_source=upright_source(), library_name='timm' if of_timm else 'transformers',
+        name, use = (_save_timm if of_timm else _save_transformers)(model, unfinished, projection, expected)
+        # For pictures as those libraries take them.
+        source = Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
+        card = model_card(config, record.teacher, run, interpolate, template='vision.md.j2',
+                          title=f'Vision tower of LLM2CLIP, {name}', projection=projection, upright_source=source,
+                          library_name='timm' if of_timm else 'transformers',
                           pipeline_tag='image-feature-extraction', **use)
         card.save(unfinished / 'README.md')
     return name
 
 
-def _expected(model: LLM2CLIP, projection: bool, pixels: torch.Tensor) -> torch.Tensor:
-    """The checkpoint's features, before they are scaled to length 1."""
-    pooled = model.vision_encoder(pixels)
-    return model.visual_projection(pooled) if projection else pooled
-
-
-def upright_source() -> Markup:
-    """The code of `upright_rgb` for model cards, without its imports."""
-    return Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
-
-
-def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
-    """The evaluation transform of upright RGB pictures, as transformers has it."""
-    size = preprocessing.image_size
-    return CLIPImageProcessorFast(
-        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
-        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
-        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
-
-
-def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, dict[str, Any]]:
+def _save_timm(
+    model: LLM2CLIP, folder: Path, projection: bool, expected: _Features
+) -> tuple[str, dict[str, Any]]:
     """The layout of timm's models on the Hub: the class, and what the card's template asks for."""
     encoder = model.vision_encoder
     # Of a model that was just trained, the weights may lie in `channels_last`, which safetensors does not take.
@@ -119,21 +110,23 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, di
         'input_size': (3, data.image_size, data.image_size), 'mean': data.mean, 'std': data.std,
         'interpolation': 'bicubic', 'crop_pct': 1.0, 'crop_mode': 'center'})
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval().to(model.logit_scale.device)
-    check_same(loaded, partial(_expected, model, projection),
-               noise(2, 3, data.image_size, data.image_size).to(model.logit_scale.device), f'timm model {name}')
+    check_same(loaded, expected, noise(2, 3, data.image_size, data.image_size).to(model.logit_scale.device),
+               f'timm model {name}')
     # timm's transform of upright RGB pictures against training's.
     transform: Any = create_transform(**resolve_model_data_config(loaded), is_training=False)
     std = torch.tensor(data.std)[:, None, None]
     for kind, encoded in pictures(data.image_size, cropped=6).items():
         found = transform(upright_rgb(open_image(encoded)))
         difference = (found - training_pixels(encoded, preprocessing=data)) * std
-        if not (mean := 255 * difference.abs().mean().item()) <= TIMM_TOLERANCE:
+        if not (mean := 255 * difference.abs().mean().item()) <= _TIMM_TOLERANCE:
             raise ConfigError(f"timm's transform of {kind} differs from that of training by {mean:.1f} of 255 in the "
                               'mean')
     return name, {}
 
 
-def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple[str, dict[str, Any]]:
+def _save_transformers(
+    model: LLM2CLIP, folder: Path, projection: bool, expected: _Features
+) -> tuple[str, dict[str, Any]]:
     """A model and its image processor: the class, and what the card's template asks for."""
     trunk: Any = model.vision_encoder.trunk
     native: Any = trunk
@@ -149,7 +142,13 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
         native.visual_projection.load_state_dict(model.visual_projection.state_dict())
     native.save_pretrained(folder, safe_serialization=True)
     preprocessing = model.vision_encoder.preprocessing
-    image_processor(preprocessing).save_pretrained(folder)
+    size = preprocessing.image_size
+    # The evaluation transform of upright RGB pictures.
+    CLIPImageProcessorFast(
+        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
+        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
+        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std),
+        do_convert_rgb=True).save_pretrained(folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
@@ -161,10 +160,9 @@ def _save_transformers(model: LLM2CLIP, folder: Path, projection: bool) -> tuple
         return values[:, 0] if without_pooler else values.flatten(1)
 
     loaded.to(device := model.logit_scale.device)
-    expected = partial(_expected, model, projection)
-    check_same(features, expected, noise(2, 3, preprocessing.image_size, preprocessing.image_size).to(device), name)
+    check_same(features, expected, noise(2, 3, size, size).to(device), name)
     processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     check_pictures(
         lambda image: features(processor(upright_rgb(image), return_tensors='pt')['pixel_values'].to(device)),
-        lambda pixels: expected(pixels.to(device)), preprocessing, name)
+        expected, preprocessing, name)
     return name, {'class_name': name, 'output': output, 'pooler': not without_pooler}

@@ -12,7 +12,7 @@ from typing import Any, Union
 from llm2clip.config import ConfigError, ModelConfig
 from llm2clip.export.hf import LLM2CLIPConfig, exported_teachers, is_exported
 from llm2clip.files import reading
-from llm2clip.imports.files import read_weights
+from llm2clip.imports.official import read_weights
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.remote_code.checks_llm2clip import check_keys, check_weight_files
 from llm2clip.teacher.fingerprint import Fingerprint

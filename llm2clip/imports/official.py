@@ -23,25 +23,25 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import torch
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.config.ranges import VisualProjection
-from llm2clip.files import read_json, reading
-from llm2clip.imports.files import read_weights
+from llm2clip.files import FileError, read_json, reading
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.teacher.folder import teacher_width
+from llm2clip.weights import read_pickle, read_safetensors
 
-__all__ = ['Imported', 'Layout', 'check_teacher_width', 'find_layout', 'from_official', 'import_checkpoint',
-           'official_names']
+__all__ = ['check_teacher_width', 'import_checkpoint', 'read_weights']
 
-State = dict[str, torch.Tensor]
+_State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Layout:
+class _Layout:
     """How an official file names its weights."""
 
     name: str
@@ -60,37 +60,28 @@ class Layout:
     normalize: bool = True
 
 
-LAYOUTS = (
-    Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
-           (('vision_encoder.trunk.', 'visual.trunk.'),),
-           left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
-    Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
-           (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
-           (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'), ('.mlp.fc1_g.', '.mlp.w1.'),
-            ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
-           (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
-    Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
-           (('vision_encoder.trunk.', ''), ('visual_projection.', 'visual_projection.')),
-           left_out=(r'vision_model\.embeddings\.position_ids',)),
+_LAYOUTS = (
+    _Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
+            (('vision_encoder.trunk.', 'visual.trunk.'),),
+            left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
+    _Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
+            (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
+            (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'), ('.mlp.fc1_g.', '.mlp.w1.'),
+             ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
+            (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
+    _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
+            (('vision_encoder.trunk.', ''), ('visual_projection.', 'visual_projection.')),
+            left_out=(r'vision_model\.embeddings\.position_ids',)),
 )
+# Of a folder, the first that is there.
+_NAMES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+# Where trainers put the weights beside their own state.
+_WRAPPERS = ('model', 'module', 'state_dict')
 _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
 _AS_THEY_ARE = ('logit_scale', 'logit_bias')
 
 
-def find_layout(state: Mapping[str, torch.Tensor]) -> Layout:
-    """The layout of an official file.
-
-    Raises:
-        ConfigError: It has none of them.
-    """
-    for layout in LAYOUTS:
-        if any(name.startswith(layout.sign) for name in state):
-            return layout
-    raise ConfigError(f'checkpoint: no official layout: no name begins with '
-                      f'{" or ".join(layout.sign for layout in LAYOUTS)}; the first are {sorted(state)[:3]}')
-
-
-def official_names(layout: Layout, ours: Iterable[str]) -> dict[str, str]:
+def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
     """Our parameters' names -> theirs, one to one."""
     ours, names = list(ours), {}
     depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
@@ -111,18 +102,12 @@ def official_names(layout: Layout, ours: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def from_official(layout: Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> State:
-    """The state dict of our model.
+def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> _State:
+    """The state dict of our model, from an official one of a layout.
 
-    Args:
-        layout: Of `state`.
-        state: The official one.
-        ours: Our parameters' names and, for their shapes, tensors.
-
-    Raises:
-        ConfigError: A weight is missing, left over or of another shape.
+    A ConfigError says that a weight is missing, left over or of another shape than in `ours`, our names and tensors.
     """
-    names = official_names(layout, ours)
+    names = _official_names(layout, ours)
     ignored = {name for name in state if any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
     missing = sorted(set(names.values()) - state.keys())
     unexpected = sorted(state.keys() - set(names.values()) - ignored)
@@ -140,6 +125,51 @@ def from_official(layout: Layout, state: Mapping[str, torch.Tensor], ours: Mappi
 
 def _some(names: list[str]) -> str:
     return f'{", ".join(names[:3]) or "nothing"}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
+
+
+def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
+    """Parameter name -> tensor, floating ones in float32, read without running code.
+
+    Args:
+        path: A `.safetensors` file or one of `torch.save`, or a folder as transformers writes it.
+        key: Where the path stands in the configuration, for messages.
+
+    Raises:
+        ConfigError: There are none.
+        FileError, LoadError: A file is damaged, holds more than data, or values that are not finite.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = next((path / name for name in _NAMES if (path / name).is_file()), None)
+        if found is None:
+            raise ConfigError(f'{key}: the folder {path} has no weights; expected one of {", ".join(_NAMES)}')
+        path = found
+    if not path.is_file():
+        raise ConfigError(f'{key}: there is no file or folder {path}')
+    if path.name.endswith('.index.json'):
+        with reading(path, 'weight_map, parameter name -> file'):
+            weight_map = dict(read_json(path, dict)['weight_map'])
+            shards = sorted({Path(shard).name for shard in weight_map.values()})
+        state = {name: value for shard in shards for name, value in _read_file(path.parent / shard).items()}
+        if absent := sorted(weight_map.keys() - state.keys()):
+            raise FileError(f'{path}: names {absent[0]}, expected it in {weight_map[absent[0]]}')
+    else:
+        state = _read_file(path)
+    check_finite(state, path)
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    content: Any = read_safetensors(path).tensors if path.suffix == '.safetensors' else read_pickle(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content or not all(
+            isinstance(value, torch.Tensor) for value in content.values()):
+        raise FileError(f'{path}: is no mapping of parameter names to tensors, expected weights')
+    # DistributedDataParallel's.
+    prefix = 'module.' if all(name.startswith('module.') for name in content) else ''
+    return {name.removeprefix(prefix): value for name, value in content.items()}
 
 
 class Imported(NamedTuple):
@@ -163,7 +193,10 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
             shape is wrong, or the folder's own configuration says otherwise.
     """
     state = read_weights(checkpoint, 'checkpoint')
-    layout = find_layout(state)
+    layout = next((layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)), None)
+    if layout is None:
+        raise ConfigError(f'checkpoint: no official layout: no name begins with '
+                          f'{" or ".join(layout.sign for layout in _LAYOUTS)}; the first are {sorted(state)[:3]}')
     depth = len([name for name in state if re.fullmatch(re.escape(layout.adapter) + r'\d+\.ln\.weight', name)])
     last = f'{layout.adapter}{depth + 1}.weight'
     if last not in state:
@@ -184,7 +217,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection,
                          logit_bias=0.0 if 'logit_bias' in state else None)
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
-    model.load_state_dict(from_official(layout, state, model.state_dict()))
+    model.load_state_dict(_from_official(layout, state, model.state_dict()))
     return Imported(model.eval(), config, llm_embed_dim)
 
 

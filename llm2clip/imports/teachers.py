@@ -24,7 +24,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.folder import save_teacher
 from llm2clip.teacher.llm import build_text_encoder
 
-__all__ = ['TEMPLATES', 'import_teacher']
+__all__ = ['import_teacher']
 
 # What LLM2Vec puts before and after a caption, BOS apart.
 TEMPLATES = {
@@ -53,7 +53,10 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
     for key, name in (('pretrained', config.pretrained), *(('adapters', name) for name in config.adapters)):
         if Path(name).is_absolute() and not Path(name).is_dir():
             raise ConfigError(f'teacher.{key}: there is no folder {name}')
-    config = _with_adapter_first(config)
+    if (path := Path(config.pretrained, 'adapter_config.json')).is_file():
+        with reading(path, 'the LLM of an adapter under the key base_model_name_or_path'):
+            base = str(read_json(path, dict)['base_model_name_or_path'])
+        config = dataclasses.replace(config, pretrained=base, adapters=[config.pretrained, *config.adapters])
     _check_llm2vec_config(config)
     template = template or _template_by_name(config)
     if template not in TEMPLATES:
@@ -75,15 +78,6 @@ def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
     adds_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer('').input_ids
     before = json.dumps((tokenizer.bos_token if adds_bos else '') + before)
     return f"{{{{ {before} + messages[0]['content'].rstrip() + {json.dumps(after)} }}}}"
-
-
-def _with_adapter_first(config: LLMTeacherConfig) -> LLMTeacherConfig:
-    path = Path(config.pretrained, 'adapter_config.json')
-    if not path.is_file():
-        return config
-    with reading(path, 'the LLM of an adapter under the key base_model_name_or_path'):
-        base = str(read_json(path, dict)['base_model_name_or_path'])
-    return dataclasses.replace(config, pretrained=base, adapters=[config.pretrained, *config.adapters])
 
 
 def _check_llm2vec_config(config: LLMTeacherConfig) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 import torch
 
-__all__ = ['Outcomes', 'percentile_interval', 'resampled_class_means', 'resampled_means']
+__all__ = ['Outcomes', 'percentile_interval']
 
 
 class Outcomes(NamedTuple):
@@ -27,46 +27,35 @@ class Outcomes(NamedTuple):
     their queries, of whatever stratum."""
 
     def minus(self, other: 'Outcomes') -> 'Outcomes':
-        """Differences to what another model did with the same queries: a resample of them has the same queries of
-        both."""
+        """Differences to what another model did with the same queries, which are then drawn for both."""
         return self._replace(hits=self.hits.double() - other.hits.double())
 
     def resampled(self, resamples: int = 1000, seed: int = 0) -> torch.Tensor:
         """``(resamples, M)``: the metrics, in shares, of queries that are drawn with replacement."""
+        generator = torch.Generator().manual_seed(seed)
         if self.classes is not None:
-            return resampled_class_means(self.hits, self.classes, resamples, seed)
-        return resampled_means(self.hits, self.group, resamples, seed, self.stratum)
+            return _class_means(self.hits, self.classes, resamples, generator)
+        stratum = torch.zeros_like(self.group) if self.stratum is None else self.stratum
+        return _group_means(self.hits, self.group, stratum, resamples, generator)
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Metric -> its 95 % bootstrap interval, low and high, in percent."""
+        """Metric -> its 95 % bootstrap interval, low and high, in percent; nothing without resamples."""
+        if not resamples:
+            return {}
         ends = 100 * percentile_interval(self.resampled(resamples, seed))
         return {name: (low, high) for name, (low, high) in zip(self.names, ends.tolist())}
 
 
-def resampled_means(
-    values: torch.Tensor, group: torch.Tensor, resamples: int = 1000, seed: int = 0,
-    stratum: Optional[torch.Tensor] = None,
+def _group_means(
+    values: torch.Tensor, group: torch.Tensor, stratum: torch.Tensor, resamples: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """``(resamples, M)``: means over queries that are drawn with replacement, a group at a time.
-
-    Queries of one image are not independent, so an image is drawn with all of them.
-
-    Args:
-        values: ``(Q, M)``, M values per query.
-        group: ``(Q,)``, which group a query belongs to, numbered from 0.
-        resamples: How often to draw.
-        seed: Of the drawing.
-        stratum: ``(Q,)``, which class a query is of, numbered from 0; the mean is then that of the classes' means, of
-            those classes that are drawn.  Unset: all are of one.
-    """
-    stratum = torch.zeros_like(group) if stratum is None else stratum
+    """Means over the strata that are drawn; an image is drawn with all its queries, which are not independent."""
     groups, strata = int(group.max()) + 1, int(stratum.max()) + 1
     totals = torch.zeros(groups * strata, values.shape[1] + 1, dtype=torch.float64)
     totals.index_add_(0, group * strata + stratum,
                       torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], 1))
     totals = totals.view(groups, strata, -1)
     totals = totals[(totals[..., -1] > 0).any(1)]
-    generator = torch.Generator().manual_seed(seed)
     means = []
     for _ in range(resamples):
         drawn = torch.randint(len(totals), (len(totals),), generator=generator)
@@ -75,24 +64,15 @@ def resampled_means(
     return torch.stack(means)
 
 
-def resampled_class_means(
-    values: torch.Tensor, classes: torch.Tensor, resamples: int = 1000, seed: int = 0
+def _class_means(
+    values: torch.Tensor, classes: torch.Tensor, resamples: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """``(resamples, M)``: means over the classes of the means in each, of queries that are drawn with replacement, as
-    many of each class as there are, so that no class is ever missing.
-
-    Args:
-        values: ``(Q, M)``, M values per query.
-        classes: ``(Q,)``; a class without queries does not count.
-        resamples: How often to draw.
-        seed: Of the drawing.
-    """
+    """Means over the classes, of each of which as many queries are drawn as there are, so that none is ever missing."""
     order = classes.argsort(stable=True)
     _, sizes = classes.unique(return_counts=True)
     size = sizes.repeat_interleave(sizes)
     first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     weighted = values[order].double() / (size * len(sizes))[:, None]
-    generator = torch.Generator().manual_seed(seed)
     means = []
     for _ in range(resamples):
         share = torch.rand(len(order), generator=generator, dtype=torch.float64)

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from llm2clip.float32 import in_float32
-from llm2clip.metrics.collected import Collected
-from llm2clip.metrics.retrieval import recall
+from llm2clip.metrics.retrieval import Collected, recall
 
 __all__ = [
     'MeanAveragePrecision', 'MeanPerClass', 'ZeroshotTop1', 'accuracy_per_class', 'average_precision', 'class_ranks',
@@ -27,27 +26,17 @@ def mean_of_prompts(prompt_features: torch.Tensor) -> torch.Tensor:
 
 @in_float32
 def class_scores(image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
-    """``(N, C)`` products; classes of the same features have the same scores, to the last bit.
-
-    Args:
-        image_features: ``(N, D)``.
-        class_features: ``(C, D)``.
-    """
+    """``(N, D)`` and ``(C, D)`` -> ``(N, C)`` products; classes of the same features have the same, to the last bit."""
     # A matrix product may round columns that are the same in different ways.
     distinct, which = class_features.float().unique(dim=0, return_inverse=True)
     return (image_features.float() @ distinct.T)[:, which]
 
 
 def class_ranks(image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """``(N,)``: how many classes come before the right one of each image.
+    """``(N,)``: how many of C classes ``(C, D)`` come before the right one, in `labels`, of N images ``(N, D)``.
 
     Of classes that score the same, the first comes first, as in ``argmax``: ImageNet has two that are called missile.
     A score that is no number comes before the right one.
-
-    Args:
-        image_features: ``(N, D)``.
-        class_features: ``(C, D)``.
-        labels: ``(N,)``, the right classes.
     """
     classes = torch.arange(len(class_features), device=labels.device)
     size = max(1, _SCORES // len(class_features))
@@ -60,24 +49,13 @@ def class_ranks(image_features: torch.Tensor, class_features: torch.Tensor, labe
 
 
 def accuracy_per_class(ranks: torch.Tensor, labels: torch.Tensor) -> dict[int, float]:
-    """Class -> how many of its images have rank 0, in percent; of the classes that have images.
-
-    Args:
-        ranks: ``(N,)``, from `class_ranks`.
-        labels: ``(N,)``, the right classes.
-    """
+    """Class -> how many of its images have rank 0, in percent; of the classes that have images."""
     return {c: recall(ranks[labels == c], 1) for c in labels.unique().tolist()}
 
 
 def average_precision(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """``(C,)``: of each class, the mean over its images of the precision down to them, the images sorted by score.
-
-    That of a class without images is 0.
-
-    Args:
-        scores: ``(N, C)``.
-        targets: ``(N, C)``, 1 where an image has the class, else 0.
-    """
+    """``(C,)``: of each class, the mean over its images of the precision down to them, the images sorted by `scores`
+    ``(N, C)``.  That of a class without images is 0.  `targets` ``(N, C)`` are 1 where an image has the class."""
     order = scores.argsort(dim=0, descending=True, stable=True)
     right = targets.gather(0, order).float()
     precision = right.cumsum(0) / torch.arange(1, len(scores) + 1, device=scores.device)[:, None]

@@ -6,40 +6,36 @@
 from typing import NamedTuple, Optional
 
 import torch
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from llm2clip.float32 import in_float32
 from llm2clip.metrics.bootstrap import Outcomes
-from llm2clip.metrics.collected import Collected
 
 __all__ = [
-    'CaptionRetrievalAccuracy', 'RetrievalRanks', 'RetrievalRecall', 'caption_retrieval_accuracy', 'chance',
-    'rank_both_ways', 'recall', 'retrieval_ranks',
+    'CaptionRetrievalAccuracy', 'Collected', 'RetrievalRanks', 'RetrievalRecall', 'caption_retrieval_accuracy',
+    'rank_both_ways', 'recall',
 ]
 
 # Held at once.
 _SCORES = 2**27
+_KS = (1, 5, 10)
 
 
 @in_float32
 def retrieval_ranks(
     queries: torch.Tensor, candidates: torch.Tensor, right: torch.Tensor, chunk: Optional[int] = None
 ) -> torch.Tensor:
-    """For each query, how many wrong candidates score at least as high as its best right one.
+    """``(Q,)``: for each query, how many wrong candidates score at least as high as its best right one.
 
     A tie counts against the query, so that a model that gives every pair the same score finds nothing, and so does a
-    score that is no number.
+    score that is no number.  A query without right candidate is a ValueError.
 
     Args:
         queries: ``(Q, D)``.
         candidates: ``(C, D)``.
         right: ``(P, 2)`` distinct pairs (query, candidate); every query stands in at least one.
         chunk: Queries scored at once; memory is ``chunk * C``.  Unset: as many as make half a gigabyte of scores.
-
-    Returns:
-        ``(Q,)`` ranks, 0 where the first hit is right.
-
-    Raises:
-        ValueError: A query has no right candidate.
     """
     chunk = chunk or max(1, _SCORES // len(candidates))
     right = right[right[:, 0].argsort()]
@@ -68,13 +64,7 @@ def recall(ranks: torch.Tensor, k: int) -> float:
 
 
 def chance(n_right: torch.Tensor, n_candidates: int, k: int) -> float:
-    """Recall@k of a random ranking, in percent.
-
-    Args:
-        n_right: ``(Q,)``, how many candidates are right for each query.
-        n_candidates: All candidates.
-        k: Cut-off.
-    """
+    """Recall@k of a random ranking, in percent; `n_right` ``(Q,)`` candidates of all are right for each query."""
     n_right = n_right.double().cpu()
     miss = torch.ones_like(n_right)
     for drawn in range(min(k, n_candidates)):
@@ -94,11 +84,12 @@ class RetrievalRanks(NamedTuple):
     right: torch.Tensor
     """``(P, 2)`` pairs (text, image) that belong together."""
 
-    def recalls(self, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    def recalls(self) -> dict[str, float]:
         """Counts, ``image_retrieval_recall@k`` (text -> image) and ``text_retrieval_recall@k`` (image -> text) in
-        percent, mean ranks (1 is the best) and ``chance@10``, that of a random ranking, text -> image."""
+        percent for k of 1, 5 and 10, mean ranks (1 is the best) and ``chance@10``, that of a random ranking, text ->
+        image."""
         result: dict[str, float] = {'n_images': len(self.images), 'n_texts': len(self.texts)}
-        for k in ks:
+        for k in _KS:
             result[f'image_retrieval_recall@{k}'] = recall(self.texts, k)
             result[f'text_retrieval_recall@{k}'] = recall(self.images, k)
         result['image_retrieval_mean_rank'] = 1 + self.texts.double().mean().item()
@@ -106,33 +97,22 @@ class RetrievalRanks(NamedTuple):
         result['chance@10'] = chance(torch.bincount(self.right[:, 0]), len(self.images), 10)
         return result
 
-    def outcomes(self, ks: tuple[int, ...] = (1, 5, 10)) -> list[Outcomes]:
+    def outcomes(self) -> list[Outcomes]:
         """Which texts found one of their images among the first k, and which images one of their texts; an image is
         drawn with its texts."""
         image_of_text = torch.full((len(self.texts),), len(self.images)).scatter_reduce(
             0, self.right[:, 0].cpu(), self.right[:, 1].cpu(), 'amin')
         ways = {'image': (self.texts.cpu(), image_of_text),
                 'text': (self.images.cpu(), torch.arange(len(self.images)))}
-        return [Outcomes(tuple(f'{way}_retrieval_recall@{k}' for k in ks),
-                         torch.stack([ranks < k for k in ks], dim=1), group) for way, (ranks, group) in ways.items()]
-
-    def intervals(
-        self, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 1000, seed: int = 0
-    ) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap intervals of the recalls, in percent; images are drawn with their texts."""
-        return {name: ends for outcomes in self.outcomes(ks)
-                for name, ends in outcomes.intervals(resamples, seed).items()}
+        return [Outcomes(tuple(f'{way}_retrieval_recall@{k}' for k in _KS),
+                         torch.stack([ranks < k for k in _KS], dim=1), group) for way, (ranks, group) in ways.items()]
 
 
 def rank_both_ways(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    image_of_text: torch.Tensor,
+    image_features: torch.Tensor, text_features: torch.Tensor, image_of_text: torch.Tensor,
     text_id: Optional[torch.Tensor] = None,
 ) -> RetrievalRanks:
-    """Search images by texts and texts by images.
-
-    As CLIP_benchmark defines it: a text finds its image; an image finds any of its texts.
+    """Search images by texts, which find their image, and texts by images, which find any of theirs (CLIP_benchmark).
 
     Args:
         image_features: ``(N, D)``.
@@ -154,13 +134,37 @@ def rank_both_ways(
 def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> float:
     """CRA: how often a caption's nearest neighbour is the other caption of its image, both ways, in percent.
 
-    Args:
-        first: ``(N, D)`` embeddings.
-        second: ``(N, D)``; row i describes the same image as row i of `first`.
+    Rows i of `first` and `second`, both ``(N, D)``, describe the same image.
     """
     first, second = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (first, second))
     right = torch.arange(len(first), device=first.device)[:, None].expand(-1, 2)
     return (recall(retrieval_ranks(first, second, right), 1) + recall(retrieval_ranks(second, first, right), 1)) / 2
+
+
+class Collected(Metric):
+    """Rows gathered over batches and ranks; a sample that padding delivered twice counts once."""
+
+    full_state_update = False
+    names: tuple[str, ...] = ()
+    index: list[torch.Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in (*self.names, 'index'):
+            self.add_state(name, default=[], dist_reduce_fx='cat')
+
+    def append(self, index: torch.Tensor, *rows: torch.Tensor) -> None:
+        """Add a batch: which samples they are, ``(B,)``, and what `names` stand for, ``(B, …)`` each."""
+        for name, value in zip(('index', *self.names), (index, *rows)):
+            getattr(self, name).append(value.detach())
+
+    def rows(self) -> list[torch.Tensor]:
+        """What `names` stand for, of all samples, in their order."""
+        index = dim_zero_cat(self.index)
+        order = index.argsort(stable=True)
+        ordered = index[order]
+        keep = order[torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])]
+        return [dim_zero_cat(getattr(self, name))[keep] for name in self.names]
 
 
 class CaptionRetrievalAccuracy(Collected):
@@ -185,9 +189,6 @@ class RetrievalRecall(Collected):
     """Mean of both directions' recall@k over an evaluation set; `rank_both_ways` has the details.
 
     Texts of id 0 are absent; images that have no other do not count.
-
-    Args:
-        k: Cut-off.
     """
 
     names = ('image_features', 'text_features', 'text_id')

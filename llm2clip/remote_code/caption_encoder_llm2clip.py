@@ -27,8 +27,8 @@ __all__ = ['CaptionEncoder']
 class CaptionEncoder(InputModule):
     """The text encoder as the one module of a SentenceTransformer.
 
-    A prompt (``encode(…, prompt_name='query')``) arrives as the beginning of a text; it becomes the instruction, which
-    is read but not pooled.
+    A prompt (``encode(…, prompt_name='query')``) is the beginning of a text; it becomes the instruction, which is read
+    but not pooled.
 
     Args:
         encoder: In evaluation mode; its `config` has what `read_encoding` returns.

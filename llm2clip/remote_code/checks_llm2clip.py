@@ -19,22 +19,20 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 # Relative, since the copies in an export are no package of this name.
-from .text_encoder_llm2clip import LAYOUTS, POOLINGS, TextEncoder
+from .text_encoder_llm2clip import POOLINGS, TextEncoder
 
 __all__ = [
     'TEACHER_SUFFIXES', 'LoadError', 'check_encoding', 'check_files', 'check_finite', 'check_keys', 'check_no_code',
-    'check_weight_files', 'checksum', 'checksums', 'llm_dtype', 'load_checked', 'load_config', 'load_encoder',
-    'load_tokenizer', 'loading', 'read_encoding',
+    'check_weight_files', 'checksum', 'checksums', 'load_checked', 'load_config', 'load_encoder', 'load_tokenizer',
+    'loading', 'read_encoding',
 ]
 
 # Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
 TEACHER_SUFFIXES = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
 _REASON = 300
 _SHOWN = 3
-_ENCODING = {'bidirectional': (bool,), 'pooling': (str,), 'chat_template': (bool, type(None)), 'layout': (str,),
+_ENCODING = {'bidirectional': (bool,), 'pooling': (str,), 'chat_template': (bool, type(None)),
              'instruction': (str,), 'max_length': (int,), 'dtype': (str,)}
-# How teachers encode whose files were written before there was the key.
-_EARLIER = {'layout': 'apart'}
 
 
 class LoadError(ValueError):
@@ -53,11 +51,6 @@ def loading(where: Union[str, Path], expected: str) -> Iterator[None]:
             raise
         reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
         raise LoadError(f'{where}: cannot be loaded ({reason}), expected {expected}') from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def check_finite(state: Mapping[str, torch.Tensor], where: Union[str, Path]) -> None:
@@ -95,12 +88,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def load_checked(
-    load: Callable[..., Any],
-    name: Any,
-    *args: Any,
-    where: str = '',
-    optional: str = '',
-    more: bool = False,
+    load: Callable[..., Any], name: Any, *args: Any, where: str = '', optional: str = '', more: bool = False,
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """What a `from_pretrained` of transformers returns, and what that says about it, if all weights are as they should.
@@ -108,13 +96,11 @@ def load_checked(
     Left to itself, transformers makes up what is missing, forgets what is left over, and takes what is not finite.
 
     Args:
-        load: Of a class of models.
+        load: The `from_pretrained`, which gets `name`, `args` and `options`.
         name: Folder or hub name.
-        *args: Passed to `load`.
         where: What messages name, if not `name`.
         optional: Beginning of names that may be missing or left over.
         more: Others may be left over: the model is a part of what the folder holds.
-        **options: Passed to `load`.
 
     Raises:
         LoadError: It cannot be loaded, is an adapter to another model, or has other or infinite weights.
@@ -138,17 +124,9 @@ def load_checked(
     return model, info
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data, not code
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
-    """Refuse a configuration that names code: classes beside it, attention kernels of the Hub, values to be computed.
-
-    Raises:
-        LoadError: It does; names the key.
-    """
+    """Raise a LoadError that names the key if a configuration names code: classes beside it, attention kernels of the
+    Hub, values to be computed."""
     for key, value in fields.items():
         if isinstance(value, PretrainedConfig):
             value = vars(value)
@@ -164,8 +142,7 @@ def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
 def load_config(name: Union[str, Path], where: str = '', **options: Any) -> PretrainedConfig:
     """The configuration of a model that transformers knows; classes that come with it are not used.
 
-    Raises:
-        LoadError: There is none, or it names code otherwise.
+    A LoadError says that there is none, or that it names code otherwise.
     """
     where = where or str(name)
     with loading(where, 'a config.json that transformers knows'):
@@ -179,8 +156,7 @@ def load_config(name: Union[str, Path], where: str = '', **options: Any) -> Pret
 def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **options: Any) -> Any:
     """The tokenizer of a folder or hub name; code that comes with it is run only if the user trusts it.
 
-    Raises:
-        LoadError: There is none.
+    A LoadError says that there is none.
     """
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
@@ -188,11 +164,6 @@ def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **op
         reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
         raise LoadError(f'{name}: has no tokenizer, expected tokenizer.json or other files of one that transformers '
                         f'knows ({reason})') from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Teachers
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_encoding(path: Path) -> dict[str, Any]:
@@ -205,7 +176,6 @@ def read_encoding(path: Path) -> dict[str, Any]:
     """
     with loading(path, 'how a teacher turns captions into vectors, as JSON'):
         how = json.loads(path.read_text(encoding='utf-8'))
-    how = {**_EARLIER, **how} if isinstance(how, dict) else how
     if not isinstance(how, dict) or how.keys() != _ENCODING.keys():
         differing = ', '.join(sorted(how.keys() ^ _ENCODING.keys())) if isinstance(how, dict) else str(how)[:60]
         raise LoadError(f'{path}: expected the keys {", ".join(_ENCODING)}, no more and no less; not so: {differing}')
@@ -213,22 +183,24 @@ def read_encoding(path: Path) -> dict[str, Any]:
         if type(how[key]) not in types:
             names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in types)
             raise LoadError(f'{path}: {key} is {how[key]!r}, expected {names}')
-    for key, names in (('pooling', POOLINGS), ('layout', LAYOUTS)):
-        if how[key] not in names:
-            raise LoadError(f'{path}: {key} is {how[key]!r}, expected {" or ".join(names)}')
+    if how['pooling'] not in POOLINGS:
+        raise LoadError(f'{path}: pooling is {how["pooling"]!r}, expected {" or ".join(POOLINGS)}')
     llm_dtype(how['dtype'], path)
     return how
 
 
+def llm_dtype(name: str, where: Union[str, Path]) -> torch.dtype:
+    """The floating-point type of a name; a LoadError says that it is none."""
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise LoadError(f'{where}: dtype is {name!r}, expected float32, bfloat16 or float16')
+    return dtype
+
+
 def load_encoder(folder: Path, how: Any) -> TextEncoder:
-    """The frozen LLM in a teacher's folder, in evaluation mode on the CPU.
+    """The frozen LLM in a teacher's folder, which encodes as `how` says, in evaluation mode on the CPU.
 
-    Args:
-        folder: LLM and, if it has LoRA in it, ``lora.safetensors``.
-        how: With what `read_encoding` returns.
-
-    Raises:
-        LoadError: The LLM is missing or damaged, or needs code.
+    A LoadError says that the LLM is missing or damaged, or needs code.
     """
     config = load_config(folder)
     capped = getattr(config, 'attn_logit_softcapping', None) is not None
@@ -276,20 +248,7 @@ def check_files(folder: Path, recorded: Mapping[str, int]) -> None:
 
 def check_encoding(how: Mapping[str, Any], recorded: Mapping[str, Any], where: Union[str, Path]) -> None:
     """Raise a LoadError if a teacher encodes otherwise than the one that a model learned from, by its fingerprint."""
-    recorded = {**_EARLIER, **recorded}
     for key in _ENCODING:
         if how[key] != recorded.get(key):
             raise LoadError(f'{where}: comes from another teacher than the model: {key} is {how[key]!r}, expected '
                             f'{recorded.get(key)!r}')
-
-
-def llm_dtype(name: str, where: Union[str, Path]) -> torch.dtype:
-    """The floating-point type of a name.
-
-    Raises:
-        LoadError: It is none.
-    """
-    dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise LoadError(f'{where}: dtype is {name!r}, expected float32, bfloat16 or float16')
-    return dtype

@@ -34,8 +34,8 @@ from .checks_llm2clip import (
     load_tokenizer,
     read_encoding,
 )
-from .sentence_transformer_llm2clip import SentenceTeacher
-from .text_encoder_llm2clip import CaptionTokenizer, TextEncoder, encode_texts
+from .sentence_transformer_llm2clip import load_sentence_teacher
+from .text_encoder_llm2clip import CaptionTokenizer, encode_texts
 
 try:  # transformers asks for every package that is imported outside of a try block
     import timm
@@ -43,8 +43,8 @@ except ImportError:
     timm = None
 
 __all__ = [
-    'Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'LLM2CLIPOutput', 'LatentTransformer', 'ResidualMLP',
-    'TEACHER_FOLDER', 'Teacher', 'read_tokens', 'teacher_folders',
+    'Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'LatentTransformer', 'ResidualMLP', 'TEACHER_FOLDER', 'read_tokens',
+    'teacher_folders',
 ]
 
 TEACHER_FOLDER = 'teacher'
@@ -67,14 +67,9 @@ class LLM2CLIPConfig(PretrainedConfig):
     model_type = 'llm2clip'
 
     def __init__(
-        self,
-        model: Optional[dict[str, Any]] = None,
-        llm_embed_dim: int = 0,
-        teacher: Optional[dict[str, Any]] = None,
-        learned_from: Optional[dict[str, Any]] = None,
-        teacher_files: Sequence[dict[str, int]] = (),
-        weight_files: Optional[dict[str, int]] = None,
-        **kwargs: Any,
+        self, model: Optional[dict[str, Any]] = None, llm_embed_dim: int = 0, teacher: Optional[dict[str, Any]] = None,
+        learned_from: Optional[dict[str, Any]] = None, teacher_files: Sequence[dict[str, int]] = (),
+        weight_files: Optional[dict[str, int]] = None, **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model = model or {}
@@ -95,11 +90,6 @@ class LLM2CLIPConfig(PretrainedConfig):
         if not isinstance(teachers, list) or not all(isinstance(one, dict) for one in teachers):
             raise LoadError(f'config.json: teacher is {str(self.teacher)[:60]!r}, expected fingerprints')
         return teachers
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Vision tower and adapter
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _VisionEncoder(nn.Module):
@@ -144,12 +134,7 @@ def _fill_tables(model: PreTrainedModel) -> None:
 
 
 class ResidualMLP(nn.Module):
-    """``x + down(gelu(up(norm(x))))``, a block of the adapter.
-
-    Args:
-        width: Of its input and output.
-        expansion: Hidden width over `width`.
-    """
+    """``x + down(gelu(up(norm(x))))``, a block of the adapter of one width, and `expansion` times that inside."""
 
     def __init__(self, width: int, expansion: int) -> None:
         super().__init__()
@@ -165,8 +150,7 @@ class LatentTransformer(nn.Module):
     """A vector attends to latents, and an MLP with a gate follows: a block of the adapter.
 
     It is the latent attention of NV-Embed-v2 (Lee et al. 2024, section 3.1.1), which LLM2CLIP's transformer adaptor
-    follows, with heads that share the width.  There, every token's state attends to the latents, none to another, and
-    the mean is taken afterwards; here, the teacher's vector is that of a whole caption already.
+    follows, with heads that share the width, of a caption's vector in place of its tokens' states.
 
     Args:
         width: Of its input and output.
@@ -199,17 +183,15 @@ class LatentTransformer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """L2-normalise, `depth` blocks, LayerNorm, linear projection.
-
-    The blocks are residual MLPs, as in the official code's text adaptor, or with `heads`, transformers.
+    """L2-normalise (unless told not to), `depth` blocks, LayerNorm, linear projection.
 
     Args:
         llm_embed_dim: Width of the teacher's vector.
         embed_dim: Width of the joint space.
-        depth: Blocks.
+        depth: Blocks: residual MLPs, as in the official code's text adaptor, or with `heads`, transformers.
         expansion: Hidden width of a block over its width.
         normalize: Whether the vector is scaled to length 1 first.
-        heads: Of a transformer's attention; None, residual MLPs.
+        heads: Of a transformer's attention.
         latents: Of a transformer.
     """
 
@@ -251,42 +233,26 @@ class _Towers(nn.Module):
         self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Teacher
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Teacher:
-    """The frozen LLM in a folder, loaded when it is first asked: captions -> vectors.
+def load_teacher(
+    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None
+) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
+    """The frozen LLM in a folder: captions -> ``(N, llm_embed_dim)`` in float32 on the CPU, not normalised.
 
     Args:
         folder: LLM, tokenizer and ``text_encoder.json``.
         recorded: Fingerprint of the teacher that the model learned from.
-        files: Checksums of that teacher's files; unset, they are not compared.
+        files: Checksums of that teacher's files; None, they are not compared.
 
     Raises:
         LoadError: The folder holds no teacher, or one that encodes otherwise.
     """
-
-    def __init__(self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None) -> None:
-        how = read_encoding(folder / 'text_encoder.json')
-        check_encoding(how, recorded, folder)
-        if files is not None:
-            check_files(folder, files)
-        self.folder, self.how = folder, SimpleNamespace(**how)
-        self.tokenizer = CaptionTokenizer(load_tokenizer(folder), self.how)
-        self._encoder: Optional[TextEncoder] = None
-
-    def __call__(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
-        """``(N, llm_embed_dim)`` in float32 on the CPU, not normalised."""
-        if self._encoder is None:
-            self._encoder = load_encoder(self.folder, self.how)
-        return encode_texts(self._encoder.to(device), self.tokenizer, texts)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The model
-# ---------------------------------------------------------------------------------------------------------------------
+    how = read_encoding(folder / 'text_encoder.json')
+    check_encoding(how, recorded, folder)
+    if files is not None:
+        check_files(folder, files)
+    tokenizer = CaptionTokenizer(load_tokenizer(folder), SimpleNamespace(**how))
+    encoder = load_encoder(folder, SimpleNamespace(**how))
+    return lambda texts, device: encode_texts(encoder.to(device), tokenizer, texts)
 
 
 def teacher_folders(folder: Path) -> list[Path]:
@@ -332,8 +298,8 @@ class LLM2CLIPModel(PreTrainedModel):
         self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
     ) -> Callable[[list[str], torch.device], torch.Tensor]:
         if 'prompt' in recorded:
-            return SentenceTeacher(folder, recorded, files, self.trust_remote_code)
-        return Teacher(folder, recorded, files)
+            return load_sentence_teacher(folder, recorded, files, self.trust_remote_code)
+        return load_teacher(folder, recorded, files)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from the folder."""
@@ -342,12 +308,10 @@ class LLM2CLIPModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As of every model of transformers, but the weights must be all there, finite, and those that were exported.
+        """As of every model of transformers, but a LoadError unless the weights are all there, finite, and those that
+        were exported.
 
         With ``trust_remote_code=True``, code that comes with a teacher of sentence-transformers is run when it embeds.
-
-        Raises:
-            LoadError: They are not.
         """
         if Path(str(pretrained_model_name_or_path), 'config.json').is_file():
             check_weight_files(Path(pretrained_model_name_or_path))
@@ -390,10 +354,8 @@ class LLM2CLIPModel(PreTrainedModel):
         return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """The teacher's vectors of B captions, ``(B, llm_embed_dim)``; a string is one.
-
-        The teacher is loaded at the first call.
-        """
+        """The vectors ``(B, llm_embed_dim)`` of B captions (a string is one) by the teacher, which the first call
+        loads."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if self._teachers is None:
             name = self.name_or_path or '.'

@@ -18,7 +18,7 @@ import torch
 # Relative, since the copies in an export are no package of this name.
 from .checks_llm2clip import LoadError, check_files, check_finite, check_no_code, loading
 
-__all__ = ['SentenceTeacher', 'encode_sentences', 'load_sentence_transformer', 'padded_batches']
+__all__ = ['encode_sentences', 'load_sentence_teacher', 'load_sentence_transformer']
 
 # Classes that a sentence-transformers folder may name: modules, activations, and what export_sentence writes.
 _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.', 'llm2clip.export.sentence_model.CaptionEncoder')
@@ -27,9 +27,7 @@ _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.', 'llm2clip.export.sent
 def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> Any:
     """The SentenceTransformer in a folder, frozen, in evaluation mode, on the CPU.
 
-    Args:
-        folder: The folder; weights that are pickled are read without running code.
-        trust_remote_code: Run code that the folder holds or names.
+    With `trust_remote_code`, code that the folder holds or names is run; pickled weights never run code.
 
     Raises:
         LoadError: There is no such model, it needs code that is not trusted, its weights are not finite, or
@@ -86,7 +84,8 @@ def encode_sentences(
     precision: str = 'fp32',
     on_batch: Callable[[int], object] = lambda texts: None,
 ) -> tuple[torch.Tensor, list[int]]:
-    """Embed texts by a SentenceTransformer's own `encode`.
+    """N texts by a SentenceTransformer's own `encode` -> ``(N, D)`` in float32 on the model's device, and how many
+    tokens each text has with its prompt, of which the model reads `max_seq_length`.
 
     Args:
         model: From `load_sentence_transformer`, on its device.
@@ -95,10 +94,6 @@ def encode_sentences(
         batch_tokens: Tokens per forward pass, with padding.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
         on_batch: Is told how many texts each batch had.
-
-    Returns:
-        ``(N, D)`` in float32 on the model's device, and how many tokens each text has with its prompt, of which the
-        model reads `max_seq_length`.
     """
     if not texts:
         return torch.empty(0, 0, device=model.device), []
@@ -117,30 +112,18 @@ def encode_sentences(
     return torch.cat(vectors)[order.argsort().to(model.device, non_blocking=True)], lengths
 
 
-class SentenceTeacher:
-    """The frozen sentence-transformers model in a folder, loaded when it is first asked: captions -> vectors.
+def load_sentence_teacher(
+    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]], trust_remote_code: bool = False
+) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
+    """The frozen sentence-transformers model in a folder: captions -> ``(N, llm_embed_dim)`` in float32 on the CPU.
 
     Args:
-        folder: Of the model.
+        folder: As for `load_sentence_transformer`, as are its errors.
         recorded: Fingerprint of the teacher that the model learned from; its ``prompt`` is put before every caption.
-        files: Checksums of that teacher's files; unset, they are not compared.
+        files: Checksums of that teacher's files, which must be the same; None, they are not compared.
         trust_remote_code: As for `load_sentence_transformer`.
-
-    Raises:
-        LoadError: A file is not the one that was exported.
     """
-
-    def __init__(
-        self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        if files is not None:
-            check_files(folder, files)
-        self.folder, self.prompt, self.trust_remote_code = folder, str(recorded['prompt']), trust_remote_code
-        self._model: Any = None
-
-    def __call__(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
-        """``(N, llm_embed_dim)`` in float32 on the CPU, not normalised."""
-        if self._model is None:
-            self._model = load_sentence_transformer(self.folder, self.trust_remote_code)
-        return encode_sentences(self._model.to(device), texts, self.prompt)[0].cpu()
+    if files is not None:
+        check_files(folder, files)
+    model = load_sentence_transformer(folder, trust_remote_code)
+    return lambda texts, device: encode_sentences(model.to(device), texts, str(recorded['prompt']))[0].cpu()

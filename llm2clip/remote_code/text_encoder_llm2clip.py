@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerBase
 
 __all__ = [
-    'LAYOUTS', 'POOLINGS', 'TEXT_ARGUMENTS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'Tokens', 'encode_texts',
-    'encode_tokens', 'last_pool', 'mean_pool', 'pack', 'pack_tokens', 'pad', 'token_batches', 'weighted_mean_pool',
+    'POOLINGS', 'TEXT_ARGUMENTS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'encode_texts', 'encode_tokens',
+    'pack',
 ]
 
 Tokens = dict[str, torch.Tensor]
@@ -31,14 +31,8 @@ _SENTINEL, _ANSWER = '\u2063caption\u2063', '\u2063answer\u2063'
 _SPACE = '\u2003'
 # The day on which every chat template is applied: Llama 3.1's and others' write it into what they make of a caption.
 _DAY = datetime(2024, 7, 26)
-LAYOUTS = ('joint', 'apart')
 # Of `TextEncoder.forward`.
 TEXT_ARGUMENTS = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'places')
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tokens
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Tokenized(NamedTuple):
@@ -57,27 +51,21 @@ class CaptionTokenizer:
     A text is laid out as ``[header][instruction][caption][footer]``; `embed_mask` marks the caption and the footer,
     which are what pooling sees.  A caption loses white space at its ends where the chat template takes it away.
 
-    In the layout ``joint``, header and footer are those of a turn of the user in the chat template, without the system
-    prompt that some templates put before the first turn, and instruction and caption are one text with one space
-    between; pooled are as many of its last tokens as the caption has by itself.  This is how the official code does it
-    (`tokenize`, `prepare_for_tokenization` and `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
-
-    In the layout ``apart``, the header is all that the chat template writes before a single message of the user, and
-    the caption is tokenised by itself also after an instruction.
+    Header and footer are those of a turn of the user in the chat template, without the system prompt that some
+    templates put before the first turn.  Instruction and caption are one text with one space between; pooled are as
+    many of its last tokens as the caption has by itself.  This is how the official code does it (`tokenize`,
+    `prepare_for_tokenization` and `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
 
     Without a template the header is the BOS token, if the tokenizer adds one, and texts whose end token is pooled end
     with EOS, others with their last word.
 
     Args:
         tokenizer: The LLM's own tokenizer.  Without a pad token it pads with the end token, which the mask hides.
-        config: Of the text encoder; `chat_template`, `layout`, `pooling`, `max_length` and `instruction` are used.
+        config: Of the text encoder; `chat_template`, `pooling`, `max_length` and `instruction` are used.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
-        if config.layout not in LAYOUTS:
-            raise ValueError(f'text_encoder.layout: {config.layout!r} is not one of {", ".join(LAYOUTS)}')
         self.tokenizer = tokenizer
-        self.joint = config.layout == 'joint'
         self.max_length = config.max_length
         self.instruction = config.instruction
         self.trims = (False, False)
@@ -92,12 +80,15 @@ class CaptionTokenizer:
         if config.chat_template and not self.tokenizer.chat_template:
             raise ValueError('text_encoder.chat_template is on, but the tokenizer has no chat template')
         if config.chat_template is False or not self.tokenizer.chat_template:
-            return self._plain_frame(config.pooling)
+            eos = self.tokenizer.eos_token_id
+            if config.pooling == 'last' and not isinstance(eos, int):
+                raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
+            return self._bos(), [eos] if config.pooling == 'last' and isinstance(eos, int) else []
         caption = f'{_SPACE}{_SENTINEL}{_SPACE}'
         try:
             before, after = self._render(caption).split(_SENTINEL)
-            turns = [self._render(_SENTINEL, _ANSWER, *more).partition(_ANSWER)[2] for more in ([], [caption])] \
-                if self.joint else ['', '']
+            ended, continued = (self._render(_SENTINEL, _ANSWER, *more).partition(_ANSWER)[2]
+                                for more in ([], [caption]))
         except Exception as error:
             raise ValueError(f'{self.tokenizer.name_or_path}: its chat template cannot be used ({error}), expected one '
                              'that shows a message once') from error
@@ -105,7 +96,13 @@ class CaptionTokenizer:
         before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE)
         footer = self.plain(after.rstrip())
         special = next((i for i, token in enumerate(footer) if token in self.tokenizer.all_special_ids), len(footer))
-        return self._turn_header(*turns) or self.plain(before), footer[:special + 1]
+        # What begins a turn of the user, after what ends an answer; nothing where the template shows no second turn.
+        header = self.plain(continued.partition(_SENTINEL)[0].removesuffix(_SPACE))
+        closing = takewhile(lambda pair: pair[0] == pair[1], zip(header, self.plain(ended)))
+        header = header[sum(1 for _ in closing):]
+        if header[:1] != self._bos():
+            header = header and self._bos() + header
+        return header or self.plain(before), footer[:special + 1]
 
     def _render(self, *contents: str) -> str:
         """The chat template of messages, those of the user and of the assistant by turns."""
@@ -114,29 +111,10 @@ class CaptionTokenizer:
         return str(self.tokenizer.apply_chat_template(
             messages, tokenize=False, date_string=f'{_DAY:%d %b %Y}', strftime_now=_DAY.strftime))
 
-    def _turn_header(self, ended: str, continued: str) -> list[int]:
-        """What begins a turn of the user; nothing for a template that shows no second turn.
-
-        Args:
-            ended: What the template writes after an answer of the assistant.
-            continued: The same where a message of the user follows, which it holds.
-        """
-        header = self.plain(continued.partition(_SENTINEL)[0].removesuffix(_SPACE))
-        closing = takewhile(lambda pair: pair[0] == pair[1], zip(header, self.plain(ended)))
-        header = header[sum(1 for _ in closing):]
-        bos = self._bos()
-        return header if header[:1] == bos else header and bos + header
-
     def _bos(self) -> list[int]:
         """The BOS token, if the tokenizer adds one."""
         bos = self.tokenizer.bos_token_id
         return [bos] if isinstance(bos, int) and bos in self.tokenizer('').input_ids else []
-
-    def _plain_frame(self, pooling: str) -> tuple[list[int], list[int]]:
-        eos = self.tokenizer.eos_token_id
-        if pooling == 'last' and not isinstance(eos, int):
-            raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
-        return self._bos(), [eos] if pooling == 'last' and isinstance(eos, int) else []
 
     def _room(self, instruction: str) -> int:
         return self.max_length - len(self.header) - len(self.plain(instruction)) - len(self.footer)
@@ -156,7 +134,7 @@ class CaptionTokenizer:
             ValueError: A text is empty, or the instruction leaves it no room.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        instruction = instruction.strip() if self.joint else instruction
+        instruction = instruction.strip()
         if self._room(instruction) < 1:
             prefix = len(self.header) + len(self.plain(instruction))
             raise ValueError(f'max_length {self.max_length} leaves no room for a caption after {prefix} tokens of '
@@ -164,25 +142,18 @@ class CaptionTokenizer:
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
             raise ValueError(f'caption {empty[0]} of the batch is empty')
-        texts = self._trimmed(texts, instruction)
-        captions = self.tokenizer(texts, add_special_tokens=False).input_ids
-        if self.joint and instruction:
+        at_start, at_end = self.trims
+        texts = [text.rstrip() if at_end else text for text in texts]
+        texts = [text.lstrip() for text in texts] if at_start and not instruction else texts
+        whole = captions = self.tokenizer(texts, add_special_tokens=False).input_ids
+        if instruction:
             whole = self.tokenizer([f'{instruction} {text}' for text in texts], add_special_tokens=False).input_ids
-        else:
-            prefix = self.plain(instruction)
-            whole = [prefix + ids for ids in captions]
-        return [self._framed(ids, len(caption)) for ids, caption in zip(whole, captions)]
-
-    def _framed(self, ids: list[int], own: int) -> Tokenized:
-        """Instruction and caption, of which the last tokens are the caption's own, between header and footer."""
-        room = self._room('')
-        start = min(max(len(ids) - own, 0), room - 1)
-        return Tokenized(self.header + ids[:room] + self.footer, len(self.header) + start, max(0, len(ids) - room))
-
-    def _trimmed(self, texts: Sequence[str], instruction: str) -> list[str]:
-        start, end = self.trims
-        texts = [text.rstrip() if end else text for text in texts]
-        return [text.lstrip() for text in texts] if start and not instruction else texts
+        room, tokens = self._room(''), []
+        for ids, caption in zip(whole, captions):
+            start = min(max(len(ids) - len(caption), 0), room - 1)
+            tokens.append(Tokenized(self.header + ids[:room] + self.footer, len(self.header) + start,
+                                    max(0, len(ids) - room)))
+        return tokens
 
     def placeholder(self) -> Tokenized:
         """One token that stands where a sample has no text."""
@@ -214,15 +185,11 @@ def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
 
 
 def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str, Any]:
-    """B texts, one after the other in a row of S tokens without padding, shortest first.
-
-    Args:
-        texts: What there is of each token, all ``(B, T)``, padded on the right.
-        lengths: Tokens of each text.
+    """B texts of these `lengths`, padded ``(B, T)`` on the right -> a row of S tokens without padding, shortest first.
 
     Returns:
-        The same, each ``(1, S)``; `position_ids` ``(1, S)``, which begin anew with every text; `runs`, how many texts
-        of which length follow one another; and `places` ``(B,)``, where in the row each text stands.
+        What there is of each token, ``(1, S)`` each; `position_ids` ``(1, S)``, which begin anew with every text;
+        `runs`, how many texts of which length follow one another; and `places` ``(B,)``, where in the row each stands.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     in_order = [lengths[i] for i in order]
@@ -239,21 +206,8 @@ def pack_tokens(tokens: Sequence[Tokenized]) -> dict[str, Any]:
     return pack({name: texts[name] for name in ('input_ids', 'embed_mask')}, [len(text.ids) for text in tokens])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Vectors
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens that `embed_mask` marks.
-
-    Args:
-        hidden: ``(B, T, D)``.
-        embed_mask: ``(B, T)``, 1 for the caption's own tokens, or any weights.
-
-    Returns:
-        ``(B, D)`` in float32.
-    """
+    """``(B, T, D)`` -> ``(B, D)`` in float32: the mean over the tokens that `embed_mask` ``(B, T)`` marks or weighs."""
     weights = embed_mask.unsqueeze(-1).float()
     return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
 
@@ -316,9 +270,8 @@ class TextEncoder(nn.Module):
 
         Without `embed_mask`, the tokens' states ``(B, T, llm_embed_dim)``.  A causal encoder needs no `attention_mask`
         for texts of one length.  With what `pack` gives in place of `attention_mask`, tokens and states are those of
-        one row ``(1, S)``, and vectors are again in the order of the texts; all LLMs that work padded work packed.  One
-        whose rotary frequencies follow the longest text (``longrope``, ``dynamic``) takes that of the row, as it takes
-        that of a padded batch.
+        one row ``(1, S)``, and vectors are again in the order of the texts.  An LLM whose rotary frequencies follow the
+        longest text (``longrope``, ``dynamic``) takes that of the row, as it takes that of a padded batch.
         """
         if runs is not None:
             # A mask of four axes, which nothing reads: transformers would make one as large as the square of the row.
@@ -326,35 +279,25 @@ class TextEncoder(nn.Module):
                 input_ids=input_ids, attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
                 position_ids=position_ids, use_cache=False, runs=runs,
                 bidirectional=self.config.bidirectional).last_hidden_state
-            return states if embed_mask is None else self._pool_packed(states, embed_mask, runs)[places]
+            if embed_mask is None:
+                return states
+            sizes = [n * length for n, length in runs]
+            return torch.cat([
+                self.pool(part.view(n, length, -1), mask.view(n, length))
+                for part, mask, (n, length) in zip(states[0].split(sizes), embed_mask[0].split(sizes), runs)])[places]
         mask = attention_mask
         if self.config.bidirectional:
+            # Additive, ``(B, 1, T, T)``, and hides padding only; transformers passes it on as it is, also to layers
+            # with a sliding window.
             assert attention_mask is not None
-            mask = self._every_token_sees_every_token(attention_mask)
+            device = attention_mask.device
+            dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.llm.dtype
+            hidden = torch.zeros(attention_mask.shape, dtype=dtype, device=device)
+            hidden.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)
+            mask = hidden[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
         states = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         return states if embed_mask is None else self.pool(states, embed_mask)
 
-    def _pool_packed(self, states: torch.Tensor, embed_mask: torch.Tensor, runs: Runs) -> torch.Tensor:
-        sizes = [n * length for n, length in runs]
-        return torch.cat([
-            self.pool(part.view(n, length, -1), mask.view(n, length))
-            for part, mask, (n, length) in zip(states[0].split(sizes), embed_mask[0].split(sizes), runs)])
-
-    def _every_token_sees_every_token(self, attention_mask: torch.Tensor) -> torch.Tensor:
-        """``(B, 1, T, T)`` additive mask that hides padding only; transformers passes it on as it is, also to layers
-        with a sliding window."""
-        dtype = self.llm.dtype
-        assert isinstance(dtype, torch.dtype)
-        if torch.is_autocast_enabled(attention_mask.device.type):
-            dtype = torch.get_autocast_dtype(attention_mask.device.type)
-        hidden = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
-        hidden.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)
-        return hidden[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Texts without padding
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any) -> Any:
@@ -366,7 +309,7 @@ def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[R
 
 
 def _eager(module: nn.Module) -> Callable[..., Any]:
-    """That of the LLM's own code."""
+    """The attention of the LLM's own code."""
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
@@ -386,28 +329,12 @@ def _attend_by_runs(
     sliding_window: Optional[int] = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each of the texts that lie in one row.
+    """Attention ``(1, T, H, head_dim)`` within each of the texts that lie in one row.
 
     Texts of one length become a batch of their own, which needs neither padding nor, but for a causal sliding window,
     a mask: every device has its fastest kernel for that.  An LLM with ``eager`` attention, such as Gemma 2 with its
-    soft cap on attention scores, computes the batch as it does elsewhere.
-
-    Args:
-        module: The LLM's attention layer.
-        query: ``(1, H, T, head_dim)``.
-        key: ``(1, H_kv, T, head_dim)``.
-        value: As `key`.
-        attention_mask: Not used.
-        runs: As of `pack`.
-        bidirectional: Whether a token sees those after it, in which case no window is left either.
-        implementation: ``sdpa`` or ``eager``.
-        scaling: Factor on the scores.
-        dropout: Share of the attention weights that are dropped.
-        sliding_window: Of this layer, if it has one.
-        **kwargs: What only ``eager`` attention knows.
-
-    Returns:
-        ``(1, T, H, head_dim)``.
+    soft cap on attention scores, computes the batch as it does elsewhere.  Where a token sees those after it, no window
+    is left either.
     """
     causal = not bidirectional and getattr(module, 'is_causal', True)
     window = None if bidirectional else sliding_window
@@ -424,7 +351,12 @@ def _attend_by_runs(
         q, k, v = (part.unflatten(1, (n, length)).transpose(0, 1) for part in parts)
         mask = None
         if (eager is not None and causal) or (window is not None and window < length):
-            mask = _visible(length, causal, window, query.device)
+            # Whether a token (row) sees another (column).
+            positions = torch.arange(length, device=query.device)
+            distance = positions[:, None] - positions
+            mask = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+            if window is not None:
+                mask = mask & (distance.abs() < window)
         if eager is not None:
             if mask is not None:
                 mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
@@ -435,14 +367,6 @@ def _attend_by_runs(
                 q, k, v, mask, dropout, scale=scaling, is_causal=causal and mask is None).transpose(1, 2)
         outputs.append(output.reshape(1, n * length, *output.shape[2:]))
     return torch.cat(outputs, 1), None
-
-
-def _visible(length: int, causal: bool, window: Optional[int], device: torch.device) -> torch.Tensor:
-    """``(T, T)``, whether a token (row) sees another (column)."""
-    positions = torch.arange(length, device=device)
-    distance = positions[:, None] - positions
-    visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-    return visible if window is None else visible & (distance.abs() < window)
 
 
 # Implementation of an LLM's attention -> the same, which also takes packed texts.  It stays that of the LLM, since
@@ -480,7 +404,7 @@ def encode_tokens(
     sharded: bool = False,
     on_batch: Callable[[int], object] = lambda texts: None,
 ) -> torch.Tensor:
-    """Embed tokenised texts, packed into rows without padding.
+    """N tokenised texts -> ``(N, llm_embed_dim)`` in float32 on the encoder's device, packed without padding.
 
     Args:
         encoder: In evaluation mode, on its device.
@@ -490,9 +414,6 @@ def encode_tokens(
         sharded: The encoder is spread over the ranks: all run it equally often, since each takes part in gathering its
             weights; one with fewer batches repeats its last.
         on_batch: Is told how many texts each batch had.
-
-    Returns:
-        ``(N, llm_embed_dim)`` in float32 on the encoder's device, in the order of `tokens`.
     """
     device = next(encoder.parameters()).device
     batches = list(token_batches([len(text.ids) for text in tokens], batch_tokens))

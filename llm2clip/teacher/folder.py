@@ -89,12 +89,8 @@ def save_teacher(
 
 
 def encoding(config: TextEncoderConfig) -> dict[str, Any]:
-    """How an encoder turns captions into vectors, without where its weights lie.
-
-    The layout `apart` goes without saying: teachers from before there was another keep their files and fingerprints.
-    """
+    """How an encoder turns captions into vectors, without where its weights lie."""
     unsaid = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code', 'type']
-    unsaid += ['layout'] if config.layout == 'apart' else []
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in unsaid}
 
 

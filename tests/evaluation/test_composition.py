@@ -17,7 +17,6 @@ from set_files import COMPOSITION_WRITERS
 
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.comparison import Found, compare
 from llm2clip.evaluation.composition import composition_metrics, right_examples, similarities
 from llm2clip.evaluation.sets.files import CompositionSet, Example, Number
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -57,27 +56,6 @@ def test_one_image_prefers_its_text() -> None:
     assert (found['n_images'], found['n_texts'], found['n_examples']) == (20, 41, 40)
     assert composition_metrics(dataset, images, texts, resamples=0)[0]['intervals'] == {}
     assert [one.names for one in outcomes] == [('all',), ('macro',)]
-
-
-def test_two_images_have_a_text_each() -> None:
-    n = 60
-    images, texts = _features(n, 2), _features(n, 2, seed=1)
-    # So that every score has right ones.
-    texts[: n // 3] = F.normalize(texts[: n // 3] + images[: n // 3], dim=-1)
-    examples = [Example((2 * i, 2 * i + 1), (2 * i, 2 * i + 1)) for i in range(n)]
-    everything = list(range(n))
-    numbers = {score: Number([everything], score) for score in ('text', 'image', 'group')}
-    found, _ = composition_metrics(_set(examples, numbers, {'tag': [1, 2, 3]}), images.flatten(0, 1),
-                                   texts.flatten(0, 1), resamples=50)
-    s = [[[float(images[i, image] @ texts[i, text]) for image in range(2)] for text in range(2)] for i in range(n)]
-    text = [c[0][0] > c[1][0] and c[1][1] > c[0][1] for c in s]
-    image = [c[0][0] > c[0][1] and c[1][1] > c[1][0] for c in s]
-    expected = {'text': text, 'image': image, 'group': [a and b for a, b in zip(text, image)]}
-    assert 5 < sum(expected['group']) < min(sum(text), sum(image)) and text != image
-    for score, hits in expected.items():
-        assert found[score] == pytest.approx(100 * sum(hits) / n)
-        assert found['per_part']['tag'][score] == pytest.approx(100 * sum(hits[1:4]) / 3)
-    assert found['chance'] == {'text': 25.0, 'image': 25.0, 'group': pytest.approx(16.667, abs=1e-3)}
 
 
 @pytest.mark.parametrize('n_images', [1, 2])
@@ -128,28 +106,6 @@ def test_examples_of_one_photograph_are_drawn_together() -> None:
 
     # Each photograph has one example that is right and one that is wrong.
     assert width([i // 2 for i in range(40)]) == 0 and width(list(range(40))) > 20
-
-
-def test_the_difference_of_a_number_is_that_of_the_same_photographs_drawn_for_both() -> None:
-    """Where a photograph has several examples, and the number is a mean over parts of the set."""
-    examples, units = _pairs(40), [i // 3 for i in range(40)]
-    groups = [list(range(0, 40, 4)), [i for i in range(40) if i % 4]]
-    dataset = _set(examples, {'macro': Number(groups)}, {}, units)
-    texts = _features(41, seed=1)
-    old, new = (Found(*composition_metrics(dataset, _features(20, seed=seed), texts, 0)) for seed in (0, 2))
-    found = compare(old, new, resamples=40)
-    change = (new.outcomes[0].hits - old.outcomes[0].hits)[:, 0]
-    # The outcomes are those of the examples group by group.
-    of_example = dict(zip([i for group in groups for i in group], change.tolist()))
-    generator, naive = torch.Generator().manual_seed(0), []
-    for _ in range(40):
-        drawn = torch.randint(14, (14,), generator=generator).tolist()
-        shares = [[of_example[i] for unit in drawn for i in group if units[i] == unit] for group in groups]
-        naive.append(100 * sum(sum(share) / len(share) for share in shares) / 2)
-    ends = torch.tensor(naive, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    assert found['intervals']['macro'] == pytest.approx(ends.tolist()) and ends[0] < ends[1]
-    assert found['difference']['macro'] == pytest.approx(new.values['macro'] - old.values['macro'])
-    assert {*found} == {'difference', 'intervals'}
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
-from official_parts import HALF, adaptor_features, eva_state, save_eva
 from parts import make_samples, picture
 from PIL import Image
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import llm2clip.evaluation.models as evaluated
-from llm2clip.config import ConfigError, EvaluatedModelConfig, VisionConfig
+from llm2clip.config import ConfigError, EvaluatedModelConfig
 from llm2clip.data.vectors import concatenate
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.check import training_pixels
@@ -136,8 +135,7 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    ({}, r'models\.m: expected one of run, export, official and pretrained; got none'),
-    ({'official': 'x.pt'}, r'models\.m\.vision: required but not set'),
+    ({}, r'models\.m: expected one of run, export and pretrained; got none'),
     ({'run': 'a', 'export': 'b'}, 'got run and export'),
     ({'export': 'nowhere'}, r'models\.m\.export: nowhere is no folder that export_hf wrote'),
     ({'pretrained': 'x', 'dim': 64}, r'models\.m\.dim: 64, expected none for a model of transformers'),
@@ -189,18 +187,3 @@ def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: 
         load(tmp_path, export=str(tmp_path / 'export'), teacher=list(map(str, teachers[::-1])))
 
 
-def test_official_weights(teacher_folder: Path, tmp_path: Path) -> None:
-    checkpoint = save_eva(tmp_path / 'official.pt', eva_state())
-    vision = VisionConfig('tiny_eva_clip', False, image_size=56, **HALF)
-    found = load(tmp_path, official=str(checkpoint), vision=vision, teacher=str(teacher_folder))
-    vectors = encode_texts(*load_teacher(teacher_folder), TEXTS)
-    expected = F.normalize(adaptor_features(eva_state(), 'text.text_adaptor', vectors, True), dim=-1)
-    torch.testing.assert_close(found.text_features(TEXTS)[0], expected)
-    with pytest.raises(ConfigError, match=r'models\.m\.teacher: required but not set'):
-        load(tmp_path, official=str(checkpoint), vision=vision)
-    other = tmp_path / 'other'
-    shutil.copytree(teacher_folder, other)
-    path = other / 'config.json'
-    path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": 48'))
-    with pytest.raises(ConfigError, match=r'models\.m\.teacher: the vectors of .* have 48 dimensions, .* takes 32'):
-        load(tmp_path, official=str(checkpoint), vision=vision, teacher=str(other))

@@ -26,23 +26,15 @@ BLOCK = 7
 SCRIPT = f"""
 import json, os, runpy, sys
 from llm2clip.evaluation import cra, models
-from llm2clip.evaluation.sets import clip_benchmark
 from llm2clip.teacher import caption_teacher
 caption_teacher._BLOCK = cra._BLOCK = models._TEXTS = {BLOCK}
-encoded = {{'images': 0, 'texts': 0, 'downloads': 0}}
-download = clip_benchmark.download
+encoded = {{'images': 0, 'texts': 0}}
 
 def counted(what, method):
     def call(self, inputs):
         encoded[what] += len(inputs)
         return method(self, inputs)
     return call
-
-def counted_download(remote, path):
-    encoded['downloads'] += 1
-    return download(remote, path)
-
-clip_benchmark.download = counted_download
 
 models.TrainedLLM2CLIP.image_features = counted('images', models.TrainedLLM2CLIP.image_features)
 caption_teacher.LLMTeacher.embed = counted('texts', caption_teacher.LLMTeacher.embed)
@@ -62,9 +54,9 @@ class Place:
         self.models = [f'models.ours.export={exported}', f'models.bf16={{export: {exported}, precision: amp_bf16}}',
                        f'models.theirs={{pretrained: {baseline}, precision: amp_bf16}}']
         self.others = [f'cra.captions={images}', f'cra.teachers.t={teacher}', 'cra.limit=20']
-        # Which each rank reads, and one of them downloads; the first alone compares.
-        write_wds(folder / 'remote', [i % 6 for i in range(12)])
-        self.others += [f'zeroshot.tars.source={{name: clip_benchmark, local: {folder}/tars, remote: {folder}/remote}}',
+        # Which each rank reads; the first alone compares.
+        write_wds(folder / 'tars', [i % 6 for i in range(12)])
+        self.others += [f'zeroshot.tars.source={{name: clip_benchmark, local: {folder}/tars}}',
                         'compare=theirs', 'averages.all=[zeroshot.pets, zeroshot.tars]']
         winoground(folder)
         self.others += [f'composition.pairs.source={{name: winoground, images: {folder}/images, '
@@ -147,7 +139,6 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     texts = [rank['texts'] for rank in encoded]
     # Of the evaluation by two models.
     assert sum(texts) == 2 * (24 + 4 + 10 + 8) and min(texts) > 8
-    assert sorted(rank['downloads'] for rank in encoded) == [0, 6]
     for said in ('wrote results.json', "bf16 on pets: {'n_images': 12, 'n_classes': 2, 'zeroshot",
                  f'ours on {place.sets}/photos:   0%'):
         assert log.count(said) == 1, said

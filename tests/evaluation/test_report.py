@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 from recipes_in_process import run_recipe
 
-import llm2clip.evaluation.report
-from llm2clip.config import ConfigError
-from llm2clip.evaluation.page import bars, differences, write_page
-from llm2clip.evaluation.report import read_evaluation, report_page
+from llm2clip.config import ConfigError, ReportConfig
+from llm2clip.evaluation.report import bars, differences, report_page, write_page, write_report
 from llm2clip.files import FileError
 
 
@@ -41,19 +39,6 @@ def step(tmp_path: Path) -> Path:
     lines = [{'step': i, 'loss/train/total': 3.0 - i, 'lr-AdamW/group0': 0.1} for i in range(3)]
     (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 3, "loss')
     return folder
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, list[float]]]]:
-    """Labels and series of each picture of bars."""
-    pictures: list[tuple[list[str], dict[str, list[float]]]] = []
-
-    def noted(labels: list[str], series: dict[str, list[float]]) -> str:
-        pictures.append((labels, series))
-        return bars(labels, series)
-
-    monkeypatch.setattr(llm2clip.evaluation.report, 'bars', noted)
-    return pictures
 
 
 def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
@@ -84,51 +69,12 @@ def test_a_gallery_brings_neither_markup_nor_other_addresses_into_a_page(tmp_pat
     for damaged in ({**row, 'query': 'http://elsewhere/picture.png'}, {**row, 'rank': 'a'}, {}):
         (tmp_path / 'gallery.json').write_text(json.dumps({'set': {**gallery, 'images': [damaged]}}))
         with pytest.raises(FileError, match='gallery.json: cannot be read'):
-            read_evaluation(tmp_path, ['set'])
+            write_report(ReportConfig(str(tmp_path), f'{tmp_path}/out', {'a': str(tmp_path)}, ['set']))
 
 
 def test_a_name_that_reads_as_a_formula_does_not_end_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     assert '<svg' in differences(['$_$'], {'$_$': {'$_$': (1.0, None)}})
-    assert bars(['a'], {}) == '' and 'was not drawn' in capsys.readouterr().out
-
-
-def test_languages_stand_in_one_picture_beside_chance(drawn: list[Any]) -> None:
-    sets = {'unseen_style': entry('m'), 'lang_de': entry('m', 'n', recall=10.0), 'lang_fr': entry('m', recall=9.0),
-            'xm3600_fil': entry('m', 'n', recall=4.0)}
-    assert report_page('t', {'retrieval': sets}, {}).count('<h2>Languages</h2>') == 1
-    assert drawn == [(['de', 'fr', 'fil'], {'m': [10.0, 9.0, 4.0], 'chance': [15.6, 15.6, 15.6]})]
-    drawn.clear()
-    report_page('t', {'retrieval': {'lang_de': entry('m'), 'own_de': entry('m')}}, {})
-    assert drawn[0][0] == ['lang_de', 'own_de']
-    drawn.clear()
-    report_page('t', {'retrieval': {'coco': entry('m'), 'de': entry('m')}}, {})
-    assert not drawn
-
-
-def test_results_have_both_stages_and_seconds_at_the_top(
-    step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The format that recipes/README.md documents."""
-    cra = {'cra_causal': 51.875, 'cra_untrained': 24.75, 'cra': 95.125}
-    results: dict[str, Any] = {
-        'retrieval': {'unseen_style': entry('ours', 'baseline'), 'lang_de': entry('ours', recall=10.4)},
-        'zeroshot': {}, 'linear_probe': {}, 'cra': cra, 'cra_pairs': 400}
-
-    def reported() -> dict[str, Any]:
-        (tmp_path / 'results.json').write_text(json.dumps(results))
-        (tmp_path / 'gallery.json').write_text('{}')
-        run_recipe(monkeypatch, 'report', f'results={tmp_path}', f'out={tmp_path}/out', f'steps={{stage2: {step}}}')
-        return json.loads((tmp_path / 'out/results.json').read_text())
-
-    expected = {'stage1': cra, 'stage2': {'unseen_style': metrics_of(), 'lang_de': metrics_of(10.4)},
-                'seconds': {'stage2': 12.3}}
-    assert reported() == expected
-    accuracy = {'zeroshot_top1': 70.0, 'zeroshot_top5': 90.0, 'mean_per_class': 69.0, 'n_classes': 10, 'n_images': 50}
-    results.update(missing=['cra'], cra={}, zeroshot={'cifar10': {'benchmark': 'cifar', 'models': {'ours': accuracy}}})
-    scores = {'n_images': 4, 'n_texts': 4, 'n_examples': 2, 'swap': 50.0, 'chance': {'swap': 50.0}}
-    results['composition'] = {'crepe': {'benchmark': 'sugarcrepe', 'models': {'ours': scores, 'theirs': scores}}}
-    assert reported() == {**expected, 'stage1': {}, 'zeroshot': {'cifar10': accuracy}, 'composition': {'crepe': scores},
-                          'missing': ['cra']}
+    assert bars({'a': None}) == '' and 'was not drawn' in capsys.readouterr().out
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +21,6 @@ from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.export.vision import export_vision
 from llm2clip.remote_code import modeling_llm2clip
-from llm2clip.teacher.folder import encoding, teacher_config
-from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import SentenceTransformerModel
 
 pytestmark = pytest.mark.long
@@ -121,16 +118,3 @@ def test_an_export_that_would_give_other_features_is_refused(
     with pytest.raises(ConfigError, match='modeling_llm2clip, images: the features differ'):
         export_folder(model, config, record, teachers, tmp_path / 'out', remote_code=True)
     assert not (tmp_path / 'out').exists()
-
-
-@pytest.mark.parametrize('content', ['content', 'content | trim', 'content.lstrip()'])
-def test_remote_code_reads_captions_as_the_teacher_did(content: str, teacher_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / 'teacher'
-    shutil.copytree(teacher_folder, folder)
-    (folder / 'chat_template.jinja').write_text(
-        "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['" + content.replace('content', "content']", 1)
-        + ' }}</s>\n{% endfor %}')
-    texts = [*TEXTS, '  a red square \n', 'x']
-    expected = load_caption_tokenizer(teacher_config(folder)).tokenize(texts)
-    teacher = modeling_llm2clip.Teacher(folder, encoding(teacher_config(folder)))
-    assert teacher.tokenizer.tokenize(texts) == expected

@@ -21,7 +21,7 @@ from whole_matrix import CASES, own_rows, sample, whole_matrix
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, SGDProbeConfig, Stage2Config, TextEncoderConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.image_processing_llm2clip import normalize
-from llm2clip.evaluation.linear_probe import sgd_logits
+from llm2clip.evaluation.classification import sgd_logits
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.registry import ALGORITHMS, CALLBACKS, LOGGERS, OPTIMIZERS, SCHEDULERS
 from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens

@@ -8,7 +8,7 @@ from typing import Optional
 import pytest
 import torch
 
-from llm2clip.metrics.bootstrap import Outcomes, resampled_class_means
+from llm2clip.metrics.bootstrap import Outcomes
 
 
 def _interval(
@@ -66,7 +66,7 @@ def test_the_mean_of_classes_counts_those_that_are_drawn() -> None:
 def test_each_class_counts_the_same_and_is_drawn_by_itself() -> None:
     classes = torch.tensor([4, 0, 4, 1, 4, 4, 1])
     values = torch.stack([classes.double(), torch.tensor([1.0, 0, 0, 1, 0, 0, 0])], dim=1)
-    means = resampled_class_means(values, classes, resamples=300)
+    means = Outcomes(('a', 'b'), values, torch.arange(7), classes).resampled(300)
     # What is the same within each class is the same in every resample, with one image as with four.
     assert (means[:, 0] - 5 / 3).abs().max() < 1e-12
     # One of two in a class, and one of four: k / 2 and m / 4 of two and of four draws, over three classes.

@@ -45,7 +45,7 @@ def test_recall_equals_naive(keys: int, shared: bool) -> None:
         text_id[20:] = text_id[:20]
         text[20:] = text[:20]
     image_of_text = torch.arange(40).repeat_interleave(keys)
-    result = rank_both_ways(image, text.flatten(0, 1), image_of_text, text_id.flatten()).recalls(ks=(1, 5))
+    result = rank_both_ways(image, text.flatten(0, 1), image_of_text, text_id.flatten()).recalls()
     for k in (1, 5):
         by_text, by_image = _naive(image, text, text_id, k)
         assert result[f'image_retrieval_recall@{k}'] == pytest.approx(by_text)
@@ -93,21 +93,6 @@ def test_mean_rank() -> None:
     assert ranks['image_retrieval_mean_rank'] == pytest.approx((3 + 3 + 1) / 3)
 
 
-def test_intervals_cover_the_recall_and_shrink_with_the_set() -> None:
-    generator = torch.Generator().manual_seed(2)
-    widths = []
-    for n in (50, 800):
-        image = torch.nn.functional.normalize(torch.randn(n, 16, generator=generator), dim=-1)
-        text = image.repeat_interleave(2, 0) + 0.5 * torch.randn(2 * n, 16, generator=generator)
-        ranks = rank_both_ways(image, text, torch.arange(n).repeat_interleave(2))
-        recalls, intervals = ranks.recalls(), ranks.intervals(resamples=300)
-        for name, (low, high) in intervals.items():
-            assert low <= recalls[name] <= high
-        widths.append(intervals['image_retrieval_recall@10'][1] - intervals['image_retrieval_recall@10'][0])
-        assert ranks.intervals(resamples=300) == intervals  # seeded
-    assert 0 < widths[1] < widths[0]
-
-
 def test_chunks_do_not_matter() -> None:
     x, y = torch.randn(33, 4), torch.randn(33, 4)
     right = torch.arange(33)[:, None].expand(-1, 2)
@@ -139,14 +124,14 @@ def test_absent_texts_are_neither_queries_nor_candidates() -> None:
     # Were they candidates, these would be the first hit of every image.
     text[~there] = 100 * image.mean(0)
     text_id = torch.where(there, 1 + torch.arange(120).reshape(30, 4), 0)
-    metric = RetrievalRecall(k=3)
+    metric = RetrievalRecall(k=5)
     metric.update(image, text, torch.arange(30), text_id)
     kept = there.any(1)
     image, there = image[kept], there[kept]
-    expected = rank_both_ways(image, text[kept][there], there.nonzero()[:, 0]).recalls(ks=(3,))
+    expected = rank_both_ways(image, text[kept][there], there.nonzero()[:, 0]).recalls()
     assert expected['n_images'] == kept.sum() < 30 and expected['n_texts'] == there.sum()
     assert metric.compute().item() == pytest.approx(
-        (expected['image_retrieval_recall@3'] + expected['text_retrieval_recall@3']) / 2)
+        (expected['image_retrieval_recall@5'] + expected['text_retrieval_recall@5']) / 2)
     metric.reset()
     metric.update(image, text[kept], torch.arange(len(image)), torch.zeros_like(text_id[kept]))
     with pytest.raises(ValueError, match='no image has a caption'):

@@ -139,7 +139,7 @@ class Place(NamedTuple):
     """Arguments of a training."""
     stage2: list[str]
     made: Path
-    """A trained model (run), what was measured of it (results), and photos."""
+    """A trained model (run), and photos."""
 
 
 class Case(NamedTuple):
@@ -214,7 +214,7 @@ CASES = [
          _remote_training('stage2', 'fsdp.state_dict_type=sharded'), 2, remote=True, aimed=True),
     Case('evaluate', 'evaluate', 14, _evaluation, 2),
     Case('export_hf', 'export_hf', 10, lambda place: [
-        f'run={place.made}/run', f'results={place.made}/results', f'out={place.out}', 'remote_code=true']),
+        f'run={place.made}/run', f'out={place.out}', 'remote_code=true']),
 ]
 # Takes long for what torch writes to disk before a checkpoint counts as written.
 SLOW_DISK = """
@@ -238,9 +238,7 @@ def made(
 ) -> Path:
     """What recipes read that others wrote."""
     folder = tmp_path_factory.mktemp('made')
-    place = Place(folder / 'results', folder, image_dataset, sidecar, llm_folder, teacher_folder, [], [], folder)
     run('train_stage2', folder / 'run', [*stage2_arguments(image_dataset, sidecar), f'teacher={teacher_folder}'])
-    finish(Launched(['recipes/evaluate.py', *_evaluation(place)], folder / 'log'), folder / 'log')
     (folder / 'photos').mkdir()
     rows = ['image,caption']
     for i, sample in enumerate(make_samples(48)):

@@ -89,10 +89,10 @@ def test_every_step_from_its_file(
 
     heldout = {sample['sample_id'] for sample in read_samples('data/own/heldout')}
     assert 2 <= len(heldout) <= 12 and len(heldout) + len(read_samples('data/own/train')) == 60
-    results = json.loads(Path('runs/own/results.json').read_text())['stage2']
+    results = json.loads(Path('runs/own/evaluate/results.json').read_text())['retrieval']
     for name, keys in (('heldout', LANGUAGES), ('en', ('en', 'en_2')), ('de', ('de',)), ('es', ('es',))):
         texts = [[row[key] for key in keys if row[key]] for row in rows if row['image'] in heldout]
-        found = results[name]
+        found, = results[name]['models'].values()
         assert (found['n_images'], found['n_texts']) == (sum(map(bool, texts)), sum(map(len, texts))), name
     assert 'data:image' in Path('runs/own/report.html').read_text()
     assert (folder / 'runs/own/export/llm2clip/model.safetensors').is_file()

@@ -94,22 +94,20 @@ def test_images_to_report(
     run('evaluate', 'models.m.run=s2', 'out=eval', 'num_workers=0', 'device=cpu',
         f'retrieval.photos.source={{name: mds, local: {data}, caption_keys: ["0", "1"]}}',
         f'cra.captions={data}', 'cra.caption_keys=["0","1"]', 'cra.teachers.cra=s1/teacher')
-    run('export_hf', 'run=s2', 'out=export', 'results=eval')
+    run('export_hf', 'run=s2', 'out=export')
     run('export_vision', 'run=s2', 'out=export/vision')
     run('export_sentence_transformers', 'teacher=s1/teacher', 'out=export/st')
     run('report', 'results=eval', 'out=.', 'galleries=[photos]', 'steps={stage1: s1, stage2: s2}')
 
-    results = json.loads(Path('results.json').read_text())
-    photos = results['stage2']['photos']
+    results = json.loads(Path('eval/results.json').read_text())
+    photos = results['retrieval']['photos']['models']['m']
     assert photos['n_images'] == 24 and photos['n_texts'] == 48
-    assert set(results['seconds']) == {'stage1', 'stage2'}
     teacher = load_teacher('s1/teacher')
     first, second = (F.normalize(encode_texts(*teacher, [sample[f'caption.{key}'] for sample in read_samples(data)]))
                      for key in '01')
     found = [(first @ second.T).argmax(way) == torch.arange(24) for way in (0, 1)]
-    assert results['stage1']['cra'] == pytest.approx(50 * sum(part.float().mean().item() for part in found), abs=1e-3)
+    assert results['cra']['cra'] == pytest.approx(50 * sum(part.float().mean().item() for part in found), abs=1e-3)
     assert Path('export/st/modules.json').is_file() and Path('export/vision/model.safetensors').is_file()
-    assert '| photos | 24 | 48 |' in Path('export/llm2clip/README.md').read_text()
     assert Path('report.html').stat().st_size > 10_000 and Path('export/llm2clip/model.safetensors').is_file()
 
     # The export gives the same numbers, from plain pictures.

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.remote_code.text_encoder_llm2clip import LAYOUTS, CaptionTokenizer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 
 # As Llama 3.1's: a system prompt with the date, unless that is given.
 LLAMA = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -33,15 +33,12 @@ def _decode(tokenizer: CaptionTokenizer, ids: list[int]) -> str:
     return tokenizer.tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_instruction_and_template_are_read_but_not_own(layout: str, llm_folder: Path) -> None:
-    tokenizer = _tokenizer(llm_folder, layout=layout)
+def test_instruction_and_template_are_read_but_not_own(llm_folder: Path) -> None:
+    tokenizer = _tokenizer(llm_folder)
     text, = tokenizer.tokenize(['a red square'], 'Find it. ')
     assert _decode(tokenizer, text.ids) == '<s>user\nFind it. a red square</s>'
-    assert _decode(tokenizer, text.ids[text.start:]) == (' ' if layout == 'joint' else '') + 'a red square</s>'
+    assert _decode(tokenizer, text.ids[text.start:]) == ' a red square</s>'
     plain, = tokenizer.tokenize(['a red square'])
-    # Apart, the caption has the tokens that it has without instruction.
-    assert (plain.ids[plain.start:] == text.ids[text.start:]) is (layout == 'apart')
     assert len(plain.ids[plain.start:]) == len(text.ids[text.start:]) and 'Find' not in _decode(tokenizer, plain.ids)
 
 
@@ -73,8 +70,6 @@ def test_a_turn_of_the_user_has_no_system_prompt(template: str, header: str, foo
     """Unless the template knows no other turn."""
     tokenizer = _tokenizer(llm_folder, template)
     assert (_decode(tokenizer, tokenizer.header), _decode(tokenizer, tokenizer.footer)) == (header, footer)
-    if header == '<s>[user]' and footer == '</s>':
-        assert 'system' in _decode(tokenizer, _tokenizer(llm_folder, LLAMA, layout='apart').header)
 
 
 @pytest.mark.parametrize(('pooling', 'expected'), [('mean', '<s>a red square'), ('last', '<s>a red square</s>')])
@@ -93,23 +88,19 @@ def test_the_footer_ends_at_its_first_special_token(llm_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(('content', 'expected', 'instructed'), [
-    ("m['content']", '<s>  a  </s>', '<s>Say:  a  </s>'), ("m['content'] | trim", '<s>a</s>', '<s>Say:  a</s>'),
-    ("m['content'].rstrip()", '<s>  a</s>', '<s>Say:  a</s>')])
+    ("m['content']", '<s>  a  </s>', '<s>Say:   a  </s>'), ("m['content'] | trim", '<s>a</s>', '<s>Say:   a</s>'),
+    ("m['content'].rstrip()", '<s>  a</s>', '<s>Say:   a</s>')])
 def test_white_space_at_the_ends_as_in_the_template(
     llm_folder: Path, content: str, expected: str, instructed: str
 ) -> None:
-    for layout in LAYOUTS:
-        tokenizer = _tokenizer(
-            llm_folder, f'{{% for m in messages %}}<s>{{{{ {content} }}}}</s>{{% endfor %}}', layout=layout)
-        assert _decode(tokenizer, tokenizer.tokenize(['  a  '])[0].ids) == expected
-        space = 'Say: ' if layout == 'joint' else 'Say:'
-        assert _decode(tokenizer, tokenizer.tokenize(['  a  '], 'Say:')[0].ids) == instructed.replace('Say:', space)
+    tokenizer = _tokenizer(llm_folder, f'{{% for m in messages %}}<s>{{{{ {content} }}}}</s>{{% endfor %}}')
+    assert _decode(tokenizer, tokenizer.tokenize(['  a  '])[0].ids) == expected
+    assert _decode(tokenizer, tokenizer.tokenize(['  a  '], 'Say:')[0].ids) == instructed
 
 
 @pytest.mark.parametrize('template', [LLAMA, CLOCK])
-@pytest.mark.parametrize('layout', LAYOUTS)
 def test_a_caption_has_the_same_tokens_next_year(
-    layout: str, template: str, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+    template: str, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     years: list[tuple[list[int], str]] = []
     for year in (2026, 2027):
@@ -121,12 +112,12 @@ def test_a_caption_has_the_same_tokens_next_year(
                 return datetime(year, 3, 1)
 
         monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
-        tokenizer = _tokenizer(llm_folder, template, layout=layout)
+        tokenizer = _tokenizer(llm_folder, template)
         dated = tokenizer.tokenizer.apply_chat_template([{'role': 'user', 'content': 'a'}], tokenize=False)
         years.append((tokenizer.tokenize(['a'])[0].ids, dated))
     (this, text), (following, dated) = years
     assert this == following and '2026' in text and '2027' in dated
-    assert layout == 'joint' and template == LLAMA or '2024' in _decode(tokenizer, this)
+    assert template == LLAMA or '2024' in _decode(tokenizer, this)
 
 
 def test_truncation_is_counted_and_keeps_the_end_token(llm_folder: Path) -> None:

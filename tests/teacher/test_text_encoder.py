@@ -5,7 +5,6 @@
 
 import ctypes
 import gc
-import json
 import threading
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.remote_code.text_encoder_llm2clip import (
-    LAYOUTS,
     CaptionTokenizer,
     TextEncoder,
     encode_texts,
@@ -28,7 +26,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     mean_pool,
     weighted_mean_pool,
 )
-from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
+from llm2clip.teacher.folder import load_teacher, save_teacher
 from llm2clip.teacher.llm import (
     add_lora,
     apply_lora_apart,
@@ -38,7 +36,6 @@ from llm2clip.teacher.llm import (
     save_adapter,
     save_lora,
 )
-from llm2clip.teacher.sources import TeacherFolder
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
 
@@ -244,17 +241,3 @@ def test_a_folder_that_is_no_teacher_is_named(tmp_path: Path) -> None:
         load_teacher(tmp_path)
     with pytest.raises(ConfigError, match='no folder /nowhere'):
         _encoder(Path('/nowhere'))
-
-
-def test_a_teacher_keeps_its_layout(llm_folder: Path, tmp_path: Path) -> None:
-    for layout in LAYOUTS:
-        config = TextEncoderConfig(pretrained=str(llm_folder), layout=layout, instruction='Find it: ')
-        save_teacher(*text_encoder_from_config(config), None, tmp_path / layout)
-        encoder, tokenizer = load_teacher(tmp_path / layout)
-        assert encoder.config.layout == layout and tokenizer.joint is (layout == 'joint')
-    with pytest.raises(ValueError, match='its sidecar: layout is'):
-        TeacherFolder(tmp_path / 'joint').check(teacher_fingerprint(tmp_path / 'apart'), 'its sidecar')
-    path = tmp_path / 'joint/text_encoder.json'
-    path.write_text(json.dumps({**json.loads(path.read_text()), 'layout': 'wide'}))
-    with pytest.raises(ValueError, match="layout is 'wide', expected joint or apart"):
-        load_teacher(tmp_path / 'joint')

@@ -62,7 +62,7 @@ def _evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict
     one = zeroshot_set(ZeroshotConfig(source, templates), 'z')
     prompts, _ = model.text_features(one.prompts)
     images = torch.cat([batch.features for batch in encode_batches(
-        model, one.dataset.read_image, one.dataset.image_ids, 5, 0)])
+        model, one.dataset.read_image, one.dataset.image_ids, range(len(one.dataset.image_ids)), 5, 0)])
     found, _ = zeroshot_metrics(images, torch.tensor(one.dataset.labels), class_features(prompts, one.dataset.classes),
                                 one.dataset.classes, resamples=0)
     return {name: found[name] for name in ('zeroshot_top1', 'mean_per_class', 'mean_average_precision')

@@ -3,27 +3,22 @@
 
 """What an evaluation set is, and what the loaders share: reading, and checking all before an evaluation begins."""
 
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional, Union
+from typing import Literal, NamedTuple, Optional, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import check_text, text_field
-from llm2clip.files import FileError, reading
+from llm2clip.data.caption_files import check_text
+from llm2clip.files import reading
 from llm2clip.folders import inside
 
 __all__ = [
     'ClassificationSet', 'CompositionSet', 'EvaluationSet', 'Example', 'ImageFiles', 'Number', 'RetrievalSet',
-    'check_file', 'check_folder', 'check_has_split', 'found_in', 'image_files', 'of_split', 'read_first',
-    'retrieval_set', 'visible_files',
+    'check_file', 'check_folder', 'found_in', 'image_files', 'retrieval_set', 'visible_files',
 ]
 
-_CHUNK = 1 << 20
-_BETWEEN_RECORDS = re.compile(r'[\s,]*')
 _NAMES_SHOWN = 6
 
 
@@ -118,11 +113,9 @@ class ImageFiles:
 
 
 def image_files(name: str, folder: str, files: Sequence[str], source: str) -> ImageFiles:
-    """A reader of `files`, paths inside `folder` that `source` names, all of which exist.
+    """A reader of `files`, paths inside `folder` that `source` names.
 
-    Raises:
-        ConfigError: The folder or images are missing.
-        FileError: A path leads out of the folder.
+    A ConfigError says that the folder or images are missing, a FileError that a path leads out of the folder.
     """
     check_folder(name, 'images', folder)
     if missing := [file for file in files if not os.path.isfile(inside(folder, file, source))]:
@@ -183,31 +176,8 @@ def check_file(name: str, key: str, path: str) -> None:
         raise ConfigError(f'{name}: source.{key}: there is no file {path}; {found_in(Path(path))}')
 
 
-def check_has_split(name: str, split: str, there: Sequence[str], path: str) -> None:
-    """Raise a ConfigError unless `split` is among those `there`."""
-    if split not in there:
-        raise ConfigError(f'{name}: source.split: there is no {split!r} in {path}; it has '
-                          f'{", ".join(sorted(set(there))) or "no images"}')
-
-
-def of_split(name: str, split: str, records: Iterable[tuple[str, Any]], path: str) -> list[tuple[str, Any]]:
-    """The records whose field ``split`` is this one, each with where it stands.
-
-    Raises:
-        ConfigError: None is.
-    """
-    records = list(records)
-    splits = [text_field(record, 'split', where) for where, record in records]
-    check_has_split(name, split, splits, path)
-    return [record for record, of in zip(records, splits) if of == split]
-
-
 def visible_files(folder: Path, suffixes: Sequence[str], expected: str) -> list[str]:
-    """Names in a folder but for hidden ones, sorted, all with one of the suffixes.
-
-    Raises:
-        ConfigError: There is another file.
-    """
+    """Names in a folder but for hidden ones, sorted; a ConfigError says that one has none of the suffixes."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
     for name in names:
         if not name.lower().endswith(tuple(suffixes)):
@@ -224,33 +194,3 @@ def found_in(folder: Path) -> str:
         return f'{folder} is empty'
     more = f' and {len(names) - _NAMES_SHOWN:,} more' if len(names) > _NAMES_SHOWN else ''
     return f'{folder} has {", ".join(names[:_NAMES_SHOWN])}{more}'
-
-
-def read_first(path: str, count: int) -> list[Any]:
-    """The first values of a list in a JSON file, without reading the rest of the file.
-
-    Raises:
-        FileError: The file is not a list, ends within it, or has fewer values.
-    """
-    decoder, values = json.JSONDecoder(), []
-    with reading(path, 'a JSON list in UTF-8'), open(path, encoding='utf-8-sig') as file:
-        text = file.read(_CHUNK).lstrip()
-        if not text.startswith('['):
-            raise FileError(f'{path}: expected a JSON list, found {text[:60]!r}')
-        at = 1
-        while len(values) < count:
-            gap = _BETWEEN_RECORDS.match(text, at)
-            at = gap.end() if gap else at
-            if text.startswith(']', at):
-                break
-            try:
-                value, at = decoder.raw_decode(text, at)
-                values.append(value)
-            except json.JSONDecodeError as error:
-                more = file.read(_CHUNK)
-                if not more:
-                    raise FileError(f'{path} is damaged after {len(values):,} values: {error.msg}') from None
-                text, at = text[at:] + more, 0
-    if len(values) < count:
-        raise FileError(f'{path} has {len(values):,} values, expected at least {count:,}')
-    return values

@@ -1,18 +1,24 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""ImageNet-style folders."""
+"""ImageNet-style folders, and CLIP_benchmark's layout in tars."""
 
+import io
 import json
 import pickle
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Union
 
+import numpy as np
 import pytest
 from parts import picture
-from set_files import write_images
+from set_files import WDS_CLASSES, write_images, write_wds
 
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.sets.classification import imagenet_folder
+from llm2clip.evaluation.sets.classification import clip_benchmark, imagenet_folder
+from llm2clip.registry import open_set
 
 FOLDERS = ['n01440764', 'n01443537', 'n01484850']
 NAMES = ['tench', 'goldfish', 'great white shark']
@@ -79,3 +85,98 @@ def test_a_folder_laid_out_wrongly(images: str, tmp_path: Path) -> None:
     Path(images, 'n0').mkdir()
     with pytest.raises(ConfigError, match='the class folder .*/n0 has no images'):
         imagenet_folder(images)
+
+
+LABELS = [0, 3, 5, 1, 4]
+SEVERAL = [[1, 0, 0, 0, 0, 0], [0] * 6, [0, 1, 0, 1, 0, 1]]
+
+
+def test_tars_become_a_set(tmp_path: Path) -> None:
+    write_wds(tmp_path, LABELS)
+    found = clip_benchmark(str(tmp_path))
+    order = [0, 2, 4, 1, 3]
+    assert found.labels == [LABELS[i] for i in order] and found.classes == WDS_CLASSES and found.name == str(tmp_path)
+    assert found.image_ids == [f'{tmp_path}/test/{i % 2}.tar/s{i:07}.png' for i in order]
+    assert found.templates == f'{tmp_path}/zeroshot_classification_templates.txt'
+    for read_image in (found.read_image, pickle.loads(pickle.dumps(found.read_image))):
+        assert [read_image(i) for i in range(5)] == [picture(i) for i in order]
+    (tmp_path / 'zeroshot_classification_templates.txt').unlink()
+    assert clip_benchmark(str(tmp_path)).templates is None
+
+
+def test_an_image_may_have_any_number_of_classes(tmp_path: Path) -> None:
+    write_wds(tmp_path, SEVERAL, tars=1)
+    found = clip_benchmark(str(tmp_path))
+    assert found.labels == SEVERAL and [found.read_image(i) for i in range(3)] == [picture(i) for i in range(3)]
+
+
+def put(name: str, content: Union[str, bytes, None]) -> Callable[[Path], Any]:
+    """Write a file, or remove it."""
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.unlink() if content is None else path.write_bytes(
+            content.encode() if isinstance(content, str) else content)
+    return change
+
+
+def tar(**files: bytes) -> Callable[[Path], Any]:
+    """In place of the second tar, one with these files: `a_png` is `a.png`."""
+    def change(folder: Path) -> None:
+        with tarfile.open(folder / 'test/1.tar', 'w') as writer:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name.replace('_', '.'))
+                info.size = len(content)
+                writer.addfile(info, io.BytesIO(content))
+    return change
+
+
+def cut(folder: Path) -> None:
+    path = folder / 'test/1.tar'
+    path.write_bytes(path.read_bytes()[:1600])
+
+
+def no_samples(folder: Path) -> None:
+    for number in range(2):
+        tarfile.open(folder / f'test/{number}.tar', 'w').close()
+
+
+def npy(values: Any, pickled: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(values, dtype=object if pickled else None), allow_pickle=pickled)
+    return buffer.getvalue()
+
+
+CHANGES: list[tuple[Any, str]] = [
+    (put('classnames.txt', None), r'.*: source\.local: there is no file .*/classnames\.txt; .* has test, zeroshot'),
+    (put('classnames.txt', 'cat\n'), r".*/0\.tar: sample 's0000002': cls: is 5, expected 0 to 0, since classnames.txt "
+                                     'has 1 names'),
+    (put('dataset_type.txt', 'retrieval\n'), r".*/dataset_type\.txt: says 'retrieval', expected a set for classific"),
+    (put('test/nshards.txt', None), r'.*: source\.split: there is no file .*/test/nshards\.txt; .*/test has 0\.tar'),
+    (put('test/nshards.txt', '0'), r'.*/test/nshards\.txt: says 0, expected at least one tar'),
+    (put('test/nshards.txt', '1'), r'.*/test/nshards\.txt: says 1 tars, but there is also .*/test/1\.tar'),
+    (put('test/nshards.txt', '4'), r'.*/test/nshards\.txt: says 4 tars, but there is no .*/test/2\.tar; .*/test has 0'),
+    (cut, r'.*/test/1\.tar: cannot be read .*unexpected end.*, expected a whole tar'),
+    (no_samples, '.*/test: has no images in its tars'),
+    (tar(a_png=b'', b_cls=b'0'), r".*/1\.tar: sample 'a': has no cls"),
+    (tar(a_png=b'', a_cls=b'-1'), r".*/1\.tar: sample 'a': cls: is -1, expected 0 to 5"),
+]
+SEVERAL_CHANGES: list[tuple[Any, str]] = [
+    (npy([1] * 6, pickled=True), 'cannot be read .*allow_pickle=False'), (npy([1] * 6)[:-1], 'cannot be read'),
+    (npy([0, 0, 0, 2, 0, 0]), 'holds int64 of shape'), (npy([[1] * 6]), r'holds int64 of shape \(1, 6\)'),
+]
+
+
+@pytest.mark.parametrize(('change', 'words'), CHANGES, ids=[str(i) for i in range(len(CHANGES))])
+def test_what_is_wrong_is_named(change: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
+    write_wds(tmp_path, LABELS)
+    change(tmp_path)
+    with pytest.raises(ConfigError, match=f'^zeroshot.x.source: {words}'):
+        open_set('zeroshot', {'name': 'clip_benchmark', 'local': str(tmp_path)}, 'zeroshot.x.source')
+
+
+@pytest.mark.parametrize(('content', 'words'), SEVERAL_CHANGES, ids=[str(i) for i in range(len(SEVERAL_CHANGES))])
+def test_ones_and_zeros_are_one_per_class(content: bytes, words: str, tmp_path: Path) -> None:
+    write_wds(tmp_path, SEVERAL)
+    tar(a_png=b'', a_npy=content)(tmp_path)
+    with pytest.raises(ValueError, match=f"1.tar: sample 'a': npy: {words}.*, expected a 1 or a 0 for each of the 6"):
+        clip_benchmark(str(tmp_path))

@@ -19,7 +19,7 @@ from set_files import COMPOSITION_WRITERS, SUGARCREPE
 from llm2clip.config import ConfigError
 from llm2clip.data.images import decode_image
 from llm2clip.evaluation.sets.composition import aro_attribution, aro_relation, sugarcrepe, winoground
-from llm2clip.registry import COMPOSITION_SETS, find, open_set
+from llm2clip.registry import COMPOSITION_SETS, open_set
 
 
 def test_sugarcrepe_by_file_and_by_what_was_done(tmp_path: Path) -> None:
@@ -83,15 +83,6 @@ def test_pairs_of_attributes_that_are_not_rare_count(tmp_path: Path) -> None:
     assert number.groups == [list(range(25)), list(range(25, 51))]
     assert {name: len(part) for name, part in found.parts.items()} == {
         'white, open': 25, 'open, white': 26, 'red, round': 2}
-
-
-@pytest.mark.parametrize('name', ['sugarcrepe', 'winoground'])
-def test_images_are_read_by_position_also_in_another_process(name: str, tmp_path: Path) -> None:
-    arguments = COMPOSITION_WRITERS[name](tmp_path)
-    found = find(COMPOSITION_SETS[name])(**arguments)
-    for read_image in (found.read_image, pickle.loads(pickle.dumps(found.read_image))):
-        for position, image in enumerate(found.image_ids):
-            assert read_image(position) == Path(arguments['images'], image).read_bytes()
 
 
 Change = Callable[[dict[str, Any]], Any]

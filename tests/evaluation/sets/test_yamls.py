@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llm2clip.evaluation.sets.languages import LANGUAGES
+from llm2clip.evaluation.sets.retrieval import LANGUAGES
 from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, check
 
 ROOT = Path(__file__).parents[3]

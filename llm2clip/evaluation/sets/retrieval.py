@@ -1,0 +1,370 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Sets of images with captions: published ones, and custom data.
+
+Flickr8k's, Flickr30k's and COCO's test sets are those of Karpathy and Fei-Fei (arXiv 1412.2306).
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from streaming import LocalDataset
+
+from llm2clip.config import ConfigError
+from llm2clip.config.ranges import Count, Text, Texts
+from llm2clip.data.caption_files import (
+    field,
+    list_field,
+    numbered,
+    read_captions,
+    read_json_lines,
+    read_lines,
+    text_field,
+    texts_field,
+)
+from llm2clip.data.published_captions import Images, captions_of_lines, official_lists, read_splits
+from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index, whole_shard
+from llm2clip.evaluation.sets.files import RetrievalSet, check_file, found_in, retrieval_set, visible_files
+from llm2clip.files import FileError, read_text, reading
+
+__all__ = [
+    'coco', 'coco_cn', 'docci', 'flickr30k', 'flickr8k', 'flickr_cn', 'image_folder', 'mds', 'sharegpt4v', 'urban1k',
+    'xm3600',
+]
+
+_CHUNK = 1 << 20
+_BETWEEN_RECORDS = re.compile(r'[\s,]*')
+LANGUAGES = (
+    'ar', 'bn', 'cs', 'da', 'de', 'el', 'en', 'es', 'fa', 'fi', 'fil', 'fr', 'he', 'hi', 'hr', 'hu', 'id', 'it', 'ja',
+    'ko', 'mi', 'nl', 'no', 'pl', 'pt', 'quz', 'ro', 'ru', 'sv', 'sw', 'te', 'th', 'tr', 'uk', 'vi', 'zh',
+)
+_CAPTIONS = 'imageid.human-written-caption.txt'
+_SPLITS = ('train', 'val', 'test')
+
+
+def flickr8k(
+    images: str, annotations: str, split: str = 'test', split_files: Optional[dict[Text, Text]] = None
+) -> RetrievalSet:
+    """Flickr8k: 1,000 images with 5 captions each (test).
+
+    The 8,091 images (for research and teaching only) are in
+    https://github.com/jbrownlee/Datasets/releases/tag/Flickr8k (``Flickr8k_Dataset.zip``, ``Flickr8k_text.zip``) and in
+    https://www.kaggle.com/datasets/adityajn105/flickr8k .
+
+    Args:
+        images: Folder of the images, ``Flicker8k_Dataset`` or Kaggle's ``Images``.
+        annotations: One of
+
+            - ``Flickr8k.token.txt``, with the lists of its splits,
+            - ``dataset_flickr8k.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
+            - ``captions.txt`` of Kaggle, which needs `split_files`.
+        split: ``train``, ``val`` (officially ``dev``) or ``test``.  A file without splits and lists must have the
+            split's name in its own, or be taken whole with ``all``.
+        split_files: For a file without splits: split -> file with one image per line.  Unset, the official lists
+            ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``.
+    """
+    check_file('flickr8k', 'annotations', annotations)
+    splits = read_splits(annotations, official_lists(annotations) if split_files is None else split_files)
+    found = _of_split('flickr8k', annotations, split, splits, ', and split_files: {test: <file>} lists its images')
+    return retrieval_set('flickr8k', found, annotations, images)
+
+
+def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
+    """Flickr30k: 1,000 images with 5 captions each (test).
+
+    The 31,783 images (``flickr30k-images/<number>.jpg``, for research only) are given out on request at
+    https://shannon.cs.illinois.edu/DenotationGraph/ and are in https://huggingface.co/datasets/nlphuji/flickr30k .
+
+    Args:
+        images: Folder of the images, or that which the paths in `annotations` start from.
+        annotations: One of
+
+            - ``dataset_flickr30k.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
+            - ``flickr_annotations_30k.csv`` (nlphuji/flickr30k),
+            - ``flickr30k_test.json`` as ALBEF, BLIP and LLM2CLIP use it, with images ``flickr30k-images/<number>.jpg``
+              (https://storage.googleapis.com/sfr-vision-language-research/datasets/flickr30k_test.json),
+            - ``flickr30k_test_karpathy.txt`` as CLIP_benchmark uses it
+              (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0),
+            - ``results_20130124.token``, which comes with the images and has no splits.
+        split: ``train``, ``val`` or ``test``.  A file without splits must have the split's name in its own, or be
+            taken whole with ``all``.
+    """
+    check_file('flickr30k', 'annotations', annotations)
+    found = _of_split('flickr30k', annotations, split, read_splits(annotations))
+    return retrieval_set('flickr30k', found, annotations, images)
+
+
+def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[Count] = 5) -> RetrievalSet:
+    """COCO: 5,000 images of val2014 (test, 5K).
+
+    The images (val2014.zip, 6 GB; https://cocodataset.org/#download; annotations CC BY 4.0, images under Flickr's
+    terms) are unpacked to ``val2014/``, for the other splits also ``train2014/``.
+
+    Args:
+        images: Folder that has ``val2014/``, or that which the paths in `annotations` start from.  It may be a symbolic
+            link, but what is in it may not lead out of it.
+        annotations: One of
+
+            - ``dataset_coco.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
+            - ``coco_karpathy_test.json`` as BLIP and LLM2CLIP use it
+              (https://storage.googleapis.com/sfr-vision-language-research/datasets/coco_karpathy_test.json),
+            - a file in COCO's own format, such as ``coco_test_karpathy.json`` as CLIP_benchmark uses it
+              (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0), or ``captions_val2017.json``; its
+              names start from ``val2014`` or ``val2017``.
+        split: ``train``, ``restval``, ``val`` or ``test``.  A file without splits must have the split's name in its
+            own, or be taken whole with ``all``.
+        captions_per_image: The first so many captions; a few images have six or seven.  Null: all, as CLIP_benchmark
+            takes them.
+    """
+    check_file('coco', 'annotations', annotations)
+    found = _of_split('coco', annotations, split, read_splits(annotations))
+    found = ((image, captions[:captions_per_image]) for image, captions in found)
+    return retrieval_set('coco', found, annotations, images)
+
+
+def _of_split(
+    name: str, annotations: str, split: str, splits: Mapping[Optional[str], Images], more: str = ''
+) -> Images:
+    """Image files and captions, of one split."""
+    if splits.keys() != {None}:
+        _check_has_split(name, split, [there for there in splits if there is not None], annotations)
+        return splits[split]
+    # A file without splits is one: its name should say which.
+    if split != 'all' and split not in Path(annotations).name.lower():
+        raise ConfigError(f'{name}: source.split: {annotations} has no splits, and its name does not say {split!r}; '
+                          f'split: all takes all of it{more}')
+    return splits[None]
+
+
+def _check_has_split(name: str, split: str, there: Sequence[str], path: str) -> None:
+    """Raise a ConfigError unless `split` is among those `there`."""
+    if split not in there:
+        raise ConfigError(f'{name}: source.split: there is no {split!r} in {path}; it has '
+                          f'{", ".join(sorted(set(there))) or "no images"}')
+
+
+def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalSet:
+    """ShareGPT4V-1k, the test set of Long-CLIP (arXiv 2403.15378): the first 1,000 of 1.2 million captions.
+
+    Args:
+        images: Folder with ShareGPT4V's layout of images (``sam/images``, ``coco/train2017``,
+            ``llava/llava_pretrain/images``; https://github.com/beichenzbc/Long-CLIP/blob/main/train/train.md says where
+            each comes from).  Only those of the first captions need to be there; a message names what is missing.
+        annotations: ``share-captioner_coco_lcs_sam_1246k_1107.json`` (1.5 GB, of which only the beginning is read;
+            https://huggingface.co/datasets/Lin-Chen/ShareGPT4V, CC BY-NC 4.0).
+        first: How many.
+    """
+    check_file('sharegpt4v', 'annotations', annotations)
+    found = []
+    for where, record in numbered(_read_first(annotations, first), f'{annotations}, value'):
+        turns = list_field(record, 'conversations', where)
+        answer = next((turn for turn in turns if field(turn, 'from', where) == 'gpt'), None)
+        if answer is None:
+            raise FileError(f'{where}: no turn of the conversation is from \'gpt\'')
+        found.append((text_field(record, 'image', where), [text_field(answer, 'value', where)]))
+    return retrieval_set('sharegpt4v', found, annotations, images)
+
+
+def _read_first(path: str, count: int) -> list[Any]:
+    """The first values of a list in a JSON file, without reading the rest of the file.
+
+    Raises:
+        FileError: The file is not a list, ends within it, or has fewer values.
+    """
+    decoder, values = json.JSONDecoder(), []
+    with reading(path, 'a JSON list in UTF-8'), open(path, encoding='utf-8-sig') as file:
+        text = file.read(_CHUNK).lstrip()
+        if not text.startswith('['):
+            raise FileError(f'{path}: expected a JSON list, found {text[:60]!r}')
+        at = 1
+        while len(values) < count:
+            gap = _BETWEEN_RECORDS.match(text, at)
+            at = gap.end() if gap else at
+            if text.startswith(']', at):
+                break
+            try:
+                value, at = decoder.raw_decode(text, at)
+                values.append(value)
+            except json.JSONDecodeError as error:
+                more = file.read(_CHUNK)
+                if not more:
+                    raise FileError(f'{path} is damaged after {len(values):,} values: {error.msg}') from None
+                text, at = text[at:] + more, 0
+    if len(values) < count:
+        raise FileError(f'{path} has {len(values):,} values, expected at least {count:,}')
+    return values
+
+
+def urban1k(folder: str) -> RetrievalSet:
+    """Urban1k of Long-CLIP (arXiv 2403.15378): 1,000 city scenes from Visual Genome.
+
+    Args:
+        folder: What ``Urban1k.zip`` unpacks to: ``image/<number>.jpg`` and ``caption/<number>.txt``, of which the first
+            line counts (https://huggingface.co/datasets/BeichenZhang/Urban1k).
+    """
+    for part in ('image', 'caption'):
+        if not Path(folder, part).is_dir():
+            raise ConfigError(f'urban1k: source.folder: expected the folders image and caption in {folder}; '
+                              f'{found_in(Path(folder))}')
+    stems = {part: {Path(name).stem for name in visible_files(Path(folder, part), [suffix], f'{suffix} files in')}
+             for part, suffix in (('image', '.jpg'), ('caption', '.txt'))}
+    for part, other in (('image', 'caption'), ('caption', 'image')):
+        if alone := sorted(stems[part] - stems[other], key=_natural):
+            raise ConfigError(f'urban1k: {len(alone):,} of {len(stems[part]):,} files in {folder}/{part} have none of '
+                              f'the same name in {folder}/{other}, the first of them is {alone[0]}')
+    found = []
+    for stem in sorted(stems['caption'], key=_natural):
+        lines = read_text(Path(folder, 'caption', f'{stem}.txt')).splitlines()
+        found.append((f'{stem}.jpg', lines[:1]))
+    return retrieval_set('urban1k', found, f'{folder}/caption', f'{folder}/image')
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts 2 before 10."""
+    return [(int(part), '') if part.isdigit() else (-1, part) for part in re.split(r'(\d+)', name)]
+
+
+def docci(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
+    """DOCCI (arXiv 2404.19753, CC BY 4.0): 5,000 images with a description each (test).
+
+    Args:
+        images: The folder ``images`` that ``docci_images.tar.gz`` unpacks to
+            (https://storage.googleapis.com/docci/data/docci_images.tar.gz, 7 GB).
+        annotations: https://storage.googleapis.com/docci/data/docci_descriptions.jsonlines .
+        split: ``train``, ``test``, ``qual_dev`` or ``qual_test``.
+    """
+    check_file('docci', 'annotations', annotations)
+    records = [(where, record, text_field(record, 'split', where)) for where, record in read_json_lines(annotations)]
+    _check_has_split('docci', split, [there for _, _, there in records], annotations)
+    found = [(text_field(record, 'image_file', where), [text_field(record, 'description', where)])
+             for where, record, of in records if of == split]
+    return retrieval_set('docci', found, annotations, images)
+
+
+def flickr_cn(images: str, annotations: str) -> RetrievalSet:
+    """Flickr30k-CN (Lan et al., ACM MM 2017): Flickr30k's 1,000 test images with 5 translations each.
+
+    Args:
+        images: Folder of Flickr30k's images (see `flickr30k`).
+        annotations: One of
+
+            - ``flickr30k_cn_test.txt`` of Flickr30k-CNA (https://zero.so.com), of the same translations,
+            - ``seg.flickr30kzhmbosontest.caption.txt`` of the original package
+              (https://github.com/li-xirong/cross-lingual-cap), split into words, which are put together again,
+            - ``flickr30k_test_zh.txt`` as CLIP_benchmark uses it
+              (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0).
+    """
+    check_file('flickr_cn', 'annotations', annotations)
+    return retrieval_set('flickr_cn', captions_of_lines(annotations).items(), annotations, images)
+
+
+def coco_cn(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
+    """COCO-CN (arXiv 1805.08661): 1,000 COCO images with 1,053 captions written in Chinese (test).
+
+    Args:
+        images: Folder that has COCO's ``train2014/`` and ``val2014/`` (see `coco`).
+        annotations: The folder ``coco-cn-version1805v1.1`` (on request at https://github.com/li-xirong/coco-cn; also
+            https://huggingface.co/datasets/AIMClab-RUC/COCO-CN) with ``imageid.human-written-caption.txt`` and
+            ``coco-cn_<split>.txt``.
+        split: ``train``, ``val`` or ``test``.
+    """
+    captions_file, split_file = Path(annotations, _CAPTIONS), Path(annotations, f'coco-cn_{split}.txt')
+    if not captions_file.is_file():
+        raise ConfigError(f'coco_cn: source.annotations: expected {_CAPTIONS} and coco-cn_<split>.txt in '
+                          f'{annotations}; {found_in(Path(annotations))}')
+    if not split_file.is_file():
+        there = [name for name in _SPLITS if Path(annotations, f'coco-cn_{name}.txt').is_file()]
+        raise ConfigError(f'coco_cn: source.split: there is no {split_file}; the splits there are '
+                          f'{", ".join(there) or "none"}')
+    captions = captions_of_lines(str(captions_file))
+    names = [f'{image}.jpg' for _, image in read_lines(str(split_file))]
+    found = [(f'{_coco_folder(name)}/{name}', captions.get(name, [])) for name in names]
+    return retrieval_set('coco_cn', found, f'{captions_file} and {split_file.name}', images)
+
+
+def _coco_folder(name: str) -> str:
+    """``val2014`` of ``COCO_val2014_000000043734.jpg``."""
+    parts = name.split('_')
+    if len(parts) != 3 or parts[0] != 'COCO':
+        raise FileError(f'coco_cn: expected image ids such as COCO_val2014_000000043734, found '
+                         f'{name.removesuffix(".jpg")!r}')
+    return parts[1]
+
+
+def xm3600(images: str, annotations: str, language: str, captions_per_image: Optional[Count] = None) -> RetrievalSet:
+    """XM3600 (arXiv 2205.12522): 3,600 images with about two captions per language.
+
+    Args:
+        images: Folder that ``images.tgz`` unpacks to, ``<key>.jpg``
+            (https://open-images-dataset.s3.amazonaws.com/crossmodal-3600/images.tgz, 300 MB; from Open Images, CC BY).
+        annotations: ``captions.jsonl`` of https://google.github.io/crossmodal-3600/web-data/captions.zip (CC BY 4.0).
+        language: One of `LANGUAGES`; ``'no'`` needs its quotes in YAML.
+        captions_per_image: The first so many captions.  Null: all; CLIP_benchmark takes 1.
+    """
+    if language not in LANGUAGES:
+        quotes = "; in YAML, 'no' needs quotes" if isinstance(language, bool) else ''
+        raise ConfigError(f'xm3600: source.language: there is no {language!r}; there are {", ".join(LANGUAGES)}'
+                          f'{quotes}')
+    name = f'xm3600_{language}'
+    check_file(name, 'annotations', annotations)
+    found = []
+    for where, record in read_json_lines(annotations):
+        captions = texts_field(field(record, language, where), 'caption', f'{where}, {language}')
+        found.append((f'{text_field(record, "image/key", where)}.jpg', captions[:captions_per_image]))
+    return retrieval_set(name, found, annotations, images)
+
+
+def image_folder(
+    images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption'
+) -> RetrievalSet:
+    """A folder of images and a file of captions.  Images without a caption do not count.
+
+    Args:
+        images: Folder of the images.
+        captions: CSV or TSV file with a header, JSON list or JSON lines; several rows per image are its captions.
+        image_column: Column with the image's path inside `images`.
+        caption_column: Column with the text.
+    """
+    found = read_captions(captions, image_column, caption_column).items()
+    return retrieval_set(images, found, captions, images, gaps=True)
+
+
+def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
+    """An image dataset that `prepare_data` wrote.  Images that have none of the captions do not count.
+
+    Args:
+        local: Folder of the dataset.
+        caption_keys: Which captions of an image are its texts, as far as it has them; unset, all.
+    """
+    columns = list(map(caption_column, caption_keys or ()))
+    there = check_dataset(local, [SAMPLE_ID, IMAGE, *columns])
+    if caption_keys is None:
+        columns = [name for name in there if name.startswith(CAPTION)]
+    read_image = MDSImages.open(local)
+    samples = ((sample[SAMPLE_ID], [sample[column] for column in columns])
+               for shard in read_image.dataset.shards for sample in shard)
+    return retrieval_set(local, samples, local, read_image, gaps=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class MDSImages:
+    """Reads the images of a local MDS dataset by position, without Streaming's shared memory."""
+
+    local: str
+    """Its folder; two readers of one dataset are equal."""
+    dataset: LocalDataset = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def open(cls, local: str) -> 'MDSImages':
+        """Raises a FileError if the index or a shard is damaged, or a shard is missing or compressed."""
+        for shard in read_index(local)['shards']:
+            whole_shard(local, shard)
+        return cls(local, LocalDataset(local))
+
+    def __call__(self, position: int) -> bytes:
+        return self.dataset[position][IMAGE]
