@@ -32,7 +32,6 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.loader import split_packed
 from llm2clip.models.adapter import build_adapter
-from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.inheritance import ComposerInheritance, TextSide
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
@@ -44,9 +43,10 @@ from llm2clip.models.sharding import (
     recomputed_modules,
     sharded_modules,
 )
+from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer
-from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
+from llm2clip.training.algorithms.weights import AverageGlooGradients
 
 N = 10
 QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']

@@ -21,9 +21,9 @@ from torch.distributed.tensor import DTensor
 from whole_matrix import CASES, own_rows, sample
 
 from llm2clip.config import AdapterConfig, LoraConfig, LossConfig, ModelConfig, TextEncoderConfig, VisionConfig
-from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import keep_float32
+from llm2clip.models.stage1 import CaptionContrastive
 
 N, BIAS = 12, -10.1
 

@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.distributed
@@ -105,7 +105,6 @@ class Meter(TorchDispatchMode):
         self.current = self.peak = 0
         self.flops = self.recomputed = 0.0
         self._sizes: dict[int, int] = {}
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._times, self._again, self._backward = 1.0, False, False
 
     def add_module(self, module: nn.Module) -> int:
@@ -149,25 +148,24 @@ class Meter(TorchDispatchMode):
     def _add(self, tensor: torch.Tensor) -> None:
         storage = (tensor._local_tensor if isinstance(tensor, DTensor) else tensor).untyped_storage()
         key = id(storage)  # the same for as long as the storage lives
-        if key not in self._alive:
-            def gone(_: Any) -> None:
-                self._resize(key, 0)
-                del self._alive[key], self._sizes[key]
-
-            self._alive[key] = weakref.ref(storage, gone)
+        if key not in self._sizes:
             self._resize(key, storage.nbytes())
+            weakref.finalize(storage, self._resize, key, None).atexit = False
 
-    def _resize(self, key: int, size: int) -> None:
-        before, self._sizes[key] = self._sizes.get(key, 0), -(-size // _BLOCK) * _BLOCK
-        self.current += self._sizes[key] - before
-        self.peak = max(self.peak, self.current)
+    def _resize(self, key: int, size: Optional[int]) -> None:
+        """Count a storage by its new size; None: it is gone."""
+        self.current -= self._sizes.pop(key, 0)
+        if size is not None:
+            self._sizes[key] = -(-size // _BLOCK) * _BLOCK
+            self.current += self._sizes[key]
+            self.peak = max(self.peak, self.current)
 
     def __enter__(self) -> 'Meter':
         self._torch_resize = resize = torch.UntypedStorage.resize_
 
         def counted(storage: torch.UntypedStorage, size: int) -> Any:
             result = resize(storage, size)
-            if id(storage) in self._alive:
+            if id(storage) in self._sizes:
                 self._resize(id(storage), size)
             return result
 

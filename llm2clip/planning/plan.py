@@ -4,7 +4,7 @@
 """What a run will need and what will go wrong, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -29,7 +29,7 @@ from llm2clip.config import (
 from llm2clip.data.caption_pairs import with_two_captions
 from llm2clip.data.shared_memory import shared_memory
 from llm2clip.imports.initial import check_initial_weights
-from llm2clip.models.mntp import MaskedNextTokenPrediction
+from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.planning import datasets
 from llm2clip.planning.datasets import DataPlan, collected
 from llm2clip.planning.fake import fake_ranks
@@ -41,7 +41,7 @@ from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
 from llm2clip.training import inheritance, stage1, stage2
 from llm2clip.training.text_encoders import TrainedTexts, load_trained_encoders
-from llm2clip.training.trainer import check_metrics, check_train_config
+from llm2clip.training.trainer import check_metrics, check_train_config, possible_metrics
 
 __all__ = ['on_meta', 'plan_extraction', 'plan_inheritance', 'plan_run', 'plan_stage1', 'plan_stage2']
 
@@ -87,7 +87,8 @@ def plan_stage2(config: Stage2Config) -> Plan:
 
     clip = make_texts(1).clip if config.without_llm else None
     dim = _teacher_width(config, data, plan) if clip is None else clip[0].width
-    image_size, captions = stage2.train_image_size(config), config.train_data.captions_per_image
+    image_size = stage2.train_image_size(config.train_data, config.model.vision)
+    captions = config.train_data.captions_per_image
     # A frozen LLM in the loop leaves vectors in the batch, too.
     vectors = dim if config.reads_vectors or config.online.enabled else 0
 
@@ -100,7 +101,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
     if config.initial_weights is not None:
         with collected(plan.problems):
             check_initial_weights(make(1)[0].model, config.model, config.initial_weights)
-    _measure(plan, config, stage2.possible_metrics(config), make, lengths, teacher)
+    _measure(plan, config, make, lengths, teacher)
     if plan.cost is not None:
         batch = image_batch(plan.device_batch, image_size, dim if config.reads_vectors else 0, captions)
         plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.drawn,
@@ -154,7 +155,7 @@ def plan_inheritance(config: InheritanceConfig) -> Plan:
         with torch.device('meta'):
             return inheritance.make_model(config, dim, embed_dim), batch
 
-    _measure(plan, config, inheritance.possible_metrics(config), make)
+    _measure(plan, config, make)
     return plan
 
 
@@ -186,7 +187,7 @@ def plan_stage1(config: Stage1Config) -> Plan:
             **{f'{side}text_id': torch.zeros(n, dtype=torch.long) for side in sides},
             **{side + name: torch.ones(n, tokens, dtype=torch.long) for side in sides for name in names}}
 
-    _measure(plan, config, stage1.possible_metrics(config), make, (longest, tokens))
+    _measure(plan, config, make, (longest, tokens))
     return plan
 
 
@@ -229,7 +230,8 @@ def _begin(config: TrainConfig, loader: LoaderConfig, data: DataPlan, per_stream
     """Steps and data; `per_stream`, each batch comes from one dataset."""
     ranks, batch = dist.get_world_size(), config.global_train_batch_size
     device_batch = batch // ranks
-    plan = Plan(config, ranks, precision_of(config) != Precision.FP32, problems=data.problems, datasets=data.datasets,
+    half = precision_of(config.precision, config.device) != Precision.FP32
+    plan = Plan(config, ranks, half, problems=data.problems, datasets=data.datasets,
                 global_batch=batch, device_batch=device_batch,
                 microbatch=config.device_train_microbatch_size or device_batch,
                 drawn=int(config.plan_samples or sum(dataset.drawn for dataset in data.datasets)),
@@ -308,8 +310,8 @@ def _count_tokens(plan: Plan, characters: float, texts: int, longest: int) -> in
 
 
 def _measure(
-    plan: Plan, config: TrainConfig, evaluated: Mapping[str, Sequence[str]], make: _Make,
-    lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPlan] = None,
+    plan: Plan, config: TrainConfig, make: _Make, lengths: tuple[int, int] = (0, 0),
+    teacher: Optional[EncoderPlan] = None,
 ) -> None:
     """Check the parts of the configuration, and find a step's cost.
 
@@ -323,7 +325,7 @@ def _measure(
         n = parameter.numel()
         plan.modules[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)
     with collected(plan.problems):
-        check_metrics(config, evaluated)
+        check_metrics(config, possible_metrics(config))
     try:
         check_train_config(config)
     except ConfigError as error:

@@ -26,10 +26,8 @@ from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.weights import read_safetensors
 
-__all__ = [
-    'BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'initial_state', 'interpolated', 'load_checkpoint_model',
-    'load_stage2', 'own_clip_text', 'read_stage2', 'record_teacher', 'with_own_teacher',
-]
+__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'load_stage2', 'own_clip_text', 'read_stage2',
+           'record_teacher', 'with_own_teacher']
 
 BEST_FILE = 'best.safetensors'
 # What a run leaves that has trained its text encoder.
@@ -160,28 +158,15 @@ def interpolated(
 ) -> dict[str, torch.Tensor]:
     """``(1 - share) * initial + share * trained``, which is exact at both ends (WiSE-FT, arXiv 2109.01903, section 3).
 
-    A tower that was fine-tuned knows more of the new data and less of what it could do before.  The mean of both
-    weights often keeps most of either.
-
-    Args:
-        initial: Name -> weight at the beginning, of some of the weights.
-        trained: Name -> weight at the end, of all.  What has no initial weight stays as it is, and so do integers.  The
-            statistics of BatchNorms are averaged as weights are, which changes nothing where they were frozen.
-        share: From 0, the initial weights, to 1, the trained ones.
-
-    Returns:
-        Name -> weight, of all.
+    What has no initial weight stays as it was trained, and so do integers.  The statistics of BatchNorms are averaged
+    as weights are, which changes nothing where they were frozen.
     """
     return {name: torch.lerp(initial[name].to(value), value, share)
             if name in initial and value.is_floating_point() else value for name, value in trained.items()}
 
 
 def _check_initial(config: Stage2Config) -> None:
-    """Find out what is wrong with a run's initial weights without reading them.
-
-    Raises:
-        ConfigError: The tower began with random weights, or a file or folder is not there any more; names the key.
-    """
+    """Raise a ConfigError, without reading a weight, if the tower began with random ones, or theirs are not there."""
     vision = config.model.vision
     if config.initial_weights is not None:
         check_is_exported(config.initial_weights)
@@ -197,15 +182,7 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
 
     These are the vision tower's, as their file has them.  Projection and adapter begin at random, unless the first is
     the tower's own and the second that of `initial_adapter`.  With `initial_weights`, they and the temperature have
-    initial weights too, except an adapter whose teacher was another.
-
-    Args:
-        config: The run's.
-        record: Of the teacher that it learned from.
-
-    Raises:
-        ConfigError, FileError, LoadError: As when the run began: what it began with is not there, damaged or of another
-            model.
+    initial weights too, except an adapter whose teacher was another.  Errors are those of a run that begins.
     """
     _check_initial(config)
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=config.initial_weights is None)

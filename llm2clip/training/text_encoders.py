@@ -20,7 +20,7 @@ from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_
 from llm2clip.teacher.folder import KIND as TEACHER_KIND
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.text_encoder import build_text_encoder, load_caption_tokenizer
-from llm2clip.training.algorithms.ema import averaged_weights
+from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
 __all__ = ['TrainedTexts', 'load_texts', 'load_trained_encoders', 'save_texts', 'text_folders']

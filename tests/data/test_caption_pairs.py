@@ -18,7 +18,7 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.loader import count_tokens, split_by_length, split_packed
 from llm2clip.data.schema import read_index, whole_shard
-from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 

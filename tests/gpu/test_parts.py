@@ -167,7 +167,7 @@ def test_pixels_are_copied_without_waiting_and_normalised_as_on_a_cpu(
     config = load_config(Stage2Config, [*arguments[2], f'device={DEVICE}', f'save_folder={tmp_path}', 'eval_data=null',
                                         'train_data.num_workers=1'])
     device, of_tower = get_device(DEVICE), ((0.5, 0.4, 0.3), (0.3, 0.4, 0.5))
-    data, _ = stage2.make_loaders(config, online=False)
+    data, _ = stage2.make_loaders(config)
     loader: Any = data.dataloader
     parts: Any = data.split_batch(next(iter(loader)), 3)
     for name in ('pixel_values', 'text_embedding') if DEVICE == 'gpu' else ():

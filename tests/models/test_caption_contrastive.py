@@ -14,7 +14,7 @@ from whole_matrix import unit
 from llm2clip.config import Stage1Config
 from llm2clip.config.files import load_config
 from llm2clip.data.loader import split_packed
-from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
 from llm2clip.training.stage1 import make_model
 

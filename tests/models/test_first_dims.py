@@ -14,8 +14,7 @@ from transformers import AutoModel
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
-from llm2clip.models.first_dims import check_dim, keep_first_dims
-from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, check_dim, keep_first_dims
 
 
 @pytest.mark.parametrize('adapter', ['residual', 'transformer', 'linear', 'identity'])

@@ -21,7 +21,7 @@ from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
-from llm2clip.training.algorithms.clamp_logit_scale import ClampLogitScale
+from llm2clip.training.algorithms.weights import ClampLogitScale
 from llm2clip.training.optim import parameter_groups
 
 TINY = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=2), embed_dim=16)

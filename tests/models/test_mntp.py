@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from llm2clip.config import TextEncoderConfig
 from llm2clip.data.loader import split_packed
-from llm2clip.models.mntp import MaskedNextTokenPrediction, mntp_loss
+from llm2clip.models.stage1 import MaskedNextTokenPrediction, mntp_loss
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.llm import load_llm_and_head
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from launched import COMMON
+from llm2clip.models.flops import text_flops
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
 from towers import write_clip
@@ -28,7 +29,6 @@ from llm2clip.config.files import load_config
 from llm2clip.data.caption_pairs import build_caption_pair_loader
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
-from llm2clip.models.flops import text_flops
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.fake import Meter
 from llm2clip.planning.plan import on_meta, plan_extraction, plan_stage1, plan_stage2

@@ -9,10 +9,10 @@ from typing import Any, Optional
 import pytest
 import torch
 
-import llm2clip.training.trainer
+import llm2clip.training.optim
 from llm2clip.config import AdapterConfig, FsdpConfig, ModelConfig, Stage2Config, TrainConfig, VisionConfig
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.training.trainer import build_optimizer
+from llm2clip.training.optim import build_optimizer
 
 OPTIMIZERS = {
     'adamw': {'name': 'adamw', 'lr': 1e-2, 'weight_decay': 0.05, 'betas': [0.9, 0.95]},
@@ -84,5 +84,5 @@ def test_on_a_gpu_it_is_fused_where_it_can_be(
         return bool(build_optimizer(config, model).defaults.get('fused'))
 
     assert not chosen(None)
-    monkeypatch.setattr(llm2clip.training.trainer, 'device_kind', lambda config: 'gpu')
+    monkeypatch.setattr(llm2clip.training.optim, 'device_kind', lambda device: 'gpu')
     assert (chosen(None), chosen(FsdpConfig())) == (fused, sharded)

@@ -1,21 +1,22 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is logged of each step beside losses and learning rates."""
+"""What watches a training: readings of each step, a stop where it breaks, and the progress bar."""
 
+import math
 import time
+from pathlib import Path
 from typing import Any, Optional
 
-import composer.callbacks
 import torch
 from composer.core import Algorithm, Callback, Event, State
-from composer.loggers import Logger
+from composer.loggers import Logger, ProgressBarLogger
 from composer.utils import dist
 
 from llm2clip.data.loader import text_sides
 from llm2clip.models.sharding import whole
 
-__all__ = ['LogitScaleMonitor', 'SpeedMonitor', 'StepMonitor', 'TextMonitor']
+__all__ = ['LogitScaleMonitor', 'ProgressBar', 'StepMonitor', 'StopAtNonfinite', 'TextMonitor']
 
 
 class LogitScaleMonitor(Callback):
@@ -25,20 +26,6 @@ class LogitScaleMonitor(Callback):
         for name, parameter in state.model.named_parameters():
             if name.rsplit('.', 1)[-1] == 'logit_scale':
                 logger.log_metrics({'logit_scale': whole(parameter).detach().exp().item()})
-
-
-class SpeedMonitor(composer.callbacks.SpeedMonitor):
-    """Composer's, with ``throughput/device/flops_per_sec`` and, on GPUs that Composer knows or with
-    `gpu_flops_available`, ``throughput/device/mfu``.
-
-    FLOPs are counted once, before the model is sharded.
-    """
-
-    def init(self, state: State, logger: Logger) -> None:
-        model: Any = state.model  # of this project, so that it has `batch_flops`
-        if (flops := model.batch_flops()) is not None:
-            model.flops_per_batch = flops
-        super().init(state, logger)
 
 
 class StepMonitor(Algorithm):
@@ -102,3 +89,84 @@ class TextMonitor(Callback):
         if self.cut and dist.get_global_rank() == 0:
             print(f'{self.cut} of {self.texts} texts were longer than text_encoder.max_length={self.max_length} tokens '
                   'and were cut', flush=True)
+
+
+class NonfiniteError(RuntimeError):
+    """Loss or weights are NaN or infinite; the message names the step, the samples and the last checkpoint."""
+
+
+class StopAtNonfinite(Callback):
+    """Raise a NonfiniteError, on all ranks, after a step whose loss is not finite, or that makes a weight so.
+
+    No checkpoint is written of such a step, so each one that there is can be resumed from.
+
+    Args:
+        checkpoints: Where they are, for the message.
+    """
+
+    def __init__(self, checkpoints: str) -> None:
+        self.checkpoints = checkpoints
+        self._sample_ids: list[str] = []
+        self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Rows of the batch, and whether their features are finite."""
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        self._sample_ids, self._finite = state.batch['sample_id'], []
+
+    def before_backward(self, state: State, logger: Logger) -> None:
+        outputs: Any = state.outputs
+        for name, value in outputs.items() if isinstance(outputs, dict) else ():
+            if value.ndim == 2:
+                rows = state.batch.get(f'{name}_row', torch.arange(len(value)))
+                self._finite.append((rows, torch.isfinite(value.detach()).all(1)))
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        step, loss = state.timestamp.batch.value - 1, state.total_loss_dict['loss/train/total']
+        if not math.isfinite(loss):
+            bad = [name for names in dist.all_gather_object(self._bad_samples()) for name in names]
+            samples = f'samples with features that are not finite: {bad}' if bad else f'samples: {self._sample_ids}'
+            raise NonfiniteError(f'the loss of step {step} is {loss}; {samples}; {self._last()}')
+        trained = [weight for weight in state.model.parameters() if weight.requires_grad]
+        if not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
+            raise NonfiniteError(f'step {step} made weights that are not finite, although its loss is finite; samples: '
+                                 f'{self._sample_ids}; {self._last()}')
+
+    def _bad_samples(self) -> list[str]:
+        """This rank's samples with a feature that is not finite."""
+        bad = {row for rows, finite in self._finite for row in rows.cpu()[~finite.cpu()].tolist()}
+        return [self._sample_ids[row] for row in sorted(bad)]
+
+    def _last(self) -> str:
+        if '://' in self.checkpoints:
+            return f'the last checkpoint is in {self.checkpoints}'
+        latest = Path(self.checkpoints, 'latest-rank0.pt')
+        return f'the last checkpoint is {latest.resolve()}' if latest.exists() else 'there is no checkpoint yet'
+
+
+class ProgressBar(ProgressBarLogger):
+    """Composer's, also for a run that is resumed in the middle of an epoch.
+
+    It has no place in checkpoints.  Composer 0.32.1 keeps the bar's state there, but cannot read it back from a sharded
+    one: the run that reads has no bar yet, and asks for other keys.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('stderr')
+        self.hparams_already_logged_to_console = True  # Composer's, which say nothing of the run
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is none."""
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.epoch_start(state, logger)
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        begins = self.train_pbar is None
+        super().epoch_start(state, logger)
+        if begins and self.train_pbar is not None:
+            bar = self.train_pbar.pbar
+            # Those of the run before are not counted as steps of this process, and not in its rate.
+            bar.initial = bar.n = int(getattr(state.timestamp, self.train_pbar.timestamp_key))

@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from llm2clip.training.algorithms.ema import averaged_weights
+from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import BEST_FILE
 from llm2clip.weights import write_safetensors
 

@@ -1,12 +1,12 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the image features were before training, beside each batch: the targets of self-distillation (ProCLIP, arXiv
-2510.18795)."""
+"""What stage 2 adds to its batches, or leaves out: vectors of a teacher in the loop, image features of the model as it
+began (ProCLIP, arXiv 2510.18795), and a part of the patches (FLIP, arXiv 2212.00794)."""
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import torch
 import torch.nn as nn
@@ -15,12 +15,50 @@ from composer.core import Algorithm, Event, State, get_precision_context
 from composer.devices import Device
 from composer.loggers import Logger
 from composer.utils import dist
+from pydantic import Field
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from llm2clip.float32 import exact_float32
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.teacher.caption_teacher import CaptionTeacher
 
-__all__ = ['InitialImages', 'SelfDistillation']
+__all__ = ['InitialImages', 'OnlineTeacher', 'PatchDropout', 'SelfDistillation']
+
+
+class OnlineTeacher(Algorithm):
+    """Replace a batch's ``caption`` by ``text_embedding``, in float16 as a sidecar has it.
+
+    Batches hold a list of B captions, or K of them where an image has K captions; the vector of an absent caption, an
+    empty text, is zero.  It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a
+    step; the teacher then runs once per caption.
+
+    Args:
+        teacher: On its device.
+        keep: Whether the batch keeps its ``caption``, for another encoder.
+    """
+
+    def __init__(self, teacher: CaptionTeacher, keep: bool = False) -> None:
+        self.teacher, self.keep = teacher, keep
+
+    def match(self, event: Event, state: State) -> bool:
+        # Batches of zero-shot sets have none.
+        return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START) and 'caption' in state.batch
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        captions = state.batch['caption'] if self.keep else state.batch.pop('caption')
+        state.batch['text_embedding'] = self.embed(captions) if isinstance(captions[0], str) else torch.stack(
+            [*map(self.embed, captions)], dim=1)
+
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        """``(N, llm_embed_dim)`` in float16 on the teacher's device."""
+        absent = [not text.strip() for text in texts]
+        # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
+        with exact_float32(self.teacher.device.type):
+            vectors = self.teacher.embed(['-' if gap else text for gap, text in zip(absent, texts)]).vectors.half()
+        gaps = torch.tensor(absent)[:, None].to(vectors.device, non_blocking=True)
+        return vectors.masked_fill_(gaps, 0)
 
 
 class InitialImages(nn.Module):
@@ -81,3 +119,27 @@ class SelfDistillation(Algorithm):
             features = [self.initial(state.device.batch_to_device(part)['pixel_values'])
                         for part in self.split_batch(pixels, state.device_train_microbatch_size)]
         state.batch['initial_image_features'] = torch.cat(features)
+
+
+class PatchDropout(Algorithm):
+    """Let every vision tower of a model leave out a share of the patches while it trains.
+
+    Which ones follows from the ``sample_seed`` of the batch, and so not from the microbatch or the rank.
+
+    Args:
+        rate: Share of the patches to leave out.
+
+    Raises:
+        ConfigError: The tower has no patches.
+    """
+
+    def __init__(self, rate: Annotated[float, Field(ge=0, lt=1)] = 0.5) -> None:
+        self.rate = rate
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.INIT
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        for module in state.model.modules():
+            if isinstance(module, VisionEncoder):
+                module.drop_patches(self.rate)
