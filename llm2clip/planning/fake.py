@@ -3,9 +3,8 @@
 
 """Fake ranks and fake tensors for a dry run, and what they would take of a GPU.
 
-Everything runs on fake CPU tensors, which need neither a GPU nor a CUDA build.  Where a CPU differs from a GPU in what
-it keeps in memory or counts, this module follows the GPU: which operations autocast computes in float32, the mask of
-dropout, and the FLOPs of attention.
+Fake CPU tensors need neither a GPU nor a CUDA build.  Where a CPU differs in what it keeps in memory or counts, this
+module follows the GPU: which operations autocast computes in float32, the mask of dropout, the FLOPs of attention.
 """
 
 import os
@@ -92,18 +91,13 @@ class Meter(TorchDispatchMode):
 
     Whoever asks a tensor for its value, which a fake tensor has not, gets yes, 1 or 1.0.  Torch's own MemTracker takes
     no frozen parameters, and its FlopCounterMode has no formula for attention on a CPU.
-
-    Attributes:
-        current: Bytes of all tensors that were added or made inside, until they are gone or FSDP2 frees them.
-        peak: The most of them at once.
-        flops: All FLOPs.
-        recomputed: Those that computed something a second time.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.current = self.peak = 0
-        self.flops = self.recomputed = 0.0
+        self.current = 0  # bytes of all tensors that were added or made inside, until they are gone or FSDP2 frees them
+        self.peak = 0  # the most of them at once
+        self.flops = self.recomputed = 0.0  # all, and those that computed something a second time
         self._sizes: dict[int, int] = {}
         self._times, self._again, self._backward = 1.0, False, False
 

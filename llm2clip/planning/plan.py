@@ -180,7 +180,8 @@ def plan_stage1(config: Stage1Config) -> Plan:
         with torch.device('meta'):
             model = stage1.make_model(config, on_meta=True)
             if isinstance(model, MaskedNextTokenPrediction):
-                model = MeanMask(model, config.mntp.mask_probability)
+                model = MeanMask(model.text_encoder, model.head)
+                model.probability = config.mntp.mask_probability
         names = ('input_ids', 'attention_mask', *(() if mntp else ('embed_mask',)))
         return model, lambda n: {
             'index': torch.zeros(n, dtype=torch.long),

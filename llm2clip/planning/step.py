@@ -45,12 +45,9 @@ class EncoderPlan:
     """How a frozen text encoder runs: on the meta device, in the type in which it computes."""
 
     encoder: TextEncoder
-    tokens: int
-    """Of one caption."""
-    batch_tokens: int
-    """Per forward pass."""
+    tokens: int  # of one caption
+    batch_tokens: int  # per forward pass
     precision: str
-    """As for `encode_tokens`."""
     sharded: bool = False
     captions_per_image: int = 1
 
@@ -69,24 +66,18 @@ class EncoderPlan:
 class StepCost:
     """Bytes on one GPU, and its FLOPs in a step."""
 
-    parameters: int = 0
-    """The model, or its shards."""
+    parameters: int = 0  # of the model, or its shards
     optimizer: int = 0
     ema: int = 0
     teacher: int = 0
-    copy: int = 0
-    """The frozen copy of self-distillation."""
+    copy: int = 0  # the frozen one of self-distillation
     gradients: int = 0
-    buckets: int = 0
-    """DDP's copy of the gradients, in which they are averaged."""
-    activations: int = 0
-    """Everything else at the peak."""
+    buckets: int = 0  # DDP's copy of the gradients, in which they are averaged
+    activations: int = 0  # everything else at the peak
     peak: int = 0
-    checkpoint: int = 0
-    """Weights and optimizer state over all GPUs, as a checkpoint holds them."""
+    checkpoint: int = 0  # weights and optimizer state over all GPUs, as a checkpoint holds them
     flops: int = 0
-    recomputed: int = 0
-    """FLOPs among them that a step with more memory would not need."""
+    recomputed: int = 0  # FLOPs among them that a step with more memory would not need
 
 
 def dry_run_step(
@@ -227,9 +218,7 @@ def dry_run_encoder(plan: EncoderPlan) -> StepCost:
 class MeanMask(MaskedNextTokenPrediction):
     """With as many masked tokens as there are on average, wherever they are."""
 
-    def __init__(self, model: MaskedNextTokenPrediction, probability: float) -> None:
-        super().__init__(model.text_encoder, model.head)
-        self.probability = probability
+    probability = 0.0
 
     def loss(self, outputs: torch.Tensor, batch: Batch, *args: Any) -> torch.Tensor:
         states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]

@@ -17,9 +17,7 @@ from gpu_or_cpu import DEVICE, Train, on_cpu
 from launched import losses, weights
 
 import llm2clip.training.trainer
-from llm2clip.planning.summary import GPUS
 from llm2clip.training import stage2
-from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 # Name -> stage and arguments of a training.
 TRAININGS: dict[str, tuple[int, list[str]]] = {

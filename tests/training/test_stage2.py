@@ -9,7 +9,6 @@ A run has one teacher: that of its training data, of its evaluation data, the on
 from pathlib import Path
 
 import pytest
-import torch
 from parts import write_sidecar
 
 from llm2clip.config import (

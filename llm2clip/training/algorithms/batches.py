@@ -31,12 +31,8 @@ class OnlineTeacher(Algorithm):
     """Replace a batch's ``caption`` by ``text_embedding``, in float16 as a sidecar has it.
 
     Batches hold a list of B captions, or K of them where an image has K captions; the vector of an absent caption, an
-    empty text, is zero.  It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a
-    step; the teacher then runs once per caption.
-
-    Args:
-        teacher: On its device.
-        keep: Whether the batch keeps its ``caption``, for another encoder.
+    empty text, is zero.  After `GradCache` in the trainer's list of algorithms, it runs before it in a step, once per
+    caption.  With `keep`, the batch keeps its ``caption``, for another encoder.
     """
 
     def __init__(self, teacher: CaptionTeacher, keep: bool = False) -> None:
@@ -62,11 +58,7 @@ class OnlineTeacher(Algorithm):
 
 
 class InitialImages(nn.Module):
-    """A frozen copy of a model's vision tower and projection, as they are now.
-
-    Args:
-        model: Not sharded yet.
-    """
+    """A frozen copy of the vision tower and the projection of a model that is not sharded yet, as they are now."""
 
     def __init__(self, model: LLM2CLIP) -> None:
         super().__init__()
@@ -97,11 +89,8 @@ class InitialImages(nn.Module):
 class SelfDistillation(Algorithm):
     """Give each training batch its ``initial_image_features`` ``(B, embed_dim)``, which the loss compares with.
 
-    It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a step.
-
-    Args:
-        initial: On its device.
-        split_batch: (batch, microbatch size) -> microbatches, the loader's own.
+    It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a step.  The loader's own
+    `split_batch` makes microbatches of a batch.
     """
 
     def __init__(
@@ -128,9 +117,6 @@ class PatchDropout(Algorithm):
 
     Args:
         rate: Share of the patches to leave out.
-
-    Raises:
-        ConfigError: The tower has no patches.
     """
 
     def __init__(self, rate: Annotated[float, Field(ge=0, lt=1)] = 0.5) -> None:

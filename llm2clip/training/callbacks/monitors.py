@@ -29,11 +29,10 @@ class LogitScaleMonitor(Callback):
 
 
 class StepMonitor(Algorithm):
-    """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, those of the other ranks' shards
-    included, and ``time/data_wait``, the seconds that the first rank waited for the batch.
+    """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the seconds
+    that the first rank waited for the batch.
 
-    An algorithm and not a callback, since those only run after the algorithms of an event: after the gradients are
-    clipped, and after `GradCache` has done its first pass.
+    An algorithm, since callbacks only run after those of an event: after clipping, and after `GradCache`'s first pass.
     """
 
     def __init__(self) -> None:
@@ -53,19 +52,12 @@ class StepMonitor(Algorithm):
 
 
 class TextMonitor(Callback):
-    """Log how many texts there were since the beginning (``data/texts``), and how many of them were cut off
-    (``data/cut_texts``).
-
-    Of pairs also ``data/equal_pairs`` of the step, whose query and positive are one text.
-
-    Args:
-        max_length: For the message at the end.
-    """
+    """Log how many texts there were since the beginning (``data/texts``), how many of them were longer than
+    `max_length` (``data/cut_texts``), and of how many pairs of the step both are one text (``data/equal_pairs``)."""
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
-        self.texts = 0
-        self.cut = 0
+        self.texts = self.cut = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {'texts': self.texts, 'cut': self.cut}
@@ -96,19 +88,13 @@ class NonfiniteError(RuntimeError):
 
 
 class StopAtNonfinite(Callback):
-    """Raise a NonfiniteError, on all ranks, after a step whose loss is not finite, or that makes a weight so.
-
-    No checkpoint is written of such a step, so each one that there is can be resumed from.
-
-    Args:
-        checkpoints: Where they are, for the message.
-    """
+    """Raise a NonfiniteError, on all ranks, after a step whose loss is not finite, or that makes a weight so; no
+    checkpoint, all of which are in the folder `checkpoints`, is written of it."""
 
     def __init__(self, checkpoints: str) -> None:
         self.checkpoints = checkpoints
         self._sample_ids: list[str] = []
-        self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """Rows of the batch, and whether their features are finite."""
+        self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []  # rows, and whether their features are finite
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         self._sample_ids, self._finite = state.batch['sample_id'], []
@@ -122,32 +108,28 @@ class StopAtNonfinite(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step, loss = state.timestamp.batch.value - 1, state.total_loss_dict['loss/train/total']
-        if not math.isfinite(loss):
-            bad = [name for names in dist.all_gather_object(self._bad_samples()) for name in names]
-            samples = f'samples with features that are not finite: {bad}' if bad else f'samples: {self._sample_ids}'
-            raise NonfiniteError(f'the loss of step {step} is {loss}; {samples}; {self._last()}')
         trained = [weight for weight in state.model.parameters() if weight.requires_grad]
-        if not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
-            raise NonfiniteError(f'step {step} made weights that are not finite, although its loss is finite; samples: '
-                                 f'{self._sample_ids}; {self._last()}')
-
-    def _bad_samples(self) -> list[str]:
-        """This rank's samples with a feature that is not finite."""
-        bad = {row for rows, finite in self._finite for row in rows.cpu()[~finite.cpu()].tolist()}
-        return [self._sample_ids[row] for row in sorted(bad)]
-
-    def _last(self) -> str:
-        if '://' in self.checkpoints:
-            return f'the last checkpoint is in {self.checkpoints}'
+        if not math.isfinite(loss):
+            rows = {row for rows, finite in self._finite for row in rows.cpu()[~finite.cpu()].tolist()}
+            of_ranks = dist.all_gather_object([self._sample_ids[row] for row in sorted(rows)])
+            bad = [name for names in of_ranks for name in names]
+            samples = f'samples with features that are not finite: {bad}' if bad else f'samples: {self._sample_ids}'
+            error = f'the loss of step {step} is {loss}; {samples}'
+        elif not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
+            error = (f'step {step} made weights that are not finite, although its loss is finite; samples: '
+                     f'{self._sample_ids}')
+        else:
+            return
         latest = Path(self.checkpoints, 'latest-rank0.pt')
-        return f'the last checkpoint is {latest.resolve()}' if latest.exists() else 'there is no checkpoint yet'
+        last = f'the last checkpoint is {latest.resolve()}' if latest.exists() else 'there is no checkpoint yet'
+        raise NonfiniteError(
+            f'{error}; ' + (f'the last checkpoint is in {self.checkpoints}' if '://' in self.checkpoints else last))
 
 
 class ProgressBar(ProgressBarLogger):
     """Composer's, also for a run that is resumed in the middle of an epoch.
 
-    It has no place in checkpoints.  Composer 0.32.1 keeps the bar's state there, but cannot read it back from a sharded
-    one: the run that reads has no bar yet, and asks for other keys.
+    It has no place in checkpoints: Composer 0.32.1 cannot read its state back from a sharded one.
     """
 
     def __init__(self) -> None:
