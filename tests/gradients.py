@@ -37,7 +37,7 @@ from llm2clip.models.adapter import build_adapter
 from llm2clip.models.inheritance import ComposerInheritance, TextSide
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.sharding import compile_blocks, fsdp2_config, own_name, prefetch
+from llm2clip.models.sharding import compile_blocks, fsdp2_config, own_name, set_up_units
 from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
@@ -238,7 +238,7 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
         algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, seed=7,
         parallelism_config={'fsdp': fsdp2_config(way.fsdp, 'cpu')} if way.fsdp else None, progress_bar=False)
     if way.fsdp is not None:
-        prefetch(trainer.state.model, way.fsdp.prefetch)
+        set_up_units(trainer.state.model, way.fsdp)
     trainer.fit()
     trainer.close()
     return keep.result

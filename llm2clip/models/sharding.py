@@ -4,7 +4,7 @@
 """What is done with a model's modules: FSDP2 shards them, blocks are compiled, checkpoints leave frozen ones out."""
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch._dynamo
@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError, FsdpConfig
 
-__all__ = ['check_fsdp', 'check_sharding', 'compile_blocks', 'fsdp2_config', 'keep_float32', 'own_name', 'prefetch',
-           'save_trainable_only', 'saves_trainable_only', 'whole']
+__all__ = ['check_fsdp', 'compile_blocks', 'fsdp2_config', 'own_name', 'save_trainable_only', 'saves_trainable_only',
+           'set_up_units', 'whole']
 
 # Blocks of one class share this limit: those of a convolutional network differ in their shapes, and each is compiled
 # once more for evaluation, for a pass without gradients, and for lengths of texts that vary.  torch's own limit of 8
@@ -59,18 +59,6 @@ def fsdp2_config(config: FsdpConfig, device: str) -> FSDP2Config:
     )
 
 
-def prefetch(model: nn.Module, ahead: Optional[int]) -> None:
-    """Let each FSDP2 unit of a sharded model gather the weights of so many next ones, and in the backward pass of those
-    before it; None leaves all as torch does it."""
-    if ahead is None:
-        return
-    for child in model.children():  # each of which Composer makes a tree of units by itself
-        units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
-        for i, unit in enumerate(units):
-            unit.set_modules_to_forward_prefetch(units[i + 1:i + 1 + ahead])
-            unit.set_modules_to_backward_prefetch(units[max(0, i - ahead):i][::-1])
-
-
 def own_name(name: str) -> str:
     """The name of a module or parameter before it was wrapped for recomputation or by DDP."""
     return '.'.join(part for part in name.removeprefix('module.').split('.') if part != '_checkpoint_wrapped_module')
@@ -81,39 +69,41 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def keep_float32(model: nn.Module) -> None:
-    """Undo the rounding of what has to stay float32, after Composer has sharded a model and before its first forward.
+def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
+    """Once Composer has sharded a model, and before its first forward: what has to stay float32 is not rounded, and
+    units gather the weights of the next ones in time, as `prefetch` says.
 
     Composer 0.32.1 gives every FSDP2 unit one `MixedPrecisionPolicy`, which in 16-bit precisions rounds its weights and
     inputs: a temperature of 100 to 98.9.  Here, a unit of scalars alone keeps them, and one for which its model's
     ``fsdp_float32_inputs_fn`` returns True takes its inputs as they are.  torch 2.7 reads the policies when the model
     first runs.
-    """
-    for child in model.children():
-        takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
-        for module in child.modules():
-            if isinstance(module, FSDPModule):
-                state = module._get_fsdp_state()
-                group: Any = state._fsdp_param_group
-                if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
-                    state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
-                elif takes_float32(module):
-                    state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
 
-
-def check_sharding(model: nn.Module, activation_checkpointing: bool) -> str:
-    """One line on what FSDP2 shards and recomputes, once Composer has prepared the model.
+    Returns:
+        One line on what is sharded and recomputed.
 
     Raises:
         ConfigError: Recomputation was asked for, and the model has no module for it.
     """
     recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
-    units = [own_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
-    if activation_checkpointing and not recomputed:
+    if config.activation_checkpointing and not recomputed:
         raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be recomputed; '
                           'leave it out')
+    for child in model.children():  # each of which Composer makes a tree of units by itself
+        units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
+        takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
+        for i, unit in enumerate(units):
+            state = unit._get_fsdp_state()
+            group: Any = state._fsdp_param_group
+            if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
+                state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
+            elif takes_float32(unit):
+                state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
+            if config.prefetch is not None:
+                unit.set_modules_to_forward_prefetch(units[i + 1:i + 1 + config.prefetch])
+                unit.set_modules_to_backward_prefetch(units[max(0, i - config.prefetch):i][::-1])
+    names = [own_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     again = f', {len(recomputed)} of which are recomputed in the backward pass' if recomputed else ''
-    return f'FSDP2 shards {len(units)} modules one by one, from {units[0]} to {units[-1]}{again}'
+    return f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}{again}'
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:

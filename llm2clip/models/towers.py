@@ -17,7 +17,6 @@ import torch.nn as nn
 import transformers
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import group_parameters
-from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.eva import Eva
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -118,10 +117,10 @@ class TimmTower(Tower):
     def layer_ids(self) -> dict[str, int]:
         matcher = self.trunk.group_matcher(coarse=False)
         if isinstance(matcher, dict):  # some convolutional networks have a function
-            # Less the patterns that count what follows the last block to that block: what no pattern names is a layer
-            # of its own, the last.
+            # Less the patterns that count what follows the last block to that block (timm's MATCH_PREV_GROUP): what no
+            # pattern names is a layer of its own, the last.
             matcher = {part: [(names, layer) for names, layer in patterns
-                              if layer != MATCH_PREV_GROUP or re.compile(names).groups > 0]
+                              if layer != (99999,) or re.compile(names).groups > 0]
                        if isinstance(patterns, (list, tuple)) else patterns for part, patterns in matcher.items()}
         ids = group_parameters(self.trunk, matcher, reverse=True)
         # timm counts groups, some of which may be empty.

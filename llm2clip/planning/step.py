@@ -25,7 +25,7 @@ from llm2clip.config import Stage2Config, TrainConfig
 from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.loader import pack_sides, text_sides
 from llm2clip.data.vectors import float_vectors
-from llm2clip.models.sharding import fsdp2_config, keep_float32, prefetch
+from llm2clip.models.sharding import fsdp2_config, set_up_units
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.planning.fake import Meter, as_on_cuda, fill_with_fakes
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, Tokenized, encode_tokens
@@ -114,8 +114,7 @@ def dry_run_step(
             sharding.device_mesh = sharding.device_mesh or mesh
             with sync_optimizer_and_model_params(optimizer, model):
                 prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
-            keep_float32(model)
-            prefetch(model, fsdp.prefetch)
+            set_up_units(model, fsdp)
         elif ranks > 1:
             cost.buckets = trainable
         batch = make_batch(device_batch)

@@ -12,7 +12,7 @@ from llm2clip.config import PlanConfig
 from llm2clip.planning.datasets import DatasetPlan
 from llm2clip.planning.step import StepCost
 
-__all__ = ['GPU', 'GPUS', 'Plan', 'readable']
+__all__ = ['GPUS', 'Plan', 'readable']
 
 _GIB = 2**30
 # What is left of a GPU's memory beside CUDA's context, NCCL's buffers and the gaps between tensors.

@@ -8,11 +8,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 import torch
 
-from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config import ConfigError, Stage2Config, VisionConfig
 from llm2clip.config.files import read_config, read_resolved
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import FileError, reading
@@ -80,7 +80,7 @@ def read_stage2(
         raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
     if interpolate != 1:
         with _beginning_of(run):
-            _check_initial(config)
+            _check_initial(config.model.vision, config.initial_weights)
     return config, record
 
 
@@ -165,11 +165,10 @@ def interpolated(
             if name in initial and value.is_floating_point() else value for name, value in trained.items()}
 
 
-def _check_initial(config: Stage2Config) -> None:
+def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None:
     """Raise a ConfigError, without reading a weight, if the tower began with random ones, or theirs are not there."""
-    vision = config.model.vision
-    if config.initial_weights is not None:
-        check_is_exported(config.initial_weights)
+    if initial_weights is not None:
+        check_is_exported(initial_weights)
     elif vision.checkpoint is not None:
         if not Path(vision.checkpoint).is_file():
             raise ConfigError(f'model.vision.checkpoint: there is no file {vision.checkpoint}')
@@ -184,7 +183,7 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
     the tower's own and the second that of `initial_adapter`.  With `initial_weights`, they and the temperature have
     initial weights too, except an adapter whose teacher was another.  Errors are those of a run that begins.
     """
-    _check_initial(config)
+    _check_initial(config.model.vision, config.initial_weights)
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=config.initial_weights is None)
     if config.initial_weights is None:
         known = ['vision_encoder']

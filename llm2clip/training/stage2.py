@@ -37,7 +37,7 @@ from llm2clip.training.text_encoders import TrainedTexts, load_texts, save_texts
 from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
 from llm2clip.training.zeroshot import ZeroshotClasses, embed_prompts, zeroshot_evaluator
 
-__all__ = ['make_loaders', 'make_model', 'make_trainer', 'train', 'train_image_size']
+__all__ = ['make_model', 'make_trainer', 'train', 'train_image_size']
 
 
 def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
@@ -108,7 +108,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
     evaluators = [*retrieval, *(
         zeroshot_evaluator(one, name, f'eval_zeroshot.{name}', image_size, batch_size, config.train_data.num_workers)
         for name, one in sets.items())]
-    check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
+    check_metrics(config, {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators})
 
     record, online = _find_teacher(config, data, retrieval, texts)
     algorithms: list[Algorithm] = [] if online is None else [OnlineTeacher(online, keep=config.reads_captions)]
@@ -174,7 +174,7 @@ def train(config: Stage2Config) -> None:
         ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
         ValueError: The sidecars come from another teacher than the one that is named.
     """
-    folders = text_folders(config)
+    folders = text_folders(config.trained_text, config.save_folder)
     for folder, kind in folders.items():
         check_replaceable(folder, kind)
     begin(config)
@@ -183,7 +183,7 @@ def train(config: Stage2Config) -> None:
     write_settings(config, trainer.state.timestamp, folders)
     fit(trainer, config)
     if texts is not None and not agreed(lambda: all(folder.is_dir() for folder in folders)):
-        save_texts(config, texts, trainer)
+        save_texts(texts, config.trained_text.lora, trainer, config.save_folder)
     trainer.close()
     if dist.get_global_rank() == 0:
         also = ''.join(f' and the text encoder to {folder}' for folder in folders)

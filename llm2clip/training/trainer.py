@@ -28,12 +28,10 @@ from llm2clip.models.inheritance import TARGET_METRICS
 from llm2clip.models.llm2clip import MULTILABEL_METRICS, RETRIEVAL_METRICS, ZEROSHOT_METRICS
 from llm2clip.models.sharding import (
     check_fsdp,
-    check_sharding,
     compile_blocks,
     fsdp2_config,
-    keep_float32,
-    prefetch,
     saves_trainable_only,
+    set_up_units,
 )
 from llm2clip.models.stage1 import CRA_METRICS
 from llm2clip.registry import (
@@ -226,9 +224,7 @@ def build_trainer(
     if config.fsdp is not None:
         # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
         gc.collect()
-        keep_float32(state.model)
-        sharding = check_sharding(state.model, bool(config.fsdp.activation_checkpointing))
-        prefetch(state.model, config.fsdp.prefetch)
+        sharding = set_up_units(state.model, config.fsdp)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
     if checkpoint is not None and dist.get_global_rank() == 0:

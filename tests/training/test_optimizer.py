@@ -51,16 +51,6 @@ def _assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], befor
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_fused_equals_the_loop(name: str, model: LLM2CLIP) -> None:
-    one, other = copy.deepcopy(model), copy.deepcopy(model)
-    optimizer = _optimizer(one, **OPTIMIZERS[name], **FUSED)
-    assert len(optimizer.param_groups) > 10
-    found = _train(one, optimizer, range(5))
-    _assert_close(found, _train(other, _optimizer(other, **OPTIMIZERS[name], **LOOP), range(5)),
-                  list(model.parameters()))
-
-
-@pytest.mark.parametrize('name', OPTIMIZERS)
 @pytest.mark.parametrize(('first', 'second'), [(FUSED, LOOP), (LOOP, FUSED)])
 def test_either_goes_on_from_the_other(name: str, first: dict, second: dict, model: LLM2CLIP) -> None:
     whole, parts = copy.deepcopy(model), copy.deepcopy(model)
