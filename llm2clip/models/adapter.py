@@ -60,9 +60,7 @@ def save_adapter(
     """Write an adapter, and what it is.  Every rank calls this; rank 0 writes, and the folder appears complete.
 
     Args:
-        adapter: May be sharded.
-        config: Of the adapter.
-        embed_dim: Width of its features.
+        adapter, config, embed_dim: It may be sharded.
         record: Of the teacher whose vectors it takes.
         target: Whose text features it gives.
         folder: Where to.
@@ -79,12 +77,10 @@ def save_adapter(
 def load_adapter(
     adapter: nn.Module, config: AdapterConfig, embed_dim: int, teacher: Fingerprint, folder: Union[str, Path], key: str
 ) -> None:
-    """Load what `save_adapter` wrote for a teacher.
+    """Load what `save_adapter` wrote into an adapter of a configuration and a width of features.
 
     Args:
-        adapter: Any weights.
-        config: Of the adapter.
-        embed_dim: Width of its features.
+        adapter, config, embed_dim: They.
         teacher: Whose vectors it will take.
         folder: Of the adapter.
         key: That names the folder, for messages.

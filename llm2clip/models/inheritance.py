@@ -52,9 +52,9 @@ class TextSide(nn.Module):
 class ComposerInheritance(ComposerModel):
     """Training of an adapter whose features are compared with those of CLIP's text tower.
 
-    A batch holds of each sample the teacher's ``text_embedding`` ``(B, llm_embed_dim)`` of a caption, the ``target``
-    ``(B, embed_dim)`` of the same caption, whether it ``counted`` ``(B,)``, since a sample may have no caption with a
-    target, and the ``index`` ``(B,)``.
+    A batch holds the teacher's ``text_embedding`` ``(B, llm_embed_dim)`` of a caption per sample, its ``target`` ``(B,
+    embed_dim)``, whether it ``counted`` ``(B,)``, since a sample may have no caption with a target, and ``index``
+    ``(B,)``.
 
     Args:
         model: The adapter.

@@ -74,16 +74,10 @@ class BothTexts(nn.Module):
 
 
 class ClipBeside(nn.Module):
-    """CLIP's own text tower, kept beside the LLM (LLM2CLIP section 3.2, methods b to d).
-
-    Args:
-        tower: Whose features are as wide as the joint space.
-        tokenize: The tower's.
-        method: ``b``, ``c`` or ``d``.
-        embed_dim: Width of the joint space.
+    """CLIP's own text tower, with its tokenizer, kept beside the LLM (LLM2CLIP section 3.2, methods b to d).
 
     Raises:
-        ConfigError: The tower's features are of another width.
+        ConfigError: The tower's features are not as wide as the joint space.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class LLM2CLIP(nn.Module):
         bias = config.logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), float(bias)))
 
-    # Composer asks the direct children of a ComposerModel for these two, and nobody below them.
+    # Composer asks the direct children of a ComposerModel, and nobody below them.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard every block of the vision tower and of the adapter on its own, and each part around its blocks.
 
@@ -119,12 +119,10 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
         return nn.Identity()
     projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
     if config.visual_projection_init == 'orthogonal':
-        # Rows that keep the angles between the pretrained tower's features, so that training starts from its geometry
-        # and not from a random one.
+        # Rows that keep the angles between the pretrained tower's features.
         nn.init.orthogonal_(projection.weight)
     else:
-        # As the official code has it: in eva_clip/transformer.py, and in eva_clip/eva_vit_model.py 0.02 times 0.001,
-        # cut off a hundred standard deviations away, which is not at all.
+        # As the official code has it in eva_clip/transformer.py, and in eva_clip/eva_vit_model.py, 0.02 times 0.001.
         nn.init.normal_(projection.weight, std=width ** -0.5 if config.visual_projection_init == 'clip' else 2e-5)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)

@@ -100,10 +100,8 @@ class VisionEncoder(nn.Module):
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:
-    """Which patches stay, a function of each sample's seed alone: ``(B,)`` int64 -> ``(B, kept)``, in order.
-
-    The patches with the smallest hashes stay (splitmix64 of seed and place; int64 arithmetic wraps around).
-    """
+    """Which patches stay, those with the smallest hashes (splitmix64 of each sample's seed and the place; int64
+    arithmetic wraps around): ``(B,)`` int64 -> ``(B, kept)``, in order."""
     kept = max(1, round(patches * (1 - rate)))
     x = sample_seed[:, None] + torch.arange(1, patches + 1, device=sample_seed.device) * -7046029254386353131
     for multiplier, shift in ((-4658895280553007687, 30), (-7723592293110705685, 27)):

@@ -4,8 +4,7 @@
 """Which checkpoint a run goes on from: the newest one that is whole, read without running code.
 
 Composer's own autoresume trusts the `latest` link, which a kill at the wrong moment leaves missing, and lets all nodes
-create and delete one file in a folder that they may share.  Here rank 0 looks at the checkpoints themselves and the
-Trainer is told which one to load.
+create and delete one file in a folder that they may share.
 """
 
 import datetime
@@ -183,16 +182,12 @@ def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
-    """Where every rank finds the newest whole checkpoint, or None; every rank calls this, and the first looks.
-
-    From then on, this process reads no checkpoint of torch that would run code.
-
-    Args:
-        folder: Local, or of an object store that Composer knows.
-        sharded: Whether this run reads folders of shards.
+    """Where every rank finds the newest whole checkpoint, or None; every rank calls this, and the first looks into the
+    folder, local or of an object store.  From then on, this process reads no checkpoint that would run code.
 
     Raises:
-        ConfigError: As for `newest_checkpoint`, the checkpoint is of the other kind, or there are no credentials.
+        ConfigError: As for `newest_checkpoint`, the checkpoint is full and not `sharded` or the other way round, or
+            there are no credentials.
     """
     def find() -> Optional[str]:
         store = maybe_create_object_store_from_uri(folder)
@@ -234,12 +229,7 @@ def _named(path: Union[str, Path]) -> Iterator[None]:
 
 
 def read_model(path: Path) -> dict[str, torch.Tensor]:
-    """The model's weights in a full or sharded checkpoint, whole, on the CPU, without running code from it.
-
-    Raises:
-        FileError: The checkpoint is damaged, would run code, or holds no model.
-        LoadError: A weight is not finite.
-    """
+    """The model's weights in a full or sharded checkpoint, whole, on the CPU; errors are those of `read_latest`."""
     with _named(path):
         _check_checkpoint(path)
     with reading(path, _EXPECTED):
@@ -259,11 +249,12 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_latest(folder: str) -> dict[str, torch.Tensor]:
-    """`read_model` of a folder's latest checkpoint, local or in an object store.
+    """The model's weights in the latest checkpoint of a folder, local or in an object store, on the CPU.
 
     Raises:
         ConfigError: There is none, or there are no credentials.
-        FileError, LoadError: As for `read_model`.
+        FileError: The checkpoint is damaged, would run code, or holds no model.
+        LoadError: A weight is not finite.
     """
     store = maybe_create_object_store_from_uri(folder)
     if store is None:

@@ -50,25 +50,14 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
 
 
 def parameter_groups(
-    model: torch.nn.Module,
-    lr: float,
-    weight_decay: float = 0.0,
-    lr_scale: Optional[Mapping[str, float]] = None,
+    model: torch.nn.Module, lr: float, weight_decay: float = 0.0, lr_scale: Optional[Mapping[str, float]] = None,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer over the trainable parameters, in the order of their learning rates.
 
     One-dimensional parameters (biases, norms, `logit_scale`) do not decay, nor do those that the vision tower excepts.
-
-    Args:
-        model: The model.
-        lr: Learning rate.
-        weight_decay: Of the other parameters.
-        lr_scale: Name of a submodule or parameter -> factor on its learning rate.
-        layer_decay: Factor on the learning rate from each layer of the vision tower to the one below it.
-
-    Raises:
-        ConfigError: `lr_scale` names nothing that is trained.
+    The learning rate falls by `layer_decay` from each layer of the tower to the one below it, and has a factor where
+    `lr_scale` names a submodule or parameter; one that is not trained is a ConfigError.
     """
     lr_scale = lr_scale or {}
     layer_scale: dict[int, float] = {}

@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run takes over from the one before it in its folder: its result if it has ended, its settings, which stay as
-they are, and its random state."""
+"""What a run takes over from the one before it in its folder: its result, its settings and its random state."""
 
 import json
 import shutil
@@ -25,12 +24,8 @@ __all__ = ['KeepSettings', 'ResumeRandomState', 'is_complete', 'write_settings']
 
 
 def is_complete(config: TrainConfig, result: Path) -> bool:
-    """Whether a run has ended, as long as it is asked for, and left its result, which is then said; every rank calls
-    this.
-
-    Args:
-        config: The run's.
-        result: A file that is there only when the run has ended.
+    """Whether a run has ended, as long as it is asked for, and left its result, a file that is there only then; every
+    rank calls this.
 
     Raises:
         ConfigError: It has ended, but was trained with other settings, or the result is that of another run.

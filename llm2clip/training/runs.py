@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders that runs leave behind: models loaded back from their checkpoints, with configuration and teacher, and
-weights between those that a run began with and those that it ended with."""
+"""Folders that runs leave behind: models with configuration and teacher, and weights between a run's first and last."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -47,14 +46,8 @@ def record_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
-    """The model's weights in a run's latest checkpoint, full or sharded, read without running code from it.
-
-    They are in the run's own folder, which may have been moved, or where its `checkpoint_folder` says.
-
-    Raises:
-        ConfigError: There is none.
-        FileError, LoadError: It is damaged, or its weights are not finite.
-    """
+    """The model's weights in a run's latest checkpoint (`read_latest`), which is in the run's own folder, that may have
+    been moved, or where its `checkpoint_folder` says."""
     if (own := Path(run, 'checkpoints')).is_dir():
         return read_latest(str(own))
     with reading(path := Path(run, 'config.yaml'), 'checkpoint_folder, where the checkpoints are'):

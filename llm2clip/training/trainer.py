@@ -234,9 +234,8 @@ def build_trainer(
         steps = f' of {end.value}' if end.unit == TimeUnit.BATCH else ''
         if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
             steps = f' of {end.value * state.dataloader_len.value}'
-        progress = f'complete at batch {done.batch.value}' if done >= end else \
-            f'goes on from batch {done.batch.value}{steps}'
-        print(f'{progress}, {checkpoint}', flush=True)
+        print(f'complete at batch {done.batch.value}, {checkpoint}' if done >= end else
+              f'goes on from batch {done.batch.value}{steps}, {checkpoint}', flush=True)
     return trainer
 
 

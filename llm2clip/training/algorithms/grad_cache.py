@@ -106,8 +106,8 @@ class GradCache(Algorithm):
     only one.  Gradients, the logged loss and the ``outputs`` of Composer's state after a batch are those of the whole.
 
     Args:
-        split_batch: (batch, microbatch size) -> microbatches, the loader's own.
-        microbatch_transforms: Microbatch on its device -> what the model takes, the loader's own.
+        split_batch: The loader's own: (batch, microbatch size) -> microbatches.
+        microbatch_transforms: The loader's own: microbatch on its device -> what the model takes.
     """
 
     def __init__(
