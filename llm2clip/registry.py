@@ -92,13 +92,13 @@ SCHEDULERS: Registry = {
 
 ALGORITHMS: Registry = {
     'channels_last': 'composer.algorithms:ChannelsLast',
-    'clamp_logit_scale': 'llm2clip.training.algorithms.clamp_logit_scale:ClampLogitScale',
-    'ema': 'llm2clip.training.algorithms.ema:EMA',
+    'clamp_logit_scale': 'llm2clip.training.algorithms.weights:ClampLogitScale',
+    'ema': 'llm2clip.training.algorithms.weights:EMA',
     'grad_cache': 'llm2clip.training.algorithms.grad_cache:GradCache',
     'gradient_clipping': 'composer.algorithms:GradientClipping',
     'low_precision_groupnorm': 'composer.algorithms:LowPrecisionGroupNorm',
     'low_precision_layernorm': 'composer.algorithms:LowPrecisionLayerNorm',
-    'patch_dropout': 'llm2clip.training.algorithms.patch_dropout:PatchDropout',
+    'patch_dropout': 'llm2clip.training.algorithms.batches:PatchDropout',
 }
 
 CALLBACKS: Registry = {
@@ -109,7 +109,7 @@ CALLBACKS: Registry = {
     'optimizer_monitor': 'composer.callbacks:OptimizerMonitor',
     'runtime_estimator': 'composer.callbacks:RuntimeEstimator',
     'save_best': 'llm2clip.training.callbacks.save_best:SaveBest',
-    'speed_monitor': 'llm2clip.training.callbacks.monitors:SpeedMonitor',
+    'speed_monitor': 'composer.callbacks:SpeedMonitor',
     'system_metrics_monitor': 'composer.callbacks:SystemMetricsMonitor',
 }
 

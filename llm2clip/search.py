@@ -19,7 +19,7 @@ from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.files import parse_json, printable, reading
-from llm2clip.models.first_dims import check_dim, keep_first_dims
+from llm2clip.models.llm2clip import check_dim, keep_first_dims
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['embed_images', 'is_image', 'load_model']

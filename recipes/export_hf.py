@@ -12,7 +12,7 @@ def main(config: ExportConfig) -> None:
     from llm2clip.export.clip import export_clip
     from llm2clip.export.hf import KIND, export_folder, run_teachers
     from llm2clip.folders import check_replaceable, describe_folder
-    from llm2clip.models.first_dims import check_dim, keep_first_dims
+    from llm2clip.models.llm2clip import check_dim, keep_first_dims
     from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
 
     out = f'{config.out}/llm2clip'

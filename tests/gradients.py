@@ -16,6 +16,8 @@ from composer import Callback, DataSpec, State, Trainer
 from composer.loggers import Logger
 from composer.utils import dist, get_device
 from parts import text_encoder_from_config
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from llm2clip.config import (
@@ -32,21 +34,14 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.texts import split_packed
 from llm2clip.models.adapter import build_adapter
-from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.inheritance import ComposerInheritance, TextSide
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.sharding import (
-    compile_blocks,
-    fsdp2_config,
-    own_name,
-    prefetch,
-    recomputed_modules,
-    sharded_modules,
-)
+from llm2clip.models.sharding import compile_blocks, fsdp2_config, own_name, set_up_units
+from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer
-from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
+from llm2clip.training.algorithms.weights import AverageGlooGradients
 
 N = 10
 QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']
@@ -60,6 +55,11 @@ JOINT: dict[str, dict[str, Any]] = {
 }
 PREFIXES = LossConfig(dims=[2, 8, 16], mask_equal_texts=True, label_smoothing=0.1, block_size=3)
 Result = dict[str, torch.Tensor]
+
+
+def modules(model: torch.nn.Module, kind: type) -> list[str]:
+    """Names of those that FSDP2 shards one by one (FSDPModule), or that are recomputed (CheckpointWrapper)."""
+    return [own_name(name) for name, module in model.named_modules() if isinstance(module, kind)]
 
 
 class Way(NamedTuple):
@@ -222,7 +222,8 @@ class _Keep(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         self.result['loss'] = torch.tensor(state.total_loss_dict['loss/train/total'])
         self.result['random'] = torch.rand(3)
-        self.units.update(sharded=sharded_modules(state.model), recomputed=recomputed_modules(state.model))
+        self.units.update(sharded=modules(state.model, FSDPModule),
+                          recomputed=modules(state.model, CheckpointWrapper))
 
 
 def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], split: Any, way: Way) -> Result:
@@ -237,7 +238,7 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
         algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, seed=7,
         parallelism_config={'fsdp': fsdp2_config(way.fsdp, 'cpu')} if way.fsdp else None, progress_bar=False)
     if way.fsdp is not None:
-        prefetch(trainer.state.model, way.fsdp.prefetch)
+        set_up_units(trainer.state.model, way.fsdp)
     trainer.fit()
     trainer.close()
     return keep.result

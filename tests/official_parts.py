@@ -3,6 +3,7 @@
 
 """Tiny official checkpoints.  Their names and shapes are written down by hand, from the code that trained them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,85 +26,57 @@ def tiny_eva_clip(pretrained: bool = False, **kwargs: Any) -> Eva:
 
 
 ADAPTOR_BLOCK = """
-{prefix}.{i}.fn.0.weight 64 32
-{prefix}.{i}.fn.0.bias 64
-{prefix}.{i}.fn.3.weight 32 64
-{prefix}.{i}.fn.3.bias 32
-{prefix}.{i}.ln.weight 32
-{prefix}.{i}.ln.bias 32
+{prefix}.{i}.fn.0: 64 32
+{prefix}.{i}.fn.3: 32 64
+{prefix}.{i}.ln: 32
 """
 ADAPTOR_END = """
-{prefix}.2.weight 32
-{prefix}.2.bias 32
-{prefix}.3.weight 16 32
-{prefix}.3.bias 16
+{prefix}.2: 32
+{prefix}.3: 16 32
 """
 EVA = """
 logit_scale
 visual.cls_token 1 1 32
 visual.pos_embed 1 17 32
-visual.patch_embed.proj.weight 32 3 14 14
-visual.patch_embed.proj.bias 32
+visual.patch_embed.proj: 32 3 14 14
 visual.rope.freqs_cos 16 16
 visual.rope.freqs_sin 16 16
-visual.norm.weight 32
-visual.norm.bias 32
-visual.head.weight 16 32
-visual.head.bias 16
+visual.norm: 32
+visual.head: 16 32
 """
 EVA_BLOCK = """
-visual.blocks.{i}.norm1.weight 32
-visual.blocks.{i}.norm1.bias 32
-visual.blocks.{i}.attn.q_proj.weight 32 32
-visual.blocks.{i}.attn.q_proj.bias 32
+visual.blocks.{i}.norm1: 32
+visual.blocks.{i}.attn.q_proj: 32 32
 visual.blocks.{i}.attn.k_proj.weight 32 32
-visual.blocks.{i}.attn.v_proj.weight 32 32
-visual.blocks.{i}.attn.v_proj.bias 32
-visual.blocks.{i}.attn.inner_attn_ln.weight 32
-visual.blocks.{i}.attn.inner_attn_ln.bias 32
-visual.blocks.{i}.attn.proj.weight 32 32
-visual.blocks.{i}.attn.proj.bias 32
+visual.blocks.{i}.attn.v_proj: 32 32
+visual.blocks.{i}.attn.inner_attn_ln: 32
+visual.blocks.{i}.attn.proj: 32 32
 visual.blocks.{i}.attn.rope.freqs_cos 16 16
 visual.blocks.{i}.attn.rope.freqs_sin 16 16
-visual.blocks.{i}.norm2.weight 32
-visual.blocks.{i}.norm2.bias 32
-visual.blocks.{i}.mlp.w1.weight 85 32
-visual.blocks.{i}.mlp.w1.bias 85
-visual.blocks.{i}.mlp.w2.weight 85 32
-visual.blocks.{i}.mlp.w2.bias 85
-visual.blocks.{i}.mlp.ffn_ln.weight 85
-visual.blocks.{i}.mlp.ffn_ln.bias 85
-visual.blocks.{i}.mlp.w3.weight 32 85
-visual.blocks.{i}.mlp.w3.bias 32
+visual.blocks.{i}.norm2: 32
+visual.blocks.{i}.mlp.w1: 85 32
+visual.blocks.{i}.mlp.w2: 85 32
+visual.blocks.{i}.mlp.ffn_ln: 85
+visual.blocks.{i}.mlp.w3: 32 85
 """
 HF = """
 logit_scale
 vision_model.embeddings.class_embedding 32
 vision_model.embeddings.patch_embedding.weight 32 3 8 8
 vision_model.embeddings.position_embedding.weight 17 32
-vision_model.pre_layrnorm.weight 32
-vision_model.pre_layrnorm.bias 32
-vision_model.post_layernorm.weight 32
-vision_model.post_layernorm.bias 32
+vision_model.pre_layrnorm: 32
+vision_model.post_layernorm: 32
 visual_projection.weight 16 32
 """
 HF_BLOCK = """
-vision_model.encoder.layers.{i}.layer_norm1.weight 32
-vision_model.encoder.layers.{i}.layer_norm1.bias 32
-vision_model.encoder.layers.{i}.self_attn.k_proj.weight 32 32
-vision_model.encoder.layers.{i}.self_attn.k_proj.bias 32
-vision_model.encoder.layers.{i}.self_attn.v_proj.weight 32 32
-vision_model.encoder.layers.{i}.self_attn.v_proj.bias 32
-vision_model.encoder.layers.{i}.self_attn.q_proj.weight 32 32
-vision_model.encoder.layers.{i}.self_attn.q_proj.bias 32
-vision_model.encoder.layers.{i}.self_attn.out_proj.weight 32 32
-vision_model.encoder.layers.{i}.self_attn.out_proj.bias 32
-vision_model.encoder.layers.{i}.layer_norm2.weight 32
-vision_model.encoder.layers.{i}.layer_norm2.bias 32
-vision_model.encoder.layers.{i}.mlp.fc1.weight 64 32
-vision_model.encoder.layers.{i}.mlp.fc1.bias 64
-vision_model.encoder.layers.{i}.mlp.fc2.weight 32 64
-vision_model.encoder.layers.{i}.mlp.fc2.bias 32
+vision_model.encoder.layers.{i}.layer_norm1: 32
+vision_model.encoder.layers.{i}.self_attn.k_proj: 32 32
+vision_model.encoder.layers.{i}.self_attn.v_proj: 32 32
+vision_model.encoder.layers.{i}.self_attn.q_proj: 32 32
+vision_model.encoder.layers.{i}.self_attn.out_proj: 32 32
+vision_model.encoder.layers.{i}.layer_norm2: 32
+vision_model.encoder.layers.{i}.mlp.fc1: 64 32
+vision_model.encoder.layers.{i}.mlp.fc2: 32 64
 """
 HF_CONFIG = {
     'architectures': ['LLM2CLIPModel'], 'model_type': 'clip', 'projection_dim': 16,
@@ -118,7 +91,8 @@ HF_CONFIG = {
 def _random(lines: str, seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for line in lines.split('\n'):
+    # `layer: 32 64` stands for `layer.weight 32 64` and `layer.bias 32`.
+    for line in re.sub(r'(\S+): ((\d+).*)', r'\1.weight \2\n\1.bias \3', lines).split('\n'):
         name, *shape = line.split() or ['']
         if name:
             value = torch.randn([int(n) for n in shape], generator=generator) * 0.2

@@ -41,8 +41,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import load_projection, tower_preprocessing
 from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, SOURCES, check
 from llm2clip.training.optim import parameter_groups
-from llm2clip.training.stage2 import possible_metrics
-from llm2clip.training.trainer import check_metrics, check_train_config
+from llm2clip.training.trainer import check_metrics, check_train_config, possible_metrics
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,

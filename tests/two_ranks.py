@@ -20,10 +20,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from whole_matrix import CASES, own_rows, sample
 
-from llm2clip.config import AdapterConfig, LoraConfig, LossConfig, ModelConfig, TextEncoderConfig, VisionConfig
-from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.config import (
+    AdapterConfig,
+    FsdpConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    TextEncoderConfig,
+    VisionConfig,
+)
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.sharding import keep_float32
+from llm2clip.models.sharding import set_up_units
+from llm2clip.models.stage1 import CaptionContrastive
 
 N, BIAS = 12, -10.1
 
@@ -48,7 +56,7 @@ def _sharded_step(model: Any, batch: dict[str, Any], watched: Mapping[str, str])
     """Outputs and gradients of scalars; and of watched modules, inputs and the types of gathered weights."""
     config = FSDP2Config(device_mesh=init_device_mesh('cpu', (dist.get_world_size(),)))
     prepare_fully_shard(model, config, Precision.AMP_BF16, generate_composer_model_policy(model))
-    keep_float32(model)
+    set_up_units(model, FsdpConfig())
     result: dict[str, Any] = {'weights': {}, 'inputs': {}}
 
     def watch(name: str, module: torch.nn.Module) -> None:

@@ -22,9 +22,8 @@ from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.vectors import concatenate
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
 from llm2clip.files import reading
-from llm2clip.models.first_dims import check_dim, keep_first_dims
 from llm2clip.models.joint import BothTexts, ConcatenatedTexts
-from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, check_dim, keep_first_dims
 from llm2clip.ranks import in_turns, once_per_node, rows
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.caption_teacher import CachedTeacher

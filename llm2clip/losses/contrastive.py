@@ -5,20 +5,18 @@
 
 A rank computes the rows of the logit matrix that belong to its own samples, against the candidates of all ranks.  What
 a loss here returns is this rank's part: the mean over the ranks is the loss of the global batch, and the mean over the
-ranks of the parameters' gradients, as DDP and FSDP compute it, is its gradient.  With one rank, or without
-`torch.distributed`, the part is the whole.
+ranks of the parameters' gradients, as DDP and FSDP compute it, is its gradient.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Optional, Union
 
 import torch
 import torch.nn.functional as F
 
-from llm2clip.losses.gather import all_gather, first_row
-from llm2clip.losses.rows import Ignored, partners_of, sigmoid_loss, softmax_loss
+from llm2clip.losses.rows import Ignored, all_gather, first_row, partners_of, sigmoid_loss, softmax_loss
 
-__all__ = ['clip_loss', 'ignored_candidates', 'info_nce', 'same_text', 'siglip_loss']
+__all__ = ['clip_loss', 'ignored_candidates', 'info_nce', 'siglip_loss']
 
 
 def clip_loss(
@@ -51,8 +49,9 @@ def clip_loss(
     """
     texts, per_image = _columns(text_features)
     scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
-    return _mean(softmax_loss(rows, columns, scale, first_row(image_features), len(texts), label_smoothing, same_texts,
-                              block_size, per_image) for rows, columns in _prefixes(image_features, texts, dims))
+    return torch.stack([softmax_loss(
+        rows, columns, scale, first_row(image_features), len(texts), label_smoothing, same_texts, block_size, per_image)
+        for rows, columns in _prefixes(image_features, texts, dims)]).mean()
 
 
 def siglip_loss(
@@ -67,21 +66,17 @@ def siglip_loss(
     """This rank's part of the pairwise sigmoid loss of SigLIP (Zhai et al. 2023, algorithm 1).
 
     Args:
-        image_features: ``(B, D)``, L2-normalised, of this rank.
-        text_features: ``(B, D)`` or ``(B, K, D)``, L2-normalised; row i belongs to image i.
-        logit_scale: The factor on the cosine similarities, in log space, ``(1,)``.
+        image_features, text_features, logit_scale, text_id, block_size, dims: As for `clip_loss`.
         logit_bias: Added to each logit, ``(1,)``.
-        text_id: As for `clip_loss`.
-        block_size: Rows of the logit matrix at once.  None: all of this rank's.
-        dims: As for `clip_loss`.
 
     Returns:
         The sum over all pairs of this rank's images divided by B · K, a scalar in float32.
     """
     texts, per_image = _columns(text_features)
     scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
-    return _mean(sigmoid_loss(rows, columns, scale, logit_bias, first_row(image_features), same_texts, block_size,
-                              per_image) for rows, columns in _prefixes(image_features, texts, dims))
+    return torch.stack([sigmoid_loss(
+        rows, columns, scale, logit_bias, first_row(image_features), same_texts, block_size, per_image)
+        for rows, columns in _prefixes(image_features, texts, dims)]).mean()
 
 
 def _prefixes(
@@ -93,10 +88,6 @@ def _prefixes(
         yield rows, columns
     for dim in dims:
         yield F.normalize(rows[:, :dim].float(), dim=-1), F.normalize(columns[:, :dim], dim=-1)
-
-
-def _mean(losses: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([*losses]).mean()
 
 
 def _columns(text_features: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -138,27 +129,19 @@ def info_nce(
 
 
 def _same_texts(text_id: Optional[torch.Tensor]) -> Optional[Ignored]:
-    """By the ids of this rank's samples, which texts of all ranks are left out of its rows."""
+    """By the ids ``(B,)`` or ``(B, K)`` of this rank's samples, which texts of all ranks are left out of its rows."""
     if text_id is None:
         return None
-    ids, first = all_gather(text_id).flatten(), first_row(text_id)
-    return lambda start, stop: same_text(text_id[start:stop], ids, first + start)
+    columns, first, of_rows = all_gather(text_id).flatten(), first_row(text_id), text_id.reshape(len(text_id), -1)
 
+    def same_text(start: int, stop: int) -> torch.Tensor:
+        same = torch.zeros(stop - start, len(columns), dtype=torch.bool, device=columns.device)
+        for ids in of_rows[start:stop].unbind(1):
+            same |= ids[:, None] == columns
+        partners_of(same, first + start, of_rows.shape[1]).fill_(False)
+        return same
 
-def same_text(rows: torch.Tensor, columns: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """Which columns have a text of a row but are not its own: ids ``(R,)`` or ``(R, K)``, and ``(C,)`` -> ``(R, C)``.
-
-    Args:
-        rows: The ids of each row's texts.
-        columns: Ids; those of row i begin at ``(first + i) * K``.
-        first: Place of the first row among all.
-    """
-    own = rows[:, None] if rows.ndim == 1 else rows
-    same = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=rows.device)
-    for ids in own.unbind(1):
-        same |= ids[:, None] == columns
-    partners_of(same, first, own.shape[1]).fill_(False)
-    return same
+    return same_text
 
 
 def ignored_candidates(
@@ -173,8 +156,7 @@ def ignored_candidates(
     with the query's pair.
 
     Args:
-        query_id: ``(B,)``; equal ids stand for equal texts.
-        positive_id: ``(B,)``.
+        query_id, positive_id: ``(B,)``; equal ids stand for equal texts.
         negative_id: ``(M,)`` of the hard negatives; 0 where there is none.
         equal_texts: Whether equal texts count.
 

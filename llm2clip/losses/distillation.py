@@ -3,8 +3,7 @@
 
 """Losses that hold features to other features of the same samples, as ProCLIP (arXiv 2510.18795) keeps what CLIP knew.
 
-They are functions of this rank's features over the global batch, in float32, and parts of it as the contrastive losses
-are: their mean over the ranks is the loss, and the mean of the parameters' gradients its gradient.
+Like the contrastive losses, they are this rank's part of the loss of the global batch, in float32.
 """
 
 from typing import Optional
@@ -13,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from llm2clip.float32 import in_float32
-from llm2clip.losses.gather import all_gather
-from llm2clip.losses.rows import with_gradients
+from llm2clip.losses.rows import all_gather, with_gradients
 
 __all__ = ['instance_loss', 'structure_loss']
 
@@ -54,7 +52,7 @@ def structure_loss(
         features: ``(B, D)``, L2-normalised, of this rank.
         targets: ``(B, E)``, L2-normalised, without gradient.
         block_size: Rows of the matrix of distances at once.  None: all of this rank's.
-        counted: ``(B,)`` which samples count, and so which pairs: those of two such samples.  None: all.
+        counted: ``(B,)`` which samples count; a pair of two such samples does.  None: all.
 
     Returns:
         A scalar in float32.

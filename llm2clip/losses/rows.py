@@ -5,9 +5,7 @@
 
 The logits are the products of `rows` and `columns` times `scale`.  Each row has K partners among the columns: those of
 row i begin at column ``(first + i) * K``.  A row has to find each of its partners without the others, among the columns
-of other rows.  With several ranks, each has the rows of its own samples and the columns of all: the mean over ranks of
-what a function here returns is the loss of the whole matrix, and the mean over ranks of the parameters' gradients, as
-DDP and FSDP compute it, is its gradient.
+of other rows.  With several ranks, each has the rows of its own samples and the columns of all.
 
 Gradients are computed together with the value: the backward pass only multiplies them by what comes from above.  So
 one block of logits is held at a time, and every matrix product is in float32 without TF32.
@@ -18,27 +16,37 @@ from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 import torch
+import torch.distributed
 
 from llm2clip.float32 import in_float32
-from llm2clip.losses.gather import all_gather
 
-__all__ = ['partners_of', 'sigmoid_loss', 'softmax_loss', 'with_gradients']
+__all__ = ['Ignored', 'all_gather', 'first_row', 'partners_of', 'sigmoid_loss', 'softmax_loss', 'with_gradients']
 
 Ignored = Callable[[int, int], torch.Tensor]
 """(start, stop) -> ``(stop - start, C)``, which columns are left out of rows start to stop; never a partner."""
 
 
-def partners_of(matrix: torch.Tensor, first: int, partners: int = 1) -> torch.Tensor:
-    """What a matrix holds for its rows and their own partners, as a view that can be written to.
+def _alone() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
 
-    Args:
-        matrix: ``(R, C)``, a block of rows with all columns.
-        first: Place of the first row among all rows.
-        partners: K, of each row.
 
-    Returns:
-        ``(K, R)``.
+def all_gather(rows: torch.Tensor) -> torch.Tensor:
+    """Every rank's rows ``(B, …)``, of one shape, in the order of the ranks: ``(B * world_size, …)``.
+
+    The gradient of a rank's own rows is the sum over the ranks' losses.  Averaged over ranks, as DDP and FSDP do with
+    the parameters' gradients, it is that of the losses' mean.
     """
+    return rows if _alone() else _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
+
+
+def first_row(rows: torch.Tensor) -> int:
+    """Where this rank's rows begin in what `all_gather` returns."""
+    return 0 if _alone() else torch.distributed.get_rank() * len(rows)
+
+
+def partners_of(matrix: torch.Tensor, first: int, partners: int = 1) -> torch.Tensor:
+    """What a matrix ``(R, C)``, a block of rows with all columns, holds for its rows and their own K partners: a view
+    ``(K, R)`` that can be written to.  `first` is the place of the first row among all."""
     n = len(matrix)
     return matrix[:, first * partners:(first + n) * partners].unflatten(1, (n, partners)).diagonal()
 
@@ -60,8 +68,7 @@ def softmax_loss(
     In two passes over the blocks: the sums of rows and columns, then the gradients.
 
     Args:
-        rows: ``(B, D)``.
-        columns: ``(C, D)``.
+        rows, columns: ``(B, D)`` and ``(C, D)``.
         scale: Factor on the products, of one element.
         first: Place of the first row among the rows of all ranks.
         back: The columns before this one are the partners of all ranks' rows: average with the cross-entropy from each
@@ -113,9 +120,8 @@ def softmax_loss(
 
 
 def _sums(logits: '_Logits', first: int, back: int, partners: int) -> tuple[torch.Tensor, ...]:
-    """The rows' logits with their partners, ``(K, B)``; ``log(sum(exp(logits)))`` of each row with one of its partners
-    and no other, ``(K, B)``, and of each of the first `back` columns; of how many logits the sums are, ``(B,)`` and
-    ``(back,)``."""
+    """The rows' logits with their partners ``(K, B)``; ``log(sum(exp(logits)))`` of each row with one partner and no
+    other ``(K, B)``, and of the first `back` columns; of how many logits the sums are, ``(B,)`` and ``(back,)``."""
     b, c = len(logits.rows), len(logits.columns)
     new = logits.rows.new_full
     own, row_sum, column_sum = new((partners, b), 0.0), new((partners, b), 0.0), new((back,), -torch.inf)
@@ -175,7 +181,7 @@ def sigmoid_loss(
 class _Logits:
     """Logits a block of rows at a time, minus infinity where they are ignored; a single block is kept.
 
-    Iterating gives the rows, their logits ``(R, C)``, which may be overwritten in the last pass, and what is ignored.
+    Iterating gives the rows, their logits ``(R, C)``, which the last pass may overwrite, and what is ignored.
     """
 
     def __init__(
@@ -225,16 +231,7 @@ class _Products:
 def with_gradients(
     value: torch.Tensor, inputs: tuple[torch.Tensor, ...], gradients: tuple[torch.Tensor, ...]
 ) -> torch.Tensor:
-    """A value whose gradients with respect to the inputs are known.
-
-    Args:
-        value: Of one element.
-        inputs: What it is a function of.
-        gradients: One for each input, of as many elements.
-
-    Returns:
-        The value, a scalar, with these gradients.
-    """
+    """A value of one element, as a scalar, whose gradients with respect to the inputs are these."""
     shaped = tuple(gradient.view_as(tensor) for gradient, tensor in zip(gradients, inputs, strict=True))
     return _WithGradients.apply(value.sum(), shaped, *inputs)  # pyright: ignore[reportReturnType]
 
@@ -251,3 +248,18 @@ class _WithGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, *(grad * gradient for gradient in ctx.saved_tensors)
+
+
+class _AllGather(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gathered = rows.new_empty(len(rows) * torch.distributed.get_world_size(), *rows.shape[1:])
+        torch.distributed.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        own = grad.new_empty(len(grad) // torch.distributed.get_world_size(), *grad.shape[1:])
+        torch.distributed.reduce_scatter_tensor(own, grad.contiguous())
+        return own

@@ -60,9 +60,7 @@ def save_adapter(
     """Write an adapter, and what it is.  Every rank calls this; rank 0 writes, and the folder appears complete.
 
     Args:
-        adapter: May be sharded.
-        config: Its configuration.
-        embed_dim: Width of its features.
+        adapter, config, embed_dim: It may be sharded.
         record: Of the teacher whose vectors it takes.
         target: Whose text features it gives.
         folder: Where to.
@@ -79,12 +77,10 @@ def save_adapter(
 def load_adapter(
     adapter: nn.Module, config: AdapterConfig, embed_dim: int, teacher: Fingerprint, folder: Union[str, Path], key: str
 ) -> None:
-    """Load what `save_adapter` wrote.
+    """Load what `save_adapter` wrote into an adapter of a configuration and a width of features.
 
     Args:
-        adapter: Any weights.
-        config: Its configuration.
-        embed_dim: Width of its features.
+        adapter, config, embed_dim: They.
         teacher: Whose vectors it will take.
         folder: Of the adapter.
         key: That names the folder, for messages.
@@ -93,13 +89,13 @@ def load_adapter(
         ConfigError: There is no adapter, or it is of another configuration or teacher.
         FileError, LoadError: It is damaged.
     """
-    path = Path(folder, ABOUT_FILE)
+    path, weights = Path(folder, ABOUT_FILE), Path(folder, WEIGHTS_FILE)
     if not path.is_file():
         raise ConfigError(f'{key}: {folder} holds no adapter: it has no {ABOUT_FILE} (train_inheritance writes it when '
                           'it ends)')
     about = read_json(path, dict)
     with reading(path, 'the configuration of an adapter, its embed_dim, and the fingerprint of its teacher'):
-        found = {**dataclasses.asdict(AdapterConfig()), **about['adapter'], 'embed_dim': int(about['embed_dim'])}
+        found = {**about['adapter'], 'embed_dim': int(about['embed_dim'])}
         learned_from = Fingerprint.from_json(about['teacher'])
     expected = {**dataclasses.asdict(config), 'embed_dim': embed_dim}
     for name, value in expected.items():
@@ -110,8 +106,7 @@ def load_adapter(
         learned_from.check(teacher, f'{key}: the adapter in {folder}', 'training')
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    where = Path(folder, WEIGHTS_FILE)
-    state = read_safetensors(where, 'the weights of an adapter').tensors
-    check_keys(state, adapter.state_dict(), where)
+    state = read_safetensors(weights, 'the weights of an adapter').tensors
+    check_keys(state, adapter.state_dict(), weights)
     with torch.no_grad():
         adapter.load_state_dict(state)

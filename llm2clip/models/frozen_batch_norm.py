@@ -3,12 +3,11 @@
 
 """Frozen BatchNorm as a part of the convolution before it.
 
-With the mean μ and the variance σ² of its pretraining, BatchNorm scales and shifts each channel.  A convolution can do
-that itself, by the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ/√(σ² + ε).  Parameters, their names and their
-gradients stay what they were.  What is saved is BatchNorm's passes over the activations, and their memory.
+A convolution can do it itself, by the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ/√(σ² + ε).  Parameters, their
+names and gradients stay what they were.  BatchNorm's passes over the activations are saved, and their memory.
 """
 
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -16,16 +15,12 @@ import torch.nn as nn
 from timm.layers.conv2d_same import Conv2dSame, conv2d_same  # pyright: ignore[reportPrivateImportUsage]
 from timm.layers.norm_act import BatchNormAct2d
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 __all__ = ['merge_frozen_batch_norms']
 
 
 def merge_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
-    """Let every convolution whose output goes into a BatchNorm, and nowhere else, do what that does.
-
-    From now on the BatchNorms have to stay in evaluation.
+    """Let every convolution do what the BatchNorm behind it does, which has to stay in evaluation from now on.
 
     Args:
         trunk: A network in evaluation, changed in place.
@@ -34,7 +29,7 @@ def merge_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
     Returns:
         How many BatchNorms there are no more.
     """
-    pairs = _pairs(trunk, image_size) if any(type(module) in _NORMS for module in trunk.modules()) else []
+    pairs = _pairs(trunk, image_size)
     for conv, norm in pairs:
         conv.__class__ = _CONVOLUTIONS[type(conv)]
         conv.batch_norm = [norm]  # in a list, so that its parameters do not become the convolution's
@@ -87,51 +82,23 @@ _CONVOLUTIONS: dict[Any, Any] = {nn.Conv2d: _MergedConv2d, Conv2dSame: _MergedCo
 _NORMS: dict[Any, Any] = {nn.BatchNorm2d: _NoBatchNorm2d, BatchNormAct2d: _NoBatchNormAct2d}
 
 
-class _Uses(TorchFunctionMode):
-    """Counts the operations that a tensor goes into, and keeps all tensors, whose ids would otherwise come again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[int, int] = {}
-        self._kept: list[Any] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):  # and not a shape
-            for leaf in tree_leaves((args, kwargs)):
-                if isinstance(leaf, torch.Tensor):
-                    self.counts[id(leaf)] = self.counts.get(id(leaf), 0) + 1
-        self._kept += [args, kwargs, result]
-        return result
-
-
 def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
-    """Convolutions and the BatchNorms after them, of which each runs once; found without computing anything."""
+    """Neighbours of which the second, a BatchNorm, reads what the first computes, and each runs once."""
+    neighbours: list[tuple[Any, Any]] = [
+        (conv, norm) for module in trunk.modules() for conv, norm in pairwise(module.children())
+        if type(conv) in _CONVOLUTIONS and type(norm) in _NORMS and norm.affine and norm.track_running_stats]
+    if not neighbours:
+        return []
+    tensors: dict[nn.Module, list[torch.Tensor]] = {module: [] for pair in neighbours for module in pair}
+    hooks = [hook for conv, norm in neighbours for hook in (
+        conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)),
+        norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])))]
     weights = {name: torch.empty_like(tensor, device='meta')
                for name, tensor in chain(trunk.named_parameters(), trunk.named_buffers())}
     image = torch.empty(1, 3, image_size, image_size, dtype=next(trunk.parameters()).dtype, device='meta')
-    made_by: dict[int, nn.Module] = {}
-    found: list[tuple[Any, Any, int]] = []
-    runs: list[nn.Module] = []
-
-    def after_convolution(conv: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        made_by[id(output)] = conv
-        runs.append(conv)
-
-    def before_norm(norm: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        conv = made_by.get(id(inputs[0]))
-        if conv is not None and norm.affine and norm.track_running_stats:
-            found.append((conv, norm, id(inputs[0])))
-        runs.append(norm)
-
-    hooks = [module.register_forward_hook(after_convolution) for module in trunk.modules()
-             if type(module) in _CONVOLUTIONS]
-    hooks += [module.register_forward_pre_hook(before_norm) for module in trunk.modules() if type(module) in _NORMS]
-    try:
-        with torch.no_grad(), _Uses() as uses:
-            functional_call(trunk, weights, (image,))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [(conv, norm) for conv, norm, output in found
-            if uses.counts[output] == 1 and runs.count(conv) == runs.count(norm) == 1]
+    with torch.no_grad():
+        functional_call(trunk, weights, (image,))
+    for hook in hooks:
+        hook.remove()
+    return [(conv, norm) for conv, norm in neighbours
+            if len(tensors[conv]) == len(tensors[norm]) == 1 and tensors[conv][0] is tensors[norm][0]]

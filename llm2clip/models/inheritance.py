@@ -3,7 +3,7 @@
 
 """Inheritance: the adapter learns to give the text features of CLIP's own tower (ProCLIP, arXiv 2510.18795)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -15,7 +15,6 @@ from torchmetrics import Metric
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.adapter import is_adapter_block
-from llm2clip.models.flops import count_flops
 
 __all__ = ['TARGET_METRICS', 'ComposerInheritance', 'TextSide']
 
@@ -24,11 +23,7 @@ TARGET_METRICS: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecal
 
 
 class TextSide(nn.Module):
-    """An adapter by itself.
-
-    Args:
-        adapter: Of any kind.
-    """
+    """An adapter of any kind by itself."""
 
     def __init__(self, adapter: nn.Module) -> None:
         super().__init__()
@@ -40,12 +35,10 @@ class TextSide(nn.Module):
         return module is self.adapter or self.is_block(module)
 
     def is_block(self, module: nn.Module) -> bool:
-        """Whether a module is a repeated layer of the adapter."""
+        """Whether a module is a repeated layer of the adapter, each of which is recomputed on its own."""
         return is_adapter_block(module)
 
-    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """With `fsdp.activation_checkpointing`, recompute every block on its own."""
-        return self.is_block(module)
+    activation_checkpointing_fn = is_block
 
     def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
         """The teacher's vectors reach the adapter as they are."""
@@ -59,9 +52,9 @@ class TextSide(nn.Module):
 class ComposerInheritance(ComposerModel):
     """Training of an adapter whose features are compared with those of CLIP's text tower.
 
-    A batch holds of each sample the teacher's ``text_embedding`` ``(B, llm_embed_dim)`` of a caption, the ``target``
-    ``(B, embed_dim)`` of the same caption, whether it ``counted`` ``(B,)``, since a sample may have no caption with a
-    target, and the ``index`` ``(B,)``.
+    A batch holds the teacher's ``text_embedding`` ``(B, llm_embed_dim)`` of a caption per sample, its ``target`` ``(B,
+    embed_dim)``, whether it ``counted`` ``(B,)``, since a sample may have no caption with a target, and ``index``
+    ``(B,)``.
 
     Args:
         model: The adapter.
@@ -91,12 +84,6 @@ class ComposerInheritance(ComposerModel):
         targets, counted = _targets(batch, features.device)
         return (self.instance * instance_loss(features, targets, counted)
                 + self.structure * structure_loss(features, targets, self.block_size, counted))
-
-    def batch_flops(self) -> Callable[[Batch], float]:
-        """Counts FLOPs once; what is returned says, of a batch, those of the adapter (`count_flops`)."""
-        width = next((layer.in_features for layer in self.model.modules() if isinstance(layer, nn.Linear)), 1)
-        one, two = (count_flops(self.model, torch.empty(n, width, device='meta')) for n in (1, 2))
-        return lambda batch: float(one + (two - one) * (len(batch['index']) - 1))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from llm2clip.config import ConfigError, LossConfig, SelfDistillationConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.trainable import save_trainable_only
+from llm2clip.models.sharding import save_trainable_only
 from llm2clip.teacher.clip_text import ClipTextTower
 
-__all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP', 'Texts', 'Tokenize']
+__all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP', 'Tokenize']
 
 Batch = dict[str, Any]
 # Texts -> the keyword arguments of their encoder.
@@ -74,16 +74,10 @@ class BothTexts(nn.Module):
 
 
 class ClipBeside(nn.Module):
-    """CLIP's own text tower, kept beside the LLM (LLM2CLIP section 3.2, methods b to d).
-
-    Args:
-        tower: Whose features are as wide as the joint space.
-        tokenize: The tower's.
-        method: ``b``, ``c`` or ``d``.
-        embed_dim: Width of the joint space.
+    """CLIP's own text tower, with its tokenizer, kept beside the LLM (LLM2CLIP section 3.2, methods b to d).
 
     Raises:
-        ConfigError: The tower's features are of another width.
+        ConfigError: The tower's features are not as wide as the joint space.
     """
 
     def __init__(
@@ -97,12 +91,10 @@ class ClipBeside(nn.Module):
         self.concatenated = ConcatenatedTexts(embed_dim) if method == 'd' else None
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """As of the tower."""
+        """As of the tower, and so is what is recomputed."""
         return self.tower.fsdp_wrap_fn(module)
 
-    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """As of the tower."""
-        return self.tower.fsdp_wrap_fn(module)
+    activation_checkpointing_fn = fsdp_wrap_fn
 
     def forward(self, texts: Texts, llm_features: torch.Tensor) -> dict[str, torch.Tensor]:
         """``clip_text_features`` and, by method d, ``both_text_features``, each as `llm_features`, L2-normalised."""
@@ -127,17 +119,15 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
             place.  None: the LLM's vectors are in the batch.
         tokenize: The encoder's.
         beside: CLIP's text tower, which is kept beside the LLM.
-        loss: As of `ComposerLLM2CLIP`.
-        image_size: As of `ComposerLLM2CLIP`.
-        self_distillation: As of `ComposerLLM2CLIP`.
+        loss, self_distillation: As of `ComposerLLM2CLIP`.
     """
 
     def __init__(
         self, model: LLM2CLIP, text_encoder: Optional[nn.Module] = None, tokenize: Optional[Tokenize] = None,
-        beside: Optional[ClipBeside] = None, loss: Optional[LossConfig] = None, image_size: Optional[int] = None,
+        beside: Optional[ClipBeside] = None, loss: Optional[LossConfig] = None,
         self_distillation: Optional[SelfDistillationConfig] = None,
     ) -> None:
-        super().__init__(model, loss, image_size, self_distillation)
+        super().__init__(model, loss, self_distillation)
         self.text_encoder, self.tokenize, self.beside = text_encoder, tokenize, beside
         if beside is not None:
             self.feature_names = (*self.feature_names, 'clip_text_features')
@@ -150,9 +140,6 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         """``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``, as `embed_texts`, by the encoder in the LLM's place."""
         assert self.text_encoder is not None and self.tokenize is not None
         return embed_texts(self.text_encoder, self.tokenize, texts, self.model.logit_scale.device)
-
-    def batch_flops(self) -> None:
-        """Not known: how long the texts are is the tokenizer's to say."""
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         vectors = batch['text_embedding'] if self.text_encoder is None else self.embed(batch['caption'])

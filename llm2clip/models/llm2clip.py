@@ -3,8 +3,9 @@
 
 """Stage 2: vision tower and adapter under the CLIP loss."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -20,12 +21,13 @@ from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.adapter import build_adapter, is_adapter_block
-from llm2clip.models.flops import count_flops
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.remote_code.modeling_llm2clip import Adapter
 
 __all__ = [
-    'LLM2CLIP', 'MULTILABEL_METRICS', 'RETRIEVAL_METRICS', 'ZEROSHOT_METRICS', 'ComposerLLM2CLIP', 'projection_kind',
+    'LLM2CLIP', 'MULTILABEL_METRICS', 'RETRIEVAL_METRICS', 'ZEROSHOT_METRICS', 'ComposerLLM2CLIP', 'check_dim',
+    'keep_first_dims', 'projection_kind',
 ]
 
 Batch = dict[str, torch.Tensor]
@@ -55,7 +57,7 @@ class LLM2CLIP(nn.Module):
         bias = config.logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), float(bias)))
 
-    # Composer asks the direct children of a ComposerModel for these two, and nobody below them.
+    # Composer asks the direct children of a ComposerModel, and nobody below them.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard every block of the vision tower and of the adapter on its own, and each part around its blocks.
 
@@ -117,16 +119,55 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
         return nn.Identity()
     projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
     if config.visual_projection_init == 'orthogonal':
-        # Rows that keep the angles between the pretrained tower's features, so that training starts from its geometry
-        # and not from a random one.
+        # Rows that keep the angles between the pretrained tower's features.
         nn.init.orthogonal_(projection.weight)
     else:
-        # As the official code has it: in eva_clip/transformer.py, and in eva_clip/eva_vit_model.py 0.02 times 0.001,
-        # cut off a hundred standard deviations away, which is not at all.
+        # As the official code has it in eva_clip/transformer.py, and in eva_clip/eva_vit_model.py, 0.02 times 0.001.
         nn.init.normal_(projection.weight, std=width ** -0.5 if config.visual_projection_init == 'clip' else 2e-5)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
     return projection
+
+
+def check_dim(dim: Optional[int], config: ModelConfig, key: str) -> None:
+    """Raise a ConfigError that names the key if a model's features have fewer dimensions than that."""
+    if dim is not None and dim > config.embed_dim:
+        raise ConfigError(f'{key}: {dim}, expected at most the {config.embed_dim} dimensions of the model')
+
+
+def keep_first_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> ModelConfig:
+    """Let a model's features be the first `dim` of what they were, scaled to length 1 again, as `loss.dims` trains them
+    (arXiv 2205.13147); returns its configuration from now on.
+
+    The last layer of either side gives the features before they are scaled, so its first rows give the shorter ones.
+
+    Args:
+        model: Changed in place.
+        config: Of the model.
+        dim: At most its `embed_dim`.  None: all, and nothing changes.
+    """
+    if dim is None:
+        return config
+    model.visual_projection = _first_outputs(model.visual_projection, config.embed_dim, dim)
+    if isinstance(model.adapter, Adapter):
+        model.adapter.projection = _first_outputs(model.adapter.projection, config.embed_dim, dim)
+    else:
+        model.adapter = _first_outputs(model.adapter, config.embed_dim, dim, bias=True)
+    adapter = config.adapter
+    return dataclasses.replace(
+        config, embed_dim=dim, visual_projection=projection_kind(model.visual_projection),
+        adapter=dataclasses.replace(adapter, name='linear' if adapter.name == 'identity' else adapter.name))
+
+
+def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
+    """A layer's first `dim` outputs of `width`; in place of the identity, ones and zeros, maybe with a bias."""
+    if isinstance(layer, nn.Linear):
+        weight, offset = layer.weight, layer.bias
+    else:
+        weight, offset = torch.eye(width), torch.zeros(width) if bias else None
+    shorter = nn.Linear(weight.shape[1], dim, bias=offset is not None, device=weight.device, dtype=weight.dtype)
+    shorter.load_state_dict({'weight': weight[:dim], **({} if offset is None else {'bias': offset[:dim]})})
+    return shorter.train(layer.training)
 
 
 class ComposerLLM2CLIP(ComposerModel):
@@ -143,7 +184,6 @@ class ComposerLLM2CLIP(ComposerModel):
     Args:
         model: The two towers.
         loss: Which loss.
-        image_size: Side of the training images in pixels.  None: the tower's.
         self_distillation: How much the initial image features count.
     """
 
@@ -152,13 +192,12 @@ class ComposerLLM2CLIP(ComposerModel):
     """Those of texts that evaluations take."""
 
     def __init__(
-        self, model: LLM2CLIP, loss: Optional[LossConfig] = None, image_size: Optional[int] = None,
+        self, model: LLM2CLIP, loss: Optional[LossConfig] = None,
         self_distillation: Optional[SelfDistillationConfig] = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.self_distillation = self_distillation or SelfDistillationConfig()
-        self.image_size = image_size or model.vision_encoder.preprocessing.image_size
         self.loss_config = loss or LossConfig()
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
             raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
@@ -187,11 +226,8 @@ class ComposerLLM2CLIP(ComposerModel):
     ) -> torch.Tensor:
         """This rank's part of the contrastive loss that the configuration names.
 
-        Args:
-            rows: ``(B, D)``, L2-normalised.
-            columns: ``(B, D)`` or ``(B, K, D)``, L2-normalised.
-            outputs: With temperature and bias.
-            text_id: ``(B,)`` or ``(B, K)``, where equal texts are masked.
+        It compares ``(B, D)`` with ``(B, D)`` or ``(B, K, D)``, L2-normalised, by the temperature and bias in the
+        outputs; ids ``(B,)`` or ``(B, K)`` are those of the columns' texts.
         """
         config, scale = self.loss_config, outputs['logit_scale']
         ids = None
@@ -201,23 +237,6 @@ class ComposerLLM2CLIP(ComposerModel):
         if config.name == 'siglip':
             return siglip_loss(rows, columns, scale, outputs['logit_bias'], ids, config.block_size, config.dims)
         return clip_loss(rows, columns, scale, config.label_smoothing, ids, config.block_size, config.dims)
-
-    def batch_flops(self) -> Optional[Callable[[Batch], float]]:
-        """Counts FLOPs once; what is returned says, of a batch, those of towers and adapter (`count_flops`).
-
-        The loss is left out, at the paper's sizes less than a hundredth of them.
-        """
-        size = self.image_size
-        width = next((layer.in_features for layer in self.model.adapter.modules() if isinstance(layer, nn.Linear)), 1)
-        one, pairs, texts = (
-            count_flops(self.model, torch.empty(images, 3, size, size, device='meta'),
-                        torch.empty(images, captions, width, device='meta'),
-                        torch.zeros(images, dtype=torch.long, device='meta'))
-            for images, captions in ((1, 1), (2, 1), (1, 2)))
-        pair, text = pairs - one, texts - one
-        once = one - pair  # of an adapter's latents
-        return lambda batch: float(once + pair * len(batch['index'])
-                                   + text * (batch['text_id'].numel() - len(batch['index'])))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

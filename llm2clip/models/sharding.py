@@ -1,19 +1,14 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is done with a model's modules one by one: FSDP2 shards them over ranks, activations are recomputed, and
-repeated blocks are compiled."""
+"""What is done with a model's modules: FSDP2 shards them, blocks are compiled, checkpoints leave frozen ones out."""
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch._dynamo
 import torch.nn as nn
-from composer.core import Precision
-from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
-from composer.distributed.fsdp2 import prepare_fully_shard
-from composer.distributed.fsdp2_utils import generate_composer_model_policy, sync_optimizer_and_model_params
 from composer.models import ComposerModel
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
@@ -24,8 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError, FsdpConfig
 
-__all__ = ['check_fsdp', 'check_sharding', 'compile_blocks', 'fsdp2_config', 'keep_float32', 'own_name', 'prefetch',
-           'recompute', 'recomputed_modules', 'shard', 'sharded_modules', 'whole']
+__all__ = ['check_fsdp', 'compile_blocks', 'fsdp2_config', 'own_name', 'save_trainable_only', 'saves_trainable_only',
+           'set_up_units', 'whole']
 
 # Blocks of one class share this limit: those of a convolutional network differ in their shapes, and each is compiled
 # once more for evaluation, for a pass without gradients, and for lengths of texts that vary.  torch's own limit of 8
@@ -34,12 +29,7 @@ _RECOMPILE_LIMIT = 256
 
 
 def check_fsdp(config: FsdpConfig, device: str) -> None:
-    """Raise a ConfigError if a number of ranks does not go with those there are.
-
-    Args:
-        config: The run's.
-        device: ``gpu`` or ``cpu``.
-    """
+    """Raise a ConfigError if a number of ranks does not go with those there are; `device` is ``gpu`` or ``cpu``."""
     ranks, groups = dist.get_world_size(), config.reshard_after_forward
     if ranks % config.replicate:
         raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that divides '
@@ -53,12 +43,7 @@ def check_fsdp(config: FsdpConfig, device: str) -> None:
 
 
 def fsdp2_config(config: FsdpConfig, device: str) -> FSDP2Config:
-    """Composer's configuration, with the mesh of ranks for copies of the model; collective if there are several.
-
-    Args:
-        config: The run's.
-        device: ``gpu`` or ``cpu``.
-    """
+    """Composer's configuration, with the mesh of ranks for copies of the model; collective if there are several."""
     mesh = None
     if config.replicate > 1:
         shape = (config.replicate, dist.get_world_size() // config.replicate)
@@ -74,22 +59,6 @@ def fsdp2_config(config: FsdpConfig, device: str) -> FSDP2Config:
     )
 
 
-def prefetch(model: nn.Module, ahead: Optional[int]) -> None:
-    """Let each FSDP2 unit gather the weights of the next ones, and in the backward pass of those before it.
-
-    Args:
-        model: A ComposerModel, sharded.
-        ahead: How many units; None leaves all as torch does it.
-    """
-    if ahead is None:
-        return
-    for child in model.children():  # each of which Composer makes a tree of units by itself
-        units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
-        for i, unit in enumerate(units):
-            unit.set_modules_to_forward_prefetch(units[i + 1:i + 1 + ahead])
-            unit.set_modules_to_backward_prefetch(units[max(0, i - ahead):i][::-1])
-
-
 def own_name(name: str) -> str:
     """The name of a module or parameter before it was wrapped for recomputation or by DDP."""
     return '.'.join(part for part in name.removeprefix('module.').split('.') if part != '_checkpoint_wrapped_module')
@@ -100,71 +69,48 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def recompute(model: ComposerModel) -> None:
-    """Wrap what `fsdp.activation_checkpointing` recomputes, as Composer does it."""
-    apply_ac(model, True, False, generate_composer_model_check_fn(model))
+def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
+    """Once Composer has sharded a model, and before its first forward: what has to stay float32 is not rounded, and
+    units gather the weights of the next ones in time, as `prefetch` says.
 
+    Composer 0.32.1 gives every FSDP2 unit one `MixedPrecisionPolicy`, which in 16-bit precisions rounds its weights and
+    inputs: a temperature of 100 to 98.9.  Here, a unit of scalars alone keeps them, and one for which its model's
+    ``fsdp_float32_inputs_fn`` returns True takes its inputs as they are.  torch 2.7 reads the policies when the model
+    first runs.
 
-def shard(
-    model: ComposerModel, optimizer: torch.optim.Optimizer, config: FSDP2Config, precision: Precision
-) -> None:
-    """Shard model and optimizer as Composer does it, but on any device: Composer has no mixed precision on a CPU."""
-    with sync_optimizer_and_model_params(optimizer, model):
-        prepare_fully_shard(model, config, precision, generate_composer_model_policy(model))
-    keep_float32(model)
-
-
-def keep_float32(model: nn.Module) -> None:
-    """Undo the rounding of what has to stay float32, after Composer has sharded a model and before its first forward.
-
-    Composer 0.32.1 gives every FSDP2 unit one `MixedPrecisionPolicy`, which in 16-bit precisions rounds the unit's
-    weights and its inputs: a temperature of 100 to 98.9.  Here, a unit of scalars alone, such as temperature and bias,
-    keeps them, and a unit for which its model's ``fsdp_float32_inputs_fn`` returns True takes its inputs as they are;
-    autocast still rounds for matrix products.  torch 2.7 reads the policies when the model first runs.
-    """
-    for child in model.children():
-        takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
-        for module in child.modules():
-            if isinstance(module, FSDPModule):
-                state = module._get_fsdp_state()
-                group: Any = state._fsdp_param_group
-                if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
-                    state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
-                elif takes_float32(module):
-                    state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
-
-
-def sharded_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that are FSDP2 units."""
-    return [own_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
-
-
-def recomputed_modules(model: nn.Module) -> list[str]:
-    """Names of the modules whose activations are recomputed."""
-    return [own_name(name) for name, module in model.named_modules() if isinstance(module, CheckpointWrapper)]
-
-
-def check_sharding(model: nn.Module, activation_checkpointing: bool) -> str:
-    """One line on what FSDP2 shards and recomputes, once Composer has prepared the model.
+    Returns:
+        One line on what is sharded and recomputed.
 
     Raises:
         ConfigError: Recomputation was asked for, and the model has no module for it.
     """
-    units, recomputed = sharded_modules(model), recomputed_modules(model)
-    if activation_checkpointing and not recomputed:
+    recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
+    if config.activation_checkpointing and not recomputed:
         raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be recomputed; '
                           'leave it out')
+    for child in model.children():  # each of which Composer makes a tree of units by itself
+        units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
+        takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
+        for i, unit in enumerate(units):
+            state = unit._get_fsdp_state()
+            group: Any = state._fsdp_param_group
+            if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
+                state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
+            elif takes_float32(unit):
+                state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
+            if config.prefetch is not None:
+                unit.set_modules_to_forward_prefetch(units[i + 1:i + 1 + config.prefetch])
+                unit.set_modules_to_backward_prefetch(units[max(0, i - config.prefetch):i][::-1])
+    names = [own_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     again = f', {len(recomputed)} of which are recomputed in the backward pass' if recomputed else ''
-    return f'FSDP2 shards {len(units)} modules one by one, from {units[0]} to {units[-1]}{again}'
+    return f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}{again}'
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
     """Compile every repeated block of a model, in place, when it first runs.
 
-    Not the whole model is compiled, as Composer's Trainer would do it.  Blocks of one kind share what was compiled for
-    the first of them, and what stands between them runs as before: FSDP2's gathering of weights, the recomputation of
-    activations, patch dropout, GradCache's two passes, the loss.  The modules stay the same, and so do the names in
-    checkpoints.
+    Blocks of one kind share what was compiled for the first of them.  What stands between them runs as before: FSDP2's
+    gathering of weights, recomputation, patch dropout, GradCache's two passes, the loss.
 
     Args:
         model: Before it is sharded or wrapped.
@@ -177,3 +123,41 @@ def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
         for module in child.modules():
             if is_block is not None and is_block(module):
                 module.compile(**arguments)
+
+
+def save_trainable_only(model: ComposerModel, part: str = '') -> None:
+    """Leave the frozen weights of a model, or of one of its parts, out of its state dict, and hence of checkpoints.
+
+    They are those of a pretrained model, gigabytes that every checkpoint would repeat.  Load with ``strict=False``
+    (`Trainer(load_strict_model_weights=False)`): a checkpoint that lacks another weight, or has an unknown one, is an
+    error all the same.
+
+    Args:
+        model: Whatever else it is.
+        part: Name of a child.
+    """
+    def left_out(module: nn.Module, names: Any) -> set[str]:
+        trainable = {own_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad}
+        begin = f'{part}.' if part else ''
+        return {name for name in names if own_name(name).startswith(begin) and own_name(name) not in trainable}
+
+    def drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        if module.should_save_peft_only:
+            for name in left_out(module, [name.removeprefix(prefix) for name in state if name.startswith(prefix)]):
+                del state[prefix + name]
+
+    def check_loaded(module: nn.Module, keys: Any) -> None:
+        missing = sorted({*keys.missing_keys} - left_out(module, keys.missing_keys))
+        if missing or keys.unexpected_keys:
+            raise ValueError(f'the checkpoint is of another model: it lacks {[*map(own_name, missing)][:3]} and has '
+                             f'{list(keys.unexpected_keys)[:3]} besides')
+
+    # Composer's own name; it turns it off while it hands the weights of rank 0 to the others.
+    vars(model)['should_save_peft_only'] = True
+    model.register_state_dict_post_hook(drop_frozen)
+    model.register_load_state_dict_post_hook(check_loaded)
+
+
+def saves_trainable_only(model: ComposerModel) -> bool:
+    """Whether a model's state dict lacks weights."""
+    return 'should_save_peft_only' in vars(model)

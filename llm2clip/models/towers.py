@@ -6,11 +6,9 @@
 import copy
 import re
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 import timm
 import timm.models
@@ -19,7 +17,6 @@ import torch.nn as nn
 import transformers
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import group_parameters
-from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.eva import Eva
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -29,51 +26,45 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.files import reading
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
 
-__all__ = ['Keep', 'Tower', 'load_projection', 'load_tower', 'takes_any_size', 'tower_preprocessing']
+__all__ = ['load_projection', 'load_tower', 'takes_any_size', 'tower_preprocessing']
 
 # (tokens (B, T, D), how many of them come before the patches) -> indices (B, kept) of patches that stay, or None: all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
 
 
-class Tower(ABC):
+class Tower(Protocol):
     """What the vision encoder asks of an image model, whatever library it is from."""
 
     trunk: nn.Module
     width: int
 
-    @abstractmethod
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(B, 3, H, W)`` -> ``(B, width)``."""
+        ...
 
     def architecture(self) -> dict[str, Any]:
         """What `VisionConfig.architecture` needs to build it again; nothing where the name says all."""
         return {}
 
-    @abstractmethod
     def layer_ids(self) -> dict[str, int]:
         """Parameter name -> its layer: 0 for the embeddings, then one per block, the last for what follows them."""
+        ...
 
-    @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Parameters, beside those of one dimension, that do not decay."""
+        ...
 
-    @abstractmethod
     def on_tokens(self, keep: Keep) -> None:
-        """Let `keep` choose patches between the embeddings and the first block.
+        """Let `keep` choose patches between the embeddings and the first block; a ConfigError if there are none."""
 
-        Raises:
-            ConfigError: The tower has no tokens.
-        """
-
-    @abstractmethod
     def checkpoint_gradients(self) -> None:
         """Recompute the blocks' activations in the backward pass."""
 
     def blocks(self) -> list[nn.Module]:
         """The tower's repeated layers, in order.
 
-        Of the kinds of modules that stand in lists of their own kind, the most numerous one that holds at least a third
-        of the parameters: a transformer's layers, or the residual blocks of all stages of a convolutional network.
+        They are the most numerous kind of modules in lists of one kind that holds at least a third of the parameters: a
+        transformer's layers, or the residual blocks of all stages of a convolutional network.
         """
         found: dict[type[nn.Module], list[nn.Module]] = {}
         for module in self.trunk.modules():
@@ -92,11 +83,6 @@ def _keep_patches(keep: Keep, tokens: torch.Tensor, prefix: int) -> tuple[torch.
         return tokens, None
     patches = tokens[:, prefix:].gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
     return torch.cat([tokens[:, :prefix], patches], dim=1), indices
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# timm
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _PatchDrop(nn.Module):
@@ -131,10 +117,10 @@ class TimmTower(Tower):
     def layer_ids(self) -> dict[str, int]:
         matcher = self.trunk.group_matcher(coarse=False)
         if isinstance(matcher, dict):  # some convolutional networks have a function
-            # Less the patterns that count what follows the last block to that block: what no pattern names is a layer
-            # of its own, the last.
+            # Less the patterns that count what follows the last block to that block (timm's MATCH_PREV_GROUP): what no
+            # pattern names is a layer of its own, the last.
             matcher = {part: [(names, layer) for names, layer in patterns
-                              if layer != MATCH_PREV_GROUP or re.compile(names).groups > 0]
+                              if layer != (99999,) or re.compile(names).groups > 0]
                        if isinstance(patterns, (list, tuple)) else patterns for part, patterns in matcher.items()}
         ids = group_parameters(self.trunk, matcher, reverse=True)
         # timm counts groups, some of which may be empty.
@@ -183,11 +169,6 @@ def _timm_config(name: str) -> timm.models.PretrainedCfg:
     return timm.models.PretrainedCfg(**timm.models.resolve_model_input_args(name)['pretrained_cfg'])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# transformers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class TransformersTower(Tower):
     """A Hugging Face image model, or the image side of a CLIP or SigLIP."""
 
@@ -234,14 +215,12 @@ class TransformersTower(Tower):
         embeddings = getattr(getattr(self.trunk, 'vision_model', self.trunk), 'embeddings', None)
         if embeddings is None or not hasattr(self.trunk.config, 'patch_size'):
             raise ConfigError(f'algorithms.patch_dropout: {self.name} has no patches to drop')
-        embeddings.register_forward_hook(partial(_hook, keep, _grid(self.trunk.config) ** 2))
+        patches = _grid(self.trunk.config) ** 2
+        embeddings.register_forward_hook(lambda module, inputs, tokens: _keep_patches(
+            keep, tokens, tokens.shape[1] - patches)[0])
 
     def checkpoint_gradients(self) -> None:
         self.trunk.gradient_checkpointing_enable({'use_reentrant': False})
-
-
-def _hook(keep: Keep, patches: int, module: nn.Module, inputs: Any, tokens: torch.Tensor) -> torch.Tensor:
-    return _keep_patches(keep, tokens, tokens.shape[1] - patches)[0]
 
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:
@@ -278,11 +257,6 @@ def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> Pr
     return resized
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# By name
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _is_timm(config: VisionConfig) -> bool:
     return not config.architecture and (config.name.startswith(('hf-hub:', 'local-dir:'))
                                         or timm.is_model(config.name))
@@ -315,12 +289,7 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
 
 
 def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:
-    """The tower that a configuration names.
-
-    Args:
-        config: Which one, and where its weights are.
-        load_weights: Off when a checkpoint of the whole model follows.
-    """
+    """The tower that a configuration names, without its weights when a checkpoint of the whole model follows."""
     return TimmTower(config, load_weights) if _is_timm(config) else TransformersTower(config, load_weights)
 
 
@@ -328,12 +297,7 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
     """The projection that a tower was trained with, from its pooled features to the space that it shares with texts.
 
     It is the classifier of timm's CLIP towers, the `visual_projection` of those of transformers, and the identity where
-    there is none, as in SigLIP.
-
-    Args:
-        config: Which tower, and where its weights are.
-        embed_dim: Width of the space.
-        load_weights: Off when a checkpoint of the whole model follows.
+    there is none, as in SigLIP; arguments as of `load_tower`.
 
     Raises:
         ConfigError: The tower begins with random weights, or its space has another width.

@@ -13,7 +13,7 @@ from llm2clip.data.image_processing_llm2clip import normalize
 from llm2clip.models.frozen_batch_norm import merge_frozen_batch_norms
 from llm2clip.models.towers import load_tower, tower_preprocessing
 
-__all__ = ['VisionEncoder', 'kept_patches']
+__all__ = ['VisionEncoder']
 
 
 class VisionEncoder(nn.Module):
@@ -37,7 +37,14 @@ class VisionEncoder(nn.Module):
         self._blocks = set(self.tower.blocks())
         if config.gradient_checkpointing:
             self.tower.checkpoint_gradients()
-        self._lock()
+        last = self.num_layers - 1
+        if not 0 <= config.lock_blocks < last:
+            raise ConfigError(f'model.vision.lock_blocks: {config.lock_blocks} is not between 0 and {last - 1}, the '
+                              f'blocks of {config.name}')
+        locked = last if config.lock else config.lock_blocks or -1
+        for name, parameter in self.trunk.named_parameters():
+            if self.layer_ids[name] <= locked:
+                parameter.requires_grad_(False)
         self._patch_dropout = 0.0
         self._sample_seed: Optional[torch.Tensor] = None
 
@@ -50,16 +57,6 @@ class VisionEncoder(nn.Module):
     def num_layers(self) -> int:
         """Layers that learning-rate decay tells apart, embeddings and what follows the last block included."""
         return max(self.layer_ids.values()) + 1
-
-    def _lock(self) -> None:
-        last = self.num_layers - 1
-        if not 0 <= self.config.lock_blocks < last:
-            raise ConfigError(f'model.vision.lock_blocks: {self.config.lock_blocks} is not between 0 and {last - 1}, '
-                              f'the blocks of {self.config.name}')
-        locked = last if self.config.lock else self.config.lock_blocks or -1
-        for name, parameter in self.trunk.named_parameters():
-            if self.layer_ids[name] <= locked:
-                parameter.requires_grad_(False)
 
     def drop_patches(self, rate: float) -> None:
         """From now on, leave out this share of an image's patches in training (FLIP, arXiv 2212.00794)."""
@@ -90,12 +87,8 @@ class VisionEncoder(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, width)``.
-
-        Args:
-            pixel_values: In uint8, as loaders give them, or already normalised.
-            sample_seed: ``(B,)``, for patch dropout.
-        """
+        """``(B, 3, H, W)`` in uint8, as loaders give them, or normalised -> ``(B, width)``; seeds ``(B,)`` are for
+        patch dropout."""
         # Here and not when they are loaded: Composer holds a microbatch twice on the device while it trains on it.
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalize(pixel_values, self.preprocessing.mean, self.preprocessing.std)
@@ -107,10 +100,8 @@ class VisionEncoder(nn.Module):
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:
-    """Which patches stay, a function of each sample's seed alone: ``(B,)`` int64 -> ``(B, kept)``, in order.
-
-    The patches with the smallest hashes stay (splitmix64 of seed and place; int64 arithmetic wraps around).
-    """
+    """Which patches stay, those with the smallest hashes (splitmix64 of each sample's seed and the place; int64
+    arithmetic wraps around): ``(B,)`` int64 -> ``(B, kept)``, in order."""
     kept = max(1, round(patches * (1 - rate)))
     x = sample_seed[:, None] + torch.arange(1, patches + 1, device=sample_seed.device) * -7046029254386353131
     for multiplier, shift in ((-4658895280553007687, 30), (-7723592293110705685, 27)):

@@ -1,10 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run will read, from the datasets' indexes alone, by the streams of the run itself.
-
-Only the length of texts comes from the first shard, if that is on disk.
-"""
+"""What a run will read, from the datasets' indexes alone, by the streams of the run itself; only the length of texts
+comes from the first shard, if that is on disk."""
 
 import dataclasses
 import tempfile
@@ -12,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 from streaming import Stream
@@ -35,9 +33,6 @@ from llm2clip.teacher.fingerprint import common_teacher
 
 __all__ = ['DataPlan', 'DatasetPlan', 'collected', 'plan_images', 'plan_sources', 'plan_targets', 'plan_texts']
 
-T = TypeVar('T', bound=DatasetConfig)
-
-
 @dataclass
 class DatasetPlan:
     """One dataset of a run; sizes in bytes, decompressed."""
@@ -46,16 +41,11 @@ class DatasetPlan:
     samples: int = 0
     shards: int = 0
     size: int = 0
-    embeddings: int = 0
-    """Size of the teachers' vectors."""
-    largest_shard: int = 0
-    """Size with the vectors."""
-    drawn: int = 0
-    """Samples per epoch."""
-    texts: int = 0
-    """Captions of all samples, absent ones included."""
-    characters: float = 0.0
-    """Per text on average; 0 where no shard is on disk yet."""
+    embeddings: int = 0  # size of the teachers' vectors
+    largest_shard: int = 0  # size with the vectors
+    drawn: int = 0  # samples per epoch
+    texts: int = 0  # captions of all samples, absent ones included
+    characters: float = 0.0  # per text on average; 0 where no shard is on disk yet
 
 
 @dataclass
@@ -64,14 +54,10 @@ class DataPlan:
 
     datasets: list[DatasetPlan] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    llm_embed_dim: int = 0
-    """Width of the teachers' vectors, concatenated; 0 without any."""
-    embed_dim: int = 0
-    """Width of the targets of inheritance."""
-    negative: bool = False
-    """Whether some pair of captions has a hard negative."""
-    characters: float = 0.0
-    """Per text on average over what is drawn; 0 where it is not known."""
+    llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
+    embed_dim: int = 0  # width of the targets of inheritance
+    negative: bool = False  # whether some pair of captions has a hard negative
+    characters: float = 0.0  # per text on average over what is drawn; 0 where it is not known
 
 
 @contextmanager
@@ -102,10 +88,10 @@ def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
 def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> DataPlan:
     """Stage 1's streams: pairs of captions, or with `mntp` single texts; `train` as for the loaders."""
     if mntp:
-        return _read_texts(config.streams, config, key, [
-            [caption_column(caption) for caption in mix] for mix in texts_of_streams(config, key)])
+        return _read_texts(config, key, [[caption_column(caption) for caption in mix]
+                                         for mix in texts_of_streams(config, key)])
     pairs, columns = pairs_of_streams(config, train, key)
-    plan = _read_texts(config.streams, config, key, columns)
+    plan = _read_texts(config, key, columns)
     plan.negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
     return plan
 
@@ -113,15 +99,12 @@ def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = Tr
 def plan_sources(datasets: Mapping[str, DatasetConfig], key: str) -> DataPlan:
     """Datasets of which all captions are embedded."""
     streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    return _read_texts(streams, CaptionDataConfig(streams=streams), key, [None] * len(streams))
+    return _read_texts(CaptionDataConfig(streams=streams), key, [None] * len(streams))
 
 
-def _read_texts(
-    streams: Mapping[str, CaptionStreamConfig], config: CaptionDataConfig, key: str,
-    columns: Sequence[Optional[list[str]]],
-) -> DataPlan:
+def _read_texts(config: CaptionDataConfig, key: str, columns: Sequence[Optional[list[str]]]) -> DataPlan:
     """`_read` streams of texts; `columns` of each, or None for all captions."""
-    chosen = dict(zip(streams, columns))
+    chosen = dict(zip(config.streams, columns))
 
     def add_texts(dataset: DatasetPlan, shard: Reader) -> None:
         existing = columns_of(shard)
@@ -133,8 +116,8 @@ def _read_texts(
             texts = [shard[i][column].strip() for i in range(min(200, len(shard))) for column in columns]
             dataset.characters = float(np.mean([len(text) for text in texts if text] or [0.0]))
 
-    plan = _read(streams, config, key, lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
-                 add_texts)
+    plan = _read(config.streams, config, key,
+                 lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)), add_texts)
     if known := [dataset for dataset in plan.datasets if dataset.characters]:
         plan.characters = float(np.average([dataset.characters for dataset in known],
                                            weights=[dataset.drawn or 1 for dataset in known]))
@@ -174,7 +157,7 @@ def _read(
     return plan
 
 
-def _in(scratch: str, dataset: T) -> T:
+def _in(scratch: str, dataset: Any) -> Any:
     """The same dataset with caches of its own, where it has any: those of the run stay as they are."""
     embeddings = {name: _in(scratch, vectors) for name, vectors in getattr(dataset, 'embeddings', {}).items()}
     return dataclasses.replace(

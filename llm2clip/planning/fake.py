@@ -3,9 +3,8 @@
 
 """Fake ranks and fake tensors for a dry run, and what they would take of a GPU.
 
-Everything runs on fake CPU tensors, which need neither a GPU nor a CUDA build.  Where a CPU differs from a GPU in what
-it keeps in memory or counts, this module follows the GPU: which operations autocast computes in float32, the mask of
-dropout, and the FLOPs of attention.
+Fake CPU tensors need neither a GPU nor a CUDA build.  Where a CPU differs in what it keeps in memory or counts, this
+module follows the GPU: which operations autocast computes in float32, the mask of dropout, the FLOPs of attention.
 """
 
 import os
@@ -13,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.distributed
@@ -92,20 +91,14 @@ class Meter(TorchDispatchMode):
 
     Whoever asks a tensor for its value, which a fake tensor has not, gets yes, 1 or 1.0.  Torch's own MemTracker takes
     no frozen parameters, and its FlopCounterMode has no formula for attention on a CPU.
-
-    Attributes:
-        current: Bytes of all tensors that were added or made inside, until they are gone or FSDP2 frees them.
-        peak: The most of them at once.
-        flops: All FLOPs.
-        recomputed: Those that computed something a second time.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.current = self.peak = 0
-        self.flops = self.recomputed = 0.0
+        self.current = 0  # bytes of all tensors that were added or made inside, until they are gone or FSDP2 frees them
+        self.peak = 0  # the most of them at once
+        self.flops = self.recomputed = 0.0  # all, and those that computed something a second time
         self._sizes: dict[int, int] = {}
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._times, self._again, self._backward = 1.0, False, False
 
     def add_module(self, module: nn.Module) -> int:
@@ -149,25 +142,24 @@ class Meter(TorchDispatchMode):
     def _add(self, tensor: torch.Tensor) -> None:
         storage = (tensor._local_tensor if isinstance(tensor, DTensor) else tensor).untyped_storage()
         key = id(storage)  # the same for as long as the storage lives
-        if key not in self._alive:
-            def gone(_: Any) -> None:
-                self._resize(key, 0)
-                del self._alive[key], self._sizes[key]
-
-            self._alive[key] = weakref.ref(storage, gone)
+        if key not in self._sizes:
             self._resize(key, storage.nbytes())
+            weakref.finalize(storage, self._resize, key, None).atexit = False
 
-    def _resize(self, key: int, size: int) -> None:
-        before, self._sizes[key] = self._sizes.get(key, 0), -(-size // _BLOCK) * _BLOCK
-        self.current += self._sizes[key] - before
-        self.peak = max(self.peak, self.current)
+    def _resize(self, key: int, size: Optional[int]) -> None:
+        """Count a storage by its new size; None: it is gone."""
+        self.current -= self._sizes.pop(key, 0)
+        if size is not None:
+            self._sizes[key] = -(-size // _BLOCK) * _BLOCK
+            self.current += self._sizes[key]
+            self.peak = max(self.peak, self.current)
 
     def __enter__(self) -> 'Meter':
         self._torch_resize = resize = torch.UntypedStorage.resize_
 
         def counted(storage: torch.UntypedStorage, size: int) -> Any:
             result = resize(storage, size)
-            if id(storage) in self._alive:
+            if id(storage) in self._sizes:
                 self._resize(id(storage), size)
             return result
 

@@ -4,7 +4,7 @@
 """What a run will need and what will go wrong, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -16,10 +16,10 @@ from composer.utils import dist
 from streaming.base.util import bytes_to_int
 
 from llm2clip.config import (
+    CaptionDataConfig,
     ConfigError,
     ExtractConfig,
     InheritanceConfig,
-    LoaderConfig,
     PlanConfig,
     SentenceTransformersTeacherConfig,
     Stage1Config,
@@ -30,7 +30,7 @@ from llm2clip.config import (
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.texts import with_two_captions
 from llm2clip.imports.initial import check_initial_weights
-from llm2clip.models.mntp import MaskedNextTokenPrediction
+from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.planning import datasets
 from llm2clip.planning.datasets import DataPlan, collected
 from llm2clip.planning.fake import fake_ranks
@@ -42,9 +42,9 @@ from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
 from llm2clip.training import inheritance, stage1, stage2
 from llm2clip.training.text_encoders import TrainedTexts, load_trained_encoders
-from llm2clip.training.trainer import check_metrics, check_train_config
+from llm2clip.training.trainer import check_metrics, check_train_config, possible_metrics
 
-__all__ = ['on_meta', 'plan_extraction', 'plan_inheritance', 'plan_run', 'plan_stage1', 'plan_stage2']
+__all__ = ['plan_extraction', 'plan_inheritance', 'plan_run', 'plan_stage1', 'plan_stage2']
 
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
@@ -72,14 +72,13 @@ def plan_stage2(config: Stage2Config) -> Plan:
         ConfigError: CLIP's text tower cannot be trained, or the LLM that would be is not known.
         LoadError: There is no such tower.
     """
-    data = _read(config, lambda loader, key: datasets.plan_images(loader, key, not config.reads_vectors))
-    plan = _begin(config, config.train_data, data)
+    plan, data = _begin(config, lambda loader, key: datasets.plan_images(loader, key, not config.reads_vectors))
     teacher, llm, lengths = _text_encoders(config, plan, data.characters)
 
     def make_texts(length: int) -> TrainedTexts:
         """The text encoders that are trained, with fake tokenizers."""
         with torch.device('meta'):
-            encoder, tower = load_trained_encoders(config, llm, on_meta=True, load_weights=False)
+            encoder, tower = load_trained_encoders(config.trained_text, llm, on_meta=True, load_weights=False)
         names = ('input_ids', 'attention_mask', 'embed_mask')
         of_tower = names[:1] if tower is not None and 'siglip' in tower.config.model_type else names[:2]
         return TrainedTexts(
@@ -88,7 +87,8 @@ def plan_stage2(config: Stage2Config) -> Plan:
 
     clip = make_texts(1).clip if config.without_llm else None
     dim = _teacher_width(config, data, plan) if clip is None else clip[0].width
-    image_size, captions = stage2.train_image_size(config), config.train_data.captions_per_image
+    image_size = stage2.train_image_size(config.train_data, config.model.vision)
+    captions = config.train_data.captions_per_image
     # A frozen LLM in the loop leaves vectors in the batch, too.
     vectors = dim if config.reads_vectors or config.online.enabled else 0
 
@@ -101,7 +101,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
     if config.initial_weights is not None:
         with collected(plan.problems):
             check_initial_weights(make(1)[0].model, config.model, config.initial_weights)
-    _measure(plan, config, stage2.possible_metrics(config), make, lengths, teacher)
+    _measure(plan, config, make, lengths, teacher)
     if plan.cost is not None:
         batch = image_batch(plan.device_batch, image_size, dim if config.reads_vectors else 0, captions)
         plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.drawn,
@@ -140,8 +140,7 @@ def _text_encoders(
 
 def plan_inheritance(config: InheritanceConfig) -> Plan:
     """What inheritance would need, and what would stop it."""
-    data = _read(config, datasets.plan_targets)
-    plan = _begin(config, config.train_data, data)
+    plan, data = _begin(config, datasets.plan_targets)
     dim, embed_dim = _teacher_width(config, data, plan), data.embed_dim or _UNKNOWN_EMBED_DIM
     if not data.embed_dim:
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
@@ -154,22 +153,26 @@ def plan_inheritance(config: InheritanceConfig) -> Plan:
         with torch.device('meta'):
             return inheritance.make_model(config, dim, embed_dim), batch
 
-    _measure(plan, config, inheritance.possible_metrics(config), make)
+    _measure(plan, config, make)
     return plan
 
 
 def plan_stage1(config: Stage1Config) -> Plan:
     """What stage 1 would need, and what would stop it."""
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
-    mntp, loader, longest = config.objective == 'mntp', config.train_data, config.text_encoder.max_length
-    read = config
-    if config.plan_samples is None and config.eval_data is not None:
-        read = dataclasses.replace(config, eval_data=None if mntp else with_two_captions(config.eval_data, 'eval_data'))
-    data = _read(read, lambda loader, key: datasets.plan_texts(loader, key, mntp, train=key == 'train_data'))
+    mntp, longest = config.objective == 'mntp', config.text_encoder.max_length
+
+    def read(loader: CaptionDataConfig, key: str) -> DataPlan:
+        if key == 'train_data':
+            return datasets.plan_texts(loader, key, mntp)
+        two = None if mntp else with_two_captions(loader, key)
+        return DataPlan() if two is None else datasets.plan_texts(two, key, mntp, train=False)
+
+    plan, data = _begin(config, read, per_stream=not mntp)
     if config.plan_samples is not None:
-        pairs = [*loader.pairs, *(pair for stream in loader.streams.values() for pair in stream.pairs or [])]
+        streams = config.train_data.streams.values()
+        pairs = [*config.train_data.pairs, *(pair for stream in streams for pair in stream.pairs or [])]
         data.negative = any(pair.has_negative for pair in pairs)
-    plan = _begin(config, loader, data, per_stream=not mntp)
     sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if data.negative else [])]
     texts = int(plan.repeats or 0) * config.global_train_batch_size * len(sides)
     tokens = _count_tokens(plan, data.characters, texts, longest)
@@ -179,14 +182,15 @@ def plan_stage1(config: Stage1Config) -> Plan:
         with torch.device('meta'):
             model = stage1.make_model(config, on_meta=True)
             if isinstance(model, MaskedNextTokenPrediction):
-                model = MeanMask(model, config.mntp.mask_probability)
+                model = MeanMask(model.text_encoder, model.head)
+                model.probability = config.mntp.mask_probability
         names = ('input_ids', 'attention_mask', *(() if mntp else ('embed_mask',)))
         return model, lambda n: {
             'index': torch.zeros(n, dtype=torch.long),
             **{f'{side}text_id': torch.zeros(n, dtype=torch.long) for side in sides},
             **{side + name: torch.ones(n, tokens, dtype=torch.long) for side in sides for name in names}}
 
-    _measure(plan, config, stage1.possible_metrics(config), make, (longest, tokens))
+    _measure(plan, config, make, (longest, tokens))
     return plan
 
 
@@ -213,21 +217,17 @@ def plan_extraction(config: ExtractConfig) -> Plan:
     return plan
 
 
-def _read(config: Any, read: Callable[[Any, str], DataPlan]) -> DataPlan:
-    """The data of training, with the problems of the evaluation's; nothing where `plan_samples` stands for it."""
-    if config.plan_samples is not None:
-        return DataPlan()
-    data = read(config.train_data, 'train_data')
-    if config.eval_data is not None:
-        data.problems += read(config.eval_data, 'eval_data').problems
-    return data
-
-
-def _begin(config: TrainConfig, loader: LoaderConfig, data: DataPlan, per_stream: bool = False) -> Plan:
-    """Steps and data; `per_stream`, each batch comes from one dataset."""
+def _begin(config: Any, read: Callable[[Any, str], DataPlan], per_stream: bool = False) -> tuple[Plan, DataPlan]:
+    """Steps and data, which are `read` where `plan_samples` says nothing; `per_stream`, a batch is of one dataset."""
+    data, cache_limit = DataPlan(), config.train_data.cache_limit
+    if config.plan_samples is None:
+        data = read(config.train_data, 'train_data')
+        if config.eval_data is not None:
+            data.problems += read(config.eval_data, 'eval_data').problems
     ranks, batch = dist.get_world_size(), config.global_train_batch_size
     device_batch = batch // ranks
-    plan = Plan(config, ranks, precision_of(config) != Precision.FP32, problems=data.problems, datasets=data.datasets,
+    half = precision_of(config.precision, config.device) != Precision.FP32
+    plan = Plan(config, ranks, half, problems=data.problems, datasets=data.datasets,
                 global_batch=batch, device_batch=device_batch,
                 microbatch=config.device_train_microbatch_size or device_batch,
                 drawn=int(config.plan_samples or sum(dataset.drawn for dataset in data.datasets)),
@@ -243,10 +243,9 @@ def _begin(config: TrainConfig, loader: LoaderConfig, data: DataPlan, per_stream
         plan.problems.append(f'train_data: an epoch has {plan.drawn:,} samples, fewer than one global batch of '
                              f'{batch:,}')
     needed = 4 * max((dataset.largest_shard for dataset in data.datasets), default=0)
-    if loader.cache_limit is not None and bytes_to_int(loader.cache_limit) < needed:
-        plan.problems.append(f'train_data.cache_limit: {loader.cache_limit} is less than four shards, '
-                             f'{readable(needed)}')
-    return plan
+    if cache_limit is not None and bytes_to_int(cache_limit) < needed:
+        plan.problems.append(f'train_data.cache_limit: {cache_limit} is less than four shards, {readable(needed)}')
+    return plan, data
 
 
 def _steps(duration: str, plan: Plan) -> Optional[int]:
@@ -306,8 +305,8 @@ def _count_tokens(plan: Plan, characters: float, texts: int, longest: int) -> in
 
 
 def _measure(
-    plan: Plan, config: TrainConfig, evaluated: Mapping[str, Sequence[str]], make: _Make,
-    lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPlan] = None,
+    plan: Plan, config: TrainConfig, make: _Make, lengths: tuple[int, int] = (0, 0),
+    teacher: Optional[EncoderPlan] = None,
 ) -> None:
     """Check the parts of the configuration, and find a step's cost.
 
@@ -321,7 +320,7 @@ def _measure(
         n = parameter.numel()
         plan.modules[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)
     with collected(plan.problems):
-        check_metrics(config, evaluated)
+        check_metrics(config, possible_metrics(config))
     try:
         check_train_config(config)
     except ConfigError as error:

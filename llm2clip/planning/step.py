@@ -13,6 +13,9 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from composer.core import Precision
+from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
+from composer.distributed.fsdp2 import prepare_fully_shard
+from composer.distributed.fsdp2_utils import generate_composer_model_policy, sync_optimizer_and_model_params
 from composer.models import ComposerModel
 from composer.utils import dist
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,14 +25,14 @@ from llm2clip.config import Stage2Config, TrainConfig
 from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.texts import pack_sides, text_sides
 from llm2clip.data.vectors import float_vectors
-from llm2clip.models.mntp import MaskedNextTokenPrediction
-from llm2clip.models.sharding import fsdp2_config, prefetch, recompute, shard
+from llm2clip.models.sharding import fsdp2_config, set_up_units
+from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.planning.fake import Meter, as_on_cuda, fill_with_fakes
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.llm import shard_encoder
+from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
-from llm2clip.training.algorithms.self_distillation import InitialImages
-from llm2clip.training.trainer import build_optimizer
+from llm2clip.training.optim import build_optimizer
 
 __all__ = ['EncoderPlan', 'MeanMask', 'StepCost', 'dry_run_encoder', 'dry_run_step', 'image_batch', 'precision_of']
 
@@ -42,12 +45,9 @@ class EncoderPlan:
     """How a frozen text encoder runs: on the meta device, in the type in which it computes."""
 
     encoder: TextEncoder
-    tokens: int
-    """Of one caption."""
-    batch_tokens: int
-    """Per forward pass."""
+    tokens: int  # of one caption
+    batch_tokens: int  # per forward pass
     precision: str
-    """As for `encode_tokens`."""
     sharded: bool = False
     captions_per_image: int = 1
 
@@ -66,24 +66,18 @@ class EncoderPlan:
 class StepCost:
     """Bytes on one GPU, and its FLOPs in a step."""
 
-    parameters: int = 0
-    """The model, or its shards."""
+    parameters: int = 0  # of the model, or its shards
     optimizer: int = 0
     ema: int = 0
     teacher: int = 0
-    copy: int = 0
-    """The frozen copy of self-distillation."""
+    copy: int = 0  # the frozen one of self-distillation
     gradients: int = 0
-    buckets: int = 0
-    """DDP's copy of the gradients, in which they are averaged."""
-    activations: int = 0
-    """Everything else at the peak."""
+    buckets: int = 0  # DDP's copy of the gradients, in which they are averaged
+    activations: int = 0  # everything else at the peak
     peak: int = 0
-    checkpoint: int = 0
-    """Weights and optimizer state over all GPUs, as a checkpoint holds them."""
+    checkpoint: int = 0  # weights and optimizer state over all GPUs, as a checkpoint holds them
     flops: int = 0
-    recomputed: int = 0
-    """FLOPs among them that a step with more memory would not need."""
+    recomputed: int = 0  # FLOPs among them that a step with more memory would not need
 
 
 def dry_run_step(
@@ -93,11 +87,13 @@ def dry_run_step(
 
     Args:
         model: On the meta device; it is used up.
-        config: Batch sizes, precision, optimizer, sharding and algorithms; the ranks are those of `fake_ranks`.
+        config: The run's; its ranks are those of `fake_ranks`.
         make_batch: Number of samples -> batch as the loader makes it.
         teacher: The frozen one in the loop.
     """
     cost, meter, ranks, fsdp = StepCost(), Meter(), dist.get_world_size(), config.fsdp
+    precision = precision_of(config.precision, config.device)
+    autocast = torch.autocast('cpu', _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
     device_batch = config.global_train_batch_size // ranks
     microbatch = config.device_train_microbatch_size or device_batch
     distilled = isinstance(config, Stage2Config) and config.self_distillation.enabled
@@ -111,12 +107,14 @@ def dry_run_step(
         optimizer = build_optimizer(config, model)
         cost.checkpoint = sum(map(_bytes, model.state_dict().values()))  # of stage 1, only what is trained
         trainable = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+        # As Composer does it, but for its check of the device: it has no mixed precision on a CPU.
         if fsdp is not None and fsdp.activation_checkpointing:
-            recompute(model)
+            apply_ac(model, True, False, generate_composer_model_check_fn(model))
         if fsdp is not None and sharding is not None:
             sharding.device_mesh = sharding.device_mesh or mesh
-            shard(model, optimizer, sharding, precision_of(config))
-            prefetch(model, fsdp.prefetch)
+            with sync_optimizer_and_model_params(optimizer, model):
+                prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
+            set_up_units(model, fsdp)
         elif ranks > 1:
             cost.buckets = trainable
         batch = make_batch(device_batch)
@@ -148,11 +146,11 @@ def dry_run_step(
                 with meter.counting(device_batch * teacher.captions_per_image / teacher.captions):
                     teacher.run()
             if initial is not None:
-                with _autocast(config), meter.counting(device_batch / microbatch):
+                with autocast, meter.counting(device_batch / microbatch):
                     features = initial(batches[1]['pixel_values'].clone())
                 for part in batches:
                     part['initial_image_features'] = features.new_zeros(len(part['index']), features.shape[1])
-            _run_step(model, optimizer, batches, config, meter)
+            _run_step(model, optimizer, batches, 'grad_cache' in config.algorithms, autocast, meter)
     cost.ema = cost.parameters if 'ema' in config.algorithms else 0
     cost.peak = meter.peak + cost.buckets + cost.ema
     cost.activations = meter.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy - cost.gradients
@@ -161,7 +159,8 @@ def dry_run_step(
 
 
 def _run_step(
-    model: ComposerModel, optimizer: torch.optim.Optimizer, batches: list[Batch], config: TrainConfig, meter: Meter
+    model: ComposerModel, optimizer: torch.optim.Optimizer, batches: list[Batch], cache: bool,
+    autocast: torch.autocast, meter: Meter,
 ) -> None:
     """Forward pass, backward pass and optimizer, in Composer's order, of the batch and its microbatches."""
     batch, *microbatches = batches
@@ -183,14 +182,14 @@ def _run_step(
         return {name: value.new_zeros(len(part['index']), *value.shape[1:]) if value.ndim > 1 else value
                 for name, value in first.items()}
 
-    if 'grad_cache' in config.algorithms and len(microbatches) > 1:
-        cached = cache_gradients(first_pass, loss, batch, microbatches, prepare, lambda: _autocast(config))
+    if cache and len(microbatches) > 1:
+        cached = cache_gradients(first_pass, loss, batch, microbatches, prepare, lambda: autocast)
         first.clear()
     # Of several microbatches, the one that runs adds to the gradients of those before it.
     optimizer.zero_grad(set_to_none=len(microbatches) == 1)
     part = prepare(microbatches[0])
     kept = _copied(part)  # by Composer, for metrics of the training
-    with _autocast(config), meter.counting(parts):
+    with autocast, meter.counting(parts):
         outputs = model(part)
         total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
     with meter.counting(parts, backward=True):
@@ -199,14 +198,9 @@ def _run_step(
     optimizer.step()
 
 
-def precision_of(config: TrainConfig) -> Precision:
-    """The precision of the run, on a GPU unless it says otherwise."""
-    return Precision(config.precision or ('fp32' if config.device == 'cpu' else 'amp_fp16'))
-
-
-def _autocast(config: TrainConfig) -> torch.autocast:
-    dtype = _AUTOCAST.get(precision_of(config))
-    return torch.autocast('cpu', dtype, enabled=dtype is not None)
+def precision_of(precision: Optional[str], device: Optional[str]) -> Precision:
+    """The precision of a run, on a GPU unless it names another device."""
+    return Precision(precision or ('fp32' if device == 'cpu' else 'amp_fp16'))
 
 
 def dry_run_encoder(plan: EncoderPlan) -> StepCost:
@@ -221,11 +215,9 @@ def dry_run_encoder(plan: EncoderPlan) -> StepCost:
 
 
 class MeanMask(MaskedNextTokenPrediction):
-    """With as many masked tokens as there are on average: which ones they are does not change what a step takes."""
+    """With as many masked tokens as there are on average, wherever they are."""
 
-    def __init__(self, model: MaskedNextTokenPrediction, probability: float) -> None:
-        super().__init__(model.text_encoder, model.head)
-        self.probability = probability
+    probability = 0.0
 
     def loss(self, outputs: torch.Tensor, batch: Batch, *args: Any) -> torch.Tensor:
         states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]

@@ -12,7 +12,7 @@ from llm2clip.config import PlanConfig
 from llm2clip.planning.datasets import DatasetPlan
 from llm2clip.planning.step import StepCost
 
-__all__ = ['GPU', 'GPUS', 'Plan', 'readable']
+__all__ = ['GPUS', 'Plan', 'readable']
 
 _GIB = 2**30
 # What is left of a GPU's memory beside CUDA's context, NCCL's buffers and the gaps between tensors.
@@ -41,37 +41,25 @@ class Plan:
 
     options: PlanConfig
     ranks: int
-    half: bool = True
-    """Whether matrix products are in 16 bits."""
-    unit: str = 'step'
-    """What is repeated: a training step, or a forward pass."""
-    problems: list[str] = field(default_factory=list)
-    """What will stop the run."""
+    half: bool = True  # whether matrix products are in 16 bits
+    unit: str = 'step'  # what is repeated: a training step, or a forward pass
+    problems: list[str] = field(default_factory=list)  # what will stop the run
     warnings: list[str] = field(default_factory=list)
-    cost: Optional[StepCost] = None
-    """Of one repeat."""
-    repeats: Optional[float] = None
-    """Steps or forward passes of every GPU."""
+    cost: Optional[StepCost] = None  # of one repeat
+    repeats: Optional[float] = None  # steps or forward passes of every GPU
     datasets: list[DatasetPlan] = field(default_factory=list)
-    texts: int = 0
-    """Captions or other texts that an LLM reads in the run."""
-    tokens: int = 0
-    """Of all of them."""
+    texts: int = 0  # captions or other texts that an LLM reads in the run
+    tokens: int = 0  # of all of them
     global_batch: int = 0
     device_batch: int = 0
     microbatch: int = 0
-    drawn: int = 0
-    """Samples per epoch."""
+    drawn: int = 0  # samples per epoch
     epoch_steps: int = 0
-    modules: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Part of the model -> trainable and frozen parameters."""
-    shared_memory: int = 0
-    """Most bytes of batches that workers hold in /dev/shm, per node."""
-    checkpoints: Optional[int] = None
-    """How many are written."""
+    modules: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> trainable and frozen parameters
+    shared_memory: int = 0  # most bytes of batches that workers hold in /dev/shm, per node
+    checkpoints: Optional[int] = None  # how many are written
     kept: int = -1
-    vectors: dict[str, int] = field(default_factory=dict)
-    """Dataset -> bytes of the vectors that an extraction writes."""
+    vectors: dict[str, int] = field(default_factory=dict)  # dataset -> bytes of the vectors of an extraction
 
     def seconds(self, gpu: GPU) -> float:
         """Seconds of one repeat."""
@@ -99,7 +87,11 @@ class Plan:
             lines += [f'  {name:<22}{trainable:>16,}{frozen:>16,}'
                       for name, (trainable, frozen) in {**self.modules, 'all': total}.items()]
         if self.cost is not None:
-            lines += [*self._memory(self.cost), *self._gpus(self.cost)]
+            rows = [(name, getattr(self.cost, name)) for name in (
+                'parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets', 'activations', 'peak')]
+            lines.append(f'{"memory per GPU":<24}{"GiB":>16}')
+            lines += [f'  {name:<22}{size / _GIB:>16.3f}' for name, size in rows if size]
+            lines += self._gpus(self.cost)
         if self.shared_memory:
             lines.append(f'workers hold at most {readable(self.shared_memory)} per node in /dev/shm')
         for data in self.datasets:
@@ -113,12 +105,6 @@ class Plan:
                          + (f'{self.kept} kept' if self.kept > 0 else 'all kept'))
         lines += [f'{name}: {readable(size)} of vectors' for name, size in self.vectors.items()]
         return '\n'.join(lines)
-
-    def _memory(self, cost: StepCost) -> list[str]:
-        names = ('parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets', 'activations', 'peak')
-        rows = [(name, getattr(cost, name)) for name in names]
-        return [f'{"memory per GPU":<24}{"GiB":>16}',
-                *(f'  {name:<22}{size / _GIB:>16.3f}' for name, size in rows if size)]
 
     def _gpus(self, cost: StepCost) -> list[str]:
         price = self.options.plan_price if self.repeats else None

@@ -4,8 +4,7 @@
 """Which checkpoint a run goes on from: the newest one that is whole, read without running code.
 
 Composer's own autoresume trusts the `latest` link, which a kill at the wrong moment leaves missing, and lets all nodes
-create and delete one file in a folder that they may share.  Here rank 0 looks at the checkpoints themselves and the
-Trainer is told which one to load.
+create and delete one file in a folder that they may share.
 """
 
 import datetime
@@ -17,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -38,7 +37,7 @@ from llm2clip.ranks import agreed
 from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.weights import read_pickle
 
-__all__ = ['find_checkpoint', 'newest_checkpoint', 'read_latest', 'read_model', 'written_checkpoints']
+__all__ = ['find_checkpoint', 'read_latest', 'written_checkpoints']
 
 # What a Composer checkpoint holds beside tensors and plain containers.
 torch.serialization.add_safe_globals([
@@ -63,11 +62,6 @@ class _Damaged(Exception):
     """A checkpoint that is not whole."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Whole, and data alone
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
@@ -81,14 +75,14 @@ def _read_metadata(path: Path) -> Metadata:
     try:
         with path.open('rb') as file:
             metadata = _MetadataUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f'holds a {type(metadata).__name__} and no index')
     except FileNotFoundError:
         raise _Damaged(f'there is no {_METADATA}, which is written last') from None
     except ConfigError:
         raise
     except Exception as error:  # whatever pickle makes of other bytes
         raise _Damaged(f'{_METADATA}: {error}') from None
-    if not isinstance(metadata, Metadata):
-        raise _Damaged(f'{_METADATA}: holds a {type(metadata).__name__} and no index')
     return metadata
 
 
@@ -122,36 +116,24 @@ def _check_checkpoint(path: Path) -> None:
             _check_archive(io.BytesIO(file.read(part.length)), f'{part.relative_path}, {index.fqn}')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The newest
-# ---------------------------------------------------------------------------------------------------------------------
+def _newest_first(names: Iterable[str]) -> list[tuple[int, str]]:
+    """Those of checkpoints, as Composer names them, with their batches."""
+    matches = {name: _NAME.fullmatch(name) for name in names}
+    return sorted(((int(match[1]), name) for name, match in matches.items() if match), reverse=True)
 
 
-def _batch(name: str) -> int:
-    match = _NAME.fullmatch(name)
-    return int(match[1]) if match else -1
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted((path for path in folder.glob('ep*-ba*') if _batch(path.name) >= 0), key=lambda p: -_batch(p.name))
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    return [(batch, folder / name) for batch, name in _newest_first(path.name for path in folder.glob('*'))]
 
 
 def newest_checkpoint(folder: Path) -> Optional[Path]:
-    """The newest whole checkpoint of a local folder, to which `latest-rank0.pt` then points.
-
-    Newer ones that a killed run left unfinished are removed, with a warning.
-
-    Args:
-        folder: With checkpoints as Composer names them.
-
-    Returns:
-        A file, a folder of shards, or None if there is no checkpoint.
+    """The newest whole checkpoint of a local folder, to which `latest-rank0.pt` then points: a file, a folder of
+    shards, or None.  Newer ones that a killed run left unfinished are removed, with a warning.
 
     Raises:
         ConfigError: A checkpoint would run code, or there are some but none is whole.
     """
-    there, damaged, newest = _checkpoints(folder), [], None
+    there, damaged, newest = [path for _, path in _checkpoints(folder)], [], None
     for path in there:
         try:
             _check_checkpoint(path)
@@ -180,14 +162,13 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     return newest
 
 
-def _newest_remote(store: ObjectStore, prefix: str) -> Optional[tuple[str, list[str]]]:
-    """The same for an object store, where an object that exists is whole: its name, and its objects under `prefix`."""
+def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[str], str]]:
+    """The same for an object store, where an object that exists is whole: its name, its objects, and their prefix."""
+    prefix = f'{path}/' if (path := parse_uri(folder)[2].strip('/')) else ''
     there = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
-    for name in sorted({name.split('/')[0] for name in there}, key=lambda name: -_batch(name)):
-        if _batch(name) < 0:
-            continue
+    for _, name in _newest_first({name.split('/')[0] for name in there}):
         if name in there:
-            return name, [name]
+            return name, [name], prefix
         objects = [found for found in there if found.startswith(f'{name}/')]
         if f'{name}/{_METADATA}' not in objects:
             continue
@@ -196,27 +177,17 @@ def _newest_remote(store: ObjectStore, prefix: str) -> Optional[tuple[str, list[
             store.download_object(f'{prefix}{name}/{_METADATA}', str(path))
             parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
         if all(f'{name}/{part}' in objects for part in parts):
-            return name, objects
+            return name, objects, prefix
     return None
 
 
-def _prefix(folder: str) -> str:
-    """Prefix of the objects in a folder of an object store; empty for a bucket's root."""
-    path = parse_uri(folder)[2].strip('/')
-    return f'{path}/' if path else ''
-
-
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
-    """Where every rank finds the newest whole checkpoint, or None; every rank calls this, and the first looks.
-
-    From then on, this process reads no checkpoint of torch that would run code.
-
-    Args:
-        folder: Local, or of an object store that Composer knows.
-        sharded: Whether this run reads folders of shards.
+    """Where every rank finds the newest whole checkpoint, or None; every rank calls this, and the first looks into the
+    folder, local or of an object store.  From then on, this process reads no checkpoint that would run code.
 
     Raises:
-        ConfigError: As for `newest_checkpoint`, the checkpoint is of the other kind, or there are no credentials.
+        ConfigError: As for `newest_checkpoint`, the checkpoint is full and not `sharded` or the other way round, or
+            there are no credentials.
     """
     def find() -> Optional[str]:
         store = maybe_create_object_store_from_uri(folder)
@@ -224,7 +195,7 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
             path = newest_checkpoint(Path(folder))
             return None if path is None else str(path.absolute())
         with reaching(folder):
-            newest = _newest_remote(store, _prefix(folder))
+            newest = _newest_remote(store, folder)
         return None if newest is None else f'{folder.rstrip("/")}/{newest[0]}'
 
     # Composer 0.32.1 asks torch for a full unpickling; its later versions keep a list of what is allowed, as here.
@@ -241,19 +212,11 @@ def written_checkpoints(folder: str, batch: int) -> list[str]:
     """Checkpoints on this disk that an earlier process wrote, oldest first, as Composer's CheckpointSaver lists them.
 
     Composer 0.32.1 counts only those of its own process towards `save_num_checkpoints_to_keep`, unless it is told.
-
-    Args:
-        folder: Local, or of an object store, for which Composer keeps copies here.
-        batch: Those after this one, from which the run goes on, will be written again.
+    Those after the batch from which the run goes on will be written again.
     """
     # Of a sharded checkpoint it lists a file in its folder.
     return [str(path / _METADATA if path.is_dir() else path)
-            for path in reversed(_checkpoints(Path(parse_uri(folder)[2]))) if _batch(path.name) <= batch]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
-# ---------------------------------------------------------------------------------------------------------------------
+            for found, path in reversed(_checkpoints(Path(parse_uri(folder)[2]))) if found <= batch]
 
 
 @contextmanager
@@ -266,12 +229,7 @@ def _named(path: Union[str, Path]) -> Iterator[None]:
 
 
 def read_model(path: Path) -> dict[str, torch.Tensor]:
-    """The model's weights in a full or sharded checkpoint, whole, on the CPU, without running code from it.
-
-    Raises:
-        FileError: The checkpoint is damaged, would run code, or holds no model.
-        LoadError: A weight is not finite.
-    """
+    """The model's weights in a full or sharded checkpoint, whole, on the CPU; errors are those of `read_latest`."""
     with _named(path):
         _check_checkpoint(path)
     with reading(path, _EXPECTED):
@@ -291,11 +249,12 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_latest(folder: str) -> dict[str, torch.Tensor]:
-    """`read_model` of a folder's latest checkpoint, local or in an object store.
+    """The model's weights in the latest checkpoint of a folder, local or in an object store, on the CPU.
 
     Raises:
         ConfigError: There is none, or there are no credentials.
-        FileError, LoadError: As for `read_model`.
+        FileError: The checkpoint is damaged, would run code, or holds no model.
+        LoadError: A weight is not finite.
     """
     store = maybe_create_object_store_from_uri(folder)
     if store is None:
@@ -304,13 +263,13 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
             raise ConfigError(f'there is no checkpoint {path}')
         return read_model(path)
     with reaching(folder):
-        newest = _newest_remote(store, _prefix(folder))
+        newest = _newest_remote(store, folder)
     if newest is None:
         raise ConfigError(f'there is no whole checkpoint in {folder}')
-    name, objects = newest
+    name, objects, prefix = newest
     with tempfile.TemporaryDirectory() as scratch:
         for found in objects:
             path = Path(scratch, found)
             path.parent.mkdir(exist_ok=True)
-            store.download_object(_prefix(folder) + found, str(path))
+            store.download_object(prefix + found, str(path))
         return read_model(Path(scratch, name))

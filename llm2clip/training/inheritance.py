@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from composer import DataSpec, Evaluator, Trainer
+from composer import DataSpec, Evaluator
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import InheritanceConfig
@@ -18,36 +18,16 @@ from llm2clip.folders import check_replaceable
 from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inheritance import TARGET_METRICS, ComposerInheritance, TextSide
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, sidecar_teacher
-from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.resumption import is_complete, write_settings
 from llm2clip.training.runs import record_teacher
-from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
+from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
 
-__all__ = ['make_loaders', 'make_model', 'possible_metrics', 'train']
-
-
-def make_loaders(config: InheritanceConfig) -> tuple[DataSpec, list[Evaluator]]:
-    """The training data, and what is measured while training."""
-    data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, True, 'train_data')
-    if config.eval_data is None:
-        return data, []
-    eval_data = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')
-    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*TARGET_METRICS])]
-
-
-def possible_metrics(config: InheritanceConfig) -> dict[str, list[str]]:
-    """Label of each evaluator -> its metrics."""
-    return {} if config.eval_data is None else {'eval': [*TARGET_METRICS]}
+__all__ = ['make_model', 'train']
 
 
 def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) -> ComposerInheritance:
-    """A new adapter under the loss of the configuration.
-
-    Args:
-        config: The run's.
-        llm_embed_dim: Width of the teacher's vectors.
-        embed_dim: Width of CLIP's features.
-    """
+    """A new adapter from the teacher's `llm_embed_dim` dimensions to CLIP's `embed_dim`, under the loss of the
+    configuration."""
     adapter = build_adapter(config.adapter, llm_embed_dim, embed_dim)
     return ComposerInheritance(TextSide(adapter), config.instance, config.structure, config.block_size)
 
@@ -63,33 +43,29 @@ def train(config: InheritanceConfig) -> None:
     check_replaceable(config.adapter_folder, KIND)
     begin(config)
     if is_complete(config, Path(config.adapter_folder, WEIGHTS_FILE)):
-        if dist.get_global_rank() == 0:
-            print(f'{config.adapter_folder} is complete')
         return
-    check_metrics(config, possible_metrics(config))
-    data, evaluators = make_loaders(config)
-    record, (target, embed_dim) = _find_teacher(config, data, evaluators), _find_target(data)
+    data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, True, 'train_data')
+    evaluators = []
+    if config.eval_data is not None:
+        evaluators.append(Evaluator(label='eval', metric_names=[*TARGET_METRICS], dataloader=build_target_loader(
+            config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')))
+    check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
+    record, (target, embed_dim) = sidecar_teacher(data), _find_target(data)
+    check_teachers(config.teacher, record.teacher, 'the sidecar of train_data')
+    for evaluator in evaluators:
+        sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+        _find_target(evaluator.dataloader)[0].check(target, 'the target of eval_data', 'that of train_data')
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
     reproducibility.seed_all(config.seed)
     model = make_model(config, record.llm_embed_dim, embed_dim)
-    trainer: Trainer = build_trainer(config, model, build_optimizer(config, model), data, evaluators)
+    trainer = build_trainer(config, model, data, evaluators)
     write_settings(config, trainer.state.timestamp, {Path(config.adapter_folder): KIND})
     fit(trainer, config)
     trainer.close()
     save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
     if dist.get_global_rank() == 0:
         print(f'wrote the adapter to {config.adapter_folder}', flush=True)
-
-
-def _find_teacher(config: InheritanceConfig, data: DataSpec, evaluators: list[Evaluator]) -> TeacherRecord:
-    record = sidecar_teacher(data)
-    check_teachers(config.teacher, record.teacher, 'the sidecar of train_data')
-    for evaluator in evaluators:
-        sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
-        _find_target(evaluator.dataloader)[0].check(_find_target(data)[0], 'the target of eval_data',
-                                                    'that of train_data')
-    return record
 
 
 def _find_target(data: DataSpec) -> tuple[Fingerprint, int]:

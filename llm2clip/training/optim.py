@@ -1,42 +1,73 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Parameter groups: which weights decay, and which part learns how fast."""
+"""The optimizer: which weights decay, which part learns how fast, and which kernel updates them."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import torch
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, Stage2Config, TrainConfig
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.registry import OPTIMIZERS, build, check, named
 
-__all__ = ['describe_groups', 'parameter_groups']
+__all__ = ['FUSED_SHARDS', 'build_optimizer', 'describe_groups', 'device_kind']
+
+# Optimizers whose fused kernel torch 2.7 also runs on sharded weights (DTensor).
+FUSED_SHARDS = ('adamw',)
+
+
+def device_kind(device: Optional[str]) -> str:
+    """``gpu`` or ``cpu``, without using it; where none is named, a GPU if there is one."""
+    return device or ('gpu' if torch.cuda.is_available() else 'cpu')
+
+
+def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over `parameter_groups` of the model.
+
+    On a GPU it updates all parameters by one kernel where it can (``fused``), unless the configuration says otherwise:
+    with FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
+    """
+    name, arguments = named(config.optimizer, 'optimizer')
+    lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
+    scales: dict[str, Any] = {}
+    if isinstance(config, Stage2Config):
+        scales = {'lr_scale': config.lr_scale, 'layer_decay': config.layer_decay}
+    groups = parameter_groups(model, lr, weight_decay, **scales)
+    if 'betas' in arguments:
+        arguments['betas'] = tuple(arguments['betas'])
+    can_fuse = 'fused' in inspect.signature(check(OPTIMIZERS, name, arguments, 'optimizer')).parameters
+    if can_fuse and device_kind(config.device) == 'gpu' and (config.fsdp is None or name in FUSED_SHARDS):
+        arguments = {'fused': not arguments.get('foreach'), **arguments}
+    optimizer = build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
+    if can_fuse:
+        # A checkpoint's state computes as this run is configured, not as the one that wrote it.
+        optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: {**state, 'param_groups': [
+            {**group, 'fused': optimizer.defaults['fused']} for group in state['param_groups']]})
+    return optimizer
 
 
 def parameter_groups(
-    model: torch.nn.Module,
-    lr: float,
-    weight_decay: float = 0.0,
-    lr_scale: Optional[Mapping[str, float]] = None,
+    model: torch.nn.Module, lr: float, weight_decay: float = 0.0, lr_scale: Optional[Mapping[str, float]] = None,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer over the trainable parameters, in the order of their learning rates.
 
     One-dimensional parameters (biases, norms, `logit_scale`) do not decay, nor do those that the vision tower excepts.
-
-    Args:
-        model: The model.
-        lr: Learning rate.
-        weight_decay: Of the other parameters.
-        lr_scale: Name of a submodule or parameter -> factor on its learning rate.
-        layer_decay: Factor on the learning rate from each layer of the vision tower to the one below it.
-
-    Raises:
-        ConfigError: `lr_scale` names nothing that is trained.
+    The learning rate falls by `layer_decay` from each layer of the tower to the one below it, and has a factor where
+    `lr_scale` names a submodule or parameter; one that is not trained is a ConfigError.
     """
     lr_scale = lr_scale or {}
-    layer_scale, no_decay = _vision_layers(model, layer_decay)
+    layer_scale: dict[int, float] = {}
+    no_decay: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, VisionEncoder):
+            for name, parameter in module.trunk.named_parameters():
+                layer_scale[id(parameter)] = layer_decay ** (module.num_layers - 1 - module.layer_ids[name])
+                if name in module.no_weight_decay:
+                    no_decay.add(id(parameter))
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     unused = set(lr_scale)
     for name, parameter in model.named_parameters():
@@ -53,33 +84,18 @@ def parameter_groups(
             for (rate, decay), group in sorted(groups.items(), key=lambda item: item[0])]
 
 
-def _vision_layers(model: torch.nn.Module, layer_decay: float) -> tuple[dict[int, float], set[int]]:
-    """The factor on the learning rate of each vision parameter, by its id, and the ids of those without decay."""
-    scale: dict[int, float] = {}
-    no_decay: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, VisionEncoder):
-            for name, parameter in module.trunk.named_parameters():
-                scale[id(parameter)] = layer_decay ** (module.num_layers - 1 - module.layer_ids[name])
-                if name in module.no_weight_decay:
-                    no_decay.add(id(parameter))
-    return scale, no_decay
-
-
 def describe_groups(model: torch.nn.Module, groups: Sequence[Mapping[str, Any]]) -> str:
     """A table of the groups: learning rate, weight decay, parameters, and where they are."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parts = {}
+    for name, parameter in model.named_parameters():
+        # `model.vision_encoder.trunk.blocks.3.attn.qkv.weight` -> `vision_encoder.trunk.blocks.3`
+        words = name.removeprefix('model.').split('.')
+        number = next((i for i, word in enumerate(words) if word.isdigit()), None)
+        parts[id(parameter)] = '.'.join((words[:-1] or words) if number is None else words[:number + 1])
     lines = ['optimizer groups:', f'{"":>3}{"lr":>12}{"decay":>8}{"parameters":>14}  of']
     for i, group in enumerate(groups):
-        parts = sorted({_part(names[id(parameter)]) for parameter in group['params']})
-        where = ', '.join(parts[:4]) + (f' and {len(parts) - 4} more' if len(parts) > 4 else '')
+        names = sorted({parts[id(parameter)] for parameter in group['params']})
+        where = ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
         count = sum(parameter.numel() for parameter in group['params'])
         lines.append(f'{i:>3}{group["lr"]:>12.3g}{group["weight_decay"]:>8.3g}{count:>14,}  {where}')
     return '\n'.join(lines)
-
-
-def _part(name: str) -> str:
-    """`model.vision_encoder.trunk.blocks.3.attn.qkv.weight` -> `vision_encoder.trunk.blocks.3`."""
-    words = name.removeprefix('model.').split('.')
-    numbers = [i for i, word in enumerate(words) if word.isdigit()]
-    return '.'.join(words[:numbers[0] + 1] if numbers else words[:-1] or words)

@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run takes over from the one before it in its folder: its result if it has ended, its settings, which stay as
-they are, and its random state."""
+"""What a run takes over from the one before it in its folder: its result, its settings and its random state."""
 
 import json
 import shutil
@@ -13,7 +12,7 @@ from typing import Any, Optional
 from composer import Callback, Timestamp
 from composer.core import State
 from composer.loggers import Logger
-from composer.utils import reproducibility
+from composer.utils import dist, reproducibility
 
 from llm2clip.config import ConfigError, TrainConfig
 from llm2clip.config.files import save_config
@@ -25,14 +24,8 @@ __all__ = ['KeepSettings', 'ResumeRandomState', 'is_complete', 'write_settings']
 
 
 def is_complete(config: TrainConfig, result: Path) -> bool:
-    """Whether a run has ended and left its result; every rank calls this.
-
-    Args:
-        config: The run's, as it is asked for.
-        result: A file that is there only when the run has ended.
-
-    Returns:
-        False also for one that was shorter, or longer, than it is asked for.
+    """Whether a run has ended, as long as it is asked for, and left its result, a file that is there only then; every
+    rank calls this.
 
     Raises:
         ConfigError: It has ended, but was trained with other settings, or the result is that of another run.
@@ -46,7 +39,10 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
                               'no config.yaml; choose another folder for the result')
         return there.max_duration == config.max_duration
 
-    return agreed(compute)
+    complete = agreed(compute)
+    if complete and dist.get_global_rank() == 0:
+        print(f'{result.parent} is complete')
+    return complete
 
 
 def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Path, str]) -> None:
@@ -79,13 +75,8 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
 
 
 class KeepSettings(Callback):
-    """Write the settings that decide what is learned into every checkpoint, and refuse to resume with others.
-
-    The run's folder has them as well, but a machine that takes over from another may have the checkpoints alone.
-
-    Args:
-        config: The run's.
-    """
+    """Write the settings that decide what is learned into every checkpoint, which may be all that another machine has,
+    and refuse to resume with others."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -100,11 +91,8 @@ class KeepSettings(Callback):
 class ResumeRandomState(Callback):
     """Load a checkpoint's random state before the first batch after a resumption.
 
-    Composer 0.32.1 loads it at the start of an epoch and while it replays batches, but not when the dataset itself
-    resumes in the middle of an epoch, as Streaming's does: dropout would go on with other masks.
-
-    Args:
-        rng_state: One state per rank, as the Trainer read them.
+    Composer 0.32.1 does not where the dataset itself resumes in the middle of an epoch, as Streaming's does: dropout
+    would go on with other masks.  There is one state per rank, as the Trainer read them.
     """
 
     def __init__(self, rng_state: list[dict[str, Any]]) -> None:

@@ -1,18 +1,17 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders that runs leave behind: models loaded back from their checkpoints, with configuration and teacher, and
-weights between those that a run began with and those that it ended with."""
+"""Folders that runs leave behind: models with configuration and teacher, and weights between a run's first and last."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 import torch
 
-from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config import ConfigError, Stage2Config, VisionConfig
 from llm2clip.config.files import read_config, read_resolved
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import FileError, reading
@@ -26,10 +25,8 @@ from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.weights import read_safetensors
 
-__all__ = [
-    'BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'initial_state', 'interpolated', 'load_checkpoint_model',
-    'load_stage2', 'own_clip_text', 'read_stage2', 'record_teacher', 'with_own_teacher',
-]
+__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'load_stage2', 'own_clip_text', 'read_stage2',
+           'record_teacher', 'with_own_teacher']
 
 BEST_FILE = 'best.safetensors'
 # What a run leaves that has trained its text encoder.
@@ -49,14 +46,8 @@ def record_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
-    """The model's weights in a run's latest checkpoint, full or sharded, read without running code from it.
-
-    They are in the run's own folder, which may have been moved, or where its `checkpoint_folder` says.
-
-    Raises:
-        ConfigError: There is none.
-        FileError, LoadError: It is damaged, or its weights are not finite.
-    """
+    """The model's weights in a run's latest checkpoint (`read_latest`), which is in the run's own folder, that may have
+    been moved, or where its `checkpoint_folder` says."""
     if (own := Path(run, 'checkpoints')).is_dir():
         return read_latest(str(own))
     with reading(path := Path(run, 'config.yaml'), 'checkpoint_folder, where the checkpoints are'):
@@ -82,7 +73,7 @@ def read_stage2(
         raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
     if interpolate != 1:
         with _beginning_of(run):
-            _check_initial(config)
+            _check_initial(config.model.vision, config.initial_weights)
     return config, record
 
 
@@ -160,31 +151,17 @@ def interpolated(
 ) -> dict[str, torch.Tensor]:
     """``(1 - share) * initial + share * trained``, which is exact at both ends (WiSE-FT, arXiv 2109.01903, section 3).
 
-    A tower that was fine-tuned knows more of the new data and less of what it could do before.  The mean of both
-    weights often keeps most of either.
-
-    Args:
-        initial: Name -> weight at the beginning, of some of the weights.
-        trained: Name -> weight at the end, of all.  What has no initial weight stays as it is, and so do integers.  The
-            statistics of BatchNorms are averaged as weights are, which changes nothing where they were frozen.
-        share: From 0, the initial weights, to 1, the trained ones.
-
-    Returns:
-        Name -> weight, of all.
+    What has no initial weight stays as it was trained, and so do integers.  The statistics of BatchNorms are averaged
+    as weights are, which changes nothing where they were frozen.
     """
     return {name: torch.lerp(initial[name].to(value), value, share)
             if name in initial and value.is_floating_point() else value for name, value in trained.items()}
 
 
-def _check_initial(config: Stage2Config) -> None:
-    """Find out what is wrong with a run's initial weights without reading them.
-
-    Raises:
-        ConfigError: The tower began with random weights, or a file or folder is not there any more; names the key.
-    """
-    vision = config.model.vision
-    if config.initial_weights is not None:
-        check_is_exported(config.initial_weights)
+def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None:
+    """Raise a ConfigError, without reading a weight, if the tower began with random ones, or theirs are not there."""
+    if initial_weights is not None:
+        check_is_exported(initial_weights)
     elif vision.checkpoint is not None:
         if not Path(vision.checkpoint).is_file():
             raise ConfigError(f'model.vision.checkpoint: there is no file {vision.checkpoint}')
@@ -197,17 +174,9 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
 
     These are the vision tower's, as their file has them.  Projection and adapter begin at random, unless the first is
     the tower's own and the second that of `initial_adapter`.  With `initial_weights`, they and the temperature have
-    initial weights too, except an adapter whose teacher was another.
-
-    Args:
-        config: The run's.
-        record: Of the teacher that it learned from.
-
-    Raises:
-        ConfigError, FileError, LoadError: As when the run began: what it began with is not there, damaged or of another
-            model.
+    initial weights too, except an adapter whose teacher was another.  Errors are those of a run that begins.
     """
-    _check_initial(config)
+    _check_initial(config.model.vision, config.initial_weights)
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=config.initial_weights is None)
     if config.initial_weights is None:
         known = ['vision_encoder']

@@ -6,14 +6,13 @@
 from pathlib import Path
 from typing import Union
 
-from composer import DataSpec, Evaluator, Trainer
+from composer import Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import ConfigError, Stage1Config
+from llm2clip.config import CaptionDataConfig, ConfigError, Stage1Config
 from llm2clip.data.texts import build_caption_pair_loader, build_masked_text_loader, pairs_of_streams, with_two_captions
 from llm2clip.folders import check_replaceable
-from llm2clip.models.caption_contrastive import CRA_METRICS, CaptionContrastive
-from llm2clip.models.mntp import MaskedNextTokenPrediction
+from llm2clip.models.stage1 import CRA_METRICS, CaptionContrastive, MaskedNextTokenPrediction
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
 from llm2clip.teacher.llm import (
@@ -24,37 +23,11 @@ from llm2clip.teacher.llm import (
     set_attention_dropout,
 )
 from llm2clip.training.resumption import is_complete, write_settings
-from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
+from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
 
-__all__ = ['make_loaders', 'make_model', 'make_trainer', 'possible_metrics', 'train']
+__all__ = ['make_model', 'make_trainer', 'train']
 
 Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
-
-
-def make_loaders(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[DataSpec, list[Evaluator]]:
-    """The training data, and what is measured while training."""
-    batch = config.global_train_batch_size
-    if config.objective == 'mntp':
-        return build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed, 'train_data'), []
-    for name, pairs in zip(config.train_data.streams, pairs_of_streams(config.train_data, True, 'train_data')[0]):
-        if any(pair.positive is None for pair in pairs):
-            said = f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two vectors of it'
-            if not config.attention_dropout and not config.lora.lora_dropout:
-                raise ConfigError(f'attention_dropout: 0, expected a value above 0, such as 0.1: {said}')
-            if dist.get_global_rank() == 0:
-                print(f'{said} (unsupervised SimCSE)', flush=True)
-    data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, True, 'train_data')
-    evaluated = None if config.eval_data is None else with_two_captions(config.eval_data, 'eval_data')
-    if evaluated is None:
-        return data, []
-    eval_data = build_caption_pair_loader(
-        evaluated, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')
-    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*CRA_METRICS])]
-
-
-def possible_metrics(config: Stage1Config) -> dict[str, list[str]]:
-    """Label of each evaluator -> its metrics."""
-    return {} if config.eval_data is None else {'eval': [*CRA_METRICS]}
 
 
 def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
@@ -75,10 +48,29 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
 def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Trainer, Model]:
     """Everything that a run needs, and the model, which the trainer may have wrapped; `begin` comes before."""
     reproducibility.seed_all(config.seed)
-    data, evaluators = make_loaders(config, tokenizer)
-    check_metrics(config, possible_metrics(config) if evaluators else {})
+    batch, evaluators = config.global_train_batch_size, []
+    if config.objective == 'mntp':
+        data = build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed, 'train_data')
+    else:
+        _check_dropout(config.train_data, config.attention_dropout, config.lora.lora_dropout)
+        data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, True, 'train_data')
+        if config.eval_data and (evaluated := with_two_captions(config.eval_data, 'eval_data')) is not None:
+            evaluators.append(Evaluator(label='eval', metric_names=[*CRA_METRICS], dataloader=build_caption_pair_loader(
+                evaluated, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')))
+    check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
-    return build_trainer(config, model, build_optimizer(config, model), data, evaluators), model
+    return build_trainer(config, model, data, evaluators), model
+
+
+def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropout: float) -> None:
+    """Of pairs of a caption with itself, say that dropout makes two vectors, or that there has to be some."""
+    for name, pairs in zip(data.streams, pairs_of_streams(data, True, 'train_data')[0]):
+        if any(pair.positive is None for pair in pairs):
+            said = f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two vectors of it'
+            if not attention_dropout and not lora_dropout:
+                raise ConfigError(f'attention_dropout: 0, expected a value above 0, such as 0.1: {said}')
+            if dist.get_global_rank() == 0:
+                print(f'{said} (unsupervised SimCSE)', flush=True)
 
 
 def train(config: Stage1Config) -> None:
@@ -93,8 +85,6 @@ def train(config: Stage1Config) -> None:
         check_replaceable(folder, kind)
     begin(config)
     if is_complete(config, Path(config.teacher_folder, ENCODER_FILE)):
-        if dist.get_global_rank() == 0:
-            print(f'{config.teacher_folder} is complete')
         return
     tokenizer = load_caption_tokenizer(config.text_encoder)
     trainer, model = make_trainer(config, tokenizer)

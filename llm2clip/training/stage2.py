@@ -10,7 +10,7 @@ from typing import Optional
 from composer import Algorithm, DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config import ConfigError, ImageDataConfig, Stage2Config, VisionConfig
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.loader import device_batch_size
 from llm2clip.data.zeroshot import zeroshot_set
@@ -21,9 +21,7 @@ from llm2clip.models.adapter import load_adapter
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import (
     LLM2CLIP,
-    MULTILABEL_METRICS,
     RETRIEVAL_METRICS,
-    ZEROSHOT_METRICS,
     ComposerLLM2CLIP,
 )
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
@@ -31,24 +29,19 @@ from llm2clip.ranks import agreed, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, sidecar_teacher
 from llm2clip.teacher.sources import check_teachers, teacher_source
-from llm2clip.training.algorithms.online_teacher import OnlineTeacher
-from llm2clip.training.algorithms.self_distillation import InitialImages, SelfDistillation
+from llm2clip.training.algorithms.batches import InitialImages, OnlineTeacher, SelfDistillation
 from llm2clip.training.resumption import write_settings
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.text_encoders import TrainedTexts, load_texts, save_texts, text_folders
-from llm2clip.training.trainer import begin, build_optimizer, build_trainer, check_metrics, fit
+from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
 from llm2clip.training.zeroshot import ZeroshotClasses, embed_prompts, zeroshot_evaluator
 
-__all__ = ['make_loaders', 'make_model', 'make_trainer', 'possible_metrics', 'train', 'train_image_size']
+__all__ = ['make_model', 'make_trainer', 'train', 'train_image_size']
 
 
-def train_image_size(config: Stage2Config) -> int:
-    """Side of the training images in pixels.
-
-    Raises:
-        ConfigError: It is not the tower's, and the tower takes no other.
-    """
-    size, vision = config.train_data.image_size, config.model.vision
+def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
+    """Side of the training images in pixels; a ConfigError if it is not the tower's, and the tower takes no other."""
+    size = data.image_size
     if size not in (None, vision.image_size) and not takes_any_size(vision):
         raise ConfigError(f'train_data.image_size: {vision.name} takes images of model.vision.image_size, '
                           f'{vision.image_size}, only, not of {size}')
@@ -58,20 +51,14 @@ def train_image_size(config: Stage2Config) -> int:
 def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
     """The training data, and what is measured while training."""
     contents = {'online': not config.reads_vectors, 'captions': config.reads_captions}
-    data = build_image_loader(config.train_data, train_image_size(config), config.global_train_batch_size, config.seed,
-                              True, 'train_data', **contents)
+    data = build_image_loader(config.train_data, train_image_size(config.train_data, config.model.vision),
+                              config.global_train_batch_size, config.seed, True, 'train_data', **contents)
     if config.eval_data is None:
         return data, []
     image_size = tower_preprocessing(config.model.vision).image_size
     eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
                                    'eval_data', **contents)
     return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*RETRIEVAL_METRICS])]
-
-
-def possible_metrics(config: Stage2Config) -> dict[str, list[str]]:
-    """Label of each evaluator -> metrics that it may have; which ones a zero-shot set has, its files say."""
-    evaluated = {} if config.eval_data is None else {'eval': [*RETRIEVAL_METRICS]}
-    return {**evaluated, **{name: [*ZEROSHOT_METRICS, *MULTILABEL_METRICS] for name in config.eval_zeroshot}}
 
 
 def make_model(
@@ -89,7 +76,7 @@ def make_model(
         ConfigError: The features of CLIP's text tower do not fit the joint space.
     """
     model = LLM2CLIP(config.model, llm_embed_dim, load_weights)
-    loss = config.loss, train_image_size(config), config.self_distillation
+    loss = config.loss, config.self_distillation
     if texts is None:
         return ComposerLLM2CLIP(model, *loss)
     method = config.trained_text.method
@@ -147,7 +134,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
         # A copy of the model as it begins, before a checkpoint is loaded.
         initial = InitialImages(model.model).on(open_device(config.device, config.precision), config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))
-    return build_trainer(config, model, build_optimizer(config, model), data, evaluators, algorithms)
+    return build_trainer(config, model, data, evaluators, algorithms)
 
 
 def _find_teacher(
@@ -183,7 +170,7 @@ def train(config: Stage2Config) -> None:
         ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
         ValueError: The sidecars come from another teacher than the one that is named.
     """
-    folders = text_folders(config)
+    folders = text_folders(config.trained_text, config.save_folder)
     for folder, kind in folders.items():
         check_replaceable(folder, kind)
     begin(config)
@@ -192,7 +179,7 @@ def train(config: Stage2Config) -> None:
     write_settings(config, trainer.state.timestamp, folders)
     fit(trainer, config)
     if texts is not None and not agreed(lambda: all(folder.is_dir() for folder in folders)):
-        save_texts(config, texts, trainer)
+        save_texts(texts, config.trained_text.lora, trainer, config.save_folder)
     trainer.close()
     if dist.get_global_rank() == 0:
         also = ''.join(f' and the text encoder to {folder}' for folder in folders)

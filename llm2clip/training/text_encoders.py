@@ -12,7 +12,7 @@ from composer.utils import dist, reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
-from llm2clip.config import Stage2Config, TextEncoderConfig
+from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, TrainedTextConfig
 from llm2clip.models.joint import Tokenize
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
@@ -20,7 +20,7 @@ from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_
 from llm2clip.teacher.folder import KIND as TEACHER_KIND
 from llm2clip.teacher.folder import save_teacher, teacher_config
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
-from llm2clip.training.algorithms.ema import averaged_weights
+from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
 __all__ = ['TrainedTexts', 'load_texts', 'load_trained_encoders', 'save_texts', 'text_folders']
@@ -38,45 +38,57 @@ class TrainedTexts(NamedTuple):
 
 
 def load_trained_encoders(
-    config: Stage2Config, llm: Optional[TextEncoderConfig], on_meta: bool = False, load_weights: bool = True
+    texts: TrainedTextConfig, llm: Optional[TextEncoderConfig], on_meta: bool = False, load_weights: bool = True
 ) -> tuple[Optional[TextEncoder], Optional[ClipTextTower]]:
-    """The LLM of the teacher with new LoRA weights, on the meta device with `on_meta`, and CLIP's text tower, where a
-    run trains them."""
-    texts = config.trained_text
-    return (None if texts.lora is None or llm is None else
-            build_text_encoder(llm, texts.lora, on_meta, 'trained_text.lora'),
-            None if texts.clip is None else load_clip_text(texts.clip, KEY, load_weights))
+    """The LLM with new LoRA weights, and CLIP's text tower, where a run trains them.
+
+    Args:
+        texts: What it trains.
+        llm: Of the teacher; None without LoRA.
+        on_meta: Leave the LLM without memory for its weights.  Under FSDP every rank but the first does so.
+        load_weights: Load the weights of CLIP's tower, too.
+    """
+    encoder = None
+    if texts.lora is not None and llm is not None:
+        encoder = build_text_encoder(llm, texts.lora, on_meta, 'trained_text.lora')
+    return encoder, None if texts.clip is None else load_clip_text(texts.clip, KEY, load_weights)
 
 
 def load_texts(config: Stage2Config) -> TrainedTexts:
     """The encoders of a training that begins; those of one that is resumed get their weights from its checkpoint."""
     reproducibility.seed_all(config.seed)
-    # In float32 LoRA is merged, and FSDP needs all weights to be of one type.
-    llm = None if config.trained_text.lora is None else dataclasses.replace(
-        teacher_config(config.teacher), dtype='float32')
-    encoder, tower = load_trained_encoders(config, llm, config.fsdp is not None and dist.get_global_rank() > 0)
+    llm = None
+    if config.trained_text.lora is not None:
+        # In which LoRA is merged, and of which FSDP needs all weights to be.
+        llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
+    encoder, tower = load_trained_encoders(
+        config.trained_text, llm, config.fsdp is not None and dist.get_global_rank() > 0)
     tokenizer, clip = None if llm is None else load_caption_tokenizer(llm), config.trained_text.clip
     return TrainedTexts(
         None if encoder is None or tokenizer is None else (encoder, tokenizer.packed),
         None if tower is None or clip is None else (tower, load_clip_tokenizer(clip, KEY)), tokenizer)
 
 
-def text_folders(config: Stage2Config) -> dict[Path, str]:
+def text_folders(texts: TrainedTextConfig, run: str) -> dict[Path, str]:
     """Where a run writes the encoders that it trains when it ends, and what they are."""
-    texts, run = config.trained_text, Path(config.save_folder)
-    return {**({run / TEACHER_FOLDER: TEACHER_KIND} if texts.lora is not None else {}),
-            **({run / CLIP_TEXT_FOLDER: CLIP_TEXT_KIND} if texts.clip is not None else {})}
+    return {**({Path(run, TEACHER_FOLDER): TEACHER_KIND} if texts.lora is not None else {}),
+            **({Path(run, CLIP_TEXT_FOLDER): CLIP_TEXT_KIND} if texts.clip is not None else {})}
 
 
-def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> None:
-    """Write the encoders that a run has trained, with `ema` their averaged weights, into its folder; every rank calls
-    this."""
+def save_texts(texts: TrainedTexts, lora: Optional[LoraConfig], trainer: Trainer, run: str) -> None:
+    """Write the encoders that a run has trained into its folder; every rank calls this.
+
+    Args:
+        texts: With the tokenizers; the trainer may have moved or sharded the encoders.
+        lora: Of the LLM.
+        trainer: Of the run; with `ema`, its averaged weights are written.
+        run: The folder.
+    """
     state = trainer.state
     model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
     with averaged_weights(state):
         if texts.llm_tokenizer is not None:
-            save_teacher(model.text_encoder, texts.llm_tokenizer, config.trained_text.lora,
-                         Path(config.save_folder, TEACHER_FOLDER))
+            save_teacher(model.text_encoder, texts.llm_tokenizer, lora, Path(run, TEACHER_FOLDER))
         if texts.clip is not None:
             tokenizer: Any = texts.clip[1]
             holder = model.text_encoder if model.beside is None else model.beside  # which FSDP2 shards as one
@@ -86,5 +98,5 @@ def save_texts(config: Stage2Config, texts: TrainedTexts, trainer: Trainer) -> N
                 prefix = '' if model.beside is None else 'tower.'
                 more = {name: value for name, value in weights.items() if not name.startswith(prefix)}
                 tower = {name.removeprefix(prefix): value for name, value in weights.items() if name not in more}
-                save_clip_text(texts.clip[0], tower, tokenizer, Path(config.save_folder, CLIP_TEXT_FOLDER), more)
+                save_clip_text(texts.clip[0], tower, tokenizer, Path(run, CLIP_TEXT_FOLDER), more)
             dist.barrier()

@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
@@ -21,19 +20,20 @@ from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist
 
-from llm2clip.config import ConfigError, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config import ConfigError, InheritanceConfig, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.files import FileError
+from llm2clip.models.inheritance import TARGET_METRICS
+from llm2clip.models.llm2clip import MULTILABEL_METRICS, RETRIEVAL_METRICS, ZEROSHOT_METRICS
 from llm2clip.models.sharding import (
     check_fsdp,
-    check_sharding,
     compile_blocks,
     fsdp2_config,
-    keep_float32,
-    prefetch,
+    saves_trainable_only,
+    set_up_units,
 )
-from llm2clip.models.trainable import saves_trainable_only
+from llm2clip.models.stage1 import CRA_METRICS
 from llm2clip.registry import (
     ALGORITHMS,
     CALLBACKS,
@@ -47,21 +47,16 @@ from llm2clip.registry import (
     find,
     named,
 )
-from llm2clip.training.algorithms.average_gloo_gradients import AverageGlooGradients
 from llm2clip.training.algorithms.grad_cache import GradCache
+from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
-from llm2clip.training.callbacks.monitors import StepMonitor, TextMonitor
-from llm2clip.training.callbacks.nonfinite import StopAtNonfinite
-from llm2clip.training.callbacks.progress_bar import ProgressBar
+from llm2clip.training.callbacks.monitors import ProgressBar, StepMonitor, StopAtNonfinite, TextMonitor
 from llm2clip.training.callbacks.save_best import SaveBest
 from llm2clip.training.checkpoints import find_checkpoint, written_checkpoints
-from llm2clip.training.optim import describe_groups, parameter_groups
+from llm2clip.training.optim import FUSED_SHARDS, build_optimizer, describe_groups, device_kind
 from llm2clip.training.resumption import KeepSettings, ResumeRandomState
 
-__all__ = ['begin', 'build_optimizer', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
-
-# Optimizers whose fused kernel torch 2.7 also runs on sharded weights (DTensor).
-_FUSED_SHARDS = ('adamw',)
+__all__ = ['begin', 'build_trainer', 'check_metrics', 'check_train_config', 'fit', 'possible_metrics']
 
 
 def begin(config: TrainConfig) -> None:
@@ -70,16 +65,11 @@ def begin(config: TrainConfig) -> None:
     check_train_config(config)
 
 
-def device_kind(config: TrainConfig) -> str:
-    """``gpu`` or ``cpu``, without using it."""
-    return config.device or ('gpu' if torch.cuda.is_available() else 'cpu')
-
-
 def check_train_config(config: TrainConfig) -> None:
     """Find every error in names, arguments and batch sizes before anything is loaded."""
     name, arguments = named(config.optimizer, 'optimizer')
     build(OPTIMIZERS, name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments}, 'optimizer')
-    if config.fsdp is not None and arguments.get('fused') and name not in _FUSED_SHARDS:
+    if config.fsdp is not None and arguments.get('fused') and name not in FUSED_SHARDS:
         raise ConfigError(f'optimizer.fused: {name} has no kernel for weights that fsdp shards; leave it out')
     build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler')
     build_all(ALGORITHMS, config.algorithms, 'algorithms')
@@ -95,7 +85,7 @@ def check_train_config(config: TrainConfig) -> None:
             reason = str(error).splitlines()[0].partition(', known options are')[0]
             raise ConfigError(f'compile: {reason}') from None
     if config.fsdp is not None:
-        check_fsdp(config.fsdp, device_kind(config))
+        check_fsdp(config.fsdp, device_kind(config.device))
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
@@ -122,13 +112,16 @@ def check_train_config(config: TrainConfig) -> None:
                           'blocks already; set one of the two to false')
 
 
-def check_metrics(config: TrainConfig, evaluated: Mapping[str, Sequence[str]]) -> None:
-    """Raise a ConfigError at what waits for an evaluation or a metric that there is not.
+def possible_metrics(config: TrainConfig) -> dict[str, list[str]]:
+    """Label of each evaluator -> metrics that it may have; which ones a zero-shot set has, its files say."""
+    of = {Stage1Config: CRA_METRICS, Stage2Config: RETRIEVAL_METRICS, InheritanceConfig: TARGET_METRICS}
+    evaluated = {} if getattr(config, 'eval_data', None) is None else {'eval': [*of[type(config)]]}
+    zeroshot = config.eval_zeroshot if isinstance(config, Stage2Config) else {}
+    return {**evaluated, **{name: [*ZEROSHOT_METRICS, *MULTILABEL_METRICS] for name in zeroshot}}
 
-    Args:
-        config: The run's.
-        evaluated: Label of each evaluator -> names of its metrics.
-    """
+
+def check_metrics(config: TrainConfig, evaluated: Mapping[str, Sequence[str]]) -> None:
+    """Raise a ConfigError at what waits for an evaluation, or for a metric, that is not among those of each label."""
     if config.eval_first and not evaluated:
         raise ConfigError('eval_first: there is no eval_data, expected something to evaluate')
     for name, argument in (('save_best', 'metric'), ('early_stopper', 'monitor')):
@@ -147,43 +140,15 @@ def check_metrics(config: TrainConfig, evaluated: Mapping[str, Sequence[str]]) -
                               f'{" or ".join(evaluated[label])}')
 
 
-def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups` of the model.
-
-    On a GPU it updates all parameters by one kernel where it can (``fused``), unless the configuration says otherwise:
-    with FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
-    """
-    name, arguments = named(config.optimizer, 'optimizer')
-    lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
-    scales: dict[str, Any] = {}
-    if isinstance(config, Stage2Config):
-        scales = {'lr_scale': config.lr_scale, 'layer_decay': config.layer_decay}
-    groups = parameter_groups(model, lr, weight_decay, **scales)
-    if 'betas' in arguments:
-        arguments['betas'] = tuple(arguments['betas'])
-    can_fuse = 'fused' in inspect.signature(check(OPTIMIZERS, name, arguments, 'optimizer')).parameters
-    if can_fuse and device_kind(config) == 'gpu' and (config.fsdp is None or name in _FUSED_SHARDS):
-        arguments = {'fused': not arguments.get('foreach'), **arguments}
-    optimizer = build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
-    if can_fuse:
-        # A checkpoint's state computes as this run is configured, not as the one that wrote it.
-        optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: {**state, 'param_groups': [
-            {**group, 'fused': optimizer.defaults['fused']} for group in state['param_groups']]})
-    return optimizer
-
-
 def build_trainer(
     config: TrainConfig,
     model: ComposerModel,
-    optimizer: torch.optim.Optimizer,
     train_data: DataSpec,
     evaluators: Sequence[Evaluator] = (),
     more_algorithms: Sequence[Algorithm] = (),
 ) -> Trainer:
-    """Composer's Trainer as the configuration says.
-
-    `evaluators` name their metrics (`check_metrics`), and `more_algorithms` come after those of the configuration.
-    """
+    """Composer's Trainer as the configuration says, with `more_algorithms` after those that it names."""
+    optimizer = build_optimizer(config, model)
     if dist.get_global_rank() == 0:
         print(describe_groups(model, optimizer.param_groups), flush=True)
     algorithms: list[Algorithm] = build_all(ALGORITHMS, config.algorithms, 'algorithms')
@@ -253,15 +218,13 @@ def build_trainer(
         seed=config.seed,
         dist_timeout=config.dist_timeout,
         parallelism_config=None if config.fsdp is None else {
-            'fsdp': fsdp2_config(config.fsdp, device_kind(config))},
+            'fsdp': fsdp2_config(config.fsdp, device_kind(config.device))},
     )
     state = trainer.state
     if config.fsdp is not None:
         # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
         gc.collect()
-        keep_float32(state.model)
-        sharding = check_sharding(state.model, bool(config.fsdp.activation_checkpointing))
-        prefetch(state.model, config.fsdp.prefetch)
+        sharding = set_up_units(state.model, config.fsdp)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
     if checkpoint is not None and dist.get_global_rank() == 0:
@@ -271,9 +234,8 @@ def build_trainer(
         steps = f' of {end.value}' if end.unit == TimeUnit.BATCH else ''
         if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
             steps = f' of {end.value * state.dataloader_len.value}'
-        progress = f'complete at batch {done.batch.value}' if done >= end else \
-            f'goes on from batch {done.batch.value}{steps}'
-        print(f'{progress}, {checkpoint}', flush=True)
+        print(f'complete at batch {done.batch.value}, {checkpoint}' if done >= end else
+              f'goes on from batch {done.batch.value}{steps}, {checkpoint}', flush=True)
     return trainer
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Optional
 import torch
 from composer import DataSpec, Evaluator
 from composer.core import Algorithm, Event, State, get_precision_context
-from composer.devices import Device
 from composer.loggers import Logger
 from composer.utils import dist
 from torch.nn.parallel import DistributedDataParallel
@@ -32,7 +31,7 @@ from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
 
-__all__ = ['Prompts', 'ZeroshotClasses', 'embed_prompts', 'own_names', 'zeroshot_evaluator']
+__all__ = ['ZeroshotClasses', 'embed_prompts', 'zeroshot_evaluator']
 
 # Prompts that the adapter sees at once, or that a text encoder in the model reads at once.
 _ROWS, _TEXTS = 4096, 256
@@ -72,8 +71,8 @@ def zeroshot_evaluator(
         zeroshot: The set.
         name: Label of the evaluator.
         key: Where the set stands in the configuration.
-        image_size: Side of the square that the vision tower sees.
-        batch_size: Images per batch and rank.
+        image_size: Side of the images in pixels.
+        batch_size: Images per rank.
         num_workers: Processes that read images.
     """
     images = _Images(zeroshot, image_size, key)
@@ -88,19 +87,14 @@ def zeroshot_evaluator(
 
 
 class Prompts(NamedTuple):
-    """A set's prompts, as the model takes them: what a frozen teacher says of them, or the texts themselves, for a text
-    encoder that is trained, or both.
-
-    ImageNet's, 80 for each of 1,000 names, take 1.3 GB at a width of 4,096, so each rank has those of its `own_names`
-    alone.
-    """
+    """The P prompts of each of this rank's `own_names`: vectors of a frozen teacher, texts for a text encoder that is
+    trained, or both.  ImageNet's vectors take 1.3 GB in all at a width of 4,096."""
 
     names: torch.Tensor
     """``(C,)``: which of all names each class has."""
     vectors: Optional[torch.Tensor]
-    """``(n, P, llm_embed_dim)``, the P prompts of each of this rank's names, in float32 on the CPU."""
+    """``(n, P, llm_embed_dim)`` in float32 on the CPU."""
     texts: Optional[list[list[str]]]
-    """The P prompts of each of this rank's names."""
 
 
 def own_names(count: int) -> list[int]:
@@ -115,14 +109,8 @@ def embed_prompts(
 ) -> dict[str, Prompts]:
     """Each set's prompts as the model of a run takes them; every rank calls this.
 
-    A frozen LLM embeds them: the one in the loop, or one that is let go afterwards.  A run that is resumed has the
-    vectors on disk, unless the LLM is sharded.
-
-    Args:
-        config: The run's.
-        sets: Name -> set.
-        record: Of the teacher.
-        online: The teacher in the loop, if there is one.
+    A frozen LLM embeds them: the one in the loop, `online`, or one that is let go afterwards.  A run that is resumed
+    has the vectors on disk, unless the LLM is sharded.
     """
     own = {name: [[template.replace('{}', one.names[at]) for template in one.templates]
                   for at in own_names(len(one.names))] for name, one in sets.items()}
@@ -139,8 +127,15 @@ def embed_prompts(
                                        'fp32' if online is None else config.online.precision,
                                        lambda: online or source.load(device, fingerprint=record.teacher))
                 for name, one in sets.items():
-                    vectors[name] = _deal(cached(one.prompts)[0], len(one.names),
-                                          (len(one.templates), record.llm_embed_dim), device)
+                    embedded = cached(one.prompts)[0]  # which only the first rank has
+                    if dist.get_world_size() > 1:
+                        shape = len(one.names) * len(one.templates), record.llm_embed_dim
+                        embedded = device.tensor_to_device(
+                            embedded if dist.get_global_rank() == 0 else torch.empty(shape))
+                        dist.broadcast(embedded, src=0)
+                    of_names = embedded.unflatten(0, (len(one.names), -1))
+                    vectors[name] = of_names[own_names(len(one.names))].cpu()
+                    del embedded, of_names
                 del cached
         gc.collect()  # of the LLM, which the model's weights and activations need the room of
         torch.cuda.empty_cache()
@@ -152,31 +147,9 @@ def embed_prompts(
     return prompts
 
 
-def _deal(vectors: torch.Tensor, names: int, shape: tuple[int, int], device: Device) -> torch.Tensor:
-    """``(n, *shape)`` of this rank's `own_names`, of ``(names * P, width)``, which only the first rank has."""
-    ranks = dist.get_world_size()
-    if ranks == 1:
-        return vectors.view(-1, *shape)
-    own = []
-    for start in range(0, names, ranks):
-        turn = torch.empty(ranks, *shape)
-        if dist.get_global_rank() == 0:
-            turn = vectors.view(-1, *shape)[[at % names for at in range(start, start + ranks)]]
-        turn = device.tensor_to_device(turn)
-        dist.broadcast(turn, src=0)
-        own.append(turn[dist.get_global_rank()].cpu())
-    return torch.stack(own)
-
-
 class ZeroshotClasses(Algorithm):
     """Give the evaluation batches of zero-shot sets their ``class_features`` ``(C, D)``, by the weights that are
-    evaluated.
-
-    At the first batch of each evaluation, the ranks share the prompts, and each gets the features of all classes.
-
-    Args:
-        prompts: Label of an evaluator -> the prompts of its set.
-    """
+    evaluated: at the first batch of each evaluation, of which `prompts` has the label, ranks share its prompts."""
 
     def __init__(self, prompts: Mapping[str, Prompts]) -> None:
         self.prompts = prompts
@@ -204,7 +177,7 @@ class ZeroshotClasses(Algorithm):
 def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch.Tensor:
     """``(C, D)`` in float32 on the device of the pixels, an image that goes through the model with each block of
     prompts; every rank has as many blocks."""
-    of_names: Sequence[Any] = prompts.texts if prompts.vectors is None else prompts.vectors  # pyright: ignore[reportAssignmentType]
+    of_names: Any = prompts.texts if prompts.vectors is None else prompts.vectors
     per_name = len(of_names[0])
     size = max(1, (_ROWS if prompts.texts is None else _TEXTS) // per_name)
     own = []

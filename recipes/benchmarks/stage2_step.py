@@ -17,7 +17,7 @@ from composer.core.data_spec import default_split_batch
 from llm2clip.config import ModelConfig, VisionConfig
 from llm2clip.losses.contrastive import clip_loss
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.training.algorithms.self_distillation import InitialImages
+from llm2clip.training.algorithms.batches import InitialImages
 from recipes.benchmarks.measuring import DEVICE, peak_mb, run_alone, seconds_in_turns, write_result
 from recipes.benchmarks.stage1_step import Batch, cached_step, plain_step
 

@@ -24,7 +24,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
-from llm2clip.training.algorithms.online_teacher import OnlineTeacher
+from llm2clip.training.algorithms.batches import OnlineTeacher
 
 IMAGE_SIZE = 32
 KEYS = ['en', 'de', 'fr']

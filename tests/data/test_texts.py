@@ -37,7 +37,7 @@ from llm2clip.data.texts import (
     split_packed,
     with_two_captions,
 )
-from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.llm import load_caption_tokenizer
 

@@ -35,8 +35,7 @@ from llm2clip.config import (
 )
 from llm2clip.export.clip import export_clip
 from llm2clip.export.vision import export_vision
-from llm2clip.models.first_dims import keep_first_dims
-from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, keep_first_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer, save_clip_text
 from llm2clip.teacher.sources import ClipText

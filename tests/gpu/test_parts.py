@@ -1,9 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every part that a YAML file can name, on a GPU: towers, LLMs, losses, and what takes part in a training."""
+"""Towers, LLMs and losses on a GPU."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,73 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composer.utils import get_device
-from gpu_or_cpu import DEVICE, Train
-from launched import losses
+from gpu_or_cpu import DEVICE
 from llms import CONFIGS, TEXTS, save_llm
 from parts import text_encoder_from_config
 from towers import TOWERS
 from whole_matrix import CASES, own_rows, sample, whole_matrix
 
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, SGDProbeConfig, Stage2Config, TextEncoderConfig
+from llm2clip.config import AdapterConfig, ModelConfig, Stage2Config, TextEncoderConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.image_processing_llm2clip import normalize
-from llm2clip.evaluation.classification import sgd_logits
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.registry import ALGORITHMS, CALLBACKS, LOGGERS, OPTIMIZERS, SCHEDULERS
 from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
 from llm2clip.training import stage2
-from llm2clip.training.callbacks.jsonl_logger import read_metrics
+
 
 # Part of a registry -> its arguments, for stage 2 unless a line below says otherwise.
-PARTS: dict[str, dict[str, str]] = {
-    'algorithms': {
-        'channels_last': '{}', 'clamp_logit_scale': '{}', 'ema': '{half_life: 2ba}', 'grad_cache': '{}',
-        'gradient_clipping': '{clipping_type: norm, clipping_threshold: 0.5}', 'low_precision_groupnorm': '{}',
-        'low_precision_layernorm': '{}', 'patch_dropout': '{}',
-    },
-    'callbacks': {
-        'early_stopper': '{monitor: retrieval_recall@10, dataloader_label: eval, patience: 100ba}',
-        'logit_scale_monitor': '{}', 'lr_monitor': '{}', 'memory_monitor': '{}',
-        'optimizer_monitor': '{}', 'runtime_estimator': '{}', 'save_best': '{}',
-        'speed_monitor': '{window_size: 2}', 'system_metrics_monitor': '{}',
-    },
-    'loggers': {'file': '{}', 'mlflow': '{tracking_uri: FOLDER/mlflow}', 'tensorboard': '{log_dir: FOLDER}',
-                'wandb': '{project: test}'},
-    'scheduler': {**dict.fromkeys(('constant', 'cosine', 'linear'), '{}'),
-                  **dict.fromkeys(('constant_with_warmup', 'cosine_with_warmup', 'linear_with_warmup'),
-                                  '{t_warmup: 2ba}')},
-    'optimizer': {'adamw': '{lr: 0.01, weight_decay: 0.1}', 'decoupled_adamw': '{lr: 0.01}',
-                  'sgd': '{lr: 0.01, momentum: 0.9}'},
-}
-
-
-def test_all_parts_are_here() -> None:
-    registries = ALGORITHMS, CALLBACKS, LOGGERS, SCHEDULERS, OPTIMIZERS
-    assert [parts.keys() for parts in PARTS.values()] == [registry.keys() for registry in registries]
-
-
-@pytest.mark.parametrize(('kind', 'name'), [(kind, name) for kind, parts in PARTS.items() for name in parts])
-def test_it_takes_part(
-    kind: str, name: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv('WANDB_MODE', 'offline')
-    monkeypatch.chdir(tmp_path)
-    arguments = PARTS[kind][name].replace('FOLDER', str(tmp_path))
-    if kind in ('optimizer', 'scheduler'):
-        part = f'{kind}={{name: {name}, {arguments[1:]}'
-    else:
-        part = f'{kind}.{name}={arguments}'
-    tower = 'model.vision.name=test_resnet' if name == 'channels_last' else 'model.vision.name=test_vit'
-    precision = f'precision={"fp32" if DEVICE == "cpu" and name == "low_precision_layernorm" else "amp_bf16"}'
-    if name == 'mlflow' and importlib.util.find_spec('mlflow') is None:  # which this project does not install
-        with pytest.raises(ConfigError, match='without mlflow'):
-            train(2, 'run', part)
-        return
-    half = ['device_train_microbatch_size=4'] if name == 'grad_cache' else []
-    folder = train(2, 'run', tower, precision, 'max_duration=4ba', 'eval_interval=2ba', part, *half)
-    assert len(losses(folder)) == 4 and 'metrics/eval/retrieval_recall@10' in read_metrics(folder / 'metrics.jsonl')
-
-
 @pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
 @pytest.mark.parametrize('name', TOWERS)
 def test_a_tower_has_the_features_and_gradients_that_it_has_on_a_cpu(
@@ -130,16 +77,6 @@ def test_an_llm_has_the_vectors_that_it_has_on_a_cpu(
     assert F.cosine_similarity(half, expected).min() > 0.98
 
 
-def test_a_linear_probe_learns_what_it_learns_on_a_cpu(device: torch.device) -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres, labels = torch.randn(5, 24, generator=generator), torch.arange(200) % 5
-    train = centres[labels] + torch.randn(200, 24, generator=generator)
-    config = SGDProbeConfig(epochs=4, batch_size=48)
-    expected, found = (sgd_logits(train.split(64), labels, centres, 5, config, where) for where in ('cpu', device))
-    assert found.device.type == 'cpu' and expected.argmax(1).tolist() == [0, 1, 2, 3, 4]
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize('block_size', [None, 4])
 @pytest.mark.parametrize('case', CASES)
 def test_a_loss_is_float32_whatever_surrounds_it(case: str, block_size: int, device: torch.device) -> None:
@@ -167,7 +104,7 @@ def test_pixels_are_copied_without_waiting_and_normalised_as_on_a_cpu(
     config = load_config(Stage2Config, [*arguments[2], f'device={DEVICE}', f'save_folder={tmp_path}', 'eval_data=null',
                                         'train_data.num_workers=1'])
     device, of_tower = get_device(DEVICE), ((0.5, 0.4, 0.3), (0.3, 0.4, 0.5))
-    data, _ = stage2.make_loaders(config, online=False)
+    data, _ = stage2.make_loaders(config)
     loader: Any = data.dataloader
     parts: Any = data.split_batch(next(iter(loader)), 3)
     for name in ('pixel_values', 'text_embedding') if DEVICE == 'gpu' else ():

@@ -17,9 +17,7 @@ from gpu_or_cpu import DEVICE, Train, on_cpu
 from launched import losses, weights
 
 import llm2clip.training.trainer
-from llm2clip.planning.summary import GPUS
 from llm2clip.training import stage2
-from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 # Name -> stage and arguments of a training.
 TRAININGS: dict[str, tuple[int, list[str]]] = {
@@ -138,7 +136,7 @@ class _Peak(Callback):
 
 
 @pytest.mark.parametrize('way', ['plain', 'cached', 'fsdp', 'recomputed'])
-def test_the_plan_knows_the_peak_and_the_logs_the_mfu(
+def test_the_plan_knows_the_peak(
     way: str, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """ViT-B/16 at 32 images, 2 to 4 GiB; on a CPU, the plan alone is tried."""
@@ -154,12 +152,8 @@ def test_the_plan_knows_the_peak_and_the_logs_the_mfu(
     monkeypatch.setattr(stage2, 'fit', _with(_Peak()))
     gc.collect()
     before = torch.cuda.memory_allocated()  # of other tests
-    folder = train(2, 'run', *args, 'callbacks.speed_monitor={window_size: 2}')
+    train(2, 'run', *args)
     assert (_Peak.bytes - before) / 2**30 == pytest.approx(float(planned), rel=0.05)
-    metrics = read_metrics(folder / 'metrics.jsonl')
-    assert min(metrics['throughput/device/flops_per_sec'].values()) > 1e11
-    if any(name in torch.cuda.get_device_name() for name in GPUS):
-        assert all(0.001 < mfu < 1 for mfu in metrics['throughput/device/mfu'].values())
 
 
 def _with(callback: Callback) -> Callable[[Trainer], None]:

@@ -3,6 +3,7 @@
 
 """Adapter, towers and the stage-2 model against reference computations."""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -14,15 +15,16 @@ import timm
 import torch
 import torch.nn.functional as F
 from composer.core import Event
+from trained import trained
+from transformers import AutoModel
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
-from llm2clip.models.adapter import build_adapter
+from llm2clip.export.hf import export_folder
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, check_dim, keep_first_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
-from llm2clip.training.algorithms.clamp_logit_scale import ClampLogitScale
-from llm2clip.training.optim import parameter_groups
+from llm2clip.training.algorithms.weights import ClampLogitScale
 
 TINY = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=2), embed_dim=16)
 
@@ -62,15 +64,6 @@ def test_transformer_adapter_equals_the_formula() -> None:
     hidden, gate = (block.norm_mlp(h) @ block.up.weight.T + block.up.bias).chunk(2, dim=-1)
     h = h + (hidden * F.gelu(gate)) @ block.down.weight.T + block.down.bias
     torch.testing.assert_close(adapter(x), adapter.projection(adapter.norm(h)), rtol=1e-4, atol=1e-4)
-
-
-def test_the_paper_s_adapters_have_its_number_of_weights() -> None:
-    """67.1 million in four residual MLPs and 67.6 in a transformer, at the width of Llama 3.2 1B (table A7)."""
-    with torch.device('meta'):
-        residual, transformer = (build_adapter(config, 2048, 1280).blocks for config in (
-            AdapterConfig(), AdapterConfig('transformer', depth=1, expansion=4)))
-    sizes = [sum(p.numel() for p in blocks.parameters()) / 1e6 for blocks in (residual, transformer)]
-    assert sizes == pytest.approx([67.1, 67.6], abs=0.6) and sizes[0] == pytest.approx(67.1, abs=0.06)
 
 
 def test_features_are_normalised_and_logit_scale_starts_as_in_clip() -> None:
@@ -163,14 +156,48 @@ def test_unknown_tower_and_missing_weights_are_named() -> None:
         VisionEncoder(VisionConfig('test_efficientnet', checkpoint='nowhere.pth'))
 
 
-def test_parameter_groups_decay_matrices_only_and_scale_the_tower() -> None:
-    model = LLM2CLIP(TINY, 8)
-    groups = parameter_groups(model, 1e-3, 0.05, {'vision_encoder': 0.1})
-    of = {id(p): group for group in groups for p in group['params']}
-    assert len(of) == len(list(model.parameters()))
-    assert of[id(model.logit_scale)]['weight_decay'] == 0
-    assert of[id(model.adapter.projection.bias)]['weight_decay'] == 0
-    assert of[id(model.adapter.projection.weight)] | {'params': 0} == {'params': 0, 'lr': 1e-3, 'weight_decay': 0.05}
-    assert of[id(model.vision_encoder.trunk.conv_stem.weight)]['lr'] == pytest.approx(1e-4)
-    with pytest.raises(ConfigError, match='towr'):
-        parameter_groups(model, 1e-3, 0.0, {'towr': 0.1})
+@pytest.mark.parametrize('adapter', ['residual', 'transformer', 'linear', 'identity'])
+@pytest.mark.parametrize('projection', ['linear', 'affine', 'identity'])
+@torch.no_grad()
+def test_features_are_the_first_values_scaled_to_length_1(adapter: str, projection: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(VisionConfig('test_vit', False, image_size=32), AdapterConfig(adapter, depth=1), embed_dim=64,
+                         visual_projection=projection)
+    model = LLM2CLIP(config, 64).eval()
+    if projection == 'affine':
+        torch.nn.init.normal_(model.visual_projection.bias)
+    pixels, vectors = torch.randn(3, 3, 32, 32), torch.randn(3, 64)
+    whole = model.get_image_features(pixels), model.get_text_features(vectors)
+    before = copy.deepcopy(config)
+    assert keep_first_dims(model, config, None) is config and model.get_text_features(vectors).equal(whole[1])
+    shorter = keep_first_dims(model, config, 12)
+    for found, features in zip((model.get_image_features(pixels), model.get_text_features(vectors)), whole):
+        torch.testing.assert_close(found, F.normalize(features[:, :12], dim=-1))
+    # The new configuration is that of the model, the old one has not changed.
+    again = LLM2CLIP(shorter, 64).eval()
+    again.load_state_dict(model.state_dict())
+    assert again.get_image_features(pixels).equal(model.get_image_features(pixels))
+    assert config == before and shorter.embed_dim == 12
+
+
+@pytest.mark.parametrize('last', ['linear', 'identity'])
+@torch.no_grad()
+def test_an_export_of_few_dimensions(
+    last: str, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
+) -> None:
+    of_run = trained('timm:test_vit', [teacher_folder, causal_teacher], adapter=last, image_size=32,
+                     visual_projection=last)
+    model, texts = of_run.model, ['a red square', 'two']
+    whole = model.get_image_features(of_run.pixels()), model.get_text_features(of_run.vectors(texts))
+    config = keep_first_dims(model, of_run.config, 8)
+    export_folder(model, config, of_run.record, of_run.teachers, tmp_path / 'model', remote_code=True)
+    loaded = AutoModel.from_pretrained(tmp_path / 'model')
+    for found, features in zip((loaded.get_image_features(of_run.pixels()), loaded.get_text_features(texts)), whole):
+        torch.testing.assert_close(found, F.normalize(features[:, :8], dim=-1), rtol=0, atol=1e-5)
+
+
+def test_more_dimensions_than_there_are() -> None:
+    check_dim(16, ModelConfig(embed_dim=16), 'dim')
+    check_dim(None, ModelConfig(embed_dim=16), 'dim')
+    with pytest.raises(ConfigError, match=r'models\.m\.dim: 17, expected at most the 16 dimensions of the model'):
+        check_dim(17, ModelConfig(embed_dim=16), 'models.m.dim')

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from launched import COMMON
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
@@ -28,7 +27,6 @@ from llm2clip.config.files import load_config
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.data.texts import build_caption_pair_loader
-from llm2clip.models.flops import text_flops
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.fake import Meter
 from llm2clip.planning.plan import on_meta, plan_extraction, plan_stage1, plan_stage2
@@ -203,17 +201,6 @@ def test_extraction(
     assert 'plan_llm lets it be planned' in problem
 
 
-@pytest.mark.parametrize(('name', 'parameters'), [
-    # As published, less the head, which only Llama 3 8B and 3.1 8B have weights of its own for.
-    ('llama3.1_8b', 8_030_261_248 - 128_256 * 4096), ('llama3_8b', 8_030_261_248 - 128_256 * 4096),
-    ('llama3.2_1b', 1_235_814_400), ('qwen2.5_0.5b', 494_032_768), ('smollm2_135m', 134_515_008)])
-def test_the_llms_of_the_fragments_have_their_published_size(name: str, parameters: int) -> None:
-    encoder = on_meta(TextEncoderConfig(f'yamls/llms/{name}'))
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
-    for kind in ('stage1', 'extract/teacher', 'stage2/teacher'):
-        assert f'plan_llm: yamls/llms/{name}\n' in Path(f'yamls/{kind}/{name}.yaml').read_text()
-
-
 def test_trained_text_encoders(
     args: list[str], llm_folder: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
@@ -229,8 +216,10 @@ def test_trained_text_encoders(
     assert plain and lora.cost and not lora.problems and (lora.texts, lora.tokens) == (8 * 24, 16 * 8 * 24)
     assert lora.cost.parameters - plain.parameters == pytest.approx(Meter().add_module(encoder), rel=0.01)
     assert lora.cost.checkpoint - plain.checkpoint == pytest.approx(3 * 4 * trained, rel=0.01)
-    flops = text_flops(encoder).of(torch.full((8,), 16))
-    assert lora.cost.flops - plain.flops == pytest.approx(flops, rel=0.1)
+    # The layers' weights are multiplied in the forward pass, and in the backward pass for the states alone.
+    weights = frozen - sum(p.numel() for p in encoder.llm.get_input_embeddings().parameters())
+    flops = 2 * 2 * weights * 8 * 16
+    assert flops < lora.cost.flops - plain.flops < 2 * flops
     # Of three captions, in parts, by a teacher that is not there yet.
     several = stage2(*args, 'trained_text.lora={r: 4}', 'train_data.captions_per_image=3', 'plan_tokens=16',
                      'algorithms.grad_cache={}', 'device_train_microbatch_size=4', 'teacher=/nowhere',

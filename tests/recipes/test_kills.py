@@ -117,23 +117,13 @@ def is_writing(run: Path) -> bool:
     return newest != run and not ((newest / '.metadata').exists() if newest.is_dir() else zipfile.is_zipfile(newest))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Many kills of every recipe
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class Place(NamedTuple):
     """What a case reads and where it writes."""
 
     out: Path
     """The only folder that it writes to; the same one for the undisturbed run."""
-    remote_out: Path
-    """What lies in s3://bucket/out, for a case with a remote."""
     images: Path
-    """A dataset, also in s3://bucket/images."""
-    sidecar: Path
-    """Its embeddings, also in s3://bucket/embeddings."""
-    llm: Path
+    """A dataset, also in s3://bucket/images; its embeddings are in s3://bucket/embeddings."""
     teacher: Path
     stage1: list[str]
     """Arguments of a training."""
@@ -143,18 +133,7 @@ class Place(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A recipe that is killed.
-
-    Args:
-        name: Of the case.
-        recipe: Its script.
-        kills: How often.
-        args: Its arguments.
-        ranks: Processes.
-        remote: Whether it reads from, or writes to, a remote whose answers go wrong one time in ten.
-        aimed: Whether it is a training, in which the kills come while it trains, evaluates and writes a checkpoint;
-            others are killed at any moment of the time that an undisturbed run takes.
-    """
+    """A recipe that is killed."""
 
     name: str
     recipe: str
@@ -162,7 +141,10 @@ class Case(NamedTuple):
     args: Callable[[Place], list[str]]
     ranks: int = 1
     remote: bool = False
+    """Whether it reads from, or writes to, a remote whose answers go wrong one time in ten."""
     aimed: bool = False
+    """Whether it is a training, in which the kills come while it trains, evaluates and writes a checkpoint; others are
+    killed at any moment of the time that an undisturbed run takes."""
 
 
 def _training(stage: str, *extra: str) -> Callable[[Place], list[str]]:
@@ -177,17 +159,12 @@ def _training(stage: str, *extra: str) -> Callable[[Place], list[str]]:
     return args
 
 
-def _remote_training(stage: str, *extra: str) -> Callable[[Place], list[str]]:
-    """The same, with the data of the training in a remote."""
-    def args(place: Place) -> list[str]:
-        stream = 'train_data.streams.s'
-        given = [f'{stream}.remote=s3://bucket/images', f'{stream}.local={place.out}/cache/images']
-        if stage == 'stage2':
-            given += [f'{stream}.embeddings.tiny.remote=s3://bucket/embeddings',
-                      f'{stream}.embeddings.tiny.local={place.out}/cache/embeddings']
-        return [*_training(stage, *extra)(place), *given]
-
-    return args
+def _remote_training(place: Place) -> list[str]:
+    """Of a stage 2 whose data is in a remote."""
+    stream = 'train_data.streams.s'
+    return [*_training('stage2', 'fsdp.state_dict_type=sharded')(place), f'{stream}.remote=s3://bucket/images',
+            f'{stream}.local={place.out}/cache/images', f'{stream}.embeddings.tiny.remote=s3://bucket/embeddings',
+            f'{stream}.embeddings.tiny.local={place.out}/cache/embeddings']
 
 
 def _evaluation(place: Place) -> list[str]:
@@ -203,15 +180,11 @@ CASES = [
         'source.name=image_folder', f'source.images={place.made}/photos', f'source.captions={place.made}/captions.csv',
         f'out={place.out}', 'size_limit=8kb', 'out_remote=s3://bucket/out'], remote=True),
     Case('stage 1, sharded', 'train_stage1', 14, _training('stage1', *SHARDED), 2, aimed=True),
-    Case('stage 1 from a remote', 'train_stage1', 9, _remote_training('stage1'), 2, remote=True, aimed=True),
     Case('extract_embeddings from remote to remote', 'extract_embeddings', 12, lambda place: [
         f'teacher={place.teacher}', f'datasets.train.local={place.out}/cache', 'device=cpu', f'out={place.out}',
         'datasets.train.remote=s3://bucket/images', 'out_remote=s3://bucket/out', 'batch_tokens=256'], 2, remote=True),
     Case('stage 2', 'train_stage2', 14, _training('stage2'), 2, aimed=True),
-    Case('stage 2, sharded, full checkpoints', 'train_stage2', 14, _training('stage2', 'fsdp.state_dict_type=full'), 2,
-         aimed=True),
-    Case('stage 2 from a remote', 'train_stage2', 14,
-         _remote_training('stage2', 'fsdp.state_dict_type=sharded'), 2, remote=True, aimed=True),
+    Case('stage 2 from a remote', 'train_stage2', 14, _remote_training, 2, remote=True, aimed=True),
     Case('evaluate', 'evaluate', 14, _evaluation, 2),
     Case('export_hf', 'export_hf', 10, lambda place: [
         f'run={place.made}/run', f'out={place.out}', 'remote_code=true']),
@@ -233,8 +206,7 @@ LEFT_OVER = re.compile(r'\.rclone_temp_put_|\.staging\.\d+\.[^/]+/|\.\d+\.(tmp|p
 
 @pytest.fixture(scope='module')
 def made(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, llm_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory
+    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """What recipes read that others wrote."""
     folder = tmp_path_factory.mktemp('made')
@@ -324,13 +296,13 @@ def kill_within(seconds: float, process: Launched) -> bool:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case.name.replace(' ', '_'))
 def test_kills_at_random_moments(
-    case: Case, image_dataset: Path, sidecar: Path, llm_folder: Path, teacher_folder: Path, stage1_args: list[str],
-    stage2_args: list[str], made: Path, tmp_path: Path, request: pytest.FixtureRequest
+    case: Case, image_dataset: Path, teacher_folder: Path, stage1_args: list[str], stage2_args: list[str], made: Path,
+    tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """What is there in the end is what an undisturbed run leaves, bit for bit."""
     port, env = request.getfixturevalue('remote') if case.remote else (0, {})
     out, remote_out, log = tmp_path / 'out', tmp_path / 'served/bucket/out', tmp_path / 'out.log'
-    place = Place(out, remote_out, image_dataset, sidecar, llm_folder, teacher_folder, stage1_args, stage2_args, made)
+    place = Place(out, image_dataset, teacher_folder, stage1_args, stage2_args, made)
     generator, aim = random.Random(case.name), Aim(out, random.Random(case.name))
 
     def begin() -> Launched:

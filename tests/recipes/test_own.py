@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from launched import ROOT
 from parts import picture
 from PIL import Image
 from recipes_in_process import run_recipe
+from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.config import ConfigError
 from llm2clip.data.schema import read_samples
+from llm2clip.metrics.retrieval import rank_both_ways
 
 LANGUAGES = ('en', 'en_2', 'de', 'fr', 'es')
 # Stand-ins for the LLM and the tower, and few steps.
@@ -95,7 +98,16 @@ def test_every_step_from_its_file(
         found, = results[name]['models'].values()
         assert (found['n_images'], found['n_texts']) == (sum(map(bool, texts)), sum(map(len, texts))), name
     assert 'data:image' in Path('runs/own/report.html').read_text()
-    assert (folder / 'runs/own/export/llm2clip/model.safetensors').is_file()
+    # The export gives the same numbers, from the pictures as they are.
+    export, there = 'runs/own/export/llm2clip', [row for row in rows if row['image'] in heldout]
+    model, processor = AutoModel.from_pretrained(export), AutoImageProcessor.from_pretrained(export)
+    texts = [(i, row[key]) for i, row in enumerate(there) for key in LANGUAGES if row[key]]
+    with torch.no_grad():
+        ranks = rank_both_ways(
+            model.get_image_features(**processor([Image.open(f'photos/{row["image"]}') for row in there],
+                                                 return_tensors='pt')),
+            model.get_text_features([text for _, text in texts]), torch.tensor([i for i, _ in texts])).recalls()
+    assert {name: results['heldout'][name] for name in ranks} == pytest.approx(ranks, abs=1e-3)
 
 
 def test_one_caption_per_image(

@@ -5,25 +5,19 @@
 
 import importlib
 import json
-import sys
-import time
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from parts import picture
 from recipes_in_process import ROOT, SCHEMAS
-from streaming import MDSWriter
 
-from llm2clip.config import ClipTextConfig, Stage2Config
+from llm2clip.config import Stage2Config
 from llm2clip.config.files import load_config
-from llm2clip.data.schema import read_samples
-from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer
-from recipes.ablations import make_data, run
-from recipes.ablations.suite import Suite, clip_text_tower
+from recipes.ablations import run
+from recipes.ablations.suite import Suite
 from recipes.benchmarks.gpu import cases
-from recipes.benchmarks.measuring import ProcessFailedError, Record, watch
+from recipes.benchmarks.measuring import Record
 
 SUITES: dict[str, Suite] = {name: importlib.import_module(f'recipes.ablations.{name}_suite').SUITE
                             for name in ('emoji', 'forgetting', 'photograph', 'stage1')}
@@ -91,81 +85,3 @@ def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch
     for config in trained:
         config.save_folder = ''
     assert all(one != other for i, one in enumerate(trained) for other in trained[:i])
-
-
-@pytest.mark.parametrize('name', SUITES)
-def test_kept_records_go_on_and_make_the_table(name: str) -> None:
-    suite, record = SUITES[name], Record(ROOT / f'recipes/ablations/measured/{name}.json')
-    assert record.found and record.found.keys() <= set(suite.measured)
-    assert all(found.keys() <= set(map(str, suite.seeds)) for found in record.found.values())
-    text = run.table(suite, record)
-    for row in {  # as recipes/README.md has them
-        'emoji': ['| new concepts (chance 5.3) | ', '| llm2clip | 49.4 ± 1.4 |', '| random_projection | 49.6 ± 0.9 |'],
-        'forgetting': ['| both_halfway | 33.2 ± 0.9 | yes |', '| llm2clip | 61.8 ± 1.0 |'],
-        'photograph': ['| llm2clip | 63.9 ± ', '| batch_512_at_twice_the_rate | 60.5 |'],
-        'stage1': ['| nothing | 52.2 ± 0.4 |  | test', '| LoRA of rank 64 | 48.0 ± 2.2 | in 2 of 3 seeds | coco'],
-    }[name]:
-        assert row in text
-
-
-def test_a_command_is_watched(tmp_path: Path) -> None:
-    """Its steps, and the memory of its child, which does not outlive it."""
-    program = ('import subprocess, sys, time\n'
-               'subprocess.Popen([sys.executable, "-c", "held = b\'1\' * 2**26; import time; time.sleep(60)"])\n'
-               'for step in range(4):\n'
-               '    time.sleep(0.4)\n'
-               f'    print("step", file=open("{tmp_path}/steps", "a"))\n')
-    steps = tmp_path / 'steps'
-    found = watch([sys.executable, '-c', program], tmp_path / 'log',
-                  lambda: steps.read_text().count('step') if steps.exists() else 0, memory=True)
-    assert found['seconds'] > 1.6 and found['seconds_per_step'] > 0.2 and found['peak_gib'] > 2**26 / 2**30
-    start = time.monotonic()
-    with pytest.raises(ProcessFailedError, match='took longer than 1 s'):
-        watch(['sleep', '60'], tmp_path / 'log', limit=1)
-    assert time.monotonic() - start < 30
-    with pytest.raises(ProcessFailedError, match='bad luck'):
-        watch([sys.executable, '-c', 'import sys; sys.exit("bad luck")'], tmp_path / 'log')
-
-
-def test_emoji_of_two_kinds(tmp_path: Path) -> None:
-    columns = {'sample_id': 'str', 'caption.short': 'str', 'caption.long': 'str', 'image': 'bytes'}
-    long = ['cat, an emoji of animals & nature', 'tea, also called cuppa, an emoji of food & drink', 'sun, an emoji',
-            'flag: food, an emoji of flags']
-    for part in ('train', 'unseen_style'):
-        with MDSWriter(out=str(tmp_path / part), columns=columns, hashes=['xxh64']) as writer:
-            for i, text in enumerate(long):
-                writer.write({'sample_id': f'{part}/{i}', 'caption.short': text.split(',')[0], 'caption.long': text,
-                              'image': picture(i)})
-    make_data.emoji_halves(str(tmp_path), str(tmp_path / 'out'))
-    found = {path.name: [row['caption.short'] for row in read_samples(path)] for path in (tmp_path / 'out').iterdir()
-             if path.is_dir()}
-    old, new = ['cat', 'tea'], ['sun', 'flag: food']
-    assert found == {'old_train': old, 'old_test': old, 'new_train': new, 'new_test': new}
-
-
-def test_captions_are_joined_and_halved(tmp_path: Path) -> None:
-    with MDSWriter(out=str(tmp_path / 'mds'), columns={
-            'sample_id': 'str', 'image': 'bytes', **{f'caption.{i}': 'str' for i in range(3)}}) as writer:
-        for name, third in (('a.jpg', ''), ('b.jpg', 'b 2')):
-            writer.write({'sample_id': name, 'image': name.encode(), 'caption.0': f'{name[0]} 0',
-                          'caption.1': f'{name[0]} 1', 'caption.2': third})
-    make_data.photograph_captions(str(tmp_path / 'mds'), str(tmp_path / 'files'))
-    assert (tmp_path / 'files/images/b.jpg').read_bytes() == b'b.jpg'
-    lines = {name: (tmp_path / f'files/{name}.csv').read_text().splitlines()[1:]
-             for name in ('joined', 'half', 'other_half')}
-    assert lines == {'other_half': ['a.jpg,a 0', 'a.jpg,a 1'], 'half': ['b.jpg,b 0', 'b.jpg,b 1', 'b.jpg,b 2'],
-                     'joined': ['a.jpg,a 0', 'a.jpg,a 1', 'a.jpg,a 0 a 1', 'b.jpg,b 0', 'b.jpg,b 1', 'b.jpg,b 2',
-                                'b.jpg,b 0 b 1']}
-
-
-def test_clip_s_text_tower_from_scratch_reads_its_tokenizer(tmp_path: Path) -> None:
-    """The end token of SmolLM2 ends texts and pads them, and the tower has that token's number."""
-    make_data.clip_tokenizer(str(tmp_path))
-    _, overrides = clip_text_tower(str(tmp_path))
-    config = load_config(Stage2Config, [f'{ROOT}/yamls/stage2/quickstart.yaml', *overrides]).trained_text.clip
-    assert isinstance(config, ClipTextConfig)
-    tower, tokenizer = load_clip_text(config, 'clip'), load_clip_tokenizer(config, 'clip')
-    ids = tokenizer(['a red square', 'a ' * 100])['input_ids']
-    assert ids.shape == (2, 64) and ids[0, -1] == ids[1, -1] == 0
-    assert tower(ids).shape == (2, 512)
-    assert [text.cut for text in tokenizer.tokenize(['a', 'a ' * 100])] == [False, True]

@@ -9,9 +9,7 @@ needs them to stay, and takes a minute there, is for `make test-slow`.
 
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +33,7 @@ from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.engine import LostWorkersError, RayEngine, Work
 from llm2clip.files import FileError
-from llm2clip.folders import OutputFolder, locked
+from llm2clip.folders import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.extraction import Sidecar, extract_by
 from llm2clip.teacher.folder import teacher_fingerprint
@@ -247,44 +245,3 @@ def test_sidecars_are_the_same_although_a_node_is_killed_and_one_joins_late(
     said = capfd.readouterr().out
     assert re.search(r'local: \d+ captions in 1 of \d+ shards are to be embedded, by 2 workers with 1 CPU', said)
     assert re.search(r'^local: 1 shards, ', said, re.M)
-
-
-@pytest.mark.slow
-def test_a_job_whose_driver_is_killed_is_finished_by_either_engine(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes.to_two()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('RAY_ADDRESS', nodes.address)
-    (tmp_path / 'csv').mkdir()
-    for i in range(40):
-        rows = ''.join(f'{i}-{j},a text of {j}\n' for j in range(2000))
-        (tmp_path / f'csv/{i:02}.csv').write_text(f'name,caption\n{rows}')
-    args = ['source.name=table', 'source.files=csv/*.csv', 'source.captions={en: caption}', 'source.id_column=name']
-    driver = subprocess.Popen([sys.executable, str(ROOT / 'recipes/prepare_data.py'), *args, 'out=out', 'engine=ray'])
-    out = tmp_path / 'out/train'
-    wait_until(lambda: any(out.glob('part-*/part.json')) or driver.poll() is not None)
-    driver.kill()
-    driver.wait()
-    wait_until(partial(_all_free, out))
-    assert 0 < len([*out.glob('part-*/part.json')]) < 40
-    run_recipe(monkeypatch, 'prepare_data', *args, 'out=out')
-    run_recipe(monkeypatch, 'prepare_data', *args, 'out=local')
-    assert contents(tmp_path / 'out') == contents(tmp_path / 'local')
-    for name in ('dataset.json', 'train/index.json'):
-        (tmp_path / 'out' / name).unlink()
-    for i in range(0, 40, 4):
-        shutil.rmtree(out / f'part-{i:02}')
-    run_recipe(monkeypatch, 'prepare_data', *args, 'out=out', 'engine=ray')
-    assert contents(tmp_path / 'out') == contents(tmp_path / 'local')
-
-
-def _all_free(split: Path) -> bool:
-    """Whether no worker writes any more."""
-    try:
-        for lock in split.glob('.part-*.lock'):
-            with locked(lock, split):
-                pass
-    except ConfigError:
-        return False
-    return True

@@ -21,7 +21,7 @@ from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import TeacherSource, teacher_source
-from llm2clip.training.algorithms.online_teacher import OnlineTeacher
+from llm2clip.training.algorithms.batches import OnlineTeacher
 from llm2clip.training.runs import load_stage2
 
 TEXTS = [sample.captions['short'] for sample in make_samples(8)]

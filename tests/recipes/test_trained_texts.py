@@ -22,7 +22,6 @@ from llm2clip.config import (
     ConfigError,
     EvaluatedModelConfig,
     LoraConfig,
-    ModelConfig,
     Stage2Config,
     TextEncoderConfig,
     TrainedTextConfig,
@@ -182,8 +181,7 @@ def test_what_does_not_go_together_is_refused(extra: list[str], message: str) ->
 
 def test_what_cannot_be_trained_is_named(llm_folder: Path, clip: Path, tmp_path: Path) -> None:
     def load(texts: TrainedTextConfig, embed_dim: int = 32) -> None:
-        config = Stage2Config(trained_text=texts, model=ModelConfig(embed_dim=embed_dim))
-        encoders = load_trained_encoders(config, TextEncoderConfig(str(llm_folder)))
+        encoders = load_trained_encoders(texts, TextEncoderConfig(str(llm_folder)))
         if (tower := encoders[1]) is not None and texts.method is not None:
             ClipBeside(tower, load_clip_tokenizer(ClipTextConfig(str(clip)), 'c'), texts.method, embed_dim)
 

@@ -14,7 +14,7 @@ from composer.core.data_spec import default_split_batch
 from composer.loggers import Logger
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['CachedGradients', 'GradCache', 'cache_gradients', 'surrogate_loss']
+__all__ = ['GradCache', 'cache_gradients', 'surrogate_loss', 'with_rows']
 
 Batch = dict[str, Any]
 Outputs = Mapping[str, torch.Tensor]
@@ -24,16 +24,11 @@ Outputs = Mapping[str, torch.Tensor]
 class CachedGradients:
     """What the first pass leaves for the second."""
 
-    loss: torch.Tensor
-    """Loss of the global batch."""
-    outputs: dict[str, torch.Tensor]
-    """The model's for this rank's whole batch, without gradient."""
-    features: dict[str, torch.Tensor]
-    """Name -> its gradient with respect to this rank's features ``(B, …, D)``."""
-    shared: dict[str, torch.Tensor]
-    """Name -> its gradient with respect to an output that all samples share, such as `logit_scale`."""
-    random_states: list[list[torch.Tensor]]
-    """Random state before each microbatch, for the same dropout in the second pass."""
+    loss: torch.Tensor  # of the global batch
+    outputs: dict[str, torch.Tensor]  # the model's for this rank's whole batch, without gradient
+    features: dict[str, torch.Tensor]  # name -> gradient with respect to this rank's features (B, …, D)
+    shared: dict[str, torch.Tensor]  # name -> that of an output that all samples share, such as `logit_scale`
+    random_states: list[list[torch.Tensor]]  # before each microbatch, for the same dropout in the second pass
 
 
 def with_rows(batch: Batch, names: Sequence[str]) -> Batch:
@@ -89,12 +84,7 @@ def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients)
     """Second pass: a loss with the value of the global batch's and the gradient of this microbatch's part in it.
 
     Weighted by its share of the batch and summed over microbatches, as Composer does, it gives the true loss and the
-    true gradients.
-
-    Args:
-        outputs: The model's, with gradient.
-        microbatch: With its ``<name>_row``.
-        cached: From the first pass.
+    true gradients.  The microbatch has its ``<name>_row``.
     """
     parts = []
     for name, value in outputs.items():
@@ -113,12 +103,11 @@ class GradCache(Algorithm):
 
     It works for models whose forward returns a dict of features ``(B, …, D)`` (and shared outputs such as
     `logit_scale`) and whose loss is a function of those.  Each microbatch's forward pass runs twice, unless there is
-    only one.  Gradients arrive as they always do: clipping, schedulers, checkpoints and the logged loss are unchanged,
-    and so are the ``outputs`` of Composer's state after a batch, which are those of the whole batch.
+    only one.  Gradients, the logged loss and the ``outputs`` of Composer's state after a batch are those of the whole.
 
     Args:
-        split_batch: (batch, microbatch size) -> microbatches, the loader's own.
-        microbatch_transforms: Microbatch on its device -> what the model takes, the loader's own.
+        split_batch: The loader's own: (batch, microbatch size) -> microbatches.
+        microbatch_transforms: The loader's own: microbatch on its device -> what the model takes.
     """
 
     def __init__(

@@ -21,18 +21,14 @@ class JSONLLogger(LoggerDestination):
     """Write the metrics of each step as a line of a file, on rank 0: ``{"step": …, "<metric>": …, …}``.
 
     The line of the present step is rewritten with every metric that comes, so that a kill loses none.  A run that is
-    resumed goes on in the file of the run before: what that has logged after the checkpoint is removed.
-
-    Args:
-        path: The file.
+    resumed goes on in the same file, without what was logged after the checkpoint.
     """
 
     def __init__(self, path: Union[str, Path]) -> None:
         self.path = Path(path)
         self._file: Optional[BinaryIO] = None
         self._record: dict[str, Any] = {}
-        self._start = 0
-        """Where the line of the present step begins."""
+        self._start = 0  # where the line of the present step begins
 
     def after_load(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() > 0:
@@ -61,9 +57,8 @@ class JSONLLogger(LoggerDestination):
     def _write(self) -> None:
         assert self._file is not None
         if len(self._record) > 1:
-            line = _line(self._record)
             self._file.seek(self._start)
-            self._file.write(line)
+            self._file.write(_line(self._record))
             self._file.truncate()
 
     def close(self, state: State, logger: Logger) -> None:

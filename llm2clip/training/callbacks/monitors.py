@@ -1,21 +1,22 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is logged of each step beside losses and learning rates."""
+"""What watches a training: readings of each step, a stop where it breaks, and the progress bar."""
 
+import math
 import time
+from pathlib import Path
 from typing import Any, Optional
 
-import composer.callbacks
 import torch
 from composer.core import Algorithm, Callback, Event, State
-from composer.loggers import Logger
+from composer.loggers import Logger, ProgressBarLogger
 from composer.utils import dist
 
 from llm2clip.data.texts import text_sides
 from llm2clip.models.sharding import whole
 
-__all__ = ['LogitScaleMonitor', 'SpeedMonitor', 'StepMonitor', 'TextMonitor']
+__all__ = ['LogitScaleMonitor', 'ProgressBar', 'StepMonitor', 'StopAtNonfinite', 'TextMonitor']
 
 
 class LogitScaleMonitor(Callback):
@@ -27,26 +28,11 @@ class LogitScaleMonitor(Callback):
                 logger.log_metrics({'logit_scale': whole(parameter).detach().exp().item()})
 
 
-class SpeedMonitor(composer.callbacks.SpeedMonitor):
-    """Composer's, with ``throughput/device/flops_per_sec`` and, on GPUs that Composer knows or with
-    `gpu_flops_available`, ``throughput/device/mfu``.
-
-    FLOPs are counted once, before the model is sharded.
-    """
-
-    def init(self, state: State, logger: Logger) -> None:
-        model: Any = state.model  # of this project, so that it has `batch_flops`
-        if (flops := model.batch_flops()) is not None:
-            model.flops_per_batch = flops
-        super().init(state, logger)
-
-
 class StepMonitor(Algorithm):
-    """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, those of the other ranks' shards
-    included, and ``time/data_wait``, the seconds that the first rank waited for the batch.
+    """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the seconds
+    that the first rank waited for the batch.
 
-    An algorithm and not a callback, since those only run after the algorithms of an event: after the gradients are
-    clipped, and after `GradCache` has done its first pass.
+    An algorithm, since callbacks only run after those of an event: after clipping, and after `GradCache`'s first pass.
     """
 
     def __init__(self) -> None:
@@ -66,19 +52,12 @@ class StepMonitor(Algorithm):
 
 
 class TextMonitor(Callback):
-    """Log how many texts there were since the beginning (``data/texts``), and how many of them were cut off
-    (``data/cut_texts``).
-
-    Of pairs also ``data/equal_pairs`` of the step, whose query and positive are one text.
-
-    Args:
-        max_length: For the message at the end.
-    """
+    """Log how many texts there were since the beginning (``data/texts``), how many of them were longer than
+    `max_length` (``data/cut_texts``), and of how many pairs of the step both are one text (``data/equal_pairs``)."""
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
-        self.texts = 0
-        self.cut = 0
+        self.texts = self.cut = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {'texts': self.texts, 'cut': self.cut}
@@ -102,3 +81,74 @@ class TextMonitor(Callback):
         if self.cut and dist.get_global_rank() == 0:
             print(f'{self.cut} of {self.texts} texts were longer than text_encoder.max_length={self.max_length} tokens '
                   'and were cut', flush=True)
+
+
+class NonfiniteError(RuntimeError):
+    """Loss or weights are NaN or infinite; the message names the step, the samples and the last checkpoint."""
+
+
+class StopAtNonfinite(Callback):
+    """Raise a NonfiniteError, on all ranks, after a step whose loss is not finite, or that makes a weight so; no
+    checkpoint, all of which are in the folder `checkpoints`, is written of it."""
+
+    def __init__(self, checkpoints: str) -> None:
+        self.checkpoints = checkpoints
+        self._sample_ids: list[str] = []
+        self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []  # rows, and whether their features are finite
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        self._sample_ids, self._finite = state.batch['sample_id'], []
+
+    def before_backward(self, state: State, logger: Logger) -> None:
+        outputs: Any = state.outputs
+        for name, value in outputs.items() if isinstance(outputs, dict) else ():
+            if value.ndim == 2:
+                rows = state.batch.get(f'{name}_row', torch.arange(len(value)))
+                self._finite.append((rows, torch.isfinite(value.detach()).all(1)))
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        step, loss = state.timestamp.batch.value - 1, state.total_loss_dict['loss/train/total']
+        trained = [weight for weight in state.model.parameters() if weight.requires_grad]
+        if not math.isfinite(loss):
+            rows = {row for rows, finite in self._finite for row in rows.cpu()[~finite.cpu()].tolist()}
+            of_ranks = dist.all_gather_object([self._sample_ids[row] for row in sorted(rows)])
+            bad = [name for names in of_ranks for name in names]
+            samples = f'samples with features that are not finite: {bad}' if bad else f'samples: {self._sample_ids}'
+            error = f'the loss of step {step} is {loss}; {samples}'
+        elif not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
+            error = (f'step {step} made weights that are not finite, although its loss is finite; samples: '
+                     f'{self._sample_ids}')
+        else:
+            return
+        latest = Path(self.checkpoints, 'latest-rank0.pt')
+        last = f'the last checkpoint is {latest.resolve()}' if latest.exists() else 'there is no checkpoint yet'
+        raise NonfiniteError(
+            f'{error}; ' + (f'the last checkpoint is in {self.checkpoints}' if '://' in self.checkpoints else last))
+
+
+class ProgressBar(ProgressBarLogger):
+    """Composer's, also for a run that is resumed in the middle of an epoch.
+
+    It has no place in checkpoints: Composer 0.32.1 cannot read its state back from a sharded one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('stderr')
+        self.hparams_already_logged_to_console = True  # Composer's, which say nothing of the run
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is none."""
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.epoch_start(state, logger)
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        begins = self.train_pbar is None
+        super().epoch_start(state, logger)
+        if begins and self.train_pbar is not None:
+            bar = self.train_pbar.pbar
+            # Those of the run before are not counted as steps of this process, and not in its rate.
+            bar.initial = bar.n = int(getattr(state.timestamp, self.train_pbar.timestamp_key))

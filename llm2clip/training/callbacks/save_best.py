@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from llm2clip.training.algorithms.ema import averaged_weights
+from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import BEST_FILE
 from llm2clip.weights import write_safetensors
 
@@ -21,12 +21,11 @@ __all__ = ['SaveBest']
 class SaveBest(Callback):
     """Write the model's weights to `best.safetensors` when a metric is higher than ever before; logs ``best/<metric>``.
 
-    With `ema`, the averaged weights, which are those that were evaluated.  A run that is resumed goes on from the best
-    value so far.
+    With `ema`, they are the averaged ones, which were evaluated.  The best value so far is in checkpoints.
 
     Args:
         metric: Name of an evaluation metric.
-        dataloader_label: Of which evaluation: ``eval``, that on `eval_data`, or the name of a zero-shot set.
+        dataloader_label: ``eval``, the evaluation on `eval_data`, or the name of a zero-shot set.
         folder: Receives the file; the trainer's builder puts the run's folder here.
     """
 

@@ -12,7 +12,7 @@ from composer import DataSpec, Trainer
 from composer.models import ComposerModel
 
 from llm2clip.training.algorithms.grad_cache import GradCache
-from llm2clip.training.callbacks.nonfinite import NonfiniteError, StopAtNonfinite
+from llm2clip.training.callbacks.monitors import NonfiniteError, StopAtNonfinite
 
 
 class _Model(ComposerModel):

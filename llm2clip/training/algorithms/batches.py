@@ -1,0 +1,131 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What stage 2 adds to its batches, or leaves out: vectors of a teacher in the loop, image features of the model as it
+began (ProCLIP, arXiv 2510.18795), and a part of the patches (FLIP, arXiv 2212.00794)."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from composer.core import Algorithm, Event, State, get_precision_context
+from composer.devices import Device
+from composer.loggers import Logger
+from composer.utils import dist
+from pydantic import Field
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from llm2clip.float32 import exact_float32
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.teacher.caption_teacher import CaptionTeacher
+
+__all__ = ['InitialImages', 'OnlineTeacher', 'PatchDropout', 'SelfDistillation']
+
+
+class OnlineTeacher(Algorithm):
+    """Replace a batch's ``caption`` by ``text_embedding``, in float16 as a sidecar has it.
+
+    Batches hold a list of B captions, or K of them where an image has K captions; the vector of an absent caption, an
+    empty text, is zero.  After `GradCache` in the trainer's list of algorithms, it runs before it in a step, once per
+    caption.  With `keep`, the batch keeps its ``caption``, for another encoder.
+    """
+
+    def __init__(self, teacher: CaptionTeacher, keep: bool = False) -> None:
+        self.teacher, self.keep = teacher, keep
+
+    def match(self, event: Event, state: State) -> bool:
+        # Batches of zero-shot sets have none.
+        return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START) and 'caption' in state.batch
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        captions = state.batch['caption'] if self.keep else state.batch.pop('caption')
+        state.batch['text_embedding'] = self.embed(captions) if isinstance(captions[0], str) else torch.stack(
+            [*map(self.embed, captions)], dim=1)
+
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        """``(N, llm_embed_dim)`` in float16 on the teacher's device."""
+        absent = [not text.strip() for text in texts]
+        # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
+        with exact_float32(self.teacher.device.type):
+            vectors = self.teacher.embed(['-' if gap else text for gap, text in zip(absent, texts)]).vectors.half()
+        gaps = torch.tensor(absent)[:, None].to(vectors.device, non_blocking=True)
+        return vectors.masked_fill_(gaps, 0)
+
+
+class InitialImages(nn.Module):
+    """A frozen copy of the vision tower and the projection of a model that is not sharded yet, as they are now."""
+
+    def __init__(self, model: LLM2CLIP) -> None:
+        super().__init__()
+        self.vision_encoder = copy.deepcopy(model.vision_encoder)
+        self.visual_projection = copy.deepcopy(model.visual_projection)
+        self.eval().requires_grad_(False)
+
+    def on(self, device: Device, sharded: bool) -> 'InitialImages':
+        """The same on a device; `sharded`, spread over all ranks."""
+        if not sharded:
+            return device.module_to_device(self)
+        self.shard(init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),)))
+        return self
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread it over the ranks of a mesh, a block of the tower at a time."""
+        for module in self.vision_encoder.modules():
+            if self.vision_encoder.is_block(module):
+                fully_shard(module, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``(B, 3, H, W)`` -> ``(B, embed_dim)``, L2-normalised, in float32."""
+        return F.normalize(self.visual_projection(self.vision_encoder(pixel_values)).float(), dim=-1)
+
+
+class SelfDistillation(Algorithm):
+    """Give each training batch its ``initial_image_features`` ``(B, embed_dim)``, which the loss compares with.
+
+    It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a step.  The loader's own
+    `split_batch` makes microbatches of a batch.
+    """
+
+    def __init__(
+        self, initial: InitialImages, split_batch: Callable[[dict[str, Any], int], Sequence[dict[str, Any]]]
+    ) -> None:
+        self.initial, self.split_batch = initial, split_batch
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.AFTER_DATALOADER
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        assert isinstance(state.device_train_microbatch_size, int)
+        pixels = {name: state.batch[name] for name in ('index', 'pixel_values')}
+        with get_precision_context(state.precision, state.precision_config):
+            features = [self.initial(state.device.batch_to_device(part)['pixel_values'])
+                        for part in self.split_batch(pixels, state.device_train_microbatch_size)]
+        state.batch['initial_image_features'] = torch.cat(features)
+
+
+class PatchDropout(Algorithm):
+    """Let every vision tower of a model leave out a share of the patches while it trains.
+
+    Which ones follows from the ``sample_seed`` of the batch, and so not from the microbatch or the rank.
+
+    Args:
+        rate: Share of the patches to leave out.
+    """
+
+    def __init__(self, rate: Annotated[float, Field(ge=0, lt=1)] = 0.5) -> None:
+        self.rate = rate
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.INIT
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        for module in state.model.modules():
+            if isinstance(module, VisionEncoder):
+                module.drop_patches(self.rate)

@@ -1,0 +1,113 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a step does to gradients and weights: averages them on CPUs, clamps the temperature, keeps a moving average."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
+
+import composer.algorithms
+import torch
+import torch.distributed
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from llm2clip.config.ranges import Positive
+from llm2clip.models.sharding import own_name, whole
+
+__all__ = ['EMA', 'AverageGlooGradients', 'ClampLogitScale', 'averaged_weights']
+
+
+class AverageGlooGradients(Algorithm):
+    """Divide sharded gradients by the world size where gloo has summed them, before they are clipped.
+
+    FSDP2 of torch 2.7 reduces gradients with ``ReduceOp.AVG``; gloo sums instead, silently, over the ranks of a copy of
+    the model and over the copies.  AdamW hides the factor, but norms, clipping and other optimizers do not.  Does
+    nothing for NCCL and without FSDP.
+    """
+
+    def match(self, event: Event, state: State) -> bool:
+        return (event == Event.AFTER_TRAIN_BATCH and torch.distributed.is_initialized()
+                and torch.distributed.get_backend() == 'gloo')
+
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        for parameter in state.model.parameters():
+            if isinstance(parameter.grad, DTensor):
+                parameter.grad.div_(parameter.grad.device_mesh.size())
+
+
+class ClampLogitScale(Algorithm):
+    """Clamp every parameter called `logit_scale` to [0, ln maximum], in log space, after every optimizer step (CLIP,
+    section 2.5).
+
+    Args:
+        maximum: Largest factor on the cosine similarities.
+    """
+
+    def __init__(self, maximum: Positive = 100.0) -> None:
+        self.maximum = maximum
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BATCH_END
+
+    @torch.no_grad()
+    def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        for name, parameter in state.model.named_parameters():
+            if name.rsplit('.', 1)[-1] == 'logit_scale':
+                parameter.clamp_(0, math.log(self.maximum))
+
+
+class EMA(composer.algorithms.EMA):
+    """Composer's, which evaluates and saves the averaged weights, but under FSDP2 too.
+
+    There, each rank averages its shards.  Checkpoints hold the average whole, under the parameters' own names, so that
+    any number of ranks goes on from it.
+    """
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        self.shard_average(state.model)
+        super().apply(event, state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        result = super().state_dict()
+        for kind in ('named_parameters_dict', 'named_buffers_dict'):
+            if kind in result.get('ema_model', {}):
+                result['ema_model'][kind] = {own_name(name): whole(value)
+                                             for name, value in result['ema_model'][kind].items()}
+        return result
+
+    def shard_average(self, model: torch.nn.Module) -> None:
+        """Shard the average as the parameters are: it is whole after loading, and before the model was sharded."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # after a forward pass, the outermost parameters are still whole
+        if self.ema_model is None:
+            return
+        average = {own_name(name): value for name, value in self.ema_model.named_parameters_dict.items()}
+        sharded = {}
+        for name, parameter in model.named_parameters():
+            if (value := average.get(own_name(name))) is None:
+                continue
+            if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
+                value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+            sharded[name] = value
+        self.ema_model.named_parameters_dict = sharded
+
+
+@contextmanager
+def averaged_weights(state: State) -> Iterator[None]:
+    """The model has the averaged weights in the block, if it is trained with `EMA` and there are any yet."""
+    ema = next((algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None)
+    if ema is None or not ema.ema_started or ema.ema_weights_active or ema.ema_model is None:
+        yield
+        return
+    ema.shard_average(state.model)
+    ema.ema_model.swap_params(state.model)
+    try:
+        yield
+    finally:
+        ema.ema_model.swap_params(state.model)
