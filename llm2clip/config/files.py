@@ -26,8 +26,8 @@ from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config.ranges import Component, ConfigError
+from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, read_text, reading, write_text
 
 __all__ = [

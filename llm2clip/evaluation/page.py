@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from llm2clip.config import ConfigError
-from llm2clip.drawing import drawing
+from llm2clip.data.convert.card import drawing
 from llm2clip.files import write_text
 
 __all__ = ['CHANCE', 'bars', 'curves', 'differences', 'render', 'write_page']

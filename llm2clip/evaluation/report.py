@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Optional, Union
 
 from markupsafe import Markup
 
+from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import ConfigError
 from llm2clip.evaluation.page import CHANCE, bars, curves, differences, render
 from llm2clip.evaluation.tables import Table, measure, partial_note, result_tables
 from llm2clip.files import read_json, read_text, reading
-from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 __all__ = ['check_steps', 'collect_seconds', 'read_evaluation', 'report_page', 'summarize']

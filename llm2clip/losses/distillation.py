@@ -12,7 +12,7 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 
-from llm2clip.float32 import in_float32
+from llm2clip.device import in_float32
 from llm2clip.losses.gather import all_gather
 from llm2clip.losses.rows import with_gradients
 

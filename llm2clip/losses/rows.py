@@ -19,7 +19,7 @@ from typing import Any, Optional
 
 import torch
 
-from llm2clip.float32 import in_float32
+from llm2clip.device import in_float32
 from llm2clip.losses.gather import all_gather
 
 __all__ = ['partners_of', 'sigmoid_loss', 'softmax_loss', 'with_gradients']

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 import torch
 
-from llm2clip.float32 import in_float32
+from llm2clip.device import in_float32
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.collected import Collected
 

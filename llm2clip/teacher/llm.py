@@ -25,8 +25,8 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, read_json, reading, write_json
 from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
 from llm2clip.weights import open_weights, read_safetensors, write_safetensors

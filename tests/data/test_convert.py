@@ -18,6 +18,7 @@ from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert import card, parts
+from llm2clip.data.convert.card import drawable
 from llm2clip.data.convert.emoji import LANGUAGES, emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.parts import PartJob
@@ -25,8 +26,7 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample, hold_out, one_p
 from llm2clip.data.convert.texts import text_pairs, wikipedia_summaries
 from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_columns, read_samples
-from llm2clip.drawing import drawable
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 
 
 def _read(parts: list[Part]) -> list[Sample]:

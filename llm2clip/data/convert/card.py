@@ -3,21 +3,24 @@
 
 """The card of a dataset: how many captions it has and how long they are, and a picture of some samples."""
 
+import re
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from llm2clip.data.images import decode_image
 from llm2clip.data.schema import IMAGE, SAMPLE_ID, caption_column, read_columns, read_index, whole_shard
-from llm2clip.drawing import drawable
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 
-__all__ = ['CaptionCounts', 'draw_card']
+__all__ = ['CaptionCounts', 'draw_card', 'drawing']
 
 # Captions of this many words or more count together.
 _LENGTHS = 257
@@ -55,6 +58,23 @@ class CaptionCounts:
                 result[key][f'words_p{percent}'] = int(np.quantile(
                     words, percent / 100, weights=[counts[n] for n in words], method='inverted_cdf'))
         return result
+
+
+@contextmanager
+def drawing(name: str) -> Iterator[None]:
+    """Print a warning that names the picture in place of an error; a `$` in a text is drawn as it is."""
+    try:
+        # With a salt, the same picture is the same bytes as SVG.
+        with matplotlib.rc_context({'text.parse_math': False, 'svg.hashsalt': 'llm2clip'}):
+            yield
+    except Exception as error:  # layout, fonts and backends raise errors of any kind
+        print(f'warning: {name} was not drawn: {error!r}', flush=True)
+
+
+def drawable(text: str) -> str:
+    """The text on one line, with `…` in place of characters that matplotlib's font lacks, as those of Japanese."""
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    return re.sub('…+', '…', ''.join(char if ord(char) in glyphs else '…' for char in ' '.join(text.split())))
 
 
 def draw_card(out: OutputFolder, split: str, counts: CaptionCounts, name: str) -> None:

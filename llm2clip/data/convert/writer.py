@@ -22,7 +22,7 @@ from tqdm import tqdm
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
-from llm2clip.data.convert.card import CaptionCounts, draw_card
+from llm2clip.data.convert.card import CaptionCounts, draw_card, drawing
 from llm2clip.data.convert.parts import (
     PART_FILE,
     PartJob,
@@ -38,10 +38,9 @@ from llm2clip.data.convert.parts import (
 )
 from llm2clip.data.convert.samples import Dropped, Part
 from llm2clip.data.schema import INDEX, read_index
-from llm2clip.drawing import drawing
 from llm2clip.engine import Engine, LocalEngine
 from llm2clip.files import FileError, read_json
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 
 __all__ = ['CARD_FILE', 'is_written', 'write_splits']
 

@@ -19,8 +19,8 @@ from llm2clip.data.caption_files import check_text
 from llm2clip.data.tars import IMAGES, file_content, tar_samples
 from llm2clip.evaluation.sets.files import ClassificationSet, check_file, check_folder, found_in
 from llm2clip.files import FileError, read_text, reading
-from llm2clip.folders import download
 from llm2clip.ranks import once_per_node
+from llm2clip.remotes import download
 
 __all__ = ['TarImages', 'clip_benchmark']
 

@@ -10,7 +10,7 @@ import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from llm2clip.float32 import exact_float32
+from llm2clip.device import exact_float32
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 
 __all__ = ['OnlineTeacher']

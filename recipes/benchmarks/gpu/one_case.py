@@ -32,10 +32,10 @@ from llm2clip.config import ConfigError, ExtractConfig, Stage1Config, Stage2Conf
 from llm2clip.config.files import load_config
 from llm2clip.device import open_device
 from llm2clip.files import write_json
-from llm2clip.folders import OutputFolder
 from llm2clip.planning.fake import fake_ranks
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.summary import GPUS
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import extract_sidecar
 from llm2clip.teacher.sources import build_caption_teacher
 from llm2clip.teacher.text_encoder import load_caption_tokenizer
