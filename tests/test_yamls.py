@@ -19,7 +19,6 @@ from parts import write_dataset
 from recipes_in_process import run_recipe
 
 from llm2clip.config import (
-    BenchmarksConfig,
     EvaluateConfig,
     ExportConfig,
     ExportTeacherConfig,
@@ -33,6 +32,7 @@ from llm2clip.config import (
     TrainConfig,
     ZeroshotConfig,
 )
+from llm2clip.config.evaluate import BenchmarksConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_embeddings import stream_mix

@@ -20,18 +20,15 @@ from llm2clip.config.data import (
     StreamConfig,
 )
 from llm2clip.config.evaluate import (
-    BenchmarksConfig,
-    CompositionConfig,
     CRAConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
-    LinearProbeConfig,
     ReportConfig,
     RetrievalConfig,
     SGDProbeConfig,
     ZeroshotConfig,
 )
-from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisionConfig, HubConfig
+from llm2clip.config.export import ExportConfig, ExportTeacherConfig, ExportVisionConfig
 from llm2clip.config.imports import ImportConfig
 from llm2clip.config.models import (
     AdapterConfig,
@@ -40,11 +37,11 @@ from llm2clip.config.models import (
     LossConfig,
     MNTPConfig,
     ModelConfig,
+    PlanConfig,
     TextEncoderConfig,
     TrainedTextConfig,
     VisionConfig,
 )
-from llm2clip.config.planning import PlanConfig
 from llm2clip.config.prepare import PrepareConfig, WriterConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.search import SearchConfig
@@ -57,17 +54,15 @@ from llm2clip.config.training import (
     Stage1Config,
     Stage2Config,
     TrainConfig,
-    TrainerConfig,
 )
 
 __all__ = [
-    'AdapterConfig', 'BenchmarksConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig',
-    'ClipTextConfig', 'CompositionConfig', 'ConfigError', 'DatasetConfig',
-    'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig',
-    'ExtractConfig', 'FsdpConfig', 'HubConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
-    'InheritanceConfig', 'InheritanceDataConfig', 'LinearProbeConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',
-    'MNTPConfig', 'ModelConfig', 'NamedTeacherConfig', 'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig',
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ClipTextConfig',
+    'ConfigError', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
+    'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig',
+    'InheritanceConfig', 'InheritanceDataConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig',
+    'ModelConfig', 'NamedTeacherConfig', 'OnlineConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig',
     'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config',
-    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainedTextConfig', 'TrainerConfig',
-    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'StreamConfig', 'TeacherConfig', 'TextEncoderConfig', 'TrainConfig', 'TrainedTextConfig', 'VisionConfig',
+    'WriterConfig', 'ZeroshotConfig',
 ]

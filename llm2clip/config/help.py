@@ -17,18 +17,14 @@ from omegaconf import MISSING
 
 from llm2clip.config.files import unwrap_optional
 
-__all__ = ['field_docs', 'recipe_help']
+__all__ = ['recipe_help']
 
 _WIDTH = 100
 
 
 def recipe_help(schema: type, doc: str) -> str:
-    """All that a recipe can be given.
-
-    Args:
-        schema: One of the dataclasses of `llm2clip.config`.
-        doc: Docstring of the recipe: what it does, a colon, and how it is called.
-    """
+    """All that a recipe can be given, by one of the dataclasses of `llm2clip.config` and the recipe's docstring: what
+    it does, a colon, and how it is called."""
     what, _, call = ' '.join(doc.split()).partition(': ')
     about = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys that '
              'belong together are indented; written in one word they are joined by dots. <name> is a name that you '
@@ -36,25 +32,19 @@ def recipe_help(schema: type, doc: str) -> str:
     return '\n'.join([f'{what}.', '', f'  {call}', '', *textwrap.wrap(about, _WIDTH), '', *_lines(schema, '', {})])
 
 
+@functools.cache
 def field_docs(schema: type) -> dict[str, str]:
     """Field -> its docstring, for those that have one, inherited ones included.
 
     Python does not keep the strings below the fields of a class, so they are read from its source.
     """
     docs: dict[str, str] = {}
-    for base in reversed(schema.__mro__):
-        docs |= _own_docs(base) if dataclasses.is_dataclass(base) else {}
-    return docs
-
-
-@functools.cache
-def _own_docs(schema: type) -> dict[str, str]:
-    definition = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for field, after in zip(definition.body, definition.body[1:]):
-        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            docs[ast.unparse(field.target)] = ' '.join(str(after.value.value).split())
+    for base in filter(dataclasses.is_dataclass, reversed(schema.__mro__)):
+        definition: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        for field, after in zip(definition.body, definition.body[1:]):
+            text = after.value if isinstance(after, ast.Expr) else None
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant):
+                docs[ast.unparse(field.target)] = ' '.join(str(text.value).split())
     return docs
 
 
@@ -64,8 +54,12 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
     for field in dataclasses.fields(schema):
         key, hint = f'{prefix}{field.name}', unwrap_optional(hints[field.name])
         nested, path = _nested(hint, key)
-        default = _default(field)
-        yield f'{indent}{key}: {_type_name(hint)}' + (f' = {default}' if default is not None else '')
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        line = f'{indent}{key}: {_type_name(hint)}'
+        if not dataclasses.is_dataclass(default) and default != MISSING:  # as YAML
+            text = yaml.safe_dump(default, default_flow_style=True, sort_keys=False, width=10_000)
+            line += ' = ' + text.removesuffix('...\n').removesuffix('\n')
+        yield line
         about = (inspect.getdoc(nested) or '').split('\n\n')[0] if nested is not None else ''
         doc = docs.get(field.name) or ' '.join(about.split())
         if nested in shown:
@@ -84,15 +78,6 @@ def _nested(hint: Any, key: str) -> tuple[Optional[type], str]:
     if not dataclasses.is_dataclass(part):
         return None, key
     return typing.cast(type, part), key + ('[]' if kind is list else '.<name>' if kind is dict else '')
-
-
-def _default(field: Any) -> Optional[str]:
-    """As YAML; None for a key that is required or has keys of its own."""
-    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if dataclasses.is_dataclass(value) or value == MISSING:
-        return None
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
-    return text.removesuffix('\n').removesuffix('\n...')
 
 
 def _type_name(hint: Any) -> str:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models and losses: text encoder, vision tower, adapter."""
+"""Models and losses: text encoder, vision tower, adapter; and what a plan takes for granted."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Optional
@@ -16,6 +16,7 @@ from llm2clip.config.ranges import (
     Finite,
     Natural,
     Positive,
+    SampleCount,
     Share,
     Text,
     Texts,
@@ -24,8 +25,8 @@ from llm2clip.config.ranges import (
 )
 
 __all__ = [
-    'AdapterConfig', 'ClipTextConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'TextEncoderConfig',
-    'TrainedTextConfig', 'VisionConfig',
+    'AdapterConfig', 'ClipTextConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig',
+    'TextEncoderConfig', 'TrainedTextConfig', 'VisionConfig',
 ]
 
 
@@ -202,3 +203,27 @@ class LossConfig:
     """Average over the losses of the first so many dimensions of the features, each time scaled to length 1
     (Matryoshka): `[64, 128, 256, 512]`, up to `model.embed_dim`.  The first 64 dimensions are then features, too.
     Empty: one loss, of all dimensions."""
+
+
+@dataclass
+class PlanConfig:
+    """What a run would need and what would go wrong: said in place of running it, on any machine, without GPU."""
+
+    plan: bool = False
+    """Print it, from the datasets' indexes and a dry run of a step, and stop."""
+    plan_ranks: Optional[Count] = None
+    """GPUs to plan for.  Unset: as many as the launcher starts."""
+    plan_samples: Optional[SampleCount] = None
+    """Samples per epoch, or to embed, for data that is not there yet; no dataset is then looked at."""
+    plan_tokens: Optional[Count] = None
+    """Mean number of tokens of a text, template included, for time and price.  Unset: estimated from the first shard
+    that is there, by four characters per token, or else the longest that the encoder reads."""
+    plan_llm: Optional[Text] = None
+    """Folder with the `config.json` of the LLM, or of the one that the teacher will be: a plan then needs neither the
+    network nor the teacher."""
+    plan_gpu: Literal['A100', 'H100', 'H200', 'B200'] = 'H100'
+    """GPU that the step has to fit."""
+    plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of a GPU's peak at which the FLOPs of a step, recomputation included, are taken to be computed."""
+    plan_price: Optional[Positive] = None
+    """Price of one GPU-hour, in any currency."""

@@ -10,8 +10,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from llm2clip.config.data import DatasetConfig
-from llm2clip.config.models import TextEncoderConfig
-from llm2clip.config.planning import PlanConfig
+from llm2clip.config.models import PlanConfig, TextEncoderConfig
 from llm2clip.config.ranges import (
     ConfigError,
     Count,

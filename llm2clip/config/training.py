@@ -17,10 +17,10 @@ from llm2clip.config.models import (
     LossConfig,
     MNTPConfig,
     ModelConfig,
+    PlanConfig,
     TextEncoderConfig,
     TrainedTextConfig,
 )
-from llm2clip.config.planning import PlanConfig
 from llm2clip.config.ranges import (
     CheckpointsKept,
     Component,
