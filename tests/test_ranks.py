@@ -74,7 +74,7 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 def test_one_rank_needs_no_others() -> None:
     assert list(in_turns([1, 2], lambda items: (2 * item for item in items))) == [2, 4]
-    assert agreed(lambda: 3) == together(lambda: 3) == 3
+    assert agreed(lambda: 3) == together(lambda: 3) == once_per_node(lambda: 3, 'teacher x') == 3
 
 
 class _Ranks(threading.local):
@@ -144,7 +144,3 @@ def test_an_error_of_one_node_is_that_of_all_ranks(on_all: Callable) -> None:
         return 'fine'
 
     assert [(type(error), str(error)) for error in on_all(compute)] == [(ConfigError, 'no teacher on this node')] * 4
-
-
-def test_a_process_alone_computes() -> None:
-    assert once_per_node(lambda: 3, 'teacher x') == 3

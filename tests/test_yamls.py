@@ -16,12 +16,11 @@ import xxhash
 import yaml
 from omegaconf import OmegaConf
 from parts import write_dataset
-from recipes_in_process import run_recipe
+from recipes_in_process import ROOT, SCHEMAS, run_recipe
 
 from llm2clip.config import (
     EvaluateConfig,
     ExportConfig,
-    ExportTeacherConfig,
     ExtractConfig,
     ImportConfig,
     InheritanceConfig,
@@ -44,11 +43,6 @@ from llm2clip.training.optim import parameter_groups
 from llm2clip.training.stage2 import possible_metrics
 from llm2clip.training.trainer import check_metrics, check_train_config
 
-ROOT = Path(__file__).parents[1]
-SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,
-           'train_stage2': Stage2Config, 'evaluate': EvaluateConfig, 'export_hf': ExportConfig,
-           'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig,
-           'import_official': ImportConfig, 'train_inheritance': InheritanceConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 RAY = ['yamls/cluster/kuberay.yaml', 'yamls/cluster/skypilot_ray.yaml']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *RAY})
