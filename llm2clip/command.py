@@ -70,8 +70,8 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
     """Read the configuration, call `main` with it, or answer ``--help``.
 
     The time that it takes is added to seconds.json in the step's folder.  An error in what the user gave becomes one
-    line; with ``LLM2CLIP_TRACEBACK=1`` in the environment every error keeps its traceback.  Ctrl-C and SIGTERM end the
-    command with the exit status 130 and 143, and a line says from where the same command goes on.
+    line, unless ``LLM2CLIP_TRACEBACK=1`` is in the environment.  Ctrl-C and SIGTERM end the command with the exit
+    status 130 and 143, and a line says from where it resumes.
 
     Args:
         schema: One of the dataclasses of `llm2clip.config`.

@@ -113,7 +113,7 @@ def window(name: str, device: str) -> tuple[int, int]:
 
 
 def arguments(name: str, device: str, run: Path) -> list[str]:
-    """The YAML files and overrides of a case, which may write a folder `run`, on ``gpu``, or ``cpu`` for the dry run."""
+    """YAML files and overrides of a case, which may write a folder `run`, on ``gpu``, or ``cpu`` for the dry run."""
     case, data, common = CASES[name], OUT / 'data' / device, [f'device={device}']
     if case.kind == 'extraction':
         common += [f'text_encoder.pretrained={data}/llm', f'out={run}',
