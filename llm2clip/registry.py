@@ -217,8 +217,9 @@ def check_names(config: Any) -> None:
     for registry, name, arguments, key in parts:
         part = _definition(_KEYS[registry], name, key)
         taken = part and _call_arguments(part)
-        for argument in arguments if taken is not None else ():
-            _check_argument(argument, taken, name, key)
+        if taken is not None:
+            for argument in arguments:
+                _check_argument(argument, taken, name, key)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

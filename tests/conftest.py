@@ -28,6 +28,11 @@ from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.teacher.folder import save_teacher
 
+# Folders and modules whose tests train, or load, export or plan many models, and take most of the time.
+LONG = ('recipes/', 'export/', 'imports/', 'planning/', 'evaluation/test_evaluate.py', 'evaluation/test_models.py',
+        'evaluation/test_comparison.py', 'evaluation/test_composition.py', 'evaluation/test_clip_benchmark.py',
+        'models/test_flops.py', 'models/test_frozen_batch_norm.py', 'models/test_towers.py',
+        'data/test_absent_captions.py', 'data/test_growing.py')
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 
 
@@ -37,18 +42,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no worker is left with one at the end; marks by the folder of a test."""
-    marks = {'recipes': 'long', 'gpu': 'gpu'}
+    """The longest tests first, so that no worker is left with one at the end; marks by the place of a test."""
     for item in items:
-        if mark := marks.get(item.path.parent.name):
-            item.add_marker(mark)
-    items.sort(key=_expected_seconds, reverse=True)
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        for mark, places in (('gpu', ('gpu/',)), ('long', LONG)):
+            if place.startswith(places):
+                item.add_marker(mark)
 
+    def expected_seconds(item: pytest.Item) -> float:
+        timeout, long = item.get_closest_marker('timeout'), item.get_closest_marker('long')
+        return max(timeout.args[0] if timeout and timeout.args[0] > 300 else 0, 300 if long else 0)
 
-def _expected_seconds(item: pytest.Item) -> float:
-    """More for `long`, and as much as a test is allowed where that is more than usual."""
-    timeout, long = item.get_closest_marker('timeout'), item.get_closest_marker('long')
-    return max(timeout.args[0] if timeout and timeout.args[0] > 300 else 0, 300 if long else 0)
+    items.sort(key=expected_seconds, reverse=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -155,8 +155,8 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
         raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
     _check_secrets(values, '', where)
     check_values(schema, values, where=where)
-    if hasattr(config, 'check'):
-        config.check()
+    if (check_together := getattr(config, 'check', None)) is not None:
+        check_together()
     return config  # type: ignore[return-value]
 
 

@@ -39,7 +39,7 @@ def field_docs(schema: type) -> dict[str, str]:
     Python does not keep the strings below the fields of a class, so they are read from its source.
     """
     docs: dict[str, str] = {}
-    for base in filter(dataclasses.is_dataclass, reversed(schema.__mro__)):
+    for base in (base for base in reversed(schema.__mro__) if dataclasses.is_dataclass(base)):
         definition: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         for field, after in zip(definition.body, definition.body[1:]):
             text = after.value if isinstance(after, ast.Expr) else None
