@@ -28,18 +28,13 @@ from tqdm import tqdm
 from llm2clip.config import (
     ConfigError,
     EvaluateConfig,
-    ExportConfig,
     ExportTeacherConfig,
     ExportVisionConfig,
     ExtractConfig,
-    ImportConfig,
-    InheritanceConfig,
     PlanConfig,
     PrepareConfig,
     ReportConfig,
     SearchConfig,
-    Stage1Config,
-    Stage2Config,
     TrainConfig,
 )
 from llm2clip.config.files import load_config
@@ -57,13 +52,6 @@ SECONDS_FILE = 'seconds.json'
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
-_RECIPES = {
-    PrepareConfig: 'prepare_data', Stage1Config: 'train_stage1', ExtractConfig: 'extract_embeddings',
-    InheritanceConfig: 'train_inheritance', Stage2Config: 'train_stage2', EvaluateConfig: 'evaluate',
-    ExportConfig: 'export_hf', ExportVisionConfig: 'export_vision', ExportTeacherConfig: 'export_sentence_transformers',
-    ImportConfig: 'import_official', ReportConfig: 'report', SearchConfig: 'search'}
-_ONE_PROCESS = (ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig,
-                ReportConfig, SearchConfig)
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
@@ -92,20 +80,22 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             if '=' in arg and arg != arg.encode(errors='replace').decode():
                 raise ConfigError(f'{arg!r}: expected text in UTF-8')
         config = load_config(schema, args)
-        if schema in _ONE_PROCESS and 'RANK' in os.environ and (ranks := _rank('WORLD_SIZE')) > 1:
+        several = issubclass(schema, (TrainConfig, ExtractConfig, EvaluateConfig))
+        if not several and 'RANK' in os.environ and (ranks := _rank('WORLD_SIZE')) > 1:
             raise ConfigError(f'composer started {ranks} ranks, expected one process: start this recipe with python')
         check_names(config)
         plan = isinstance(config, PlanConfig) and config.plan
         if plan and _rank() > 0:
             return  # the first rank plans for all
+        recipe = Path(main.__code__.co_filename).stem
         if _rank() == 0:
             to = 'a plan' if plan else step_folder(config) or getattr(config, 'out', 'this terminal')
-            print(f'{Path(main.__code__.co_filename).stem}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
+            print(f'{recipe}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
         if isinstance(config, TrainConfig) and not plan and config.autoresume and has_checkpoint(config):
             settings_in_folder(config)
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)
-        alone = claim(config) if _rank() == 0 and not plan else nullcontext()
+        alone = claim(config, recipe) if _rank() == 0 and not plan else nullcontext()
         with alone, _stoppable(lambda: how_it_resumes(config)), _timed(None if plan else step_folder(config)):
             main(config)
 
@@ -154,8 +144,8 @@ def recorded_seconds(path: Path) -> float:
         return 0.0
 
 
-def claim(config: Any) -> ExitStack:
-    """Hold the folders that a step writes, until the stack is closed; no other process can do so meanwhile.
+def claim(config: Any, recipe: str) -> ExitStack:
+    """Hold the folders that a recipe writes, until the stack is closed; no other process can do so meanwhile.
 
     Raises:
         ConfigError: Another recipe's or somebody else's files are in one, or another process writes there.
@@ -174,7 +164,7 @@ def claim(config: Any) -> ExitStack:
         folders += [] if checkpoints.is_relative_to(os.path.abspath(config.save_folder)) else [checkpoints]
     names = ['report.html', 'results.json'] if isinstance(config, ReportConfig) else None
     for folder in folders:
-        held.enter_context(claimed(folder, _RECIPES[type(config)], names, getattr(config, 'machine', 0)))
+        held.enter_context(claimed(folder, recipe, names, getattr(config, 'machine', 0)))
     return held
 
 

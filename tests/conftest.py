@@ -28,11 +28,12 @@ from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.teacher.folder import save_teacher
 
-# Folders and modules whose tests train, or load, export or plan many models, and take most of the time.
+# Folders and modules whose tests train, or load, export or plan many models or datasets, and take most of the time.
 LONG = ('recipes/', 'export/', 'imports/', 'planning/', 'evaluation/test_evaluate.py', 'evaluation/test_models.py',
         'evaluation/test_comparison.py', 'evaluation/test_composition.py', 'evaluation/test_clip_benchmark.py',
         'models/test_flops.py', 'models/test_frozen_batch_norm.py', 'models/test_towers.py',
-        'data/test_absent_captions.py', 'data/test_growing.py')
+        'data/test_absent_captions.py', 'data/test_growing.py', 'data/test_sources.py', 'data/test_streams.py',
+        'teacher/test_architectures.py', 'test_damaged.py', 'test_yamls.py')
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 
 

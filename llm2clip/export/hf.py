@@ -169,7 +169,7 @@ def export_folder(
     results: Optional[Results] = None,
     interpolate: float = 1.0,
 ) -> None:
-    """Write everything that `AutoModel.from_pretrained` needs after ``import llm2clip``.
+    """Write everything that `AutoModel.from_pretrained` needs after this module was imported.
 
     With one LLM as teacher, also what `AutoProcessor` and the pipeline ``zero-shot-image-classification`` need.
 
