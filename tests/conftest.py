@@ -29,11 +29,14 @@ from llm2clip.data.convert.samples import Sample
 from llm2clip.teacher.folder import save_teacher
 
 # Folders and modules whose tests train, or load, export or plan many models or datasets, and take most of the time.
-LONG = ('recipes/', 'export/', 'imports/', 'planning/', 'evaluation/test_evaluate.py', 'evaluation/test_models.py',
-        'evaluation/test_comparison.py', 'evaluation/test_composition.py', 'evaluation/test_clip_benchmark.py',
-        'models/test_flops.py', 'models/test_frozen_batch_norm.py', 'models/test_towers.py',
-        'data/test_absent_captions.py', 'data/test_growing.py', 'data/test_sources.py', 'data/test_streams.py',
-        'teacher/test_architectures.py', 'test_damaged.py', 'test_yamls.py')
+LONG = ('recipes/', 'export/', 'imports/', 'planning/',
+        *(f'{name}.py' for name in (
+            'data/test_absent_captions', 'data/test_convert', 'data/test_growing', 'data/test_joins',
+            'data/test_published', 'data/test_sources', 'data/test_streams', 'evaluation/test_clip_benchmark',
+            'evaluation/test_comparison', 'evaluation/test_composition', 'evaluation/test_evaluate',
+            'evaluation/test_models', 'models/test_first_dims', 'models/test_flops', 'models/test_frozen_batch_norm',
+            'models/test_towers', 'teacher/test_architectures', 'teacher/test_text_encoder', 'test_damaged',
+            'test_no_code', 'test_yamls', 'training/test_optimizer')))
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 
 

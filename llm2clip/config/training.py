@@ -169,8 +169,8 @@ class InheritanceConfig(NamedTeacherConfig, TrainConfig):
     instance: Weight = 1.0
     """Factor on the mean squared distance of the features from those of CLIP."""
     structure: Weight = 1.0
-    """Factor on the mean, over all pairs of the global batch, of the smooth L1 loss between the distance of two
-    captions' features and that of CLIP's."""
+    """Factor on the mean smooth L1 loss, over all pairs of the global batch, between distances of two captions'
+    features and of CLIP's."""
     block_size: Optional[Count] = None
     """Rows of the matrix of distances that a rank computes at once, among those of its own captions.  Unset: all."""
     train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
@@ -199,8 +199,7 @@ class OnlineConfig:
 
 @dataclass
 class SelfDistillationConfig:
-    """Hold the image features of stage 2 to those of a frozen copy of tower and projection as they began, which sees
-    the same pixels (ProCLIP, arXiv 2510.18795)."""
+    """Hold image features to those of a frozen copy of the initial weights (ProCLIP, arXiv 2510.18795)."""
 
     enabled: bool = False
     """Add to the loss what follows."""
@@ -225,8 +224,8 @@ class Stage2Config(NamedTeacherConfig, TrainConfig):
     eval_data: Optional[ImageDataConfig] = None
     """Images and captions for retrieval recall while training."""
     eval_zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
-    """Name -> set whose images are classified by class names while training, as `evaluate` does it.  The teacher embeds
-    the prompts before training begins.  `train_data.num_workers` processes per rank read the images."""
+    """Name -> set whose images are classified by class names while training, as `evaluate` does it.
+    `train_data.num_workers` processes per rank read the images."""
     teacher: Optional[Text] = None
     """Folder of the teacher, which stage 1 wrote; the sidecars must come from it.  Without any teacher, they must only
     agree with one another."""
