@@ -111,7 +111,7 @@ baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml  ## open_c
 test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' --durations 10
 
-test-fast: $(VENV)/.dev  ## those that train nothing, in a minute
+test-fast: $(VENV)/.dev  ## those that neither train nor load many models, in a minute
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not dist and not long'
 
 test-dist: $(VENV)/.dev  ## the tests that start two ranks

@@ -7,35 +7,30 @@ The configuration is read before anything else: a recipe imports PyTorch, Compos
 seconds, inside its `main`, so that a mistyped key is answered at once.
 """
 
-# ruff: noqa: E402
-import signal
-
-_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of what is imported below at Ctrl-C
-
-import ast
 import atexit
 import multiprocessing
 import os
+import re
 import resource
 import shlex
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 import wrapt
 from tqdm import tqdm
 
-from llm2clip.bfloat16 import warn_of_slow_bfloat16
 from llm2clip.config import (
     ConfigError,
-    ExportConfig,
+    EvaluateConfig,
     ExportTeacherConfig,
     ExportVisionConfig,
-    ImportConfig,
+    ExtractConfig,
     PlanConfig,
     PrepareConfig,
     ReportConfig,
@@ -43,88 +38,66 @@ from llm2clip.config import (
     TrainConfig,
 )
 from llm2clip.config.files import load_config
-from llm2clip.config.help import recipe_help
 from llm2clip.config.settings import has_checkpoint, settings_in_folder
-from llm2clip.files import FileError, printable, write_json
-from llm2clip.folders import holds_more_than_record
-from llm2clip.registry import KEYS, call_arguments, check_names, definition
-from llm2clip.steps import SECONDS_FILE, claim, goes_on, recorded_seconds, step_folder
+from llm2clip.device import warn_of_slow_bfloat16
+from llm2clip.files import FileError, printable, read_json, write_json
+from llm2clip.folders import claimed, holds_more_than_record, locked
+from llm2clip.registry import check_names, help_text
 
-__all__ = ['run_command']
+__all__ = ['SECONDS_FILE', 'recorded_seconds', 'run_command']
 
 T = TypeVar('T')
 
-signal.signal(signal.SIGINT, _interrupt)
-
+SECONDS_FILE = 'seconds.json'
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
-_ONE_PROCESS = (ExportConfig, ExportTeacherConfig, ExportVisionConfig, ImportConfig, PrepareConfig,
-                ReportConfig, SearchConfig)
-# That a process needs at least: shards, workers' pipes and shared memory; below, some libraries wait for ever.  More
-# are allowed where the system does, since Streaming keeps two open per epoch and checkpoint of a resumed run.
-_OPEN_FILES = 256
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
     """Read the configuration, call `main` with it, or answer ``--help``.
 
     The time that it takes is added to seconds.json in the step's folder.  An error in what the user gave becomes one
-    line; with ``LLM2CLIP_TRACEBACK=1`` in the environment every error keeps its traceback.  Ctrl-C and SIGTERM end the
-    command with the exit status 130 and 143, and a line says from where the same command goes on.
+    line, unless ``LLM2CLIP_TRACEBACK=1`` is in the environment.  Ctrl-C and SIGTERM end the command with the exit
+    status 130 and 143, and a line says from where it resumes.
 
     Args:
         schema: One of the dataclasses of `llm2clip.config`.
         main: The recipe; the docstring of its module says what it does and, after a colon, how it is called.
         args: YAML files and overrides; unset, those of the command line.
     """
-    sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # a file's name may hold bytes that are no text
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):
-            _print_help(schema, args, main.__globals__['__doc__'])
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it may be piped into what reads only a part
+            print(help_text(schema, main.__globals__['__doc__'], args), flush=True)
             return
+        # Streaming keeps two files open per epoch and checkpoint of a resumed run.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        if 0 < most < _OPEN_FILES:  # -1 is any number
-            raise ConfigError(f'a process may open {most} files, expected {_OPEN_FILES} at least: ulimit -n 1024')
         for arg in args:
             if '=' in arg and arg != arg.encode(errors='replace').decode():
                 raise ConfigError(f'{arg!r}: expected text in UTF-8')
         config = load_config(schema, args)
-        if schema in _ONE_PROCESS and 'RANK' in os.environ and (ranks := _rank('WORLD_SIZE')) > 1:
+        several = issubclass(schema, (TrainConfig, ExtractConfig, EvaluateConfig))
+        if not several and 'RANK' in os.environ and (ranks := _rank('WORLD_SIZE')) > 1:
             raise ConfigError(f'composer started {ranks} ranks, expected one process: start this recipe with python')
         check_names(config)
         plan = isinstance(config, PlanConfig) and config.plan
         if plan and _rank() > 0:
             return  # the first rank plans for all
+        recipe = Path(main.__code__.co_filename).stem
         if _rank() == 0:
             to = 'a plan' if plan else step_folder(config) or getattr(config, 'out', 'this terminal')
-            print(f'{Path(main.__code__.co_filename).stem}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
+            print(f'{recipe}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
         if isinstance(config, TrainConfig) and not plan and config.autoresume and has_checkpoint(config):
             settings_in_folder(config)
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)
-        alone = claim(config) if _rank() == 0 and not plan else nullcontext()
-        with alone, _stoppable(lambda: goes_on(config)), _timed(None if plan else step_folder(config)):
+        alone = claim(config, recipe) if _rank() == 0 and not plan else nullcontext()
+        with alone, _stoppable(lambda: how_it_resumes(config)), _timed(None if plan else step_folder(config)):
             main(config)
-
-
-def _print_help(schema: Any, args: Sequence[str], about: str) -> None:
-    """Of a recipe, or of the part that an argument like ``source.webdataset`` or ``source.name=webdataset`` names."""
-    text = f'{recipe_help(schema, about)}\n' + '\n'.join(
-        f'\nNames for {key} (--help {key}.NAME describes one), or module:class:\n  {", ".join(names)}'
-        for key, names in KEYS.items() if key in schema.__dataclass_fields__)
-    for key, _, name in (arg.replace('.name=', '.').partition('.') for arg in args):
-        if key in KEYS and name and (part := definition(KEYS[key], name, key)) is not None:
-            lines = (call_arguments(part) or {}).values()
-            text = '\n'.join([f'{key}.{name}', *(f'  {line}' for line in lines), '', ast.get_docstring(part) or ''])
-            break
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # piped into what reads only a part; the rest goes nowhere, also when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _rank(kind: str = 'RANK') -> int:
@@ -136,19 +109,78 @@ def _rank(kind: str = 'RANK') -> int:
 def _timed(folder: Optional[str]) -> Iterator[None]:
     """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it, if there is anything
     in that folder and the configuration was not refused: the folder may be anybody's."""
-    start, refused = time.monotonic(), False
+    start = time.monotonic()
     try:
         yield
     except ConfigError:
-        refused = True
+        folder = None
         raise
     finally:
-        if not refused and folder is not None and _rank() == 0 and holds_more_than_record(folder):
+        if folder is not None and _rank() == 0 and holds_more_than_record(folder):
             path = Path(folder, SECONDS_FILE)
             try:
                 write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})
             except FileError as error:  # how long a step took is not worth its end
                 print(error, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a step leaves, and how it resumes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def step_folder(config: Any) -> Optional[str]:
+    """The folder of a step that keeps how long it took; None for one that keeps nothing."""
+    if isinstance(config, (ExportVisionConfig, ReportConfig, SearchConfig)):
+        return None
+    return config.save_folder if isinstance(config, TrainConfig) else config.out
+
+
+def recorded_seconds(path: Path) -> float:
+    """How long a step took, by its SECONDS_FILE; 0 if there is none, or it is damaged."""
+    try:
+        return float(read_json(path, dict)['seconds'])
+    except (FileError, LookupError, TypeError, ValueError):
+        return 0.0
+
+
+def claim(config: Any, recipe: str) -> ExitStack:
+    """Hold the folders that a recipe writes, until the stack is closed; no other process can do so meanwhile.
+
+    Raises:
+        ConfigError: Another recipe's or somebody else's files are in one, or another process writes there.
+    """
+    held = ExitStack()
+    if isinstance(config, (ExportVisionConfig, ExportTeacherConfig)):
+        # These replace the folder as a whole, by what its manifest says.
+        out = Path(os.path.abspath(config.out))
+        lock = out.with_name(f'.{out.name}.lock')
+        held.enter_context(locked(lock, out))
+        held.callback(lock.unlink)
+        return held
+    folders = [config.index if isinstance(config, SearchConfig) else step_folder(config) or config.out]
+    if isinstance(config, TrainConfig) and '://' not in config.checkpoint_folder:
+        checkpoints = Path(os.path.abspath(config.checkpoint_folder))
+        folders += [] if checkpoints.is_relative_to(os.path.abspath(config.save_folder)) else [checkpoints]
+    names = ['report.html', 'results.json'] if isinstance(config, ReportConfig) else None
+    for folder in folders:
+        held.enter_context(claimed(folder, recipe, names, getattr(config, 'machine', 0)))
+    return held
+
+
+def how_it_resumes(config: Any) -> str:
+    """How the same command resumes after it was stopped; empty if it just begins again."""
+    if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, SearchConfig)):
+        return 'the same command goes on with what is missing'
+    if not isinstance(config, TrainConfig) or not config.autoresume:
+        return ''
+    if '://' in config.checkpoint_folder:
+        return f'the same command goes on from the newest checkpoint in {config.checkpoint_folder}'
+    try:  # Composer links to the newest whole checkpoint after it has written it
+        batch = re.findall(r'-ba(\d+)', os.readlink(Path(config.checkpoint_folder, 'latest-rank0.pt')))[-1]
+    except (OSError, IndexError):
+        return 'there is no checkpoint yet, the same command begins from the beginning'
+    return f'the same command goes on from batch {int(batch)}'
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,15 +26,7 @@ class FileError(ValueError):
 
 @contextmanager
 def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
-    """Turn what a library raises about a file's content into an error that names the file.
-
-    Args:
-        path: The file, or where in it the block reads.
-        expected: What it should be, in words.
-
-    Raises:
-        FileError: Whatever the block raised, except for errors of this project, which say already what is wrong.
-    """
+    """Turn what a library raises about a file's content into a FileError; those of this project pass as they are."""
     try:
         yield
     except Exception as error:
@@ -76,35 +68,30 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
     """Raise a FileError that names the file or folder which the block writes where the disk is full."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and (error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename):
             raise
-        raise FileError(f'{path}: cannot be written ({error.strerror})') from error
+        raise FileError(f'{path}: cannot be written ({getattr(error, "strerror", error)})') from error
 
 
 @contextmanager
 def complete_file(path: Union[str, Path]) -> Iterator[Path]:
     """A temporary file to write, which replaces `path` when the block ends without an exception.
 
-    It has the permissions that the umask gives to new files, whoever wrote it; its folder is made.
-
-    Raises:
-        FileError: It cannot be written, for example since the disk is full.
+    Its folder is made, it gets the permissions that the umask gives to new files, and errors are those of `writing`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)
-        partial.replace(path)
-    except BaseException as error:
+        with writing(path):
+            partial.touch()
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)
+            partial.replace(path)
+    finally:
         partial.unlink(missing_ok=True)
-        if isinstance(error, SafetensorError) or isinstance(error, OSError) and error.filename in (None, str(partial)):
-            raise FileError(f'{path}: cannot be written ({getattr(error, "strerror", None) or error})') from error
-        raise
 
 
 def write_text(path: Union[str, Path], text: str) -> None:

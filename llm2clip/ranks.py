@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from composer.utils import dist
 
-__all__ = ['RankError', 'agreed', 'in_turns', 'is_first', 'meet', 'once_per_node', 'rows', 'together']
+__all__ = ['agreed', 'in_turns', 'is_first', 'meet', 'once_per_node', 'rows']
 
 S = TypeVar('S')
 T = TypeVar('T')
@@ -45,20 +45,20 @@ def meet() -> None:
 
 
 def together(compute: Callable[[], T]) -> T:
-    """What `compute` returns on this rank; every rank calls this.
-
-    Raises:
-        Exception: What `compute` raised on a rank, on all of them.
-    """
+    """What `compute` returns on this rank; every rank calls this, and what it raises on one is raised on all."""
     if dist.get_world_size() == 1:
         return compute()
-    result, error = None, None
+    result, error, copy = None, None, None
     try:
         result = compute()
     except Exception as raised:
         error = raised
+        try:  # not all that libraries raise survives a copy
+            copy = pickle.loads(pickle.dumps(error))
+        except Exception:
+            copy = RuntimeError(f'{type(error).__name__}: {error}')
     with _others_there():
-        errors = dist.all_gather_object(_portable(error))
+        errors = dist.all_gather_object(copy)
     first = error or next(filter(None, errors), None)
     if first is not None:
         raise first
@@ -108,13 +108,11 @@ def in_turns(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) -> 
     """Results of all items, in order, on the first rank; on the others none, but they have to ask for them as well.
 
     Each rank takes every so-many-th item, so that a list of batches makes the same batches for any number of ranks.
+    Errors are as of `together`.
 
     Args:
         items: The same on every rank.
         work: Items -> their results, in order, each made when it is asked for; a rank calls it once, with its share.
-
-    Raises:
-        Exception: What `work` raised on a rank, on all of them.
     """
     rank, ranks = dist.get_global_rank(), dist.get_world_size()
     if ranks == 1:
@@ -135,14 +133,6 @@ def rows(parts: Iterable[torch.Tensor]) -> torch.Tensor:
     """Matrices, one below the other; where there are none, as on other ranks than the first, one without rows."""
     there = list(parts)
     return torch.cat(there) if there else torch.empty(0, 0)
-
-
-def _portable(error: Optional[Exception]) -> Optional[Exception]:
-    """An error that other ranks can read: not all that libraries raise survives a copy."""
-    try:
-        return pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f'{type(error).__name__}: {error}')
 
 
 @contextmanager

@@ -23,18 +23,18 @@ from typing import Any, Optional, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import check_values
+from llm2clip.config.help import recipe_help
 from llm2clip.config.ranges import Positive
 
 __all__ = [
-    'ALGORITHMS', 'CALLBACKS', 'CLASSIFICATION_SETS', 'COMPOSITION_SETS', 'KEYS', 'LOGGERS', 'OPTIMIZERS',
-    'RETRIEVAL_SETS', 'Registry', 'SCHEDULERS', 'SOURCES', 'build', 'build_all', 'build_source', 'call_arguments',
-    'check', 'check_arguments', 'check_names', 'definition', 'find', 'named', 'open_set',
+    'ALGORITHMS', 'CALLBACKS', 'LOGGERS', 'OPTIMIZERS', 'SCHEDULERS', 'build', 'build_all', 'build_source', 'check',
+    'check_arguments', 'check_names', 'find', 'help_text', 'named', 'open_set',
 ]
 
-Registry = Mapping[str, str]
-"""Name -> ``module:class`` (or function)."""
+# Name -> ``module:class`` (or function).
+_Registry = Mapping[str, str]
 
-SOURCES: Registry = {
+SOURCES: _Registry = {
     'caption_csv': 'llm2clip.data.convert.image_folder:caption_csv',
     'coco': 'llm2clip.data.convert.image_folder:coco',
     'emoji': 'llm2clip.data.convert.emoji:emoji',
@@ -49,7 +49,7 @@ SOURCES: Registry = {
     'wikipedia_summaries': 'llm2clip.data.convert.texts:wikipedia_summaries',
 }
 
-RETRIEVAL_SETS: Registry = {
+RETRIEVAL_SETS: _Registry = {
     'coco': 'llm2clip.evaluation.sets.retrieval:coco',
     'coco_cn': 'llm2clip.evaluation.sets.retrieval:coco_cn',
     'docci': 'llm2clip.evaluation.sets.retrieval:docci',
@@ -63,25 +63,25 @@ RETRIEVAL_SETS: Registry = {
     'xm3600': 'llm2clip.evaluation.sets.retrieval:xm3600',
 }
 
-CLASSIFICATION_SETS: Registry = {
+CLASSIFICATION_SETS: _Registry = {
     'clip_benchmark': 'llm2clip.evaluation.sets.classification:clip_benchmark',
     'imagenet_folder': 'llm2clip.evaluation.sets.classification:imagenet_folder',
 }
 
-COMPOSITION_SETS: Registry = {
+COMPOSITION_SETS: _Registry = {
     'aro_attribution': 'llm2clip.evaluation.sets.composition:aro_attribution',
     'aro_relation': 'llm2clip.evaluation.sets.composition:aro_relation',
     'sugarcrepe': 'llm2clip.evaluation.sets.composition:sugarcrepe',
     'winoground': 'llm2clip.evaluation.sets.composition:winoground',
 }
 
-OPTIMIZERS: Registry = {
+OPTIMIZERS: _Registry = {
     'adamw': 'torch.optim:AdamW',
     'decoupled_adamw': 'composer.optim:DecoupledAdamW',
     'sgd': 'torch.optim:SGD',
 }
 
-SCHEDULERS: Registry = {
+SCHEDULERS: _Registry = {
     'constant': 'composer.optim:ConstantScheduler',
     'constant_with_warmup': 'composer.optim:ConstantWithWarmupScheduler',
     'cosine': 'composer.optim:CosineAnnealingScheduler',
@@ -90,7 +90,7 @@ SCHEDULERS: Registry = {
     'linear_with_warmup': 'composer.optim:LinearWithWarmupScheduler',
 }
 
-ALGORITHMS: Registry = {
+ALGORITHMS: _Registry = {
     'channels_last': 'composer.algorithms:ChannelsLast',
     'clamp_logit_scale': 'llm2clip.training.algorithms.weights:ClampLogitScale',
     'ema': 'llm2clip.training.algorithms.weights:EMA',
@@ -101,7 +101,7 @@ ALGORITHMS: Registry = {
     'patch_dropout': 'llm2clip.training.algorithms.batches:PatchDropout',
 }
 
-CALLBACKS: Registry = {
+CALLBACKS: _Registry = {
     'early_stopper': 'composer.callbacks:EarlyStopper',
     'logit_scale_monitor': 'llm2clip.training.callbacks.monitors:LogitScaleMonitor',
     'lr_monitor': 'composer.callbacks:LRMonitor',
@@ -113,20 +113,19 @@ CALLBACKS: Registry = {
     'system_metrics_monitor': 'composer.callbacks:SystemMetricsMonitor',
 }
 
-LOGGERS: Registry = {
+LOGGERS: _Registry = {
     'file': 'composer.loggers:FileLogger',
     'mlflow': 'composer.loggers:MLFlowLogger',
     'tensorboard': 'composer.loggers:TensorboardLogger',
     'wandb': 'composer.loggers:WandBLogger',
 }
 
-KEYS: Mapping[str, Registry] = {
+# Key of the configuration -> the names that are chosen there.
+_KEYS: Mapping[str, _Registry] = {
     'source': SOURCES, 'optimizer': OPTIMIZERS, 'scheduler': SCHEDULERS, 'algorithms': ALGORITHMS,
     'callbacks': CALLBACKS, 'loggers': LOGGERS, 'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS,
     'linear_probe': CLASSIFICATION_SETS, 'composition': COMPOSITION_SETS,
 }
-"""Key of the configuration -> the names that are chosen there."""
-
 # Of other libraries' parts whose signatures say less than their code asks for.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
     'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'], 'clipping_threshold': Positive},
@@ -139,12 +138,30 @@ def find(reference: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def definition(registry: Registry, name: Any, key: str) -> Union[ast.ClassDef, ast.FunctionDef, None]:
-    """The source of a part, which is not imported; None if it is not where its module's name says.
+def _reference(registry: _Registry, name: Any, key: str) -> str:
+    """``module:class`` of a name, or the name itself if it is one."""
+    if str(name) in registry:
+        return registry[name]
+    if re.fullmatch(r'\w[\w.]*:\w+', str(name)) is None:
+        raise ConfigError(f'{key}: there is no {name!r}; {_nearest(str(name), registry)}')
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a script that is launched has only its own folder there
+    return name
 
-    Raises:
-        ConfigError: There is no such name; `key` says where it stands in the configuration.
-    """
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    """A hint at what may have been meant, for the end of a message."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f'did you mean {near[0]!r}?' if near else f'valid are {", ".join(sorted(names))}'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Without importing a part, for --help and for mistyped names
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _definition(registry: _Registry, name: Any, key: str) -> Union[ast.ClassDef, ast.FunctionDef, None]:
+    """The source of a part; None if it is not where its module's name says."""
     module, name = _reference(registry, name, key).split(':')
     package, *inside = module.split('.')
     spec = importlib.util.find_spec(package)
@@ -157,11 +174,11 @@ def definition(registry: Registry, name: Any, key: str) -> Union[ast.ClassDef, a
             return node
         if isinstance(node, ast.ImportFrom) and not node.level and any(
                 alias.name == name and alias.asname in (None, name) for alias in node.names):
-            return definition({name: f'{node.module}:{name}'}, name, key)
+            return _definition({name: f'{node.module}:{name}'}, name, key)
     return None
 
 
-def call_arguments(part: Union[ast.ClassDef, ast.FunctionDef]) -> Optional[dict[str, str]]:
+def _call_arguments(part: Union[ast.ClassDef, ast.FunctionDef]) -> Optional[dict[str, str]]:
     """Each argument of a part -> how its source declares it; None if it may take others, as by inheritance."""
     inside = part.body if isinstance(part, ast.ClassDef) else [part]
     call = next((one.args for one in inside
@@ -174,40 +191,45 @@ def call_arguments(part: Union[ast.ClassDef, ast.FunctionDef]) -> Optional[dict[
             for one, default in zip(taken, defaults) if one.arg != 'self'}
 
 
+def help_text(schema: Any, about: str, args: Collection[str]) -> str:
+    """What ``--help`` prints of a recipe, or of the part that an argument such as ``source.webdataset`` names.
+
+    Args:
+        schema: One of the dataclasses of `llm2clip.config`.
+        about: Docstring of the recipe.
+        args: Of the command.
+    """
+    for key, _, name in (arg.replace('.name=', '.').partition('.') for arg in args):
+        if key in _KEYS and name and (part := _definition(_KEYS[key], name, key)) is not None:
+            lines = (_call_arguments(part) or {}).values()
+            return '\n'.join([f'{key}.{name}', *(f'  {line}' for line in lines), '', ast.get_docstring(part) or ''])
+    return f'{recipe_help(schema, about)}\n' + '\n'.join(
+        f'\nNames for {key} (--help {key}.NAME describes one), or module:class:\n  {", ".join(names)}'
+        for key, names in _KEYS.items() if key in schema.__dataclass_fields__)
+
+
 def check_names(config: Any) -> None:
-    """Raise a ConfigError at a name that there is not, or an argument that its part does not take; imports no part."""
+    """Raise a ConfigError at a name that there is not, or an argument that its part does not take."""
     parts = [(key, *named(getattr(config, key), key), key) for key in ('source', 'optimizer', 'scheduler')
              if hasattr(config, key)]
     parts += [(key, name, arguments or {}, f'{key}.{name}') for key in ('algorithms', 'callbacks', 'loggers')
               for name, arguments in getattr(config, key, {}).items()]
     for registry, name, arguments, key in parts:
-        part = definition(KEYS[registry], name, key)
-        taken = part and call_arguments(part)
+        part = _definition(_KEYS[registry], name, key)
+        taken = part and _call_arguments(part)
         if taken is not None:
             for argument in arguments:
                 _check_argument(argument, taken, name, key)
 
 
-def _reference(registry: Registry, name: Any, key: str) -> str:
-    """``module:class`` of a name, or the name itself if it is one."""
-    if str(name) in registry:
-        return registry[name]
-    if re.fullmatch(r'\w[\w.]*:\w+', str(name)) is None:
-        raise ConfigError(f'{key}: there is no {name!r}; {nearest(str(name), registry)}')
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a script that is launched has only its own folder there
-    return name
+# ---------------------------------------------------------------------------------------------------------------------
+# With importing it
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _check_argument(argument: str, names: Collection[str], part: str, key: str) -> None:
     if argument not in names:
-        raise ConfigError(f'{key}.{argument}: {part} takes no such argument; {nearest(argument, names)}')
-
-
-def nearest(name: str, names: Collection[str]) -> str:
-    """A hint at what may have been meant, for the end of a message."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f'did you mean {near[0]!r}?' if near else f'valid are {", ".join(sorted(names))}'
+        raise ConfigError(f'{key}.{argument}: {part} takes no such argument; {_nearest(argument, names)}')
 
 
 def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
@@ -237,7 +259,7 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
                                       '0.1dur') from None
 
 
-def check(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Callable[..., Any]:
+def check(registry: _Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Callable[..., Any]:
     """The part that is called `name` in `registry`, or ``module:class`` itself, which takes these arguments.
 
     `key` says where the choice stands in the configuration.  A ConfigError says that there is no such part, or that it
@@ -251,7 +273,7 @@ def check(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str)
     return part
 
 
-def build(registry: Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Any:
+def build(registry: _Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Any:
     """Check and construct; the arguments are as for `check`."""
     part = check(registry, name, arguments, key)
     try:
@@ -269,7 +291,7 @@ def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
     return component['name'], {k: v for k, v in component.items() if k != 'name'}
 
 
-def build_all(registry: Registry, chosen: Mapping[str, Any], key: str) -> list[Any]:
+def build_all(registry: _Registry, chosen: Mapping[str, Any], key: str) -> list[Any]:
     """The parts of a mapping name -> arguments."""
     return [build(registry, name, arguments or {}, f'{key}.{name}') for name, arguments in chosen.items()]
 
@@ -282,16 +304,11 @@ def build_source(source: Mapping[str, Any]) -> Any:
 def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
     """An evaluation set of a kind: ``retrieval``, ``zeroshot``, ``linear_probe`` or ``composition``.
 
-    Args:
-        kind: Of benchmark.
-        source: ``name`` of the set, and its arguments.
-        key: Where it stands in the configuration.
-
-    Raises:
-        ConfigError: There is no such set, or its files are missing or damaged.
+    `source` has its ``name`` and arguments, and stands at `key`.  A ConfigError says that there is no such set, or that
+    its files are missing or damaged.
     """
     name, arguments = named(source, key)
     try:
-        return build(KEYS[kind], name, arguments, key)
+        return build(_KEYS[kind], name, arguments, key)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error) if str(error).startswith(key) else f'{key}: {error}') from None

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from llm2clip.files import FileError, complete_file, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
-__all__ = ['Tensors', 'hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'tensors_hash',
+__all__ = ['hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'tensors_hash',
            'write_safetensors']
 
 
@@ -36,10 +36,6 @@ class Tensors(NamedTuple):
 def read_safetensors(path: Union[str, Path], expected: str = 'weights in safetensors') -> Tensors:
     """A safetensors file, whole and finite.
 
-    Args:
-        path: The file.
-        expected: What it should hold, for messages.
-
     Raises:
         FileError: It is missing or damaged, also by the hash that `write_safetensors` gave it.
         LoadError: A value is not finite.
@@ -54,11 +50,8 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
 
 @contextmanager
 def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Tensor]]:
-    """The weights that transformers saved in a folder: name -> tensor, each of which is read when it is asked for.
-
-    Raises:
-        FileError: A file is damaged, or there is no weight of a name.
-    """
+    """The weights that transformers saved in a folder: name -> tensor, each of which is read when it is asked for; a
+    FileError if a file is damaged, or there is no weight of a name."""
     expected = 'weights in safetensors'
     with ExitStack() as files:
         places: dict[str, Any] = {}
@@ -77,13 +70,7 @@ def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Ten
 def write_safetensors(
     path: Union[str, Path], tensors: Mapping[str, torch.Tensor], about: Optional[Mapping[str, str]] = None
 ) -> None:
-    """Write a safetensors file with a hash of its values, which is never seen half written.
-
-    Args:
-        path: The file.
-        tensors: Its contents.
-        about: Its metadata, besides the hash.
-    """
+    """Write a safetensors file, whole, with a hash of its values and what its metadata say `about` them."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with complete_file(path) as partial:
         save_file(tensors, partial, {**(about or {}), _HASH: tensors_hash(tensors)})

@@ -21,8 +21,8 @@ def main(config: ExtractConfig) -> None:
 
     from llm2clip.device import open_device
     from llm2clip.engine import RayEngine
-    from llm2clip.folders import OutputFolder
     from llm2clip.ranks import is_first
+    from llm2clip.remotes import OutputFolder
     from llm2clip.teacher.extraction import Sidecar, extract_by, extract_sidecar
     from llm2clip.teacher.sources import load_caption_teacher, teacher_source
 

@@ -11,8 +11,8 @@ from llm2clip.config.files import save_config
 def main(config: PrepareConfig) -> None:
     from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
     from llm2clip.engine import RayEngine
-    from llm2clip.folders import OutputFolder
     from llm2clip.registry import build_source
+    from llm2clip.remotes import OutputFolder
 
     out = OutputFolder(config.out, config.out_remote)
     about = {'source': config.source}

@@ -28,6 +28,15 @@ from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.teacher.folder import save_teacher
 
+# Folders and modules whose tests train, or load, export or plan many models or datasets, and take most of the time.
+LONG = ('recipes/', 'export/', 'imports/', 'planning/',
+        *(f'{name}.py' for name in (
+            'data/test_absent_captions', 'data/test_convert', 'data/test_growing', 'data/test_joins',
+            'data/test_published', 'data/test_sources', 'data/test_streams', 'evaluation/test_clip_benchmark',
+            'evaluation/test_comparison', 'evaluation/test_composition', 'evaluation/test_evaluate',
+            'evaluation/test_models', 'models/test_first_dims', 'models/test_flops', 'models/test_frozen_batch_norm',
+            'models/test_towers', 'teacher/test_architectures', 'teacher/test_text_encoder', 'test_damaged',
+            'test_no_code', 'test_yamls', 'training/test_optimizer')))
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 
 
@@ -37,18 +46,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no worker is left with one at the end; marks by the folder of a test."""
-    marks = {'recipes': 'long', 'gpu': 'gpu'}
+    """The longest tests first, so that no worker is left with one at the end; marks by the place of a test."""
     for item in items:
-        if mark := marks.get(item.path.parent.name):
-            item.add_marker(mark)
-    items.sort(key=_expected_seconds, reverse=True)
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        for mark, places in (('gpu', ('gpu/',)), ('long', LONG)):
+            if place.startswith(places):
+                item.add_marker(mark)
 
+    def expected_seconds(item: pytest.Item) -> float:
+        timeout, long = item.get_closest_marker('timeout'), item.get_closest_marker('long')
+        return max(timeout.args[0] if timeout and timeout.args[0] > 300 else 0, 300 if long else 0)
 
-def _expected_seconds(item: pytest.Item) -> float:
-    """More for `long`, and as much as a test is allowed where that is more than usual."""
-    timeout, long = item.get_closest_marker('timeout'), item.get_closest_marker('long')
-    return max(timeout.args[0] if timeout and timeout.args[0] > 300 else 0, 300 if long else 0)
+    items.sort(key=expected_seconds, reverse=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -209,10 +209,6 @@ def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
     os._exit(code)
 
 
-def start(recipe: str, folder: Path, args: list[str], ranks: int = 1, **env: str) -> Launched:
-    return Launched([f'recipes/{recipe}.py', *args, f'save_folder={folder}'], folder.with_suffix('.log'), ranks, env)
-
-
 def start_by_composer(
     recipe: str, folder: Path, args: list[str], ranks: int, **env: str
 ) -> 'subprocess.Popen[str]':
@@ -223,7 +219,8 @@ def start_by_composer(
 
 
 def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = True, **env: str) -> str:
-    return finish(start(recipe, folder, args, ranks, **env), folder.with_suffix('.log'), ok)
+    log = folder.with_suffix('.log')
+    return finish(Launched([f'recipes/{recipe}.py', *args, f'save_folder={folder}'], log, ranks, env), log, ok)
 
 
 def finish(process: 'Launched | subprocess.Popen[str]', log: Path, ok: bool = True, seconds: float = 240.0) -> str:

@@ -14,8 +14,8 @@ from PIL import Image
 from llm2clip.config import DatasetConfig, LoraConfig, TextEncoderConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.teacher.sources import TeacherFolder

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from composer.core import Engine
@@ -68,7 +67,8 @@ def as_if_a_process_ended() -> Iterator[None]:
             register(function, *args, **kwargs)
         return function
 
-    with mock.patch('atexit.register', note):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atexit, 'register', note)
         try:
             yield
         finally:

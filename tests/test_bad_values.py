@@ -5,204 +5,156 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 
 from llm2clip.config import ConfigError
-from llm2clip.config.files import load_config
+from llm2clip.config.files import check_values, load_config
+from llm2clip.config.ranges import (
+    Count,
+    CropScale,
+    Dims,
+    Duration,
+    Mix,
+    Natural,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    Text,
+    Texts,
+    Time,
+    Weight,
+)
 from llm2clip.training.trainer import check_train_config
 
-BOTH = ('train_stage1', 'train_stage2')
 PARTS = ('optimizer.', 'scheduler.', 'algorithms.', 'callbacks.', 'loggers.')
-NUMBERS = ['0', '-1', '1.5', 'many', 'nan']
-# Recipes, key, and values of which each is refused.
-BAD: list[tuple[tuple[str, ...], str, list[str]]] = [
-    (BOTH, 'max_duration', ['-1ep', '0ba', '1', 'ep', '1epoch', '1.5ep', '0.5dur', 'nanep', '']),
-    (BOTH, 'eval_interval', ['0ba', '-2ep', '2dur', 'often']),
-    (BOTH, 'eval_first', ['perhaps', '[true]']),
-    (BOTH, 'save_interval', ['0ba', '0ep', '1e-3ba', '5 ba']),
-    (BOTH, 'console_log_interval', ['0ba']),
-    (BOTH, 'save_num_checkpoints_to_keep', ['0', '-2', '1.5']),
-    (BOTH, 'global_train_batch_size', NUMBERS),
-    (BOTH, 'global_eval_batch_size', ['0']),
-    (BOTH, 'device_train_microbatch_size', ['0', '-4', '9']),
-    (BOTH, 'seed', ['-1', '4294967296', 'x']),
-    (BOTH, 'device', ['cuda', '0']),
-    (BOTH, 'precision', ['fp8', 'bf16', 'amp_fp8']),
-    (BOTH, 'dist_timeout', ['0', 'nan', '-1', 'inf']),
-    (BOTH, 'plan_ranks', ['0']),
-    (BOTH, 'save_folder', ["''", '[a]']),
-    (BOTH, 'checkpoint_folder', ["''", 's3://me:secret@host/bucket']),
-    (BOTH, 'autoresume', ['perhaps']),
-    (BOTH, 'train_data.streams', ['{}', '[a]', "{'': {local: a}}"]),
-    (BOTH, 'train_data', ['a', '[a]']),
-    (BOTH, 'train_data.streams.s', ['a', '[a]']),
-    (BOTH, 'train_data.streams.s.local', ["''", '[1]']),
-    (BOTH, 'train_data.streams.s.repeat', ['0', '-1', 'nan', 'inf']),
-    (BOTH, 'train_data.streams.s.proportion', ['0', '-0.5', 'nan']),
-    (BOTH, 'train_data.num_workers', ['-3', '0.5']),
-    (BOTH, 'train_data.shuffle_seed', ['-1']),
-    (BOTH, 'train_data.num_canonical_nodes', ['0', '-1']),
-    (BOTH, 'train_data.download_retry', ['0', '-1']),
-    (BOTH, 'train_data.download_timeout', ['0', 'nan']),
-    (BOTH, 'train_data.cache_limit', ['0gb', 'much', '-1gb', '10xb']),
-    (BOTH, 'optimizer.lr', ['-1', 'nan', 'fast', 'null']),
-    (BOTH, 'optimizer.weight_decay', ['-1', 'x']),
-    (BOTH, 'optimizer.betas', ['[0.9]', '[0.9, 1.5]', '0.9', '[a, b]']),
-    (BOTH, 'optimizer.eps', ['-1']),
-    (BOTH, 'optimizer.name', ['adam', '3', 'null']),
-    (BOTH, 'scheduler.name', ['cosin', '[a]']),
-    (BOTH, 'scheduler', ['{name: cosine, t_max: soon}', '{name: cosine_with_warmup}', '{name: linear, alpha_f: x}',
-                         '{name: constant, alpha: [1]}']),
-    (BOTH, 'callbacks.speed_monitor.window_size', ['x', '[1]']),
-    (BOTH, 'callbacks.early_stopper', ['{monitor: cra}', '{monitor: a, dataloader_label: eval, patience: soon}',
-                                       '{monitor: a, dataloader_label: eval, comp: better}']),
-    (('train_stage2',), 'callbacks.save_best', ['{metric: [a]}', '{dataloader_label: 3}', '{label: eval}']),
-    (BOTH, 'algorithms.clamp_logit_scale.maximum', ['0', '-1', 'nan', 'x']),
-    (BOTH, 'algorithms.ema', ['{half_life: 1xy}', '{half_life: 5ba, smoothing: 0.9}', '{decay: 0.9}']),
-    (BOTH, 'algorithms.gradient_clipping', ['{clipping_type: none, clipping_threshold: 1}', '{clipping_type: norm}',
-                                            '{clipping_type: norm, clipping_threshold: x}']),
-    (BOTH, 'loggers.wandb.project', ['[a]']),
-    (BOTH, 'loggers.wandbb', ['{}']),
-    (BOTH, 'fsdp', ['true', '[a]']),
-    (BOTH, 'fsdp.activation_checkpointing', ['maybe']),
-    (BOTH, 'fsdp.activation_cpu_offload', ['some']),
-    (BOTH, 'fsdp.state_dict_type', ['[full]', 'local']),
-    (BOTH, 'fsdp.mixed_precision', ['bf16', 'full']),
-    (BOTH, 'fsdp.reshard_after_forward', ['maybe', '1.5', '0', '-1', '2', 'null']),
-    (BOTH, 'fsdp.replicate', ['0', '3', 'all']),
-    (BOTH, 'fsdp.prefetch', ['0', '-1', '1.5']),
-    (BOTH, 'compile', ['true', '[]']),
-    (BOTH, 'compile.fullgraph', ['1', 'maybe']),
-    (BOTH, 'compile.model', ['x']),
-    (('train_stage1',), 'objective', ['mlm', "''"]),
-    (('train_stage1',), 'loss_scale', ['0', '-50', 'nan', 'inf']),
-    (('train_stage1',), 'text_encoder.pooling', ['max', 'MEAN']),
-    (('train_stage1',), 'text_encoder.max_length', ['0', '-1']),
-    (('train_stage1',), 'text_encoder.dtype', ['fp16', 'int8']),
-    (('train_stage1',), 'text_encoder.attn_implementation', ['flash']),
-    (('train_stage1',), 'text_encoder.pretrained', ["''"]),
-    (('train_stage1',), 'lora.r', ['0', '-16']),
-    (('train_stage1',), 'lora.lora_alpha', ['0']),
-    (('train_stage1',), 'lora.lora_dropout', ['1', '-0.1', 'nan']),
-    (('train_stage1',), 'attention_dropout', ['1', '-0.1', 'nan', 'null']),
-    (('train_stage1',), 'lora.target_modules', ['[]', "['']"]),
-    (('train_stage1',), 'mntp.mask_probability', ['0', '1', '-0.2', 'nan']),
-    (('train_stage1',), 'mntp.mask_token', ["''"]),
-    (('train_stage1',), 'train_data.pairs', ['[{query: [], positive: [a]}]', "[{query: [a], positive: ['']}]",
-                                             '[{query: [a], positive: [b], weight: 0}]',
-                                             '[{query: [a], positive: [b], weight: nan}]', '[{query: [a]}]', 'a', '[a]',
-                                             '{a: b}']),
-    (('train_stage1',), 'train_data.texts', ['{a: 0}', '{a: -1}', '{a: nan}', '{a: inf}']),
-    (('train_stage1',), 'train_data.streams.s.texts', ['{a: 0}']),
-    (('train_stage1',), 'teacher_folder', ["''"]),
-    (('train_stage2',), 'train_data.caption_mix', ['{a: nan}', '{a: -1, b: 2}', '{a: 0, b: 0}', '{a: much}', '[a]']),
-    (('train_stage2',), 'train_data.streams.s.caption_mix', ['{a: nan}']),
-    (('train_stage2',), 'train_data.crop_scale', ['[2, 1]', '[1, 0.5]', '[0, 1]', '[0.5]', '[0.1, 0.2, 0.3]', '[a, b]',
-                                                  '0.9']),
-    (('train_stage2',), 'train_data.color_jitter', ['-0.1', '3', 'nan']),
-    (('train_stage2',), 'train_data.grayscale', ['1.5', '-0.1', 'nan']),
-    (('train_stage2',), 'model.embed_dim', ['0', '-8']),
-    (('train_stage2',), 'model.adapter.depth', ['-1', '2.5']),
-    (('train_stage2',), 'model.adapter.expansion', ['0']),
-    (('train_stage2',), 'model.adapter.name', ['mlp']),
-    (('train_stage2',), 'model.adapter.heads', ['0']),
-    (('train_stage2',), 'model.adapter.latents', ['0', '-1']),
-    (('train_stage2',), 'trained_text.lora.r', ['0']),
-    (('train_stage2',), 'trained_text.clip.name', ["''"]),
-    (('train_stage2',), 'trained_text.clip', ['{pretrained: true}', 'a']),
-    (('train_stage2',), 'trained_text.method', ['a', 'B']),
-    (('train_stage2',), 'model.visual_projection', ['none']),
-    (('train_stage2',), 'model.visual_projection_init', ['random', 'null']),
-    (('train_stage2',), 'model.logit_scale', ['0', '-1', 'nan', 'inf']),
-    (('train_stage2',), 'model.logit_bias', ['nan', 'inf']),
-    (('train_stage2',), 'model.vision.image_size', ['0', '-224']),
-    (('train_stage2',), 'model.vision.mean', ['[0.5]', '[0.5, 0.5, 2]', '[0.5, 0.5, nan]']),
-    (('train_stage2',), 'model.vision.std', ['[0, 0, 0]', '[0.5, 0.5]', '[-1, 1, 1]']),
-    (('train_stage2',), 'model.vision.lock_blocks', ['-1']),
-    (('train_stage2',), 'loss.name', ['cosine']),
-    (('train_stage2',), 'loss.label_smoothing', ['-0.1', '1.1', 'nan']),
-    (('train_stage2',), 'loss.block_size', ['0', '-2']),
-    (('train_stage2',), 'loss.dims', ['[0, 4]', '[4, 4]', '[8, 4]', '[4, 2000]', '4', '[a]', '[1.5]', '{a: 4}']),
-    (('train_stage2',), 'layer_decay', ['-1', '0', '1.5', 'nan']),
-    (('train_stage2',), 'lr_scale', ['{adapter: -1}', '{adapter: nan}', '{adapter: inf}']),
-    (('train_stage2',), 'eval_zeroshot', ['a', '[a]', '{a: b}', '{a: {}}', "{'': {source: {name: x}}}",
-                                          '{a: {source: x}}']),
-    (('train_stage2',), 'eval_zeroshot.a', ["{source: {name: x}, templates: ''}"]),
-    (('train_stage2',), 'online.batch_tokens', ['0', '-1']),
-    (('train_stage2',), 'online.precision', ['amp_fp16']),
-    (('train_stage2',), 'algorithms.patch_dropout.rate', ['1', '-0.5', 'nan']),
-    (('prepare_data',), 'out', ["''"]),
-    (('prepare_data',), 'size_limit', ['0mb', 'big', '-1mb', '64qb']),
-    (('prepare_data',), 'max_dropped', ['-0.1', '2', 'nan']),
-    (('prepare_data',), 'image_max_side', ['0', '-1']),
-    (('prepare_data',), 'image_quality', ['0', '900']),
-    (('prepare_data',), 'num_workers', ['-3', '0']),
-    (('prepare_data',), 'machine', ['-1', '1']),
-    (('prepare_data',), 'machines', ['0', '-2']),
-    (('prepare_data', 'extract_embeddings'), 'engine', ['slurm', '3']),
-    (('extract_embeddings',), 'worker_cpus', ['0', '1.5']),
-    (('prepare_data',), 'require_any_caption', ["['']"]),
-    (('prepare_data',), 'leave_out', ["''", '[a]']),
-    (('prepare_data',), 'extend', ['true', 'perhaps']),
-    (('extract_embeddings',), 'datasets', ['{}', '{../../x: {local: d}}', '{a/b: {local: d}}', '{.a: {local: d}}',
-                                           "{'': {local: d}}", '{..: {local: d}}', '{a: {}}']),
-    (('extract_embeddings',), 'storage', ['float32', 'int4']),
-    (('evaluate.models.m', 'export_hf', 'search'), 'dim', ['0', '-1', '1.5', '[64]']),
-    (('extract_embeddings', 'evaluate.cra'), 'batch_tokens', ['0', '-5']),
-    (('extract_embeddings', 'evaluate.cra', 'evaluate.models.m'), 'precision', ['fp8', 'bf16']),
-    (('extract_embeddings', 'evaluate', 'search'), 'device', ['cuda']),
-    (('extract_embeddings',), 'dist_timeout', ['0']),
-    (('evaluate',), 'models', ['{}', '[a]', '{m: a}']),
-    (('evaluate.models.m',), 'text', ['llms', "''"]),
-    (('evaluate',), 'cra', ['true']),
-    (('evaluate',), 'compare', ['m', 'n', "''"]),
-    (('evaluate',), 'averages.a', ['[]', 'retrieval.r', '[retrieval]', '[zeroshot.r]', '[retrieval.r, retrieval.r]']),
-    (('evaluate',), 'zeroshot.z.metric', ['top5', 'null']),
-    (('evaluate',), 'retrieval', ['{}']),
-    (('evaluate',), 'composition', ['[a]', '{a: b}', '{a: {}}', "{'': {source: {name: sugarcrepe}}}"]),
-    (('evaluate.models.m', 'export_hf', 'export_vision'), 'weights', ['newest', "''"]),
-    (('evaluate.models.m', 'export_hf', 'export_vision'), 'interpolate', ['-0.1', '1.1', 'nan', 'half', '[0, 1]']),
-    (('evaluate', 'search'), 'batch_size', ['0', '-1']),
-    (('evaluate', 'search'), 'num_workers', ['-1']),
-    (('extract_embeddings', 'train_stage2', 'train_inheritance', 'evaluate.models.m', 'export_hf', 'import_official'),
-     'teacher', ["''", '[]', '[a]', '{}', '{type: x}', '{name: x}', '{type: sentence_transformers}', '{type: llm}',
-                 '{type: llm, pretrained: x, pooling: max}', '{type: llm, pretrained: x, name: x}',
-                 '{type: sentence_transformers, name: x, prompt_name: a, prompt: b}']),
-    (('train_stage2', 'train_inheritance', 'export_hf'), 'teacher', ['{type: clip_text, name: x}', '[a, [b]]']),
-    (('extract_embeddings', 'import_official'), 'teacher', ['[a, b]']),
-    (('evaluate.models.m', 'export_hf', 'search'), 'trust_remote_code', ['perhaps']),
-    (('evaluate',), 'bootstrap', ['-1', '1.5']),
-    (('evaluate',), 'gallery', ['-1']),
-    (('evaluate.cra',), 'caption_keys', ['[a]', '[a, a]', '[a, b, c]', "['', b]", 'a']),
-    (('evaluate.cra',), 'limit', ['0', '-1']),
-    (('export_hf', 'export_vision', 'export_sentence_transformers', 'import_official', 'report'), 'out', ["''"]),
-    (('import_official',), 'template', ['llama2']),
-    (('import_official',), 'teacher', ['null']),
-    (('import_official',), 'vision', ['{name: x, mean: [1]}']),
-    (('report',), 'steps', ['{}', "{a: ''}"]),
-    (('search',), 'top', ['0', '-1', 'all']),
-    (('search',), 'index', ["''"]),
-]
-# All values of a key by one recipe, and the first by the others that have the same key.
-CASES = [(recipe, f'{below}.{key}' if below else key, value) for recipes, key, values in BAD
-         for i, (recipe, _, below) in enumerate(name.partition('.') for name in recipes)
-         for value in (values[:1] if i else values)]
+# Recipe -> overrides, of which each is refused.
+BAD = {
+    'train_stage2': [
+        'max_duration=0ba', 'eval_interval=0ba', 'eval_first=perhaps', 'save_interval=0ep',
+        'save_num_checkpoints_to_keep=0', 'global_train_batch_size=-1', 'global_train_batch_size=many',
+        'global_eval_batch_size=0', 'device_train_microbatch_size=-4', 'seed=-1', 'precision=fp8', 'plan_ranks=0',
+        "checkpoint_folder=''", 'autoresume=perhaps', 'train_data.streams=[a]', 'train_data.streams.s=a',
+        'train_data.streams.s.repeat=0', 'train_data.num_workers=-3', 'train_data.num_canonical_nodes=0',
+        'train_data.download_timeout=0', 'optimizer.lr=-1', 'optimizer.lr=fast', 'optimizer.betas=[0.9]',
+        'optimizer.eps=-1', 'scheduler.name=cosin', 'scheduler={name: cosine_with_warmup}',
+        'callbacks.early_stopper={monitor: cra}', 'algorithms.clamp_logit_scale.maximum=0',
+        'algorithms.ema={half_life: 5ba, smoothing: 0.9}', 'algorithms.gradient_clipping={clipping_type: norm}',
+        'loggers.wandb.project=[a]', 'fsdp=true', 'fsdp.activation_cpu_offload=some', 'fsdp.mixed_precision=bf16',
+        'fsdp.reshard_after_forward=1.5', 'fsdp.replicate=3', 'compile=true', 'compile.fullgraph=1',
+        'callbacks.save_best={metric: [a]}', 'train_data.caption_mix={a: nan}', 'train_data.caption_mix={a: -1, b: 2}',
+        'train_data.caption_mix={a: 0, b: 0}', 'train_data.streams.s.caption_mix={a: nan}',
+        'train_data.crop_scale=[2, 1]', 'train_data.crop_scale=[1, 0.5]', 'train_data.color_jitter=-0.1',
+        'train_data.grayscale=1.5', 'model.embed_dim=0', 'model.adapter.depth=-1', 'model.adapter.expansion=0',
+        'model.adapter.name=mlp', 'model.adapter.heads=0', 'model.adapter.latents=0', 'trained_text.lora.r=0',
+        "trained_text.clip.name=''", 'trained_text.clip={pretrained: true}', 'trained_text.method=a',
+        'model.visual_projection=none', 'model.visual_projection_init=random', 'model.logit_scale=0',
+        'model.logit_bias=nan', 'model.vision.image_size=0', 'model.vision.mean=[0.5]', 'model.vision.std=[0, 0, 0]',
+        'model.vision.lock_blocks=-1', 'loss.name=cosine', 'loss.label_smoothing=-0.1', 'loss.block_size=0',
+        'loss.dims=[0, 4]', 'loss.dims=[4, 4]', 'loss.dims=[8, 4]', 'loss.dims=[4, 2000]', 'layer_decay=-1',
+        'lr_scale={adapter: -1}', 'lr_scale={adapter: nan}', 'eval_zeroshot=a', 'eval_zeroshot=[a]',
+        'eval_zeroshot={a: b}', 'eval_zeroshot={a: {}}', "eval_zeroshot={'': {source: {name: x}}}",
+        "eval_zeroshot.a={source: {name: x}, templates: ''}", 'online.batch_tokens=0', 'online.precision=amp_fp16',
+        'algorithms.patch_dropout.rate=1', "teacher=''", 'teacher=[]',
+        'teacher=[a]', 'teacher={}', 'teacher={type: x}', 'teacher={name: x}', 'teacher={type: sentence_transformers}',
+        'teacher={type: llm}', 'teacher={type: llm, pretrained: x, pooling: max}',
+        'teacher={type: llm, pretrained: x, name: x}', 'teacher=[a, [b]]', 'teacher={type: clip_text, name: x}',
+        'teacher={type: sentence_transformers, name: x, prompt_name: a, prompt: b}',
+    ],
+    'train_stage1': [
+        'max_duration=-1ep', 'max_duration=1', 'eval_interval=-2ep', 'save_interval=0ba', 'console_log_interval=0ba',
+        'global_train_batch_size=0', 'global_train_batch_size=1.5', 'global_train_batch_size=nan',
+        'device_train_microbatch_size=0', 'device_train_microbatch_size=9', 'device=cuda', 'dist_timeout=0',
+        "save_folder=''", 'checkpoint_folder=s3://me:secret@host/bucket', 'train_data.streams={}', 'train_data=a',
+        "train_data.streams.s.local=''", 'train_data.streams.s.proportion=0', 'train_data.shuffle_seed=-1',
+        'train_data.download_retry=0', 'train_data.cache_limit=0gb', 'optimizer.lr=nan', 'optimizer.weight_decay=-1',
+        'optimizer.betas=[0.9, 1.5]', 'optimizer.name=adam', 'scheduler={name: cosine, t_max: soon}',
+        'callbacks.speed_monitor.window_size=x',
+        'callbacks.early_stopper={monitor: a, dataloader_label: eval, patience: soon}',
+        'algorithms.ema={half_life: 1xy}', 'algorithms.gradient_clipping={clipping_type: none, clipping_threshold: 1}',
+        'algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: x}', 'loggers.wandbb={}',
+        'fsdp.activation_checkpointing=maybe', 'fsdp.state_dict_type=[full]', 'fsdp.reshard_after_forward=maybe',
+        'fsdp.replicate=0', 'fsdp.prefetch=0', 'compile=[]', 'compile.model=x', 'objective=mlm', 'loss_scale=0',
+        'text_encoder.pooling=max', 'text_encoder.max_length=0',
+        'text_encoder.dtype=fp16', 'text_encoder.attn_implementation=flash', "text_encoder.pretrained=''", 'lora.r=0',
+        'lora.lora_alpha=0', 'lora.lora_dropout=1', 'attention_dropout=1', 'lora.target_modules=[]',
+        'mntp.mask_probability=0', "mntp.mask_token=''", 'train_data.pairs=[{query: [], positive: [a]}]',
+        "train_data.pairs=[{query: [a], positive: ['']}]", 'train_data.pairs=[{query: [a], positive: [b], weight: 0}]',
+        'train_data.pairs=[{query: [a], positive: [b], weight: nan}]', 'train_data.pairs=[{query: [a]}]',
+        'train_data.texts={a: 0}', 'train_data.streams.s.texts={a: 0}', "teacher_folder=''",
+    ],
+    'prepare_data': [
+        "out=''", 'size_limit=0mb', 'size_limit=big', 'max_dropped=-0.1', 'image_max_side=0',
+        'image_quality=0', 'num_workers=-3', 'machine=-1', 'machines=0', 'engine=slurm', "require_any_caption=['']",
+        "leave_out=''", 'extend=true',
+    ],
+    'extract_embeddings': [
+        'engine=slurm', 'worker_cpus=0', 'datasets={}', 'datasets={../../x: {local: d}}', 'datasets={a/b: {local: d}}',
+        'datasets={.a: {local: d}}', "datasets={'': {local: d}}", 'storage=float32', 'batch_tokens=0', 'precision=fp8',
+        'device=cuda', 'dist_timeout=0', 'teacher=[a, b]',
+    ],
+    'evaluate': [
+        'models.m.dim=0', 'cra.batch_tokens=0', 'cra.precision=fp8', 'models.m.precision=fp8', 'device=cuda',
+        'models={}', 'models=[a]', 'models.m.text=llms', 'cra=true', 'compare=m', 'averages.a=[]',
+        'averages.a=retrieval.r', 'averages.a=[retrieval]', 'averages.a=[zeroshot.r]', 'zeroshot.z.metric=top5',
+        'retrieval={}', 'composition=[a]', 'composition={a: b}', 'models.m.weights=newest',
+        'models.m.interpolate=-0.1', 'batch_size=0', 'num_workers=-1', 'models.m.trust_remote_code=perhaps',
+        'bootstrap=-1', 'gallery=-1',
+        'cra.caption_keys=[a]', 'cra.limit=0',
+    ],
+    'export_hf': [
+        'dim=0', 'weights=newest', 'interpolate=-0.1', "out=''",
+    ],
+    'search': [
+        'dim=0', 'device=cuda', 'batch_size=0', 'num_workers=-1', 'trust_remote_code=perhaps', 'top=0', "index=''",
+    ],
+    'export_vision': [
+        'weights=newest', 'interpolate=-0.1', "out=''",
+    ],
+    'train_inheritance': [
+        'teacher={type: clip_text, name: x}',
+    ],
+    'export_sentence_transformers': [
+        "out=''",
+    ],
+    'import_official': [
+        "out=''", 'template=llama2', 'teacher=null', 'teacher=[a, b]', 'vision={name: x, mean: [1]}',
+    ],
+    'report': [
+        "out=''", 'steps={}', "steps={a: ''}",
+    ],
+}
 
 
-@pytest.mark.parametrize(('recipe', 'key', 'value'), CASES)
-def test_a_bad_value_is_refused_by_its_key(recipe: str, key: str, value: str) -> None:
-    extra = ['cra.captions=c'] if key.startswith('cra.') else []
-    with pytest.raises(ConfigError) as error:
-        required = [arg for arg in REQUIRED[recipe] if not arg.startswith((f'{key}=', f'{key}.'))]
-        config = load_config(SCHEMAS[recipe], [*required, *extra, f'{key}={value}'])
-        assert recipe in BOTH, 'the configuration alone decides'
-        check_train_config(config)
-    # Of a part's argument the key may be that of the part.
-    part = key.rsplit('.', 1)[0] if key.startswith(PARTS) else key
-    assert re.match(rf'(required but not set: )?{re.escape(part)}[ .:[]', str(error.value)), error.value
-    assert 'secret' not in str(error.value) and '\n' not in str(error.value)
+@pytest.mark.parametrize('recipe', BAD)
+def test_a_bad_value_is_refused_by_its_key(recipe: str) -> None:
+    for override in BAD[recipe]:
+        key = override.partition('=')[0]
+        extra = ['cra.captions=c'] if key.startswith('cra.') else []
+        with pytest.raises(ConfigError) as error:
+            required = [arg for arg in REQUIRED[recipe] if not arg.startswith((f'{key}=', f'{key}.'))]
+            config = load_config(SCHEMAS[recipe], [*required, *extra, override])
+            assert recipe.startswith('train'), 'the configuration alone decides'
+            check_train_config(config)
+        # Of a part's argument the key may be that of the part.
+        part = key.rsplit('.', 1)[0] if key.startswith(PARTS) else key
+        assert re.match(rf'(required but not set: )?{re.escape(part)}[ .:[]', str(error.value)), (override, error.value)
+        assert 'secret' not in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('kind', 'bad'), [
+    (Count, [0, -1, 1.5, 'many']), (Natural, [-1]), (Seed, [-1, 2**32]), (Positive, [0, float('nan'), float('inf')]),
+    (Weight, [-1, float('nan')]), (Share, [-0.1, 1.1, float('nan')]), (Text, ['']), (Texts, [[], ['a', 'a'], ['']]),
+    (Time, ['-1ep', '0ba', '1', 'ep', '1epoch', '1.5ep', 'nanep', '2dur', '5 ba', '1e-3ba']), (Duration, ['0.5dur']),
+    (CropScale, [[2, 1], [1, 0.5], [0, 1], [0.5]]), (Size, ['0mb', 'big', '-1mb', '64qb']),
+    (Dims, [[4, 4], [8, 4], [0]]), (Mix, [{'a': 0}, {'': 1}])])
+def test_a_type_has_its_range(kind: Any, bad: list[object]) -> None:
+    for value in bad:
+        with pytest.raises(ConfigError, match='^key: .*, expected'):
+            check_values(kind, value, 'key')
 
 
 @pytest.mark.parametrize('recipe', REQUIRED)
@@ -212,23 +164,15 @@ def test_what_it_needs_alone_is_accepted(recipe: str) -> None:
 
 YAMLS = {
     'binary': (b'\x89PNG\r\n\x1a\n\x00\xff', 'cannot be read .*expected a YAML file'),
-    'latin-1': ('title: Zürich'.encode('latin-1'), 'cannot be read .*expected a YAML file'),
-    'utf-16': ('title: a'.encode('utf-16'), 'cannot be read .*expected a YAML file'),
-    'cut': (b'title: [a', 'expected YAML'),
     'a tab': (b'title:\n\t- a', 'expected YAML'),
-    'a list': (b'- title', 'expected a mapping'),
-    'a text': (b'title', 'expected a mapping|expected YAML'),
     'a key twice': (b'title: a\ntitle: b', 'expected YAML'),
     'an object': (b'title: !!python/object/apply:os.system [ls]', 'expected YAML'),
     'an unknown interpolation': (b'title: ${nowhere}', 'title .*nowhere'),
     'an unknown resolver': (b'title: ${env:HOME}', 'title .*env'),
-    'an unclosed interpolation': (b'title: ${nowhere', 'expected YAML|title'),
     'a circle': (b'title: ${results}\nresults: ${title}', 'title|results'),
     'an alias bomb': (b'a: &a [x, x]\nb: &b [*a, *a]\ntitle: *b', ''),
     'a missing package': (b'title: ${package:nowhere}', 'package nowhere is not installed'),
     'a number as key': (b'1: a', r'^1 \(.*bad.yaml:1\)'),
-    'a key twice that is no text': (b'no: a\nno: b', 'expected YAML'),
-    'a deep list': (b'title: ' + b'[' * 300 + b']' * 300, r'^title \(.*bad.yaml:1\)'),
     'a bottomless list': (b'title: ' + b'[' * 9000, 'expected YAML'),
     'a text for a mapping': (b'title: a\nsteps: b\ngalleries: []',
                              r"^steps \(.*bad.yaml:2\): 'b', expected a mapping of keys to values$"),

@@ -40,10 +40,7 @@ def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path) -> No
     config = load_config(Stage2Config, [a, b, *REQUIRED, 'model.adapter.expansion=3'])
     assert (config.seed, config.model.embed_dim, config.model.adapter.depth, config.model.adapter.expansion) == \
         (2, 16, 2, 3)
-
-
-def test_an_override_without_a_value_is_the_empty_text(tmp_path: Path) -> None:
-    path = _write(tmp_path / 'a.yaml', "text_encoder: {instruction: 'Find it: '}\n")
+    path = _write(tmp_path / 'c.yaml', "text_encoder: {instruction: 'Find it: '}\n")
     assert load_config(Stage1Config, [path, *STAGE1, 'text_encoder.instruction=']).text_encoder.instruction == ''
 
 
@@ -97,29 +94,24 @@ def test_what_is_wrong_with_a_text_encoder_names_its_field(tmp_path: Path) -> No
             load_config(Stage2Config, [*REQUIRED, f'teacher={value}'])
 
 
-def test_unknown_key_names_key_file_line_and_nearest(tmp_path: Path) -> None:
-    path = _write(tmp_path / 'a.yaml', 'seed: 1\nmodel:\n  adapter:\n    dept: 2\n')
-    with pytest.raises(ConfigError, match=r'model\.adapter\.dept \(.*a\.yaml:4\).*did you mean model\.adapter\.depth'):
-        load_config(Stage2Config, [path, *REQUIRED])
+@pytest.mark.parametrize(('text', 'message'), [
+    ('seed: 1\nmodel:\n  adapter:\n    dept: 2', r'model\.adapter\.dept \(.*:4\).*did you mean model\.adapter\.depth'),
+    ('train_data:\n  streams:\n    cc3m: {locale: x}', r'train_data\.streams\.cc3m\.locale .*did you mean .*local\?'),
+    ('seed: many', r"seed \(.*a\.yaml:1\).*'many'"),
+    ('global_train_batch_size: ???', 'required but not set: global_train_batch_size')])
+def test_an_unknown_key_a_wrong_type_and_a_missing_one_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path, required = _write(tmp_path / 'a.yaml', f'{text}\n'), [arg for arg in REQUIRED if 'global' not in arg]
+    with pytest.raises(ConfigError, match=message):
+        load_config(Stage2Config, [path, *required, *([] if 'global' in text else ['global_train_batch_size=8'])])
     with pytest.raises(ConfigError, match=r'sed \(command line\).*did you mean seed'):
         load_config(Stage2Config, [*REQUIRED, 'sed=3'])
 
 
-def test_unknown_key_inside_a_named_stream(tmp_path: Path) -> None:
-    path = _write(tmp_path / 'a.yaml', 'train_data:\n  streams:\n    cc3m: {locale: x}\n')
-    with pytest.raises(ConfigError, match=r'train_data\.streams\.cc3m\.locale .*did you mean .*local\?'):
-        load_config(Stage2Config, [path, *REQUIRED])
-
-
-def test_wrong_type_names_key_and_file(tmp_path: Path) -> None:
-    path = _write(tmp_path / 'a.yaml', 'seed: many\n')
-    with pytest.raises(ConfigError, match=r"seed \(.*a\.yaml:1\).*'many'"):
-        load_config(Stage2Config, [path, *REQUIRED])
-
-
-def test_missing_required_keys_are_named() -> None:
-    with pytest.raises(ConfigError, match='global_train_batch_size'):
-        load_config(Stage2Config, [arg for arg in REQUIRED if 'global' not in arg])
+def test_unknown_key_inside_a_list_names_its_line(tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.yaml', 'train_data:\n  pairs:\n  - {query: [a], positive: [b]}\n'
+                                       '  - query: [a]\n    positiv: [b]\n')
+    with pytest.raises(ConfigError, match=r'train_data\.pairs\[1\]\.positiv \(.*a\.yaml:5\).*did you mean .*positive'):
+        load_config(Stage1Config, [path, *STAGE1])
 
 
 def test_a_package_is_found_without_importing_it() -> None:
@@ -128,44 +120,35 @@ def test_a_package_is_found_without_importing_it() -> None:
     assert 'this' not in sys.modules
 
 
-@pytest.mark.parametrize('value', ['2024_11_05', '010', '1.10', 'no', 'true', '12:30'])
+@pytest.mark.parametrize('value', ['2024_11_05', '010', 'no', '12:30'])
 def test_a_text_stays_as_it_is_written(value: str, tmp_path: Path) -> None:
     path = _write(tmp_path / 'a.yaml', f'save_folder: {value}\ntrain_data: {{caption_mix: {{{value}: 1}}}}\n')
     config = load_config(Stage2Config, [path, *REQUIRED[2:], f'run_name={value}'])
     assert (config.save_folder, config.run_name, [*config.train_data.caption_mix]) == (value, value, [value])
     save_config(config, tmp_path)
     assert read_config(Stage2Config, tmp_path) == config
+    assert yaml.safe_load((tmp_path / 'config.yaml').read_text())['seed'] == 17
 
 
 def test_numbers_are_decimal(tmp_path: Path) -> None:
     config = load_config(Stage2Config, [*REQUIRED, 'train_data.num_workers=010', 'optimizer.lr=1e-4', 'layer_decay=.5'])
     assert (config.train_data.num_workers, config.optimizer['lr'], config.layer_decay) == (10, 1e-4, 0.5)
-    for value in ('1:30', '0x10', '0o17', '9' * 5000):
+    for value in ('1:30', '0x10', '0o17'):
         path = _write(tmp_path / 'a.yaml', f'train_data:\n  num_workers: {value}\n')
-        with pytest.raises(ConfigError, match=r'^train_data\.num_workers \(.*a\.yaml:2\): ') as error:
+        with pytest.raises(ConfigError, match=r'^train_data\.num_workers \(.*a\.yaml:2\): '):
             load_config(Stage2Config, [path, *REQUIRED])
-        assert '\n' not in str(error.value) and len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize('url', ['https://me:word@host', 'https://TOKEN@host', ' s3://KEY:word@b', 's3+http://K:word@b',
-                                 's3://KEY:wo/rd@bucket/x', 'local-dir:https://TOKEN@host'])
+@pytest.mark.parametrize('url', ['https://me:word@host', ' s3://KEY:wo/rd@bucket/x', 'local-dir:https://TOKEN@host'])
 def test_a_url_with_a_secret_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r'^train_data\.streams\.s\.remote .*put no password') as error:
         load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{url}'"])
     assert url.strip() not in str(error.value)
 
 
-@pytest.mark.parametrize('text', ['s3://bucket/a@b:c', 'me@host', 'sftp://me@host:22/a', 'http://localhost:9000/b/a@b',
-                                  'http://[::1]:80/a', 'see https://host: a@b'])
+@pytest.mark.parametrize('text', ['s3://bucket/a@b:c', 'me@host', 'sftp://me@host:22/a', 'http://[::1]:80/a@b'])
 def test_a_url_without_a_secret_is_none(text: str) -> None:
     load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{text}'"])
-
-
-def test_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
-    config = load_config(Stage2Config, REQUIRED)
-    save_config(config, tmp_path)
-    assert read_config(Stage2Config, tmp_path) == config
-    assert yaml.safe_load((tmp_path / 'config.yaml').read_text())['seed'] == 17
 
 
 @pytest.mark.parametrize('value', ["'${oc.env:HOME}'", '${save_folder}', r'"\x24{oc.env:HOME}"', "'${oc.env:'",
@@ -180,17 +163,12 @@ def test_what_a_run_wrote_asks_for_nothing_from_outside(value: str, tmp_path: Pa
 
 @pytest.mark.parametrize(('override', 'message'), [
     ('callbacks.lr_monitr={}', r'callbacks.lr_monitr.*lr_monitor'),
-    ('callbacks.speed_monitor.windw_size=3', r'callbacks.speed_monitor.windw_size.*window_size'),
-    ('optimizer.name=adam', r'optimizer.*adamw'),
     ('optimizer.weight_dekay=1', r'optimizer.weight_dekay.*weight_decay'),
     ('scheduler.name=cosin', r'scheduler.*cosine'),
-    ('algorithms.gradient_cliping={}', r'gradient_clipping'),
-    ('fsdp.state_dict=full', r'fsdp.state_dict.*state_dict_type'),
     ('fsdp.activation_cpu_offload=true', r'fsdp.activation_cpu_offload: activations on a CPU'),
     ('optimizer={name: sgd, lr: 1, fused: true}', r'optimizer.fused: sgd has no kernel for weights that fsdp shards'),
     ('compile.bakend=inductor', r'compile.bakend: torch.compile takes no such argument.*backend'),
     ('compile.mode=fast', r'compile: .*mode=fast.*max-autotune'),
-    ('compile.options={max_autotuning: true}', r'compile: Unexpected optimization option max_autotuning$'),
     ('device_train_microbatch_size=4', r'device_train_microbatch_size.*negatives'),
 ])
 def test_parts_are_checked_before_anything_is_loaded(override: str, message: str) -> None:
@@ -200,11 +178,8 @@ def test_parts_are_checked_before_anything_is_loaded(override: str, message: str
 
 @pytest.mark.parametrize(('ranks', 'keys', 'message'), [
     (8, 'replicate: 2, reshard_after_forward: 2', None),
-    (8, 'replicate: 8, reshard_after_forward: false', None),
     (8, 'replicate: 3', r'fsdp.replicate: 3 .* divides that of the ranks, 8'),
-    (8, 'replicate: 16', r'fsdp.replicate: 16'),
     (8, 'replicate: 2, reshard_after_forward: 8', r'fsdp.reshard_after_forward: 8 .* copy of the model, 4'),
-    (6, 'reshard_after_forward: 4', r'fsdp.reshard_after_forward: 4 .*, 6'),
 ])
 def test_numbers_of_ranks_go_together(
     ranks: int, keys: str, message: Optional[str], monkeypatch: pytest.MonkeyPatch
@@ -238,13 +213,11 @@ def test_a_part_of_the_users_own_is_found_and_checked(tmp_path: Path, monkeypatc
             build_source(source)
 
 
-def test_microbatch_of_the_whole_device_batch_is_accepted() -> None:
-    check_train_config(load_config(Stage2Config, [*REQUIRED, 'device_train_microbatch_size=8']))
-
-
 def test_a_smaller_microbatch_is_accepted_with_the_gradient_cache() -> None:
+    check_train_config(load_config(Stage2Config, [*REQUIRED, 'device_train_microbatch_size=8']))
     check_train_config(load_config(Stage2Config, [*REQUIRED, 'device_train_microbatch_size=3',
                                                   'algorithms.grad_cache={}']))
+    check_train_config(load_config(Stage1Config, [*STAGE1, 'objective=mntp', 'device_train_microbatch_size=4']))
     with pytest.raises(ConfigError, match='device_train_microbatch_size: 9 is not between 1 and .* 8'):
         check_train_config(load_config(Stage2Config, [*REQUIRED, 'device_train_microbatch_size=9',
                                                       'algorithms.grad_cache={}']))
@@ -263,14 +236,3 @@ STAGE1 = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch
 def test_stage1_is_checked_before_anything_is_loaded(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_train_config(load_config(Stage1Config, [*STAGE1, *overrides]))
-
-
-def test_mntp_takes_any_microbatch() -> None:
-    check_train_config(load_config(Stage1Config, [*STAGE1, 'objective=mntp', 'device_train_microbatch_size=4']))
-
-
-def test_unknown_key_inside_a_list_names_its_line(tmp_path: Path) -> None:
-    path = _write(tmp_path / 'a.yaml', 'train_data:\n  pairs:\n  - {query: [a], positive: [b]}\n'
-                                       '  - query: [a]\n    positiv: [b]\n')
-    with pytest.raises(ConfigError, match=r'train_data\.pairs\[1\]\.positiv \(.*a\.yaml:5\).*did you mean .*positive'):
-        load_config(Stage1Config, [path, *STAGE1])

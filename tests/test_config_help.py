@@ -70,7 +70,6 @@ class _Outer(_Inner):
     several: dict[str, _Inner] = field(default_factory=dict)
     """Name -> inner one."""
     pairs: Optional[list[_Inner]] = None
-    scale: Optional[float] = None
     kind: Optional[Literal['one', 'other']] = None
 
 
@@ -92,5 +91,4 @@ def test_types_defaults_and_docstrings_of_nested_keys() -> None:
       Name -> inner one. Its keys are those of inner.
   pairs: list[mapping] = null
       What an inner one is. Its keys are those of inner.
-  scale: float = null
   kind: one | other = null'''

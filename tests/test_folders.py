@@ -6,6 +6,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
@@ -18,16 +19,8 @@ from llm2clip.config.files import check_values, load_config
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import FileError, complete_file
-from llm2clip.folders import (
-    MANIFEST,
-    OutputFolder,
-    check_replaceable,
-    claimed,
-    complete_folder,
-    download,
-    inside,
-    stays_inside,
-)
+from llm2clip.folders import MANIFEST, claimed, complete_folder, inside, stays_inside
+from llm2clip.remotes import OutputFolder, download
 from llm2clip.teacher.extraction import write_shard
 from llm2clip.training.checkpoints import find_checkpoint, read_latest
 
@@ -44,6 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_folder_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
     out = tmp_path / 'new' / 'out'
+    out.mkdir(parents=True)  # an empty one is taken
     write(out, 'first')
     # Left by recipes.
     (out / 'config.yaml').touch()
@@ -56,23 +50,10 @@ def test_a_folder_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / 'new') == ['out']
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
-    (tmp_path / 'out').mkdir()
-    write(tmp_path / 'out', 'text')
-    assert (tmp_path / 'out/inside/weights').is_file()
-
-
-def _of_pictures(folder: Path) -> str:
-    for i in range(12):
-        (folder / f'{i:02}.jpg').write_text('picture')
-    return f'it has no {MANIFEST} that says that it is one (in it: 00.jpg, 01.jpg, 02.jpg, 03.jpg, 04.jpg and 7 more'
-
-
 def _of_a_run(folder: Path) -> str:
     (folder / 'checkpoints').mkdir()
-    (folder / 'checkpoints/latest.pt').touch()
     (folder / 'config.yaml').touch()
-    return 'in it: checkpoints, config.yaml'
+    return f'it has no {MANIFEST} that says that it is one (in it: checkpoints, config.yaml)'
 
 
 def _of_another_kind(folder: Path) -> str:
@@ -80,36 +61,27 @@ def _of_another_kind(folder: Path) -> str:
     return f'it has no {MANIFEST} that says that it is one'
 
 
-def _with_notes(folder: Path) -> str:
-    write(folder, 'text')
-    (folder / 'inside/notes.txt').touch()
-    return 'inside/notes.txt has been put into it'
-
-
 def _with_a_link(folder: Path) -> str:
     write(folder, 'text')
-    (folder / 'link').symlink_to(folder.parent)
-    return 'link has been put into it'
+    (folder / 'inside/link').symlink_to(folder.parent)
+    return 'inside/link has been put into it'
 
 
 def _trained_on(folder: Path) -> str:
     write(folder, 'text')
     (folder / 'inside/weights').write_text('other text')
-    return 'inside/weights has been changed'
+    return 'inside/weights has been put into it or changed'
 
 
-@pytest.mark.parametrize('make', [_of_pictures, _of_a_run, _of_another_kind, _with_notes, _with_a_link, _trained_on])
-def test_any_other_folder_is_refused_before_the_work(make: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize('make', [_of_a_run, _of_another_kind, _with_a_link, _trained_on])
+def test_any_other_folder_is_refused_before_the_work(make: Callable[[Path], str], tmp_path: Path) -> None:
     out = tmp_path / 'out'
     out.mkdir()
-    assert callable(make)
     message = make(out)
     before = contents(tmp_path)
-    for refused in (lambda: check_replaceable(out, 'model'), lambda: write(out, 'new')):
-        with pytest.raises(ConfigError, match=f'{out} is there already and is not replaced by a new model: ') as error:
-            refused()
-        assert message in str(error.value)
-    assert contents(tmp_path) == before
+    with pytest.raises(ConfigError, match=f'{out} is there already and is not replaced by a new model: ') as error:
+        write(out, 'new')
+    assert message in str(error.value) and contents(tmp_path) == before
 
 
 def test_neither_home_nor_the_working_folder_nor_a_file_is_replaced(
@@ -192,11 +164,10 @@ def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
         return [path.stat().st_mode & 0o777 for path in (
             out, out / 'private', out / 'private/weights', out / MANIFEST, out.with_suffix('.safetensors'))]
 
-    assert made(0o022) == [0o755, 0o755, 0o644, 0o644, 0o644]
     assert made(0o007) == [0o770, 0o770, 0o660, 0o660, 0o660]
 
 
-@pytest.mark.parametrize('name', ['../b', '/etc/hostname', 'up', 'up/b', 'a/../../b', 'a\0', '..', 'out'])
+@pytest.mark.parametrize('name', ['../b', '/etc/hostname', 'up/b', 'a\0', 'out'])
 def test_a_path_that_leads_out_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'folder/up').symlink_to('..')
@@ -208,7 +179,7 @@ def test_a_path_that_leads_out_of_its_folder_is_refused(name: str, tmp_path: Pat
     assert name in ('/etc/hostname', 'out', 'a\0') or inside(tmp_path / 'folder', name, 'c.csv', [str(tmp_path)])
 
 
-@pytest.mark.parametrize('name', ['a', 'a/b', './a', 'a/../b', 'up/folder/a', '...', 'a..b'])
+@pytest.mark.parametrize('name', ['a/b', './a', 'a/../b', 'up/folder/a', '...'])
 def test_a_path_that_stays_in_its_folder_is_taken(name: str, tmp_path: Path) -> None:
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'folder/up').symlink_to('..')
@@ -220,7 +191,7 @@ def test_a_path_that_stays_in_its_folder_is_taken(name: str, tmp_path: Path) -> 
     assert stays_inside(name) is (name != 'a/../b')
 
 
-@pytest.mark.parametrize('name', ['', '.', '..', '.a', 'a/b', '/a', 'a\0', 'a\n', '\ud800', 'a' * 201, 5, None, ['a']])
+@pytest.mark.parametrize('name', ['', '..', '.a', 'a/b', 'a\n', '\ud800', 'a' * 201, 5])
 def test_names_that_no_folder_can_have(name: object) -> None:
     with pytest.raises(ConfigError, match='^split: .*, expected (the name of a folder|string)'):
         check_values(FolderName, name, 'split')

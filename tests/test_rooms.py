@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From what uses everything to what uses nothing; rooms of one line may use one another in the order given.
 LAYERS = [['planning', 'search'], ['evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
-          ['data'], ['losses', 'metrics'], ['command'], ['steps'],
-          ['folders', 'weights', 'remote_code', 'float32', 'device', 'engine', 'registry'], ['config'],
-          ['files', 'ranks', 'bfloat16', 'drawing']]
+          ['data'], ['losses', 'metrics'], ['command'],
+          ['folders', 'weights', 'remote_code', 'engine', 'registry', 'remotes'], ['config'],
+          ['files', 'ranks', 'device']]
 ORDER = [room for layer in LAYERS for room in layer]
 
 

@@ -6,8 +6,10 @@
 import dataclasses
 import itertools
 import os
+import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,12 @@ import xxhash
 import yaml
 from omegaconf import OmegaConf
 from parts import write_dataset
-from recipes_in_process import run_recipe
+from recipes_in_process import ROOT, SCHEMAS, run_recipe
 
 from llm2clip.config import (
     EvaluateConfig,
-    ExportConfig,
-    ExportTeacherConfig,
     ExtractConfig,
-    ImportConfig,
-    InheritanceConfig,
     PrepareConfig,
-    ReportConfig,
     Stage1Config,
     Stage2Config,
     TrainConfig,
@@ -43,11 +40,6 @@ from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_S
 from llm2clip.training.optim import parameter_groups
 from llm2clip.training.trainer import check_metrics, check_train_config, possible_metrics
 
-ROOT = Path(__file__).parents[1]
-SCHEMAS = {'prepare_data': PrepareConfig, 'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,
-           'train_stage2': Stage2Config, 'evaluate': EvaluateConfig, 'export_hf': ExportConfig,
-           'export_sentence_transformers': ExportTeacherConfig, 'report': ReportConfig,
-           'import_official': ImportConfig, 'train_inheritance': InheritanceConfig}
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 RAY = ['yamls/cluster/kuberay.yaml', 'yamls/cluster/skypilot_ray.yaml']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *RAY})
@@ -119,69 +111,44 @@ def _check_zeroshot(sets: dict[str, ZeroshotConfig]) -> None:
         assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
 
 
-def _strings(*values: Any) -> list[str]:
-    """Those that are folders, and no text encoders of another type."""
-    return [value for value in values if isinstance(value, str)]
+def _written(config: Any) -> set[str]:
+    """Folders that a recipe writes for others."""
+    if isinstance(config, ExtractConfig):
+        return {f'{config.out}/{name}' for name in config.datasets}
+    return {folder for name in ('out', 'save_folder', 'teacher_folder', 'adapter_folder')
+            if (folder := getattr(config, name, None))}
 
 
-def _folders(config: Any) -> tuple[set[str], set[str]]:
-    """What a recipe writes, and what it reads of what another one wrote or a user provides."""
-    match config:
-        case PrepareConfig():
-            return {config.out}, set()
-        case Stage1Config():
-            return {config.teacher_folder, config.adapter_folder}, _datasets(config) | set(config.text_encoder.adapters)
-        case ExtractConfig():
-            sources = {dataset.local for dataset in config.datasets.values()}
-            return {f'{config.out}/{name}' for name in config.datasets}, {*_strings(config.teacher), *sources}
-        case InheritanceConfig():
-            sidecars = {sidecar.local for stream in config.train_data.streams.values()
-                        for name, sidecar in stream.embeddings.items()
-                        if name in (config.train_data.target, *config.train_data.teachers)}
-            return {config.save_folder}, {*sidecars, *_strings(config.teacher)}
-        case Stage2Config():
-            teachers = config.train_data.teachers
-            sidecars = {sidecar.local for data in (config.train_data, config.eval_data) if data is not None
-                        for stream in data.streams.values() for name, sidecar in stream.embeddings.items()
-                        if sidecar.remote is None and (name in teachers or not teachers)}
-            return {config.save_folder}, _datasets(config) | sidecars | {
-                *_strings(config.teacher, config.initial_weights, config.initial_adapter)}
-        case EvaluateConfig():
-            sources = {benchmark.source.get('local') for benchmark in config.retrieval.values()}
-            models = [folder for model in config.models.values() for folder in (model.run, model.export, model.teacher)]
-            cra = [config.cra.captions, *config.cra.teachers.values()] if config.cra else []
-            return {config.out}, {*_strings(*sources, *models, *cra)}
-        case ExportConfig():
-            return {config.out}, {*_strings(config.run, config.teacher)}
-        case ReportConfig():
-            return {config.out}, {config.results, *config.steps.values()}
-        case ImportConfig():
-            return {f'{config.out}/teacher', f'{config.out}/llm2clip'}, {*_strings(config.teacher)}
-    return {config.out}, {config.teacher}
-
-
-def _datasets(config: Any) -> set[str]:
-    return {stream.local for data in (config.train_data, config.eval_data) if data is not None
-            for stream in data.streams.values() if stream.remote is None}
+def _named(node: Any, places: str = 'runs|data') -> Iterator[str]:
+    """Every path below `places` in a configuration; of sources below `runs` alone, since users have the others."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _named(value, 'runs' if key in ('source', 'linear_probe') else places)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _named(value, places)
+    elif isinstance(node, str) and re.match(f'({places})/', node):
+        yield node
 
 
 def test_every_folder_that_is_read_is_written_or_asked_for() -> None:
     """By a command in the head of some YAML file, or by the words of the head of a file that reads it."""
     runs = [(file, args, load_config(SCHEMAS[recipe], args)) for file in FILES for recipe, args in _commands(file)]
-    written = {folder for _, _, config in runs for folder in _folders(config)[0]} | _sidecars()
+    written = {folder for _, _, config in runs for folder in _written(config)} | _sidecars()
     for file, args, config in runs:
         said = ' '.join(line for yaml_file in {file, *(arg for arg in args if arg.endswith('.yaml'))}
                         for line in _head(yaml_file) if not line.startswith(('python ', 'composer ')))
-        for folder in _folders(config)[1]:
+        for folder in _named(dataclasses.asdict(config)):
             known = any(folder == other or folder.startswith(f'{other}/') for other in written)
-            assert known or folder in said, f'{file} reads {folder}, which no YAML file writes or explains'
+            assert known or folder == getattr(config, 'out', None) or folder in said, (
+                f'{file} reads {folder}, which no YAML file writes or explains')
 
 
 def _sidecars() -> set[str]:
     """What the fragments of extraction write, each teacher with all datasets."""
     data = [str(path) for path in ROOT.glob('yamls/extract/data/*.yaml')]
     return {folder for teacher in ROOT.glob('yamls/extract/teacher/*.yaml')
-            for folder in _folders(load_config(ExtractConfig, [str(teacher), *data]))[0]}
+            for folder in _written(load_config(ExtractConfig, [str(teacher), *data]))}
 
 
 def test_every_sidecar_of_stage2_is_one_that_extraction_writes() -> None:

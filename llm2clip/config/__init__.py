@@ -24,7 +24,6 @@ from llm2clip.config.evaluate import (
     CRAConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
-    LinearProbeConfig,
     ReportConfig,
     RetrievalConfig,
     SearchConfig,
@@ -39,11 +38,11 @@ from llm2clip.config.models import (
     LossConfig,
     MNTPConfig,
     ModelConfig,
+    PlanConfig,
     TextEncoderConfig,
     TrainedTextConfig,
     VisionConfig,
 )
-from llm2clip.config.planning import PlanConfig
 from llm2clip.config.prepare import PrepareConfig, WriterConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.teacher import (
@@ -60,7 +59,6 @@ from llm2clip.config.training import (
     Stage1Config,
     Stage2Config,
     TrainConfig,
-    TrainerConfig,
 )
 
 __all__ = [
@@ -72,5 +70,5 @@ __all__ = [
     'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig',
     'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',
     'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig',
-    'TrainConfig', 'TrainedTextConfig', 'TrainerConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'TrainConfig', 'TrainedTextConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

@@ -8,7 +8,6 @@ Null removes an entry of a mapping, such as a dataset, a model or a logger, that
 booleans are those of YAML 1.2; where a text is expected, it is kept as it is written.
 """
 
-import dataclasses
 import difflib
 import functools
 import importlib.util
@@ -16,7 +15,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional, TypeVar, Union
 
@@ -26,9 +25,9 @@ from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config.ranges import Component, ConfigError
 from llm2clip.config.teacher import OneTeacher, teacher_types
+from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, read_text, reading, write_text
 
 __all__ = [
@@ -38,17 +37,14 @@ __all__ = [
 T = TypeVar('T')
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 _COMMAND_LINE = 'command line'
-_DEEPEST = 50
 # More than a host and a port: a user, or a secret whose slash ends what could be one.  SFTP needs the user's name.
 _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*)(:\d*)?([\s/?#]|$))')
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
 
 
 class _Loader(get_yaml_loader()):
-    """That of OmegaConf, which refuses duplicate keys and endless aliases, with the scalars of YAML 1.2.
-
-    Those of YAML 1.1 are `1:30` for 90, `010` for 8, and `no` for false.
-    """
+    """That of OmegaConf, which refuses duplicate keys and endless aliases, with the scalars of YAML 1.2: in those of
+    YAML 1.1, `1:30` is 90, `010` is 8, and `no` is false."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for name, _ in node.value:
@@ -62,8 +58,8 @@ for _tag, _pattern, _first in (
     (_NULL, 'null|Null|NULL|~|', ['', *'nN~']),
     (_MERGE, '<<', ['<']),
     ('tag:yaml.org,2002:bool', 'true|True|TRUE|false|False|FALSE', [*'tTfF']),
-    # With a leading zero or more than 100 digits it is a text, which what expects a number converts or refuses.
-    ('tag:yaml.org,2002:int', '[-+]?(0|[1-9][0-9]{0,99})', [*'-+0123456789']),
+    # With a leading zero it is a text, which what expects a number converts.
+    ('tag:yaml.org,2002:int', '[-+]?(0|[1-9][0-9]*)', [*'-+0123456789']),
     ('tag:yaml.org,2002:float', r'[-+]?([0-9]+[eE][-+]?[0-9]+|([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)'
      r'|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)', [*'-+.0123456789']),
 ):
@@ -71,11 +67,7 @@ for _tag, _pattern, _first in (
 
 
 def package_folder(name: str) -> str:
-    """The folder of an installed Python package, which is not imported.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """The folder of an installed Python package, which is not imported; a ConfigError if it is not installed."""
     # Of a name with a dot, it would import what stands before the dot.
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -83,36 +75,32 @@ def package_folder(name: str) -> str:
     return next(iter(spec.submodule_search_locations))
 
 
-def _if_bf16(there: Any, otherwise: Any) -> Any:
-    return there if computes_bfloat16() else otherwise
-
-
 OmegaConf.register_resolver('package', package_folder, replace=True)
-OmegaConf.register_resolver('if_bf16', _if_bf16, replace=True)
+OmegaConf.register_resolver('if_bf16', lambda fast, slow: fast if computes_bfloat16() else slow, replace=True)
 
 
 def load_config(schema: type[T], args: Sequence[str]) -> T:
-    """Merge YAML files and dotted overrides into `schema`.
+    """Merge YAML files, left to right, and then ``key.sub=value`` overrides into one of the dataclasses of
+    `llm2clip.config`.
 
-    Args:
-        schema: One of the dataclasses of `llm2clip.config`.
-        args: Paths of YAML files, merged left to right, and ``key.sub=value`` overrides, applied last.
-
-    Returns:
-        An instance of `schema` with every interpolation resolved.  ``${package:NAME}`` stands for the folder of an
-        installed Python package, ``${if_bf16:A,B}`` for A where bfloat16 is fast and for B elsewhere.
+    Interpolations are resolved: ``${package:NAME}`` stands for the folder of an installed Python package,
+    ``${if_bf16:A,B}`` for A where bfloat16 is fast and for B elsewhere.
 
     Raises:
         ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
             absent, or of the wrong type.  The message names the key and the file and line it comes from.
     """
-    files = [arg for arg in args if '=' not in arg]
-    overrides = [arg for arg in args if '=' in arg]
-    if not files and not overrides:
+    if not args:
         raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
-
     try:
-        sources = [*map(_read_file, files), *map(_read_override, overrides)]
+        sources = [_read_file(arg) for arg in args if '=' not in arg]
+        for text in (arg for arg in args if '=' in arg):
+            key, value = text.split('=', 1)
+            # A shell hands `key=''` on as `key=`, which YAML would read as null.
+            tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})') or yaml.ScalarNode(_NULL, '')
+            for name in reversed(key.split('.')):
+                tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name), tree)])
+            sources.append((_COMMAND_LINE, tree))
     except FileError as error:
         raise ConfigError(str(error)) from None
     return _merge(schema, sources)
@@ -121,13 +109,15 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
 def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
     merged: Any = OmegaConf.structured(schema)
     origins: dict[str, str] = {}
+
+    def where(key: str) -> str:
+        return f'{key} ({origins[key]})' if key in origins else key
+
     for source, tree in sources:
         keys = []
         for path, kind, node, at in _nodes(schema, tree):
             keys.append(key := '.'.join(path).replace('.[', '['))
             origins[key] = source if source == _COMMAND_LINE else f'{source}:{at.start_mark.line + 1}'
-            if len(path) > _DEEPEST:
-                raise ConfigError(f'{_where(path[0], origins)}: nested too deep, expected at most {_DEEPEST} levels')
             if node is None or teacher_types(kind) and not isinstance(node, yaml.ScalarNode):
                 holder = merged
                 for name in path[:-1]:
@@ -139,33 +129,35 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
                 elif isinstance(holder, DictConfig):
                     holder.pop(path[-1], None)
             elif (expected := _misshapen(kind, node)) is not None:
-                raise ConfigError(f'{_where(key, origins)}: {_value(node)!r}, expected {expected}')
+                raise ConfigError(f'{where(key)}: {_value(node)!r}, expected {expected}')
             elif (kind is str or teacher_types(kind)) and isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
                 node.tag = _STR
         try:
             # In place: neither is used again.
             merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(_value(tree)))
         except OmegaConfBaseException as error:
-            key = error.full_key or ''
+            key, fault = error.full_key or '', _first_line(error)
             # Of a key in a list of mappings, OmegaConf leaves the path out.
             key = next((path for path in keys if path == key or path.endswith(f'].{key}')), key)
-            fault = _unknown(key, error) if isinstance(error, ConfigKeyError) else _first_line(error)
-            raise ConfigError(f'{_where(key, origins)}: {fault}') from None
+            if isinstance(error, ConfigKeyError) and is_dataclass(error.object_type):
+                names = [field.name for field in fields(error.object_type)]
+                near = difflib.get_close_matches(str(error.key), names, n=1, cutoff=0.5)
+                fault = f'unknown key; valid keys: {", ".join(names)}' if not near else \
+                    f'unknown key; did you mean {key.removesuffix(str(error.key))}{near[0]}?'
+            raise ConfigError(f'{where(key)}: {fault}') from None
         except TypeError as error:  # a list in place of a mapping, or the other way round, in a part's arguments
-            raise ConfigError(f'{_where(keys[-1], origins)}: {error}') from None
+            raise ConfigError(f'{where(keys[-1])}: {error}') from None
 
     try:
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
+        if missing := sorted(OmegaConf.missing_keys(merged)):
             files = ', '.join(dict.fromkeys(source for source, _ in sources))
             raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f'{_where(error.full_key or "", origins)}: {_first_line(error)}') from None
-    _check_secrets(values, '', origins)
-    config = check_values(schema, values, where=lambda key: _where(key, origins))
-    check_together = getattr(config, 'check', None)
-    if check_together is not None:
+        raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
+    _check_secrets(values, '', where)
+    config = check_values(schema, values, where=where)
+    if (check_together := getattr(config, 'check', None)) is not None:
         check_together()
     return config
 
@@ -186,14 +178,11 @@ def check_values(
     """Compare values with a type, and with the ranges that stand beside it; returns what the type makes of them.
 
     Args:
-        kind: One of the dataclasses of `llm2clip.config`, or any other type.
-        values: Those of a dataclass as nested mappings and lists.
+        kind: A type, or one of the dataclasses of `llm2clip.config`, whose values are nested mappings and lists.
+        values: Compared with it.
         key: Where they stand in the configuration; empty for the whole.
         where: Dotted key -> what a message calls it.
         strict: A text in digits is no number.
-
-    Raises:
-        ConfigError: One is out of its range; names the key, the value and the range.
     """
     try:
         adapter = _adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)
@@ -201,7 +190,21 @@ def check_values(
     except ValidationError as error:
         faults: dict[str, list[str]] = {}
         for fault in error.errors(include_url=False):
-            what, expected = _describe(fault, key, where)
+            # pydantic writes of the key of a mapping, which is wrong itself, `[key]` after it.
+            parts = [part for part in fault['loc'] if part != '[key]' and not str(part).startswith('type:')]
+            at = key or ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in parts)
+            value = parts[-1] if '[key]' in fault['loc'] else fault['input']
+            expected = str(fault['ctx']['error']) if fault['type'] == 'value_error' else fault['msg']  # pyright: ignore
+            what = f'{where(at.removeprefix("."))}: {value!r}'
+            if fault['type'] == 'missing' and isinstance(parts[-1], str):
+                what, expected = f'{where(at.removeprefix("."))}: required but not set', 'a value'
+            elif fault['type'] == 'unexpected_keyword_argument':  # OmegaConf refuses those of other dataclasses
+                names = [field.name for field in fields(teacher_types(OneTeacher)[fault['loc'][-2]])]
+                what, expected = f'{where(at.removeprefix("."))}: unknown key', f'one of {", ".join(names)}'
+            for ours, pattern in (('', r'^\w+ should (be|have) (a valid )?'), ('', r' after validation, not \d+'),
+                                  ('one value more', r'^Field required'), ('', r', unable to .*'),
+                                  ('at least', 'greater than or equal to'), ('at most', 'less than or equal to')):
+                expected = re.sub(pattern, ours, expected)
             faults.setdefault(what, []).append(expected)
         raise ConfigError('; '.join(f'{what}, expected {" or ".join(expected)}'
                                     for what, expected in faults.items())) from None
@@ -212,36 +215,11 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
-def _describe(error: Any, key: str, where: Callable[[str], str]) -> tuple[str, str]:
-    """What pydantic says about one value, with our names for it: key and value, and what was expected."""
-    parts = [part for part in error['loc'] if part != '[key]' and not str(part).startswith('type:')]
-    key = key or ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in parts).removeprefix('.')
-    if error['type'] == 'missing' and isinstance(parts[-1], str):
-        return f'{where(key)}: required but not set', 'a value'
-    if error['type'] == 'unexpected_keyword_argument':
-        # OmegaConf refuses those of other dataclasses.
-        fields = dataclasses.fields(teacher_types(OneTeacher)[error['loc'][-2]])
-        return f'{where(key)}: unknown key', f'one of {", ".join(field.name for field in fields)}'
-    value = parts[-1] if '[key]' in error['loc'] else error['input']
-    expected = str(error['ctx']['error']) if error['type'] == 'value_error' else _expected(error['msg'])
-    return f'{where(key)}: {value!r}', expected
-
-
-def _expected(message: str) -> str:
-    """What pydantic wants, out of its whole sentence."""
-    for ours, pattern in (('', r'^\w+ should (be|have) (a valid )?'), ('', r' after validation, not \d+'),
-                          ('one value more', r'^Field required'), ('', r', unable to .*'),
-                          ('at least', 'greater than or equal to'), ('at most', 'less than or equal to')):
-        message = re.sub(pattern, ours, message)
-    return message
-
-
 def read_config(schema: type[T], folder: Union[str, Path]) -> T:
-    """The `config.yaml` that a run of `schema` left in its folder.
+    """The `config.yaml` that a run of `schema` left in its folder; errors also as of `read_resolved`.
 
     Raises:
-        ConfigError: There is none, it is of another recipe, or asks for values from outside, as from the environment.
-        FileError: It is not YAML.
+        ConfigError: There is none, or it is of another recipe.
     """
     path = Path(folder) / 'config.yaml'
     if not path.is_file():
@@ -251,12 +229,8 @@ def read_config(schema: type[T], folder: Union[str, Path]) -> T:
 
 
 def read_resolved(path: Union[str, Path]) -> Any:
-    """The content of a YAML file that came with a run, in which nothing is resolved once more.
-
-    Raises:
-        ConfigError: A text in it asks for another value, as for one of the environment.
-        FileError: The file is missing, or not YAML.
-    """
+    """The content of a YAML file that came with a run; a ConfigError if a text asks for another value, as for one of
+    the environment, and a FileError if the file is missing, or not YAML."""
     text = read_text(path, 'YAML')
     with reading(path, 'YAML'):
         for event in yaml.parse(text, _Loader):
@@ -268,9 +242,7 @@ def read_resolved(path: Union[str, Path]) -> Any:
 
 def save_config(config: Any, folder: Union[str, Path]) -> None:
     """Write the resolved configuration to `folder`/config.yaml."""
-    path = Path(folder) / 'config.yaml'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+    write_text(Path(folder) / 'config.yaml', OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
 
 
 def _read_file(path: str) -> tuple[str, yaml.Node]:
@@ -278,15 +250,6 @@ def _read_file(path: str) -> tuple[str, yaml.Node]:
     if tree is not None and not isinstance(tree, yaml.MappingNode):
         raise ConfigError(f'{path}: expected a mapping of keys to values at the top')
     return path, tree or yaml.MappingNode(_MAP, [])
-
-
-def _read_override(text: str) -> tuple[str, yaml.Node]:
-    key, value = text.split('=', 1)
-    # A shell hands `key=''` on as `key=`, which YAML would read as null.
-    tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})') or yaml.ScalarNode(_NULL, '')
-    for name in reversed(key.split('.')):
-        tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name), tree)])
-    return _COMMAND_LINE, tree
 
 
 def _parse(text: str, where: str) -> Optional[yaml.Node]:
@@ -334,35 +297,24 @@ def _has_entries(kind: Any) -> bool:
 
 def _misshapen(kind: Any, node: yaml.Node) -> Optional[str]:
     """What was expected if a type is a mapping or list and the node is not; OmegaConf does not always name the key."""
-    stands_for_it = node.tag == _NULL or node.value == MISSING or node.value[:2] == '${'
-    if typing.get_origin(kind) is list:
-        wanted, name = yaml.SequenceNode, 'a list'
-    elif is_dataclass(kind) or typing.get_origin(kind) is dict:
-        wanted, name = yaml.MappingNode, 'a mapping of keys to values'
-    else:
+    if node.tag == _NULL or node.value == MISSING or node.value[:2] == '${':
         return None
-    return None if stands_for_it or isinstance(node, wanted) else name
+    if typing.get_origin(kind) is list:
+        return None if isinstance(node, yaml.SequenceNode) else 'a list'
+    is_mapping = is_dataclass(kind) or typing.get_origin(kind) is dict
+    return 'a mapping of keys to values' if is_mapping and not isinstance(node, yaml.MappingNode) else None
 
 
-def _unknown(key: str, error: ConfigKeyError) -> str:
-    """What may have been meant by a key that OmegaConf does not find in a dataclass."""
-    assert dataclasses.is_dataclass(error.object_type)
-    prefix, name = key.removesuffix(str(error.key)), str(error.key)
-    names = [field.name for field in dataclasses.fields(error.object_type)]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f'unknown key; did you mean {prefix}{near[0]}?' if near else f'unknown key; valid keys: {", ".join(names)}'
-
-
-def _check_secrets(node: Any, key: str, origins: dict[str, str]) -> None:
+def _check_secrets(node: Any, key: str, where: Callable[[str], str]) -> None:
     """Raise for a URL with a password or token, which every run would write into its config.yaml and its messages."""
     if isinstance(node, dict):
         for name, value in node.items():
-            _check_secrets(value, f'{key}.{name}' if key else str(name), origins)
+            _check_secrets(value, f'{key}.{name}' if key else str(name), where)
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            _check_secrets(value, f'{key}[{i}]', origins)
+            _check_secrets(value, f'{key}[{i}]', where)
     elif isinstance(node, str) and _SECRET.search(node):
-        raise ConfigError(f'{_where(key, origins)}: put no password or token into a URL; Streaming reads credentials '
+        raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
                           'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
 
 
@@ -379,10 +331,6 @@ def unwrap_optional(hint: Any) -> Any:
     return hint
 
 
-def _where(key: str, origins: dict[str, str]) -> str:
-    return f'{key} ({origins[key]})' if key in origins else key
-
-
 def _first_line(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
-    return re.sub(r'(\d{100})\d+', r'\1…', str(cause).splitlines()[0])
+    return str(cause).splitlines()[0]

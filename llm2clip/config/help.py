@@ -18,18 +18,14 @@ from omegaconf import MISSING
 from llm2clip.config.files import unwrap_optional
 from llm2clip.config.teacher import teacher_types
 
-__all__ = ['field_docs', 'recipe_help']
+__all__ = ['recipe_help']
 
 _WIDTH = 100
 
 
 def recipe_help(schema: type, doc: str) -> str:
-    """All that a recipe can be given.
-
-    Args:
-        schema: One of the dataclasses of `llm2clip.config`.
-        doc: Docstring of the recipe: what it does, a colon, and how it is called.
-    """
+    """All that a recipe can be given, by one of the dataclasses of `llm2clip.config` and the recipe's docstring: what
+    it does, a colon, and how it is called."""
     what, _, call = ' '.join(doc.split()).partition(': ')
     about = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys that '
              'belong together are indented; written in one word they are joined by dots. <name> is a name that you '
@@ -37,25 +33,19 @@ def recipe_help(schema: type, doc: str) -> str:
     return '\n'.join([f'{what}.', '', f'  {call}', '', *textwrap.wrap(about, _WIDTH), '', *_lines(schema, '', {})])
 
 
+@functools.cache
 def field_docs(schema: type) -> dict[str, str]:
     """Field -> its docstring, for those that have one, inherited ones included.
 
     Python does not keep the strings below the fields of a class, so they are read from its source.
     """
     docs: dict[str, str] = {}
-    for base in reversed(schema.__mro__):
-        docs |= _own_docs(base) if dataclasses.is_dataclass(base) else {}
-    return docs
-
-
-@functools.cache
-def _own_docs(schema: type) -> dict[str, str]:
-    definition = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for field, after in zip(definition.body, definition.body[1:]):
-        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            docs[ast.unparse(field.target)] = ' '.join(str(after.value.value).split())
+    for base in (base for base in reversed(schema.__mro__) if dataclasses.is_dataclass(base)):
+        definition: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        for field, after in zip(definition.body, definition.body[1:]):
+            text = after.value if isinstance(after, ast.Expr) else None
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant):
+                docs[ast.unparse(field.target)] = ' '.join(str(text.value).split())
     return docs
 
 
@@ -70,9 +60,13 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
         teachers = teacher_types(typing.get_args(annotated[field.name])[-1] if typing.get_origin(hint) is dict else
                                  annotated[field.name])
         nested, path = _nested(hint, key)
-        default = _default(field)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         name = _type_name(hint).replace('any', 'str | mapping') if teachers else _type_name(hint)
-        yield f'{indent}{key}: {name}' + (f' = {default}' if default is not None else '')
+        line = f'{indent}{key}: {name}'
+        if not dataclasses.is_dataclass(default) and default not in (MISSING, dataclasses.MISSING):  # as YAML
+            text = yaml.safe_dump(default, default_flow_style=True, sort_keys=False, width=10_000)
+            line += ' = ' + text.removesuffix('\n').removesuffix('\n...')
+        yield line
         about = (inspect.getdoc(nested) or '').split('\n\n')[0] if nested is not None else ''
         doc = docs.get(field.name) or ' '.join(about.split())
         if nested in shown:
@@ -98,15 +92,6 @@ def _nested(hint: Any, key: str) -> tuple[Optional[type], str]:
     part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
     path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')
     return (typing.cast(type, part) if dataclasses.is_dataclass(part) else None), path
-
-
-def _default(field: Any) -> Optional[str]:
-    """As YAML; None for a key that is required or has keys of its own."""
-    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if dataclasses.is_dataclass(value) or value in (MISSING, dataclasses.MISSING):
-        return None
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
-    return text.removesuffix('\n').removesuffix('\n...')
 
 
 def _type_name(hint: Any) -> str:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models and losses: text encoder, vision tower, adapter."""
+"""Models and losses: text encoder, vision tower, adapter; and what a plan takes for granted."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, Optional
@@ -16,6 +16,7 @@ from llm2clip.config.ranges import (
     Finite,
     Natural,
     Positive,
+    SampleCount,
     Share,
     Text,
     Texts,
@@ -24,8 +25,8 @@ from llm2clip.config.ranges import (
 )
 
 __all__ = [
-    'AdapterConfig', 'ClipTextConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'TextEncoderConfig',
-    'TrainedTextConfig', 'VisionConfig',
+    'AdapterConfig', 'ClipTextConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig',
+    'TextEncoderConfig', 'TrainedTextConfig', 'VisionConfig',
 ]
 
 
@@ -90,15 +91,12 @@ class TrainedTextConfig:
     """Text encoders that stage 2 trains beside the vision tower: LoRA on the LLM, CLIP's own text tower, or both."""
 
     lora: Optional[LoraConfig] = None
-    """The LLM in the folder `teacher` reads the captions itself, and new LoRA weights of it are trained (paper, table
-    A4).  Unset: it is frozen."""
+    """Train new LoRA weights of the LLM in the folder `teacher` (paper, table A4).  Unset: it is frozen."""
     clip: Optional[ClipTextConfig] = None
-    """CLIP's text tower, which reads the captions and is trained.  Without `method`, it takes the place of the LLM, and
-    CLIP is fine-tuned directly."""
+    """CLIP's text tower, which is trained on the captions; without `method`, in place of the LLM."""
     method: Optional[Literal['b', 'c', 'd']] = None
     """Keep CLIP's text tower beside the LLM, by the letters of the paper (section 3.2, table 9): `b`, both attract the
-    image features, each by a loss of its own; `c`, and each other; `d`, as `b`, and so does a projection of both,
-    concatenated."""
+    image features; `c`, and each other; `d`, as `b`, and so does a projection of both, concatenated."""
 
 
 @dataclass
@@ -173,9 +171,8 @@ class ModelConfig:
     """From the tower's width to `embed_dim`: `linear`; `affine`, which has a bias; `identity`, where both are equal; or
     `pretrained`, the one that the tower was trained with, into the space of its own CLIP."""
     visual_projection_init: Literal['orthogonal', 'clip', 'eva'] = 'orthogonal'
-    """How a `linear` or `affine` one begins: `orthogonal`, which keeps the angles between the tower's features; or at
-    random, as in the official code: `clip`, with standard deviation 1 / sqrt(tower's width), as there for OpenAI's
-    towers, or `eva`, with 0.00002, as there for EVA02's, so that the first steps replace it.  A bias begins at 0."""
+    """How a `linear` or `affine` one begins: `orthogonal`, which keeps the angles between the tower's features, or, as
+    in the official code, at random with standard deviation 1 / sqrt(tower's width) (`clip`) or 0.00002 (`eva`)."""
     logit_scale: Positive = 1 / 0.07
     """Factor on the cosine similarities at the beginning."""
     logit_bias: Optional[Finite] = None
@@ -196,5 +193,28 @@ class LossConfig:
     """Rows of the logit matrix that a rank computes at once, among those of its own images.  Unset: all of them."""
     dims: Dims = field(default_factory=list)
     """Average over the losses of the first so many dimensions of the features, each time scaled to length 1
-    (Matryoshka): `[64, 128, 256, 512]`, up to `model.embed_dim`.  The first 64 dimensions are then features, too.
-    Empty: one loss, of all dimensions."""
+    (Matryoshka): `[64, 128, 256, 512]`, up to `model.embed_dim`.  Empty: one loss, of all dimensions."""
+
+
+@dataclass
+class PlanConfig:
+    """What a run would need and what would go wrong: said in place of running it, on any machine, without GPU."""
+
+    plan: bool = False
+    """Print it, from the datasets' indexes and a dry run of a step, and stop."""
+    plan_ranks: Optional[Count] = None
+    """GPUs to plan for.  Unset: as many as the launcher starts."""
+    plan_samples: Optional[SampleCount] = None
+    """Samples per epoch, or to embed, for data that is not there yet; no dataset is then looked at."""
+    plan_tokens: Optional[Count] = None
+    """Mean number of tokens of a text, template included, for time and price.  Unset: estimated from the first shard,
+    by four characters per token, or else the longest that the encoder reads."""
+    plan_llm: Optional[Text] = None
+    """Folder with the `config.json` of the LLM, or of the one that the teacher will be: a plan then needs neither the
+    network nor the teacher."""
+    plan_gpu: Literal['A100', 'H100', 'H200', 'B200'] = 'H100'
+    """GPU that the step has to fit."""
+    plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of a GPU's peak at which the FLOPs of a step, recomputation included, are taken to be computed."""
+    plan_price: Optional[Positive] = None
+    """Price of one GPU-hour, in any currency."""

@@ -8,6 +8,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar, Union
 from urllib.parse import urlparse
 
@@ -27,45 +28,24 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, its origin and what was expected."""
 
 
-def _expect(allowed: bool, value: T, expected: str) -> T:
-    if not allowed:
-        raise ValueError(expected)
-    return value
+def _must(allowed: Callable[[Any], object], expected: str) -> AfterValidator:
+    def check(value: T) -> T:
+        if not allowed(value):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(check)
 
 
-_TIME = re.compile(r'(\d+(?:\.\d+)?(?:e\d+)?)(iter|ep|ba|sp|tok|sec|dur)')
-
-
-def _time(value: str) -> str:
-    match = _TIME.fullmatch(value)
+def _is_time(value: str) -> bool:
+    match = re.fullmatch(r'(\d+(?:\.\d+)?(?:e\d+)?)(iter|ep|ba|sp|tok|sec|dur)', value)
     number, unit = (float(match[1]), match[2]) if match else (0.0, '')
-    allowed = number <= 1 if unit == 'dur' else number == int(number)
-    return _expect(number > 0 and allowed, value,
-                   'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) or 0.1dur (of max_duration)')
+    return number > 0 and (number <= 1 if unit == 'dur' else number == int(number))
 
 
-def _duration(value: str) -> str:
-    length = 'a length above 0, such as 4ep (epochs), 1000ba (batches) or 3e6sp (samples)'
-    try:
-        return _expect(not _time(value).endswith('dur'), value, length)
-    except ValueError:
-        raise ValueError(length) from None
-
-
-def _size(value: str) -> str:
-    return _expect(re.fullmatch(r'\d*\.?\d*[1-9]\d*\.?\d*([kmgtpezy]?b)?', value.strip().lower()) is not None, value,
-                   'a size above 0, such as 64mb or 200gb')
-
-
-# What file systems allow, less what is added to the name of what is not complete.
-_LONGEST_NAME = 200
-
-
-def _folder_name(value: str) -> str:
-    allowed = value.isprintable() and value[:1] not in ('', '.') and '/' not in value
-    return _expect(allowed and len(value.encode()) <= _LONGEST_NAME, value,
-                   'the name of a folder, which neither begins with a dot nor holds a slash, of at most '
-                   f'{_LONGEST_NAME} bytes')
+def _is_folder_name(value: str) -> bool:
+    # What file systems allow, less what is added to the name of what is not complete.
+    return value.isprintable() and value[:1] not in ('', '.') and '/' not in value and len(value.encode()) <= 200
 
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
@@ -73,41 +53,23 @@ def _elsewhere(remote: str, info: ValidationInfo) -> str:
     key = 'local' if 'local' in info.data else 'out'
     folder, place = info.data.get(key, ''), urlparse(remote)
     path = place.path if place.scheme == 'file' else remote
-    same = place.scheme in ('', 'file') and (os.path.realpath(path) == os.path.realpath(folder) or (
-        os.path.exists(path) and os.path.exists(folder) and os.path.samefile(path, folder)))
-    return _expect(not same, remote, f'another place than {key}, {folder}')
-
-
-def _drawable(weights: dict[str, float]) -> dict[str, float]:
-    return _expect(not weights or sum(weights.values()) > 0, weights, 'one weight above 0 at least')
-
-
-def _checkpoints_kept(value: int) -> int:
-    return _expect(value > 0 or value == -1, value, 'at least 1, or -1 to keep all')
-
-
-def _ascending(values: list[float]) -> list[float]:
-    return _expect(values == sorted(values), values, 'the smaller value first')
-
-
-def _increasing(values: list[int]) -> list[int]:
-    return _expect(values == sorted({*values}), values, 'each value larger than the one before')
-
-
-def _different(values: list[str]) -> list[str]:
-    return _expect(len({*values}) == len(values), values, 'different values')
+    if place.scheme in ('', 'file') and (os.path.realpath(path) == os.path.realpath(folder) or (
+            os.path.exists(path) and os.path.exists(folder) and os.path.samefile(path, folder))):
+        raise ValueError(f'another place than {key}, {folder}')
+    return remote
 
 
 # A part that is chosen by name: that name, mostly, and its arguments.
 Component = dict[str, Any]
 # A text that is not empty, such as a name or a path.
 Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_different)]
-FolderName = Annotated[str, AfterValidator(_folder_name)]
+Texts = Annotated[list[Text], Field(min_length=1), _must(lambda texts: len({*texts}) == len(texts), 'different values')]
+FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot nor holds a '
+                                  'slash, of at most 200 bytes')]
 # Beside `local` or `out`, which stands before it.
 Remote = Annotated[Text, AfterValidator(_elsewhere)]
 Count = Annotated[int, Field(ge=1)]
-Dims = Annotated[list[Count], AfterValidator(_increasing)]
+Dims = Annotated[list[Count], _must(lambda dims: dims == sorted({*dims}), 'each value larger than the one before')]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # `15e6` is a float.
@@ -120,14 +82,19 @@ HeldOutShare = Annotated[float, Field(ge=0, lt=1)]
 # A number or a share of the images, or split -> number of images.
 HeldOut = Union[Weight, Annotated[dict[FolderName, Count], Field(min_length=1)]]
 CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2),
-                      AfterValidator(_ascending)]
-CheckpointsKept = Annotated[int, AfterValidator(_checkpoints_kept)]
+                      _must(lambda values: values == sorted(values), 'the smaller value first')]
+CheckpointsKept = Annotated[int, _must(lambda n: n > 0 or n == -1, 'at least 1, or -1 to keep all')]
 # Name -> how often it is drawn.
-Mix = Annotated[dict[Text, Weight], AfterValidator(_drawable)]
+Mix = Annotated[dict[Text, Weight], _must(lambda weights: not weights or sum(weights.values()) > 0,
+                                          'one weight above 0 at least')]
 # As Composer and Streaming write them.
-Time = Annotated[str, AfterValidator(_time)]
-Duration = Annotated[str, AfterValidator(_duration)]
-Size = Annotated[str, AfterValidator(_size)]
+Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) or 0.1dur '
+                            '(of max_duration)')]
+Duration = Annotated[str, _must(lambda value: _is_time(value) and not value.endswith('dur'),
+                                'a length above 0, such as 4ep (epochs), 1000ba (batches) or 3e6sp (samples)')]
+Size = Annotated[str, _must(
+    lambda value: re.fullmatch(r'(?i)\s*\d*\.?\d*[1-9]\d*\.?\d*([kmgtpezy]?b)?\s*', value),
+    'a size above 0, such as 64mb or 200gb')]
 AccuracyMetric = Literal['top1', 'mean_per_class']
 DeviceName = Literal['gpu', 'cpu']
 EngineName = Literal['local', 'ray']

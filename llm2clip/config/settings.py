@@ -11,7 +11,7 @@ from typing import Any, Optional, TypeVar
 from omegaconf import OmegaConf
 
 from llm2clip.config.files import read_config
-from llm2clip.config.planning import PlanConfig
+from llm2clip.config.models import PlanConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.training import TrainConfig
 
@@ -37,23 +37,19 @@ def learned_settings(config: TrainConfig) -> dict[str, Any]:
 
     A dataset is known by its `remote`, if it has one, since `local` is then a cache; otherwise by `local`.
     """
-    return _without_changeable(OmegaConf.to_container(OmegaConf.structured(config)))
+    def learned(node: Any) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        left_out = _MAY_CHANGE | ({'local'} if node.get('remote') else set())
+        return {str(name): learned(value) for name, value in node.items() if name not in left_out}
 
-
-def _without_changeable(config: Any) -> Any:
-    if not isinstance(config, Mapping):
-        return config
-    left_out = _MAY_CHANGE | ({'local'} if config.get('remote') else set())
-    return {str(name): _without_changeable(value) for name, value in config.items() if name not in left_out}
+    return learned(OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) -> None:
     """Raise a ConfigError that names the first setting of a run that is not as it was, with both values.
 
-    Args:
-        found: The `learned_settings` that the run was begun with.
-        config: Those that are asked for.
-        where: Where the former ones were found.
+    `found` are the `learned_settings` that the run began with, and `where` says where they were found.
     """
     if (differing := difference(found, learned_settings(config))) is not None:
         raise ConfigError(f'save_folder: {where} was trained with other settings than these: {differing}; a run keeps '
@@ -61,11 +57,7 @@ def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) ->
 
 
 def settings_in_folder(config: C) -> Optional[C]:
-    """The configuration in the `save_folder` of a run, None if it has none.
-
-    Raises:
-        ConfigError: It decides to learn something else than `config` does.
-    """
+    """The configuration in the `save_folder` of a run, None if it has none; checked as `check_settings` does."""
     if not Path(config.save_folder, 'config.yaml').is_file():
         return None
     there = read_config(type(config), config.save_folder)

@@ -10,8 +10,7 @@ from omegaconf import MISSING
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
 
 from llm2clip.config.data import DatasetConfig
-from llm2clip.config.models import TextEncoderConfig
-from llm2clip.config.planning import PlanConfig
+from llm2clip.config.models import PlanConfig, TextEncoderConfig
 from llm2clip.config.ranges import Count, DeviceName, EngineName, FolderName, Positive, Remote, TeacherPrecision, Text
 
 __all__ = [

@@ -17,10 +17,10 @@ from llm2clip.config.models import (
     LossConfig,
     MNTPConfig,
     ModelConfig,
+    PlanConfig,
     TextEncoderConfig,
     TrainedTextConfig,
 )
-from llm2clip.config.planning import PlanConfig
 from llm2clip.config.ranges import (
     CheckpointsKept,
     Component,
@@ -169,8 +169,8 @@ class InheritanceConfig(TrainConfig):
     instance: Weight = 1.0
     """Factor on the mean squared distance of the features from those of CLIP."""
     structure: Weight = 1.0
-    """Factor on the mean, over all pairs of the global batch, of the smooth L1 loss between the distance of two
-    captions' features and that of CLIP's."""
+    """Factor on the mean smooth L1 loss, over all pairs of the global batch, between distances of two captions'
+    features and of CLIP's."""
     block_size: Optional[Count] = None
     """Rows of the matrix of distances that a rank computes at once, among those of its own captions.  Unset: all."""
     train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
@@ -200,8 +200,7 @@ class OnlineConfig:
 
 @dataclass
 class SelfDistillationConfig:
-    """Hold the image features of stage 2 to those of a frozen copy of tower and projection as they began, which sees
-    the same pixels (ProCLIP, arXiv 2510.18795)."""
+    """Hold image features to those of a frozen copy of the initial weights (ProCLIP, arXiv 2510.18795)."""
 
     enabled: bool = False
     """Add to the loss what follows."""

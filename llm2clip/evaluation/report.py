@@ -13,11 +13,11 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import ConfigError, ReportConfig
 from llm2clip.drawing import drawing
 from llm2clip.evaluation.tables import Table, measure, partial_note, result_tables
 from llm2clip.files import read_json, read_text, reading, write_text
-from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 __all__ = ['report_page', 'write_page', 'write_report']

@@ -157,7 +157,7 @@ def export_folder(
     model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, teacher: Union[_Teacher, Sequence[_Teacher]],
     out: Union[str, Path], *, remote_code: bool = False, run: Optional[Stage2Config] = None, interpolate: float = 1.0,
 ) -> None:
-    """Write everything that `AutoModel.from_pretrained` needs after ``import llm2clip``.
+    """Write everything that `AutoModel.from_pretrained` needs after this module was imported.
 
     With one LLM as teacher, also what `AutoProcessor` and the pipeline ``zero-shot-image-classification`` need.
     The folder is read back, and appears only if it gives the features of `model`.

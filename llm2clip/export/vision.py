@@ -21,7 +21,7 @@ from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
-from llm2clip.data.images import open_image
+from llm2clip.data.images import Preprocessing, open_image
 from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
 from llm2clip.export.model_card import model_card
 from llm2clip.folders import complete_folder
@@ -29,7 +29,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
 from llm2clip.teacher.fingerprint import TeacherRecord
 
-__all__ = ['KIND', 'export_vision']
+__all__ = ['KIND', 'export_vision', 'image_processor', 'upright_source']
 
 KIND = 'vision tower'
 
@@ -78,14 +78,27 @@ def export_vision(
 
     with complete_folder(out, KIND) as unfinished:
         name, use = (_save_timm if of_timm else _save_transformers)(model, unfinished, projection, expected)
-        # For pictures as those libraries take them.
-        source = Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
         card = model_card(config, record.teacher, run, interpolate, template='vision.md.j2',
-                          title=f'Vision tower of LLM2CLIP, {name}', projection=projection, upright_source=source,
+                          title=f'Vision tower of LLM2CLIP, {name}', projection=projection,
+                          upright_source=upright_source(),
                           library_name='timm' if of_timm else 'transformers',
                           pipeline_tag='image-feature-extraction', **use)
         card.save(unfinished / 'README.md')
     return name
+
+
+def upright_source() -> Markup:
+    """The code of `upright_rgb` for model cards, without its imports."""
+    return Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
+
+
+def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
+    """The evaluation transform of upright RGB pictures, as transformers has it."""
+    size = preprocessing.image_size
+    return CLIPImageProcessorFast(
+        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
+        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
+        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
 
 
 def _save_timm(
@@ -143,12 +156,7 @@ def _save_transformers(
     native.save_pretrained(folder, safe_serialization=True)
     preprocessing = model.vision_encoder.preprocessing
     size = preprocessing.image_size
-    # The evaluation transform of upright RGB pictures.
-    CLIPImageProcessorFast(
-        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
-        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
-        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std),
-        do_convert_rgb=True).save_pretrained(folder)
+    image_processor(preprocessing).save_pretrained(folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}

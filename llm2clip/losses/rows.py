@@ -18,7 +18,7 @@ from typing import Any, Optional
 import torch
 import torch.distributed
 
-from llm2clip.float32 import in_float32
+from llm2clip.device import in_float32
 
 __all__ = ['Ignored', 'all_gather', 'first_row', 'partners_of', 'sigmoid_loss', 'softmax_loss', 'with_gradients']
 

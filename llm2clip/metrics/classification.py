@@ -7,7 +7,7 @@ torchmetrics."""
 import torch
 import torch.nn.functional as F
 
-from llm2clip.float32 import in_float32
+from llm2clip.device import in_float32
 from llm2clip.metrics.retrieval import Collected, recall
 
 __all__ = [

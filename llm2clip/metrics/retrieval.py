@@ -9,7 +9,7 @@ import torch
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from llm2clip.float32 import in_float32
+from llm2clip.device import in_float32
 from llm2clip.metrics.bootstrap import Outcomes
 
 __all__ = [

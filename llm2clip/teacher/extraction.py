@@ -39,7 +39,7 @@ from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.vectors import vector_columns, vector_rows
 from llm2clip.engine import Engine, Work
 from llm2clip.files import read_json, writing
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 

@@ -27,8 +27,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, read_json, reading, write_json
 from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config, load_tokenizer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder

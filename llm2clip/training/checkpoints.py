@@ -32,9 +32,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, reading
-from llm2clip.folders import reaching
 from llm2clip.ranks import agreed
 from llm2clip.remote_code.checks_llm2clip import check_finite
+from llm2clip.remotes import reaching
 from llm2clip.weights import read_pickle
 
 __all__ = ['find_checkpoint', 'read_latest', 'written_checkpoints']

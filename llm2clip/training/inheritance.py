@@ -18,6 +18,7 @@ from llm2clip.folders import check_replaceable
 from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inheritance import TARGET_METRICS, ComposerInheritance, TextSide
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, sidecar_teacher
+from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.resumption import is_complete, write_settings
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit

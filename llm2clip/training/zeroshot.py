@@ -22,9 +22,8 @@ from llm2clip.config import Stage2Config
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.zeroshot import ZeroshotSet
-from llm2clip.device import open_device
+from llm2clip.device import exact_float32, open_device
 from llm2clip.files import FileError
-from llm2clip.float32 import exact_float32
 from llm2clip.metrics.classification import mean_of_prompts
 from llm2clip.models.llm2clip import MULTILABEL_METRICS, ZEROSHOT_METRICS
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher

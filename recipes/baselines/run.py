@@ -1,47 +1,23 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLM2CLIP beside what one would use in its place, on photographs: python -m recipes.baselines.run [--out FOLDER] …
+"""LLM2CLIP beside what one would use in its place, on photographs: python -m recipes.baselines.run
 
 Trains and embeds with open_clip and sentence-transformers what `make photographs` prepared, each in the same way as
 LLM2CLIP does, all else equal, on the CPU; `stage1.py`, `stage2.py` and `extraction.py` say what is equal.
-`FOLDER/baselines.md` has the tables and `FOLDER/baselines.json` the numbers.  What is done is not done again; a
+`baselines.md` has the tables and `baselines.json` the numbers.  What is done is not done again; a
 measurement that was interrupted begins anew.
 """
 
-import argparse
 import importlib.util
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from llm2clip.files import write_json
 from recipes.baselines import extraction, stage1, stage2
-from recipes.baselines.setting import CAPTIONS, Setting, machine
+from recipes.baselines.setting import Setting, machine
 from recipes.benchmarks.measuring import markdown_table
-
-
-def parse() -> Setting:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=Path('runs/photographs/baselines'))
-    parser.add_argument('--photographs', type=Path, default=Path('runs/photographs'),
-                        help='with data/, stage1/teacher/ and embeddings/')
-    parser.add_argument('--epochs', type=int, default=5, help=f'of stage 2, a multiple of {CAPTIONS}')
-    parser.add_argument('--batch', type=int, default=128, help='photographs per step of stage 2')
-    parser.add_argument('--steps', type=int, default=150, help='of stage 1')
-    parser.add_argument('--pairs', type=int, default=32, help='of captions per step of stage 1')
-    parser.add_argument('--threads', type=int, default=os.cpu_count())
-    setting = Setting(**vars(parser.parse_args()))
-    if setting.epochs < CAPTIONS or setting.epochs % CAPTIONS:
-        parser.error(f'--epochs: {setting.epochs} is no multiple of {CAPTIONS}')
-    if not (setting.photographs / 'embeddings/config.yaml').is_file():
-        parser.error(f'--photographs: there is no {setting.photographs}/embeddings/config.yaml, which '
-                     '`make photographs` writes')
-    missing = [name for name in ('open_clip', 'sentence_transformers') if importlib.util.find_spec(name) is None]
-    if missing:
-        parser.error(f'{" and ".join(missing)} must be installed: uv sync --inexact --group baselines')
-    return setting
 
 
 def to_markdown(found: Mapping[str, Any]) -> str:
@@ -76,6 +52,8 @@ def to_markdown(found: Mapping[str, Any]) -> str:
 
 
 def main(setting: Setting) -> None:
+    if missing := [name for name in ('open_clip', 'sentence_transformers') if importlib.util.find_spec(name) is None]:
+        raise SystemExit(f'{" and ".join(missing)} must be installed: uv sync --inexact --group baselines')
     os.environ.update({'OMP_NUM_THREADS': str(setting.threads), 'HF_HUB_OFFLINE': '1'})
     found = {
         'machine': machine(setting.threads),
@@ -88,4 +66,4 @@ def main(setting: Setting) -> None:
 
 
 if __name__ == '__main__':
-    main(parse())
+    main(Setting())

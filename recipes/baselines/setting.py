@@ -3,6 +3,7 @@
 
 """What all comparisons have in common."""
 
+import os
 import platform
 import shutil
 import statistics
@@ -31,18 +32,18 @@ SEED, ROUNDS = 17, 3
 class Setting(NamedTuple):
     """Where things are, and how much is trained."""
 
-    out: Path
-    photographs: Path
+    photographs: Path = Path('runs/photographs')
     """What `make photographs` prepared: `data/`, `stage1/teacher/` and `embeddings/`."""
-    epochs: int
-    """Of stage 2 over the photographs."""
-    batch: int
+    out: Path = Path('runs/photographs/baselines')
+    epochs: int = CAPTIONS
+    """Of stage 2 over the photographs, a multiple of `CAPTIONS`."""
+    batch: int = 128
     """Photographs per step of stage 2."""
-    steps: int
+    steps: int = 150
     """Of stage 1."""
-    pairs: int
+    pairs: int = 32
     """Of captions per step of stage 1."""
-    threads: int
+    threads: int = os.cpu_count() or 1
 
     @property
     def train(self) -> Path:

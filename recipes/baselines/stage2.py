@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_index, read_samples
-from llm2clip.steps import SECONDS_FILE, recorded_seconds
 from recipes.baselines.setting import (
     CAPTIONS,
     SEED,

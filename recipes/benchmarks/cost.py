@@ -19,11 +19,10 @@ import torch
 from composer import Callback, State
 from composer.loggers import Logger
 
-from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Config
 from llm2clip.config.files import load_config
-from llm2clip.device import open_device
-from llm2clip.folders import OutputFolder
+from llm2clip.device import computes_bfloat16, open_device
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training.stage2 import make_trainer

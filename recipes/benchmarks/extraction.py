@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import TextEncoderConfig
 from llm2clip.config.files import package_folder
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.texts import wikipedia_summaries
+from llm2clip.device import computes_bfloat16
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_texts
 from llm2clip.teacher.llm import load_text_encoder
 from recipes.benchmarks.measuring import seconds_in_turns, write_result

@@ -31,10 +31,6 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # Seconds between two looks at a process, and at its memory, which takes the kernel a few milliseconds to add up.
 _LOOKS, _MEMORY_LOOKS = 0.1, 0.5
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Processes
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 class ProcessFailedError(RuntimeError):
     """A command ended with an error or took too long; the message has the end of its log."""
@@ -56,16 +52,13 @@ def watch(
         log: File for its output.
         done: The number of training steps that are done.
         memory: Measure the memory, which slows the command down a little.
-        limit: Seconds after which it is killed.
+        limit: Seconds after which it is killed, which raises a ProcessFailedError, as does its failure.
         cwd: Working directory.
         environment: Added to that of this process.
 
     Returns:
         ``seconds``; with `memory` ``peak_gib`` of all its processes (PSS), until the last step if there are any; and if
         there are, ``seconds_per_step``, from the end of the first to the end of the last.
-
-    Raises:
-        ProcessFailedError: It failed, or ran into the limit.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     steps: list[tuple[float, int]] = []
@@ -145,11 +138,6 @@ def seconds_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> d
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Records and tables
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class Record:
     """Variant -> seed -> what was found, in one file, which is kept when runs are removed.
 
@@ -194,18 +182,8 @@ def write_result(
     at_least: Optional[float] = None,
     correct: bool = True,
 ) -> None:
-    """Write `runs/bench/<name>.json`.
-
-    Args:
-        name: Of the benchmark.
-        what: What is measured.
-        against: The alternative in the same run.
-        ratio: The first over the second.
-        found: The raw numbers.
-        at_most: Bound of the ratio.
-        at_least: The same from below; one of both is given.
-        correct: Whether the results of both agree.
-    """
+    """Write `runs/bench/<name>.json`: the ratio of what is measured and of its alternative, whether it keeps its bound,
+    of which one is given, and whether the results of both agree, and the raw numbers."""
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
     bound = at_most if at_most is not None else at_least
     assert bound is not None

@@ -19,7 +19,7 @@ from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
 from llm2clip.config import DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -44,12 +44,12 @@ def write_captions(n: int, out: Path) -> None:
     _write_samples([Sample(f'{i}', _captions(rng)) for i in range(n)], out)
 
 
-def write_images(n: int, out: Path, different: int, size: tuple[int, int] = (640, 480)) -> None:
+def write_images(n: int, out: Path, different: int) -> None:
     """The dataset `out/train` of images, so many of which are different, with a short and a long caption each."""
     rng, words, pictures = np.random.default_rng(0), random.Random(0), []
     for _ in range(different):
-        coarse = Image.fromarray(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
-        coarse.resize(size, Image.Resampling.BICUBIC).save(buffer := io.BytesIO(), 'JPEG', quality=90)
+        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(buffer := io.BytesIO(), 'JPEG', quality=90)
         pictures.append(buffer.getvalue())
     captions = [_captions(words) for _ in range(n)]
     _write_samples([Sample(f'{i}', {key: texts[key] for key in ('short', 'long')}, pictures[i % different])

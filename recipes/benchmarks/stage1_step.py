@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from composer.core.data_spec import default_split_batch
 
-from llm2clip.bfloat16 import computes_bfloat16
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config.files import package_folder
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.texts import wikipedia_summaries
 from llm2clip.data.texts import split_by_length, split_packed
+from llm2clip.device import computes_bfloat16
 from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows

@@ -31,8 +31,8 @@ from llm2clip.data.schema import read_index, read_samples
 from llm2clip.data.streams.paired_stream import PairedStream
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.files import FileError
-from llm2clip.folders import OutputFolder
 from llm2clip.registry import build_source
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.sources import TeacherFolder
 

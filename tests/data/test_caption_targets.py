@@ -22,7 +22,7 @@ from llm2clip.config import (
 from llm2clip.data.image_embeddings import build_image_loader, build_target_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import stored_vector, vectors_of
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint, sidecar_teacher

@@ -20,7 +20,7 @@ from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics

@@ -27,7 +27,7 @@ from llm2clip.data.convert.table import table
 from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.files import FileError
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 CAPTIONS = {'raw': 'raw_caption', 'long': 'longSV_captions'}

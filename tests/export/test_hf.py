@@ -19,7 +19,6 @@ from timm.models.swin_transformer import SwinTransformer
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, pipeline
 
-import llm2clip
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
@@ -48,7 +47,7 @@ def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], teacher_folder: Path) -> None:
     model, out = exported
     loaded = AutoModel.from_pretrained(out)
-    assert isinstance(loaded, llm2clip.LLM2CLIPModel) and not loaded.training
+    assert isinstance(loaded, hf.LLM2CLIPModel) and not loaded.training
     pixels, texts = torch.randn(3, 3, 32, 32), [s.captions['long'] for s in make_samples(5)]
     embedding = encode_texts(*load_teacher(teacher_folder), texts)
     with torch.no_grad():

@@ -27,7 +27,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How many of these tests ran, and where: a green line alone does not say it."""
     ran = [sum('gpu' in report.keywords and report.when == 'call' for report in terminalreporter.stats.get(outcome, []))
            for outcome in ('passed', 'failed')]
-    left_out = sum('gpu' in report.keywords for outcome in ('skipped', 'error')
+    left_out = sum('gpu' in getattr(report, 'keywords', ()) for outcome in ('skipped', 'error')
                    for report in terminalreporter.stats.get(outcome, []))
     if sum(ran) + left_out:
         gpus = torch.cuda.device_count()

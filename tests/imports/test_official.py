@@ -20,7 +20,7 @@ from timm.models.eva import checkpoint_filter_fn
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-import llm2clip  # noqa: F401 - registers the exported model
+import llm2clip.export.hf  # noqa: F401 - registers the exported model
 from llm2clip.config import AdapterConfig, ConfigError, VisionConfig
 from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP

@@ -33,7 +33,7 @@ from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.engine import LostWorkersError, RayEngine, Work
 from llm2clip.files import FileError
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.extraction import Sidecar, extract_by
 from llm2clip.teacher.folder import teacher_fingerprint

@@ -26,8 +26,8 @@ from llm2clip.config import (
 from llm2clip.data.schema import read_columns, read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.data.vectors import stored_vector, vector_rows, vectors_of
-from llm2clip.folders import OutputFolder
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.fingerprint import Fingerprint

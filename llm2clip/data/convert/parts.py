@@ -25,7 +25,8 @@ from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsu
 from llm2clip.data.schema import IMAGE, INDEX, SAMPLE_ID, caption_column, check_shard
 from llm2clip.engine import Work
 from llm2clip.files import FileError, read_json, reading
-from llm2clip.folders import OutputFolder, complete_folder, locked
+from llm2clip.folders import complete_folder, locked
+from llm2clip.remotes import OutputFolder
 
 __all__ = ['PART_FILE', 'PartJob', 'check_options', 'deciding_options', 'excluded_ids', 'input_identity',
            'part_ids', 'read_record', 'writing']

@@ -37,7 +37,7 @@ from llm2clip.data.convert.samples import Dropped, Part
 from llm2clip.data.schema import INDEX, read_index
 from llm2clip.engine import Engine, LocalEngine
 from llm2clip.files import FileError, read_json
-from llm2clip.folders import OutputFolder
+from llm2clip.remotes import OutputFolder
 
 __all__ = ['CARD_FILE', 'is_written', 'write_splits']
 

@@ -30,7 +30,7 @@ from streaming.base.world import World
 from llm2clip.config import ConfigError
 from llm2clip.data.schema import INDEX, dataset_fingerprint, file_damage, parse_index, read_index
 from llm2clip.files import FileError, parse_json, writing
-from llm2clip.folders import is_missing, reaching
+from llm2clip.remotes import is_missing, reaching
 
 __all__ = ['ShardError', 'VerifiedStream']
 

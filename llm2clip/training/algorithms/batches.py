@@ -19,7 +19,7 @@ from pydantic import Field
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from llm2clip.float32 import exact_float32
+from llm2clip.device import exact_float32
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher

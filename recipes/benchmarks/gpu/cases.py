@@ -21,21 +21,14 @@ SCHEMAS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement.
-
-    Attributes:
-        kind: What is run.
-        args: YAML files and overrides.
-        against: The case whose rate this one's is divided by.
-        small: Overrides of the dry run, after all others.
-        warm_up: Steps before the measured ones.
-        steps: Measured steps.
-    """
+    """One measurement: YAML files and overrides, and steps before the measured ones."""
 
     kind: Literal['stage1', 'stage2', 'extraction']
     args: tuple[str, ...]
     against: Optional[str] = None
+    """The case whose rate this one's is divided by."""
     small: tuple[str, ...] = ()
+    """Overrides of the dry run, after all others."""
     warm_up: int = 5
     steps: int = 20
 
@@ -120,13 +113,7 @@ def window(name: str, device: str) -> tuple[int, int]:
 
 
 def arguments(name: str, device: str, run: Path) -> list[str]:
-    """The YAML files and overrides of a case.
-
-    Args:
-        name: Of the case.
-        device: ``gpu``, or ``cpu`` for the dry run.
-        run: Folder that it may write.
-    """
+    """YAML files and overrides of a case, which may write a folder `run`, on ``gpu``, or ``cpu`` for the dry run."""
     case, data, common = CASES[name], OUT / 'data' / device, [f'device={device}']
     if case.kind == 'extraction':
         common += [f'teacher.pretrained={data}/llm', f'out={run}',

@@ -32,10 +32,10 @@ from llm2clip.config import ConfigError, ExtractConfig, Stage1Config, Stage2Conf
 from llm2clip.config.files import load_config
 from llm2clip.device import open_device
 from llm2clip.files import write_json
-from llm2clip.folders import OutputFolder
 from llm2clip.planning.fake import fake_ranks
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.summary import GPUS
+from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import Sidecar, extract_sidecar
 from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source
@@ -120,11 +120,6 @@ def make_data(kind: str, device: str) -> None:
     torch.cuda.empty_cache()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class Window(Callback):
     """Measures the steps after the first ones."""
 
@@ -181,11 +176,6 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
         device_batch=plan.device_batch, microbatch=plan.microbatch, num_workers=data.num_workers)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Extraction
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def extract(config: ExtractConfig) -> Result:
     """As `extract_embeddings` does it, from the first shard that is read to the last that is written."""
     device = open_device(config.device, config.precision)
@@ -208,29 +198,12 @@ def extract(config: ExtractConfig) -> Result:
                    None, plan.cost.peak, found, before=before)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Result
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def summary(
     seconds: float, steps: int, items: int, flops: float, recomputed: float = 0, tokens: int = 0,
     waited: Optional[float] = None, planned: Optional[int] = None, peak: Optional[dict[str, float]] = None, **more: Any
 ) -> Result:
-    """What is written.
-
-    Args:
-        seconds: Between two moments at which the GPU had nothing left to do.
-        steps: Training steps or batches in that time.
-        items: Samples or captions.
-        flops: Those that the plan counts, without recomputation.
-        recomputed: Those besides.
-        tokens: Without padding; 0 for images.
-        waited: Seconds without a batch, as the host sees it.
-        planned: Peak in bytes, as planned.
-        peak: As `memory` gives it.
-        **more: What else is known.
-    """
+    """What is written of `steps` in `seconds`, between two moments at which the GPU had nothing left to do: samples or
+    captions, FLOPs as the plan counts them, tokens without padding, and the peak as planned (bytes) and found."""
     top = (peak_of(torch.cuda.get_device_name()) or 0) * 1e12 * seconds if torch.cuda.is_initialized() else 0
     taken, plan_gib = (peak or {}).get('peak_gib'), None if planned is None else planned / GIB
     return {

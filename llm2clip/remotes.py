@@ -1,0 +1,146 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files in object stores, by Streaming's downloaders and uploaders; Streaming takes seconds to import, which only those
+with a remote should wait for."""
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Optional, Union
+from urllib.parse import urlparse
+
+import backoff
+
+from llm2clip.config import ConfigError
+from llm2clip.files import complete_file, writing
+
+__all__ = ['OutputFolder', 'download', 'is_missing', 'reaching']
+
+_ATTEMPTS = 5
+# Scheme of a remote -> where its library looks for credentials, among other places.
+_CREDENTIALS = {
+    's3': 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials',
+    'gs': 'GCS_KEY and GCS_SECRET in the environment, or GOOGLE_APPLICATION_CREDENTIALS',
+}
+
+
+class OutputFolder:
+    """A folder that is written here and uploaded, file by file, to its remote if it has one.
+
+    Args:
+        local: The folder.
+        remote: Where its files go as well, any place that Streaming's uploaders know; unset, nowhere.
+
+    Raises:
+        ConfigError: Streaming cannot write to such a remote.
+    """
+
+    def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
+        self.local, self.remote = Path(local), remote
+        if remote is not None:
+            from streaming.base.storage.upload import UPLOADERS
+            if urlparse(remote).scheme not in UPLOADERS:
+                raise ConfigError(f'Streaming cannot write to {remote}')
+
+    def __str__(self) -> str:
+        return str(self.local) if self.remote is None else f'{self.local} (and {self.remote})'
+
+    def fetch(self, name: str) -> bool:
+        """Whether the file `name` is here, after downloading it if only the remote has it."""
+        path = self.local / name
+        return path.is_file() or self.remote is not None and download(os.path.join(self.remote, name), path)
+
+    def publish(self, *names: str, keep: bool = True) -> None:
+        """Upload files, in this order; without `keep`, remove them here afterwards."""
+        if self.remote is not None:
+            _upload(self.local, self.remote, names, keep)
+
+    def commit(self, name: str, text: str) -> None:
+        """Write a small file that says that something is complete: what is here is in the remote too."""
+        # Machines that share the folder may have processes of the same number.
+        staging = self.local / f'.staging.{os.getpid()}.{socket.gethostname()}'
+        partial, path = staging / name, self.local / name
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            partial.write_text(text)
+        if self.remote is not None:
+            _upload(staging, self.remote, [name])
+        partial.replace(path)
+        shutil.rmtree(staging)
+
+
+def _upload(folder: Path, remote: str, names: Sequence[str], keep: bool = True) -> None:
+    if urlparse(remote).scheme:
+        from streaming.base.storage import CloudUploader
+        with reaching(remote):
+            uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
+            for name in names:
+                uploader.upload_file(name)
+        return
+    for name in names:  # Streaming's uploader makes no folders, and a reader could see half a file
+        target = Path(remote, name)
+        with complete_file(target) as partial:
+            shutil.copyfile(folder / name, partial)
+        if not keep and not target.samefile(folder / name):  # as where a link inside leads there
+            (folder / name).unlink()
+
+
+def download(remote: str, path: Union[str, Path]) -> bool:
+    """Whether a remote has a file, after downloading it to `path`, in several attempts; it is never seen half written.
+
+    Raises:
+        ConfigError: There are no credentials for the remote.
+    """
+    from streaming.base.storage import CloudDownloader
+    path = Path(path)
+    # Hugging Face's downloader makes folders beside the file.
+    work = path.with_name(f'.{path.name}.{os.getpid()}.part')
+
+    @backoff.on_exception(backoff.expo, Exception, max_tries=_ATTEMPTS,
+                          giveup=lambda error: is_missing(error) or isinstance(error, (ValueError, ImportError)))
+    def attempt() -> None:
+        with reaching(remote), writing(path):
+            CloudDownloader.direct_download(remote, str(work / path.name))
+
+    try:
+        attempt()
+        (work / path.name).replace(path)
+        return True
+    except Exception as error:
+        if is_missing(error):
+            return False
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def reaching(remote: str) -> Iterator[None]:
+    """Raise a ConfigError that names the remote if a block has no credentials for it, as clouds' libraries do not."""
+    try:
+        yield
+    except Exception as error:
+        # Where Google's are missing, Streaming raises a ValueError.
+        said = str(error) if type(error) is ValueError else type(error).__name__
+        if not re.search('Credentials|Authentication', said):
+            raise
+        expected = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
+        raise ConfigError(f'{remote}: no access ({" ".join(str(error).split())}), expected credentials: '
+                          f'{expected}') from error
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether a download failed since the remote has no such file, or lets nobody know."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    if isinstance(error, LocalEntryNotFoundError):  # a FileNotFoundError, but for want of a connection
+        return False
+    response = getattr(error, 'response', None)
+    code = response.get('Error', {}).get('Code') if isinstance(response, dict) else None
+    return (isinstance(error, (FileNotFoundError, EntryNotFoundError))
+            or code in ('404', '403', 'NoSuchKey', 'NoSuchBucket'))
