@@ -199,7 +199,7 @@ def check_values(
             if fault['type'] == 'missing' and isinstance(parts[-1], str):
                 what, expected = f'{where(at.removeprefix("."))}: required but not set', 'a value'
             elif fault['type'] == 'unexpected_keyword_argument':  # OmegaConf refuses those of other dataclasses
-                names = [field.name for field in fields(teacher_types(OneTeacher)[fault['loc'][-2]])]
+                names = [field.name for field in fields(teacher_types(OneTeacher)[str(fault['loc'][-2])])]
                 what, expected = f'{where(at.removeprefix("."))}: unknown key', f'one of {", ".join(names)}'
             for ours, pattern in (('', r'^\w+ should (be|have) (a valid )?'), ('', r' after validation, not \d+'),
                                   ('one value more', r'^Field required'), ('', r', unable to .*'),
