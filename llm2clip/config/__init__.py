@@ -66,7 +66,7 @@ __all__ = [
     'CaptionStreamConfig', 'ClipTextConfig', 'ClipTextTeacherConfig', 'CompositionConfig', 'ConfigError',
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
     'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageStreamConfig',
-    'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig', 'LinearProbeConfig',
+    'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig',
     'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig',
     'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',
     'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig',
