@@ -378,14 +378,11 @@ def test_a_sidecars_shard_whose_entry_is_damaged(tmp_path: Path, teacher_folder:
         assert not (out.local / 'index.json').exists()
 
 
-@pytest.mark.parametrize(['text', 'words'], [('', r'teacher\.json: cannot be read .*, expected JSON, an object'),
-                                             ('[]', r'teacher\.json: holds .*, expected JSON, an object')])
-def test_a_sidecar_whose_record_is_damaged(
-    text: str, words: str, image_dataset: Path, sidecar: Path, tmp_path: Path
-) -> None:
+def test_a_sidecar_whose_record_is_damaged(image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
     shutil.copytree(sidecar, tmp_path / 'sidecar')
-    write('sidecar/teacher.json', text)
-    refused(words, PairedStream(local=str(image_dataset), sidecars=[('sidecar', None)]).open)
+    write('sidecar/teacher.json', '[]')
+    refused(r'teacher\.json: holds .*, expected JSON, an object',
+            PairedStream(local=str(image_dataset), sidecars=[('sidecar', None)]).open)
 
 
 def _shard(**values: Any) -> Change:
@@ -434,7 +431,7 @@ def test_an_index(name: str, change: Change, words: str, dataset: Path, tmp_path
 
 
 def test_an_index_that_is_no_json(tmp_path: Path) -> None:
-    for data in (b'', b'{"version": 2, "sh', b'\xff\xfe\0', b'[1]'):
+    for data in (b'{"version": 2, "sh', b'\xff\xfe\0', b'[1]'):
         write('index.json', data)
         refused(r'index\.json: .*expected (JSON|the index of an MDS dataset)', lambda: read_index('.'))
     with pytest.raises(FileNotFoundError, match=r'there is no MDS dataset in .*photos/index\.json does not exist'):
@@ -442,15 +439,10 @@ def test_an_index_that_is_no_json(tmp_path: Path) -> None:
 
 
 def test_shards_that_are_not_what_the_index_says(dataset: Path, tmp_path: Path) -> None:
-    index = read_index(dataset)
-    path = 'train/' + index['shards'][1]['raw_data']['basename']
-    whole = (dataset.parent / path).read_bytes()
+    shutil.copytree(dataset, 'train')
+    path = 'train/' + read_index(dataset)['shards'][1]['raw_data']['basename']
+    whole = Path(path).read_bytes()
     for data, words in ((whole[:-1], rf'{len(whole) - 1} bytes, expected {len(whole)}'),
                         (whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], 'xxh64 .*, expected')):
-        for shard in index['shards']:
-            name = 'train/' + shard['raw_data']['basename']
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            write(name, (dataset.parent / name).read_bytes())
-        write('train/index.json', json.dumps(index))
         write(path, data)
         refused(rf'the shard {path} is damaged: {words}', lambda: read_samples('train'))

@@ -43,8 +43,7 @@ def text_pairs(
         by_file: Every file becomes a split of its own, called after it: ``fever`` for ``fever.jsonl``.
 
     Raises:
-        ConfigError: No file matches, or two splits would have one name.
-        ValueError: A line is not a pair; the message names file and line.
+        ConfigError, FileError: No file matches, two splits would have one name, or a line is not a pair.
     """
     paths = matching_files(files)
     if by_file and heldout_share:

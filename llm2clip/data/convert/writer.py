@@ -51,8 +51,7 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
     """Whether a dataset is complete; the arguments are as `write_splits` was given them.
 
     Raises:
-        ConfigError: It is, but was written from another source, with other options, or from an input file that has
-            changed since.
+        ConfigError: It is, but was written from another source, with other options, or from a file that has changed.
     """
     if not out.fetch(CARD_FILE):
         return False
