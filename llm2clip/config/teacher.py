@@ -79,7 +79,7 @@ class _OneOf:
 
     def __init__(self, *types: Any, several: bool = False) -> None:
         # Tags stand in the place that an error names, so they begin as no key does.
-        self.types, self.several = {f'type:{one.type}': one for one in types}, several
+        self.types = {f'type:{one.type}': one for one in types}
         unknown = make_dataclass('Unknown', [('type', Literal[tuple(one.type for one in types)])])
         members = {'type:folder': Annotated[str, BeforeValidator(_folder)], 'type:unknown': unknown, **self.types}
         one = Annotated[Union[tuple(Annotated[member, Tag(tag)] for tag, member in members.items())],

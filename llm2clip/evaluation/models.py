@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from composer.devices import Device
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.config import AdapterConfig, ConfigError, EvaluatedModelConfig, Stage2Config
 from llm2clip.config.ranges import TeacherPrecision
@@ -25,9 +25,9 @@ from llm2clip.files import reading
 from llm2clip.models.joint import BothTexts, ConcatenatedTexts
 from llm2clip.models.llm2clip import LLM2CLIP, check_dim, keep_first_dims
 from llm2clip.ranks import in_turns, once_per_node, rows
-from llm2clip.remote_code.checks_llm2clip import check_keys
+from llm2clip.remote_code.checks_llm2clip import check_keys, load_checked, load_config
 from llm2clip.teacher.caption_teacher import CachedTeacher
-from llm2clip.teacher.clip_text import MORE_FILE, ClipTokenizer, load_clip
+from llm2clip.teacher.clip_text import MORE_FILE, ClipTokenizer
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import ClipText, TeacherSource, teacher_in, teacher_sources
 from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
@@ -93,14 +93,16 @@ class HuggingFaceCLIP:
     def __init__(self, name: str, device: Device, precision: TeacherPrecision = 'fp32') -> None:
         self.precision = precision
         where = f'pretrained: {name}'
-        model = load_clip(name, 'pretrained')
-        if not hasattr(model, 'get_image_features'):
-            raise ConfigError(f'{where}, a {type(model).__name__}, has no get_image_features')
+        model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
+                                config=load_config(name, where), dtype=torch.float32)
+        for method in ('get_text_features', 'get_image_features'):
+            if not hasattr(model, method):
+                raise ConfigError(f'{where}, a {type(model).__name__}, has no {method}')
         self.tokenizer = ClipTokenizer(name, model.config)
         with reading(where, 'an image processor of transformers'):
             self.preprocess = partial(_preprocess_theirs,
                                       AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
-        self.model: Any = device.module_to_device(model)
+        self.model: Any = device.module_to_device(model.eval().requires_grad_(False))
         self.device = next(self.model.parameters()).device
 
     @torch.no_grad()

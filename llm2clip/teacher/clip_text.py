@@ -30,8 +30,8 @@ from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import write_safetensors
 
 __all__ = [
-    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'load_clip', 'load_clip_text',
-    'load_clip_tokenizer', 'save_clip_text',
+    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'load_clip_text', 'load_clip_tokenizer',
+    'save_clip_text',
 ]
 
 KIND = 'text tower of a CLIP'
@@ -173,21 +173,6 @@ def save_clip_text(
             write_safetensors(out / MORE_FILE, dict(more))
 
 
-def load_clip(name: str, key: str) -> Any:
-    """A model of transformers with features of texts, frozen, in evaluation mode; `key` names it, for messages.
-
-    Raises:
-        ConfigError: It has none.
-        LoadError: There is no such model, or it is damaged.
-    """
-    where = f'{key}: {name}'
-    model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
-                            config=load_config(name, where), dtype=torch.float32)
-    if not hasattr(model, 'get_text_features'):
-        raise ConfigError(f'{where}, a {type(model).__name__}, has no get_text_features')
-    return model.eval().requires_grad_(False)
-
-
 class ClipTextTeacher(CaptionTeacher):
     """A frozen `ClipTextTower`, whose vectors are its projected features, not normalised.
 
@@ -198,12 +183,10 @@ class ClipTextTeacher(CaptionTeacher):
                  batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
         super().__init__(tower, fingerprint, batch_tokens, precision)
         self.tokenizer, self.cut = tokenizer, cut
-        # Known before a thread tokenises captions, since the tokenizer serves one thread at a time.
-        self._width = self._features(self.tokenize(['a'])).shape[1]
 
     @property
     def llm_embed_dim(self) -> int:
-        return self._width
+        return self.module.width
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
         return self.tokenizer.tokenize(texts)

@@ -43,7 +43,7 @@ from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
-__all__ = ['Sidecar', 'extract_by', 'extract_sidecar', 'write_shard']
+__all__ = ['Sidecar', 'extract_by', 'extract_sidecar']
 
 T = TypeVar('T')
 

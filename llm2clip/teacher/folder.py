@@ -37,8 +37,8 @@ from llm2clip.teacher.llm import (
 )
 
 __all__ = [
-    'ADAPTER_KIND', 'CACHE_VARIABLE', 'ENCODER_FILE', 'KIND', 'encoding', 'hash_files', 'load_teacher', 'save_teacher',
-    'teacher_config', 'teacher_fingerprint', 'teacher_width',
+    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'encoding', 'hash_files', 'load_teacher', 'save_teacher', 'teacher_config',
+    'teacher_fingerprint', 'teacher_width',
 ]
 
 CACHE_VARIABLE = 'LLM2CLIP_CACHE'

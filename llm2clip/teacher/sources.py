@@ -46,8 +46,8 @@ from llm2clip.teacher.llm import load_text_encoder, shard_encoder
 from llm2clip.weights import hash_tensors
 
 __all__ = [
-    'ClipText', 'FrozenLLM', 'SentenceTransformerModel', 'TeacherFolder', 'TeacherSource', 'check_teachers',
-    'load_caption_teacher', 'teacher_in', 'teacher_source', 'teacher_sources',
+    'ClipText', 'TeacherFolder', 'TeacherSource', 'check_teachers', 'load_caption_teacher', 'teacher_in',
+    'teacher_source', 'teacher_sources',
 ]
 
 _PROMPTS_FILE = 'config_sentence_transformers.json'

@@ -137,8 +137,8 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     encoded = [json.loads(line) for line in re.findall(r'rank \d encoded (.*)', log)]
     assert sorted(rank['images'] for rank in encoded) == [5 * 3 * 2 + 3 * 2, 7 * 3 * 2 + 5 * 2]
     texts = [rank['texts'] for rank in encoded]
-    # Of the evaluation by two models.
-    assert sum(texts) == 2 * (24 + 4 + 10 + 8) and min(texts) > 8
+    # Of the evaluation by two models, and of 20 pairs of captions.
+    assert sum(texts) == 2 * (24 + 4 + 10 + 8) + 2 * 20 and min(texts) > 8
     for said in ('wrote results.json', "bf16 on pets: {'n_images': 12, 'n_classes': 2, 'zeroshot",
                  f'ours on {place.sets}/photos:   0%'):
         assert log.count(said) == 1, said
