@@ -83,9 +83,11 @@ class CaptionContrastive(ComposerModel):
             sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
             outputs = dict(zip(sides, vectors.chunk(len(sides))))
         else:
-            outputs = {side: self.text_encoder(**{name: batch[f'{side}_{name}'] for name in TEXT_ARGUMENTS
-                                                  if f'{side}_{name}' in batch})
-                       for side in self.feature_names if f'{side}_input_ids' in batch}
+            # In evaluation.  torch 2.7 cannot compile a layer of transformers that is given a mask.
+            with torch.compiler.set_stance('force_eager'):
+                outputs = {side: self.text_encoder(**{name: batch[f'{side}_{name}'] for name in TEXT_ARGUMENTS
+                                                      if f'{side}_{name}' in batch})
+                           for side in self.feature_names if f'{side}_input_ids' in batch}
         if self.scale is not None:
             outputs['logit_scale'] = self.scale(batch['index'])
         return outputs

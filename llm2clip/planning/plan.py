@@ -323,10 +323,10 @@ def _measure(
         check_metrics(config, possible_metrics(config))
     try:
         check_train_config(config)
+        plan.cost = dry_run_step(model, config, make_batch, teacher)
     except ConfigError as error:
         plan.problems.append(str(error))
         return
-    plan.cost = dry_run_step(model, config, make_batch, teacher)
     if mean < longest:
         model, make_batch = make(mean)
         shorter = dry_run_step(model, config, make_batch, teacher)

@@ -97,18 +97,13 @@ def test_flops_are_those_of_the_step_itself() -> None:
     model = make(device='cpu').train()
     batch = {**image_batch(8, 64, 48), 'text_embedding': torch.randn(8, 48)}
     batch['pixel_values'].zero_()
-    aten = torch.ops.aten
-    attention: Any = {aten._scaled_dot_product_flash_attention_for_cpu: lambda *_, **__: 1,
-                      aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *_, **__: 1}
-    with FlopCounterMode(display=False) as counter, Meter() as meter, \
-            FlopCounterMode(display=False, custom_mapping=attention) as attended:
+    with FlopCounterMode(display=False) as counter, Meter() as meter:
         loss: Any = model.loss(model(batch), batch)
         loss.backward()
     plain = measure(8)
     assert plain.flops == meter.flops and meter.recomputed == 0
-    # Torch has no formula for the attention of a CPU, of which there are a forward and a backward pass in each block.
-    assert meter.flops > counter.get_total_flops() == attended.get_total_flops() - 2 * len(
-        model.model.vision_encoder.trunk.blocks)  # pyright: ignore[reportArgumentType]
+    # Torch has no formula for the attention of a CPU.
+    assert 1 < meter.flops / counter.get_total_flops() < 1.2
     again = measure(8, recompute=True)
     assert again.recomputed == again.flops - plain.flops > 0.2 * plain.flops
     cached = measure(8, 2)
