@@ -96,7 +96,7 @@ def test_several_teachers_are_named_in_order(
     with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
         export(f'teacher=[{causal_teacher},{teacher_folder}]')
     for args in ([], [f'teacher={teacher_folder}']):
-        with pytest.raises(ConfigError, match='teachers: the run in .* was trained under 2 teachers; got 1 of them'):
+        with pytest.raises(ConfigError, match='teacher: the run in .* was trained under 2 teachers; got 1 of them'):
             export(*args)
     assert len(loaded) == 1
 
