@@ -66,40 +66,40 @@ $(RUN)/report.html: | $(RUN)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/report/quickstart.yaml
 
 # --------------------------------------------------------------------------------------------------- photographs
-PHOTOGRAPHS := runs/photographs
+PHOTOGRAPHS := runs/flickr8k
 # Of Flickr8k: the official files, Karpathy's, or Kaggle's, which has no splits.
 ANNOTATIONS = $(firstword $(wildcard $(addprefix $(DATA)/,Flickr8k.token.txt dataset_flickr8k.json captions.txt)))
 IMAGES = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
-HELDOUT := 'source.heldout={val: 1000, test: 1000}'
-SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HELDOUT))
-GPU = $(if $(filter gpu,$(HARDWARE)),yamls/stage2/vision/clip_b16.yaml yamls/photographs/gpu.yaml)
+HOLDOUT := 'source.holdout={val: 1000, test: 1000}'
+SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HOLDOUT))
+GPU = $(if $(filter gpu,$(HARDWARE)),yamls/stage2/vision/clip_b16.yaml yamls/flickr8k/gpu.yaml)
 
 photographs: $(PHOTOGRAPHS)/report.html  ## the same on Flickr8k in the folder DATA=…; HARDWARE=gpu: CLIP B/16
 
 $(PHOTOGRAPHS)/data/config.yaml: | $(VENV)/.base
 	@[ -n "$(IMAGES)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
 		'Flicker8k_Dataset/ (or Images/) with Flickr8k.token.txt, dataset_flickr8k.json or captions.txt'; exit 1; }
-	$(BIN)/python recipes/prepare_data.py yamls/photographs/prepare.yaml source.images=$(IMAGES) \
+	$(BIN)/python recipes/prepare_data.py yamls/flickr8k/prepare.yaml source.images=$(IMAGES) \
 		source.annotations=$(ANNOTATIONS) $(SPLITS)
 
 $(PHOTOGRAPHS)/stage1/teacher/text_encoder.json: | $(PHOTOGRAPHS)/data/config.yaml
-	$(BIN)/python recipes/train_stage1.py yamls/photographs/stage1.yaml
+	$(BIN)/python recipes/train_stage1.py yamls/flickr8k/stage1.yaml
 
 $(PHOTOGRAPHS)/embeddings/config.yaml: | $(PHOTOGRAPHS)/stage1/teacher/text_encoder.json
-	$(BIN)/python recipes/extract_embeddings.py yamls/photographs/extract.yaml
+	$(BIN)/python recipes/extract_embeddings.py yamls/flickr8k/extract.yaml
 
 $(PHOTOGRAPHS)/stage2/finished: | $(PHOTOGRAPHS)/embeddings/config.yaml
-	$(BIN)/python recipes/train_stage2.py yamls/photographs/stage2.yaml $(GPU)
+	$(BIN)/python recipes/train_stage2.py yamls/flickr8k/stage2.yaml $(GPU)
 	@touch $@
 
 $(PHOTOGRAPHS)/evaluate/results.json: | $(PHOTOGRAPHS)/stage2/finished
-	$(BIN)/python recipes/evaluate.py yamls/photographs/evaluate.yaml
+	$(BIN)/python recipes/evaluate.py yamls/flickr8k/evaluate.yaml
 
 $(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/results.json
-	$(BIN)/python recipes/export_hf.py yamls/photographs/export.yaml
+	$(BIN)/python recipes/export_hf.py yamls/flickr8k/export.yaml
 
 $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
-	$(BIN)/python recipes/report.py yamls/photographs/report.yaml
+	$(BIN)/python recipes/report.py yamls/flickr8k/report.yaml
 
 photographs-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on these photographs, for hours; stopped, it goes on where it was
 	$(BIN)/python -m recipes.ablations.run photograph

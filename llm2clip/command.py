@@ -41,7 +41,7 @@ from llm2clip.config.files import load_config
 from llm2clip.config.settings import has_checkpoint, settings_in_folder
 from llm2clip.device import warn_of_slow_bfloat16
 from llm2clip.files import FileError, printable, read_json, write_json
-from llm2clip.folders import claimed, holds_more_than_record, locked
+from llm2clip.folders import holds_more_than_record, lock_output, locked
 from llm2clip.registry import check_names, help_text
 
 __all__ = ['SECONDS_FILE', 'recorded_seconds', 'run_command']
@@ -164,7 +164,7 @@ def claim(config: Any, recipe: str) -> ExitStack:
         folders += [] if checkpoints.is_relative_to(os.path.abspath(config.save_folder)) else [checkpoints]
     names = ['report.html', 'results.json'] if isinstance(config, ReportConfig) else None
     for folder in folders:
-        held.enter_context(claimed(folder, recipe, names, getattr(config, 'machine', 0)))
+        held.enter_context(lock_output(folder, recipe, names, getattr(config, 'shard_index', 0)))
     return held
 
 

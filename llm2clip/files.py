@@ -15,7 +15,7 @@ from typing import Any, Optional, Union
 from safetensors import SafetensorError
 
 __all__ = [
-    'FileError', 'complete_file', 'json_text', 'parse_json', 'printable', 'read_json', 'read_text', 'reading',
+    'FileError', 'atomic_write', 'json_text', 'parse_json', 'printable', 'read_json', 'read_text', 'reading',
     'write_json', 'write_text', 'writing',
 ]
 
@@ -75,7 +75,7 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
 
 
 @contextmanager
-def complete_file(path: Union[str, Path]) -> Iterator[Path]:
+def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
     """A temporary file to write, which replaces `path` when the block ends without an exception.
 
     Its folder is made, it gets the permissions that the umask gives to new files, and errors are those of `writing`.
@@ -96,7 +96,7 @@ def complete_file(path: Union[str, Path]) -> Iterator[Path]:
 
 def write_text(path: Union[str, Path], text: str) -> None:
     """Write a file that is never seen half written; a file's name in it may hold bytes that are no text."""
-    with complete_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding='utf-8', errors='replace')
 
 

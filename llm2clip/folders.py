@@ -17,7 +17,7 @@ from llm2clip.config import ConfigError
 from llm2clip.files import FileError, writing
 
 __all__ = [
-    'MANIFEST', 'check_replaceable', 'claimed', 'complete_folder', 'describe_folder', 'holds_more_than_record',
+    'MANIFEST', 'check_replaceable', 'lock_output', 'atomic_folder', 'describe_folder', 'holds_more_than_record',
     'inside', 'locked', 'stays_inside',
 ]
 
@@ -63,7 +63,7 @@ def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False)
 
 
 @contextmanager
-def claimed(
+def lock_output(
     folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0
 ) -> Iterator[None]:
     """A folder that grows bit by bit: no other recipe has written it and no other process writes it meanwhile.
@@ -107,7 +107,7 @@ def claimed(
 
 
 def holds_more_than_record(folder: Union[str, Path]) -> bool:
-    """Whether there is such a folder with anything in it but what `claimed` writes."""
+    """Whether there is such a folder with anything in it but what `lock_output` writes."""
     return Path(folder).is_dir() and not {*os.listdir(folder)} <= {_RECORD}
 
 
@@ -126,7 +126,7 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     """Make sure that nothing is lost if `folder` is replaced by a new one of this kind.
 
     Raises:
-        ConfigError: It holds anything that `complete_folder` did not write for the same kind, by its manifest.
+        ConfigError: It holds anything that `atomic_folder` did not write for the same kind, by its manifest.
     """
     folder = Path(os.path.abspath(folder))
     fault, names = None, sorted(os.listdir(folder)) if folder.is_dir() else []
@@ -150,7 +150,7 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
 
 
 @contextmanager
-def complete_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Iterator[Path]:
+def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Iterator[Path]:
     """A temporary folder to write into, which replaces `folder` when the block ends without an exception.
 
     What is there stays until then, also when the process is killed.  Files get the permissions of the umask.

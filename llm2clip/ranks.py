@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from composer.utils import dist
 
-__all__ = ['agreed', 'in_turns', 'is_first', 'meet', 'once_per_node', 'rows']
+__all__ = ['broadcast_from_rank0', 'round_robin', 'is_first', 'initialize_gloo', 'once_per_node', 'rows']
 
 S = TypeVar('S')
 T = TypeVar('T')
@@ -35,7 +35,7 @@ def is_first() -> bool:
     return dist.get_global_rank() == 0
 
 
-def meet() -> None:
+def initialize_gloo() -> None:
     """Connect the ranks that a launcher started, if there are several.
 
     They exchange objects on the CPU, by gloo also where models are on GPUs: it notices at once that a rank has ended.
@@ -44,7 +44,7 @@ def meet() -> None:
         dist.initialize_dist('cpu', _PATIENCE)
 
 
-def together(compute: Callable[[], T]) -> T:
+def raise_on_all_ranks(compute: Callable[[], T]) -> T:
     """What `compute` returns on this rank; every rank calls this, and what it raises on one is raised on all."""
     if dist.get_world_size() == 1:
         return compute()
@@ -65,9 +65,9 @@ def together(compute: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]
 
 
-def agreed(compute: Callable[[], T]) -> T:
+def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     """What `compute` returns on the first rank, the only one that calls it, on all of them; errors as of `together`."""
-    result = [together(lambda: compute() if is_first() else None)]
+    result = [raise_on_all_ranks(lambda: compute() if is_first() else None)]
     with _others_there():
         dist.broadcast_object_list(result)
     return result[0]  # pyright: ignore[reportReturnType]
@@ -104,7 +104,7 @@ def once_per_node(compute: Callable[[], T], what: str) -> T:
     return values[0]
 
 
-def in_turns(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) -> Iterator[T]:
+def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) -> Iterator[T]:
     """Results of all items, in order, on the first rank; on the others none, but they have to ask for them as well.
 
     Each rank takes every so-many-th item, so that a list of batches makes the same batches for any number of ranks.
@@ -118,10 +118,10 @@ def in_turns(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) -> 
     if ranks == 1:
         yield from work(items)
         return
-    mine = together(lambda: iter(work(items[rank::ranks])))
+    mine = raise_on_all_ranks(lambda: iter(work(items[rank::ranks])))
     for start in range(0, len(items), ranks):
         there = min(ranks, len(items) - start)
-        result = together(lambda: next(mine) if rank < there else None)  # noqa: B023
+        result = raise_on_all_ranks(lambda: next(mine) if rank < there else None)  # noqa: B023
         gathered: Optional[list[Any]] = [None] * ranks if rank == 0 else None
         with _others_there():
             torch.distributed.gather_object(result, gathered)

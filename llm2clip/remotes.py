@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import backoff
 
 from llm2clip.config import ConfigError
-from llm2clip.files import complete_file, writing
+from llm2clip.files import atomic_write, writing
 
 __all__ = ['OutputFolder', 'download', 'is_missing', 'reaching']
 
@@ -85,7 +85,7 @@ def _upload(folder: Path, remote: str, names: Sequence[str], keep: bool = True) 
         return
     for name in names:  # Streaming's uploader makes no folders, and a reader could see half a file
         target = Path(remote, name)
-        with complete_file(target) as partial:
+        with atomic_write(target) as partial:
             shutil.copyfile(folder / name, partial)
         if not keep and not target.samefile(folder / name):  # as where a link inside leads there
             (folder / name).unlink()

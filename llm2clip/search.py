@@ -19,7 +19,7 @@ from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
 from llm2clip.files import parse_json, printable, reading
-from llm2clip.models.llm2clip import check_dim, keep_first_dims
+from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['embed_images', 'is_image', 'load_model']
@@ -38,7 +38,7 @@ def load_model(config: SearchConfig, device: Device, queries: Sequence[str] = ()
 
     Raises:
         ConfigError: `export_hf` did not write the folder, the teacher is missing though a query is a text, or the
-            model has fewer dimensions than `dim`.
+            model has fewer dimensions than `truncate_dim`.
     """
     if not is_exported(config.model):
         raise ConfigError(f'model: {config.model} is not the folder llm2clip/ that recipes/export_hf.py wrote')
@@ -47,8 +47,8 @@ def load_model(config: SearchConfig, device: Device, queries: Sequence[str] = ()
         raise ConfigError(f'model: there is no {missing[0]}, which embeds texts; images as queries need none')
     exported = LLM2CLIPModel.from_pretrained(config.model, trust_remote_code=config.trust_remote_code).eval()
     exported.teacher_precision = config.precision
-    check_dim(config.dim, exported.config.model_config(), 'dim')
-    keep_first_dims(exported.model, exported.config.model_config(), config.dim)
+    check_truncate_dim(config.truncate_dim, exported.config.model_config(), 'truncate_dim')
+    truncate_dims(exported.model, exported.config.model_config(), config.truncate_dim)
     about = [exported.config.model, exported.config.teacher, config.precision]
     hash_tensors(exported.model.state_dict(), digest := xxhash.xxh64(json.dumps(about, sort_keys=True)))
     device.module_to_device(exported)

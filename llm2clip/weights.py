@@ -15,7 +15,7 @@ import xxhash
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llm2clip.files import FileError, complete_file, reading
+from llm2clip.files import FileError, atomic_write, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
 __all__ = ['hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'tensors_hash',
@@ -72,7 +72,7 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file, whole, with a hash of its values and what its metadata say `about` them."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    with complete_file(path) as partial:
+    with atomic_write(path) as partial:
         save_file(tensors, partial, {**(about or {}), _HASH: tensors_hash(tensors)})
 
 

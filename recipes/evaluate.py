@@ -12,9 +12,9 @@ def main(config: EvaluateConfig) -> None:
     from llm2clip.device import open_device
     from llm2clip.evaluation.evaluate import Evaluation, check_results
     from llm2clip.evaluation.models import load_evaluated_model
-    from llm2clip.ranks import is_first, meet
+    from llm2clip.ranks import initialize_gloo, is_first
 
-    meet()
+    initialize_gloo()
     check_results(config)
     evaluation, device = Evaluation(config), open_device(config.device)
     for name, model in config.models.items():

@@ -12,23 +12,23 @@ def main(config: ExportConfig) -> None:
     from llm2clip.export.clip import export_clip
     from llm2clip.export.hf import KIND, export_folder, run_teachers
     from llm2clip.folders import check_replaceable, describe_folder
-    from llm2clip.models.llm2clip import check_dim, keep_first_dims
-    from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
+    from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
+    from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
 
     out = f'{config.out}/llm2clip'
     check_replaceable(out, KIND)
-    run_config, record = read_stage2(config.run, config.weights, config.interpolate)
-    check_dim(config.dim, run_config.model, 'dim')
-    run_config, record = with_own_teacher(config.run, run_config, record, config.weights, config.interpolate)
+    run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
+    check_truncate_dim(config.truncate_dim, run_config.model, 'truncate_dim')
+    run_config, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
     teachers = run_teachers(config, run_config, record.teacher)
-    clip_text = None if teachers else own_clip_text(config.run, config.weights, config.interpolate)
-    model, _, _ = load_stage2(config.run, config.weights, config.interpolate)
-    model_config = keep_first_dims(model, run_config.model, config.dim)
+    clip_text = None if teachers else trained_clip_text(config.run, config.weights, config.wise_ft_alpha)
+    model, _, _ = load_stage2(config.run, config.weights, config.wise_ft_alpha)
+    model_config = truncate_dims(model, run_config.model, config.truncate_dim)
     if clip_text is not None:
         export_clip(model, model_config, run_config, clip_text, out)
     else:
         export_folder(model, model_config, record, teachers, out, remote_code=config.remote_code, run=run_config,
-                      interpolate=config.interpolate)
+                      wise_ft_alpha=config.wise_ft_alpha)
     save_config(config, config.out)
     print(f'wrote {describe_folder(out)}')
 

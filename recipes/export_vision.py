@@ -13,10 +13,10 @@ def main(config: ExportVisionConfig) -> None:
     from llm2clip.training.runs import load_stage2, read_stage2
 
     check_replaceable(config.out, KIND)
-    read_stage2(config.run, config.weights, config.interpolate)
-    model, run_config, record = load_stage2(config.run, config.weights, config.interpolate)
+    read_stage2(config.run, config.weights, config.wise_ft_alpha)
+    model, run_config, record = load_stage2(config.run, config.weights, config.wise_ft_alpha)
     name = export_vision(model, run_config.model, record, config.out, config.projection, run_config,
-                         config.interpolate)
+                         config.wise_ft_alpha)
     print(f'wrote a {name}: {describe_folder(config.out)}')
 
 

@@ -23,24 +23,25 @@ def main(config: ExtractConfig) -> None:
     from llm2clip.engine import RayEngine
     from llm2clip.ranks import is_first
     from llm2clip.remotes import OutputFolder
-    from llm2clip.teacher.extraction import Sidecar, extract_by, extract_sidecar
+    from llm2clip.teacher.extraction import EmbeddingsDataset, extract_by, extract_text_embeddings
     from llm2clip.teacher.sources import load_caption_teacher, teacher_source
 
-    source, sidecars = teacher_source(config.teacher), []
+    source, text_embeddings = teacher_source(config.teacher), []
     for name, dataset in config.datasets.items():
         remote = None if config.out_remote is None else os.path.join(config.out_remote, name)
-        sidecars.append(Sidecar(dataset, OutputFolder(f'{config.out}/{name}', remote), config.storage,
+        text_embeddings.append(EmbeddingsDataset(dataset, OutputFolder(f'{config.out}/{name}', remote), config.storage,
                                 config.normalize, {'precision': config.precision}))
     part_tokens = 8 * config.batch_tokens
     if config.engine == 'ray':
         engine = RayEngine(config.worker_cpus, None if config.device is None else config.device == 'gpu')
         load = partial(load_caption_teacher, config, 'gpu' if engine.gpu else 'cpu')
-        done = extract_by(engine, sidecars, load, source.fingerprint(), part_tokens)
+        done = extract_by(engine, text_embeddings, load, source.fingerprint(), part_tokens)
     else:
         device = open_device(config.device, config.precision)
         dist.initialize_dist(device, config.dist_timeout)
         teacher = source.load(device, config.batch_tokens, config.precision)
-        done = {sidecar.name: extract_sidecar(sidecar, teacher, part_tokens) for sidecar in sidecars}
+        done = {embeddings.name: extract_text_embeddings(embeddings, teacher,
+                                                         part_tokens) for embeddings in text_embeddings}
     if is_first():
         for name, counts in done.items():
             print(f'{name}: {", ".join(f"{n} {what}" for what, n in counts.items()).replace("_", " ")}')

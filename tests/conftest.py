@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tiny real parts: a random Llama with a trained tokenizer, coloured pictures, MDS datasets, a sidecar."""
+"""Tiny real parts: a random Llama with a trained tokenizer, coloured pictures, MDS datasets, an embeddings dataset."""
 
 import gc
 import multiprocessing
@@ -17,7 +17,7 @@ import huggingface_hub.constants
 import launched
 import pytest
 import torch
-from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
+from parts import make_samples, text_encoder_from_config, write_dataset, write_text_embeddings
 from recipes_in_process import as_if_a_process_ended
 from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -166,9 +166,9 @@ def teacher_folder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope='session')
-def sidecar(image_dataset: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp('sidecar') / 'train'
-    write_sidecar(image_dataset, out, teacher_folder)
+def embeddings(image_dataset: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp('embeddings') / 'train'
+    write_text_embeddings(image_dataset, out, teacher_folder)
     return out
 
 

@@ -37,7 +37,7 @@ from llm2clip.models.adapter import build_adapter
 from llm2clip.models.inheritance import ComposerInheritance, TextSide
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.sharding import compile_blocks, fsdp2_config, own_name, set_up_units
+from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units, unwrapped_name
 from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
@@ -53,13 +53,13 @@ JOINT: dict[str, dict[str, Any]] = {
     'lora': {'captions': 3}, 'clip': {'lora': False}, 'b': {'lora': False, 'method': 'b'},
     'c': {'lora': False, 'method': 'c', 'captions': 2}, 'd': {'method': 'd', 'captions': 2},
 }
-PREFIXES = LossConfig(dims=[2, 8, 16], mask_equal_texts=True, label_smoothing=0.1, block_size=3)
+PREFIXES = LossConfig(matryoshka_dims=[2, 8, 16], mask_equal_texts=True, label_smoothing=0.1, block_size=3)
 Result = dict[str, torch.Tensor]
 
 
 def modules(model: torch.nn.Module, kind: type) -> list[str]:
     """Names of those that FSDP2 shards one by one (FSDPModule), or that are recomputed (CheckpointWrapper)."""
-    return [own_name(name) for name, module in model.named_modules() if isinstance(module, kind)]
+    return [unwrapped_name(name) for name, module in model.named_modules() if isinstance(module, kind)]
 
 
 class Way(NamedTuple):
@@ -217,7 +217,7 @@ class _Keep(Callback):
         for name, parameter in state.model.named_parameters():
             if parameter.grad is not None:
                 grad = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-                self.result[own_name(name)] = grad.clone()
+                self.result[unwrapped_name(name)] = grad.clone()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.result['loss'] = torch.tensor(state.total_loss_dict['loss/train/total'])

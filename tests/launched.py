@@ -51,13 +51,13 @@ def stage1_arguments(images: Path, llm: Path) -> list[str]:
             'train_data.pairs=[{query: [short, long], positive: [short, long]}]']
 
 
-def stage2_arguments(images: Path, sidecar: Path) -> list[str]:
+def stage2_arguments(images: Path, embeddings: Path) -> list[str]:
     """Of a small stage 2 with an evaluation."""
     streams = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data')
-               for key, value in (('local', images), ('embeddings.tiny.local', sidecar))]
+               for key, value in (('local', images), ('embeddings.tiny.local', embeddings))]
     return [*COMMON, *streams, 'model.vision={name: test_efficientnet, pretrained: false, image_size: 32}',
             'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05', 'eval_interval=3ba',
-            'train_data.caption_mix={short: 0.5, long: 0.5}', 'eval_data.caption_mix={short: 1.0}',
+            'train_data.caption_weights={short: 0.5, long: 0.5}', 'eval_data.caption_weights={short: 1.0}',
             'eval_data.num_workers=0', 'global_eval_batch_size=8']
 
 

@@ -16,7 +16,7 @@ from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.remotes import OutputFolder
-from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.teacher.sources import TeacherFolder
 
@@ -53,8 +53,8 @@ def write_dataset(samples: list[Sample], out: Path, **options: Any) -> Optional[
     return write_splits({'train': one_part(samples)}, Dropped(), out, WriterConfig(**options))
 
 
-def write_sidecar(dataset: Path, out: Path, teacher: Path, **options: Any) -> dict[str, int]:
+def write_text_embeddings(dataset: Path, out: Path, teacher: Path, **options: Any) -> dict[str, int]:
     """Embeddings of `dataset` by the teacher in a folder."""
     part_tokens = options.pop('part_tokens', 32768)
-    sidecar = Sidecar(DatasetConfig(local=str(dataset)), OutputFolder(out), **options)
-    return extract_sidecar(sidecar, TeacherFolder(teacher).load(DeviceCPU()), part_tokens)
+    embeddings = EmbeddingsDataset(DatasetConfig(local=str(dataset)), OutputFolder(out), **options)
+    return extract_text_embeddings(embeddings, TeacherFolder(teacher).load(DeviceCPU()), part_tokens)

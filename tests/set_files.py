@@ -266,7 +266,7 @@ COMPOSITION_WRITERS: dict[str, Callable[[Path], Arguments]] = {
 }
 
 
-def write_own_sets(folder: Path) -> None:
+def write_custom_sets(folder: Path) -> None:
     """Twelve pictures with captions, the same in one folder per class, and prompts."""
     (folder / 'photos').mkdir()
     rows = ['image,caption']
@@ -280,7 +280,7 @@ def write_own_sets(folder: Path) -> None:
     (folder / 'templates.txt').write_text('a photo of a {}\na {}\n')
 
 
-def own_sets(folder: Path) -> list[str]:
+def custom_sets(folder: Path) -> list[str]:
     """Arguments of an evaluation on what `write_own_sets` wrote."""
     source = f'{{name: imagenet_folder, images: {folder}/classes}}'
     photos = f'{{name: image_folder, images: {folder}/photos, captions: {folder}/captions.csv}}'

@@ -288,14 +288,14 @@ def test_a_folder_that_another_recipe_or_nobody_knows_wrote_is_refused(
 def test_machines_share_a_folder_and_a_worker_does_not_hold_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(PrepareConfig, [f'out={tmp_path}/out', 'source.name=x', 'machines=2'])
+    config = load_config(PrepareConfig, [f'out={tmp_path}/out', 'source.name=x', 'num_shards=2'])
     with claim(config, 'prepare_data'):
         (tmp_path / 'out/train').mkdir()
         worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
         worker.start()
-        _python_claims(config, machine=1, expected='')
-        _python_claims(config, machine=0, expected='another process is writing')
-    _python_claims(config, machine=0, expected='')
+        _python_claims(config, shard_index=1, expected='')
+        _python_claims(config, shard_index=0, expected='another process is writing')
+    _python_claims(config, shard_index=0, expected='')
     worker.kill()
     worker.join()
 
@@ -304,7 +304,7 @@ def _python_claims(config: PrepareConfig, machine: int, expected: str) -> None:
     log = _python(f'''
         from llm2clip.config import PrepareConfig
         from llm2clip.command import claim
-        claim(PrepareConfig(out={config.out!r}, machine={machine}, machines=2), 'prepare_data').close()
+        claim(PrepareConfig(out={config.out!r}, shard_index={machine}, num_shards=2), 'prepare_data').close()
         ''').communicate()[1]
     assert expected in log and bool(expected) is bool(log), log
 

@@ -55,7 +55,7 @@ def test_null_takes_an_entry_of_a_mapping_away(tmp_path: Path) -> None:
     # So it is with arguments of parts and with numbers, and with a mapping as a whole.
     config = load_config(Stage2Config, [*REQUIRED, 'algorithms.ema={}', 'algorithms.clamp_logit_scale=null',
                                         'lr_scale={adapter: 2, logit_scale: 1}', 'lr_scale.adapter=null',
-                                        'loggers.wandb.project=p', 'loggers=null', 'train_data.caption_mix=null'])
+                                        'loggers.wandb.project=p', 'loggers=null', 'train_data.caption_weights=null'])
     assert (config.algorithms, config.lr_scale, config.loggers) == ({'ema': {}}, {'logit_scale': 1}, {})
     evaluate = ['models.m.export=x', 'out=o', 'retrieval.r.source.name=coco', 'retrieval.s.source.name=coco']
     assert list(load_config(EvaluateConfig, [*evaluate, 'retrieval.r=null']).retrieval) == ['s']
@@ -122,9 +122,9 @@ def test_a_package_is_found_without_importing_it() -> None:
 
 @pytest.mark.parametrize('value', ['2024_11_05', '010', 'no', '12:30'])
 def test_a_text_stays_as_it_is_written(value: str, tmp_path: Path) -> None:
-    path = _write(tmp_path / 'a.yaml', f'save_folder: {value}\ntrain_data: {{caption_mix: {{{value}: 1}}}}\n')
+    path = _write(tmp_path / 'a.yaml', f'save_folder: {value}\ntrain_data: {{caption_weights: {{{value}: 1}}}}\n')
     config = load_config(Stage2Config, [path, *REQUIRED[2:], f'run_name={value}'])
-    assert (config.save_folder, config.run_name, [*config.train_data.caption_mix]) == (value, value, [value])
+    assert (config.save_folder, config.run_name, [*config.train_data.caption_weights]) == (value, value, [value])
     save_config(config, tmp_path)
     assert read_config(Stage2Config, tmp_path) == config
     assert yaml.safe_load((tmp_path / 'config.yaml').read_text())['seed'] == 17

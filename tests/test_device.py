@@ -53,7 +53,7 @@ def test_memory_is_used_again_on_a_cpu() -> None:
     assert new_pages() < 1_000  # of 16,384
 
 
-STAGE1 = ['yamls/stage1/laptop.yaml', 'train_data.streams.captions.local=d', 'eval_data=null']
+STAGE1 = ['yamls/stage1/smollm2_135m_cpu.yaml', 'train_data.streams.captions.local=d', 'eval_data=null']
 
 
 @pytest.mark.parametrize(('gpu', 'instructions', 'expected'), [

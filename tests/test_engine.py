@@ -41,8 +41,8 @@ def test_local_processes_do_tasks_that_cannot_be_pickled(num_workers: int) -> No
 
 
 def test_ray_is_refused_where_others_give_out_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match='machines: 2, expected 1 with engine=ray'):
-        load_config(PrepareConfig, [*REQUIRED['prepare_data'], 'engine=ray', 'machines=2'])
+    with pytest.raises(ConfigError, match='num_shards: 2, expected 1 with engine=ray'):
+        load_config(PrepareConfig, [*REQUIRED['prepare_data'], 'engine=ray', 'num_shards=2'])
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(ConfigError, match=r'engine: ray needs the package ray: pip install "llm2clip\[ray\]"'):
         RayEngine()

@@ -18,15 +18,15 @@ from llm2clip.config import ConfigError, ExtractConfig
 from llm2clip.config.files import check_values, load_config
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.files import FileError, complete_file
-from llm2clip.folders import MANIFEST, claimed, complete_folder, inside, stays_inside
+from llm2clip.files import FileError, atomic_write
+from llm2clip.folders import MANIFEST, atomic_folder, inside, lock_output, stays_inside
 from llm2clip.remotes import OutputFolder, download
 from llm2clip.teacher.extraction import write_shard
 from llm2clip.training.checkpoints import find_checkpoint, read_latest
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:
-    with complete_folder(folder, kind) as partial:
+    with atomic_folder(folder, kind) as partial:
         (partial / 'inside').mkdir()
         (partial / 'inside/weights').write_text(text)
 
@@ -99,7 +99,7 @@ def test_neither_home_nor_the_working_folder_nor_a_file_is_replaced(
 def test_work_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
     write(tmp_path / 'out', 'first')
     before = contents(tmp_path)
-    with pytest.raises(KeyboardInterrupt), complete_folder(tmp_path / 'out', 'model') as partial:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / 'out', 'model') as partial:
         (partial / 'weights').touch()
         raise KeyboardInterrupt
     assert contents(tmp_path) == before
@@ -107,7 +107,7 @@ def test_work_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
 
 def test_what_is_put_into_the_folder_meanwhile_is_kept(tmp_path: Path) -> None:
     write(tmp_path / 'out', 'first')
-    with pytest.raises(ConfigError, match='notes has been put into it'), complete_folder(tmp_path / 'out', 'model'):
+    with pytest.raises(ConfigError, match='notes has been put into it'), atomic_folder(tmp_path / 'out', 'model'):
         (tmp_path / 'out/notes').touch()
     assert sorted(os.listdir(tmp_path / 'out')) == [MANIFEST, 'inside', 'notes']
 
@@ -134,7 +134,7 @@ def test_a_kill_at_any_moment_of_the_exchange_loses_nothing(
             write(out, 'second')
     found = {data for name, data in contents(tmp_path).items() if name.endswith('weights')}
     assert b'first' in found or (out / 'inside/weights').read_text() == 'second'
-    with pytest.raises(KeyboardInterrupt), complete_folder(out, 'model'):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out, 'model'):
         raise KeyboardInterrupt
     assert (out / 'inside/weights').read_text() == ('second' if renames == 2 else 'first')
     assert os.listdir(tmp_path) == ['out']
@@ -152,10 +152,10 @@ def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
     def made(umask: int) -> list[int]:
         before = os.umask(umask)
         try:
-            with complete_folder(tmp_path / f'{umask}', 'model') as partial:
+            with atomic_folder(tmp_path / f'{umask}', 'model') as partial:
                 (partial / 'private').mkdir(mode=0o700)
                 (partial / 'private/weights').touch(mode=0o600)
-            with complete_file(tmp_path / f'{umask}.safetensors') as file:
+            with atomic_write(tmp_path / f'{umask}.safetensors') as file:
                 file.unlink()
                 file.touch(mode=0o600)
         finally:
@@ -241,7 +241,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(FileError, match=f'{tmp_path}/made: cannot be written .No space left'), \
-            complete_folder(tmp_path / 'made'):
+            atomic_folder(tmp_path / 'made'):
         full()
     monkeypatch.setattr(MDSWriter, 'write', full)
     with pytest.raises(FileError, match=f'{tmp_path}/shard.00000.mds: cannot be written .No space left'):
@@ -254,6 +254,6 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_only_a_folder_that_was_made_is_removed_after_an_error(tmp_path: Path) -> None:
     (tmp_path / 'there').mkdir()
     for name in ('there', 'new'):
-        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / name, 'evaluate'):
+        with pytest.raises(KeyboardInterrupt), lock_output(tmp_path / name, 'evaluate'):
             raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ['there'] and not os.listdir(tmp_path / 'there')

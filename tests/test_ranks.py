@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from launched import Launched
 
-from llm2clip.ranks import agreed, in_turns, once_per_node, together
+from llm2clip.ranks import broadcast_from_rank0, once_per_node, raise_on_all_ranks, round_robin
 
 SCRIPT = """
 import os, signal, time
 import llm2clip.ranks
-from llm2clip.ranks import RankError, agreed, in_turns, meet, once_per_node, together
+from llm2clip.ranks import RankError, broadcast_from_rank0, round_robin, initialize_gloo, once_per_node,
+raise_on_all_ranks
 
 class Odd(Exception):  # no copy of it can be made
     def __init__(self, one, other):
@@ -30,17 +31,17 @@ def say(*words):
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 rank = os.environ['RANK']
-meet()
-say('took', list(in_turns(range(5), work)))
-say('took', list(in_turns([], work)))
-say('agrees on', agreed(lambda: f'what {rank} says'))
+initialize_gloo()
+say('took', list(round_robin(range(5), work)))
+say('took', list(round_robin([], work)))
+say('agrees on', broadcast_from_rank0(lambda: f'what {rank} says'))
 for fails in (0, 3, 4):
     try:
-        list(in_turns(range(5), lambda mine: work(mine, fails)))
+        list(round_robin(range(5), lambda mine: work(mine, fails)))
     except Exception as error:
         say('heard', error)
 try:
-    agreed(lambda: 1 / 0)
+    broadcast_from_rank0(lambda: 1 / 0)
 except ZeroDivisionError as error:
     say('heard', error)
 llm2clip.ranks._NEWS = 0.02
@@ -53,7 +54,7 @@ for compute in (lambda: f'hash {rank}', lambda: 1 / (rank == '0')):
     except Exception as error:
         say('heard', error)
 try:
-    together(lambda: os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else None)
+    raise_on_all_ranks(lambda: os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else None)
 except RankError as error:
     say('is alone:', error)
 """
@@ -78,5 +79,6 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 
 def test_one_rank_needs_no_others() -> None:
-    assert list(in_turns([1, 2], lambda items: (2 * item for item in items))) == [2, 4]
-    assert agreed(lambda: 3) == together(lambda: 3) == once_per_node(lambda: 3, 'teacher x') == 3
+    assert list(round_robin([1, 2], lambda items: (2 * item for item in items))) == [2, 4]
+    assert broadcast_from_rank0(lambda: 3) == raise_on_all_ranks(lambda: 3) == once_per_node(lambda: 3,
+                                                                                             'teacher x') == 3

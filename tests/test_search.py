@@ -135,7 +135,7 @@ def test_features_of_something_else_are_refused_and_kept(
     embed(model, photos, file.parent)
     before = file.read_bytes()
     configs = (SearchConfig(str(write_export(tmp_path / 'other', teacher_folder, seed=4))),
-               SearchConfig(str(model_folder), precision='amp_bf16'), SearchConfig(str(model_folder), dim=8))
+               SearchConfig(str(model_folder), precision='amp_bf16'), SearchConfig(str(model_folder), truncate_dim=8))
     for config in configs:
         with pytest.raises(ConfigError, match='is of another model, .*; give another `index`, or remove that file'):
             embed(load_model(config, DeviceCPU()), photos, file.parent)
@@ -188,7 +188,7 @@ def test_the_recipe_answers_as_the_exported_model(
         assert [scores[str(path)] for path in paths] == pytest.approx((images @ query).tolist(), abs=2e-3)
     for argument, message in [('query=nowhere.png', "query: expected .*found 'nowhere.png'"),
                               ('query=[7]', 'query: expected .*found 7'),
-                              ('dim=17', 'dim: 17, expected at most the 16 dimensions of the model')]:
+                              ('truncate_dim=17', 'dim: 17, expected at most the 16 dimensions of the model')]:
         with pytest.raises(ConfigError, match=message):
             _call(monkeypatch, model_folder, tmp_path, argument)
     with pytest.raises(ConfigError, match='model: .* is not the folder llm2clip/ that recipes/export_hf.py wrote'):

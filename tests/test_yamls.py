@@ -134,7 +134,7 @@ def _named(node: Any, places: str = 'runs|data') -> Iterator[str]:
 def test_every_folder_that_is_read_is_written_or_asked_for() -> None:
     """By a command in the head of some YAML file, or by the words of the head of a file that reads it."""
     runs = [(file, args, load_config(SCHEMAS[recipe], args)) for file in FILES for recipe, args in _commands(file)]
-    written = {folder for _, _, config in runs for folder in _written(config)} | _sidecars()
+    written = {folder for _, _, config in runs for folder in _written(config)} | _text_embeddings()
     for file, args, config in runs:
         said = ' '.join(line for yaml_file in {file, *(arg for arg in args if arg.endswith('.yaml'))}
                         for line in _head(yaml_file) if not line.startswith(('python ', 'composer ')))
@@ -144,17 +144,17 @@ def test_every_folder_that_is_read_is_written_or_asked_for() -> None:
                 f'{file} reads {folder}, which no YAML file writes or explains')
 
 
-def _sidecars() -> set[str]:
+def _text_embeddings() -> set[str]:
     """What the fragments of extraction write, each teacher with all datasets."""
     data = [str(path) for path in ROOT.glob('yamls/extract/data/*.yaml')]
     return {folder for teacher in ROOT.glob('yamls/extract/teacher/*.yaml')
             for folder in _written(load_config(ExtractConfig, [str(teacher), *data]))}
 
 
-def test_every_sidecar_of_stage2_is_one_that_extraction_writes() -> None:
+def test_every_embeddings_of_stage2_is_one_that_extraction_writes() -> None:
     streams = [stream for data in ('data/60m', 'data/60m_recap')
                for stream in _stage2('vision/clip_b16', data, 'teacher/llama3_8b').train_data.streams.values()]
-    assert {sidecar.local for stream in streams for sidecar in stream.embeddings.values()} == _sidecars()
+    assert {embeddings.local for stream in streams for embeddings in stream.embeddings.values()} == _text_embeddings()
 
 
 def _stage2(*fragments: str) -> Stage2Config:
@@ -200,7 +200,7 @@ def test_stage1_trains_a_stand_in(
                 'train_data.num_canonical_nodes=8', 'progress_bar=false']
     config = load_config(Stage1Config, args)
     assert config.text_encoder.bidirectional and config.lora.r == 16
-    assert config.loss_scale == (20.0 if file.endswith(('quickstart.yaml', 'simcse.yaml')) else 50.0)
+    assert config.logit_scale == (20.0 if file.endswith(('quickstart.yaml', 'simcse.yaml')) else 50.0)
     if config.text_encoder.adapters:
         stand_in.append('text_encoder.adapters=[]')
     for name in config.train_data.streams:
@@ -212,11 +212,11 @@ def test_stage1_trains_a_stand_in(
     if 'grad_cache' in config.algorithms or config.objective == 'mntp':
         stand_in.append('device_train_microbatch_size=3')
     if config.eval_data is not None:
-        stand_in += [f'eval_data.streams.heldout.local={captions_dataset}', 'eval_data.num_workers=0',
+        stand_in += [f'eval_data.streams.val.local={captions_dataset}', 'eval_data.num_workers=0',
                      'eval_interval=1ba']
     run_recipe(monkeypatch, recipe, *args, *stand_in)
     assert (tmp_path / 'run/teacher/model.safetensors').is_file()
-    assert (tmp_path / 'run/adapter/adapter_model.safetensors').is_file()
+    assert (tmp_path / 'run/lora/adapter_model.safetensors').is_file()
     assert OmegaConf.load(tmp_path / 'run/config.yaml').lora == OmegaConf.structured(config.lora)
 
 

@@ -92,7 +92,7 @@ def images_in_bfloat16() -> dict[str, Any]:
 def captions_in_bfloat16(llm: str) -> dict[str, Any]:
     torch.manual_seed(0)
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=llm), LoraConfig(r=4))
-    model = CaptionContrastive(encoder, 100.0, learn_scale=True)
+    model = CaptionContrastive(encoder, 100.0, learn_logit_scale=True)
     batch: dict[str, Any] = {'index': torch.arange(4)}
     for side in ('query', 'positive'):
         tokens = tokenizer.tokenize([f'a {side} {i}' for i in range(4)])

@@ -40,7 +40,7 @@ from llm2clip.config.models import (
     ModelConfig,
     PlanConfig,
     TextEncoderConfig,
-    TrainedTextConfig,
+    TrainableTextConfig,
     VisionConfig,
 )
 from llm2clip.config.prepare import PrepareConfig, WriterConfig
@@ -54,10 +54,10 @@ from llm2clip.config.teacher import (
 from llm2clip.config.training import (
     FsdpConfig,
     InheritanceConfig,
-    OnlineConfig,
     SelfDistillationConfig,
     Stage1Config,
     Stage2Config,
+    TextEncoderInLoopConfig,
     TrainConfig,
 )
 
@@ -67,8 +67,8 @@ __all__ = [
     'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
     'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageStreamConfig',
     'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig',
-    'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'OnlineConfig', 'PlanConfig',
+    'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'TextEncoderInLoopConfig', 'PlanConfig',
     'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',
     'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig',
-    'TrainConfig', 'TrainedTextConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'TrainConfig', 'TrainableTextConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

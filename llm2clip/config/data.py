@@ -91,11 +91,11 @@ class CaptionStreamConfig(StreamConfig):
 
 @dataclass
 class ImageStreamConfig(StreamConfig):
-    """A dataset of images, with the sidecars that hold its captions' embeddings."""
+    """A dataset of images, with the embeddings datasets that hold its captions' embeddings."""
 
     embeddings: dict[Text, DatasetConfig] = field(default_factory=dict)
-    """Teacher's name -> sidecar."""
-    caption_mix: Optional[Mix] = None
+    """Teacher's name -> embeddings dataset."""
+    caption_weights: Optional[Mix] = None
     """In place of that of `train_data`."""
 
 
@@ -143,11 +143,11 @@ class ImageDataConfig(LoaderConfig):
     """Images for stage 2, each with the embedding of one of its captions."""
 
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
-    """Name -> dataset of images, with the sidecars that hold its captions' embeddings."""
+    """Name -> dataset of images, with the embeddings datasets that hold its captions' embeddings."""
     teachers: list[Text] = field(default_factory=list)
     """Names of the teachers whose embeddings are read.  Those of several are scaled to length 1 and concatenated.
     Unset: the only one that the streams have."""
-    caption_mix: Mix = field(default_factory=dict)
+    caption_weights: Mix = field(default_factory=dict)
     """Caption key -> weight.  Of those that a sample has, one is drawn each time it is seen (paper, section 4.2), never
     one of weight 0.  Unset: all captions alike, which needs the dataset's index in `local`."""
     captions_per_image: Count = 1
@@ -169,16 +169,16 @@ class ImageDataConfig(LoaderConfig):
 
 @dataclass
 class InheritanceDataConfig(LoaderConfig):
-    """Two vectors of each caption: the teacher's, and that of CLIP's own text tower.  Both lie in sidecars; the images
-    and texts themselves are not read."""
+    """Two vectors of each caption: the teacher's, and that of CLIP's own text tower.  Both lie in embeddings datasets;
+    the images and texts themselves are not read."""
 
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
-    """Name -> dataset as stage 2 has it, of which the sidecars in `embeddings` are read and nothing else."""
+    """Name -> dataset as stage 2 has it, of which the embeddings datasets in `embeddings` are read and nothing else."""
     target: Text = 'clip_text'
-    """Name, in `embeddings`, of the sidecar of CLIP's text tower."""
+    """Name, in `embeddings`, of the embeddings dataset of CLIP's text tower."""
     teachers: list[Text] = field(default_factory=list)
     """Names of the teachers, as stage 2 has them.  Unset: the only one beside `target` that the streams have."""
-    caption_mix: Mix = field(default_factory=dict)
+    caption_weights: Mix = field(default_factory=dict)
     """Caption key -> weight.  Of those that a sample has and that CLIP can read to the end, one is drawn each time the
-    sample is seen; a sample without one does not count.  Unset: all captions alike, which needs the sidecars in
-    `local`."""
+    sample is seen; a sample without one does not count.  Unset: all captions alike, which needs the embeddings datasets
+    in `local`."""

@@ -40,15 +40,15 @@ class EvaluatedModelConfig:
     """Folder of a stage-2 run."""
     weights: RunWeights = 'latest'
     """Which weights of the run: `latest`, those of its newest checkpoint, or `best`, which `save_best` kept."""
-    interpolate: Share = 1.0
+    wise_ft_alpha: Share = 1.0
     """Share `a` of these weights in the mean with those that the run began with, (1 - a) · initial + a · trained
     (WiSE-FT): 0 is the tower as it began, 1 as it was trained.  What began at random (projection, adapter) is taken as
     trained; a run with `initial_weights` is interpolated whole."""
-    dim: Optional[Count] = None
-    """How many dimensions of the features are used, the first ones (see `loss.dims`).  Unset: all."""
+    truncate_dim: Optional[Count] = None
+    """How many dimensions of the features are used, the first ones (see `loss.matryoshka_dims`).  Unset: all."""
     text: Optional[Literal['llm', 'clip', 'both']] = None
-    """Of a run with `trained_text.method`, which text features are tested: the LLM's, those of CLIP's text tower, or of
-    method d, the projection of both.  Unset: `both` for d, otherwise `llm`."""
+    """Of a run with `trainable_text.method`, which text features are tested: the LLM's, those of CLIP's text tower, or
+    of method d, the projection of both.  Unset: `both` for d, otherwise `llm`."""
     export: Optional[Text] = None
     """Folder that `export_hf` or `import_official` wrote."""
     pretrained: Optional[Text] = None
@@ -175,7 +175,7 @@ class EvaluateConfig:
     """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
-    compare: Optional[Text] = None
+    baseline: Optional[Text] = None
     """The baseline, one of `models`: all others are put beside it on every benchmark, with the 95 % interval of the
     difference."""
     averages: dict[Text, Texts] = field(default_factory=dict)
@@ -203,10 +203,10 @@ class EvaluateConfig:
             raise ConfigError('models: {}, expected at least one')
         known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe', 'composition')
                  for name in getattr(self, kind)]
-        if [*self.models] == [self.compare]:
-            raise ConfigError(f'compare: {self.compare!r} is the only one of models, expected another one beside it')
-        if self.compare is not None and self.compare not in self.models:
-            raise ConfigError(f'compare: {self.compare!r}, expected one of models: {", ".join(self.models)}')
+        if [*self.models] == [self.baseline]:
+            raise ConfigError(f'baseline: {self.baseline!r} is the only one of models, expected another one beside it')
+        if self.baseline is not None and self.baseline not in self.models:
+            raise ConfigError(f'baseline: {self.baseline!r}, expected one of models: {", ".join(self.models)}')
         for name, benchmarks in self.averages.items():
             for benchmark in benchmarks:
                 if benchmark not in known:
@@ -252,8 +252,8 @@ class SearchConfig:
     """Images per forward pass."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
-    dim: Optional[Count] = None
-    """How many dimensions of the features are used, the first ones (see `loss.dims`).  Unset: all."""
+    truncate_dim: Optional[Count] = None
+    """How many dimensions of the features are used, the first ones (see `loss.matryoshka_dims`).  Unset: all."""
     num_workers: Natural = 2
     """Processes that read and decode images."""
     device: Optional[DeviceName] = None

@@ -23,10 +23,11 @@ class ExportConfig:
     """Folder of a stage-2 run."""
     weights: RunWeights = 'latest'
     """`latest` or `best`, as for `evaluate`."""
-    interpolate: Share = 1.0
+    wise_ft_alpha: Share = 1.0
     """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
-    dim: Optional[Count] = None
-    """How many dimensions the exported model's features have, the first ones (see `loss.dims`).  Unset: all."""
+    truncate_dim: Optional[Count] = None
+    """How many dimensions the exported model's features have, the first ones (see `loss.matryoshka_dims`).  Unset:
+    all."""
     teacher: Teachers = None
     """The teacher that the run learned from, or a list of several in the order of `train_data.teachers`, if the run's
     configuration does not name it: the folder that stage 1 wrote, or a mapping with the `type` of another."""
@@ -46,7 +47,7 @@ class ExportVisionConfig:
     """Folder of a stage-2 run."""
     weights: RunWeights = 'latest'
     """`latest` or `best`, as for `evaluate`."""
-    interpolate: Share = 1.0
+    wise_ft_alpha: Share = 1.0
     """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
     out: Text = MISSING
     """Folder that receives the tower."""

@@ -26,7 +26,7 @@ from llm2clip.config.ranges import (
 
 __all__ = [
     'AdapterConfig', 'ClipTextConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig',
-    'TextEncoderConfig', 'TrainedTextConfig', 'VisionConfig',
+    'TextEncoderConfig', 'TrainableTextConfig', 'VisionConfig',
 ]
 
 
@@ -87,7 +87,7 @@ class ClipTextConfig:
 
 
 @dataclass
-class TrainedTextConfig:
+class TrainableTextConfig:
     """Text encoders that stage 2 trains beside the vision tower: LoRA on the LLM, CLIP's own text tower, or both."""
 
     lora: Optional[LoraConfig] = None
@@ -129,9 +129,9 @@ class VisionConfig:
     """Of red, green and blue, from 0 to 1, in place of the tower's own normalisation; together with `std`."""
     std: Optional[Annotated[list[Positive], Field(min_length=3, max_length=3)]] = None
     """Standard deviation per colour; together with `mean`."""
-    lock: bool = False
+    freeze: bool = False
     """Train the projection and the adapter only (LiT)."""
-    lock_blocks: Natural = 0
+    freeze_blocks: Natural = 0
     """Do not train the embeddings and this many blocks after them."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, a fifth of the FLOPs for much less memory.  With FSDP,
@@ -191,7 +191,7 @@ class LossConfig:
     """Two samples of the global batch that drew the same caption are not each other's negatives."""
     block_size: Optional[Count] = None
     """Rows of the logit matrix that a rank computes at once, among those of its own images.  Unset: all of them."""
-    dims: Dims = field(default_factory=list)
+    matryoshka_dims: Dims = field(default_factory=list)
     """Average over the losses of the first so many dimensions of the features, each time scaled to length 1
     (Matryoshka): `[64, 128, 256, 512]`, up to `model.embed_dim`.  Empty: one loss, of all dimensions."""
 

@@ -34,8 +34,9 @@ class WriterConfig:
     """Largest share of the input, from 0 to 1, that may be unusable before the conversion fails.  What these settings
     and the source's filters leave out does not count."""
     require_any_caption: list[Text] = field(default_factory=list)
-    """Leave out samples that have no caption of any of these keys, such as those of the training's `caption_mix`."""
-    leave_out: Optional[Text] = None
+    """Leave out samples that have no caption of any of these keys, such as those of the training's
+    `caption_weights`."""
+    exclude_ids: Optional[Text] = None
     """JSON file with a list of ids of samples that are left out, such as near-copies that another tool found."""
     image_max_side: Optional[Count] = None
     """Longest side in pixels: larger images are made smaller and saved as JPEG.  Unset: every image keeps its bytes."""
@@ -43,9 +44,9 @@ class WriterConfig:
     """Quality of those JPEGs, from 1 to 100."""
     num_workers: Count = 1
     """Processes, each on a part (an input file) of its own; those of `engine: local`."""
-    machine: Natural = 0
-    """Which of `machines` this is, from 0."""
-    machines: Count = 1
+    shard_index: Natural = 0
+    """Which of `num_shards` this is, from 0."""
+    num_shards: Count = 1
     """Machines that share the parts and the `out` folder, or its remote."""
     keep_local: bool = True
     """With a remote, keep shards here too after they were uploaded."""
@@ -74,8 +75,10 @@ class PrepareConfig(WriterConfig):
         if self.extend and 'files' not in self.source:
             raise ConfigError(f'extend: the source {self.source.get("name")} has no `files`, expected one that has: a '
                               'dataset grows by input files')
-        if self.machine >= self.machines:
-            raise ConfigError(f'machine: {self.machine}, expected one of {self.machines} machines, counted from 0')
-        if self.engine == 'ray' and self.machines > 1:
-            raise ConfigError(f'machines: {self.machines}, expected 1 with engine=ray, which gives the parts to the '
+        if self.shard_index >= self.num_shards:
+            raise ConfigError(f'shard_index: {self.shard_index}, expected one of {self.num_shards} machines, counted '
+                              f'from 0')
+        if self.engine == 'ray' and self.num_shards > 1:
+            raise ConfigError(f'num_shards: {self.num_shards}, expected 1 with engine=ray, which gives the parts to '
+                              f'the '
                               'machines of the cluster')

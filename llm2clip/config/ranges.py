@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 __all__ = [
     'AccuracyMetric', 'CheckpointsKept', 'Component', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
-    'Dims', 'Duration', 'EngineName', 'Finite', 'FolderName', 'HeldOut', 'HeldOutShare', 'Mix', 'Natural',
+    'Dims', 'Duration', 'EngineName', 'Finite', 'FolderName', 'Holdout', 'HoldoutShare', 'Mix', 'Natural',
     'Positive', 'Remote', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size',
     'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
 ]
@@ -78,9 +78,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-HeldOutShare = Annotated[float, Field(ge=0, lt=1)]
+HoldoutShare = Annotated[float, Field(ge=0, lt=1)]
 # A number or a share of the images, or split -> number of images.
-HeldOut = Union[Weight, Annotated[dict[FolderName, Count], Field(min_length=1)]]
+Holdout = Union[Weight, Annotated[dict[FolderName, Count], Field(min_length=1)]]
 CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2),
                       _must(lambda values: values == sorted(values), 'the smaller value first')]
 CheckpointsKept = Annotated[int, _must(lambda n: n > 0 or n == -1, 'at least 1, or -1 to keep all')]

@@ -26,7 +26,7 @@ _MAY_CHANGE = {
     'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks', 'loggers',
     'progress_bar', 'log_to_console', 'console_log_interval', 'run_name',
     'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume', 'teacher_folder',
-    'adapter_folder', 'cache_limit',
+    'adapter_folder', 'lora_folder', 'cache_limit',
     'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing', 'block_size',
     'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
     *(field.name for field in dataclasses.fields(PlanConfig))}

@@ -124,9 +124,10 @@ class ExtractConfig(PlanConfig):
     datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
     """Name -> image or caption dataset."""
     out: Text = MISSING
-    """Sidecars go to `out/<name>`."""
+    """Embeddings datasets go to `out/<name>`."""
     out_remote: Optional[Remote] = None
-    """Place to which the sidecars are uploaded, to `out_remote/<name>`; nodes that do not share `out` need it."""
+    """Place to which the embeddings datasets are uploaded, to `out_remote/<name>`; nodes that do not share `out` need
+    it."""
     storage: Literal['float16', 'int8'] = 'float16'
     """`float16`, or `int8` with one float32 scale per vector, half the size."""
     normalize: bool = False

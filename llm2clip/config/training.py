@@ -19,7 +19,7 @@ from llm2clip.config.models import (
     ModelConfig,
     PlanConfig,
     TextEncoderConfig,
-    TrainedTextConfig,
+    TrainableTextConfig,
 )
 from llm2clip.config.ranges import (
     CheckpointsKept,
@@ -38,7 +38,8 @@ from llm2clip.config.ranges import (
 from llm2clip.config.teacher import Teachers
 
 __all__ = [
-    'FsdpConfig', 'InheritanceConfig', 'OnlineConfig', 'SelfDistillationConfig', 'Stage1Config', 'Stage2Config',
+    'FsdpConfig', 'InheritanceConfig', 'TextEncoderInLoopConfig', 'SelfDistillationConfig', 'Stage1Config',
+    'Stage2Config',
     'TrainConfig', 'TrainerConfig',
 ]
 
@@ -140,10 +141,10 @@ class Stage1Config(TrainConfig):
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     mntp: MNTPConfig = field(default_factory=MNTPConfig)
-    loss_scale: Positive = 50.0
+    logit_scale: Positive = 50.0
     """Factor on the cosine similarities, the inverse of the temperature."""
-    learn_scale: bool = False
-    """Train the factor, from `loss_scale` on."""
+    learn_logit_scale: bool = False
+    """Train the factor, from `logit_scale` on."""
     symmetric: bool = False
     """Add the loss from positive to query."""
     mask_equal_texts: bool = True
@@ -156,7 +157,7 @@ class Stage1Config(TrainConfig):
     """Pairs for caption retrieval accuracy while training."""
     teacher_folder: Text = '${save_folder}/teacher'
     """Folder of the merged teacher, written when training ends."""
-    adapter_folder: Text = '${save_folder}/adapter'
+    lora_folder: Text = '${save_folder}/lora'
     """Folder of the LoRA adapter alone, written when training ends."""
 
 
@@ -177,16 +178,17 @@ class InheritanceConfig(TrainConfig):
     eval_data: Optional[InheritanceDataConfig] = None
     """Captions whose features have to find CLIP's, of the same caption among those of all samples, while training."""
     teacher: Teachers = None
-    """The teacher that the sidecars must come from, or a list of several in the order of `train_data.teachers`: the
-    folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must only agree with one another.
+    """The teacher that the embeddings datasets must come from, or a list of several in the order of
+    `train_data.teachers`: the folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must
+    only agree with one another.
     """
     adapter_folder: Text = '${save_folder}/adapter'
     """Folder of the adapter, written when training ends, for `initial_adapter` of stage 2."""
 
 
 @dataclass
-class OnlineConfig:
-    """The frozen teacher in the loop of stage 2, in place of sidecars."""
+class TextEncoderInLoopConfig:
+    """The frozen teacher in the loop of stage 2, in place of embeddings datasets."""
 
     enabled: bool = False
     """Embed captions with the teacher while training; the streams then need no `embeddings`."""
@@ -228,11 +230,12 @@ class Stage2Config(TrainConfig):
     """Name -> set whose images are classified by class names while training, as `evaluate` does it.  The teacher embeds
     the prompts before training begins.  `train_data.num_workers` processes per rank read the images."""
     teacher: Teachers = None
-    """The teacher that the sidecars must come from, or a list of several in the order of `train_data.teachers`: the
-    folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must only agree with one another.
+    """The teacher that the embeddings datasets must come from, or a list of several in the order of
+    `train_data.teachers`: the folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must
+    only agree with one another.
     """
-    online: OnlineConfig = field(default_factory=OnlineConfig)
-    trained_text: TrainedTextConfig = field(default_factory=TrainedTextConfig)
+    text_encoder_in_loop: TextEncoderInLoopConfig = field(default_factory=TextEncoderInLoopConfig)
+    trainable_text: TrainableTextConfig = field(default_factory=TrainableTextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     self_distillation: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
     lr_scale: dict[str, Weight] = field(default_factory=dict)
@@ -242,58 +245,62 @@ class Stage2Config(TrainConfig):
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
     def check(self) -> None:
-        """Raise a ConfigError if the loss is of more dimensions than the features have, if prompts or `online` have no
-        teacher, if text encoders do not go together, or if an adapter that knows a CLIP would meet another one, or
-        random weights."""
-        self._check_trained_text()
+        """Raise a ConfigError if the loss is of more dimensions than the features have, if prompts or
+        `text_encoder_in_loop` have no teacher, if text encoders do not go together, or if an adapter that knows a CLIP
+        would meet another one, or random weights."""
+        self._check_trainable_text()
         if self.eval_zeroshot:
             self._check_zeroshot()
-        if self.online.enabled and self.teacher is None:
-            raise ConfigError('teacher: required but not set, since online.enabled is true')
-        if self.online.enabled and isinstance(self.teacher, list):
-            raise ConfigError(f'online.enabled: captions are embedded by one teacher, and teacher names '
+        if self.text_encoder_in_loop.enabled and self.teacher is None:
+            raise ConfigError('teacher: required but not set, since text_encoder_in_loop.enabled is true')
+        if self.text_encoder_in_loop.enabled and isinstance(self.teacher, list):
+            raise ConfigError(f'text_encoder_in_loop.enabled: captions are embedded by one teacher, and teacher names '
                               f'{len(self.teacher)}')
         if self.initial_adapter is not None and self.initial_weights is not None:
             raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
             raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random weights, '
                               'expected pretrained, since initial_adapter leads into the space of the pretrained CLIP')
-        if self.loss.dims and self.loss.dims[-1] > self.model.embed_dim:
-            raise ConfigError(f'loss.dims: {self.loss.dims[-1]}, expected at most model.embed_dim, '
+        if self.loss.matryoshka_dims and self.loss.matryoshka_dims[-1] > self.model.embed_dim:
+            raise ConfigError(f'loss.matryoshka_dims: {self.loss.matryoshka_dims[-1]}, expected at most '
+                              f'model.embed_dim, '
                               f'{self.model.embed_dim}')
 
     @property
     def reads_captions(self) -> bool:
         """Whether a text encoder in the model reads the captions."""
-        return self.trained_text.lora is not None or self.trained_text.clip is not None
+        return self.trainable_text.lora is not None or self.trainable_text.clip is not None
 
     @property
     def reads_vectors(self) -> bool:
-        """Whether a frozen LLM's vectors are read from sidecars."""
-        return not self.online.enabled and self.trained_text.lora is None and not self.without_llm
+        """Whether a frozen LLM's vectors are read from embeddings datasets."""
+        return not self.text_encoder_in_loop.enabled and self.trainable_text.lora is None and not self.without_llm
 
     @property
     def without_llm(self) -> bool:
         """Whether CLIP's own text tower takes the place of the LLM."""
-        return self.trained_text.clip is not None and self.trained_text.method is None
+        return self.trainable_text.clip is not None and self.trainable_text.method is None
 
-    def _check_trained_text(self) -> None:
-        texts = self.trained_text
+    def _check_trainable_text(self) -> None:
+        texts = self.trainable_text
         if texts.method is not None and texts.clip is None:
-            raise ConfigError(f"trained_text.clip: required but not set, since trained_text.method {texts.method} is "
+            raise ConfigError(f"trainable_text.clip: required but not set, since trainable_text.method {texts.method} "
+                              f"is "
                               "about CLIP's text tower beside the LLM")
         if texts.lora is not None and self.teacher is None:
-            raise ConfigError('teacher: required but not set, since trained_text.lora trains its LLM')
+            raise ConfigError('teacher: required but not set, since trainable_text.lora trains its LLM')
         if texts.lora is not None and not isinstance(self.teacher, str):
-            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trained_text.lora trains its LLM')
-        frozen = [key for key, is_set in (('online.enabled', self.online.enabled),
+            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trainable_text.lora trains its '
+                              'LLM')
+        frozen = [key for key, is_set in (('text_encoder_in_loop.enabled', self.text_encoder_in_loop.enabled),
                                           ('initial_adapter', self.initial_adapter is not None)) if is_set]
         if self.without_llm and (texts.lora is not None or frozen):
-            unwanted = 'trained_text.lora' if texts.lora is not None else frozen[0]
-            raise ConfigError(f'{unwanted}: there is no LLM, since trained_text.clip takes its place; expected '
-                              'trained_text.method, or none of it')
-        if texts.lora is not None and self.online.enabled:
-            raise ConfigError('online.enabled: embeds captions by a frozen LLM, and trained_text.lora trains it; '
+            unwanted = 'trainable_text.lora' if texts.lora is not None else frozen[0]
+            raise ConfigError(f'{unwanted}: there is no LLM, since trainable_text.clip takes its place; expected '
+                              'trainable_text.method, or none of it')
+        if texts.lora is not None and self.text_encoder_in_loop.enabled:
+            raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and trainable_text.lora '
+                              'trains it; '
                               'expected one of the two')
 
     def _check_zeroshot(self) -> None:

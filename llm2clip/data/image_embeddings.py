@@ -47,7 +47,7 @@ def build_image_loader(
     seed: int,
     train: bool,
     key: str,
-    online: bool = False,
+    in_loop: bool = False,
     captions: bool = False,
 ) -> DataSpec:
     """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them after its ``microbatch_transforms``.
@@ -68,7 +68,7 @@ def build_image_loader(
     """
     mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
-    streams = {name: paired_stream(name, stream, config.teachers, list(mix) if train else keys, key, online)
+    streams = {name: paired_stream(name, stream, config.teachers, list(mix) if train else keys, key, in_loop)
                for (name, stream), mix in zip(config.streams.items(), mixes)}
     transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale,
                                 config.horizontal_flip)
@@ -78,8 +78,8 @@ def build_image_loader(
         seed = dataset.sample_seed(sample)
         drawn = draw_captions(sample, mixes[dataset.stream_of(at)], config.captions_per_image, seed)
         texts = [
-            {**({} if online else _caption_embedding(sample.sidecars, key, streams)),
-             **({'caption': caption} if online or captions else {}),
+            {**({} if in_loop else _caption_embedding(sample.text_embeddings, key, streams)),
+             **({'caption': caption} if in_loop or captions else {}),
              'text_id': torch.tensor(text_id(caption))} for key, caption in drawn]
         image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], needed)
         return {
@@ -92,12 +92,12 @@ def build_image_loader(
         texts = [sample[caption_column(key)] for key in keys]
         return {
             'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), image_size),
-            **({} if online else _stacked([_caption_embedding(sample.sidecars, key, streams) for key in keys])),
-            **({'caption': texts} if online or captions else {}),
+            **({} if in_loop else _stacked([_caption_embedding(sample.text_embeddings, key, streams) for key in keys])),
+            **({'caption': texts} if in_loop or captions else {}),
             'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(keys, texts)]),
         }
 
-    columns = train and (online or captions) and config.captions_per_image > 1
+    columns = train and (in_loop or captions) and config.captions_per_image > 1
     return build_loader(streams, make_train if train else make_eval, config, global_batch_size, seed, train, key,
                         split_batch=split_columns if columns else None, microbatch_transforms=float_vectors)
 
@@ -105,10 +105,10 @@ def build_image_loader(
 def _caption_embedding(
     rows: Sequence[Mapping[str, Any]], key: str, streams: Mapping[str, PairedStream]
 ) -> dict[str, torch.Tensor]:
-    """One caption's ``text_embedding`` ``(D,)``, by the sample's rows of the sidecars.
+    """One caption's ``text_embedding`` ``(D,)``, by the sample's rows of the embeddings datasets.
 
-    Where every stream has one sidecar and all store vectors the same way, as they are stored.  Otherwise in float32;
-    those of several teachers have length 1 each and stand one after the other.
+    Where every stream has one embeddings dataset and all store vectors the same way, as they are stored.  Otherwise in
+    float32; those of several teachers have length 1 each and stand one after the other.
     """
     stored = [stored_vector(row, key) for row in rows]
     if len(stored) == 1 and len({tuple(stream.storages) for stream in streams.values()}) == 1:
@@ -136,65 +136,69 @@ def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]
     Raises:
         ConfigError: Nothing is drawn.
     """
-    caption_mix, where = config.caption_mix, key
-    if (own := config.streams[name].caption_mix) is not None:
-        caption_mix, where = own, f'{key}.streams.{name}'
-    if not caption_mix:
-        return dict.fromkeys(all_caption_keys(name, config.streams[name], key, 'caption_mix'), 1.0)
-    mix = {caption: weight for caption, weight in caption_mix.items() if weight}
+    caption_weights, where = config.caption_weights, key
+    if (own := config.streams[name].caption_weights) is not None:
+        caption_weights, where = own, f'{key}.streams.{name}'
+    if not caption_weights:
+        return dict.fromkeys(all_caption_keys(name, config.streams[name], key, 'caption_weights'), 1.0)
+    mix = {caption: weight for caption, weight in caption_weights.items() if weight}
     if not mix:
-        raise ConfigError(f'{where}.caption_mix: expected caption keys with weights, at least one above 0')
+        raise ConfigError(f'{where}.caption_weights: expected caption keys with weights, at least one above 0')
     return mix
 
 
 def paired_stream(
-    name: str, stream: ImageStreamConfig, teachers: Sequence[str], keys: Sequence[str], key: str, online: bool = False,
+    name: str, stream: ImageStreamConfig, teachers: Sequence[str], keys: Sequence[str], key: str, in_loop: bool = False,
 ) -> PairedStream:
     """The stream of one dataset in ``key.streams``, its columns checked.
 
     Args:
         name: Of the dataset.
-        stream: Where it and its sidecars are.
-        teachers: Whose sidecars to read; none, that of the only one.
+        stream: Where it and its embeddings datasets are.
+        teachers: Whose embeddings datasets to read; none, that of the only one.
         keys: Captions that must have embeddings.
         key: Where the configuration of the data stands.
-        online: Read no sidecar.
+        online: Read no embeddings dataset.
 
     Raises:
-        ConfigError: The dataset or its sidecar is missing, or which sidecar is meant is not clear.
+        ConfigError: The dataset or its embeddings dataset is missing, or which embeddings dataset is meant is not
+            clear.
         ValueError: A caption has no column or no embedding.
     """
     arguments = stream_arguments(name, stream, key)
-    sidecars = {} if online else _of_teachers(stream.embeddings, teachers, name, key)
-    return _checked_stream(arguments, sidecars, [IMAGE, *map(caption_column, keys)], keys)
+    text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, teachers, name, key)
+    return _checked_stream(arguments, text_embeddings, [IMAGE, *map(caption_column, keys)], keys)
 
 
 def _of_teachers(
-    sidecars: Mapping[str, DatasetConfig], teachers: Sequence[str], name: str, key: str
+    text_embeddings: Mapping[str, DatasetConfig], teachers: Sequence[str], name: str, key: str
 ) -> dict[str, DatasetConfig]:
-    """The sidecars of these teachers, or the only one; `name` and `key` are for messages."""
-    if not teachers and len(sidecars) != 1:
-        raise ConfigError(f'{key}.teachers: dataset {name} has sidecars of {len(sidecars)} teachers '
-                          f'({", ".join(sidecars) or "none"}); say which one to read')
+    """The embeddings datasets of these teachers, or the only one; `name` and `key` are for messages."""
+    if not teachers and len(text_embeddings) != 1:
+        raise ConfigError(f'{key}.teachers: dataset {name} has embeddings datasets of {len(text_embeddings)} teachers '
+                          f'({", ".join(text_embeddings) or "none"}); say which one to read')
     for teacher in teachers:
-        if teacher not in sidecars:
-            raise ConfigError(f'{key}.streams.{name}.embeddings: there is no sidecar of {teacher!r}, only of '
-                              f'{", ".join(sidecars) or "nobody"}')
-    return {teacher: sidecars[teacher] for teacher in teachers or sidecars}
+        if teacher not in text_embeddings:
+            raise ConfigError(f'{key}.streams.{name}.embeddings: there is no embeddings dataset of {teacher!r}, only '
+                              f'of '
+                              f'{", ".join(text_embeddings) or "nobody"}')
+    return {teacher: text_embeddings[teacher] for teacher in teachers or text_embeddings}
 
 
 def _checked_stream(
-    arguments: Mapping[str, Any], sidecars: Mapping[str, DatasetConfig], columns: Sequence[str], keys: Sequence[str]
+    arguments: Mapping[str, Any], text_embeddings: Mapping[str, DatasetConfig], columns: Sequence[str],
+    keys: Sequence[str]
 ) -> PairedStream:
-    """A dataset with these columns, and its sidecars with embeddings of these captions; checked where they are here."""
-    embeddings = [embedding_column(k) for k in keys]
+    """A dataset with these columns, and its embeddings datasets with embeddings of these captions; checked where they
+    are here."""
+    embedding_columns = [embedding_column(k) for k in keys]
     if arguments['remote'] is None:
         check_dataset(arguments['local'], [SAMPLE_ID, *columns])
-    for sidecar in sidecars.values():
-        if sidecar.remote is None:
-            check_dataset(sidecar.local, [SAMPLE_ID, *embeddings])
-    return PairedStream(sidecars=[(sidecar.local, sidecar.remote) for sidecar in sidecars.values()], columns=columns,
-                        embedding_columns=embeddings, **arguments)
+    for embeddings in text_embeddings.values():
+        if embeddings.remote is None:
+            check_dataset(embeddings.local, [SAMPLE_ID, *embedding_columns])
+    places = [(embeddings.local, embeddings.remote) for embeddings in text_embeddings.values()]
+    return PairedStream(text_embeddings=places, columns=columns, embedding_columns=embedding_columns, **arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,7 +230,8 @@ def build_target_loader(
         there = [key for key, target in targets.items() if target.any()]
         among = there or list(mix)
         key = among[draw([mix[key] for key in among], dataset.sample_seed(sample)) if train else 0]
-        return {**_caption_embedding(sample.sidecars, key, streams), 'target': targets[key], 'counted': bool(there)}
+        return {**_caption_embedding(sample.text_embeddings, key, streams), 'target': targets[key],
+                'counted': bool(there)}
 
     return build_loader(streams, make, config, global_batch_size, seed, train, key, microbatch_transforms=float_vectors)
 
@@ -235,12 +240,12 @@ def target_streams(config: InheritanceDataConfig, key: str) -> dict[str, ImageSt
     """The streams of `config` as they are read: each begins with the targets, beside which lie the teachers' vectors.
 
     Raises:
-        ConfigError: A sidecar is not named, or it is not clear which is meant.
+        ConfigError: An embeddings dataset is not named, or it is not clear which is meant.
     """
     result = {}
     for name, stream in config.streams.items():
         target = _of_teachers(stream.embeddings, [config.target], name, key)[config.target]
-        others = {teacher: sidecar for teacher, sidecar in stream.embeddings.items() if teacher != config.target}
+        others = {teacher: embeddings for teacher, embeddings in stream.embeddings.items() if teacher != config.target}
         result[name] = dataclasses.replace(stream, local=target.local, remote=target.remote,
                                            embeddings=_of_teachers(others, config.teachers, name, key))
     return result
@@ -253,11 +258,12 @@ def target_stream(
 
     Raises:
         ConfigError: The targets are missing, or nothing is drawn.
-        ValueError: A caption has no vector in a sidecar.
+        ValueError: A caption has no vector in an embeddings dataset.
     """
-    configured = config.caption_mix if stream.caption_mix is None else stream.caption_mix
+    configured = config.caption_weights if stream.caption_weights is None else stream.caption_weights
     if not configured and stream.remote is not None:
-        raise ConfigError(f'{key}.caption_mix: expected caption keys, since the sidecar {stream.remote} is in a '
+        raise ConfigError(f'{key}.caption_weights: expected caption keys, since the embeddings dataset '
+                          f'{stream.remote} is in a '
                           'remote, and which ones it has is not known yet')
     mix = {caption: weight for caption, weight in configured.items() if weight} if configured else {
         name.removeprefix(EMBEDDING): 1.0 for name in read_columns(stream.local) if name.startswith(EMBEDDING)}

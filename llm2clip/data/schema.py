@@ -4,8 +4,8 @@
 """Column names and types of every dataset: the one source of truth.
 
 An image dataset has `sample_id`, `image` and one ``caption.<key>`` per caption; a caption dataset the same without
-`image`; a sidecar has `sample_id` and one ``text_embedding.<key>`` per caption, with ``text_embedding_scale.<key>`` if
-they are int8.
+`image`; an embeddings dataset has `sample_id` and one ``text_embedding.<key>`` per caption, with
+``text_embedding_scale.<key>`` if they are int8.
 
 Every sample has every column.  A caption that a sample does not have is an empty text, and its vector is zero.
 """
@@ -37,7 +37,7 @@ CAPTION = 'caption.'
 EMBEDDING = 'text_embedding.'
 INDEX = 'index.json'
 TEACHER_FILE = 'teacher.json'
-"""Beside a sidecar's shards: the dataset and the teacher that it belongs to."""
+"""Beside an embeddings dataset's shards: the dataset and the teacher that it belongs to."""
 
 _SCALE = 'text_embedding_scale.'
 _COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
@@ -59,7 +59,7 @@ def scale_column(key: str) -> str:
 
 
 def embedding_dim(columns: dict[str, str]) -> int:
-    """Width of the vectors of a sidecar with these columns."""
+    """Width of the vectors of an embeddings dataset with these columns."""
     return next(int(kind.rsplit(':', 1)[1]) for name, kind in columns.items() if name.startswith(EMBEDDING))
 
 

@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a sidecar stores the teacher's vectors: as float16, or as int8 with a float32 scale per vector, its largest
-magnitude over 127, so that a value is off by at most half the scale."""
+"""How an embeddings dataset stores the teacher's vectors: as float16, or as int8 with a float32 scale per vector, its
+largest magnitude over 127, so that a value is off by at most half the scale."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ STORAGES = ('float16', 'int8')
 
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
-    """Sidecar columns, name -> MDS type: ``2 * dim`` bytes per caption as float16, ``dim + 4`` as int8."""
+    """Embeddings dataset columns, name -> MDS type: ``2 * dim`` bytes per caption as float16, ``dim + 4`` as int8."""
     columns = {SAMPLE_ID: 'str', **{embedding_column(key): f'ndarray:{storage}:{dim}' for key in keys}}
     if storage == 'int8':
         columns.update({scale_column(key): 'float32' for key in keys})
@@ -29,7 +29,7 @@ def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str
 
 
 def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, storage: str) -> list[dict[str, Any]]:
-    """Sidecar samples.
+    """Embeddings dataset samples.
 
     Args:
         ids: N sample ids.
@@ -58,8 +58,8 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
 
 
 def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """One caption's vector as a sidecar's row has it, for a batch: ``text_embedding`` ``(D,)``, and if that is int8,
-    ``text_embedding_scale``."""
+    """One caption's vector as an embeddings dataset's row has it, for a batch: ``text_embedding`` ``(D,)``, and if that
+    is int8, ``text_embedding_scale``."""
     values = torch.as_tensor(row[embedding_column(key)])
     if values.dtype != torch.int8:
         return {'text_embedding': values}

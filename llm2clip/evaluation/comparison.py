@@ -37,16 +37,16 @@ def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]
         found: Benchmark, such as ``zeroshot.imagenet`` -> model -> what it found.
 
     Returns:
-        What `results.json` has of them.  ``compare``, if a baseline is named: its name as ``baseline``, and
+        What `results.json` has of them.  ``baseline``, if a baseline is named: its name as ``baseline``, and
         ``benchmarks``: benchmark -> ``metrics``, those of its numbers that stand for it, and ``models``: model -> what
-        `compare` returned.  ``averages``, if there are any: average -> ``benchmarks``: benchmark -> metrics, and
+        `baseline` returned.  ``averages``, if there are any: average -> ``benchmarks``: benchmark -> metrics, and
         ``models``: model -> ``mean``, or the recalls of retrieval, with their ``intervals``, and beside a baseline
         ``compared``, with ``difference`` and ``intervals`` of the same names.
     """
     result: dict[str, Any] = {}
-    baseline, resamples = config.compare, config.bootstrap
+    baseline, resamples = config.baseline, config.bootstrap
     if baseline is not None:
-        result['compare'] = {'baseline': baseline, 'benchmarks': {
+        result['comparison'] = {'baseline': baseline, 'benchmarks': {
             benchmark: {'metrics': _metrics(config, benchmark, models[baseline]), 'models': {
                 name: compare(models[baseline], one, resamples) for name, one in models.items() if name != baseline}}
             for benchmark, models in found.items() if baseline in models}}

@@ -13,7 +13,7 @@ from llm2clip.config import ConfigError, CRAConfig
 from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
 from llm2clip.evaluation.images import finite
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
-from llm2clip.ranks import in_turns, is_first, rows
+from llm2clip.ranks import is_first, round_robin, rows
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import teacher_source
 
@@ -59,7 +59,7 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     for name, encode in _encoders(config, device):
         def encode_all(texts: list[str], encode: _Encode = encode) -> torch.Tensor:
             blocks = [texts[start:start + _BLOCK] for start in range(0, len(texts), _BLOCK)]
-            return rows(in_turns(blocks, partial(map, encode)))
+            return rows(round_robin(blocks, partial(map, encode)))
 
         vectors = [finite(encode_all(texts), f'{name}: vectors of captions') for texts in (first, second)]
         if is_first():

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from llm2clip.evaluation.models import EvaluatedModel
 from llm2clip.evaluation.sets.files import EvaluationSet
-from llm2clip.ranks import agreed, in_turns, is_first, rows
+from llm2clip.ranks import broadcast_from_rank0, is_first, round_robin, rows
 from llm2clip.weights import read_safetensors, tensors_hash, write_safetensors
 
 __all__ = ['ImageFeatures', 'encode_batches', 'finite']
@@ -108,7 +108,7 @@ def encode_batches(
                 features, pooled = (x.cpu() for x in model.image_features(pixel_values.to(model.device)))
             yield EncodedBatch(read, features, pooled, unreadable)
 
-    return in_turns(batches, encode)
+    return round_robin(batches, encode)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class ImageFeatures:
             name, n = xxhash.xxh64(json.dumps(what)).hexdigest(), len(dataset.image_ids)
             files = {range(start, min(start + _BLOCK, n)): self.folder / f'{name}-{start}.safetensors'
                      for start in range(0, n, _BLOCK)}
-        missing = agreed(lambda: [positions for positions, path in files.items() if not path.is_file()])
+        missing = broadcast_from_rank0(lambda: [positions for positions, path in files.items() if not path.is_file()])
         total = -(-sum(map(len, missing)) // self.batch_size)
         with tqdm(total=total, desc=f'{self.name} on {dataset.name}', unit=' batches',
                   disable=not is_first() or not missing) as progress:

@@ -23,14 +23,14 @@ from llm2clip.data.vectors import concatenate
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
 from llm2clip.files import reading
 from llm2clip.models.joint import BothTexts, ConcatenatedTexts
-from llm2clip.models.llm2clip import LLM2CLIP, check_dim, keep_first_dims
-from llm2clip.ranks import in_turns, once_per_node, rows
+from llm2clip.models.llm2clip import LLM2CLIP, check_truncate_dim, truncate_dims
+from llm2clip.ranks import once_per_node, round_robin, rows
 from llm2clip.remote_code.checks_llm2clip import check_keys, load_checked, load_config
 from llm2clip.teacher.caption_teacher import CachedTeacher
 from llm2clip.teacher.clip_text import MORE_FILE, ClipTokenizer
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import ClipText, TeacherSource, teacher_in, teacher_sources
-from llm2clip.training.runs import load_stage2, own_clip_text, read_stage2, with_own_teacher
+from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
 from llm2clip.weights import read_safetensors
 
 __all__ = ['EvaluatedModel', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
@@ -114,7 +114,7 @@ class HuggingFaceCLIP:
 
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         blocks = [list(texts[start:start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
-        found = list(in_turns(blocks, partial(map, self._features_of_texts)))
+        found = list(round_robin(blocks, partial(map, self._features_of_texts)))
         return rows(features for features, _ in found), sum(truncated for _, truncated in found)
 
     @torch.no_grad()
@@ -144,12 +144,12 @@ def _side_by_side(teachers: Sequence[Teacher], join: Callable[[Sequence[torch.Te
 
 def _text_side(config: EvaluatedModelConfig, run: Stage2Config, key: str) -> str:
     """Which text encoders of a run are tested: ``llm``, ``clip``, which is CLIP's text tower, or ``both``."""
-    if (method := run.trained_text.method) is None:
+    if (method := run.trainable_text.method) is None:
         able = ['clip'] if run.without_llm else ['llm']
     else:
         able = ['both', 'llm', 'clip'] if method == 'd' else ['llm', 'clip']
     if config.text not in (None, *able):
-        raise ConfigError(f'{key}.text: {config.text!r}, expected {" or ".join(able)}, as trained_text of the run in '
+        raise ConfigError(f'{key}.text: {config.text!r}, expected {" or ".join(able)}, as trainable_text of the run in '
                           f'{config.run} says')
     return config.text or able[0]
 
@@ -164,11 +164,12 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
     named = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
     if len(named) != 1:
         raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(named) or "none"}')
-    if config.interpolate != 1 and config.run is None:
-        raise ConfigError(f'{key}.interpolate: {config.interpolate:g}, expected 1 or a run, which knows what it began '
+    if config.wise_ft_alpha != 1 and config.run is None:
+        raise ConfigError(f'{key}.wise_ft_alpha: {config.wise_ft_alpha:g}, expected 1 or a run, which knows what it '
+                          f'began '
                           'with')
-    if config.dim is not None and config.pretrained is not None:
-        raise ConfigError(f'{key}.dim: {config.dim}, expected none for a model of transformers')
+    if config.truncate_dim is not None and config.pretrained is not None:
+        raise ConfigError(f'{key}.truncate_dim: {config.truncate_dim}, expected none for a model of transformers')
     if config.text is not None and config.run is None:
         raise ConfigError(f'{key}.text: {config.text!r}, expected none but for a run, which may have two text encoders')
     if config.pretrained is not None:
@@ -192,23 +193,25 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
                               f'of model_type {LLM2CLIPConfig.model_type})')
         expected = list(exported_teachers(config.export))
-        check_dim(config.dim, LLM2CLIPConfig.from_pretrained(config.export).model_config(), f'{key}.dim')
+        check_truncate_dim(config.truncate_dim, LLM2CLIPConfig.from_pretrained(config.export).model_config(),
+                           f'{key}.truncate_dim')
         folders = filter(Path.is_dir, teacher_folders(Path(config.export)))
         named = named or [teacher_in(folder, fingerprint, config.trust_remote_code)
                           for folder, fingerprint in zip(folders, expected)]
     elif config.run is not None:
         try:
-            run_config, record = read_stage2(config.run, config.weights, config.interpolate)
+            run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
         except ConfigError as error:
             raise ConfigError(f'{key}.run: {error}') from None
-        check_dim(config.dim, run_config.model, f'{key}.dim')
+        check_truncate_dim(config.truncate_dim, run_config.model, f'{key}.truncate_dim')
         if (side := _text_side(config, run_config, key)) != 'llm':
-            own_clip_text(config.run, config.weights, config.interpolate)
-        if side == 'both' and config.dim is not None:
-            raise ConfigError(f'{key}.dim: {config.dim}, expected none for the projection of both text encoders')
+            trained_clip_text(config.run, config.weights, config.wise_ft_alpha)
+        if side == 'both' and config.truncate_dim is not None:
+            raise ConfigError(f'{key}.truncate_dim: {config.truncate_dim}, expected none for the projection of both '
+                              f'text encoders')
         if side == 'clip':
             return []
-        run_config, record = with_own_teacher(config.run, run_config, record, config.weights, config.interpolate)
+        run_config, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
         expected = list(record.teacher)
         named = named or teacher_sources(run_config.teacher, config.trust_remote_code)
     if not named:
@@ -238,9 +241,9 @@ def load_evaluated_model(
         model, model_config = exported.model, exported.config.model_config()
     else:
         assert config.run is not None
-        model, run_config, record = load_stage2(config.run, config.weights, config.interpolate)
+        model, run_config, record = load_stage2(config.run, config.weights, config.wise_ft_alpha)
         model_config, side, llm_embed_dim = run_config.model, _text_side(config, run_config, key), record.llm_embed_dim
-        clip_folder = own_clip_text(config.run) if side != 'llm' else None
+        clip_folder = trained_clip_text(config.run) if side != 'llm' else None
         if side == 'clip' and not run_config.without_llm:
             model.adapter = nn.Identity()  # CLIP's features come in place of the LLM's
             model_config = dataclasses.replace(model_config, adapter=AdapterConfig('identity'))
@@ -252,7 +255,7 @@ def load_evaluated_model(
         check_keys(state, concatenated.state_dict(), path)
         concatenated.load_state_dict(state)
         model.adapter = BothTexts(model.adapter, concatenated, llm_embed_dim).eval()
-    keep_first_dims(model, model_config, config.dim)
+    truncate_dims(model, model_config, config.truncate_dim)
 
     def cached(source: TeacherSource, expected: Optional[Fingerprint] = None) -> Teacher:
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')

@@ -36,7 +36,7 @@ _SEEN = {
                    'own text than to the other one, or where two images have a text each, whether both images (text), '
                    'both texts (image) or all four (group) are nearer to their own.',
     'averages': 'The mean of several sets, each of which counts the same.',
-    'compare': 'What each model has won (to the right) and lost (to the left) against {baseline}, with the 95 % '
+    'comparison': 'What each model has won (to the right) and lost (to the left) against {baseline}, with the 95 % '
                'interval of the difference.',
 }
 
@@ -93,7 +93,7 @@ def report_page(
     sections = []
     for table in result_tables(results):
         seen = _SEEN[table.about.partition('.')[0]].format(
-            baseline=results.get('compare', {}).get('baseline'),
+            baseline=results.get('comparison', {}).get('baseline'),
             pairs=f'{results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else 'all pairs')
         sections.append(_Section(table.title, seen, _picture(table.about, results), table))
     for step, folder in steps.items():
@@ -119,9 +119,9 @@ def _picture(about: str, results: Mapping[str, Any]) -> Markup:
     if about == 'cra':
         return bars(results['cra'])
     series: dict[str, dict[str, tuple[float, Optional[list[float]]]]] = {}
-    for benchmark, entry in results.get('compare', {'benchmarks': {}})['benchmarks'].items():
+    for benchmark, entry in results.get('comparison', {'benchmarks': {}})['benchmarks'].items():
         kind, _, name = benchmark.partition('.')
-        for model, compared in entry['models'].items() if about == f'compare.{kind}' else ():
+        for model, compared in entry['models'].items() if about == f'comparison.{kind}' else ():
             for metric in entry['metrics']:
                 series.setdefault(model, {})[f'{name}, {measure(metric)}'] = (
                     compared['difference'][metric], compared['intervals'].get(metric))

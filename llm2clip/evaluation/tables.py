@@ -37,7 +37,7 @@ class Table(NamedTuple):
     note: str = ''
     about: str = ''
     """What it shows: ``retrieval``, ``accuracy``, ``composition``, ``averages`` or ``cra``; of a comparison with a
-    baseline, the kind of its benchmarks, such as ``compare.zeroshot``."""
+    baseline, the kind of its benchmarks, such as ``comparison.zeroshot``."""
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -231,7 +231,7 @@ def _average_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     for name, average in results.get('averages', {}).items():
         benchmarks, models = average['benchmarks'], average['models']
         metrics = [metric for metric in _MEASURES if metric in next(iter(models.values()))]
-        compared = metrics if 'compare' in results else []
+        compared = metrics if 'comparison' in results else []
         rows = [[model, *(_cell(values, metric) for metric in metrics),
                  *(_difference(values['compared'], metric) if 'compared' in values else '' for metric in compared)]
                 for model, values in models.items()]
@@ -247,7 +247,7 @@ def _average_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 def _comparison_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """One table per kind of benchmark: models beside a baseline, a row for each number."""
-    compare = results.get('compare', {'benchmarks': {}})
+    compare = results.get('comparison', {'benchmarks': {}})
     for kind, title in _KINDS.items():
         rows = []
         for benchmark, entry in compare['benchmarks'].items():
@@ -262,4 +262,4 @@ def _comparison_tables(results: Mapping[str, Any]) -> Iterator[Table]:
             yield Table(f'Beside {baseline}: {title}',
                         ['set', 'number', 'model', f'of {baseline}', 'of the model', 'difference'], rows,
                         '%, 95 % bootstrap intervals of the difference, for which the same images are drawn for both '
-                        'models', f'compare.{kind}')
+                        'models', f'comparison.{kind}')

@@ -17,7 +17,7 @@ from llm2clip.export.check import check_pictures, check_same
 from llm2clip.export.hf import KIND, PIPELINE
 from llm2clip.export.model_card import model_card
 from llm2clip.export.vision import image_processor, upright_source
-from llm2clip.folders import complete_folder
+from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.checks_llm2clip import load_tokenizer
 from llm2clip.teacher.sources import ClipText
@@ -68,7 +68,7 @@ def export_clip(
     clip.logit_scale.data = model.logit_scale.data.cpu().reshape(())
     tokenizer = load_tokenizer(clip_text, model_input_names=['input_ids', 'attention_mask'],
                                model_max_length=text.tokenizer.max_length)
-    with complete_folder(out, KIND) as partial:
+    with atomic_folder(out, KIND) as partial:
         clip.save_pretrained(partial, safe_serialization=True)
         CLIPProcessor(image_processor(vision.preprocessing), tokenizer).save_pretrained(partial)
         card = model_card(config, None, run, template='clip.md.j2', title='CLIP', pipeline_tag=PIPELINE,

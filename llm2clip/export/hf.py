@@ -29,7 +29,7 @@ from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import language_model, model_card, public_name
 from llm2clip.files import read_json, reading
-from llm2clip.folders import complete_folder
+from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.remote_code import (
     checks_llm2clip,
@@ -155,7 +155,7 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
 
 def export_folder(
     model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, teacher: Union[_Teacher, Sequence[_Teacher]],
-    out: Union[str, Path], *, remote_code: bool = False, run: Optional[Stage2Config] = None, interpolate: float = 1.0,
+    out: Union[str, Path], *, remote_code: bool = False, run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
 ) -> None:
     """Write everything that `AutoModel.from_pretrained` needs after this module was imported.
 
@@ -171,7 +171,7 @@ def export_folder(
         out: The folder to write.
         remote_code: Add the code that loads it with ``trust_remote_code=True`` where this package is not installed.
         run: Configuration of the run, for the model card.
-        interpolate: Share of the run's trained weights in those of the model, for the model card.
+        wise_ft_alpha: Share of the run's trained weights in those of the model, for the model card.
 
     Raises:
         ConfigError: The model was trained with another number of teachers, or what was written does not give its
@@ -189,7 +189,7 @@ def export_folder(
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
     preprocessing = model.vision_encoder.preprocessing
-    with complete_folder(out, KIND) as partial:
+    with atomic_folder(out, KIND) as partial:
         saved = Fingerprint.concatenate(
             source.save(partial / TEACHER_FOLDER / (str(i) if len(sources) > 1 else ''), fingerprint)
             for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)))
@@ -211,7 +211,7 @@ def export_folder(
             for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
                            image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
-        card = model_card(config, saved, run, interpolate, remote_code=remote_code,
+        card = model_card(config, saved, run, wise_ft_alpha, remote_code=remote_code,
                           pipeline_tag=PIPELINE if reads_tokens else None,
                           language_models=[language_model(source.name) for source in sources])
         card.save(partial / 'README.md')

@@ -50,7 +50,7 @@ def model_card(
     config: ModelConfig,
     teacher: Optional[Fingerprint],
     run: Optional[Stage2Config] = None,
-    interpolate: float = 1.0,
+    wise_ft_alpha: float = 1.0,
     *,
     template: str = 'model.md.j2',
     title: str = 'LLM2CLIP',
@@ -67,7 +67,7 @@ def model_card(
         config: Of the model.
         teacher: The one that it learned from, or several; None of a CLIP with its own text tower.
         run: Configuration of the run that trained it.
-        interpolate: Share of the run's trained weights in those of the model.
+        wise_ft_alpha: Share of the run's trained weights in those of the model.
         template: In `templates/`; says what it is, and how it is loaded.
         title: Heading.
         library_name: Which library loads it.
@@ -83,15 +83,15 @@ def model_card(
     if run is not None:
         if config.embed_dim < run.model.embed_dim:
             dims += f', the first of {run.model.embed_dim}'
-        if shorter := [dim for dim in run.loss.dims if dim < config.embed_dim]:
+        if shorter := [dim for dim in run.loss.matryoshka_dims if dim < config.embed_dim]:
             dims += f'; the first {", ".join(map(str, shorter))}, scaled to length 1, were trained to be features, too'
     facts: dict[str, Any] = {
         **({'language model': ', '.join(language_models)} if language_models else {}),
         'vision tower': tower, 'image size': config.vision.image_size,
         'adapter': f'{config.adapter.name}{blocks}', 'dimensions of the joint space': dims}
-    if interpolate != 1:
+    if wise_ft_alpha != 1:
         of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
-        facts['weights'] = Markup(f'{of}{1 - interpolate:g} · initial + {interpolate:g} · trained '
+        facts['weights'] = Markup(f'{of}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
                                   '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
     return _card(
         template, data, title=title, facts=facts, teacher=teacher, licensed=' and '.join([*language_models, tower]),
@@ -122,7 +122,7 @@ def _streams(data: ImageDataConfig) -> list[tuple[str, str, str]]:
             share = f'{stream.proportion:g} of the epoch'
         elif stream.repeat is not None:
             share = f'{stream.repeat:g} times'
-        mix = data.caption_mix if stream.caption_mix is None else stream.caption_mix
+        mix = data.caption_weights if stream.caption_weights is None else stream.caption_weights
         total = sum(mix.values())
         captions = ', '.join(f'{key} {100 * weight / total:.3g} %' for key, weight in mix.items() if weight)
         rows.append((name, share, captions))
@@ -140,7 +140,7 @@ def _training(run: Stage2Config) -> Markup:
         vision[key] = vision[key] and public_name(vision[key])
     chosen['model']['vision'] = {key: value for key, value in vision.items() if value not in (None, {}, [])}
     if run.reads_captions:
-        texts = chosen['trained_text'] = {key: value for key, value in values['trained_text'].items() if value}
+        texts = chosen['trainable_text'] = {key: value for key, value in values['trainable_text'].items() if value}
         if 'clip' in texts:
             texts['clip'] = {'name': public_name(texts['clip']['name']), 'pretrained': texts['clip']['pretrained']}
     data = run.train_data

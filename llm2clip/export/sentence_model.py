@@ -11,7 +11,7 @@ from typing import Optional, Union
 from llm2clip.config import ConfigError
 from llm2clip.export.model_card import teacher_card
 from llm2clip.files import write_json
-from llm2clip.folders import check_replaceable, complete_folder
+from llm2clip.folders import atomic_folder, check_replaceable
 from llm2clip.remote_code import checks_llm2clip, text_encoder_llm2clip
 from llm2clip.teacher.folder import teacher_config, teacher_fingerprint
 
@@ -49,7 +49,7 @@ def export_sentence_transformers(
         prompts = {'query': instruction} if instruction else {}
     model = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], prompts=dict(prompts),
                                 similarity_fn_name='cosine', device='cpu')
-    with complete_folder(out, KIND) as partial:
+    with atomic_folder(out, KIND) as partial:
         model.save(str(partial), create_model_card=False)
         for module in (caption_encoder_llm2clip, checks_llm2clip, text_encoder_llm2clip):
             shutil.copy(str(module.__file__), partial)

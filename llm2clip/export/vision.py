@@ -24,7 +24,7 @@ from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
 from llm2clip.data.images import Preprocessing, open_image
 from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
 from llm2clip.export.model_card import model_card
-from llm2clip.folders import complete_folder
+from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
 from llm2clip.teacher.fingerprint import TeacherRecord
@@ -45,7 +45,7 @@ def export_vision(
     out: Union[str, Path],
     projection: bool = True,
     run: Optional[Stage2Config] = None,
-    interpolate: float = 1.0,
+    wise_ft_alpha: float = 1.0,
 ) -> str:
     """Write a folder that transformers or timm load without this package.
 
@@ -59,7 +59,7 @@ def export_vision(
         projection: With the projection into the joint space, where the class has a place for one: in a
             `CLIPVisionModelWithProjection`, and as the classifier of a timm model.
         run: Configuration of the run, for the model card.
-        interpolate: Share of the run's trained weights in those of the model, for the model card.
+        wise_ft_alpha: Share of the run's trained weights in those of the model, for the model card.
 
     Returns:
         The class that loads it.
@@ -76,9 +76,9 @@ def export_vision(
         pooled = model.vision_encoder(pixels.to(model.logit_scale.device))
         return model.visual_projection(pooled) if projection else pooled
 
-    with complete_folder(out, KIND) as unfinished:
+    with atomic_folder(out, KIND) as unfinished:
         name, use = (_save_timm if of_timm else _save_transformers)(model, unfinished, projection, expected)
-        card = model_card(config, record.teacher, run, interpolate, template='vision.md.j2',
+        card = model_card(config, record.teacher, run, wise_ft_alpha, template='vision.md.j2',
                           title=f'Vision tower of LLM2CLIP, {name}', projection=projection,
                           upright_source=upright_source(),
                           library_name='timm' if of_timm else 'transformers',

@@ -26,7 +26,7 @@ def clip_loss(
     label_smoothing: float = 0.0,
     text_id: Optional[torch.Tensor] = None,
     block_size: Optional[int] = None,
-    dims: Sequence[int] = (),
+    matryoshka_dims: Sequence[int] = (),
 ) -> torch.Tensor:
     """This rank's part of the symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3).
 
@@ -41,8 +41,9 @@ def clip_loss(
         text_id: ``(B,)`` or ``(B, K)``; an image and a text of another image are not each other's negatives if one of
             the image's texts has the same id.
         block_size: Rows of the logit matrix at once.  None: all of this rank's.
-        dims: Average over the losses of the first values of the features, so many at a time and scaled to length 1
-            again, as Matryoshka representations are trained (Kusupati et al. 2022, equation 1).  Empty: all values.
+        matryoshka_dims: Average over the losses of the first values of the features, so many at a time and scaled to
+            length 1 again, as Matryoshka representations are trained (Kusupati et al. 2022, equation 1).  Empty: all
+            values.
 
     Returns:
         The mean over images, their texts and both directions, a scalar in float32.
@@ -51,7 +52,7 @@ def clip_loss(
     scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
     return torch.stack([softmax_loss(
         rows, columns, scale, first_row(image_features), len(texts), label_smoothing, same_texts, block_size, per_image)
-        for rows, columns in _prefixes(image_features, texts, dims)]).mean()
+        for rows, columns in _prefixes(image_features, texts, matryoshka_dims)]).mean()
 
 
 def siglip_loss(
@@ -61,12 +62,12 @@ def siglip_loss(
     logit_bias: torch.Tensor,
     text_id: Optional[torch.Tensor] = None,
     block_size: Optional[int] = None,
-    dims: Sequence[int] = (),
+    matryoshka_dims: Sequence[int] = (),
 ) -> torch.Tensor:
     """This rank's part of the pairwise sigmoid loss of SigLIP (Zhai et al. 2023, algorithm 1).
 
     Args:
-        image_features, text_features, logit_scale, text_id, block_size, dims: As for `clip_loss`.
+        image_features, text_features, logit_scale, text_id, block_size, matryoshka_dims: As for `clip_loss`.
         logit_bias: Added to each logit, ``(1,)``.
 
     Returns:
@@ -76,17 +77,17 @@ def siglip_loss(
     scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
     return torch.stack([sigmoid_loss(
         rows, columns, scale, logit_bias, first_row(image_features), same_texts, block_size, per_image)
-        for rows, columns in _prefixes(image_features, texts, dims)]).mean()
+        for rows, columns in _prefixes(image_features, texts, matryoshka_dims)]).mean()
 
 
 def _prefixes(
-    rows: torch.Tensor, columns: torch.Tensor, dims: Sequence[int]
+    rows: torch.Tensor, columns: torch.Tensor, matryoshka_dims: Sequence[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both sides' first values, scaled to length 1, for each of `dims`; for none, both sides as they are."""
-    assert not dims or dims[-1] <= rows.shape[1], f'{dims[-1]} dimensions of {rows.shape[1]}'
-    if not dims:
+    """Both sides' first values, scaled to length 1, for each of `matryoshka_dims`; for none, both sides as they are."""
+    assert max(matryoshka_dims, default=0) <= rows.shape[1], f'{matryoshka_dims[-1]} dimensions of {rows.shape[1]}'
+    if not matryoshka_dims:
         yield rows, columns
-    for dim in dims:
+    for dim in matryoshka_dims:
         yield F.normalize(rows[:, :dim].float(), dim=-1), F.normalize(columns[:, :dim], dim=-1)
 
 

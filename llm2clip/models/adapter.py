@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from llm2clip.config import AdapterConfig, ConfigError
 from llm2clip.files import read_json, reading, write_json
-from llm2clip.folders import complete_folder
+from llm2clip.folders import atomic_folder
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.remote_code.modeling_llm2clip import Adapter, LatentTransformer, ResidualMLP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -67,7 +67,7 @@ def save_adapter(
     """
     state: Any = get_model_state_dict(adapter, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
-        with complete_folder(folder, KIND) as out:
+        with atomic_folder(folder, KIND) as out:
             write_safetensors(out / WEIGHTS_FILE, {name: value.contiguous() for name, value in state.items()})
             write_json(out / ABOUT_FILE, {'adapter': dataclasses.asdict(config), 'embed_dim': embed_dim,
                                           'teacher': record.teacher.to_json(), 'target': target.to_json()})

@@ -86,7 +86,7 @@ class ClipBeside(nn.Module):
         super().__init__()
         if tower.width != embed_dim:
             raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the features of CLIP's text tower, "
-                              f'{tower.width}, as trained_text.method {method} needs')
+                              f'{tower.width}, as trainable_text.method {method} needs')
         self.tower, self.tokenize, self.method = tower, tokenize, method
         self.concatenated = ConcatenatedTexts(embed_dim) if method == 'd' else None
 

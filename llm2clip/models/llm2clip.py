@@ -26,8 +26,8 @@ from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
 
 __all__ = [
-    'LLM2CLIP', 'MULTILABEL_METRICS', 'RETRIEVAL_METRICS', 'ZEROSHOT_METRICS', 'ComposerLLM2CLIP', 'check_dim',
-    'keep_first_dims', 'projection_kind',
+    'LLM2CLIP', 'MULTILABEL_METRICS', 'RETRIEVAL_METRICS', 'ZEROSHOT_METRICS', 'ComposerLLM2CLIP', 'check_truncate_dim',
+    'truncate_dims', 'projection_kind',
 ]
 
 Batch = dict[str, torch.Tensor]
@@ -129,15 +129,15 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
     return projection
 
 
-def check_dim(dim: Optional[int], config: ModelConfig, key: str) -> None:
+def check_truncate_dim(dim: Optional[int], config: ModelConfig, key: str) -> None:
     """Raise a ConfigError that names the key if a model's features have fewer dimensions than that."""
     if dim is not None and dim > config.embed_dim:
         raise ConfigError(f'{key}: {dim}, expected at most the {config.embed_dim} dimensions of the model')
 
 
-def keep_first_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> ModelConfig:
-    """Let a model's features be the first `dim` of what they were, scaled to length 1 again, as `loss.dims` trains them
-    (arXiv 2205.13147); returns its configuration from now on.
+def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> ModelConfig:
+    """Let a model's features be the first `truncate_dim` of what they were, scaled to length 1 again, as
+    `loss.matryoshka_dims` trains them (arXiv 2205.13147); returns its configuration from now on.
 
     The last layer of either side gives the features before they are scaled, so its first rows give the shorter ones.
 
@@ -160,7 +160,8 @@ def keep_first_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) ->
 
 
 def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
-    """A layer's first `dim` outputs of `width`; in place of the identity, ones and zeros, maybe with a bias."""
+    """A layer's first `truncate_dim` outputs of `width`; in place of the identity, ones and zeros, maybe with a
+    bias."""
     if isinstance(layer, nn.Linear):
         weight, offset = layer.weight, layer.bias
     else:
@@ -235,8 +236,9 @@ class ComposerLLM2CLIP(ComposerModel):
             assert text_id is not None
             ids = text_id.to(scale.device)
         if config.name == 'siglip':
-            return siglip_loss(rows, columns, scale, outputs['logit_bias'], ids, config.block_size, config.dims)
-        return clip_loss(rows, columns, scale, config.label_smoothing, ids, config.block_size, config.dims)
+            return siglip_loss(rows, columns, scale, outputs['logit_bias'], ids, config.block_size,
+                               config.matryoshka_dims)
+        return clip_loss(rows, columns, scale, config.label_smoothing, ids, config.block_size, config.matryoshka_dims)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)

@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError, FsdpConfig
 
-__all__ = ['check_fsdp', 'compile_blocks', 'fsdp2_config', 'own_name', 'save_trainable_only', 'saves_trainable_only',
+__all__ = ['check_fsdp', 'compile_blocks', 'fsdp2_config', 'unwrapped_name', 'save_trainable_only',
+           'saves_trainable_only',
            'set_up_units', 'whole']
 
 # Blocks of one class share this limit: those of a convolutional network differ in their shapes, and each is compiled
@@ -59,7 +60,7 @@ def fsdp2_config(config: FsdpConfig, device: str) -> FSDP2Config:
     )
 
 
-def own_name(name: str) -> str:
+def unwrapped_name(name: str) -> str:
     """The name of a module or parameter before it was wrapped for recomputation or by DDP."""
     return '.'.join(part for part in name.removeprefix('module.').split('.') if part != '_checkpoint_wrapped_module')
 
@@ -101,7 +102,7 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
             if config.prefetch is not None:
                 unit.set_modules_to_forward_prefetch(units[i + 1:i + 1 + config.prefetch])
                 unit.set_modules_to_backward_prefetch(units[max(0, i - config.prefetch):i][::-1])
-    names = [own_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+    names = [unwrapped_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     again = f', {len(recomputed)} of which are recomputed in the backward pass' if recomputed else ''
     return f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}{again}'
 
@@ -137,9 +138,10 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
         part: Name of a child.
     """
     def left_out(module: nn.Module, names: Any) -> set[str]:
-        trainable = {own_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad}
+        trainable = {unwrapped_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad}
         begin = f'{part}.' if part else ''
-        return {name for name in names if own_name(name).startswith(begin) and own_name(name) not in trainable}
+        return {name for name in names if unwrapped_name(name).startswith(begin)
+                and unwrapped_name(name) not in trainable}
 
     def drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         if module.should_save_peft_only:
@@ -149,7 +151,8 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     def check_loaded(module: nn.Module, keys: Any) -> None:
         missing = sorted({*keys.missing_keys} - left_out(module, keys.missing_keys))
         if missing or keys.unexpected_keys:
-            raise ValueError(f'the checkpoint is of another model: it lacks {[*map(own_name, missing)][:3]} and has '
+            raise ValueError(f'the checkpoint is of another model: it lacks {[*map(unwrapped_name, missing)][:3]} and '
+                             f'has '
                              f'{list(keys.unexpected_keys)[:3]} besides')
 
     # Composer's own name; it turns it off while it hands the weights of rank 0 to the others.

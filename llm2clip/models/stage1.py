@@ -51,8 +51,8 @@ class CaptionContrastive(ComposerModel):
 
     Args:
         text_encoder: The encoder to train.
-        loss_scale: Factor on the cosine similarities.
-        learn_scale: Train the factor.
+        logit_scale: Factor on the cosine similarities.
+        learn_logit_scale: Train the factor.
         symmetric: Also from positive to query.
         mask_equal_texts: Two samples of the global batch that share a text are not each other's negatives.
     """
@@ -62,16 +62,16 @@ class CaptionContrastive(ComposerModel):
     def __init__(
         self,
         text_encoder: TextEncoder,
-        loss_scale: float = 50.0,
-        learn_scale: bool = False,
+        logit_scale: float = 50.0,
+        learn_logit_scale: bool = False,
         symmetric: bool = False,
         mask_equal_texts: bool = True,
     ) -> None:
         super().__init__()
         save_trainable_only(self)
         self.text_encoder = text_encoder
-        self.loss_scale = loss_scale
-        self.scale = _LogitScale(loss_scale) if learn_scale else None
+        self.logit_scale = logit_scale
+        self.scale = _LogitScale(logit_scale) if learn_logit_scale else None
         self.symmetric = symmetric
         self.mask_equal_texts = mask_equal_texts
         self.val_metrics = {name: metric() for name, metric in CRA_METRICS.items()}
@@ -98,7 +98,7 @@ class CaptionContrastive(ComposerModel):
         ids = {side: batch[f'{side}_text_id'].to(outputs[side].device)
                for side in self.feature_names if side in outputs}
         ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'), self.mask_equal_texts)
-        scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.loss_scale
+        scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.logit_scale
         return info_nce(outputs['query'], outputs['positive'], outputs.get('negative'), scale=scale,
                         symmetric=self.symmetric, ignored=ignored)
 

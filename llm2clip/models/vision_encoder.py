@@ -38,10 +38,11 @@ class VisionEncoder(nn.Module):
         if config.gradient_checkpointing:
             self.tower.checkpoint_gradients()
         last = self.num_layers - 1
-        if not 0 <= config.lock_blocks < last:
-            raise ConfigError(f'model.vision.lock_blocks: {config.lock_blocks} is not between 0 and {last - 1}, the '
+        if not 0 <= config.freeze_blocks < last:
+            raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and {last - 1}, '
+                              f'the '
                               f'blocks of {config.name}')
-        locked = last if config.lock else config.lock_blocks or -1
+        locked = last if config.freeze else config.freeze_blocks or -1
         for name, parameter in self.trunk.named_parameters():
             if self.layer_ids[name] <= locked:
                 parameter.requires_grad_(False)
@@ -78,7 +79,7 @@ class VisionEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> 'VisionEncoder':
         super().train(mode)
-        if self.config.lock:
+        if self.config.freeze:
             self.trunk.eval()
         if self.config.freeze_batch_norm:
             for module in self.modules():

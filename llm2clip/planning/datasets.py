@@ -70,10 +70,10 @@ def collected(problems: list[str], where: str = '') -> Iterator[None]:
         problems.append(text if text.startswith(where) else f'{where}: {text}')
 
 
-def plan_images(config: ImageDataConfig, key: str, online: bool) -> DataPlan:
-    """Stage 2's streams; `online`, without the teachers' vectors."""
+def plan_images(config: ImageDataConfig, key: str, in_loop: bool) -> DataPlan:
+    """Stage 2's streams; `text_encoder_in_loop`, without the teachers' vectors."""
     return _read(config.streams, config, key, lambda name, stream: paired_stream(
-        name, stream, config.teachers, list(stream_mix(config, name, key)), key, online))
+        name, stream, config.teachers, list(stream_mix(config, name, key)), key, in_loop))
 
 
 def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:

@@ -78,7 +78,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
     def make_texts(length: int) -> TrainedTexts:
         """The text encoders that are trained, with fake tokenizers."""
         with torch.device('meta'):
-            encoder, tower = load_trained_encoders(config.trained_text, llm, on_meta=True, load_weights=False)
+            encoder, tower = load_trained_encoders(config.trainable_text, llm, on_meta=True, load_weights=False)
         names = ('input_ids', 'attention_mask', 'embed_mask')
         of_tower = names[:1] if tower is not None and 'siglip' in tower.config.model_type else names[:2]
         return TrainedTexts(
@@ -90,7 +90,7 @@ def plan_stage2(config: Stage2Config) -> Plan:
     image_size = stage2.train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
     # A frozen LLM in the loop leaves vectors in the batch, too.
-    vectors = dim if config.reads_vectors or config.online.enabled else 0
+    vectors = dim if config.reads_vectors or config.text_encoder_in_loop.enabled else 0
 
     def make(length: int) -> Any:
         texts = make_texts(length) if config.reads_captions else None
@@ -113,9 +113,9 @@ def _text_encoders(
     config: Stage2Config, plan: Plan, characters: float
 ) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
     """The frozen teacher in the loop, the LLM that is trained, and the lengths of its captions for `_measure`."""
-    key = 'trained_text.lora' if config.trained_text.lora is not None else 'online.enabled'
+    key = 'trainable_text.lora' if config.trainable_text.lora is not None else 'text_encoder_in_loop.enabled'
     captions = config.train_data.captions_per_image
-    if config.trained_text.lora is None and not config.online.enabled:
+    if config.trainable_text.lora is None and not config.text_encoder_in_loop.enabled:
         return None, None, (0, 0)
     if isinstance(config.teacher, SentenceTransformersTeacherConfig):
         plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes on top')
@@ -128,10 +128,10 @@ def _text_encoders(
         plan.problems.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.repeats or 0) * config.global_train_batch_size * captions
     tokens = _count_tokens(plan, characters, texts, llm.max_length)
-    if config.online.enabled:
-        online = config.online
-        encoder = on_meta(dataclasses.replace(llm, dtype='float32') if online.sharded else llm)
-        teacher = EncoderPlan(encoder, tokens, online.batch_tokens, online.precision, online.sharded, captions)
+    if config.text_encoder_in_loop.enabled:
+        in_loop = config.text_encoder_in_loop
+        encoder = on_meta(dataclasses.replace(llm, dtype='float32') if in_loop.sharded else llm)
+        teacher = EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded, captions)
         return teacher, None, (0, 0)
     plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time is '
                          f'that of {tokens:,}, without the padding to the longest of a microbatch')

@@ -15,12 +15,12 @@ import xxhash
 from tqdm import tqdm
 
 from llm2clip.files import FileError, reading, write_text
-from llm2clip.ranks import agreed, in_turns, is_first, rows
+from llm2clip.ranks import broadcast_from_rank0, is_first, round_robin, rows
 from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.llm import widen_where_slow
+from llm2clip.teacher.llm import upcast_where_slow
 from llm2clip.weights import read_safetensors, write_safetensors
 
 __all__ = ['CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher']
@@ -109,10 +109,10 @@ class CachedTeacher:
             found.update({i: self._read(block) for i, block in enumerate(blocks) if self._file(block).is_file()})
             return [i for i in range(len(blocks)) if i not in found]
 
-        todo = agreed(unknown)
+        todo = broadcast_from_rank0(unknown)
         with tqdm(total=len(texts), initial=sum(len(blocks[i]) for i in found), desc='embed captions',
                   unit=' captions', disable=not is_first()) as progress:
-            for i, (vectors, truncated) in zip(todo, in_turns([blocks[i] for i in todo], partial(map, self._embed))):
+            for i, (vectors, truncated) in zip(todo, round_robin([blocks[i] for i in todo], partial(map, self._embed))):
                 check_finite({'a vector of the teacher': vectors}, self.folder)
                 write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
                 write_safetensors(self._file(blocks[i]), {'text_embedding': vectors}, {'truncated': str(truncated)})
@@ -149,7 +149,7 @@ class LLMTeacher(CaptionTeacher):
         super().__init__(encoder, fingerprint, batch_tokens, precision)
         self.tokenizer, self.sharded = tokenizer, sharded
         if not sharded:
-            widen_where_slow(encoder.llm)
+            upcast_where_slow(encoder.llm)
 
     @property
     def llm_embed_dim(self) -> int:

@@ -23,7 +23,7 @@ from transformers import (
 
 from llm2clip.config import ClipTextConfig, ConfigError
 from llm2clip.files import reading
-from llm2clip.folders import complete_folder
+from llm2clip.folders import atomic_folder
 from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -166,7 +166,7 @@ def save_clip_text(
     with torch.device('meta'):
         whole = ClipTextTower(type(tower.trunk)(tower.config))
     whole.load_state_dict(state, assign=True)
-    with complete_folder(folder, KIND) as out:
+    with atomic_folder(folder, KIND) as out:
         whole.trunk.save_pretrained(out, safe_serialization=True)
         tokenizer.tokenizer.save_pretrained(out)
         if more:

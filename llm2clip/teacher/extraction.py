@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teacher embeddings of a dataset's captions: one sidecar shard for each of its shards."""
+"""Teacher embeddings of a dataset's captions: one embeddings dataset shard for each of its shards."""
 
 import json
 import os
@@ -43,7 +43,7 @@ from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
-__all__ = ['Sidecar', 'extract_by', 'extract_sidecar']
+__all__ = ['EmbeddingsDataset', 'extract_by', 'extract_text_embeddings']
 
 T = TypeVar('T')
 
@@ -51,13 +51,13 @@ _COUNTED = ('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent')
 
 
 @dataclass(frozen=True)
-class Sidecar:
+class EmbeddingsDataset:
     """What is written for one dataset."""
 
     dataset: DatasetConfig
     """The image or caption dataset."""
     out: OutputFolder
-    """Where the sidecar goes."""
+    """Where the embeddings dataset goes."""
     storage: str = 'float16'
     """``float16`` or ``int8``."""
     normalize: bool = False
@@ -71,11 +71,12 @@ class Sidecar:
 
 
 class _Files:
-    """A dataset as it is read, shard by shard, and the sidecar that several ranks or machines write for it."""
+    """A dataset as it is read, shard by shard, and the embeddings dataset that several ranks or machines write for
+    it."""
 
-    def __init__(self, sidecar: Sidecar) -> None:
-        self.sidecar, self.out, local = sidecar, sidecar.out, sidecar.dataset.local
-        self.stream = VerifiedStream(local=local, remote=sidecar.dataset.remote)
+    def __init__(self, embeddings: EmbeddingsDataset) -> None:
+        self.embeddings, self.out, local = embeddings, embeddings.out, embeddings.dataset.local
+        self.stream = VerifiedStream(local=local, remote=embeddings.dataset.remote)
         self.shards = self.stream.open()
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
@@ -89,16 +90,17 @@ class _Files:
     def begin(self, fingerprint: Fingerprint) -> list[int]:
         """Write for which dataset and teacher the folder is; returns the shards that are not there yet, which come
         after those of a dataset that has grown since."""
-        out, index = self.out, read_index(self.sidecar.dataset.local)
-        vectors = {'storage': self.sidecar.storage, 'normalized': self.sidecar.normalize, **self.sidecar.about}
+        out, index = self.out, read_index(self.embeddings.dataset.local)
+        vectors = {'storage': self.embeddings.storage, 'normalized': self.embeddings.normalize, **self.embeddings.about}
         record = TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys,
                                              'vectors': vectors})
         todo: list[list[int]] = [[]]
         if dist.get_global_rank() == 0:
             if not out.fetch(TEACHER_FILE):
                 if out.fetch(INDEX):
-                    raise ConfigError(f'out: {out.local} holds a dataset that is no sidecar, expected an empty folder '
-                                      'or a sidecar')
+                    raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected an '
+                                      f'empty folder '
+                                      'or an embeddings dataset')
                 out.commit(TEACHER_FILE, record.to_text())
             else:
                 found = TeacherRecord.read(out.local)
@@ -121,8 +123,8 @@ class _Files:
 
     def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
         """Write the vectors of a shard, ``(samples * keys, D)``."""
-        storage = self.sidecar.storage
-        vectors = F.normalize(vectors, dim=-1) if self.sidecar.normalize else vectors
+        storage = self.embeddings.storage
+        vectors = F.normalize(vectors, dim=-1) if self.embeddings.normalize else vectors
         rows = vector_rows(ids, self.keys, vectors.numpy().reshape(len(ids), len(self.keys), -1), storage)
         write_shard(self.out, k, rows, vector_columns(self.keys, vectors.shape[-1], storage))
 
@@ -246,15 +248,16 @@ def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
                           **({'left out': total['left_out']} if total['left_out'] else {})})
 
 
-def extract_sidecar(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int = 32768) -> dict[str, int]:
-    """Write a sidecar, of which the ranks of all nodes share the shards that are not there yet.
+def extract_text_embeddings(embeddings: EmbeddingsDataset, teacher: CaptionTeacher,
+                            part_tokens: int = 32768) -> dict[str, int]:
+    """Write an embeddings dataset, of which the ranks of all nodes share the shards that are not there yet.
 
-    A shard appears when it is complete, and the index, which makes the sidecar readable, when all are.  Nodes that do
-    not share `out` need a remote.  The vector of a caption that a sample does not have, or that the teacher leaves out,
-    is zero.
+    A shard appears when it is complete, and the index, which makes the embeddings dataset readable, when all are.
+    Nodes that do not share `out` need a remote.  The vector of a caption that a sample does not have, or that the
+    teacher leaves out, is zero.
 
     Args:
-        sidecar: What is written.
+        embeddings dataset: What is written.
         teacher: Embeds the captions.
         part_tokens: About how many tokens are given to the teacher at once.
 
@@ -263,17 +266,17 @@ def extract_sidecar(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int 
         the teacher cannot read them to their end, and captions that the samples do not have.
 
     Raises:
-        ConfigError: `out` holds a dataset that is no sidecar.
+        ConfigError: `out` holds a dataset that is no embeddings dataset.
         FileError: An index, or what is in `out`, is damaged.
         FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
         ShardError: A shard of the dataset is missing or damaged.
         ValueError: The dataset has no captions, or `out` was begun for another teacher, or for a dataset that is not
             the beginning of this one.
     """
-    files = _Files(sidecar)
+    files = _Files(embeddings)
     mine = files.begin(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
     done: Counter[str] = Counter()
-    with tqdm(total=files.count(mine), unit=' captions', desc=f'embed {sidecar.name}',
+    with tqdm(total=files.count(mine), unit=' captions', desc=f'embed {embeddings.name}',
               disable=dist.get_local_rank() != 0) as progress:
         _embed(((files, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
     every = dist.all_gather_object(done)
@@ -284,22 +287,24 @@ def extract_sidecar(sidecar: Sidecar, teacher: CaptionTeacher, part_tokens: int 
 
 
 def extract_by(
-    engine: Engine, sidecars: Sequence[Sidecar], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
+    engine: Engine, text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher],
+    fingerprint: Fingerprint,
     part_tokens: int = 32768,
 ) -> dict[str, dict[str, int]]:
-    """`extract_sidecar` by an engine's workers, each of which loads the teacher once and then takes shard after shard.
+    """`extract_text_embeddings` by an engine's workers, each of which loads the teacher once and then takes shard after
+    shard.
 
     Args:
         engine: The engine.
-        sidecars: What is written, in folders of different names.
+        embeddings datasets: What is written, in folders of different names.
         load: Loads the teacher in a worker.
         fingerprint: Of the teacher; a ValueError is raised if a machine has another one.
-        part_tokens: As for `extract_sidecar`.
+        part_tokens: As for `extract_text_embeddings`.
 
     Returns:
-        Name of a sidecar -> what this call did.
+        Name of an embeddings dataset -> what this call did.
     """
-    every = {sidecar.name: _Files(sidecar) for sidecar in sidecars}
+    every = {embeddings.name: _Files(embeddings) for embeddings in text_embeddings}
     todo = {name: files.begin(fingerprint) for name, files in every.items()}
     captions = {name: files.count(todo[name]) for name, files in every.items()}
     done: dict[str, Counter[str]] = {name: Counter() for name in every}
@@ -319,21 +324,22 @@ def extract_by(
                 every[name].finish()
 
         tasks = {f'{name} shard {k}': (name, k) for name, numbers in todo.items() for k in numbers}
-        engine.run(tasks, partial(_embedding, sidecars, load, fingerprint, part_tokens), count)
+        engine.run(tasks, partial(_embedding, text_embeddings, load, fingerprint, part_tokens), count)
     return {name: {what: counts[what] for what in _COUNTED} for name, counts in done.items()}
 
 
 def _embedding(
-    sidecars: Sequence[Sidecar], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint, part_tokens: int
+    text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
+    part_tokens: int
 ) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
-    """Embed shards, by the name of their sidecar and their number, and tell that name and what was done."""
+    """Embed shards, by the name of their embeddings dataset and their number, and tell that name and what was done."""
     teacher = load()
     teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
-    known = {sidecar.name: sidecar for sidecar in sidecars}
+    known = {embeddings.name: embeddings for embeddings in text_embeddings}
     files = cache(lambda name: _Files(known[name]))
 
     def work(tasks: Iterable[tuple[str, int]], done: Callable[[tuple[str, Counter[str]]], object]) -> None:
         _embed(((files(name), k) for name, k in tasks), teacher, part_tokens, tqdm(disable=True),
-               lambda one, counts: done((one.sidecar.name, counts)))
+               lambda one, counts: done((one.embeddings.name, counts)))
 
     return work

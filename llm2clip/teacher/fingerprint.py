@@ -19,7 +19,7 @@ from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream, columns_of
 from llm2clip.files import json_text, read_json, reading, write_text
 
-__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'sidecar_teacher']
+__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'teacher_of_embeddings']
 
 _SEVERAL = 'concatenated'
 
@@ -89,11 +89,12 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """What `teacher.json` says in a sidecar, or in a run of stage 2."""
+    """What `teacher.json` says in an embeddings dataset, or in a run of stage 2."""
 
     teacher: Fingerprint
     about: dict[str, Any]
-    """In a run ``llm_embed_dim``, the vectors' width; in a sidecar ``dataset``, ``caption_keys``, ``vectors``."""
+    """In a run ``llm_embed_dim``, the vectors' width; in an embeddings dataset ``dataset``, ``caption_keys``,
+    ``vectors``."""
 
     @classmethod
     def read(cls, folder: Union[str, Path]) -> 'TeacherRecord':
@@ -128,30 +129,30 @@ class TeacherRecord:
                           {'teacher': expected.teacher.to_json(), **expected.about})
 
 
-def sidecar_teacher(data: DataSpec) -> TeacherRecord:
-    """The teacher, or teachers, that all sidecars of a loader's dataset come from, and the width of their vectors; a
-    ValueError if there are different ones."""
+def teacher_of_embeddings(data: DataSpec) -> TeacherRecord:
+    """The teacher, or teachers, that all embeddings datasets of a loader's dataset come from, and the width of their
+    vectors; a ValueError if there are different ones."""
     dataset = streaming_dataset(data)
     return common_teacher([(stream, dataset.shards[dataset.shard_offset_per_stream[i]])
                            for i, stream in enumerate(dataset.streams)])
 
 
 def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
-    """`sidecar_teacher` of paired streams, each with one of its shards."""
+    """`teacher_of_embeddings` of paired streams, each with one of its shards."""
     found: list[tuple[str, Fingerprint]] = []
     dim = 0
     for stream, shard in streams:
         assert isinstance(stream, PairedStream) and isinstance(shard, PairedReader)
-        folders = [sidecar.local for sidecar in stream.sidecars]
+        folders = [embeddings.local for embeddings in stream.text_embeddings]
         found.append((', '.join(folders),
                       Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders)))
-        dim = sum(embedding_dim(columns_of(reader)) for reader in shard.sidecars)
+        dim = sum(embedding_dim(columns_of(reader)) for reader in shard.text_embeddings)
     for where, teacher in found:
         if any('clip_text' in one for one in teacher.teachers):
-            raise ValueError(f"sidecar {where} holds the features of CLIP's own text tower, the targets of "
+            raise ValueError(f"embeddings dataset {where} holds the features of CLIP's own text tower, the targets of "
                              'train_inheritance, and none of captions that it cannot read to their end; expected the '
                              'vectors of a teacher')
     (first, expected), *others = found
     for where, teacher in others:
-        teacher.check(expected, f'sidecar {where}', f'sidecar {first}')
+        teacher.check(expected, f'embeddings dataset {where}', f'embeddings dataset {first}')
     return TeacherRecord(expected, {'llm_embed_dim': dim})

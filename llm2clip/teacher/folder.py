@@ -21,7 +21,7 @@ from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import WeightType
 from llm2clip.files import FileError, read_json, write_json
-from llm2clip.folders import complete_folder
+from llm2clip.folders import atomic_folder
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, load_config, read_encoding
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -37,7 +37,7 @@ from llm2clip.teacher.llm import (
 )
 
 __all__ = [
-    'ADAPTER_KIND', 'ENCODER_FILE', 'KIND', 'encoding', 'hash_files', 'load_teacher', 'save_teacher', 'teacher_config',
+    'LORA_KIND', 'ENCODER_FILE', 'KIND', 'encoding', 'hash_files', 'load_teacher', 'save_teacher', 'teacher_config',
     'teacher_fingerprint', 'teacher_width',
 ]
 
@@ -46,12 +46,12 @@ ENCODER_FILE = 'text_encoder.json'
 LORA_FILE = 'lora.safetensors'
 # What changed so short a time ago may change again without another time stamp: a second on some network disks.
 _SETTLED_NS = 2_000_000_000
-KIND, ADAPTER_KIND = 'teacher of captions', 'LoRA adapter'
+KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
 
 
 def save_teacher(
     encoder: TextEncoder, tokenizer: CaptionTokenizer, lora: Optional[LoraConfig], folder: Union[str, Path],
-    adapter_folder: Union[str, Path, None] = None,
+    lora_folder: Union[str, Path, None] = None,
 ) -> None:
     """Write an encoder, which may be sharded, as a Hugging Face folder plus how it turns captions into vectors.
 
@@ -64,7 +64,7 @@ def save_teacher(
         tokenizer: The encoder's.
         lora: As the encoder was built with.
         folder: Where to.
-        adapter_folder: Where the LoRA weights alone go, as peft loads them into the LLM with the `adapters` merged.
+        lora_folder: Where the LoRA weights alone go, as peft loads them into the LLM with the `adapters` merged.
     """
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
@@ -72,10 +72,10 @@ def save_teacher(
         whole = build_text_encoder(encoder.config, lora, on_meta=True)
         whole.load_state_dict(state, assign=True)
         llm = whole.llm
-        if isinstance(llm, PeftModel) and adapter_folder is not None:
-            with complete_folder(adapter_folder, ADAPTER_KIND) as out:
+        if isinstance(llm, PeftModel) and lora_folder is not None:
+            with atomic_folder(lora_folder, LORA_KIND) as out:
                 save_adapter(llm, encoder.config.pretrained, out)
-        with complete_folder(folder, KIND) as out:
+        with atomic_folder(folder, KIND) as out:
             if isinstance(llm, PeftModel):
                 assert lora is not None
                 save_lora(llm, lora, out / LORA_FILE)
@@ -111,11 +111,11 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
     """What decides the vectors of the teacher in `folder`; its weights are read, unless `hash_files` knows them."""
-    return Fingerprint.of(hash_files(folder, leave_out=ENCODER_FILE), encoding(teacher_config(folder)))
+    return Fingerprint.of(hash_files(folder, exclude_ids=ENCODER_FILE), encoding(teacher_config(folder)))
 
 
-def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
-    """Hash of the weights, tokenizer, chat template and configurations in a folder, but the file named `leave_out`.
+def hash_files(folder: Union[str, Path], exclude_ids: str = '') -> str:
+    """Hash of the weights, tokenizer, chat template and configurations in a folder, but the file named `exclude_ids`.
 
     A large LLM takes minutes to read from a network's disk.  So the hash is kept in ``$LLM2CLIP_CACHE``, by default
     ``~/.cache/llm2clip``, with the name, size, inode and times of every file, and taken from there while all of these
@@ -125,10 +125,10 @@ def hash_files(folder: Union[str, Path], leave_out: str = '') -> str:
         OSError: A file cannot be read.
     """
     folder = Path(folder).absolute()
-    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES and path.name != leave_out)
+    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES and path.name != exclude_ids)
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     root = Path(os.environ.get(CACHE_VARIABLE) or os.path.join(cache, 'llm2clip'))
-    name = xxhash.xxh64(os.fsencode(folder) + b'\0' + os.fsencode(leave_out)).hexdigest()
+    name = xxhash.xxh64(os.fsencode(folder) + b'\0' + os.fsencode(exclude_ids)).hexdigest()
     seen, kept = _states(paths), root / 'hashes' / f'{name}.json'
     with suppress(FileError):
         known = read_json(kept, dict) if root.is_absolute() else {}

@@ -37,7 +37,7 @@ from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 __all__ = [
     'add_lora', 'apply_lora_apart', 'build_text_encoder', 'cast_weights', 'load_caption_tokenizer', 'load_llm',
     'load_llm_and_head', 'load_text_encoder', 'save_adapter', 'save_lora', 'set_attention_dropout', 'shard_encoder',
-    'widen_where_slow',
+    'upcast_where_slow',
 ]
 
 BASE_FILE = 'base_model.json'
@@ -115,7 +115,7 @@ def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def widen_where_slow(llm: nn.Module) -> None:
+def upcast_where_slow(llm: nn.Module) -> None:
     """Cast weights of bfloat16 to float32, which keeps their values, if this machine is slow in bfloat16."""
     if any(weight.dtype == torch.bfloat16 for weight in llm.parameters()) and not computes_bfloat16():
         cast_weights(llm, torch.float32)

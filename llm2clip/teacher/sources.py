@@ -218,7 +218,8 @@ class SentenceTransformerModel(TeacherSource):
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> SentenceTransformerTeacher:
         if sharded:
-            raise ConfigError(f'online.sharded: {self.name} is a sentence-transformers model, and only an LLM can be '
+            raise ConfigError(f'text_encoder_in_loop.sharded: {self.name} is a sentence-transformers model, and only '
+                              f'an LLM can be '
                               'spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
         return SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],

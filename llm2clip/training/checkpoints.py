@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, reading
-from llm2clip.ranks import agreed
+from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.remotes import reaching
 from llm2clip.weights import read_pickle
@@ -200,7 +200,7 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
 
     # Composer 0.32.1 asks torch for a full unpickling; its later versions keep a list of what is allowed, as here.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    found = agreed(find)
+    found = broadcast_from_rank0(find)
     if found is not None and sharded == found.endswith('.pt'):
         kind, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
         raise ConfigError(f'fsdp.state_dict_type: {found} is a {kind} checkpoint, but this run writes and reads '

@@ -17,7 +17,7 @@ from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.folders import check_replaceable
 from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inheritance import TARGET_METRICS, ComposerInheritance, TextSide
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, sidecar_teacher
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.resumption import is_complete, write_settings
 from llm2clip.training.runs import record_teacher
@@ -39,7 +39,7 @@ def train(config: InheritanceConfig) -> None:
 
     Raises:
         ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
-        ValueError: The sidecars come from another teacher than the one that is named, or from several.
+        ValueError: The embeddings datasets come from another teacher than the one that is named, or from several.
     """
     check_replaceable(config.adapter_folder, KIND)
     begin(config)
@@ -51,10 +51,10 @@ def train(config: InheritanceConfig) -> None:
         evaluators.append(Evaluator(label='eval', metric_names=[*TARGET_METRICS], dataloader=build_target_loader(
             config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')))
     check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
-    record, (target, embed_dim) = sidecar_teacher(data), _find_target(data)
-    check_teachers(config.teacher, record.teacher, 'the sidecar of train_data')
+    record, (target, embed_dim) = teacher_of_embeddings(data), _find_target(data)
+    check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
     for evaluator in evaluators:
-        sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+        teacher_of_embeddings(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
         _find_target(evaluator.dataloader)[0].check(target, 'the target of eval_data', 'that of train_data')
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
@@ -75,7 +75,8 @@ def _find_target(data: DataSpec) -> tuple[Fingerprint, int]:
     first, *others = dataset.streams
     target = TeacherRecord.read(first.local).teacher
     for stream in others:
-        TeacherRecord.read(stream.local).teacher.check(target, f'sidecar {stream.local}', f'sidecar {first.local}')
+        TeacherRecord.read(stream.local).teacher.check(target, f'embeddings dataset {stream.local}',
+                                                       f'embeddings dataset {first.local}')
     shard = dataset.shards[0]
     assert isinstance(shard, PairedReader)
     return target, embedding_dim(columns_of(shard.images))

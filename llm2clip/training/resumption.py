@@ -18,7 +18,7 @@ from llm2clip.config import ConfigError, TrainConfig
 from llm2clip.config.files import save_config
 from llm2clip.config.settings import check_settings, learned_settings, settings_in_folder
 from llm2clip.folders import check_replaceable
-from llm2clip.ranks import agreed
+from llm2clip.ranks import broadcast_from_rank0
 
 __all__ = ['KeepSettings', 'ResumeRandomState', 'is_complete', 'write_settings']
 
@@ -39,7 +39,7 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
                               'no config.yaml; choose another folder for the result')
         return there.max_duration == config.max_duration
 
-    complete = agreed(compute)
+    complete = broadcast_from_rank0(compute)
     if complete and dist.get_global_rank() == 0:
         print(f'{result.parent} is complete')
     return complete
@@ -71,7 +71,7 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
                 shutil.rmtree(folder, ignore_errors=True)
         save_config(config, config.save_folder)  # last, or `is_complete` would take the results for those of this one
 
-    agreed(write)
+    broadcast_from_rank0(write)
 
 
 class KeepSettings(Callback):

@@ -25,8 +25,8 @@ from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.weights import read_safetensors
 
-__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'load_stage2', 'own_clip_text', 'read_stage2',
-           'record_teacher', 'with_own_teacher']
+__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'load_stage2', 'trained_clip_text', 'read_stage2',
+           'record_teacher', 'with_trained_teacher']
 
 BEST_FILE = 'best.safetensors'
 # What a run leaves that has trained its text encoder.
@@ -56,7 +56,7 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
 
 
 def read_stage2(
-    run: Union[str, Path], weights: str = 'latest', interpolate: float = 1.0
+    run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0
 ) -> tuple[Stage2Config, TeacherRecord]:
     """Configuration and teacher of a stage-2 run, without its weights; arguments as for `load_stage2`.
 
@@ -71,7 +71,7 @@ def read_stage2(
         raise FileError(f'{run}/{TEACHER_FILE}: llm_embed_dim is {width!r}, expected the width of the vectors')
     if weights == 'best' and not Path(run, BEST_FILE).is_file():
         raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
-    if interpolate != 1:
+    if wise_ft_alpha != 1:
         with _beginning_of(run):
             _check_initial(config.model.vision, config.initial_weights)
     return config, record
@@ -83,61 +83,62 @@ def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ConfigError(f'interpolate: needs the weights that the run in {run} began with, as its config.yaml names '
+        raise ConfigError(f'wise_ft_alpha: needs the weights that the run in {run} began with, as its config.yaml '
+                          f'names '
                           f'them; {error}') from error
 
 
 def load_stage2(
-    run: Union[str, Path], weights: str = 'latest', interpolate: float = 1.0
+    run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0
 ) -> tuple[LLM2CLIP, Stage2Config, TeacherRecord]:
     """Model, configuration and teacher of a stage-2 run, in evaluation mode.
 
     Args:
         run: Its folder.
         weights: ``latest``, those of the latest checkpoint, or ``best``, those that `SaveBest` kept.
-        interpolate: Share of them, from 0 to 1; the rest are those that the run began with, where these meant
+        wise_ft_alpha: Share of them, from 0 to 1; the rest are those that the run began with, where these meant
             something (`initial_state`).
 
     Raises:
         ConfigError: The folder holds no stage-2 run, or there are no such weights.
         FileError, LoadError: They are damaged, not finite, or of another model.
     """
-    config, record = read_stage2(run, weights, interpolate)
+    config, record = read_stage2(run, weights, wise_ft_alpha)
     state = load_checkpoint_model(run) if weights == 'latest' else read_safetensors(Path(run, BEST_FILE)).tensors
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
     check_keys(state, model.state_dict(), f'the {weights} weights of {run}')
-    if interpolate != 1:
+    if wise_ft_alpha != 1:
         with _beginning_of(run):
-            state = interpolated(initial_state(config, record), state, interpolate)
+            state = interpolated(initial_state(config, record), state, wise_ft_alpha)
     model.load_state_dict(state)
     return model.eval(), config, record
 
 
-def with_own_teacher(
+def with_trained_teacher(
     run: Union[str, Path], config: Stage2Config, record: TeacherRecord, weights: str = 'latest',
-    interpolate: float = 1.0,
+    wise_ft_alpha: float = 1.0,
 ) -> tuple[Stage2Config, TeacherRecord]:
     """What `read_stage2` returns, with the teacher that the run has trained in place of the one that it began with.
 
     Raises:
         ConfigError: The run has not ended, or other weights are asked for than it ended with.
     """
-    if config.trained_text.lora is None:
+    if config.trainable_text.lora is None:
         return config, record
-    folder = _trained(run, TEACHER_FOLDER, weights, interpolate)
+    folder = _trained(run, TEACHER_FOLDER, weights, wise_ft_alpha)
     trained = once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
     return dataclasses.replace(config, teacher=str(folder)), dataclasses.replace(record, teacher=trained)
 
 
-def own_clip_text(run: Union[str, Path], weights: str = 'latest', interpolate: float = 1.0) -> Path:
+def trained_clip_text(run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0) -> Path:
     """Folder of the text tower of CLIP that a run has trained; arguments and errors as of `with_own_teacher`."""
-    return _trained(run, CLIP_TEXT_FOLDER, weights, interpolate)
+    return _trained(run, CLIP_TEXT_FOLDER, weights, wise_ft_alpha)
 
 
-def _trained(run: Union[str, Path], name: str, weights: str, interpolate: float) -> Path:
-    if weights != 'latest' or interpolate != 1:
-        key, value = ('weights', weights) if weights != 'latest' else ('interpolate', f'{interpolate:g}')
+def _trained(run: Union[str, Path], name: str, weights: str, wise_ft_alpha: float) -> Path:
+    if weights != 'latest' or wise_ft_alpha != 1:
+        key, value = ('weights', weights) if weights != 'latest' else ('wise_ft_alpha', f'{wise_ft_alpha:g}')
         raise ConfigError(f'{key}: {value}, but the run in {run} has trained its text encoder, too, and keeps it as it '
                           f'ended; expected {"latest" if key == "weights" else 1}')
     folder = Path(run, name)

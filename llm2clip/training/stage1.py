@@ -14,7 +14,7 @@ from llm2clip.data.texts import build_caption_pair_loader, build_masked_text_loa
 from llm2clip.folders import check_replaceable
 from llm2clip.models.stage1 import CRA_METRICS, CaptionContrastive, MaskedNextTokenPrediction
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
-from llm2clip.teacher.folder import ADAPTER_KIND, ENCODER_FILE, KIND, save_teacher
+from llm2clip.teacher.folder import ENCODER_FILE, KIND, LORA_KIND, save_teacher
 from llm2clip.teacher.llm import (
     add_lora,
     build_text_encoder,
@@ -42,7 +42,8 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
         return MaskedNextTokenPrediction(TextEncoder(add_lora(llm, config.lora), config.text_encoder), head)
     encoder = build_text_encoder(config.text_encoder, config.lora, on_meta)
     set_attention_dropout(encoder.llm, config.attention_dropout)
-    return CaptionContrastive(encoder, config.loss_scale, config.learn_scale, config.symmetric, config.mask_equal_texts)
+    return CaptionContrastive(encoder, config.logit_scale, config.learn_logit_scale, config.symmetric,
+                              config.mask_equal_texts)
 
 
 def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Trainer, Model]:
@@ -80,7 +81,7 @@ def train(config: Stage1Config) -> None:
     Raises:
         ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
     """
-    results = {Path(config.teacher_folder): KIND, Path(config.adapter_folder): ADAPTER_KIND}
+    results = {Path(config.teacher_folder): KIND, Path(config.lora_folder): LORA_KIND}
     for folder, kind in results.items():
         check_replaceable(folder, kind)
     begin(config)
@@ -91,6 +92,6 @@ def train(config: Stage1Config) -> None:
     write_settings(config, trainer.state.timestamp, results)
     fit(trainer, config)
     trainer.close()
-    save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.adapter_folder)
+    save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.lora_folder)
     if dist.get_global_rank() == 0:
-        print(f'wrote the teacher to {config.teacher_folder} and its adapter to {config.adapter_folder}', flush=True)
+        print(f'wrote the teacher to {config.teacher_folder} and its LoRA weights to {config.lora_folder}', flush=True)

@@ -25,11 +25,11 @@ from llm2clip.models.llm2clip import (
     ComposerLLM2CLIP,
 )
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
-from llm2clip.ranks import agreed, once_per_node
+from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, sidecar_teacher
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers, teacher_source
-from llm2clip.training.algorithms.batches import InitialImages, OnlineTeacher, SelfDistillation
+from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
 from llm2clip.training.resumption import write_settings
 from llm2clip.training.runs import record_teacher
 from llm2clip.training.text_encoders import TrainedTexts, load_texts, save_texts, text_folders
@@ -50,7 +50,7 @@ def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
 
 def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
     """The training data, and what is measured while training."""
-    contents = {'online': not config.reads_vectors, 'captions': config.reads_captions}
+    contents = {'in_loop': not config.reads_vectors, 'captions': config.reads_captions}
     data = build_image_loader(config.train_data, train_image_size(config.train_data, config.model.vision),
                               config.global_train_batch_size, config.seed, True, 'train_data', **contents)
     if config.eval_data is None:
@@ -79,7 +79,7 @@ def make_model(
     loss = config.loss, config.self_distillation
     if texts is None:
         return ComposerLLM2CLIP(model, *loss)
-    method = config.trained_text.method
+    method = config.trainable_text.method
     if method is None or texts.clip is None:
         return JointLLM2CLIP(model, *(texts.llm or texts.clip or (None, None)), None, *loss)
     beside = ClipBeside(*texts.clip, method, config.model.embed_dim)
@@ -95,7 +95,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
 
     Raises:
         ConfigError: The configuration or the data is not what was expected.
-        ValueError: The sidecars come from another teacher than the one that is named.
+        ValueError: The embeddings datasets come from another teacher than the one that is named.
     """
     begin(config)
     if texts is None and config.reads_captions:
@@ -109,12 +109,12 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
         for name, one in sets.items())]
     check_metrics(config, {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators})
 
-    record, online = _find_teacher(config, data, retrieval, texts)
-    algorithms: list[Algorithm] = [] if online is None else [OnlineTeacher(online, keep=config.reads_captions)]
+    record, in_loop = _find_teacher(config, data, retrieval, texts)
+    algorithms: list[Algorithm] = [] if in_loop is None else [TextEncoderInLoop(in_loop, keep=config.reads_captions)]
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
     if sets:
-        algorithms.append(ZeroshotClasses(embed_prompts(config, sets, record, online)))
+        algorithms.append(ZeroshotClasses(embed_prompts(config, sets, record, in_loop)))
 
     reproducibility.seed_all(config.seed)
     vision = config.model.vision
@@ -140,26 +140,27 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
 def _find_teacher(
     config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], texts: Optional[TrainedTexts]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
-    """The teacher of the sidecars, the one that is trained, as it begins, or a frozen one in the loop, which is loaded.
+    """The teacher of the embeddings datasets, the one that is trained, as it begins, or a frozen one in the loop, which
+    is loaded.
     """
     if texts is not None and config.without_llm:
-        assert config.trained_text.clip is not None and texts.clip is not None
-        tower, options = texts.clip[0], dataclasses.asdict(config.trained_text.clip)
+        assert config.trainable_text.clip is not None and texts.clip is not None
+        tower, options = texts.clip[0], dataclasses.asdict(config.trainable_text.clip)
         begun = Fingerprint.of('trained with the vision tower', {'clip_text': tower.config.model_type, **options})
         return TeacherRecord(begun, {'llm_embed_dim': tower.width}), None
     if texts is not None and texts.llm is not None:
         source = teacher_source(config.teacher)
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
         return TeacherRecord(fingerprint, {'llm_embed_dim': texts.llm[0].llm_embed_dim}), None
-    if config.online.enabled:
-        device, online = open_device(config.device, config.precision), config.online
+    if config.text_encoder_in_loop.enabled:
+        device, in_loop = open_device(config.device, config.precision), config.text_encoder_in_loop
         teacher = teacher_source(config.teacher).load(
-            device, online.batch_tokens, online.precision, sharded=online.sharded)
+            device, in_loop.batch_tokens, in_loop.precision, sharded=in_loop.sharded)
         return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.llm_embed_dim}), teacher
-    record = sidecar_teacher(data)
-    check_teachers(config.teacher, record.teacher, 'the sidecar of train_data')
+    record = teacher_of_embeddings(data)
+    check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
     for evaluator in evaluators:
-        sidecar_teacher(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+        teacher_of_embeddings(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
     return record, None
 
 
@@ -168,9 +169,9 @@ def train(config: Stage2Config) -> None:
 
     Raises:
         ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
-        ValueError: The sidecars come from another teacher than the one that is named.
+        ValueError: The embeddings datasets come from another teacher than the one that is named.
     """
-    folders = text_folders(config.trained_text, config.save_folder)
+    folders = text_folders(config.trainable_text, config.save_folder)
     for folder, kind in folders.items():
         check_replaceable(folder, kind)
     begin(config)
@@ -178,8 +179,8 @@ def train(config: Stage2Config) -> None:
     trainer = make_trainer(config, texts)
     write_settings(config, trainer.state.timestamp, folders)
     fit(trainer, config)
-    if texts is not None and not agreed(lambda: all(folder.is_dir() for folder in folders)):
-        save_texts(texts, config.trained_text.lora, trainer, config.save_folder)
+    if texts is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
+        save_texts(texts, config.trainable_text.lora, trainer, config.save_folder)
     trainer.close()
     if dist.get_global_rank() == 0:
         also = ''.join(f' and the text encoder to {folder}' for folder in folders)

@@ -12,7 +12,7 @@ from composer.utils import dist, reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
-from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, TrainedTextConfig
+from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, TrainableTextConfig
 from llm2clip.models.joint import Tokenize
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
@@ -25,7 +25,7 @@ from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
 __all__ = ['TrainedTexts', 'load_texts', 'load_trained_encoders', 'save_texts', 'text_folders']
 
-KEY = 'trained_text.clip'
+KEY = 'trainable_text.clip'
 
 
 class TrainedTexts(NamedTuple):
@@ -38,7 +38,7 @@ class TrainedTexts(NamedTuple):
 
 
 def load_trained_encoders(
-    texts: TrainedTextConfig, llm: Optional[TextEncoderConfig], on_meta: bool = False, load_weights: bool = True
+    texts: TrainableTextConfig, llm: Optional[TextEncoderConfig], on_meta: bool = False, load_weights: bool = True
 ) -> tuple[Optional[TextEncoder], Optional[ClipTextTower]]:
     """The LLM with new LoRA weights, and CLIP's text tower, where a run trains them.
 
@@ -50,7 +50,7 @@ def load_trained_encoders(
     """
     encoder = None
     if texts.lora is not None and llm is not None:
-        encoder = build_text_encoder(llm, texts.lora, on_meta, 'trained_text.lora')
+        encoder = build_text_encoder(llm, texts.lora, on_meta, 'trainable_text.lora')
     return encoder, None if texts.clip is None else load_clip_text(texts.clip, KEY, load_weights)
 
 
@@ -58,18 +58,18 @@ def load_texts(config: Stage2Config) -> TrainedTexts:
     """The encoders of a training that begins; those of one that is resumed get their weights from its checkpoint."""
     reproducibility.seed_all(config.seed)
     llm = None
-    if config.trained_text.lora is not None:
+    if config.trainable_text.lora is not None:
         # In which LoRA is merged, and of which FSDP needs all weights to be.
         llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
     encoder, tower = load_trained_encoders(
-        config.trained_text, llm, config.fsdp is not None and dist.get_global_rank() > 0)
-    tokenizer, clip = None if llm is None else load_caption_tokenizer(llm), config.trained_text.clip
+        config.trainable_text, llm, config.fsdp is not None and dist.get_global_rank() > 0)
+    tokenizer, clip = None if llm is None else load_caption_tokenizer(llm), config.trainable_text.clip
     return TrainedTexts(
         None if encoder is None or tokenizer is None else (encoder, tokenizer.packed),
         None if tower is None or clip is None else (tower, load_clip_tokenizer(clip, KEY)), tokenizer)
 
 
-def text_folders(texts: TrainedTextConfig, run: str) -> dict[Path, str]:
+def text_folders(texts: TrainableTextConfig, run: str) -> dict[Path, str]:
     """Where a run writes the encoders that it trains when it ends, and what they are."""
     return {**({Path(run, TEACHER_FOLDER): TEACHER_KIND} if texts.lora is not None else {}),
             **({Path(run, CLIP_TEXT_FOLDER): CLIP_TEXT_KIND} if texts.clip is not None else {})}

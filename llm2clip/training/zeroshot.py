@@ -104,27 +104,27 @@ def own_names(count: int) -> list[int]:
 
 
 def embed_prompts(
-    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, online: Optional[CaptionTeacher]
+    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, in_loop: Optional[CaptionTeacher]
 ) -> dict[str, Prompts]:
     """Each set's prompts as the model of a run takes them; every rank calls this.
 
-    A frozen LLM embeds them: the one in the loop, `online`, or one that is let go afterwards.  A run that is resumed
-    has the vectors on disk, unless the LLM is sharded.
+    A frozen LLM embeds them: the one in the loop, `text_encoder_in_loop`, or one that is let go afterwards.  A run that
+    is resumed has the vectors on disk, unless the LLM is sharded.
     """
     own = {name: [[template.replace('{}', one.names[at]) for template in one.templates]
                   for at in own_names(len(one.names))] for name, one in sets.items()}
     vectors: dict[str, torch.Tensor] = {}
-    if config.trained_text.lora is None and not config.without_llm:
+    if config.trainable_text.lora is None and not config.without_llm:
         device, source = open_device(config.device, config.precision), teacher_source(config.teacher)
         with exact_float32('cuda' if device.name == 'gpu' else device.name):
-            if online is not None and config.online.sharded:
+            if in_loop is not None and config.text_encoder_in_loop.sharded:
                 for name, texts in own.items():
-                    vectors[name] = online.embed([*chain.from_iterable(texts)]).vectors.cpu().unflatten(
+                    vectors[name] = in_loop.embed([*chain.from_iterable(texts)]).vectors.cpu().unflatten(
                         0, (len(texts), -1))
             else:
                 cached = CachedTeacher(Path(config.save_folder, 'text_embeddings'), record.teacher,
-                                       'fp32' if online is None else config.online.precision,
-                                       lambda: online or source.load(device, fingerprint=record.teacher))
+                                       'fp32' if in_loop is None else config.text_encoder_in_loop.precision,
+                                       lambda: in_loop or source.load(device, fingerprint=record.teacher))
                 for name, one in sets.items():
                     embedded = cached(one.prompts)[0]  # which only the first rank has
                     if dist.get_world_size() > 1:

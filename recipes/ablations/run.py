@@ -58,7 +58,7 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         recipe = 'recipes/train_stage2.py' if suite.evaluate else 'recipes/train_stage1.py'
         if variant.warm_start:
             run(recipe, *train, *variant.warm_start, f'save_folder={folder}/warm_start', log='warm_start.txt')
-            train = *train, f'text_encoder.adapters=[{folder}/warm_start/adapter]'
+            train = *train, f'text_encoder.adapters=[{folder}/warm_start/lora]'
         if variant.results is None:
             run(recipe, *train, *variant.train, f'save_folder={folder}/run')
         if variant.results is not None:

@@ -9,7 +9,7 @@ and, where its folder is given (`coco=data/coco/captions/test`), on COCO.
 
 from recipes.ablations.suite import Ablation, Suite, Variant
 
-RUN, DATA = 'runs/ablations/stage1', 'runs/photographs/data'
+RUN, DATA = 'runs/ablations/stage1', 'runs/flickr8k/data'
 INSTRUCTION = 'Given a caption, retrieve a similar relevant caption. '
 KEYS = "['0', '1', '2', '3', '4']"
 BOTH = f'[{{query: {KEYS}, positive: {KEYS}, instruction: "{INSTRUCTION}"}}, {{query: {KEYS}, positive: {KEYS}}}]'
@@ -27,7 +27,7 @@ VARIANTS = {
     'instruction before every second query': Variant((f'train_data.pairs={BOTH}',)),
     'a random negative for each caption': Variant((
         f'train_data.pairs=[{{query: {KEYS}, positive: {KEYS}, random_negative: true}}]',)),
-    'loss_scale 20': Variant(('loss_scale=20',)),
+    'logit_scale 20': Variant(('logit_scale=20',)),
     'LoRA of rank 64': Variant(('lora.r=64', 'lora.lora_alpha=128')),
     'pooling: last': Variant(('text_encoder.pooling=last',)),
     'optimizer.lr: 4e-4': Variant(('optimizer.lr=4e-4',)),
@@ -43,5 +43,5 @@ ABLATIONS = (Ablation('Nothing that was tried is better than the shipped setting
                       'none, its LLM has 8 billion weights', tuple(VARIANTS), tuple(TESTS)),)
 
 SUITE = Suite(RUN, f'{DATA}/config.yaml', (
-    'yamls/stage1/laptop.yaml', f'train_data.streams.captions.local={DATA}/train', 'eval_data=null',
+    'yamls/stage1/smollm2_135m_cpu.yaml', f'train_data.streams.captions.local={DATA}/train', 'eval_data=null',
     'text_encoder.dtype=float32'), VARIANTS, TESTS, ABLATIONS, captions={'test': f'{DATA}/test'})

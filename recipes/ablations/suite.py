@@ -87,4 +87,4 @@ def clip_text_tower(folder: str) -> tuple[Step, tuple[str, ...]]:
                     "projection_dim: '${model.embed_dim}', bos_token_id: 0, eos_token_id: 0, pad_token_id: 0}")
     return (Step(f'{folder}/tokenizer.json', ('-m', 'recipes.ablations.make_data', 'clip_tokenizer', folder)),
             ('teacher=null', 'model.adapter.name=identity',
-             f'trained_text.clip={{name: {folder}, pretrained: false, architecture: {architecture}}}'))
+             f'trainable_text.clip={{name: {folder}, pretrained: false, architecture: {architecture}}}'))

@@ -6,7 +6,7 @@
     make FOLDER
     recall FOLDER CHECKPOINT DATA OUT
 
-`make` writes a folder for ``--model local-dir:FOLDER``: the image tower of `yamls/photographs/stage2.yaml` with the
+`make` writes a folder for ``--model local-dir:FOLDER``: the image tower of `yamls/flickr8k/stage2.yaml` with the
 ImageNet weights that LLM2CLIP begins with, and CLIP's text tower, 6 layers of width 256, with random ones.  `recall`
 measures a checkpoint of `open_clip_train` on a dataset of photographs, and writes OUT, a JSON file.
 """

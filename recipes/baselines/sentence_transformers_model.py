@@ -95,7 +95,7 @@ def train(llm: str, dataset: str, out: str, loss: str, steps: str, pairs: str, w
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, callbacks=[StepLog(Path(out, 'steps.txt'))],
         train_dataset=Dataset.from_dict({'anchor': [a for a, _ in drawn], 'positive': [b for _, b in drawn]}),
-        loss=getattr(losses, loss)(model, scale=config.loss_scale))
+        loss=getattr(losses, loss)(model, scale=config.logit_scale))
     trainer.train()
     model.save_pretrained(f'{out}/final')
 

@@ -19,9 +19,9 @@ from recipes.benchmarks.measuring import kept, watch
 __all__ = ['CAPTIONS', 'SEED', 'STAGE1', 'STAGE2', 'STREAM', 'Program', 'Setting', 'count', 'machine', 'paces',
            'stage1_config', 'stage2_config', 'train']
 
-STAGE1 = ('yamls/photographs/stage1.yaml',)
+STAGE1 = ('yamls/flickr8k/stage1.yaml',)
 # Without what open_clip does not have: several captions at once, mirrored images, another size for training.
-STAGE2 = ('yamls/photographs/stage2.yaml', 'yamls/photographs/ablations_train.yaml', 'train_data.captions_per_image=1',
+STAGE2 = ('yamls/flickr8k/stage2.yaml', 'yamls/flickr8k/ablations_train.yaml', 'train_data.captions_per_image=1',
           'train_data.horizontal_flip=0.0', 'train_data.image_size=128', 'model.vision.image_size=128')
 STREAM = 'train_data.streams.photographs'
 CAPTIONS = 5
@@ -32,9 +32,9 @@ SEED, ROUNDS = 17, 3
 class Setting(NamedTuple):
     """Where things are, and how much is trained."""
 
-    photographs: Path = Path('runs/photographs')
+    photographs: Path = Path('runs/flickr8k')
     """What `make photographs` prepared: `data/`, `stage1/teacher/` and `embeddings/`."""
-    out: Path = Path('runs/photographs/baselines')
+    out: Path = Path('runs/flickr8k/baselines')
     epochs: int = CAPTIONS
     """Of stage 2 over the photographs, a multiple of `CAPTIONS`."""
     batch: int = 128

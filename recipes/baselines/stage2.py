@@ -7,7 +7,7 @@ Equal are photographs and captions, the image tower with its ImageNet weights, t
 joint space, the number of epochs over the photographs, the batch, AdamW with its weight decay, warm-up and cosine,
 gradient clipping, float32, one worker that reads, and the threads.  The rest is each program's own:
 
-- LLM2CLIP as `yamls/photographs/` has it: learning rate 1e-3, of which the image tower has 0.3; its first three blocks
+- LLM2CLIP as `yamls/flickr8k/` has it: learning rate 1e-3, of which the image tower has 0.3; its first three blocks
   are locked, which a second row does without; BatchNorm keeps its ImageNet statistics, except in a third; checkpoints
   after every epoch.
 - open_clip: the table has a line per caption, so that one of its epochs is five over the photographs.  One learning
@@ -42,11 +42,11 @@ from recipes.benchmarks.measuring import kept, watch
 __all__ = ['compare']
 
 MODEL_SCRIPT = (sys.executable, '-m', 'recipes.baselines.open_clip_model')
-NOT_LOCKED = 'model.vision.lock_blocks=0'
+NOT_FROZEN = 'model.vision.freeze_blocks=0'
 VARIANTS: dict[str, tuple[str, ...]] = {
     'llm2clip': (),
-    'llm2clip, no block locked': (NOT_LOCKED,),
-    'llm2clip, no block locked, BatchNorm learns': (NOT_LOCKED, 'model.vision.freeze_batch_norm=false'),
+    'llm2clip, no block locked': (NOT_FROZEN,),
+    'llm2clip, no block locked, BatchNorm learns': (NOT_FROZEN, 'model.vision.freeze_batch_norm=false'),
 }
 RATES = (1e-3, 5e-4)
 PACED_STEPS = 12
@@ -96,7 +96,7 @@ def open_clip_program(setting: Setting, table: str, epochs: int, rate: float, wa
 
 def our_recalls(setting: Setting, run: Path) -> dict[str, Any]:
     out = run / 'evaluate'
-    watch([sys.executable, 'recipes/evaluate.py', 'yamls/photographs/ablations_evaluate.yaml', f'out={out}',
+    watch([sys.executable, 'recipes/evaluate.py', 'yamls/flickr8k/ablations_evaluate.yaml', f'out={out}',
            f'cache={setting.out}/text_embeddings', f'retrieval.test.source.local={setting.test}', 'device=cpu',
            f'models.llm2clip.run={run}', 'models.llm2clip.batch_tokens=1024'], run / 'evaluate.log')
     return json.loads((out / 'results.json').read_text())['retrieval']['test']['models']['llm2clip']

@@ -19,11 +19,11 @@ import torch
 from composer import Callback, State
 from composer.loggers import Logger
 
-from llm2clip.config import DatasetConfig, LoraConfig, OnlineConfig, Stage2Config
+from llm2clip.config import DatasetConfig, LoraConfig, Stage2Config, TextEncoderInLoopConfig
 from llm2clip.config.files import load_config
 from llm2clip.device import computes_bfloat16, open_device
 from llm2clip.remotes import OutputFolder
-from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training.stage2 import make_trainer
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, run_alone, write_result
@@ -44,15 +44,15 @@ class Data(NamedTuple):
 DATA = {
     # As the paper trains: all of the tower.
     'quickstart': Data('runs/quickstart/embeddings/config.yaml',
-                       ('yamls/stage2/quickstart.yaml', 'model.vision.lock_blocks=0'), 5, 0.5),
+                       ('yamls/stage2/quickstart.yaml', 'model.vision.freeze_blocks=0'), 5, 0.5),
     # Smaller, as in the ablations; and one of an image's captions at a time, since the LLM reads them in every epoch.
-    'photographs': Data('runs/photographs/embeddings/config.yaml', (
-        'yamls/photographs/stage2.yaml', 'train_data.captions_per_image=1', 'train_data.image_size=128',
+    'photographs': Data('runs/flickr8k/embeddings/config.yaml', (
+        'yamls/flickr8k/stage2.yaml', 'train_data.captions_per_image=1', 'train_data.image_size=128',
         'model.vision.image_size=160'), 3, 0.7),
 }
 BATCH_TOKENS, PRECISION = 2048, 'amp_bf16' if computes_bfloat16() else 'fp32'
-MODES = {'lora': 'LoRA in the loop', 'online': 'frozen in the loop', 'precomputed': 'precomputed'}
-PAPER_HOURS = {'lora': 17.0, 'online': 5.5, 'precomputed': 1.3}
+MODES = {'lora': 'LoRA in the loop', 'text_encoder_in_loop': 'frozen in the loop', 'precomputed': 'precomputed'}
+PAPER_HOURS = {'lora': 17.0, 'text_encoder_in_loop': 5.5, 'precomputed': 1.3}
 
 
 class EpochTimes(Callback):
@@ -76,12 +76,13 @@ def make_config(data: Data, folder: Path) -> Stage2Config:
 
 
 def precompute(config: Stage2Config, folder: Path) -> float:
-    """Write the sidecar of the training images; returns the seconds that it took."""
+    """Write the embeddings dataset of the training images; returns the seconds that it took."""
     start = time.perf_counter()
     stream, = config.train_data.streams.values()
     teacher = teacher_source(config.teacher).load(open_device(None), BATCH_TOKENS, PRECISION)
-    extract_sidecar(Sidecar(DatasetConfig(local=stream.local), OutputFolder(str(folder / 'sidecar'))), teacher)
-    stream.embeddings = {'smollm2': DatasetConfig(local=str(folder / 'sidecar'))}
+    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=stream.local),
+                                              OutputFolder(str(folder / 'embeddings'))), teacher)
+    stream.embeddings = {'smollm2': DatasetConfig(local=str(folder / 'embeddings'))}
     return time.perf_counter() - start
 
 
@@ -89,8 +90,9 @@ def train(mode: str, config: Stage2Config) -> dict[str, float]:
     """One run: seconds per epoch, retrieval at its end and the process's peak memory."""
     if mode == 'lora':
         config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
-        config.trained_text.lora = LoraConfig()
-    config.online = OnlineConfig(mode == 'online', batch_tokens=BATCH_TOKENS, precision=PRECISION)
+        config.trainable_text.lora = LoraConfig()
+    config.text_encoder_in_loop = TextEncoderInLoopConfig(mode == 'text_encoder_in_loop', batch_tokens=BATCH_TOKENS,
+                                                          precision=PRECISION)
     trainer = make_trainer(config)
     times = EpochTimes()
     trainer.state.callbacks.append(times)
@@ -117,8 +119,8 @@ def main(name: str) -> None:
         print(f'{MODES[mode]}: {results[mode]}', flush=True)
     base, file = results['precomputed'], 'cost' if name == 'quickstart' else f'cost_{name}'
     write_result(file, f'seconds per epoch with precomputed embeddings ({data.epochs} epochs, batch 128, {name})',
-                 'with the frozen LLM in the loop', base['epoch_seconds'] / results['online']['epoch_seconds'], results,
-                 at_most=data.bound)
+                 'with the frozen LLM in the loop',
+                 base['epoch_seconds'] / results['text_encoder_in_loop']['epoch_seconds'], results, at_most=data.bound)
     text = markdown_table(
         ['teacher', 'seconds per epoch', '× precomputed', 'seconds once', 'R@10', 'peak GiB', 'paper: hours', '×'],
         [[MODES[mode], f'{row["epoch_seconds"]:.1f}', f'{row["epoch_seconds"] / base["epoch_seconds"]:.1f}',

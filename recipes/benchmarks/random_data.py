@@ -21,7 +21,7 @@ from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
-from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['write_captions', 'write_images', 'write_llm', 'write_vectors']
@@ -57,7 +57,7 @@ def write_images(n: int, out: Path, different: int) -> None:
 
 
 class _RandomTeacher:
-    """What `extract_sidecar` asks of a teacher."""
+    """What `extract_text_embeddings` asks of a teacher."""
 
     fingerprint = Fingerprint.of('random', {})
 
@@ -74,7 +74,7 @@ class _RandomTeacher:
 def write_vectors(images: Path, out: Path, dim: int) -> None:
     """Text embeddings of a dataset's captions, in int8."""
     teacher: Any = _RandomTeacher(dim)
-    extract_sidecar(Sidecar(DatasetConfig(local=str(images)), OutputFolder(out), 'int8'), teacher)
+    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(images)), OutputFolder(out), 'int8'), teacher)
 
 
 def write_llm(config_file: str, changes: Mapping[str, Any], device: str, out: Path) -> None:

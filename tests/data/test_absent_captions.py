@@ -24,7 +24,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.caption_teacher import LLMTeacher
 from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
-from llm2clip.training.algorithms.batches import OnlineTeacher
+from llm2clip.training.algorithms.batches import TextEncoderInLoop
 
 IMAGE_SIZE = 32
 KEYS = ['en', 'de', 'fr']
@@ -45,27 +45,27 @@ def _embedding(key: str, sample_id: str) -> np.ndarray:
 
 @pytest.fixture(scope='module', params=['float16', 'int8'])
 def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The images, and a sidecar in which the vector of an absent caption is zero."""
+    """The images, and an embeddings dataset in which the vector of an absent caption is zero."""
     folder = tmp_path_factory.mktemp('gaps')
     samples = _samples()
     write_dataset(samples, folder)
     keys = [*KEYS, 'ja']
     vectors = np.stack([[_embedding(key, s.sample_id) if s.captions[key] else np.zeros(DIM, np.float32)
                          for key in keys] for s in samples])
-    with MDSWriter(out=str(folder / 'sidecar'), columns=vector_columns(keys, DIM, request.param),
+    with MDSWriter(out=str(folder / 'embeddings'), columns=vector_columns(keys, DIM, request.param),
                    hashes=['xxh64']) as writer:
         for row in vector_rows([s.sample_id for s in samples], keys, vectors, request.param):
             writer.write(row)
-    (folder / 'sidecar/teacher.json').write_text(json.dumps(
+    (folder / 'embeddings/teacher.json').write_text(json.dumps(
         {'dataset': dataset_fingerprint(read_index(folder / 'train')), 'teacher': {}}))
-    return folder / 'train', folder / 'sidecar'
+    return folder / 'train', folder / 'embeddings'
 
 
-def _loader(data: tuple[Path, Path], mix: dict[str, float], train: bool, online: bool = False, workers: int = 0
+def _loader(data: tuple[Path, Path], mix: dict[str, float], train: bool, in_loop: bool = False, workers: int = 0
             ) -> torch.utils.data.DataLoader:
     stream = ImageStreamConfig(str(data[0]), embeddings={'t': DatasetConfig(str(data[1]))})
-    config = ImageDataConfig(streams={'s': stream}, caption_mix=mix, num_workers=workers, num_canonical_nodes=2)
-    return build_image_loader(config, IMAGE_SIZE, 8, 5, train, 'train_data', online).dataloader
+    config = ImageDataConfig(streams={'s': stream}, caption_weights=mix, num_workers=workers, num_canonical_nodes=2)
+    return build_image_loader(config, IMAGE_SIZE, 8, 5, train, 'train_data', in_loop).dataloader
 
 
 def test_a_caption_is_drawn_with_its_embedding_among_those_that_a_sample_has(data: tuple[Path, Path]) -> None:
@@ -131,13 +131,13 @@ def test_evaluation_while_training_uses_all_captions_that_there_are(data: tuple[
 
 def test_the_teacher_in_the_loop_gives_zeros_for_absent_captions(teacher_folder: Path, data: tuple[Path, Path]) -> None:
     encoder, tokenizer = load_teacher(teacher_folder)
-    teacher = OnlineTeacher(LLMTeacher(encoder, tokenizer, teacher_fingerprint(teacher_folder)))
+    teacher = TextEncoderInLoop(LLMTeacher(encoder, tokenizer, teacher_fingerprint(teacher_folder)))
     vectors = teacher.embed(['a dog', '', 'a cat', ' '])
     assert not vectors[[1, 3]].any()
     torch.testing.assert_close(vectors[[0, 2]], encode_texts(encoder, tokenizer, ['a dog', 'a cat']).half())
     assert not teacher.embed(['', '']).any()
     # As the loader gives them.
-    batch = next(iter(_loader(data, dict.fromkeys(KEYS, 1.0), train=False, online=True)))
+    batch = next(iter(_loader(data, dict.fromkeys(KEYS, 1.0), train=False, in_loop=True)))
     columns = torch.stack([teacher.embed(column) for column in batch['caption']], dim=1)
     assert torch.equal(columns.any(-1), batch['text_id'] != 0)
 

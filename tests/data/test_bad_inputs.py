@@ -33,7 +33,7 @@ from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.files import FileError
 from llm2clip.registry import build_source
 from llm2clip.remotes import OutputFolder
-from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 
 HEADER = 'image,caption\n'
@@ -111,9 +111,9 @@ def test_links_inside_and_a_link_that_is_the_folder_are_fine() -> None:
 ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     *((source, {'split': '../x'}, "source.split: '../x', expected the name of a folder")
       for source in ('image_folder', 'table', 'huggingface', 'webdataset')),
-    *(('image_folder', {'heldout': heldout}, 'source.heldout: .*, expected (a share|at least|a? ?finite|number)')
-      for heldout in (-5, 1.5, float('nan'), '3', True, None, [])),
-    *((source, {'heldout': 100}, 'source.heldout: 100, expected less than 1')
+    *(('image_folder', {'val': holdout}, 'source.holdout: .*, expected (a share|at least|a? ?finite|number)')
+      for holdout in (-5, 1.5, float('nan'), '3', True, None, [])),
+    *((source, {'val': 100}, 'source.holdout: 100, expected less than 1')
       for source in ('table', 'huggingface', 'webdataset')),
     ('image_folder', {'seed': -1}, 'source.seed: -1, expected at least 0'),
     ('plain_text', {'files': [5]}, r'source.files: .*5, expected string'),
@@ -361,28 +361,31 @@ def test_the_dataset_of_somebody_else_is_not_overwritten(tmp_path: Path, teacher
     index = (tmp_path / 'out/train/index.json').read_bytes()
     refused('out: .*/train holds another dataset', lambda: write_dataset(make_samples(2), tmp_path / 'out'))
     folder = tmp_path / 'out/train'
-    sidecar, teacher = Sidecar(DatasetConfig(local=str(folder)), OutputFolder(folder)), TeacherFolder(teacher_folder)
-    refused('out: .* holds a dataset that is no sidecar', lambda: extract_sidecar(sidecar, teacher.load(DeviceCPU())))
+    embeddings, teacher = EmbeddingsDataset(DatasetConfig(local=str(folder)),
+                                            OutputFolder(folder)), TeacherFolder(teacher_folder)
+    refused('out: .* holds a dataset that is no embeddings dataset', lambda: extract_text_embeddings(embeddings,
+                                                                                                     teacher.load(DeviceCPU())))
     assert (tmp_path / 'out/train/index.json').read_bytes() == index
 
 
-def test_a_sidecars_shard_whose_entry_is_damaged(tmp_path: Path, teacher_folder: Path) -> None:
+def test_a_shard_of_embeddings_whose_entry_is_damaged(tmp_path: Path, teacher_folder: Path) -> None:
     write_dataset(make_samples(4), tmp_path / 'data')
-    dataset, out = DatasetConfig(local=str(tmp_path / 'data/train')), OutputFolder(tmp_path / 'sidecar')
+    dataset, out = DatasetConfig(local=str(tmp_path / 'data/train')), OutputFolder(tmp_path / 'embeddings')
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
-    extract_sidecar(Sidecar(dataset, out), teacher)
+    extract_text_embeddings(EmbeddingsDataset(dataset, out), teacher)
     (out.local / 'index.json').unlink()
     for text, words in (('', 'cannot be read .*, expected JSON, an object'), ('{}', 'expected an object with')):
         (out.local / 'shard.00000.json').write_text(text)
-        refused(rf'shard\.00000\.json: {words}', lambda: extract_sidecar(Sidecar(dataset, out), teacher))
+        refused(rf'shard\.00000\.json: {words}', lambda: extract_text_embeddings(EmbeddingsDataset(dataset, out),
+                                                                                 teacher))
         assert not (out.local / 'index.json').exists()
 
 
-def test_a_sidecar_whose_record_is_damaged(image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
-    shutil.copytree(sidecar, tmp_path / 'sidecar')
-    write('sidecar/teacher.json', '[]')
+def test_embeddings_whose_record_is_damaged(image_dataset: Path, embeddings: Path, tmp_path: Path) -> None:
+    shutil.copytree(embeddings, tmp_path / 'embeddings')
+    write('embeddings/teacher.json', '[]')
     refused(r'teacher\.json: holds .*, expected JSON, an object',
-            PairedStream(local=str(image_dataset), sidecars=[('sidecar', None)]).open)
+            PairedStream(local=str(image_dataset), text_embeddings=[('embeddings', None)]).open)
 
 
 def _shard(**values: Any) -> Change:

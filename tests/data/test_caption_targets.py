@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from parts import make_samples, write_dataset, write_sidecar
+from parts import make_samples, write_dataset, write_text_embeddings
 
 from llm2clip.config import (
     ConfigError,
@@ -24,8 +24,8 @@ from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
-from llm2clip.teacher.extraction import Sidecar, extract_sidecar
-from llm2clip.teacher.fingerprint import Fingerprint, sidecar_teacher
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.teacher.fingerprint import Fingerprint, teacher_of_embeddings
 
 DIM, LONGEST = 6, 76
 
@@ -54,18 +54,20 @@ def target(text: str) -> torch.Tensor:
 
 
 @pytest.fixture
-def config(image_dataset: Path, sidecar: Path, tmp_path: Path, no_leftovers: None) -> Iterator[InheritanceDataConfig]:
-    extract_sidecar(Sidecar(DatasetConfig(str(image_dataset)), OutputFolder(tmp_path / 'targets')), Targets(LONGEST))
-    embeddings = {'tiny': DatasetConfig(str(sidecar)), 'clip_text': DatasetConfig(str(tmp_path / 'targets'))}
-    stream = ImageStreamConfig('/no/images/are/read', embeddings=embeddings)
+def config(image_dataset: Path, embeddings: Path, tmp_path: Path,
+           no_leftovers: None) -> Iterator[InheritanceDataConfig]:
+    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(str(image_dataset)), OutputFolder(tmp_path / 'targets')),
+                            Targets(LONGEST))
+    by_name = {'tiny': DatasetConfig(str(embeddings)), 'clip_text': DatasetConfig(str(tmp_path / 'targets'))}
+    stream = ImageStreamConfig('/no/images/are/read', embeddings=by_name)
     yield InheritanceDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=4)
 
 
 def test_both_vectors_of_a_caption_that_has_a_target(
-    config: InheritanceDataConfig, image_dataset: Path, sidecar: Path
+    config: InheritanceDataConfig, image_dataset: Path, embeddings: Path
 ) -> None:
     captions = {sample['sample_id']: sample for sample in read_samples(image_dataset)}
-    vectors = {sample['sample_id']: sample for sample in read_samples(sidecar)}
+    vectors = {sample['sample_id']: sample for sample in read_samples(embeddings)}
     long = {name: len(sample['caption.long']) for name, sample in captions.items()}
     assert 0 < sum(length > LONGEST for length in long.values()) < len(long)
     drawn: set[tuple[str, str]] = set()
@@ -81,7 +83,7 @@ def test_both_vectors_of_a_caption_that_has_a_target(
     assert len({name for name, _ in drawn}) == 64
     with_long = [name for name, key in drawn if key == 'long']
     assert len(with_long) > 10 and all(long[name] <= LONGEST for name in with_long)
-    assert sidecar_teacher(loader).llm_embed_dim == 32
+    assert teacher_of_embeddings(loader).llm_embed_dim == 32
 
 
 def test_evaluation_takes_the_first_caption_that_has_one_and_what_has_none_does_not_count(
@@ -92,10 +94,10 @@ def test_evaluation_takes_the_first_caption_that_has_one_and_what_has_none_does_
         return {name: value for batch in loader for name, value in zip(batch['sample_id'], batch[column])}
 
     samples = {sample['sample_id']: sample for sample in read_samples(image_dataset)}
-    config.caption_mix = {'long': 1.0}
+    config.caption_weights = {'long': 1.0}
     assert {name: bool(counted) for name, counted in rows('counted').items()} == {
         name: len(sample['caption.long']) <= LONGEST for name, sample in samples.items()}
-    config.caption_mix = {'short': 1.0, 'long': 1.0}
+    config.caption_weights = {'short': 1.0, 'long': 1.0}
     for name, found in rows('target').items():
         torch.testing.assert_close(found, target(samples[name]['caption.short']), rtol=1e-3, atol=1e-3)
 
@@ -109,21 +111,23 @@ def test_what_is_missing_is_named(
 
     embeddings = config.streams['s'].embeddings
     config.target = 'clip'
-    error(ConfigError, r"train_data\.streams\.s\.embeddings: there is no sidecar of 'clip', only of tiny, clip_text")
+    error(ConfigError, r"train_data\.streams\.s\.embeddings: there is no embeddings dataset of 'clip', only of tiny, "
+                       r"clip_text")
     config.target = 'clip_text'
     embeddings['other'] = DatasetConfig('x')
-    error(ConfigError, r'train_data\.teachers: dataset s has sidecars of 2 teachers \(tiny, other\); say')
+    error(ConfigError, r'train_data\.teachers: dataset s has embeddings datasets of 2 teachers \(tiny, other\); say')
     config.teachers = ['other']
     error(FileNotFoundError, 'there is no MDS dataset in x')
     write_dataset(make_samples(40), tmp_path / 'data')
-    write_sidecar(tmp_path / 'data/train', tmp_path / 'others', teacher_folder)
+    write_text_embeddings(tmp_path / 'data/train', tmp_path / 'others', teacher_folder)
     embeddings['other'] = DatasetConfig(str(tmp_path / 'others'))
-    error(ValueError, r'sidecar .*others belongs to another dataset than .*targets')
-    config.caption_mix = {'medium': 1.0}
+    error(ValueError, r'embeddings dataset .*others belongs to another dataset than .*targets')
+    config.caption_weights = {'medium': 1.0}
     error(ValueError, r"targets: column 'text_embedding.medium' is missing")
-    config.caption_mix = {}
+    config.caption_weights = {}
     embeddings['clip_text'] = DatasetConfig(str(tmp_path / 'cache'), str(tmp_path / 'targets'))
-    error(ConfigError, r'train_data\.caption_mix: expected caption keys, since the sidecar .*targets is in a remote')
+    error(ConfigError, r'train_data\.caption_weights: expected caption keys, since the embeddings dataset .*targets '
+                       r'is in a remote')
     shutil.rmtree(tmp_path / 'targets')
 
 
@@ -132,4 +136,4 @@ def test_stage2_does_not_take_targets_for_a_teacher(config: InheritanceDataConfi
     images = ImageDataConfig(streams={'s': stream}, teachers=['clip_text'], num_workers=0, num_canonical_nodes=4)
     loader = build_image_loader(images, 32, 8, 0, True, 'train_data')
     with pytest.raises(ValueError, match="targets holds the features of CLIP's own text tower"):
-        sidecar_teacher(loader)
+        teacher_of_embeddings(loader)

@@ -15,7 +15,7 @@ from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert import parts
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
-from llm2clip.data.convert.samples import Dropped, Part, Sample, hold_out, one_part
+from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, split_holdout
 from llm2clip.data.convert.texts import text_pairs, wikipedia_summaries
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_columns, read_samples
@@ -110,19 +110,19 @@ def test_emoji_splits_share_no_concept_and_no_picture() -> None:
 
 @needs_packages
 def test_wikipedia_holds_pairs_out() -> None:
-    splits, dropped = wikipedia_summaries(heldout=10)
-    heldout, train = _read(splits['heldout']), _read(splits['train'])
-    assert len(heldout) == 10 and len(train) > 9000 and dropped.counts()
-    assert not {s.sample_id for s in heldout} & {s.sample_id for s in train}
+    splits, dropped = wikipedia_summaries(holdout=10)
+    holdout, train = _read(splits['val']), _read(splits['train'])
+    assert len(holdout) == 10 and len(train) > 9000 and dropped.counts()
+    assert not {s.sample_id for s in holdout} & {s.sample_id for s in train}
 
 
 def test_caption_csv_groups_the_captions_of_an_image(tmp_path: Path) -> None:
     path = tmp_path / 'captions.csv'
     path.write_text('image,caption\n' + ''.join(f'{i % 6}.jpg,"caption {i}, quoted"\n' for i in range(18)))
-    splits, _ = caption_csv(str(path), heldout=2)
-    train, heldout = (_read(splits[name]) for name in ('train', 'heldout'))
-    assert len(train) == 4 and len(heldout) == 2 and all(sample.image is None for sample in train)
-    for sample in (*train, *heldout):
+    splits, _ = caption_csv(str(path), holdout=2)
+    train, holdout = (_read(splits[name]) for name in ('train', 'val'))
+    assert len(train) == 4 and len(holdout) == 2 and all(sample.image is None for sample in train)
+    for sample in (*train, *holdout):
         i = int(sample.sample_id.removesuffix('.jpg'))
         assert sample.captions == {str(k): f'caption {i + 6 * k}, quoted' for k in range(3)}
 
@@ -132,9 +132,9 @@ def test_text_pairs_keep_what_is_there_and_count_empty_sides(tmp_path: Path) -> 
     records = [{'query': f'q{i}', 'positive': f'p{i}', **({'negative': f'n{i}'} if i % 2 else {})} for i in range(40)]
     records[7]['positive'] = ' '
     path.write_text('\n'.join(map(json.dumps, records)) + '\n\n')
-    splits, dropped = text_pairs([str(path)], heldout_share=0.25)
+    splits, dropped = text_pairs([str(path)], holdout=0.25)
     written = write_splits(splits, dropped, tmp_path / 'out', WriterConfig(max_dropped=0.05))
-    assert sum(written.values()) == 39 and 4 <= written['heldout'] <= 16
+    assert sum(written.values()) == 39 and 4 <= written['val'] <= 16
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['dropped_ids'] == {'no caption positive': ['pairs.jsonl:8']}
     rows = [row for name in written for row in read_samples(tmp_path / 'out' / name)]
@@ -153,8 +153,8 @@ def test_each_file_of_text_pairs_may_be_a_split(tmp_path: Path) -> None:
         assert [row['caption.query'] for row in read_samples(tmp_path / 'out' / name)] == [f'{name}?']
     with pytest.raises(ConfigError, match=r'source\.by_file: two of .* have one name'):
         text_pairs([*files, f'{tmp_path}/b/nq.jsonl'], by_file=True)
-    with pytest.raises(ConfigError, match=r'source\.by_file: expected no heldout_share'):
-        text_pairs(files, heldout_share=0.1, by_file=True)
+    with pytest.raises(ConfigError, match=r'source\.by_file: expected no holdout'):
+        text_pairs(files, holdout=0.1, by_file=True)
 
 
 @pytest.mark.parametrize(('line', 'message'), [
@@ -197,50 +197,50 @@ def test_a_share_of_the_images_is_held_out_by_the_hash_of_each(captions_file: Pa
     def ids(splits: dict[str, list[Part]]) -> dict[str, list[str]]:
         return {name: [sample.sample_id for sample in _read(parts)] for name, parts in splits.items()}
 
-    splits = ids(caption_csv(str(captions_file), heldout=0.3)[0])
-    assert 5 <= len(splits['heldout']) <= 20 and sorted(splits['train'] + splits['heldout']) == sorted(
+    splits = ids(caption_csv(str(captions_file), holdout=0.3)[0])
+    assert 5 <= len(splits['val']) <= 20 and sorted(splits['train'] + splits['val']) == sorted(
         f'{i}.png' for i in range(40))
-    assert splits != ids(caption_csv(str(captions_file), heldout=0.3, seed=1)[0])
+    assert splits != ids(caption_csv(str(captions_file), holdout=0.3, seed=1)[0])
     # Fewer images: those that are left stay on their sides.
     fewer = tmp_path / 'fewer.csv'
     fewer.write_text('\n'.join(line for line in captions_file.read_text().splitlines() if not line.startswith('1')))
-    for name, images in ids(caption_csv(str(fewer), heldout=0.3)[0]).items():
+    for name, images in ids(caption_csv(str(fewer), holdout=0.3)[0]).items():
         assert set(images) == {image for image in splits[name] if not image.startswith('1')}
     # Another spelling of a path is the same image.
     spelled = tmp_path / 'spelled.csv'
     spelled.write_text(captions_file.read_text() + '\n'.join(f'./{i}.png,once more' for i in range(40)))
-    assert ids(caption_csv(str(spelled), heldout=0.3)[0]) == splits
+    assert ids(caption_csv(str(spelled), holdout=0.3)[0]) == splits
     # A folder of images has the same sides.
     for i in range(40):
         (tmp_path / f'{i}.png').write_bytes(picture(i, 8))
-    assert ids(image_folder(str(tmp_path), str(captions_file), heldout=0.3)[0]) == splits
+    assert ids(image_folder(str(tmp_path), str(captions_file), holdout=0.3)[0]) == splits
 
 
 def test_more_images_never_move_one_into_what_is_held_out() -> None:
     """By number; a share moves none at all, as above."""
     few, more = [f'{i}.png' for i in range(40)], [f'{i}.png' for i in range(60, -1, -1)]
-    for heldout in (8, {'val': 4, 'test': 4}):
-        before, after = hold_out(few, heldout, seed=0), hold_out(more, heldout, seed=0)
+    for holdout in (8, {'val': 4, 'test': 4}):
+        before, after = split_holdout(few, holdout, seed=0), split_holdout(more, holdout, seed=0)
         assert {name: len(images) for name, images in after.items() if name != 'train'} == {
             name: len(images) for name, images in before.items() if name != 'train'}
-        assert {*before['train']} < {*after['train']} and before != hold_out(few, heldout, seed=1)
+        assert {*before['train']} < {*after['train']} and before != split_holdout(few, holdout, seed=1)
         assert sorted(image for images in before.values() for image in images) == sorted(few)
-    for heldout in (40, 41, -1, 1.5, 1e-9, {'val': 20, 'test': 20}):
-        with pytest.raises(ConfigError, match=r'source.heldout: got .*, expected a share .* some of the 40 images'):
-            hold_out(few, heldout, seed=0)
-    for heldout, split in ((0.3, 'heldout'), (3, 'heldout'), ({'val': 1}, 'val')):
+    for holdout in (40, 41, -1, 1.5, 1e-9, {'val': 20, 'test': 20}):
+        with pytest.raises(ConfigError, match=r'source.holdout: got .*, expected a share .* some of the 40 images'):
+            split_holdout(few, holdout, seed=0)
+    for holdout, split in ((0.3, 'val'), (3, 'val'), ({'val': 1}, 'val')):
         with pytest.raises(ConfigError, match=f"source.split: '{split}' is the name of the held-out split"):
-            hold_out(few, heldout, seed=0, split=split)
+            split_holdout(few, holdout, seed=0, split=split)
 
 
-@pytest.mark.parametrize('heldout', ['8', '0.3'])
+@pytest.mark.parametrize('holdout', ['8', '0.3'])
 def test_captions_that_change_between_two_calls_are_refused(
-    heldout: str, captions_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    holdout: str, captions_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a call that was stopped between two splits nor one that has ended is mixed with other captions."""
     def prepare(out: str) -> None:
         run_recipe(monkeypatch, 'prepare_data', 'source.name=caption_csv', f'source.captions={captions_file}',
-                   f'source.heldout={heldout}', f'out={tmp_path}/{out}')
+                   f'source.holdout={holdout}', f'out={tmp_path}/{out}')
 
     write = parts._write_part
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

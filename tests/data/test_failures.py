@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from parts import make_samples, write_dataset, write_sidecar
+from parts import make_samples, write_dataset, write_text_embeddings
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
@@ -37,10 +37,10 @@ pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers')]
 
 @pytest.fixture(scope='module')
 def originals(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 samples in many shards, and their sidecar."""
+    """64 samples in many shards, and their embeddings dataset."""
     folder = tmp_path_factory.mktemp('originals')
     write_dataset(make_samples(64), folder, size_limit='2kb')
-    write_sidecar(folder / 'train', folder / 'embeddings', teacher_folder)
+    write_text_embeddings(folder / 'train', folder / 'embeddings', teacher_folder)
     return folder
 
 
@@ -53,9 +53,9 @@ def remotes(originals: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def _config(folder: Path, images: str, embeddings: str, workers: int = 0, **options: Any) -> ImageDataConfig:
-    sidecar = DatasetConfig(local=str(folder / 'cache/embeddings'), remote=embeddings)
-    stream = ImageStreamConfig(local=str(folder / 'cache/images'), remote=images, embeddings={'tiny': sidecar})
-    options = {'caption_mix': {'short': 1.0}, 'download_retry': 2, **options}
+    embeddings = DatasetConfig(local=str(folder / 'cache/embeddings'), remote=embeddings)
+    stream = ImageStreamConfig(local=str(folder / 'cache/images'), remote=images, embeddings={'tiny': embeddings})
+    options = {'caption_weights': {'short': 1.0}, 'download_retry': 2, **options}
     return ImageDataConfig(streams={'s': stream}, num_workers=workers, num_canonical_nodes=4, **options)
 
 
@@ -130,7 +130,8 @@ def test_a_missing_shard_stops_the_run(remotes: tuple[Path, Path], tmp_path: Pat
 def test_damaged_and_missing_local_files(remotes: tuple[Path, Path]) -> None:
     def config() -> ImageDataConfig:
         stream = ImageStreamConfig(local=str(remotes[0]), embeddings={'tiny': DatasetConfig(local=str(remotes[1]))})
-        return ImageDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=4, caption_mix={'short': 1.0})
+        return ImageDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=4,
+                               caption_weights={'short': 1.0})
 
     path = remotes[1] / 'shard.00001.mds'
     whole, size = path.read_bytes(), path.stat().st_size
@@ -232,7 +233,7 @@ def test_a_cache_limit_that_cannot_work_is_refused_and_a_small_one_works(
     used = sum(path.stat().st_size for path in (tmp_path / 'b').rglob('*.mds'))
     assert used < 12 * largest
     stream = ImageStreamConfig(local=str(remotes[0]), embeddings={'tiny': DatasetConfig(local=str(remotes[1]))})
-    local = ImageDataConfig(streams={'s': stream}, caption_mix={'short': 1.0}, cache_limit='1gb')
+    local = ImageDataConfig(streams={'s': stream}, caption_weights={'short': 1.0}, cache_limit='1gb')
     with pytest.raises(ConfigError, match='cache_limit: dataset s has no remote'):
         _loader(local)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from parts import make_samples, write_sidecar
+from parts import make_samples, write_text_embeddings
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, WriterConfig
@@ -109,23 +109,23 @@ def test_ids_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         (tmp_path / f'{out}.json').write_text(json.dumps(ids))
         excluded_ids.cache_clear()
         run_recipe(monkeypatch, 'prepare_data', 'source.name=table', f'source.files={tmp_path}/*.csv',
-                   'source.captions=caption', f'out={tmp_path}/{out}', f'leave_out={tmp_path}/{out}.json', *more)
+                   'source.captions=caption', f'out={tmp_path}/{out}', f'exclude_ids={tmp_path}/{out}.json', *more)
         return capsys.readouterr().out
 
     (tmp_path / 'b.csv').write_text('caption\none\ntwo\n')
     said = prepare('out', ['b.csv:2', 'x'])
-    assert 'leave_out: 1 samples are left out' in said and 'names 2' in said and "wrote {'train': 1}" in said
-    with pytest.raises(ConfigError, match='written with another leave_out'):
+    assert 'exclude_ids: 1 samples are left out' in said and 'names 2' in said and "wrote {'train': 1}" in said
+    with pytest.raises(ConfigError, match='written with another exclude_ids'):
         prepare('out', ['b.csv:1'])
     (tmp_path / 'c.csv').write_text('caption\nfour\nfive\n')
     with pytest.raises(ConfigError, match='out.json names 1 of the samples in .*part-b, which is kept'):
         prepare('out', ['b.csv:1', 'b.csv:2'], 'extend=true')
     shutil.rmtree(tmp_path / 'out/train/part-c')
     assert "wrote {'train': 2}" in prepare('out', ['b.csv:2', 'c.csv:1'], 'extend=true')
-    assert json.loads((tmp_path / 'out/dataset.json').read_text())['filtered'] == {'named by leave_out': 2}
+    assert json.loads((tmp_path / 'out/dataset.json').read_text())['filtered'] == {'named by exclude_ids': 2}
     with pytest.raises(ConfigError, match='0 samples are left out, and .*none.json names 2; expected ids of samples'):
         prepare('none', ['y', 'x'])
-    with pytest.raises(ConfigError, match='leave_out: .*numbers.json has entries that are no texts'):
+    with pytest.raises(ConfigError, match='exclude_ids: .*numbers.json has entries that are no texts'):
         prepare('numbers', [1])
 
 
@@ -140,31 +140,31 @@ def test_a_fingerprint_is_found_among_the_beginnings_of_a_dataset(before: Path, 
 
 
 @pytest.mark.usefixtures('no_leftovers')
-def test_a_sidecar_is_extended_by_the_new_shards(
+def test_an_embeddings_dataset_is_extended_by_the_new_shards(
     before: Path, grown: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    out, n = tmp_path / 'sidecar', len(read_index(before / 'train')['shards'])
-    write_sidecar(before / 'train', out, teacher_folder)
+    out, n = tmp_path / 'embeddings', len(read_index(before / 'train')['shards'])
+    write_text_embeddings(before / 'train', out, teacher_folder)
     kept = {path: path.stat().st_mtime_ns for path in out.glob('shard.*')}
     with pytest.raises(ValueError, match=rf'has vectors for {n} of the \d+ shards of .* called again with the same'):
         _loader(grown, out)
-    done = write_sidecar(grown / 'train', out, teacher_folder)
+    done = write_text_embeddings(grown / 'train', out, teacher_folder)
     assert done['shards'] == len(read_index(grown / 'train')['shards']) - n and done['captions'] == 2 * 24
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    write_sidecar(grown / 'train', tmp_path / 'anew', teacher_folder)
+    write_text_embeddings(grown / 'train', tmp_path / 'anew', teacher_folder)
     assert read_index(out) == read_index(tmp_path / 'anew')
     assert (out / 'teacher.json').read_bytes() == (tmp_path / 'anew/teacher.json').read_bytes()
     # Neither the smaller dataset nor one that begins otherwise is the one that it is of now.
     _write(tmp_path / 'other', 'bde', prefix='x')
     for dataset in (before, tmp_path / 'other'):
         with pytest.raises(ValueError, match='begun for another dataset or teacher: dataset is'):
-            write_sidecar(dataset / 'train', out, teacher_folder)
+            write_text_embeddings(dataset / 'train', out, teacher_folder)
     _loader(grown, out)
 
 
-def _loader(out: Path, sidecar: Path) -> object:
-    streams = {'s': ImageStreamConfig(local=f'{out}/train', embeddings={'t': DatasetConfig(local=str(sidecar))})}
-    config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=4, caption_mix={'short': 1.0})
+def _loader(out: Path, embeddings: Path) -> object:
+    streams = {'s': ImageStreamConfig(local=f'{out}/train', embeddings={'t': DatasetConfig(local=str(embeddings))})}
+    config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=4, caption_weights={'short': 1.0})
     return build_image_loader(config, 32, 8, 5, True, 'train_data')
 
 
@@ -174,8 +174,8 @@ def test_a_state_of_other_data_is_refused(before: Path, grown: Path, tmp_path: P
     datasets = {}
     for out in (before, grown, tmp_path / 'other'):
         streams = {'s': ImageStreamConfig(local=f'{out}/train')}
-        config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=4, caption_mix={'short': 1.0})
-        datasets[out] = streaming_dataset(build_image_loader(config, 32, 8, 5, True, 'train_data', online=True))
+        config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=4, caption_weights={'short': 1.0})
+        datasets[out] = streaming_dataset(build_image_loader(config, 32, 8, 5, True, 'train_data', in_loop=True))
     state = json.loads(json.dumps(datasets[before].state_dict(8, True)))
     datasets[before].load_state_dict(state)
     with pytest.raises(ConfigError, match='16 samples in . shards then, 40 in .* now.*choose another save_folder'):

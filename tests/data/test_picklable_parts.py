@@ -41,15 +41,15 @@ def _arguments(name: str, folder: Path) -> dict[str, Any]:
         return {'files': f'{folder}/*.tar', 'captions': {'raw': 'txt'}}
     if name == 'text_pairs':
         (folder / 'pairs.jsonl').write_text(''.join(f'{{"query": "q{i}", "positive": "p{i}"}}\n' for i in range(9)))
-        return {'files': f'{folder}/pairs.jsonl', 'heldout_share': 0.5}
+        return {'files': f'{folder}/pairs.jsonl', 'holdout': 0.5}
     if name == 'wikipedia_summaries':
         (folder / 'summaries/data').mkdir(parents=True)
         (folder / 'summaries/__init__.py').touch()
         articles = {f't{i}': {'description': f'd{i}', 'extract': f'The article of {i}.'} for i in range(4)}
         (folder / 'summaries/data/summaries_en-us.json').write_text(json.dumps(articles))
-        return {'package': 'summaries', 'heldout': 1}
+        return {'package': 'summaries', 'val': 1}
     return {'caption_csv': {'captions': str(csv)}, 'emoji': {}, 'plain_text': {'files': str(csv), 'min_characters': 9},
-            'image_folder': {'images': str(folder), 'captions': str(csv), 'heldout': 1},
+            'image_folder': {'images': str(folder), 'captions': str(csv), 'val': 1},
             'table': {'files': str(csv), 'captions': {'en': 'caption'}}}[name]
 
 

@@ -98,9 +98,9 @@ def test_captions_without_splits_are_one_split(tmp_path: Path) -> None:
     found, _ = _read(**arguments)
     assert {split: _captions(samples) for split, samples in found.items()} == {
         'train': {name: flickr8k_captions(name) for name in FLICKR8K}}
-    held, _ = _read(**arguments, split='all', heldout=2)
-    assert {split: len(samples) for split, samples in held.items()} == {'all': 4, 'heldout': 2}
-    assert {**_captions(held['all']), **_captions(held['heldout'])} == _captions(found['train'])
+    held, _ = _read(**arguments, split='all', holdout=2)
+    assert {split: len(samples) for split, samples in held.items()} == {'all': 4, 'val': 2}
+    assert {**_captions(held['all']), **_captions(held['val'])} == _captions(found['train'])
 
 
 def test_restval_of_coco_is_a_part_of_train_and_all_captions_are_kept(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import boto3
 import pytest
 from composer.devices import DeviceCPU
 from launched import run
-from parts import make_samples, write_dataset, write_sidecar
+from parts import make_samples, write_dataset, write_text_embeddings
 from remotes import FaultyProxy, s3_environment, s3_server, sftp_server
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
@@ -21,7 +21,7 @@ from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.remotes import OutputFolder
-from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
@@ -32,10 +32,10 @@ pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers'), pytest.
 
 @pytest.fixture(scope='module')
 def served(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bucket that holds a dataset of many shards and its sidecar."""
+    """A folder with a bucket that holds a dataset of many shards and its embeddings dataset."""
     folder = tmp_path_factory.mktemp('served')
     write_dataset(make_samples(64), folder / 'bucket', size_limit='1kb')
-    write_sidecar(folder / 'bucket/train', folder / 'bucket/embeddings', teacher_folder)
+    write_text_embeddings(folder / 'bucket/train', folder / 'bucket/embeddings', teacher_folder)
     return folder
 
 
@@ -58,11 +58,11 @@ def test_sftp_with_faults(served: Path, tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setenv(name, value)
         monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
         remote = f'sftp://user@127.0.0.1:{proxy.port}/bucket'
-        sidecar = DatasetConfig(local=str(tmp_path / 'cache/embeddings'), remote=f'{remote}/embeddings')
+        embeddings = DatasetConfig(local=str(tmp_path / 'cache/embeddings'), remote=f'{remote}/embeddings')
         stream = ImageStreamConfig(local=str(tmp_path / 'cache/images'), remote=f'{remote}/train',
-                                   embeddings={'tiny': sidecar})
+                                   embeddings={'tiny': embeddings})
         config = ImageDataConfig(streams={'s': stream}, num_workers=2, num_canonical_nodes=4,
-                                 caption_mix={'short': 1.0}, download_timeout=20)
+                                 caption_weights={'short': 1.0}, download_timeout=20)
         loader = build_image_loader(config, 32, 8, 5, True, 'train_data').dataloader
         assert sorted(sample_id for batch in loader for sample_id in batch['sample_id']) == [
             s.sample_id for s in make_samples(64)]
@@ -78,7 +78,7 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
             'train_data.num_workers=1', 'train_data.num_canonical_nodes=4',
             'model.vision={name: test_efficientnet, pretrained: false}',
             'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05',
-            'train_data.caption_mix={short: 0.5, long: 0.5}', 'progress_bar=false']
+            'train_data.caption_weights={short: 0.5, long: 0.5}', 'progress_bar=false']
     losses = []
     for name, local, remote in (('there', tmp_path / 'cache', 's3://bucket'), ('here', served / 'bucket', '')):
         streams = [f'train_data.streams.s.local={local}/train',
@@ -99,12 +99,12 @@ def test_conversion_and_extraction_write_to_s3(
     samples = make_samples(20)
     write_splits({'train': one_part(samples)}, Dropped(), OutputFolder(tmp_path / 'out', 's3://out/photos'))
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote='s3://out/photos/train')
-    sidecar = Sidecar(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'))
-    extract_sidecar(sidecar, TeacherFolder(teacher_folder).load(DeviceCPU()))
+    embeddings = EmbeddingsDataset(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'))
+    extract_text_embeddings(embeddings, TeacherFolder(teacher_folder).load(DeviceCPU()))
     assert [row['sample_id'] for row in read_samples(served / 'out/photos/train')] == \
         [row['sample_id'] for row in read_samples(served / 'out/embeddings')] == [s.sample_id for s in samples]
     shutil.rmtree(tmp_path / 'embeddings')
-    done = extract_sidecar(sidecar, TeacherFolder(teacher_folder).load(DeviceCPU()))
+    done = extract_text_embeddings(embeddings, TeacherFolder(teacher_folder).load(DeviceCPU()))
     assert done['shards'] == 0
     client = boto3.client('s3', endpoint_url=os.environ['S3_ENDPOINT_URL'])
     keys = {item['Key'] for item in client.list_objects_v2(Bucket='out')['Contents']}

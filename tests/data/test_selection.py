@@ -14,7 +14,7 @@ import xxhash
 from parts import picture
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert.samples import Dropped, Selection, is_held_out
+from llm2clip.data.convert.samples import Dropped, Selection, is_in_holdout
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.files import FileError
@@ -61,8 +61,8 @@ def test_the_part_that_is_kept_depends_on_the_id_alone() -> None:
 
     assert kept(1.0) == {*ids} and abs(len(kept(0.25)) - 1000) < 100
     assert kept(0.1) < kept(0.25) and abs(len(kept(0.25, seed=1) & kept(0.25)) - 250) < 60
-    held_out = {name for name in ids if is_held_out(name, 0.25)}
-    assert abs(len(kept(0.25) & held_out) - 250) < 60, 'independent of what is held out'
+    of_holdout = {name for name in ids if is_in_holdout(name, 0.25)}
+    assert abs(len(kept(0.25) & of_holdout) - 250) < 60, 'independent of what is held out'
     assert kept(0.25) == {name for name in ids if xxhash.xxh64_intdigest(f'sample {name}') < 2**62}
 
 
@@ -77,7 +77,7 @@ def test_a_table_is_filtered_and_sampled(tmp_path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), tmp_path / f'{name}.parquet')
 
     def source(name: str) -> Any:
-        return table(f'{tmp_path}/{name}.parquet', 'text', 'img', str(tmp_path), 'id', heldout=0.3, sample=0.7,
+        return table(f'{tmp_path}/{name}.parquet', 'text', 'img', str(tmp_path), 'id', holdout=0.3, sample=0.7,
                      filters={'language': {'values': ['en']}, 'score': {'min': 0.1}})
 
     written = write_splits(*source('a'), tmp_path / 'out', WriterConfig(max_dropped=0.5))

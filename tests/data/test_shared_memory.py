@@ -54,8 +54,8 @@ def _shared() -> int:
     return sum(files.values())
 
 
-def test_the_bound_is_what_real_workers_fill(image_dataset: Path, sidecar: Path, no_leftovers: None) -> None:
-    stream = ImageStreamConfig(str(image_dataset), embeddings={'tiny': DatasetConfig(str(sidecar))})
+def test_the_bound_is_what_real_workers_fill(image_dataset: Path, embeddings: Path, no_leftovers: None) -> None:
+    stream = ImageStreamConfig(str(image_dataset), embeddings={'tiny': DatasetConfig(str(embeddings))})
     config = ImageDataConfig(streams={'s': stream}, num_workers=2, num_canonical_nodes=1)
     batches = iter(build_image_loader(config, IMAGE_SIZE, BATCH, 5, True, 'train_data').dataloader)
     held = next(batches)

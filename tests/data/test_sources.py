@@ -91,12 +91,12 @@ def test_tars_have_a_held_out_split_by_the_hash_of_the_id(tmp_path: Path) -> Non
     expected = _tars(tmp_path / 'tars')
 
     def ids(pattern: str) -> dict[str, list[str]]:
-        splits, _ = webdataset(f'{tmp_path}/tars/{pattern}', CAPTIONS, heldout=0.3, seed=1)
+        splits, _ = webdataset(f'{tmp_path}/tars/{pattern}', CAPTIONS, holdout=0.3, seed=1)
         return {name: [sample.sample_id for part in parts for sample in part.read(Dropped())]
                 for name, parts in splits.items()}
 
     every, first = ids('*.tar'), ids('00000.tar')
-    assert sorted(every['train'] + every['heldout']) == sorted(expected) and 2 <= len(every['heldout']) <= 12
+    assert sorted(every['train'] + every['val']) == sorted(expected) and 2 <= len(every['val']) <= 12
     assert all(first[name] == [i for i in every[name] if int(i) < 8] for name in every)
 
 
@@ -111,7 +111,7 @@ def _part(n: int, fail: bool = False, prefix: str = 's') -> Part:
 def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
     """Each uploads its parts; the last one writes the index; nothing needs to stay on their disks."""
     splits, remote = {'train': [_part(n) for n in range(5)]}, tmp_path / 'bucket'
-    first, second = (WriterConfig(machine=k, machines=2, keep_local=False) for k in range(2))
+    first, second = (WriterConfig(shard_index=k, num_shards=2, keep_local=False) for k in range(2))
     outs = [OutputFolder(tmp_path / f'machine{k}', str(remote)) for k in range(2)]
     assert write_splits(splits, Dropped(), outs[1], second) is None
     assert not (remote / 'train/index.json').exists() and not outs[0].fetch(CARD_FILE)
@@ -147,8 +147,8 @@ def test_parts_must_fit_together(tmp_path: Path) -> None:
     twice = {'train': [_part(0), Part('again', _part(0).read)]}
     with pytest.raises(ValueError, match="6 sample ids occur in .*train/part-part0 and train/part-again"):
         write_splits(twice, Dropped(), tmp_path / 'a')
-    with pytest.raises(ValueError, match='6 sample ids occur in .*train/part-part0 and heldout/part-part0'):
-        write_splits({'train': [_part(0)], 'heldout': [_part(0)]}, Dropped(), tmp_path / 'splits')
+    with pytest.raises(ValueError, match='6 sample ids occur in .*train/part-part0 and val/part-part0'):
+        write_splits({'train': [_part(0)], 'val': [_part(0)]}, Dropped(), tmp_path / 'splits')
     other = Part('other', lambda dropped: [Sample('x', {'short': 'a'}, picture(0))])
     with pytest.raises(ValueError, match='part-other of split .train. has columns'):
         write_splits({'train': [_part(0), other]}, Dropped(), tmp_path / 'b')
@@ -247,12 +247,12 @@ def test_all_rows_of_an_image_are_on_one_side(kind: str, tmp_path: Path) -> None
     pyarrow.parquet.write_table(rows.slice(3, 9), tmp_path / 'b.parquet')
 
     def sides(name: str, seed: int = 0) -> dict[int, str]:
-        splits, _ = table(f'{tmp_path}/{name}', 'text', 'img', str(tmp_path), heldout=0.4, seed=seed)
+        splits, _ = table(f'{tmp_path}/{name}', 'text', 'img', str(tmp_path), holdout=0.4, seed=seed)
         return {int(sample.captions['0']): split for split, parts in splits.items() for part in parts
                 for sample in part.read(Dropped())}
 
     found = sides('a.parquet')
-    assert len(found) == 30 and set(found.values()) == {'train', 'heldout'} and found != sides('a.parquet', seed=1)
+    assert len(found) == 30 and set(found.values()) == {'train', 'val'} and found != sides('a.parquet', seed=1)
     assert all(found[i] == found[i + 15] for i in range(15))
     assert sides('b.parquet') == {i: found[i] for i in range(3, 12)}
 

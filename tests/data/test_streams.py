@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parts import make_samples, write_dataset, write_sidecar
+from parts import make_samples, write_dataset, write_text_embeddings
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
@@ -21,7 +21,7 @@ from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.data.vectors import vectors_of
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.fingerprint import sidecar_teacher
+from llm2clip.teacher.fingerprint import teacher_of_embeddings
 from llm2clip.teacher.folder import load_teacher
 
 IMAGE_SIZE = 32
@@ -29,9 +29,9 @@ IMAGE_SIZE = 32
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 
 
-def _config(images: Path, sidecar: Path, workers: int = 0, **options: object) -> ImageDataConfig:
-    streams = {'s': ImageStreamConfig(local=str(images), embeddings={'tiny': DatasetConfig(local=str(sidecar))})}
-    options = {'caption_mix': {'short': 0.5, 'long': 0.5}, **options}
+def _config(images: Path, embeddings: Path, workers: int = 0, **options: object) -> ImageDataConfig:
+    streams = {'s': ImageStreamConfig(local=str(images), embeddings={'tiny': DatasetConfig(local=str(embeddings))})}
+    options = {'caption_weights': {'short': 0.5, 'long': 0.5}, **options}
     return ImageDataConfig(streams=streams, num_workers=workers, num_canonical_nodes=4, **options)
 
 
@@ -40,12 +40,13 @@ def _loader(config: ImageDataConfig, train: bool = True, batch: int = 8) -> torc
 
 
 def test_every_image_comes_with_the_embedding_of_its_caption(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path
+    image_dataset: Path, embeddings: Path, teacher_folder: Path
 ) -> None:
     samples = make_samples(64)
     encoder, tokenizer = load_teacher(teacher_folder)
     expected = {key: encode_texts(encoder, tokenizer, [s.captions[key] for s in samples]) for key in ('short', 'long')}
-    batches = list(_loader(_config(image_dataset, sidecar, caption_mix={'short': 1.0, 'long': 1.0}), train=False))
+    batches = list(_loader(_config(image_dataset, embeddings, caption_weights={'short': 1.0, 'long': 1.0}),
+                           train=False))
     order = torch.cat([b['index'] for b in batches])
     assert sorted(order.tolist()) == list(range(64))
     vectors = torch.cat([b['text_embedding'] for b in batches]).float()[order.argsort()]
@@ -53,10 +54,10 @@ def test_every_image_comes_with_the_embedding_of_its_caption(
         torch.testing.assert_close(vectors[:, j], expected[key], rtol=2e-3, atol=2e-3)
 
 
-def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, sidecar: Path) -> None:
+def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, embeddings: Path) -> None:
     results = []
     for workers in (0, 2):
-        loader = _loader(_config(image_dataset, sidecar, workers, crop_scale=[0.3, 1.0]))
+        loader = _loader(_config(image_dataset, embeddings, workers, crop_scale=[0.3, 1.0]))
         results.append([list(loader) for _ in range(2)])
         clean_stale_shared_memory()
     for one, two in zip(*results):
@@ -69,37 +70,39 @@ def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, sidecar: 
     assert not torch.equal(first[0]['index'], second[0]['index'])
 
 
-def test_an_epoch_may_be_shorter_than_the_data(image_dataset: Path, sidecar: Path) -> None:
-    loader = _loader(_config(image_dataset, sidecar, epoch_size=24))
+def test_an_epoch_may_be_shorter_than_the_data(image_dataset: Path, embeddings: Path) -> None:
+    loader = _loader(_config(image_dataset, embeddings, epoch_size=24))
     seen = [torch.cat([batch['index'] for batch in loader]).tolist() for _ in range(2)]
     assert [len({*epoch}) for epoch in seen] == [24, 24] and {*seen[0]} != {*seen[1]}
 
 
-def test_missing_dataset_sidecar_and_columns_are_named(image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
+def test_missing_dataset_embeddings_and_columns_are_named(image_dataset: Path, embeddings: Path,
+                                                          tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'train_data\.streams\.s\.local: there is no MDS dataset in .*nowhere'):
-        _loader(_config(tmp_path / 'nowhere', sidecar))
+        _loader(_config(tmp_path / 'nowhere', embeddings))
     with pytest.raises(FileNotFoundError, match='nowhere'):
         _loader(_config(image_dataset, tmp_path / 'nowhere'))
     with pytest.raises(ValueError, match="column 'caption.medium' is missing; .*caption.long"):
-        _loader(_config(image_dataset, sidecar, caption_mix={'medium': 1.0}))
-    with pytest.raises(ConfigError, match='caption_mix: expected'):
-        _loader(_config(image_dataset, sidecar, caption_mix={'short': 0.0}))
+        _loader(_config(image_dataset, embeddings, caption_weights={'medium': 1.0}))
+    with pytest.raises(ConfigError, match='caption_weights: expected'):
+        _loader(_config(image_dataset, embeddings, caption_weights={'short': 0.0}))
     with pytest.raises(ConfigError, match='fewer than one global batch'):
-        _loader(_config(image_dataset, sidecar), batch=65)
+        _loader(_config(image_dataset, embeddings), batch=65)
     columns = {'sample_id': 'str', 'image': 'str', 'caption.short': 'str', 'caption.long': 'str'}
     with MDSWriter(out=str(tmp_path / 'typed'), columns=columns, hashes=['xxh64']) as writer:
         writer.write({name: 'x' for name in columns})
     with pytest.raises(ValueError, match="column 'image' has type 'str', expected 'bytes'"):
-        _loader(_config(tmp_path / 'typed', sidecar))
+        _loader(_config(tmp_path / 'typed', embeddings))
 
 
-def test_a_dataset_may_have_sidecars_of_several_teachers(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+def test_a_dataset_may_have_embeddings_of_several_teachers(
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    write_sidecar(image_dataset, tmp_path / 'int8', teacher_folder, storage='int8')
-    config = _config(image_dataset, sidecar)
+    write_text_embeddings(image_dataset, tmp_path / 'int8', teacher_folder, storage='int8')
+    config = _config(image_dataset, embeddings)
     config.streams['s'].embeddings['other'] = DatasetConfig(local=str(tmp_path / 'int8'))
-    with pytest.raises(ConfigError, match=r'train_data\.teachers: dataset s has sidecars of 2 teachers .tiny, other'):
+    with pytest.raises(ConfigError, match=r'train_data\.teachers: dataset s has embeddings datasets of 2 teachers '
+                                          r'.tiny, other'):
         _loader(config)
     vectors = {}
     for names in (['tiny'], ['other'], ['other', 'tiny']):
@@ -108,7 +111,7 @@ def test_a_dataset_may_have_sidecars_of_several_teachers(
         batch = next(iter(spec.dataloader))
         assert ('text_embedding_scale' in batch) is (names == ['other'])
         vectors[len(names), names[0]] = vectors_of(batch).float()
-        record = sidecar_teacher(spec)
+        record = teacher_of_embeddings(spec)
         assert record.llm_embed_dim == 32 * len(names) and len(record.teacher) == len(names)
         clean_stale_shared_memory()
     tiny, other, both = vectors[1, 'tiny'], vectors[1, 'other'], vectors[2, 'other']
@@ -116,12 +119,12 @@ def test_a_dataset_may_have_sidecars_of_several_teachers(
     torch.testing.assert_close(tiny, other, rtol=0, atol=0.05)
     torch.testing.assert_close(both, torch.cat([F.normalize(other, dim=-1), F.normalize(tiny, dim=-1)], dim=-1))
     config.teachers = ['third']
-    with pytest.raises(ConfigError, match="there is no sidecar of 'third', only of tiny, other"):
+    with pytest.raises(ConfigError, match="there is no embeddings dataset of 'third', only of tiny, other"):
         _loader(config)
 
 
-def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, sidecar: Path) -> None:
-    config = _config(image_dataset, sidecar)
+def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, embeddings: Path) -> None:
+    config = _config(image_dataset, embeddings)
     one = list(_loader(config))
     clean_stale_shared_memory()
     config.captions_per_image = 2
@@ -130,12 +133,12 @@ def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, sidecar:
         for name in ('text_embedding', 'text_id'):  # the first is the one that is drawn alone
             assert batch[name].shape == (8, 2, *single[name].shape[1:]) and torch.equal(batch[name][:, 0], single[name])
         assert torch.equal(batch['pixel_values'], single['pixel_values'])
-        rows = {row['sample_id']: row for row in read_samples(sidecar)}
+        rows = {row['sample_id']: row for row in read_samples(embeddings)}
         for sample_id, vectors in zip(batch['sample_id'], batch['text_embedding']):
             both = {tuple(rows[sample_id][f'text_embedding.{key}'].tolist()) for key in ('short', 'long')}
             assert {tuple(vector.tolist()) for vector in vectors} == both
     clean_stale_shared_memory()
-    spec = build_image_loader(config, IMAGE_SIZE, 8, 5, True, 'train_data', online=True)
+    spec = build_image_loader(config, IMAGE_SIZE, 8, 5, True, 'train_data', in_loop=True)
     whole = next(iter(spec.dataloader))
     parts: Any = spec.split_batch(whole, 3)
     assert [len(part['index']) for part in parts] == [3, 3, 2]
@@ -144,17 +147,17 @@ def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, sidecar:
 
 
 def test_a_dataset_may_have_its_own_captions(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     samples = make_samples(32, prefix='t')
     for sample in samples:
         sample.captions = {'re': sample.captions['long']}
     write_dataset(samples, tmp_path / 'other')
-    write_sidecar(tmp_path / 'other' / 'train', tmp_path / 'embeddings', teacher_folder)
-    config = _config(image_dataset, sidecar, caption_mix={'short': 1.0})
+    write_text_embeddings(tmp_path / 'other' / 'train', tmp_path / 'embeddings', teacher_folder)
+    config = _config(image_dataset, embeddings, caption_weights={'short': 1.0})
     config.streams['other'] = ImageStreamConfig(
         local=str(tmp_path / 'other' / 'train'), embeddings={'tiny': DatasetConfig(local=str(tmp_path / 'embeddings'))},
-        caption_mix={'re': 1.0})
+        caption_weights={'re': 1.0})
     batches = list(_loader(config))
     ids = [(sample, int(text)) for batch in batches for sample, text in zip(batch['sample_id'], batch['text_id'])]
     expected = {**{s.sample_id: text_id(s.captions['short']) for s in make_samples(64)},
@@ -162,27 +165,27 @@ def test_a_dataset_may_have_its_own_captions(
     assert len(ids) == 96 and dict(ids) == expected
 
 
-def test_a_sidecar_with_other_shards_is_refused(image_dataset: Path, sidecar: Path, tmp_path: Path) -> None:
+def test_embeddings_with_other_shards_is_refused(image_dataset: Path, embeddings: Path, tmp_path: Path) -> None:
     """Even with the right fingerprint: sizes of shards, and their number."""
-    index = read_index(sidecar)
+    index = read_index(embeddings)
     one_less, *others = index['shards']
     refused = 'belongs to another dataset than .*: it has 63 samples in 3 shards of'
     for name, shards, words in (('sizes', [{**one_less, 'samples': one_less['samples'] - 1}, *others], refused),
                                 ('fewer', others, rf'has vectors for {len(others)} of the {len(others) + 1} shards')):
-        shutil.copytree(sidecar, tmp_path / name)
+        shutil.copytree(embeddings, tmp_path / name)
         (tmp_path / name / 'index.json').write_text(json.dumps({**index, 'shards': shards}))
         with pytest.raises(ValueError, match=f'{name} {words}'):
             _loader(_config(image_dataset, tmp_path / name))
 
 
-def test_a_sidecar_of_another_dataset_is_refused(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+def test_embeddings_of_another_dataset_is_refused(
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """One whose fingerprint was forged is still found out by its samples."""
     write_dataset(make_samples(64, prefix='t'), tmp_path / 'other', size_limit='8kb')
-    write_sidecar(tmp_path / 'other' / 'train', tmp_path / 'sidecar', teacher_folder)
+    write_text_embeddings(tmp_path / 'other' / 'train', tmp_path / 'embeddings', teacher_folder)
     with pytest.raises(ValueError, match='belongs to another dataset'):
-        _loader(_config(image_dataset, tmp_path / 'sidecar'))
-    shutil.copy(sidecar / 'teacher.json', tmp_path / 'sidecar' / 'teacher.json')
-    with pytest.raises(ValueError, match="is 's00.*' in .* but 't00.*' in the sidecar"):
-        next(iter(_loader(_config(image_dataset, tmp_path / 'sidecar'), train=False)))
+        _loader(_config(image_dataset, tmp_path / 'embeddings'))
+    shutil.copy(embeddings / 'teacher.json', tmp_path / 'embeddings' / 'teacher.json')
+    with pytest.raises(ValueError, match="is 's00.*' in .* but 't00.*' in the embeddings dataset"):
+        next(iter(_loader(_config(image_dataset, tmp_path / 'embeddings'), train=False)))

@@ -126,7 +126,7 @@ def test_models_side_by_side(
     drawn: list[Any] = []
     monkeypatch.setattr(llm2clip.evaluation.report, 'differences', lambda *args: drawn.append(args) or '')
     run_recipe(monkeypatch, 'evaluate', *sets, f'models.ours.export={exported[1]}',
-               f'models.theirs.pretrained={baseline}', 'compare=theirs', 'composition.sugarcrepe.metric=swap',
+               f'models.theirs.pretrained={baseline}', 'baseline=theirs', 'composition.sugarcrepe.metric=swap',
                'averages.words=[composition.sugarcrepe, composition.aro_attribution]')
     results = json.loads((tmp_path / 'out/results.json').read_text())
     assert list(results['composition']) == list(COMPOSITION_WRITERS) and 'missing' not in results
@@ -154,7 +154,7 @@ def test_models_side_by_side(
     assert cut['ours'] == 0 < cut['theirs'] and f'lost their end: theirs {cut["theirs"]}\n' in table
     page = (tmp_path / 'out/report.html').read_text()
     assert '<h2>Composition: sugarcrepe</h2><p>How often a model tells' in page
-    compared = results['compare']['benchmarks']
+    compared = results['comparison']['benchmarks']
     assert compared['composition.winoground']['metrics'] == ['text_score', 'image_score', 'group_score']
     for name, entry in results['composition'].items():
         found = compared[f'composition.{name}']['models']['ours']

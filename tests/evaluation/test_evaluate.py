@@ -13,7 +13,7 @@ import torch
 from composer.devices import DeviceCPU
 from parts import picture, write_dataset
 from recipes_in_process import run_recipe
-from set_files import own_sets, write_own_sets
+from set_files import custom_sets, write_custom_sets
 
 import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
@@ -180,12 +180,12 @@ def test_gallery_shows_best_median_and_worst() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    write_own_sets(tmp_path)
+    write_custom_sets(tmp_path)
     return tmp_path
 
 
 def _arguments(files: Path) -> list[str]:
-    return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50', *own_sets(files)]
+    return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50', *custom_sets(files)]
 
 
 def test_models_side_by_side(

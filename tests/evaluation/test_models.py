@@ -52,14 +52,15 @@ def test_exported_model(exported: tuple[LLM2CLIP, Path], teacher_folder: Path, t
 
 
 def test_few_dimensions(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
-    whole, few = (load(tmp_path, export=str(exported[1]), dim=dim) for dim in (None, 6))
+    whole, few = (load(tmp_path, export=str(exported[1]), truncate_dim=dim) for dim in (None, 6))
     pixels = torch.stack([whole.preprocess(picture(i), str(i)) for i in range(3)])
     (images, pooled), (short_images, same) = whole.image_features(pixels), few.image_features(pixels)
     assert torch.equal(pooled, same)
     for found, features in ((short_images, images), (few.text_features(TEXTS)[0], whole.text_features(TEXTS)[0])):
         torch.testing.assert_close(found, F.normalize(features[:, :6], dim=-1))
-    with pytest.raises(ConfigError, match=r'models\.m\.dim: 17, expected at most the 16 dimensions of the model'):
-        load(tmp_path, export=str(exported[1]), dim=17)
+    with pytest.raises(ConfigError, match=r'models\.m\.truncate_dim: 17, expected at most the 16 dimensions of the '
+                                          r'model'):
+        load(tmp_path, export=str(exported[1]), truncate_dim=17)
 
 
 def test_texts_are_embedded_once(
@@ -138,8 +139,10 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
     ({}, r'models\.m: expected one of run, export and pretrained; got none'),
     ({'run': 'a', 'export': 'b'}, 'got run and export'),
     ({'export': 'nowhere'}, r'models\.m\.export: nowhere is no folder that export_hf wrote'),
-    ({'pretrained': 'x', 'dim': 64}, r'models\.m\.dim: 64, expected none for a model of transformers'),
-    ({'pretrained': 'x', 'interpolate': 0.5}, r'models\.m\.interpolate: 0.5, expected 1 or a run, which knows what it'),
+    ({'pretrained': 'x', 'truncate_dim': 64},
+     r'models\.m\.truncate_dim: 64, expected none for a model of transformers'),
+    ({'pretrained': 'x', 'wise_ft_alpha': 0.5}, r'models\.m\.wise_ft_alpha: 0.5, expected 1 or a run, which knows '
+                                                r'what it'),
     ({'pretrained': 'nowhere/at-all'}, 'pretrained: nowhere/at-all: cannot be loaded'),
 ])
 def test_bad_models(options: dict[str, str], message: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from launched import Launched, finish
 from recipes_in_process import run_recipe
-from set_files import own_sets, winoground, write_own_sets, write_wds
+from set_files import custom_sets, winoground, write_custom_sets, write_wds
 
 import llm2clip.evaluation.cra
 import llm2clip.evaluation.models
@@ -57,20 +57,20 @@ class Place:
         # Which each rank reads; the first alone compares.
         write_wds(folder / 'tars', [i % 6 for i in range(12)])
         self.others += [f'zeroshot.tars.source={{name: clip_benchmark, local: {folder}/tars}}',
-                        'compare=theirs', 'averages.all=[zeroshot.pets, zeroshot.tars]']
+                        'baseline=theirs', 'averages.all=[zeroshot.pets, zeroshot.tars]']
         winoground(folder)
         self.others += [f'composition.pairs.source={{name: winoground, images: {folder}/images, '
                         f'annotations: {folder}/examples.jsonl}}']
         for sets in (self.sets, self.broken):
             sets.mkdir()
-            write_own_sets(sets)
+            write_custom_sets(sets)
         # Of the second batch, which the second rank takes.
         self.damaged = self.broken / 'classes/dog/1.png'
         self.damaged.write_bytes(self.damaged.read_bytes()[:60])
 
     def evaluate(self, out: str, sets: Path, models: Sequence[str]) -> list[str]:
         return [f'out={self.folder / out}', 'num_workers=0', 'device=cpu', 'gallery=1', 'bootstrap=20', 'batch_size=5',
-                *own_sets(sets), *models]
+                *custom_sets(sets), *models]
 
 
 @pytest.fixture(scope='module')
@@ -129,7 +129,7 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     assert results['cra'] and all(list(results[kind][name]['models']) == ['ours', 'bf16', 'theirs'] for kind, name in
                                   (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('zeroshot', 'tars'),
                                    ('linear_probe', 'pets'), ('composition', 'pairs')))
-    assert results['averages']['all']['models']['ours']['compared'] and len(results['compare']['benchmarks']) == 5
+    assert results['averages']['all']['models']['ours']['compared'] and len(results['comparison']['benchmarks']) == 5
     ours, bf16, _ = results['retrieval']['flickr30k']['models'].values()
     assert (ours['precision'], bf16['precision']) == ('fp32', 'amp_bf16')
     assert b'; computed in bfloat16: bf16, theirs\n' in one['results.md']

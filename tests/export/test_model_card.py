@@ -26,12 +26,12 @@ TEACHER = Fingerprint.of('a1b2', {'pooling': 'mean', 'instruction': 'a | b'})
 
 def _run(tmp_path: Path) -> Stage2Config:
     streams = {'cc3m': ImageStreamConfig(local=str(tmp_path), remote='s3://secret-bucket/cc3m', proportion=0.25),
-               'cc12m': ImageStreamConfig(local='/secret/cc12m', proportion=0.75, caption_mix={'raw': 1.0})}
+               'cc12m': ImageStreamConfig(local='/secret/cc12m', proportion=0.75, caption_weights={'raw': 1.0})}
     return Stage2Config(
         save_folder='/secret/run', run_name='r', max_duration='4ep', global_train_batch_size=4096,
         optimizer={'name': 'adamw', 'lr': 1e-5},
         model=ModelConfig(VisionConfig(str(tmp_path), checkpoint='/secret/tower.safetensors')),
-        train_data=ImageDataConfig(streams=streams, caption_mix={'raw': 1.0, 'long': 3.0, 'never': 0.0}))
+        train_data=ImageDataConfig(streams=streams, caption_weights={'raw': 1.0, 'long': 3.0, 'never': 0.0}))
 
 
 def test_card_of_a_run(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_card_without_run() -> None:
 def test_names_are_shown_and_not_rendered(tmp_path: Path) -> None:
     evil = 'x](http://e) <img src=e onerror=a> | `b`\n---\n# y: {{ 1 }} \x1b[31m\n```\n'
     run = _run(tmp_path)
-    run.train_data.streams = {evil: ImageStreamConfig(local='a', caption_mix={evil: 1.0})}
+    run.train_data.streams = {evil: ImageStreamConfig(local='a', caption_weights={evil: 1.0})}
     run.optimizer['name'] = evil
     model_card(ModelConfig(VisionConfig(evil)), Fingerprint.of('a', {evil: evil}), run,
                language_models=[evil]).save(tmp_path / 'README.md')

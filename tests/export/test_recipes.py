@@ -40,9 +40,9 @@ def loaded(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by each run whose weights are loaded."""
     runs: list[str] = []
 
-    def load_stage2(run: str, weights: str, interpolate: float) -> Any:
+    def load_stage2(run: str, weights: str, wise_ft_alpha: float) -> Any:
         runs.append(run)
-        config, record = llm2clip.training.runs.read_stage2(run, weights, interpolate)
+        config, record = llm2clip.training.runs.read_stage2(run, weights, wise_ft_alpha)
         teachers = [teacher_folder] * (record.llm_embed_dim // 32)
         return trained('timm:test_efficientnet', teachers).model, config, record
 
@@ -121,7 +121,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     refused('teacher: required but not set, since the config.yaml of .*s2 names none', out)
     refused('nowhere is not a teacher', out, 'teacher=nowhere')
     refused('another teacher than the run: bidirectional is False', out, f'teacher={causal_teacher}', error=ValueError)
-    refused('dim: 33, expected at most the 32 dimensions of the model', out, teacher, 'dim=33')
+    refused('truncate_dim: 33, expected at most the 32 dimensions of the model', out, teacher, 'truncate_dim=33')
     (tmp_path / 'llm2clip').mkdir()
     (tmp_path / 'llm2clip/mine.txt').touch()
     refused('holds llm2clip, s2, which export_hf did not write', f'out={tmp_path}', teacher)

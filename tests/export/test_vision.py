@@ -30,12 +30,12 @@ from llm2clip.config import (
     ConfigError,
     ModelConfig,
     Stage2Config,
-    TrainedTextConfig,
+    TrainableTextConfig,
     VisionConfig,
 )
 from llm2clip.export.clip import export_clip
 from llm2clip.export.vision import export_vision
-from llm2clip.models.llm2clip import LLM2CLIP, keep_first_dims
+from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer, save_clip_text
 from llm2clip.teacher.sources import ClipText
@@ -94,8 +94,8 @@ def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path
                          embed_dim=32, visual_projection='pretrained', logit_scale=7.0)
     model = LLM2CLIP(config, 32).eval()
     model.visual_projection.weight.mul_(torch.linspace(1, 2, 32)[:, None])
-    config = keep_first_dims(model, config, 24)
-    run = Stage2Config(trained_text=TrainedTextConfig(ClipTextConfig(clip)), model=config)
+    config = truncate_dims(model, config, 24)
+    run = Stage2Config(trainable_text=TrainableTextConfig(ClipTextConfig(clip)), model=config)
     export_clip(model, config, run, tmp_path / 'text', tmp_path / 'out')
     loaded = CLIPModel.from_pretrained(tmp_path / 'out')
     processor: Any = AutoProcessor.from_pretrained(tmp_path / 'out', use_fast=True)

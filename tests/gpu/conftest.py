@@ -81,15 +81,15 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def arguments(image_dataset: Path, llm_folder: Path, sidecar: Path) -> dict[int, list[str]]:
+def arguments(image_dataset: Path, llm_folder: Path, embeddings: Path) -> dict[int, list[str]]:
     """Stage -> arguments of a small training.
 
     It is one with SGD, so that weights differ as soon as gradients do, and without dropout; 16 bits suffice for its
     temperature.
     """
     ours = ['train_data.num_workers=0', 'optimizer={name: sgd, lr: 0.01}', 'max_duration=8ba', 'save_interval=100ba']
-    stage1, stage2 = stage1_arguments(image_dataset, llm_folder), stage2_arguments(image_dataset, sidecar)
-    return {1: [*stage1, *ours, 'loss_scale=10'], 2: [*stage2, *ours, 'eval_interval=100ba']}
+    stage1, stage2 = stage1_arguments(image_dataset, llm_folder), stage2_arguments(image_dataset, embeddings)
+    return {1: [*stage1, *ours, 'logit_scale=10'], 2: [*stage2, *ours, 'eval_interval=100ba']}
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from gpu_or_cpu import DEVICE, Train
 from launched import losses
 from PIL import Image
 from safetensors.torch import load_file
-from set_files import own_sets, write_own_sets
+from set_files import custom_sets, write_custom_sets
 from transformers import AutoImageProcessor, AutoModel
 
 import llm2clip.training.trainer
@@ -30,34 +30,36 @@ Recipe = Callable[..., None]
 KEYS = ('text_embedding.short', 'text_embedding.long')
 
 
-def _vectors(sidecar: Path) -> torch.Tensor:
-    return torch.tensor(np.stack([np.concatenate([row[key] for key in KEYS]) for row in read_samples(sidecar)])).float()
+def _vectors(embeddings: Path) -> torch.Tensor:
+    return torch.tensor(np.stack([np.concatenate([row[key] for key in KEYS])
+                                  for row in read_samples(embeddings)])).float()
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
 def test_extraction_and_the_stage_2_that_reads_it(
-    precision: str, recipe: Recipe, train: Train, image_dataset: Path, sidecar: Path, teacher_folder: Path,
+    precision: str, recipe: Recipe, train: Train, image_dataset: Path, embeddings: Path, teacher_folder: Path,
     tmp_path: Path
 ) -> None:
     recipe('extract_embeddings', f'teacher={teacher_folder}', f'out={tmp_path}/out', f'precision={precision}',
            f'datasets.train.local={image_dataset}', f'device={DEVICE}', 'batch_tokens=200')
-    found, expected = _vectors(tmp_path / 'out/train'), _vectors(sidecar)
+    found, expected = _vectors(tmp_path / 'out/train'), _vectors(embeddings)
     if precision == 'fp32':
         torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)  # float16, in which they are stored
     else:
         assert F.cosine_similarity(found, expected).min() > 0.99
     runs = [train(2, name, 'precision=fp32', f'train_data.streams.s.embeddings.tiny.local={vectors}')
-            for name, vectors in (('from_gpu', tmp_path / 'out/train'), ('from_cpu', sidecar))]
+            for name, vectors in (('from_gpu', tmp_path / 'out/train'), ('from_cpu', embeddings))]
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=2e-3 if precision == 'fp32' else 0.05)
 
 
 @pytest.mark.parametrize('sharded', ['false', 'true'])
-def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(sharded: str, train: Train, teacher_folder: Path) -> None:
+def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(sharded: str, train: Train,
+                                                               teacher_folder: Path) -> None:
     args = ['precision=fp32', f'teacher={teacher_folder}', 'eval_interval=4ba']
-    online = ['train_data.streams.s.embeddings={}', 'eval_data.streams.s.embeddings={}',
-              f'online={{enabled: true, sharded: {sharded}, batch_tokens: 100}}']
+    in_loop = ['train_data.streams.s.embeddings={}', 'eval_data.streams.s.embeddings={}',
+              f'text_encoder_in_loop={{enabled: true, sharded: {sharded}, batch_tokens: 100}}']
     cached = ['algorithms.grad_cache={}', 'device_train_microbatch_size=3']
-    found, expected = train(2, 'online', *args, *online, *cached), train(2, 'sidecar', *args)
+    found, expected = train(2, 'text_encoder_in_loop', *args, *in_loop, *cached), train(2, 'embeddings', *args)
     assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
     recalls = [read_metrics(run / 'metrics.jsonl')['metrics/eval/retrieval_recall@10'] for run in (found, expected)]
     assert recalls[0] == pytest.approx(recalls[1], abs=4)
@@ -88,7 +90,7 @@ def test_the_temperature_is_float32_where_the_rest_is_bfloat16(
         fit(trainer)
 
     monkeypatch.setattr((stage1, stage2)[stage - 1], 'fit', watched)
-    scale = ['loss_scale=100', 'learn_scale=true'] if stage == 1 else ['model.logit_scale=100']
+    scale = ['logit_scale=100', 'learn_logit_scale=true'] if stage == 1 else ['model.logit_scale=100']
     args = [*scale, f'precision={"fp32" if fsdp and DEVICE == "cpu" else "amp_bf16"}', 'algorithms={}',
             *([fsdp] if fsdp else [])]
     train(stage, 'still', *args, 'optimizer.lr=0')
@@ -101,16 +103,17 @@ def test_evaluation_search_and_export(
     recipe: Recipe, train: Train, teacher_folder: Path, image_dataset: Path, tmp_path: Path
 ) -> None:
     (tmp_path / 'sets').mkdir()
-    write_own_sets(tmp_path / 'sets')
+    write_custom_sets(tmp_path / 'sets')
     run = train(2, 'run', f'precision={"amp_bf16" if DEVICE == "gpu" else "fp32"}', f'teacher={teacher_folder}',
-                'max_duration=4ep', *(f'eval_{arg}' for arg in own_sets(tmp_path / 'sets') if arg.startswith('zero')))
+                'max_duration=4ep', *(f'eval_{arg}' for arg in custom_sets(tmp_path / 'sets')
+                                      if arg.startswith('zero')))
     recipe('export_hf', f'run={run}', f'out={tmp_path}/export')
     folder = tmp_path / 'export/llm2clip'
     results: dict[str, Any] = {}
     for device, precision in (('cpu', 'fp32'), (DEVICE, 'fp32'), (DEVICE, 'amp_bf16')):
         out = tmp_path / f'{device}_{precision}_{len(results)}'
         recipe('evaluate', f'out={out}', f'device={device}', 'num_workers=1', 'bootstrap=0', 'gallery=1',
-               f'models.m={{export: {folder}, precision: {precision}}}', *own_sets(tmp_path / 'sets'),
+               f'models.m={{export: {folder}, precision: {precision}}}', *custom_sets(tmp_path / 'sets'),
                f'cra.captions={image_dataset}', f'cra.teachers.t={teacher_folder}', f'cra.precision={precision}')
         results[f'{device} {precision} {len(results)}'] = json.loads((out / 'results.json').read_text())
     expected, found, half = results.values()

@@ -21,7 +21,7 @@ from llm2clip.training import stage2
 
 # Name -> stage and arguments of a training.
 TRAININGS: dict[str, tuple[int, list[str]]] = {
-    'captions': (1, ['train_data.pairs=[{query: [short], positive: [long]}]', 'learn_scale=true']),
+    'captions': (1, ['train_data.pairs=[{query: [short], positive: [long]}]', 'learn_logit_scale=true']),
     'masked_texts': (1, ['objective=mntp', 'train_data.texts={short: 1.0}', 'device_train_microbatch_size=3']),
     'convnet': (2, []),
     'vit': (2, ['model.vision.name=test_vit']),
@@ -115,7 +115,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(stage: int, kind: str, train: Tra
         args[0] = 'precision=fp32'
     whole = train(stage, 'whole', *args)
     stopped = train(stage, 'resumed', *args, 'max_duration=3ba')
-    for written in ('teacher', 'adapter'):  # what stage 1 writes at its end
+    for written in ('teacher', 'lora'):  # what stage 1 writes at its end
         shutil.rmtree(stopped / written, ignore_errors=True)
     resumed = train(stage, 'resumed', *args)
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 8

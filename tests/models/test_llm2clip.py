@@ -21,7 +21,7 @@ from transformers import AutoModel
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, check_dim, keep_first_dims
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, check_truncate_dim, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
 from llm2clip.training.algorithms.weights import ClampLogitScale
@@ -169,8 +169,8 @@ def test_features_are_the_first_values_scaled_to_length_1(adapter: str, projecti
     pixels, vectors = torch.randn(3, 3, 32, 32), torch.randn(3, 64)
     whole = model.get_image_features(pixels), model.get_text_features(vectors)
     before = copy.deepcopy(config)
-    assert keep_first_dims(model, config, None) is config and model.get_text_features(vectors).equal(whole[1])
-    shorter = keep_first_dims(model, config, 12)
+    assert truncate_dims(model, config, None) is config and model.get_text_features(vectors).equal(whole[1])
+    shorter = truncate_dims(model, config, 12)
     for found, features in zip((model.get_image_features(pixels), model.get_text_features(vectors)), whole):
         torch.testing.assert_close(found, F.normalize(features[:, :12], dim=-1))
     # The new configuration is that of the model, the old one has not changed.
@@ -189,7 +189,7 @@ def test_an_export_of_few_dimensions(
                      visual_projection=last)
     model, texts = of_run.model, ['a red square', 'two']
     whole = model.get_image_features(of_run.pixels()), model.get_text_features(of_run.vectors(texts))
-    config = keep_first_dims(model, of_run.config, 8)
+    config = truncate_dims(model, of_run.config, 8)
     export_folder(model, config, of_run.record, of_run.teachers, tmp_path / 'model', remote_code=True)
     loaded = AutoModel.from_pretrained(tmp_path / 'model')
     for found, features in zip((loaded.get_image_features(of_run.pixels()), loaded.get_text_features(texts)), whole):
@@ -197,7 +197,8 @@ def test_an_export_of_few_dimensions(
 
 
 def test_more_dimensions_than_there_are() -> None:
-    check_dim(16, ModelConfig(embed_dim=16), 'dim')
-    check_dim(None, ModelConfig(embed_dim=16), 'dim')
-    with pytest.raises(ConfigError, match=r'models\.m\.dim: 17, expected at most the 16 dimensions of the model'):
-        check_dim(17, ModelConfig(embed_dim=16), 'models.m.dim')
+    check_truncate_dim(16, ModelConfig(embed_dim=16), 'truncate_dim')
+    check_truncate_dim(None, ModelConfig(embed_dim=16), 'truncate_dim')
+    with pytest.raises(ConfigError, match=r'models\.m\.truncate_dim: 17, expected at most the 16 dimensions of the '
+                                          r'model'):
+        check_truncate_dim(17, ModelConfig(embed_dim=16), 'models.m.truncate_dim')

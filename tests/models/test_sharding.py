@@ -14,9 +14,9 @@ from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.models.stage1 import CaptionContrastive
 
 
-def _model(folder: Path, r: int = 4, learn_scale: bool = True) -> CaptionContrastive:
+def _model(folder: Path, r: int = 4, learn_logit_scale: bool = True) -> CaptionContrastive:
     encoder, _ = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder)), LoraConfig(r=r))
-    return CaptionContrastive(encoder, learn_scale=learn_scale)
+    return CaptionContrastive(encoder, learn_logit_scale=learn_logit_scale)
 
 
 def test_a_state_dict_holds_the_trainable_weights(llm_folder: Path) -> None:
@@ -43,6 +43,7 @@ def test_a_checkpoint_of_another_model_is_refused(llm_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks \['scale\.logit_scale'\]"):
         model.load_state_dict(state, strict=False)
     with pytest.raises(ValueError, match=r"has \['scale\.logit_scale'\]"):
-        _model(llm_folder, learn_scale=False).load_state_dict(get_model_state_dict(_model(llm_folder)), strict=False)
+        _model(llm_folder, learn_logit_scale=False).load_state_dict(get_model_state_dict(_model(llm_folder)),
+                                                                    strict=False)
     with pytest.raises(RuntimeError, match='size mismatch'):
         _model(llm_folder, r=2).load_state_dict(get_model_state_dict(model), strict=False)

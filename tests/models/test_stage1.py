@@ -45,7 +45,7 @@ def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None
     if files:
         # In the official code equal texts are each other's negatives, too.
         ids[:, 5], ids[1, 7], ids[2, 3] = ids[:, 9], ids[1, 8], ids[0, 3]
-    model = CaptionContrastive(torch.nn.Identity(), config.loss_scale, config.learn_scale, config.symmetric,
+    model = CaptionContrastive(torch.nn.Identity(), config.logit_scale, config.learn_logit_scale, config.symmetric,
                                config.mask_equal_texts)
     loss = model.loss(sides, {f'{side}_text_id': id for side, id in zip(('query', 'positive', 'negative'), ids)})
     loss.backward()

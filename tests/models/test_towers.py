@@ -209,15 +209,15 @@ def test_position_embeddings_are_interpolated(model_type: str, size: int, tmp_pa
 @pytest.mark.parametrize('name', ['clip', 'timm_vit'])
 def test_locked_blocks_stay(name: str) -> None:
     config = copy.deepcopy(TOWERS[name])
-    config.lock_blocks = 1
+    config.freeze_blocks = 1
     encoder = _encoder(config)
     for n, p in encoder.trunk.named_parameters():
         assert p.requires_grad is (encoder.layer_ids[n] > 1), n
-    config.lock = True
+    config.freeze = True
     encoder = _encoder(config).train()
     assert not any(p.requires_grad for p in encoder.parameters()) and not encoder.trunk.training
-    config.lock_blocks = 9
-    with pytest.raises(ConfigError, match=r'lock_blocks: 9 is not between 0 and \d'):
+    config.freeze_blocks = 9
+    with pytest.raises(ConfigError, match=r'freeze_blocks: 9 is not between 0 and \d'):
         _encoder(config)
 
 

@@ -41,7 +41,7 @@ def _lines() -> list[tuple[str, ...]]:
         for line in itertools.takewhile(lambda line: line.startswith('#'), text.splitlines()):
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
             recipe = next((word for word in words if word.startswith('recipes/')), '')
-            small = any(name in line for name in ('yamls/own/', 'uickstart', 'yamls/photographs/'))
+            small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
             if Path(recipe).stem in PLANS and (not small or 'gpu' in line):
                 args = ['yamls/stage2/data/3m.yaml' if arg.startswith('yamls/stage2/data/') else arg
                         for arg in words[words.index(recipe) + 1:] if not arg.startswith((
@@ -87,7 +87,7 @@ def test_model_optimizer_and_sharding_go_together(
     plan = _plan(line[0], [*line[1:], f'plan_llm={shallow_llm}'], monkeypatch)
     # Of another run, which comes before.
     problems = [problem for problem in plan.problems
-                if not problem.startswith(('initial_weights', 'teacher: trained_text.lora needs one'))]
+                if not problem.startswith(('initial_weights', 'teacher: trainable_text.lora needs one'))]
     assert plan.cost and plan.cost.peak and not problems
 
 

@@ -39,12 +39,12 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture
-def args(image_dataset: Path, sidecar: Path, tmp_path: Path) -> list[str]:
-    stream = f'{{local: {image_dataset}, embeddings: {{tiny: {{local: {sidecar}}}}}}}'
+def args(image_dataset: Path, embeddings: Path, tmp_path: Path) -> list[str]:
+    stream = f'{{local: {image_dataset}, embeddings: {{tiny: {{local: {embeddings}}}}}}}'
     return [*COMMON, f'train_data.streams.s={stream}',
             'model.vision={name: test_efficientnet, pretrained: false}', 'optimizer.lr=0.05',
             'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', f'save_folder={tmp_path}/run',
-            'train_data.caption_mix={short: 1, long: 3}', 'max_duration=3ep', 'train_data.num_workers=0']
+            'train_data.caption_weights={short: 1, long: 3}', 'max_duration=3ep', 'train_data.num_workers=0']
 
 
 def stage2(*args: str) -> Plan:
@@ -84,7 +84,7 @@ def test_each_batch_of_stage1_is_of_one_stream(
     streams = f'{{a: {{local: {image_dataset}, proportion: 0.7}}, b: {{local: {texts}, proportion: 0.3}}}}'
     args = [*COMMON, f'text_encoder.pretrained={llm_folder}', f'train_data.streams={streams}', 'optimizer.lr=0.1',
             'train_data.pairs=[{query: [short], positive: [long]}]', f'save_folder={tmp_path}/run', 'max_duration=2ep',
-            'train_data.num_workers=0', 'text_encoder.max_length=32', 'learn_scale=true']
+            'train_data.num_workers=0', 'text_encoder.max_length=32', 'learn_logit_scale=true']
     config = load_config(Stage1Config, args)
     plan = plan_stage1(config)
     loader = build_caption_pair_loader(config.train_data, load_caption_tokenizer(config.text_encoder), 8, 0, True, 't')
@@ -104,10 +104,11 @@ def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeyp
     write_dataset(make_samples(40), tmp_path / 'other')
     cases = [
         (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
-        ([f'train_data.streams.s.local={tmp_path}/other/train'], r'streams\.s: sidecar .* belongs to another dataset'),
+        ([f'train_data.streams.s.local={tmp_path}/other/train'],
+         r'streams\.s: embeddings dataset .* belongs to another dataset'),
         ([f'train_data.streams.s.local={tmp_path}/cache', f'train_data.streams.s.remote={tmp_path}/gone'],
          r'gone/index\.json does not exist'),
-        (['train_data.streams.s.embeddings.big.local=x'], r'dataset s has sidecars of 2 teachers'),
+        (['train_data.streams.s.embeddings.big.local=x'], r'dataset s has embeddings datasets of 2 teachers'),
         (['device_train_microbatch_size=3'], r'would only see the negatives inside it'),
         (['global_train_batch_size=128'], r'an epoch has 64 samples, fewer than one global batch of 128'),
         (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
@@ -121,12 +122,12 @@ def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeyp
 
 
 def test_a_remote_is_asked_for_its_index_only(
-    args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path
+    args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / 'cache'
     remote = [f'train_data.streams.s.local={cache}/images', f'train_data.streams.s.remote={image_dataset}',
-              f'train_data.streams.s.embeddings.tiny.local={cache}/sidecar',
-              f'train_data.streams.s.embeddings.tiny.remote={sidecar}']
+              f'train_data.streams.s.embeddings.tiny.local={cache}/embeddings',
+              f'train_data.streams.s.embeddings.tiny.remote={embeddings}']
     plan = stage2(*args, *remote)
     assert not plan.problems and plan.datasets == stage2(*args).datasets and not cache.exists()
     shutil.copytree(image_dataset, cache / 'images')
@@ -201,14 +202,14 @@ def test_extraction(
     assert 'plan_llm lets it be planned' in problem
 
 
-def test_trained_text_encoders(
+def test_trainable_text_encoders(
     args: list[str], llm_folder: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Against the frozen LLM: weights, gradients, checkpoints and FLOPs of what is trained."""
     clip = write_clip(tmp_path / 'clip', llm_folder)
     args = [*args, f'teacher={teacher_folder}', 'model.embed_dim=32', 'plan_samples=64']
     plain = stage2(*args).cost
-    lora = stage2(*args, 'trained_text.lora={r: 4}', 'plan_tokens=16')
+    lora = stage2(*args, 'trainable_text.lora={r: 4}', 'plan_tokens=16')
     encoder = build_text_encoder(TextEncoderConfig(str(teacher_folder)), LoraConfig(r=4), on_meta=True)
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in encoder.parameters()) - trained
@@ -221,18 +222,18 @@ def test_trained_text_encoders(
     flops = 2 * 2 * weights * 8 * 16
     assert flops < lora.cost.flops - plain.flops < 2 * flops
     # Of three captions, in parts, by a teacher that is not there yet.
-    several = stage2(*args, 'trained_text.lora={r: 4}', 'train_data.captions_per_image=3', 'plan_tokens=16',
+    several = stage2(*args, 'trainable_text.lora={r: 4}', 'train_data.captions_per_image=3', 'plan_tokens=16',
                      'algorithms.grad_cache={}', 'device_train_microbatch_size=4', 'teacher=/nowhere',
                      f'plan_llm={llm_folder}')
     assert several.cost and several.cost.flops > 3 * flops and several.texts == 3 * 8 * 24
-    assert several.problems == ['teacher: trained_text.lora needs one, and there is none in /nowhere']
-    with pytest.raises(ConfigError, match='^teacher: there is none in /nowhere, which trained_text.lora needs'):
-        stage2(*args, 'trained_text.lora={r: 4}', 'teacher=/nowhere')
+    assert several.problems == ['teacher: trainable_text.lora needs one, and there is none in /nowhere']
+    with pytest.raises(ConfigError, match='^teacher: there is none in /nowhere, which trainable_text.lora needs'):
+        stage2(*args, 'trainable_text.lora={r: 4}', 'teacher=/nowhere')
     # CLIP's text tower in place of the LLM and beside it.
     clip_text = load_clip_text(ClipTextConfig(str(clip)), 'clip')
     tower = sum(p.numel() for p in clip_text.parameters())
-    direct = stage2(*args, f'trained_text.clip.name={clip}', 'model.adapter.name=identity')
-    both = stage2(*args, f'trained_text.clip.name={clip}', 'trained_text.method=d')
+    direct = stage2(*args, f'trainable_text.clip.name={clip}', 'model.adapter.name=identity')
+    both = stage2(*args, f'trainable_text.clip.name={clip}', 'trainable_text.method=d')
     assert direct.modules['text_encoder'] == (tower, 0) and both.modules['beside'] == (tower + 2 * 32 * 32, 0)
     assert both.cost and both.cost.gradients - plain.gradients == pytest.approx(
         Meter().add_module(clip_text) + 4 * 2048, rel=0.01)

@@ -16,8 +16,8 @@ def stage1_args(image_dataset: Path, llm_folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def stage2_args(image_dataset: Path, sidecar: Path) -> list[str]:
-    return stage2_arguments(image_dataset, sidecar)
+def stage2_args(image_dataset: Path, embeddings: Path) -> list[str]:
+    return stage2_arguments(image_dataset, embeddings)
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ def targets(clip: Path, image_dataset: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def args(targets: Path, sidecar: Path, teacher_folder: Path) -> list[str]:
-    streams = [f'{data}.streams.s={{local: /no/images/are/read, embeddings: {{tiny: {{local: {sidecar}}}, '
+def args(targets: Path, embeddings: Path, teacher_folder: Path) -> list[str]:
+    streams = [f'{data}.streams.s={{local: /no/images/are/read, embeddings: {{tiny: {{local: {embeddings}}}, '
                f'clip_text: {{local: {targets}}}}}}}' for data in ('train_data', 'eval_data')]
     return [*COMMON, *streams, 'adapter.depth=2', 'optimizer={name: adamw, lr: 0.003}', f'teacher={teacher_folder}',
             'eval_data.num_workers=0', 'eval_interval=6ba', 'global_eval_batch_size=16', 'structure=2']
@@ -70,7 +70,8 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
 
 
 def test_stage2_begins_in_the_space_of_clip(
-    args: list[str], clip: Path, stage2_args: list[str], sidecar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], clip: Path, stage2_args: list[str], embeddings: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_recipe(monkeypatch, 'train_inheritance', *args, f'save_folder={tmp_path}/inheritance', 'max_duration=30ba',
                'eval_interval=15ba', 'save_interval=30ba')
@@ -122,6 +123,6 @@ def test_a_plan_says_what_it_will_take(args: list[str], tmp_path: Path) -> None:
     text = plan('max_duration=3ep')
     assert '64 samples and 8 steps per epoch; 24 steps' in text and 'of embeddings' in text
     assert 'WILL FAIL' not in text and 's: 64 samples in 3 shards, 64 per epoch; ' in text
-    assert "WILL FAIL: train_data.streams.s.embeddings: there is no sidecar of 'x'" in plan(
+    assert "WILL FAIL: train_data.streams.s.embeddings: there is no embeddings dataset of 'x'" in plan(
         'train_data.target=x')
     assert 'the width of the targets is not known, 768 is assumed' in plan('plan_samples=1000')

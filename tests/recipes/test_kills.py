@@ -57,7 +57,7 @@ def kill_when(reached: Callable[[], bool], process: Launched, folder: Path, dela
 def assert_same_result(found: Path, expected: Path) -> None:
     """Bit for bit."""
     assert losses(found) == losses(expected)
-    adapter = Path('adapter/adapter_model.safetensors')
+    adapter = Path('lora/adapter_model.safetensors')
     one, other = (load_file(folder / adapter) if (folder / adapter).is_file() else weights(folder)
                   for folder in (found, expected))
     assert one.keys() == other.keys() and one
@@ -206,11 +206,11 @@ LEFT_OVER = re.compile(r'\.rclone_temp_put_|\.staging\.\d+\.[^/]+/|\.\d+\.(tmp|p
 
 @pytest.fixture(scope='module')
 def made(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """What recipes read that others wrote."""
     folder = tmp_path_factory.mktemp('made')
-    run('train_stage2', folder / 'run', [*stage2_arguments(image_dataset, sidecar), f'teacher={teacher_folder}'])
+    run('train_stage2', folder / 'run', [*stage2_arguments(image_dataset, embeddings), f'teacher={teacher_folder}'])
     (folder / 'photos').mkdir()
     rows = ['image,caption']
     for i, sample in enumerate(make_samples(48)):
@@ -221,11 +221,11 @@ def made(
 
 
 @pytest.fixture
-def remote(image_dataset: Path, sidecar: Path, tmp_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def remote(image_dataset: Path, embeddings: Path, tmp_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """A server of datasets, with a place for new ones: its port, and the environment in which its answers go wrong."""
     bucket = tmp_path / 'served/bucket'
     shutil.copytree(image_dataset, bucket / 'images')
-    shutil.copytree(sidecar, bucket / 'embeddings')
+    shutil.copytree(embeddings, bucket / 'embeddings')
     (bucket / 'out').mkdir()
     with s3_server(bucket.parent) as port:
         proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'], delay=0.5)

@@ -29,7 +29,7 @@ def test_warm_start_then_contrastive_on_its_adapter(
     losses = list(read_metrics(tmp_path / 'mntp/metrics.jsonl')['loss/train/total'].values())
     assert len(losses) == 32 and losses[-1] < 0.8 * losses[0]
     run_recipe(monkeypatch, 'train_stage1', *args, 'train_data.pairs=[{query: [short], positive: [long]}]',
-               f'text_encoder.adapters=[{tmp_path}/mntp/adapter]', 'max_duration=1ba', 'optimizer.lr=0.0',
+               f'text_encoder.adapters=[{tmp_path}/mntp/lora]', 'max_duration=1ba', 'optimizer.lr=0.0',
                f'save_folder={tmp_path}/stage1')
     warm, stacked = (load_file(tmp_path / name / 'teacher/model.safetensors') for name in ('mntp', 'stage1'))
     raw = load_file(llm_folder / 'model.safetensors')

@@ -64,8 +64,8 @@ def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch
                 trained.append(config)
                 Path(config.save_folder).mkdir(parents=True)
             if isinstance(config, Stage2Config):
-                read = [sidecar.local for stream in config.train_data.streams.values()
-                        for sidecar in stream.embeddings.values()]
+                read = [embeddings.local for stream in config.train_data.streams.values()
+                        for embeddings in stream.embeddings.values()]
                 before = Path(suite.made_first).parent
                 assert all(Path(local).is_relative_to(before) or Path(local).parent.is_dir() for local in read)
                 assert config.initial_adapter is None or Path(config.initial_adapter).is_dir()

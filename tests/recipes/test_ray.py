@@ -35,7 +35,7 @@ from llm2clip.engine import LostWorkersError, RayEngine, Work
 from llm2clip.files import FileError
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
-from llm2clip.teacher.extraction import Sidecar, extract_by
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_by
 from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder
 
@@ -210,7 +210,7 @@ def test_a_task_that_kills_its_workers_is_given_up(nodes: Nodes, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_sidecars_are_the_same_although_a_node_is_killed_and_one_joins_late(
+def test_embeddings_are_the_same_although_a_node_is_killed_and_one_joins_late(
     nodes: Nodes, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     nodes.to_two()
@@ -229,12 +229,12 @@ def test_sidecars_are_the_same_although_a_node_is_killed_and_one_joins_late(
         teacher.embed_tokens = lambda *args, **options: (wait_for_three(met), embed(*args, **options))[1]
         return teacher
 
-    sidecar = Sidecar(DatasetConfig(str(tmp_path / 'cache'), 's3://bucket/images/train'),
-                      Elsewhere(tmp_path / 'ray', 's3://bucket/sidecar'), about={'precision': 'fp32'})
+    embeddings = EmbeddingsDataset(DatasetConfig(str(tmp_path / 'cache'), 's3://bucket/images/train'),
+                      Elsewhere(tmp_path / 'ray', 's3://bucket/embeddings'), about={'precision': 'fp32'})
     engine, fingerprint = RayEngine(), teacher_fingerprint(teacher_folder)
-    done = disturbed(nodes, met, lambda: extract_by(engine, [sidecar], load, fingerprint, 8 * 64))['ray']
+    done = disturbed(nodes, met, lambda: extract_by(engine, [embeddings], load, fingerprint, 8 * 64))['ray']
     assert (done['captions'], done['absent']) == (80, 0) and done['shards'] > 5
-    assert contents(nodes.served / 'bucket/sidecar') == expected
+    assert contents(nodes.served / 'bucket/embeddings') == expected
     assert len({path.parts[-3] for path in tmp_path.glob('of-*/ray/shard.*.json')}) == 2
     # One that the ranks began.
     for name in ('index.json', 'shard.00001.json', 'shard.00001.mds'):

@@ -23,12 +23,12 @@ from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 @pytest.mark.parametrize('kind', ['full', 'sharded'])
 def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
-    kind: str, stage2_args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path,
+    kind: str, stage2_args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, images, vectors = (tmp_path / name for name in ('run', 'images', 'vectors'))
     shutil.copytree(image_dataset, images)
-    shutil.copytree(sidecar, vectors)
+    shutil.copytree(embeddings, vectors)
     args = [*stage2_args, 'save_interval=1ba', 'callbacks.logit_scale_monitor={}', f'save_folder={folder}',
             'train_data.num_workers=0', 'progress_bar=true', f'train_data.streams.s.local={images}',
             f'train_data.streams.s.embeddings.tiny.local={vectors}']
@@ -62,7 +62,7 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     run(5)
     assert (folder / 'config.yaml').read_text() == settings and 'max_duration: 7ba' in settings
     if kind == 'full':
-        _leave_out_a_shard(images, vectors)
+        _exclude_a_shard(images, vectors)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written .64 samples in'):
             run(9)
 
@@ -100,7 +100,7 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
     with monkeypatch.context() as killed, pytest.raises(SystemExit):  # as of Ctrl-C
         killed.setattr('llm2clip.training.stage1.fit', _interrupted)
         run('max_duration=4ba')
-    assert not teacher.exists() and not (tmp_path / 'run/adapter').exists()
+    assert not teacher.exists() and not (tmp_path / 'run/lora').exists()
     capfd.readouterr()
     assert 'goes on from batch 2 of 4' in (output := run('max_duration=4ba')) and 'wrote the teacher' in output
     found, expected = ((tmp_path / name / 'teacher/model.safetensors').read_bytes() for name in ('run', 'whole'))
@@ -137,14 +137,14 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _leave_out_a_shard(images: Path, sidecar: Path) -> None:
+def _exclude_a_shard(images: Path, embeddings: Path) -> None:
     """The datasets are from now on the beginning of what they were, which is as if the former ones had grown."""
-    for folder in (images, sidecar):
+    for folder in (images, embeddings):
         index = read_index(folder)
         (folder / 'index.json').write_text(json.dumps({**index, 'shards': index['shards'][:-1]}))
-    record = json.loads((sidecar / 'teacher.json').read_text())
+    record = json.loads((embeddings / 'teacher.json').read_text())
     record['dataset'] = dataset_fingerprint(read_index(images))
-    (sidecar / 'teacher.json').write_text(json.dumps(record))
+    (embeddings / 'teacher.json').write_text(json.dumps(record))
 
 
 def _alive(group: int) -> list[str]:

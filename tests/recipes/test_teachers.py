@@ -21,7 +21,7 @@ from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import TeacherSource, teacher_source
-from llm2clip.training.algorithms.batches import OnlineTeacher
+from llm2clip.training.algorithms.batches import TextEncoderInLoop
 from llm2clip.training.runs import load_stage2
 
 TEXTS = [sample.captions['short'] for sample in make_samples(8)]
@@ -46,24 +46,24 @@ def test_from_captions_to_search(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (source, keys), run = teacher, tmp_path / 'run'
-    sidecar, export = tmp_path / 'sidecars/s', tmp_path / 'export/llm2clip'
-    args = [*stage2_arguments(image_dataset, sidecar), 'train_data.num_workers=0', 'optimizer.name=sgd',
+    embeddings, export = tmp_path / 'embeddings datasets/s', tmp_path / 'export/llm2clip'
+    args = [*stage2_arguments(image_dataset, embeddings), 'train_data.num_workers=0', 'optimizer.name=sgd',
             'max_duration=2ba', 'eval_data=null', f'save_folder={run}']
     run_recipe(monkeypatch, 'extract_embeddings', *keys, f'datasets.s.local={image_dataset}', 'device=cpu',
-               f'out={tmp_path}/sidecars', 'batch_tokens=100')
+               f'out={tmp_path}/embeddings', 'batch_tokens=100')
     loaded = source.load(DeviceCPU())
-    stored = torch.stack([vectors_of(stored_vector(row, 'short')) for row in read_samples(sidecar)[:8]])
+    stored = torch.stack([vectors_of(stored_vector(row, 'short')) for row in read_samples(embeddings)[:8]])
     rounded = 2e-2 if 'type: llm' in keys[0] else 2e-3  # bfloat16, or float16 as it is stored
-    torch.testing.assert_close(stored, OnlineTeacher(loaded).embed(TEXTS), rtol=rounded, atol=rounded / 10)
+    torch.testing.assert_close(stored, TextEncoderInLoop(loaded).embed(TEXTS), rtol=rounded, atol=rounded / 10)
 
-    # Another prompt, or another pooling, is another teacher than that of the sidecar.
+    # Another prompt, or another pooling, is another teacher than that of the text embeddings.
     other = [f'teacher.{"prompt_name=other" if len(keys) > 1 else "pooling=mean"}']
-    with pytest.raises(ValueError, match='the sidecar of train_data comes from another teacher than .*: p'):
+    with pytest.raises(ValueError, match='the embeddings dataset of train_data comes from another teacher than .*: p'):
         run_recipe(monkeypatch, 'train_stage2', *args, *keys, *other)
     without = [arg for arg in args if '.embeddings.' not in arg and not arg.startswith('eval_data')]
-    run_recipe(monkeypatch, 'train_stage2', *without, 'eval_data=null', *keys, 'online.enabled=true')
+    run_recipe(monkeypatch, 'train_stage2', *without, 'eval_data=null', *keys, 'text_encoder_in_loop.enabled=true')
     record = TeacherRecord.read(run)
-    assert record == TeacherRecord(TeacherRecord.read(sidecar).teacher, {'llm_embed_dim': 32})
+    assert record == TeacherRecord(TeacherRecord.read(embeddings).teacher, {'llm_embed_dim': 32})
 
     # From here on, the run names its teacher.
     run_recipe(monkeypatch, 'evaluate', f'models.m.run={run}', f'out={tmp_path}/evaluate', 'num_workers=0',

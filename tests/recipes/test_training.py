@@ -68,26 +68,27 @@ def test_stage2_on_two_ranks_learns_what_one_learns(
 
 
 @pytest.mark.dist
-def test_the_teacher_in_the_loop_gives_what_the_sidecar_has(
+def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(
     stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
 ) -> None:
     args = [*stage2_args, *SGD, *zeroshot_args, 'callbacks.save_best={}',
             'loggers.tensorboard={flush_interval: 1}']
-    run('train_stage2', tmp_path / 'sidecar', args)
+    run('train_stage2', tmp_path / 'embeddings', args)
     without = [arg for arg in args if '.embeddings.' not in arg]
-    online = ['online={enabled: true, sharded: true, batch_tokens: 100}', 'algorithms.grad_cache={}',
+    in_loop = ['text_encoder_in_loop={enabled: true, sharded: true, batch_tokens: 100}', 'algorithms.grad_cache={}',
               'device_train_microbatch_size=3']
-    run('train_stage2', tmp_path / 'online', [*without, *online], 2)
-    assert losses(tmp_path / 'online') == pytest.approx(losses(tmp_path / 'sidecar'), rel=1e-3)
-    found, expected = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('online', 'sidecar'))
+    run('train_stage2', tmp_path / 'text_encoder_in_loop', [*without, *in_loop], 2)
+    assert losses(tmp_path / 'text_encoder_in_loop') == pytest.approx(losses(tmp_path / 'embeddings'), rel=1e-3)
+    found, expected = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('text_encoder_in_loop',
+                                                                                    'embeddings'))
     assert found['metrics/eval/retrieval_recall@10'] == pytest.approx(expected['metrics/eval/retrieval_recall@10'],
                                                                       abs=4)
-    for metric, values in zeroshot(tmp_path / 'sidecar').items():  # before the sidecar's rounding has changed weights
-        assert zeroshot(tmp_path / 'online')[metric][0] == pytest.approx(values[0], rel=1e-6)
+    for metric, values in zeroshot(tmp_path / 'embeddings').items():  # before their rounding has changed weights
+        assert zeroshot(tmp_path / 'text_encoder_in_loop')[metric][0] == pytest.approx(values[0], rel=1e-6)
     best = max(expected['metrics/eval/retrieval_recall@10'].values())
     improved = list(expected['best/retrieval_recall@10'].values())
     assert improved[-1] == best and improved == sorted(set(improved))
-    assert list((tmp_path / 'sidecar/tensorboard').rglob('*tfevents*'))
+    assert list((tmp_path / 'embeddings/tensorboard').rglob('*tfevents*'))
 
 
 @pytest.mark.dist
@@ -136,7 +137,7 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
     for name, (ranks, extra) in variants.items():
         run('train_stage1', tmp_path / name, [*args, *extra], ranks)
         assert_same_losses(tmp_path / name, tmp_path / 'one')
-        for result in ('adapter/adapter_model.safetensors', 'teacher/model.safetensors'):
+        for result in ('lora/adapter_model.safetensors', 'teacher/model.safetensors'):
             assert_same_weights(load_file(tmp_path / name / result), load_file(tmp_path / 'one' / result))
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')
         assert all(metrics['throughput/tokens_per_sec'][step] > 0 for step in (4, 6))
@@ -149,15 +150,15 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
 
 @pytest.mark.dist
 def test_two_ranks_extract_what_one_extracts(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / 'out'
     command = ['recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={out}',
                f'datasets.train.local={image_dataset}', 'device=cpu']
     finish(Launched(command, tmp_path / 'log', 2), tmp_path / 'log')
-    found, expected = read_samples(out / 'train'), read_samples(sidecar)
+    found, expected = read_samples(out / 'train'), read_samples(embeddings)
     assert [shard['samples'] for shard in read_index(out / 'train')['shards']] == \
-        [shard['samples'] for shard in read_index(sidecar)['shards']]
+        [shard['samples'] for shard in read_index(embeddings)['shards']]
     for row, other in zip(found, expected, strict=True):
         assert row['sample_id'] == other['sample_id'] and row.keys() == other.keys()
         for key in ('text_embedding.short', 'text_embedding.long'):
@@ -167,7 +168,7 @@ def test_two_ranks_extract_what_one_extracts(
 
 @pytest.mark.dist
 def test_two_nodes_that_share_only_a_remote_extract_together(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Each takes its shards, none twice; after one of them is lost, only that one is done again."""
     remote, port = tmp_path / 'bucket', free_port()
@@ -187,7 +188,7 @@ def test_two_nodes_that_share_only_a_remote_extract_together(
     assert read_index(remote / 'train')['shards'] and (remote / 'train/teacher.json').is_file()
     by_node = [{path.name for path in (tmp_path / f'node{k}/train').glob('*.mds')} for k in range(2)]
     assert by_node[0] and by_node[1] and not by_node[0] & by_node[1] and len(by_node[0] | by_node[1]) == n
-    for row, other in zip(read_samples(remote / 'train'), read_samples(sidecar), strict=True):
+    for row, other in zip(read_samples(remote / 'train'), read_samples(embeddings), strict=True):
         assert row['sample_id'] == other['sample_id']
         np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
     for folder in (remote, tmp_path / 'node0', tmp_path / 'node1'):
@@ -197,18 +198,18 @@ def test_two_nodes_that_share_only_a_remote_extract_together(
 
 @pytest.mark.dist
 def test_a_corrupt_shard_stops_both_ranks(
-    stage2_args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path
+    stage2_args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path
 ) -> None:
     """By themselves, within seconds, and named."""
-    shutil.copytree(sidecar, tmp_path / 'sidecar')
-    shard = tmp_path / 'sidecar' / 'shard.00001.mds'
+    shutil.copytree(embeddings, tmp_path / 'embeddings')
+    shard = tmp_path / 'embeddings' / 'shard.00001.mds'
     data = bytearray(shard.read_bytes())
     data[-1] ^= 255
     shard.write_bytes(bytes(data))
     args = [*stage2_args, f'train_data.streams.s.local={tmp_path}/cache/images',
             f'train_data.streams.s.remote={image_dataset}', 'train_data.num_workers=1',
             f'train_data.streams.s.embeddings.tiny.local={tmp_path}/cache/embeddings',
-            f'train_data.streams.s.embeddings.tiny.remote={tmp_path}/sidecar']
+            f'train_data.streams.s.embeddings.tiny.remote={tmp_path}/embeddings']
     # Without the launcher, which would kill the other rank when one has stopped.
     port, ranks = free_port(), []
     for rank in range(2):
@@ -217,7 +218,7 @@ def test_a_corrupt_shard_stops_both_ranks(
         ranks.append((Launched(command, log := tmp_path / f'log{rank}', 1, one_node, rank, 2, port), log))
     outputs = [finish(*rank, ok=False) for rank in ranks]
     assert all(rank.poll() == 1 for rank, _ in ranks), [rank.poll() for rank, _ in ranks]
-    named = [bool(re.search(r'error: .*sidecar/shard\.00001\.mds is damaged: xxh64', output)) for output in outputs]
+    named = [bool(re.search(r'error: .*embeddings/shard\.00001\.mds is damaged: xxh64', output)) for output in outputs]
     # The one that is in a collective operation when the other stops ends with that.
     assert any(named) and all(ok or 'Connection closed' in output for ok, output in zip(named, outputs)), outputs
 
@@ -260,7 +261,7 @@ def test_weights_that_do_not_fit_the_settings_are_refused(stage2_args: list[str]
 @pytest.mark.dist
 @pytest.mark.skipif(not may_have_own_memory(), reason='needs root')
 def test_two_nodes_train_together(
-    stage2_args: list[str], image_dataset: Path, sidecar: Path, tmp_path: Path
+    stage2_args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path
 ) -> None:
     """Each with memory, temporary files and caches of its own, and a save_folder that both share."""
     args = [*stage2_args, *SGD, 'fsdp.state_dict_type=sharded']
@@ -271,7 +272,7 @@ def test_two_nodes_train_together(
             cache = tmp_path / f'cache{k}'
             data = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data') for key, value in (
                 ('local', cache / data / 'images'), ('remote', image_dataset),
-                ('embeddings.tiny.local', cache / data / 'sidecar'), ('embeddings.tiny.remote', sidecar))]
+                ('embeddings.tiny.local', cache / data / 'embeddings'), ('embeddings.tiny.remote', embeddings))]
             command = ['recipes/train_stage2.py', *args, *data, f'max_duration={steps}ba',
                        f'save_folder={tmp_path}/two_nodes']
             (own := tmp_path / f'tmp{k}').mkdir(exist_ok=True)

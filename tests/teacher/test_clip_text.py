@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""CLIP's own text features as sidecars."""
+"""CLIP's own text features as embeddings datasets."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def clip(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: pyt
     return write_clip(tmp_path_factory.mktemp(request.param), llm_folder, request.param)
 
 
-def test_its_features_in_sidecars_without_captions_that_it_cannot_read(
+def test_its_features_in_embeddings_without_captions_that_it_cannot_read(
     clip: Path, image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_recipe(monkeypatch, 'extract_embeddings', 'teacher.type=clip_text', f'teacher.name={clip}',

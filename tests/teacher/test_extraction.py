@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
-from parts import make_samples, text_encoder_from_config, write_dataset, write_sidecar
+from parts import make_samples, text_encoder_from_config, write_dataset, write_text_embeddings
 from streaming import MDSWriter
 
 import llm2clip.teacher.extraction
@@ -29,7 +29,7 @@ from llm2clip.data.vectors import stored_vector, vector_rows, vectors_of
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
-from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder
@@ -39,23 +39,23 @@ def _vectors(folder: Path, key: str) -> np.ndarray:
     return np.stack([vectors_of(stored_vector(sample, key)).numpy() for sample in read_samples(folder)])
 
 
-def test_sidecar_has_the_same_shards_samples_and_the_teachers_vectors(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path
+def test_embeddings_has_the_same_shards_samples_and_the_teachers_vectors(
+    image_dataset: Path, embeddings: Path, teacher_folder: Path
 ) -> None:
-    sizes = [[shard['samples'] for shard in read_index(folder)['shards']] for folder in (image_dataset, sidecar)]
+    sizes = [[shard['samples'] for shard in read_index(folder)['shards']] for folder in (image_dataset, embeddings)]
     assert sizes[0] == sizes[1] and len(sizes[0]) > 2
-    assert read_columns(sidecar) == {'sample_id': 'str', 'text_embedding.short': 'ndarray:float16:32',
+    assert read_columns(embeddings) == {'sample_id': 'str', 'text_embedding.short': 'ndarray:float16:32',
                                      'text_embedding.long': 'ndarray:float16:32'}
     expected = encode_texts(*load_teacher(teacher_folder), [s.captions['long'] for s in make_samples(64)])
-    assert [s['sample_id'] for s in read_samples(sidecar)] == [s.sample_id for s in make_samples(64)]
-    np.testing.assert_allclose(_vectors(sidecar, 'long'), expected.numpy(), rtol=2e-3, atol=2e-3)
+    assert [s['sample_id'] for s in read_samples(embeddings)] == [s.sample_id for s in make_samples(64)]
+    np.testing.assert_allclose(_vectors(embeddings, 'long'), expected.numpy(), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
 def test_storage_and_normalisation(
     image_dataset: Path, teacher_folder: Path, tmp_path: Path, storage: str
 ) -> None:
-    write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
+    write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
     expected = F.normalize(encode_texts(*load_teacher(teacher_folder), [s.captions['long'] for s in make_samples(64)]))
     found = _vectors(tmp_path / 'out', 'long')
     assert np.linalg.norm(found - expected.numpy(), axis=-1).max() < (2e-2 if storage == 'int8' else 1e-3)
@@ -92,17 +92,18 @@ def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Pat
     shutil.copytree(remote, local)
     missing = sorted(local.rglob('*.mds'))[1]
     kept = missing.rename(tmp_path / 'kept')
-    extract_sidecar(Sidecar(DatasetConfig(str(local), str(remote)), OutputFolder(tmp_path / 'out')), teacher)
+    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(str(local), str(remote)), OutputFolder(tmp_path / 'out')),
+                            teacher)
     first, second, *others = shards(remote)
     assert shards(local) == [first, *others]
     # Nor does anything go without the remote.
     kept.rename(missing)
-    extract_sidecar(Sidecar(DatasetConfig(str(local)), OutputFolder(tmp_path / 'again')), teacher)
+    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(str(local)), OutputFolder(tmp_path / 'again')), teacher)
     assert shards(local) == [first, second, *others]
 
 
 def test_finished_shards_are_kept_and_the_rest_is_done(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded, embed = [], LLMTeacher.embed_tokens
 
@@ -116,13 +117,13 @@ def test_finished_shards_are_kept_and_the_rest_is_done(
     of_a_shard = 2 * read_index(image_dataset)['shards'][0]['samples']
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(LLMTeacher, 'embed_tokens', stop_in_the_third_shard)
-        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, part_tokens=1)
+        write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder, part_tokens=1)
     assert not (tmp_path / 'out' / 'index.json').exists()
-    done = write_sidecar(image_dataset, tmp_path / 'out', teacher_folder, part_tokens=100)
+    done = write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder, part_tokens=100)
     assert done['shards'] == n - 2 and done['captions'] == 2 * 64 - 2 * of_a_shard
-    for row, other in zip(read_samples(tmp_path / 'out'), read_samples(sidecar), strict=True):
+    for row, other in zip(read_samples(tmp_path / 'out'), read_samples(embeddings), strict=True):
         np.testing.assert_allclose(row['text_embedding.long'], other['text_embedding.long'], rtol=2e-3, atol=2e-3)
-    assert write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
+    assert write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
 
 
 def test_a_full_disk_ends_the_extraction_and_names_the_shard(
@@ -138,7 +139,7 @@ def test_a_full_disk_ends_the_extraction_and_names_the_shard(
 
     monkeypatch.setattr(llm2clip.teacher.extraction, 'write_shard', full)
     with pytest.raises(OSError, match='No space left') as caught:
-        write_sidecar(image_dataset, tmp_path / 'out', teacher_folder)
+        write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder)
     assert caught.value.__notes__ == ['while shard 1 was embedded']
     assert [path.name for path in sorted((tmp_path / 'out').glob('*.mds'))] == ['shard.00000.mds']
 
@@ -152,7 +153,7 @@ def test_captions_that_a_sample_does_not_have_are_zero_and_not_embedded(
     with MDSWriter(out=str(tmp_path / 'd'), columns=columns, hashes=['xxh64']) as writer:
         for i, (a, b) in enumerate(texts):
             writer.write({'sample_id': f's{i}', 'caption.a': a, 'caption.b': b})
-    done = write_sidecar(tmp_path / 'd', tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
+    done = write_text_embeddings(tmp_path / 'd', tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
     assert (done['captions'], done['absent']) == (4, 4)
     for key, column in zip('ab', zip(*texts)):
         lengths = np.linalg.norm(_vectors(tmp_path / 'out', key), axis=-1)
@@ -165,39 +166,40 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
     write_dataset(samples, tmp_path / 'd')
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), max_length=64))
     teacher = LLMTeacher(encoder.eval(), tokenizer, Fingerprint(({},)))
-    sidecar = Sidecar(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'))
-    done = extract_sidecar(sidecar, teacher)
+    embeddings = EmbeddingsDataset(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'))
+    done = extract_text_embeddings(embeddings, teacher)
     tokens = tokenizer.tokenize([text for sample in samples for text in sample.captions.values()])
     assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1,
                     'left_out': 0, 'absent': 0}
 
 
-def test_remote_in_and_out(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_remote_in_and_out(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path) -> None:
     """Downloads what it reads, uploads what it writes, and goes on from the remote alone."""
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     remote = tmp_path / 'bucket' / 'embeddings'
-    extract_sidecar(Sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
-    assert read_index(remote) == read_index(sidecar)
-    np.testing.assert_array_equal(_vectors(remote, 'long'), _vectors(sidecar, 'long'))
+    extract_text_embeddings(EmbeddingsDataset(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
+    assert read_index(remote) == read_index(embeddings)
+    np.testing.assert_array_equal(_vectors(remote, 'long'), _vectors(embeddings, 'long'))
     assert not list((tmp_path / 'cache').rglob('*.mds')), 'shards stay in the cache'
     shutil.rmtree(tmp_path / 'out')
     (remote / 'index.json').unlink()
     (remote / 'shard.00001.json').unlink()
-    done = extract_sidecar(Sidecar(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
-    assert done['shards'] == 1 and read_index(remote) == read_index(sidecar)
+    done = extract_text_embeddings(EmbeddingsDataset(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
+    assert done['shards'] == 1 and read_index(remote) == read_index(embeddings)
     assert not list(remote.glob('*.part'))
     with pytest.raises(ConfigError, match='Streaming cannot write to sftp://'):
         OutputFolder(tmp_path, 'sftp://host/folder')
 
 
-def test_a_sidecar_begun_for_another_teacher_is_refused_by_field(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path
+def test_embeddings_begun_for_another_teacher_is_refused_by_field(
+    image_dataset: Path, embeddings: Path, teacher_folder: Path
 ) -> None:
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     teacher.fingerprint = Fingerprint(({**teacher.fingerprint.to_json(), 'pooling': 'last'},))
     with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
-        extract_sidecar(Sidecar(DatasetConfig(local=str(image_dataset)), OutputFolder(sidecar)), teacher)
+        extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(image_dataset)), OutputFolder(embeddings)),
+                                teacher)
 
 
 def test_fingerprint_sees_weights_template_and_options(
@@ -231,10 +233,10 @@ def test_batches_hold_every_text_once_within_the_budget() -> None:
 
 def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='nowhere'):
-        write_sidecar(tmp_path / 'nowhere', tmp_path / 'out', teacher_folder)
+        write_text_embeddings(tmp_path / 'nowhere', tmp_path / 'out', teacher_folder)
     write_dataset(make_samples(20), tmp_path / 'd')
     shard = tmp_path / 'd' / 'train' / 'part-all' / 'shard.00000.mds'
     data = shard.read_bytes()
     shard.write_bytes(data[:500] + b'?' + data[501:])
     with pytest.raises(ShardError, match='shard.00000.mds is damaged: xxh64'):
-        write_sidecar(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)
+        write_text_embeddings(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)

@@ -118,7 +118,8 @@ def test_what_is_no_such_model(embedder: Path, tmp_path: Path, monkeypatch: pyte
         _source(embedder, prompt_name='querry').fingerprint()
     with pytest.raises(FileError, match='nowhere/at-all: cannot be read .* a folder or on the Hub'):
         _source(Path('nowhere/at-all')).fingerprint()
-    with pytest.raises(ConfigError, match='online.sharded: .* is a sentence-transformers model, and only an LLM'):
+    with pytest.raises(ConfigError, match='text_encoder_in_loop.sharded: .* is a sentence-transformers model, and '
+                                          'only an LLM'):
         _source(embedder).load(CPU, sharded=True)
     (tmp_path / 'modules.json').write_text('[{"type": "sentence_transformers.models.Pooling", "path": "x"}]')
     with pytest.raises(LoadError, match='cannot be loaded .* expected a sentence-transformers model'):

@@ -11,7 +11,7 @@ import torch
 from composer import Callback, DataSpec, Trainer
 from composer.core import State
 from composer.loggers import Logger
-from parts import make_samples, write_dataset, write_sidecar
+from parts import make_samples, write_dataset, write_text_embeddings
 
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_embeddings import build_image_loader
@@ -39,7 +39,7 @@ class _Keep(Callback):
 
 
 def _step(data: DataSpec, microbatch_size: Optional[int]) -> dict[str, torch.Tensor]:
-    """Loss and gradients of a training step, with the gradient cache if it has microbatches."""
+    """Loss and gradients of a training step, with GradCache if it has microbatches."""
     torch.manual_seed(0)
     config = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
     model, keep = ComposerLLM2CLIP(LLM2CLIP(config, 32, load_weights=False)), _Keep()
@@ -57,11 +57,12 @@ def _step(data: DataSpec, microbatch_size: Optional[int]) -> dict[str, torch.Ten
 def test_int8_vectors_and_uint8_pixels_give_the_gradients_of_their_floats(
     microbatch_size: Optional[int], captions: int, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    """Bit for bit, also in both passes of the gradient cache."""
+    """Bit for bit, also in both passes of GradCache."""
     write_dataset(make_samples(N), tmp_path)
-    write_sidecar(tmp_path / 'train', tmp_path / 'sidecar', teacher_folder, storage='int8')
-    stream = ImageStreamConfig(str(tmp_path / 'train'), embeddings={'tiny': DatasetConfig(str(tmp_path / 'sidecar'))})
-    config = ImageDataConfig(streams={'s': stream}, caption_mix={'short': 1.0, 'long': 1.0}, num_workers=0,
+    write_text_embeddings(tmp_path / 'train', tmp_path / 'embeddings', teacher_folder, storage='int8')
+    stream = ImageStreamConfig(str(tmp_path / 'train'),
+                               embeddings={'tiny': DatasetConfig(str(tmp_path / 'embeddings'))})
+    config = ImageDataConfig(streams={'s': stream}, caption_weights={'short': 1.0, 'long': 1.0}, num_workers=0,
                              num_canonical_nodes=1, captions_per_image=captions)
     data = build_image_loader(config, 32, N, 5, True, 'data')
     batch: dict[str, Any] = next(iter(data.dataloader))

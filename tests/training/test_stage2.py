@@ -9,7 +9,7 @@ A run has one teacher: that of its training data, of its evaluation data, the on
 from pathlib import Path
 
 import pytest
-from parts import write_sidecar
+from parts import write_text_embeddings
 
 from llm2clip.config import (
     ConfigError,
@@ -24,15 +24,15 @@ from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.training.stage2 import make_loaders, make_trainer
 
 
-def _data(dataset: Path, sidecar: Path) -> ImageDataConfig:
-    stream = ImageStreamConfig(str(dataset), embeddings={'tiny': DatasetConfig(str(sidecar))})
-    return ImageDataConfig(streams={'s': stream}, caption_mix={'short': 1.0}, num_workers=0, num_canonical_nodes=1)
+def _data(dataset: Path, embeddings: Path) -> ImageDataConfig:
+    stream = ImageStreamConfig(str(dataset), embeddings={'tiny': DatasetConfig(str(embeddings))})
+    return ImageDataConfig(streams={'s': stream}, caption_weights={'short': 1.0}, num_workers=0, num_canonical_nodes=1)
 
 
 def test_a_run_has_one_teacher(
-    image_dataset: Path, sidecar: Path, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
 ) -> None:
-    write_sidecar(image_dataset, tmp_path / 'other', causal_teacher)
+    write_text_embeddings(image_dataset, tmp_path / 'other', causal_teacher)
 
     def make(train: Path, evaluation: Path, teacher: Path) -> None:
         make_trainer(Stage2Config(
@@ -42,18 +42,19 @@ def test_a_run_has_one_teacher(
             model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=32)),
             train_data=_data(image_dataset, train), eval_data=_data(image_dataset, evaluation)))
 
-    with pytest.raises(ValueError, match=f'the sidecar of train_data comes from another teacher than {causal_teacher}'):
-        make(sidecar, sidecar, causal_teacher)
+    with pytest.raises(ValueError, match=f'the embeddings dataset of train_data comes from another teacher than '
+                                         f'{causal_teacher}'):
+        make(embeddings, embeddings, causal_teacher)
     with pytest.raises(ValueError, match='eval_data comes from another teacher than train_data: '):
-        make(sidecar, tmp_path / 'other', teacher_folder)
+        make(embeddings, tmp_path / 'other', teacher_folder)
     assert not (tmp_path / 'run').exists()
     TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 1}).write(tmp_path / 'run')
     with pytest.raises(ValueError, match='was begun with another teacher: .*; choose another save_folder'):
-        make(sidecar, sidecar, teacher_folder)
+        make(embeddings, embeddings, teacher_folder)
 
 
-def test_training_images_may_have_another_size_than_the_towers(image_dataset: Path, sidecar: Path) -> None:
-    data = _data(image_dataset, sidecar)
+def test_training_images_may_have_another_size_than_the_towers(image_dataset: Path, embeddings: Path) -> None:
+    data = _data(image_dataset, embeddings)
     config = Stage2Config(global_train_batch_size=8, global_eval_batch_size=8, train_data=data, eval_data=data,
                           model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=64)))
     data.image_size = 32

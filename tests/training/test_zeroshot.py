@@ -14,7 +14,7 @@ from composer.devices import DeviceCPU
 from composer.utils import dist
 from launched import stage2_arguments
 from recipes_in_process import run_recipe
-from set_files import SEVERAL_CLASSES, write_own_sets, write_wds
+from set_files import SEVERAL_CLASSES, write_custom_sets, write_wds
 
 from llm2clip.config import ConfigError, EvaluatedModelConfig, ZeroshotConfig
 from llm2clip.data.zeroshot import zeroshot_set
@@ -35,15 +35,15 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders with `classes` and `templates.txt`, and with tars: `tars`, whose images have a class each, two of which
     have the same name, and `several`."""
     folder = tmp_path_factory.mktemp('sets')
-    write_own_sets(folder)
+    write_custom_sets(folder)
     write_wds(folder / 'tars', [i % 6 for i in range(17)])
     write_wds(folder / 'several', SEVERAL_CLASSES)
     return folder
 
 
 @pytest.fixture
-def args(image_dataset: Path, sidecar: Path, teacher_folder: Path, tmp_path: Path) -> list[str]:
-    return [*stage2_arguments(image_dataset, sidecar), f'teacher={teacher_folder}', 'train_data.num_workers=0',
+def args(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path) -> list[str]:
+    return [*stage2_arguments(image_dataset, embeddings), f'teacher={teacher_folder}', 'train_data.num_workers=0',
             f'save_folder={tmp_path}/run']
 
 
@@ -130,7 +130,8 @@ def test_the_teacher_in_the_loop_embeds_the_prompts_and_the_accuracy_ends_the_tr
     args: list[str], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = _Watched(monkeypatch)
-    run_recipe(monkeypatch, 'train_stage2', *(arg for arg in args if '.embeddings.' not in arg), 'online.enabled=true',
+    run_recipe(monkeypatch, 'train_stage2', *(arg for arg in args if '.embeddings.' not in arg),
+               'text_encoder_in_loop.enabled=true',
                _source(sets, 'tars'), 'eval_interval=1ba', 'save_interval=1ba', 'callbacks.early_stopper={'
                'monitor: zeroshot_top1, dataloader_label: tars, patience: 2ba, min_delta: 100}')
     found = read_metrics(tmp_path / 'run/metrics.jsonl')

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Optional
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import FolderName, HeldOut, Seed, Text, Texts
+from llm2clip.config.ranges import FolderName, Holdout, Seed, Text, Texts
 from llm2clip.data.caption_files import read_captions
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, hold_out, read_image
+from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, read_image, split_holdout
 from llm2clip.data.published_captions import official_lists, read_splits
 from llm2clip.files import FileError
 
@@ -31,7 +31,7 @@ _SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?![a-z])')
 
 def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption',
-    split: FolderName = 'train', heldout: HeldOut = 0, seed: Seed = 0,
+    split: FolderName = 'train', holdout: Holdout = 0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Images with their captions.
 
@@ -41,7 +41,7 @@ def image_folder(
         image_column: Column with the image's path inside `images`, which it cannot leave.
         caption_column: Column with the text.
         split: Name of the split.
-        heldout: Share between 0 and 1 of the images that go into the split ``heldout``, or how many, chosen by the hash
+        val: Share between 0 and 1 of the images that go into the split ``val``, or how many, chosen by the hash
             of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of images.
         seed: Which ones.
 
@@ -50,22 +50,22 @@ def image_folder(
     """
     check_folder(images)
     texts = read_captions(captions, image_column, caption_column)
-    parts = {name: {'all': names} for name, names in hold_out(texts, heldout, seed, split).items()}
+    parts = {name: {'all': names} for name, names in split_holdout(texts, holdout, seed, split).items()}
     return _splits(images, captions, texts, parts), Dropped()
 
 
 def caption_csv(
-    captions: str, image_column: str = 'image', caption_column: str = 'caption', heldout: HeldOut = 0, seed: Seed = 0
+    captions: str, image_column: str = 'image', caption_column: str = 'caption', holdout: Holdout = 0, seed: Seed = 0
 ) -> tuple[Splits, Dropped]:
     """Captions without their images; those of one `image_column` belong together.  Arguments as for `image_folder`."""
     texts = read_captions(captions, image_column, caption_column)
-    parts = {name: {'all': names} for name, names in hold_out(texts, heldout, seed).items()}
+    parts = {name: {'all': names} for name, names in split_holdout(texts, holdout, seed).items()}
     return _splits(None, captions, texts, parts), Dropped()
 
 
 def flickr8k(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None,
-    split_files: Optional[dict[FolderName, Text]] = None, split: Optional[FolderName] = None, heldout: HeldOut = 0,
+    split_files: Optional[dict[FolderName, Text]] = None, split: Optional[FolderName] = None, holdout: Holdout = 0,
     seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Flickr8k: 8,000 images with 5 captions each, and 91 that are in none of its splits, which are left out.
@@ -79,7 +79,7 @@ def flickr8k(
             ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``, where ``dev`` becomes ``val``.
         split: Without any splits, the name of the one that is written; unset, the one of ``train``, ``val`` and
             ``test`` that is in the file's name, or ``train``.
-        heldout, seed: Without any splits, as for `image_folder`.
+        val, seed: Without any splits, as for `image_folder`.
 
     Raises:
         ConfigError: Something is missing, an argument does not go with the file, or a split would be empty.
@@ -91,12 +91,12 @@ def flickr8k(
             raise ConfigError(f'source.split_files: the lists Flickr_8k.{{train,dev,test}}Images.txt are not beside '
                               f'{annotations}, and without them images for testing would be trained on; source.split '
                               'or an empty source.split_files takes them all')
-    return _published(images, annotations, splits, split, heldout, seed, split_files)
+    return _published(images, annotations, splits, split, holdout, seed, split_files)
 
 
 def flickr30k(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None, split: Optional[FolderName] = None,
-    heldout: HeldOut = 0, seed: Seed = 0,
+    holdout: Holdout = 0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Flickr30k: 31,014 images in Karpathy's splits, or 31,783 without splits, with 5 captions each.
 
@@ -106,14 +106,14 @@ def flickr30k(
         annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, ``flickr_annotations_30k.csv`` of
             nlphuji/flickr30k, ``flickr30k_train.json`` of BLIP, or ``results_20130124.token``; the last two have no
             splits.
-        splits, split, heldout, seed: As for `flickr8k`, and so are the errors.
+        splits, split, val, seed: As for `flickr8k`, and so are the errors.
     """
-    return _published(images, annotations, splits, split, heldout, seed)
+    return _published(images, annotations, splits, split, holdout, seed)
 
 
 def coco(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None, split: Optional[FolderName] = None,
-    heldout: HeldOut = 0, seed: Seed = 0,
+    holdout: Holdout = 0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """COCO: 123,287 images with 5 to 7 captions each, all of which are kept.
 
@@ -124,13 +124,13 @@ def coco(
             are neither in ``val`` nor in ``test``, becomes a part of ``train``, as is usual; or a file without splits:
             COCO's own, or ``coco_karpathy_train.json`` of BLIP.
         splits: Which of the published splits are written; unset, all.
-        split, heldout, seed: As for `flickr8k`, and so are the errors.
+        split, val, seed: As for `flickr8k`, and so are the errors.
     """
-    return _published(images, annotations, splits, split, heldout, seed, part_of={'restval': 'train'})
+    return _published(images, annotations, splits, split, holdout, seed, part_of={'restval': 'train'})
 
 
 def _published(
-    images: Optional[str], annotations: str, splits: Optional[list[str]], split: Optional[str], heldout: HeldOut,
+    images: Optional[str], annotations: str, splits: Optional[list[str]], split: Optional[str], holdout: Holdout,
     seed: int, split_files: Optional[Mapping[str, str]] = None, part_of: Optional[Mapping[str, str]] = None,
 ) -> tuple[Splits, Dropped]:
     """The splits of a published dataset, of which those in `part_of` become a part of another one."""
@@ -144,8 +144,8 @@ def _published(
             found[other] = [*found.get(other, ()), *found.pop(name)]
     published = [name for name in found if name is not None]
     there = ', '.join(sorted(published))
-    if published and (split is not None or heldout):
-        raise ConfigError(f'source.{"heldout" if split is None else "split"}: {annotations} has the splits {there}; '
+    if published and (split is not None or holdout):
+        raise ConfigError(f'source.{"holdout" if split is None else "split"}: {annotations} has the splits {there}; '
                           'source.splits says which of them are written')
     if splits is not None and not published:
         raise ConfigError(f'source.splits: {annotations} has no splits; source.split names the one that is written')
@@ -169,7 +169,7 @@ def _published(
             dropped.add('in no split', image)
     else:
         said = _SPLIT.search(Path(annotations).name.lower())
-        written = hold_out(captions, heldout, seed, split or (said[0] if said else 'train'))
+        written = split_holdout(captions, holdout, seed, split or (said[0] if said else 'train'))
     parts = {name: {f'{start:08}': names[start:start + _IMAGES] for start in range(0, len(names), _IMAGES)}
              for name, names in written.items()}
     return _splits(images, annotations, captions, parts, (split_files or {}).values()), dropped

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import FolderName, HeldOutShare, Seed, Text
+from llm2clip.config.ranges import FolderName, HoldoutShare, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -28,15 +28,15 @@ from llm2clip.data.convert.samples import (
     SampleShare,
     Selection,
     Splits,
-    heldout_splits,
-    is_held_out,
+    holdout_splits,
+    is_in_holdout,
     matching_files,
     sample_name,
 )
 from llm2clip.data.convert.table import check_column, is_csv, read_schema
 from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.files import FileError, parse_json, read_json, reading, write_json
-from llm2clip.folders import complete_folder, locked
+from llm2clip.folders import atomic_folder, locked
 
 __all__ = ['webdataset']
 
@@ -50,7 +50,7 @@ def webdataset(
     files: Union[str, Sequence[str]], captions: dict[Text, Text], id_field: Text = '__key__',
     split: FolderName = 'train', tables: Union[None, Text, Sequence[Text]] = None, table_key: Optional[Text] = None,
     image_key: Optional[Text] = None, index: Optional[Text] = None, filters: Optional[Filters] = None,
-    sample: SampleShare = 1.0, sample_seed: Seed = 0, heldout: HeldOutShare = 0.0, seed: Seed = 0,
+    sample: SampleShare = 1.0, sample_seed: Seed = 0, holdout: HoldoutShare = 0.0, seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Images with captions: one split or two, one part per tar file.
 
@@ -71,7 +71,7 @@ def webdataset(
             share it.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
             JSON or a column of the tables.
-        heldout: Share of the samples that go into the split ``heldout``, chosen by the hash of their id.  Each split
+        val: Share of the samples that go into the split ``val``, chosen by the hash of their id.  Each split
             reads the tars.
         seed: Which ones.
 
@@ -80,7 +80,7 @@ def webdataset(
         FileError: A tar is damaged, cut off or holds links or paths that lead out of it, a sample lacks a field, or a
             table cannot be read.
     """
-    splits, paths, selection = heldout_splits(split, heldout), matching_files(files), \
+    splits, paths, selection = holdout_splits(split, holdout), matching_files(files), \
         Selection(filters, sample, sample_seed)
     if not captions:
         raise ConfigError('source.captions: expected caption keys with the fields that hold them')
@@ -93,7 +93,7 @@ def webdataset(
         join = open_tables(index, tables, table_key, list(captions.values()), selection.columns)
     wanted = {*IMAGES, 'json', *{'txt'}.intersection([*captions.values(), *selection.columns, id_field, image_key])}
 
-    def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+    def read(path: str, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         count, records = 0, tar_samples(path, wanted=wanted)
         while batch := list(islice(records, _BATCH)):
             count += len(batch)
@@ -105,7 +105,7 @@ def webdataset(
                 fields = {'__key__': normal_path(record['__key__']), 'txt': text,
                           **parse_json(record.get('json', '{}'), where, dict)}
                 sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
-                if is_held_out(sample_id, heldout, seed) is held_out:
+                if is_in_holdout(sample_id, holdout, seed) is of_holdout:
                     image = next((record[name] for name in IMAGES if name in record), None)
                     key = None if join is None or image is None else field(fields, str(image_key), where)
                     here.append((sample_id, fields, image, where,
@@ -129,8 +129,8 @@ def webdataset(
         if stats.is_file() and (expected := field(read_json(stats, dict), 'successes', str(stats))) != count:
             raise FileError(f'{path}: has {count} samples, expected {expected!r}, as {stats.name} says')
 
-    return {name: [Part(Path(path).stem, partial(read, path, held_out), [path, *(join.files if join else [])])
-                   for path in paths] for name, held_out in splits.items()}, Dropped()
+    return {name: [Part(Path(path).stem, partial(read, path, of_holdout), [path, *(join.files if join else [])])
+                   for path in paths] for name, of_holdout in splits.items()}, Dropped()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def open_tables(
     place = Path(os.path.abspath(folder))
     with locked(place.with_name(f'.{place.name}.lock'), place, wait=True):
         if not (place / _META).is_file():
-            with complete_folder(place, 'an index of captions') as new:
+            with atomic_folder(place, 'an index of captions') as new:
                 _write_tables(new, {path: schema.names for path, schema in schemas.items()}, key, columns)
                 write_json(new / _META, identity)
     found = read_json(place / _META, dict)

@@ -25,7 +25,7 @@ from llm2clip.data.images import decode_image, decode_pixels, encode_image, unsu
 from llm2clip.data.schema import IMAGE, INDEX, SAMPLE_ID, caption_column, check_shard
 from llm2clip.engine import Work
 from llm2clip.files import FileError, read_json, reading
-from llm2clip.folders import complete_folder, locked
+from llm2clip.folders import atomic_folder, locked
 from llm2clip.remotes import OutputFolder
 
 __all__ = ['PART_FILE', 'PartJob', 'check_options', 'deciding_options', 'excluded_ids', 'input_identity',
@@ -51,18 +51,18 @@ class PartJob(NamedTuple):
 
 def deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[str, Any]:
     """What decides the samples of a part, as it comes back from its file."""
-    ids = json.dumps(sorted(excluded_ids(config.leave_out))) if config.leave_out is not None else None
+    ids = json.dumps(sorted(excluded_ids(config.exclude_ids))) if config.exclude_ids is not None else None
     options = {**about, 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
-               'require_any_caption': config.require_any_caption, 'leave_out': ids and xxhash.xxh64_hexdigest(ids)}
+               'require_any_caption': config.require_any_caption, 'exclude_ids': ids and xxhash.xxh64_hexdigest(ids)}
     return json.loads(json.dumps(options, default=str))
 
 
 @functools.cache
 def excluded_ids(path: str) -> frozenset[str]:
-    """The ids in a file of `leave_out`."""
+    """The ids in a file of `exclude_ids`."""
     ids = read_json(path, list)
     if not all(isinstance(name, str) for name in ids):
-        raise ConfigError(f'leave_out: {path} has entries that are no texts, expected a list of ids of samples')
+        raise ConfigError(f'exclude_ids: {path} has entries that are no texts, expected a list of ids of samples')
     return frozenset(ids)
 
 
@@ -84,7 +84,7 @@ def check_options(
         out: Folder of the dataset.
         path: The file that has the options `before`.
         before, now: The `deciding_options`, and ``inputs``, path -> `input_identity`.
-        extend: The source may have more ``files`` than it had, and `leave_out` other ids.
+        extend: The source may have more ``files`` than it had, and `exclude_ids` other ids.
     """
     for name, value in now.items():
         found = before.get(name)
@@ -98,7 +98,7 @@ def check_options(
         if isinstance(found, dict) and isinstance(value, dict) and 'files' in found and 'files' in value:
             files, more = ([x] if isinstance(x, str) else x for x in (found['files'], value['files']))
             grown = {**found, 'files': more} == {**value, 'files': more} and {*files} <= {*more}
-        if found != value and not (extend and (grown or name == 'leave_out')):
+        if found != value and not (extend and (grown or name == 'exclude_ids')):
             raise ConfigError(f'out: {out} was written with another {name} ({path} has it); remove it to convert again'
                               + (', or add the new files by extend=true' if grown else ''))
 
@@ -160,7 +160,7 @@ def _write_part(job: PartJob, alone: bool) -> None:
     """Write one part into its folder, and last its record."""
     config, folder = job.config, job.out.local / job.folder
     dropped, hashes, words, shards = Dropped(), dict[str, int](), dict[str, Counter[int]](), []
-    with complete_folder(folder) as out:
+    with atomic_folder(folder) as out:
         usable = _usable(job.part.read(dropped), dropped, config)
         first = next(usable, None)
         if first is not None:
@@ -196,7 +196,7 @@ def _write_part(job: PartJob, alone: bool) -> None:
 def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
     """Leave out what cannot be used; an absent caption becomes an empty text."""
     needed = config.require_any_caption
-    excluded = excluded_ids(config.leave_out) if config.leave_out is not None else ()
+    excluded = excluded_ids(config.exclude_ids) if config.exclude_ids is not None else ()
     for sample in samples:
         check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
         for key, text in sample.captions.items():
@@ -206,7 +206,7 @@ def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -
                               f'{", ".join(sample.captions)}')
         captions = sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
         if sample.sample_id in excluded:
-            dropped.filtered['named by leave_out'] += 1
+            dropped.filtered['named by exclude_ids'] += 1
         elif not any(captions.values()):
             dropped.add('no caption', sample.sample_id)
         elif needed and not any(captions[key] for key in needed):

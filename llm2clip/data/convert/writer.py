@@ -101,7 +101,7 @@ def write_splits(
     for split, parts in splits.items():
         check_values(FolderName, split, 'source.split')
         if out.fetch(f'{split}/{INDEX}'):
-            # A dataset that grows keeps its shards where they were: sidecars rely on it.
+            # A dataset that grows keeps its shards where they were: text embeddings rely on it.
             files = [shard['raw_data']['basename'] for shard in read_index(out.local / split)['shards']]
             if not files[0].startswith('part-'):
                 raise ConfigError(f'out: {out.local / split} holds another dataset (with {files[0]}), expected an '
@@ -119,9 +119,9 @@ def write_splits(
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f'two input files would be written to {twice[0]}; give them different names')
     # A part of every other machine, so that other options are refused before the work.
-    for job in jobs[:config.machine] + jobs[config.machine + 1:config.machines]:
+    for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
         read_record(job)
-    mine = jobs[config.machine::config.machines]
+    mine = jobs[config.shard_index::config.num_shards]
     # A part that gave no sample is read again: what was missing may be there now.
     todo = {job.folder: job for job in mine if not (read_record(job) or {}).get('samples')}
     engine = engine or LocalEngine(config.num_workers)
@@ -130,7 +130,7 @@ def write_splits(
         engine.run(todo, partial(writing, len(todo) == 1), lambda _: bar.update())
     for job in jobs:
         if (record := read_record(job)) is None:
-            if config.machines == 1:
+            if config.num_shards == 1:
                 raise FileNotFoundError(f'{out.local / job.folder / PART_FILE}, which another machine has written, is '
                                         'not here: machines that do not share the folder need out_remote')
             return None
@@ -173,16 +173,18 @@ def _finish(
     if (twice := values[counts > 1]).size:
         where = [folder for folder, of_part in ids.items() if np.isin(twice[0], of_part)]
         raise ValueError(f'{twice.size} sample ids occur in more than one part, one of them in {" and ".join(where)}')
-    if config.leave_out is not None:
-        excluded = excluded_ids(config.leave_out)
+    if config.exclude_ids is not None:
+        excluded = excluded_ids(config.exclude_ids)
         hashes = np.array([xxhash.xxh64_intdigest(name) for name in excluded], dtype=np.uint64)
         for folder, of_part in ids.items():
             if n := int(np.isin(of_part, hashes).sum()):
-                raise ConfigError(f'leave_out: {config.leave_out} names {n:,} of the samples in {out.local / folder}, '
+                raise ConfigError(f'exclude_ids: {config.exclude_ids} names {n:,} of the samples in '
+                                  f'{out.local / folder}, '
                                   'which is kept as it is; remove that folder to convert it again')
-        said = (f'leave_out: {left_out.filtered["named by leave_out"]:,} samples are left out, and {config.leave_out} '
+        said = (f'exclude_ids: {left_out.filtered["named by exclude_ids"]:,} samples are left out, and '
+                f'{config.exclude_ids} '
                 f'names {len(excluded):,}')
-        if excluded and not left_out.filtered['named by leave_out']:
+        if excluded and not left_out.filtered['named by exclude_ids']:
             raise ConfigError(f'{said}; expected ids of samples of this source')
         print(said, flush=True)
     card = {**options, 'read': total + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image dataset and sidecars of embeddings, MDS datasets of the same samples read as one stream."""
+"""Image dataset and embeddings datasets of embeddings, MDS datasets of the same samples read as one stream."""
 
 import functools
 import itertools
@@ -44,12 +44,12 @@ class PairedRow(Mapping[str, Any]):
     Vectors are tensors that share the sample's memory, scales are tensors without dimension.
 
     Attributes:
-        sidecars: The sample's rows of the sidecars, in their order.
+        embeddings datasets: The sample's rows of the embeddings datasets, in their order.
     """
 
-    def __init__(self, reader: Reader, idx: int, sidecars: Sequence[Reader] = ()) -> None:
+    def __init__(self, reader: Reader, idx: int, text_embeddings: Sequence[Reader] = ()) -> None:
         assert isinstance(reader, MDSReader)
-        self.sidecars = [PairedRow(sidecar, idx) for sidecar in sidecars]
+        self.text_embeddings = [PairedRow(embeddings, idx) for embeddings in text_embeddings]
         self._reader, self._data = reader, bytearray(reader.get_sample_data(idx))
         # Before the columns stand the sizes of those that have no fixed one.
         sizes, at = [size or 0 for size in reader.column_sizes], 0
@@ -77,14 +77,14 @@ class PairedRow(Mapping[str, Any]):
 class PairedReader(Reader):
     """One shard of each dataset, sample by sample the same."""
 
-    def __init__(self, images: Reader, sidecars: Sequence[Reader]) -> None:
+    def __init__(self, images: Reader, text_embeddings: Sequence[Reader]) -> None:
         super().__init__(images.dirname, images.split, images.compression, images.hashes, images.samples, None)
         self.images = images
-        self.sidecars = sidecars
-        self.file_pairs = [pair for reader in (images, *sidecars) for pair in reader.file_pairs]
+        self.text_embeddings = text_embeddings
+        self.file_pairs = [pair for reader in (images, *text_embeddings) for pair in reader.file_pairs]
 
     def evict(self) -> int:
-        return sum(reader.evict() for reader in (self.images, *self.sidecars))
+        return sum(reader.evict() for reader in (self.images, *self.text_embeddings))
 
     def decode_sample(self, data: bytes) -> dict[str, Any]:
         raise TypeError('a paired shard has no bytes of its own')
@@ -93,42 +93,43 @@ class PairedReader(Reader):
         raise TypeError('a paired shard has no bytes of its own')
 
     def get_item(self, idx: int) -> PairedRow:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = PairedRow(self.images, idx, self.sidecars)
-        for sidecar, row in zip(self.sidecars, sample.sidecars):
+        sample = PairedRow(self.images, idx, self.text_embeddings)
+        for embeddings, row in zip(self.text_embeddings, sample.text_embeddings):
             if sample[SAMPLE_ID] != row[SAMPLE_ID]:
                 raise ValueError(
                     f'sample {idx} of {self.images.file_pairs[0][0].basename} is {sample[SAMPLE_ID]!r} in '
-                    f'{self.images.dirname} but {row[SAMPLE_ID]!r} in the sidecar {sidecar.dirname}')
+                    f'{self.images.dirname} but {row[SAMPLE_ID]!r} in the embeddings dataset {embeddings.dirname}')
         return sample
 
 
 class PairedStream(VerifiedStream):
-    """A stream of image samples with their rows of the sidecars, which hold the captions' embeddings; or of samples of
-    one sidecar with their rows of others of the same dataset.
+    """A stream of image samples with their rows of the embeddings datasets, which hold the captions' embeddings; or of
+    samples of one embeddings dataset with their rows of others of the same dataset.
 
-    Every dataset keeps its own remote and cache.  Shard k of a sidecar must hold the samples of shard k of the images,
-    in order, which is how `extract_embeddings` writes it; every sample's id is checked when it is read.
+    Every dataset keeps its own remote and cache.  Shard k of an embeddings dataset must hold the samples of shard k of
+    the images, in order, which is how `extract_embeddings` writes it; every sample's id is checked when it is read.
 
     Args:
-        local: Folder or cache of the image dataset, or of the first sidecar.
-        sidecars: Folders or caches of the (other) sidecars, and where they come from (or None).
+        local: Folder or cache of the image dataset, or of the first embeddings dataset.
+        embeddings datasets: Folders or caches of the (other) embeddings datasets, and where they come from (or None).
         remote: Where the first dataset comes from.
-        columns: Columns that the first dataset must have besides ids; it is a sidecar if they are all embeddings.
-        embedding_columns: Columns that every other sidecar must have.
-        **kwargs: Passed to VerifiedStream, and in part to the sidecars'.
+        columns: Columns that the first dataset must have besides ids; it is an embeddings dataset if they are all
+            embeddings.
+        embedding_columns: Columns that every other embeddings dataset must have.
+        **kwargs: Passed to VerifiedStream, and in part to the embeddings datasets'.
 
     Attributes:
-        storages: How the sidecars store vectors, once the shards have been opened: ``float16`` or ``int8``.
+        storages: How the embeddings datasets store vectors, once the shards have been opened: ``float16`` or ``int8``.
 
     Raises:
         FileNotFoundError: A dataset is missing.
-        ValueError: A column is missing or of another type, or a sidecar belongs to another dataset.
+        ValueError: A column is missing or of another type, or an embeddings dataset belongs to another dataset.
     """
 
     def __init__(
         self,
         local: str,
-        sidecars: Sequence[tuple[str, Optional[str]]],
+        text_embeddings: Sequence[tuple[str, Optional[str]]],
         remote: Optional[str] = None,
         columns: Sequence[str] = (),
         embedding_columns: Sequence[str] = (),
@@ -136,30 +137,31 @@ class PairedStream(VerifiedStream):
     ) -> None:
         super().__init__(local=local, remote=remote, **kwargs)
         shared = {k: v for k, v in kwargs.items() if k not in ('proportion', 'repeat', 'choose')}
-        self.sidecars = [VerifiedStream(local=folder, remote=source, **shared) for folder, source in sidecars]
+        self.text_embeddings = [VerifiedStream(local=folder, remote=source, **shared) for folder,
+                                source in text_embeddings]
         self._columns, self._embedding_columns = columns, embedding_columns
         self.storages: list[str] = []
 
     def caches(self) -> list[str]:
-        return super().caches() + [cache for sidecar in self.sidecars for cache in sidecar.caches()]
+        return super().caches() + [cache for embeddings in self.text_embeddings for cache in embeddings.caches()]
 
     def apply_default(self, default: dict[str, Any]) -> None:
         super().apply_default(default)
-        for sidecar in self.sidecars:
-            sidecar.apply_default(default)
+        for embeddings in self.text_embeddings:
+            embeddings.apply_default(default)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         images = super().get_shards(world, allow_unsafe_types)
         # All shards of an index have the same columns.
         check_columns(columns_of(images[0]), [SAMPLE_ID, *self._columns], self.local)
-        of_sidecar = bool(self._columns) and all(name.startswith(EMBEDDING) for name in self._columns)
-        expected = _described(images, _recorded_dataset(self) if of_sidecar else self.content)
-        sidecars, self.storages = [], []
-        for sidecar in self.sidecars:
-            where = f'sidecar {sidecar.local}'
-            shards = sidecar.get_shards(world, allow_unsafe_types)
+        of_embeddings = bool(self._columns) and all(name.startswith(EMBEDDING) for name in self._columns)
+        expected = _described(images, _recorded_dataset(self) if of_embeddings else self.content)
+        text_embeddings, self.storages = [], []
+        for embeddings in self.text_embeddings:
+            where = f'embeddings dataset {embeddings.local}'
+            shards = embeddings.get_shards(world, allow_unsafe_types)
             check_columns(columns_of(shards[0]), [SAMPLE_ID, *self._embedding_columns], where)
-            content = _recorded_dataset(sidecar)
+            content = _recorded_dataset(embeddings)
             if len(shards) < len(images) and first_shards(read_index(Path(self.local, self.split)), content):
                 raise ValueError(f'{where} has vectors for {len(shards)} of the {len(images)} shards of {self.local}, '
                                  'which has grown since they were extracted; extract_embeddings, called again with the '
@@ -167,50 +169,50 @@ class PairedStream(VerifiedStream):
             if (found := _described(shards, content)) != expected or list(map(len, shards)) != list(map(len, images)):
                 raise ValueError(f'{where} belongs to another dataset than {self.local}: it has {found}, expected '
                                  f'{expected}, shard by shard')
-            sidecars.append(shards)
+            text_embeddings.append(shards)
             kinds = columns_of(shards[0])
             self.storages.append(next(kinds[name].split(':')[1] for name in kinds if name.startswith(EMBEDDING)))
-        return [PairedReader(image, rows) for image, *rows in zip(images, *sidecars)]
+        return [PairedReader(image, rows) for image, *rows in zip(images, *text_embeddings)]
 
     def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:
-        """The sidecars with their readers of one shard."""
+        """The embeddings datasets with their readers of one shard."""
         assert isinstance(shard, PairedReader)
-        return list(zip(self.sidecars, shard.sidecars))
+        return list(zip(self.text_embeddings, shard.text_embeddings))
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         # A shard counts as present when all its files are there; otherwise preparing it completes it.
-        parts = [[shard.images, *shard.sidecars] for shard in shards if isinstance(shard, PairedReader)]
-        sizes = np.zeros((1 + len(self.sidecars), len(parts)), np.int64)
-        for stream, of_stream, usage in zip((super(), *self.sidecars), map(list, zip(*parts)), sizes):
+        parts = [[shard.images, *shard.text_embeddings] for shard in shards if isinstance(shard, PairedReader)]
+        sizes = np.zeros((1 + len(self.text_embeddings), len(parts)), np.int64)
+        for stream, of_stream, usage in zip((super(), *self.text_embeddings), map(list, zip(*parts)), sizes):
             stream.set_up_local(of_stream, usage)
         cache_usage_per_shard[:] = np.where(sizes.all(0), sizes.sum(0), 0)
 
     def prepare_shard(self, shard: PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().prepare_shard(shard.images) + sum(
-            sidecar.prepare_shard(reader) for sidecar, reader in self._parts(shard))
+            embeddings.prepare_shard(reader) for embeddings, reader in self._parts(shard))
 
     def discard_damaged(self, shard: Reader) -> int:
         assert isinstance(shard, PairedReader)
         return super().discard_damaged(shard.images) + sum(
-            sidecar.discard_damaged(reader) for sidecar, reader in self._parts(shard))
+            embeddings.discard_damaged(reader) for embeddings, reader in self._parts(shard))
 
     def get_index_size(self) -> int:
-        return super().get_index_size() + sum(sidecar.get_index_size() for sidecar in self.sidecars)
+        return super().get_index_size() + sum(embeddings.get_index_size() for embeddings in self.text_embeddings)
 
 
 def _described(shards: Sequence[Reader], content: Optional[str]) -> str:
     return f'{sum(map(len, shards)):,} samples in {len(shards):,} shards of content {content}'
 
 
-def _recorded_dataset(sidecar: VerifiedStream) -> Optional[str]:
-    """The content of the dataset that a sidecar was made for.
+def _recorded_dataset(embeddings: VerifiedStream) -> Optional[str]:
+    """The content of the dataset that an embeddings dataset was made for.
 
     Raises:
-        FileNotFoundError: There is no sidecar.
+        FileNotFoundError: There is no embeddings dataset.
     """
-    path = Path(sidecar.local, sidecar.split, TEACHER_FILE)
-    if sidecar.remote and not path.is_file():
-        sidecar.download(TEACHER_FILE)
+    path = Path(embeddings.local, embeddings.split, TEACHER_FILE)
+    if embeddings.remote and not path.is_file():
+        embeddings.download(TEACHER_FILE)
     if not path.is_file():
-        raise FileNotFoundError(f'there is no sidecar in {path.parent}: {path} does not exist')
+        raise FileNotFoundError(f'there is no embeddings dataset in {path.parent}: {path} does not exist')
     return read_json(path, dict).get('dataset')

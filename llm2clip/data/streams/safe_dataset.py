@@ -130,7 +130,8 @@ class SafeDataset(StreamingDataset):
         super().load_state_dict(obj)
 
     def _data(self) -> dict[str, Any]:
-        """Number of samples and shards, and a hash of their content, of the images' where they have sidecars."""
+        """Number of samples and shards, and a hash of their content, of the images' where they have embeddings
+        datasets."""
         contents = [stream.content for stream in self.streams if isinstance(stream, VerifiedStream)]
         return {'samples': self.num_samples, 'shards': self.num_shards,
                 'content': xxhash.xxh64(' '.join(contents)).hexdigest()}

@@ -24,11 +24,11 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 
-__all__ = ['InitialImages', 'OnlineTeacher', 'PatchDropout', 'SelfDistillation']
+__all__ = ['InitialImages', 'TextEncoderInLoop', 'PatchDropout', 'SelfDistillation']
 
 
-class OnlineTeacher(Algorithm):
-    """Replace a batch's ``caption`` by ``text_embedding``, in float16 as a sidecar has it.
+class TextEncoderInLoop(Algorithm):
+    """Replace a batch's ``caption`` by ``text_embedding``, in float16 as an embeddings dataset has it.
 
     Batches hold a list of B captions, or K of them where an image has K captions; the vector of an absent caption, an
     empty text, is zero.  After `GradCache` in the trainer's list of algorithms, it runs before it in a step, once per

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llm2clip.config.ranges import Positive
-from llm2clip.models.sharding import own_name, whole
+from llm2clip.models.sharding import unwrapped_name, whole
 
 __all__ = ['EMA', 'AverageGlooGradients', 'ClampLogitScale', 'averaged_weights']
 
@@ -76,7 +76,7 @@ class EMA(composer.algorithms.EMA):
         result = super().state_dict()
         for kind in ('named_parameters_dict', 'named_buffers_dict'):
             if kind in result.get('ema_model', {}):
-                result['ema_model'][kind] = {own_name(name): whole(value)
+                result['ema_model'][kind] = {unwrapped_name(name): whole(value)
                                              for name, value in result['ema_model'][kind].items()}
         return result
 
@@ -87,10 +87,10 @@ class EMA(composer.algorithms.EMA):
                 module.reshard()  # after a forward pass, the outermost parameters are still whole
         if self.ema_model is None:
             return
-        average = {own_name(name): value for name, value in self.ema_model.named_parameters_dict.items()}
+        average = {unwrapped_name(name): value for name, value in self.ema_model.named_parameters_dict.items()}
         sharded = {}
         for name, parameter in model.named_parameters():
-            if (value := average.get(own_name(name))) is None:
+            if (value := average.get(unwrapped_name(name))) is None:
                 continue
             if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
                 value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -12,7 +12,7 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from llm2clip.files import complete_file
+from llm2clip.files import atomic_write
 
 __all__ = ['JSONLLogger', 'read_metrics']
 
@@ -39,7 +39,7 @@ class JSONLLogger(LoggerDestination):
         records = {record['step']: record for record in _read_records(self.path) if record['step'] <= begun > 0}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._record = records.pop(begun, {'step': begun})
-        with complete_file(self.path) as partial:
+        with atomic_write(self.path) as partial:
             partial.write_bytes(b''.join(_line(records[step]) for step in sorted(records)))
         self._file = self.path.open('r+b', buffering=0)
         self._start = self._file.seek(0, 2)

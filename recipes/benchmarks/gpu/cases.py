@@ -125,7 +125,7 @@ def arguments(name: str, device: str, run: Path) -> list[str]:
         common += [f'text_encoder.pretrained={data}/llm', f'plan_llm={data}/llm', 'text_encoder.chat_template=false',
                    f'train_data.streams.captions.local={data}/captions/train']
     elif case.kind == 'stage2':
-        common += ['train_data.caption_mix={short: 0.5, long: 0.5}', f'train_data.streams.images={{'
+        common += ['train_data.caption_weights={short: 0.5, long: 0.5}', f'train_data.streams.images={{'
                    f'local: {data}/images/train, repeat: {SIZES[device].repeat}, '
                    f'embeddings: {{random: {{local: {data}/vectors}}}}}}']
     small = [] if device == 'gpu' else [*case.small, 'precision=fp32']

@@ -36,7 +36,7 @@ from llm2clip.planning.fake import fake_ranks
 from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
 from llm2clip.planning.summary import GPUS
 from llm2clip.remotes import OutputFolder
-from llm2clip.teacher.extraction import Sidecar, extract_sidecar
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training import stage1, stage2
@@ -183,7 +183,8 @@ def extract(config: ExtractConfig) -> Result:
     teacher: Any = teacher_source(config.teacher).load(device, config.batch_tokens, config.precision)
 
     def run(name: str) -> dict[str, int]:
-        return extract_sidecar(Sidecar(config.datasets[name], OutputFolder(Path(config.out, name)), config.storage,
+        return extract_text_embeddings(EmbeddingsDataset(config.datasets[name], OutputFolder(Path(config.out, name)),
+                                                         config.storage,
                                        config.normalize), teacher)
 
     run('warm_up')

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The gradient cache against the plain computation: loss and every gradient, one rank and two, DDP and FSDP2, compiled.
+"""GradCache against the plain computation: loss and every gradient, one rank and two, DDP and FSDP2, compiled.
 """
 
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_stage2(two_ranks: dict[str, Any]) -> None:
 
 @pytest.mark.dist
 @pytest.mark.parametrize('case', JOINT)
-def test_trained_text_encoders(llm_folder: Path, clip: Path, two_ranks: dict[str, Any], case: str) -> None:
+def test_trainable_text_encoders(llm_folder: Path, clip: Path, two_ranks: dict[str, Any], case: str) -> None:
     """With an uneven microbatch, and with dropout where one rank has the random numbers of the other computation."""
     def step(size: int, kind: str, dropout: float) -> Result:
         return joint_step(str(llm_folder), str(clip), size, kind, dropout=dropout, **JOINT[case])

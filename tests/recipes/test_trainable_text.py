@@ -24,7 +24,7 @@ from llm2clip.config import (
     LoraConfig,
     Stage2Config,
     TextEncoderConfig,
-    TrainedTextConfig,
+    TrainableTextConfig,
     ZeroshotConfig,
 )
 from llm2clip.config.files import load_config
@@ -37,7 +37,7 @@ from llm2clip.teacher.clip_text import load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.folder import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.runs import load_stage2, with_own_teacher
+from llm2clip.training.runs import load_stage2, with_trained_teacher
 from llm2clip.training.text_encoders import load_trained_encoders
 
 TEXTS = ['a red square', 'a blue circle number 7, painted on a plain wall by somebody']
@@ -55,7 +55,7 @@ def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def args(stage2_args: list[str], tmp_path: Path) -> list[str]:
-    """Without sidecars, and with a zero-shot set."""
+    """Without embeddings datasets, and with a zero-shot set."""
     write_wds(tmp_path / 'set', [i % 6 for i in range(17)])
     return [*(arg for arg in stage2_args if '.embeddings.' not in arg), *SGD, 'model.embed_dim=32',
             'train_data.num_workers=0', f'eval_zeroshot.z.source={{name: clip_benchmark, local: {tmp_path}/set}}']
@@ -82,8 +82,9 @@ def test_lora_and_clip_s_text_tower(
     capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By method d; stopped on one rank and resumed on two, sharded, with the cache and an uneven microbatch."""
-    args = [*args, f'teacher={teacher_folder}', 'trained_text.lora={r: 4, lora_dropout: 0.0}', 'trained_text.method=d',
-            f'trained_text.clip.name={clip}', 'model.adapter={name: transformer, latents: 5}', 'optimizer.lr=0.5',
+    args = [*args, f'teacher={teacher_folder}', 'trainable_text.lora={r: 4, lora_dropout: 0.0}',
+            'trainable_text.method=d',
+            f'trainable_text.clip.name={clip}', 'model.adapter={name: transformer, latents: 5}', 'optimizer.lr=0.5',
             'optimizer.momentum=0.9', 'callbacks.save_best={}']
     one, two = tmp_path / 'one', tmp_path / 'two'
     run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={one}')
@@ -124,7 +125,7 @@ def test_lora_and_clip_s_text_tower(
         torch.testing.assert_close(sides[name], expected, rtol=1e-4, atol=1e-5, msg=name)
     for options, message in (
         ({'weights': 'best'}, '^weights: best, but the run in .* has trained its text encoder'),
-        ({'text': 'both', 'dim': 8}, r'^m\.dim: 8, expected none'),
+        ({'text': 'both', 'truncate_dim': 8}, r'^m\.truncate_dim: 8, expected none'),
         ({'teacher': str(teacher_folder)}, 'another teacher'),
     ):
         with pytest.raises(ValueError, match=message):
@@ -145,7 +146,7 @@ def test_clip_is_fine_tuned_directly(
     args: list[str], siglip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins as what was pretrained, and ends as what `evaluate` finds."""
-    args = [*args, f'trained_text.clip.name={siglip}', 'model.adapter.name=identity', f'model.vision.name={siglip}',
+    args = [*args, f'trainable_text.clip.name={siglip}', 'model.adapter.name=identity', f'model.vision.name={siglip}',
             'model.vision.pretrained=true', 'model.visual_projection=pretrained', 'eval_first=true', 'max_duration=3ba']
     whole = AutoModel.from_pretrained(siglip)
     run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer.lr=0.0', f'save_folder={tmp_path}/begun')
@@ -170,29 +171,31 @@ REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_bat
 
 
 @pytest.mark.parametrize(('extra', 'message'), [
-    (['trained_text.method=b'], '^trained_text.clip: required but not set, since trained_text.method b is about'),
-    (['initial_adapter=a', 'trained_text.clip.name=c'], '^initial_adapter: there is no LLM, since'),
+    (['trainable_text.method=b'], '^trainable_text.clip: required but not set, since trainable_text.method b is about'),
+    (['initial_adapter=a', 'trainable_text.clip.name=c'], '^initial_adapter: there is no LLM, since'),
 ])
 def test_what_does_not_go_together_is_refused(extra: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(Stage2Config, [*REQUIRED, *extra])
-    load_config(Stage2Config, [*REQUIRED, 'trained_text={lora: {}, clip: {name: c}, method: d}'])
+    load_config(Stage2Config, [*REQUIRED, 'trainable_text={lora: {}, clip: {name: c}, method: d}'])
 
 
 def test_what_cannot_be_trained_is_named(llm_folder: Path, clip: Path, tmp_path: Path) -> None:
-    def load(texts: TrainedTextConfig, embed_dim: int = 32) -> None:
+    def load(texts: TrainableTextConfig, embed_dim: int = 32) -> None:
         encoders = load_trained_encoders(texts, TextEncoderConfig(str(llm_folder)))
         if (tower := encoders[1]) is not None and texts.method is not None:
             ClipBeside(tower, load_clip_tokenizer(ClipTextConfig(str(clip)), 'c'), texts.method, embed_dim)
 
     for texts, message in (
-        (TrainedTextConfig(clip=ClipTextConfig(str(llm_folder))), "^trained_text.clip: .*, a 'llama' model, expected"),
-        (TrainedTextConfig(lora=LoraConfig(target_modules=['x'])), "^trained_text.lora.target_modules: a 'llama' mod"),
-        (TrainedTextConfig(clip=ClipTextConfig(str(clip)), method='b'),
-         "^model.embed_dim: 16 is not the width of the features of CLIP's text tower, 32, as trained_text.method b"),
+        (TrainableTextConfig(clip=ClipTextConfig(str(llm_folder))),
+         "^trainable_text.clip: .*, a 'llama' model, expected"),
+        (TrainableTextConfig(lora=LoraConfig(target_modules=['x'])),
+         "^trainable_text.lora.target_modules: a 'llama' mod"),
+        (TrainableTextConfig(clip=ClipTextConfig(str(clip)), method='b'),
+         "^model.embed_dim: 16 is not the width of the features of CLIP's text tower, 32, as trainable_text.method b"),
     ):
         with pytest.raises(ValueError, match=message):
             load(texts, 16)
     with pytest.raises(ConfigError, match='^.*/teacher: there is none yet; the run trains its text encoder'):
-        with_own_teacher(tmp_path, Stage2Config(trained_text=TrainedTextConfig(lora=LoraConfig())),
+        with_trained_teacher(tmp_path, Stage2Config(trainable_text=TrainableTextConfig(lora=LoraConfig())),
                          TeacherRecord(Fingerprint.of('x', {}), {}))

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`yamls/own/`, one command per step, on pictures and captions as people have them."""
+"""`yamls/custom_data/`, one command per step, on pictures and captions as people have them."""
 
 import csv
 import io
@@ -74,7 +74,8 @@ def _run(monkeypatch: pytest.MonkeyPatch, llm_folder: Path, recipe: str, *files:
     device = [] if recipe in ('prepare_data', 'export_hf', 'report') else ['device=cpu']
     bar = ['progress_bar=false', 'train_data.num_workers=0'] if recipe.startswith('train') else []
     llm = [f'text_encoder.pretrained={llm_folder}'] if recipe == 'train_stage1' else []
-    run_recipe(monkeypatch, recipe, *(str(ROOT / f'yamls/own/{file}.yaml') for file in files), *SMALL.get(recipe, []),
+    run_recipe(monkeypatch, recipe, *(str(ROOT / f'yamls/custom_data/{file}.yaml') for file in files),
+               *SMALL.get(recipe, []),
                *device, *bar, *llm, *more)
 
 
@@ -90,16 +91,16 @@ def test_every_step_from_its_file(
                           ('export_hf', ['export']), ('report', ['report'])):
         run(recipe, *files)
 
-    heldout = {sample['sample_id'] for sample in read_samples('data/own/heldout')}
-    assert 2 <= len(heldout) <= 12 and len(heldout) + len(read_samples('data/own/train')) == 60
-    results = json.loads(Path('runs/own/evaluate/results.json').read_text())['retrieval']
-    for name, keys in (('heldout', LANGUAGES), ('en', ('en', 'en_2')), ('de', ('de',)), ('es', ('es',))):
-        texts = [[row[key] for key in keys if row[key]] for row in rows if row['image'] in heldout]
+    holdout = {sample['sample_id'] for sample in read_samples('data/custom/val')}
+    assert 2 <= len(holdout) <= 12 and len(holdout) + len(read_samples('data/custom/train')) == 60
+    results = json.loads(Path('runs/custom/evaluate/results.json').read_text())['retrieval']
+    for name, keys in (('val', LANGUAGES), ('en', ('en', 'en_2')), ('de', ('de',)), ('es', ('es',))):
+        texts = [[row[key] for key in keys if row[key]] for row in rows if row['image'] in holdout]
         found, = results[name]['models'].values()
         assert (found['n_images'], found['n_texts']) == (sum(map(bool, texts)), sum(map(len, texts))), name
-    assert 'data:image' in Path('runs/own/report.html').read_text()
+    assert 'data:image' in Path('runs/custom/report.html').read_text()
     # The export gives the same numbers, from the pictures as they are.
-    export, there = 'runs/own/export/llm2clip', [row for row in rows if row['image'] in heldout]
+    export, there = 'runs/custom/export/llm2clip', [row for row in rows if row['image'] in holdout]
     model, processor = AutoModel.from_pretrained(export), AutoImageProcessor.from_pretrained(export)
     texts = [(i, row[key]) for i, row in enumerate(there) for key in LANGUAGES if row[key]]
     with torch.no_grad():
@@ -107,7 +108,7 @@ def test_every_step_from_its_file(
             model.get_image_features(**processor([Image.open(f'photos/{row["image"]}') for row in there],
                                                  return_tensors='pt')),
             model.get_text_features([text for _, text in texts]), torch.tensor([i for i, _ in texts])).recalls()
-    assert {name: results['heldout'][name] for name in ranks} == pytest.approx(ranks, abs=1e-3)
+    assert {name: results['val'][name] for name in ranks} == pytest.approx(ranks, abs=1e-3)
 
 
 def test_one_caption_per_image(
@@ -125,7 +126,7 @@ def test_one_caption_per_image(
     with pytest.raises(ConfigError, match=r'attention_dropout: 0, expected .*train_data\.streams\.own'):
         run('train_stage1', 'stage1', more=['attention_dropout=0.0'])
     capsys.readouterr()
-    run('train_stage1', 'stage1', more=['eval_data.streams.heldout.local=data/own/heldout'])
+    run('train_stage1', 'stage1', more=['eval_data.streams.val.local=data/custom/val'])
     said = capsys.readouterr().out
     assert 'a caption of train_data.streams.own is paired with itself' in said
-    assert 'eval_data.streams: heldout has one caption per sample' in said
+    assert 'eval_data.streams: val has one caption per sample' in said

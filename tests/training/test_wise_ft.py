@@ -125,7 +125,7 @@ def test_with_initial_weights_all_of_the_model_goes_back_but_what_has_another_te
 def test_a_beginning_that_is_not_there_is_named_by_its_key(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
     def refused(message: str, vision: dict[str, Any], **options: Any) -> None:
         run = _save_run(tmp_path / message[:9], _model(2).state_dict(), teacher_folder, vision, **options)
-        expected = f'interpolate: needs the weights that the run in .* began with, .*names them; {message}'
+        expected = f'wise_ft_alpha: needs the weights that the run in .* began with, .*names them; {message}'
         with pytest.raises(ConfigError, match=expected):
             load_stage2(run, 'best', 0.5)
         assert load_stage2(run, 'best', 1.0)
@@ -139,7 +139,7 @@ def test_a_beginning_that_is_not_there_is_named_by_its_key(tower: Path, teacher_
 
 
 def test_a_run_as_it_is_evaluated_and_exported(
-    tower: Path, teacher_folder: Path, image_dataset: Path, sidecar: Path, tmp_path: Path,
+    tower: Path, teacher_folder: Path, image_dataset: Path, embeddings: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Really trained, with averaged weights, from a file with other names."""
@@ -147,8 +147,8 @@ def test_a_run_as_it_is_evaluated_and_exported(
     run = tmp_path / 'run'
     run_recipe(monkeypatch, 'train_stage2', f'save_folder={run}', 'max_duration=3ba', 'run_name=r', 'device=cpu',
                'progress_bar=false', 'precision=fp32', 'global_train_batch_size=8', 'train_data.num_workers=0',
-               'train_data.caption_mix={short: 1.0}', f'train_data.streams.s.local={image_dataset}',
-               f'train_data.streams.s.embeddings.t.local={sidecar}', 'optimizer={name: sgd, lr: 0.5}',
+               'train_data.caption_weights={short: 1.0}', f'train_data.streams.s.local={image_dataset}',
+               f'train_data.streams.s.embeddings.t.local={embeddings}', 'optimizer={name: sgd, lr: 0.5}',
                'algorithms.ema={half_life: 2ba}', f'teacher={teacher_folder}', f'model.vision.name={TOWER}',
                f'model.vision.checkpoint={tower}', 'model.vision.remap=true', 'model.vision.image_size=32',
                'model.adapter.depth=1', 'model.embed_dim=16')
@@ -159,15 +159,15 @@ def test_a_run_as_it_is_evaluated_and_exported(
     assert not torch.equal(*(end['vision_encoder.trunk.conv_stem.weight'] for end in ends))
     middle = load_stage2(run, 'latest', 0.5)[0]
     _assert_mean(middle.state_dict(), *ends, 0.5)
-    run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'interpolate=0.5')
+    run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'wise_ft_alpha=0.5')
     exported = LLM2CLIPModel.from_pretrained(tmp_path / 'export/llm2clip')
-    evaluated = load_evaluated_model(EvaluatedModelConfig(run=str(run), interpolate=0.5), tmp_path / 'cache',
+    evaluated = load_evaluated_model(EvaluatedModelConfig(run=str(run), wise_ft_alpha=0.5), tmp_path / 'cache',
                                      DeviceCPU(), 'models.m')
     for found in (exported.model, evaluated.model):
         assert all(torch.equal(value, found.state_dict()[name]) for name, value in middle.state_dict().items())
     card = (tmp_path / 'export/llm2clip/README.md').read_text()
     assert '| weights | of the vision tower 0.5 · initial + 0.5 · trained ([WiSE-FT]' in card
-    run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/vision', 'interpolate=0')
+    run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/vision', 'wise_ft_alpha=0')
     vision = timm.create_model(f'local-dir:{tmp_path}/vision', pretrained=True)
     assert torch.equal(vision.conv_stem.weight, ends[0]['vision_encoder.trunk.conv_stem.weight'])
     assert '0 · initial' not in (card := (tmp_path / 'vision/README.md').read_text()) and '1 · initial + 0 ·' in card
