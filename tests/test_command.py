@@ -300,11 +300,11 @@ def test_machines_share_a_folder_and_a_worker_does_not_hold_it(
     worker.join()
 
 
-def _python_claims(config: PrepareConfig, machine: int, expected: str) -> None:
+def _python_claims(config: PrepareConfig, shard_index: int, expected: str) -> None:
     log = _python(f'''
         from llm2clip.config import PrepareConfig
         from llm2clip.command import claim
-        claim(PrepareConfig(out={config.out!r}, shard_index={machine}, num_shards=2), 'prepare_data').close()
+        claim(PrepareConfig(out={config.out!r}, shard_index={shard_index}, num_shards=2), 'prepare_data').close()
         ''').communicate()[1]
     assert expected in log and bool(expected) is bool(log), log
 

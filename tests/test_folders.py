@@ -203,7 +203,7 @@ def test_a_remote_that_is_the_local_folder_is_refused(tmp_path: Path, monkeypatc
     (tmp_path / 'data').mkdir()
     (tmp_path / 'link').symlink_to('data')
     monkeypatch.chdir(tmp_path)
-    given = ['datasets.train.local=data', 'out=new', 'text_encoder.pretrained=x']
+    given = ['datasets.train.local=data', 'out=new', 'teacher=x']
     for remote in ('data', './data/', 'link', f'{tmp_path}/link', f'file://{tmp_path}/data'):
         with pytest.raises(ConfigError, match=r'datasets\.train\.remote .*another place than local, data'):
             load_config(ExtractConfig, [*given, f'datasets.train.remote={remote}'])

@@ -111,9 +111,9 @@ def test_links_inside_and_a_link_that_is_the_folder_are_fine() -> None:
 ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     *((source, {'split': '../x'}, "source.split: '../x', expected the name of a folder")
       for source in ('image_folder', 'table', 'huggingface', 'webdataset')),
-    *(('image_folder', {'val': holdout}, 'source.holdout: .*, expected (a share|at least|a? ?finite|number)')
+    *(('image_folder', {'holdout': holdout}, 'source.holdout: .*, expected (a share|at least|a? ?finite|number)')
       for holdout in (-5, 1.5, float('nan'), '3', True, None, [])),
-    *((source, {'val': 100}, 'source.holdout: 100, expected less than 1')
+    *((source, {'holdout': 100}, 'source.holdout: 100, expected less than 1')
       for source in ('table', 'huggingface', 'webdataset')),
     ('image_folder', {'seed': -1}, 'source.seed: -1, expected at least 0'),
     ('plain_text', {'files': [5]}, r'source.files: .*5, expected string'),

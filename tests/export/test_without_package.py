@@ -15,7 +15,7 @@ from parts import make_samples
 from safetensors.torch import load_file, save_file
 from trained import Trained, trained
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, SentenceTransformersTeacherConfig
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
@@ -32,7 +32,7 @@ TEXTS = [text for sample in make_samples(5) for text in sample.captions.values()
 def models(
     teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path, embedder: Path
 ) -> dict[str, Trained]:
-    sentences = SentenceTransformerModel(embedder, 'query')
+    sentences = SentenceTransformerModel(SentenceTransformersTeacherConfig(str(embedder), 'query'))
     return {'clip': trained('clip_vision_model', [teacher_folder, causal_teacher, sentences], 'linear'),
             'siglip': trained('siglip_vision_model', [weighted_teacher], 'identity', logit_bias=-10.0),
             'vit': trained('vit', [teacher_folder]), 'timm': trained('timm:test_vit', [causal_teacher]),

@@ -108,7 +108,7 @@ def test_every_step_from_its_file(
             model.get_image_features(**processor([Image.open(f'photos/{row["image"]}') for row in there],
                                                  return_tensors='pt')),
             model.get_text_features([text for _, text in texts]), torch.tensor([i for i, _ in texts])).recalls()
-    assert {name: results['val'][name] for name in ranks} == pytest.approx(ranks, abs=1e-3)
+    assert {name: results['val']['models']['custom'][name] for name in ranks} == pytest.approx(ranks, abs=1e-3)
 
 
 def test_one_caption_per_image(
@@ -123,10 +123,10 @@ def test_one_caption_per_image(
                                                             for i, row in enumerate(rows))])
     run = partial(_run, monkeypatch, llm_folder)
     run('prepare_data', 'prepare')
-    with pytest.raises(ConfigError, match=r'attention_dropout: 0, expected .*train_data\.streams\.own'):
+    with pytest.raises(ConfigError, match=r'attention_dropout: 0, expected .*train_data\.streams\.photos'):
         run('train_stage1', 'stage1', more=['attention_dropout=0.0'])
     capsys.readouterr()
     run('train_stage1', 'stage1', more=['eval_data.streams.val.local=data/custom/val'])
     said = capsys.readouterr().out
-    assert 'a caption of train_data.streams.own is paired with itself' in said
+    assert 'a caption of train_data.streams.photos is paired with itself' in said
     assert 'eval_data.streams: val has one caption per sample' in said

@@ -161,7 +161,7 @@ def test_clip_is_fine_tuned_directly(
     assert list(accuracy) == [0, 3] and accuracy[3] == pytest.approx(_accuracy(tmp_path / 'run', tmp_path), rel=1e-6)
     trained = SiglipTextModel.from_pretrained(tmp_path / 'run/clip_text')
     assert not torch.allclose(trained.text_model.head.weight, whole.text_model.head.weight, atol=1e-4)
-    with pytest.raises(ConfigError, match="^run: .*run/clip_text is its text"):
+    with pytest.raises(ConfigError, match="^run: .*run/clip_text is the text tower"):
         run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/run', f'out={tmp_path}/export')
     run_recipe(monkeypatch, 'export_vision', f'run={tmp_path}/run', f'out={tmp_path}/vision')
 
