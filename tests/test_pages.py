@@ -51,9 +51,9 @@ def test_links_and_names_of_files(page: str) -> None:
         assert (ROOT / name).exists() or (folder / name).exists(), f'{page} names {name}, which is not there'
 
 
-def test_the_first_page_is_short_and_the_house_is_described_whole() -> None:
+def test_the_first_page_is_short_and_every_package_is_described() -> None:
     assert (ROOT / 'README.md').read_text().count('\n') <= 180
-    rooms = set(re.findall(r'`([\w.]+/?)`', (ROOT / 'llm2clip/README.md').read_text()))
+    packages = set(re.findall(r'`([\w.]+/?)`', (ROOT / 'llm2clip/README.md').read_text()))
     there = {f'{path.name}/' if path.is_dir() else path.name for path in (ROOT / 'llm2clip').iterdir()
              if not path.name.startswith('_') and (path.is_dir() or path.suffix == '.py')}
-    assert there <= rooms, there - rooms
+    assert there <= packages, there - packages

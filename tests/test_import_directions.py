@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From what uses everything to what uses nothing; rooms of one line may use one another in the order given.
+# From what uses everything to what uses nothing; packages of one line may use one another in the order given.
 LAYERS = [['planning', 'search'], ['evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
           ['data'], ['losses', 'metrics'], ['command'],
           ['folders', 'weights', 'remote_code', 'engine', 'registry', 'remotes'], ['config'],
           ['files', 'ranks', 'device']]
-ORDER = [room for layer in LAYERS for room in layer]
+ORDER = [package for layer in LAYERS for package in layer]
 
 
 def imported(path: Path) -> set[str]:
-    """Rooms of the package that a module imports, inside functions too, but not for the type checker alone."""
+    """Packages of the package that a module imports, inside functions too, but not for the type checker alone."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING':
@@ -28,20 +28,20 @@ def imported(path: Path) -> set[str]:
     return {name.split('.')[1] for name in names if name.startswith('llm2clip.')}
 
 
-def modules(room: str) -> list[Path]:
-    return sorted((ROOT / 'llm2clip' / room).rglob('*.py')) or [ROOT / f'llm2clip/{room}.py']
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / 'llm2clip' / package).rglob('*.py')) or [ROOT / f'llm2clip/{package}.py']
 
 
-def test_every_room_has_its_place() -> None:
+def test_every_package_has_its_place() -> None:
     there = {path.stem for path in (ROOT / 'llm2clip').iterdir()
              if path.suffix == '.py' or (path / '__init__.py').exists()}
     assert there - {'__init__'} == {*ORDER}
 
 
-@pytest.mark.parametrize('room', ORDER)
-def test_imports_never_go_back(room: str) -> None:
-    for path in modules(room):
-        back = imported(path) & {*ORDER[:ORDER.index(room)]}
+@pytest.mark.parametrize('package', ORDER)
+def test_imports_never_go_back(package: str) -> None:
+    for path in modules(package):
+        back = imported(path) & {*ORDER[:ORDER.index(package)]}
         assert not back, f'{path.relative_to(ROOT)} imports {", ".join(sorted(back))}'
 
 
