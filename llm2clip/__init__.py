@@ -7,4 +7,4 @@ After ``import llm2clip.export.hf``, ``AutoModel.from_pretrained`` knows the fol
 This module imports neither PyTorch nor transformers, so that a recipe can first check its configuration.
 """
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
