@@ -63,7 +63,7 @@ def build_image_loader(
         seed: Seed of caption choice and crops.
         train: Drawn captions and a random crop, shuffled; otherwise every caption and a centre crop, in order.
         key: Where `config` stands in the configuration.
-        online: Deliver captions in place of their embeddings.
+        in_loop: Deliver captions in place of their embeddings.
         captions: Deliver them beside their embeddings.
     """
     mixes = [stream_mix(config, name, key) for name in config.streams]
@@ -158,7 +158,7 @@ def paired_stream(
         teachers: Whose embeddings datasets to read; none, that of the only one.
         keys: Captions that must have embeddings.
         key: Where the configuration of the data stands.
-        online: Read no embeddings dataset.
+        in_loop: Read no embeddings dataset.
 
     Raises:
         ConfigError: The dataset or its embeddings dataset is missing, or which embeddings dataset is meant is not

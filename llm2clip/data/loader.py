@@ -105,8 +105,7 @@ def build_loader(
         raise ConfigError(f'{key}.streams: name at least one dataset')
     if config.cache_limit is not None:
         for name, stream in streams.items():
-            if None in (stream.remote, *(embeddings.remote for embeddings in getattr(stream, 'embeddings datasets',
-                                                                                     ()))):
+            if None in (stream.remote, *(others.remote for others in getattr(stream, 'text_embeddings', ()))):
                 raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would delete it')
     batch_size = device_batch_size(global_batch_size, 'global_train_batch_size' if train else 'global_eval_batch_size')
     dataset = SafeDataset(

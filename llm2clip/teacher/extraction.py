@@ -257,7 +257,7 @@ def extract_text_embeddings(embeddings: EmbeddingsDataset, teacher: CaptionTeach
     teacher leaves out, is zero.
 
     Args:
-        embeddings dataset: What is written.
+        embeddings: What is written.
         teacher: Embeds the captions.
         part_tokens: About how many tokens are given to the teacher at once.
 
@@ -296,7 +296,7 @@ def extract_by(
 
     Args:
         engine: The engine.
-        embeddings datasets: What is written, in folders of different names.
+        text_embeddings: What is written, in folders of different names.
         load: Loads the teacher in a worker.
         fingerprint: Of the teacher; a ValueError is raised if a machine has another one.
         part_tokens: As for `extract_text_embeddings`.

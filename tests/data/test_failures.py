@@ -232,10 +232,11 @@ def test_a_cache_limit_that_cannot_work_is_refused_and_a_small_one_works(
     assert indices == list(range(64))
     used = sum(path.stat().st_size for path in (tmp_path / 'b').rglob('*.mds'))
     assert used < 12 * largest
-    stream = ImageStreamConfig(local=str(remotes[0]), embeddings={'tiny': DatasetConfig(local=str(remotes[1]))})
-    local = ImageDataConfig(streams={'s': stream}, caption_weights={'short': 1.0}, cache_limit='1gb')
-    with pytest.raises(ConfigError, match='cache_limit: dataset s has no remote'):
-        _loader(local)
+    vectors = {'tiny': DatasetConfig(local=str(remotes[1]))}
+    for stream in (ImageStreamConfig(str(remotes[0]), embeddings=vectors),
+                   ImageStreamConfig(str(tmp_path / 'c'), str(remotes[0]), embeddings=vectors)):
+        with pytest.raises(ConfigError, match='cache_limit: dataset s has no remote'):
+            _loader(ImageDataConfig(streams={'s': stream}, caption_weights={'short': 1.0}, cache_limit='1gb'))
 
 
 # One of two ranks, as it were: in the second epoch its workers wait for those of the other one.

@@ -46,7 +46,7 @@ def test_from_captions_to_search(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (source, keys), run = teacher, tmp_path / 'run'
-    embeddings, export = tmp_path / 'embeddings datasets/s', tmp_path / 'export/llm2clip'
+    embeddings, export = tmp_path / 'embeddings/s', tmp_path / 'export/llm2clip'
     args = [*stage2_arguments(image_dataset, embeddings), 'train_data.num_workers=0', 'optimizer.name=sgd',
             'max_duration=2ba', 'eval_data=null', f'save_folder={run}']
     run_recipe(monkeypatch, 'extract_embeddings', *keys, f'datasets.s.local={image_dataset}', 'device=cpu',
