@@ -80,5 +80,4 @@ class PrepareConfig(WriterConfig):
                               f'from 0')
         if self.engine == 'ray' and self.num_shards > 1:
             raise ConfigError(f'num_shards: {self.num_shards}, expected 1 with engine=ray, which gives the parts to '
-                              f'the '
-                              'machines of the cluster')
+                              f'the machines of the cluster')

@@ -263,8 +263,7 @@ class Stage2Config(TrainConfig):
                               'expected pretrained, since initial_adapter leads into the space of the pretrained CLIP')
         if self.loss.matryoshka_dims and self.loss.matryoshka_dims[-1] > self.model.embed_dim:
             raise ConfigError(f'loss.matryoshka_dims: {self.loss.matryoshka_dims[-1]}, expected at most '
-                              f'model.embed_dim, '
-                              f'{self.model.embed_dim}')
+                              f'model.embed_dim, {self.model.embed_dim}')
 
     @property
     def reads_captions(self) -> bool:
@@ -300,8 +299,7 @@ class Stage2Config(TrainConfig):
                               'trainable_text.method, or none of it')
         if texts.lora is not None and self.text_encoder_in_loop.enabled:
             raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and trainable_text.lora '
-                              'trains it; '
-                              'expected one of the two')
+                              'trains it; expected one of the two')
 
     def _check_zeroshot(self) -> None:
         if self.teacher is None and not self.without_llm:

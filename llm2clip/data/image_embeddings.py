@@ -263,8 +263,7 @@ def target_stream(
     configured = config.caption_weights if stream.caption_weights is None else stream.caption_weights
     if not configured and stream.remote is not None:
         raise ConfigError(f'{key}.caption_weights: expected caption keys, since the embeddings dataset '
-                          f'{stream.remote} is in a '
-                          'remote, and which ones it has is not known yet')
+                          f'{stream.remote} is in a remote, and which ones it has is not known yet')
     mix = {caption: weight for caption, weight in configured.items() if weight} if configured else {
         name.removeprefix(EMBEDDING): 1.0 for name in read_columns(stream.local) if name.startswith(EMBEDDING)}
     arguments = stream_arguments(f'{name}.embeddings.{config.target}', stream, key)

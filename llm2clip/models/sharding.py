@@ -152,8 +152,7 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
         missing = sorted({*keys.missing_keys} - left_out(module, keys.missing_keys))
         if missing or keys.unexpected_keys:
             raise ValueError(f'the checkpoint is of another model: it lacks {[*map(unwrapped_name, missing)][:3]} and '
-                             f'has '
-                             f'{list(keys.unexpected_keys)[:3]} besides')
+                             f'has {list(keys.unexpected_keys)[:3]} besides')
 
     # Composer's own name; it turns it off while it hands the weights of rank 0 to the others.
     vars(model)['should_save_peft_only'] = True

@@ -40,8 +40,7 @@ class VisionEncoder(nn.Module):
         last = self.num_layers - 1
         if not 0 <= config.freeze_blocks < last:
             raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and {last - 1}, '
-                              f'the '
-                              f'blocks of {config.name}')
+                              f'the blocks of {config.name}')
         locked = last if config.freeze else config.freeze_blocks or -1
         for name, parameter in self.trunk.named_parameters():
             if self.layer_ids[name] <= locked:

@@ -99,8 +99,7 @@ class _Files:
             if not out.fetch(TEACHER_FILE):
                 if out.fetch(INDEX):
                     raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected an '
-                                      f'empty folder '
-                                      'or an embeddings dataset')
+                                      f'empty folder or an embeddings dataset')
                 out.commit(TEACHER_FILE, record.to_text())
             else:
                 found = TeacherRecord.read(out.local)

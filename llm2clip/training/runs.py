@@ -84,8 +84,7 @@ def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ConfigError(f'wise_ft_alpha: needs the weights that the run in {run} began with, as its config.yaml '
-                          f'names '
-                          f'them; {error}') from error
+                          f'names them; {error}') from error
 
 
 def load_stage2(

@@ -41,7 +41,7 @@ def image_folder(
         image_column: Column with the image's path inside `images`, which it cannot leave.
         caption_column: Column with the text.
         split: Name of the split.
-        val: Share between 0 and 1 of the images that go into the split ``val``, or how many, chosen by the hash
+        holdout: Share between 0 and 1 of the images that go into the split ``val``, or how many, chosen by the hash
             of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of images.
         seed: Which ones.
 
@@ -79,7 +79,7 @@ def flickr8k(
             ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``, where ``dev`` becomes ``val``.
         split: Without any splits, the name of the one that is written; unset, the one of ``train``, ``val`` and
             ``test`` that is in the file's name, or ``train``.
-        val, seed: Without any splits, as for `image_folder`.
+        holdout, seed: Without any splits, as for `image_folder`.
 
     Raises:
         ConfigError: Something is missing, an argument does not go with the file, or a split would be empty.
@@ -106,7 +106,7 @@ def flickr30k(
         annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, ``flickr_annotations_30k.csv`` of
             nlphuji/flickr30k, ``flickr30k_train.json`` of BLIP, or ``results_20130124.token``; the last two have no
             splits.
-        splits, split, val, seed: As for `flickr8k`, and so are the errors.
+        splits, split, holdout, seed: As for `flickr8k`, and so are the errors.
     """
     return _published(images, annotations, splits, split, holdout, seed)
 
@@ -124,7 +124,7 @@ def coco(
             are neither in ``val`` nor in ``test``, becomes a part of ``train``, as is usual; or a file without splits:
             COCO's own, or ``coco_karpathy_train.json`` of BLIP.
         splits: Which of the published splits are written; unset, all.
-        split, val, seed: As for `flickr8k`, and so are the errors.
+        split, holdout, seed: As for `flickr8k`, and so are the errors.
     """
     return _published(images, annotations, splits, split, holdout, seed, part_of={'restval': 'train'})
 

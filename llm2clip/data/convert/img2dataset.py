@@ -71,7 +71,7 @@ def webdataset(
             share it.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
             JSON or a column of the tables.
-        val: Share of the samples that go into the split ``val``, chosen by the hash of their id.  Each split
+        holdout: Share of the samples that go into the split ``val``, chosen by the hash of their id.  Each split
             reads the tars.
         seed: Which ones.
 

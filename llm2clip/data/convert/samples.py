@@ -110,7 +110,7 @@ def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str
 
     Args:
         images: All ids, each once.
-        val: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the split
+        holdout: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the split
             ``val``; or split -> number of its images.
         seed: Which ones.
         split: Name of the other split.

@@ -169,7 +169,7 @@ def table(
         images: Folder that paths are relative to, and that they cannot leave.  Without one, they may lead anywhere.
         id_column: Column of the samples' ids, texts or whole numbers; by default ``<file>:<row>``.
         split: Name of the split.
-        val: Share of the images that go into the split ``val``, chosen by the hash of their path or bytes, so
+        holdout: Share of the images that go into the split ``val``, chosen by the hash of their path or bytes, so
             that all rows of an image are on one side; without images, by that of the id.
         seed: Which ones.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them.
@@ -221,7 +221,7 @@ def huggingface(
     Args:
         path: Folder that `save_to_disk` wrote; folder of images with a ``metadata.csv``, of Parquet files or of
             others that the library reads; or the name of a dataset on the hub, ``owner/dataset``.
-        captions, image_column, val, seed, filters, sample, sample_seed: As for `table`.
+        captions, image_column, holdout, seed, filters, sample, sample_seed: As for `table`.
         images: Folder that paths are relative to, and that they cannot leave.  Without one, `path` for a folder of
             files and the library's cache for a dataset of the hub; the paths of a saved dataset may lead anywhere.
         config: Which of the dataset's configurations, where it has several.

@@ -103,7 +103,7 @@ def wikipedia_summaries(
 
     Args:
         package: Installed package with ``data/summaries_en-us.json``.
-        val, seed: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
+        holdout, seed: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
     """
     dropped = Dropped()
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)

@@ -179,11 +179,10 @@ def _finish(
         for folder, of_part in ids.items():
             if n := int(np.isin(of_part, hashes).sum()):
                 raise ConfigError(f'exclude_ids: {config.exclude_ids} names {n:,} of the samples in '
-                                  f'{out.local / folder}, '
-                                  'which is kept as it is; remove that folder to convert it again')
+                                  f'{out.local / folder}, which is kept as it is; remove that folder to convert it '
+                                  'again')
         said = (f'exclude_ids: {left_out.filtered["named by exclude_ids"]:,} samples are left out, and '
-                f'{config.exclude_ids} '
-                f'names {len(excluded):,}')
+                f'{config.exclude_ids} names {len(excluded):,}')
         if excluded and not left_out.filtered['named by exclude_ids']:
             raise ConfigError(f'{said}; expected ids of samples of this source')
         print(said, flush=True)
