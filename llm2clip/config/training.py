@@ -284,8 +284,7 @@ class Stage2Config(TrainConfig):
         texts = self.trainable_text
         if texts.method is not None and texts.clip is None:
             raise ConfigError(f"trainable_text.clip: required but not set, since trainable_text.method {texts.method} "
-                              f"is "
-                              "about CLIP's text tower beside the LLM")
+                              "is about CLIP's text tower beside the LLM")
         if texts.lora is not None and self.teacher is None:
             raise ConfigError('teacher: required but not set, since trainable_text.lora trains its LLM')
         if texts.lora is not None and not isinstance(self.teacher, str):

@@ -180,8 +180,7 @@ def _of_teachers(
     for teacher in teachers:
         if teacher not in text_embeddings:
             raise ConfigError(f'{key}.streams.{name}.embeddings: there is no embeddings dataset of {teacher!r}, only '
-                              f'of '
-                              f'{", ".join(text_embeddings) or "nobody"}')
+                              f'of {", ".join(text_embeddings) or "nobody"}')
     return {teacher: text_embeddings[teacher] for teacher in teachers or text_embeddings}
 
 
