@@ -19,7 +19,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 
 from llm2clip.config import ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.schema import caption_keys, read_columns
-from llm2clip.data.streams.safe_dataset import Make, SafeDataset
+from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = [
@@ -77,7 +77,7 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
 
 def build_loader(
     streams: Mapping[str, VerifiedStream],
-    make: Make,
+    make: Callable[[SafeDataset, Any, int], dict[str, Any]],
     config: LoaderConfig,
     global_batch_size: int,
     seed: int,
@@ -105,8 +105,7 @@ def build_loader(
         raise ConfigError(f'{key}.streams: name at least one dataset')
     if config.cache_limit is not None:
         for name, stream in streams.items():
-            if None in (stream.remote, *(embeddings.remote for embeddings in getattr(stream, 'embeddings datasets',
-                                                                                     ()))):
+            if None in (stream.remote, *(embeddings.remote for embeddings in getattr(stream, 'text_embeddings', ()))):
                 raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would delete it')
     batch_size = device_batch_size(global_batch_size, 'global_train_batch_size' if train else 'global_eval_batch_size')
     dataset = SafeDataset(

@@ -25,7 +25,7 @@ from llm2clip.config import (
 )
 from llm2clip.data.image_embeddings import paired_stream, stream_mix, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
-from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, embedding_dim
+from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, check_columns, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.data.texts import pairs_of_streams, texts_of_streams
@@ -88,7 +88,7 @@ def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
 def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> DataPlan:
     """Stage 1's streams: pairs of captions, or with `mntp` single texts; `train` as for the loaders."""
     if mntp:
-        return _read_texts(config, key, [[caption_column(caption) for caption in mix]
+        return _read_texts(config, key, [[CAPTION + caption for caption in mix]
                                          for mix in texts_of_streams(config, key)])
     pairs, columns = pairs_of_streams(config, train, key)
     plan = _read_texts(config, key, columns)
@@ -108,7 +108,7 @@ def _read_texts(config: CaptionDataConfig, key: str, columns: Sequence[Optional[
 
     def add_texts(dataset: DatasetPlan, shard: Reader) -> None:
         existing = columns_of(shard)
-        columns = chosen[dataset.name] or [caption_column(caption) for caption in caption_keys(existing)]
+        columns = chosen[dataset.name] or [CAPTION + caption for caption in caption_keys(existing)]
         check_columns(existing, [SAMPLE_ID, *columns], dataset.name)
         dataset.texts = dataset.samples * len(columns)
         raw, _ = shard.file_pairs[0]

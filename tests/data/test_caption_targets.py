@@ -19,9 +19,8 @@ from llm2clip.config import (
     ImageStreamConfig,
     InheritanceDataConfig,
 )
-from llm2clip.data.image_embeddings import build_image_loader, build_target_loader
+from llm2clip.data.image_embeddings import build_image_loader, build_target_loader, stored_vector, vectors_of
 from llm2clip.data.schema import read_samples
-from llm2clip.data.vectors import stored_vector, vectors_of
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings

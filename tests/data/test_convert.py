@@ -12,7 +12,7 @@ from parts import make_samples, picture, write_dataset
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.data.convert import parts
+from llm2clip.data.convert import writer
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, split_holdout
@@ -37,19 +37,15 @@ def test_bytes_and_captions_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_every_sample_is_written_or_counted_by_reason(tmp_path: Path) -> None:
-    files = {'a': b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"></svg>',
-             'b': b'\xef\xbb\xbf <svg viewBox="0 0 1 1"/>', 'c': b'\x00\x00\x00\x18ftypheic\x00', 'd': b'%PDF-1.7',
-             'e': b'<!DOCTYPE html><html><svg >', 'f': b'nothing', 'g': b'<svgs>', 'h': picture(1)[:100]}
+    files = {'c': b'\x00\x00\x00\x18ftypheic\x00', 'f': b'nothing', 'h': picture(1)[:100]}
     samples = [*make_samples(8), *(Sample(name, {'short': 'a', 'long': 'b'}, data) for name, data in files.items()),
                Sample('mute', {'short': ' ', 'long': ''}, picture(1)),
                Sample('half', {'short': ' ', 'long': 'one two three'}, picture(1)),
                Sample('other', {'short': 'a', 'long': ' '}, picture(1))]
     write_dataset(samples, tmp_path / 'out', max_dropped=0.5, require_any_caption=['long'])
     card = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
-    advice = 'is not supported; convert it to PNG or JPEG'
-    assert card['dropped_ids'] == {
-        f'SVG {advice}': ['a', 'b'], f'HEIC {advice}': ['c'], f'PDF {advice}': ['d'], f'HTML {advice}': ['e'],
-        'undecodable image': ['f', 'g', 'h'], 'no caption': ['mute']}
+    assert card['dropped_ids'] == {'HEIC is not supported; convert it to PNG or JPEG': ['c'],
+                                   'undecodable image': ['f', 'h'], 'no caption': ['mute']}
     assert card['samples'] == {'train': 9} and card['filtered'] == {'no caption long': 1}
     assert card['read'] == len(samples) == 10 + sum(card['dropped'].values())
     assert card['captions']['train']['short'] == {'captions': 8, 'absent': 1, 'words_p5': 3, 'words_p50': 3,
@@ -242,9 +238,9 @@ def test_captions_that_change_between_two_calls_are_refused(
         run_recipe(monkeypatch, 'prepare_data', 'source.name=caption_csv', f'source.captions={captions_file}',
                    f'source.holdout={holdout}', f'out={tmp_path}/{out}')
 
-    write = parts._write_part
+    write = writer._write_part
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(parts, '_write_part', lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
+        patch.setattr(writer, '_write_part', lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
         prepare('stopped')
     prepare('whole')
     prepare('whole')

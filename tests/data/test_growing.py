@@ -14,9 +14,8 @@ from parts import make_samples, write_text_embeddings
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, WriterConfig
-from llm2clip.data.convert.parts import excluded_ids
 from llm2clip.data.convert.samples import Dropped, Part, Sample
-from llm2clip.data.convert.writer import write_splits
+from llm2clip.data.convert.writer import excluded_ids, write_splits
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import dataset_fingerprint, first_shards, read_index, read_samples

@@ -16,16 +16,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast
 
+from llm2clip.data.image_embeddings import pixels_needed, seeded, train_transform
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.data.images import (
-    MAX_PIXELS,
-    crop_image,
-    decode_image,
-    decode_pixels,
-    pixels_needed,
-    seeded,
-    train_transform,
-)
+from llm2clip.data.images import MAX_PIXELS, crop_image, decode_image, decode_pixels
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.4, 0.5)
 TO_FLOATS = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])

@@ -47,9 +47,9 @@ def _arguments(name: str, folder: Path) -> dict[str, Any]:
         (folder / 'summaries/__init__.py').touch()
         articles = {f't{i}': {'description': f'd{i}', 'extract': f'The article of {i}.'} for i in range(4)}
         (folder / 'summaries/data/summaries_en-us.json').write_text(json.dumps(articles))
-        return {'package': 'summaries', 'val': 1}
+        return {'package': 'summaries', 'holdout': 1}
     return {'caption_csv': {'captions': str(csv)}, 'emoji': {}, 'plain_text': {'files': str(csv), 'min_characters': 9},
-            'image_folder': {'images': str(folder), 'captions': str(csv), 'val': 1},
+            'image_folder': {'images': str(folder), 'captions': str(csv), 'holdout': 1},
             'table': {'files': str(csv), 'captions': {'en': 'caption'}}}[name]
 
 

@@ -17,9 +17,8 @@ from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
-from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.image_embeddings import build_image_loader, vectors_of
 from llm2clip.data.schema import read_index, read_samples
-from llm2clip.data.vectors import vectors_of
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import teacher_of_embeddings
 from llm2clip.teacher.folder import load_teacher

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image dataset and embeddings datasets of embeddings, MDS datasets of the same samples read as one stream."""
+"""An image dataset and embeddings datasets of the same samples, read as one stream."""
 
 import functools
 import itertools
@@ -44,7 +44,7 @@ class PairedRow(Mapping[str, Any]):
     Vectors are tensors that share the sample's memory, scales are tensors without dimension.
 
     Attributes:
-        embeddings datasets: The sample's rows of the embeddings datasets, in their order.
+        text_embeddings: The sample's rows of the embeddings datasets, in their order.
     """
 
     def __init__(self, reader: Reader, idx: int, text_embeddings: Sequence[Reader] = ()) -> None:
@@ -111,7 +111,7 @@ class PairedStream(VerifiedStream):
 
     Args:
         local: Folder or cache of the image dataset, or of the first embeddings dataset.
-        embeddings datasets: Folders or caches of the (other) embeddings datasets, and where they come from (or None).
+        text_embeddings: Folders or caches of the (other) embeddings datasets, and where they come from (or None).
         remote: Where the first dataset comes from.
         columns: Columns that the first dataset must have besides ids; it is an embeddings dataset if they are all
             embeddings.
