@@ -52,8 +52,7 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
         caption_column: Column with the text; in JSON it may also be a list of texts.
 
     Raises:
-        ConfigError: The file is missing, has no caption, or lacks a column.
-        FileError: It cannot be read, or a row is cut off or not of this form; the message names file and line.
+        ConfigError, FileError: The file is missing or damaged, has no caption, or lacks a column.
     """
     if not Path(captions).is_file():
         raise ConfigError(f'source.captions: there is no file {Path(captions).absolute()}')
@@ -102,8 +101,7 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
     """The columns of a CSV file, or of one whose name ends with ``.tsv``, and its rows, each with ``<path>:<line>``.
 
     Raises:
-        FileError: It is no text in UTF-8, a quote is not closed, a row has more or fewer values than the header, or two
-            columns have one name; the message names file and line.
+        FileError: It is no such table; the message names file and line.
     """
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
@@ -215,7 +213,7 @@ def read_splits(path: str, split_files: Optional[Mapping[str, str]] = None) -> d
         split_files: For a file without splits: split -> file with one image per line.
 
     Raises:
-        ConfigError: A field or a list of `split_files` is missing, or the file that they are for has splits of its own.
+        ConfigError: A field or a list of `split_files` is missing, or the file that they are for has splits.
         FileError: A file cannot be read, or a list names an image without captions or one that is listed already.
     """
     images: Optional[_Images] = None

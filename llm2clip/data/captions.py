@@ -38,14 +38,8 @@ def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, s
 
     A sample that has fewer gives each of them once before it gives one again.  The first does not depend on n.
 
-    Args:
-        sample: Of an image or caption dataset.
-        mix: Caption key -> weight, above 0.
-        n: How many.
-        seed: Decides which.
-
     Raises:
-        ValueError: It has none of them.
+        ValueError: The sample has none of them.
     """
     texts = _captions_of(sample, mix)
     if not texts:

@@ -125,11 +125,7 @@ def split_columns(batch: dict[str, Any], microbatch_size: int) -> list[dict[str,
 
 
 def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]:
-    """Caption key -> weight of a stream, those that are never drawn left out; without a mix, all equally often.
-
-    Raises:
-        ConfigError: Nothing is drawn.
-    """
+    """Caption key -> weight of a stream, those that are never drawn left out; without a mix, all equally often."""
     caption_weights, where = config.caption_weights, key
     if (own := config.streams[name].caption_weights) is not None:
         caption_weights, where = own, f'{key}.streams.{name}'
@@ -155,9 +151,7 @@ def paired_stream(
         in_loop: Read no embeddings dataset.
 
     Raises:
-        ConfigError: The dataset or its embeddings dataset is missing, or which embeddings dataset is meant is not
-            clear.
-        ValueError: A caption has no column or no embedding.
+        ConfigError, ValueError: A dataset is missing, or lacks a caption, or it is not clear which is meant.
     """
     arguments = stream_arguments(name, stream, key)
     text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, teachers, name, key)
@@ -230,11 +224,7 @@ def build_target_loader(
 
 
 def target_streams(config: InheritanceDataConfig, key: str) -> dict[str, ImageStreamConfig]:
-    """The streams of `config` as they are read: each begins with the targets, beside which lie the teachers' vectors.
-
-    Raises:
-        ConfigError: An embeddings dataset is not named, or it is not clear which is meant.
-    """
+    """The streams of `config` as they are read: each begins with the targets beside the teachers' vectors."""
     result = {}
     for name, stream in config.streams.items():
         target = _of_teachers(stream.embeddings, [config.target], name, key)[config.target]
@@ -250,8 +240,7 @@ def target_stream(
     """One of `target_streams`, its columns checked, and what is drawn from it: caption key -> weight.
 
     Raises:
-        ConfigError: The targets are missing, or nothing is drawn.
-        ValueError: A caption has no vector in an embeddings dataset.
+        ConfigError, ValueError: The targets are missing, or a caption has no vector in an embeddings dataset.
     """
     configured = config.caption_weights if stream.caption_weights is None else stream.caption_weights
     if not configured and stream.remote is not None:

@@ -50,10 +50,6 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
     The image is turned upright by its EXIF orientation, transparent parts lie on white, 16-bit greys are scaled to 8
     bits, and of an animation the first frame counts.
 
-    Args:
-        data: In a format that `open_image` reads.
-        sample_id: For messages.
-
     Raises:
         ValueError: The bytes are not an image that can be decoded, a part of it is missing, or it has more than
             `MAX_PIXELS`; names the sample.
@@ -77,8 +73,7 @@ def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -
     """`decode_image` as ``(3, H, W)`` uint8, with the same errors.
 
     Args:
-        data: As for `decode_image`.
-        sample_id: For messages.
+        data, sample_id: As for `decode_image`.
         at_least: If the shortest side is at least twice that, a JPEG comes back at 1/2, 1/4 or 1/8 of its size, not
             smaller than that, which libjpeg does in the DCT domain.  Leave out for the full size.
     """

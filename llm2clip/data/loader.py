@@ -37,11 +37,7 @@ def streaming_dataset(data: DataSpec) -> StreamingDataset:
 
 
 def device_batch_size(global_batch_size: int, key: str) -> int:
-    """This rank's share of a global batch.
-
-    Raises:
-        ConfigError: The ranks cannot share it evenly.
-    """
+    """This rank's share of a global batch; a ConfigError if the ranks cannot share it evenly."""
     world = dist.get_world_size()
     if global_batch_size % world:
         raise ConfigError(f'{key}: {global_batch_size} is not divisible by the number of ranks, {world}')
@@ -49,11 +45,7 @@ def device_batch_size(global_batch_size: int, key: str) -> int:
 
 
 def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any]:
-    """Keyword arguments of a Stream; checks that a dataset without remote is there.
-
-    Raises:
-        ConfigError: The dataset is missing.
-    """
+    """Keyword arguments of a Stream; a ConfigError if a dataset without remote is missing."""
     if stream.remote is None and not Path(stream.local, 'index.json').is_file():
         raise ConfigError(f'{key}.streams.{name}.local: there is no MDS dataset in {stream.local}')
     weights = {k: v for k in ('proportion', 'repeat') if (v := getattr(stream, k)) is not None}

@@ -18,8 +18,9 @@ from typing import Any, Optional, Union
 import numpy as np
 import xxhash
 from streaming.base.format import reader_from_json
-from streaming.base.format.base.reader import FileInfo
+from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.format.mds.encodings import is_mds_encoding, is_mds_encoding_safe
+from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash, is_hash
 
 from llm2clip.files import FileError, parse_json, read_text, reading
@@ -27,7 +28,7 @@ from llm2clip.folders import stays_inside
 
 __all__ = [
     'CAPTION', 'EMBEDDING', 'EMBEDDING_SCALE', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'TEACHER_FILE', 'caption_keys',
-    'check_columns', 'check_shard', 'dataset_fingerprint', 'embedding_dim', 'file_damage', 'first_shards',
+    'check_shard', 'columns_of', 'dataset_fingerprint', 'embedding_dim', 'file_damage', 'first_shards',
     'parse_index', 'read_columns', 'read_index', 'read_samples', 'vector_columns', 'vector_rows', 'whole_shard',
 ]
 
@@ -46,9 +47,17 @@ _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_S
           EMBEDDING: ('ndarray:float16:', 'ndarray:int8:')}
 
 
-def embedding_dim(columns: dict[str, str]) -> int:
-    """Width of the vectors of an embeddings dataset with these columns."""
-    return next(int(kind.rsplit(':', 1)[1]) for name, kind in columns.items() if name.startswith(EMBEDDING))
+def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
+    """Column name -> MDS type of one shard; errors about those that are `required` as for `read_columns`."""
+    assert isinstance(reader, MDSReader)
+    columns = dict(zip(reader.column_names, reader.column_encodings))
+    _check_columns(columns, required, where)
+    return columns
+
+
+def embedding_dim(reader: Reader) -> int:
+    """Width of the vectors of an embeddings dataset, from one of its shards."""
+    return next(int(kind.rsplit(':', 1)[1]) for name, kind in columns_of(reader).items() if name.startswith(EMBEDDING))
 
 
 def caption_keys(columns: Iterable[str]) -> list[str]:
@@ -71,10 +80,6 @@ def read_index(folder: Union[str, Path]) -> dict[str, Any]:
 
 def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, Any]:
     """The index of an MDS dataset, all of whose shards have the same columns and one file each.
-
-    Args:
-        data: Content of its file.
-        where: The file, for messages.
 
     Raises:
         FileError: It is damaged, of another version or format, without shards, or names files outside of its folder.
@@ -162,15 +167,18 @@ def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
 
 
 def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict[str, str]:
-    """Column name -> MDS type of the dataset in `folder`, as `check_columns` checks them."""
+    """Column name -> MDS type of the dataset in `folder`.
+
+    Raises:
+        ValueError: One of the `required` columns is missing, or has another type than its name stands for.
+    """
     shard = read_index(folder)['shards'][0]
     columns = dict(zip(shard['column_names'], shard['column_encodings']))
-    check_columns(columns, required, folder)
+    _check_columns(columns, required, folder)
     return columns
 
 
-def check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
-    """Raise a ValueError unless every required column is there with the type that its name stands for."""
+def _check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
     for name in required:
         if name not in columns:
             raise ValueError(f'{where}: column {name!r} is missing; the dataset has {", ".join(sorted(columns))}')

@@ -187,11 +187,7 @@ def build_masked_text_loader(
 
 
 def texts_of_streams(config: CaptionDataConfig, key: str) -> list[dict[str, float]]:
-    """Caption key -> weight of each stream.
-
-    Raises:
-        ConfigError: One has none.
-    """
+    """Caption key -> weight of each stream; a ConfigError if one has none."""
     texts = []
     for name, stream in config.streams.items():
         chosen = config.texts if stream.texts is None else stream.texts
@@ -216,11 +212,6 @@ def _mask_tokens(
     for position in (np.flatnonzero(masked) + start).tolist():
         labels[position], tokens[position] = tokens[position], mask_id
     return tokens, labels
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches of either
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _build_text_loader(

@@ -25,8 +25,8 @@ from llm2clip.config import (
 )
 from llm2clip.data.image_embeddings import paired_stream, stream_mix, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
-from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, check_columns, embedding_dim
-from llm2clip.data.streams.paired_stream import PairedReader, columns_of
+from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, columns_of, embedding_dim
+from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.data.texts import pairs_of_streams, texts_of_streams
 from llm2clip.teacher.fingerprint import common_teacher
@@ -107,9 +107,8 @@ def _read_texts(config: CaptionDataConfig, key: str, columns: Sequence[Optional[
     chosen = dict(zip(config.streams, columns))
 
     def add_texts(dataset: DatasetPlan, shard: Reader) -> None:
-        existing = columns_of(shard)
-        columns = chosen[dataset.name] or [CAPTION + caption for caption in caption_keys(existing)]
-        check_columns(existing, [SAMPLE_ID, *columns], dataset.name)
+        columns = chosen[dataset.name] or [CAPTION + caption for caption in caption_keys(columns_of(shard))]
+        columns_of(shard, [SAMPLE_ID, *columns], dataset.name)
         dataset.texts = dataset.samples * len(columns)
         raw, _ = shard.file_pairs[0]
         if Path(shard.dirname, shard.split or '', raw.basename).is_file():
@@ -149,7 +148,7 @@ def _read(
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
         shard = opened[0][1]
         if isinstance(config, InheritanceDataConfig) and isinstance(shard, PairedReader):
-            plan.embed_dim = embedding_dim(columns_of(shard.images))
+            plan.embed_dim = embedding_dim(shard.images)
     Stream.apply_weights([stream for stream, _ in opened], np.array([dataset.samples for dataset in plan.datasets]),
                          int(config.epoch_size) if config.epoch_size else None, config.shuffle_seed)
     for dataset, (stream, _) in zip(plan.datasets, opened):

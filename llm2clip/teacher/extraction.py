@@ -28,15 +28,14 @@ from llm2clip.data.schema import (
     SAMPLE_ID,
     TEACHER_FILE,
     caption_keys,
-    check_columns,
     check_shard,
+    columns_of,
     dataset_fingerprint,
     first_shards,
     read_index,
     vector_columns,
     vector_rows,
 )
-from llm2clip.data.streams.paired_stream import columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.engine import Engine, Work
 from llm2clip.files import read_json, writing
@@ -82,9 +81,7 @@ class _Files:
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
-        columns = columns_of(self.shards[0])
-        check_columns(columns, [SAMPLE_ID], local)
-        self.keys = caption_keys(columns)
+        self.keys = caption_keys(columns_of(self.shards[0], [SAMPLE_ID], local))
         if not self.keys:
             raise ValueError(f'the dataset in {local} has no caption columns')
 

@@ -40,12 +40,9 @@ def image_folder(
         image_column: Column with the image's path inside `images`, which it cannot leave.
         caption_column: Column with the text.
         split: Name of the split.
-        holdout: Share between 0 and 1 of the images that go into the split ``val``, or how many, chosen by the hash
-            of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of images.
-        seed: Which ones.
-
-    Raises:
-        ConfigError: Folder, file or column is missing, or one of the two splits would be empty.
+        holdout, seed: Share between 0 and 1 of the images that go into the split ``val``, or how many, chosen by the
+            hash of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of
+            images.
     """
     check_folder(images)
     texts = read_captions(captions, image_column, caption_column)
@@ -79,10 +76,6 @@ def flickr8k(
         split: Without any splits, the name of the one that is written; unset, the one of ``train``, ``val`` and
             ``test`` that is in the file's name, or ``train``.
         holdout, seed: Without any splits, as for `image_folder`.
-
-    Raises:
-        ConfigError: Something is missing, an argument does not go with the file, or a split would be empty.
-        FileError: A file is damaged; an image occurs twice; a list names an image without captions.
     """
     if split_files is None:
         split_files = official_lists(annotations)
@@ -105,7 +98,7 @@ def flickr30k(
         annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, ``flickr_annotations_30k.csv`` of
             nlphuji/flickr30k, ``flickr30k_train.json`` of BLIP, or ``results_20130124.token``; the last two have no
             splits.
-        splits, split, holdout, seed: As for `flickr8k`, and so are the errors.
+        splits, split, holdout, seed: As for `flickr8k`.
     """
     return _published(images, annotations, splits, split, holdout, seed)
 
@@ -123,7 +116,7 @@ def coco(
             are neither in ``val`` nor in ``test``, becomes a part of ``train``, as is usual; or a file without splits:
             COCO's own, or ``coco_karpathy_train.json`` of BLIP.
         splits: Which of the published splits are written; unset, all.
-        split, holdout, seed: As for `flickr8k`, and so are the errors.
+        split, holdout, seed: As for `flickr8k`.
     """
     return _published(images, annotations, splits, split, holdout, seed, part_of={'restval': 'train'})
 

@@ -69,14 +69,8 @@ def webdataset(
             share it.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
             JSON or a column of the tables.
-        holdout: Share of the samples that go into the split ``val``, chosen by the hash of their id.  Each split
+        holdout, seed: Share of the samples that go into the split ``val``, chosen by the hash of their id.  Each split
             reads the tars.
-        seed: Which ones.
-
-    Raises:
-        ConfigError: No tar or table matches, an argument of the tables is missing, or they lack a column.
-        FileError: A tar is damaged, cut off or holds links or paths that lead out of it, a sample lacks a field, or a
-            table cannot be read.
     """
     splits, paths, selection = holdout_splits(split, holdout), matching_files(files), \
         Selection(filters, sample, sample_seed)
@@ -131,11 +125,6 @@ def webdataset(
                    for path in paths] for name, of_holdout in splits.items()}, Dropped()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Captions in tables
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class CaptionTables(NamedTuple):
     """The rows of tables by their keys, which any number of processes may read at once."""
 
@@ -164,20 +153,8 @@ def _connected(path: str, process: int) -> Any:
 def open_tables(
     folder: str, tables: Union[str, Sequence[str]], key: str, captions: Sequence[str], others: Sequence[str] = ()
 ) -> CaptionTables:
-    """The rows of some tables by their keys, from a DuckDB file that one of the processes that ask for it writes.
-
-    Args:
-        folder: Where the file is or will be.
-        tables: Paths or patterns, as for `webdataset`.
-        key: Column of the keys, texts or whole numbers.
-        captions: Columns of texts, as far as the tables have them.
-        others: Other columns, likewise.
-
-    Raises:
-        ConfigError: No table matches, one lacks the key or a column that another one has, none has captions, no row has
-            a key, or the folder has a file of other tables.
-        FileError: A table cannot be read; the message names it and, in a CSV file, the line.
-    """
+    """The rows of some tables by their `key`, from a DuckDB file in `folder` that one of the processes that ask for it
+    writes; `captions` are columns of texts and `others` of any type, as far as the tables have them."""
     paths = matching_files(tables, 'source.tables')
     schemas = {path: read_schema(path) for path in paths}
     first = schemas[paths[0]].names

@@ -106,13 +106,12 @@ def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str
 
     Args:
         images: All ids, each once.
-        holdout: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the split
-            ``val``; or split -> number of its images.
-        seed: Which ones.
+        holdout, seed: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the
+            split ``val``; or split -> number of its images.
         split: Name of the other split.
 
     Raises:
-        ConfigError: `holdout` is none of these, a split would be empty, or two would have one name.
+        ConfigError: A split would be empty, or two would have one name.
     """
     images = list(images)
     counts = holdout if isinstance(holdout, dict) else {_VAL: holdout} if holdout else {}

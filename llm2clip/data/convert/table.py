@@ -162,14 +162,9 @@ def table(
         images: Folder that paths are relative to, and that they cannot leave.  Without one, they may lead anywhere.
         id_column: Column of the samples' ids, texts or whole numbers; by default ``<file>:<row>``.
         split: Name of the split.
-        holdout: Share of the images that go into the split ``val``, chosen by the hash of their path or bytes, so
+        holdout, seed: Share of the images that go into the split ``val``, chosen by the hash of their path or bytes, so
             that all rows of an image are on one side; without images, by that of the id.
-        seed: Which ones.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them.
-
-    Raises:
-        ConfigError: No table matches, or one lacks a column.
-        FileError: A table cannot be read, or a value is not what it should be.
     """
     splits, paths = holdout_splits(split, holdout), matching_files(files)
     if images is not None:
@@ -220,10 +215,6 @@ def huggingface(
         config: Which of the dataset's configurations, where it has several.
         split: Which of its splits; it keeps its name.
         id_column: Column of the samples' ids; by default ``<split>:<row>``.
-
-    Raises:
-        ConfigError: The library is not installed, or there is no such split or column.
-        FileError: There is no such dataset, or it cannot be read.
     """
     splits, selection = holdout_splits(split, holdout), Selection(filters, sample, sample_seed)
     try:

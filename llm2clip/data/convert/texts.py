@@ -39,10 +39,7 @@ def text_pairs(
     Args:
         files: Paths or patterns of JSONL files; a sample's id is ``<file name>:<line>``.
         holdout: Share of the lines held out, chosen by the hash of their id.
-        by_file: Every file becomes a split of its own, called after it: ``fever`` for ``fever.jsonl``.
-
-    Raises:
-        ConfigError, FileError: No file matches, two splits would have one name, or a line is not a pair.
+        by_file: Every file becomes a split, called after it: ``fever`` for ``fever.jsonl``.
     """
     paths = matching_files(files)
     if by_file and holdout:

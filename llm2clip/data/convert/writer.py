@@ -35,7 +35,7 @@ from llm2clip.files import FileError, read_json, reading
 from llm2clip.folders import atomic_folder, locked
 from llm2clip.remotes import OutputFolder
 
-__all__ = ['CARD_FILE', 'is_written', 'write_splits']
+__all__ = ['is_written', 'write_splits']
 
 CARD_FILE = 'dataset.json'
 """Written last: a folder that has it is complete."""
@@ -81,18 +81,16 @@ def write_splits(
         config: How to write.
         about: Facts about the source for the card; a folder with samples of another source is refused.
         extend: It may have parts of a source with fewer ``files``, which then come first, in the order of the index.
-        engine: By which the parts are written; unset, by the processes of this machine that `config` says.
+        engine: Unset, the processes of this machine that `config` says.
 
     Returns:
         Split -> samples written; None if other machines are not done.
 
     Raises:
-        ConfigError: The folder holds something else, or was written with another configuration; or the configuration
-            does not fit the samples.
-        FileError: A part that is there already is damaged, or a text cannot be written.
-        FileNotFoundError: A part was written on a machine that does not share `out`, which has no remote.
-        ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
-            left out than `max_dropped` allows.
+        ConfigError: The folder holds something else, or the configuration is another one or does not fit the samples.
+        FileError, FileNotFoundError: A part is damaged or missing, or a text cannot be written.
+        ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or too many samples were
+            left out.
     """
     out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
     options = _deciding_options(about or {}, config)
@@ -119,7 +117,7 @@ def write_splits(
             names[jobs[-1].folder] += 1
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f'two input files would be written to {twice[0]}; give them different names')
-    # A part of every other machine, so that other options are refused before the work.
+    # A part of every other machine, whose other options are refused before the work.
     for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
         _read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
