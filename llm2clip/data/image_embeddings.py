@@ -7,7 +7,7 @@ of CLIP's own text tower for inheritance."""
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from llm2clip.data.streams.safe_dataset import SafeDataset
 
 __all__ = [
     'build_image_loader', 'build_target_loader', 'concatenate', 'float_vectors', 'paired_stream', 'split_columns',
-    'stream_mix', 'target_stream', 'target_streams',
+    'target_stream', 'target_streams',
 ]
 
 
@@ -62,8 +62,8 @@ def build_image_loader(
     """
     mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
-    streams = {name: paired_stream(name, stream, config.teachers, list(mix) if train else keys, key, in_loop)
-               for (name, stream), mix in zip(config.streams.items(), mixes)}
+    streams = {name: paired_stream(name, stream, config, key, in_loop, None if train else keys)
+               for name, stream in config.streams.items()}
     transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale,
                                 config.horizontal_flip)
     needed = pixels_needed(image_size, config.crop_scale[0])
@@ -138,23 +138,25 @@ def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]
 
 
 def paired_stream(
-    name: str, stream: ImageStreamConfig, teachers: Sequence[str], keys: Sequence[str], key: str, in_loop: bool = False,
+    name: str, stream: ImageStreamConfig, config: ImageDataConfig, key: str, in_loop: bool = False,
+    keys: Optional[Sequence[str]] = None,
 ) -> PairedStream:
     """The stream of one dataset in ``key.streams``, its columns checked.
 
     Args:
         name: Of the dataset.
         stream: Where it and its embeddings datasets are.
-        teachers: Whose embeddings datasets to read; none, that of the only one.
-        keys: Captions that must have embeddings.
-        key: Where the configuration of the data stands.
+        config: Which captions are drawn, and whose embeddings are read; without teachers, those of the only one.
+        key: Where `config` stands in the configuration.
         in_loop: Read no embeddings dataset.
+        keys: Captions that must have embeddings; unset, those that are drawn.
 
     Raises:
         ConfigError, ValueError: A dataset is missing, or lacks a caption, or it is not clear which is meant.
     """
     arguments = stream_arguments(name, stream, key)
-    text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, teachers, name, key)
+    text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, config.teachers, name, key)
+    keys = list(stream_mix(config, name, key)) if keys is None else keys
     return _checked_stream(arguments, text_embeddings, [IMAGE, *(CAPTION + key for key in keys)], keys)
 
 

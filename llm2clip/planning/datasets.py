@@ -23,7 +23,7 @@ from llm2clip.config import (
     ImageDataConfig,
     InheritanceDataConfig,
 )
-from llm2clip.data.image_embeddings import paired_stream, stream_mix, target_stream, target_streams
+from llm2clip.data.image_embeddings import paired_stream, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, columns_of, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader
@@ -72,8 +72,8 @@ def collected(problems: list[str], where: str = '') -> Iterator[None]:
 
 def plan_images(config: ImageDataConfig, key: str, in_loop: bool) -> DataPlan:
     """Stage 2's streams; `text_encoder_in_loop`, without the teachers' vectors."""
-    return _read(config.streams, config, key, lambda name, stream: paired_stream(
-        name, stream, config.teachers, list(stream_mix(config, name, key)), key, in_loop))
+    return _read(config.streams, config, key,
+                 lambda name, stream: paired_stream(name, stream, config, key, in_loop))
 
 
 def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
