@@ -77,7 +77,6 @@ CAPTION_FILES: list[tuple[str, Union[str, bytes], str]] = [
     ('c.csv', f'{HEADER}a.png,x,y\n', r'c\.csv:2: has 3 values, expected 2, one per column of image, caption'),
     ('c.csv', HEADER.encode() + b'a.png,x\na.png,caf\xe9\n', r'c\.csv:3: has the byte 0xe9, expected a text in UTF-8'),
     ('c.csv', f'{HEADER}a.png,x\0y\n', r'c\.csv:2: has a NUL character'),
-    ('c.csv', '', r'c\.csv has no rows'),
     ('c.csv', 'image;caption\na.png;x\n', r"c\.csv:2 has no 'image'; it has image;caption"),
     ('c.jsonl', '{"image": "a.png", "caption": "x"}\n[1]\n', r"c\.jsonl:2: expected an object with 'image', found"),
     ('c.json', '[{"image": "a.png", "caption": 3}]', r"c\.json, value 0: 'caption' is '3', expected a text"),
@@ -212,14 +211,12 @@ MEMBERS = [member for i in range(3) for member in ((f'{i}.jpg', picture(i)), (f'
 TAR, ZIPPED = _tar(MEMBERS), _tar(MEMBERS, 'w:gz')
 TARS: list[tuple[str, bytes, Optional[str], str]] = [
     ('list', _one(b'[1]'), None, r"t\.tar: sample '0': holds '\[1\]', expected JSON, an object"),
-    ('number', _one(b'{"c": 3}'), None, r"sample '0': 'c' is '3', expected a text"),
     ('txt', _tar([('0.jpg', picture(0)), ('0.txt', b'\xe9')]), None, r"sample '0': txt: cannot be read .*UTF-8"),
     ('parent', _tar([('../0.jpg', picture(0))]), None, r"t\.tar: the path '\.\./0\.jpg' leads out of the tar"),
     ('symlink', _tar([*MEMBERS[:2], _special(tarfile.SYMTYPE, '/etc/hostname')]), None,
      r"t\.tar: '1\.jpg' is a link or a d"),
     ('hard link', _tar([*MEMBERS[:2], _special(tarfile.LNKTYPE, '0.jpg')]), None, r"'1\.jpg' is a link or a device"),
     ('cut in a header', TAR[:1200], None, r't\.tar: is cut off, .* at byte 1,024, expected a whole tar'),
-    ('cut between files', TAR[:2048], None, r't\.tar: is cut off, .* at byte 2,048, expected a whole tar'),
     ('cut in a file', TAR[:2600], None, r't\.tar: cannot be read .unexpected end.*, expected a whole tar'),
     ('damaged header', TAR[:2048] + b'\xff\xff' + TAR[2050:], None, r't\.tar: .* no header of a file, at byte 2,048'),
     ('two in one', TAR + TAR, None, r't\.tar: .*, expected a whole tar, with nothing but zeros at its end'),

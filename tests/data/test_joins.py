@@ -223,7 +223,7 @@ DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
     ('x', b'', {'image_key': None}, r'source\.image_key: required for captions in tables')]
 
 
-@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], DAMAGE, ids=[f'{i}' for i in range(len(DAMAGE))])
+@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], DAMAGE)
 def test_what_cannot_be_joined_is_named(
     file: str, content: bytes, arguments: dict[str, Any], words: str, tars: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch

@@ -181,8 +181,7 @@ WRONG: list[tuple[str, str, Arguments, str]] = [
 ]
 
 
-@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], WRONG,
-                         ids=[f'{i}-{case[0]}' for i, case in enumerate(WRONG)])
+@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], WRONG)
 def test_what_is_wrong_is_said(
     file: str, content: str, arguments: Arguments, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
