@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Real S3 and SFTP servers on loopback, and a proxy in front of them that misbehaves."""
+"""A real S3 server on loopback, and a proxy in front of it that misbehaves."""
 
 import itertools
 import os
@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import boto3
-import paramiko
 
 S3_KEY, S3_SECRET = 'key', 'not-a-real-secret'
 
@@ -35,11 +34,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def rclone(protocol: str, folder: Path, *options: str) -> Iterator[int]:
-    """Serve a folder; yields the port."""
+def s3_server(folder: Path) -> Iterator[int]:
+    """Serve a folder, whose folders are buckets, over S3; yields the port."""
     port = free_port()
-    program = Path(sys.executable).with_name('rclone')
-    command = [str(program), 'serve', protocol, str(folder), '--addr', f'127.0.0.1:{port}', *options]
+    command = [str(Path(sys.executable).with_name('rclone')), 'serve', 's3', str(folder), '--addr', f'127.0.0.1:{port}',
+               '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style']
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(200):
@@ -53,13 +52,6 @@ def rclone(protocol: str, folder: Path, *options: str) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def s3_server(folder: Path) -> Iterator[int]:
-    """Serve a folder, whose folders are buckets, over S3; yields the port."""
-    with rclone('s3', folder, '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style') as port:
-        yield port
 
 
 def s3_remove(port: int, bucket: str, prefix: str) -> None:
@@ -76,18 +68,6 @@ def s3_environment(port: int) -> dict[str, str]:
             'AWS_SECRET_ACCESS_KEY': S3_SECRET, 'AWS_DEFAULT_REGION': 'us-east-1',
             # rclone knows the checksums of old clients only.
             'AWS_RESPONSE_CHECKSUM_VALIDATION': 'when_required', 'AWS_REQUEST_CHECKSUM_CALCULATION': 'when_required'}
-
-
-@contextmanager
-def sftp_server(folder: Path, home: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Serve a folder over SFTP; yields the port and the environment that lets Streaming in."""
-    user_key, host_key = (paramiko.RSAKey.generate(2048) for _ in range(2))
-    user_key.write_private_key_file(str(home / 'user'))
-    host_key.write_private_key_file(str(home / 'host'))
-    (home / 'authorized').write_text(f'ssh-rsa {user_key.get_base64()} user\n')
-    with rclone('sftp', folder, '--key', str(home / 'host'), '--authorized-keys', str(home / 'authorized')) as port:
-        yield port, {'COMPOSER_SFTP_KEY_FILE': str(home / 'user'), 'host_key': f'ssh-rsa {host_key.get_base64()}',
-                     'COMPOSER_SFTP_KNOWN_HOSTS_FILE': str(home / 'known_hosts')}
 
 
 class FaultyProxy:

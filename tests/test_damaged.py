@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from composer.devices import DeviceCPU
-from damage import BYTES, JSON, WEIGHTS, Damage, cut, edited, gone, once_each, refused, spoilt, weights, written
+from damage import BYTES, JSON, WEIGHTS, Damage, cut, edited, once_each, refused, spoilt, weights, written
 from official_parts import HALF, eva_state, save_eva
 from parts import text_encoder_from_config
 from safetensors.torch import save_file
@@ -99,9 +99,9 @@ def _initial(folder: Path) -> Any:
 WAYS = {'evaluate': _evaluate, 'search': _search, 'plain': _plain, 'remote': _remote}
 
 
-@pytest.mark.parametrize('way', WAYS)
-def test_a_whole_export_is_taken(way: str, export: Path) -> None:
-    torch.testing.assert_close(WAYS[way](export), _plain(export))
+def test_a_whole_export_is_taken(export: Path) -> None:
+    for way in WAYS.values():
+        torch.testing.assert_close(way(export), _plain(export))
 
 
 @pytest.mark.parametrize(('way', 'damage'), once_each([*WAYS, 'initial'], WEIGHTS))
@@ -118,9 +118,8 @@ def _flip_last_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize('way', ['plain', 'remote'])
-def test_an_export_that_was_trained_further_is_saved_and_loaded(way: str, export: Path, tmp_path: Path) -> None:
-    load = {'plain': AutoModel, 'remote': modeling_llm2clip.LLM2CLIPModel}[way].from_pretrained
+def test_an_export_that_was_trained_further_is_saved_and_loaded(export: Path, tmp_path: Path) -> None:
+    load = modeling_llm2clip.LLM2CLIPModel.from_pretrained
     model = load(export)
     with torch.no_grad():
         model.model.logit_scale += 1
@@ -169,11 +168,8 @@ def test_values_out_of_range(export: Path) -> None:
 ADAPTER = b'{"base_model_name_or_path": "other", "peft_type": "LORA"}'
 FIELDS: dict[str, tuple[str, Damage, str]] = {
     'another pooling': ('teacher/text_encoder.json', edited(pooling='last'), "pooling is 'last', expected 'mean'"),
-    'a text for a switch': ('teacher/text_encoder.json', edited(bidirectional='no'), "'no', expected bool"),
     'a key too few': ('teacher/text_encoder.json', edited(dtype=...), 'not so: dtype'),
-    'no teacher recorded': ('config.json', edited(teacher=...), 'teacher'),
     'several teachers': ('config.json', edited(teacher={'concatenated': [{}, {}]}), 'teachers'),
-    'no model': ('config.json', edited(model=...), ''),
     'another width': ('config.json', edited(llm_embed_dim=48), ''),
     'an adapter beside it': ('adapter_config.json', written(ADAPTER), ''),
     'an adapter of the teacher': ('teacher/adapter_config.json', written(ADAPTER), 'teacher'),
@@ -237,7 +233,6 @@ RUN_FILES: dict[str, tuple[str, str, Damage]] = {
     **{f'checkpoint, {name}': ('checkpoints/latest-rank0.pt', 'latest', damage) for name, damage in BYTES.items()},
     'checkpoint, nan': ('checkpoints/latest-rank0.pt', 'latest', _with_nan),
     'checkpoint, flipped': ('checkpoints/latest-rank0.pt', 'latest', _flipped),
-    'checkpoint, a list': ('checkpoints/latest-rank0.pt', 'latest', lambda path: torch.save([1], path)),
     'checkpoint, no weights': ('checkpoints/latest-rank0.pt', 'latest',
                                lambda path: torch.save({'state': {'model': 7}}, path)),
     'teacher.json': ('teacher.json', 'latest', edited(llm_embed_dim='many')),
@@ -281,10 +276,8 @@ def _extract(folder: Path) -> Any:
 TEACHER_FILES = {
     **{f'{file}, {name}': (file, WEIGHTS[name]) for name in SOME for file in ('model.safetensors', 'lora.safetensors')},
     **{file: (file, cut) for file in ('text_encoder.json', 'config.json', 'tokenizer.json')},
-    'lora of nobody': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path)),
     'lora of another shape': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path,
                                                                          {'lora': '{"rank": 3}'})),
-    'a template that fails': ('chat_template.jinja', written(b'{{ messages[')),
     'a template without captions': ('chat_template.jinja', written(b'always the same')),
 }
 
@@ -301,7 +294,6 @@ def test_files_of_a_teacher(way: str, damage: str, with_lora: Path, tmp_path: Pa
 ADAPTER_FILES = {
     **{f'weights, {name}': ('adapter_model.safetensors', WEIGHTS[name]) for name in SOME},
     **{file: (file, cut) for file in ('adapter_config.json', 'base_model.json')},
-    'of another kind': ('adapter_config.json', edited(peft_type='IA3')),
     'a wrong rank': ('adapter_config.json', edited(r=7)),
     'for no projection': ('adapter_config.json', edited(target_modules=['nobody'])),
     'of another LLM': ('base_model.json', edited(fingerprint='0')),
@@ -322,8 +314,7 @@ def test_files_of_an_exported_sentence_transformer(way: str, embedder: Path, tmp
     of_run = trained('clip_vision_model', [teacher])
     export_folder(*of_run[:3], of_run.teachers, tmp_path / 'export')
     torch.testing.assert_close(WAYS[way](tmp_path / 'export'), of_run.model.get_text_features(of_run.vectors(TEXTS)))
-    for file, damage in (('model.safetensors', spoilt(0.5)), ('1_Pooling/config.json', written(b'{')),
-                         ('tokenizer.json', gone)):
+    for file, damage in (('model.safetensors', spoilt(0.5)), ('1_Pooling/config.json', written(b'{'))):
         export = shutil.copytree(tmp_path / 'export', tmp_path / file.replace('/', '_'))
         damage(export / 'teacher' / file)
         refused(lambda export=export: WAYS[way](export), str(export / 'teacher'), 'expected')
@@ -335,23 +326,18 @@ def test_files_of_an_exported_sentence_transformer(way: str, embedder: Path, tmp
 
 
 @pytest.mark.parametrize('damage', SOME)
-def test_a_tower_of_timm(damage: str, tmp_path: Path) -> None:
+def test_towers_of_timm_and_transformers(damage: str, tmp_path: Path) -> None:
     file = tmp_path / 'tower.safetensors'
     save_file(timm.create_model('test_vit', img_size=32, num_classes=0).state_dict(), file)
     WEIGHTS[damage](file)
     refused(lambda: load_tower(VisionConfig('test_vit', checkpoint=str(file), image_size=32)), str(file))
-
-
-@pytest.mark.parametrize('damage', SOME)
-def test_a_tower_of_transformers(damage: str, tmp_path: Path) -> None:
     CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                                      patch_size=8, image_size=32)).save_pretrained(tmp_path)
     WEIGHTS[damage](tmp_path / 'model.safetensors')
     refused(lambda: load_tower(VisionConfig(str(tmp_path), pretrained=True, image_size=32, **HALF)), str(tmp_path))
 
 
-@pytest.mark.parametrize('suffix', ['pt', 'safetensors'])
-@pytest.mark.parametrize('damage', ['cut', 'garbage', 'nan'])
+@pytest.mark.parametrize(('damage', 'suffix'), [('cut', 'pt'), ('nan', 'pt'), ('nan', 'safetensors')])
 def test_official_weights(damage: str, suffix: str, tmp_path: Path) -> None:
     file, state = tmp_path / f'official.{suffix}', eva_state()
     if damage == 'nan':
@@ -363,10 +349,8 @@ def test_official_weights(damage: str, suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('index', [
-    b'', b'[]', b'{}', b'{"weight_map": 7}', b'{"weight_map": {"a": 7}}',
-    b'{"weight_map": {"a": "nowhere.safetensors"}}',
-    b'{"weight_map": {"a": "w.safetensors"}}', b'{"weight_map": {"w": "../w.safetensors"}}',
-    b'{"weight_map": {"w": "model.safetensors.index.json"}}'])
+    b'[]', b'{"weight_map": 7}', b'{"weight_map": {"a": "nowhere.safetensors"}}',
+    b'{"weight_map": {"a": "w.safetensors"}}', b'{"weight_map": {"w": "../w.safetensors"}}'])
 def test_an_index_of_shards(index: bytes, tmp_path: Path) -> None:
     save_file({'w': torch.ones(2)}, tmp_path / 'w.safetensors')
     folder = tmp_path / 'folder'
@@ -394,18 +378,15 @@ def _cached(folder: Path, value: float = 1.0) -> CachedTeacher:
     cut, spoilt(float('nan')), weights(_no_vectors),
     weights(lambda state: state.update(text_embedding=torch.ones(3, 4)))])
 def test_vectors_of_texts(damage: Damage, tmp_path: Path) -> None:
+    refused(lambda: _cached(tmp_path, float('nan'))(['a']), 'not finite')
+    assert not list(tmp_path.iterdir())
     _cached(tmp_path)(['a', 'b'])
     file, = tmp_path.rglob('*.safetensors')
     damage(file)
     refused(lambda: _cached(tmp_path)(['a', 'b']), str(file), 'expected')
 
 
-def test_a_teacher_that_gives_no_numbers(tmp_path: Path) -> None:
-    refused(lambda: _cached(tmp_path, float('nan'))(['a']), 'not finite')
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize('damage', [cut, edited(teacher=...), edited(teacher={'concatenated': []})])
+@pytest.mark.parametrize('damage', [cut, edited(teacher={'concatenated': []})])
 def test_the_record_of_a_teacher(damage: Damage, tmp_path: Path) -> None:
     file = tmp_path / 'teacher.json'
     file.write_text(json.dumps({'teacher': {'weights': 'w'}, 'llm_embed_dim': 32}))

@@ -11,7 +11,7 @@ import torch
 from composer.devices import DeviceCPU
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
-from llm2clip.data.vectors import concatenate
+from llm2clip.data.image_embeddings import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sources import TeacherFolder, TeacherSource

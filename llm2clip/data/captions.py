@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional
 import xxhash
 
 from llm2clip.config import CaptionPairConfig
-from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys
+from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys
 
 __all__ = ['draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
 
@@ -38,14 +38,8 @@ def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, s
 
     A sample that has fewer gives each of them once before it gives one again.  The first does not depend on n.
 
-    Args:
-        sample: Of an image or caption dataset.
-        mix: Caption key -> weight, above 0.
-        n: How many.
-        seed: Decides which.
-
     Raises:
-        ValueError: It has none of them.
+        ValueError: The sample has none of them.
     """
     texts = _captions_of(sample, mix)
     if not texts:
@@ -61,7 +55,7 @@ def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, s
 
 def _captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
     """Caption key -> text of those that the sample has; one that is absent is an empty text."""
-    texts = ((key, sample[caption_column(key)]) for key in keys)
+    texts = ((key, sample[CAPTION + key]) for key in keys)
     return {key: text for key, text in texts if text.strip()}
 
 

@@ -5,33 +5,27 @@
 of CLIP's own text tower for inheritance."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
+import torch.nn.functional as F
 from composer.core import DataSpec
+from torchvision.transforms import InterpolationMode, v2
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, InheritanceDataConfig
 from llm2clip.data.captions import draw, draw_captions, text_id
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
-from llm2clip.data.images import decode_pixels, pixels_needed, seeded, train_transform
+from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
-from llm2clip.data.schema import (
-    EMBEDDING,
-    IMAGE,
-    SAMPLE_ID,
-    caption_column,
-    check_dataset,
-    embedding_column,
-    read_columns,
-)
+from llm2clip.data.schema import CAPTION, EMBEDDING, EMBEDDING_SCALE, IMAGE, SAMPLE_ID, read_columns
 from llm2clip.data.streams.paired_stream import PairedStream
 from llm2clip.data.streams.safe_dataset import SafeDataset
-from llm2clip.data.vectors import concatenate, float_vectors, stored_vector, vectors_of
 
 __all__ = [
-    'build_image_loader', 'build_target_loader', 'paired_stream', 'split_columns', 'stream_mix', 'target_stream',
-    'target_streams',
+    'build_image_loader', 'build_target_loader', 'concatenate', 'float_vectors', 'paired_stream', 'split_columns',
+    'target_stream', 'target_streams',
 ]
 
 
@@ -68,8 +62,8 @@ def build_image_loader(
     """
     mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
-    streams = {name: paired_stream(name, stream, config.teachers, list(mix) if train else keys, key, in_loop)
-               for (name, stream), mix in zip(config.streams.items(), mixes)}
+    streams = {name: paired_stream(name, stream, config, key, in_loop, None if train else keys)
+               for name, stream in config.streams.items()}
     transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale,
                                 config.horizontal_flip)
     needed = pixels_needed(image_size, config.crop_scale[0])
@@ -89,7 +83,7 @@ def build_image_loader(
         }
 
     def make_eval(dataset: SafeDataset, sample: Any, at: int) -> dict[str, Any]:
-        texts = [sample[caption_column(key)] for key in keys]
+        texts = [sample[CAPTION + key] for key in keys]
         return {
             'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), image_size),
             **({} if in_loop else _stacked([_caption_embedding(sample.text_embeddings, key, streams) for key in keys])),
@@ -131,11 +125,7 @@ def split_columns(batch: dict[str, Any], microbatch_size: int) -> list[dict[str,
 
 
 def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]:
-    """Caption key -> weight of a stream, those that are never drawn left out; without a mix, all equally often.
-
-    Raises:
-        ConfigError: Nothing is drawn.
-    """
+    """Caption key -> weight of a stream, those that are never drawn left out; without a mix, all equally often."""
     caption_weights, where = config.caption_weights, key
     if (own := config.streams[name].caption_weights) is not None:
         caption_weights, where = own, f'{key}.streams.{name}'
@@ -148,26 +138,26 @@ def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]
 
 
 def paired_stream(
-    name: str, stream: ImageStreamConfig, teachers: Sequence[str], keys: Sequence[str], key: str, in_loop: bool = False,
+    name: str, stream: ImageStreamConfig, config: ImageDataConfig, key: str, in_loop: bool = False,
+    keys: Optional[Sequence[str]] = None,
 ) -> PairedStream:
     """The stream of one dataset in ``key.streams``, its columns checked.
 
     Args:
         name: Of the dataset.
         stream: Where it and its embeddings datasets are.
-        teachers: Whose embeddings datasets to read; none, that of the only one.
-        keys: Captions that must have embeddings.
-        key: Where the configuration of the data stands.
+        config: Which captions are drawn, and whose embeddings are read; without teachers, those of the only one.
+        key: Where `config` stands in the configuration.
         in_loop: Read no embeddings dataset.
+        keys: Captions that must have embeddings; unset, those that are drawn.
 
     Raises:
-        ConfigError: The dataset or its embeddings dataset is missing, or which embeddings dataset is meant is not
-            clear.
-        ValueError: A caption has no column or no embedding.
+        ConfigError, ValueError: A dataset is missing, or lacks a caption, or it is not clear which is meant.
     """
     arguments = stream_arguments(name, stream, key)
-    text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, teachers, name, key)
-    return _checked_stream(arguments, text_embeddings, [IMAGE, *map(caption_column, keys)], keys)
+    text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, config.teachers, name, key)
+    keys = list(stream_mix(config, name, key)) if keys is None else keys
+    return _checked_stream(arguments, text_embeddings, [IMAGE, *(CAPTION + key for key in keys)], keys)
 
 
 def _of_teachers(
@@ -190,12 +180,12 @@ def _checked_stream(
 ) -> PairedStream:
     """A dataset with these columns, and its embeddings datasets with embeddings of these captions; checked where they
     are here."""
-    embedding_columns = [embedding_column(k) for k in keys]
+    embedding_columns = [EMBEDDING + k for k in keys]
     if arguments['remote'] is None:
-        check_dataset(arguments['local'], [SAMPLE_ID, *columns])
+        read_columns(arguments['local'], [SAMPLE_ID, *columns])
     for embeddings in text_embeddings.values():
         if embeddings.remote is None:
-            check_dataset(embeddings.local, [SAMPLE_ID, *embedding_columns])
+            read_columns(embeddings.local, [SAMPLE_ID, *embedding_columns])
     places = [(embeddings.local, embeddings.remote) for embeddings in text_embeddings.values()]
     return PairedStream(text_embeddings=places, columns=columns, embedding_columns=embedding_columns, **arguments)
 
@@ -236,11 +226,7 @@ def build_target_loader(
 
 
 def target_streams(config: InheritanceDataConfig, key: str) -> dict[str, ImageStreamConfig]:
-    """The streams of `config` as they are read: each begins with the targets, beside which lie the teachers' vectors.
-
-    Raises:
-        ConfigError: An embeddings dataset is not named, or it is not clear which is meant.
-    """
+    """The streams of `config` as they are read: each begins with the targets beside the teachers' vectors."""
     result = {}
     for name, stream in config.streams.items():
         target = _of_teachers(stream.embeddings, [config.target], name, key)[config.target]
@@ -256,14 +242,121 @@ def target_stream(
     """One of `target_streams`, its columns checked, and what is drawn from it: caption key -> weight.
 
     Raises:
-        ConfigError: The targets are missing, or nothing is drawn.
-        ValueError: A caption has no vector in an embeddings dataset.
+        ConfigError, ValueError: The targets are missing, or a caption has no vector in an embeddings dataset.
     """
     configured = config.caption_weights if stream.caption_weights is None else stream.caption_weights
     if not configured and stream.remote is not None:
-        raise ConfigError(f'{key}.caption_weights: expected caption keys, since the embeddings dataset '
-                          f'{stream.remote} is in a remote, and which ones it has is not known yet')
+        raise ConfigError(f'{key}.caption_weights: expected caption keys, since the embeddings dataset {stream.remote} '
+                          'is in a remote, and which ones it has is not known yet')
     mix = {caption: weight for caption, weight in configured.items() if weight} if configured else {
         name.removeprefix(EMBEDDING): 1.0 for name in read_columns(stream.local) if name.startswith(EMBEDDING)}
     arguments = stream_arguments(f'{name}.embeddings.{config.target}', stream, key)
-    return _checked_stream(arguments, stream.embeddings, [embedding_column(caption) for caption in mix], list(mix)), mix
+    return _checked_stream(arguments, stream.embeddings, [EMBEDDING + caption for caption in mix], list(mix)), mix
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Vectors as an embeddings dataset stores them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """One caption's vector as an embeddings dataset's row has it, for a batch: ``text_embedding`` ``(D,)``, and if that
+    is int8, ``text_embedding_scale``."""
+    values = torch.as_tensor(row[EMBEDDING + key])
+    if values.dtype != torch.int8:
+        return {'text_embedding': values}
+    return {'text_embedding': values, 'text_embedding_scale': torch.as_tensor(row[EMBEDDING_SCALE + key])}
+
+
+def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The ``text_embedding`` ``(…, D)`` of a batch or of `stored_vector`, int8 turned back into float32."""
+    values, scale = batch['text_embedding'], batch.get('text_embedding_scale')
+    return values if scale is None else values * scale.float()[..., None]
+
+
+def concatenate(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The vectors ``(…, D1)``, ``(…, D2)``, … of several teachers, scaled to length 1 and one after the other; those of
+    a single teacher as they are."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)
+
+
+def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its ``text_embedding`` as `vectors_of` gives it, and no ``text_embedding_scale``.
+
+    A loader's ``microbatch_transforms``: small vectors travel to the device, the model sees those of the teacher.
+    """
+    if 'text_embedding_scale' not in batch:
+        return batch
+    rest = {name: value for name, value in batch.items() if name != 'text_embedding_scale'}
+    return {**rest, 'text_embedding': vectors_of(batch)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What training does to pixels, (3, H, W) -> (3, image_size, image_size), both uint8
+# ---------------------------------------------------------------------------------------------------------------------
+# On tensors: torchvision resizes them several times faster than Pillow does, to the same values up to 2 of 255.
+
+
+class _RandomCrop(v2.RandomResizedCrop):
+    """torchvision's, with the box drawn as fractions of the image: its place does not depend on the size at which the
+    image was decoded."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        area, (low, high) = height * width, (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        draws = torch.rand(10, 2).tolist()
+        top, left = torch.rand(2).tolist()
+        for scale, ratio in draws:
+            target = area * (self.scale[0] + scale * (self.scale[1] - self.scale[0]))
+            aspect = math.exp(low + ratio * (high - low))
+            w, h = math.sqrt(target * aspect), math.sqrt(target / aspect)
+            if w <= width and h <= height:
+                break
+        else:  # no crop of these shapes fits: the largest in the middle
+            w, h = min(width, height * self.ratio[1]), min(height, width / self.ratio[0])
+            top = left = 0.5
+        box = {'top': round(top * (height - h)), 'left': round(left * (width - w))}
+        return {**box, 'height': min(round(h), height - box['top']), 'width': min(round(w), width - box['left'])}
+
+
+def train_transform(
+    image_size: int, crop_scale: Sequence[float], color_jitter: float = 0.0, grayscale: float = 0.0,
+    horizontal_flip: float = 0.0,
+) -> v2.Compose:
+    """Random crop that keeps a share of the area in `crop_scale`, resized; optional changes of colour and side.
+
+    Args:
+        image_size: Side of the square that the vision tower sees.
+        crop_scale: Smallest and largest share.
+        color_jitter: Strength of random brightness, contrast, saturation, and a fifth of it for hue.
+        grayscale: Probability of dropping the colours.
+        horizontal_flip: Probability of mirroring.
+    """
+    crop = _RandomCrop(image_size, scale=(crop_scale[0], crop_scale[1]), interpolation=InterpolationMode.BICUBIC)
+    more: list[torch.nn.Module] = []
+    if grayscale:
+        more.append(v2.RandomGrayscale(grayscale))
+    if color_jitter:
+        more.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter, color_jitter / 5))
+    if horizontal_flip:
+        more.append(v2.RandomHorizontalFlip(horizontal_flip))
+    return v2.Compose([crop, *more])
+
+
+def pixels_needed(image_size: int, crop_scale: float) -> int:
+    """The shortest side, in pixels, that an image has to be decoded at.
+
+    A random crop that keeps `crop_scale` of the area is then still at least ``2 * image_size`` pixels wide, and
+    resizing it to `image_size` loses no detail.
+    """
+    return math.ceil(2 * image_size / math.sqrt(crop_scale))
+
+
+def seeded(transform: v2.Compose, image: torch.Tensor, seed: int) -> torch.Tensor:
+    """Apply a random transform with its own seed, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which formats a stack trace each time in case that CUDA is not there yet.
+        torch.default_generator.manual_seed(seed)
+        return transform(image)

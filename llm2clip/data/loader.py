@@ -19,7 +19,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 
 from llm2clip.config import ConfigError, LoaderConfig, StreamConfig
 from llm2clip.data.schema import caption_keys, read_columns
-from llm2clip.data.streams.safe_dataset import Make, SafeDataset
+from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
 __all__ = [
@@ -37,11 +37,7 @@ def streaming_dataset(data: DataSpec) -> StreamingDataset:
 
 
 def device_batch_size(global_batch_size: int, key: str) -> int:
-    """This rank's share of a global batch.
-
-    Raises:
-        ConfigError: The ranks cannot share it evenly.
-    """
+    """This rank's share of a global batch; a ConfigError if the ranks cannot share it evenly."""
     world = dist.get_world_size()
     if global_batch_size % world:
         raise ConfigError(f'{key}: {global_batch_size} is not divisible by the number of ranks, {world}')
@@ -49,11 +45,7 @@ def device_batch_size(global_batch_size: int, key: str) -> int:
 
 
 def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any]:
-    """Keyword arguments of a Stream; checks that a dataset without remote is there.
-
-    Raises:
-        ConfigError: The dataset is missing.
-    """
+    """Keyword arguments of a Stream; a ConfigError if a dataset without remote is missing."""
     if stream.remote is None and not Path(stream.local, 'index.json').is_file():
         raise ConfigError(f'{key}.streams.{name}.local: there is no MDS dataset in {stream.local}')
     weights = {k: v for k in ('proportion', 'repeat') if (v := getattr(stream, k)) is not None}
@@ -77,7 +69,7 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
 
 def build_loader(
     streams: Mapping[str, VerifiedStream],
-    make: Make,
+    make: Callable[[SafeDataset, Any, int], dict[str, Any]],
     config: LoaderConfig,
     global_batch_size: int,
     seed: int,
@@ -105,7 +97,7 @@ def build_loader(
         raise ConfigError(f'{key}.streams: name at least one dataset')
     if config.cache_limit is not None:
         for name, stream in streams.items():
-            if None in (stream.remote, *(others.remote for others in getattr(stream, 'text_embeddings', ()))):
+            if None in (stream.remote, *(embeddings.remote for embeddings in getattr(stream, 'text_embeddings', ()))):
                 raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would delete it')
     batch_size = device_batch_size(global_batch_size, 'global_train_batch_size' if train else 'global_eval_batch_size')
     dataset = SafeDataset(

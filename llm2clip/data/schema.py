@@ -15,52 +15,49 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import numpy as np
 import xxhash
 from streaming.base.format import reader_from_json
-from streaming.base.format.base.reader import FileInfo
+from streaming.base.format.base.reader import FileInfo, Reader
 from streaming.base.format.mds.encodings import is_mds_encoding, is_mds_encoding_safe
+from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash, is_hash
 
 from llm2clip.files import FileError, parse_json, read_text, reading
 from llm2clip.folders import stays_inside
 
 __all__ = [
-    'CAPTION', 'EMBEDDING', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'TEACHER_FILE', 'caption_column', 'caption_keys',
-    'check_columns', 'check_dataset', 'check_shard', 'dataset_fingerprint', 'embedding_column', 'embedding_dim',
-    'file_damage', 'first_shards', 'parse_index', 'read_columns', 'read_index', 'read_samples', 'scale_column',
-    'whole_shard',
+    'CAPTION', 'EMBEDDING', 'EMBEDDING_SCALE', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'TEACHER_FILE', 'caption_keys',
+    'check_shard', 'columns_of', 'dataset_fingerprint', 'embedding_dim', 'file_damage', 'first_shards',
+    'parse_index', 'read_columns', 'read_index', 'read_samples', 'vector_columns', 'vector_rows', 'whole_shard',
 ]
 
 SAMPLE_ID = 'sample_id'
 IMAGE = 'image'
 CAPTION = 'caption.'
 EMBEDDING = 'text_embedding.'
+EMBEDDING_SCALE = 'text_embedding_scale.'
 INDEX = 'index.json'
 TEACHER_FILE = 'teacher.json'
 """Beside an embeddings dataset's shards: the dataset and the teacher that it belongs to."""
 
-_SCALE = 'text_embedding_scale.'
 _COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
 _SHARD = {*_COLUMNS, 'compression', 'format', 'hashes', 'raw_data', 'samples', 'size_limit', 'version', 'zip_data'}
-_TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), _SCALE: ('float32',),
+_TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_SCALE: ('float32',),
           EMBEDDING: ('ndarray:float16:', 'ndarray:int8:')}
 
 
-def caption_column(key: str) -> str:
-    return CAPTION + key
+def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
+    """Column name -> MDS type of one shard; errors about those that are `required` as for `read_columns`."""
+    assert isinstance(reader, MDSReader)
+    columns = dict(zip(reader.column_names, reader.column_encodings))
+    _check_columns(columns, required, where)
+    return columns
 
 
-def embedding_column(key: str) -> str:
-    return EMBEDDING + key
-
-
-def scale_column(key: str) -> str:
-    return _SCALE + key
-
-
-def embedding_dim(columns: dict[str, str]) -> int:
-    """Width of the vectors of an embeddings dataset with these columns."""
-    return next(int(kind.rsplit(':', 1)[1]) for name, kind in columns.items() if name.startswith(EMBEDDING))
+def embedding_dim(reader: Reader) -> int:
+    """Width of the vectors of an embeddings dataset, from one of its shards."""
+    return next(int(kind.rsplit(':', 1)[1]) for name, kind in columns_of(reader).items() if name.startswith(EMBEDDING))
 
 
 def caption_keys(columns: Iterable[str]) -> list[str]:
@@ -83,10 +80,6 @@ def read_index(folder: Union[str, Path]) -> dict[str, Any]:
 
 def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, Any]:
     """The index of an MDS dataset, all of whose shards have the same columns and one file each.
-
-    Args:
-        data: Content of its file.
-        where: The file, for messages.
 
     Raises:
         FileError: It is damaged, of another version or format, without shards, or names files outside of its folder.
@@ -173,14 +166,19 @@ def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
     return reader_from_json(str(folder), '', shard)
 
 
-def read_columns(folder: Union[str, Path]) -> dict[str, str]:
-    """Column name -> MDS type."""
+def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict[str, str]:
+    """Column name -> MDS type of the dataset in `folder`.
+
+    Raises:
+        ValueError: One of the `required` columns is missing, or has another type than its name stands for.
+    """
     shard = read_index(folder)['shards'][0]
-    return dict(zip(shard['column_names'], shard['column_encodings']))
+    columns = dict(zip(shard['column_names'], shard['column_encodings']))
+    _check_columns(columns, required, folder)
+    return columns
 
 
-def check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
-    """Raise a ValueError unless every required column is there with the type that its name stands for."""
+def _check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
     for name in required:
         if name not in columns:
             raise ValueError(f'{where}: column {name!r} is missing; the dataset has {", ".join(sorted(columns))}')
@@ -188,13 +186,6 @@ def check_columns(columns: dict[str, str], required: Sequence[str], where: Union
         if not columns[name].startswith(_TYPES[family]):
             raise ValueError(f'{where}: column {name!r} has type {columns[name]!r}, expected '
                              f'{" or ".join(map(repr, _TYPES[family]))}')
-
-
-def check_dataset(folder: Union[str, Path], required: Sequence[str]) -> dict[str, str]:
-    """Columns of the dataset in `folder`, checked."""
-    columns = read_columns(folder)
-    check_columns(columns, required, folder)
-    return columns
 
 
 def dataset_fingerprint(index: dict[str, Any]) -> str:
@@ -222,3 +213,40 @@ def _fingerprints(index: dict[str, Any]) -> Iterator[str]:
 def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:
     """All samples of a local dataset, in order; errors as for `read_index` and `whole_shard`."""
     return [sample for shard in read_index(folder)['shards'] for sample in whole_shard(folder, shard)]
+
+
+def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
+    """Embeddings dataset columns, name -> MDS type: ``2 * dim`` bytes per caption as float16, ``dim + 4`` as int8."""
+    columns = {SAMPLE_ID: 'str', **{EMBEDDING + key: f'ndarray:{storage}:{dim}' for key in keys}}
+    if storage == 'int8':
+        columns.update({EMBEDDING_SCALE + key: 'float32' for key in keys})
+    return columns
+
+
+def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, storage: str) -> list[dict[str, Any]]:
+    """Embeddings dataset samples.
+
+    Args:
+        ids: N sample ids.
+        keys: K caption keys.
+        vectors: ``(N, K, D)`` in float32; zero for a caption that a sample does not have.
+        storage: ``float16``, or ``int8`` with a float32 scale per vector, its largest magnitude over 127.
+
+    Raises:
+        ValueError: A value is not finite, or too large for float16; names the sample and caption.
+    """
+    with np.errstate(over='ignore'):
+        values = vectors.astype(np.float16) if storage == 'float16' else vectors
+    bad = ~np.isfinite(values).all(-1)
+    if bad.any():
+        i, j = np.argwhere(bad)[0]
+        raise ValueError(f'the embedding of caption {keys[j]!r} of sample {ids[i]!r} is not finite in {storage}')
+    scales = {}
+    if storage == 'int8':
+        scale = (np.abs(vectors).max(-1) / 127).astype(np.float32)
+        safe = np.where(scale > 0, scale, 1)[..., None]
+        values = np.clip(np.rint(vectors / safe), -127, 127).astype(np.int8)
+        scales = {EMBEDDING_SCALE + key: scale[:, j] for j, key in enumerate(keys)}
+    columns = {EMBEDDING + key: values[:, j] for j, key in enumerate(keys)} | scales
+    return [{SAMPLE_ID: sample_id, **{name: column[i] for name, column in columns.items()}}
+            for i, sample_id in enumerate(ids)]

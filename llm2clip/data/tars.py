@@ -13,7 +13,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 from llm2clip.files import FileError, reading
 from llm2clip.folders import stays_inside
 
-__all__ = ['IMAGES', 'file_content', 'tar_samples']
+__all__ = ['IMAGES', 'tar_samples']
 
 IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 """Suffixes of images."""
@@ -22,32 +22,32 @@ _LONGEST_TEXT = 1 << 24
 _ABOUT = re.compile(r'__[^/]*__($|/)')
 
 
-def file_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """What is in a file of an open tar; a FileError if it is no image and larger than any text (16 MiB)."""
-    if member.size > _LONGEST_TEXT and not member.name.lower().endswith(IMAGES):
-        raise FileError(f'{tar.name}: {member.name!r} has {member.size:,} bytes, expected a text of at most '
-                        f'{_LONGEST_TEXT:,}')
-    content = tar.extractfile(member)
-    assert content is not None
-    return content.read()
-
-
 def tar_samples(
-    path: str, value: Callable[[tarfile.TarFile, tarfile.TarInfo], Any] = file_content, mode: Literal['r', 'r:'] = 'r',
+    path: str, of_image: Optional[Callable[[tarfile.TarInfo], Any]] = None, mode: Literal['r', 'r:'] = 'r',
     wanted: Optional[Container[str]] = None,
 ) -> Iterator[dict[str, Any]]:
-    """The samples of a tar: suffix in small letters -> value of that file, and ``__key__`` -> the sample's name.
+    """The samples of a tar: suffix in small letters -> content of that file, and ``__key__`` -> the sample's name.
 
     Args:
         path: The tar.
-        value: What is kept of a file.
+        of_image: What stands for the content of an image, which is then not read.
         mode: As for `tarfile.open`: ``r`` reads compressed tars too, ``r:`` does not.
         wanted: Suffixes of the files that are read, by default all; others have the value None.
 
     Raises:
-        FileError: The tar is damaged or cut off, has a file twice or one that is too large, has links or paths that
-            lead out of it, or more follows its end; the message names it.
+        FileError: The tar is damaged or cut off, has a file twice or a text above 16 MiB, has links or paths that lead
+            out of it, or more follows its end; the message names it.
     """
+    def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
+        is_image = member.name.lower().endswith(IMAGES)
+        if is_image and of_image is not None:
+            return of_image(member)
+        if member.size > _LONGEST_TEXT and not is_image:
+            raise FileError(f'{path}: {member.name!r} has {member.size:,} bytes, expected a text of at most '
+                            f'{_LONGEST_TEXT:,}')
+        file = tar.extractfile(member)
+        assert file is not None
+        return file.read()
 
     def files() -> Iterator[dict[str, Any]]:
         with tarfile.open(path, mode) as tar:
@@ -59,7 +59,7 @@ def tar_samples(
                     raise FileError(f'{path}: {member.name!r} is a link or a device, expected a file')
                 if member.isreg() and not _ABOUT.match(member.name):
                     suffix = (base_plus_ext(member.name)[1] or '').lower()
-                    kept = value(tar, member) if wanted is None or suffix in wanted else None
+                    kept = content(tar, member) if wanted is None or suffix in wanted else None
                     yield {'fname': member.name, 'data': kept, '__url__': path}
             # `tarfile` takes a header that it cannot read, or none, for the end of a tar that has others.
             file = tar.fileobj

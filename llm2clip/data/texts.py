@@ -16,8 +16,8 @@ from composer.utils import dist
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError, MNTPConfig
 from llm2clip.data.captions import draw_captions, draw_pair, text_id
 from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
-from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset
-from llm2clip.data.streams.safe_dataset import Make, SafeDataset
+from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns
+from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.remote_code.text_encoder_llm2clip import pack
 
@@ -64,14 +64,14 @@ def build_caption_pair_loader(
             pair, = pairs
             assert pair.positive is not None
             positive_key, = pair.positive
-            query, positive = (sample[caption_column(key)] for key in (*pair.query, positive_key))
+            query, positive = (sample[CAPTION + key] for key in (*pair.query, positive_key))
             instruction = ''
         sides = {'query': query, 'positive': positive}
         if any(other.has_negative for other in pairs):
             negative, owner = pair.negative, sample
             if pair.random_negative:
                 negative, owner = positive_key, dataset.another(at, sample_seed)
-            sides['negative'] = owner[caption_column(negative)] if negative and owner else ''
+            sides['negative'] = owner[CAPTION + negative] if negative and owner else ''
         result: dict[str, Any] = {}
         for side, text in sides.items():
             there = text.strip()
@@ -124,7 +124,7 @@ def pairs_of_streams(
         if not train and (len(chosen) > 1 or len(chosen[0].query) > 1 or len(chosen[0].positive or []) != 1):
             raise ConfigError(f'{where}: evaluation needs one pair with one caption key per side')
         pairs.append(chosen)
-    columns = [sorted({caption_column(k) for pair in chosen
+    columns = [sorted({CAPTION + k for pair in chosen
                        for k in (*pair.keys, *([pair.negative] if pair.negative else []))})
                for chosen in pairs]
     return pairs, columns
@@ -163,7 +163,7 @@ def build_masked_text_loader(
     if not tokenizer.plain(mntp.mask_token):
         raise ConfigError('mntp.mask_token: expected a text of at least one token')
     texts = texts_of_streams(config, key)
-    columns = [[caption_column(k) for k in mix] for mix in texts]
+    columns = [[CAPTION + k for k in mix] for mix in texts]
     mask_id = tokenizer.plain(mntp.mask_token)[0]
 
     def make(dataset: SafeDataset, sample: dict[str, Any], at: int) -> dict[str, Any]:
@@ -187,11 +187,7 @@ def build_masked_text_loader(
 
 
 def texts_of_streams(config: CaptionDataConfig, key: str) -> list[dict[str, float]]:
-    """Caption key -> weight of each stream.
-
-    Raises:
-        ConfigError: One has none.
-    """
+    """Caption key -> weight of each stream; a ConfigError if one has none."""
     texts = []
     for name, stream in config.streams.items():
         chosen = config.texts if stream.texts is None else stream.texts
@@ -218,13 +214,8 @@ def _mask_tokens(
     return tokens, labels
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches of either
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _build_text_loader(
-    make: Make,
+    make: Callable[[SafeDataset, Any, int], dict[str, Any]],
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
     columns: Sequence[Sequence[str]],
     config: CaptionDataConfig,
@@ -240,7 +231,7 @@ def _build_text_loader(
     for (name, stream), needed in zip(config.streams.items(), columns):
         streams[name] = VerifiedStream(**stream_arguments(name, stream, key))
         if stream.remote is None:
-            check_dataset(stream.local, [SAMPLE_ID, *needed])
+            read_columns(stream.local, [SAMPLE_ID, *needed])
 
     def collate_all(samples: list[dict[str, Any]]) -> dict[str, Any]:
         return {'index': torch.tensor([sample['index'] for sample in samples]),

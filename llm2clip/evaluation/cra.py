@@ -10,7 +10,7 @@ import torch
 from composer.devices import Device
 
 from llm2clip.config import ConfigError, CRAConfig
-from llm2clip.data.schema import SAMPLE_ID, caption_column, check_dataset, read_samples
+from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_samples
 from llm2clip.evaluation.images import finite
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.ranks import is_first, round_robin, rows
@@ -26,9 +26,9 @@ _BLOCK = 1024
 
 def check_cra(config: CRAConfig) -> None:
     """Raise a ConfigError that names the key if the pairs or the encoders' folders are wrong; loads no encoder."""
-    for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', list(map(caption_column, config.caption_keys)))):
+    for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', [CAPTION + key for key in config.caption_keys])):
         try:
-            check_dataset(config.captions, columns)
+            read_columns(config.captions, columns)
         except (OSError, ValueError) as error:
             raise ConfigError(f'cra.{key}: {error}') from None
     for name, encoder in config.teachers.items():
@@ -44,7 +44,7 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     Samples that lack one of the two captions are no pairs; without any, this is a ValueError.  Every rank calls this.
     They share the texts, and the first has the numbers.
     """
-    columns = [caption_column(key) for key in config.caption_keys]
+    columns = [CAPTION + key for key in config.caption_keys]
     samples = read_samples(config.captions)
     pairs = [tuple(sample[name] for name in columns) for sample in samples]
     pairs = [pair for pair in pairs if all(text.strip() for text in pair)]

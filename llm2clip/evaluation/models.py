@@ -17,9 +17,9 @@ from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.config import AdapterConfig, ConfigError, EvaluatedModelConfig, Stage2Config
 from llm2clip.config.ranges import TeacherPrecision
+from llm2clip.data.image_embeddings import concatenate
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_image, decode_pixels
-from llm2clip.data.vectors import concatenate
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
 from llm2clip.files import reading
 from llm2clip.models.joint import BothTexts, ConcatenatedTexts

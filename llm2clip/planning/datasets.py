@@ -23,10 +23,10 @@ from llm2clip.config import (
     ImageDataConfig,
     InheritanceDataConfig,
 )
-from llm2clip.data.image_embeddings import paired_stream, stream_mix, target_stream, target_streams
+from llm2clip.data.image_embeddings import paired_stream, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
-from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, embedding_dim
-from llm2clip.data.streams.paired_stream import PairedReader, columns_of
+from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, columns_of, embedding_dim
+from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.data.texts import pairs_of_streams, texts_of_streams
 from llm2clip.teacher.fingerprint import common_teacher
@@ -72,8 +72,8 @@ def collected(problems: list[str], where: str = '') -> Iterator[None]:
 
 def plan_images(config: ImageDataConfig, key: str, in_loop: bool) -> DataPlan:
     """Stage 2's streams; `text_encoder_in_loop`, without the teachers' vectors."""
-    return _read(config.streams, config, key, lambda name, stream: paired_stream(
-        name, stream, config.teachers, list(stream_mix(config, name, key)), key, in_loop))
+    return _read(config.streams, config, key,
+                 lambda name, stream: paired_stream(name, stream, config, key, in_loop))
 
 
 def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
@@ -88,7 +88,7 @@ def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
 def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> DataPlan:
     """Stage 1's streams: pairs of captions, or with `mntp` single texts; `train` as for the loaders."""
     if mntp:
-        return _read_texts(config, key, [[caption_column(caption) for caption in mix]
+        return _read_texts(config, key, [[CAPTION + caption for caption in mix]
                                          for mix in texts_of_streams(config, key)])
     pairs, columns = pairs_of_streams(config, train, key)
     plan = _read_texts(config, key, columns)
@@ -107,9 +107,8 @@ def _read_texts(config: CaptionDataConfig, key: str, columns: Sequence[Optional[
     chosen = dict(zip(config.streams, columns))
 
     def add_texts(dataset: DatasetPlan, shard: Reader) -> None:
-        existing = columns_of(shard)
-        columns = chosen[dataset.name] or [caption_column(caption) for caption in caption_keys(existing)]
-        check_columns(existing, [SAMPLE_ID, *columns], dataset.name)
+        columns = chosen[dataset.name] or [CAPTION + caption for caption in caption_keys(columns_of(shard))]
+        columns_of(shard, [SAMPLE_ID, *columns], dataset.name)
         dataset.texts = dataset.samples * len(columns)
         raw, _ = shard.file_pairs[0]
         if Path(shard.dirname, shard.split or '', raw.basename).is_file():
@@ -149,7 +148,7 @@ def _read(
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
         shard = opened[0][1]
         if isinstance(config, InheritanceDataConfig) and isinstance(shard, PairedReader):
-            plan.embed_dim = embedding_dim(columns_of(shard.images))
+            plan.embed_dim = embedding_dim(shard.images)
     Stream.apply_weights([stream for stream, _ in opened], np.array([dataset.samples for dataset in plan.datasets]),
                          int(config.epoch_size) if config.epoch_size else None, config.shuffle_seed)
     for dataset, (stream, _) in zip(plan.datasets, opened):

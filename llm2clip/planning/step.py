@@ -22,9 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import Stage2Config, TrainConfig
-from llm2clip.data.image_embeddings import split_columns
+from llm2clip.data.image_embeddings import float_vectors, split_columns
 from llm2clip.data.texts import pack_sides, text_sides
-from llm2clip.data.vectors import float_vectors
 from llm2clip.models.sharding import fsdp2_config, set_up_units
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.planning.fake import Meter, as_on_cuda, fill_with_fakes

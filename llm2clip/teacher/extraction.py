@@ -23,20 +23,20 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig
 from llm2clip.data.schema import (
+    CAPTION,
     INDEX,
     SAMPLE_ID,
     TEACHER_FILE,
-    caption_column,
     caption_keys,
-    check_columns,
     check_shard,
+    columns_of,
     dataset_fingerprint,
     first_shards,
     read_index,
+    vector_columns,
+    vector_rows,
 )
-from llm2clip.data.streams.paired_stream import columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.data.vectors import vector_columns, vector_rows
 from llm2clip.engine import Engine, Work
 from llm2clip.files import read_json, writing
 from llm2clip.remotes import OutputFolder
@@ -81,9 +81,7 @@ class _Files:
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
-        columns = columns_of(self.shards[0])
-        check_columns(columns, [SAMPLE_ID], local)
-        self.keys = caption_keys(columns)
+        self.keys = caption_keys(columns_of(self.shards[0], [SAMPLE_ID], local))
         if not self.keys:
             raise ValueError(f'the dataset in {local} has no caption columns')
 
@@ -180,7 +178,7 @@ def _parts(shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_t
         with _naming(k), files.stream.whole(files.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
             ids = [sample[SAMPLE_ID] for sample in samples]
-            texts = [sample[caption_column(key)] for sample in samples for key in files.keys]
+            texts = [sample[CAPTION + key] for sample in samples for key in files.keys]
         parts: list[list[int]] = [[]]
         size = 0
         for i, text in enumerate(texts):

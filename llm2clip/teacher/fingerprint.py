@@ -16,7 +16,7 @@ from llm2clip.config import ConfigError
 from llm2clip.config.settings import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
-from llm2clip.data.streams.paired_stream import PairedReader, PairedStream, columns_of
+from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
 from llm2clip.files import json_text, read_json, reading, write_text
 
 __all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'teacher_of_embeddings']
@@ -146,7 +146,7 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
         folders = [embeddings.local for embeddings in stream.text_embeddings]
         found.append((', '.join(folders),
                       Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders)))
-        dim = sum(embedding_dim(columns_of(reader)) for reader in shard.text_embeddings)
+        dim = sum(map(embedding_dim, shard.text_embeddings))
     for where, teacher in found:
         if any('clip_text' in one for one in teacher.teachers):
             raise ValueError(f"embeddings dataset {where} holds the features of CLIP's own text tower, the targets of "

@@ -13,7 +13,7 @@ from llm2clip.config import InheritanceConfig
 from llm2clip.data.image_embeddings import build_target_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import embedding_dim
-from llm2clip.data.streams.paired_stream import PairedReader, columns_of
+from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.folders import check_replaceable
 from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inheritance import TARGET_METRICS, ComposerInheritance, TextSide
@@ -79,4 +79,4 @@ def _find_target(data: DataSpec) -> tuple[Fingerprint, int]:
                                                        f'embeddings dataset {first.local}')
     shard = dataset.shards[0]
     assert isinstance(shard, PairedReader)
-    return target, embedding_dim(columns_of(shard.images))
+    return target, embedding_dim(shard.images)

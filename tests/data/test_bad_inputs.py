@@ -6,7 +6,6 @@
 A case is a name, what is written, and what the message says, as a regular expression.
 """
 
-import gzip
 import io
 import json
 import os
@@ -28,7 +27,6 @@ from llm2clip.config import ConfigError, DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, read_image
 from llm2clip.data.convert.writer import is_written, write_splits
 from llm2clip.data.schema import read_index, read_samples
-from llm2clip.data.streams.paired_stream import PairedStream
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.files import FileError
 from llm2clip.registry import build_source
@@ -73,19 +71,15 @@ def _numbered(cases: Sequence[Sequence[Any]]) -> list[str]:
 CAPTION_FILES: list[tuple[str, Union[str, bytes], str]] = [
     ('c.csv', f'{HEADER}../secret.png,x\n', r"c\.csv: the path '\.\./secret\.png' leads to .*secret.png, expected one"),
     ('c.csv', f'{HEADER}out.png,x\n', "the path 'out.png' leads to .*/secret.png, expected one inside photos"),
-    ('c.csv', f'{HEADER}/etc/hostname,x\n', "the path '/etc/hostname' leads to /etc/hostname, expected one inside"),
     ('c.csv', f'{HEADER}a.png,x\na.png,"one\nb.png,two\n',
      r'c\.csv:3: .*expected a row in which every quote that is op'),
     ('c.csv', 'image,caption,caption\na.png,x,y\n', r"c\.csv:1: has two columns 'caption', expected different names"),
     ('c.csv', f'{HEADER}a.png,x,y\n', r'c\.csv:2: has 3 values, expected 2, one per column of image, caption'),
     ('c.csv', HEADER.encode() + b'a.png,x\na.png,caf\xe9\n', r'c\.csv:3: has the byte 0xe9, expected a text in UTF-8'),
     ('c.csv', f'{HEADER}a.png,x\0y\n', r'c\.csv:2: has a NUL character'),
-    ('c.csv', '', r'c\.csv has no rows'),
     ('c.csv', 'image;caption\na.png;x\n', r"c\.csv:2 has no 'image'; it has image;caption"),
     ('c.jsonl', '{"image": "a.png", "caption": "x"}\n[1]\n', r"c\.jsonl:2: expected an object with 'image', found"),
-    ('c.jsonl', '{\n "image": "a.png"\n}\n', r'c\.jsonl:1: cannot be read .*, expected JSON'),
     ('c.json', '[{"image": "a.png", "caption": 3}]', r"c\.json, value 0: 'caption' is '3', expected a text"),
-    ('c.json', '[{"image": 5, "caption": "x"}]', r"value 0: 'image' is '5', expected a text"),
     ('c.json', '[{"image": "a.png", "caption": "\\ud800"}]',
      r"'caption': has the half character U\+D800, expected a text"),
     ('c.json', json.dumps({f'{i}.png': ['x'] for i in range(60)}),
@@ -112,24 +106,20 @@ ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     *((source, {'split': '../x'}, "source.split: '../x', expected the name of a folder")
       for source in ('image_folder', 'table', 'huggingface', 'webdataset')),
     *(('image_folder', {'holdout': holdout}, 'source.holdout: .*, expected (a share|at least|a? ?finite|number)')
-      for holdout in (-5, 1.5, float('nan'), '3', True, None, [])),
-    *((source, {'holdout': 100}, 'source.holdout: 100, expected less than 1')
-      for source in ('table', 'huggingface', 'webdataset')),
+      for holdout in (-5, 1.5, float('nan'), '3')),
+    ('table', {'holdout': 100}, 'source.holdout: 100, expected less than 1'),
     ('image_folder', {'seed': -1}, 'source.seed: -1, expected at least 0'),
     ('plain_text', {'files': [5]}, r'source.files: .*5, expected string'),
-    ('webdataset', {'captions': {'': 'x'}}, "source.captions: '', expected at least 1 character"),
     ('webdataset', {'captions': {}}, 'source.captions: expected caption keys'),
-    ('flickr8k', {'annotations': 't.token.txt', 'split': 'train', 'images': 'photos'},
-     "the path 'out.png' leads to .*/secret.png, exp"),
-    *((source, {'sample': 0}, 'source.sample: 0, expected greater than 0')
-      for source in ('table', 'huggingface', 'webdataset')),
+    *((source, {'sample': share}, f'source.sample: {share}, expected (greater than 0|at most 1)')
+      for source in ('table', 'huggingface', 'webdataset') for share in (0, 1.5)),
     *((source, {'filters': {'t': {}}}, 'source.filters.t: expected min, max')
       for source in ('table', 'huggingface', 'webdataset')),
 ]
 REQUIRED = {
     'image_folder': {'images': 'photos', 'captions': 'c.csv'}, 'table': {'files': 't.csv', 'captions': 't'},
     'huggingface': {'path': 'x', 'captions': 't'}, 'webdataset': {'files': 't.csv', 'captions': {'a': 'b'}},
-    'plain_text': {'files': 't.csv'}, 'flickr8k': {'images': 'photos'},
+    'plain_text': {'files': 't.csv'},
 }
 
 
@@ -137,7 +127,6 @@ REQUIRED = {
 def test_an_argument_of_a_source(name: str, arguments: dict[str, Any], words: str) -> None:
     write('c.csv', f'{HEADER}a.png,x\nin.png,y\n')
     write('t.csv', 't\nx\n')
-    write('t.token.txt', 'out.png#0\tx\n')
     refused(words, lambda: convert(**{'name': name, **REQUIRED[name], **arguments}))
 
 
@@ -156,12 +145,9 @@ def _not_utf8() -> pyarrow.Array:
 _WHOLE = _parquet({'t': [f'text {i}' * 50 for i in range(500)]}, compression='snappy')
 IMAGE = {'image_column': 'i', 'images': 'photos'}
 TABLES: list[tuple[str, Union[str, bytes], dict[str, Any], str]] = [
-    ('a.parquet', b'garbage', {}, r'a\.parquet: cannot be read .*, expected a Parquet file'),
     ('a.parquet', _WHOLE[:-50], {}, r'a\.parquet: cannot be read .*, expected a Parquet file'),
-    ('a.parquet', _parquet({'t': [[1.5]]}), {}, "column 't' holds list.*double.*, expected texts"),
     ('a.parquet', _parquet({'t': _not_utf8()}), {},
      r'a\.parquet: cannot be read .*, expected a Parquet file with texts'),
-    ('a.parquet', _parquet({'t': ['a\0b']}), {}, r"a\.parquet:1: 't': has a NUL character"),
     ('a.parquet', _parquet(pyarrow.Table.from_arrays([pyarrow.array(['a'])] * 2, names=['t', 't'])), {},
      r"a\.parquet has two columns 't', expected different names"),
     ('a.parquet', _parquet({'t': ['a'], 'k': [None]}), {'id_column': 'k'},
@@ -170,7 +156,6 @@ TABLES: list[tuple[str, Union[str, bytes], dict[str, Any], str]] = [
     ('a.parquet', _parquet({'t': ['x', 'a'], 'i': ['a.png', '../secret.png']}), IMAGE,
      r"a\.parquet:2: the path '\.\./secret\.png' leads to .*, expected one inside photos"),
     ('a.csv', 't,i\nx,/etc/hostname\n', IMAGE, r"a\.csv:1: the path '/etc/hostname' leads to /etc/hostname"),
-    ('a.csv', 't,u\na\n', {}, r'a\.csv:2: has 1 values, expected 2'),
 ]
 
 
@@ -226,25 +211,19 @@ MEMBERS = [member for i in range(3) for member in ((f'{i}.jpg', picture(i)), (f'
 TAR, ZIPPED = _tar(MEMBERS), _tar(MEMBERS, 'w:gz')
 TARS: list[tuple[str, bytes, Optional[str], str]] = [
     ('list', _one(b'[1]'), None, r"t\.tar: sample '0': holds '\[1\]', expected JSON, an object"),
-    ('number', _one(b'{"c": 3}'), None, r"sample '0': 'c' is '3', expected a text"),
-    ('surrogate', _one(b'{"c": "\\ud800"}'), None, r"sample '0': 'c': has the half character"),
     ('txt', _tar([('0.jpg', picture(0)), ('0.txt', b'\xe9')]), None, r"sample '0': txt: cannot be read .*UTF-8"),
     ('parent', _tar([('../0.jpg', picture(0))]), None, r"t\.tar: the path '\.\./0\.jpg' leads out of the tar"),
     ('symlink', _tar([*MEMBERS[:2], _special(tarfile.SYMTYPE, '/etc/hostname')]), None,
      r"t\.tar: '1\.jpg' is a link or a d"),
     ('hard link', _tar([*MEMBERS[:2], _special(tarfile.LNKTYPE, '0.jpg')]), None, r"'1\.jpg' is a link or a device"),
     ('cut in a header', TAR[:1200], None, r't\.tar: is cut off, .* at byte 1,024, expected a whole tar'),
-    ('cut between files', TAR[:2048], None, r't\.tar: is cut off, .* at byte 2,048, expected a whole tar'),
     ('cut in a file', TAR[:2600], None, r't\.tar: cannot be read .unexpected end.*, expected a whole tar'),
     ('damaged header', TAR[:2048] + b'\xff\xff' + TAR[2050:], None, r't\.tar: .* no header of a file, at byte 2,048'),
-    ('cut and compressed', gzip.compress(TAR[:2048]), None, r't\.tar: is cut off, .* at byte 2,048'),
     ('two in one', TAR + TAR, None, r't\.tar: .*, expected a whole tar, with nothing but zeros at its end'),
     ('damaged gzip', ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], None,
      r't\.tar: cannot be read .*CRC.*, expected a whole tar'),
-    ('empty', b'', None, r't\.tar: cannot be read .*, expected a whole tar'),
     ('file twice', _tar([MEMBERS[0], *MEMBERS]), None,
      r't\.tar: cannot be read .*duplicate.*expected a whole tar with every'),
-    ('stats', TAR, '{}', r"t_stats\.json has no 'successes'"),
     ('stats', TAR, '{"successes": 4}', r't\.tar: has 3 samples, expected 4, as t_stats\.json says'),
 ]
 
@@ -257,18 +236,7 @@ def test_a_tar(name: str, content: bytes, stats: Optional[str], words: str) -> N
     refused(words, lambda: convert(name='webdataset', files='t.tar', captions={'a': 'txt' if name == 'txt' else 'c'}))
 
 
-def test_whole_tars_are_read() -> None:
-    for content in (TAR, ZIPPED):
-        write('t.tar', content)
-        write('t_stats.json', '{"successes": 3}')
-        samples = convert(name='webdataset', files='t.tar', captions={'a': 'c'})
-        assert [(sample.sample_id, sample.image) for sample in samples] == [(f'{i}', picture(i)) for i in range(3)]
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / 'a.txt').mkdir()
-    refused(r'a\.txt: cannot be read .Is a directory., expected', lambda: convert(name='plain_text', files='*.txt'))
-    (tmp_path / 'a.txt').rmdir()
+def test_files_that_cannot_be_read() -> None:
     write('a.txt', os.urandom(99) + b'\0')
     refused(r'a\.txt:\d: has .*, expected a text in UTF-8', lambda: convert(name='plain_text', files='*.txt'))
     os.rename('a.txt', b'a\xff.txt')
@@ -277,22 +245,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     refused(r'p\.jsonl:1: positive: has the half character', lambda: convert(name='text_pairs', files='p.jsonl'))
 
 
-@pytest.mark.parametrize(['sample', 'words'], [
-    (Sample('a\ud800', {'a': 'x'}), 'the id of sample .*: has the half character U.D800'),
-    (Sample('a', {'a': 'x', 'b': '\ud800'}), "sample 'a': caption 'b': has the half character"),
-    (Sample('a', {'a': 'x\0'}), "sample 'a': caption 'a': has a NUL character"),
-])
-def test_texts_that_cannot_be_written(sample: Sample, words: str, tmp_path: Path) -> None:
-    refused(words, lambda: write_dataset([sample], tmp_path / 'out'))
+def test_texts_that_cannot_be_written(tmp_path: Path) -> None:
+    for sample, words in ((Sample('a\ud800', {'a': 'x'}), 'the id of sample .*: has the half character U.D800'),
+                          (Sample('a', {'a': 'x', 'b': '\ud800'}), "sample 'a': caption 'b': has the half character"),
+                          (Sample('a', {'a': 'x\0'}), "sample 'a': caption 'a': has a NUL character")):
+        refused(words, lambda sample=sample: write_dataset([sample], tmp_path / 'out'))
 
 
-@pytest.mark.parametrize(['splits', 'words'], [
-    ({'../x': one_part(make_samples(2))}, r"source\.split: '\.\./x'"),
-    ({'train': [Part('../../x', lambda dropped: make_samples(2))]}, r"folder of a part: 'part-\.\./\.\./x'"),
-])
-def test_names_that_lead_out_of_the_dataset(splits: dict[str, list[Part]], words: str, tmp_path: Path) -> None:
-    refused(words, lambda: write_splits(splits, Dropped(), tmp_path / 'out'))
-    assert not (tmp_path / 'out').exists()
+def test_names_that_lead_out_of_the_dataset(tmp_path: Path) -> None:
+    for splits, words in (({'../x': one_part(make_samples(2))}, r"source\.split: '\.\./x'"),
+                          ({'train': [Part('../../x', lambda dropped: [])]}, r"folder of a part: 'part-\.\.")):
+        refused(words, lambda splits=splits: write_splits(splits, Dropped(), tmp_path / 'out'))
+        assert not (tmp_path / 'out').exists()
 
 
 Change = Callable[[dict[str, Any]], Any]
@@ -302,10 +266,6 @@ def _edit(path: Path, change: Change) -> None:
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
-
-
-def _part(change: Change) -> Callable[[Path], Any]:
-    return lambda part: _edit(part / 'part.json', change)
 
 
 @pytest.fixture(scope='module')
@@ -318,14 +278,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PARTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ('no keys', lambda part: write(f'{part}/part.json', '{}'),
      r'part\.json: is damaged, expected options, .*remove .*part-'),
-    ('fewer', _part(lambda record: record.update(samples=3)), r'part\.json: is damaged, expected'),
-    ('file', _part(lambda record: record['shards'][0]['raw_data'].update(basename='../x')),
-     r'part\.json: shard 0: expected f'),
-    ('ids', lambda part: (part / 'ids.npy').unlink(), r'ids\.npy: cannot be read .*, expected the ids of 6 samples'),
+    ('fewer', lambda part: _edit(part / 'part.json', lambda record: record.update(samples=3)),
+     r'part\.json: is damaged, expected'),
     ('ids', lambda part: np.save(part / 'ids.npy', np.zeros(3)),
      r'ids\.npy: holds float64 values of shape \(3,\), expected'),
-    ('shard', lambda part: (part / 'shard.00000.mds').unlink(),
-     r'shard\.00000\.mds: is missing, expected .* bytes; remove'),
     ('shard', lambda part: write(f'{part}/shard.00000.mds', b'x'),
      r'shard\.00000\.mds: has 1 bytes, expected .* bytes'),
 ]
@@ -381,19 +337,12 @@ def test_a_shard_of_embeddings_whose_entry_is_damaged(tmp_path: Path, teacher_fo
         assert not (out.local / 'index.json').exists()
 
 
-def test_embeddings_whose_record_is_damaged(image_dataset: Path, embeddings: Path, tmp_path: Path) -> None:
-    shutil.copytree(embeddings, tmp_path / 'embeddings')
-    write('embeddings/teacher.json', '[]')
-    refused(r'teacher\.json: holds .*, expected JSON, an object',
-            PairedStream(local=str(image_dataset), text_embeddings=[('embeddings', None)]).open)
-
-
 def _shard(**values: Any) -> Change:
     return lambda index: index['shards'][1].update(values)
 
 
 def _file(**values: Any) -> Change:
-    return lambda index: index['shards'][1]['raw_data'].update(values)
+    return _shard(raw_data={'bytes': 1, 'hashes': {}, 'basename': 'x', **values})
 
 
 def _every(**values: Any) -> Change:
@@ -404,18 +353,14 @@ OUTSIDE = 'shard 1: expected files inside the folder with their sizes and hashes
 INDICES: list[tuple[str, Change, str]] = [
     ('shards', lambda index: index.pop('shards'), 'the MDS dataset is empty, expected a list of shards'),
     ('version', lambda index: index.update(version=3), 'has version 3, expected an index of MDS, version 2'),
-    ('format', _shard(format='json'), "shard 1: is 'json', version 2, expected mds"),
-    *(('samples', _shard(samples=samples), 'shard 1: has .* samples, expected a whole number above 0')
-      for samples in (0, '3', True)),
+    ('samples', _shard(samples='3'), 'shard 1: has .* samples, expected a whole number above 0'),
     ('a key less', lambda index: index['shards'][1].pop('hashes'), 'shard 1: expected an object with .*hashes'),
     *(('name', _file(basename=name), OUTSIDE) for name in ('../../x', 'a/../../x', '/etc/passwd', '', None, 'a\0')),
-    *(('size', _file(bytes=size), OUTSIDE) for size in (-1, '3', 1.5)),
+    ('size', _file(bytes=-1), OUTSIDE),
     ('compression', _shard(compression='zstd'), 'shard 1: is compressed'),
-    ('size limit', _shard(size_limit='x'), 'shard 1: expected other types'),
     ('two in one file', lambda index: index['shards'].append(index['shards'][0]), 'two shards are in the file'),
     ('columns', _shard(column_names=['a']), r"shard 1: has columns \['a'\], expected those of the first shard"),
     ('columns', _every(column_names=['a', 'a', 'b', 'c']), 'shard 0: expected as many names of columns, all different'),
-    ('types', _every(column_encodings=['str', 'x', 'str', 'str']), "shard 0: column .* has type 'x', expected"),
     ('types', _every(column_encodings=['str', 'pkl', 'str', 'str']), 'shard 0: column .* contains an unsafe type: pkl'),
 ]
 
@@ -434,9 +379,8 @@ def test_an_index(name: str, change: Change, words: str, dataset: Path, tmp_path
 
 
 def test_an_index_that_is_no_json(tmp_path: Path) -> None:
-    for data in (b'{"version": 2, "sh', b'\xff\xfe\0', b'[1]'):
-        write('index.json', data)
-        refused(r'index\.json: .*expected (JSON|the index of an MDS dataset)', lambda: read_index('.'))
+    write('index.json', b'{"version": 2, "sh')
+    refused(r'index\.json: .*expected JSON', lambda: read_index('.'))
     with pytest.raises(FileNotFoundError, match=r'there is no MDS dataset in .*photos/index\.json does not exist'):
         read_index('photos')
 

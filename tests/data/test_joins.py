@@ -87,7 +87,7 @@ def _rows(key: Callable[[int], Any]) -> list[dict[str, Any]]:
 
 
 KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
-    'csv': ('url', _url), 'tsv': ('url', _url), 'parquet': ('key', '{:09}'.format), 'key': ('__key__', '{:09}'.format),
+    'csv': ('url', _url), 'tsv': ('url', _url), 'key': ('__key__', '{:09}'.format),
     'numbers': ('number', lambda i: 7 * i)}
 
 
@@ -218,14 +218,12 @@ DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
     ('b.csv', b'url,raw_caption\n', {}, r"b\.csv has no column 'longSV_captions'; it has url, raw_caption"),
     ('a.csv', b'url,x\n', {}, r'source\.captions: .*a\.csv has none of the columns raw_caption, longSV_captions; it'),
     ('a.csv', HEADER.encode() + b'u,x,y\nv,"x,y\n', {}, r'a\.csv: cannot be read .*Line: 3.*expected a CSV file'),
-    ('a.csv', HEADER.encode() + b'u,x,caf\xe9\n', {}, r'a\.csv: cannot be read .*Line: 2'),
     ('a.csv', HEADER.encode() + b',x,y\n', {'tables': 'a.csv'}, r"source\.tables: no row of a\.csv has a 'url'"),
     ('a.parquet', b'PAR1 no table', {'tables': '*.parquet'}, r'a\.parquet: cannot be read .*expected a Parquet file'),
-    ('x', b'', {'captions': {'raw': 'raw_caption', 'long': 'no'}}, r"00000\.tar: sample '0+' has no 'no'; it has "),
     ('x', b'', {'image_key': None}, r'source\.image_key: required for captions in tables')]
 
 
-@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], DAMAGE, ids=[f'{i}' for i in range(len(DAMAGE))])
+@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], DAMAGE)
 def test_what_cannot_be_joined_is_named(
     file: str, content: bytes, arguments: dict[str, Any], words: str, tars: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Datasets on S3 and SFTP servers whose answers go wrong one time in ten: every sample arrives, once."""
+"""Datasets on an S3 server whose answers go wrong one time in ten: every sample arrives, once."""
 
 import os
 import shutil
@@ -13,12 +13,11 @@ import pytest
 from composer.devices import DeviceCPU
 from launched import run
 from parts import make_samples, write_dataset, write_text_embeddings
-from remotes import FaultyProxy, s3_environment, s3_server, sftp_server
+from remotes import FaultyProxy, s3_environment, s3_server
 
-from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.config import DatasetConfig
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
@@ -47,26 +46,6 @@ def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
         for name, value in s3_environment(proxy.port).items():
             monkeypatch.setenv(name, value)
         yield proxy
-        proxy.close()
-
-
-def test_sftp_with_faults(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with sftp_server(served, tmp_path) as (port, env):
-        proxy = FaultyProxy(port, ['drop', 'truncate', 'delay'], every=97)
-        (tmp_path / 'known_hosts').write_text(f'[127.0.0.1]:{proxy.port} {env.pop("host_key")}\n')
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
-        remote = f'sftp://user@127.0.0.1:{proxy.port}/bucket'
-        embeddings = DatasetConfig(local=str(tmp_path / 'cache/embeddings'), remote=f'{remote}/embeddings')
-        stream = ImageStreamConfig(local=str(tmp_path / 'cache/images'), remote=f'{remote}/train',
-                                   embeddings={'tiny': embeddings})
-        config = ImageDataConfig(streams={'s': stream}, num_workers=2, num_canonical_nodes=4,
-                                 caption_weights={'short': 1.0}, download_timeout=20)
-        loader = build_image_loader(config, 32, 8, 5, True, 'train_data').dataloader
-        assert sorted(sample_id for batch in loader for sample_id in batch['sample_id']) == [
-            s.sample_id for s in make_samples(64)]
-        assert len(proxy.done) > 5
         proxy.close()
 
 

@@ -38,12 +38,9 @@ def test_values_are_kept_or_not(limits: dict[str, Any], kept: list[Any], left_ou
 
 def test_filters_that_cannot_be_are_named() -> None:
     for filters, words in (({'x': {'least': 1}}, r'source\.filters\.x\.least: a filter takes no such argument'),
-                           ({'x': {}}, r'source\.filters\.x: expected min, max or both'),
                            ({'x': {'min': 2, 'values': ['a']}}, r'source\.filters\.x: expected min, max or both'),
                            ({'x': {'min': 2, 'max': 1}}, r'source\.filters\.x: min is 2 and max is 1, expected the s'),
-                           ({'x': {'min': 'a'}}, r"source\.filters\.x\.min: 'a', expected"),
-                           ({'x': {'max': float('nan')}}, r'source\.filters\.x\.max: nan, expected'),
-                           ({'x': {'values': []}}, r'source\.filters\.x\.values: \[\], expected')):
+                           ({'x': {'max': float('nan')}}, r'source\.filters\.x\.max: nan, expected')):
         with pytest.raises(ConfigError, match=words):
             Selection(filters)
     with pytest.raises(FileError, match=r"t\.csv:3: 'x' is 'wide', expected a number"):
@@ -97,5 +94,3 @@ def test_a_table_is_filtered_and_sampled(tmp_path: Path) -> None:
                 for split, parts in splits.items()}
 
     assert sides('a') == sides('b')
-    with pytest.raises(ConfigError, match=r"a\.parquet has no column 'x'; it has id, img"):
-        table(f'{tmp_path}/a.parquet', 'text', filters={'x': {'min': 1}})

@@ -113,11 +113,8 @@ def test_what_is_drawn_depends_on_seed_epoch_and_sample_alone(image_dataset: Pat
 def test_evaluation_takes_the_first_two_captions_without_instruction(
     image_dataset: Path, tokenizer: CaptionTokenizer
 ) -> None:
-    loader = _loader(image_dataset, tokenizer, [], train=False)
-    rows = _seen(loader, tokenizer)
-    assert sorted(rows) == [(s.sample_id, f'<s>{s.captions["long"]}', f'<s>{s.captions["short"]}')
-                            for s in make_samples(64)]
-    assert _seen(loader, tokenizer) == rows
+    assert sorted(_seen(_loader(image_dataset, tokenizer, [], train=False), tokenizer)) == [
+        (s.sample_id, f'<s>{s.captions["long"]}', f'<s>{s.captions["short"]}') for s in make_samples(64)]
 
 
 def test_hard_negatives_may_be_missing(llm_folder: Path, tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
@@ -207,14 +204,9 @@ def test_samples_without_two_captions_do_not_count_in_evaluation(llm_folder: Pat
     metric = model.val_metrics['cra']
     # The third pair is wrong, and the fourth has a placeholder's vector that is nearest to all queries.
     vectors = {'query': torch.eye(4), 'positive': torch.stack([*torch.eye(4)[:2], torch.eye(4)[0], torch.ones(4)])}
-    ids = torch.tensor([1, 2, 3, 4])
-    model.update_metric({'query_text_id': ids, 'positive_text_id': torch.tensor([5, 6, 0, 0]),
+    model.update_metric({'query_text_id': torch.tensor([1, 2, 3, 4]), 'positive_text_id': torch.tensor([5, 6, 0, 0]),
                          'index': torch.arange(4)}, vectors, metric)
     assert metric.compute().item() == 100.0
-    metric.reset()
-    model.update_metric({'query_text_id': ids * 0, 'positive_text_id': ids, 'index': torch.arange(4)}, vectors, metric)
-    with pytest.raises(ValueError, match='no sample has both captions'):
-        metric.compute()
 
 
 def test_without_pairs_any_two_captions_are_one(
@@ -295,13 +287,6 @@ def test_microbatches_hold_every_text_once_with_little_padding(tokenizer: Captio
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _masked(tokenizer: CaptionTokenizer, workers: int = 0, seed: int = 3, **streams: CaptionStreamConfig
-            ) -> torch.utils.data.DataLoader:
-    config = CaptionDataConfig(streams=streams, texts={'short': 1.0, 'long': 1.0}, num_workers=workers,
-                               num_canonical_nodes=4)
-    return build_masked_text_loader(config, tokenizer, MNTPConfig(), 8, seed, 'train_data').dataloader
-
-
 def test_a_fifth_of_the_own_tokens_is_masked_and_remembered() -> None:
     ids = list(range(100, 150))
     total = 0
@@ -314,12 +299,7 @@ def test_a_fifth_of_the_own_tokens_is_masked_and_remembered() -> None:
         total += len(masked)
     assert 0.18 < total / (100 * 47) < 0.22
     assert _mask_tokens(ids, 3, 7, 0.2, 5) == _mask_tokens(ids, 3, 7, 0.2, 5) != _mask_tokens(ids, 3, 7, 0.2, 6)
-
-
-def test_at_least_one_token_is_masked_but_never_the_first() -> None:
-    for seed in range(20):
-        tokens, labels = _mask_tokens([5, 6], 0, 7, 0.01, seed)
-        assert tokens == [5, 7] and labels == [-100, 6]
+    assert _mask_tokens([5, 6], 0, 7, 0.01, 0) == ([5, 7], [-100, 6]), 'at least one, and never the first'
 
 
 def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
@@ -332,7 +312,8 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
                'wiki': CaptionStreamConfig(str(tmp_path / 'wiki' / 'train'), texts={'text': 1.0})}
     captions = {text for sample in make_samples(64) for text in sample.captions.values()}
     origins = set()
-    for batch in _masked(tokenizer, **streams):
+    config = CaptionDataConfig(streams=streams, texts={'short': 1.0, 'long': 1.0}, num_workers=0, num_canonical_nodes=4)
+    for batch in build_masked_text_loader(config, tokenizer, MNTPConfig(), 8, 3, 'train_data').dataloader:
         assert _count_tokens(batch) == {'total': int(batch['attention_mask'].sum()),
                                        'loss_generating': int((batch['labels'] >= 0).sum())}
         whole = torch.where(batch['labels'] >= 0, batch['labels'], batch['input_ids'])
@@ -340,17 +321,6 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
             text = tokenizer.tokenizer.decode(ids[mask == 1]).removeprefix('<s>').removesuffix('</s>')
             origins.add('wiki' if text.startswith('The plain sentence') else 'captions' if text in captions else text)
     assert origins == {'wiki', 'captions'}
-
-
-def test_masks_do_not_depend_on_workers(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
-    stream = CaptionStreamConfig(str(image_dataset))
-    labels, loaders = [], []
-    for workers, seed in ((0, 3), (2, 3), (0, 4)):
-        loaders.append(_masked(tokenizer, workers, seed, s=stream))  # whose workers the fixture ends
-        batches = list(loaders[-1])
-        labels.append([row[row >= 0].tolist() for batch in batches for row in batch['labels']])
-        clean_stale_shared_memory()
-    assert labels[0] == labels[1] != labels[2]
 
 
 def test_bad_options_are_named(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:

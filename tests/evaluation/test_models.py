@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import llm2clip.evaluation.models as evaluated
 from llm2clip.config import ConfigError, EvaluatedModelConfig
-from llm2clip.data.vectors import concatenate
+from llm2clip.data.image_embeddings import concatenate
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder

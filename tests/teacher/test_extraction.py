@@ -23,9 +23,9 @@ from llm2clip.config import (
     DatasetConfig,
     TextEncoderConfig,
 )
-from llm2clip.data.schema import read_columns, read_index, read_samples
+from llm2clip.data.image_embeddings import stored_vector, vectors_of
+from llm2clip.data.schema import read_columns, read_index, read_samples, vector_rows
 from llm2clip.data.streams.verified_stream import ShardError
-from llm2clip.data.vectors import stored_vector, vector_rows, vectors_of
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher

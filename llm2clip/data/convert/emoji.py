@@ -17,7 +17,7 @@ from PIL import Image
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count, HoldoutShare, Natural, Seed
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits
+from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import encode_image, open_image
 from llm2clip.files import read_json
 
@@ -39,7 +39,7 @@ class _Concept(NamedTuple):
 
 def emoji(
     image_size: Count = 96, unseen_share: HoldoutShare = 0.1, language_concepts: Natural = 500, seed: Seed = 0
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Splits of emoji, and what was left out.
 
     ``train`` has one artist (OpenMoji) with a `short` English caption, the name, and a `long` one, built from name,

@@ -16,9 +16,8 @@ from typing import Optional
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, Holdout, Seed, Text, Texts
-from llm2clip.data.caption_files import read_captions
-from llm2clip.data.convert.samples import Dropped, Part, Sample, Splits, check_folder, read_image, split_holdout
-from llm2clip.data.published_captions import official_lists, read_splits
+from llm2clip.data.caption_files import official_lists, read_captions, read_splits
+from llm2clip.data.convert.samples import Dropped, Part, Sample, check_folder, read_image, split_holdout
 from llm2clip.files import FileError
 
 __all__ = ['caption_csv', 'coco', 'flickr30k', 'flickr8k', 'image_folder']
@@ -32,7 +31,7 @@ _SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?![a-z])')
 def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption',
     split: FolderName = 'train', holdout: Holdout = 0, seed: Seed = 0,
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Images with their captions.
 
     Args:
@@ -41,12 +40,9 @@ def image_folder(
         image_column: Column with the image's path inside `images`, which it cannot leave.
         caption_column: Column with the text.
         split: Name of the split.
-        holdout: Share between 0 and 1 of the images that go into the split ``val``, or how many, chosen by the hash
-            of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of images.
-        seed: Which ones.
-
-    Raises:
-        ConfigError: Folder, file or column is missing, or one of the two splits would be empty.
+        holdout, seed: Share between 0 and 1 of the images that go into the split ``val``, or how many, chosen by the
+            hash of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of
+            images.
     """
     check_folder(images)
     texts = read_captions(captions, image_column, caption_column)
@@ -56,7 +52,7 @@ def image_folder(
 
 def caption_csv(
     captions: str, image_column: str = 'image', caption_column: str = 'caption', holdout: Holdout = 0, seed: Seed = 0
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Captions without their images; those of one `image_column` belong together.  Arguments as for `image_folder`."""
     texts = read_captions(captions, image_column, caption_column)
     parts = {name: {'all': names} for name, names in split_holdout(texts, holdout, seed).items()}
@@ -67,7 +63,7 @@ def flickr8k(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None,
     split_files: Optional[dict[FolderName, Text]] = None, split: Optional[FolderName] = None, holdout: Holdout = 0,
     seed: Seed = 0,
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Flickr8k: 8,000 images with 5 captions each, and 91 that are in none of its splits, which are left out.
 
     Args:
@@ -80,10 +76,6 @@ def flickr8k(
         split: Without any splits, the name of the one that is written; unset, the one of ``train``, ``val`` and
             ``test`` that is in the file's name, or ``train``.
         holdout, seed: Without any splits, as for `image_folder`.
-
-    Raises:
-        ConfigError: Something is missing, an argument does not go with the file, or a split would be empty.
-        FileError: A file is damaged; an image occurs twice; a list names an image without captions.
     """
     if split_files is None:
         split_files = official_lists(annotations)
@@ -97,7 +89,7 @@ def flickr8k(
 def flickr30k(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None, split: Optional[FolderName] = None,
     holdout: Holdout = 0, seed: Seed = 0,
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Flickr30k: 31,014 images in Karpathy's splits, or 31,783 without splits, with 5 captions each.
 
     Args:
@@ -106,7 +98,7 @@ def flickr30k(
         annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, ``flickr_annotations_30k.csv`` of
             nlphuji/flickr30k, ``flickr30k_train.json`` of BLIP, or ``results_20130124.token``; the last two have no
             splits.
-        splits, split, holdout, seed: As for `flickr8k`, and so are the errors.
+        splits, split, holdout, seed: As for `flickr8k`.
     """
     return _published(images, annotations, splits, split, holdout, seed)
 
@@ -114,7 +106,7 @@ def flickr30k(
 def coco(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None, split: Optional[FolderName] = None,
     holdout: Holdout = 0, seed: Seed = 0,
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """COCO: 123,287 images with 5 to 7 captions each, all of which are kept.
 
     Args:
@@ -124,7 +116,7 @@ def coco(
             are neither in ``val`` nor in ``test``, becomes a part of ``train``, as is usual; or a file without splits:
             COCO's own, or ``coco_karpathy_train.json`` of BLIP.
         splits: Which of the published splits are written; unset, all.
-        split, holdout, seed: As for `flickr8k`, and so are the errors.
+        split, holdout, seed: As for `flickr8k`.
     """
     return _published(images, annotations, splits, split, holdout, seed, part_of={'restval': 'train'})
 
@@ -132,7 +124,7 @@ def coco(
 def _published(
     images: Optional[str], annotations: str, splits: Optional[list[str]], split: Optional[str], holdout: Holdout,
     seed: int, split_files: Optional[Mapping[str, str]] = None, part_of: Optional[Mapping[str, str]] = None,
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """The splits of a published dataset, of which those in `part_of` become a part of another one."""
     if images is not None:
         check_folder(images)
@@ -178,7 +170,7 @@ def _published(
 def _splits(
     images: Optional[str], file: str, captions: Mapping[str, list[str]], parts: Mapping[str, Mapping[str, list[str]]],
     lists: Iterable[str] = (),
-) -> Splits:
+) -> dict[str, list[Part]]:
     """Splits of parts, split -> part -> its images, which come from a file of captions and maybe lists of images."""
     keys = range(max(map(len, captions.values())))
 

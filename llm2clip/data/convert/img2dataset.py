@@ -18,22 +18,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import FolderName, HoldoutShare, Seed, Text
+from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
 from llm2clip.data.convert.samples import (
     Dropped,
     Filters,
     Part,
     Sample,
-    SampleShare,
     Selection,
-    Splits,
     holdout_splits,
     is_in_holdout,
     matching_files,
     sample_name,
 )
-from llm2clip.data.convert.table import check_column, is_csv, read_schema
+from llm2clip.data.convert.table import check_column, read_schema
 from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.files import FileError, parse_json, read_json, reading, write_json
 from llm2clip.folders import atomic_folder, locked
@@ -50,8 +48,8 @@ def webdataset(
     files: Union[str, Sequence[str]], captions: dict[Text, Text], id_field: Text = '__key__',
     split: FolderName = 'train', tables: Union[None, Text, Sequence[Text]] = None, table_key: Optional[Text] = None,
     image_key: Optional[Text] = None, index: Optional[Text] = None, filters: Optional[Filters] = None,
-    sample: SampleShare = 1.0, sample_seed: Seed = 0, holdout: HoldoutShare = 0.0, seed: Seed = 0,
-) -> tuple[Splits, Dropped]:
+    sample: Positive = 1.0, sample_seed: Seed = 0, holdout: HoldoutShare = 0.0, seed: Seed = 0,
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Images with captions: one split or two, one part per tar file.
 
     The captions are in the tars, or in tables elsewhere, of which each image gets the row with its key: its columns
@@ -71,14 +69,8 @@ def webdataset(
             share it.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
             JSON or a column of the tables.
-        holdout: Share of the samples that go into the split ``val``, chosen by the hash of their id.  Each split
+        holdout, seed: Share of the samples that go into the split ``val``, chosen by the hash of their id.  Each split
             reads the tars.
-        seed: Which ones.
-
-    Raises:
-        ConfigError: No tar or table matches, an argument of the tables is missing, or they lack a column.
-        FileError: A tar is damaged, cut off or holds links or paths that lead out of it, a sample lacks a field, or a
-            table cannot be read.
     """
     splits, paths, selection = holdout_splits(split, holdout), matching_files(files), \
         Selection(filters, sample, sample_seed)
@@ -133,11 +125,6 @@ def webdataset(
                    for path in paths] for name, of_holdout in splits.items()}, Dropped()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Captions in tables
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class CaptionTables(NamedTuple):
     """The rows of tables by their keys, which any number of processes may read at once."""
 
@@ -166,20 +153,8 @@ def _connected(path: str, process: int) -> Any:
 def open_tables(
     folder: str, tables: Union[str, Sequence[str]], key: str, captions: Sequence[str], others: Sequence[str] = ()
 ) -> CaptionTables:
-    """The rows of some tables by their keys, from a DuckDB file that one of the processes that ask for it writes.
-
-    Args:
-        folder: Where the file is or will be.
-        tables: Paths or patterns, as for `webdataset`.
-        key: Column of the keys, texts or whole numbers.
-        captions: Columns of texts, as far as the tables have them.
-        others: Other columns, likewise.
-
-    Raises:
-        ConfigError: No table matches, one lacks the key or a column that another one has, none has captions, no row has
-            a key, or the folder has a file of other tables.
-        FileError: A table cannot be read; the message names it and, in a CSV file, the line.
-    """
+    """The rows of some tables by their `key`, from a DuckDB file in `folder` that one of the processes that ask for it
+    writes; `captions` are columns of texts and `others` of any type, as far as the tables have them."""
     paths = matching_files(tables, 'source.tables')
     schemas = {path: read_schema(path) for path in paths}
     first = schemas[paths[0]].names
@@ -220,12 +195,13 @@ def _write_tables(folder: Path, tables: Mapping[str, Sequence[str]], key: str, c
             # DuckDB ignores case in names, so the columns are called by their places.
             places = {name: f'c{i}' for i, name in enumerate(names)}
             table, parameters = 'read_parquet($files, hive_partitioning = false)', {'files': [glob.escape(path)]}
-            if is_csv(path):
+            is_csv = path.endswith(('.csv', '.tsv'))
+            if is_csv:
                 table = ('read_csv($files, columns = $columns, auto_detect = false, header = true, delim = $delimiter, '
                          "quote = '\"', escape = '\"', strict_mode = true, hive_partitioning = false)")
                 parameters |= {'delimiter': '\t' if path.endswith('.tsv') else ',',
                                'columns': dict.fromkeys(places.values(), 'VARCHAR')}
-            with reading(path, 'a CSV file in UTF-8, in which a text with commas or quotes has quotes' if is_csv(path)
+            with reading(path, 'a CSV file in UTF-8, in which a text with commas or quotes has quotes' if is_csv
                          else 'a Parquet file'):
                 database.execute(
                     f"INSERT INTO rows SELECT md5_number(nullif(CAST({places[key]} AS VARCHAR), '')), "

@@ -25,12 +25,11 @@ from llm2clip.folders import inside
 from llm2clip.registry import check_arguments
 
 __all__ = [
-    'Dropped', 'Filters', 'Part', 'Sample', 'SampleShare', 'Selection', 'Splits', 'check_folder', 'holdout_splits',
-    'split_holdout', 'is_in_holdout', 'matching_files', 'one_part', 'read_image', 'sample_name',
+    'Dropped', 'Filters', 'Part', 'Sample', 'Selection', 'check_folder', 'holdout_splits', 'is_in_holdout',
+    'matching_files', 'one_part', 'read_image', 'sample_name', 'split_holdout',
 ]
 
 Filters = dict[Text, dict[Text, Any]]
-SampleShare = Annotated[float, Field(gt=0, le=1)]
 _VAL = 'val'
 _SAME_NAME = 'source.split: {!r} is the name of the held-out split; give the other one another name'
 
@@ -73,9 +72,6 @@ class Part:
     """Those that decide its samples, such as a tar or the file of the captions, but not the images."""
 
 
-Splits = dict[str, list[Part]]
-
-
 def one_part(samples: Iterable[Sample]) -> list[Part]:
     """A split that is small enough to be converted in one go."""
     return [Part('all', lambda dropped: samples)]
@@ -110,13 +106,12 @@ def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str
 
     Args:
         images: All ids, each once.
-        holdout: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the split
-            ``val``; or split -> number of its images.
-        seed: Which ones.
+        holdout, seed: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the
+            split ``val``; or split -> number of its images.
         split: Name of the other split.
 
     Raises:
-        ConfigError: `holdout` is none of these, a split would be empty, or two would have one name.
+        ConfigError: A split would be empty, or two would have one name.
     """
     images = list(images)
     counts = holdout if isinstance(holdout, dict) else {_VAL: holdout} if holdout else {}
@@ -217,6 +212,8 @@ class Selection:
     """
 
     def __init__(self, filters: Optional[Filters] = None, share: float = 1.0, seed: int = 0) -> None:
+        if share > 1:
+            raise ConfigError(f'source.sample: {share}, expected at most 1')
         self._share, self._seed = share, seed
         self._filters: dict[str, Filter] = {}
         for name, arguments in (filters or {}).items():

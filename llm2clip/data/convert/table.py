@@ -14,16 +14,14 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llm2clip.config import ConfigError
-from llm2clip.config.ranges import FolderName, HoldoutShare, Seed, Text
-from llm2clip.data.caption_files import csv_rows, normal_path, optional_text, read_csv
+from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
+from llm2clip.data.caption_files import normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
     Filters,
     Part,
     Sample,
-    SampleShare,
     Selection,
-    Splits,
     check_folder,
     holdout_splits,
     is_in_holdout,
@@ -33,7 +31,7 @@ from llm2clip.data.convert.samples import (
 )
 from llm2clip.files import FileError, reading
 
-__all__ = ['check_column', 'huggingface', 'is_csv', 'read_schema', 'table']
+__all__ = ['check_column', 'huggingface', 'read_schema', 'table']
 
 # Of a Hugging Face dataset, in one part.
 _ROWS = 10_000
@@ -43,15 +41,10 @@ _TYPES = {'captions': 'texts or lists of texts', 'images': 'encoded images or pa
 Captions = Union[Text, dict[Text, Text]]
 
 
-def is_csv(path: str) -> bool:
-    """Whether a table is a CSV file or one whose name ends with ``.tsv``; others are Parquet files."""
-    return path.endswith(('.csv', '.tsv'))
-
-
 def read_schema(path: str) -> pyarrow.Schema:
     """The table's columns and their types; those of a CSV file are texts."""
-    if is_csv(path):
-        return pyarrow.schema([(name, pyarrow.string()) for name in next(csv_rows(path), (path, []))[1]])
+    if path.endswith(('.csv', '.tsv')):
+        return pyarrow.schema([(name, pyarrow.string()) for name in read_csv(path)[0]])
     with reading(path, 'a Parquet file'), pyarrow.parquet.ParquetFile(path) as file:
         return file.schema_arrow
 
@@ -155,9 +148,9 @@ def _longest_list(lists: Any) -> int:
 def table(
     files: Union[str, Sequence[str]], captions: Captions, image_column: Optional[str] = None,
     images: Optional[str] = None, id_column: Optional[str] = None, split: FolderName = 'train',
-    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
     sample_seed: Seed = 0,
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Tables, Parquet or CSV: one split or two, one part per table.
 
     Args:
@@ -169,14 +162,9 @@ def table(
         images: Folder that paths are relative to, and that they cannot leave.  Without one, they may lead anywhere.
         id_column: Column of the samples' ids, texts or whole numbers; by default ``<file>:<row>``.
         split: Name of the split.
-        holdout: Share of the images that go into the split ``val``, chosen by the hash of their path or bytes, so
+        holdout, seed: Share of the images that go into the split ``val``, chosen by the hash of their path or bytes, so
             that all rows of an image are on one side; without images, by that of the id.
-        seed: Which ones.
         filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them.
-
-    Raises:
-        ConfigError: No table matches, or one lacks a column.
-        FileError: A table cannot be read, or a value is not what it should be.
     """
     splits, paths = holdout_splits(split, holdout), matching_files(files)
     if images is not None:
@@ -194,8 +182,8 @@ def table(
                        Selection(filters, sample, sample_seed))
 
     def rows(path: str) -> Iterator[Mapping[str, Any]]:
-        if is_csv(path):
-            yield from (row for _, row in read_csv(path))
+        if path.endswith(('.csv', '.tsv')):
+            yield from (row for _, row in read_csv(path)[1])
             return
         for batch in batches(path, columns.names):
             with reading(path, 'a Parquet file with texts in UTF-8'):
@@ -212,9 +200,9 @@ def table(
 def huggingface(
     path: str, captions: Captions, image_column: Optional[str] = None, config: Optional[str] = None,
     split: FolderName = 'train', id_column: Optional[str] = None, images: Optional[str] = None,
-    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
     sample_seed: Seed = 0,
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """One split of a dataset: a saved one, a local folder of files, or one of the hub.  It is read in parts of 10,000
     rows.  No code that comes with a dataset is run.
 
@@ -227,10 +215,6 @@ def huggingface(
         config: Which of the dataset's configurations, where it has several.
         split: Which of its splits; it keeps its name.
         id_column: Column of the samples' ids; by default ``<split>:<row>``.
-
-    Raises:
-        ConfigError: The library is not installed, or there is no such split or column.
-        FileError: There is no such dataset, or it cannot be read.
     """
     splits, selection = holdout_splits(split, holdout), Selection(filters, sample, sample_seed)
     try:

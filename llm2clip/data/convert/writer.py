@@ -7,44 +7,45 @@ Every part of a split becomes a folder of shards inside that of the split, ``par
 all are there, on whichever machine, one index over all of them, in the split's folder, makes the dataset readable.
 """
 
+import functools
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import xxhash
+from PIL import Image
+from streaming import MDSWriter
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
-from llm2clip.data.convert.parts import (
-    PART_FILE,
-    PartJob,
-    check_options,
-    deciding_options,
-    excluded_ids,
-    input_identity,
-    part_ids,
-    read_record,
-    writing,
-)
-from llm2clip.data.convert.samples import Dropped, Part
-from llm2clip.data.schema import INDEX, read_index
-from llm2clip.engine import Engine, LocalEngine
-from llm2clip.files import FileError, read_json
+from llm2clip.data.caption_files import check_text
+from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.images import decode_image, decode_pixels, encode_image
+from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard, read_index
+from llm2clip.engine import Engine, LocalEngine, Work
+from llm2clip.files import FileError, read_json, reading
+from llm2clip.folders import atomic_folder, locked
 from llm2clip.remotes import OutputFolder
 
-__all__ = ['CARD_FILE', 'is_written', 'write_splits']
+__all__ = ['is_written', 'write_splits']
 
 CARD_FILE = 'dataset.json'
 """Written last: a folder that has it is complete."""
 # Of a reason to leave samples out, so many are named in the card; the parts' own files name all.
 _NAMED = 1000
+_PART_FILE = 'part.json'
+_IDS = 'ids.npy'
+_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'words': dict, 'shards': list}
+# Bytes; the content of larger input files, and of tars, is not compared.
+_COMPARED = 1 << 26
 
 
 def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig) -> bool:
@@ -57,8 +58,8 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
         return False
     path = out.local / CARD_FILE
     card = read_json(path, dict)
-    inputs = {name: input_identity(name) for name in card.get('inputs', ()) if os.path.isfile(name)}
-    check_options(out, path, card, {**deciding_options(about, config), 'inputs': inputs}, extend=False)
+    inputs = {name: _input_identity(name) for name in card.get('inputs', ()) if os.path.isfile(name)}
+    _check_options(out, path, card, {**_deciding_options(about, config), 'inputs': inputs}, extend=False)
     return True
 
 
@@ -80,22 +81,20 @@ def write_splits(
         config: How to write.
         about: Facts about the source for the card; a folder with samples of another source is refused.
         extend: It may have parts of a source with fewer ``files``, which then come first, in the order of the index.
-        engine: By which the parts are written; unset, by the processes of this machine that `config` says.
+        engine: Unset, the processes of this machine that `config` says.
 
     Returns:
         Split -> samples written; None if other machines are not done.
 
     Raises:
-        ConfigError: The folder holds something else, or was written with another configuration; or the configuration
-            does not fit the samples.
-        FileError: A part that is there already is damaged, or a text cannot be written.
-        FileNotFoundError: A part was written on a machine that does not share `out`, which has no remote.
-        ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or more samples were
-            left out than `max_dropped` allows.
+        ConfigError: The folder holds something else, or the configuration is another one or does not fit the samples.
+        FileError, FileNotFoundError: A part is damaged or missing, or a text cannot be written.
+        ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or too many samples were
+            left out.
     """
     out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
-    options = deciding_options(about or {}, config)
-    jobs, names = list[PartJob](), Counter[str]()
+    options = _deciding_options(about or {}, config)
+    jobs, names = list[_PartJob](), Counter[str]()
     inputs: dict[str, Any] = {}
     records: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in splits}  # by the folders of parts
     for split, parts in splits.items():
@@ -112,26 +111,26 @@ def write_splits(
                               'expected those that the dataset was written from, and more')
         for part in parts:
             check_values(FolderName, f'part-{part.name}', 'the folder of a part')
-            inputs |= {path: input_identity(path) for path in part.files if path not in inputs}
-            jobs.append(PartJob(out, f'{split}/part-{part.name}', part, config,
+            inputs |= {path: _input_identity(path) for path in part.files if path not in inputs}
+            jobs.append(_PartJob(out, f'{split}/part-{part.name}', part, config,
                                 {**options, 'inputs': {path: inputs[path] for path in part.files}}, extend))
             names[jobs[-1].folder] += 1
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f'two input files would be written to {twice[0]}; give them different names')
-    # A part of every other machine, so that other options are refused before the work.
+    # A part of every other machine, whose other options are refused before the work.
     for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
-        read_record(job)
+        _read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
     # A part that gave no sample is read again: what was missing may be there now.
-    todo = {job.folder: job for job in mine if not (read_record(job) or {}).get('samples')}
+    todo = {job.folder: job for job in mine if not (_read_record(job) or {}).get('samples')}
     engine = engine or LocalEngine(config.num_workers)
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
     with tqdm(total=len(mine), initial=len(mine) - len(todo), desc=f'write {out.local.name}', unit=' parts') as bar:
-        engine.run(todo, partial(writing, len(todo) == 1), lambda _: bar.update())
+        engine.run(todo, partial(_writing, len(todo) == 1), lambda _: bar.update())
     for job in jobs:
-        if (record := read_record(job)) is None:
+        if (record := _read_record(job)) is None:
             if config.num_shards == 1:
-                raise FileNotFoundError(f'{out.local / job.folder / PART_FILE}, which another machine has written, is '
+                raise FileNotFoundError(f'{out.local / job.folder / _PART_FILE}, which another machine has written, is '
                                         'not here: machines that do not share the folder need out_remote')
             return None
         split, folder = job.folder.rsplit('/', 1)
@@ -167,7 +166,7 @@ def _finish(
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
                              f'{dict(left_out.filtered)})')
         _check_shards(out, split, parts)
-    ids = {f'{split}/{folder}': part_ids(out, f'{split}/{folder}', record['samples'])
+    ids = {f'{split}/{folder}': _part_ids(out, f'{split}/{folder}', record['samples'])
            for split, parts in records.items() for folder, record in parts.items()}
     values, counts = np.unique(np.concatenate([*ids.values()]), return_counts=True)
     if (twice := values[counts > 1]).size:
@@ -179,8 +178,7 @@ def _finish(
         for folder, of_part in ids.items():
             if n := int(np.isin(of_part, hashes).sum()):
                 raise ConfigError(f'exclude_ids: {config.exclude_ids} names {n:,} of the samples in '
-                                  f'{out.local / folder}, which is kept as it is; remove that folder to convert it '
-                                  'again')
+                                  f'{out.local / folder}, which is kept; remove that folder to convert it again')
         said = (f'exclude_ids: {left_out.filtered["named by exclude_ids"]:,} samples are left out, and '
                 f'{config.exclude_ids} names {len(excluded):,}')
         if excluded and not left_out.filtered['named by exclude_ids']:
@@ -194,8 +192,8 @@ def _finish(
     for split, parts in records.items():
         # The shards stay where they are.
         for folder, record in parts.items():
-            for info in (info for shard in record['shards'] for info in (shard['raw_data'], shard['zip_data']) if info):
-                info['basename'] = f'{folder}/{info["basename"]}'
+            for shard in record['shards']:
+                shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
         shards = [shard for record in parts.values() for shard in record['shards']]
         out.commit(f'{split}/{INDEX}', json.dumps({'version': 2, 'shards': shards}, sort_keys=True))
     out.commit(CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False, default=str) + '\n')
@@ -207,7 +205,7 @@ def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, A
     shards = [(part, shard) for part, record in parts.items() for shard in record['shards']]
     first, like = shards[0]
     for part, shard in shards:
-        info = shard['zip_data'] or shard['raw_data']
+        info = shard['raw_data']
         path = out.local / split / part / info['basename']
         size = path.stat().st_size if path.is_file() else None
         if out.remote is None and size != info['bytes']:
@@ -226,3 +224,193 @@ def _lengths(counts: Counter[int]) -> dict[str, int]:
         result[f'words_p{percent}'] = int(np.quantile(
             words, percent / 100, weights=[counts[n] for n in words], method='inverted_cdf'))
     return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One part
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _PartJob(NamedTuple):
+    """A part to write."""
+
+    out: OutputFolder
+    folder: str  # name of the part's folder inside `out`
+    part: Part
+    config: WriterConfig
+    options: dict[str, Any]  # what decides the samples, with the identities of the input files
+    extend: bool  # it may have been written for a source with fewer files
+
+
+def _deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[str, Any]:
+    """What decides the samples of a part, as it comes back from its file."""
+    ids = json.dumps(sorted(excluded_ids(config.exclude_ids))) if config.exclude_ids is not None else None
+    options = {**about, 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
+               'require_any_caption': config.require_any_caption, 'exclude_ids': ids and xxhash.xxh64_hexdigest(ids)}
+    return json.loads(json.dumps(options, default=str))
+
+
+@functools.cache
+def excluded_ids(path: str) -> frozenset[str]:
+    """The ids in a file of `exclude_ids`."""
+    ids = read_json(path, list)
+    if not all(isinstance(name, str) for name in ids):
+        raise ConfigError(f'exclude_ids: {path} has entries that are no texts, expected a list of ids of samples')
+    return frozenset(ids)
+
+
+def _input_identity(path: str) -> list[Any]:
+    """What changes with the content of an input file on any machine: size, and a hash unless it is large or a tar."""
+    size = os.path.getsize(path)
+    if size > _COMPARED or path.endswith('.tar'):
+        return [size]
+    with reading(path, 'a file'):
+        return [size, xxhash.xxh64_hexdigest(Path(path).read_bytes())]
+
+
+def _check_options(
+    out: OutputFolder, path: Path, before: Mapping[str, Any], now: Mapping[str, Any], extend: bool
+) -> None:
+    """Raise a ConfigError if what decides the samples is not what it was, as `path` has it; with `extend`, the source
+    may have more ``files`` and `exclude_ids` other ids."""
+    for name, value in now.items():
+        found = before.get(name)
+        if name == 'inputs':
+            if changed := [file for file, identity in value.items() if (found or {}).get(file, identity) != identity]:
+                raise ConfigError(f'{changed[0]}: has changed since {out} was written from it; choose another out, or '
+                                  f'remove {out} to convert again (extend=true adds new files, and nothing of a file '
+                                  'that it has)')
+            continue
+        grown = False  # whether `files` alone differs, by more entries
+        if isinstance(found, dict) and isinstance(value, dict) and 'files' in found and 'files' in value:
+            files, more = ([x] if isinstance(x, str) else x for x in (found['files'], value['files']))
+            grown = {**found, 'files': more} == {**value, 'files': more} and {*files} <= {*more}
+        if found != value and not (extend and (grown or name == 'exclude_ids')):
+            raise ConfigError(f'out: {out} was written with another {name} ({path} has it); remove it to convert again'
+                              + (', or add the new files by extend=true' if grown else ''))
+
+
+def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
+    """What was written of a part; None if it is not complete, or has no sample and was written with other options."""
+    path = job.out.local / job.folder / _PART_FILE
+    if not job.out.fetch(f'{job.folder}/{_PART_FILE}'):
+        return None
+    record = read_json(path, dict)
+    whole = {name: type(value) for name, value in record.items()} == _RECORD
+    for i, shard in enumerate(record['shards'] if whole else ()):
+        check_shard(shard, f'{path}: shard {i}')
+    if not whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
+        raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert '
+                        'it again')
+    try:
+        _check_options(job.out, path, record['options'], job.options, job.extend)
+    except ConfigError:
+        if record['samples']:
+            raise
+        return None
+    return record
+
+
+def _part_ids(out: OutputFolder, folder: str, count: int) -> np.ndarray:
+    """Hashes of the ids of a part's samples, of which there are `count`, or a FileError."""
+    out.fetch(f'{folder}/{_IDS}')
+    path = out.local / folder / _IDS
+    expected = f'the ids of {count} samples; remove {path.parent} to convert it again'
+    with reading(path, expected):
+        ids = np.load(path, allow_pickle=False)
+    if ids.dtype != np.uint64 or ids.shape != (count,):
+        raise FileError(f'{path}: holds {ids.dtype} values of shape {ids.shape}, expected {expected}')
+    return ids
+
+
+def _writing(alone: bool) -> Work[_PartJob, None]:
+    """Write parts; one that is `alone` has a progress bar."""
+    def work(jobs: Iterable[_PartJob], done: Callable[[None], object]) -> None:
+        for job in jobs:
+            folder = job.out.local / job.folder
+            lock = folder.with_name(f'.{folder.name}.lock')
+            # A worker that the engine takes for lost may still be writing.
+            with locked(lock, folder):
+                _write_part(job, alone)
+                lock.unlink()
+            done(None)
+
+    return work
+
+
+def _write_part(job: _PartJob, alone: bool) -> None:
+    """Write one part into its folder, and last its record."""
+    config, folder = job.config, job.out.local / job.folder
+    dropped, hashes, words, shards = Dropped(), dict[str, int](), dict[str, Counter[int]](), []
+    with atomic_folder(folder) as out:
+        usable = _usable(job.part.read(dropped), dropped, config)
+        first = next(usable, None)
+        if first is not None:
+            columns = {SAMPLE_ID: 'str', **({IMAGE: 'bytes'} if first.image is not None else {}),
+                       **{CAPTION + key: 'str' for key in first.captions}}
+            words = {key: Counter() for key in first.captions}
+            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=config.size_limit) as writer:
+                for sample in tqdm(itertools.chain([first], usable), desc=job.part.name, unit=' samples',
+                                   disable=not alone):
+                    if sample.sample_id in hashes:
+                        raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
+                    if sample.captions.keys() != words.keys():
+                        raise ValueError(f'sample {sample.sample_id!r} has captions {sorted(sample.captions)}, '
+                                         f'expected {sorted(words)}')
+                    hashes[sample.sample_id] = xxhash.xxh64_intdigest(sample.sample_id)
+                    for key, text in sample.captions.items():
+                        words[key][len(text.split())] += 1
+                    captions = {CAPTION + key: text for key, text in sample.captions.items()}
+                    image = {IMAGE: sample.image} if sample.image is not None else {}
+                    writer.write({SAMPLE_ID: sample.sample_id, **captions, **image})
+            # The part is no dataset of its own: what its index says goes into that of the split.
+            index = out / INDEX
+            shards = read_json(index, dict)['shards']
+            index.unlink()
+        np.save(out / _IDS, np.array(list(hashes.values()), dtype=np.uint64))
+    job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
+    job.out.publish(f'{job.folder}/{_IDS}')
+    record = {'options': job.options, 'samples': len(hashes), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
+              'words': words, 'shards': shards}
+    job.out.commit(f'{job.folder}/{_PART_FILE}', json.dumps(record))
+
+
+def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
+    """Leave out what cannot be used; an absent caption becomes an empty text."""
+    needed = config.require_any_caption
+    excluded = excluded_ids(config.exclude_ids) if config.exclude_ids is not None else ()
+    for sample in samples:
+        check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
+        for key, text in sample.captions.items():
+            check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
+        if unknown := [key for key in needed if key not in sample.captions]:
+            raise ConfigError(f'require_any_caption: there is no caption {unknown[0]!r}; the samples have '
+                              f'{", ".join(sample.captions)}')
+        captions = sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
+        if sample.sample_id in excluded:
+            dropped.filtered['named by exclude_ids'] += 1
+        elif not any(captions.values()):
+            dropped.add('no caption', sample.sample_id)
+        elif needed and not any(captions[key] for key in needed):
+            dropped.filtered[f'no caption {" or ".join(needed)}'] += 1
+        elif sample.image is not None and (problem := _image_problem(sample, sample.image, config)) is not None:
+            dropped.add(problem, sample.sample_id)
+        else:
+            yield sample
+
+
+def _image_problem(sample: Sample, image: bytes, config: WriterConfig) -> Optional[str]:
+    """Why a sample's image cannot be used; one that is too large is made smaller."""
+    try:
+        if config.image_max_side is None:
+            decode_pixels(image, sample.sample_id)
+            return None
+        picture = decode_image(image, sample.sample_id)
+        if max(picture.size) > config.image_max_side:
+            picture.thumbnail((config.image_max_side, config.image_max_side), Image.Resampling.BICUBIC)
+            sample.image = encode_image(picture, 'JPEG', quality=config.image_quality)
+    except ValueError:
+        # As phones write photographs.
+        is_heic = image[4:8] == b'ftyp' and image[8:12] in (b'heic', b'heix', b'hevc', b'hevx', b'mif1', b'msf1')
+        return 'HEIC is not supported; convert it to PNG or JPEG' if is_heic else 'undecodable image'
+    return None

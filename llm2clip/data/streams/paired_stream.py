@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An image dataset and its text embeddings, MDS datasets of the same samples, read as one stream."""
+"""An image dataset and embeddings datasets of the same samples, read as one stream."""
 
 import functools
 import itertools
@@ -18,17 +18,11 @@ from streaming.base.format.mds.encodings import mds_decode
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
-from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, check_columns, first_shards, read_index
+from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, columns_of, first_shards, read_index
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
 
-__all__ = ['PairedReader', 'PairedStream', 'columns_of']
-
-
-def columns_of(reader: Reader) -> dict[str, str]:
-    """Column name -> MDS type of one shard."""
-    assert isinstance(reader, MDSReader)
-    return dict(zip(reader.column_names, reader.column_encodings))
+__all__ = ['PairedReader', 'PairedStream']
 
 
 @functools.cache
@@ -122,8 +116,7 @@ class PairedStream(VerifiedStream):
         storages: How the embeddings datasets store vectors, once the shards have been opened: ``float16`` or ``int8``.
 
     Raises:
-        FileNotFoundError: A dataset is missing.
-        ValueError: A column is missing or of another type, or an embeddings dataset belongs to another dataset.
+        FileNotFoundError, ValueError: A dataset or column is missing, or an embeddings dataset is of other images.
     """
 
     def __init__(
@@ -153,14 +146,14 @@ class PairedStream(VerifiedStream):
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         images = super().get_shards(world, allow_unsafe_types)
         # All shards of an index have the same columns.
-        check_columns(columns_of(images[0]), [SAMPLE_ID, *self._columns], self.local)
+        columns_of(images[0], [SAMPLE_ID, *self._columns], self.local)
         of_embeddings = bool(self._columns) and all(name.startswith(EMBEDDING) for name in self._columns)
         expected = _described(images, _recorded_dataset(self) if of_embeddings else self.content)
         text_embeddings, self.storages = [], []
         for embeddings in self.text_embeddings:
             where = f'embeddings dataset {embeddings.local}'
             shards = embeddings.get_shards(world, allow_unsafe_types)
-            check_columns(columns_of(shards[0]), [SAMPLE_ID, *self._embedding_columns], where)
+            kinds = columns_of(shards[0], [SAMPLE_ID, *self._embedding_columns], where)
             content = _recorded_dataset(embeddings)
             if len(shards) < len(images) and first_shards(read_index(Path(self.local, self.split)), content):
                 raise ValueError(f'{where} has vectors for {len(shards)} of the {len(images)} shards of {self.local}, '
@@ -170,7 +163,6 @@ class PairedStream(VerifiedStream):
                 raise ValueError(f'{where} belongs to another dataset than {self.local}: it has {found}, expected '
                                  f'{expected}, shard by shard')
             text_embeddings.append(shards)
-            kinds = columns_of(shards[0])
             self.storages.append(next(kinds[name].split(':')[1] for name in kinds if name.startswith(EMBEDDING)))
         return [PairedReader(image, rows) for image, *rows in zip(images, *text_embeddings)]
 
@@ -205,11 +197,7 @@ def _described(shards: Sequence[Reader], content: Optional[str]) -> str:
 
 
 def _recorded_dataset(embeddings: VerifiedStream) -> Optional[str]:
-    """The content of the dataset that an embeddings dataset was made for.
-
-    Raises:
-        FileNotFoundError: There is no embeddings dataset.
-    """
+    """The content of the dataset that an embeddings dataset was made for."""
     path = Path(embeddings.local, embeddings.split, TEACHER_FILE)
     if embeddings.remote and not path.is_file():
         embeddings.download(TEACHER_FILE)

@@ -33,10 +33,7 @@ from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
-__all__ = ['Make', 'SafeDataset']
-
-# The dataset, one of its samples and its position -> what goes into a batch.
-Make = Callable[['SafeDataset', Any, int], dict[str, Any]]
+__all__ = ['SafeDataset']
 
 _LOCK_FILE = '.in_use'
 _LOCK_SECONDS = 30.0
@@ -47,8 +44,8 @@ class SafeDataset(StreamingDataset):
 
     Args:
         streams: The streams.
-        make: Gives what goes into a batch, besides a sample's position and its id, each time the sample is seen; unset,
-            the sample goes there itself.
+        make: The dataset, one of its samples and its position -> what goes into a batch, besides position and id, each
+            time the sample is seen; unset, the sample itself.
         seed: Seed of everything random about a sample.
         **kwargs: Passed to StreamingDataset.
 
@@ -58,7 +55,8 @@ class SafeDataset(StreamingDataset):
     """
 
     def __init__(
-        self, streams: Sequence[VerifiedStream], make: Optional[Make] = None, seed: int = 0, **kwargs: Any
+        self, streams: Sequence[VerifiedStream],
+        make: Optional[Callable[['SafeDataset', Any, int], dict[str, Any]]] = None, seed: int = 0, **kwargs: Any
     ) -> None:
         self._cache_locks = _lock_caches(folder for stream in streams for folder in stream.caches())
         super().__init__(streams=streams, **kwargs)

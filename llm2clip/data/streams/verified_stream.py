@@ -47,11 +47,8 @@ class VerifiedStream(Stream):
     """A Stream of shards in one file each, which have the size and hash that the index gives.
 
     A download that fails is repeated up to `download_retry` times, with growing pauses; one whose content is wrong is
-    repeated once.  Each may take `download_timeout` seconds.  The arguments are those of ``Stream``.
-
-    Raises:
-        ShardError: A file is missing, damaged or cannot be downloaded, or the remote's index is no longer that of the
-            cache.
+    repeated once.  Each may take `download_timeout` seconds.  The arguments are those of ``Stream``.  A ShardError says
+    that a file cannot be had, or that the remote's index is no longer that of the cache.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -111,9 +108,6 @@ class VerifiedStream(Stream):
     @contextmanager
     def whole(self, shard: Reader) -> Iterator[Reader]:
         """A shard whose content is right while the block reads it; it is removed afterwards if it was not here before.
-
-        Raises:
-            ShardError: It is missing, or damaged at its remote as well.
         """
         here = self._file(shard)[0].is_file()
         self.discard_damaged(shard)
@@ -123,11 +117,8 @@ class VerifiedStream(Stream):
             shard.evict()
 
     def discard_damaged(self, shard: Reader) -> int:
-        """Remove the shard's local file if its content is wrong, and return its size; it will be downloaded again.
-
-        Raises:
-            ShardError: It is damaged, and there is no remote to download it from.
-        """
+        """Remove the shard's local file if its content is wrong, and return its size; it will be downloaded again, or
+        a ShardError says that there is no remote."""
         path, info = self._file(shard)
         try:
             damage = file_damage(path, info)

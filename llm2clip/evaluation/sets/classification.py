@@ -5,18 +5,17 @@
 
 import io
 import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, Text
 from llm2clip.data.caption_files import check_text, read_lines
-from llm2clip.data.tars import IMAGES, file_content, tar_samples
+from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.evaluation.sets.files import (
     ClassificationSet,
     ImageFiles,
@@ -142,15 +141,9 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         raise ConfigError(f'{path}: says {kind!r}, expected a set for classification: {" or ".join(_LABELS)}')
     label_suffix = _LABELS[kind]
 
-    def place_or_label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Union[bytes, tuple[int, int]]:
-        """Where an image is in its tar, or what is in another file."""
-        if member.name.lower().endswith(IMAGES):
-            return member.offset_data, member.size
-        return file_content(tar, member)
-
     ids, labels, places = [], [], []
     for path in _tars(local, split):
-        for sample in tar_samples(path, place_or_label, 'r:'):
+        for sample in tar_samples(path, lambda member: (member.offset_data, member.size), 'r:'):
             where = f'{path}: sample {sample["__key__"]!r}'
             image = next((name for name in IMAGES if name in sample), None)
             if image is None:

@@ -9,7 +9,7 @@ Flickr8k's, Flickr30k's and COCO's test sets are those of Karpathy and Fei-Fei (
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,17 +18,18 @@ from streaming import LocalDataset
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count, Text, Texts
 from llm2clip.data.caption_files import (
+    captions_of_lines,
     field,
-    list_field,
     numbered,
+    official_lists,
     read_captions,
     read_json_lines,
     read_lines,
+    read_splits,
     text_field,
     texts_field,
 )
-from llm2clip.data.published_captions import Images, captions_of_lines, official_lists, read_splits
-from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_column, check_dataset, read_index, whole_shard
+from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_columns, read_index, whole_shard
 from llm2clip.evaluation.sets.files import RetrievalSet, check_file, found_in, retrieval_set, visible_files
 from llm2clip.files import FileError, read_text, reading
 
@@ -128,8 +129,9 @@ def coco(images: str, annotations: str, split: str = 'test', captions_per_image:
 
 
 def _of_split(
-    name: str, annotations: str, split: str, splits: Mapping[Optional[str], Images], more: str = ''
-) -> Images:
+    name: str, annotations: str, split: str,
+    splits: Mapping[Optional[str], Iterable[tuple[str, list[str]]]], more: str = ''
+) -> Iterable[tuple[str, list[str]]]:
     """Image files and captions, of one split."""
     if splits.keys() != {None}:
         _check_has_split(name, split, [there for there in splits if there is not None], annotations)
@@ -162,8 +164,8 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalS
     check_file('sharegpt4v', 'annotations', annotations)
     found = []
     for where, record in numbered(_read_first(annotations, first), f'{annotations}, value'):
-        turns = list_field(record, 'conversations', where)
-        answer = next((turn for turn in turns if field(turn, 'from', where) == 'gpt'), None)
+        turns = numbered(field(record, 'conversations', where), f'{where}, turn')
+        answer = next((turn for _, turn in turns if field(turn, 'from', where) == 'gpt'), None)
         if answer is None:
             raise FileError(f'{where}: no turn of the conversation is from \'gpt\'')
         found.append((text_field(record, 'image', where), [text_field(answer, 'value', where)]))
@@ -341,8 +343,8 @@ def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
         local: Folder of the dataset.
         caption_keys: Which captions of an image are its texts, as far as it has them; unset, all.
     """
-    columns = list(map(caption_column, caption_keys or ()))
-    there = check_dataset(local, [SAMPLE_ID, IMAGE, *columns])
+    columns = [CAPTION + key for key in caption_keys or ()]
+    there = read_columns(local, [SAMPLE_ID, IMAGE, *columns])
     if caption_keys is None:
         columns = [name for name in there if name.startswith(CAPTION)]
     read_image = MDSImages.open(local)
