@@ -15,7 +15,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import save_trainable_only
 from llm2clip.teacher.clip_text import ClipTextTower
 
-__all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP', 'Tokenize']
+__all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP']
 
 Batch = dict[str, Any]
 # Texts -> the keyword arguments of their encoder.

@@ -25,17 +25,9 @@ from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
 
-__all__ = [
-    'LLM2CLIP', 'MULTILABEL_METRICS', 'RETRIEVAL_METRICS', 'ZEROSHOT_METRICS', 'ComposerLLM2CLIP', 'check_truncate_dim',
-    'truncate_dims', 'projection_kind',
-]
+__all__ = ['LLM2CLIP', 'ComposerLLM2CLIP', 'check_truncate_dim', 'projection_kind', 'truncate_dims']
 
 Batch = dict[str, torch.Tensor]
-
-# Those of an evaluation on images with captions, with a class each, and with any number of classes.
-RETRIEVAL_METRICS: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
-ZEROSHOT_METRICS: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1, 'mean_per_class': MeanPerClass}
-MULTILABEL_METRICS: dict[str, type[Metric]] = {'mean_average_precision': MeanAveragePrecision}
 
 
 class LLM2CLIP(nn.Module):
@@ -191,6 +183,10 @@ class ComposerLLM2CLIP(ComposerModel):
     feature_names: tuple[str, ...] = ('image_features', 'text_features')
     tested = 'text_features'
     """Those of texts that evaluations take."""
+    # Those of an evaluation on images with captions, with a class each, and with any number of classes.
+    retrieval_metrics: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
+    zeroshot_metrics: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1, 'mean_per_class': MeanPerClass}
+    multilabel_metrics: dict[str, type[Metric]] = {'mean_average_precision': MeanAveragePrecision}
 
     def __init__(
         self, model: LLM2CLIP, loss: Optional[LossConfig] = None,
@@ -203,8 +199,8 @@ class ComposerLLM2CLIP(ComposerModel):
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
             raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
                               f'{"one; SigLIP starts at -10" if model.logit_bias is None else "none"}')
-        self.val_metrics = {name: metric() for metrics in (RETRIEVAL_METRICS, ZEROSHOT_METRICS, MULTILABEL_METRICS)
-                            for name, metric in metrics.items()}
+        self.val_metrics = {name: metric() for name, metric in {
+            **self.retrieval_metrics, **self.zeroshot_metrics, **self.multilabel_metrics}.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """What `LLM2CLIP` returns for this rank's samples."""

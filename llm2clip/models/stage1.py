@@ -19,13 +19,11 @@ from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.sharding import save_trainable_only
 from llm2clip.remote_code.text_encoder_llm2clip import TEXT_ARGUMENTS, TextEncoder
 
-__all__ = ['CRA_METRICS', 'CaptionContrastive', 'MaskedNextTokenPrediction']
+__all__ = ['CaptionContrastive', 'MaskedNextTokenPrediction']
 
 Batch = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
 
-# Those of an evaluation.
-CRA_METRICS: dict[str, type[Metric]] = {'cra': CaptionRetrievalAccuracy}
 IGNORED = -100
 
 
@@ -58,6 +56,8 @@ class CaptionContrastive(ComposerModel):
     """
 
     feature_names = ('query', 'positive', 'negative')
+    metrics: dict[str, type[Metric]] = {'cra': CaptionRetrievalAccuracy}
+    """Those of an evaluation."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class CaptionContrastive(ComposerModel):
         self.scale = _LogitScale(logit_scale) if learn_logit_scale else None
         self.symmetric = symmetric
         self.mask_equal_texts = mask_equal_texts
-        self.val_metrics = {name: metric() for name, metric in CRA_METRICS.items()}
+        self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Outputs:
         """This rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is learned."""

@@ -19,19 +19,23 @@ from streaming.base.format.base.reader import Reader
 from llm2clip.config import (
     CaptionDataConfig,
     CaptionStreamConfig,
-    DatasetConfig,
+    ExtractConfig,
     ImageDataConfig,
     InheritanceDataConfig,
+    Stage1Config,
 )
 from llm2clip.data.image_embeddings import paired_stream, stream_mix, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
 from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_columns, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.data.texts import pairs_of_streams, texts_of_streams
+from llm2clip.data.texts import pairs_of_streams, texts_of_streams, with_two_captions
 from llm2clip.teacher.fingerprint import common_teacher
 
-__all__ = ['DataPlan', 'DatasetPlan', 'collected', 'plan_images', 'plan_sources', 'plan_targets', 'plan_texts']
+__all__ = ['DataPlan', 'DatasetPlan', 'collected', 'plan_data']
+
+Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
+
 
 @dataclass
 class DatasetPlan:
@@ -70,65 +74,47 @@ def collected(problems: list[str], where: str = '') -> Iterator[None]:
         problems.append(text if text.startswith(where) else f'{where}: {text}')
 
 
-def plan_images(config: ImageDataConfig, key: str, in_loop: bool) -> DataPlan:
-    """Stage 2's streams; `text_encoder_in_loop`, without the teachers' vectors."""
-    return _read(config.streams, config, key, lambda name, stream: paired_stream(
-        name, stream, config.teachers, list(stream_mix(config, name, key)), key, in_loop))
+def plan_data(config: Any, key: str) -> DataPlan:
+    """What a recipe of this configuration reads by its key `train_data`, `eval_data` or, in an extraction, `datasets`.
 
-
-def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
-    """Inheritance's streams, of which the targets count as the dataset."""
-    plan = DataPlan()
-    with collected(plan.problems, key):
-        plan = _read(target_streams(config, key), config, key,
-                     lambda name, stream: target_stream(name, stream, config, key)[0])
-    return plan
-
-
-def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> DataPlan:
-    """Stage 1's streams: pairs of captions, or with `mntp` single texts; `train` as for the loaders."""
-    if mntp:
-        return _read_texts(config, key, [[caption_column(caption) for caption in mix]
-                                         for mix in texts_of_streams(config, key)])
-    pairs, columns = pairs_of_streams(config, train, key)
-    plan = _read_texts(config, key, columns)
-    plan.negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
-    return plan
-
-
-def plan_sources(datasets: Mapping[str, DatasetConfig], key: str) -> DataPlan:
-    """Datasets of which all captions are embedded."""
-    streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    return _read_texts(CaptionDataConfig(streams=streams), key, [None] * len(streams))
-
-
-def _read_texts(config: CaptionDataConfig, key: str, columns: Sequence[Optional[list[str]]]) -> DataPlan:
-    """`_read` streams of texts; `columns` of each, or None for all captions."""
-    chosen = dict(zip(config.streams, columns))
-
-    def add_texts(dataset: DatasetPlan, shard: Reader) -> None:
-        existing = columns_of(shard)
-        columns = chosen[dataset.name] or [caption_column(caption) for caption in caption_keys(existing)]
-        check_columns(existing, [SAMPLE_ID, *columns], dataset.name)
-        dataset.texts = dataset.samples * len(columns)
-        raw, _ = shard.file_pairs[0]
-        if Path(shard.dirname, shard.split or '', raw.basename).is_file():
-            texts = [shard[i][column].strip() for i in range(min(200, len(shard))) for column in columns]
-            dataset.characters = float(np.mean([len(text) for text in texts if text] or [0.0]))
-
-    plan = _read(config.streams, config, key,
-                 lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)), add_texts)
-    if known := [dataset for dataset in plan.datasets if dataset.characters]:
-        plan.characters = float(np.average([dataset.characters for dataset in known],
-                                           weights=[dataset.drawn or 1 for dataset in known]))
+    Of inheritance, the targets count as the dataset; of an extraction, all captions are read.
+    """
+    loader: Any = getattr(config, key)
+    if isinstance(loader, ImageDataConfig):
+        in_loop = not config.reads_vectors
+        return _read(loader.streams, loader, key, lambda name, stream: paired_stream(
+            name, stream, loader.teachers, list(stream_mix(loader, name, key)), key, in_loop))
+    if isinstance(loader, InheritanceDataConfig):
+        plan = DataPlan()
+        with collected(plan.problems, key):
+            plan = _read(target_streams(loader, key), loader, key,
+                         lambda name, stream: target_stream(name, stream, loader, key)[0])
+        return plan
+    negative, columns = False, []
+    train, mntp = key == 'train_data', isinstance(config, Stage1Config) and config.objective == 'mntp'
+    if isinstance(config, ExtractConfig):
+        loader = CaptionDataConfig(streams={
+            name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in loader.items()})
+        columns = [None] * len(loader.streams)
+    elif mntp and train:
+        columns = [[caption_column(caption) for caption in mix] for mix in texts_of_streams(loader, key)]
+    else:
+        if not train and (mntp or (loader := with_two_captions(loader, key)) is None):
+            return DataPlan()
+        pairs, columns = pairs_of_streams(loader, train, key)
+        negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
+    plan = _read(loader.streams, loader, key,
+                 lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
+                 dict(zip(loader.streams, columns)))
+    plan.negative = negative
     return plan
 
 
 def _read(
-    streams: Mapping[str, Any], config: Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig], key: str,
-    open_stream: Callable[[str, Any], VerifiedStream], inspect: Callable[[DatasetPlan, Reader], None] = lambda *_: None,
+    streams: Mapping[str, Any], config: Loader, key: str, open_stream: Callable[[str, Any], VerifiedStream],
+    columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
 ) -> DataPlan:
-    """The datasets that can be opened, each of which goes to `inspect` with its first shard; and what is wrong."""
+    """The datasets that can be opened, and what is wrong; with `columns`, the texts of each, None for all captions."""
     plan, opened = DataPlan(), []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
@@ -141,7 +127,8 @@ def _read(
                 dataset = DatasetPlan(name, sum(map(len, shards)), len(shards), size, sum(sizes) - size, max(sizes))
                 plan.datasets.append(dataset)
                 opened.append((stream, shards[0]))
-                inspect(dataset, shards[0])
+                if columns is not None:
+                    _add_texts(dataset, shards[0], columns[name])
         if not opened:
             return plan
         if any(dataset.embeddings for dataset in plan.datasets):
@@ -154,7 +141,22 @@ def _read(
                          int(config.epoch_size) if config.epoch_size else None, config.shuffle_seed)
     for dataset, (stream, _) in zip(plan.datasets, opened):
         dataset.drawn = int(stream.choose)
+    if known := [dataset for dataset in plan.datasets if dataset.characters]:
+        plan.characters = float(np.average([dataset.characters for dataset in known],
+                                           weights=[dataset.drawn or 1 for dataset in known]))
     return plan
+
+
+def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
+    """Count a dataset's texts, and their characters in its first shard."""
+    existing = columns_of(shard)
+    columns = columns or [caption_column(caption) for caption in caption_keys(existing)]
+    check_columns(existing, [SAMPLE_ID, *columns], dataset.name)
+    dataset.texts = dataset.samples * len(columns)
+    raw, _ = shard.file_pairs[0]
+    if Path(shard.dirname, shard.split or '', raw.basename).is_file():
+        texts = [shard[i][column].strip() for i in range(min(200, len(shard))) for column in columns]
+        dataset.characters = float(np.mean([len(text) for text in texts if text] or [0.0]))
 
 
 def _in(scratch: str, dataset: Any) -> Any:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
+import torch.nn.functional as F
 from composer.core import Precision, Time, TimeUnit
 from composer.models import ComposerModel
 from composer.utils import dist
 from streaming.base.util import bytes_to_int
+from tqdm import tqdm
 
 from llm2clip.config import (
-    CaptionDataConfig,
     ConfigError,
     ExtractConfig,
     InheritanceConfig,
@@ -28,23 +29,27 @@ from llm2clip.config import (
     TrainConfig,
 )
 from llm2clip.data.loader import shared_memory
-from llm2clip.data.texts import with_two_captions
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
-from llm2clip.planning import datasets
-from llm2clip.planning.datasets import DataPlan, collected
-from llm2clip.planning.fake import fake_ranks
-from llm2clip.planning.step import EncoderPlan, MeanMask, dry_run_encoder, dry_run_step, image_batch, precision_of
-from llm2clip.planning.summary import GPUS, Plan, readable
+from llm2clip.planning.datasets import DataPlan, DatasetPlan, collected, plan_data
+from llm2clip.planning.step import (
+    EncoderPlan,
+    dry_run_encoder,
+    dry_run_step,
+    fake_ranks,
+    image_batch,
+    precision_of,
+)
+from llm2clip.planning.summary import GPUS, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
 from llm2clip.training import inheritance, stage1, stage2
 from llm2clip.training.text_encoders import TrainedTexts, load_trained_encoders
-from llm2clip.training.trainer import check_metrics, check_train_config, possible_metrics
+from llm2clip.training.trainer import check_metrics, check_train_config
 
-__all__ = ['plan_extraction', 'plan_inheritance', 'plan_run', 'plan_stage1', 'plan_stage2']
+__all__ = ['make_plan', 'plan_run']
 
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
@@ -52,27 +57,33 @@ _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
 _Make = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
 
 
-def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
+def plan_run(config: PlanConfig) -> None:
     """Print the plan.
 
     Raises:
         SystemExit: With 1, something will stop the run.
     """
     with fake_ranks(config.plan_ranks or dist.get_world_size()):
-        result = plan(config)
-        print(result, flush=True)
-    if result.problems:
+        plan = make_plan(config)
+        print(plan, flush=True)
+    if plan.problems:
         raise SystemExit(1)
 
 
-def plan_stage2(config: Stage2Config) -> Plan:
-    """What stage 2 would need, and what would stop it.
+def make_plan(config: PlanConfig) -> Plan:
+    """What a training or an extraction would need, and what would stop it.
 
     Raises:
         ConfigError: CLIP's text tower cannot be trained, or the LLM that would be is not known.
         LoadError: There is no such tower.
     """
-    plan, data = _begin(config, lambda loader, key: datasets.plan_images(loader, key, not config.reads_vectors))
+    plan: Any = {Stage1Config: _plan_stage1, Stage2Config: _plan_stage2, InheritanceConfig: _plan_inheritance,
+                 ExtractConfig: _plan_extraction}[type(config)]
+    return plan(config)
+
+
+def _plan_stage2(config: Stage2Config) -> Plan:
+    plan, data = _begin(config)
     teacher, llm, lengths = _text_encoders(config, plan, data.characters)
 
     def make_texts(length: int) -> TrainedTexts:
@@ -138,9 +149,8 @@ def _text_encoders(
     return None, dataclasses.replace(llm, dtype='float32'), (llm.max_length, tokens)
 
 
-def plan_inheritance(config: InheritanceConfig) -> Plan:
-    """What inheritance would need, and what would stop it."""
-    plan, data = _begin(config, datasets.plan_targets)
+def _plan_inheritance(config: InheritanceConfig) -> Plan:
+    plan, data = _begin(config)
     dim, embed_dim = _teacher_width(config, data, plan), data.embed_dim or _UNKNOWN_EMBED_DIM
     if not data.embed_dim:
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
@@ -157,18 +167,10 @@ def plan_inheritance(config: InheritanceConfig) -> Plan:
     return plan
 
 
-def plan_stage1(config: Stage1Config) -> Plan:
-    """What stage 1 would need, and what would stop it."""
+def _plan_stage1(config: Stage1Config) -> Plan:
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
     mntp, longest = config.objective == 'mntp', config.text_encoder.max_length
-
-    def read(loader: CaptionDataConfig, key: str) -> DataPlan:
-        if key == 'train_data':
-            return datasets.plan_texts(loader, key, mntp)
-        two = None if mntp else with_two_captions(loader, key)
-        return DataPlan() if two is None else datasets.plan_texts(two, key, mntp, train=False)
-
-    plan, data = _begin(config, read, per_stream=not mntp)
+    plan, data = _begin(config)
     if config.plan_samples is not None:
         streams = config.train_data.streams.values()
         pairs = [*config.train_data.pairs, *(pair for stream in streams for pair in stream.pairs or [])]
@@ -182,7 +184,7 @@ def plan_stage1(config: Stage1Config) -> Plan:
         with torch.device('meta'):
             model = stage1.make_model(config, on_meta=True)
             if isinstance(model, MaskedNextTokenPrediction):
-                model = MeanMask(model.text_encoder, model.head)
+                model = _MeanMask(model.text_encoder, model.head)
                 model.probability = config.mntp.mask_probability
         names = ('input_ids', 'attention_mask', *(() if mntp else ('embed_mask',)))
         return model, lambda n: {
@@ -194,9 +196,18 @@ def plan_stage1(config: Stage1Config) -> Plan:
     return plan
 
 
-def plan_extraction(config: ExtractConfig) -> Plan:
-    """What an extraction would need, and what would stop it."""
-    data = datasets.plan_sources(config.datasets, 'datasets') if config.plan_samples is None else DataPlan()
+class _MeanMask(MaskedNextTokenPrediction):
+    """With as many masked tokens as there are on average, wherever they are."""
+
+    probability = 0.0
+
+    def loss(self, outputs: torch.Tensor, batch: dict[str, Any], *args: Any) -> torch.Tensor:
+        states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]
+        return F.cross_entropy(self.head(states).float(), torch.zeros(len(states), dtype=torch.long))
+
+
+def _plan_extraction(config: ExtractConfig) -> Plan:
+    data = plan_data(config, 'datasets') if config.plan_samples is None else DataPlan()
     plan = Plan(config, dist.get_world_size(), config.precision != 'fp32', 'pass', data.problems,
                 datasets=data.datasets)
     plan.drawn = texts = sum(dataset.texts for dataset in data.datasets) or int(config.plan_samples or 0)
@@ -213,17 +224,17 @@ def plan_extraction(config: ExtractConfig) -> Plan:
         plan.repeats = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
         plan.vectors = {dataset.name: dataset.texts * (2 * dim if config.storage == 'float16' else dim + 4)
-                        for dataset in data.datasets or [datasets.DatasetPlan('all', texts=texts)]}
+                        for dataset in data.datasets or [DatasetPlan('all', texts=texts)]}
     return plan
 
 
-def _begin(config: Any, read: Callable[[Any, str], DataPlan], per_stream: bool = False) -> tuple[Plan, DataPlan]:
-    """Steps and data, which are `read` where `plan_samples` says nothing; `per_stream`, a batch is of one dataset."""
+def _begin(config: Any) -> tuple[Plan, DataPlan]:
+    """A training's steps and data, which are read where `plan_samples` says nothing."""
     data, cache_limit = DataPlan(), config.train_data.cache_limit
     if config.plan_samples is None:
-        data = read(config.train_data, 'train_data')
+        data = plan_data(config, 'train_data')
         if config.eval_data is not None:
-            data.problems += read(config.eval_data, 'eval_data').problems
+            data.problems += plan_data(config, 'eval_data').problems
     ranks, batch = dist.get_world_size(), config.global_train_batch_size
     device_batch = batch // ranks
     half = precision_of(config.precision, config.device) != Precision.FP32
@@ -232,7 +243,8 @@ def _begin(config: Any, read: Callable[[Any, str], DataPlan], per_stream: bool =
                 microbatch=config.device_train_microbatch_size or device_batch,
                 drawn=int(config.plan_samples or sum(dataset.drawn for dataset in data.datasets)),
                 kept=config.save_num_checkpoints_to_keep)
-    if per_stream and data.datasets:
+    if data.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
+        # Each batch is of one dataset.
         plan.epoch_steps = sum(dataset.drawn // batch for dataset in data.datasets)
     else:
         plan.epoch_steps = -(-plan.drawn // ranks) // max(1, device_batch)
@@ -244,7 +256,8 @@ def _begin(config: Any, read: Callable[[Any, str], DataPlan], per_stream: bool =
                              f'{batch:,}')
     needed = 4 * max((dataset.largest_shard for dataset in data.datasets), default=0)
     if cache_limit is not None and bytes_to_int(cache_limit) < needed:
-        plan.problems.append(f'train_data.cache_limit: {cache_limit} is less than four shards, {readable(needed)}')
+        plan.problems.append(f'train_data.cache_limit: {cache_limit} is less than four shards, '
+                             f'{tqdm.format_sizeof(needed, "B")}')
     return plan, data
 
 
@@ -320,7 +333,7 @@ def _measure(
         n = parameter.numel()
         plan.modules[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)
     with collected(plan.problems):
-        check_metrics(config, possible_metrics(config))
+        check_metrics(config)
     try:
         check_train_config(config)
         plan.cost = dry_run_step(model, config, make_batch, teacher)

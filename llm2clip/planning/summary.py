@@ -12,7 +12,7 @@ from llm2clip.config import PlanConfig
 from llm2clip.planning.datasets import DatasetPlan
 from llm2clip.planning.step import StepCost
 
-__all__ = ['GPUS', 'Plan', 'readable']
+__all__ = ['GPUS', 'Plan']
 
 _GIB = 2**30
 # What is left of a GPU's memory beside CUDA's context, NCCL's buffers and the gaps between tensors.
@@ -93,17 +93,17 @@ class Plan:
             lines += [f'  {name:<22}{size / _GIB:>16.3f}' for name, size in rows if size]
             lines += self._gpus(self.cost)
         if self.shared_memory:
-            lines.append(f'workers hold at most {readable(self.shared_memory)} per node in /dev/shm')
+            lines.append(f'workers hold at most {_bytes(self.shared_memory)} per node in /dev/shm')
         for data in self.datasets:
-            vectors = f' and {readable(data.embeddings)} of embeddings' if data.embeddings else ''
+            vectors = f' and {_bytes(data.embeddings)} of embeddings' if data.embeddings else ''
             epoch = f', {data.drawn:,} per epoch' if self.global_batch else ''
             lines.append(f'{data.name}: {data.samples:,} samples in {data.shards:,} shards{epoch}; '
-                         f'{readable(data.size)}{vectors}')
+                         f'{_bytes(data.size)}{vectors}')
         if self.cost is not None and self.global_batch:
             written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
-            lines.append(f'a checkpoint is {readable(self.cost.checkpoint)}{written}, '
+            lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, '
                          + (f'{self.kept} kept' if self.kept > 0 else 'all kept'))
-        lines += [f'{name}: {readable(size)} of vectors' for name, size in self.vectors.items()]
+        lines += [f'{name}: {_bytes(size)} of vectors' for name, size in self.vectors.items()]
         return '\n'.join(lines)
 
     def _gpus(self, cost: StepCost) -> list[str]:
@@ -123,6 +123,5 @@ class Plan:
         return lines
 
 
-def readable(n: int) -> str:
-    """Bytes with a unit."""
+def _bytes(n: int) -> str:
     return tqdm.format_sizeof(n, 'B')

@@ -19,22 +19,17 @@ from llm2clip.folders import check_replaceable
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
-from llm2clip.models.llm2clip import (
-    LLM2CLIP,
-    RETRIEVAL_METRICS,
-    ComposerLLM2CLIP,
-)
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import takes_any_size, tower_preprocessing
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
-from llm2clip.training.resumption import write_settings
-from llm2clip.training.runs import record_teacher
-from llm2clip.training.text_encoders import TrainedTexts, load_texts, save_texts, text_folders
+from llm2clip.training.runs import record_teacher, write_settings
+from llm2clip.training.text_encoders import TrainedTexts, text_folders
 from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
-from llm2clip.training.zeroshot import ZeroshotClasses, embed_prompts, zeroshot_evaluator
+from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
 
 __all__ = ['make_model', 'make_trainer', 'train', 'train_image_size']
 
@@ -58,7 +53,7 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
     image_size = tower_preprocessing(config.model.vision).image_size
     eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
                                    'eval_data', **contents)
-    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*RETRIEVAL_METRICS])]
+    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*ComposerLLM2CLIP.retrieval_metrics])]
 
 
 def make_model(
@@ -99,7 +94,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
     """
     begin(config)
     if texts is None and config.reads_captions:
-        texts = load_texts(config)
+        texts = TrainedTexts.load(config)
     sets = {name: zeroshot_set(one, f'eval_zeroshot.{name}') for name, one in config.eval_zeroshot.items()}
     data, retrieval = make_loaders(config)
     image_size = tower_preprocessing(config.model.vision).image_size
@@ -114,7 +109,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
     if sets:
-        algorithms.append(ZeroshotClasses(embed_prompts(config, sets, record, in_loop)))
+        algorithms.append(zeroshot_classes(config, sets, record, in_loop))
 
     reproducibility.seed_all(config.seed)
     vision = config.model.vision
@@ -175,12 +170,12 @@ def train(config: Stage2Config) -> None:
     for folder, kind in folders.items():
         check_replaceable(folder, kind)
     begin(config)
-    texts = load_texts(config) if config.reads_captions else None
+    texts = TrainedTexts.load(config) if config.reads_captions else None
     trainer = make_trainer(config, texts)
     write_settings(config, trainer.state.timestamp, folders)
     fit(trainer, config)
     if texts is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
-        save_texts(texts, config.trainable_text.lora, trainer, config.save_folder)
+        texts.save(config.trainable_text.lora, trainer, config.save_folder)
     trainer.close()
     if dist.get_global_rank() == 0:
         also = ''.join(f' and the text encoder to {folder}' for folder in folders)

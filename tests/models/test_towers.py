@@ -40,7 +40,7 @@ from llm2clip.data.image_processing_llm2clip import normalize
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, projection_kind
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
-from llm2clip.planning.fake import fake_ranks
+from llm2clip.planning.step import fake_ranks
 from llm2clip.training.optim import describe_groups, parameter_groups
 
 # What is repeated in each of them.

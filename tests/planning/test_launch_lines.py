@@ -15,14 +15,13 @@ import pytest
 from llm2clip.config import ExtractConfig, InheritanceConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config
 from llm2clip.planning import step
-from llm2clip.planning.fake import fake_ranks
-from llm2clip.planning.plan import plan_extraction, plan_inheritance, plan_stage1, plan_stage2
+from llm2clip.planning.plan import make_plan
+from llm2clip.planning.step import fake_ranks
 from llm2clip.planning.summary import GPUS, Plan
 
 ROOT = Path(__file__).parents[2]
-PLANS: dict[str, tuple[Any, Any]] = {
-    'train_stage1': (Stage1Config, plan_stage1), 'train_stage2': (Stage2Config, plan_stage2),
-    'train_inheritance': (InheritanceConfig, plan_inheritance), 'extract_embeddings': (ExtractConfig, plan_extraction)}
+CONFIGS: dict[str, Any] = {'train_stage1': Stage1Config, 'train_stage2': Stage2Config,
+                           'train_inheritance': InheritanceConfig, 'extract_embeddings': ExtractConfig}
 
 # Their steps have the shapes of other lines'.
 ALIKE = {f'yamls/stage2/{file}.yaml' for file in (
@@ -42,7 +41,7 @@ def _lines() -> list[tuple[str, ...]]:
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
             recipe = next((word for word in words if word.startswith('recipes/')), '')
             small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
-            if Path(recipe).stem in PLANS and (not small or 'gpu' in line):
+            if Path(recipe).stem in CONFIGS and (not small or 'gpu' in line):
                 args = ['yamls/stage2/data/3m.yaml' if arg.startswith('yamls/stage2/data/') else arg
                         for arg in words[words.index(recipe) + 1:] if not arg.startswith((
                             'yamls/stage2/captions/', 'yamls/stage1/base/', 'yamls/stage1/captions_only'))]
@@ -64,9 +63,8 @@ def _shapes() -> list[Any]:
 def _plan(recipe: str, args: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    schema, plan = PLANS[recipe]
     with fake_ranks(8):
-        return plan(load_config(schema, [*args, 'plan_samples=15e6']))
+        return make_plan(load_config(CONFIGS[recipe], [*args, 'plan_samples=15e6']))
 
 
 @pytest.fixture(scope='module')

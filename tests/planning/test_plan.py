@@ -28,9 +28,8 @@ from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.data.texts import build_caption_pair_loader
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.planning.fake import Meter
-from llm2clip.planning.plan import on_meta, plan_extraction, plan_stage1, plan_stage2
-from llm2clip.planning.step import StepCost
+from llm2clip.planning.plan import make_plan, on_meta
+from llm2clip.planning.step import Meter, StepCost
 from llm2clip.planning.summary import GPUS, Plan
 from llm2clip.teacher.clip_text import load_clip_text
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
@@ -48,7 +47,7 @@ def args(image_dataset: Path, embeddings: Path, tmp_path: Path) -> list[str]:
 
 
 def stage2(*args: str) -> Plan:
-    return plan_stage2(load_config(Stage2Config, list(args)))
+    return make_plan(load_config(Stage2Config, list(args)))
 
 
 def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: Path, no_leftovers: None) -> None:
@@ -86,7 +85,7 @@ def test_each_batch_of_stage1_is_of_one_stream(
             'train_data.pairs=[{query: [short], positive: [long]}]', f'save_folder={tmp_path}/run', 'max_duration=2ep',
             'train_data.num_workers=0', 'text_encoder.max_length=32', 'learn_logit_scale=true']
     config = load_config(Stage1Config, args)
-    plan = plan_stage1(config)
+    plan = make_plan(config)
     loader = build_caption_pair_loader(config.train_data, load_caption_tokenizer(config.text_encoder), 8, 0, True, 't')
     assert [data.drawn for data in plan.datasets] == [76, 33]
     assert plan.epoch_steps == sum(1 for _ in loader.dataloader) == 76 // 8 + 33 // 8
@@ -95,7 +94,7 @@ def test_each_batch_of_stage1_is_of_one_stream(
     assert trainable > 0 == frozen and plan.modules['text_encoder'][0] == 0 and plan.modules['scale'] == (1, 0)
     # Of checkpoints, only what is trained, with the state of Adam.
     assert plan.cost and plan.cost.checkpoint == 12 * (trainable + 1) + 4 * (2 * 2 * 7 + 1)  # and Adam's steps
-    warm = plan_stage1(load_config(Stage1Config, [*args, 'objective=mntp', 'train_data.texts={short: 1.0}']))
+    warm = make_plan(load_config(Stage1Config, [*args, 'objective=mntp', 'train_data.texts={short: 1.0}']))
     assert warm.cost and warm.texts == warm.repeats * 8 and not warm.problems
 
 
@@ -188,17 +187,17 @@ def test_extraction(
     out = tmp_path / 'out'
     args = [f'teacher={{type: llm, pretrained: {llm_folder}, max_length: 32}}', f'datasets.s.local={image_dataset}',
             f'out={out}', 'device=cpu', 'batch_tokens=64', 'storage=int8']
-    plan = plan_extraction(load_config(ExtractConfig, args))
+    plan = make_plan(load_config(ExtractConfig, args))
     texts = sum(1 for sample in read_samples(image_dataset) for key in sample if key.startswith('caption.'))
     assert plan.texts == texts and plan.cost and plan.cost.teacher == size_of_llm(llm_folder) and not plan.problems
     run_recipe(monkeypatch, 'extract_embeddings', *args)
     written = sum(path.stat().st_size for path in out.rglob('*.mds'))
     assert 0 < plan.vectors['s'] < written < 1.5 * plan.vectors['s'] + 64 * texts
-    there = plan_extraction(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_tokens=16']))
+    there = make_plan(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_tokens=16']))
     assert there.texts == 1_000_000 and there.tokens == 16_000_000 and there.repeats == 1_000_000 / 4
     missing = [*args[1:], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6']
-    assert plan_extraction(load_config(ExtractConfig, missing)).cost
-    problem, = plan_extraction(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).problems
+    assert make_plan(load_config(ExtractConfig, missing)).cost
+    problem, = make_plan(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).problems
     assert 'plan_llm lets it be planned' in problem
 
 

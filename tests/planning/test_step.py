@@ -21,9 +21,17 @@ from llm2clip.config import (
     VisionConfig,
 )
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.planning.fake import Meter, as_on_cuda, fake_ranks
 from llm2clip.planning.plan import on_meta
-from llm2clip.planning.step import EncoderPlan, StepCost, dry_run_encoder, dry_run_step, image_batch
+from llm2clip.planning.step import (
+    EncoderPlan,
+    Meter,
+    StepCost,
+    as_on_cuda,
+    dry_run_encoder,
+    dry_run_step,
+    fake_ranks,
+    image_batch,
+)
 from llm2clip.training.optim import build_optimizer
 
 
