@@ -32,14 +32,7 @@ from llm2clip.data.loader import shared_memory
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.planning.datasets import DataPlan, DatasetPlan, collected, plan_data
-from llm2clip.planning.step import (
-    EncoderPlan,
-    dry_run_encoder,
-    dry_run_step,
-    fake_ranks,
-    image_batch,
-    precision_of,
-)
+from llm2clip.planning.step import EncoderPlan, dry_run_encoder, dry_run_step, fake_ranks, image_batch, precision_of
 from llm2clip.planning.summary import GPUS, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
@@ -124,14 +117,13 @@ def _text_encoders(
     config: Stage2Config, plan: Plan, characters: float
 ) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
     """The frozen teacher in the loop, the LLM that is trained, and the lengths of its captions for `_measure`."""
-    key = 'trainable_text.lora' if config.trainable_text.lora is not None else 'text_encoder_in_loop.enabled'
-    captions = config.train_data.captions_per_image
-    if config.trainable_text.lora is None and not config.text_encoder_in_loop.enabled:
+    in_loop, captions = config.text_encoder_in_loop, config.train_data.captions_per_image
+    if config.trainable_text.lora is None and not in_loop.enabled:
         return None, None, (0, 0)
     if isinstance(config.teacher, SentenceTransformersTeacherConfig):
         plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes on top')
         return None, None, (0, 0)
-    llm = _teacher_config(config)
+    key, llm = 'text_encoder_in_loop.enabled' if in_loop.enabled else 'trainable_text.lora', _teacher_config(config)
     if llm is None:
         raise ConfigError(f'teacher: there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
                           'before it is there')
@@ -139,11 +131,10 @@ def _text_encoders(
         plan.problems.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.repeats or 0) * config.global_train_batch_size * captions
     tokens = _count_tokens(plan, characters, texts, llm.max_length)
-    if config.text_encoder_in_loop.enabled:
-        in_loop = config.text_encoder_in_loop
+    if in_loop.enabled:
         encoder = on_meta(dataclasses.replace(llm, dtype='float32') if in_loop.sharded else llm)
-        teacher = EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded, captions)
-        return teacher, None, (0, 0)
+        return EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded,
+                           captions), None, (0, 0)
     plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time is '
                          f'that of {tokens:,}, without the padding to the longest of a microbatch')
     return None, dataclasses.replace(llm, dtype='float32'), (llm.max_length, tokens)

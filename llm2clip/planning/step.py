@@ -102,13 +102,10 @@ class StepCost:
 def dry_run_step(
     model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch], teacher: Optional[EncoderPlan] = None
 ) -> StepCost:
-    """Run a step that is not the first: the optimizer has its state, the last step's gradients are there.
+    """Run a step of a model on the meta device, which is used up, on the ranks of `fake_ranks`.
 
-    Args:
-        model: On the meta device; it is used up.
-        config: The run's; its ranks are those of `fake_ranks`.
-        make_batch: Number of samples -> batch as the loader makes it.
-        teacher: The frozen one in the loop.
+    It is not the first step: the optimizer has its state, the last step's gradients are there.  `make_batch` makes a
+    batch of so many samples as the loader would; `teacher` is the frozen one in the loop.
     """
     cost, meter, ranks, fsdp = StepCost(), Meter(), dist.get_world_size(), config.fsdp
     precision = precision_of(config.precision, config.device)
@@ -226,8 +223,7 @@ def dry_run_encoder(plan: EncoderPlan) -> StepCost:
     """Memory and FLOPs of one forward pass of a frozen encoder over `batch_tokens` tokens."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         fill_with_fakes(plan.encoder.eval().requires_grad_(False))
-        meter = Meter()
-        weights = meter.add_module(plan.encoder)
+        weights = (meter := Meter()).add_module(plan.encoder)
         with meter, as_on_cuda():
             plan.run()
     return StepCost(teacher=weights, activations=meter.peak - weights, peak=meter.peak, flops=int(meter.flops))

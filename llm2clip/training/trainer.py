@@ -49,7 +49,7 @@ from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
 from llm2clip.training.checkpoints import find_checkpoint, written_checkpoints
-from llm2clip.training.optim import FUSED_SHARDS, build_optimizer, describe_groups, device_kind
+from llm2clip.training.optim import FUSED_SHARDS, build_optimizer, device_kind
 
 __all__ = ['begin', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
@@ -161,8 +161,6 @@ def build_trainer(
 ) -> Trainer:
     """Composer's Trainer as the configuration says, with `more_algorithms` after those that it names."""
     optimizer = build_optimizer(config, model)
-    if dist.get_global_rank() == 0:
-        print(describe_groups(model, optimizer.param_groups), flush=True)
     algorithms: list[Algorithm] = build_all(ALGORITHMS, config.algorithms, 'algorithms')
     for algorithm in algorithms:
         if isinstance(algorithm, GradCache):

@@ -133,15 +133,6 @@ def test_a_remote_is_asked_for_its_index_only(
     assert stage2(*args, *remote).datasets == plan.datasets
 
 
-def test_a_sharded_run_with_layer_decay_and_recomputation(args: list[str]) -> None:
-    plain = stage2(*args, 'layer_decay=0.85')
-    sharded = stage2(*args, 'layer_decay=0.85', 'fsdp={activation_checkpointing: true, state_dict_type: sharded}')
-    assert plain.cost and sharded.cost and not sharded.problems
-    assert sharded.cost.activations < plain.cost.activations and sharded.cost.recomputed > 0
-    both = stage2(*args, 'fsdp={activation_checkpointing: true}', 'model.vision.gradient_checkpointing=true')
-    assert any('gradient_checkpointing recomputes the same blocks already' in problem for problem in both.problems)
-
-
 def test_as_a_user_calls_it(
     args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,16 +160,6 @@ def test_data_that_is_not_there_yet(args: list[str]) -> None:
     row = next(line.split() for line in str(plan).splitlines() if line.startswith('  H100'))
     hours = seconds * 5_625_000 / 3600
     assert [float(value) for value in row[-2:]] == [round(hours), round(2.5 * hours)]
-
-
-def test_a_step_that_does_not_fit_names_what_would_help(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any('does not fit' in warning for warning in stage2(*args).warnings)
-    monkeypatch.setitem(GPUS, 'H100', GPUS['H100']._replace(memory=0.001))
-    cases = [([], 'model.vision.gradient_checkpointing=true recomputes'),
-             (['fsdp={}'], 'fsdp.activation_checkpointing=true recomputes'),
-             (['model.vision.gradient_checkpointing=true'], 'H100; algorithms.grad_cache allows a smaller')]
-    for extra, message in cases:
-        assert message in stage2(*args, *extra).warnings[-1]
 
 
 def test_extraction(
