@@ -56,7 +56,6 @@ class ComposerInheritance(ComposerModel):
     ``(B,)``.
 
     Args:
-        adapter: Of any kind.
         instance: Weight of the distance between a feature and its target.
         structure: Weight of the difference between two samples' distances on either side.
         block_size: Rows of the matrix of distances at once.  None: all of this rank's.

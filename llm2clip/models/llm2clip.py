@@ -31,12 +31,9 @@ Batch = dict[str, torch.Tensor]
 
 
 class LLM2CLIP(nn.Module):
-    """Images and teacher vectors in one space.
+    """Images and teacher vectors, of width `llm_embed_dim`, in one space of width `config.embed_dim`.
 
-    Args:
-        config: Vision tower, adapter and `embed_dim`.
-        llm_embed_dim: Width of the teacher's vectors.
-        load_weights: Load the tower's pretrained weights.
+    `load_weights` loads the tower's pretrained weights.
     """
 
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
@@ -132,11 +129,7 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
     `loss.matryoshka_dims` trains them (arXiv 2205.13147); returns its configuration from now on.
 
     The last layer of either side gives the features before they are scaled, so its first rows give the shorter ones.
-
-    Args:
-        model: Changed in place.
-        config: Of the model.
-        dim: At most its `embed_dim`.  None: all, and nothing changes.
+    The model is changed in place, unless `dim` is None.
     """
     if dim is None:
         return config
@@ -174,10 +167,7 @@ class ComposerLLM2CLIP(ComposerModel):
     A batch of a zero-shot set has ``label``, the class of each image ``(B,)`` or a 1 or a 0 for each of C classes
     ``(B, C)``, and ``class_features`` ``(C, embed_dim)``; its ``text_embedding`` does not count.
 
-    Args:
-        model: The two towers.
-        loss: Which loss.
-        self_distillation: How much the initial image features count.
+    `self_distillation` says how much the initial image features count.
     """
 
     feature_names: tuple[str, ...] = ('image_features', 'text_features')

@@ -92,14 +92,10 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
-    """Compile every repeated block of a model, in place, when it first runs.
+    """Compile every repeated block of a model that is not sharded or wrapped yet, in place, when it first runs.
 
     Blocks of one kind share what was compiled for the first of them.  What stands between them runs as before: FSDP2's
     gathering of weights, recomputation, patch dropout, GradCache's two passes, the loss.
-
-    Args:
-        model: Before it is sharded or wrapped.
-        **arguments: Of `torch.compile`.
     """
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for child in model.children():
@@ -116,10 +112,6 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     They are those of a pretrained model, gigabytes that every checkpoint would repeat.  Load with ``strict=False``
     (`Trainer(load_strict_model_weights=False)`): a checkpoint that lacks another weight, or has an unknown one, is an
     error all the same.
-
-    Args:
-        model: Whatever else it is.
-        part: Name of a child.
     """
     def left_out(module: nn.Module, names: Any) -> set[str]:
         trainable = {unwrapped_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad}

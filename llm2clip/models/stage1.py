@@ -48,9 +48,7 @@ class CaptionContrastive(ComposerModel):
     In training, `split_packed` has put the texts of all sides into one row, which the encoder reads at once.
 
     Args:
-        text_encoder: The encoder to train.
-        logit_scale: Factor on the cosine similarities.
-        learn_logit_scale: Train the factor.
+        logit_scale, learn_logit_scale: The factor on the cosine similarities, and whether it is trained.
         symmetric: Also from positive to query.
         mask_equal_texts: Two samples of the global batch that share a text are not each other's negatives.
     """
@@ -140,9 +138,7 @@ class MaskedNextTokenPrediction(ComposerModel):
     A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed in a row.  Composer
     weighs microbatches and ranks by their masked tokens, so the loss is the mean over those of the global batch.
 
-    Args:
-        text_encoder: The encoder to train.
-        head: The LLM's own language-model head, frozen.
+    The `head` is the LLM's own language-model head, frozen.
     """
 
     def __init__(self, text_encoder: TextEncoder, head: nn.Linear) -> None:

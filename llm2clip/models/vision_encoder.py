@@ -20,12 +20,8 @@ __all__ = ['VisionEncoder']
 
 
 class VisionEncoder(nn.Module):
-    """A timm or transformers tower without its classifier.
-
-    Args:
-        config: Which tower, where its weights are, and what of it is locked.
-        load_weights: Off when a checkpoint of the whole model follows.
-    """
+    """A timm or transformers tower without its classifier, and without its weights when a checkpoint of the whole model
+    follows (`load_weights`)."""
 
     def __init__(self, config: VisionConfig, load_weights: bool = True) -> None:
         super().__init__()
@@ -43,8 +39,7 @@ class VisionEncoder(nn.Module):
         last = self.num_layers - 1
         if not 0 <= config.freeze_blocks < last:
             raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and {last - 1}, '
-                              f'the '
-                              f'blocks of {config.name}')
+                              f'the blocks of {config.name}')
         locked = last if config.freeze else config.freeze_blocks or -1
         for name, parameter in self.trunk.named_parameters():
             if self.layer_ids[name] <= locked:

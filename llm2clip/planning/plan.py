@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
-from composer.core import Precision, Time, TimeUnit
+from composer.core import Time, TimeUnit
 from composer.models import ComposerModel
 from composer.utils import dist
 from streaming.base.util import bytes_to_int
@@ -31,8 +31,9 @@ from llm2clip.config import (
 from llm2clip.data.loader import shared_memory
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
+from llm2clip.models.towers import train_image_size
 from llm2clip.planning.datasets import DataPlan, DatasetPlan, collected, plan_data
-from llm2clip.planning.step import EncoderPlan, dry_run_encoder, dry_run_step, fake_ranks, image_batch, precision_of
+from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks
 from llm2clip.planning.summary import GPUS, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
@@ -91,7 +92,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
 
     clip = make_texts(1).clip if config.without_llm else None
     dim = _teacher_width(config, data, plan) if clip is None else clip[0].width
-    image_size = stage2.train_image_size(config.train_data, config.model.vision)
+    image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
     # A frozen LLM in the loop leaves vectors in the batch, too.
     vectors = dim if config.reads_vectors or config.text_encoder_in_loop.enabled else 0
@@ -111,6 +112,21 @@ def _plan_stage2(config: Stage2Config) -> Plan:
         plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.drawn,
                                            ranks=min(_GPUS_PER_NODE, plan.ranks))
     return plan
+
+
+def image_batch(
+    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False
+) -> dict[str, Any]:
+    """A batch of stage 2: `n` samples with the vectors (`llm_embed_dim` > 0) and the `texts` of so many captions."""
+    shape = (n,) if captions == 1 else (n, captions)
+    batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
+    batch['text_id'] = torch.zeros(shape, dtype=torch.long)
+    batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
+    if llm_embed_dim:
+        batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
+    if texts:
+        batch['caption'] = ['-'] * n if captions == 1 else [['-'] * n] * captions
+    return batch
 
 
 def _text_encoders(
@@ -211,7 +227,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
     else:
         tokens = _count_tokens(plan, data.characters, texts, encoder.max_length)
         forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
-        plan.cost = dry_run_encoder(forward)
+        plan.cost = forward.dry_run()
         plan.repeats = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
         plan.vectors = {dataset.name: dataset.texts * (2 * dim if config.storage == 'float16' else dim + 4)
@@ -228,7 +244,7 @@ def _begin(config: Any) -> tuple[Plan, DataPlan]:
             data.problems += plan_data(config, 'eval_data').problems
     ranks, batch = dist.get_world_size(), config.global_train_batch_size
     device_batch = batch // ranks
-    half = precision_of(config.precision, config.device) != Precision.FP32
+    half = config.precision != 'fp32' if config.precision else config.device != 'cpu'
     plan = Plan(config, ranks, half, problems=data.problems, datasets=data.datasets,
                 global_batch=batch, device_batch=device_batch,
                 microbatch=config.device_train_microbatch_size or device_batch,

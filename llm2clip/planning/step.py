@@ -46,7 +46,7 @@ from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.training.optim import build_optimizer
 
-__all__ = ['EncoderPlan', 'StepCost', 'dry_run_encoder', 'dry_run_step', 'fake_ranks', 'image_batch', 'precision_of']
+__all__ = ['EncoderPlan', 'StepCost', 'dry_run_step', 'fake_ranks']
 
 Batch = dict[str, Any]
 _AUTOCAST = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
@@ -80,6 +80,16 @@ class EncoderPlan:
         tokens = [Tokenized([1] * self.tokens, 0, 0)] * self.captions
         encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded)
 
+    def dry_run(self) -> 'StepCost':
+        """Memory and FLOPs of one forward pass."""
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            fill_with_fakes(self.encoder.eval().requires_grad_(False))
+            meter = Meter()
+            weights = meter.add_module(self.encoder)
+            with meter, as_on_cuda():
+                self.run()
+        return StepCost(teacher=weights, activations=meter.peak - weights, peak=meter.peak, flops=int(meter.flops))
+
 
 @dataclass
 class StepCost:
@@ -108,7 +118,7 @@ def dry_run_step(
     batch of so many samples as the loader would; `teacher` is the frozen one in the loop.
     """
     cost, meter, ranks, fsdp = StepCost(), Meter(), dist.get_world_size(), config.fsdp
-    precision = precision_of(config.precision, config.device)
+    precision = Precision(config.precision or ('fp32' if config.device == 'cpu' else 'amp_fp16'))
     autocast = torch.autocast('cpu', _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
     device_batch = config.global_train_batch_size // ranks
     microbatch = config.device_train_microbatch_size or device_batch
@@ -212,36 +222,6 @@ def _run_step(
         total.backward()
     del outputs, total, kept
     optimizer.step()
-
-
-def precision_of(precision: Optional[str], device: Optional[str]) -> Precision:
-    """The precision of a run, on a GPU unless it names another device."""
-    return Precision(precision or ('fp32' if device == 'cpu' else 'amp_fp16'))
-
-
-def dry_run_encoder(plan: EncoderPlan) -> StepCost:
-    """Memory and FLOPs of one forward pass of a frozen encoder over `batch_tokens` tokens."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fill_with_fakes(plan.encoder.eval().requires_grad_(False))
-        weights = (meter := Meter()).add_module(plan.encoder)
-        with meter, as_on_cuda():
-            plan.run()
-    return StepCost(teacher=weights, activations=meter.peak - weights, peak=meter.peak, flops=int(meter.flops))
-
-
-def image_batch(
-    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False
-) -> Batch:
-    """A batch of stage 2: `n` samples with the vectors (`llm_embed_dim` > 0) and the `texts` of so many captions."""
-    shape = (n,) if captions == 1 else (n, captions)
-    batch: Batch = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
-    batch['text_id'] = torch.zeros(shape, dtype=torch.long)
-    batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
-    if llm_embed_dim:
-        batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
-    if texts:
-        batch['caption'] = ['-'] * n if captions == 1 else [['-'] * n] * captions
-    return batch
 
 
 def _copied(batch: Batch) -> Batch:

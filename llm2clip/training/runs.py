@@ -223,11 +223,8 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
 def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Path, str]) -> None:
     """Put the resolved configuration into the folder of a run that begins or goes on; every rank calls this.
 
-    Args:
-        config: The run's.
-        reached: How far it is.  The folder of a run that has ended is left as it is.
-        results: Folder -> what it is (`check_replaceable`), of what it wrote if it ended before, which is removed if
-            it goes on.
+    The folder of a run that has `reached` its end is left as it is.  Of one that goes on, `results`, folder -> what it
+    is (`check_replaceable`), are removed, which it wrote if it ended before.
 
     Raises:
         ConfigError: It has ended, but was trained with other settings, or is to be longer and left no checkpoint.

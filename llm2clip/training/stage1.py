@@ -33,9 +33,7 @@ Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
 def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
     """The LLM with new LoRA weights, under the objective of the configuration.
 
-    Args:
-        config: The run's.
-        on_meta: Leave the LLM without memory for its weights.  Under FSDP every rank but the first does so.
+    With `on_meta`, the LLM has no memory for its weights.  Under FSDP every rank but the first does so.
     """
     if config.objective == 'mntp':
         llm, head = load_llm_and_head(config.text_encoder, on_meta)

@@ -52,13 +52,8 @@ class TrainedTexts(NamedTuple):
             None if tower is None or clip is None else (tower, load_clip_tokenizer(clip, KEY)), tokenizer)
 
     def save(self, lora: Optional[LoraConfig], trainer: Trainer, run: str) -> None:
-        """Write the encoders that a run has trained into its folder; every rank calls this.
-
-        Args:
-            lora: Of the LLM.
-            trainer: Of the run; it may have moved or sharded the encoders.  With `ema`, averaged weights are written.
-            run: The folder.
-        """
+        """Write the encoders that a trainer has trained, with `ema` their averaged weights, into the folder of its run;
+        every rank calls this."""
         state = trainer.state
         model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
         with averaged_weights(state):
@@ -80,13 +75,9 @@ class TrainedTexts(NamedTuple):
 def load_trained_encoders(
     texts: TrainableTextConfig, llm: Optional[TextEncoderConfig], on_meta: bool = False, load_weights: bool = True
 ) -> tuple[Optional[TextEncoder], Optional[ClipTextTower]]:
-    """The LLM with new LoRA weights, and CLIP's text tower, where a run trains them.
+    """The teacher's LLM with new LoRA weights, and CLIP's text tower, with its weights or not, where a run trains them.
 
-    Args:
-        texts: What it trains.
-        llm: Of the teacher; None without LoRA.
-        on_meta: Leave the LLM without memory for its weights.  Under FSDP every rank but the first does so.
-        load_weights: Load the weights of CLIP's tower, too.
+    With `on_meta`, the LLM has no memory for its weights.  Under FSDP every rank but the first does so.
     """
     encoder = None
     if texts.lora is not None and llm is not None:

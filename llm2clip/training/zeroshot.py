@@ -66,13 +66,8 @@ def zeroshot_evaluator(
 ) -> Evaluator:
     """A set for Composer's loop, with the metrics that `ComposerLLM2CLIP` has for it.
 
-    Args:
-        zeroshot: The set.
-        name: Label of the evaluator.
-        key: Where the set stands in the configuration.
-        image_size: Side of the images in pixels.
-        batch_size: Images per rank.
-        num_workers: Processes that read images.
+    `name` is the evaluator's label, `key` where the set stands in the configuration, `image_size` the side of the
+    images in pixels, `batch_size` that of a rank, and `num_workers` processes of a rank read images.
     """
     images = _Images(zeroshot, image_size, key)
     loader = DataLoader(
