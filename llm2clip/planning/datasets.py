@@ -8,11 +8,11 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
+from composer.utils import dist
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
@@ -30,38 +30,12 @@ from llm2clip.data.schema import SAMPLE_ID, caption_column, caption_keys, check_
 from llm2clip.data.streams.paired_stream import PairedReader, columns_of
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.data.texts import pairs_of_streams, texts_of_streams, with_two_captions
+from llm2clip.planning.summary import DatasetPlan, Plan
 from llm2clip.teacher.fingerprint import common_teacher
 
-__all__ = ['DataPlan', 'DatasetPlan', 'collected', 'plan_data']
+__all__ = ['collected', 'plan_data']
 
 Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
-
-
-@dataclass
-class DatasetPlan:
-    """One dataset of a run; sizes in bytes, decompressed."""
-
-    name: str
-    samples: int = 0
-    shards: int = 0
-    size: int = 0
-    embeddings: int = 0  # size of the teachers' vectors
-    largest_shard: int = 0  # size with the vectors
-    drawn: int = 0  # samples per epoch
-    texts: int = 0  # captions of all samples, absent ones included
-    characters: float = 0.0  # per text on average; 0 where no shard is on disk yet
-
-
-@dataclass
-class DataPlan:
-    """All datasets of a loader."""
-
-    datasets: list[DatasetPlan] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
-    embed_dim: int = 0  # width of the targets of inheritance
-    negative: bool = False  # whether some pair of captions has a hard negative
-    characters: float = 0.0  # per text on average over what is drawn; 0 where it is not known
 
 
 @contextmanager
@@ -74,23 +48,26 @@ def collected(problems: list[str], where: str = '') -> Iterator[None]:
         problems.append(text if text.startswith(where) else f'{where}: {text}')
 
 
-def plan_data(config: Any, key: str) -> DataPlan:
-    """What a recipe of this configuration reads by its key `train_data`, `eval_data` or, in an extraction, `datasets`.
+def plan_data(config: Any, key: str) -> Plan:
+    """A plan with what a recipe of this configuration reads by its key `train_data`, `eval_data` or, in an extraction,
+    `datasets`; nothing where `plan_samples` stands for the data.
 
     Of inheritance, the targets count as the dataset; of an extraction, all captions are read.
     """
     loader: Any = getattr(config, key)
+    plan = Plan(config, dist.get_world_size())
+    if config.plan_samples is not None:
+        return plan
     if isinstance(loader, ImageDataConfig):
         in_loop = not config.reads_vectors
-        return _read(loader.streams, loader, key, lambda name, stream: paired_stream(
+        _read(plan, loader.streams, loader, key, lambda name, stream: paired_stream(
             name, stream, loader.teachers, list(stream_mix(loader, name, key)), key, in_loop))
-    if isinstance(loader, InheritanceDataConfig):
-        plan = DataPlan()
-        with collected(plan.problems, key):
-            plan = _read(target_streams(loader, key), loader, key,
-                         lambda name, stream: target_stream(name, stream, loader, key)[0])
         return plan
-    negative, columns = False, []
+    if isinstance(loader, InheritanceDataConfig):
+        with collected(plan.problems, key):
+            _read(plan, target_streams(loader, key), loader, key,
+                  lambda name, stream: target_stream(name, stream, loader, key)[0])
+        return plan
     train, mntp = key == 'train_data', isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, ExtractConfig):
         loader = CaptionDataConfig(streams={
@@ -100,22 +77,21 @@ def plan_data(config: Any, key: str) -> DataPlan:
         columns = [[caption_column(caption) for caption in mix] for mix in texts_of_streams(loader, key)]
     else:
         if not train and (mntp or (loader := with_two_captions(loader, key)) is None):
-            return DataPlan()
+            return plan
         pairs, columns = pairs_of_streams(loader, train, key)
-        negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
-    plan = _read(loader.streams, loader, key,
-                 lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
-                 dict(zip(loader.streams, columns)))
-    plan.negative = negative
+        plan.negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
+    _read(plan, loader.streams, loader, key,
+          lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
+          dict(zip(loader.streams, columns)))
     return plan
 
 
 def _read(
-    streams: Mapping[str, Any], config: Loader, key: str, open_stream: Callable[[str, Any], VerifiedStream],
+    plan: Plan, streams: Mapping[str, Any], config: Loader, key: str, open_stream: Callable[[str, Any], VerifiedStream],
     columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
-) -> DataPlan:
-    """The datasets that can be opened, and what is wrong; with `columns`, the texts of each, None for all captions."""
-    plan, opened = DataPlan(), []
+) -> None:
+    """Add the datasets that can be opened, and what is wrong; with `columns`, the texts of each, None: all captions."""
+    opened = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
             with collected(plan.problems, f'{key}.streams.{name}'):
@@ -130,7 +106,7 @@ def _read(
                 if columns is not None:
                     _add_texts(dataset, shards[0], columns[name])
         if not opened:
-            return plan
+            return
         if any(dataset.embeddings for dataset in plan.datasets):
             with collected(plan.problems, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
@@ -144,7 +120,6 @@ def _read(
     if known := [dataset for dataset in plan.datasets if dataset.characters]:
         plan.characters = float(np.average([dataset.characters for dataset in known],
                                            weights=[dataset.drawn or 1 for dataset in known]))
-    return plan
 
 
 def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:

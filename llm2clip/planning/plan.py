@@ -32,9 +32,9 @@ from llm2clip.data.loader import shared_memory
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
-from llm2clip.planning.datasets import DataPlan, DatasetPlan, collected, plan_data
+from llm2clip.planning.datasets import collected, plan_data
 from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks
-from llm2clip.planning.summary import GPUS, Plan
+from llm2clip.planning.summary import GPUS, DatasetPlan, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.folder import teacher_config
@@ -77,8 +77,8 @@ def make_plan(config: PlanConfig) -> Plan:
 
 
 def _plan_stage2(config: Stage2Config) -> Plan:
-    plan, data = _begin(config)
-    teacher, llm, lengths = _text_encoders(config, plan, data.characters)
+    plan = _begin(config)
+    teacher, llm, lengths = _text_encoders(config, plan)
 
     def make_texts(length: int) -> TrainedTexts:
         """The text encoders that are trained, with fake tokenizers."""
@@ -91,7 +91,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
             None if tower is None else (tower, partial(_fake_tokens, tower.config.max_position_embeddings, of_tower)))
 
     clip = make_texts(1).clip if config.without_llm else None
-    dim = _teacher_width(config, data, plan) if clip is None else clip[0].width
+    dim = _teacher_width(config, plan) if clip is None else clip[0].width
     image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
     # A frozen LLM in the loop leaves vectors in the batch, too.
@@ -130,7 +130,7 @@ def image_batch(
 
 
 def _text_encoders(
-    config: Stage2Config, plan: Plan, characters: float
+    config: Stage2Config, plan: Plan
 ) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
     """The frozen teacher in the loop, the LLM that is trained, and the lengths of its captions for `_measure`."""
     in_loop, captions = config.text_encoder_in_loop, config.train_data.captions_per_image
@@ -146,7 +146,7 @@ def _text_encoders(
     if isinstance(config.teacher, str) and not Path(config.teacher).is_dir():
         plan.problems.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.repeats or 0) * config.global_train_batch_size * captions
-    tokens = _count_tokens(plan, characters, texts, llm.max_length)
+    tokens = _count_tokens(plan, texts, llm.max_length)
     if in_loop.enabled:
         encoder = on_meta(dataclasses.replace(llm, dtype='float32') if in_loop.sharded else llm)
         return EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded,
@@ -157,9 +157,9 @@ def _text_encoders(
 
 
 def _plan_inheritance(config: InheritanceConfig) -> Plan:
-    plan, data = _begin(config)
-    dim, embed_dim = _teacher_width(config, data, plan), data.embed_dim or _UNKNOWN_EMBED_DIM
-    if not data.embed_dim:
+    plan = _begin(config)
+    dim, embed_dim = _teacher_width(config, plan), plan.embed_dim or _UNKNOWN_EMBED_DIM
+    if not plan.embed_dim:
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
 
     def batch(n: int) -> dict[str, Any]:
@@ -177,14 +177,14 @@ def _plan_inheritance(config: InheritanceConfig) -> Plan:
 def _plan_stage1(config: Stage1Config) -> Plan:
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
     mntp, longest = config.objective == 'mntp', config.text_encoder.max_length
-    plan, data = _begin(config)
+    plan = _begin(config)
     if config.plan_samples is not None:
         streams = config.train_data.streams.values()
         pairs = [*config.train_data.pairs, *(pair for stream in streams for pair in stream.pairs or [])]
-        data.negative = any(pair.has_negative for pair in pairs)
-    sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if data.negative else [])]
+        plan.negative = any(pair.has_negative for pair in pairs)
+    sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if plan.negative else [])]
     texts = int(plan.repeats or 0) * config.global_train_batch_size * len(sides)
-    tokens = _count_tokens(plan, data.characters, texts, longest)
+    tokens = _count_tokens(plan, texts, longest)
     plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
 
     def make(tokens: int) -> Any:
@@ -214,10 +214,9 @@ class _MeanMask(MaskedNextTokenPrediction):
 
 
 def _plan_extraction(config: ExtractConfig) -> Plan:
-    data = plan_data(config, 'datasets') if config.plan_samples is None else DataPlan()
-    plan = Plan(config, dist.get_world_size(), config.precision != 'fp32', 'pass', data.problems,
-                datasets=data.datasets)
-    plan.drawn = texts = sum(dataset.texts for dataset in data.datasets) or int(config.plan_samples or 0)
+    plan = plan_data(config, 'datasets')
+    plan.half, plan.unit = config.precision != 'fp32', 'pass'
+    plan.drawn = texts = sum(dataset.texts for dataset in plan.datasets) or int(config.plan_samples or 0)
     encoder = _teacher_config(config)
     if not isinstance(config.teacher, (str, TextEncoderConfig)):
         plan.problems.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
@@ -225,47 +224,43 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
         plan.problems.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
                              'there')
     else:
-        tokens = _count_tokens(plan, data.characters, texts, encoder.max_length)
+        tokens = _count_tokens(plan, texts, encoder.max_length)
         forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
         plan.cost = forward.dry_run()
         plan.repeats = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
         plan.vectors = {dataset.name: dataset.texts * (2 * dim if config.storage == 'float16' else dim + 4)
-                        for dataset in data.datasets or [DatasetPlan('all', texts=texts)]}
+                        for dataset in plan.datasets or [DatasetPlan('all', texts=texts)]}
     return plan
 
 
-def _begin(config: Any) -> tuple[Plan, DataPlan]:
-    """A training's steps and data, which are read where `plan_samples` says nothing."""
-    data, cache_limit = DataPlan(), config.train_data.cache_limit
-    if config.plan_samples is None:
-        data = plan_data(config, 'train_data')
-        if config.eval_data is not None:
-            data.problems += plan_data(config, 'eval_data').problems
-    ranks, batch = dist.get_world_size(), config.global_train_batch_size
-    device_batch = batch // ranks
-    half = config.precision != 'fp32' if config.precision else config.device != 'cpu'
-    plan = Plan(config, ranks, half, problems=data.problems, datasets=data.datasets,
-                global_batch=batch, device_batch=device_batch,
-                microbatch=config.device_train_microbatch_size or device_batch,
-                drawn=int(config.plan_samples or sum(dataset.drawn for dataset in data.datasets)),
-                kept=config.save_num_checkpoints_to_keep)
-    if data.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
+def _begin(config: Any) -> Plan:
+    """A training's data and steps."""
+    plan, batch = plan_data(config, 'train_data'), config.global_train_batch_size
+    if config.eval_data is not None:
+        plan.problems += plan_data(config, 'eval_data').problems
+    plan.half = config.precision != 'fp32' if config.precision else config.device != 'cpu'
+    plan.global_batch, plan.device_batch = batch, batch // plan.ranks
+    plan.microbatch = config.device_train_microbatch_size or plan.device_batch
+    plan.drawn = int(config.plan_samples or sum(dataset.drawn for dataset in plan.datasets))
+    plan.kept = config.save_num_checkpoints_to_keep
+    if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
         # Each batch is of one dataset.
-        plan.epoch_steps = sum(dataset.drawn // batch for dataset in data.datasets)
+        plan.epoch_steps = sum(dataset.drawn // batch for dataset in plan.datasets)
     else:
-        plan.epoch_steps = -(-plan.drawn // ranks) // max(1, device_batch)
+        plan.epoch_steps = -(-plan.drawn // plan.ranks) // max(1, plan.device_batch)
     plan.repeats = _steps(config.max_duration, plan)
     interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.repeats // interval) if interval and plan.repeats is not None else None
     if plan.drawn and not plan.epoch_steps:
         plan.problems.append(f'train_data: an epoch has {plan.drawn:,} samples, fewer than one global batch of '
                              f'{batch:,}')
-    needed = 4 * max((dataset.largest_shard for dataset in data.datasets), default=0)
+    cache_limit = config.train_data.cache_limit
+    needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)
     if cache_limit is not None and bytes_to_int(cache_limit) < needed:
         plan.problems.append(f'train_data.cache_limit: {cache_limit} is less than four shards, '
                              f'{tqdm.format_sizeof(needed, "B")}')
-    return plan, data
+    return plan
 
 
 def _steps(duration: str, plan: Plan) -> Optional[int]:
@@ -277,9 +272,9 @@ def _steps(duration: str, plan: Plan) -> Optional[int]:
     return -(-int(time.value) // plan.global_batch) if time.unit == TimeUnit.SAMPLE else None
 
 
-def _teacher_width(config: Any, data: DataPlan, plan: Plan) -> int:
+def _teacher_width(config: Any, plan: Plan) -> int:
     """Width of the teacher's vectors, as its embeddings, its folder or `plan_llm` say, or a guess."""
-    dim = data.llm_embed_dim
+    dim = plan.llm_embed_dim
     if not dim and (encoder := _teacher_config(config)) is not None:
         dim = load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
     if not dim:
@@ -311,11 +306,11 @@ def _fake_tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dic
     return {name: torch.ones(len(texts), length, dtype=torch.long) for name in names}
 
 
-def _count_tokens(plan: Plan, characters: float, texts: int, longest: int) -> int:
+def _count_tokens(plan: Plan, texts: int, longest: int) -> int:
     """Put the number of texts and tokens into the plan; returns the tokens of one text on average."""
     tokens = plan.options.plan_tokens
-    if tokens is None and characters:
-        tokens = round(characters / _CHARACTERS_PER_TOKEN) + 1
+    if tokens is None and plan.characters:
+        tokens = round(plan.characters / _CHARACTERS_PER_TOKEN) + 1
     if tokens is None:
         plan.warnings.append(f'every text is taken to have {longest:,} tokens, the most that the encoder reads; '
                              'plan_tokens says how many they have on average')

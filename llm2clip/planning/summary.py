@@ -9,10 +9,9 @@ from typing import NamedTuple, Optional
 from tqdm import tqdm
 
 from llm2clip.config import PlanConfig
-from llm2clip.planning.datasets import DatasetPlan
 from llm2clip.planning.step import StepCost
 
-__all__ = ['GPUS', 'Plan']
+__all__ = ['GPUS', 'DatasetPlan', 'Plan']
 
 _GIB = 2**30
 # What is left of a GPU's memory beside CUDA's context, NCCL's buffers and the gaps between tensors.
@@ -36,6 +35,21 @@ GPUS = {'A100': GPU(79, 312, 19.5), 'H100': GPU(79, 989, 67), 'H200': GPU(139, 9
 
 
 @dataclass
+class DatasetPlan:
+    """One dataset of a run; sizes in bytes, decompressed."""
+
+    name: str
+    samples: int = 0
+    shards: int = 0
+    size: int = 0
+    embeddings: int = 0  # size of the teachers' vectors
+    largest_shard: int = 0  # size with the vectors
+    drawn: int = 0  # samples per epoch
+    texts: int = 0  # captions of all samples, absent ones included
+    characters: float = 0.0  # per text on average; 0 where no shard is on disk yet
+
+
+@dataclass
 class Plan:
     """A training or an extraction before it begins; unset is what is not known or does not apply."""
 
@@ -48,6 +62,10 @@ class Plan:
     cost: Optional[StepCost] = None  # of one repeat
     repeats: Optional[float] = None  # steps or forward passes of every GPU
     datasets: list[DatasetPlan] = field(default_factory=list)
+    llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
+    embed_dim: int = 0  # width of the targets of inheritance
+    negative: bool = False  # whether some pair of captions has a hard negative
+    characters: float = 0.0  # per text on average over what is drawn; 0 where it is not known
     texts: int = 0  # captions or other texts that an LLM reads in the run
     tokens: int = 0  # of all of them
     global_batch: int = 0

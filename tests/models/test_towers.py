@@ -229,16 +229,12 @@ def test_learning_rates_fall_with_depth_and_decay_spares_what_it_should(name: st
         parameter_groups(model, 1e-3, 0.0, {'towr': 0.1})
 
 
-@pytest.mark.parametrize('kind', ['linear', 'identity'])
-def test_other_adapters(kind: str) -> None:
-    config = ModelConfig(TOWERS['timm_convnet'], AdapterConfig(kind), embed_dim=16)
-    vectors = torch.randn(2, 16)
-    features = LLM2CLIP(config, 16).get_text_features(vectors)
-    assert features.shape == (2, 16)
-    if kind == 'identity':
-        torch.testing.assert_close(features, vectors / vectors.norm(dim=-1, keepdim=True))
-        with pytest.raises(ConfigError, match=r"embed_dim: 16 is not the width of the teacher's vectors, 8"):
-            LLM2CLIP(config, 8)
+def test_the_identity_adapter() -> None:
+    config, vectors = ModelConfig(TOWERS['timm_convnet'], AdapterConfig('identity'), embed_dim=16), torch.randn(2, 16)
+    torch.testing.assert_close(LLM2CLIP(config, 16).get_text_features(vectors),
+                               vectors / vectors.norm(dim=-1, keepdim=True))
+    with pytest.raises(ConfigError, match=r"embed_dim: 16 is not the width of the teacher's vectors, 8"):
+        LLM2CLIP(config, 8)
 
 
 def test_the_projection_of_a_clip_of_transformers(clip_folder: Path) -> None:

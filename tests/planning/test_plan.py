@@ -100,18 +100,13 @@ def test_each_batch_of_stage1_is_of_one_stream(
 
 def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm2clip.planning.plan, 'dry_run_step', lambda *args: StepCost(flops=1, peak=1))
-    write_dataset(make_samples(40), tmp_path / 'other')
     cases = [
         (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
-        ([f'train_data.streams.s.local={tmp_path}/other/train'],
-         r'streams\.s: embeddings dataset .* belongs to another dataset'),
         ([f'train_data.streams.s.local={tmp_path}/cache', f'train_data.streams.s.remote={tmp_path}/gone'],
          r'gone/index\.json does not exist'),
-        (['train_data.streams.s.embeddings.big.local=x'], r'dataset s has embeddings datasets of 2 teachers'),
         (['device_train_microbatch_size=3'], r'would only see the negatives inside it'),
         (['global_train_batch_size=128'], r'an epoch has 64 samples, fewer than one global batch of 128'),
         (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
-        (['optimizer.name=lion'], r"optimizer: there is no 'lion'"),
         (['callbacks.save_best={}'], r'callbacks.save_best: there is no eval_data'),
     ]
     for extra, message in cases:

@@ -15,7 +15,6 @@ from recipes_in_process import ROOT, SCHEMAS
 from llm2clip.config.files import load_config
 from recipes.ablations import run
 from recipes.ablations.suite import Suite
-from recipes.benchmarks.gpu import cases
 from recipes.benchmarks.measuring import Record
 
 SUITES: dict[str, Suite] = {name: importlib.import_module(f'recipes.ablations.{name}_suite').SUITE
@@ -30,14 +29,6 @@ def test_every_module_imports(module: str) -> None:
     if module == 'recipes.baselines.open_clip_model':
         pytest.importorskip('open_clip', reason='the dependency group baselines is not installed')
     importlib.import_module(module)
-
-
-def test_every_case_on_a_gpu_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    for name, case in cases.CASES.items():
-        assert case.against is None or case.against in cases.CASES
-        config = load_config(cases.SCHEMAS[case.kind], cases.arguments(name, 'gpu', Path('r')))
-        assert (config.device, config.precision) == ('gpu', 'amp_bf16')
 
 
 @pytest.mark.parametrize('name', SUITES)
