@@ -57,22 +57,13 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     data, = plan.datasets
     assert plan.epoch_steps == len(loader.dataloader) == 12 and plan.repeats == 36
     assert (data.samples, data.drawn) == (64, 102)
-    assert data.size == size_of_shards(image_dataset)
+    assert data.size == sum(path.stat().st_size for path in image_dataset.rglob('*.mds'))
     assert (plan.checkpoints, plan.kept) == (18, 2)
     assert plan.modules['adapter'] == (sum(p.numel() for p in LLM2CLIP(config.model, 32).adapter.parameters()), 0)
     assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.problems
     text = str(plan)
     assert '102 samples and 12 steps per epoch; 36 steps, 288 samples in all' in text
     assert 's: 64 samples in 3 shards, 102 per epoch; ' in text and 'of embeddings' in text
-
-
-def size_of_llm(folder: Path) -> int:
-    encoder = on_meta(TextEncoderConfig(str(folder)))
-    return Meter().add_module(encoder)
-
-
-def size_of_shards(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob('*.mds'))
 
 
 def test_each_batch_of_stage1_is_of_one_stream(
@@ -165,7 +156,8 @@ def test_extraction(
             f'out={out}', 'device=cpu', 'batch_tokens=64', 'storage=int8']
     plan = make_plan(load_config(ExtractConfig, args))
     texts = sum(1 for sample in read_samples(image_dataset) for key in sample if key.startswith('caption.'))
-    assert plan.texts == texts and plan.cost and plan.cost.teacher == size_of_llm(llm_folder) and not plan.problems
+    llm = on_meta(TextEncoderConfig(str(llm_folder)))
+    assert plan.texts == texts and plan.cost and plan.cost.teacher == Meter().add_module(llm) and not plan.problems
     run_recipe(monkeypatch, 'extract_embeddings', *args)
     written = sum(path.stat().st_size for path in out.rglob('*.mds'))
     assert 0 < plan.vectors['s'] < written < 1.5 * plan.vectors['s'] + 64 * texts
