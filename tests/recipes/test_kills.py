@@ -3,7 +3,6 @@
 
 """A run that is killed and resumed, at any moment and as often as you like, learns what an undisturbed one does."""
 
-import contextlib
 import json
 import random
 import re
@@ -251,15 +250,6 @@ def assert_same_folder(found: Path, expected: Path) -> None:
     assert not (differing := [name for name in one if one[name] != other[name]]), differing
 
 
-def kill_within(seconds: float, process: Launched) -> bool:
-    """Kill a run that many seconds after now; whether it was still there."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-        return False
-    process.kill()
-    return True
-
-
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.timeout(3600)
@@ -291,21 +281,23 @@ def test_kills_at_random_moments(
 
     begun = time.monotonic()
     finish(begin(), log, seconds=PATIENCE)
-    seconds, kills, ended = time.monotonic() - begun, 0, 0
+    seconds, kills = time.monotonic() - begun, 0
     shutil.copytree(out, tmp_path / 'whole')
     if case.remote:
         shutil.copytree(remote_out, tmp_path / 'whole_remote')
     clear()
     while kills < case.kills:
         process = begin()
-        if not kill_within(generator.uniform(0, seconds), process):
+        try:
+            process.wait(generator.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        else:
             # What the kills left was completed; the next run begins with nothing.
             finish(process, log, seconds=PATIENCE)
             check()
             clear()
-            ended += 1
             continue
         kills += 1
     finish(begin(), log, seconds=PATIENCE)
     check()
-    print(f'{case.name}: {kills} kills, {ended} runs that ended between them, {seconds:.1f} s undisturbed', flush=True)
