@@ -108,7 +108,7 @@ CALLBACKS: _Registry = {
     'memory_monitor': 'composer.callbacks:MemoryMonitor',
     'optimizer_monitor': 'composer.callbacks:OptimizerMonitor',
     'runtime_estimator': 'composer.callbacks:RuntimeEstimator',
-    'save_best': 'llm2clip.training.callbacks.save_best:SaveBest',
+    'save_best': 'llm2clip.training.callbacks.monitors:SaveBest',
     'speed_monitor': 'composer.callbacks:SpeedMonitor',
     'system_metrics_monitor': 'composer.callbacks:SystemMetricsMonitor',
 }

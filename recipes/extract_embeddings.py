@@ -12,8 +12,8 @@ from llm2clip.config.files import save_config
 
 def main(config: ExtractConfig) -> None:
     if config.plan:
-        from llm2clip.planning.plan import plan_extraction, plan_run
-        plan_run(config, plan_extraction)
+        from llm2clip.planning.plan import plan_run
+        plan_run(config)
         return
     from functools import partial
 

@@ -9,8 +9,8 @@ from llm2clip.config import InheritanceConfig
 
 def main(config: InheritanceConfig) -> None:
     if config.plan:
-        from llm2clip.planning.plan import plan_inheritance, plan_run
-        plan_run(config, plan_inheritance)
+        from llm2clip.planning.plan import plan_run
+        plan_run(config)
     else:
         from llm2clip.training import inheritance
         inheritance.train(config)

@@ -9,8 +9,8 @@ from llm2clip.config import Stage1Config
 
 def main(config: Stage1Config) -> None:
     if config.plan:
-        from llm2clip.planning.plan import plan_run, plan_stage1
-        plan_run(config, plan_stage1)
+        from llm2clip.planning.plan import plan_run
+        plan_run(config)
     else:
         from llm2clip.training import stage1
         stage1.train(config)

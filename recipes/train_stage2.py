@@ -9,8 +9,8 @@ from llm2clip.config import Stage2Config
 
 def main(config: Stage2Config) -> None:
     if config.plan:
-        from llm2clip.planning.plan import plan_run, plan_stage2
-        plan_run(config, plan_stage2)
+        from llm2clip.planning.plan import plan_run
+        plan_run(config)
     else:
         from llm2clip.training import stage2
         stage2.train(config)

@@ -34,7 +34,7 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.texts import split_packed
 from llm2clip.models.adapter import build_adapter
-from llm2clip.models.inheritance import ComposerInheritance, TextSide
+from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units, unwrapped_name
@@ -199,7 +199,7 @@ def joint_step(
 def inheritance_step(microbatch_size: Optional[int], way: Way = WAYS['ddp'], kind: str = 'residual') -> Result:
     """One step of inheritance, in which two samples of the first rank and one of the second do not count."""
     torch.manual_seed(0)
-    model = ComposerInheritance(TextSide(build_adapter(AdapterConfig(kind, depth=2), 8, 16)), 1.0, 2.0, block_size=2)
+    model = ComposerInheritance(build_adapter(AdapterConfig(kind, depth=2), 8, 16), 1.0, 2.0, block_size=2)
     batch = {'index': torch.arange(N), 'text_embedding': torch.randn(N, 8), 'target': torch.randn(N, 16),
              'counted': torch.tensor([i not in (1, 4, 7) for i in range(N)])}
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)

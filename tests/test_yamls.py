@@ -38,7 +38,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import load_projection, tower_preprocessing
 from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, SOURCES, check
 from llm2clip.training.optim import parameter_groups
-from llm2clip.training.trainer import check_metrics, check_train_config, possible_metrics
+from llm2clip.training.trainer import check_metrics, check_train_config
 
 LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 RAY = ['yamls/cluster/kuberay.yaml', 'yamls/cluster/skypilot_ray.yaml']
@@ -90,7 +90,7 @@ def _check(config: Any) -> None:
     if isinstance(config, TrainConfig):
         check_train_config(config)
     if isinstance(config, Stage2Config):
-        check_metrics(config, possible_metrics(config))
+        check_metrics(config)
         _check_zeroshot(config.eval_zeroshot)
     if isinstance(config, PrepareConfig):
         check(SOURCES, config.source.pop('name'), config.source, 'source')

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from llm2clip.device import in_float32
-from llm2clip.losses.rows import all_gather, with_gradients
+from llm2clip.losses.contrastive import all_gather, with_gradients
 
 __all__ = ['instance_loss', 'structure_loss']
 

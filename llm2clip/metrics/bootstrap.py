@@ -81,11 +81,6 @@ def _class_means(
 
 
 def percentile_interval(means: torch.Tensor, level: float = 0.95) -> torch.Tensor:
-    """``(M, 2)``: low and high of the middle part of resampled means.
-
-    Args:
-        means: ``(resamples, M)``.
-        level: Share of the means that the interval covers.
-    """
+    """``(M, 2)``: low and high of the middle share (`level`) of resampled means ``(resamples, M)``."""
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     return torch.quantile(means, ends, dim=0).T

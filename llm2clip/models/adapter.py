@@ -57,13 +57,8 @@ def save_adapter(
     adapter: nn.Module, config: AdapterConfig, embed_dim: int, record: TeacherRecord, target: Fingerprint,
     folder: Union[str, Path],
 ) -> None:
-    """Write an adapter, and what it is.  Every rank calls this; rank 0 writes, and the folder appears complete.
-
-    Args:
-        adapter, config, embed_dim: It may be sharded.
-        record: Of the teacher whose vectors it takes.
-        target: Whose text features it gives.
-        folder: Where to.
+    """Write an adapter, which may be sharded, with the teacher whose vectors it takes and the target whose features it
+    gives.  Every rank calls this; rank 0 writes, and the folder appears complete.
     """
     state: Any = get_model_state_dict(adapter, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
@@ -77,13 +72,8 @@ def save_adapter(
 def load_adapter(
     adapter: nn.Module, config: AdapterConfig, embed_dim: int, teacher: Fingerprint, folder: Union[str, Path], key: str
 ) -> None:
-    """Load what `save_adapter` wrote into an adapter of a configuration and a width of features.
-
-    Args:
-        adapter, config, embed_dim: They.
-        teacher: Whose vectors it will take.
-        folder: Of the adapter.
-        key: That names the folder, for messages.
+    """Load what `save_adapter` wrote into an adapter, which will take the vectors of `teacher`; messages name the `key`
+    of the folder.
 
     Raises:
         ConfigError: There is no adapter, or it is of another configuration or teacher.

@@ -16,13 +16,12 @@ from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.adapter import is_adapter_block
 
-__all__ = ['TARGET_METRICS', 'ComposerInheritance', 'TextSide']
+__all__ = ['ComposerInheritance']
 
 Batch = dict[str, torch.Tensor]
-TARGET_METRICS: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
 
 
-class TextSide(nn.Module):
+class _TextSide(nn.Module):
     """An adapter of any kind by itself."""
 
     def __init__(self, adapter: nn.Module) -> None:
@@ -57,21 +56,21 @@ class ComposerInheritance(ComposerModel):
     ``(B,)``.
 
     Args:
-        model: The adapter.
         instance: Weight of the distance between a feature and its target.
         structure: Weight of the difference between two samples' distances on either side.
         block_size: Rows of the matrix of distances at once.  None: all of this rank's.
     """
 
     feature_names = ('text_features',)
+    metrics: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
 
     def __init__(
-        self, model: TextSide, instance: float = 1.0, structure: float = 1.0, block_size: Optional[int] = None
+        self, adapter: nn.Module, instance: float = 1.0, structure: float = 1.0, block_size: Optional[int] = None
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = _TextSide(adapter)
         self.instance, self.structure, self.block_size = instance, structure, block_size
-        self.val_metrics = {name: make() for name, make in TARGET_METRICS.items()}
+        self.val_metrics = {name: make() for name, make in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """``text_features`` of this rank's samples."""

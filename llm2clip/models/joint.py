@@ -15,7 +15,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import save_trainable_only
 from llm2clip.teacher.clip_text import ClipTextTower
 
-__all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP', 'Tokenize']
+__all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP']
 
 Batch = dict[str, Any]
 # Texts -> the keyword arguments of their encoder.
@@ -37,11 +37,7 @@ def embed_texts(encoder: nn.Module, tokenize: Tokenize, texts: Texts, device: to
 
 
 class ConcatenatedTexts(nn.Module):
-    """A linear projection of the features of CLIP's text tower and of the LLM, concatenated; it begins as their sum.
-
-    Args:
-        embed_dim: Width of the joint space.
-    """
+    """A linear projection of the features of CLIP's text tower and of the LLM, concatenated; it begins as their sum."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -55,13 +51,7 @@ class ConcatenatedTexts(nn.Module):
 
 
 class BothTexts(nn.Module):
-    """In the place of an adapter, what method d makes of the vectors of both text encoders.
-
-    Args:
-        adapter: The LLM's.
-        concatenated: Trained.
-        llm_embed_dim: Width of the LLM's vectors.
-    """
+    """In the place of the LLM's adapter, what method d makes of the vectors of both text encoders."""
 
     def __init__(self, adapter: nn.Module, concatenated: ConcatenatedTexts, llm_embed_dim: int) -> None:
         super().__init__()
@@ -115,9 +105,8 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
 
     Args:
         model: Vision tower and adapter.
-        text_encoder: Tokens -> ``(B, llm_embed_dim)``, which reach the adapter: the LLM with LoRA, or what takes its
-            place.  None: the LLM's vectors are in the batch.
-        tokenize: The encoder's.
+        text_encoder, tokenize: Tokens -> ``(B, llm_embed_dim)``, which reach the adapter: the LLM with LoRA, or what
+            takes its place.  None: the LLM's vectors are in the batch.
         beside: CLIP's text tower, which is kept beside the LLM.
         loss, self_distillation: As of `ComposerLLM2CLIP`.
     """

@@ -25,26 +25,15 @@ from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
 
-__all__ = [
-    'LLM2CLIP', 'MULTILABEL_METRICS', 'RETRIEVAL_METRICS', 'ZEROSHOT_METRICS', 'ComposerLLM2CLIP', 'check_truncate_dim',
-    'truncate_dims', 'projection_kind',
-]
+__all__ = ['LLM2CLIP', 'ComposerLLM2CLIP', 'check_truncate_dim', 'projection_kind', 'truncate_dims']
 
 Batch = dict[str, torch.Tensor]
 
-# Those of an evaluation on images with captions, with a class each, and with any number of classes.
-RETRIEVAL_METRICS: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
-ZEROSHOT_METRICS: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1, 'mean_per_class': MeanPerClass}
-MULTILABEL_METRICS: dict[str, type[Metric]] = {'mean_average_precision': MeanAveragePrecision}
-
 
 class LLM2CLIP(nn.Module):
-    """Images and teacher vectors in one space.
+    """Images and teacher vectors, of width `llm_embed_dim`, in one space of width `config.embed_dim`.
 
-    Args:
-        config: Vision tower, adapter and `embed_dim`.
-        llm_embed_dim: Width of the teacher's vectors.
-        load_weights: Load the tower's pretrained weights.
+    `load_weights` loads the tower's pretrained weights.
     """
 
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
@@ -140,11 +129,7 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
     `loss.matryoshka_dims` trains them (arXiv 2205.13147); returns its configuration from now on.
 
     The last layer of either side gives the features before they are scaled, so its first rows give the shorter ones.
-
-    Args:
-        model: Changed in place.
-        config: Of the model.
-        dim: At most its `embed_dim`.  None: all, and nothing changes.
+    The model is changed in place, unless `dim` is None.
     """
     if dim is None:
         return config
@@ -182,15 +167,16 @@ class ComposerLLM2CLIP(ComposerModel):
     A batch of a zero-shot set has ``label``, the class of each image ``(B,)`` or a 1 or a 0 for each of C classes
     ``(B, C)``, and ``class_features`` ``(C, embed_dim)``; its ``text_embedding`` does not count.
 
-    Args:
-        model: The two towers.
-        loss: Which loss.
-        self_distillation: How much the initial image features count.
+    `self_distillation` says how much the initial image features count.
     """
 
     feature_names: tuple[str, ...] = ('image_features', 'text_features')
     tested = 'text_features'
     """Those of texts that evaluations take."""
+    # Those of an evaluation on images with captions, with a class each, and with any number of classes.
+    retrieval_metrics: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
+    zeroshot_metrics: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1, 'mean_per_class': MeanPerClass}
+    multilabel_metrics: dict[str, type[Metric]] = {'mean_average_precision': MeanAveragePrecision}
 
     def __init__(
         self, model: LLM2CLIP, loss: Optional[LossConfig] = None,
@@ -203,8 +189,8 @@ class ComposerLLM2CLIP(ComposerModel):
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
             raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
                               f'{"one; SigLIP starts at -10" if model.logit_bias is None else "none"}')
-        self.val_metrics = {name: metric() for metrics in (RETRIEVAL_METRICS, ZEROSHOT_METRICS, MULTILABEL_METRICS)
-                            for name, metric in metrics.items()}
+        self.val_metrics = {name: metric() for name, metric in {
+            **self.retrieval_metrics, **self.zeroshot_metrics, **self.multilabel_metrics}.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """What `LLM2CLIP` returns for this rank's samples."""

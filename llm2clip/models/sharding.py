@@ -19,28 +19,12 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError, FsdpConfig
 
-__all__ = ['check_fsdp', 'compile_blocks', 'fsdp2_config', 'unwrapped_name', 'save_trainable_only',
-           'saves_trainable_only',
-           'set_up_units', 'whole']
+__all__ = ['compile_blocks', 'fsdp2_config', 'save_trainable_only', 'set_up_units', 'unwrapped_name', 'whole']
 
 # Blocks of one class share this limit: those of a convolutional network differ in their shapes, and each is compiled
 # once more for evaluation, for a pass without gradients, and for lengths of texts that vary.  torch's own limit of 8
 # would leave the rest uncompiled.
 _RECOMPILE_LIMIT = 256
-
-
-def check_fsdp(config: FsdpConfig, device: str) -> None:
-    """Raise a ConfigError if a number of ranks does not go with those there are; `device` is ``gpu`` or ``cpu``."""
-    ranks, groups = dist.get_world_size(), config.reshard_after_forward
-    if ranks % config.replicate:
-        raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that divides '
-                          f'that of the ranks, {ranks}')
-    shards = ranks // config.replicate
-    if not isinstance(groups, bool) and (groups < 1 or shards % groups):
-        raise ConfigError(f'fsdp.reshard_after_forward: {groups} ranks, expected true, false or a number that divides '
-                          f'that of the ranks of a copy of the model, {shards}')
-    if config.activation_cpu_offload and device == 'cpu':
-        raise ConfigError("fsdp.activation_cpu_offload: activations on a CPU are in the host's memory already")
 
 
 def fsdp2_config(config: FsdpConfig, device: str) -> FSDP2Config:
@@ -108,14 +92,10 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
-    """Compile every repeated block of a model, in place, when it first runs.
+    """Compile every repeated block of a model that is not sharded or wrapped yet, in place, when it first runs.
 
     Blocks of one kind share what was compiled for the first of them.  What stands between them runs as before: FSDP2's
     gathering of weights, recomputation, patch dropout, GradCache's two passes, the loss.
-
-    Args:
-        model: Before it is sharded or wrapped.
-        **arguments: Of `torch.compile`.
     """
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for child in model.children():
@@ -132,10 +112,6 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     They are those of a pretrained model, gigabytes that every checkpoint would repeat.  Load with ``strict=False``
     (`Trainer(load_strict_model_weights=False)`): a checkpoint that lacks another weight, or has an unknown one, is an
     error all the same.
-
-    Args:
-        model: Whatever else it is.
-        part: Name of a child.
     """
     def left_out(module: nn.Module, names: Any) -> set[str]:
         trainable = {unwrapped_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -158,8 +134,3 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     vars(model)['should_save_peft_only'] = True
     model.register_state_dict_post_hook(drop_frozen)
     model.register_load_state_dict_post_hook(check_loaded)
-
-
-def saves_trainable_only(model: ComposerModel) -> bool:
-    """Whether a model's state dict lacks weights."""
-    return 'should_save_peft_only' in vars(model)

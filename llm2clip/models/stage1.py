@@ -19,13 +19,11 @@ from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.sharding import save_trainable_only
 from llm2clip.remote_code.text_encoder_llm2clip import TEXT_ARGUMENTS, TextEncoder
 
-__all__ = ['CRA_METRICS', 'CaptionContrastive', 'MaskedNextTokenPrediction']
+__all__ = ['CaptionContrastive', 'MaskedNextTokenPrediction']
 
 Batch = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
 
-# Those of an evaluation.
-CRA_METRICS: dict[str, type[Metric]] = {'cra': CaptionRetrievalAccuracy}
 IGNORED = -100
 
 
@@ -50,14 +48,14 @@ class CaptionContrastive(ComposerModel):
     In training, `split_packed` has put the texts of all sides into one row, which the encoder reads at once.
 
     Args:
-        text_encoder: The encoder to train.
-        logit_scale: Factor on the cosine similarities.
-        learn_logit_scale: Train the factor.
+        logit_scale, learn_logit_scale: The factor on the cosine similarities, and whether it is trained.
         symmetric: Also from positive to query.
         mask_equal_texts: Two samples of the global batch that share a text are not each other's negatives.
     """
 
     feature_names = ('query', 'positive', 'negative')
+    metrics: dict[str, type[Metric]] = {'cra': CaptionRetrievalAccuracy}
+    """Those of an evaluation."""
 
     def __init__(
         self,
@@ -74,7 +72,7 @@ class CaptionContrastive(ComposerModel):
         self.scale = _LogitScale(logit_scale) if learn_logit_scale else None
         self.symmetric = symmetric
         self.mask_equal_texts = mask_equal_texts
-        self.val_metrics = {name: metric() for name, metric in CRA_METRICS.items()}
+        self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Outputs:
         """This rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is learned."""
@@ -140,9 +138,7 @@ class MaskedNextTokenPrediction(ComposerModel):
     A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed in a row.  Composer
     weighs microbatches and ranks by their masked tokens, so the loss is the mean over those of the global batch.
 
-    Args:
-        text_encoder: The encoder to train.
-        head: The LLM's own language-model head, frozen.
+    The `head` is the LLM's own language-model head, frozen.
     """
 
     def __init__(self, text_encoder: TextEncoder, head: nn.Linear) -> None:

@@ -21,12 +21,12 @@ from timm.models.eva import Eva
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from llm2clip.config import ConfigError, VisionConfig
+from llm2clip.config import ConfigError, ImageDataConfig, VisionConfig
 from llm2clip.data.images import Preprocessing
 from llm2clip.files import reading
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
 
-__all__ = ['load_projection', 'load_tower', 'takes_any_size', 'tower_preprocessing']
+__all__ = ['load_projection', 'load_tower', 'tower_preprocessing', 'train_image_size']
 
 # (tokens (B, T, D), how many of them come before the patches) -> indices (B, kept) of patches that stay, or None: all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
@@ -262,9 +262,14 @@ def _is_timm(config: VisionConfig) -> bool:
                                         or timm.is_model(config.name))
 
 
-def takes_any_size(config: VisionConfig) -> bool:
-    """Whether a tower takes images of any size, without position embeddings for one."""
-    return _is_timm(config) and not _timm_config(config.name).fixed_input_size
+def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
+    """Side of the training images in pixels; a ConfigError if it is not the tower's, and the tower takes no other."""
+    size = data.image_size
+    if size not in (None, vision.image_size) and not (
+            _is_timm(vision) and not _timm_config(vision.name).fixed_input_size):
+        raise ConfigError(f'train_data.image_size: {vision.name} takes images of model.vision.image_size, '
+                          f'{vision.image_size}, only, not of {size}')
+    return size or vision.image_size
 
 
 def tower_preprocessing(config: VisionConfig) -> Preprocessing:

@@ -8,56 +8,34 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
+from composer.utils import dist
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
 from llm2clip.config import (
     CaptionDataConfig,
     CaptionStreamConfig,
-    DatasetConfig,
+    ExtractConfig,
     ImageDataConfig,
     InheritanceDataConfig,
+    Stage1Config,
 )
 from llm2clip.data.image_embeddings import paired_stream, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, columns_of, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.data.texts import pairs_of_streams, texts_of_streams
+from llm2clip.data.texts import pairs_of_streams, texts_of_streams, with_two_captions
+from llm2clip.planning.summary import DatasetPlan, Plan
 from llm2clip.teacher.fingerprint import common_teacher
 
-__all__ = ['DataPlan', 'DatasetPlan', 'collected', 'plan_images', 'plan_sources', 'plan_targets', 'plan_texts']
+__all__ = ['collected', 'plan_data']
 
-@dataclass
-class DatasetPlan:
-    """One dataset of a run; sizes in bytes, decompressed."""
-
-    name: str
-    samples: int = 0
-    shards: int = 0
-    size: int = 0
-    embeddings: int = 0  # size of the teachers' vectors
-    largest_shard: int = 0  # size with the vectors
-    drawn: int = 0  # samples per epoch
-    texts: int = 0  # captions of all samples, absent ones included
-    characters: float = 0.0  # per text on average; 0 where no shard is on disk yet
-
-
-@dataclass
-class DataPlan:
-    """All datasets of a loader."""
-
-    datasets: list[DatasetPlan] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
-    embed_dim: int = 0  # width of the targets of inheritance
-    negative: bool = False  # whether some pair of captions has a hard negative
-    characters: float = 0.0  # per text on average over what is drawn; 0 where it is not known
+Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
 
 
 @contextmanager
@@ -70,65 +48,50 @@ def collected(problems: list[str], where: str = '') -> Iterator[None]:
         problems.append(text if text.startswith(where) else f'{where}: {text}')
 
 
-def plan_images(config: ImageDataConfig, key: str, in_loop: bool) -> DataPlan:
-    """Stage 2's streams; `text_encoder_in_loop`, without the teachers' vectors."""
-    return _read(config.streams, config, key,
-                 lambda name, stream: paired_stream(name, stream, config, key, in_loop))
+def plan_data(config: Any, key: str) -> Plan:
+    """A plan with what a recipe of this configuration reads by its key `train_data`, `eval_data` or, in an extraction,
+    `datasets`; nothing where `plan_samples` stands for the data.
 
-
-def plan_targets(config: InheritanceDataConfig, key: str) -> DataPlan:
-    """Inheritance's streams, of which the targets count as the dataset."""
-    plan = DataPlan()
-    with collected(plan.problems, key):
-        plan = _read(target_streams(config, key), config, key,
-                     lambda name, stream: target_stream(name, stream, config, key)[0])
-    return plan
-
-
-def plan_texts(config: CaptionDataConfig, key: str, mntp: bool, train: bool = True) -> DataPlan:
-    """Stage 1's streams: pairs of captions, or with `mntp` single texts; `train` as for the loaders."""
-    if mntp:
-        return _read_texts(config, key, [[CAPTION + caption for caption in mix]
-                                         for mix in texts_of_streams(config, key)])
-    pairs, columns = pairs_of_streams(config, train, key)
-    plan = _read_texts(config, key, columns)
-    plan.negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
-    return plan
-
-
-def plan_sources(datasets: Mapping[str, DatasetConfig], key: str) -> DataPlan:
-    """Datasets of which all captions are embedded."""
-    streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    return _read_texts(CaptionDataConfig(streams=streams), key, [None] * len(streams))
-
-
-def _read_texts(config: CaptionDataConfig, key: str, columns: Sequence[Optional[list[str]]]) -> DataPlan:
-    """`_read` streams of texts; `columns` of each, or None for all captions."""
-    chosen = dict(zip(config.streams, columns))
-
-    def add_texts(dataset: DatasetPlan, shard: Reader) -> None:
-        columns = chosen[dataset.name] or [CAPTION + caption for caption in caption_keys(columns_of(shard))]
-        columns_of(shard, [SAMPLE_ID, *columns], dataset.name)
-        dataset.texts = dataset.samples * len(columns)
-        raw, _ = shard.file_pairs[0]
-        if Path(shard.dirname, shard.split or '', raw.basename).is_file():
-            texts = [shard[i][column].strip() for i in range(min(200, len(shard))) for column in columns]
-            dataset.characters = float(np.mean([len(text) for text in texts if text] or [0.0]))
-
-    plan = _read(config.streams, config, key,
-                 lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)), add_texts)
-    if known := [dataset for dataset in plan.datasets if dataset.characters]:
-        plan.characters = float(np.average([dataset.characters for dataset in known],
-                                           weights=[dataset.drawn or 1 for dataset in known]))
+    Of inheritance, the targets count as the dataset; of an extraction, all captions are read.
+    """
+    loader: Any = getattr(config, key)
+    plan = Plan(config, dist.get_world_size())
+    if config.plan_samples is not None:
+        return plan
+    if isinstance(loader, ImageDataConfig):
+        in_loop = not config.reads_vectors
+        _read(plan, loader.streams, loader, key,
+              lambda name, stream: paired_stream(name, stream, loader, key, in_loop))
+        return plan
+    if isinstance(loader, InheritanceDataConfig):
+        with collected(plan.problems, key):
+            _read(plan, target_streams(loader, key), loader, key,
+                  lambda name, stream: target_stream(name, stream, loader, key)[0])
+        return plan
+    train, mntp = key == 'train_data', isinstance(config, Stage1Config) and config.objective == 'mntp'
+    if isinstance(config, ExtractConfig):
+        loader = CaptionDataConfig(streams={
+            name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in loader.items()})
+        columns = [None] * len(loader.streams)
+    elif mntp and train:
+        columns = [[CAPTION + caption for caption in mix] for mix in texts_of_streams(loader, key)]
+    else:
+        if not train and (mntp or (loader := with_two_captions(loader, key)) is None):
+            return plan
+        pairs, columns = pairs_of_streams(loader, train, key)
+        plan.negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
+    _read(plan, loader.streams, loader, key,
+          lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
+          dict(zip(loader.streams, columns)))
     return plan
 
 
 def _read(
-    streams: Mapping[str, Any], config: Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig], key: str,
-    open_stream: Callable[[str, Any], VerifiedStream], inspect: Callable[[DatasetPlan, Reader], None] = lambda *_: None,
-) -> DataPlan:
-    """The datasets that can be opened, each of which goes to `inspect` with its first shard; and what is wrong."""
-    plan, opened = DataPlan(), []
+    plan: Plan, streams: Mapping[str, Any], config: Loader, key: str, open_stream: Callable[[str, Any], VerifiedStream],
+    columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
+) -> None:
+    """Add the datasets that can be opened, and what is wrong; with `columns`, the texts of each, None: all captions."""
+    opened = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
             with collected(plan.problems, f'{key}.streams.{name}'):
@@ -140,9 +103,10 @@ def _read(
                 dataset = DatasetPlan(name, sum(map(len, shards)), len(shards), size, sum(sizes) - size, max(sizes))
                 plan.datasets.append(dataset)
                 opened.append((stream, shards[0]))
-                inspect(dataset, shards[0])
+                if columns is not None:
+                    _add_texts(dataset, shards[0], columns[name])
         if not opened:
-            return plan
+            return
         if any(dataset.embeddings for dataset in plan.datasets):
             with collected(plan.problems, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
@@ -153,7 +117,20 @@ def _read(
                          int(config.epoch_size) if config.epoch_size else None, config.shuffle_seed)
     for dataset, (stream, _) in zip(plan.datasets, opened):
         dataset.drawn = int(stream.choose)
-    return plan
+    if known := [dataset for dataset in plan.datasets if dataset.characters]:
+        plan.characters = float(np.average([dataset.characters for dataset in known],
+                                           weights=[dataset.drawn or 1 for dataset in known]))
+
+
+def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
+    """Count a dataset's texts, and their characters in its first shard."""
+    columns = columns or [CAPTION + caption for caption in caption_keys(columns_of(shard))]
+    columns_of(shard, [SAMPLE_ID, *columns], dataset.name)
+    dataset.texts = dataset.samples * len(columns)
+    raw, _ = shard.file_pairs[0]
+    if Path(shard.dirname, shard.split or '', raw.basename).is_file():
+        texts = [shard[i][column].strip() for i in range(min(200, len(shard))) for column in columns]
+        dataset.characters = float(np.mean([len(text) for text in texts if text] or [0.0]))
 
 
 def _in(scratch: str, dataset: Any) -> Any:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from composer.core import Precision, Time, TimeUnit
+import torch.nn.functional as F
+from composer.core import Time, TimeUnit
 from composer.models import ComposerModel
 from composer.utils import dist
 from streaming.base.util import bytes_to_int
+from tqdm import tqdm
 
 from llm2clip.config import (
-    CaptionDataConfig,
     ConfigError,
     ExtractConfig,
     InheritanceConfig,
@@ -28,23 +29,21 @@ from llm2clip.config import (
     TrainConfig,
 )
 from llm2clip.data.loader import shared_memory
-from llm2clip.data.texts import with_two_captions
 from llm2clip.imports.initial import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
-from llm2clip.planning import datasets
-from llm2clip.planning.datasets import DataPlan, collected
-from llm2clip.planning.fake import fake_ranks
-from llm2clip.planning.step import EncoderPlan, MeanMask, dry_run_encoder, dry_run_step, image_batch, precision_of
-from llm2clip.planning.summary import GPUS, Plan, readable
+from llm2clip.models.towers import train_image_size
+from llm2clip.planning.datasets import collected, plan_data
+from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks
+from llm2clip.planning.summary import GPUS, DatasetPlan, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.folder import teacher_config
 from llm2clip.teacher.llm import load_llm
 from llm2clip.training import inheritance, stage1, stage2
 from llm2clip.training.text_encoders import TrainedTexts, load_trained_encoders
-from llm2clip.training.trainer import check_metrics, check_train_config, possible_metrics
+from llm2clip.training.trainer import check_metrics, check_train_config
 
-__all__ = ['plan_extraction', 'plan_inheritance', 'plan_run', 'plan_stage1', 'plan_stage2']
+__all__ = ['make_plan', 'plan_run']
 
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
@@ -52,28 +51,34 @@ _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
 _Make = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
 
 
-def plan_run(config: PlanConfig, plan: Callable[[Any], Plan]) -> None:
+def plan_run(config: PlanConfig) -> None:
     """Print the plan.
 
     Raises:
         SystemExit: With 1, something will stop the run.
     """
     with fake_ranks(config.plan_ranks or dist.get_world_size()):
-        result = plan(config)
-        print(result, flush=True)
-    if result.problems:
+        plan = make_plan(config)
+        print(plan, flush=True)
+    if plan.problems:
         raise SystemExit(1)
 
 
-def plan_stage2(config: Stage2Config) -> Plan:
-    """What stage 2 would need, and what would stop it.
+def make_plan(config: PlanConfig) -> Plan:
+    """What a training or an extraction would need, and what would stop it.
 
     Raises:
         ConfigError: CLIP's text tower cannot be trained, or the LLM that would be is not known.
         LoadError: There is no such tower.
     """
-    plan, data = _begin(config, lambda loader, key: datasets.plan_images(loader, key, not config.reads_vectors))
-    teacher, llm, lengths = _text_encoders(config, plan, data.characters)
+    plan: Any = {Stage1Config: _plan_stage1, Stage2Config: _plan_stage2, InheritanceConfig: _plan_inheritance,
+                 ExtractConfig: _plan_extraction}[type(config)]
+    return plan(config)
+
+
+def _plan_stage2(config: Stage2Config) -> Plan:
+    plan = _begin(config)
+    teacher, llm, lengths = _text_encoders(config, plan)
 
     def make_texts(length: int) -> TrainedTexts:
         """The text encoders that are trained, with fake tokenizers."""
@@ -86,8 +91,8 @@ def plan_stage2(config: Stage2Config) -> Plan:
             None if tower is None else (tower, partial(_fake_tokens, tower.config.max_position_embeddings, of_tower)))
 
     clip = make_texts(1).clip if config.without_llm else None
-    dim = _teacher_width(config, data, plan) if clip is None else clip[0].width
-    image_size = stage2.train_image_size(config.train_data, config.model.vision)
+    dim = _teacher_width(config, plan) if clip is None else clip[0].width
+    image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
     # A frozen LLM in the loop leaves vectors in the batch, too.
     vectors = dim if config.reads_vectors or config.text_encoder_in_loop.enabled else 0
@@ -109,40 +114,52 @@ def plan_stage2(config: Stage2Config) -> Plan:
     return plan
 
 
+def image_batch(
+    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False
+) -> dict[str, Any]:
+    """A batch of stage 2: `n` samples with the vectors (`llm_embed_dim` > 0) and the `texts` of so many captions."""
+    shape = (n,) if captions == 1 else (n, captions)
+    batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
+    batch['text_id'] = torch.zeros(shape, dtype=torch.long)
+    batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
+    if llm_embed_dim:
+        batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
+    if texts:
+        batch['caption'] = ['-'] * n if captions == 1 else [['-'] * n] * captions
+    return batch
+
+
 def _text_encoders(
-    config: Stage2Config, plan: Plan, characters: float
+    config: Stage2Config, plan: Plan
 ) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
     """The frozen teacher in the loop, the LLM that is trained, and the lengths of its captions for `_measure`."""
-    key = 'trainable_text.lora' if config.trainable_text.lora is not None else 'text_encoder_in_loop.enabled'
-    captions = config.train_data.captions_per_image
-    if config.trainable_text.lora is None and not config.text_encoder_in_loop.enabled:
+    in_loop, captions = config.text_encoder_in_loop, config.train_data.captions_per_image
+    if config.trainable_text.lora is None and not in_loop.enabled:
         return None, None, (0, 0)
     if isinstance(config.teacher, SentenceTransformersTeacherConfig):
         plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes on top')
         return None, None, (0, 0)
-    llm = _teacher_config(config)
+    key, llm = 'text_encoder_in_loop.enabled' if in_loop.enabled else 'trainable_text.lora', _teacher_config(config)
     if llm is None:
         raise ConfigError(f'teacher: there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
                           'before it is there')
     if isinstance(config.teacher, str) and not Path(config.teacher).is_dir():
         plan.problems.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.repeats or 0) * config.global_train_batch_size * captions
-    tokens = _count_tokens(plan, characters, texts, llm.max_length)
-    if config.text_encoder_in_loop.enabled:
-        in_loop = config.text_encoder_in_loop
+    tokens = _count_tokens(plan, texts, llm.max_length)
+    if in_loop.enabled:
         encoder = on_meta(dataclasses.replace(llm, dtype='float32') if in_loop.sharded else llm)
-        teacher = EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded, captions)
-        return teacher, None, (0, 0)
+        return EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded,
+                           captions), None, (0, 0)
     plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time is '
                          f'that of {tokens:,}, without the padding to the longest of a microbatch')
     return None, dataclasses.replace(llm, dtype='float32'), (llm.max_length, tokens)
 
 
-def plan_inheritance(config: InheritanceConfig) -> Plan:
-    """What inheritance would need, and what would stop it."""
-    plan, data = _begin(config, datasets.plan_targets)
-    dim, embed_dim = _teacher_width(config, data, plan), data.embed_dim or _UNKNOWN_EMBED_DIM
-    if not data.embed_dim:
+def _plan_inheritance(config: InheritanceConfig) -> Plan:
+    plan = _begin(config)
+    dim, embed_dim = _teacher_width(config, plan), plan.embed_dim or _UNKNOWN_EMBED_DIM
+    if not plan.embed_dim:
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
 
     def batch(n: int) -> dict[str, Any]:
@@ -157,32 +174,24 @@ def plan_inheritance(config: InheritanceConfig) -> Plan:
     return plan
 
 
-def plan_stage1(config: Stage1Config) -> Plan:
-    """What stage 1 would need, and what would stop it."""
+def _plan_stage1(config: Stage1Config) -> Plan:
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
     mntp, longest = config.objective == 'mntp', config.text_encoder.max_length
-
-    def read(loader: CaptionDataConfig, key: str) -> DataPlan:
-        if key == 'train_data':
-            return datasets.plan_texts(loader, key, mntp)
-        two = None if mntp else with_two_captions(loader, key)
-        return DataPlan() if two is None else datasets.plan_texts(two, key, mntp, train=False)
-
-    plan, data = _begin(config, read, per_stream=not mntp)
+    plan = _begin(config)
     if config.plan_samples is not None:
         streams = config.train_data.streams.values()
         pairs = [*config.train_data.pairs, *(pair for stream in streams for pair in stream.pairs or [])]
-        data.negative = any(pair.has_negative for pair in pairs)
-    sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if data.negative else [])]
+        plan.negative = any(pair.has_negative for pair in pairs)
+    sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if plan.negative else [])]
     texts = int(plan.repeats or 0) * config.global_train_batch_size * len(sides)
-    tokens = _count_tokens(plan, data.characters, texts, longest)
+    tokens = _count_tokens(plan, texts, longest)
     plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
 
     def make(tokens: int) -> Any:
         with torch.device('meta'):
             model = stage1.make_model(config, on_meta=True)
             if isinstance(model, MaskedNextTokenPrediction):
-                model = MeanMask(model.text_encoder, model.head)
+                model = _MeanMask(model.text_encoder, model.head)
                 model.probability = config.mntp.mask_probability
         names = ('input_ids', 'attention_mask', *(() if mntp else ('embed_mask',)))
         return model, lambda n: {
@@ -194,12 +203,20 @@ def plan_stage1(config: Stage1Config) -> Plan:
     return plan
 
 
-def plan_extraction(config: ExtractConfig) -> Plan:
-    """What an extraction would need, and what would stop it."""
-    data = datasets.plan_sources(config.datasets, 'datasets') if config.plan_samples is None else DataPlan()
-    plan = Plan(config, dist.get_world_size(), config.precision != 'fp32', 'pass', data.problems,
-                datasets=data.datasets)
-    plan.drawn = texts = sum(dataset.texts for dataset in data.datasets) or int(config.plan_samples or 0)
+class _MeanMask(MaskedNextTokenPrediction):
+    """With as many masked tokens as there are on average, wherever they are."""
+
+    probability = 0.0
+
+    def loss(self, outputs: torch.Tensor, batch: dict[str, Any], *args: Any) -> torch.Tensor:
+        states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]
+        return F.cross_entropy(self.head(states).float(), torch.zeros(len(states), dtype=torch.long))
+
+
+def _plan_extraction(config: ExtractConfig) -> Plan:
+    plan = plan_data(config, 'datasets')
+    plan.half, plan.unit = config.precision != 'fp32', 'pass'
+    plan.drawn = texts = sum(dataset.texts for dataset in plan.datasets) or int(config.plan_samples or 0)
     encoder = _teacher_config(config)
     if not isinstance(config.teacher, (str, TextEncoderConfig)):
         plan.problems.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
@@ -207,45 +224,43 @@ def plan_extraction(config: ExtractConfig) -> Plan:
         plan.problems.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
                              'there')
     else:
-        tokens = _count_tokens(plan, data.characters, texts, encoder.max_length)
+        tokens = _count_tokens(plan, texts, encoder.max_length)
         forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
-        plan.cost = dry_run_encoder(forward)
+        plan.cost = forward.dry_run()
         plan.repeats = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
         plan.vectors = {dataset.name: dataset.texts * (2 * dim if config.storage == 'float16' else dim + 4)
-                        for dataset in data.datasets or [datasets.DatasetPlan('all', texts=texts)]}
+                        for dataset in plan.datasets or [DatasetPlan('all', texts=texts)]}
     return plan
 
 
-def _begin(config: Any, read: Callable[[Any, str], DataPlan], per_stream: bool = False) -> tuple[Plan, DataPlan]:
-    """Steps and data, which are `read` where `plan_samples` says nothing; `per_stream`, a batch is of one dataset."""
-    data, cache_limit = DataPlan(), config.train_data.cache_limit
-    if config.plan_samples is None:
-        data = read(config.train_data, 'train_data')
-        if config.eval_data is not None:
-            data.problems += read(config.eval_data, 'eval_data').problems
-    ranks, batch = dist.get_world_size(), config.global_train_batch_size
-    device_batch = batch // ranks
-    half = precision_of(config.precision, config.device) != Precision.FP32
-    plan = Plan(config, ranks, half, problems=data.problems, datasets=data.datasets,
-                global_batch=batch, device_batch=device_batch,
-                microbatch=config.device_train_microbatch_size or device_batch,
-                drawn=int(config.plan_samples or sum(dataset.drawn for dataset in data.datasets)),
-                kept=config.save_num_checkpoints_to_keep)
-    if per_stream and data.datasets:
-        plan.epoch_steps = sum(dataset.drawn // batch for dataset in data.datasets)
+def _begin(config: Any) -> Plan:
+    """A training's data and steps."""
+    plan, batch = plan_data(config, 'train_data'), config.global_train_batch_size
+    if config.eval_data is not None:
+        plan.problems += plan_data(config, 'eval_data').problems
+    plan.half = config.precision != 'fp32' if config.precision else config.device != 'cpu'
+    plan.global_batch, plan.device_batch = batch, batch // plan.ranks
+    plan.microbatch = config.device_train_microbatch_size or plan.device_batch
+    plan.drawn = int(config.plan_samples or sum(dataset.drawn for dataset in plan.datasets))
+    plan.kept = config.save_num_checkpoints_to_keep
+    if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
+        # Each batch is of one dataset.
+        plan.epoch_steps = sum(dataset.drawn // batch for dataset in plan.datasets)
     else:
-        plan.epoch_steps = -(-plan.drawn // ranks) // max(1, device_batch)
+        plan.epoch_steps = -(-plan.drawn // plan.ranks) // max(1, plan.device_batch)
     plan.repeats = _steps(config.max_duration, plan)
     interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.repeats // interval) if interval and plan.repeats is not None else None
     if plan.drawn and not plan.epoch_steps:
         plan.problems.append(f'train_data: an epoch has {plan.drawn:,} samples, fewer than one global batch of '
                              f'{batch:,}')
-    needed = 4 * max((dataset.largest_shard for dataset in data.datasets), default=0)
+    cache_limit = config.train_data.cache_limit
+    needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)
     if cache_limit is not None and bytes_to_int(cache_limit) < needed:
-        plan.problems.append(f'train_data.cache_limit: {cache_limit} is less than four shards, {readable(needed)}')
-    return plan, data
+        plan.problems.append(f'train_data.cache_limit: {cache_limit} is less than four shards, '
+                             f'{tqdm.format_sizeof(needed, "B")}')
+    return plan
 
 
 def _steps(duration: str, plan: Plan) -> Optional[int]:
@@ -257,9 +272,9 @@ def _steps(duration: str, plan: Plan) -> Optional[int]:
     return -(-int(time.value) // plan.global_batch) if time.unit == TimeUnit.SAMPLE else None
 
 
-def _teacher_width(config: Any, data: DataPlan, plan: Plan) -> int:
+def _teacher_width(config: Any, plan: Plan) -> int:
     """Width of the teacher's vectors, as its embeddings, its folder or `plan_llm` say, or a guess."""
-    dim = data.llm_embed_dim
+    dim = plan.llm_embed_dim
     if not dim and (encoder := _teacher_config(config)) is not None:
         dim = load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
     if not dim:
@@ -291,11 +306,11 @@ def _fake_tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dic
     return {name: torch.ones(len(texts), length, dtype=torch.long) for name in names}
 
 
-def _count_tokens(plan: Plan, characters: float, texts: int, longest: int) -> int:
+def _count_tokens(plan: Plan, texts: int, longest: int) -> int:
     """Put the number of texts and tokens into the plan; returns the tokens of one text on average."""
     tokens = plan.options.plan_tokens
-    if tokens is None and characters:
-        tokens = round(characters / _CHARACTERS_PER_TOKEN) + 1
+    if tokens is None and plan.characters:
+        tokens = round(plan.characters / _CHARACTERS_PER_TOKEN) + 1
     if tokens is None:
         plan.warnings.append(f'every text is taken to have {longest:,} tokens, the most that the encoder reads; '
                              'plan_tokens says how many they have on average')
@@ -320,7 +335,7 @@ def _measure(
         n = parameter.numel()
         plan.modules[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)
     with collected(plan.problems):
-        check_metrics(config, possible_metrics(config))
+        check_metrics(config)
     try:
         check_train_config(config)
         plan.cost = dry_run_step(model, config, make_batch, teacher)

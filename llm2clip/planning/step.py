@@ -4,14 +4,22 @@
 """The dry run of one training step: what it takes of one GPU, found by rank 0's step on fake tensors.
 
 Model, optimizer, sharding, loss and GradCache are the real ones.  Of many microbatches, which are alike, one runs.
+Fake CPU tensors need neither a GPU nor a CUDA build.  Where a CPU differs in what it keeps in memory or counts, the
+GPU is followed: which operations autocast computes in float32, the mask of dropout, the FLOPs of attention.
 """
 
-from collections.abc import Callable
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
-import torch.nn.functional as F
+import torch.distributed
+import torch.distributed._tools.fake_collectives  # lets collectives run on fake tensors
+import torch.nn as nn
 from composer.core import Precision
 from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
 from composer.distributed.fsdp2 import prepare_fully_shard
@@ -20,23 +28,34 @@ from composer.models import ComposerModel
 from composer.utils import dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.library import _scoped_library
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from llm2clip.config import Stage2Config, TrainConfig
 from llm2clip.data.image_embeddings import float_vectors, split_columns
 from llm2clip.data.texts import pack_sides, text_sides
 from llm2clip.models.sharding import fsdp2_config, set_up_units
-from llm2clip.models.stage1 import MaskedNextTokenPrediction
-from llm2clip.planning.fake import Meter, as_on_cuda, fill_with_fakes
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.llm import shard_encoder
 from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.training.optim import build_optimizer
 
-__all__ = ['EncoderPlan', 'MeanMask', 'StepCost', 'dry_run_encoder', 'dry_run_step', 'image_batch', 'precision_of']
+__all__ = ['EncoderPlan', 'StepCost', 'dry_run_step', 'fake_ranks']
 
 Batch = dict[str, Any]
 _AUTOCAST = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
+# CUDA's caching allocator hands out blocks of this size.
+_BLOCK = 512
+# What autocast computes in float32 on CUDA, but not on a CPU, as far as the models here use it.
+_FLOAT32_ON_CUDA = (
+    'cumsum', 'exp', 'group_norm', 'layer_norm', 'linalg_vector_norm', 'log', 'log_softmax.int', 'logsumexp',
+    'pow.Tensor_Scalar', 'reciprocal', 'rsqrt', 'softmax.int', 'sum', 'sum.dim_IntList',
+)
 
 
 @dataclass
@@ -60,6 +79,16 @@ class EncoderPlan:
         tokens = [Tokenized([1] * self.tokens, 0, 0)] * self.captions
         encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded)
 
+    def dry_run(self) -> 'StepCost':
+        """Memory and FLOPs of one forward pass."""
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            fill_with_fakes(self.encoder.eval().requires_grad_(False))
+            meter = Meter()
+            weights = meter.add_module(self.encoder)
+            with meter, as_on_cuda():
+                self.run()
+        return StepCost(teacher=weights, activations=meter.peak - weights, peak=meter.peak, flops=int(meter.flops))
+
 
 @dataclass
 class StepCost:
@@ -82,16 +111,13 @@ class StepCost:
 def dry_run_step(
     model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch], teacher: Optional[EncoderPlan] = None
 ) -> StepCost:
-    """Run a step that is not the first: the optimizer has its state, the last step's gradients are there.
+    """Run a step of a model on the meta device, which is used up, on the ranks of `fake_ranks`.
 
-    Args:
-        model: On the meta device; it is used up.
-        config: The run's; its ranks are those of `fake_ranks`.
-        make_batch: Number of samples -> batch as the loader makes it.
-        teacher: The frozen one in the loop.
+    It is not the first step: the optimizer has its state, the last step's gradients are there.  `make_batch` makes a
+    batch of so many samples as the loader would; `teacher` is the frozen one in the loop.
     """
     cost, meter, ranks, fsdp = StepCost(), Meter(), dist.get_world_size(), config.fsdp
-    precision = precision_of(config.precision, config.device)
+    precision = Precision(config.precision or ('fp32' if config.device == 'cpu' else 'amp_fp16'))
     autocast = torch.autocast('cpu', _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
     device_batch = config.global_train_batch_size // ranks
     microbatch = config.device_train_microbatch_size or device_batch
@@ -104,8 +130,8 @@ def dry_run_step(
         fill_with_fakes(model)
         model.train()
         optimizer = build_optimizer(config, model)
-        cost.checkpoint = sum(map(_bytes, model.state_dict().values()))  # of stage 1, only what is trained
-        trainable = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+        cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())  # of stage 1, only what is trained
+        trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         # As Composer does it, but for its check of the device: it has no mixed precision on a CPU.
         if fsdp is not None and fsdp.activation_checkpointing:
             apply_ac(model, True, False, generate_composer_model_check_fn(model))
@@ -138,7 +164,7 @@ def dry_run_step(
             cost.gradients, before = meter.current - before, meter.current
             optimizer.step()
             cost.optimizer = meter.current - before
-            cost.checkpoint += sum(_bytes(value) for state in optimizer.state.values() for value in state.values()
+            cost.checkpoint += sum(value.nbytes for state in optimizer.state.values() for value in state.values()
                                    if isinstance(value, torch.Tensor))
             meter.peak = meter.current
             if teacher is not None:
@@ -159,7 +185,7 @@ def dry_run_step(
 
 def _run_step(
     model: ComposerModel, optimizer: torch.optim.Optimizer, batches: list[Batch], cache: bool,
-    autocast: torch.autocast, meter: Meter,
+    autocast: torch.autocast, meter: 'Meter',
 ) -> None:
     """Forward pass, backward pass and optimizer, in Composer's order, of the batch and its microbatches."""
     batch, *microbatches = batches
@@ -197,51 +223,140 @@ def _run_step(
     optimizer.step()
 
 
-def precision_of(precision: Optional[str], device: Optional[str]) -> Precision:
-    """The precision of a run, on a GPU unless it names another device."""
-    return Precision(precision or ('fp32' if device == 'cpu' else 'amp_fp16'))
-
-
-def dry_run_encoder(plan: EncoderPlan) -> StepCost:
-    """Memory and FLOPs of one forward pass of a frozen encoder over `batch_tokens` tokens."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fill_with_fakes(plan.encoder.eval().requires_grad_(False))
-        meter = Meter()
-        weights = meter.add_module(plan.encoder)
-        with meter, as_on_cuda():
-            plan.run()
-    return StepCost(teacher=weights, activations=meter.peak - weights, peak=meter.peak, flops=int(meter.flops))
-
-
-class MeanMask(MaskedNextTokenPrediction):
-    """With as many masked tokens as there are on average, wherever they are."""
-
-    probability = 0.0
-
-    def loss(self, outputs: torch.Tensor, batch: Batch, *args: Any) -> torch.Tensor:
-        states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]
-        return F.cross_entropy(self.head(states).float(), torch.zeros(len(states), dtype=torch.long))
-
-
-def image_batch(
-    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False
-) -> Batch:
-    """A batch of stage 2: `n` samples with the vectors (`llm_embed_dim` > 0) and the `texts` of so many captions."""
-    shape = (n,) if captions == 1 else (n, captions)
-    batch: Batch = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
-    batch['text_id'] = torch.zeros(shape, dtype=torch.long)
-    batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
-    if llm_embed_dim:
-        batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
-    if texts:
-        batch['caption'] = ['-'] * n if captions == 1 else [['-'] * n] * captions
-    return batch
-
-
 def _copied(batch: Batch) -> Batch:
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    """Size of a tensor, or of all its shards."""
-    return tensor.numel() * tensor.element_size()
+@contextmanager
+def fake_ranks(ranks: int) -> Iterator[None]:
+    """This process is rank 0 of `ranks`, whose collectives return at once; a process group that exists already ends."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    launched = os.environ.pop('WORLD_SIZE', None)
+    torch.distributed.init_process_group('fake', store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+        os.environ.update({} if launched is None else {'WORLD_SIZE': launched})
+
+
+def fill_with_fakes(model: nn.Module) -> None:
+    """Replace tensors of the meta device by fake CPU tensors; inside a FakeTensorMode."""
+    fakes: dict[int, torch.Tensor] = {}  # tied weights stay tied
+    for module in model.modules():
+        for name, tensor in (*module.named_parameters(recurse=False, remove_duplicate=False),
+                             *module.named_buffers(recurse=False, remove_duplicate=False)):
+            if id(tensor) not in fakes:
+                fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                fakes[id(tensor)] = (nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                                     if isinstance(tensor, nn.Parameter) else fake)
+            setattr(module, name, fakes[id(tensor)])
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Let the CPU choose types and kernels as CUDA does: those of autocast, and the dropout that keeps a mask."""
+    def in_float32(operation: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast('cpu', enabled=False):
+                return operation(*(value.float() if isinstance(value, torch.Tensor) and value.dtype in (
+                    torch.bfloat16, torch.float16) else value for value in args), **kwargs)
+        return run
+
+    def dropout(values: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+        return torch.native_dropout(values, p, train)[0] if train and 0 < p < 1 else values
+
+    with _scoped_library('aten', 'IMPL') as library, warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Warning only once for all operators')
+        for name in _FLOAT32_ON_CUDA:
+            packet, _, overload = name.partition('.')
+            library.impl(name, in_float32(getattr(getattr(torch.ops.aten, packet), overload or 'default')),
+                         'AutocastCPU')
+        library.impl('dropout', dropout, 'AutogradCPU')
+        yield
+
+
+class Meter(TorchDispatchMode):
+    """Measures the memory of tensors and the FLOPs of matrix products, convolutions and attention.
+
+    Whoever asks a tensor for its value, which a fake tensor has not, gets yes, 1 or 1.0.  Torch's own MemTracker takes
+    no frozen parameters, and its FlopCounterMode has no formula for attention on a CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = 0  # bytes of all tensors that were added or made inside, until they are gone or FSDP2 frees them
+        self.peak = 0  # the most of them at once
+        self.flops = self.recomputed = 0.0  # all, and those that computed something a second time
+        self._sizes: dict[int, int] = {}
+        self._times, self._again, self._backward = 1.0, False, False
+
+    def add_module(self, module: nn.Module) -> int:
+        """Count the parameters and buffers of a module that was made outside; returns their bytes."""
+        before = self.current
+        for tensor in (*module.parameters(), *module.buffers()):
+            self._add(tensor)
+        return self.current - before
+
+    @contextmanager
+    def counting(self, times: float = 1.0, again: bool = False, backward: bool = False) -> Iterator[None]:
+        """FLOPs in the block count several times, as recomputation, or as a backward pass.
+
+        A backward pass itself runs without gradients; only recomputation in it has them.
+        """
+        self._times, self._again, self._backward = times, again, backward
+        yield
+        self._times, self._again, self._backward = 1.0, False, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet, aten = func.overloadpacket, torch.ops.aten
+        if packet is aten._local_scalar_dense:
+            dtype = args[0].dtype
+            return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self._add(value)
+        flops = 0
+        if packet in flop_registry:
+            flops = flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        elif packet is aten._scaled_dot_product_flash_attention_for_cpu:
+            flops = sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+        elif packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
+        self.flops += self._times * flops
+        if self._again or self._backward and torch.is_grad_enabled():
+            self.recomputed += self._times * flops
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = (tensor._local_tensor if isinstance(tensor, DTensor) else tensor).untyped_storage()
+        key = id(storage)  # the same for as long as the storage lives
+        if key not in self._sizes:
+            self._resize(key, storage.nbytes())
+            weakref.finalize(storage, self._resize, key, None).atexit = False
+
+    def _resize(self, key: int, size: Optional[int]) -> None:
+        """Count a storage by its new size; None: it is gone."""
+        self.current -= self._sizes.pop(key, 0)
+        if size is not None:
+            self._sizes[key] = -(-size // _BLOCK) * _BLOCK
+            self.current += self._sizes[key]
+            self.peak = max(self.peak, self.current)
+
+    def __enter__(self) -> 'Meter':
+        self._torch_resize = resize = torch.UntypedStorage.resize_
+
+        def counted(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if id(storage) in self._sizes:
+                self._resize(id(storage), size)
+            return result
+
+        torch.UntypedStorage.resize_ = counted  # pyright: ignore[reportAttributeAccessIssue]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self._torch_resize
+        super().__exit__(*error)

@@ -9,10 +9,9 @@ from typing import NamedTuple, Optional
 from tqdm import tqdm
 
 from llm2clip.config import PlanConfig
-from llm2clip.planning.datasets import DatasetPlan
 from llm2clip.planning.step import StepCost
 
-__all__ = ['GPUS', 'Plan', 'readable']
+__all__ = ['GPUS', 'DatasetPlan', 'Plan']
 
 _GIB = 2**30
 # What is left of a GPU's memory beside CUDA's context, NCCL's buffers and the gaps between tensors.
@@ -36,6 +35,21 @@ GPUS = {'A100': GPU(79, 312, 19.5), 'H100': GPU(79, 989, 67), 'H200': GPU(139, 9
 
 
 @dataclass
+class DatasetPlan:
+    """One dataset of a run; sizes in bytes, decompressed."""
+
+    name: str
+    samples: int = 0
+    shards: int = 0
+    size: int = 0
+    embeddings: int = 0  # size of the teachers' vectors
+    largest_shard: int = 0  # size with the vectors
+    drawn: int = 0  # samples per epoch
+    texts: int = 0  # captions of all samples, absent ones included
+    characters: float = 0.0  # per text on average; 0 where no shard is on disk yet
+
+
+@dataclass
 class Plan:
     """A training or an extraction before it begins; unset is what is not known or does not apply."""
 
@@ -48,6 +62,10 @@ class Plan:
     cost: Optional[StepCost] = None  # of one repeat
     repeats: Optional[float] = None  # steps or forward passes of every GPU
     datasets: list[DatasetPlan] = field(default_factory=list)
+    llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
+    embed_dim: int = 0  # width of the targets of inheritance
+    negative: bool = False  # whether some pair of captions has a hard negative
+    characters: float = 0.0  # per text on average over what is drawn; 0 where it is not known
     texts: int = 0  # captions or other texts that an LLM reads in the run
     tokens: int = 0  # of all of them
     global_batch: int = 0
@@ -93,17 +111,17 @@ class Plan:
             lines += [f'  {name:<22}{size / _GIB:>16.3f}' for name, size in rows if size]
             lines += self._gpus(self.cost)
         if self.shared_memory:
-            lines.append(f'workers hold at most {readable(self.shared_memory)} per node in /dev/shm')
+            lines.append(f'workers hold at most {_bytes(self.shared_memory)} per node in /dev/shm')
         for data in self.datasets:
-            vectors = f' and {readable(data.embeddings)} of embeddings' if data.embeddings else ''
+            vectors = f' and {_bytes(data.embeddings)} of embeddings' if data.embeddings else ''
             epoch = f', {data.drawn:,} per epoch' if self.global_batch else ''
             lines.append(f'{data.name}: {data.samples:,} samples in {data.shards:,} shards{epoch}; '
-                         f'{readable(data.size)}{vectors}')
+                         f'{_bytes(data.size)}{vectors}')
         if self.cost is not None and self.global_batch:
             written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
-            lines.append(f'a checkpoint is {readable(self.cost.checkpoint)}{written}, '
+            lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, '
                          + (f'{self.kept} kept' if self.kept > 0 else 'all kept'))
-        lines += [f'{name}: {readable(size)} of vectors' for name, size in self.vectors.items()]
+        lines += [f'{name}: {_bytes(size)} of vectors' for name, size in self.vectors.items()]
         return '\n'.join(lines)
 
     def _gpus(self, cost: StepCost) -> list[str]:
@@ -123,6 +141,5 @@ class Plan:
         return lines
 
 
-def readable(n: int) -> str:
-    """Bytes with a unit."""
+def _bytes(n: int) -> str:
     return tqdm.format_sizeof(n, 'B')

@@ -16,11 +16,10 @@ from llm2clip.data.schema import embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.folders import check_replaceable
 from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
-from llm2clip.models.inheritance import TARGET_METRICS, ComposerInheritance, TextSide
+from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
-from llm2clip.training.resumption import is_complete, write_settings
-from llm2clip.training.runs import record_teacher
+from llm2clip.training.runs import is_complete, record_teacher, write_settings
 from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
 
 __all__ = ['make_model', 'train']
@@ -30,7 +29,7 @@ def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) ->
     """A new adapter from the teacher's `llm_embed_dim` dimensions to CLIP's `embed_dim`, under the loss of the
     configuration."""
     adapter = build_adapter(config.adapter, llm_embed_dim, embed_dim)
-    return ComposerInheritance(TextSide(adapter), config.instance, config.structure, config.block_size)
+    return ComposerInheritance(adapter, config.instance, config.structure, config.block_size)
 
 
 def train(config: InheritanceConfig) -> None:
@@ -48,8 +47,9 @@ def train(config: InheritanceConfig) -> None:
     data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, True, 'train_data')
     evaluators = []
     if config.eval_data is not None:
-        evaluators.append(Evaluator(label='eval', metric_names=[*TARGET_METRICS], dataloader=build_target_loader(
-            config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')))
+        evaluators.append(Evaluator(
+            label='eval', metric_names=[*ComposerInheritance.metrics], dataloader=build_target_loader(
+                config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')))
     check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
     record, (target, embed_dim) = teacher_of_embeddings(data), _find_target(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')

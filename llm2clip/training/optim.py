@@ -4,7 +4,7 @@
 """The optimizer: which weights decay, which part learns how fast, and which kernel updates them."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import torch
@@ -13,7 +13,7 @@ from llm2clip.config import ConfigError, Stage2Config, TrainConfig
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import OPTIMIZERS, build, check, named
 
-__all__ = ['FUSED_SHARDS', 'build_optimizer', 'describe_groups', 'device_kind']
+__all__ = ['FUSED_SHARDS', 'build_optimizer', 'device_kind']
 
 # Optimizers whose fused kernel torch 2.7 also runs on sharded weights (DTensor).
 FUSED_SHARDS = ('adamw',)
@@ -82,20 +82,3 @@ def parameter_groups(
         raise ConfigError(f'lr_scale: no trainable part of the model is called {", ".join(sorted(unused))}')
     return [{'params': group, 'lr': rate, 'weight_decay': decay}
             for (rate, decay), group in sorted(groups.items(), key=lambda item: item[0])]
-
-
-def describe_groups(model: torch.nn.Module, groups: Sequence[Mapping[str, Any]]) -> str:
-    """A table of the groups: learning rate, weight decay, parameters, and where they are."""
-    parts = {}
-    for name, parameter in model.named_parameters():
-        # `model.vision_encoder.trunk.blocks.3.attn.qkv.weight` -> `vision_encoder.trunk.blocks.3`
-        words = name.removeprefix('model.').split('.')
-        number = next((i for i, word in enumerate(words) if word.isdigit()), None)
-        parts[id(parameter)] = '.'.join((words[:-1] or words) if number is None else words[:number + 1])
-    lines = ['optimizer groups:', f'{"":>3}{"lr":>12}{"decay":>8}{"parameters":>14}  of']
-    for i, group in enumerate(groups):
-        names = sorted({parts[id(parameter)] for parameter in group['params']})
-        where = ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
-        count = sum(parameter.numel() for parameter in group['params'])
-        lines.append(f'{i:>3}{group["lr"]:>12.3g}{group["weight_decay"]:>8.3g}{count:>14,}  {where}')
-    return '\n'.join(lines)

@@ -1,32 +1,38 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders that runs leave behind: models with configuration and teacher, and weights between a run's first and last."""
+"""The folder of a run: what one that is resumed takes over, models with configuration and teacher, and weights between
+a run's first and last."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional, Union
 
 import torch
+from composer import Timestamp
+from composer.utils import dist
 
-from llm2clip.config import ConfigError, Stage2Config, VisionConfig
-from llm2clip.config.files import read_config, read_resolved
+from llm2clip.config import ConfigError, Stage2Config, TrainConfig, VisionConfig
+from llm2clip.config.files import read_config, read_resolved, save_config
+from llm2clip.config.settings import settings_in_folder
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.files import FileError, reading
+from llm2clip.folders import check_replaceable
 from llm2clip.imports.initial import check_is_exported, load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.ranks import once_per_node
+from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.folder import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.weights import read_safetensors
 
-__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'load_stage2', 'trained_clip_text', 'read_stage2',
-           'record_teacher', 'with_trained_teacher']
+__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'is_complete', 'load_stage2', 'read_stage2',
+           'record_teacher', 'trained_clip_text', 'with_trained_teacher', 'write_settings']
 
 BEST_FILE = 'best.safetensors'
 # What a run leaves that has trained its text encoder.
@@ -190,3 +196,51 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
     same_teacher = load_initial_weights(model, config.model, record.teacher, config.initial_weights)
     return {name: value for name, value in model.state_dict().items()
             if same_teacher or not name.startswith('adapter.')}
+
+
+def is_complete(config: TrainConfig, result: Path) -> bool:
+    """Whether a run has ended, as long as it is asked for, and left its result, a file that is there only then; every
+    rank calls this.
+
+    Raises:
+        ConfigError: It has ended, but was trained with other settings, or the result is that of another run.
+    """
+    def compute() -> bool:
+        if not result.is_file():
+            return False
+        there = settings_in_folder(config)
+        if there is None:
+            raise ConfigError(f'{result.parent} is there already, but not of a run in {config.save_folder}, which has '
+                              'no config.yaml; choose another folder for the result')
+        return there.max_duration == config.max_duration
+
+    complete = broadcast_from_rank0(compute)
+    if complete and dist.get_global_rank() == 0:
+        print(f'{result.parent} is complete')
+    return complete
+
+
+def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Path, str]) -> None:
+    """Put the resolved configuration into the folder of a run that begins or goes on; every rank calls this.
+
+    The folder of a run that has `reached` its end is left as it is.  Of one that goes on, `results`, folder -> what it
+    is (`check_replaceable`), are removed, which it wrote if it ended before.
+
+    Raises:
+        ConfigError: It has ended, but was trained with other settings, or is to be longer and left no checkpoint.
+    """
+    def write() -> None:
+        if reached >= config.max_duration:
+            there = settings_in_folder(config)
+            if there is not None and reached >= there.max_duration:
+                return
+        else:
+            if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
+                raise ConfigError(f'save_folder: the run in {config.save_folder} has ended, and there is no checkpoint '
+                                  'to go on from; choose another save_folder')
+            for folder, kind in results.items():
+                check_replaceable(folder, kind)
+                shutil.rmtree(folder, ignore_errors=True)
+        save_config(config, config.save_folder)  # last, or `is_complete` would take the results for those of this one
+
+    broadcast_from_rank0(write)

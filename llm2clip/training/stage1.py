@@ -12,7 +12,7 @@ from composer.utils import dist, reproducibility
 from llm2clip.config import CaptionDataConfig, ConfigError, Stage1Config
 from llm2clip.data.texts import build_caption_pair_loader, build_masked_text_loader, pairs_of_streams, with_two_captions
 from llm2clip.folders import check_replaceable
-from llm2clip.models.stage1 import CRA_METRICS, CaptionContrastive, MaskedNextTokenPrediction
+from llm2clip.models.stage1 import CaptionContrastive, MaskedNextTokenPrediction
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.folder import ENCODER_FILE, KIND, LORA_KIND, save_teacher
 from llm2clip.teacher.llm import (
@@ -22,7 +22,7 @@ from llm2clip.teacher.llm import (
     load_llm_and_head,
     set_attention_dropout,
 )
-from llm2clip.training.resumption import is_complete, write_settings
+from llm2clip.training.runs import is_complete, write_settings
 from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
 
 __all__ = ['make_model', 'make_trainer', 'train']
@@ -33,9 +33,7 @@ Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
 def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
     """The LLM with new LoRA weights, under the objective of the configuration.
 
-    Args:
-        config: The run's.
-        on_meta: Leave the LLM without memory for its weights.  Under FSDP every rank but the first does so.
+    With `on_meta`, the LLM has no memory for its weights.  Under FSDP every rank but the first does so.
     """
     if config.objective == 'mntp':
         llm, head = load_llm_and_head(config.text_encoder, on_meta)
@@ -56,8 +54,9 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
         _check_dropout(config.train_data, config.attention_dropout, config.lora.lora_dropout)
         data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, True, 'train_data')
         if config.eval_data and (evaluated := with_two_captions(config.eval_data, 'eval_data')) is not None:
-            evaluators.append(Evaluator(label='eval', metric_names=[*CRA_METRICS], dataloader=build_caption_pair_loader(
-                evaluated, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')))
+            evaluators.append(Evaluator(
+                label='eval', metric_names=[*CaptionContrastive.metrics], dataloader=build_caption_pair_loader(
+                    evaluated, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')))
     check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
     return build_trainer(config, model, data, evaluators), model

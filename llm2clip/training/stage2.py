@@ -10,7 +10,7 @@ from typing import Optional
 from composer import Algorithm, DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import ConfigError, ImageDataConfig, Stage2Config, VisionConfig
+from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.loader import device_batch_size
 from llm2clip.data.zeroshot import zeroshot_set
@@ -19,33 +19,19 @@ from llm2clip.folders import check_replaceable
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
-from llm2clip.models.llm2clip import (
-    LLM2CLIP,
-    RETRIEVAL_METRICS,
-    ComposerLLM2CLIP,
-)
-from llm2clip.models.towers import takes_any_size, tower_preprocessing
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.towers import tower_preprocessing, train_image_size
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
-from llm2clip.training.resumption import write_settings
-from llm2clip.training.runs import record_teacher
-from llm2clip.training.text_encoders import TrainedTexts, load_texts, save_texts, text_folders
+from llm2clip.training.runs import record_teacher, write_settings
+from llm2clip.training.text_encoders import TrainedTexts, text_folders
 from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
-from llm2clip.training.zeroshot import ZeroshotClasses, embed_prompts, zeroshot_evaluator
+from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
 
-__all__ = ['make_model', 'make_trainer', 'train', 'train_image_size']
-
-
-def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
-    """Side of the training images in pixels; a ConfigError if it is not the tower's, and the tower takes no other."""
-    size = data.image_size
-    if size not in (None, vision.image_size) and not takes_any_size(vision):
-        raise ConfigError(f'train_data.image_size: {vision.name} takes images of model.vision.image_size, '
-                          f'{vision.image_size}, only, not of {size}')
-    return size or vision.image_size
+__all__ = ['make_model', 'make_trainer', 'train']
 
 
 def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
@@ -58,19 +44,14 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
     image_size = tower_preprocessing(config.model.vision).image_size
     eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
                                    'eval_data', **contents)
-    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*RETRIEVAL_METRICS])]
+    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*ComposerLLM2CLIP.retrieval_metrics])]
 
 
 def make_model(
     config: Stage2Config, llm_embed_dim: int, load_weights: bool = True, texts: Optional[TrainedTexts] = None
 ) -> ComposerLLM2CLIP:
-    """Vision tower and adapter under the loss of the configuration.
-
-    Args:
-        config: The run's.
-        llm_embed_dim: Width of the teacher's vectors.
-        load_weights: Load the tower's pretrained weights.
-        texts: The text encoders that are trained, too.
+    """Vision tower, with its pretrained weights or not, and adapter under the loss of the configuration, and the text
+    encoders that are trained, too.
 
     Raises:
         ConfigError: The features of CLIP's text tower do not fit the joint space.
@@ -87,11 +68,7 @@ def make_model(
 
 
 def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> Trainer:
-    """Everything that a run needs, checked.
-
-    Args:
-        config: The run's.
-        texts: The text encoders that it trains, which are otherwise loaded here.
+    """Everything that a run needs, checked; the text encoders that it trains are loaded here unless they are given.
 
     Raises:
         ConfigError: The configuration or the data is not what was expected.
@@ -99,7 +76,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
     """
     begin(config)
     if texts is None and config.reads_captions:
-        texts = load_texts(config)
+        texts = TrainedTexts.load(config)
     sets = {name: zeroshot_set(one, f'eval_zeroshot.{name}') for name, one in config.eval_zeroshot.items()}
     data, retrieval = make_loaders(config)
     image_size = tower_preprocessing(config.model.vision).image_size
@@ -114,7 +91,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
     if sets:
-        algorithms.append(ZeroshotClasses(embed_prompts(config, sets, record, in_loop)))
+        algorithms.append(zeroshot_classes(config, sets, record, in_loop))
 
     reproducibility.seed_all(config.seed)
     vision = config.model.vision
@@ -140,9 +117,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
 def _find_teacher(
     config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], texts: Optional[TrainedTexts]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
-    """The teacher of the embeddings datasets, the one that is trained, as it begins, or a frozen one in the loop, which
-    is loaded.
-    """
+    """The teacher of the embeddings datasets, the one that is trained, as it begins, or the loaded one in the loop."""
     if texts is not None and config.without_llm:
         assert config.trainable_text.clip is not None and texts.clip is not None
         tower, options = texts.clip[0], dataclasses.asdict(config.trainable_text.clip)
@@ -175,12 +150,12 @@ def train(config: Stage2Config) -> None:
     for folder, kind in folders.items():
         check_replaceable(folder, kind)
     begin(config)
-    texts = load_texts(config) if config.reads_captions else None
+    texts = TrainedTexts.load(config) if config.reads_captions else None
     trainer = make_trainer(config, texts)
     write_settings(config, trainer.state.timestamp, folders)
     fit(trainer, config)
     if texts is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
-        save_texts(texts, config.trainable_text.lora, trainer, config.save_folder)
+        texts.save(config.trainable_text.lora, trainer, config.save_folder)
     trainer.close()
     if dist.get_global_rank() == 0:
         also = ''.join(f' and the text encoder to {folder}' for folder in folders)

@@ -6,34 +6,31 @@
 import errno
 import gc
 import inspect
+import json
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Optional
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
-from composer.core import TimeUnit
-from composer.loggers import LoggerDestination
+from composer.core import State, TimeUnit
+from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
-from composer.utils import dist
+from composer.utils import dist, reproducibility
 
-from llm2clip.config import ConfigError, InheritanceConfig, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config import ConfigError, FsdpConfig, InheritanceConfig, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config.settings import check_settings, learned_settings
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.files import FileError
-from llm2clip.models.inheritance import TARGET_METRICS
-from llm2clip.models.llm2clip import MULTILABEL_METRICS, RETRIEVAL_METRICS, ZEROSHOT_METRICS
-from llm2clip.models.sharding import (
-    check_fsdp,
-    compile_blocks,
-    fsdp2_config,
-    saves_trainable_only,
-    set_up_units,
-)
-from llm2clip.models.stage1 import CRA_METRICS
+from llm2clip.models.inheritance import ComposerInheritance
+from llm2clip.models.llm2clip import ComposerLLM2CLIP
+from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
+from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.registry import (
     ALGORITHMS,
     CALLBACKS,
@@ -50,13 +47,11 @@ from llm2clip.registry import (
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
-from llm2clip.training.callbacks.monitors import ProgressBar, StepMonitor, StopAtNonfinite, TextMonitor
-from llm2clip.training.callbacks.save_best import SaveBest
+from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
 from llm2clip.training.checkpoints import find_checkpoint, written_checkpoints
-from llm2clip.training.optim import FUSED_SHARDS, build_optimizer, describe_groups, device_kind
-from llm2clip.training.resumption import KeepSettings, ResumeRandomState
+from llm2clip.training.optim import FUSED_SHARDS, build_optimizer, device_kind
 
-__all__ = ['begin', 'build_trainer', 'check_metrics', 'check_train_config', 'fit', 'possible_metrics']
+__all__ = ['begin', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
 
 
 def begin(config: TrainConfig) -> None:
@@ -85,7 +80,7 @@ def check_train_config(config: TrainConfig) -> None:
             reason = str(error).splitlines()[0].partition(', known options are')[0]
             raise ConfigError(f'compile: {reason}') from None
     if config.fsdp is not None:
-        check_fsdp(config.fsdp, device_kind(config.device))
+        _check_fsdp(config.fsdp, device_kind(config.device))
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
@@ -112,16 +107,33 @@ def check_train_config(config: TrainConfig) -> None:
                           'blocks already; set one of the two to false')
 
 
-def possible_metrics(config: TrainConfig) -> dict[str, list[str]]:
-    """Label of each evaluator -> metrics that it may have; which ones a zero-shot set has, its files say."""
-    of = {Stage1Config: CRA_METRICS, Stage2Config: RETRIEVAL_METRICS, InheritanceConfig: TARGET_METRICS}
-    evaluated = {} if getattr(config, 'eval_data', None) is None else {'eval': [*of[type(config)]]}
-    zeroshot = config.eval_zeroshot if isinstance(config, Stage2Config) else {}
-    return {**evaluated, **{name: [*ZEROSHOT_METRICS, *MULTILABEL_METRICS] for name in zeroshot}}
+def _check_fsdp(config: FsdpConfig, device: str) -> None:
+    """Raise a ConfigError if a number of ranks does not go with those there are; `device` is ``gpu`` or ``cpu``."""
+    ranks, groups = dist.get_world_size(), config.reshard_after_forward
+    if ranks % config.replicate:
+        raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that divides '
+                          f'that of the ranks, {ranks}')
+    shards = ranks // config.replicate
+    if not isinstance(groups, bool) and (groups < 1 or shards % groups):
+        raise ConfigError(f'fsdp.reshard_after_forward: {groups} ranks, expected true, false or a number that divides '
+                          f'that of the ranks of a copy of the model, {shards}')
+    if config.activation_cpu_offload and device == 'cpu':
+        raise ConfigError("fsdp.activation_cpu_offload: activations on a CPU are in the host's memory already")
 
 
-def check_metrics(config: TrainConfig, evaluated: Mapping[str, Sequence[str]]) -> None:
-    """Raise a ConfigError at what waits for an evaluation, or for a metric, that is not among those of each label."""
+def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence[str]]] = None) -> None:
+    """Raise a ConfigError at what waits for an evaluation, or for a metric, that is not among those of each label.
+
+    Without `evaluated`, the metrics are those that the configuration allows: which ones a zero-shot set has, its files
+    say.
+    """
+    if evaluated is None:
+        of = {Stage1Config: CaptionContrastive.metrics, Stage2Config: ComposerLLM2CLIP.retrieval_metrics,
+              InheritanceConfig: ComposerInheritance.metrics}
+        evaluated = {} if getattr(config, 'eval_data', None) is None else {'eval': [*of[type(config)]]}
+        if isinstance(config, Stage2Config):
+            evaluated.update(dict.fromkeys(config.eval_zeroshot, [
+                *ComposerLLM2CLIP.zeroshot_metrics, *ComposerLLM2CLIP.multilabel_metrics]))
     if config.eval_first and not evaluated:
         raise ConfigError('eval_first: there is no eval_data, expected something to evaluate')
     for name, argument in (('save_best', 'metric'), ('early_stopper', 'monitor')):
@@ -149,8 +161,6 @@ def build_trainer(
 ) -> Trainer:
     """Composer's Trainer as the configuration says, with `more_algorithms` after those that it names."""
     optimizer = build_optimizer(config, model)
-    if dist.get_global_rank() == 0:
-        print(describe_groups(model, optimizer.param_groups), flush=True)
     algorithms: list[Algorithm] = build_all(ALGORITHMS, config.algorithms, 'algorithms')
     for algorithm in algorithms:
         if isinstance(algorithm, GradCache):
@@ -201,8 +211,8 @@ def build_trainer(
         device_train_microbatch_size=config.device_train_microbatch_size,
         # MNTP's loss is a mean over masked tokens, which microbatches and ranks have different numbers of.
         accumulate_train_batch_on_tokens=isinstance(config, Stage1Config) and config.objective == 'mntp',
-        # Such a model checks its weights itself.
-        load_strict_model_weights=not saves_trainable_only(model),
+        # A model with `save_trainable_only` checks its weights itself.
+        load_strict_model_weights='should_save_peft_only' not in vars(model),
         eval_interval=config.eval_interval if evaluators else 1,  # Composer warns of any other that has no effect
         load_path=checkpoint,
         save_folder=config.checkpoint_folder,
@@ -263,3 +273,32 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
                 getattr(cause, 'errno', None) == errno.ENOSPC for cause in (error, *of_ranks)):
             raise FileError(f'{folder}: no checkpoint can be written, since the disk is full') from error
         raise
+
+
+class KeepSettings(Callback):
+    """Write the settings that decide what is learned into every checkpoint, which may be all that another machine has,
+    and refuse to resume with others."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'settings': json.dumps(learned_settings(self.config))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_settings(json.loads(state['settings']), self.config, f'the run in {self.config.checkpoint_folder}')
+
+
+class ResumeRandomState(Callback):
+    """Load a checkpoint's random state, one per rank, before the first batch after a resumption.
+
+    Composer 0.32.1 does not where the dataset itself resumes in the middle of an epoch, as Streaming's does.
+    """
+
+    def __init__(self, rng_state: list[dict[str, Any]]) -> None:
+        self._rng_state: Optional[list[dict[str, Any]]] = rng_state
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        if self._rng_state is not None:
+            reproducibility.load_rng_state(self._rng_state)
+            self._rng_state = None

@@ -25,12 +25,12 @@ from llm2clip.data.zeroshot import ZeroshotSet
 from llm2clip.device import exact_float32, open_device
 from llm2clip.files import FileError
 from llm2clip.metrics.classification import mean_of_prompts
-from llm2clip.models.llm2clip import MULTILABEL_METRICS, ZEROSHOT_METRICS
+from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
 
-__all__ = ['ZeroshotClasses', 'embed_prompts', 'zeroshot_evaluator']
+__all__ = ['zeroshot_classes', 'zeroshot_evaluator']
 
 # Prompts that the adapter sees at once, or that a text encoder in the model reads at once.
 _ROWS, _TEXTS = 4096, 256
@@ -66,13 +66,8 @@ def zeroshot_evaluator(
 ) -> Evaluator:
     """A set for Composer's loop, with the metrics that `ComposerLLM2CLIP` has for it.
 
-    Args:
-        zeroshot: The set.
-        name: Label of the evaluator.
-        key: Where the set stands in the configuration.
-        image_size: Side of the images in pixels.
-        batch_size: Images per rank.
-        num_workers: Processes that read images.
+    `name` is the evaluator's label, `key` where the set stands in the configuration, `image_size` the side of the
+    images in pixels, `batch_size` that of a rank, and `num_workers` processes of a rank read images.
     """
     images = _Images(zeroshot, image_size, key)
     loader = DataLoader(
@@ -81,7 +76,8 @@ def zeroshot_evaluator(
         # Its own generator: drawing the workers' seed from the global one would shift the training.
         generator=torch.Generator().manual_seed(0))
     data = DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']))
-    metrics = MULTILABEL_METRICS if zeroshot.multilabel else ZEROSHOT_METRICS
+    model = ComposerLLM2CLIP
+    metrics = model.multilabel_metrics if zeroshot.multilabel else model.zeroshot_metrics
     return Evaluator(label=name, dataloader=data, metric_names=[*metrics])
 
 
@@ -103,10 +99,10 @@ def own_names(count: int) -> list[int]:
     return [at % count for at in range(dist.get_global_rank(), -(-count // ranks) * ranks, ranks)]
 
 
-def embed_prompts(
+def zeroshot_classes(
     config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, in_loop: Optional[CaptionTeacher]
-) -> dict[str, Prompts]:
-    """Each set's prompts as the model of a run takes them; every rank calls this.
+) -> 'ZeroshotClasses':
+    """Each set's classes for the model of a run, with its prompts as the model takes them; every rank calls this.
 
     A frozen LLM embeds them: the one in the loop, `text_encoder_in_loop`, or one that is let go afterwards.  A run that
     is resumed has the vectors on disk, unless the LLM is sharded.
@@ -143,7 +139,7 @@ def embed_prompts(
         position = {label: at for at, label in enumerate(one.names)}
         prompts[name] = Prompts(torch.tensor([position[label] for label in one.dataset.classes]), vectors.get(name),
                                 own[name] if config.reads_captions else None)
-    return prompts
+    return ZeroshotClasses(prompts)
 
 
 class ZeroshotClasses(Algorithm):

@@ -23,19 +23,6 @@ from recipes_in_process import run_recipe
 from llm2clip.training.algorithms import grad_cache
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many of these tests ran, and where: a green line alone does not say it."""
-    ran = [sum('gpu' in report.keywords and report.when == 'call' for report in terminalreporter.stats.get(outcome, []))
-           for outcome in ('passed', 'failed')]
-    left_out = sum('gpu' in getattr(report, 'keywords', ()) for outcome in ('skipped', 'error')
-                   for report in terminalreporter.stats.get(outcome, []))
-    if sum(ran) + left_out:
-        gpus = torch.cuda.device_count()
-        where = f'{gpus} × {torch.cuda.get_device_name()}' if DEVICE == 'gpu' and gpus else 'a CPU, on no GPU'
-        terminalreporter.write_line(f'GPU tests: {sum(ran)} ran on {where}: {ran[0]} passed, {ran[1]} failed; '
-                                    f'{left_out} did not run')
-
-
 @pytest.fixture(autouse=True, scope='session')
 def _there_is_a_gpu() -> Iterator[None]:
     if DEVICE == 'gpu':

@@ -4,24 +4,18 @@
 """Towers, LLMs and losses on a GPU."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from composer.utils import get_device
-from gpu_or_cpu import DEVICE
 from llms import CONFIGS, TEXTS, save_llm
 from parts import text_encoder_from_config
 from towers import TOWERS
 from whole_matrix import CASES, own_rows, sample, whole_matrix
 
-from llm2clip.config import AdapterConfig, ModelConfig, Stage2Config, TextEncoderConfig
-from llm2clip.config.files import load_config
-from llm2clip.data.image_processing_llm2clip import normalize
+from llm2clip.config import AdapterConfig, ModelConfig, TextEncoderConfig
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
-from llm2clip.training import stage2
 
 
 # Part of a registry -> its arguments, for stage 2 unless a line below says otherwise.
@@ -95,26 +89,3 @@ def test_a_loss_is_float32_whatever_surrounds_it(case: str, block_size: int, dev
         if other.grad is not None:
             assert leaf.grad is not None
             torch.testing.assert_close(leaf.grad.cpu(), other.grad, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.usefixtures('no_leftovers')
-def test_pixels_are_copied_without_waiting_and_normalised_as_on_a_cpu(
-    arguments: dict[int, list[str]], tmp_path: Path
-) -> None:
-    config = load_config(Stage2Config, [*arguments[2], f'device={DEVICE}', f'save_folder={tmp_path}', 'eval_data=null',
-                                        'train_data.num_workers=1'])
-    device, of_tower = get_device(DEVICE), ((0.5, 0.4, 0.3), (0.3, 0.4, 0.5))
-    data, _ = stage2.make_loaders(config)
-    loader: Any = data.dataloader
-    parts: Any = data.split_batch(next(iter(loader)), 3)
-    for name in ('pixel_values', 'text_embedding') if DEVICE == 'gpu' else ():
-        assert all(part[name].is_pinned() for part in parts), name
-    for part in parts:
-        try:
-            if DEVICE == 'gpu':
-                torch.cuda.set_sync_debug_mode('error')
-            found = normalize(device.batch_to_device(part)['pixel_values'], *of_tower)
-        finally:
-            if DEVICE == 'gpu':
-                torch.cuda.set_sync_debug_mode('default')
-        torch.testing.assert_close(found.cpu(), normalize(part['pixel_values'], *of_tower))

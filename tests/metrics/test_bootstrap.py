@@ -36,12 +36,6 @@ def test_values_of_a_group_are_drawn_together() -> None:
     assert copies == pytest.approx(alone, abs=1e-9)
 
 
-def test_groups_of_different_size_weigh_by_their_size() -> None:
-    values = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
-    low, high = _interval(values, torch.tensor([0, 1, 1, 1]), resamples=500)
-    assert (low, high) == (0.0, 1.0)
-
-
 def test_the_mean_of_classes_counts_those_that_are_drawn() -> None:
     generator = torch.Generator().manual_seed(2)
     values = (torch.rand(60, 1, generator=generator) < 0.6).double()

@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn as nn
 
-from llm2clip.models.frozen_batch_norm import merge_frozen_batch_norms
+from llm2clip.models.vision_encoder import merge_frozen_batch_norms
 
 IMAGES = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

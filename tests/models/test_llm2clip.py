@@ -15,13 +15,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from composer.core import Event
-from trained import trained
-from transformers import AutoModel
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
-from llm2clip.export.hf import export_folder
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, check_truncate_dim, truncate_dims
+from llm2clip.models.llm2clip import LLM2CLIP, check_truncate_dim, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
 from llm2clip.training.algorithms.weights import ClampLogitScale
@@ -88,15 +85,6 @@ def test_visual_projection_begins_as_in_the_official_code() -> None:
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(3))
 
 
-def test_composer_loss_is_clip_loss_of_the_batch() -> None:
-    model = ComposerLLM2CLIP(LLM2CLIP(TINY, 8)).eval()
-    batch = {'pixel_values': torch.randn(5, 3, 32, 32), 'text_embedding': torch.randn(5, 8).half()}
-    image, text, scale = model(batch).values()
-    logits = scale.exp() * image @ text.T
-    expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
-    torch.testing.assert_close(model.loss(model(batch), batch), expected)
-
-
 @pytest.mark.parametrize(('method', 'pairs'), [
     ('b', [('image', 'text'), ('image', 'clip_text')]),
     ('c', [('image', 'text'), ('image', 'clip_text'), ('clip_text', 'text')]),
@@ -149,13 +137,6 @@ def test_checkpoint_with_other_names_is_loaded_in_order(tmp_path: Path) -> None:
     torch.testing.assert_close(tower.trunk.conv_stem.weight, source.conv_stem.weight)
 
 
-def test_unknown_tower_and_missing_weights_are_named() -> None:
-    with pytest.raises(ConfigError, match='no_such_tower'):
-        VisionEncoder(VisionConfig('no_such_tower'))
-    with pytest.raises(ConfigError, match='nowhere.pth'):
-        VisionEncoder(VisionConfig('test_efficientnet', checkpoint='nowhere.pth'))
-
-
 @pytest.mark.parametrize('adapter', ['residual', 'transformer', 'linear', 'identity'])
 @pytest.mark.parametrize('projection', ['linear', 'affine', 'identity'])
 @torch.no_grad()
@@ -178,22 +159,6 @@ def test_features_are_the_first_values_scaled_to_length_1(adapter: str, projecti
     again.load_state_dict(model.state_dict())
     assert again.get_image_features(pixels).equal(model.get_image_features(pixels))
     assert config == before and shorter.embed_dim == 12
-
-
-@pytest.mark.parametrize('last', ['linear', 'identity'])
-@torch.no_grad()
-def test_an_export_of_few_dimensions(
-    last: str, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
-) -> None:
-    of_run = trained('timm:test_vit', [teacher_folder, causal_teacher], adapter=last, image_size=32,
-                     visual_projection=last)
-    model, texts = of_run.model, ['a red square', 'two']
-    whole = model.get_image_features(of_run.pixels()), model.get_text_features(of_run.vectors(texts))
-    config = truncate_dims(model, of_run.config, 8)
-    export_folder(model, config, of_run.record, of_run.teachers, tmp_path / 'model', remote_code=True)
-    loaded = AutoModel.from_pretrained(tmp_path / 'model')
-    for found, features in zip((loaded.get_image_features(of_run.pixels()), loaded.get_text_features(texts)), whole):
-        torch.testing.assert_close(found, F.normalize(features[:, :8], dim=-1), rtol=0, atol=1e-5)
 
 
 def test_more_dimensions_than_there_are() -> None:

@@ -15,25 +15,18 @@ import pytest
 from llm2clip.config import ExtractConfig, InheritanceConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config
 from llm2clip.planning import step
-from llm2clip.planning.fake import fake_ranks
-from llm2clip.planning.plan import plan_extraction, plan_inheritance, plan_stage1, plan_stage2
+from llm2clip.planning.plan import make_plan
+from llm2clip.planning.step import fake_ranks
 from llm2clip.planning.summary import GPUS, Plan
 
 ROOT = Path(__file__).parents[2]
-PLANS: dict[str, tuple[Any, Any]] = {
-    'train_stage1': (Stage1Config, plan_stage1), 'train_stage2': (Stage2Config, plan_stage2),
-    'train_inheritance': (InheritanceConfig, plan_inheritance), 'extract_embeddings': (ExtractConfig, plan_extraction)}
-
-# Their steps have the shapes of other lines'.
-ALIKE = {f'yamls/stage2/{file}.yaml' for file in (
-    'official_code', 'vision/siglip_so400m', 'vision/siglip2_so400m_official_code')}
-# Which change no shape, or that of the teacher's vectors alone.
-SHAPELESS = ('yamls/stage2/teacher/', 'yamls/stage2/watch_zeroshot', 'yamls/stage2/continue_official', 'yamls/cluster/')
-
+CONFIGS: dict[str, Any] = {'train_stage1': Stage1Config, 'train_stage2': Stage2Config,
+                           'train_inheritance': InheritanceConfig, 'extract_embeddings': ExtractConfig}
 
 def _lines() -> list[tuple[str, ...]]:
-    """Recipe and arguments, each once: neither data nor captions nor the LLM's weights change the plan of a step."""
-    lines: dict[tuple[str, ...], None] = {}
+    """Recipe and arguments, one of those whose steps have the same shapes: neither data nor captions nor the LLM's
+    weights change the plan of a step."""
+    lines: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path in sorted(ROOT.glob('yamls/**/*.yaml')):
         text = path.read_text()
         if 'clip_text' in text or 'extract' in path.parts and 'sentence_transformers' in text:
@@ -42,31 +35,22 @@ def _lines() -> list[tuple[str, ...]]:
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
             recipe = next((word for word in words if word.startswith('recipes/')), '')
             small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
-            if Path(recipe).stem in PLANS and (not small or 'gpu' in line):
+            if Path(recipe).stem in CONFIGS and (not small or 'gpu' in line):
                 args = ['yamls/stage2/data/3m.yaml' if arg.startswith('yamls/stage2/data/') else arg
                         for arg in words[words.index(recipe) + 1:] if not arg.startswith((
                             'yamls/stage2/captions/', 'yamls/stage1/base/', 'yamls/stage1/captions_only'))]
-                lines[(Path(recipe).stem, *args)] = None
-    return list(lines)
-
-
-def _shapes() -> list[Any]:
-    """The lines; those whose steps have the shapes of others' are slow."""
-    seen: set[tuple[str, ...]] = set()
-    marked: list[Any] = []
-    for line in _lines():
-        shape = tuple(arg for arg in line if not arg.startswith(SHAPELESS))
-        marked.append(pytest.param(line, marks=pytest.mark.slow) if ALIKE & {*line} or shape in seen else line)
-        seen.add(shape)
-    return marked
+                shapes = [arg for arg in args if not arg.startswith((
+                    'yamls/stage2/teacher/', 'yamls/stage2/watch_zeroshot', 'yamls/stage2/continue_official',
+                    'yamls/cluster/'))]
+                lines.setdefault((Path(recipe).stem, *shapes), (Path(recipe).stem, *args))
+    return list(lines.values())
 
 
 def _plan(recipe: str, args: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    schema, plan = PLANS[recipe]
     with fake_ranks(8):
-        return plan(load_config(schema, [*args, 'plan_samples=15e6']))
+        return make_plan(load_config(CONFIGS[recipe], [*args, 'plan_samples=15e6']))
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +62,7 @@ def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('line', _shapes(), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
+@pytest.mark.parametrize('line', _lines(), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
 def test_model_optimizer_and_sharding_go_together(
     line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,9 +21,8 @@ from llm2clip.config import (
     VisionConfig,
 )
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.planning.fake import Meter, as_on_cuda, fake_ranks
-from llm2clip.planning.plan import on_meta
-from llm2clip.planning.step import EncoderPlan, StepCost, dry_run_encoder, dry_run_step, image_batch
+from llm2clip.planning.plan import image_batch, on_meta
+from llm2clip.planning.step import EncoderPlan, Meter, StepCost, as_on_cuda, dry_run_step, fake_ranks
 from llm2clip.training.optim import build_optimizer
 
 
@@ -132,7 +131,7 @@ def test_a_teacher_in_the_loop(llm_folder: Path) -> None:
     def teacher(sharded: bool = False) -> EncoderPlan:
         return EncoderPlan(on_meta(TextEncoderConfig(str(llm_folder), dtype='float32')), 8, 64, 'fp32', sharded)
 
-    plain, taught, alone = measure(16, ranks=2), measure(16, ranks=2, teacher=teacher()), dry_run_encoder(teacher())
+    plain, taught, alone = measure(16, ranks=2), measure(16, ranks=2, teacher=teacher()), teacher().dry_run()
     # 16 captions are two forward passes.
     assert taught.teacher == alone.teacher and taught.flops == plain.flops + 2 * alone.flops
     assert taught.peak >= plain.peak + alone.teacher

@@ -16,7 +16,7 @@ from transformers import CLIPModel
 from llm2clip.config import ConfigError, InheritanceConfig
 from llm2clip.config.files import load_config
 from llm2clip.models.adapter import load_adapter
-from llm2clip.planning.plan import plan_inheritance
+from llm2clip.planning.plan import make_plan
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import initial_state, load_stage2
 
@@ -118,7 +118,7 @@ def _argument(args: list[str], key: str) -> str:
 
 def test_a_plan_says_what_it_will_take(args: list[str], tmp_path: Path) -> None:
     def plan(*more: str) -> str:
-        return str(plan_inheritance(load_config(InheritanceConfig, [*args, f'save_folder={tmp_path}/run', *more])))
+        return str(make_plan(load_config(InheritanceConfig, [*args, f'save_folder={tmp_path}/run', *more])))
 
     text = plan('max_duration=3ep')
     assert '64 samples and 8 steps per epoch; 24 steps' in text and 'of embeddings' in text

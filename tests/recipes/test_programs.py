@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 from recipes_in_process import ROOT, SCHEMAS
 
-from llm2clip.config import Stage2Config
 from llm2clip.config.files import load_config
 from recipes.ablations import run
 from recipes.ablations.suite import Suite
-from recipes.benchmarks.gpu import cases
 from recipes.benchmarks.measuring import Record
 
 SUITES: dict[str, Suite] = {name: importlib.import_module(f'recipes.ablations.{name}_suite').SUITE
@@ -33,17 +31,9 @@ def test_every_module_imports(module: str) -> None:
     importlib.import_module(module)
 
 
-def test_every_case_on_a_gpu_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    for name, case in cases.CASES.items():
-        assert case.against is None or case.against in cases.CASES
-        config = load_config(cases.SCHEMAS[case.kind], cases.arguments(name, 'gpu', Path('r')))
-        assert (config.device, config.precision) == ('gpu', 'amp_bf16')
-
-
 @pytest.mark.parametrize('name', SUITES)
 def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that a suite would run loads, no two trainings are the same, and what they read is made before."""
+    """All that a suite would run loads, and no two trainings are the same."""
     for folder in ('recipes', 'yamls'):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
@@ -52,23 +42,16 @@ def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch
     lanes.put(Path())
 
     def stand_in(command: list[str], log: Path, **_: Any) -> None:
-        made, arguments = steps.get(tuple(command[1:])), command[2:]
+        made = steps.get(tuple(command[1:]))
         if command[1] != '-m':
-            config: Any = load_config(SCHEMAS[Path(command[1]).stem], arguments)
+            config: Any = load_config(SCHEMAS[Path(command[1]).stem], command[2:])
             if 'evaluate' in command[1]:
-                assert made or all(model.run and Path(model.run).is_dir() for model in config.models.values())
                 found = {key: {'models': {'m': {}}} for key in config.retrieval}
                 Path(config.out).mkdir(parents=True)
                 Path(config.out, 'results.json').write_text(json.dumps({'retrieval': found, 'cra': {'cra': 50.0}}))
             elif made is None:
                 trained.append(config)
                 Path(config.save_folder).mkdir(parents=True)
-            if isinstance(config, Stage2Config):
-                read = [embeddings.local for stream in config.train_data.streams.values()
-                        for embeddings in stream.embeddings.values()]
-                before = Path(suite.made_first).parent
-                assert all(Path(local).is_relative_to(before) or Path(local).parent.is_dir() for local in read)
-                assert config.initial_adapter is None or Path(config.initial_adapter).is_dir()
         if made is not None:
             Path(made.file).parent.mkdir(parents=True, exist_ok=True)
             Path(made.file).touch() if 'results' not in made.file else None
@@ -79,9 +62,6 @@ def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch
         run.train_and_measure(suite, record, lanes, (1, variant))
     assert record.found.keys() == set(suite.measured) and all(record.has(row, 1) for row in suite.measured)
     assert {row for ablation in suite.ablations for row in ablation.variants} == set(suite.measured)
-    sets = {one for test in suite.tests.values() for one in test}
-    assert sets == {*record.of(suite.measured[-1])[0]} | ({'coco'} if name == 'stage1' else set())
-    assert all(config.seed == config.train_data.shuffle_seed == 1 for config in trained)
     for config in trained:
         config.save_folder = ''
     assert all(one != other for i, one in enumerate(trained) for other in trained[:i])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
+from evaluated import evaluated
 from launched import SGD, losses, run, weights
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file
@@ -25,12 +26,8 @@ from llm2clip.config import (
     Stage2Config,
     TextEncoderConfig,
     TrainableTextConfig,
-    ZeroshotConfig,
 )
 from llm2clip.config.files import load_config
-from llm2clip.data.zeroshot import zeroshot_set
-from llm2clip.evaluation.classification import class_features, zeroshot_metrics
-from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import EvaluatedModel, load_evaluated_model
 from llm2clip.models.joint import ClipBeside
 from llm2clip.teacher.clip_text import load_clip_tokenizer
@@ -65,15 +62,9 @@ def _load(run: Path, **options: Any) -> EvaluatedModel:
     return load_evaluated_model(EvaluatedModelConfig(run=str(run), **options), run / 'cache', DeviceCPU(), 'm')
 
 
-def _accuracy(run: Path, tmp_path: Path, **options: Any) -> float:
+def _accuracy(run: Path) -> float:
     """What `evaluate` finds on the zero-shot set."""
-    model, dataset = _load(run, **options), zeroshot_set(
-        ZeroshotConfig({'name': 'clip_benchmark', 'local': f'{tmp_path}/set'}), 'z')
-    images = torch.cat([batch.features for batch in encode_batches(
-        model, dataset.dataset.read_image, dataset.dataset.image_ids, range(len(dataset.dataset.image_ids)), 5, 0)])
-    prompts = class_features(model.text_features(dataset.prompts)[0], dataset.dataset.classes)
-    found, _ = zeroshot_metrics(images, torch.tensor(dataset.dataset.labels), prompts, dataset.dataset.classes, 0)
-    return found['mean_per_class']
+    return evaluated(run, {'name': 'clip_benchmark', 'local': f'{run.parent}/set'})['mean_per_class']
 
 
 @pytest.mark.dist
@@ -107,7 +98,7 @@ def test_lora_and_clip_s_text_tower(
 
     # The folders have what the training evaluated.
     metrics = read_metrics(one / 'metrics.jsonl')
-    assert metrics['metrics/z/mean_per_class'][6] == pytest.approx(_accuracy(one, tmp_path), rel=1e-6)
+    assert metrics['metrics/z/mean_per_class'][6] == pytest.approx(_accuracy(one), rel=1e-6)
     assert metrics['metrics/z/mean_per_class'] == pytest.approx(
         read_metrics(two / 'metrics.jsonl')['metrics/z/mean_per_class'], rel=1e-6)
     model, config, _ = load_stage2(one)
@@ -158,7 +149,7 @@ def test_clip_is_fine_tuned_directly(
     torch.testing.assert_close(begun.image_features(pixels), theirs.image_features(pixels), rtol=1e-4, atol=1e-5)
     run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer.lr=0.5', f'save_folder={tmp_path}/run')
     accuracy = read_metrics(tmp_path / 'run/metrics.jsonl')['metrics/z/mean_per_class']
-    assert list(accuracy) == [0, 3] and accuracy[3] == pytest.approx(_accuracy(tmp_path / 'run', tmp_path), rel=1e-6)
+    assert list(accuracy) == [0, 3] and accuracy[3] == pytest.approx(_accuracy(tmp_path / 'run'), rel=1e-6)
     trained = SiglipTextModel.from_pretrained(tmp_path / 'run/clip_text')
     assert not torch.allclose(trained.text_model.head.weight, whole.text_model.head.weight, atol=1e-4)
     with pytest.raises(ConfigError, match="^run: .*run/clip_text is the text tower"):

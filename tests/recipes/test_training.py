@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.checkpoints import read_model
-from llm2clip.training.runs import load_checkpoint_model, load_stage2
+from llm2clip.training.runs import load_stage2
 
 FIFTY = ['max_duration=50ba', 'eval_interval=25ba', 'save_interval=50ba']
 
@@ -149,24 +149,6 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
 
 
 @pytest.mark.dist
-def test_two_ranks_extract_what_one_extracts(
-    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / 'out'
-    command = ['recipes/extract_embeddings.py', f'teacher={teacher_folder}', f'out={out}',
-               f'datasets.train.local={image_dataset}', 'device=cpu']
-    finish(Launched(command, tmp_path / 'log', 2), tmp_path / 'log')
-    found, expected = read_samples(out / 'train'), read_samples(embeddings)
-    assert [shard['samples'] for shard in read_index(out / 'train')['shards']] == \
-        [shard['samples'] for shard in read_index(embeddings)['shards']]
-    for row, other in zip(found, expected, strict=True):
-        assert row['sample_id'] == other['sample_id'] and row.keys() == other.keys()
-        for key in ('text_embedding.short', 'text_embedding.long'):
-            # Not bit by bit: the number of threads differs.
-            np.testing.assert_allclose(row[key], other[key], rtol=2e-3, atol=2e-3)
-
-
-@pytest.mark.dist
 def test_two_nodes_that_share_only_a_remote_extract_together(
     image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
@@ -240,22 +222,10 @@ def test_the_example_of_an_own_part_trains_and_nothing_warns(
     assert [str(warning.message) for warning in recwarn if 'composer' in warning.filename] == []
 
 
-def test_wandb_offline_and_a_broken_checkpoint(stage2_args: list[str], tmp_path: Path) -> None:
+def test_wandb_offline(stage2_args: list[str], tmp_path: Path) -> None:
     args = [*stage2_args, 'max_duration=2ba', 'loggers.wandb={project: test}']
     run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline')
     assert list((tmp_path / 'run/wandb').glob('offline-run-*/*.wandb'))
-    # Killed while it wrote the next checkpoint:
-    (tmp_path / 'run' / 'checkpoints' / 'ep0-ba4-rank0.pt').write_bytes(b'half')
-    run('train_stage2', tmp_path / 'run', [*stage2_args, 'max_duration=4ba'])
-    assert len(losses(tmp_path / 'run')) == 4 and load_checkpoint_model(tmp_path / 'run')
-
-
-def test_weights_that_do_not_fit_the_settings_are_refused(stage2_args: list[str], tmp_path: Path) -> None:
-    run('train_stage2', tmp_path / 'run', [*stage2_args, 'max_duration=2ba'])
-    path = tmp_path / 'run' / 'config.yaml'
-    path.write_text(path.read_text().replace('embed_dim: 16', 'embed_dim: 24'))
-    with pytest.raises(ValueError, match='the latest weights of .* has the shape .16, 256., expected .24, 256.'):
-        load_stage2(tmp_path / 'run')
 
 
 @pytest.mark.dist

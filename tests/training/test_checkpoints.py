@@ -8,7 +8,7 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +18,7 @@ from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError
-from llm2clip.training import checkpoints
-from llm2clip.training.checkpoints import find_checkpoint, newest_checkpoint, read_latest, written_checkpoints
+from llm2clip.training.checkpoints import find_checkpoint, newest_checkpoint, read_latest
 
 
 class _Model(ComposerModel):
@@ -98,12 +97,6 @@ def test_the_newest_is_found(folder: Path, written: tuple[Path, bool]) -> None:
     assert find_checkpoint(str(folder / 'nothing'), sharded) is None
 
 
-def test_a_resumed_run_takes_over_what_was_written_before_it(folder: Path, written: tuple[Path, bool]) -> None:
-    file = '/.metadata' if written[1] else ''
-    found = written_checkpoints(str(folder), 2)  # 3 is written again
-    assert found == [f'{folder / _name(batch, written[1])}{file}' for batch in (1, 2)]
-
-
 @pytest.mark.parametrize('how', ['flipped', 'cut', 'unfinished'])
 def test_a_damaged_one_is_passed_over_with_a_warning(folder: Path, written: tuple[Path, bool], how: str) -> None:
     sharded = written[1]
@@ -130,30 +123,10 @@ def test_none_that_is_whole_is_an_error_but_a_first_one_is_not(folder: Path, wri
     assert newest_checkpoint(folder) is None and not list(folder.glob('ep*'))
 
 
-class _Store:
-    """An object store with the files of a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def list_objects(self, prefix: Optional[str]) -> list[str]:
-        return [f'{prefix}{path.relative_to(self.folder)}' for path in self.folder.rglob('*') if path.is_file()]
-
-    def download_object(self, name: str, path: str) -> None:
-        shutil.copy(self.folder / name.removeprefix('run/'), path)
-
-
-@pytest.mark.parametrize('remote', [False, True])
 @pytest.mark.parametrize('how', ['cut', 'no index', 'not finite'])
-def test_weights_are_not_read_from_a_damaged_one(
-    how: str, remote: bool, folder: Path, written: tuple[Path, bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sharded, where = written[1], 's3://bucket/run' if remote else str(folder)
-    if remote:
-        (folder / 'latest-rank0.pt').unlink()
-        monkeypatch.setattr(checkpoints, 'maybe_create_object_store_from_uri', lambda uri: _Store(folder))
-    last = folder / _name(3, sharded)
-    whole = read_latest(where)
+def test_weights_are_not_read_from_a_damaged_one(how: str, folder: Path, written: tuple[Path, bool]) -> None:
+    sharded = written[1]
+    last, whole = folder / _name(3, sharded), read_latest(str(folder))
     if how == 'not finite':
         whole['linear.weight'][1, 1] = float('nan')
         state = {'state': {'model': whole}}
@@ -168,7 +141,7 @@ def test_weights_are_not_read_from_a_damaged_one(
         _damage(last, how)
     with pytest.raises(ValueError, match='linear.weight holds values that are not finite' if how == 'not finite' else
                        r'(ep0-ba3|latest|metadata).*, expected a checkpoint'):
-        read_latest(where)
+        read_latest(str(folder))
 
 
 class _Code:

@@ -10,17 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from composer.devices import DeviceCPU
 from composer.utils import dist
+from evaluated import evaluated
 from launched import stage2_arguments
 from recipes_in_process import run_recipe
 from set_files import SEVERAL_CLASSES, write_custom_sets, write_wds
 
-from llm2clip.config import ConfigError, EvaluatedModelConfig, ZeroshotConfig
+from llm2clip.config import ConfigError, ZeroshotConfig
 from llm2clip.data.zeroshot import zeroshot_set
-from llm2clip.evaluation.classification import class_features, zeroshot_metrics
-from llm2clip.evaluation.images import encode_batches
-from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.files import FileError
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training import stage2, zeroshot
@@ -54,19 +51,6 @@ def _source(folder: Path, name: str) -> str:
 def _folders(folder: Path) -> list[str]:
     return [f'eval_zeroshot.pets.source={{name: imagenet_folder, images: {folder}/classes}}',
             f'eval_zeroshot.pets.templates={folder}/templates.txt']
-
-
-def _evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict[str, float]:
-    """What `evaluate` finds, without rounding."""
-    model = load_evaluated_model(EvaluatedModelConfig(run=str(run)), run / 'cache', DeviceCPU(), 'm')
-    one = zeroshot_set(ZeroshotConfig(source, templates), 'z')
-    prompts, _ = model.text_features(one.prompts)
-    images = torch.cat([batch.features for batch in encode_batches(
-        model, one.dataset.read_image, one.dataset.image_ids, range(len(one.dataset.image_ids)), 5, 0)])
-    found, _ = zeroshot_metrics(images, torch.tensor(one.dataset.labels), class_features(prompts, one.dataset.classes),
-                                one.dataset.classes, resamples=0)
-    return {name: found[name] for name in ('zeroshot_top1', 'mean_per_class', 'mean_average_precision')
-            if name in found}
 
 
 class _Watched:
@@ -108,9 +92,9 @@ def test_a_training_finds_what_evaluate_finds(
         assert watched.alive == [False] and len(watched.loaded) == (steps == 3)
         metrics = read_metrics(run / 'metrics.jsonl')
         assert {name.split('/')[1] for name in metrics if name.startswith('metrics/')} == {'pets', 'tars', 'several'}
-        expected = {'pets': _evaluated(run, {'name': 'imagenet_folder', 'images': f'{sets}/classes'},
+        expected = {'pets': evaluated(run, {'name': 'imagenet_folder', 'images': f'{sets}/classes'},
                                        f'{sets}/templates.txt'),
-                    'tars': _evaluated(run, tars), 'several': _evaluated(run, several)}
+                    'tars': evaluated(run, tars), 'several': evaluated(run, several)}
         for name, values in expected.items():
             for metric, value in values.items():
                 found = metrics[f'metrics/{name}/{metric}']
@@ -137,7 +121,7 @@ def test_the_teacher_in_the_loop_embeds_the_prompts_and_the_accuracy_ends_the_tr
     found = read_metrics(tmp_path / 'run/metrics.jsonl')
     assert watched.alive == [True]
     assert len(found['loss/train/total']) == 4 == len(found['metrics/eval/retrieval_recall@10'])
-    for metric, value in _evaluated(tmp_path / 'run', {'name': 'clip_benchmark', 'local': f'{sets}/tars'}).items():
+    for metric, value in evaluated(tmp_path / 'run', {'name': 'clip_benchmark', 'local': f'{sets}/tars'}).items():
         assert list(found[f'metrics/tars/{metric}']) == [1, 2, 3, 4]
         assert found[f'metrics/tars/{metric}'][4] == pytest.approx(value, rel=1e-6)
 

@@ -32,8 +32,8 @@ from llm2clip.config import ConfigError, ExtractConfig, Stage1Config, Stage2Conf
 from llm2clip.config.files import load_config
 from llm2clip.device import open_device
 from llm2clip.files import write_json
-from llm2clip.planning.fake import fake_ranks
-from llm2clip.planning.plan import plan_extraction, plan_stage1, plan_stage2
+from llm2clip.planning.plan import make_plan
+from llm2clip.planning.step import fake_ranks
 from llm2clip.planning.summary import GPUS
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
@@ -145,10 +145,10 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     with fake_ranks(1):
         if isinstance(config, Stage1Config):
             config.plan_tokens = config.text_encoder.max_length  # what they really have is known afterwards
-            plan: Any = plan_stage1(config)
+            plan: Any = make_plan(config)
         else:
             data.num_workers = 1
-            plan: Any = plan_stage2(config)
+            plan: Any = make_plan(config)
     print(plan, flush=True)
     if plan.problems:
         raise ConfigError('; '.join(plan.problems))
@@ -167,7 +167,7 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     if isinstance(config, Stage1Config):
         config.plan_tokens = round(measured.tokens / (2 * items))
         with fake_ranks(1):
-            plan = plan_stage1(config)
+            plan = make_plan(config)
     waits = read_metrics(Path(config.save_folder, 'metrics.jsonl'))['time/data_wait']
     waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= warm_up)
     return summary(
@@ -194,7 +194,7 @@ def extract(config: ExtractConfig) -> Result:
     del config.datasets['warm_up']
     config.plan_tokens = round(done['tokens'] / done['captions'])
     with fake_ranks(1):
-        plan: Any = plan_extraction(config)
+        plan: Any = make_plan(config)
     return summary(seconds, round(plan.repeats), done['captions'], plan.cost.flops * plan.repeats, 0, done['tokens'],
                    None, plan.cost.peak, found, before=before)
 

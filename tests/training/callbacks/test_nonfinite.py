@@ -53,13 +53,6 @@ def _checkpoints(folder: Path) -> set[str]:
     return {path.name for path in (folder / 'checkpoints').glob('ep*')}
 
 
-def test_a_finite_run_ends(tmp_path: Path) -> None:
-    trainer = _train(tmp_path, broken=False)
-    assert trainer.state.timestamp.batch.value == 6
-    assert _checkpoints(tmp_path) == {f'ep0-ba{step}-rank0.pt' for step in range(1, 7)}
-    assert torch.isfinite(trainer.state.model.linear.weight).all()
-
-
 @pytest.mark.parametrize('cached', [False, True])
 def test_the_step_the_samples_and_the_last_checkpoint_are_named(tmp_path: Path, cached: bool) -> None:
     with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]; .*ep0-ba2-rank0\.pt"):

@@ -1,0 +1,29 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What `evaluate` finds of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.devices import DeviceCPU
+
+from llm2clip.config import EvaluatedModelConfig, ZeroshotConfig
+from llm2clip.data.zeroshot import zeroshot_set
+from llm2clip.evaluation.classification import class_features, zeroshot_metrics
+from llm2clip.evaluation.images import encode_batches
+from llm2clip.evaluation.models import load_evaluated_model
+
+
+def evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict[str, float]:
+    """The metrics of a zero-shot set that a training has, too, without rounding."""
+    model = load_evaluated_model(EvaluatedModelConfig(run=str(run)), run / 'cache', DeviceCPU(), 'm')
+    one = zeroshot_set(ZeroshotConfig(source, templates), 'z')
+    prompts, _ = model.text_features(one.prompts)
+    images = torch.cat([batch.features for batch in encode_batches(
+        model, one.dataset.read_image, one.dataset.image_ids, range(len(one.dataset.image_ids)), 5, 0)])
+    found, _ = zeroshot_metrics(images, torch.tensor(one.dataset.labels), class_features(prompts, one.dataset.classes),
+                                one.dataset.classes, resamples=0)
+    return {name: found[name] for name in ('zeroshot_top1', 'mean_per_class', 'mean_average_precision')
+            if name in found}
