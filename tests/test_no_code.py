@@ -49,8 +49,7 @@ from llm2clip.imports.teachers import import_teacher
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
-from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.llm import load_llm, load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherFolder
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.training.runs import load_checkpoint_model, read_stage2

@@ -23,7 +23,7 @@ from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]

@@ -13,8 +13,9 @@ from composer.devices import DeviceCPU
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.data.vectors import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.sources import TeacherFolder, TeacherSource
+from llm2clip.teacher.sources import TeacherFolder
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32, 'initializer_range': 0.3}

@@ -13,7 +13,7 @@ from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 
 
 @pytest.fixture(scope='session')

@@ -24,7 +24,7 @@ from llm2clip.data.zeroshot import ZeroshotSet
 from llm2clip.evaluation.comparison import Found, average, compare
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
-from llm2clip.evaluation.tables import markdown, reported_recalls, result_tables
+from llm2clip.evaluation.tables import markdown, reported_recalls
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
@@ -290,11 +290,11 @@ def test_the_mean_of_the_proclip_sets_stands_beside_that_of_the_paper() -> None:
         f'zeroshot.{name}' for name in config.zeroshot]
     benchmarks = {name: ['zeroshot_top1'] for name in config.averages['proclip11']}
     results = {'averages': {'any': {'benchmarks': benchmarks, 'models': {'mine': {'mean': 60.0, 'intervals': {}}}}}}
-    table = markdown(result_tables(results))
+    table = markdown(results)
     assert '| mine | 60.0 |\n' in table and '| CLIP L/14 + LLM2CLIP 30M (paper) | 57.5 |\n' in table
     assert '; paper: arXiv 2510.18795, table 2\n' in table
     del benchmarks['zeroshot.cars']
-    assert 'paper' not in markdown(result_tables(results))
+    assert 'paper' not in markdown(results)
 
 
 def test_what_makes_no_sense_is_named() -> None:

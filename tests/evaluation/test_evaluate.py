@@ -15,7 +15,6 @@ from parts import picture, write_dataset
 from recipes_in_process import run_recipe
 from set_files import custom_sets, write_custom_sets
 
-import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
 import llm2clip.evaluation.images
 import llm2clip.evaluation.models
@@ -31,14 +30,13 @@ from llm2clip.config import (
 )
 from llm2clip.config.files import load_config, save_config
 from llm2clip.data.convert.samples import Sample
-from llm2clip.evaluation.cra import evaluate_cra
-from llm2clip.evaluation.evaluate import Evaluation, check_results
+from llm2clip.evaluation.evaluate import Evaluation, check_results, evaluate_cra
 from llm2clip.evaluation.images import ImageFeatures
 from llm2clip.evaluation.models import HuggingFaceCLIP
 from llm2clip.evaluation.report import report_page
 from llm2clip.evaluation.retrieval import evaluate_retrieval, make_gallery, thumbnail
 from llm2clip.evaluation.sets.files import RetrievalSet
-from llm2clip.evaluation.tables import markdown, result_tables
+from llm2clip.evaluation.tables import markdown
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.models.llm2clip import LLM2CLIP
 
@@ -128,7 +126,7 @@ def test_cra_takes_the_pairs_that_there_are(
     assert f'6 of 12 samples of {tmp_path}/gaps/train lack one of' in capsys.readouterr().out
     config.limit = 2
     assert evaluate_cra(config, DeviceCPU())[1] == 2
-    assert '\n\n%, 6 pairs\n' in markdown(result_tables({'cra': results[0][0], 'cra_pairs': results[0][1]}))
+    assert '\n\n%, 6 pairs\n' in markdown({'cra': results[0][0], 'cra_pairs': results[0][1]})
     write_dataset([Sample('0', {'a': 'x', 'b': ''})], tmp_path / 'none')
     with pytest.raises(ValueError, match=r"cra.caption_keys: no sample of .*none/train has all of \['a', 'b'\]"):
         evaluate_cra(CRAConfig(f'{tmp_path}/none/train', ['a', 'b'], encoders), DeviceCPU())
@@ -150,12 +148,12 @@ def test_cra_of_clips_own_text_tower(baseline: Path, tmp_path: Path) -> None:
 
 def test_the_paper_stands_beside_text_encoders_on_coco(tmp_path: Path) -> None:
     results = {'cra': {'ours': 27.06}, 'cra_pairs': 5000, 'cra_name': 'coco'}
-    table = markdown(result_tables(results))
+    table = markdown(results)
     assert table.startswith('## Caption retrieval accuracy: coco\n') and '| ours | 27.1 |\n' in table
     assert '| Llama 3 8B after stage 1 (paper) | 29.5 |\n' in table
     assert table.endswith('\n\n%, 5,000 pairs; paper: arXiv 2411.04997 v6, table A1\n')
     assert 'EVA02 L/14 (paper)' in report_page('title', results, {})
-    assert 'paper' not in markdown(result_tables({**results, 'cra_name': 'mine'}))
+    assert 'paper' not in markdown({**results, 'cra_name': 'mine'})
 
 
 def test_gallery_shows_best_median_and_worst() -> None:

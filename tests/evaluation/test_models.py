@@ -26,7 +26,7 @@ from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]

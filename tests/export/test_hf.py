@@ -27,7 +27,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32, checkpoint='elsewhere.pth'),

@@ -19,7 +19,7 @@ from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, Sta
 from llm2clip.config.files import save_config
 from llm2clip.folders import MANIFEST
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 
 Export = Callable[..., None]
 

@@ -33,12 +33,10 @@ from llm2clip.config import (
     TrainableTextConfig,
     VisionConfig,
 )
-from llm2clip.export.clip import export_clip
-from llm2clip.export.vision import export_vision
+from llm2clip.export.vision import export_clip, export_vision
 from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer, save_clip_text
-from llm2clip.teacher.sources import ClipText
+from llm2clip.teacher.clip_text import ClipText, load_clip_text, load_clip_tokenizer, save_clip_text
 
 ROOT = Path(__file__).parents[2]
 IMAGE_TOKEN, PATCHES = 3, 16

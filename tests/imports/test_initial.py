@@ -22,7 +22,7 @@ from llm2clip.files import FileError
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM
 from llm2clip.training.runs import load_stage2
 

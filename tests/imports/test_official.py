@@ -25,7 +25,7 @@ from llm2clip.config import AdapterConfig, ConfigError, VisionConfig
 from llm2clip.imports.official import import_checkpoint
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.llm import load_teacher
 
 State = dict[str, torch.Tensor]
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 from llm2clip.config import ConfigError, LLMTeacherConfig
 from llm2clip.imports.teachers import import_teacher
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.folder import load_teacher, teacher_config
+from llm2clip.teacher.llm import load_teacher, teacher_config
 
 SPECIAL = ['<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>', '<|im_start|>', '<|im_end|>']
 BEFORE, AFTER = '<|start_header_id|>user<|end_header_id|>\n\n', '<|eot_id|>'

@@ -28,11 +28,11 @@ from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.data.vectors import stored_vector, vector_rows, vectors_of
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.remotes import OutputFolder
-from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
+from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.sources import TeacherFolder
+from llm2clip.teacher.llm import load_teacher, save_teacher, teacher_fingerprint
+from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:

@@ -26,15 +26,16 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     mean_pool,
     weighted_mean_pool,
 )
-from llm2clip.teacher.folder import load_teacher, save_teacher
 from llm2clip.teacher.llm import (
     add_lora,
     apply_lora_apart,
     build_text_encoder,
     load_llm,
     load_llm_and_head,
+    load_teacher,
     save_adapter,
     save_lora,
+    save_teacher,
 )
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
