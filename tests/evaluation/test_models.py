@@ -138,7 +138,6 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(('options', 'message'), [
     ({}, r'models\.m: expected one of run, export and pretrained; got none'),
     ({'run': 'a', 'export': 'b'}, 'got run and export'),
-    ({'export': 'nowhere'}, r'models\.m\.export: nowhere is no folder that export_hf wrote'),
     ({'pretrained': 'x', 'truncate_dim': 64},
      r'models\.m\.truncate_dim: 64, expected none for a model of transformers'),
     ({'pretrained': 'x', 'wise_ft_alpha': 0.5}, r'models\.m\.wise_ft_alpha: 0.5, expected 1 or a run, which knows '
@@ -188,5 +187,3 @@ def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: 
         load(tmp_path, export=str(tmp_path / 'export'), teacher=str(teacher_folder))
     with pytest.raises(ValueError, match='another teacher'):
         load(tmp_path, export=str(tmp_path / 'export'), teacher=list(map(str, teachers[::-1])))
-
-
