@@ -93,25 +93,6 @@ def test_the_difference_of_recalls_is_that_of_the_same_images_drawn_for_both(sha
             assert found['difference'][metric] == pytest.approx(new.recalls()[metric] - old.recalls()[metric], abs=1e-4)
 
 
-def test_the_difference_of_means_over_classes_is_drawn_within_each_class() -> None:
-    labels = [0] * 3 + [1] * 12 + [3] * 5
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(20, generator=generator)
-    classes = torch.tensor(labels)[order]
-    old, new = torch.randint(0, 2, (2, 20), generator=generator)
-    found = compare(_classified(old.tolist(), classes.tolist()), _classified(new.tolist(), classes.tolist()), 30)
-    generator, naive = torch.Generator().manual_seed(0), []
-    for _ in range(30):
-        shares, means = torch.rand(20, generator=generator, dtype=torch.float64).tolist(), []
-        for c in (0, 1, 3):
-            images = (classes == c).nonzero()[:, 0].tolist()
-            drawn = [images[int(shares.pop(0) * len(images))] for _ in images]
-            means.append(sum(int(new[i]) - int(old[i]) for i in drawn) / len(drawn))
-        naive.append(100 * sum(means) / 3)
-    ends = _ends(naive)
-    assert found['intervals']['mean_per_class'] == pytest.approx(ends) and ends[0] < ends[1]
-
-
 def test_an_average_draws_the_images_of_each_set_by_themselves() -> None:
     """The variance of a mean of independent means."""
     generator = torch.Generator().manual_seed(0)

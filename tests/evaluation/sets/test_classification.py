@@ -64,12 +64,16 @@ def test_class_names(file: str, content: object, images: str, tmp_path: Path) ->
     ('map.txt', 'n01440764 tench\nn01443537 goldfish\n', r'map.txt has no name for 1 of 3 class folders'),
     ('bad.json', {'n01440764': 3}, r'bad.json: expected an object from folder to name, a list of names, or an '
                                    r'object of \[folder, name\]'),
+    ('half.json', ['\ud800', 'y', 'z'], "the name of 'n01440764' has the half character"),
+    ('empty.json', ['x', ' ', 'z'], "the name of 'n01443537' is empty"),
+    ('latin.txt', b'x\n\xe9\nz\n', r'latin\.txt:2: has the byte 0xe9, expected a text in UTF-8'),
 ])
 def test_class_names_that_do_not_fit(file: str, content: object, message: str, images: str, tmp_path: Path) -> None:
     path = tmp_path / file
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ConfigError, match=f'source.class_names: .*{message}'):
-        imagenet_folder(images, str(path))
+    path.write_bytes(content if isinstance(content, bytes) else (
+        content if isinstance(content, str) else json.dumps(content)).encode())
+    with pytest.raises(ConfigError, match=f'^source.*{message}'):
+        open_set('zeroshot', {'name': 'imagenet_folder', 'images': images, 'class_names': str(path)}, 'source')
     with pytest.raises(ConfigError, match='source.class_names: there is no file nowhere.txt'):
         imagenet_folder(images, 'nowhere.txt')
 

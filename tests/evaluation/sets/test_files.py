@@ -172,16 +172,3 @@ def test_a_set(name: str, change: Change, arguments: dict[str, Any], words: str,
     change(Path(written.get('annotations') or written.get('captions') or tmp_path), written)
     with pytest.raises(ConfigError, match=f'^retrieval.x.(source: .*)?{words}'):
         open_set('retrieval', {'name': name, **written, **arguments}, 'retrieval.x.source')
-
-
-@pytest.mark.parametrize(['name', 'content', 'words'], [
-    ('n.json', b'["\\ud800", "y"]', "the name of 'a': has the half character"),
-    ('n.json', b'["x", " "]', "the name of 'b' is empty"),
-    ('n.txt', b'x\n\xe9\n', r'n\.txt:2: has the byte 0xe9, expected a text in UTF-8'),
-])
-def test_names_of_classes(name: str, content: bytes, words: str, tmp_path: Path) -> None:
-    write_images(tmp_path / 'images', ['a/0.png', 'b/0.png'])
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=rf'^source.*{words}'):
-        open_set('zeroshot', {'name': 'imagenet_folder', 'images': f'{tmp_path}/images',
-                                  'class_names': f'{tmp_path}/{name}'}, 'source')
