@@ -17,7 +17,7 @@ from llm2clip.config import ConfigError, SearchConfig
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
-from llm2clip.export.hf import LLM2CLIPModel, is_exported, teacher_folders
+from llm2clip.export.hf import LLM2CLIPModel, is_exported
 from llm2clip.files import parse_json, printable, reading
 from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
@@ -42,7 +42,7 @@ def load_model(config: SearchConfig, device: Device, queries: Sequence[str] = ()
     """
     if not is_exported(config.model):
         raise ConfigError(f'model: {config.model} is not the folder llm2clip/ that recipes/export_hf.py wrote')
-    missing = [teacher for teacher in teacher_folders(Path(config.model)) if not teacher.is_dir()]
+    missing = [teacher for teacher in LLM2CLIPModel.teacher_folders(Path(config.model)) if not teacher.is_dir()]
     if missing and not all(map(is_image, queries)):
         raise ConfigError(f'model: there is no {missing[0]}, which embeds texts; images as queries need none')
     exported = LLM2CLIPModel.from_pretrained(config.model, trust_remote_code=config.trust_remote_code).eval()

@@ -4,17 +4,17 @@
 """Official weights -> this project's folders: python recipes/import_official.py yamls/import/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
-from llm2clip.config import ImportConfig, LLMTeacherConfig
+from llm2clip.config import ConfigError, ImportConfig, LLMTeacherConfig
 from llm2clip.config.files import save_config
 
 
 def main(config: ImportConfig) -> None:
     from llm2clip.export.hf import KIND, export_folder
     from llm2clip.folders import check_replaceable
-    from llm2clip.imports.official import check_teacher_width, import_checkpoint
+    from llm2clip.imports.official import import_checkpoint
     from llm2clip.imports.teachers import import_teacher
     from llm2clip.teacher.fingerprint import TeacherRecord
-    from llm2clip.teacher.folder import teacher_fingerprint
+    from llm2clip.teacher.llm import teacher_fingerprint, teacher_width
 
     check_replaceable(f'{config.out}/llm2clip', KIND)
     imported = None
@@ -26,7 +26,9 @@ def main(config: ImportConfig) -> None:
         teacher = f'{config.out}/teacher'
         print(f'wrote {teacher}')
     if imported is not None:
-        check_teacher_width(teacher, imported, 'teacher')
+        if (width := teacher_width(teacher)) != imported.llm_embed_dim:
+            raise ConfigError(f'teacher: the vectors of {teacher} have {width} dimensions, the adapter of the official '
+                              f'weights takes {imported.llm_embed_dim}')
         record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': imported.llm_embed_dim})
         export_folder(imported.model, imported.config, record, teacher, f'{config.out}/llm2clip')
         print(f'wrote {config.out}/llm2clip')

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, Llam
 import llm2clip.command
 from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
-from llm2clip.teacher.folder import save_teacher
+from llm2clip.teacher.llm import save_teacher
 
 # Folders and modules whose tests train, or load, export or plan many models or datasets, and take most of the time.
 LONG = ('recipes/', 'export/', 'imports/', 'planning/',

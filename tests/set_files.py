@@ -281,7 +281,7 @@ def write_custom_sets(folder: Path) -> None:
 
 
 def custom_sets(folder: Path) -> list[str]:
-    """Arguments of an evaluation on what `write_own_sets` wrote."""
+    """Arguments of an evaluation on what `write_custom_sets` wrote."""
     source = f'{{name: imagenet_folder, images: {folder}/classes}}'
     photos = f'{{name: image_folder, images: {folder}/photos, captions: {folder}/captions.csv}}'
     return [f'retrieval.flickr30k.source={photos}',

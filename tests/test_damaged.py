@@ -43,8 +43,7 @@ from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
 from llm2clip.teacher.caption_teacher import CachedTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import save_teacher, teacher_config
-from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.llm import load_llm, save_teacher, teacher_config
 from llm2clip.teacher.sources import SentenceTransformerModel, TeacherFolder
 from llm2clip.training.runs import load_stage2
 from llm2clip.weights import read_safetensors, write_safetensors

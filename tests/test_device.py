@@ -20,8 +20,7 @@ from llm2clip.config import ExtractConfig, LoraConfig, Stage1Config, TextEncoder
 from llm2clip.config.files import load_config, read_config, save_config
 from llm2clip.device import computes_bfloat16, exact_float32, open_device, warn_of_slow_bfloat16
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.folder import save_teacher
-from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer, save_teacher
 from llm2clip.teacher.sources import TeacherFolder
 
 

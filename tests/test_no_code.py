@@ -49,8 +49,7 @@ from llm2clip.imports.teachers import import_teacher
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
-from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.llm import load_llm, load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherFolder
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.training.runs import load_checkpoint_model, read_stage2
@@ -147,11 +146,6 @@ def attempt(load: Callable[[], object]) -> None:
         assert _is_expected(error) and '\n' not in str(error) and len(str(error)) < 900, error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Teachers and LLMs
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope='module')
 def model(teacher_folder: Path) -> Trained:
     return trained('clip_vision_model', [teacher_folder])
@@ -205,11 +199,6 @@ def test_code_of_a_tokenizer_runs_only_by_the_users_word(teacher_folder: Path, t
     marker.unlink()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Exports
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 OF_EXPORTS: dict[str, Callable[[Path, Trained], object]] = {
     'evaluate': lambda folder, _: _evaluate(folder),
     'search': lambda folder, _: load_model(SearchConfig(str(folder)), CPU)[0].text_features(TEXTS),
@@ -240,10 +229,8 @@ def _in_teacher(change: Callable[[Path], None]) -> Callable[[Path], None]:
 OF_EXPORT = {
     'its own auto_map': lambda folder: (plant(folder), edited(auto_map=AUTO_MAP)(folder / 'config.json')),
     'auto_map of the tower': _in_model('vision', 'architecture', auto_map=AUTO_MAP),
-    'a tower of no class': _in_model('vision', 'architecture', auto_map=AUTO_MAP, model_type='evil'),
     'auto_map inside the tower': _in_model('vision', 'architecture', 'text_config', auto_map=AUTO_MAP),
     'a kernel of the tower': _in_model('vision', 'architecture', attn_implementation='evil/kernel'),
-    'another kernel of it': _in_model('vision', 'architecture', _attn_implementation_internal='evil/kernel'),
     'a value to compute': _in_model('vision', name='${oc.env:HOME}'),
     'pickle': pickled,
     **{f'teacher: {name}': _in_teacher(change) for name, change in PLANTS.items()},
@@ -255,21 +242,11 @@ OF_EXPORT = {
 def test_of_an_export(way: str, planted: str, model: Trained, whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / 'folder')
     OF_EXPORT[planted](folder)
-    attempt(lambda: OF_EXPORTS[way](folder, model))
-
-
-@pytest.mark.parametrize('planted', [name for name in OF_EXPORT if 'tower' in name or 'compute' in name])
-def test_what_an_export_says_of_code_is_named(planted: str, model: Trained, whole: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(whole, tmp_path / 'folder')
-    OF_EXPORT[planted](folder)
-    for load in OF_EXPORTS.values():
+    if 'tower' in planted or 'compute' in planted:
         with pytest.raises(ValueError, match=r'config\.json: model: .* names code'):
-            load(folder, model)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Towers, adapters, sentence-transformers, checkpoints
-# ---------------------------------------------------------------------------------------------------------------------
+            OF_EXPORTS[way](folder, model)
+    else:
+        attempt(lambda: OF_EXPORTS[way](folder, model))
 
 
 @pytest.mark.parametrize('planted', PLANTS)

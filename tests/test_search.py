@@ -14,16 +14,14 @@ from composer.devices import DeviceCPU
 from parts import picture
 from PIL import Image
 from recipes_in_process import run_recipe
+from trained import trained
 from transformers import AutoImageProcessor, AutoModel
 
 import llm2clip.evaluation.models
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, SearchConfig, VisionConfig
+from llm2clip.config import ConfigError, SearchConfig
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.export.hf import export_folder
-from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model
-from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
 
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]
@@ -32,11 +30,7 @@ Embedded = dict[str, torch.Tensor]
 
 def write_export(out: Path, teacher: Path, seed: int = 3) -> Path:
     """A random model with a tower for 32 x 32 pixels."""
-    config = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
-    torch.manual_seed(seed)
-    model = LLM2CLIP(config, 32, load_weights=False).eval()
-    record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32})
-    export_folder(model, config, record, teacher, out)
+    export_folder(*trained('timm:test_efficientnet', [teacher], image_size=32, seed=seed, embed_dim=16), out)
     return out
 
 

@@ -13,8 +13,9 @@ from composer.devices import DeviceCPU
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_embeddings import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.sources import TeacherFolder, TeacherSource
+from llm2clip.teacher.sources import TeacherFolder
 
 SMALL = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'num_attention_heads': 2,
          'patch_size': 8, 'image_size': 32, 'initializer_range': 0.3}
@@ -47,7 +48,7 @@ class Trained(NamedTuple):
 
 def trained(
     vision: str, teachers: Sequence[Teacher], adapter: str = 'residual', image_size: Optional[int] = None,
-    **options: Any,
+    seed: int = 3, **options: Any,
 ) -> Trained:
     """A model.
 
@@ -56,6 +57,7 @@ def trained(
         teachers: They, or folders of stage 1; each has vectors of 32 values.
         adapter: Its name.
         image_size: Of the pixels; unset, 32 or, for timm, 64.
+        seed: Of the weights.
         **options: Of `ModelConfig`.
     """
     if vision.startswith('timm:'):
@@ -66,6 +68,6 @@ def trained(
     width = 32 * len(teachers)
     config = ModelConfig(tower, AdapterConfig(adapter, depth=2), **{'embed_dim': width, **options})
     fingerprint = Fingerprint.concatenate(_source(teacher).fingerprint() for teacher in teachers)
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     model = LLM2CLIP(config, width, load_weights=False).eval()
     return Trained(model, config, TeacherRecord(fingerprint, {'llm_embed_dim': width}), teachers)

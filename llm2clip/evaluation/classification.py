@@ -25,7 +25,7 @@ from llm2clip.metrics.classification import (
 )
 from llm2clip.metrics.retrieval import recall
 
-__all__ = ['check_probe_labels', 'class_features', 'linear_probe', 'zeroshot_metrics']
+__all__ = ['class_features', 'linear_probe', 'zeroshot_metrics']
 
 # Inverse strengths of the regularisation that logistic regression chooses from.
 _C = tuple(10.0 ** power for power in range(-2, 5))
@@ -91,14 +91,6 @@ def _accuracy_metrics(
     return values, [outcomes, Outcomes(('mean_per_class',), hits[:, :1], images, labels)]
 
 
-def check_probe_labels(train_labels: Sequence[int], test_labels: Sequence[int], classes: Sequence[str]) -> None:
-    """Raise a ValueError if a class has a single training image, or a test class none."""
-    counts = Counter(train_labels)
-    for c in sorted({*train_labels, *test_labels}):
-        if counts[c] < 2:
-            raise ValueError(f'class {classes[c]!r} has {counts[c]} training images, expected at least 2')
-
-
 def linear_probe(
     train: Iterable[torch.Tensor], train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor,
     classes: Sequence[str], sgd: Optional[SGDProbeConfig] = None, device: Union[str, torch.device] = 'cpu',
@@ -114,16 +106,12 @@ def linear_probe(
         train: ``(N, W)``, in blocks of rows.
         train_labels: ``(N,)``, every class at least twice.
         test: ``(M, W)``.
-        test_labels: ``(M,)``.
+        test_labels: ``(M,)``, of classes of the training set.
         classes: C names.
         sgd: Of the training by stochastic gradient descent; None, logistic regression.
         device: Where that runs.
         resamples: Of the bootstrap; 0: no intervals.
-
-    Raises:
-        ValueError: A class has a single training image, or a test class none.
     """
-    check_probe_labels(train_labels.tolist(), test_labels.tolist(), classes)
     chosen = {}
     if sgd is not None:
         logits = sgd_logits(train, train_labels, test, len(classes), sgd, device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llm2clip.evaluation.sets.files import CompositionSet, Example
+from llm2clip.evaluation.sets.files import CompositionSet
 from llm2clip.metrics.bootstrap import Outcomes
 
 __all__ = ['composition_metrics']
@@ -21,7 +21,7 @@ _CHANCE = {('text', 1): 50.0, ('text', 2): 25.0, ('image', 2): 25.0, ('group', 2
 
 
 def similarities(
-    image_features: torch.Tensor, text_features: torch.Tensor, examples: Sequence[Example]
+    image_features: torch.Tensor, text_features: torch.Tensor, examples: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> torch.Tensor:
     """``(N, I, 2)``: of each of N examples, the products of its I images with its two texts.
 
@@ -30,7 +30,7 @@ def similarities(
     Args:
         image_features: ``(M, D)``.
         text_features: ``(T, D)``.
-        examples: Positions in these; all have I images.
+        examples: Positions in these, those of I images and of two texts.
     """
     images, texts = (torch.tensor(positions) for positions in zip(*examples))
     # Not by a matrix product, which may round columns that are the same in different ways.

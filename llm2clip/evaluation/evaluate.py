@@ -5,8 +5,10 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,27 +16,33 @@ import torch
 import xxhash
 from composer.devices import Device
 
-from llm2clip.config import ConfigError, EvaluateConfig
+from llm2clip.config import ConfigError, CRAConfig, EvaluateConfig
 from llm2clip.config.files import read_config, save_config
+from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_samples
 from llm2clip.data.zeroshot import zeroshot_set
-from llm2clip.evaluation.classification import check_probe_labels, class_features, linear_probe, zeroshot_metrics
+from llm2clip.evaluation.classification import class_features, linear_probe, zeroshot_metrics
 from llm2clip.evaluation.comparison import Found, comparisons
 from llm2clip.evaluation.composition import composition_metrics
-from llm2clip.evaluation.cra import check_cra, evaluate_cra
 from llm2clip.evaluation.images import ImageFeatures, finite
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
-from llm2clip.evaluation.report import report_page, write_page
+from llm2clip.evaluation.report import write_page
 from llm2clip.evaluation.retrieval import evaluate_retrieval, make_gallery
 from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, EvaluationSet, RetrievalSet
-from llm2clip.evaluation.tables import markdown, partial_note, result_tables
+from llm2clip.evaluation.tables import markdown
 from llm2clip.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
-from llm2clip.ranks import is_first
+from llm2clip.metrics.retrieval import caption_retrieval_accuracy
+from llm2clip.ranks import is_first, round_robin, rows
 from llm2clip.registry import open_set
+from llm2clip.teacher.caption_teacher import CaptionTeacher
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.sources import teacher_source
 
 __all__ = ['Evaluation', 'check_results']
 
 _KINDS = ('retrieval', 'zeroshot', 'linear_probe', 'composition')
+# Captions that are embedded together: enough to sort by length, few enough for several ranks to share.
+_BLOCK = 1024
 
 
 def check_results(config: EvaluateConfig) -> None:
@@ -75,7 +83,7 @@ class Evaluation:
         for name, model in config.models.items():
             check_evaluated_model(model, f'models.{name}')
         if config.cra is not None:
-            check_cra(config.cra)
+            _check_cra(config.cra)
 
         def opened(kind: str, key: str = 'source') -> dict[str, Any]:
             return {name: open_set(kind, getattr(benchmark, key), f'{kind}.{name}.{key}')
@@ -190,9 +198,9 @@ class Evaluation:
         out = Path(self.config.out)
         save_config(self.config, out)
         write_json(out / 'results.json', self.results)
-        write_text(out / 'results.md', markdown(result_tables(self.results), partial_note(self.results)))
+        write_text(out / 'results.md', markdown(self.results))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
-        write_page(out / 'report.html', report_page(self.config.title, self.results, self.galleries))
+        write_page(out / 'report.html', self.config.title, self.results, self.galleries)
 
 
 def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) -> None:
@@ -205,10 +213,61 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) ->
         if len(single) < len(dataset.labels):
             raise ConfigError(f'{key}.{which}: images of {dataset.name} have any number of classes, expected a set '
                               'with one each')
-    try:
-        check_probe_labels(labels[0], labels[1], train.classes)
-    except ValueError as error:
-        raise ConfigError(f'{key}.train: {error}') from None
+    counts = Counter(labels[0])
+    for c in sorted({*labels[0], *labels[1]}):
+        if counts[c] < 2:
+            raise ConfigError(f'{key}.train: class {train.classes[c]!r} has {counts[c]} training images, expected at '
+                              'least 2')
+
+
+def _check_cra(config: CRAConfig) -> None:
+    """Raise a ConfigError that names the key if the pairs or the encoders' folders are wrong; loads no encoder."""
+    for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', [CAPTION + key for key in config.caption_keys])):
+        try:
+            read_columns(config.captions, columns)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f'cra.{key}: {error}') from None
+    for name, encoder in config.teachers.items():
+        try:
+            teacher_source(encoder).check_encoding(None, '')
+        except ValueError as error:
+            raise ConfigError(f'cra.teachers.{name}: {error}') from None
+
+
+def _vectors(teacher: CaptionTeacher, blocks: Iterable[list[str]]) -> Iterator[torch.Tensor]:
+    return (teacher.embed(texts).vectors for texts in blocks)
+
+
+def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
+    """Caption retrieval accuracy of each encoder on the same pairs, in percent, and how many pairs there are.
+
+    Samples that lack one of the two captions are no pairs; without any, this is a ValueError.  Every rank calls this.
+    They share the texts, and the first has the numbers.
+    """
+    columns = [CAPTION + key for key in config.caption_keys]
+    samples = read_samples(config.captions)
+    pairs = [tuple(sample[name] for name in columns) for sample in samples]
+    pairs = [pair for pair in pairs if all(text.strip() for text in pair)]
+    if not pairs:
+        raise ValueError(f'cra.caption_keys: no sample of {config.captions} has all of {config.caption_keys}')
+    if len(pairs) < len(samples) and is_first():
+        print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
+              f'{config.caption_keys}', flush=True)
+    pairs = pairs[:config.limit]
+    result = {}
+    for name, encoder in config.teachers.items():
+        # Nobody asks for its fingerprint, for which all weights would be read once more.
+        teacher = teacher_source(encoder, cut=True).load(
+            device, config.batch_tokens, config.precision, fingerprint=Fingerprint(()))
+        vectors = []
+        for side in range(2):
+            blocks = [[pair[side] for pair in pairs[start:start + _BLOCK]] for start in range(0, len(pairs), _BLOCK)]
+            embedded = rows(round_robin(blocks, partial(_vectors, teacher)))
+            vectors.append(finite(embedded, f'{name}: vectors of captions'))
+        if is_first():
+            result[name] = round(caption_retrieval_accuracy(*vectors), 3)
+            print(f'{name}: {result[name]:.1f} % of {len(pairs)} pairs', flush=True)
+    return result, len(pairs)
 
 
 def _rounded(values: Mapping[str, Any]) -> Any:

@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from composer.devices import Device
 from transformers import AutoImageProcessor, AutoModel
 
-from llm2clip.config import AdapterConfig, ConfigError, EvaluatedModelConfig, Stage2Config
+from llm2clip.config import AdapterConfig, ClipTextConfig, ConfigError, EvaluatedModelConfig, Stage2Config
 from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data.image_embeddings import concatenate
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_image, decode_pixels
-from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, exported_teachers, is_exported, teacher_folders
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.files import reading
 from llm2clip.models.joint import BothTexts, ConcatenatedTexts
 from llm2clip.models.llm2clip import LLM2CLIP, check_truncate_dim, truncate_dims
 from llm2clip.ranks import once_per_node, round_robin, rows
 from llm2clip.remote_code.checks_llm2clip import check_keys, load_checked, load_config
-from llm2clip.teacher.caption_teacher import CachedTeacher
-from llm2clip.teacher.clip_text import MORE_FILE, ClipTokenizer
+from llm2clip.teacher.caption_teacher import CachedTeacher, TeacherSource
+from llm2clip.teacher.clip_text import MORE_FILE, ClipText, load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.sources import ClipText, TeacherSource, teacher_in, teacher_sources
+from llm2clip.teacher.sources import teacher_in, teacher_sources
 from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
 from llm2clip.weights import read_safetensors
 
@@ -98,7 +98,7 @@ class HuggingFaceCLIP:
         for method in ('get_text_features', 'get_image_features'):
             if not hasattr(model, method):
                 raise ConfigError(f'{where}, a {type(model).__name__}, has no {method}')
-        self.tokenizer = ClipTokenizer(name, model.config)
+        self.tokenizer = load_clip_tokenizer(ClipTextConfig(name), 'pretrained')
         with reading(where, 'an image processor of transformers'):
             self.preprocess = partial(_preprocess_theirs,
                                       AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
@@ -191,10 +191,10 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
         if not is_exported(config.export):
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
                               f'of model_type {LLM2CLIPConfig.model_type})')
-        expected = list(exported_teachers(config.export))
-        check_truncate_dim(config.truncate_dim, LLM2CLIPConfig.from_pretrained(config.export).model_config(),
-                           f'{key}.truncate_dim')
-        folders = filter(Path.is_dir, teacher_folders(Path(config.export)))
+        exported = LLM2CLIPConfig.from_pretrained(config.export)
+        expected = list(exported.teachers())
+        check_truncate_dim(config.truncate_dim, exported.model_config(), f'{key}.truncate_dim')
+        folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
         named = named or [teacher_in(folder, fingerprint, config.trust_remote_code)
                           for folder, fingerprint in zip(folders, expected)]
     elif config.run is not None:

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, ParamSpec, Union
 
 import jinja2
+import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import ConfigError, ReportConfig
-from llm2clip.drawing import drawing
-from llm2clip.evaluation.tables import Table, measure, partial_note, result_tables
+from llm2clip.evaluation.tables import Table, measure, result_tables
 from llm2clip.files import read_json, read_text, reading, write_text
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
-__all__ = ['report_page', 'write_page', 'write_report']
+__all__ = ['write_page', 'write_report']
 
 _P = ParamSpec('_P')
 _LABELLED = 20
@@ -74,7 +74,7 @@ def write_report(config: ReportConfig) -> Path:
             raise ConfigError(f'steps.{step}: there is no folder {folder}')
     path = Path(config.out, 'report.html')
     galleries = {name: pictures[name] for name in config.galleries}
-    write_page(path, report_page(config.title, results, galleries, config.steps))
+    write_page(path, config.title, results, galleries, config.steps)
     return path
 
 
@@ -110,7 +110,7 @@ def report_page(
                                  table=Table('Steps', ['step', 'seconds'], rows)))
     configurations = {step: read_text(path) for step, folder in steps.items()
                       if (path := Path(folder, 'config.yaml')).is_file()}
-    return _render('report.html.j2', title=title, note=partial_note(results), sections=sections,
+    return _render('report.html.j2', title=title, missing=results.get('missing'), sections=sections,
                   galleries=galleries, configurations=configurations)
 
 
@@ -129,8 +129,11 @@ def _picture(about: str, results: Mapping[str, Any]) -> Markup:
     return differences(labels, series) if series else Markup('')
 
 
-def write_page(path: Union[str, Path], page: str) -> None:
-    """Write a page that `report_page` made, which is never seen half written; makes its folder.
+def write_page(
+    path: Union[str, Path], title: str, results: Mapping[str, Any], galleries: Mapping[str, Any],
+    steps: Optional[Mapping[str, str]] = None,
+) -> None:
+    """Write a `report_page`, which is never seen half written; makes its folder.
 
     Raises:
         ConfigError: There is a file of that name, and it is no page that this function wrote.
@@ -139,7 +142,7 @@ def write_page(path: Union[str, Path], page: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and _GENERATOR not in path.open('rb').read(500):
         raise ConfigError(f'{path}: is there already and was not written by llm2clip, expected another name')
-    write_text(path, page)
+    write_text(path, report_page(title, results, galleries, steps))
 
 
 def _render(template: str, **content: Any) -> str:
@@ -163,13 +166,16 @@ def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
     """`draw`, with its figure as SVG: nothing if there is an error, which is printed."""
     @functools.wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Markup:
-        svg = ''
-        with drawing(f'a picture of the report ({draw.__name__})'):
-            figure, buffer = draw(*args, **kwargs), io.StringIO()
-            figure.tight_layout()
-            figure.savefig(buffer, format='svg', metadata={'Date': None})
-            svg = buffer.getvalue()[buffer.getvalue().index('<svg'):]
-        return Markup(svg)
+        try:
+            # A `$` is no formula; with a salt, the same picture is the same bytes.
+            with matplotlib.rc_context({'text.parse_math': False, 'svg.hashsalt': 'llm2clip'}):
+                figure, buffer = draw(*args, **kwargs), io.StringIO()
+                figure.tight_layout()
+                figure.savefig(buffer, format='svg', metadata={'Date': None})
+            return Markup(buffer.getvalue()[buffer.getvalue().index('<svg'):])
+        except Exception as error:  # layout, fonts and backends raise errors of any kind
+            print(f'warning: a picture of the report ({draw.__name__}) was not drawn: {error!r}', flush=True)
+            return Markup('')
 
     return drawn
 

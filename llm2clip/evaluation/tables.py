@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ['Table', 'markdown', 'measure', 'partial_note', 'result_tables']
+__all__ = ['Table', 'markdown', 'measure', 'result_tables']
 
 _MEASURES = {
     'mean': 'mean', 'image_retrieval_recall@1': 'text→image R@1', 'text_retrieval_recall@1': 'image→text R@1',
@@ -46,16 +46,11 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
             *_composition_tables(results), *_average_tables(results), *_comparison_tables(results)]
 
 
-def partial_note(results: Mapping[str, Any]) -> str:
-    """In words, that an evaluation did not come to its end and what is missing; of a finished one, nothing."""
-    missing = results.get('missing')
-    return f'Partial: the evaluation did not come to its end. Missing: {", ".join(missing)}.' if missing else ''
-
-
-def markdown(tables: Sequence[Table], note: str = '') -> str:
-    """All tables as Markdown, below a note."""
-    parts = [f'**{note}**'] if note else []
-    for table in tables:
+def markdown(results: Mapping[str, Any]) -> str:
+    """All tables as Markdown, below a note if the evaluation did not come to its end."""
+    missing = ', '.join(results.get('missing', []))
+    parts = [f'**Partial: the evaluation did not come to its end. Missing: {missing}.**'] if missing else []
+    for table in result_tables(results):
         lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
                  for cells in (table.header, ['---'] * len(table.header), *table.rows)]
         parts.append(f'## {table.title}\n\n' + '\n'.join(lines) + (f'\n\n{table.note}' if table.note else ''))
@@ -237,7 +232,7 @@ def _average_tables(results: Mapping[str, Any]) -> Iterator[Table]:
                 for model, values in models.items()]
         reported = reported_average([*benchmarks], results)
         header = ['model', *map(measure, metrics),
-                  *(f'{measure(metric)} − {results["compare"]["baseline"]}' for metric in compared)]
+                  *(f'{measure(metric)} − {results["comparison"]["baseline"]}' for metric in compared)]
         numbers = [benchmark.partition('.')[2] + (f' ({measure(used[0])})' if metrics == ['mean'] else '')
                    for benchmark, used in benchmarks.items()]
         yield Table(f'Average: {name}', header, rows + _paper_rows(reported, metrics, len(compared)),

@@ -13,9 +13,11 @@ from llm2clip.config import ConfigError
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import Preprocessing, decode_pixels, encode_image, open_image
 
-__all__ = ['check_pictures', 'check_same', 'noise', 'pictures', 'training_pixels']
+__all__ = ['check_pictures', 'check_pixels', 'check_same', 'noise']
 
 _TOLERANCE = 1e-5
+# In the mean over the pixels, of 255.  A picture that is not made upright RGB on white differs by 10 and more.
+_PIXEL_TOLERANCE = 1.0
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -72,6 +74,18 @@ def check_pictures(
     for name, data in pictures(preprocessing.image_size).items():
         pixels = training_pixels(data, preprocessing=preprocessing)[None]
         check_same(lambda _, data=data: found(open_image(data)), expected, pixels, f'{what}, {name}')
+
+
+def check_pixels(found: Callable[[Image.Image], torch.Tensor], preprocessing: Preprocessing, what: str) -> None:
+    """Raise a ConfigError unless a transform of a picture gives the pixels ``(3, H, W)`` of training, nearly.
+
+    The centre crop takes an even number of rows or columns off, of which all libraries take half off either end.
+    """
+    std = torch.tensor(preprocessing.std)[:, None, None]
+    for name, data in pictures(preprocessing.image_size, cropped=6).items():
+        difference = (found(open_image(data)) - training_pixels(data, preprocessing=preprocessing)) * std
+        if not (mean := 255 * difference.abs().mean().item()) <= _PIXEL_TOLERANCE:
+            raise ConfigError(f'{what} of {name} differs from that of training by {mean:.1f} of 255 in the mean')
 
 
 @torch.no_grad()

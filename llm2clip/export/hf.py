@@ -27,7 +27,7 @@ from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
-from llm2clip.export.model_card import language_model, model_card, public_name
+from llm2clip.export.model_card import model_card, public_name
 from llm2clip.files import read_json, reading
 from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
@@ -38,17 +38,16 @@ from llm2clip.remote_code import (
     text_encoder_llm2clip,
 )
 from llm2clip.remote_code.checks_llm2clip import checksum, checksums, load_tokenizer
-from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER, read_tokens, teacher_folders
+from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER
+from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.sources import TeacherFolder, TeacherSource, teacher_in, teacher_sources
+from llm2clip.teacher.sources import TeacherFolder, teacher_in, teacher_sources
 
 __all__ = [
-    'KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'PIPELINE', 'export_folder', 'exported_teachers', 'is_exported',
-    'run_teachers', 'teacher_folders',
+    'KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'is_exported', 'run_teachers',
 ]
 
 KIND = 'LLM2CLIP model'
-PIPELINE = 'zero-shot-image-classification'
 _REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
                 'AutoModelForZeroShotImageClassification': 'modeling_llm2clip.LLM2CLIPModel',
                 'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
@@ -67,6 +66,13 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
             check_values(ModelConfig, OmegaConf.to_container(merged),
                          where=lambda key: f'{self.name_or_path or "config.json"}: model.{key}')
             return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+    def teachers(self) -> Fingerprint:
+        """Those that the model learned from; a FileError says that they are not recorded."""
+        with reading(f'{self.name_or_path}/config.json', 'the fingerprint of a teacher under the key teacher'):
+            if not self.teacher:
+                raise ValueError('there is none')
+            return Fingerprint.from_json(self.teacher)
 
 
 class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
@@ -106,17 +112,6 @@ def is_exported(folder: Union[str, Path]) -> bool:
     """Whether `export_folder` wrote a folder, by its config.json."""
     path = Path(folder, 'config.json')
     return path.is_file() and read_json(path, dict).get('model_type') == LLM2CLIPConfig.model_type
-
-
-def exported_teachers(folder: Union[str, Path]) -> Fingerprint:
-    """The teachers that an exported model learned from, by its config.json.
-
-    Raises:
-        FileError: It does not say so.
-    """
-    path = Path(folder, 'config.json')
-    with reading(path, 'the fingerprint of a teacher under the key teacher'):
-        return Fingerprint.from_json(read_json(path, dict)['teacher'])
 
 
 def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerprint) -> list[TeacherSource]:
@@ -194,7 +189,7 @@ def export_folder(
             source.save(partial / TEACHER_FOLDER / (str(i) if len(sources) > 1 else ''), fingerprint)
             for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)))
         hf_config.teacher, hf_config.learned_from = saved.to_json(), record.teacher.to_json()
-        hf_config.teacher_files = list(map(checksums, teacher_folders(partial)))
+        hf_config.teacher_files = list(map(checksums, LLM2CLIPModel.teacher_folders(partial)))
         exported.save_pretrained(partial, safe_serialization=True)
         hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}
         hf_config.save_pretrained(partial)
@@ -202,7 +197,7 @@ def export_folder(
         if len(saved) == 1 and not saved.of_sentence_transformers:
             # Captions can be read from the tokens of a tokenizer that keeps all of a text.
             tokenizer = load_tokenizer(partial / TEACHER_FOLDER, model_input_names=['input_ids', 'attention_mask'])
-            if reads_tokens := read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
+            if reads_tokens := LLM2CLIPModel.read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
                 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
                 tokenizer.save_pretrained(partial)
         LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std, **(
@@ -212,8 +207,8 @@ def export_folder(
                            image_processing_llm2clip):
                 shutil.copy(str(module.__file__), partial)
         card = model_card(config, saved, run, wise_ft_alpha, remote_code=remote_code,
-                          pipeline_tag=PIPELINE if reads_tokens else None,
-                          language_models=[language_model(source.name) for source in sources])
+                          pipeline_tag='zero-shot-image-classification' if reads_tokens else None,
+                          teachers=[source.name for source in sources])
         card.save(partial / 'README.md')
         _check_export(LLM2CLIPModel, partial, model, record.llm_embed_dim)
         if remote_code:

@@ -19,7 +19,7 @@ from llm2clip.config.files import read_config
 from llm2clip.files import read_json
 from llm2clip.teacher.fingerprint import Fingerprint
 
-__all__ = ['language_model', 'model_card', 'public_name', 'teacher_card']
+__all__ = ['model_card', 'public_name', 'teacher_card']
 
 
 def _escaped(value: Any) -> str:
@@ -56,7 +56,7 @@ def model_card(
     title: str = 'LLM2CLIP',
     library_name: str = 'transformers',
     pipeline_tag: Optional[str] = None,
-    language_models: Sequence[str] = (),
+    teachers: Sequence[str] = (),
     **parts: Any,
 ) -> ModelCard:
     """A card with metadata for the Hub.
@@ -72,7 +72,7 @@ def model_card(
         title: Heading.
         library_name: Which library loads it.
         pipeline_tag: What the Hub files it under.
-        language_models: Names of those whose weights are a part of it.
+        teachers: Folders or names of the LLMs whose weights are a part of it.
         parts: What the template asks for besides.
     """
     data = ModelCardData(library_name=library_name, pipeline_tag=pipeline_tag, license='other',
@@ -85,6 +85,7 @@ def model_card(
             dims += f', the first of {run.model.embed_dim}'
         if shorter := [dim for dim in run.loss.matryoshka_dims if dim < config.embed_dim]:
             dims += f'; the first {", ".join(map(str, shorter))}, scaled to length 1, were trained to be features, too'
+    language_models = [language_model(name) for name in teachers]
     facts: dict[str, Any] = {
         **({'language model': ', '.join(language_models)} if language_models else {}),
         'vision tower': tower, 'image size': config.vision.image_size,

@@ -13,7 +13,7 @@ from llm2clip.export.model_card import teacher_card
 from llm2clip.files import write_json
 from llm2clip.folders import atomic_folder, check_replaceable
 from llm2clip.remote_code import checks_llm2clip, text_encoder_llm2clip
-from llm2clip.teacher.folder import teacher_config, teacher_fingerprint
+from llm2clip.teacher.llm import teacher_config, teacher_fingerprint
 
 try:
     from sentence_transformers import SentenceTransformer

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trained vision tower alone, in the class of the library that it is from."""
+"""The trained vision tower alone in the class of its library, or with the trained text tower as a `CLIPModel`."""
 
 import copy
 import inspect
@@ -13,28 +13,41 @@ import timm
 import timm.models
 import torch
 import torch.nn as nn
+from composer.devices import DeviceCPU
 from markupsafe import Markup
+from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
-from transformers import AutoImageProcessor, CLIPImageProcessorFast, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import (
+    AutoImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessorFast,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
-from llm2clip.data.images import Preprocessing, open_image
-from llm2clip.export.check import check_pictures, check_same, noise, pictures, training_pixels
+from llm2clip.data.images import Preprocessing
+from llm2clip.export.check import check_pictures, check_pixels, check_same, noise
+from llm2clip.export.hf import KIND as MODEL_KIND
 from llm2clip.export.model_card import model_card
 from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
+from llm2clip.remote_code.checks_llm2clip import load_tokenizer
+from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import TeacherRecord
 
-__all__ = ['KIND', 'export_vision', 'image_processor', 'upright_source']
+__all__ = ['KIND', 'export_clip', 'export_vision']
 
 KIND = 'vision tower'
-
-# In the mean over a picture, of 255.  A picture that is not made upright RGB on white differs by 10 and more.
-_TIMM_TOLERANCE = 1.0
+# The second is cut.
+_TEXTS = ['a red square', 'a blue circle on a plain wall, painted by somebody ' + 'who likes walls ' * 50]
 _Features = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -80,19 +93,19 @@ def export_vision(
         name, use = (_save_timm if of_timm else _save_transformers)(model, unfinished, projection, expected)
         card = model_card(config, record.teacher, run, wise_ft_alpha, template='vision.md.j2',
                           title=f'Vision tower of LLM2CLIP, {name}', projection=projection,
-                          upright_source=upright_source(),
+                          upright_source=_upright_source(),
                           library_name='timm' if of_timm else 'transformers',
                           pipeline_tag='image-feature-extraction', **use)
         card.save(unfinished / 'README.md')
     return name
 
 
-def upright_source() -> Markup:
+def _upright_source() -> Markup:
     """The code of `upright_rgb` for model cards, without its imports."""
     return Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
 
 
-def image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
+def _image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
     """The evaluation transform of upright RGB pictures, as transformers has it."""
     size = preprocessing.image_size
     return CLIPImageProcessorFast(
@@ -125,15 +138,8 @@ def _save_timm(
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval().to(model.logit_scale.device)
     check_same(loaded, expected, noise(2, 3, data.image_size, data.image_size).to(model.logit_scale.device),
                f'timm model {name}')
-    # timm's transform of upright RGB pictures against training's.
     transform: Any = create_transform(**resolve_model_data_config(loaded), is_training=False)
-    std = torch.tensor(data.std)[:, None, None]
-    for kind, encoded in pictures(data.image_size, cropped=6).items():
-        found = transform(upright_rgb(open_image(encoded)))
-        difference = (found - training_pixels(encoded, preprocessing=data)) * std
-        if not (mean := 255 * difference.abs().mean().item()) <= _TIMM_TOLERANCE:
-            raise ConfigError(f"timm's transform of {kind} differs from that of training by {mean:.1f} of 255 in the "
-                              'mean')
+    check_pixels(lambda image: transform(upright_rgb(image)), data, "timm's transform")
     return name, {}
 
 
@@ -156,7 +162,7 @@ def _save_transformers(
     native.save_pretrained(folder, safe_serialization=True)
     preprocessing = model.vision_encoder.preprocessing
     size = preprocessing.image_size
-    image_processor(preprocessing).save_pretrained(folder)
+    _image_processor(preprocessing).save_pretrained(folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
@@ -174,3 +180,62 @@ def _save_transformers(
         lambda image: features(processor(upright_rgb(image), return_tensors='pt')['pixel_values'].to(device)),
         expected, preprocessing, name)
     return name, {'class_name': name, 'output': output, 'pooler': not without_pooler}
+
+
+def export_clip(
+    model: LLM2CLIP, config: ModelConfig, run: Stage2Config, clip_text: Union[str, Path], out: Union[str, Path]
+) -> None:
+    """Write the folder of a `CLIPModel` with its processor, which is read back and has the features of `model`.
+
+    Args:
+        model: The trained model, in evaluation mode.
+        config: Its configuration.
+        run: Configuration of the run, for the model card.
+        clip_text: Folder of the text tower that the run has trained.
+        out: The folder to write.
+
+    Raises:
+        ConfigError: A part is none of a `CLIPModel`, or what was written gives other features.
+    """
+    text: Any = ClipText(clip_text, cut=True).load(DeviceCPU())
+    vision = model.vision_encoder
+    text_tower, projection, adapter = text.module.trunk, model.visual_projection, model.adapter
+    vision_tower: Any = vision.trunk
+    fitting = {
+        f'the text tower {type(text_tower).__name__}': isinstance(text_tower, CLIPTextModelWithProjection),
+        f'the vision tower {type(vision_tower).__name__}': isinstance(vision_tower, CLIPVisionModel),
+        'model.visual_projection': isinstance(projection, nn.Linear) and projection.bias is None,
+        'model.adapter': isinstance(adapter, nn.Identity) or (
+            isinstance(adapter, nn.Linear) and (adapter.bias is None or not adapter.bias.any())),
+        'model.logit_bias': model.logit_bias is None}
+    if unfitting := [name for name, fits in fitting.items() if not fits]:
+        raise ConfigError(f'run: has {", ".join(unfitting)}, which a CLIPModel of transformers has no place for; '
+                          'expected the towers of a CLIP, projections without bias and no logit_bias. export_vision '
+                          f'exports the vision tower alone, and {clip_text} is the text tower')
+    clip = CLIPModel(CLIPConfig(text_config=text_tower.config.to_dict(), vision_config=vision_tower.config.to_dict(),
+                                projection_dim=config.embed_dim))
+    clip.vision_model.load_state_dict(vision_tower.vision_model.state_dict())
+    clip.text_model.load_state_dict(text_tower.text_model.state_dict())
+    clip.visual_projection.load_state_dict(projection.state_dict())
+    weight = text_tower.text_projection.weight
+    clip.text_projection.weight.data = adapter.weight @ weight if isinstance(adapter, nn.Linear) else weight
+    clip.logit_scale.data = model.logit_scale.data.cpu().reshape(())
+    tokenizer = load_tokenizer(clip_text, model_input_names=['input_ids', 'attention_mask'],
+                               model_max_length=text.tokenizer.max_length)
+    with atomic_folder(out, MODEL_KIND) as partial:
+        clip.save_pretrained(partial, safe_serialization=True)
+        CLIPProcessor(_image_processor(vision.preprocessing), tokenizer).save_pretrained(partial)
+        card = model_card(config, None, run, template='clip.md.j2', title='CLIP',
+                          pipeline_tag='zero-shot-image-classification', upright_source=_upright_source())
+        card.save(partial / 'README.md')
+        loaded: Any = CLIPModel.from_pretrained(partial).eval()
+        processor: Any = CLIPProcessor.from_pretrained(partial, use_fast=True)
+
+        def outputs(image: Image.Image) -> Any:
+            return loaded(**processor(text=_TEXTS, images=upright_rgb(image), return_tensors='pt', padding=True,
+                                      truncation=True))
+
+        check_pictures(lambda image: outputs(image).image_embeds, model.get_image_features, vision.preprocessing,
+                       'CLIPModel')
+        check_same(lambda _: outputs(Image.new('RGB', (9, 9))).text_embeds, model.get_text_features,
+                   text.embed(_TEXTS).vectors, 'CLIPModel, texts')

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Union
 
 from llm2clip.config import ConfigError, ModelConfig
-from llm2clip.export.hf import LLM2CLIPConfig, exported_teachers, is_exported
+from llm2clip.export.hf import LLM2CLIPConfig, is_exported
 from llm2clip.files import reading
 from llm2clip.imports.official import read_weights
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.remote_code.checks_llm2clip import check_keys, check_weight_files
 from llm2clip.teacher.fingerprint import Fingerprint
 
-__all__ = ['check_initial_weights', 'check_is_exported', 'load_initial_weights']
+__all__ = ['check_initial_weights', 'load_initial_weights']
 
 # Of a transformers architecture, what does not change the features.
 _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
@@ -52,17 +52,11 @@ def load_initial_weights(
         if exported.learned_from and teacher == Fingerprint.from_json(exported.learned_from):
             return True
     try:
-        teacher.check(Fingerprint.from_json(exported.teacher), 'training', f'the model in {folder}')
+        teacher.check(exported.teachers(), 'training', f'the model in {folder}')
     except ValueError as error:
         warnings.warn(f'initial_weights: {error}', stacklevel=2)
         return False
     return True
-
-
-def check_is_exported(folder: Union[str, Path]) -> None:
-    """Raise a ConfigError unless a folder is an exported model."""
-    if not is_exported(folder):
-        raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
 
 
 def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:
@@ -71,9 +65,10 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
     Raises:
         ConfigError: There is no exported model, or a key differs.
     """
-    check_is_exported(folder)
-    exported_teachers(folder)
+    if not is_exported(folder):
+        raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
     exported = LLM2CLIPConfig.from_pretrained(folder)
+    exported.teachers()
     wrong = [f'model.{key}: {found!r}, but {expected!r} there'
              for key, found, expected in _differences(model, config, exported.model_config())]
     if wrong:

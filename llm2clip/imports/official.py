@@ -32,10 +32,9 @@ from llm2clip.config.ranges import VisualProjection
 from llm2clip.files import FileError, read_json, reading
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.checks_llm2clip import check_finite
-from llm2clip.teacher.folder import teacher_width
 from llm2clip.weights import read_pickle, read_safetensors
 
-__all__ = ['check_teacher_width', 'import_checkpoint', 'read_weights']
+__all__ = ['import_checkpoint', 'read_weights']
 
 _State = dict[str, torch.Tensor]
 
@@ -219,10 +218,3 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
     model.load_state_dict(_from_official(layout, state, model.state_dict()))
     return Imported(model.eval(), config, llm_embed_dim)
-
-
-def check_teacher_width(teacher: Union[str, Path], imported: Imported, key: str) -> None:
-    """Raise a ConfigError, for the configuration's `key`, unless the vectors of the teacher in a folder fit."""
-    if (width := teacher_width(teacher)) != imported.llm_embed_dim:
-        raise ConfigError(f'{key}: the vectors of {teacher} have {width} dimensions, the adapter of the official '
-                          f'weights takes {imported.llm_embed_dim}')

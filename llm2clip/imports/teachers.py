@@ -21,8 +21,7 @@ from llm2clip.config import ConfigError, LLMTeacherConfig
 from llm2clip.files import read_json, reading
 from llm2clip.remote_code.checks_llm2clip import load_tokenizer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
-from llm2clip.teacher.folder import save_teacher
-from llm2clip.teacher.llm import build_text_encoder
+from llm2clip.teacher.llm import build_text_encoder, save_teacher
 
 __all__ = ['import_teacher']
 

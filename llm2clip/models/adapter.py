@@ -16,11 +16,11 @@ from llm2clip.config import AdapterConfig, ConfigError
 from llm2clip.files import read_json, reading, write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.remote_code.checks_llm2clip import check_keys
-from llm2clip.remote_code.modeling_llm2clip import Adapter, LatentTransformer, ResidualMLP
+from llm2clip.remote_code.modeling_llm2clip import Adapter
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.weights import read_safetensors, write_safetensors
 
-__all__ = ['KIND', 'WEIGHTS_FILE', 'build_adapter', 'is_adapter_block', 'load_adapter', 'save_adapter']
+__all__ = ['KIND', 'WEIGHTS_FILE', 'build_adapter', 'load_adapter', 'save_adapter']
 
 KIND = 'adapter of the text side'
 WEIGHTS_FILE, ABOUT_FILE = 'adapter.safetensors', 'adapter.json'
@@ -46,11 +46,6 @@ def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> 
         raise ConfigError(f"model.embed_dim: {embed_dim} is not the width of the teacher's vectors, {llm_embed_dim}, "
                           'as the identity adapter needs')
     return nn.Identity()
-
-
-def is_adapter_block(module: nn.Module) -> bool:
-    """Whether a module is a repeated layer of an adapter."""
-    return isinstance(module, (LatentTransformer, ResidualMLP))
 
 
 def save_adapter(

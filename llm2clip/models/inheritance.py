@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.models.adapter import is_adapter_block
+from llm2clip.remote_code.modeling_llm2clip import Adapter
 
 __all__ = ['ComposerInheritance']
 
@@ -35,7 +35,7 @@ class _TextSide(nn.Module):
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether a module is a repeated layer of the adapter, each of which is recomputed on its own."""
-        return is_adapter_block(module)
+        return Adapter.is_block(module)
 
     activation_checkpointing_fn = is_block
 

@@ -20,7 +20,7 @@ from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.models.adapter import build_adapter, is_adapter_block
+from llm2clip.models.adapter import build_adapter
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
@@ -57,7 +57,7 @@ class LLM2CLIP(nn.Module):
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether a module is a repeated layer of the vision tower or of the adapter."""
-        return self.vision_encoder.is_block(module) or is_adapter_block(module)
+        return self.vision_encoder.is_block(module) or Adapter.is_block(module)
 
     def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
         """The teacher's vectors reach the adapter as they are."""

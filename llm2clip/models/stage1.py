@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from llm2clip.losses.contrastive import ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.sharding import save_trainable_only
-from llm2clip.remote_code.text_encoder_llm2clip import TEXT_ARGUMENTS, TextEncoder
+from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 
 __all__ = ['CaptionContrastive', 'MaskedNextTokenPrediction']
 
@@ -77,13 +77,13 @@ class CaptionContrastive(ComposerModel):
     def forward(self, batch: Batch) -> Outputs:
         """This rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is learned."""
         if 'runs' in batch:
-            vectors = self.text_encoder(**{name: batch[name] for name in TEXT_ARGUMENTS if name in batch})
+            vectors = self.text_encoder(**{name: batch[name] for name in TextEncoder.arguments if name in batch})
             sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
             outputs = dict(zip(sides, vectors.chunk(len(sides))))
         else:
             # In evaluation.  torch 2.7 cannot compile a layer of transformers that is given a mask.
             with torch.compiler.set_stance('force_eager'):
-                outputs = {side: self.text_encoder(**{name: batch[f'{side}_{name}'] for name in TEXT_ARGUMENTS
+                outputs = {side: self.text_encoder(**{name: batch[f'{side}_{name}'] for name in TextEncoder.arguments
                                                       if f'{side}_{name}' in batch})
                            for side in self.feature_names if f'{side}_input_ids' in batch}
         if self.scale is not None:
@@ -150,7 +150,7 @@ class MaskedNextTokenPrediction(ComposerModel):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """States ``(B, T, llm_embed_dim)``."""
-        return self.text_encoder(**{key: batch[key] for key in TEXT_ARGUMENTS if key in batch})
+        return self.text_encoder(**{key: batch[key] for key in TextEncoder.arguments if key in batch})
 
     def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
         """The mean over this microbatch's masked tokens."""

@@ -37,8 +37,7 @@ from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks
 from llm2clip.planning.summary import GPUS, DatasetPlan, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
-from llm2clip.teacher.folder import teacher_config
-from llm2clip.teacher.llm import load_llm
+from llm2clip.teacher.llm import load_llm, teacher_config
 from llm2clip.training import inheritance, stage1, stage2
 from llm2clip.training.text_encoders import TrainedTexts, load_trained_encoders
 from llm2clip.training.trainer import check_metrics, check_train_config

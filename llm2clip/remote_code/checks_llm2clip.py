@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from .text_encoder_llm2clip import POOLINGS, TextEncoder
 
 __all__ = [
-    'TEACHER_SUFFIXES', 'LoadError', 'check_encoding', 'check_files', 'check_finite', 'check_keys', 'check_no_code',
-    'check_weight_files', 'checksum', 'checksums', 'load_checked', 'load_config', 'load_encoder', 'load_tokenizer',
+    'TEACHER_SUFFIXES', 'LoadError', 'check_finite', 'check_keys', 'check_no_code', 'check_weight_files',
+    'checksum', 'checksums', 'load_checked', 'load_config', 'load_encoder', 'load_tokenizer',
     'loading', 'read_encoding',
 ]
 
@@ -166,13 +166,17 @@ def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **op
                         f'knows ({reason})') from error
 
 
-def read_encoding(path: Path) -> dict[str, Any]:
+def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
     """A teacher's ``text_encoder.json``, how it turns captions into vectors.
 
     A file that came with weights decides nothing else, and least of all whether code is run.
 
+    Args:
+        path: The file.
+        recorded: Fingerprint of the teacher that a model learned from, with which it is compared.
+
     Raises:
-        LoadError: It is missing or no JSON, or has other keys or values of other types.
+        LoadError: It is missing or no JSON, has other keys or values of other types, or is not as recorded.
     """
     with loading(path, 'how a teacher turns captions into vectors, as JSON'):
         how = json.loads(path.read_text(encoding='utf-8'))
@@ -186,6 +190,10 @@ def read_encoding(path: Path) -> dict[str, Any]:
     if how['pooling'] not in POOLINGS:
         raise LoadError(f'{path}: pooling is {how["pooling"]!r}, expected {" or ".join(POOLINGS)}')
     llm_dtype(how['dtype'], path)
+    for key, value in how.items():
+        if recorded is not None and recorded.get(key) != value:
+            raise LoadError(f'{path.parent}: comes from another teacher than the model: {key} is {value!r}, expected '
+                            f'{recorded.get(key)!r}')
     return how
 
 
@@ -235,20 +243,3 @@ def check_weight_files(folder: Path) -> None:
     for name, expected in recorded:
         if not (folder / name).is_file() or checksum(folder / name) != expected:
             raise LoadError(f'{folder / name}: is damaged or missing, expected the weights that were exported')
-
-
-def check_files(folder: Path, recorded: Mapping[str, int]) -> None:
-    """Raise a LoadError that names the first file of a teacher whose checksum is not the recorded one."""
-    found = checksums(folder)
-    for name in sorted({*found, *recorded}):
-        if found.get(name) != recorded.get(name):
-            fault = 'is missing' if name not in found else 'is not the file that was exported'
-            raise LoadError(f'{folder / name}: {fault}, expected the teacher that the model learned from')
-
-
-def check_encoding(how: Mapping[str, Any], recorded: Mapping[str, Any], where: Union[str, Path]) -> None:
-    """Raise a LoadError if a teacher encodes otherwise than the one that a model learned from, by its fingerprint."""
-    for key in _ENCODING:
-        if how[key] != recorded.get(key):
-            raise LoadError(f'{where}: comes from another teacher than the model: {key} is {how[key]!r}, expected '
-                            f'{recorded.get(key)!r}')

@@ -25,16 +25,15 @@ from transformers.utils.generic import ModelOutput
 # Relative, since the copies in an export are no package of this name.
 from .checks_llm2clip import (
     LoadError,
-    check_encoding,
-    check_files,
     check_no_code,
     check_weight_files,
+    checksums,
     load_checked,
     load_encoder,
     load_tokenizer,
     read_encoding,
 )
-from .sentence_transformer_llm2clip import load_sentence_teacher
+from .sentence_transformer_llm2clip import encode_sentences, load_sentence_transformer
 from .text_encoder_llm2clip import CaptionTokenizer, encode_texts
 
 try:  # transformers asks for every package that is imported outside of a try block
@@ -42,10 +41,7 @@ try:  # transformers asks for every package that is imported outside of a try bl
 except ImportError:
     timm = None
 
-__all__ = [
-    'Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'LatentTransformer', 'ResidualMLP', 'TEACHER_FOLDER', 'read_tokens',
-    'teacher_folders',
-]
+__all__ = ['Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER']
 
 TEACHER_FOLDER = 'teacher'
 
@@ -213,6 +209,11 @@ class Adapter(nn.Module):
             text_embedding = F.normalize(text_embedding, dim=-1)
         return self.projection(self.norm(self.blocks(text_embedding)))
 
+    @staticmethod
+    def is_block(module: nn.Module) -> bool:
+        """Whether a module is one of the blocks."""
+        return isinstance(module, (ResidualMLP, LatentTransformer))
+
 
 class _Towers(nn.Module):
     """The trained weights, under the names that they have in training."""
@@ -234,37 +235,32 @@ class _Towers(nn.Module):
 
 
 def load_teacher(
-    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None
+    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None, trust_remote_code: bool = False
 ) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
-    """The frozen LLM in a folder: captions -> ``(N, llm_embed_dim)`` in float32 on the CPU, not normalised.
+    """The frozen teacher in a folder: captions -> ``(N, llm_embed_dim)`` in float32 on the CPU, not normalised.
 
     Args:
-        folder: LLM, tokenizer and ``text_encoder.json``.
-        recorded: Fingerprint of the teacher that the model learned from.
+        folder: LLM, tokenizer and ``text_encoder.json``, or a sentence-transformers model.
+        recorded: Fingerprint of the teacher that the model learned from; a ``prompt`` is put before every caption.
         files: Checksums of that teacher's files; None, they are not compared.
+        trust_remote_code: Whether code that comes with a sentence-transformers model is run.
 
     Raises:
         LoadError: The folder holds no teacher, or one that encodes otherwise.
     """
-    how = read_encoding(folder / 'text_encoder.json')
-    check_encoding(how, recorded, folder)
+    how = {} if 'prompt' in recorded else read_encoding(folder / 'text_encoder.json', recorded)
     if files is not None:
-        check_files(folder, files)
+        found = checksums(folder)
+        for name in sorted({*found, *files}):
+            if found.get(name) != files.get(name):
+                fault = 'is missing' if name not in found else 'is not the file that was exported'
+                raise LoadError(f'{folder / name}: {fault}, expected the teacher that the model learned from')
+    if not how:
+        model, prompt = load_sentence_transformer(folder, trust_remote_code), str(recorded['prompt'])
+        return lambda texts, device: encode_sentences(model.to(device), texts, prompt)[0].cpu()
     tokenizer = CaptionTokenizer(load_tokenizer(folder), SimpleNamespace(**how))
     encoder = load_encoder(folder, SimpleNamespace(**how))
     return lambda texts, device: encode_texts(encoder.to(device), tokenizer, texts)
-
-
-def teacher_folders(folder: Path) -> list[Path]:
-    """Where the teacher, or the teachers, of an exported folder lie."""
-    # A sentence-transformers model has folders such as 1_Pooling.
-    several = [path for path in (folder / TEACHER_FOLDER).glob('[0-9]*') if path.name.isdecimal()]
-    return sorted(several, key=lambda path: int(path.name)) or [folder / TEACHER_FOLDER]
-
-
-def read_tokens(tokenizer: Any, input_ids: torch.Tensor) -> list[str]:
-    """The texts of which a tokenizer made ``(B, T)`` tokens, padded on either side."""
-    return tokenizer.batch_decode(input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @dataclass
@@ -297,9 +293,7 @@ class LLM2CLIPModel(PreTrainedModel):
     def _load_teacher(
         self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
     ) -> Callable[[list[str], torch.device], torch.Tensor]:
-        if 'prompt' in recorded:
-            return load_sentence_teacher(folder, recorded, files, self.trust_remote_code)
-        return load_teacher(folder, recorded, files)
+        return load_teacher(folder, recorded, files, self.trust_remote_code)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from the folder."""
@@ -322,6 +316,18 @@ class LLM2CLIPModel(PreTrainedModel):
         model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
         model.config.weight_files = {}  # they may be others when this model is saved again
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def teacher_folders(folder: Path) -> list[Path]:
+        """Where the teacher, or the teachers, of an exported folder lie."""
+        # A sentence-transformers model has folders such as 1_Pooling.
+        several = [path for path in (folder / TEACHER_FOLDER).glob('[0-9]*') if path.name.isdecimal()]
+        return sorted(several, key=lambda path: int(path.name)) or [folder / TEACHER_FOLDER]
+
+    @staticmethod
+    def read_tokens(tokenizer: Any, input_ids: torch.Tensor) -> list[str]:
+        """The texts of which a tokenizer made ``(B, T)`` tokens, padded on either side."""
+        return tokenizer.batch_decode(input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(B, 3, H, W)`` from the image processor -> ``(B, embed_dim)``, L2-normalised."""
@@ -346,7 +352,7 @@ class LLM2CLIPModel(PreTrainedModel):
         if input_ids is not None:
             self._tokenizer = self._tokenizer or load_tokenizer(
                 self.name_or_path or '.', revision=getattr(self.config, '_commit_hash', None))
-            texts = read_tokens(self._tokenizer, input_ids)
+            texts = self.read_tokens(self._tokenizer, input_ids)
         if texts is not None:
             text_embedding = self.embed_texts(texts)
         assert text_embedding is not None
@@ -364,7 +370,7 @@ class LLM2CLIPModel(PreTrainedModel):
                 revision = getattr(self.config, '_commit_hash', None)
                 folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
             # In a tuple, so that they are no submodules and not saved with this model.
-            folders, recorded = teacher_folders(folder), self.config.recorded_teachers()
+            folders, recorded = self.teacher_folders(folder), self.config.recorded_teachers()
             files = self.config.teacher_files or [None] * len(recorded)
             if not len(folders) == len(recorded) == len(files):
                 raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')

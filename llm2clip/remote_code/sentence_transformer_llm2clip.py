@@ -11,14 +11,14 @@ import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
 # Relative, since the copies in an export are no package of this name.
-from .checks_llm2clip import LoadError, check_files, check_finite, check_no_code, loading
+from .checks_llm2clip import LoadError, check_finite, check_no_code, loading
 
-__all__ = ['encode_sentences', 'load_sentence_teacher', 'load_sentence_transformer']
+__all__ = ['encode_sentences', 'load_sentence_transformer']
 
 # Classes that a sentence-transformers folder may name: modules, activations, and what export_sentence writes.
 _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.', 'llm2clip.export.sentence_model.CaptionEncoder')
@@ -110,20 +110,3 @@ def encode_sentences(
     order = torch.tensor([i for batch in batches for i in batch])
     # `encode` gives tensors that a graph may not keep; what is made of them here is free of that.
     return torch.cat(vectors)[order.argsort().to(model.device, non_blocking=True)], lengths
-
-
-def load_sentence_teacher(
-    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]], trust_remote_code: bool = False
-) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
-    """The frozen sentence-transformers model in a folder: captions -> ``(N, llm_embed_dim)`` in float32 on the CPU.
-
-    Args:
-        folder: As for `load_sentence_transformer`, as are its errors.
-        recorded: Fingerprint of the teacher that the model learned from; its ``prompt`` is put before every caption.
-        files: Checksums of that teacher's files, which must be the same; None, they are not compared.
-        trust_remote_code: As for `load_sentence_transformer`.
-    """
-    if files is not None:
-        check_files(folder, files)
-    model = load_sentence_transformer(folder, trust_remote_code)
-    return lambda texts, device: encode_sentences(model.to(device), texts, str(recorded['prompt']))[0].cpu()

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerBase
 
 __all__ = [
-    'POOLINGS', 'TEXT_ARGUMENTS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'encode_texts', 'encode_tokens',
-    'pack',
+    'POOLINGS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'encode_texts', 'encode_tokens', 'pack',
 ]
 
 Tokens = dict[str, torch.Tensor]
@@ -31,8 +30,6 @@ _SENTINEL, _ANSWER = '\u2063caption\u2063', '\u2063answer\u2063'
 _SPACE = '\u2003'
 # The day on which every chat template is applied: Llama 3.1's and others' write it into what they make of a caption.
 _DAY = datetime(2024, 7, 26)
-# Of `TextEncoder.forward`.
-TEXT_ARGUMENTS = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'places')
 
 
 class Tokenized(NamedTuple):
@@ -235,6 +232,9 @@ class TextEncoder(nn.Module):
         config: `bidirectional` and `pooling` are used.
     """
 
+    arguments = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'places')
+    """Of `forward`."""
+
     def __init__(self, llm: Any, config: Any) -> None:
         super().__init__()
         if config.pooling not in POOLINGS:
@@ -297,7 +297,6 @@ class TextEncoder(nn.Module):
             mask = hidden[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
         states = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         return states if embed_mask is None else self.pool(states, embed_mask)
-
 
 
 def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any) -> Any:

@@ -1,29 +1,28 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen text encoders that are loaded, captions -> vectors: LLMs, sentence-transformers models, a cache of texts."""
+"""Frozen text encoders, captions -> vectors: before they are loaded, loaded, and with a cache of texts."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import xxhash
+from composer.devices import Device
 from tqdm import tqdm
 
+from llm2clip.config import ConfigError
 from llm2clip.files import FileError, reading, write_text
-from llm2clip.ranks import broadcast_from_rank0, is_first, round_robin, rows
+from llm2clip.ranks import broadcast_from_rank0, is_first, once_per_node, round_robin, rows
 from llm2clip.remote_code.checks_llm2clip import check_finite
-from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.llm import upcast_where_slow
 from llm2clip.weights import read_safetensors, write_safetensors
 
-__all__ = ['CachedTeacher', 'CaptionTeacher', 'Embedded', 'LLMTeacher', 'SentenceTransformerTeacher']
+__all__ = ['CachedTeacher', 'CaptionTeacher', 'Embedded', 'TeacherSource']
 
 # Texts of a file, embedded together: enough to sort by length, few enough to lose.
 _BLOCK = 1024
@@ -77,6 +76,78 @@ class CaptionTeacher(ABC):
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+
+class TeacherSource(ABC):
+    """A frozen text encoder that is not loaded; `name` says where it lies."""
+
+    name: str
+
+    @abstractmethod
+    def _encoding(self) -> dict[str, Any]:
+        """How it turns captions into vectors; a ConfigError if there is no such text encoder."""
+
+    @abstractmethod
+    def fingerprint(self) -> Fingerprint:
+        """What decides its vectors; the weights are read, unless `hash_files` knows them."""
+
+    @abstractmethod
+    def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
+              ) -> CaptionTeacher:
+        """As `load`, with the fingerprint."""
+
+    def load(
+        self, device: Device, batch_tokens: int = 4096, precision: str = 'fp32',
+        fingerprint: Optional[Fingerprint] = None, sharded: bool = False,
+    ) -> CaptionTeacher:
+        """The text encoder, on its device.
+
+        Args:
+            device: Where it runs.
+            batch_tokens: Tokens per forward pass.
+            precision: ``fp32``, or ``amp_bf16`` for autocast.
+            fingerprint: Of this text encoder, if it is known.  Otherwise one rank per node reads the weights for it,
+                and every rank has to call this.
+            sharded: Spread an LLM over the ranks, which read it one after the other, so that a host holds it in full
+                only once.
+
+        Raises:
+            ConfigError: There is none, or it cannot be sharded.
+            FileError, LoadError: It is damaged, or needs code that is not trusted.
+            ValueError: The nodes have different ones.
+        """
+        if fingerprint is None:
+            fingerprint = once_per_node(self.fingerprint, f'teacher {self.name}')
+        return self._load(device, fingerprint, batch_tokens, precision, sharded)
+
+    def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
+        """Write it as a folder from which an exported model loads it; returns the fingerprint that it has there.
+
+        Raises:
+            ConfigError: No model is exported with a text encoder of this type.
+            ValueError: It is not the expected one.
+        """
+        raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
+
+    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
+        """Find out what is wrong without reading weights.
+
+        Args:
+            expected: Of the text encoder that it should be, if that is known.
+            reference: What has that fingerprint, for messages.
+
+        Raises:
+            ConfigError: There is no such text encoder.
+            ValueError: It turns captions into vectors otherwise.
+        """
+        found = Fingerprint.of('', self._encoding())
+        if expected is not None:
+            found.check(expected, self.name, reference, but=('weights',))
+
+    def check(self, expected: Fingerprint, reference: str) -> None:
+        """`check_encoding`, then the weights, which are read."""
+        self.check_encoding(expected, reference)
+        self.fingerprint().check(expected, self.name, reference)
 
 
 class CachedTeacher:
@@ -136,58 +207,3 @@ class CachedTeacher:
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise FileError(f'{path}: holds vectors of the shape {tuple(vectors.shape)}, expected {expected}')
         return vectors, truncated
-
-
-class LLMTeacher(CaptionTeacher):
-    """An LLM as text encoder, whose weights are cast to float32 where bfloat16 is slow.
-
-    If it is `sharded`, spread over the ranks, they embed together, each as many captions.
-    """
-
-    def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
-                 batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
-        super().__init__(encoder, fingerprint, batch_tokens, precision)
-        self.tokenizer, self.sharded = tokenizer, sharded
-        if not sharded:
-            upcast_where_slow(encoder.llm)
-
-    @property
-    def llm_embed_dim(self) -> int:
-        return self.module.llm_embed_dim
-
-    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
-        return self.tokenizer.tokenize(texts)
-
-    def embed_tokens(
-        self, tokens: Sequence[Tokenized], on_batch: Callable[[int], object] = lambda texts: None
-    ) -> Embedded:
-        vectors = encode_tokens(self.module, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
-        return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
-
-
-class SentenceTransformerTeacher(CaptionTeacher):
-    """A SentenceTransformer, which brings its own tokens and pooling; `prompt` is put before every caption.
-
-    `batch_tokens` counts padding.
-    """
-
-    def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
-                 precision: str = 'fp32') -> None:
-        super().__init__(model, fingerprint, batch_tokens, precision)
-        self.prompt = prompt
-
-    @property
-    def llm_embed_dim(self) -> int:
-        # Modules that a model brings along need not say it.
-        return self.module.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
-
-    def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
-        """The captions as they are: `encode` tokenises them, and a tokenizer does not work for two threads at once."""
-        return texts
-
-    def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        vectors, lengths = encode_sentences(self.module, tokens, self.prompt, self.batch_tokens, self.precision,
-                                            on_batch)
-        limit = self.module.max_seq_length or max(lengths, default=0)
-        return Embedded(vectors, sum(min(length, limit) for length in lengths),
-                        sum(length > limit for length in lengths))

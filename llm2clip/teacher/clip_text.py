@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
+import xxhash
+from composer.devices import Device
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -25,13 +27,12 @@ from llm2clip.config import ClipTextConfig, ConfigError
 from llm2clip.files import reading
 from llm2clip.folders import atomic_folder
 from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
-from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
+from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import write_safetensors
+from llm2clip.weights import hash_tensors, write_safetensors
 
 __all__ = [
-    'KIND', 'MORE_FILE', 'ClipTextTeacher', 'ClipTextTower', 'ClipTokenizer', 'load_clip_text', 'load_clip_tokenizer',
-    'save_clip_text',
+    'KIND', 'MORE_FILE', 'ClipText', 'ClipTextTower', 'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
 ]
 
 KIND = 'text tower of a CLIP'
@@ -173,7 +174,7 @@ def save_clip_text(
             write_safetensors(out / MORE_FILE, dict(more))
 
 
-class ClipTextTeacher(CaptionTeacher):
+class _ClipTextTeacher(CaptionTeacher):
     """A frozen `ClipTextTower`, whose vectors are its projected features, not normalised.
 
     Captions that it cannot read to their end lose it with `cut`, and get the vector 0 without.
@@ -213,3 +214,36 @@ class ClipTextTeacher(CaptionTeacher):
         batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(texts).items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
             return self.module(**batch).float()
+
+
+class ClipText(TeacherSource):
+    """The text tower of a CLIP or SigLIP.
+
+    Args:
+        name: Hub name or local folder of a CLIP or SigLIP, or what `save_clip_text` wrote.
+        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0, as those that a
+            sample does not have.
+    """
+
+    def __init__(self, name: Union[str, Path], cut: bool = False) -> None:
+        self.name, self._cut = str(name), cut
+
+    def _encoding(self) -> dict[str, Any]:
+        config = load_config(self.name, f'teacher: {self.name}')
+        max_length = getattr(getattr(config, 'text_config', config), 'max_position_embeddings', None)
+        return {'clip_text': config.model_type, 'max_length': max_length,
+                'too_long': 'cut' if self._cut else 'left out'}
+
+    def fingerprint(self) -> Fingerprint:
+        state, digest = self._read().trunk.state_dict(), xxhash.xxh64()
+        hash_tensors({name: value for name, value in state.items() if name.startswith('text_')}, digest)
+        return Fingerprint.of(digest.hexdigest(), self._encoding())
+
+    def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
+              ) -> CaptionTeacher:
+        tower, tokenizer = self._read(), load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        return _ClipTextTeacher(device.module_to_device(tower), tokenizer, fingerprint, batch_tokens, precision,
+                                self._cut)
+
+    def _read(self) -> ClipTextTower:
+        return load_clip_text(ClipTextConfig(self.name), 'teacher').eval().requires_grad_(False)

@@ -3,11 +3,15 @@
 
 """What decides a teacher's vectors, kept wherever they are used, so that no others are taken for them."""
 
+import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import xxhash
 from composer.core import DataSpec
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
@@ -17,10 +21,14 @@ from llm2clip.config.settings import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
-from llm2clip.files import json_text, read_json, reading, write_text
+from llm2clip.files import FileError, json_text, read_json, reading, write_json, write_text
+from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 
-__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'teacher_of_embeddings']
+__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'hash_files', 'teacher_of_embeddings']
 
+CACHE_VARIABLE = 'LLM2CLIP_CACHE'
+# What changed so short a time ago may change again without another time stamp: a second on some network disks.
+_SETTLED_NS = 2_000_000_000
 _SEVERAL = 'concatenated'
 
 
@@ -156,3 +164,44 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
     for where, teacher in others:
         teacher.check(expected, f'embeddings dataset {where}', f'embeddings dataset {first}')
     return TeacherRecord(expected, {'llm_embed_dim': dim})
+
+
+def hash_files(folder: Union[str, Path], exclude_ids: str = '') -> str:
+    """Hash of the weights, tokenizer, chat template and configurations in a folder, but the file named `exclude_ids`.
+
+    A large LLM takes minutes to read from a network's disk.  So the hash is kept in ``$LLM2CLIP_CACHE``, by default
+    ``~/.cache/llm2clip``, with the name, size, inode and times of every file, and taken from there while all of these
+    are what they were.  What is damaged there or cannot be written counts as not there.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    folder = Path(folder).absolute()
+    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES and path.name != exclude_ids)
+    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    root = Path(os.environ.get(CACHE_VARIABLE) or os.path.join(cache, 'llm2clip'))
+    name = xxhash.xxh64(os.fsencode(folder) + b'\0' + os.fsencode(exclude_ids)).hexdigest()
+    seen, kept = _states(paths), root / 'hashes' / f'{name}.json'
+    with suppress(FileError):
+        known = read_json(kept, dict) if root.is_absolute() else {}
+        if known.get('files') == seen and isinstance(known.get('hash'), str) and len(known['hash']) == 16:
+            return known['hash']
+    digest = xxhash.xxh64()
+    for path in paths:
+        digest.update(path.relative_to(folder).as_posix())
+        with path.open('rb') as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    result = digest.hexdigest()
+    newest = max((times for _, _, _, *both in seen for times in both), default=0)
+    if root.is_absolute() and seen == _states(paths) and newest < time.time_ns() - _SETTLED_NS:
+        with suppress(OSError, FileError):
+            write_json(kept, {'files': seen, 'hash': result})
+    return result
+
+
+def _states(paths: Sequence[Path]) -> list[list[Any]]:
+    """What changes when a file does: path, size, inode, time of the content and time of the inode, in nanoseconds."""
+    states = [path.stat() for path in paths]
+    return [[os.fsencode(path).hex(), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
+            for path, state in zip(paths, states)]

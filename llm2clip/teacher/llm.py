@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLMs by name as text encoders: which architectures work, how their weights are loaded, LoRA adapters."""
+"""LLMs as text encoders: which architectures work, their weights and LoRA adapters, the folder that stage 1 leaves."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn as nn
 import xxhash
+from composer.utils import dist
 from peft import LoraConfig as PeftLoraConfig
 from peft import (
     PeftConfig,
@@ -23,24 +24,37 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.device import computes_bfloat16
+from llm2clip.config.files import check_values
+from llm2clip.config.ranges import WeightType
 from llm2clip.files import FileError, read_json, reading, write_json
-from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config, load_tokenizer
+from llm2clip.folders import atomic_folder
+from llm2clip.remote_code.checks_llm2clip import (
+    check_finite,
+    load_checked,
+    load_config,
+    load_tokenizer,
+    read_encoding,
+)
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
+from llm2clip.teacher.fingerprint import Fingerprint, hash_files
 from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 
 __all__ = [
-    'add_lora', 'apply_lora_apart', 'build_text_encoder', 'cast_weights', 'load_caption_tokenizer', 'load_llm',
-    'load_llm_and_head', 'load_text_encoder', 'save_adapter', 'save_lora', 'set_attention_dropout', 'shard_encoder',
-    'upcast_where_slow',
+    'ENCODER_FILE', 'KIND', 'LORA_KIND', 'add_lora', 'build_text_encoder', 'encoding',
+    'load_caption_tokenizer', 'load_llm', 'load_llm_and_head', 'load_teacher', 'load_text_encoder', 'save_teacher',
+    'set_attention_dropout', 'shard_encoder', 'teacher_config', 'teacher_fingerprint', 'teacher_width',
 ]
 
+KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
 BASE_FILE = 'base_model.json'
+ENCODER_FILE = 'text_encoder.json'
+LORA_FILE = 'lora.safetensors'
 # Those whose attention takes a 4-D mask as it is, in every layer, and therefore becomes bidirectional by one.
 ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3')
 
@@ -113,12 +127,6 @@ def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in llm.named_parameters():
         if 'lora_' not in name:
             parameter.data = parameter.data.to(dtype)
-
-
-def upcast_where_slow(llm: nn.Module) -> None:
-    """Cast weights of bfloat16 to float32, which keeps their values, if this machine is slow in bfloat16."""
-    if any(weight.dtype == torch.bfloat16 for weight in llm.parameters()) and not computes_bfloat16():
-        cast_weights(llm, torch.float32)
 
 
 def set_attention_dropout(llm: nn.Module, probability: float) -> None:
@@ -261,3 +269,87 @@ def shard_encoder(encoder: TextEncoder, mesh: DeviceMesh) -> None:
         if encoder.fsdp_wrap_fn(module):
             fully_shard(module, mesh=mesh)
     fully_shard(encoder, mesh=mesh)
+
+
+def save_teacher(
+    encoder: TextEncoder, tokenizer: CaptionTokenizer, lora: Optional[LoraConfig], folder: Union[str, Path],
+    lora_folder: Union[str, Path, None] = None,
+) -> None:
+    """Write an encoder, which may be sharded, as a Hugging Face folder plus how it turns captions into vectors.
+
+    LoRA is merged in float32, and the weights are saved in it: a narrower type would round away a part of LoRA.  The
+    LoRA weights lie beside them, so that `load_teacher` can hold the LLM in a narrower type all the same.  Every rank
+    calls this; rank 0 writes.  A folder appears under its name only when it is complete.
+
+    Args:
+        encoder: The encoder.
+        tokenizer: The encoder's.
+        lora: As the encoder was built with.
+        folder: Where to.
+        lora_folder: Where the LoRA weights alone go, as peft loads them into the LLM with the `adapters` merged.
+    """
+    state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_global_rank() == 0:
+        # peft cannot merge shards: an unsharded model takes over the gathered weights, without a second copy of them.
+        whole = build_text_encoder(encoder.config, lora, on_meta=True)
+        whole.load_state_dict(state, assign=True)
+        llm = whole.llm
+        if isinstance(llm, PeftModel) and lora_folder is not None:
+            with atomic_folder(lora_folder, LORA_KIND) as out:
+                save_adapter(llm, encoder.config.pretrained, out)
+        with atomic_folder(folder, KIND) as out:
+            if isinstance(llm, PeftModel):
+                assert lora is not None
+                save_lora(llm, lora, out / LORA_FILE)
+                cast_weights(llm, torch.float32)
+                # Not in place: on a CPU the gathered weights are still those of the encoder.
+                llm = llm.merge_and_unload(safe_merge=True)
+            llm.save_pretrained(out, safe_serialization=True)
+            tokenizer.tokenizer.save_pretrained(out)
+            write_json(out / ENCODER_FILE, encoding(encoder.config))
+    dist.barrier()
+
+
+def encoding(config: TextEncoderConfig) -> dict[str, Any]:
+    """How an encoder turns captions into vectors, without where its weights lie."""
+    unsaid = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code', 'type']
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in unsaid}
+
+
+def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
+    """How the teacher in `folder` was trained to encode.
+
+    Raises:
+        ConfigError: `save_teacher` did not write the folder, or a value is out of range.
+        LoadError: Its file is damaged, or says more or less than how captions are encoded.
+    """
+    path = Path(folder) / ENCODER_FILE
+    if not path.is_file():
+        raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it ends)')
+    config = TextEncoderConfig(pretrained=str(folder), **read_encoding(path))
+    check_values(TextEncoderConfig, dataclasses.asdict(config), where=lambda key: f'{path}: {key}')
+    return config
+
+
+def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
+    """What decides the vectors of the teacher in `folder`; its weights are read, unless `hash_files` knows them."""
+    return Fingerprint.of(hash_files(folder, exclude_ids=ENCODER_FILE), encoding(teacher_config(folder)))
+
+
+def teacher_width(folder: Union[str, Path]) -> int:
+    """Size of the vectors of the teacher in `folder`, without its weights."""
+    return load_config(teacher_config(folder).pretrained).hidden_size
+
+
+def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -> tuple[TextEncoder, CaptionTokenizer]:
+    """The frozen encoder that `save_teacher` wrote, with weights of `dtype`, or unset, of the type of the training.
+
+    In a narrower type than float32, LoRA is applied apart from the weights, as in training.
+    """
+    config = teacher_config(folder)
+    config.dtype = dtype or config.dtype
+    lora = Path(folder, LORA_FILE)
+    if config.dtype == 'float32' or not lora.is_file():
+        return load_text_encoder(config)
+    llm = apply_lora_apart(load_llm(config), folder, lora)
+    return TextEncoder(llm, config).eval().requires_grad_(False), load_caption_tokenizer(config)

@@ -1,16 +1,17 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen text encoders before they are loaded, a class for each type that the key `teacher` names."""
+"""The frozen text encoders that the key `teacher` names: LLMs and sentence-transformers models, and which one it is."""
 
 import dataclasses
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import torch
 import xxhash
 from composer.devices import Device
 from composer.utils import dist
@@ -18,113 +19,66 @@ from huggingface_hub import snapshot_download
 from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import (
-    ClipTextConfig,
     ClipTextTeacherConfig,
     ConfigError,
     ExtractConfig,
     LLMTeacherConfig,
     SentenceTransformersTeacherConfig,
 )
-from llm2clip.device import open_device
+from llm2clip.device import computes_bfloat16, open_device
 from llm2clip.files import read_json, reading
 from llm2clip.ranks import once_per_node
-from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, load_config
-from llm2clip.remote_code.sentence_transformer_llm2clip import load_sentence_transformer
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
-from llm2clip.teacher.caption_teacher import CaptionTeacher, LLMTeacher, SentenceTransformerTeacher
-from llm2clip.teacher.clip_text import ClipTextTeacher, ClipTextTower, load_clip_text, load_clip_tokenizer
-from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.folder import (
+from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
+from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences, load_sentence_transformer
+from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
+from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
+from llm2clip.teacher.clip_text import ClipText
+from llm2clip.teacher.fingerprint import Fingerprint, hash_files
+from llm2clip.teacher.llm import (
     encoding,
-    hash_files,
     load_teacher,
+    load_text_encoder,
     save_teacher,
+    shard_encoder,
     teacher_config,
     teacher_fingerprint,
 )
-from llm2clip.teacher.llm import load_text_encoder, shard_encoder
 from llm2clip.weights import hash_tensors
 
-__all__ = [
-    'ClipText', 'TeacherFolder', 'TeacherSource', 'check_teachers', 'load_caption_teacher', 'teacher_in',
-    'teacher_source', 'teacher_sources',
-]
+__all__ = ['TeacherFolder', 'check_teachers', 'load_caption_teacher', 'teacher_in', 'teacher_source', 'teacher_sources']
 
 _PROMPTS_FILE = 'config_sentence_transformers.json'
 # Of a model on the Hub, the weights for other libraries.
 _FOREIGN_WEIGHTS = ['onnx/*', 'openvino/*', '*.onnx', '*.onnx_data', '*.h5', '*.msgpack', '*.ot', '*.gguf']
 
 
-class TeacherSource(ABC):
-    """A frozen text encoder that is not loaded; `name` says where it lies."""
+class LLMTeacher(CaptionTeacher):
+    """An LLM as text encoder, whose weights are cast to float32 where bfloat16 is slow.
 
-    name: str
+    If it is `sharded`, spread over the ranks, they embed together, each as many captions.
+    """
 
-    @abstractmethod
-    def _encoding(self) -> dict[str, Any]:
-        """How it turns captions into vectors; a ConfigError if there is no such text encoder."""
+    def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
+                 batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
+        super().__init__(encoder, fingerprint, batch_tokens, precision)
+        self.tokenizer, self.sharded = tokenizer, sharded
+        # Float32 keeps the values of bfloat16.
+        narrow = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
+        if not sharded and narrow and not computes_bfloat16():
+            encoder.llm.float()
 
-    @abstractmethod
-    def fingerprint(self) -> Fingerprint:
-        """What decides its vectors; the weights are read, unless `hash_files` knows them."""
+    @property
+    def llm_embed_dim(self) -> int:
+        return self.module.llm_embed_dim
 
-    @abstractmethod
-    def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
-              ) -> CaptionTeacher:
-        """As `load`, with the fingerprint."""
+    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
+        return self.tokenizer.tokenize(texts)
 
-    def load(
-        self, device: Device, batch_tokens: int = 4096, precision: str = 'fp32',
-        fingerprint: Optional[Fingerprint] = None, sharded: bool = False,
-    ) -> CaptionTeacher:
-        """The text encoder, on its device.
-
-        Args:
-            device: Where it runs.
-            batch_tokens: Tokens per forward pass.
-            precision: ``fp32``, or ``amp_bf16`` for autocast.
-            fingerprint: Of this text encoder, if it is known.  Otherwise one rank per node reads the weights for it,
-                and every rank has to call this.
-            sharded: Spread an LLM over the ranks, which read it one after the other, so that a host holds it in full
-                only once.
-
-        Raises:
-            ConfigError: There is none, or it cannot be sharded.
-            FileError, LoadError: It is damaged, or needs code that is not trusted.
-            ValueError: The nodes have different ones.
-        """
-        if fingerprint is None:
-            fingerprint = once_per_node(self.fingerprint, f'teacher {self.name}')
-        return self._load(device, fingerprint, batch_tokens, precision, sharded)
-
-    def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
-        """Write it as a folder from which an exported model loads it; returns the fingerprint that it has there.
-
-        Raises:
-            ConfigError: No model is exported with a text encoder of this type.
-            ValueError: It is not the expected one.
-        """
-        raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
-
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
-        """Find out what is wrong without reading weights.
-
-        Args:
-            expected: Of the text encoder that it should be, if that is known.
-            reference: What has that fingerprint, for messages.
-
-        Raises:
-            ConfigError: There is no such text encoder.
-            ValueError: It turns captions into vectors otherwise.
-        """
-        found = Fingerprint.of('', self._encoding())
-        if expected is not None:
-            found.check(expected, self.name, reference, but=('weights',))
-
-    def check(self, expected: Fingerprint, reference: str) -> None:
-        """`check_encoding`, then the weights, which are read."""
-        self.check_encoding(expected, reference)
-        self.fingerprint().check(expected, self.name, reference)
+    def embed_tokens(
+        self, tokens: Sequence[Tokenized], on_batch: Callable[[int], object] = lambda texts: None
+    ) -> Embedded:
+        vectors = encode_tokens(self.module, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
+        return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
 
 
 class _LLM(TeacherSource):
@@ -206,6 +160,34 @@ class FrozenLLM(_LLM):
         return Fingerprint.of(digest.hexdigest(), self._encoding())
 
 
+class _SentenceTransformerTeacher(CaptionTeacher):
+    """A SentenceTransformer, which brings its own tokens and pooling; `prompt` is put before every caption.
+
+    `batch_tokens` counts padding.
+    """
+
+    def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
+                 precision: str = 'fp32') -> None:
+        super().__init__(model, fingerprint, batch_tokens, precision)
+        self.prompt = prompt
+
+    @property
+    def llm_embed_dim(self) -> int:
+        # Modules that a model brings along need not say it.
+        return self.module.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
+
+    def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
+        """The captions as they are: `encode` tokenises them, and a tokenizer does not work for two threads at once."""
+        return texts
+
+    def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+        vectors, lengths = encode_sentences(self.module, tokens, self.prompt, self.batch_tokens, self.precision,
+                                            on_batch)
+        limit = self.module.max_seq_length or max(lengths, default=0)
+        return Embedded(vectors, sum(min(length, limit) for length in lengths),
+                        sum(length > limit for length in lengths))
+
+
 class SentenceTransformerModel(TeacherSource):
     """A sentence-transformers model, in a folder or on the Hub."""
 
@@ -216,12 +198,12 @@ class SentenceTransformerModel(TeacherSource):
         return Fingerprint.of(hash_files(self._folder), self._encoding())
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
-              ) -> SentenceTransformerTeacher:
+              ) -> _SentenceTransformerTeacher:
         if sharded:
             raise ConfigError(f'text_encoder_in_loop.sharded: {self.name} is a sentence-transformers model, and only '
                               f'an LLM can be spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
-        return SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],
+        return _SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],
                                           batch_tokens, precision)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
@@ -254,39 +236,6 @@ class SentenceTransformerModel(TeacherSource):
             raise ConfigError(f'teacher.prompt_name: {name!r}, expected one of those of {self.name}: '
                               f'{", ".join(prompts)}')
         return {'prompt': '' if name is None else prompts[name]}
-
-
-class ClipText(TeacherSource):
-    """The text tower of a CLIP or SigLIP.
-
-    Args:
-        name: Hub name or local folder of a CLIP or SigLIP, or what `save_clip_text` wrote.
-        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0, as those that a
-            sample does not have.
-    """
-
-    def __init__(self, name: Union[str, Path], cut: bool = False) -> None:
-        self.name, self._cut = str(name), cut
-
-    def _encoding(self) -> dict[str, Any]:
-        config = load_config(self.name, f'teacher: {self.name}')
-        max_length = getattr(getattr(config, 'text_config', config), 'max_position_embeddings', None)
-        return {'clip_text': config.model_type, 'max_length': max_length,
-                'too_long': 'cut' if self._cut else 'left out'}
-
-    def fingerprint(self) -> Fingerprint:
-        state, digest = self._read().trunk.state_dict(), xxhash.xxh64()
-        hash_tensors({name: value for name, value in state.items() if name.startswith('text_')}, digest)
-        return Fingerprint.of(digest.hexdigest(), self._encoding())
-
-    def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
-              ) -> ClipTextTeacher:
-        tower, tokenizer = self._read(), load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
-        return ClipTextTeacher(device.module_to_device(tower), tokenizer, fingerprint, batch_tokens, precision,
-                               self._cut)
-
-    def _read(self) -> ClipTextTower:
-        return load_clip_text(ClipTextConfig(self.name), 'teacher').eval().requires_grad_(False)
 
 
 def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: bool = False) -> TeacherSource:

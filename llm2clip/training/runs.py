@@ -19,15 +19,16 @@ from llm2clip.config import ConfigError, Stage2Config, TrainConfig, VisionConfig
 from llm2clip.config.files import read_config, read_resolved, save_config
 from llm2clip.config.settings import settings_in_folder
 from llm2clip.data.schema import TEACHER_FILE
+from llm2clip.export.hf import is_exported
 from llm2clip.files import FileError, reading
 from llm2clip.folders import check_replaceable
-from llm2clip.imports.initial import check_is_exported, load_initial_weights
+from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.weights import read_safetensors
 
@@ -167,7 +168,8 @@ def interpolated(
 def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None:
     """Raise a ConfigError, without reading a weight, if the tower began with random ones, or theirs are not there."""
     if initial_weights is not None:
-        check_is_exported(initial_weights)
+        if not is_exported(initial_weights):
+            raise ConfigError(f'initial_weights: {initial_weights} is no exported folder: it has no config.json of one')
     elif vision.checkpoint is not None:
         if not Path(vision.checkpoint).is_file():
             raise ConfigError(f'model.vision.checkpoint: there is no file {vision.checkpoint}')

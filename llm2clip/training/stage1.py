@@ -14,12 +14,15 @@ from llm2clip.data.texts import build_caption_pair_loader, build_masked_text_loa
 from llm2clip.folders import check_replaceable
 from llm2clip.models.stage1 import CaptionContrastive, MaskedNextTokenPrediction
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
-from llm2clip.teacher.folder import ENCODER_FILE, KIND, LORA_KIND, save_teacher
 from llm2clip.teacher.llm import (
+    ENCODER_FILE,
+    KIND,
+    LORA_KIND,
     add_lora,
     build_text_encoder,
     load_caption_tokenizer,
     load_llm_and_head,
+    save_teacher,
     set_attention_dropout,
 )
 from llm2clip.training.runs import is_complete, write_settings

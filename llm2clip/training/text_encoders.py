@@ -17,9 +17,8 @@ from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, Trainab
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
-from llm2clip.teacher.folder import KIND as TEACHER_KIND
-from llm2clip.teacher.folder import save_teacher, teacher_config
-from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
+from llm2clip.teacher.llm import KIND as TEACHER_KIND
+from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer, save_teacher, teacher_config
 from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 

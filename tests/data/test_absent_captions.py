@@ -21,8 +21,8 @@ from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.caption_teacher import LLMTeacher
-from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
+from llm2clip.teacher.sources import LLMTeacher
 from llm2clip.training.algorithms.batches import TextEncoderInLoop
 
 IMAGE_SIZE = 32

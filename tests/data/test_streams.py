@@ -21,7 +21,7 @@ from llm2clip.data.image_embeddings import build_image_loader, vectors_of
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import teacher_of_embeddings
-from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.llm import load_teacher
 
 IMAGE_SIZE = 32
 

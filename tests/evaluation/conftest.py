@@ -6,25 +6,18 @@
 from pathlib import Path
 
 import pytest
-import torch
 from towers import write_clip
+from trained import trained
 
-from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
 
 
 @pytest.fixture(scope='session')
 def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM2CLIP, Path]:
-    config = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
-    torch.manual_seed(3)
-    model = LLM2CLIP(config, 32, load_weights=False).eval()
-    out = tmp_path_factory.mktemp('export') / 'model'
-    record = TeacherRecord(teacher_fingerprint(teacher_folder), {'llm_embed_dim': 32})
-    export_folder(model, config, record, teacher_folder, out)
-    return model, out
+    of_run = trained('timm:test_efficientnet', [teacher_folder], image_size=32, embed_dim=16)
+    export_folder(*of_run, out := tmp_path_factory.mktemp('export') / 'model')
+    return of_run.model, out
 
 
 @pytest.fixture(scope='session', params=['clip', 'siglip'])

@@ -15,7 +15,6 @@ from parts import picture, write_dataset
 from recipes_in_process import run_recipe
 from set_files import custom_sets, write_custom_sets
 
-import llm2clip.evaluation.cra
 import llm2clip.evaluation.evaluate
 import llm2clip.evaluation.images
 import llm2clip.evaluation.models
@@ -31,14 +30,13 @@ from llm2clip.config import (
 )
 from llm2clip.config.files import load_config, save_config
 from llm2clip.data.convert.samples import Sample
-from llm2clip.evaluation.cra import evaluate_cra
-from llm2clip.evaluation.evaluate import Evaluation, check_results
+from llm2clip.evaluation.evaluate import Evaluation, check_results, evaluate_cra
 from llm2clip.evaluation.images import ImageFeatures
 from llm2clip.evaluation.models import HuggingFaceCLIP
 from llm2clip.evaluation.report import report_page
 from llm2clip.evaluation.retrieval import evaluate_retrieval, make_gallery, thumbnail
 from llm2clip.evaluation.sets.files import RetrievalSet
-from llm2clip.evaluation.tables import markdown, result_tables
+from llm2clip.evaluation.tables import markdown
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.models.llm2clip import LLM2CLIP
 
@@ -66,6 +64,14 @@ class _Given:
 
 def _set(captions: list[list[str]], read_image: Callable[[int], bytes] = picture) -> RetrievalSet:
     return RetrievalSet('set', [str(i) for i in range(len(captions))], captions, read_image)
+
+
+def _evaluation(out: Path, benchmark: str = 'mds', bootstrap: int = 0, **sets: RetrievalSet) -> Evaluation:
+    """Of these sets."""
+    evaluation = Evaluation(EvaluateConfig(out=str(out), bootstrap=bootstrap, gallery=2, num_workers=0))
+    evaluation.retrieval = sets
+    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': benchmark, 'local': name}) for name in sets}
+    return evaluation
 
 
 def test_captions_of_any_number_and_equal_wording() -> None:
@@ -101,9 +107,7 @@ def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> No
     gallery = make_gallery(_set(captions, read_image), result, 3, top=2)
     shown = {found for row in gallery['texts'] for found, _ in row['results']}
     assert shown <= {thumbnail(picture(i), str(i)) for i in kept} and len(shown) > 3
-    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=10, gallery=2, num_workers=0))
-    evaluation.retrieval = {'de': _set(captions), 'en': _set([['a']] * n)}
-    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds'}) for name in ('de', 'en')}
+    evaluation = _evaluation(tmp_path, bootstrap=10, de=_set(captions), en=_set([['a']] * n))
     model.text_features = lambda texts: (torch.ones(len(texts), 4), 0)  # type: ignore[method-assign]
     evaluation.run('m', model)  # type: ignore[arg-type]
     table = (tmp_path / 'results.md').read_text()
@@ -128,7 +132,11 @@ def test_cra_takes_the_pairs_that_there_are(
     assert f'6 of 12 samples of {tmp_path}/gaps/train lack one of' in capsys.readouterr().out
     config.limit = 2
     assert evaluate_cra(config, DeviceCPU())[1] == 2
-    assert '\n\n%, 6 pairs\n' in markdown(result_tables({'cra': results[0][0], 'cra_pairs': results[0][1]}))
+    table = markdown({'cra': results[0][0], 'cra_pairs': 6, 'cra_name': 'coco'})
+    assert table.startswith('## Caption retrieval accuracy: coco\n')
+    assert '| Llama 3 8B after stage 1 (paper) | 29.5 |' in table
+    assert '\n\n%, 6 pairs; paper: arXiv 2411.04997 v6, table A1\n' in table
+    assert 'paper' not in markdown({'cra': results[0][0], 'cra_name': 'mine'})
     write_dataset([Sample('0', {'a': 'x', 'b': ''})], tmp_path / 'none')
     with pytest.raises(ValueError, match=r"cra.caption_keys: no sample of .*none/train has all of \['a', 'b'\]"):
         evaluate_cra(CRAConfig(f'{tmp_path}/none/train', ['a', 'b'], encoders), DeviceCPU())
@@ -146,16 +154,6 @@ def test_cra_of_clips_own_text_tower(baseline: Path, tmp_path: Path) -> None:
     (first, cut), (second, cut_too) = (model.text_features(side) for side in texts)
     assert (cut, cut_too, n) == (0, 9, 9)
     assert found['clip'] == pytest.approx(caption_retrieval_accuracy(first, second), abs=1e-3)
-
-
-def test_the_paper_stands_beside_text_encoders_on_coco(tmp_path: Path) -> None:
-    results = {'cra': {'ours': 27.06}, 'cra_pairs': 5000, 'cra_name': 'coco'}
-    table = markdown(result_tables(results))
-    assert table.startswith('## Caption retrieval accuracy: coco\n') and '| ours | 27.1 |\n' in table
-    assert '| Llama 3 8B after stage 1 (paper) | 29.5 |\n' in table
-    assert table.endswith('\n\n%, 5,000 pairs; paper: arXiv 2411.04997 v6, table A1\n')
-    assert 'EVA02 L/14 (paper)' in report_page('title', results, {})
-    assert 'paper' not in markdown(result_tables({**results, 'cra_name': 'mine'}))
 
 
 def test_gallery_shows_best_median_and_worst() -> None:
@@ -216,9 +214,7 @@ def test_models_side_by_side(
 
 
 def test_the_paper_stands_beside_its_benchmarks(tmp_path: Path) -> None:
-    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
-    evaluation.retrieval = {'mine': _set([[f'text {i}'] for i in range(5)])}
-    evaluation.config.retrieval = {'mine': RetrievalConfig(source={'name': 'urban1k'})}
+    evaluation = _evaluation(tmp_path, 'urban1k', mine=_set([[f'text {i}'] for i in range(5)]))
     evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
     table = (tmp_path / 'results.md').read_text()
     assert '| m | 100.0 |' in table and '| CLIP L/14-224 (paper) | 55.6 |' in table
@@ -226,9 +222,7 @@ def test_the_paper_stands_beside_its_benchmarks(tmp_path: Path) -> None:
 
 
 def test_one_model_has_one_table(tmp_path: Path) -> None:
-    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
-    evaluation.retrieval = {name: _set([[f'text {i}'] for i in range(5)]) for name in ('de', 'fr')}
-    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds'}) for name in ('de', 'fr')}
+    evaluation = _evaluation(tmp_path, **{name: _set([[f'text {i}'] for i in range(5)]) for name in ('de', 'fr')})
     model = _Given(torch.eye(5), torch.eye(5))
     model.text_features = lambda texts: (torch.eye(5), 3)  # type: ignore[method-assign]
     evaluation.run('m', model)  # type: ignore[arg-type]
@@ -236,30 +230,6 @@ def test_one_model_has_one_table(tmp_path: Path) -> None:
     assert 'lost their end: de 3, fr 3\n' in table
     assert table.count('## Retrieval: ') == 1
     assert '| de | 5 | 5 | 100.0 |' in table and '| fr | 5 | 5 | 100.0 |' in table
-
-
-def test_images_are_read_once_for_sets_that_share_them(tmp_path: Path) -> None:
-    read: list[int] = []
-
-    def counting(i: int) -> bytes:
-        read.append(i)
-        return picture(i)
-
-    sets = {'de': _set([['a'], ['b']], counting), 'fr': _set([['c'], ['d']], counting), 'other': _set([['e'], ['f']])}
-    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
-    evaluation.retrieval = sets
-    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name}) for name in sets}
-    model = _Given(torch.eye(2), torch.eye(2))
-    seen: list[int] = []
-
-    def image_features(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(len(pixels))
-        return torch.eye(2), torch.eye(2)
-
-    model.image_features = image_features  # type: ignore[method-assign]
-    evaluation.run('m', model)  # type: ignore[arg-type]
-    # Two of the sets have the same images; the third only has images of the same names.
-    assert read == [0, 1] and seen == [2, 2]
 
 
 def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,9 +261,7 @@ def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypa
 def test_features_that_are_no_numbers_are_refused(broken: str, tmp_path: Path) -> None:
     model = _Given(torch.eye(2), torch.eye(2))
     setattr(model, broken, torch.eye(2) * torch.nan)
-    evaluation = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
-    evaluation.retrieval = {'r': _set([['a'], ['b']])}
-    evaluation.config.retrieval = {'r': RetrievalConfig(source={'name': 'mds', 'local': 'r'})}
+    evaluation = _evaluation(tmp_path, r=_set([['a'], ['b']]))
     with pytest.raises(ValueError, match=f'ours: features of {broken} of set are not finite'):
         evaluation.run('ours', model)  # type: ignore[arg-type]
 
@@ -312,11 +280,9 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
         raise KeyboardInterrupt
 
     def evaluation(second: Callable[[int], bytes]) -> Evaluation:
-        begun = Evaluation(EvaluateConfig(out=str(tmp_path), bootstrap=0, gallery=0, num_workers=0))
-        begun.retrieval = {'first': _set([['a'], ['b']], read_first), 'second': _set([['c'], ['d']], second)}
-        begun.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name})
-                                  for name in begun.retrieval}
-        return begun
+        """Two sets of the same images, and one of others of the same names."""
+        return _evaluation(tmp_path, first=_set([['a'], ['b']], read_first), same=_set([['e'], ['f']], read_first),
+                           second=_set([['c'], ['d']], second))
 
     def sets_embedded(begun: Evaluation, name: str = 'm') -> int:
         before = len(embedded)
@@ -329,7 +295,7 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
         evaluation(dying).run('m', model)  # type: ignore[arg-type]
     assert embedded == [2]
     resumed = evaluation(picture)
-    assert sets_embedded(resumed) == 1 and list(resumed.results['retrieval']) == ['first', 'second']
+    assert sets_embedded(resumed) == 1 and list(resumed.results['retrieval']) == ['first', 'same', 'second']
     assert sets_embedded(resumed) == 0
     # Other weights have other features.
     model.model = torch.nn.Linear(1, 1)
@@ -382,10 +348,7 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
 
 def _begun(out: Path, second: Callable[[int], bytes] = picture) -> Evaluation:
     """An evaluation of two models on two sets and of text encoders."""
-    evaluation = Evaluation(EvaluateConfig(out=str(out), bootstrap=0, gallery=0, num_workers=0))
-    evaluation.retrieval = {'first': _set([['a'], ['b']]), 'second': _set([['c'], ['d']], second)}
-    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': 'mds', 'local': name})
-                                   for name in evaluation.retrieval}
+    evaluation = _evaluation(out, first=_set([['a'], ['b']]), second=_set([['c'], ['d']], second))
     evaluation.config.models = {name: EvaluatedModelConfig(run=name) for name in ('m', 'n')}
     evaluation.config.cra = CRAConfig(captions='captions')
     return evaluation

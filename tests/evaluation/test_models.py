@@ -17,16 +17,14 @@ from PIL import Image
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-import llm2clip.evaluation.models as evaluated
 from llm2clip.config import ConfigError, EvaluatedModelConfig
-from llm2clip.data.image_embeddings import concatenate
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]
@@ -105,14 +103,6 @@ def test_texts_that_lose_their_end_are_counted(
     assert theirs.text_features([just + just])[1] == 1
 
 
-def test_of_several_teachers_the_one_that_cuts_most_texts_counts() -> None:
-    teacher = evaluated._side_by_side([lambda texts: (torch.full((2, 4), 3.0), 1), lambda texts: (torch.ones(2, 9), 2)],
-                                      concatenate)
-    vectors, truncated = teacher(['a', 'b'])
-    torch.testing.assert_close(vectors, torch.tensor([[0.5] * 4 + [1 / 3] * 9] * 2))
-    assert truncated == 2
-
-
 def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> None:
     found = load(tmp_path, pretrained=str(baseline))
     model: Any = AutoModel.from_pretrained(baseline).eval()
@@ -138,7 +128,6 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(('options', 'message'), [
     ({}, r'models\.m: expected one of run, export and pretrained; got none'),
     ({'run': 'a', 'export': 'b'}, 'got run and export'),
-    ({'export': 'nowhere'}, r'models\.m\.export: nowhere is no folder that export_hf wrote'),
     ({'pretrained': 'x', 'truncate_dim': 64},
      r'models\.m\.truncate_dim: 64, expected none for a model of transformers'),
     ({'pretrained': 'x', 'wise_ft_alpha': 0.5}, r'models\.m\.wise_ft_alpha: 0.5, expected 1 or a run, which knows '
@@ -184,9 +173,8 @@ def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: 
     found = load(tmp_path, export=str(tmp_path / 'export'))
     with torch.no_grad():
         torch.testing.assert_close(found.text_features(TEXTS)[0], model.get_text_features(given.vectors(TEXTS)))
+    assert found.text_features(['a', 'b ' * 500])[1] == 1
     with pytest.raises(ConfigError, match='learned from 2 teachers, not from 1'):
         load(tmp_path, export=str(tmp_path / 'export'), teacher=str(teacher_folder))
     with pytest.raises(ValueError, match='another teacher'):
         load(tmp_path, export=str(tmp_path / 'export'), teacher=list(map(str, teachers[::-1])))
-
-

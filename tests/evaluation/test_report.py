@@ -47,8 +47,8 @@ def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
     gallery = {'model': '<m>', 'texts': [row],
                'images': [{**row, 'query': 'data:image/jpeg;base64,abc', 'results': [('found', False)]}]}
     for name in ('new', 'again'):
-        write_page(tmp_path / name / 'report.html', report_page(
-            'A <title>', results, {'set': gallery}, {'stage2': str(step), 'missing': str(tmp_path / 'no')}))
+        write_page(tmp_path / name / 'report.html', 'A <title>', results, {'set': gallery},
+                   {'stage2': str(step), 'missing': str(tmp_path / 'no')})
     page = (tmp_path / 'new/report.html').read_text()
     assert page == (tmp_path / 'again/report.html').read_text()
     for text in ('<svg', 'base64,xyz', 'class="right"', '&lt;b&gt;', '<td>30.2<small>[20.0, 40.5]</small></td>',
@@ -98,9 +98,9 @@ def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_page_replaces_only_a_page_of_this_project(tmp_path: Path) -> None:
     for title in ('one', 'other'):
-        write_page(tmp_path / 'a.html', report_page(title, {}, {}))
+        write_page(tmp_path / 'a.html', title, {}, {})
     assert 'other' in (tmp_path / 'a.html').read_text()
     (tmp_path / 'mine.html').write_text('<!doctype html><html><title>mine</title></html>')
     with pytest.raises(ConfigError, match='mine.html: is there already and was not written by llm2clip'):
-        write_page(tmp_path / 'mine.html', report_page('one', {}, {}))
+        write_page(tmp_path / 'mine.html', 'one', {}, {})
     assert 'mine' in (tmp_path / 'mine.html').read_text()

@@ -19,29 +19,23 @@ from timm.models.swin_transformer import SwinTransformer
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, pipeline
 
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
+from llm2clip.config import ConfigError
 from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import load_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import load_teacher
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32, checkpoint='elsewhere.pth'),
-                     AdapterConfig(depth=1), embed_dim=16)
 
 
 @pytest.fixture(scope='module')
 def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM2CLIP, Path]:
-    torch.manual_seed(3)
-    model = LLM2CLIP(CONFIG, 32, load_weights=False).eval()
-    out = tmp_path_factory.mktemp('export') / 'model'
-    record = TeacherRecord(teacher_fingerprint(teacher_folder), {'llm_embed_dim': 32})
-    export_folder(model, CONFIG, record, teacher_folder, out)
-    return model, out
+    of_run = trained('timm:test_efficientnet', [teacher_folder], image_size=32, embed_dim=16)
+    export_folder(*of_run, out := tmp_path_factory.mktemp('export') / 'model')
+    return of_run.model, out
 
 
 def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], teacher_folder: Path) -> None:

@@ -36,7 +36,7 @@ def _run(tmp_path: Path) -> Stage2Config:
 
 def test_card_of_a_run(tmp_path: Path) -> None:
     run = _run(tmp_path)
-    model_card(run.model, TEACHER, run, language_models=['me/llm']).save(tmp_path / 'README.md')
+    model_card(run.model, TEACHER, run, teachers=['me/llm']).save(tmp_path / 'README.md')
     card = ModelCard.load(tmp_path / 'README.md')
     assert card.data.library_name == 'transformers' and card.data.pipeline_tag is None
     assert '| language model | me/llm |' in card.text and 'licences of me/llm and ' in card.text
@@ -70,7 +70,7 @@ def test_names_are_shown_and_not_rendered(tmp_path: Path) -> None:
     run.train_data.streams = {evil: ImageStreamConfig(local='a', caption_weights={evil: 1.0})}
     run.optimizer['name'] = evil
     model_card(ModelConfig(VisionConfig(evil)), Fingerprint.of('a', {evil: evil}), run,
-               language_models=[evil]).save(tmp_path / 'README.md')
+               teachers=[evil]).save(tmp_path / 'README.md')
     card = ModelCard.load(tmp_path / 'README.md')
     before, code, after = re.split('````(?:yaml)?\n', card.text.split('## Licence')[1])
     assert yaml.safe_load(code)['optimizer']['name'] == evil

@@ -19,7 +19,7 @@ from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, Sta
 from llm2clip.config.files import save_config
 from llm2clip.folders import MANIFEST
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 
 Export = Callable[..., None]
 
@@ -122,24 +122,12 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     refused('nowhere is not a teacher', out, 'teacher=nowhere')
     refused('another teacher than the run: bidirectional is False', out, f'teacher={causal_teacher}', error=ValueError)
     refused('truncate_dim: 33, expected at most the 32 dimensions of the model', out, teacher, 'truncate_dim=33')
+    # Nor is a run replaced.
+    message = rf'{run} is there already and is not replaced by a new .*\(in it: config.yaml, teacher.json\)'
+    refused(message, f'out={run}', name='export_vision')
+    with pytest.raises(ConfigError, match=message):
+        run_recipe(monkeypatch, 'export_sentence_transformers', teacher, f'out={run}')
     (tmp_path / 'llm2clip').mkdir()
     (tmp_path / 'llm2clip/mine.txt').touch()
-    refused('holds llm2clip, s2, which export_hf did not write', f'out={tmp_path}', teacher)
     (tmp_path / '.llm2clip').write_text('export_hf')
     refused(r'llm2clip is there already .* \(in it: mine.txt\)', f'out={tmp_path}', teacher)
-
-
-def test_a_run_or_pictures_are_not_replaced(
-    loaded: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))
-    (tmp_path / 'photos').mkdir()
-    (tmp_path / 'photos/1.jpg').touch()
-    before = sorted(tmp_path.rglob('*'))
-    for out, inside in ((run, 'config.yaml, teacher.json'), (tmp_path / 'photos', '1.jpg'), (tmp_path, 'photos, s2')):
-        message = rf'{out} is there already and is not replaced by a new .*\(in it: {inside}\)'
-        with pytest.raises(ConfigError, match=message):
-            run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={out}')
-        with pytest.raises(ConfigError, match=message):
-            run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={out}')
-    assert not loaded and sorted(tmp_path.rglob('*')) == before

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.folder import load_teacher, save_teacher
+from llm2clip.teacher.llm import load_teacher, save_teacher
 
 TEXTS = ['a red square', 'a', 'a purple stripe painted by somebody who likes green']
 

@@ -33,12 +33,10 @@ from llm2clip.config import (
     TrainableTextConfig,
     VisionConfig,
 )
-from llm2clip.export.clip import export_clip
-from llm2clip.export.vision import export_vision
+from llm2clip.export.vision import export_clip, export_vision
 from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer, save_clip_text
-from llm2clip.teacher.sources import ClipText
+from llm2clip.teacher.clip_text import ClipText, load_clip_text, load_clip_tokenizer, save_clip_text
 
 ROOT = Path(__file__).parents[2]
 IMAGE_TOKEN, PATCHES = 3, 16
@@ -147,8 +145,6 @@ def test_in_llava_as_the_readme_puts_it_there(
     layers = of_run.model.vision_encoder.trunk(pixels, output_hidden_states=True).hidden_states
     torch.testing.assert_close(reached[0], layers[-2][:, 1:], rtol=0, atol=1e-5)
     assert outputs.logits.shape == (3, PATCHES + 3, 64)
-    generated = llava.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert generated.shape == (3, PATCHES + 3 + 4)
 
     before = {name: p.detach().clone() for name, p in llava.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in llava.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
@@ -157,7 +153,3 @@ def test_in_llava_as_the_readme_puts_it_there(
     moved = {name: not torch.equal(p, before[name]) for name, p in llava.named_parameters()}
     assert all(value for name, value in moved.items() if 'multi_modal_projector' in name)
     assert not any(value for name, value in moved.items() if 'vision_tower' in name)
-    # Saved by itself, it is a LLaVA like any other, with this tower.
-    llava.save_pretrained('tuned')
-    again = LlavaForConditionalGeneration.from_pretrained('tuned').model.vision_tower
-    torch.testing.assert_close(again(pixels).pooler_output, of_run.model.vision_encoder(pixels))

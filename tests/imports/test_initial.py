@@ -22,7 +22,7 @@ from llm2clip.files import FileError
 from llm2clip.imports.initial import load_initial_weights
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM
 from llm2clip.training.runs import load_stage2
 
@@ -61,23 +61,18 @@ def _load(config: ModelConfig, folder: Path, llm_embed_dim: int = 32) -> LLM2CLI
     return model
 
 
-def _args(image_dataset: Path, embeddings: Path, tmp_path: Path, *args: object) -> list[str]:
-    return ['max_duration=1ba', 'run_name=r', 'device=cpu', 'progress_bar=false', 'global_train_batch_size=8',
-            'train_data.num_workers=0', 'train_data.num_canonical_nodes=4', 'train_data.caption_weights={short: 1.0}',
-            f'train_data.streams.s.local={image_dataset}', f'train_data.streams.s.embeddings.t.local={embeddings}',
-            'optimizer={name: sgd, lr: 0.0}', f'save_folder={tmp_path}/run',
-            'model.vision={name: test_efficientnet, pretrained: false}',
-            'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', 'precision=fp32',
-            *map(str, args)]
-
-
 def test_training_begins_with_them(
     exported: Path, image_dataset: Path, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     recwarn: pytest.WarningsRecorder
 ) -> None:
     # `pretrained` would ask the hub, if the tower's own weights were loaded first.
-    args = _args(image_dataset, embeddings, tmp_path, f'initial_weights={exported}', 'model.vision.pretrained=true')
-    run_recipe(monkeypatch, 'train_stage2', *args)
+    run_recipe(monkeypatch, 'train_stage2', 'max_duration=1ba', 'run_name=r', 'device=cpu', 'progress_bar=false',
+               'global_train_batch_size=8', 'train_data.num_workers=0', 'train_data.num_canonical_nodes=4',
+               'train_data.caption_weights={short: 1.0}', f'train_data.streams.s.local={image_dataset}',
+               f'train_data.streams.s.embeddings.t.local={embeddings}', 'optimizer={name: sgd, lr: 0.0}',
+               f'save_folder={tmp_path}/run', 'model.adapter.depth=1', 'model.embed_dim=16', 'precision=fp32',
+               'model.vision={name: test_efficientnet, pretrained: true, image_size: 32}',
+               f'initial_weights={exported}')
     trained = load_stage2(tmp_path / 'run')[0].state_dict()
     expected = load_file(exported / 'model.safetensors')
     assert trained['logit_scale'].item() == 3.0 and len(trained) == len(expected)

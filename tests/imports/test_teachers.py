@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 from llm2clip.config import ConfigError, LLMTeacherConfig
 from llm2clip.imports.teachers import import_teacher
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.folder import load_teacher, teacher_config
+from llm2clip.teacher.llm import load_teacher, teacher_config
 
 SPECIAL = ['<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>', '<|im_start|>', '<|im_end|>']
 BEFORE, AFTER = '<|start_header_id|>user<|end_header_id|>\n\n', '<|eot_id|>'
@@ -106,13 +106,12 @@ def test_vectors_are_those_of_llm2vec(official: Path, adapters: list[str], tmp_p
     assert 'auto_map' not in json.loads((tmp_path / 'teacher/config.json').read_text())
 
 
-@pytest.mark.parametrize(('template', 'before', 'after'), [('chatml', '<|im_start|>user\n', '<|im_end|>'),
-                                                           ('none', '', '')])
-def test_other_templates(official: Path, template: str, before: str, after: str, tmp_path: Path) -> None:
+def test_other_templates(official: Path, tmp_path: Path) -> None:
     base = official / 'Llama-3-tiny-Instruct'
-    import_teacher(LLMTeacherConfig(str(base)), template, tmp_path / 'teacher')
-    expected = torch.stack([_llm2vec(base, [], caption, before, after) for caption in CAPTIONS])
-    torch.testing.assert_close(_vectors(tmp_path / 'teacher'), expected, rtol=1e-4, atol=1e-5)
+    for template, *frame in (('chatml', '<|im_start|>user\n', '<|im_end|>'), ('none', '', '')):
+        import_teacher(LLMTeacherConfig(str(base)), template, tmp_path / template)
+        expected = torch.stack([_llm2vec(base, [], caption, *frame) for caption in CAPTIONS])
+        torch.testing.assert_close(_vectors(tmp_path / template), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_adapter_folder_names_its_llm(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from llm2clip.files import FileError
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_by
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder
 
 ray = pytest.importorskip('ray', reason='the package ray is not installed')

@@ -19,8 +19,9 @@ from llm2clip.config import LLMTeacherConfig, SentenceTransformersTeacherConfig
 from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_samples
 from llm2clip.remote_code import modeling_llm2clip
+from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.sources import TeacherSource, teacher_source
+from llm2clip.teacher.sources import teacher_source
 from llm2clip.training.algorithms.batches import TextEncoderInLoop
 from llm2clip.training.runs import load_stage2
 

@@ -32,7 +32,7 @@ from llm2clip.evaluation.models import EvaluatedModel, load_evaluated_model
 from llm2clip.models.joint import ClipBeside
 from llm2clip.teacher.clip_text import load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.folder import load_teacher
+from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import load_stage2, with_trained_teacher
 from llm2clip.training.text_encoders import load_trained_encoders

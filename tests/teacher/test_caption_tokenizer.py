@@ -33,21 +33,13 @@ def _decode(tokenizer: CaptionTokenizer, ids: list[int]) -> str:
     return tokenizer.tokenizer.decode(ids)
 
 
-def test_instruction_and_template_are_read_but_not_own(llm_folder: Path) -> None:
-    tokenizer = _tokenizer(llm_folder)
-    text, = tokenizer.tokenize(['a red square'], 'Find it. ')
-    assert _decode(tokenizer, text.ids) == '<s>user\nFind it. a red square</s>'
-    assert _decode(tokenizer, text.ids[text.start:]) == ' a red square</s>'
-    plain, = tokenizer.tokenize(['a red square'])
-    assert len(plain.ids[plain.start:]) == len(text.ids[text.start:]) and 'Find' not in _decode(tokenizer, plain.ids)
-
-
 def test_instruction_and_caption_are_one_text_with_one_space_between(llm_folder: Path) -> None:
     tokenizer = _tokenizer(llm_folder)
     expected = tokenizer.plain('Find it; a red square')
     for instruction in ('Find it;', ' Find it; '):
         text, = tokenizer.tokenize(['a red square'], instruction)
         assert text.ids == [*tokenizer.header, *expected, *tokenizer.footer]
+        assert _decode(tokenizer, text.ids[text.start:]) == ' a red square</s>'
         # As many of its last tokens as the caption has by itself, though here it has one less behind the space.
         own = tokenizer.plain('green stripe')
         assert own != tokenizer.plain(' green stripe')[-len(own):]
@@ -65,6 +57,8 @@ def test_instruction_and_caption_are_one_text_with_one_space_between(llm_folder:
     ("<s>{% for m in messages %}{% if m['role'] == 'user' %}U {{ m['content'] }}{% else %}A {{ m['content'] }}</s>"
      "{% endif %}{% endfor %}", '<s>U ', ''),  # DeepSeek's
     ("<s>system\nbe nice</s>{{ messages[0]['content'] }}</s>", '<s>system\nbe nice</s>', '</s>'),
+    ("{% for m in messages %}<s>[INST] {{ m['content'] | trim }} [/INST]\n{% endfor %}", '<s>[INST] ', ' [/INST]'),
+    ("{% for m in messages %}<s>{{ m['content'] }}</s>\n<s>{% endfor %}", '<s>', '</s>'),  # up to its special token
 ])
 def test_a_turn_of_the_user_has_no_system_prompt(template: str, header: str, footer: str, llm_folder: Path) -> None:
     """Unless the template knows no other turn."""
@@ -77,14 +71,6 @@ def test_without_template(llm_folder: Path, pooling: str, expected: str) -> None
     tokenizer = _tokenizer(llm_folder, chat_template=False, pooling=pooling)
     text, = tokenizer.tokenize(['a red square'])
     assert _decode(tokenizer, text.ids) == expected and text.start == 1
-
-
-def test_the_footer_ends_at_its_first_special_token(llm_folder: Path) -> None:
-    mistral = "{% for m in messages %}<s>[INST] {{ m['content'] | trim }} [/INST]\n{% endfor %}"
-    phi = "{% for m in messages %}<s>{{ m['content'] }}</s>\n<s>{% endfor %}"
-    for template, expected in ((mistral, '<s>[INST] a [/INST]'), (phi, '<s>a</s>')):
-        tokenizer = _tokenizer(llm_folder, template)
-        assert _decode(tokenizer, tokenizer.tokenize(['a'])[0].ids) == expected
 
 
 @pytest.mark.parametrize(('content', 'expected', 'instructed'), [

@@ -18,7 +18,7 @@ from llm2clip.config import ConfigError
 from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_samples
 from llm2clip.remote_code.checks_llm2clip import LoadError
-from llm2clip.teacher.sources import ClipText
+from llm2clip.teacher.clip_text import ClipText
 
 
 @pytest.fixture(scope='module', params=['clip', 'siglip'])

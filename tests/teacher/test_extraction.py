@@ -25,14 +25,13 @@ from llm2clip.config import (
 )
 from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_columns, read_index, read_samples, vector_rows
-from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.remotes import OutputFolder
-from llm2clip.teacher.caption_teacher import Embedded, LLMTeacher
+from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.folder import load_teacher, save_teacher, teacher_fingerprint
-from llm2clip.teacher.sources import TeacherFolder
+from llm2clip.teacher.llm import load_teacher, save_teacher, teacher_fingerprint
+from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:
@@ -63,7 +62,7 @@ def test_storage_and_normalisation(
     assert fingerprint['vectors'] == {'storage': storage, 'normalized': True}
 
 
-def test_int8_is_within_half_a_step() -> None:
+def test_int8_is_within_half_a_step_and_what_is_not_finite_is_named() -> None:
     vectors = np.random.default_rng(0).standard_normal((50, 2, 64)).astype(np.float32) * 10.0
     vectors[3, 1] = 0
     for row, expected in zip(vector_rows([*map(str, range(50))], ['x', 'y'], vectors, 'int8'), vectors):
@@ -72,14 +71,10 @@ def test_int8_is_within_half_a_step() -> None:
             assert stored['text_embedding'].dtype == torch.int8 and stored['text_embedding'].abs().max() in (0, 127)
             off = np.abs(vectors_of(stored).numpy() - vector)
             assert (off <= 0.501 * float(stored['text_embedding_scale'])).all()
-
-
-@pytest.mark.parametrize('storage', ['float16', 'int8'])
-def test_a_vector_that_is_not_finite_is_named(storage: str) -> None:
-    vectors = np.ones((3, 2, 4), np.float32)
     vectors[1, 1, 2] = np.nan
-    with pytest.raises(ValueError, match=f"caption 'y' of sample 'b' is not finite in {storage}"):
-        vector_rows(['a', 'b', 'c'], ['x', 'y'], vectors, storage)
+    for storage in ('float16', 'int8'):
+        with pytest.raises(ValueError, match=f"caption 'y' of sample '1' is not finite in {storage}"):
+            vector_rows([*map(str, range(50))], ['x', 'y'], vectors, storage)
 
 
 def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Path) -> None:
@@ -209,8 +204,6 @@ def test_fingerprint_sees_weights_template_and_options(
     save_teacher(encoder, tokenizer, None, tmp_path / 'pooled')
     first, second = teacher_fingerprint(teacher_folder), teacher_fingerprint(tmp_path / 'pooled')
     second.check(first, 'a', 'b', but=['pooling', 'max_length'])
-    with pytest.raises(ValueError, match="a comes from another teacher than b: pooling is 'last', expected 'mean'"):
-        second.check(first, 'a', 'b', but=['max_length'])
     path = tmp_path / 'pooled' / 'model.safetensors'
     weights = path.read_bytes()
     path.write_bytes(weights[:-1] + b'\x7f')
@@ -229,14 +222,3 @@ def test_batches_hold_every_text_once_within_the_budget() -> None:
     assert [[lengths[i] for i in batch] for batch in batches] == [[90], [50, 20, 20], [20, 7, 7, 4, 3, 1]]
     assert sorted(i for batch in batches for i in batch) == list(range(10))
     assert list(token_batches([500], 100)) == [[0]] and not list(token_batches([], 100))
-
-
-def test_damaged_and_missing_datasets_are_named(teacher_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        write_text_embeddings(tmp_path / 'nowhere', tmp_path / 'out', teacher_folder)
-    write_dataset(make_samples(20), tmp_path / 'd')
-    shard = tmp_path / 'd' / 'train' / 'part-all' / 'shard.00000.mds'
-    data = shard.read_bytes()
-    shard.write_bytes(data[:500] + b'?' + data[501:])
-    with pytest.raises(ShardError, match='shard.00000.mds is damaged: xxh64'):
-        write_text_embeddings(tmp_path / 'd' / 'train', tmp_path / 'out', teacher_folder)

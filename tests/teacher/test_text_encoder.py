@@ -26,15 +26,16 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
     mean_pool,
     weighted_mean_pool,
 )
-from llm2clip.teacher.folder import load_teacher, save_teacher
 from llm2clip.teacher.llm import (
     add_lora,
     apply_lora_apart,
     build_text_encoder,
     load_llm,
     load_llm_and_head,
+    load_teacher,
     save_adapter,
     save_lora,
+    save_teacher,
 )
 
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
@@ -205,7 +206,7 @@ def test_an_adapter_of_the_causal_lm_is_merged_too(llm_folder: Path, tmp_path: P
     torch.testing.assert_close(merged.eval()(ids).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_of_another_llm_is_refused(llm_folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_llm_teacher_or_adapter_is_named(llm_folder: Path, tmp_path: Path) -> None:
     encoder, tokenizer = _trained(llm_folder, 1)
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
     config = LlamaConfig.from_pretrained(llm_folder)
@@ -221,9 +222,10 @@ def test_an_adapter_of_another_llm_is_refused(llm_folder: Path, tmp_path: Path) 
         load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'narrow'), adapters=adapters))
     with pytest.raises(ValueError, match=f'text_encoder.adapters: {tmp_path}: .*expected a LoRA adapter'):
         load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
-
-
-def test_lora_on_a_projection_that_is_not_there_is_an_error(llm_folder: Path) -> None:
+    with pytest.raises(ConfigError, match='is not a teacher'):
+        load_teacher(tmp_path)
+    with pytest.raises(ConfigError, match='no folder /nowhere'):
+        _encoder(Path('/nowhere'))
     with pytest.raises(ConfigError, match='no projection called qkv_proj; it has down_proj'):
         text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)),
                                  LoraConfig(target_modules=['q_proj', 'qkv_proj']))
@@ -234,10 +236,3 @@ def test_on_meta_nothing_is_in_memory(llm_folder: Path) -> None:
     assert all(p.is_meta for p in encoder.parameters())
     _, head = load_llm_and_head(TextEncoderConfig(pretrained=str(llm_folder)), on_meta=True)
     assert head.weight.is_meta and head.weight.shape == (400, 32)
-
-
-def test_a_folder_that_is_no_teacher_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='is not a teacher'):
-        load_teacher(tmp_path)
-    with pytest.raises(ConfigError, match='no folder /nowhere'):
-        _encoder(Path('/nowhere'))

@@ -29,7 +29,7 @@ from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPModel, export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.folder import teacher_fingerprint
+from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.training.runs import BEST_FILE, load_stage2
 from llm2clip.weights import write_safetensors
 

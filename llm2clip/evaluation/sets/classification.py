@@ -19,8 +19,7 @@ from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.evaluation.sets.files import (
     ClassificationSet,
     ImageFiles,
-    check_file,
-    check_folder,
+    check_path,
     found_in,
     visible_files,
 )
@@ -49,7 +48,7 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
     Raises:
         ConfigError: `images` has no subfolders, one of them has no images, or the names do not fit them.
     """
-    check_folder(images, 'images', images)
+    check_path(images, 'images', images, 'folder')
     folders = sorted(entry.name for entry in os.scandir(images) if entry.is_dir() and not entry.name.startswith('.'))
     if not folders:
         raise ConfigError(f'{images}: source.images: expected one subfolder per class; {found_in(Path(images))}')
@@ -70,7 +69,7 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
 
 def _names(images: str, path: str, folders: list[str]) -> list[str]:
     """A name for each folder."""
-    check_file(images, 'class_names', path)
+    check_path(images, 'class_names', path)
     if path.endswith('.json'):
         content: Any = read_json(path)
         pairs = isinstance(content, dict) and all(isinstance(v, list) and len(v) == 2 for v in content.values())
@@ -131,8 +130,8 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         FileError: A file is damaged, there are more or fewer tars than ``nshards.txt`` says, or a sample has no image,
             or no class that has a name.
     """
-    check_folder(local, 'local', local)
-    check_file(local, 'local', f'{local}/{_CLASSES}')
+    check_path(local, 'local', local, 'folder')
+    check_path(local, 'local', f'{local}/{_CLASSES}')
     classes = [check_text(line.strip(), f'{local}/{_CLASSES}')
                for line in read_text(f'{local}/{_CLASSES}').splitlines()]
     path = Path(local, _TYPE)
@@ -164,7 +163,7 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
 def _tars(local: str, split: str) -> list[str]:
     """The tars of a split, all of them and no other."""
     path = f'{local}/{split}/nshards.txt'
-    check_file(local, 'split', path)
+    check_path(local, 'split', path)
     with reading(path, 'the number of tars'):
         count = int(read_text(path))
     if count < 1:

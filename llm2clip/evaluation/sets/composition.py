@@ -12,7 +12,7 @@ from typing import Any
 from llm2clip.config import ConfigError
 from llm2clip.data.caption_files import field, numbered, read_json_lines, text_field, texts_field
 from llm2clip.data.images import crop_image, encode_image
-from llm2clip.evaluation.sets.files import CompositionSet, Example, Number, check_file, check_folder, image_files
+from llm2clip.evaluation.sets.files import CompositionSet, Example, ImageFiles, Number, check_path
 from llm2clip.files import FileError, read_json, reading
 
 __all__ = ['aro_attribution', 'aro_relation', 'sugarcrepe', 'winoground']
@@ -61,12 +61,12 @@ def sugarcrepe(images: str, annotations: str) -> CompositionSet:
             ``replace_rel.json``, ``swap_att.json`` and ``swap_obj.json``, the ``data`` of
             https://github.com/RAIVNLab/sugar-crepe (MIT).
     """
-    check_folder('sugarcrepe', 'annotations', annotations)
+    check_path('sugarcrepe', 'annotations', annotations, 'folder')
     examples: list[_Read] = []
     files: dict[str, list[int]] = {}
     for name in _SUGARCREPE:
         path = f'{annotations}/{name}.json'
-        check_file('sugarcrepe', 'annotations', path)
+        check_path('sugarcrepe', 'annotations', path)
         begin = len(examples)
         for key, record in read_json(path, dict).items():
             where = f'{path}, example {key!r}'
@@ -79,7 +79,7 @@ def sugarcrepe(images: str, annotations: str) -> CompositionSet:
     numbers = {name: Number([positions]) for name, positions in {**files, **kinds}.items()}
     which, positions, texts = _positions(examples)
     return CompositionSet('sugarcrepe', which, texts, positions, [example.images[0] for example in positions], numbers,
-                          {}, image_files('sugarcrepe', images, which, annotations))
+                          {}, ImageFiles.open('sugarcrepe', images, which, annotations))
 
 
 def winoground(images: str, annotations: str) -> CompositionSet:
@@ -94,7 +94,7 @@ def winoground(images: str, annotations: str) -> CompositionSet:
             unpacks to, with ``ex_0_img_0.png``, … (research only; one has to agree to the licence there).
         annotations: ``data/examples.jsonl`` from there.
     """
-    check_file('winoground', 'annotations', annotations)
+    check_path('winoground', 'annotations', annotations)
     examples: list[_Read] = []
     tags: list[list[str]] = []
     for where, record in read_json_lines(annotations):
@@ -112,7 +112,7 @@ def winoground(images: str, annotations: str) -> CompositionSet:
     which, positions, texts = _positions(examples)
     return CompositionSet('winoground', which, texts, positions, everything, {
         f'{score}_score': Number([everything], score) for score in ('text', 'image', 'group')
-    }, parts, image_files('winoground', images, which, annotations))
+    }, parts, ImageFiles.open('winoground', images, which, annotations))
 
 
 def aro_relation(images: str, annotations: str) -> CompositionSet:
@@ -172,7 +172,7 @@ def _aro(
     counts: Callable[[str, Sequence[int]], bool], counted: str,
 ) -> CompositionSet:
     """One of the two parts: its examples by what `part_of` says of them, of which the mean is over those that count."""
-    check_file(name, 'annotations', annotations)
+    check_path(name, 'annotations', annotations)
     examples: list[_Read] = []
     parts: list[str] = []
     for where, record in numbered(read_json(annotations), f'{annotations}, value'):
@@ -188,7 +188,7 @@ def _aro(
     which, positions, texts = _positions(examples)
     photographs: dict[str, int] = {}
     units = [photographs.setdefault(file, len(photographs)) for file, _ in which]
-    image_files(name, images, list(photographs), annotations)
+    ImageFiles.open(name, images, list(photographs), annotations)
     ids = [f'{file} ({", ".join(f"{border:g}" for border in box)})' for file, box in which]
     return CompositionSet(name, ids, texts, positions, [units[example.images[0]] for example in positions],
                           {'macro_accuracy': Number(groups)}, by_part,

@@ -4,19 +4,18 @@
 """What an evaluation set is, and what the loaders share: reading, and checking all before an evaluation begins."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Optional, Union
 
 from llm2clip.config import ConfigError
-from llm2clip.data.caption_files import check_text
 from llm2clip.files import reading
 from llm2clip.folders import inside
 
 __all__ = [
-    'ClassificationSet', 'CompositionSet', 'EvaluationSet', 'Example', 'ImageFiles', 'Number', 'RetrievalSet',
-    'check_file', 'check_folder', 'found_in', 'image_files', 'retrieval_set', 'visible_files',
+    'ClassificationSet', 'CompositionSet', 'EvaluationSet', 'ImageFiles', 'RetrievalSet', 'check_path', 'found_in',
+    'visible_files',
 ]
 
 _NAMES_SHOWN = 6
@@ -106,74 +105,29 @@ class ImageFiles:
     folder: str
     files: Sequence[str]
 
+    @classmethod
+    def open(cls, name: str, folder: str, files: Sequence[str], source: str) -> 'ImageFiles':
+        """A reader of `files`, paths inside `folder` that `source` names.
+
+        A ConfigError says that the folder or images are missing, a FileError that a path leads out of the folder.
+        """
+        check_path(name, 'images', folder, 'folder')
+        if missing := [file for file in files if not os.path.isfile(inside(folder, file, source))]:
+            first = Path(folder, missing[0])
+            raise ConfigError(f'{name}: {len(missing):,} of {len(files):,} images are missing, the first of them is '
+                              f'{first}; {found_in(first.parent)}')
+        return cls(folder, files)
+
     def __call__(self, position: int) -> bytes:
         path = Path(self.folder, self.files[position])
         with reading(path, 'an image'):
             return path.read_bytes()
 
 
-def image_files(name: str, folder: str, files: Sequence[str], source: str) -> ImageFiles:
-    """A reader of `files`, paths inside `folder` that `source` names.
-
-    A ConfigError says that the folder or images are missing, a FileError that a path leads out of the folder.
-    """
-    check_folder(name, 'images', folder)
-    if missing := [file for file in files if not os.path.isfile(inside(folder, file, source))]:
-        first = Path(folder, missing[0])
-        raise ConfigError(f'{name}: {len(missing):,} of {len(files):,} images are missing, the first of them is '
-                          f'{first}; {found_in(first.parent)}')
-    return ImageFiles(folder, files)
-
-
-def retrieval_set(
-    name: str,
-    captions_of: Iterable[tuple[str, Sequence[str]]],
-    source: str,
-    images: Union[str, Callable[[int], bytes]],
-    gaps: bool = False,
-) -> RetrievalSet:
-    """A set of images with their captions, checked.
-
-    Args:
-        name: Of the set.
-        captions_of: Id and captions of each image.
-        source: The file they come from, for messages.
-        images: Folder in which the ids are files and which no symbolic link in it leaves, or the set's `read_image`.
-        gaps: Captions may be empty, which is as if they were not there, and images may have none.
-
-    Raises:
-        ConfigError: There are no images or no captions, or images are missing in the folder.
-        FileError: An image is outside of its folder, or a caption is no text that can be written in UTF-8.
-        ValueError: An id occurs twice or, without `gaps`, an image has no caption or an empty one.
-    """
-    captions: dict[str, list[str]] = {}
-    for image, lines in captions_of:
-        if image in captions:
-            raise ValueError(f'{name}: image {image} occurs twice in {source}')
-        texts = [check_text(line, f'{name}: image {image!r} in {source}').strip() for line in lines]
-        captions[image] = [text for text in texts if text or not gaps]
-        if not gaps and (not lines or not all(captions[image])):
-            what = 'an empty caption' if lines else 'no caption'
-            raise ValueError(f'{name}: image {image} has {what} in {source}')
-    if not captions:
-        raise ConfigError(f'{name}: there are no images in {source}')
-    if not any(captions.values()):
-        raise ConfigError(f'{name}: no image has a caption in {source}')
-    ids = list(captions)
-    read_image = image_files(name, images, ids, source) if isinstance(images, str) else images
-    return RetrievalSet(name, ids, list(captions.values()), read_image)
-
-
-def check_folder(name: str, key: str, folder: str) -> None:
-    """Raise a ConfigError unless there is such a folder."""
-    if not Path(folder).is_dir():
-        raise ConfigError(f'{name}: source.{key}: there is no folder {folder}; {found_in(Path(folder))}')
-
-
-def check_file(name: str, key: str, path: str) -> None:
-    """Raise a ConfigError unless there is such a file."""
-    if not Path(path).is_file():
-        raise ConfigError(f'{name}: source.{key}: there is no file {path}; {found_in(Path(path))}')
+def check_path(name: str, key: str, path: str, kind: Literal['file', 'folder'] = 'file') -> None:
+    """Raise a ConfigError unless there is such a file or folder."""
+    if not (Path(path).is_file() if kind == 'file' else Path(path).is_dir()):
+        raise ConfigError(f'{name}: source.{key}: there is no {kind} {path}; {found_in(Path(path))}')
 
 
 def visible_files(folder: Path, suffixes: Sequence[str], expected: str) -> list[str]:

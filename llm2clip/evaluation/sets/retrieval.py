@@ -9,9 +9,9 @@ Flickr8k's, Flickr30k's and COCO's test sets are those of Karpathy and Fei-Fei (
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from streaming import LocalDataset
 
@@ -19,6 +19,7 @@ from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count, Text, Texts
 from llm2clip.data.caption_files import (
     captions_of_lines,
+    check_text,
     field,
     numbered,
     official_lists,
@@ -30,7 +31,13 @@ from llm2clip.data.caption_files import (
     texts_field,
 )
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_columns, read_index, whole_shard
-from llm2clip.evaluation.sets.files import RetrievalSet, check_file, found_in, retrieval_set, visible_files
+from llm2clip.evaluation.sets.files import (
+    ImageFiles,
+    RetrievalSet,
+    check_path,
+    found_in,
+    visible_files,
+)
 from llm2clip.files import FileError, read_text, reading
 
 __all__ = [
@@ -69,10 +76,10 @@ def flickr8k(
         split_files: For a file without splits: split -> file with one image per line.  Unset, the official lists
             ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``.
     """
-    check_file('flickr8k', 'annotations', annotations)
+    check_path('flickr8k', 'annotations', annotations)
     splits = read_splits(annotations, official_lists(annotations) if split_files is None else split_files)
     found = _of_split('flickr8k', annotations, split, splits, ', and split_files: {test: <file>} lists its images')
-    return retrieval_set('flickr8k', found, annotations, images)
+    return _retrieval_set('flickr8k', found, annotations, images)
 
 
 def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
@@ -95,9 +102,9 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
         split: ``train``, ``val`` or ``test``.  A file without splits must have the split's name in its own, or be
             taken whole with ``all``.
     """
-    check_file('flickr30k', 'annotations', annotations)
+    check_path('flickr30k', 'annotations', annotations)
     found = _of_split('flickr30k', annotations, split, read_splits(annotations))
-    return retrieval_set('flickr30k', found, annotations, images)
+    return _retrieval_set('flickr30k', found, annotations, images)
 
 
 def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[Count] = 5) -> RetrievalSet:
@@ -122,10 +129,10 @@ def coco(images: str, annotations: str, split: str = 'test', captions_per_image:
         captions_per_image: The first so many captions; a few images have six or seven.  Null: all, as CLIP_benchmark
             takes them.
     """
-    check_file('coco', 'annotations', annotations)
+    check_path('coco', 'annotations', annotations)
     found = _of_split('coco', annotations, split, read_splits(annotations))
     found = ((image, captions[:captions_per_image]) for image, captions in found)
-    return retrieval_set('coco', found, annotations, images)
+    return _retrieval_set('coco', found, annotations, images)
 
 
 def _of_split(
@@ -161,7 +168,7 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalS
             https://huggingface.co/datasets/Lin-Chen/ShareGPT4V, CC BY-NC 4.0).
         first: How many.
     """
-    check_file('sharegpt4v', 'annotations', annotations)
+    check_path('sharegpt4v', 'annotations', annotations)
     found = []
     for where, record in numbered(_read_first(annotations, first), f'{annotations}, value'):
         turns = numbered(field(record, 'conversations', where), f'{where}, turn')
@@ -169,7 +176,7 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalS
         if answer is None:
             raise FileError(f'{where}: no turn of the conversation is from \'gpt\'')
         found.append((text_field(record, 'image', where), [text_field(answer, 'value', where)]))
-    return retrieval_set('sharegpt4v', found, annotations, images)
+    return _retrieval_set('sharegpt4v', found, annotations, images)
 
 
 def _read_first(path: str, count: int) -> list[Any]:
@@ -223,7 +230,7 @@ def urban1k(folder: str) -> RetrievalSet:
     for stem in sorted(stems['caption'], key=_natural):
         lines = read_text(Path(folder, 'caption', f'{stem}.txt')).splitlines()
         found.append((f'{stem}.jpg', lines[:1]))
-    return retrieval_set('urban1k', found, f'{folder}/caption', f'{folder}/image')
+    return _retrieval_set('urban1k', found, f'{folder}/caption', f'{folder}/image')
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -240,12 +247,12 @@ def docci(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
         annotations: https://storage.googleapis.com/docci/data/docci_descriptions.jsonlines .
         split: ``train``, ``test``, ``qual_dev`` or ``qual_test``.
     """
-    check_file('docci', 'annotations', annotations)
+    check_path('docci', 'annotations', annotations)
     records = [(where, record, text_field(record, 'split', where)) for where, record in read_json_lines(annotations)]
     _check_has_split('docci', split, [there for _, _, there in records], annotations)
     found = [(text_field(record, 'image_file', where), [text_field(record, 'description', where)])
              for where, record, of in records if of == split]
-    return retrieval_set('docci', found, annotations, images)
+    return _retrieval_set('docci', found, annotations, images)
 
 
 def flickr_cn(images: str, annotations: str) -> RetrievalSet:
@@ -261,8 +268,8 @@ def flickr_cn(images: str, annotations: str) -> RetrievalSet:
             - ``flickr30k_test_zh.txt`` as CLIP_benchmark uses it
               (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0).
     """
-    check_file('flickr_cn', 'annotations', annotations)
-    return retrieval_set('flickr_cn', captions_of_lines(annotations).items(), annotations, images)
+    check_path('flickr_cn', 'annotations', annotations)
+    return _retrieval_set('flickr_cn', captions_of_lines(annotations).items(), annotations, images)
 
 
 def coco_cn(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
@@ -284,18 +291,13 @@ def coco_cn(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
         raise ConfigError(f'coco_cn: source.split: there is no {split_file}; the splits there are '
                           f'{", ".join(there) or "none"}')
     captions = captions_of_lines(str(captions_file))
-    names = [f'{image}.jpg' for _, image in read_lines(str(split_file))]
-    found = [(f'{_coco_folder(name)}/{name}', captions.get(name, [])) for name in names]
-    return retrieval_set('coco_cn', found, f'{captions_file} and {split_file.name}', images)
-
-
-def _coco_folder(name: str) -> str:
-    """``val2014`` of ``COCO_val2014_000000043734.jpg``."""
-    parts = name.split('_')
-    if len(parts) != 3 or parts[0] != 'COCO':
-        raise FileError(f'coco_cn: expected image ids such as COCO_val2014_000000043734, found '
-                         f'{name.removesuffix(".jpg")!r}')
-    return parts[1]
+    found = []
+    for _, image in read_lines(str(split_file)):
+        parts = image.split('_')  # such as COCO, val2014 and 000000043734
+        if len(parts) != 3 or parts[0] != 'COCO':
+            raise FileError(f'coco_cn: expected image ids such as COCO_val2014_000000043734, found {image!r}')
+        found.append((f'{parts[1]}/{image}.jpg', captions.get(f'{image}.jpg', [])))
+    return _retrieval_set('coco_cn', found, f'{captions_file} and {split_file.name}', images)
 
 
 def xm3600(images: str, annotations: str, language: str, captions_per_image: Optional[Count] = None) -> RetrievalSet:
@@ -313,12 +315,12 @@ def xm3600(images: str, annotations: str, language: str, captions_per_image: Opt
         raise ConfigError(f'xm3600: source.language: there is no {language!r}; there are {", ".join(LANGUAGES)}'
                           f'{quotes}')
     name = f'xm3600_{language}'
-    check_file(name, 'annotations', annotations)
+    check_path(name, 'annotations', annotations)
     found = []
     for where, record in read_json_lines(annotations):
         captions = texts_field(field(record, language, where), 'caption', f'{where}, {language}')
         found.append((f'{text_field(record, "image/key", where)}.jpg', captions[:captions_per_image]))
-    return retrieval_set(name, found, annotations, images)
+    return _retrieval_set(name, found, annotations, images)
 
 
 def image_folder(
@@ -333,7 +335,7 @@ def image_folder(
         caption_column: Column with the text.
     """
     found = read_captions(captions, image_column, caption_column).items()
-    return retrieval_set(images, found, captions, images, gaps=True)
+    return _retrieval_set(images, found, captions, images, gaps=True)
 
 
 def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
@@ -350,7 +352,7 @@ def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
     read_image = MDSImages.open(local)
     samples = ((sample[SAMPLE_ID], [sample[column] for column in columns])
                for shard in read_image.dataset.shards for sample in shard)
-    return retrieval_set(local, samples, local, read_image, gaps=True)
+    return _retrieval_set(local, samples, local, read_image, gaps=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,3 +372,38 @@ class MDSImages:
 
     def __call__(self, position: int) -> bytes:
         return self.dataset[position][IMAGE]
+
+
+def _retrieval_set(
+    name: str, captions_of: Iterable[tuple[str, Sequence[str]]], source: str,
+    images: Union[str, Callable[[int], bytes]], gaps: bool = False,
+) -> RetrievalSet:
+    """A set of images with their captions, checked.
+
+    Args:
+        name: Of the set.
+        captions_of: Id and captions of each image.
+        source: The file they come from, for messages.
+        images: Folder in which the ids are files and which no symbolic link in it leaves, or the set's `read_image`.
+        gaps: Captions may be empty, which is as if they were not there, and images may have none.
+
+    Raises:
+        ValueError: There are no images or captions, an id occurs twice, an image is missing or outside of its folder,
+            or a caption is no text; without `gaps` also, an image has no caption or an empty one.
+    """
+    captions: dict[str, list[str]] = {}
+    for image, lines in captions_of:
+        if image in captions:
+            raise ValueError(f'{name}: image {image} occurs twice in {source}')
+        texts = [check_text(line, f'{name}: image {image!r} in {source}').strip() for line in lines]
+        captions[image] = [text for text in texts if text or not gaps]
+        if not gaps and (not lines or not all(captions[image])):
+            what = 'an empty caption' if lines else 'no caption'
+            raise ValueError(f'{name}: image {image} has {what} in {source}')
+    if not captions:
+        raise ConfigError(f'{name}: there are no images in {source}')
+    if not any(captions.values()):
+        raise ConfigError(f'{name}: no image has a caption in {source}')
+    ids = list(captions)
+    read_image = ImageFiles.open(name, images, ids, source) if isinstance(images, str) else images
+    return RetrievalSet(name, ids, list(captions.values()), read_image)

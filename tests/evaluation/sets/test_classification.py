@@ -5,6 +5,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -63,12 +64,16 @@ def test_class_names(file: str, content: object, images: str, tmp_path: Path) ->
     ('map.txt', 'n01440764 tench\nn01443537 goldfish\n', r'map.txt has no name for 1 of 3 class folders'),
     ('bad.json', {'n01440764': 3}, r'bad.json: expected an object from folder to name, a list of names, or an '
                                    r'object of \[folder, name\]'),
+    ('half.json', ['\ud800', 'y', 'z'], "the name of 'n01440764' has the half character"),
+    ('empty.json', ['x', ' ', 'z'], "the name of 'n01443537' is empty"),
+    ('latin.txt', b'x\n\xe9\nz\n', r'latin\.txt:2: has the byte 0xe9, expected a text in UTF-8'),
 ])
 def test_class_names_that_do_not_fit(file: str, content: object, message: str, images: str, tmp_path: Path) -> None:
     path = tmp_path / file
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ConfigError, match=f'source.class_names: .*{message}'):
-        imagenet_folder(images, str(path))
+    path.write_bytes(content if isinstance(content, bytes) else (
+        content if isinstance(content, str) else json.dumps(content)).encode())
+    with pytest.raises(ConfigError, match=f'^source.*{message}'):
+        open_set('zeroshot', {'name': 'imagenet_folder', 'images': images, 'class_names': str(path)}, 'source')
     with pytest.raises(ConfigError, match='source.class_names: there is no file nowhere.txt'):
         imagenet_folder(images, 'nowhere.txt')
 
@@ -102,11 +107,8 @@ def test_tars_become_a_set(tmp_path: Path) -> None:
         assert [read_image(i) for i in range(5)] == [picture(i) for i in order]
     (tmp_path / 'zeroshot_classification_templates.txt').unlink()
     assert clip_benchmark(str(tmp_path)).templates is None
-
-
-def test_an_image_may_have_any_number_of_classes(tmp_path: Path) -> None:
-    write_wds(tmp_path, SEVERAL, tars=1)
-    found = clip_benchmark(str(tmp_path))
+    write_wds(tmp_path / 'several', SEVERAL, tars=1)
+    found = clip_benchmark(f'{tmp_path}/several')
     assert found.labels == SEVERAL and [found.read_image(i) for i in range(3)] == [picture(i) for i in range(3)]
 
 
@@ -130,16 +132,6 @@ def tar(**files: bytes) -> Callable[[Path], Any]:
     return change
 
 
-def cut(folder: Path) -> None:
-    path = folder / 'test/1.tar'
-    path.write_bytes(path.read_bytes()[:1600])
-
-
-def no_samples(folder: Path) -> None:
-    for number in range(2):
-        tarfile.open(folder / f'test/{number}.tar', 'w').close()
-
-
 def npy(values: Any, pickled: bool = False) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.array(values, dtype=object if pickled else None), allow_pickle=pickled)
@@ -155,8 +147,7 @@ CHANGES: list[tuple[Any, str]] = [
     (put('test/nshards.txt', '0'), r'.*/test/nshards\.txt: says 0, expected at least one tar'),
     (put('test/nshards.txt', '1'), r'.*/test/nshards\.txt: says 1 tars, but there is also .*/test/1\.tar'),
     (put('test/nshards.txt', '4'), r'.*/test/nshards\.txt: says 4 tars, but there is no .*/test/2\.tar; .*/test has 0'),
-    (cut, r'.*/test/1\.tar: cannot be read .*unexpected end.*, expected a whole tar'),
-    (no_samples, '.*/test: has no images in its tars'),
+    (lambda folder: os.truncate(folder / 'test/1.tar', 1600), r'.*/test/1\.tar: cannot be read .*unexpected end.*'),
     (tar(a_png=b'', b_cls=b'0'), r".*/1\.tar: sample 'a': has no cls"),
     (tar(a_png=b'', a_cls=b'-1'), r".*/1\.tar: sample 'a': cls: is -1, expected 0 to 5"),
 ]

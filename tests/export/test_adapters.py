@@ -1,25 +1,26 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The README's adapter for MTEB: on the same images and texts, its numbers are those of our own metrics."""
+"""The README's adapters for CLIP_benchmark and MTEB: on the same data, their numbers are those of our own metrics."""
 
 import io
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from parts import COLORS, SHAPES, picture
+from parts import COLORS, SHAPES, make_samples, picture
 from PIL import Image
-from trained import trained
+from trained import Trained, trained
 
+from llm2clip.data.images import encode_image
 from llm2clip.evaluation.classification import class_features, zeroshot_metrics
 from llm2clip.evaluation.composition import right_examples, similarities
 from llm2clip.evaluation.sets.files import Example
-from llm2clip.export.check import training_pixels
+from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.metrics.retrieval import rank_both_ways
 
@@ -51,26 +52,54 @@ def _tasks() -> list[Any]:
     return [retrieval, composition, zeroshot]
 
 
-@pytest.mark.long
-def test_the_readme_block_agrees_with_our_metrics(
-    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def of_run(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """A model that is exported where the blocks look for it."""
     of_run = trained('timm:test_vit', [teacher_folder])
-    shutil.rmtree(tmp_path, ignore_errors=True)
     export_folder(*of_run, tmp_path / 'runs/quickstart/export/llm2clip')
     monkeypatch.chdir(tmp_path)
-    code = re.search(r'test_mteb.py runs this block -->\n```python\n(.*?)```',
-                     (ROOT / 'recipes/README.md').read_text(), re.S)
-    assert code is not None
-    names: dict[str, Any] = {'tasks': _tasks()}
-    exec(code[1], names)
+    return of_run
 
-    with torch.no_grad():
-        texts, others, prompts = (of_run.model.get_text_features(of_run.vectors(part))
-                                  for part in (TEXTS, OTHERS, CLASSES))
-        preprocessing = of_run.model.vision_encoder.preprocessing
-        images = of_run.model.get_image_features(
-            torch.stack([training_pixels(picture(i), preprocessing=preprocessing) for i in range(N)]))
+
+def _run_block(which: int, names: dict[str, Any]) -> None:
+    """One of the blocks of this file, with these names, to which it adds its own."""
+    exec(re.findall(r'test_adapters.py runs this block -->\n```python\n(.*?)```',
+                    (ROOT / 'recipes/README.md').read_text(), re.S)[which], names)
+
+
+@torch.no_grad()
+def _features(of_run: Trained, images: list[bytes], *texts: list[str]) -> list[torch.Tensor]:
+    """Of images, and of each list of texts."""
+    preprocessing = of_run.model.vision_encoder.preprocessing
+    pixels = torch.stack([training_pixels(data, preprocessing=preprocessing) for data in images])
+    return [of_run.model.get_image_features(pixels),
+            *(of_run.model.get_text_features(of_run.vectors(part)) for part in texts)]
+
+
+def _noise(seed: int) -> bytes:
+    return encode_image(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)), 'PNG')
+
+
+def test_clip_benchmark_agrees_with_our_metric(of_run: Trained) -> None:
+    # Pictures whose features are spread, so that some captions find theirs and some do not.
+    kinds = [*pictures(64).values()]
+    encoded = [kinds[i // 4] if i % 4 == 0 and i // 4 < len(kinds) else _noise(i) for i in range(24)]
+    captions = [list(sample.captions.values()) for sample in make_samples(24, images=False)]
+    images = [Image.open(io.BytesIO(data)) for data in encoded]
+    names: dict[str, Any] = {'batches': [(images[i:i + 8], captions[i:i + 8]) for i in range(0, 24, 8)]}
+    _run_block(0, names)
+    features = _features(of_run, encoded, [text for own in captions for text in own])
+    ours, theirs = rank_both_ways(*features, torch.arange(24).repeat_interleave(2)).recalls(), names['metrics']
+    assert len(theirs) == 6 and 0 < theirs['image_retrieval_recall@10'] < 1
+    for name, value in theirs.items():
+        assert 100 * value == pytest.approx(ours[name], abs=1e-4), name
+
+
+@pytest.mark.long
+def test_mteb_agrees_with_our_metrics(of_run: Trained) -> None:
+    names: dict[str, Any] = {'tasks': _tasks()}
+    _run_block(1, names)
+    images, texts, others, prompts = _features(of_run, [picture(i) for i in range(N)], TEXTS, OTHERS, CLASSES)
     recalls = rank_both_ways(images, texts, torch.arange(N)).recalls()
     theirs = {result.task_name: result.scores['test'][0] for result in names['results'].task_results}
     for k in (1, 5, 10):
