@@ -17,8 +17,7 @@ from llm2clip.config import ConfigError
 from llm2clip.files import FileError, writing
 
 __all__ = [
-    'MANIFEST', 'check_replaceable', 'lock_output', 'atomic_folder', 'describe_folder', 'holds_more_than_record',
-    'inside', 'locked', 'stays_inside',
+    'atomic_folder', 'check_replaceable', 'describe_folder', 'inside', 'lock_output', 'locked', 'stays_inside',
 ]
 
 MANIFEST = 'MANIFEST'
@@ -100,15 +99,10 @@ def lock_output(
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            if folder.is_dir() and not holds_more_than_record(folder):
+            if folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
                 record.unlink()
                 if made:
                     folder.rmdir()
-
-
-def holds_more_than_record(folder: Union[str, Path]) -> bool:
-    """Whether there is such a folder with anything in it but what `lock_output` writes."""
-    return Path(folder).is_dir() and not {*os.listdir(folder)} <= {_RECORD}
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -116,10 +110,6 @@ def _files(folder: Path) -> dict[str, str]:
     paths = [path for path in sorted(folder.rglob('*')) if path.is_symlink() or not path.is_dir()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: f'{path.lstat().st_size} {name}' for name, path in names.items() if name != MANIFEST}
-
-
-def _work(folder: Path) -> Path:
-    return folder.with_name(f'{folder.name}.tmp')
 
 
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
@@ -142,9 +132,9 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
                          if line not in written and not _ADDED.fullmatch(name)]:
             fault = f'{changed[0]} has been put into it or changed'
     if fault is not None:
-        raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. '
-                          'Choose another folder, or remove that one')
-    work = _work(folder)
+        raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose another '
+                          'folder, or remove that one')
+    work = folder.with_name(f'{folder.name}.tmp')
     if work.exists() and not (work.is_dir() and {*os.listdir(work)} <= {'new', 'old'}):
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
 
@@ -163,7 +153,7 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
     folder = Path(os.path.abspath(folder))
     if kind is not None:
         check_replaceable(folder, kind)
-    work = _work(folder)
+    work = folder.with_name(f'{folder.name}.tmp')
     new, old = work / 'new', work / 'old'  # one takes the place of the other
     if old.exists() and not folder.exists():  # killed between the two renames below
         old.replace(folder)

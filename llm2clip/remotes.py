@@ -19,7 +19,7 @@ import backoff
 from llm2clip.config import ConfigError
 from llm2clip.files import atomic_write, writing
 
-__all__ = ['OutputFolder', 'download', 'is_missing', 'reaching']
+__all__ = ['OutputFolder', 'is_missing', 'reaching']
 
 _ATTEMPTS = 5
 # Scheme of a remote -> where its library looks for credentials, among other places.

@@ -16,7 +16,7 @@ from recipes_in_process import SCHEMAS, run_recipe
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import load_config
-from llm2clip.config.help import field_docs, recipe_help
+from llm2clip.help import field_docs, help_text
 
 
 def _keys(text: str) -> list[str]:
@@ -74,7 +74,7 @@ class _Outer(_Inner):
 
 
 def test_types_defaults_and_docstrings_of_nested_keys() -> None:
-    text = recipe_help(_Outer, 'Tries it:\npython recipes/try.py [key=value …]')
+    text = help_text(_Outer, 'Tries it:\npython recipes/try.py [key=value …]')
     assert text.startswith('Tries it.\n\n  python recipes/try.py [key=value …]\n\nYAML files merge')
     assert text[text.index('\n  size'):] == '''
   size: int = 3

@@ -36,7 +36,7 @@ from llm2clip.data.image_embeddings import stream_mix
 from llm2clip.data.zeroshot import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import load_projection, tower_preprocessing
-from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, SOURCES, check
+from llm2clip.registry import check, named
 from llm2clip.training.optim import parameter_groups
 from llm2clip.training.trainer import check_metrics, check_train_config, possible_metrics
 
@@ -93,21 +93,20 @@ def _check(config: Any) -> None:
         check_metrics(config, possible_metrics(config))
         _check_zeroshot(config.eval_zeroshot)
     if isinstance(config, PrepareConfig):
-        check(SOURCES, config.source.pop('name'), config.source, 'source')
+        check('source', *named(config.source, 'source'))
     if isinstance(config, EvaluateConfig):
-        for benchmark in config.retrieval.values():
-            check(RETRIEVAL_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
         _check_zeroshot(config.zeroshot)
         for probe in config.linear_probe.values():
-            for source in (probe.train, probe.test):
-                check(CLASSIFICATION_SETS, source.pop('name'), source, 'source')
-        for benchmark in config.composition.values():
-            check(COMPOSITION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
+            check('linear_probe', *named(probe.train, 'train'))
+            check('linear_probe', *named(probe.test, 'test'))
+        for kind in ('retrieval', 'composition'):
+            for benchmark in getattr(config, kind).values():
+                check(kind, *named(benchmark.source, 'source'))
 
 
 def _check_zeroshot(sets: dict[str, ZeroshotConfig]) -> None:
     for benchmark in sets.values():
-        check(CLASSIFICATION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
+        check('zeroshot', *named(benchmark.source, 'source'))
         assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
 
 

@@ -24,11 +24,6 @@ from llm2clip.config.ranges import (
     Texts,
 )
 
-__all__ = [
-    'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'DatasetConfig', 'ImageDataConfig',
-    'ImageStreamConfig', 'InheritanceDataConfig', 'LoaderConfig', 'StreamConfig',
-]
-
 
 @dataclass
 class DatasetConfig:

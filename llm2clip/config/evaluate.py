@@ -26,11 +26,6 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.teacher import OneTeacher, Teachers
 
-__all__ = [
-    'CRAConfig', 'CompositionConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig',
-    'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'ZeroshotConfig',
-]
-
 
 @dataclass
 class EvaluatedModelConfig:

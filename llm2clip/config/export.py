@@ -12,12 +12,10 @@ from llm2clip.config.models import VisionConfig
 from llm2clip.config.ranges import ConfigError, Count, RunWeights, Share, Text
 from llm2clip.config.teacher import ImportedTeacher, Teachers
 
-__all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ImportConfig']
-
 
 @dataclass
-class ExportConfig:
-    """Stage-2 run and teacher -> one Hugging Face folder."""
+class _OfRun:
+    """What is exported of a run."""
 
     run: Text = MISSING
     """Folder of a stage-2 run."""
@@ -25,6 +23,12 @@ class ExportConfig:
     """`latest` or `best`, as for `evaluate`."""
     wise_ft_alpha: Share = 1.0
     """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
+
+
+@dataclass
+class ExportConfig(_OfRun):
+    """Stage-2 run and teacher -> one Hugging Face folder."""
+
     truncate_dim: Optional[Count] = None
     """How many dimensions the exported model's features have, the first ones (see `loss.matryoshka_dims`).  Unset:
     all."""
@@ -40,15 +44,9 @@ class ExportConfig:
 
 
 @dataclass
-class ExportVisionConfig:
+class ExportVisionConfig(_OfRun):
     """Stage-2 run -> its vision tower alone, as transformers or timm load it."""
 
-    run: Text = MISSING
-    """Folder of a stage-2 run."""
-    weights: RunWeights = 'latest'
-    """`latest` or `best`, as for `evaluate`."""
-    wise_ft_alpha: Share = 1.0
-    """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
     out: Text = MISSING
     """Folder that receives the tower."""
     projection: bool = True

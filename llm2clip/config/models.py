@@ -24,11 +24,6 @@ from llm2clip.config.ranges import (
     WeightType,
 )
 
-__all__ = [
-    'AdapterConfig', 'ClipTextConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig',
-    'TextEncoderConfig', 'TrainableTextConfig', 'VisionConfig',
-]
-
 
 @dataclass
 class TextEncoderConfig:

@@ -9,19 +9,7 @@ from typing import Annotated, Optional
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.ranges import (
-    Component,
-    ConfigError,
-    Count,
-    EngineName,
-    Natural,
-    Remote,
-    Share,
-    Size,
-    Text,
-)
-
-__all__ = ['PrepareConfig', 'WriterConfig']
+from llm2clip.config.ranges import Component, ConfigError, Count, EngineName, Natural, Remote, Share, Size, Text
 
 
 @dataclass
@@ -77,8 +65,7 @@ class PrepareConfig(WriterConfig):
                               'dataset grows by input files')
         if self.shard_index >= self.num_shards:
             raise ConfigError(f'shard_index: {self.shard_index}, expected one of {self.num_shards} machines, counted '
-                              f'from 0')
+                              'from 0')
         if self.engine == 'ray' and self.num_shards > 1:
             raise ConfigError(f'num_shards: {self.num_shards}, expected 1 with engine=ray, which gives the parts to '
-                              f'the '
-                              'machines of the cluster')
+                              'the machines of the cluster')

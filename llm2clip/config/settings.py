@@ -15,7 +15,7 @@ from llm2clip.config.models import PlanConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.training import TrainConfig
 
-__all__ = ['check_settings', 'difference', 'has_checkpoint', 'learned_settings', 'settings_in_folder']
+__all__ = ['check_settings', 'difference', 'learned_settings', 'settings_in_folder']
 
 C = TypeVar('C', bound=TrainConfig)
 
@@ -63,11 +63,6 @@ def settings_in_folder(config: C) -> Optional[C]:
     there = read_config(type(config), config.save_folder)
     check_settings(learned_settings(there), config, f'the run in {config.save_folder}')
     return there
-
-
-def has_checkpoint(config: TrainConfig) -> bool:
-    """Whether a run has left any checkpoint on this machine, by the name of its file."""
-    return any(Path(config.checkpoint_folder).glob('ep*-ba*'))
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:

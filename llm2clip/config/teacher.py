@@ -13,11 +13,6 @@ from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import PlanConfig, TextEncoderConfig
 from llm2clip.config.ranges import Count, DeviceName, EngineName, FolderName, Positive, Remote, TeacherPrecision, Text
 
-__all__ = [
-    'ClipTextTeacherConfig', 'ExtractConfig', 'ImportedTeacher', 'LLMTeacherConfig', 'OneTeacher',
-    'SentenceTransformersTeacherConfig', 'Teachers', 'teacher_types',
-]
-
 
 @dataclass
 class LLMTeacherConfig(TextEncoderConfig):

@@ -37,12 +37,6 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.teacher import Teachers
 
-__all__ = [
-    'FsdpConfig', 'InheritanceConfig', 'TextEncoderInLoopConfig', 'SelfDistillationConfig', 'Stage1Config',
-    'Stage2Config',
-    'TrainConfig', 'TrainerConfig',
-]
-
 
 @dataclass
 class FsdpConfig:

@@ -3,6 +3,7 @@
 
 """What decides a teacher's vectors, kept wherever they are used, so that no others are taken for them."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from llm2clip.config.settings import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream, columns_of
-from llm2clip.files import json_text, read_json, reading, write_text
+from llm2clip.files import read_json, reading, write_text
 
 __all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'teacher_of_embeddings']
 
@@ -121,7 +122,7 @@ class TeacherRecord:
         write_text(Path(folder, TEACHER_FILE), self.to_text())
 
     def to_text(self) -> str:
-        return json_text({'teacher': self.teacher.to_json(), **self.about})
+        return json.dumps({'teacher': self.teacher.to_json(), **self.about}, indent=2) + '\n'
 
     def difference(self, expected: 'TeacherRecord') -> Optional[str]:
         """The first field in which two records differ."""
