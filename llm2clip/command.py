@@ -3,8 +3,8 @@
 
 """How every recipe begins and ends.
 
-The configuration is read before anything else: a recipe imports PyTorch, Composer and what needs them, which takes many
-seconds, inside its `main`, so that a mistyped key is answered at once.
+A recipe imports PyTorch and Composer, which take many seconds, inside its `main`, so that a mistyped key is answered at
+once.
 """
 
 import atexit
@@ -39,7 +39,7 @@ from llm2clip.config import (
     SearchConfig,
     TrainConfig,
 )
-from llm2clip.config.files import load_config
+from llm2clip.config.files import leaves, load_config
 from llm2clip.config.settings import settings_in_folder
 from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, printable, read_json, write_json
@@ -111,16 +111,8 @@ def _rank(kind: str = 'RANK') -> int:
 
 def warn_of_slow_bfloat16(config: Any) -> None:
     """Warn if a configuration computes in bfloat16 where that is slow."""
-    slow: list[str] = []
-
-    def look(node: Any, key: str) -> None:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                look(value, f'{key}.{name}'.removeprefix('.'))
-        elif key.endswith(('dtype', 'precision')) and node in ('bfloat16', 'amp_bf16'):
-            slow.append(f'{key}={node}')
-
-    look(dataclasses.asdict(config), '')
+    slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))
+            if key.endswith(('dtype', 'precision')) and value in ('bfloat16', 'amp_bf16')]
     if slow and not computes_bfloat16():
         warnings.warn(
             f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than in '
@@ -168,11 +160,8 @@ def recorded_seconds(path: Path) -> float:
 
 
 def claim(config: Any, recipe: str) -> ExitStack:
-    """Hold the folders that a recipe writes, until the stack is closed; no other process can do so meanwhile.
-
-    Raises:
-        ConfigError: Another recipe's or somebody else's files are in one, or another process writes there.
-    """
+    """Hold the folders that a recipe writes until the stack is closed; a ConfigError if another process writes there,
+    or files of another recipe or of somebody else are in one."""
     held = ExitStack()
     if isinstance(config, (ExportVisionConfig, ExportTeacherConfig)):
         # These replace the folder as a whole, by what its manifest says.
@@ -238,8 +227,7 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error tells the user something, in contrast to a fault in a program: one that this project raised, or
-    the system, such as that a disk is full, or W&B."""
+    """Whether an error tells the user something: one that this project, the system or W&B raised."""
     if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -257,10 +245,8 @@ _signal = 0
 
 @contextmanager
 def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
-    """End the block at SIGINT and SIGTERM in an orderly way, its workers at once, and say how the command resumes.
-
-    No checkpoint is begun on the way: ranks may be anywhere in a step, and the launcher kills them 30 seconds later.
-    """
+    """End the block and its workers at SIGINT and SIGTERM, without another checkpoint, since ranks may be anywhere in a
+    step, and say how the command resumes."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     main = os.getpid()
 
@@ -306,10 +292,9 @@ def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
 
 @atexit.register
 def _end_without_report() -> None:
-    """Die of SIGTERM on all ranks but the first of a node.
+    """Die of SIGTERM on all ranks but the first of a node, or Composer's launcher prints all that the rank ever said.
 
-    Composer's launcher prints everything that a rank ever said if that ends with an exit status, but not if a signal
-    ends it.  Registered before Composer is imported, this runs after Composer has closed everything.
+    Registered before Composer is imported, this runs after Composer has closed everything.
     """
     if _signal and _rank('LOCAL_RANK') > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

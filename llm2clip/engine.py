@@ -29,10 +29,8 @@ T = TypeVar('T')
 Work = Callable[[Iterable[S], Callable[[T], object]], None]
 """Does tasks, which it takes one by one, and tells their results in order."""
 
-# Workers that may be lost, one after the other, over the same task.
-_LOSSES = 3
-# Seconds after which the driver looks for machines that have joined.
-_LOOK = 2.0
+_LOSSES = 3  # workers that may be lost, one after the other, over the same task
+_LOOK = 2.0  # seconds after which the driver looks for machines that have joined
 
 
 class LostWorkersError(RuntimeError):
@@ -100,16 +98,12 @@ def _do_forked(i: int) -> Any:
 class RayEngine(Engine):
     """Workers of the Ray cluster that this machine belongs to; without one, Ray is started on this machine alone.
 
-    Each worker is an actor, and each task a call of it by the task's name.  There are as many workers as the machines
-    have room for, those that join later included.  The task of a worker that is lost, with its machine or alone, is
-    given to another one.  Work, tasks and results are pickled.
+    There are as many workers as the machines have room for, those that join later included.  The task of a worker that
+    is lost is given to another one.  Work, tasks and results are pickled.
 
     Args:
         cpus: CPUs of a worker.
-        gpu: Whether a worker has a GPU of its own.  None: if there are any.
-
-    Attributes:
-        gpu: Whether it has.
+        gpu: Whether a worker has a GPU of its own.  None: if there are any; the attribute `gpu` says it.
 
     Raises:
         ConfigError: Ray is not installed, this process is one of several ranks, or no machine has room for a worker.

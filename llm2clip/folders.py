@@ -65,7 +65,7 @@ def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False)
 def lock_output(
     folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0
 ) -> Iterator[None]:
-    """A folder that grows bit by bit: no other recipe has written it and no other process writes it meanwhile.
+    """Hold a folder that grows bit by bit, which no other recipe has written and no other process writes meanwhile.
 
     It is made if it is not there, and removed again if the block leaves nothing in it.
 
@@ -113,11 +113,8 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
-    """Make sure that nothing is lost if `folder` is replaced by a new one of this kind.
-
-    Raises:
-        ConfigError: It holds anything that `atomic_folder` did not write for the same kind, by its manifest.
-    """
+    """Raise a ConfigError if a folder holds anything that `atomic_folder` did not write for the same kind, by its
+    manifest, and which would be lost if it were replaced."""
     folder = Path(os.path.abspath(folder))
     fault, names = None, sorted(os.listdir(folder)) if folder.is_dir() else []
     if folder.exists() and not folder.is_dir():

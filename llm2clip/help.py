@@ -10,7 +10,7 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Collection, Iterator
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 from omegaconf import MISSING
@@ -76,9 +76,12 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
         key, hint = f'{prefix}{field.name}', unwrap_optional(hints[field.name])
         if field.name == 'type':  # of a text encoder, which is shown before its fields
             continue
-        teachers = teacher_types(typing.get_args(annotated[field.name])[-1] if typing.get_origin(hint) is dict else
-                                 annotated[field.name])
-        nested, path = _nested(hint, key)
+        entries = typing.get_args(annotated[field.name])[-1:] if typing.get_origin(hint) is dict else ()
+        teachers = teacher_types(*entries or (annotated[field.name],))
+        kind = typing.get_origin(hint)
+        part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
+        nested = typing.cast(type, part) if dataclasses.is_dataclass(part) else None
+        path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')  # under which its fields are
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         name = _type_name(hint).replace('any', 'str | mapping') if teachers else _type_name(hint)
         line = f'{indent}{key}: {name}'
@@ -103,14 +106,6 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
             if teacher not in shown:
                 shown[teacher] = f'{path}, type {teacher.type}'
                 yield from _lines(teacher, f'{path}.', shown, f'{indent}    ')
-
-
-def _nested(hint: Any, key: str) -> tuple[Optional[type], str]:
-    """The dataclass inside a type, and the key under which its fields are."""
-    kind = typing.get_origin(hint)
-    part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
-    path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')
-    return (typing.cast(type, part) if dataclasses.is_dataclass(part) else None), path
 
 
 def _type_name(hint: Any) -> str:

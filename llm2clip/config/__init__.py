@@ -17,7 +17,9 @@ from llm2clip.config.data import (
     ImageStreamConfig,
     InheritanceDataConfig,
     LoaderConfig,
+    PrepareConfig,
     StreamConfig,
+    WriterConfig,
 )
 from llm2clip.config.evaluate import (
     CRAConfig,
@@ -41,7 +43,6 @@ from llm2clip.config.models import (
     TrainableTextConfig,
     VisionConfig,
 )
-from llm2clip.config.prepare import PrepareConfig, WriterConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,

@@ -30,11 +30,9 @@ class ExportConfig(_OfRun):
     """Stage-2 run and teacher -> one Hugging Face folder."""
 
     truncate_dim: Optional[Count] = None
-    """How many dimensions the exported model's features have, the first ones (see `loss.matryoshka_dims`).  Unset:
-    all."""
+    """How many dimensions the features have, the first ones (see `loss.matryoshka_dims`).  Unset: all."""
     teacher: Teachers = None
-    """The teacher that the run learned from, or a list of several in the order of `train_data.teachers`, if the run's
-    configuration does not name it: the folder that stage 1 wrote, or a mapping with the `type` of another."""
+    """As for stage 2; needed if the run's configuration does not name the teacher that it learned from."""
     trust_remote_code: bool = False
     """Run code that comes with the teacher that the run's configuration names. Leave off unless you have read it."""
     out: Text = MISSING
@@ -74,8 +72,8 @@ class ImportConfig:
     vision: Optional[VisionConfig] = None
     """The tower of `checkpoint`.  A Hugging Face folder says the `architecture` itself."""
     teacher: ImportedTeacher = MISSING
-    """The teacher that the model learned from: its folder, if it was imported before, or the LLM as it is published,
-    and in `adapters` LLM2Vec's adapters if they are not merged."""
+    """The teacher that the model learned from: its folder, if it was imported before, or the published LLM, with
+    LLM2Vec's `adapters` if they are not merged."""
     template: Optional[Literal['llama3', 'chatml', 'none']] = None
     """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
     out: Text = MISSING

@@ -3,7 +3,6 @@
 
 """YAML files and dotted overrides become one typed configuration, or an error that names the key.
 
-Every recipe is called ``recipe.py A.yaml [B.yaml …] [key.sub=value …]``: files merge left to right, overrides last.
 Null removes an entry of a mapping, such as a dataset, a model or a logger, that earlier files have.  Numbers and
 booleans are those of YAML 1.2; where a text is expected, it is kept as it is written.
 """
@@ -31,7 +30,7 @@ from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, read_text, reading, write_text
 
 __all__ = [
-    'check_values', 'load_config', 'package_folder', 'read_config', 'read_resolved', 'save_config', 'unwrap_optional',
+    'check_values', 'leaves', 'load_config', 'package_folder', 'read_config', 'read_resolved', 'save_config', 'unwrap_optional',
 ]
 
 T = TypeVar('T')
@@ -80,11 +79,10 @@ OmegaConf.register_resolver('if_bf16', lambda fast, slow: fast if computes_bfloa
 
 
 def load_config(schema: type[T], args: Sequence[str]) -> T:
-    """Merge YAML files, left to right, and then ``key.sub=value`` overrides into one of the dataclasses of
-    `llm2clip.config`.
+    """One of the dataclasses of `llm2clip.config`, merged from YAML files, left to right, and ``key.sub=value``.
 
-    Interpolations are resolved: ``${package:NAME}`` stands for the folder of an installed Python package,
-    ``${if_bf16:A,B}`` for A where bfloat16 is fast and for B elsewhere.
+    ``${package:NAME}`` stands for the folder of an installed Python package, ``${if_bf16:A,B}`` for A where bfloat16 is
+    fast and for B elsewhere.
 
     Raises:
         ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
@@ -123,7 +121,12 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
                 for name in path[:-1]:
                     holder = holder.get(name) if isinstance(holder, DictConfig) else None
                 if isinstance(holder, DictConfig) and node is not None:
-                    _forget_other_teacher(holder, path[-1], node)
+                    # A text encoder replaces that of earlier files, unless both are mappings of one type.
+                    container: Any = OmegaConf.to_container(holder)
+                    earlier, later = container.get(path[-1]), _value(node)
+                    if not (isinstance(earlier, dict) and isinstance(later, dict) and earlier.get('type') in (
+                            None, later.get('type', earlier.get('type')))):
+                        holder[path[-1]] = None
                 elif isinstance(holder, DictConfig) and _has_entries(kind):
                     holder[path[-1]] = {}
                 elif isinstance(holder, DictConfig):
@@ -155,31 +158,25 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
-    _check_secrets(values, '', where)
+    for key, value in leaves(values):
+        # Every run would write it into its config.yaml and its messages.
+        if isinstance(value, str) and _SECRET.search(value):
+            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials from the '
+                              'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
     config = check_values(schema, values, where=where)
     if (check_together := getattr(config, 'check', None)) is not None:
         check_together()
     return config
 
 
-def _forget_other_teacher(holder: DictConfig, name: str, node: yaml.Node) -> None:
-    """Let a text encoder replace the one of earlier files, unless it is a mapping of the same type, which is merged."""
-    there: Any = OmegaConf.to_container(holder)
-    earlier, later = there.get(name), _value(node)
-    same = isinstance(earlier, dict) and isinstance(later, dict) and (
-        earlier.get('type') in (None, later.get('type', earlier.get('type'))))
-    if not same:
-        holder[name] = None
-
-
 def check_values(
     kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str, strict: bool = False
 ) -> Any:
-    """Compare values with a type, and with the ranges that stand beside it; returns what the type makes of them.
+    """What a type makes of values; a ConfigError if they are not of that type or not in the range beside it.
 
     Args:
-        kind: A type, or one of the dataclasses of `llm2clip.config`, whose values are nested mappings and lists.
-        values: Compared with it.
+        kind: A type, or one of the dataclasses of `llm2clip.config`.
+        values: For a dataclass, nested mappings and lists.
         key: Where they stand in the configuration; empty for the whole.
         where: Dotted key -> what a message calls it.
         strict: A text in digits is no number.
@@ -305,17 +302,16 @@ def _misshapen(kind: Any, node: yaml.Node) -> Optional[str]:
     return 'a mapping of keys to values' if is_mapping and not isinstance(node, yaml.MappingNode) else None
 
 
-def _check_secrets(node: Any, key: str, where: Callable[[str], str]) -> None:
-    """Raise for a URL with a password or token, which every run would write into its config.yaml and its messages."""
+def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in nested mappings and lists."""
     if isinstance(node, dict):
         for name, value in node.items():
-            _check_secrets(value, f'{key}.{name}' if key else str(name), where)
+            yield from leaves(value, f'{key}.{name}' if key else str(name))
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            _check_secrets(value, f'{key}[{i}]', where)
-    elif isinstance(node, str) and _SECRET.search(node):
-        raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
-                          'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
+            yield from leaves(value, f'{key}[{i}]')
+    else:
+        yield key, node
 
 
 def _bare(hint: Any) -> Any:

@@ -19,8 +19,7 @@ __all__ = ['check_settings', 'difference', 'learned_settings', 'settings_in_fold
 
 C = TypeVar('C', bound=TrainConfig)
 
-# Keys that may change, wherever they stand in a configuration: how long the training is, how it is watched, what it
-# keeps, and what computes it.
+# Keys that may change: how long the training is, how it is watched, what it keeps, and what computes it.
 _MAY_CHANGE = {
     'max_duration',
     'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks', 'loggers',
