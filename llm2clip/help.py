@@ -76,8 +76,8 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
         key, hint = f'{prefix}{field.name}', unwrap_optional(hints[field.name])
         if field.name == 'type':  # of a text encoder, which is shown before its fields
             continue
-        entries = typing.get_args(annotated[field.name])[-1:] if typing.get_origin(hint) is dict else ()
-        teachers = teacher_types(*entries or (annotated[field.name],))
+        entry = annotated[field.name]
+        teachers = teacher_types(typing.get_args(entry)[-1] if typing.get_origin(hint) is dict else entry)
         kind = typing.get_origin(hint)
         part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
         nested = typing.cast(type, part) if dataclasses.is_dataclass(part) else None

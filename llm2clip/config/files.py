@@ -30,7 +30,8 @@ from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, read_text, reading, write_text
 
 __all__ = [
-    'check_values', 'leaves', 'load_config', 'package_folder', 'read_config', 'read_resolved', 'save_config', 'unwrap_optional',
+    'check_values', 'leaves', 'load_config', 'package_folder', 'read_config', 'read_resolved', 'save_config',
+    'unwrap_optional',
 ]
 
 T = TypeVar('T')
@@ -161,8 +162,8 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
     for key, value in leaves(values):
         # Every run would write it into its config.yaml and its messages.
         if isinstance(value, str) and _SECRET.search(value):
-            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials from the '
-                              'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
+            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
+                              'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
     config = check_values(schema, values, where=where)
     if (check_together := getattr(config, 'check', None)) is not None:
         check_together()
