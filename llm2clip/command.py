@@ -39,8 +39,7 @@ from llm2clip.config import (
     SearchConfig,
     TrainConfig,
 )
-from llm2clip.config.files import leaves, load_config
-from llm2clip.config.settings import settings_in_folder
+from llm2clip.config.files import leaves, load_config, settings_in_folder
 from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, printable, read_json, write_json
 from llm2clip.folders import lock_output, locked
@@ -139,11 +138,6 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
                 print(error, file=sys.stderr)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a step leaves, and how it resumes
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def step_folder(config: Any) -> Optional[str]:
     """The folder of a step that keeps how long it took; None for one that keeps nothing."""
     if isinstance(config, (ExportVisionConfig, ReportConfig, SearchConfig)):
@@ -195,11 +189,6 @@ def how_it_resumes(config: Any) -> str:
     return f'the same command goes on from batch {int(batch)}'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Errors
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
     """Of errors that tell the user something, the message and its notes."""
@@ -232,11 +221,6 @@ def _is_expected(error: Exception) -> bool:
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Signals
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 _signal = 0

@@ -49,16 +49,12 @@ class Engine(ABC):
         Args:
             tasks: Name, for people -> what the work is given.
             start: Makes the work; a worker calls it once, before its first task.
-            done: Is told the result of each task as they come, in any order.
+            done: Is told the results, in any order.
         """
 
 
 class LocalEngine(Engine):
-    """Processes of this machine, each of which does one task after the other.
-
-    Args:
-        num_workers: How many; one is this process itself.
-    """
+    """`num_workers` processes of this machine, each of which does one task after the other; one is this process."""
 
     def __init__(self, num_workers: int = 1) -> None:
         self.num_workers = num_workers

@@ -17,7 +17,7 @@ from llm2clip.config import ConfigError
 from llm2clip.files import FileError, writing
 
 __all__ = [
-    'atomic_folder', 'check_replaceable', 'describe_folder', 'inside', 'lock_output', 'locked', 'stays_inside',
+    'atomic_folder', 'check_replaceable', 'inside', 'lock_output', 'locked', 'stays_inside',
 ]
 
 MANIFEST = 'MANIFEST'
@@ -70,7 +70,7 @@ def lock_output(
     It is made if it is not there, and removed again if the block leaves nothing in it.
 
     Args:
-        folder: The folder.
+        folder: Where the recipe writes.
         recipe: Its name, which a hidden file keeps.
         names: What the recipe writes; unset, all that is in the folder.
         part: Which of several processes this is that share the folder.
@@ -174,10 +174,3 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
         folder.replace(old)
     new.replace(folder)
     shutil.rmtree(work)
-
-
-def describe_folder(folder: Union[str, Path]) -> str:
-    """Its path, size and contents, for a message."""
-    size = sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file())
-    names = sorted(f'{path.name}/' if path.is_dir() else path.name for path in Path(folder).iterdir())
-    return f'{folder} ({size / 1e6:,.1f} MB): {", ".join(names)}'

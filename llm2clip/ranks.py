@@ -72,12 +72,8 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
 def once_per_node(compute: Callable[[], T], what: str) -> T:
     """The result of `compute`, which the first rank of each node calls; every rank calls this.
 
-    Args:
-        compute: Reads something that the nodes should have in common, but may have copies of.
-        what: What that is, for messages.
-
     Raises:
-        ValueError: The nodes have different results.
+        ValueError: The nodes have different results; the message says of `what`.
         Exception: What `compute` raised on a node, on all ranks.
     """
     if not torch.distributed.is_initialized() or dist.get_world_size() == 1:

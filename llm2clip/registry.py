@@ -200,16 +200,10 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
 
 
 def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
-    """The part of a kind that has this name, or ``module:class`` itself, which takes these arguments.
+    """The part that is called `name`, or ``module:class`` itself; a ConfigError if there is none, or it does not take
+    these arguments.
 
-    Args:
-        kind: Key of `PARTS`.
-        name: As the configuration has it.
-        arguments: Beside it.
-        key: Where the choice stands in the configuration; unset, it is `kind`.
-
-    Raises:
-        ConfigError: There is no such part, or it takes other arguments.
+    `kind` is a key of `PARTS`, and `key` where the choice stands in the configuration; unset, it is `kind`.
     """
     key = key or kind
     try:

@@ -55,7 +55,7 @@ class CaptionPairConfig:
     query: Texts = MISSING
     """Caption keys, of which one is drawn that the sample has."""
     positive: Optional[Texts] = MISSING
-    """Caption keys, of which one is drawn that is not the query's.  `null`: the query's own text, of which dropout makes
+    """Caption keys, of which one is drawn, never the query's.  `null`: the query's own text, of which dropout makes
     two vectors (unsupervised SimCSE, Gao et al. 2021)."""
     negative: Optional[Text] = None
     """Caption key of a text that is wrong for this query (a hard negative); single samples may leave it empty."""

@@ -14,7 +14,7 @@ from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
 from llm2clip.config import ConfigError
-from llm2clip.config.settings import difference
+from llm2clip.config.files import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream, columns_of

@@ -15,8 +15,7 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import ConfigError, TrainConfig
-from llm2clip.config.files import save_config
-from llm2clip.config.settings import check_settings, learned_settings, settings_in_folder
+from llm2clip.config.files import check_settings, learned_settings, save_config, settings_in_folder
 from llm2clip.folders import check_replaceable
 from llm2clip.ranks import broadcast_from_rank0
 
