@@ -3,11 +3,12 @@
 
 """How every recipe begins and ends.
 
-The configuration is read before anything else: a recipe imports PyTorch, Composer and what needs them, which takes many
-seconds, inside its `main`, so that a mistyped key is answered at once.
+A recipe imports PyTorch and Composer, which take many seconds, inside its `main`, so that a mistyped key is answered at
+once.
 """
 
 import atexit
+import dataclasses
 import multiprocessing
 import os
 import re
@@ -17,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -37,12 +39,12 @@ from llm2clip.config import (
     SearchConfig,
     TrainConfig,
 )
-from llm2clip.config.files import load_config
-from llm2clip.config.settings import has_checkpoint, settings_in_folder
-from llm2clip.device import warn_of_slow_bfloat16
+from llm2clip.config.files import leaves, load_config, settings_in_folder
+from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, printable, read_json, write_json
-from llm2clip.folders import holds_more_than_record, lock_output, locked
-from llm2clip.registry import check_names, help_text
+from llm2clip.folders import lock_output, locked
+from llm2clip.help import help_text
+from llm2clip.registry import check_names
 
 __all__ = ['SECONDS_FILE', 'recorded_seconds', 'run_command']
 
@@ -91,8 +93,9 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         if _rank() == 0:
             to = 'a plan' if plan else step_folder(config) or getattr(config, 'out', 'this terminal')
             print(f'{recipe}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
-        if isinstance(config, TrainConfig) and not plan and config.autoresume and has_checkpoint(config):
-            settings_in_folder(config)
+        if isinstance(config, TrainConfig) and not plan and config.autoresume and any(
+                Path(config.checkpoint_folder).glob('ep*-ba*')):
+            settings_in_folder(config)  # which are checked before the checkpoint is read
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)
         alone = claim(config, recipe) if _rank() == 0 and not plan else nullcontext()
@@ -105,10 +108,21 @@ def _rank(kind: str = 'RANK') -> int:
     return int(os.environ.get(kind, 0))
 
 
+def warn_of_slow_bfloat16(config: Any) -> None:
+    """Warn if a configuration computes in bfloat16 where that is slow."""
+    slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))
+            if key.endswith(('dtype', 'precision')) and value in ('bfloat16', 'amp_bf16')]
+    if slow and not computes_bfloat16():
+        warnings.warn(
+            f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than in '
+            'float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or ${if_bf16:amp_bf16,fp32} for a '
+            'precision, which takes what is fast', stacklevel=2)
+
+
 @contextmanager
 def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the time that the block takes to `folder`/seconds.json, also when an exception ends it, if there is anything
-    in that folder and the configuration was not refused: the folder may be anybody's."""
+    """Add the time that the block takes to `folder`/seconds.json, unless the configuration was refused or the block
+    left nothing in it."""
     start = time.monotonic()
     try:
         yield
@@ -116,17 +130,12 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
         folder = None
         raise
     finally:
-        if folder is not None and _rank() == 0 and holds_more_than_record(folder):
+        if folder and _rank() == 0 and os.path.isdir(folder) and any(name[0] != '.' for name in os.listdir(folder)):
             path = Path(folder, SECONDS_FILE)
             try:
                 write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})
             except FileError as error:  # how long a step took is not worth its end
                 print(error, file=sys.stderr)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a step leaves, and how it resumes
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def step_folder(config: Any) -> Optional[str]:
@@ -145,11 +154,8 @@ def recorded_seconds(path: Path) -> float:
 
 
 def claim(config: Any, recipe: str) -> ExitStack:
-    """Hold the folders that a recipe writes, until the stack is closed; no other process can do so meanwhile.
-
-    Raises:
-        ConfigError: Another recipe's or somebody else's files are in one, or another process writes there.
-    """
+    """Hold the folders that a recipe writes until the stack is closed; a ConfigError if another process writes there,
+    or files of another recipe or of somebody else are in one."""
     held = ExitStack()
     if isinstance(config, (ExportVisionConfig, ExportTeacherConfig)):
         # These replace the folder as a whole, by what its manifest says.
@@ -183,11 +189,6 @@ def how_it_resumes(config: Any) -> str:
     return f'the same command goes on from batch {int(batch)}'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Errors
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
     """Of errors that tell the user something, the message and its notes."""
@@ -215,17 +216,11 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error tells the user something, in contrast to a fault in a program: one that this project raised, or
-    the system, such as that a disk is full, or W&B."""
+    """Whether an error tells the user something: one that this project, the system or W&B raised."""
     if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Signals
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 _signal = 0
@@ -234,10 +229,8 @@ _signal = 0
 
 @contextmanager
 def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
-    """End the block at SIGINT and SIGTERM in an orderly way, its workers at once, and say how the command resumes.
-
-    No checkpoint is begun on the way: ranks may be anywhere in a step, and the launcher kills them 30 seconds later.
-    """
+    """End the block and its workers at SIGINT and SIGTERM, without another checkpoint, since ranks may be anywhere in a
+    step, and say how the command resumes."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     main = os.getpid()
 
@@ -283,10 +276,9 @@ def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
 
 @atexit.register
 def _end_without_report() -> None:
-    """Die of SIGTERM on all ranks but the first of a node.
+    """Die of SIGTERM on all ranks but the first of a node, or Composer's launcher prints all that the rank ever said.
 
-    Composer's launcher prints everything that a rank ever said if that ends with an exit status, but not if a signal
-    ends it.  Registered before Composer is imported, this runs after Composer has closed everything.
+    Registered before Composer is imported, this runs after Composer has closed everything.
     """
     if _signal and _rank('LOCAL_RANK') > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,9 +7,7 @@ PyTorch is imported by the functions that need it, since a configuration is read
 """
 
 import ctypes
-import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Optional, TypeVar
 if TYPE_CHECKING:
     from composer.devices import Device
 
-__all__ = ['computes_bfloat16', 'exact_float32', 'in_float32', 'open_device', 'warn_of_slow_bfloat16']
+__all__ = ['computes_bfloat16', 'exact_float32', 'in_float32', 'open_device']
 
 T = TypeVar('T')
 CPU_INFO = Path('/proc/cpuinfo')
@@ -30,8 +28,7 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
     """The device of a command.
 
     On a GPU, TF32 is off if the precision is ``fp32``; Composer 0.32.1 always turns it on.  On a CPU, glibc's malloc
-    uses freed memory again in place of handing it back to the system, which fills new pages with zeros: a quarter of
-    the time of a step of stage 2.
+    keeps freed memory: new pages, which the system fills with zeros, would take a quarter of a step of stage 2.
 
     Args:
         name: ``gpu`` or ``cpu``.  None: a GPU if there is one.
@@ -53,32 +50,13 @@ def computes_bfloat16() -> bool:
     """Whether this machine has a GPU, or a processor with instructions for bfloat16, as Linux lists them.
 
     On others, PyTorch 2.7 multiplies matrices of bfloat16 more slowly than those of float32: 58 times on an AMD EPYC
-    with AVX2 alone, and up to 500 times in pytorch#146508.  AVX-512 without its extension for bfloat16 is slower too.
+    with AVX2, and slower too with AVX-512 alone (pytorch#146508).
     """
     import torch
 
     if torch.cuda.is_available():
         return True
     return CPU_INFO.is_file() and not {'avx512_bf16', 'amx_tile', 'bf16'}.isdisjoint(CPU_INFO.read_text().split())
-
-
-def warn_of_slow_bfloat16(config: Any) -> None:
-    """Warn if a configuration, one of the dataclasses of `llm2clip.config`, computes in bfloat16 where that is slow."""
-    slow: list[str] = []
-
-    def look(node: Any, key: str) -> None:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                look(value, f'{key}.{name}'.removeprefix('.'))
-        elif key.endswith(('dtype', 'precision')) and node in ('bfloat16', 'amp_bf16'):
-            slow.append(f'{key}={node}')
-
-    look(dataclasses.asdict(config), '')
-    if slow and not computes_bfloat16():
-        warnings.warn(
-            f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than in '
-            'float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or ${if_bf16:amp_bf16,fp32} for a '
-            'precision, which takes what is fast', stacklevel=2)
 
 
 @contextmanager

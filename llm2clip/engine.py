@@ -29,10 +29,8 @@ T = TypeVar('T')
 Work = Callable[[Iterable[S], Callable[[T], object]], None]
 """Does tasks, which it takes one by one, and tells their results in order."""
 
-# Workers that may be lost, one after the other, over the same task.
-_LOSSES = 3
-# Seconds after which the driver looks for machines that have joined.
-_LOOK = 2.0
+_LOSSES = 3  # workers that may be lost, one after the other, over the same task
+_LOOK = 2.0  # seconds after which the driver looks for machines that have joined
 
 
 class LostWorkersError(RuntimeError):
@@ -51,16 +49,12 @@ class Engine(ABC):
         Args:
             tasks: Name, for people -> what the work is given.
             start: Makes the work; a worker calls it once, before its first task.
-            done: Is told the result of each task as they come, in any order.
+            done: Is told the results, in any order.
         """
 
 
 class LocalEngine(Engine):
-    """Processes of this machine, each of which does one task after the other.
-
-    Args:
-        num_workers: How many; one is this process itself.
-    """
+    """`num_workers` processes of this machine, each of which does one task after the other; one is this process."""
 
     def __init__(self, num_workers: int = 1) -> None:
         self.num_workers = num_workers
@@ -100,16 +94,12 @@ def _do_forked(i: int) -> Any:
 class RayEngine(Engine):
     """Workers of the Ray cluster that this machine belongs to; without one, Ray is started on this machine alone.
 
-    Each worker is an actor, and each task a call of it by the task's name.  There are as many workers as the machines
-    have room for, those that join later included.  The task of a worker that is lost, with its machine or alone, is
-    given to another one.  Work, tasks and results are pickled.
+    There are as many workers as the machines have room for, those that join later included.  The task of a worker that
+    is lost is given to another one.  Work, tasks and results are pickled.
 
     Args:
         cpus: CPUs of a worker.
-        gpu: Whether a worker has a GPU of its own.  None: if there are any.
-
-    Attributes:
-        gpu: Whether it has.
+        gpu: Whether a worker has a GPU of its own.  None: if there are any; the attribute `gpu` says it.
 
     Raises:
         ConfigError: Ray is not installed, this process is one of several ranks, or no machine has room for a worker.

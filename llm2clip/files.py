@@ -15,8 +15,8 @@ from typing import Any, Optional, Union
 from safetensors import SafetensorError
 
 __all__ = [
-    'FileError', 'atomic_write', 'json_text', 'parse_json', 'printable', 'read_json', 'read_text', 'reading',
-    'write_json', 'write_text', 'writing',
+    'FileError', 'atomic_write', 'parse_json', 'printable', 'read_json', 'read_text', 'reading', 'write_json',
+    'write_text', 'writing',
 ]
 
 
@@ -100,11 +100,6 @@ def write_text(path: Union[str, Path], text: str) -> None:
         partial.write_text(text, encoding='utf-8', errors='replace')
 
 
-def json_text(value: Any) -> str:
-    """JSON for people to read."""
-    return json.dumps(value, indent=2) + '\n'
-
-
 def write_json(path: Union[str, Path], value: Any) -> None:
-    """Write `json_text` as `write_text` does."""
-    write_text(path, json_text(value))
+    """Write JSON for people to read, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + '\n')

@@ -17,8 +17,7 @@ from llm2clip.config import ConfigError
 from llm2clip.files import FileError, writing
 
 __all__ = [
-    'MANIFEST', 'check_replaceable', 'lock_output', 'atomic_folder', 'describe_folder', 'holds_more_than_record',
-    'inside', 'locked', 'stays_inside',
+    'atomic_folder', 'check_replaceable', 'inside', 'lock_output', 'locked', 'stays_inside',
 ]
 
 MANIFEST = 'MANIFEST'
@@ -66,12 +65,12 @@ def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False)
 def lock_output(
     folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0
 ) -> Iterator[None]:
-    """A folder that grows bit by bit: no other recipe has written it and no other process writes it meanwhile.
+    """Hold a folder that grows bit by bit, which no other recipe has written and no other process writes meanwhile.
 
     It is made if it is not there, and removed again if the block leaves nothing in it.
 
     Args:
-        folder: The folder.
+        folder: Where the recipe writes.
         recipe: Its name, which a hidden file keeps.
         names: What the recipe writes; unset, all that is in the folder.
         part: Which of several processes this is that share the folder.
@@ -100,15 +99,10 @@ def lock_output(
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            if folder.is_dir() and not holds_more_than_record(folder):
+            if folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
                 record.unlink()
                 if made:
                     folder.rmdir()
-
-
-def holds_more_than_record(folder: Union[str, Path]) -> bool:
-    """Whether there is such a folder with anything in it but what `lock_output` writes."""
-    return Path(folder).is_dir() and not {*os.listdir(folder)} <= {_RECORD}
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -118,16 +112,9 @@ def _files(folder: Path) -> dict[str, str]:
     return {name: f'{path.lstat().st_size} {name}' for name, path in names.items() if name != MANIFEST}
 
 
-def _work(folder: Path) -> Path:
-    return folder.with_name(f'{folder.name}.tmp')
-
-
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
-    """Make sure that nothing is lost if `folder` is replaced by a new one of this kind.
-
-    Raises:
-        ConfigError: It holds anything that `atomic_folder` did not write for the same kind, by its manifest.
-    """
+    """Raise a ConfigError if a folder holds anything that `atomic_folder` did not write for the same kind, by its
+    manifest, and which would be lost if it were replaced."""
     folder = Path(os.path.abspath(folder))
     fault, names = None, sorted(os.listdir(folder)) if folder.is_dir() else []
     if folder.exists() and not folder.is_dir():
@@ -142,9 +129,9 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
                          if line not in written and not _ADDED.fullmatch(name)]:
             fault = f'{changed[0]} has been put into it or changed'
     if fault is not None:
-        raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. '
-                          'Choose another folder, or remove that one')
-    work = _work(folder)
+        raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose another '
+                          'folder, or remove that one')
+    work = folder.with_name(f'{folder.name}.tmp')
     if work.exists() and not (work.is_dir() and {*os.listdir(work)} <= {'new', 'old'}):
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
 
@@ -163,7 +150,7 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
     folder = Path(os.path.abspath(folder))
     if kind is not None:
         check_replaceable(folder, kind)
-    work = _work(folder)
+    work = folder.with_name(f'{folder.name}.tmp')
     new, old = work / 'new', work / 'old'  # one takes the place of the other
     if old.exists() and not folder.exists():  # killed between the two renames below
         old.replace(folder)
@@ -187,10 +174,3 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
         folder.replace(old)
     new.replace(folder)
     shutil.rmtree(work)
-
-
-def describe_folder(folder: Union[str, Path]) -> str:
-    """Its path, size and contents, for a message."""
-    size = sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file())
-    names = sorted(f'{path.name}/' if path.is_dir() else path.name for path in Path(folder).iterdir())
-    return f'{folder} ({size / 1e6:,.1f} MB): {", ".join(names)}'

@@ -18,11 +18,10 @@ __all__ = ['broadcast_from_rank0', 'round_robin', 'is_first', 'initialize_gloo',
 S = TypeVar('S')
 T = TypeVar('T')
 
-# Seconds for which ranks wait for one another.  The first may compute numbers from features for hours, and the end of a
-# rank is noticed at once, without a limit.
+# Seconds for which ranks wait for one another: the first may compute numbers for hours, and the end of a rank is
+# noticed at once.
 _PATIENCE = 30 * 24 * 3600.0
-# Seconds after which those that wait for the first of their node hear that they still have to: far less than the time
-# after which the ranks of a training give up.
+# Seconds after which those that wait for the first of their node hear of it, before the ranks of a training give up.
 _NEWS = 10.0
 
 
@@ -36,10 +35,7 @@ def is_first() -> bool:
 
 
 def initialize_gloo() -> None:
-    """Connect the ranks that a launcher started, if there are several.
-
-    They exchange objects on the CPU, by gloo also where models are on GPUs: it notices at once that a rank has ended.
-    """
+    """Connect the ranks, if there are several, by gloo also on GPUs: it notices at once that a rank has ended."""
     if dist.get_world_size() > 1:
         dist.initialize_dist('cpu', _PATIENCE)
 
@@ -66,7 +62,7 @@ def raise_on_all_ranks(compute: Callable[[], T]) -> T:
 
 
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
-    """What `compute` returns on the first rank, the only one that calls it, on all of them; errors as of `together`."""
+    """What `compute` returns on the first rank, the only one that calls it; errors are as of `raise_on_all_ranks`."""
     result = [raise_on_all_ranks(lambda: compute() if is_first() else None)]
     with _others_there():
         dist.broadcast_object_list(result)
@@ -76,12 +72,8 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
 def once_per_node(compute: Callable[[], T], what: str) -> T:
     """The result of `compute`, which the first rank of each node calls; every rank calls this.
 
-    Args:
-        compute: Reads something that the nodes should have in common, but may have copies of.
-        what: What that is, for messages.
-
     Raises:
-        ValueError: The nodes have different results.
+        ValueError: The nodes have different results; the message says of `what`.
         Exception: What `compute` raised on a node, on all ranks.
     """
     if not torch.distributed.is_initialized() or dist.get_world_size() == 1:
@@ -108,7 +100,7 @@ def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) 
     """Results of all items, in order, on the first rank; on the others none, but they have to ask for them as well.
 
     Each rank takes every so-many-th item, so that a list of batches makes the same batches for any number of ranks.
-    Errors are as of `together`.
+    Errors are as of `raise_on_all_ranks`.
 
     Args:
         items: The same on every rank.

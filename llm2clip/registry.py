@@ -8,27 +8,23 @@ Where a name stands, ``module:class`` names a part that is not here, in a module
 folder.
 """
 
-import ast
 import difflib
 import importlib
-import importlib.util
 import inspect
 import os
 import re
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import check_values
-from llm2clip.config.help import recipe_help
 from llm2clip.config.ranges import Positive
 
 __all__ = [
-    'ALGORITHMS', 'CALLBACKS', 'LOGGERS', 'OPTIMIZERS', 'SCHEDULERS', 'build', 'build_all', 'build_source', 'check',
-    'check_arguments', 'check_names', 'find', 'help_text', 'named', 'open_set',
+    'PARTS', 'argument_types', 'build', 'build_all', 'build_source', 'check', 'check_arguments', 'check_names', 'named',
+    'open_set',
 ]
 
 # Name -> ``module:class`` (or function).
@@ -121,7 +117,7 @@ LOGGERS: _Registry = {
 }
 
 # Key of the configuration -> the names that are chosen there.
-_KEYS: Mapping[str, _Registry] = {
+PARTS: Mapping[str, _Registry] = {
     'source': SOURCES, 'optimizer': OPTIMIZERS, 'scheduler': SCHEDULERS, 'algorithms': ALGORITHMS,
     'callbacks': CALLBACKS, 'loggers': LOGGERS, 'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS,
     'linear_probe': CLASSIFICATION_SETS, 'composition': COMPOSITION_SETS,
@@ -138,12 +134,12 @@ def find(reference: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def _reference(registry: _Registry, name: Any, key: str) -> str:
+def _reference(kind: str, name: Any, key: str) -> str:
     """``module:class`` of a name, or the name itself if it is one."""
-    if str(name) in registry:
-        return registry[name]
+    if str(name) in PARTS[kind]:
+        return PARTS[kind][name]
     if re.fullmatch(r'\w[\w.]*:\w+', str(name)) is None:
-        raise ConfigError(f'{key}: there is no {name!r}; {_nearest(str(name), registry)}')
+        raise ConfigError(f'{key}: there is no {name!r}; {_nearest(str(name), PARTS[kind])}')
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a script that is launched has only its own folder there
     return name
@@ -155,81 +151,29 @@ def _nearest(name: str, names: Collection[str]) -> str:
     return f'did you mean {near[0]!r}?' if near else f'valid are {", ".join(sorted(names))}'
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Without importing a part, for --help and for mistyped names
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _definition(registry: _Registry, name: Any, key: str) -> Union[ast.ClassDef, ast.FunctionDef, None]:
-    """The source of a part; None if it is not where its module's name says."""
-    module, name = _reference(registry, name, key).split(':')
-    package, *inside = module.split('.')
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        raise ConfigError(f'{key}: there is no module {package!r} on the Python path or in the current folder')
-    path = Path(spec.origin or '').parent.joinpath(*inside) if inside else Path(spec.origin or '')
-    path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
-    for node in ast.parse(path.read_bytes(), str(path)).body if path.is_file() else ():
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            return node
-        if isinstance(node, ast.ImportFrom) and not node.level and any(
-                alias.name == name and alias.asname in (None, name) for alias in node.names):
-            return _definition({name: f'{node.module}:{name}'}, name, key)
-    return None
-
-
-def _call_arguments(part: Union[ast.ClassDef, ast.FunctionDef]) -> Optional[dict[str, str]]:
-    """Each argument of a part -> how its source declares it; None if it may take others, as by inheritance."""
-    inside = part.body if isinstance(part, ast.ClassDef) else [part]
-    call = next((one.args for one in inside
-                 if isinstance(one, ast.FunctionDef) and one.name in ('__init__', part.name)), None)
-    if call is None or call.kwarg is not None:
-        return None
-    taken = [*call.posonlyargs, *call.args, *call.kwonlyargs]
-    defaults = [*[None] * len(taken), *call.defaults, *call.kw_defaults][-len(taken):]
-    return {one.arg: ast.unparse(one) + (f' = {ast.unparse(default)}' if default is not None else '')
-            for one, default in zip(taken, defaults) if one.arg != 'self'}
-
-
-def help_text(schema: Any, about: str, args: Collection[str]) -> str:
-    """What ``--help`` prints of a recipe, or of the part that an argument such as ``source.webdataset`` names.
-
-    Args:
-        schema: One of the dataclasses of `llm2clip.config`.
-        about: Docstring of the recipe.
-        args: Of the command.
-    """
-    for key, _, name in (arg.replace('.name=', '.').partition('.') for arg in args):
-        if key in _KEYS and name and (part := _definition(_KEYS[key], name, key)) is not None:
-            lines = (_call_arguments(part) or {}).values()
-            return '\n'.join([f'{key}.{name}', *(f'  {line}' for line in lines), '', ast.get_docstring(part) or ''])
-    return f'{recipe_help(schema, about)}\n' + '\n'.join(
-        f'\nNames for {key} (--help {key}.NAME describes one), or module:class:\n  {", ".join(names)}'
-        for key, names in _KEYS.items() if key in schema.__dataclass_fields__)
+def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
+    """Name and arguments of a part that is written ``{name: …, argument: …}``."""
+    if 'name' not in component:
+        raise ConfigError(f'{key}.name: required but not set')
+    return component['name'], {k: v for k, v in component.items() if k != 'name'}
 
 
 def check_names(config: Any) -> None:
-    """Raise a ConfigError at a name that there is not, or an argument that its part does not take."""
-    parts = [(key, *named(getattr(config, key), key), key) for key in ('source', 'optimizer', 'scheduler')
-             if hasattr(config, key)]
-    parts += [(key, name, arguments or {}, f'{key}.{name}') for key in ('algorithms', 'callbacks', 'loggers')
-              for name, arguments in getattr(config, key, {}).items()]
-    for registry, name, arguments, key in parts:
-        part = _definition(_KEYS[registry], name, key)
-        taken = part and _call_arguments(part)
-        if taken is not None:
-            for argument in arguments:
-                _check_argument(argument, taken, name, key)
+    """Raise a ConfigError at a name that there is not, before any part is imported."""
+    for key in ('source', 'optimizer', 'scheduler'):
+        if hasattr(config, key):
+            _reference(key, named(getattr(config, key), key)[0], key)
+    for key in ('algorithms', 'callbacks', 'loggers'):
+        for name in getattr(config, key, {}):
+            _reference(key, name, f'{key}.{name}')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# With importing it
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _check_argument(argument: str, names: Collection[str], part: str, key: str) -> None:
-    if argument not in names:
-        raise ConfigError(f'{key}.{argument}: {part} takes no such argument; {_nearest(argument, names)}')
+def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
+    """Argument of a part -> its type, with the range beside it; none if they exist for type checkers only."""
+    try:
+        return typing.get_type_hints(part.__init__ if isinstance(part, type) else part, include_extras=True)
+    except NameError:
+        return {}
 
 
 def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
@@ -237,14 +181,10 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
     is not of the type in its signature or not in the range beside that."""
     parameters = inspect.signature(part).parameters
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    try:
-        hints = typing.get_type_hints(part.__init__ if isinstance(part, type) else part, include_extras=True)
-    except NameError:  # they use names that exist for type checkers only
-        hints = {}
-    hints = {**hints, **_RANGES.get(name, {})}
+    hints = {**argument_types(part), **_RANGES.get(name, {})}
     for argument, value in arguments.items():
-        if not any_name:
-            _check_argument(argument, parameters, name, key)
+        if not any_name and argument not in parameters:
+            raise ConfigError(f'{key}.{argument}: {name} takes no such argument; {_nearest(argument, parameters)}')
         if argument not in hints:
             continue
         # YAML has no tuples.
@@ -259,46 +199,40 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
                                       '0.1dur') from None
 
 
-def check(registry: _Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Callable[..., Any]:
-    """The part that is called `name` in `registry`, or ``module:class`` itself, which takes these arguments.
+def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
+    """The part that is called `name`, or ``module:class`` itself; a ConfigError if there is none, or it does not take
+    these arguments.
 
-    `key` says where the choice stands in the configuration.  A ConfigError says that there is no such part, or that it
-    takes other arguments.
+    `kind` is a key of `PARTS`, and `key` where the choice stands in the configuration; unset, it is `kind`.
     """
+    key = key or kind
     try:
-        part = find(_reference(registry, name, key))
+        part = find(_reference(kind, name, key))
     except (ImportError, AttributeError) as error:
         raise ConfigError(f'{key}: {error}') from error
     check_arguments(part, name, arguments, key)
     return part
 
 
-def build(registry: _Registry, name: Any, arguments: Mapping[str, Any], key: str) -> Any:
-    """Check and construct; the arguments are as for `check`."""
-    part = check(registry, name, arguments, key)
+def build(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Any:
+    """Check and construct; arguments and errors are as for `check`."""
+    part = check(kind, name, arguments, key)
     try:
         return part(**arguments)
     except (TypeError, ValueError, ImportError) as error:
         if type(error).__module__.startswith('llm2clip.'):
             raise
-        raise ConfigError(f'{key}: {error}') from error
+        raise ConfigError(f'{key or kind}: {error}') from error
 
 
-def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
-    """Name and arguments of a part that is written ``{name: …, argument: …}``."""
-    if 'name' not in component:
-        raise ConfigError(f'{key}.name: required but not set')
-    return component['name'], {k: v for k, v in component.items() if k != 'name'}
-
-
-def build_all(registry: _Registry, chosen: Mapping[str, Any], key: str) -> list[Any]:
+def build_all(kind: str, chosen: Mapping[str, Any]) -> list[Any]:
     """The parts of a mapping name -> arguments."""
-    return [build(registry, name, arguments or {}, f'{key}.{name}') for name, arguments in chosen.items()]
+    return [build(kind, name, arguments or {}, f'{kind}.{name}') for name, arguments in chosen.items()]
 
 
 def build_source(source: Mapping[str, Any]) -> Any:
     """The splits of a data source and what it left out."""
-    return build(SOURCES, *named(source, 'source'), 'source')
+    return build('source', *named(source, 'source'))
 
 
 def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
@@ -307,8 +241,7 @@ def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
     `source` has its ``name`` and arguments, and stands at `key`.  A ConfigError says that there is no such set, or that
     its files are missing or damaged.
     """
-    name, arguments = named(source, key)
     try:
-        return build(_KEYS[kind], name, arguments, key)
+        return build(kind, *named(source, key), key)
     except (ValueError, OSError) as error:
         raise ConfigError(str(error) if str(error).startswith(key) else f'{key}: {error}') from None

@@ -19,7 +19,7 @@ import backoff
 from llm2clip.config import ConfigError
 from llm2clip.files import atomic_write, writing
 
-__all__ = ['OutputFolder', 'download', 'is_missing', 'reaching']
+__all__ = ['OutputFolder', 'is_missing', 'reaching']
 
 _ATTEMPTS = 5
 # Scheme of a remote -> where its library looks for credentials, among other places.
@@ -30,15 +30,8 @@ _CREDENTIALS = {
 
 
 class OutputFolder:
-    """A folder that is written here and uploaded, file by file, to its remote if it has one.
-
-    Args:
-        local: The folder.
-        remote: Where its files go as well, any place that Streaming's uploaders know; unset, nowhere.
-
-    Raises:
-        ConfigError: Streaming cannot write to such a remote.
-    """
+    """A folder that is written here and uploaded, file by file, to its remote if it has one; a ConfigError if
+    Streaming cannot write there."""
 
     def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
         self.local, self.remote = Path(local), remote
@@ -93,10 +86,7 @@ def _upload(folder: Path, remote: str, names: Sequence[str], keep: bool = True) 
 
 def download(remote: str, path: Union[str, Path]) -> bool:
     """Whether a remote has a file, after downloading it to `path`, in several attempts; it is never seen half written.
-
-    Raises:
-        ConfigError: There are no credentials for the remote.
-    """
+    A ConfigError if there are no credentials."""
     from streaming.base.storage import CloudDownloader
     path = Path(path)
     # Hugging Face's downloader makes folders beside the file.

@@ -18,9 +18,7 @@ from safetensors.torch import save_file
 from llm2clip.files import FileError, atomic_write, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
-__all__ = ['hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'tensors_hash',
-           'write_safetensors']
-
+__all__ = ['hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'write_safetensors']
 
 _HASH = 'xxh64'
 
@@ -42,7 +40,7 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
     """
     with reading(path, expected), safe_open(path, framework='pt') as file:
         found = Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
-    if _HASH in found.about and found.about[_HASH] != tensors_hash(found.tensors):
+    if _HASH in found.about and found.about[_HASH] != hash_tensors(found.tensors):
         raise FileError(f'{path}: is damaged (its values have another hash), expected {expected}')
     check_finite(found.tensors, path)
     return found
@@ -73,20 +71,16 @@ def write_safetensors(
     """Write a safetensors file, whole, with a hash of its values and what its metadata say `about` them."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with atomic_write(path) as partial:
-        save_file(tensors, partial, {**(about or {}), _HASH: tensors_hash(tensors)})
+        save_file(tensors, partial, {**(about or {}), _HASH: hash_tensors(tensors)})
 
 
-def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """`hash_tensors` alone, in hexadecimal digits."""
-    hash_tensors(tensors, digest := xxhash.xxh64())
-    return digest.hexdigest()
-
-
-def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: xxhash.xxh64) -> None:
-    """Add the names and bytes of tensors to a hash, whatever their order."""
+def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xxh64] = None) -> str:
+    """The hash of the names and bytes of tensors, whatever their order, in hexadecimal digits; added to `digest`."""
+    digest = xxhash.xxh64() if digest is None else digest
     for name, value in sorted(tensors.items()):
         digest.update(name)
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save') -> Any:

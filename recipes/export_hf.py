@@ -11,7 +11,7 @@ from llm2clip.config.files import save_config
 def main(config: ExportConfig) -> None:
     from llm2clip.export.hf import KIND, export_folder, run_teachers
     from llm2clip.export.vision import export_clip
-    from llm2clip.folders import check_replaceable, describe_folder
+    from llm2clip.folders import check_replaceable
     from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
     from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
 
@@ -30,7 +30,7 @@ def main(config: ExportConfig) -> None:
         export_folder(model, model_config, record, teachers, out, remote_code=config.remote_code, run=run_config,
                       wise_ft_alpha=config.wise_ft_alpha)
     save_config(config, config.out)
-    print(f'wrote {describe_folder(out)}')
+    print(f'wrote {out}')
 
 
 if __name__ == '__main__':

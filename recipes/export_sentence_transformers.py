@@ -10,11 +10,10 @@ from llm2clip.config.files import save_config
 
 def main(config: ExportTeacherConfig) -> None:
     from llm2clip.export.sentence_model import export_sentence_transformers
-    from llm2clip.folders import describe_folder
 
     export_sentence_transformers(config.teacher, config.out, config.prompts)
     save_config(config, config.out)
-    print(f'wrote {describe_folder(config.out)}')
+    print(f'wrote {config.out}')
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ from llm2clip.config import ExportVisionConfig
 
 def main(config: ExportVisionConfig) -> None:
     from llm2clip.export.vision import KIND, export_vision
-    from llm2clip.folders import check_replaceable, describe_folder
+    from llm2clip.folders import check_replaceable
     from llm2clip.training.runs import load_stage2, read_stage2
 
     check_replaceable(config.out, KIND)
@@ -17,7 +17,7 @@ def main(config: ExportVisionConfig) -> None:
     model, run_config, record = load_stage2(config.run, config.weights, config.wise_ft_alpha)
     name = export_vision(model, run_config.model, record, config.out, config.projection, run_config,
                          config.wise_ft_alpha)
-    print(f'wrote a {name}: {describe_folder(config.out)}')
+    print(f'wrote a {name}: {config.out}')
 
 
 if __name__ == '__main__':

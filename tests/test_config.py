@@ -22,7 +22,7 @@ from llm2clip.config import (
     Stage2Config,
 )
 from llm2clip.config.files import load_config, read_config, save_config
-from llm2clip.registry import LOGGERS, build, build_source, check_names
+from llm2clip.registry import build, build_source, check_names
 from llm2clip.training.trainer import check_train_config
 
 REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
@@ -194,7 +194,7 @@ def test_numbers_of_ranks_go_together(
 @pytest.mark.skipif(importlib.util.find_spec('mlflow') is not None, reason='mlflow is installed')
 def test_a_part_that_needs_another_package_says_so() -> None:
     with pytest.raises(ConfigError, match=r'loggers\.mlflow: .*pip install'):
-        build(LOGGERS, 'mlflow', {}, 'loggers.mlflow')
+        build('loggers', 'mlflow', {}, 'loggers.mlflow')
 
 
 def test_a_part_of_the_users_own_is_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

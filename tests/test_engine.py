@@ -4,15 +4,14 @@
 """Engines without a cluster; tests/recipes/test_ray.py has one."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from parts import make_samples
-from recipes_in_process import REQUIRED, run_recipe
+from recipes_in_process import REQUIRED
 
 from llm2clip.config import ConfigError, PrepareConfig
 from llm2clip.config.files import load_config
@@ -61,30 +60,3 @@ def test_a_part_that_another_machine_has_written_elsewhere_is_missed(tmp_path: P
 
     with pytest.raises(FileNotFoundError, match=r'train/part-all/part\.json, which another machine .* need out_remote'):
         write_splits({'train': one_part(make_samples(6))}, Dropped(), tmp_path / 'out', engine=Elsewhere())
-
-
-def test_the_recipe_gives_shards_to_the_engine(
-    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str]
-) -> None:
-    class InThisProcess(LocalEngine):
-        gpu = False
-
-        def __init__(self, cpus: int, gpu: Optional[bool]) -> None:
-            super().__init__()
-            assert (cpus, gpu) == (3, None)
-
-    monkeypatch.setattr('llm2clip.engine.RayEngine', InThisProcess)
-    args = [f'teacher={teacher_folder}', f'datasets.a.local={image_dataset}', f'datasets.b.local={image_dataset}']
-    run_recipe(monkeypatch, 'extract_embeddings', *args, f'out={tmp_path}/ranks', 'device=cpu')
-    run_recipe(monkeypatch, 'extract_embeddings', *args, f'out={tmp_path}/engine', 'engine=ray', 'worker_cpus=3')
-    said = capsys.readouterr().out
-    shards = len([*image_dataset.rglob('*.mds')])
-    assert f'a: 128 captions in {shards} of {shards} shards are to be embedded, by 1 process' in said
-    counts = re.findall(r'^(.): (\d+ shards, .*)', said, re.M)
-    assert [name for name, _ in counts] == ['a', 'b', 'a', 'b'] and len({text for _, text in counts}) == 1
-    for name in ('a', 'b'):
-        files = {path.name: path.read_bytes() for path in (tmp_path / 'ranks' / name).iterdir()}
-        assert files == {path.name: path.read_bytes() for path in (tmp_path / 'engine' / name).iterdir()} and files
-    run_recipe(monkeypatch, 'extract_embeddings', *args, f'out={tmp_path}/engine', 'engine=ray', 'worker_cpus=3')
-    assert f'a: 0 captions in 0 of {shards} shards' in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From what uses everything to what uses nothing; packages of one line may use one another in the order given.
 LAYERS = [['planning', 'search'], ['evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
-          ['data'], ['losses', 'metrics'], ['command'],
+          ['data'], ['losses', 'metrics'], ['command'], ['help'],
           ['folders', 'weights', 'remote_code', 'engine', 'registry', 'remotes'], ['config'],
           ['files', 'ranks', 'device']]
 ORDER = [package for layer in LAYERS for package in layer]

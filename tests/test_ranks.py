@@ -13,8 +13,8 @@ from llm2clip.ranks import broadcast_from_rank0, once_per_node, raise_on_all_ran
 SCRIPT = """
 import os, signal, time
 import llm2clip.ranks
-from llm2clip.ranks import RankError, broadcast_from_rank0, round_robin, initialize_gloo, once_per_node,
-raise_on_all_ranks
+from llm2clip.ranks import (
+    RankError, broadcast_from_rank0, initialize_gloo, once_per_node, raise_on_all_ranks, round_robin)
 
 class Odd(Exception):  # no copy of it can be made
     def __init__(self, one, other):
@@ -80,5 +80,4 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 def test_one_rank_needs_no_others() -> None:
     assert list(round_robin([1, 2], lambda items: (2 * item for item in items))) == [2, 4]
-    assert broadcast_from_rank0(lambda: 3) == raise_on_all_ranks(lambda: 3) == once_per_node(lambda: 3,
-                                                                                             'teacher x') == 3
+    assert broadcast_from_rank0(lambda: 3) == raise_on_all_ranks(lambda: 3) == once_per_node(lambda: 3, 'x') == 3

@@ -35,8 +35,8 @@ from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_embeddings import stream_mix
 from llm2clip.data.zeroshot import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
-from llm2clip.models.towers import load_projection, tower_preprocessing
-from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, SOURCES, check
+from llm2clip.models.towers import tower_preprocessing
+from llm2clip.registry import check, named
 from llm2clip.training.optim import parameter_groups
 from llm2clip.training.trainer import check_metrics, check_train_config
 
@@ -45,11 +45,9 @@ RAY = ['yamls/cluster/kuberay.yaml', 'yamls/cluster/skypilot_ray.yaml']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *RAY})
 VISION, DATA, CAPTIONS, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
                                    for kind in ('vision', 'data', 'captions', 'teacher'))
-# The rows of the paper's table 1 by tower: one without LLM2CLIP, in the tower's own space of so many dimensions, and
-# one for each of these fragments of data.
-TABLE_1 = {'clip_b16': (512, ['15m']), 'eva02_b16': (512, ['15m']), 'clip_l14': (768, ['15m']),
-           'eva02_l14': (768, ['3m', '15m', '60m']), 'clip_l14_336': (768, ['15m', '60m']),
-           'eva02_l14_336': (768, ['15m', '60m']), 'siglip2_so400m': (1152, ['60m'])}
+# The rows of the paper's table 1 with LLM2CLIP: tower -> fragments of data.
+TABLE_1 = {'clip_b16': ['15m'], 'eva02_b16': ['15m'], 'clip_l14': ['15m'], 'eva02_l14': ['3m', '15m', '60m'],
+           'clip_l14_336': ['15m', '60m'], 'eva02_l14_336': ['15m', '60m'], 'siglip2_so400m': ['60m']}
 MILLIONS = {'clip_b16': 86, 'clip_l14': 303, 'clip_l14_336': 304, 'eva02_b16': 86, 'eva02_l14': 303,
             'eva02_l14_336': 304, 'siglip_so400m': 428, 'siglip2_so400m': 428, 'siglip2_so400m_official_code': 428}
 SETS = {'3m': ['cc3m'], '15m': ['cc3m', 'cc12m'], '30m': ['cc3m', 'cc12m', 'yfcc15m'],
@@ -93,21 +91,20 @@ def _check(config: Any) -> None:
         check_metrics(config)
         _check_zeroshot(config.eval_zeroshot)
     if isinstance(config, PrepareConfig):
-        check(SOURCES, config.source.pop('name'), config.source, 'source')
+        check('source', *named(config.source, 'source'))
     if isinstance(config, EvaluateConfig):
-        for benchmark in config.retrieval.values():
-            check(RETRIEVAL_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
         _check_zeroshot(config.zeroshot)
         for probe in config.linear_probe.values():
-            for source in (probe.train, probe.test):
-                check(CLASSIFICATION_SETS, source.pop('name'), source, 'source')
-        for benchmark in config.composition.values():
-            check(COMPOSITION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
+            check('linear_probe', *named(probe.train, 'train'))
+            check('linear_probe', *named(probe.test, 'test'))
+        for kind in ('retrieval', 'composition'):
+            for benchmark in getattr(config, kind).values():
+                check(kind, *named(benchmark.source, 'source'))
 
 
 def _check_zeroshot(sets: dict[str, ZeroshotConfig]) -> None:
     for benchmark in sets.values():
-        check(CLASSIFICATION_SETS, benchmark.source.pop('name'), benchmark.source, 'source')
+        check('zeroshot', *named(benchmark.source, 'source'))
         assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
 
 
@@ -149,12 +146,6 @@ def _text_embeddings() -> set[str]:
     data = [str(path) for path in ROOT.glob('yamls/extract/data/*.yaml')]
     return {folder for teacher in ROOT.glob('yamls/extract/teacher/*.yaml')
             for folder in _written(load_config(ExtractConfig, [str(teacher), *data]))}
-
-
-def test_every_embeddings_of_stage2_is_one_that_extraction_writes() -> None:
-    streams = [stream for data in ('data/60m', 'data/60m_recap')
-               for stream in _stage2('vision/clip_b16', data, 'teacher/llama3_8b').train_data.streams.values()]
-    assert {embeddings.local for stream in streams for embeddings in stream.embeddings.values()} == _text_embeddings()
 
 
 def _stage2(*fragments: str) -> Stage2Config:
@@ -232,8 +223,8 @@ def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
 
 @pytest.mark.parametrize('vision', VISION)
 def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -> None:
-    assert sum(1 + len(data) for _, data in TABLE_1.values()) == 18 and sorted(MILLIONS) == VISION
-    own_width, scales = TABLE_1.get(vision, (0, ['15m']))
+    assert sum(1 + len(data) for data in TABLE_1.values()) == 18 and sorted(MILLIONS) == VISION
+    scales = TABLE_1.get(vision, ['15m'])
     configs = {data: _stage2(f'vision/{vision}', f'data/{data}', 'teacher/llama3.1_8b') for data in scales}
     for data, config in configs.items():
         check_train_config(config)
@@ -244,9 +235,6 @@ def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -
         model = LLM2CLIP(config.model, 4096, load_weights=False)
         pixels = torch.empty(2, 3, size, size)
         outputs = model(pixels, torch.empty(2, 4096))
-        if own_width:
-            own = load_projection(tower, own_width, load_weights=False)
-            assert own(model.vision_encoder(pixels)).shape == (2, own_width)
     assert tower_preprocessing(tower).image_size == size == (336 if '336' in vision else 224)
     official = vision.endswith('official_code')
     assert outputs['image_features'].shape == outputs['text_features'].shape == (2, 1152 if official else 1280)
@@ -266,18 +254,16 @@ def test_data_captions_and_teachers_go_together(data: str) -> None:
         config = _stage2('vision/clip_b16', f'data/{data}', f'teacher/{teacher}')
         name, = config.train_data.teachers
         assert all(name in stream.embeddings for stream in config.train_data.streams.values())
-    mixes: dict[str, dict[str, float]] = {}
-    for captions in ('', *CAPTIONS):
-        fragments = [f'data/{data}', *filter(None, [captions and f'captions/{captions}']), 'teacher/llama3.1_8b']
-        config = _stage2('vision/clip_b16', *fragments)
-        mixes[captions] = stream_mix(config.train_data, 'cc3m', 'train_data')
-        for stream in SETS[data]:
-            other = {'raw': 0.5, 'long': 0.5} if stream == 'recap' else mixes[captions]
-            assert stream_mix(config.train_data, stream, 'train_data') == other
     dense, short = ({f'{length}{model}' for model in ('IB', 'SV', 'LLA')} for length in ('long', 'short'))
-    assert mixes[''] == {'raw': 3, **dict.fromkeys(dense, 1)}
-    assert mixes == {'': mixes[''], 'official_code': {'shortSV': 1, 'longSV': 1},
-                     'all_six': dict.fromkeys(dense | short, 1)}
+    mixes = {'': {'raw': 3, **dict.fromkeys(dense, 1)}, 'official_code': {'shortSV': 1, 'longSV': 1},
+             'all_six': dict.fromkeys(dense | short, 1)}
+    assert sorted(mixes) == ['', *CAPTIONS]
+    for captions, mix in mixes.items():
+        fragments = [f'data/{data}', *([f'captions/{captions}'] if captions else []), 'teacher/llama3.1_8b']
+        config = _stage2('vision/clip_b16', *fragments)
+        for stream in SETS[data]:
+            expected = {'raw': 0.5, 'long': 0.5} if stream == 'recap' else mix
+            assert stream_mix(config.train_data, stream, 'train_data') == expected
 
 
 @pytest.mark.parametrize('file', LAUNCHERS)

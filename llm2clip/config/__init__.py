@@ -5,7 +5,7 @@
 
 Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
 mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.files` reads the files and checks
-every value against the range in its type; `llm2clip.config.help` prints the keys of a recipe.
+every value against the range in its type; `llm2clip.help` prints the keys of a recipe.
 """
 
 from llm2clip.config.data import (
@@ -17,10 +17,11 @@ from llm2clip.config.data import (
     ImageStreamConfig,
     InheritanceDataConfig,
     LoaderConfig,
+    PrepareConfig,
     StreamConfig,
+    WriterConfig,
 )
 from llm2clip.config.evaluate import (
-    CompositionConfig,
     CRAConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
@@ -43,7 +44,6 @@ from llm2clip.config.models import (
     TrainableTextConfig,
     VisionConfig,
 )
-from llm2clip.config.prepare import PrepareConfig, WriterConfig
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,
@@ -62,13 +62,12 @@ from llm2clip.config.training import (
 )
 
 __all__ = [
-    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig',
-    'CaptionStreamConfig', 'ClipTextConfig', 'ClipTextTeacherConfig', 'CompositionConfig', 'ConfigError',
-    'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig',
-    'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageStreamConfig',
-    'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig',
-    'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'TextEncoderInLoopConfig', 'PlanConfig',
-    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',
-    'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig',
-    'TrainConfig', 'TrainableTextConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ClipTextConfig',
+    'ClipTextTeacherConfig', 'ConfigError', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig',
+    'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageStreamConfig',
+    'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig', 'LoaderConfig', 'LoraConfig',
+    'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig',
+    'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig', 'SentenceTransformersTeacherConfig', 'Stage1Config',
+    'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TextEncoderInLoopConfig', 'TrainConfig',
+    'TrainableTextConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Datasets, and what the loaders of both stages draw from them."""
+"""Datasets: how they are written, and what the loaders of both stages draw from them."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Optional
@@ -10,8 +10,11 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from llm2clip.config.ranges import (
+    Component,
+    ConfigError,
     Count,
     CropScale,
+    EngineName,
     Mix,
     Natural,
     Positive,
@@ -23,11 +26,6 @@ from llm2clip.config.ranges import (
     Text,
     Texts,
 )
-
-__all__ = [
-    'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'DatasetConfig', 'ImageDataConfig',
-    'ImageStreamConfig', 'InheritanceDataConfig', 'LoaderConfig', 'StreamConfig',
-]
 
 
 @dataclass
@@ -57,13 +55,12 @@ class CaptionPairConfig:
     query: Texts = MISSING
     """Caption keys, of which one is drawn that the sample has."""
     positive: Optional[Texts] = MISSING
-    """Caption keys, of which one is drawn that the sample has and that is not the query's.  `null`: the query's own
-    text, of which dropout makes two vectors (unsupervised SimCSE, Gao et al. 2021)."""
+    """Caption keys, of which one is drawn, never the query's.  `null`: the query's own text, of which dropout makes
+    two vectors (unsupervised SimCSE, Gao et al. 2021)."""
     negative: Optional[Text] = None
     """Caption key of a text that is wrong for this query (a hard negative); single samples may leave it empty."""
     random_negative: bool = False
-    """Take for hard negative, in place of `negative`, what another sample has under the positive's key; it is drawn
-    from the same shard each time the query is seen."""
+    """In place of `negative`, a text of another sample of the shard under the positive's key, drawn each time."""
     instruction: Optional[str] = None
     """Put before the query of this direction, in place of `text_encoder.instruction`; never pooled."""
     weight: Positive = 1.0
@@ -110,8 +107,7 @@ class LoaderConfig:
     shuffle_seed: Seed = 9176
     """Seed of that order."""
     epoch_size: Optional[SampleCount] = None
-    """Samples per epoch.  Unset: those of all streams.  Bounds what drawing the order of an epoch takes, 48 bytes per
-    sample in one process per node."""
+    """Samples per epoch, for whose order a node takes 48 bytes each.  Unset: those of all streams."""
     num_canonical_nodes: Count = 64
     """Fixes the sample order for any number of nodes; a multiple or a divisor of the number of nodes."""
     download_retry: Count = 5
@@ -119,8 +115,8 @@ class LoaderConfig:
     download_timeout: Positive = 120.0
     """Seconds that one download may take."""
     cache_limit: Optional[Size] = None
-    """Largest size of the caches per node (`200gb`), which may grow by one shard for each worker besides;
-    shards that were there before count, and may be removed as well.  Unset: nothing is removed."""
+    """Largest size of the caches per node (`200gb`), beyond which shards are removed, also those that were there
+    before; one shard per worker may come on top.  Unset: nothing is removed."""
 
 
 @dataclass
@@ -134,8 +130,7 @@ class CaptionDataConfig(LoaderConfig):
     any two captions of a sample, which needs the dataset's index in `local`.  `eval_data` takes one pair, with one key
     per side; unset, the first two captions of the dataset."""
     texts: Mix = field(default_factory=dict)
-    """For `objective: mntp`: caption key -> weight.  Of those that a sample has, one is drawn each time it is seen,
-    never one of weight 0."""
+    """For `objective: mntp`: caption key -> weight, by which one text is drawn each time a sample is seen."""
 
 
 @dataclass
@@ -148,15 +143,14 @@ class ImageDataConfig(LoaderConfig):
     """Names of the teachers whose embeddings are read.  Those of several are scaled to length 1 and concatenated.
     Unset: the only one that the streams have."""
     caption_weights: Mix = field(default_factory=dict)
-    """Caption key -> weight.  Of those that a sample has, one is drawn each time it is seen (paper, section 4.2), never
-    one of weight 0.  Unset: all captions alike, which needs the dataset's index in `local`."""
+    """Caption key -> weight, by which one caption is drawn each time a sample is seen (paper, section 4.2).  Unset: all
+    captions alike, which needs the dataset's index in `local`."""
     captions_per_image: Count = 1
-    """In training, so many different captions of an image in one batch: it has to find each of them, and each of them
-    the image.  An image that has fewer repeats them."""
+    """Different captions of an image in one batch of the training, which it has to find, and they the image.  An image
+    that has fewer repeats them."""
     image_size: Optional[Count] = None
-    """Side of the training images in pixels.  Unset: `model.vision.image_size`, at which evaluation and the exported
-    model see images in any case.  For a convolutional network, smaller is faster and often better: random crops enlarge
-    what they show (Touvron et al. 2019, arXiv 1906.06423)."""
+    """Side of the training images in pixels.  Unset: `model.vision.image_size`, at which evaluation sees images in any
+    case.  Smaller is faster, and often better for a convolutional network (Touvron et al. 2019, arXiv 1906.06423)."""
     crop_scale: CropScale = field(default_factory=lambda: [0.9, 1.0])
     """Smallest and largest share of the area that a training crop keeps."""
     color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
@@ -169,8 +163,7 @@ class ImageDataConfig(LoaderConfig):
 
 @dataclass
 class InheritanceDataConfig(LoaderConfig):
-    """Two vectors of each caption: the teacher's, and that of CLIP's own text tower.  Both lie in embeddings datasets;
-    the images and texts themselves are not read."""
+    """Two vectors of each caption, the teacher's and that of CLIP's own text tower, of two embeddings datasets."""
 
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset as stage 2 has it, of which the embeddings datasets in `embeddings` are read and nothing else."""
@@ -179,6 +172,60 @@ class InheritanceDataConfig(LoaderConfig):
     teachers: list[Text] = field(default_factory=list)
     """Names of the teachers, as stage 2 has them.  Unset: the only one beside `target` that the streams have."""
     caption_weights: Mix = field(default_factory=dict)
-    """Caption key -> weight.  Of those that a sample has and that CLIP can read to the end, one is drawn each time the
-    sample is seen; a sample without one does not count.  Unset: all captions alike, which needs the embeddings datasets
-    in `local`."""
+    """Caption key -> weight, by which one of the captions that CLIP can read to the end is drawn each time; a sample
+    without one does not count.  Unset: all alike, which needs the embeddings datasets in `local`."""
+
+
+@dataclass
+class WriterConfig:
+    """How datasets are written."""
+
+    size_limit: Size = '64mb'
+    """Largest size of a shard, as Streaming writes sizes (`64mb`)."""
+    max_dropped: Share = 0.02
+    """Largest share of the input that may be unusable before the conversion fails.  What these settings and the
+    source's filters leave out does not count."""
+    require_any_caption: list[Text] = field(default_factory=list)
+    """Leave out samples that have no caption of any of these keys."""
+    exclude_ids: Optional[Text] = None
+    """JSON file with a list of ids of samples that are left out, such as near-copies that another tool found."""
+    image_max_side: Optional[Count] = None
+    """Longest side in pixels: larger images are made smaller and saved as JPEG.  Unset: every image keeps its bytes."""
+    image_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Quality of those JPEGs, from 1 to 100."""
+    num_workers: Count = 1
+    """Processes, each on a part (an input file) of its own; those of `engine: local`."""
+    shard_index: Natural = 0
+    """Which of `num_shards` this is, from 0."""
+    num_shards: Count = 1
+    """Machines that share the parts and the `out` folder, or its remote."""
+    keep_local: bool = True
+    """With a remote, keep shards here too after they were uploaded."""
+
+
+@dataclass
+class PrepareConfig(WriterConfig):
+    """Raw files -> MDS datasets."""
+
+    out: Text = MISSING
+    """Folder that receives one MDS dataset per split."""
+    out_remote: Optional[Remote] = None
+    """Place to which they are uploaded as well (`s3://…`, …); machines that do not share `out` need it."""
+    source: Component = MISSING
+    """`name` of the source and its arguments."""
+    extend: bool = False
+    """Add input files, more that `source.files` matches or names, to a dataset that is there, behind its shards."""
+    engine: EngineName = 'local'
+    """`local`: the parts are written by the processes of this machine. `ray`: by a Ray cluster, a part per CPU."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if `extend`, `shard_index` or `num_shards` does not fit the rest."""
+        if self.extend and 'files' not in self.source:
+            raise ConfigError(f'extend: the source {self.source.get("name")} has no `files`, expected one that has: a '
+                              'dataset grows by input files')
+        if self.shard_index >= self.num_shards:
+            raise ConfigError(f'shard_index: {self.shard_index}, expected one of {self.num_shards} machines, counted '
+                              'from 0')
+        if self.engine == 'ray' and self.num_shards > 1:
+            raise ConfigError(f'num_shards: {self.num_shards}, expected 1 with engine=ray, which gives the parts to '
+                              'the machines of the cluster')

@@ -26,11 +26,6 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.teacher import OneTeacher, Teachers
 
-__all__ = [
-    'CRAConfig', 'CompositionConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'LinearProbeConfig', 'ReportConfig',
-    'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'ZeroshotConfig',
-]
-
 
 @dataclass
 class EvaluatedModelConfig:
@@ -41,14 +36,13 @@ class EvaluatedModelConfig:
     weights: RunWeights = 'latest'
     """Which weights of the run: `latest`, those of its newest checkpoint, or `best`, which `save_best` kept."""
     wise_ft_alpha: Share = 1.0
-    """Share `a` of these weights in the mean with those that the run began with, (1 - a) · initial + a · trained
-    (WiSE-FT): 0 is the tower as it began, 1 as it was trained.  What began at random (projection, adapter) is taken as
-    trained; a run with `initial_weights` is interpolated whole."""
+    """The share a in (1 - a) · initial + a · trained weights (WiSE-FT).  What began at random (projection, adapter) is
+    taken as trained; a run with `initial_weights` is interpolated whole."""
     truncate_dim: Optional[Count] = None
     """How many dimensions of the features are used, the first ones (see `loss.matryoshka_dims`).  Unset: all."""
     text: Optional[Literal['llm', 'clip', 'both']] = None
-    """Of a run with `trainable_text.method`, which text features are tested: the LLM's, those of CLIP's text tower, or
-    of method d, the projection of both.  Unset: `both` for d, otherwise `llm`."""
+    """Of a run with `trainable_text.method`, the text features: the LLM's, those of CLIP's text tower, or of method d,
+    the projection of both.  Unset: `both` for d, otherwise `llm`."""
     export: Optional[Text] = None
     """Folder that `export_hf` or `import_official` wrote."""
     pretrained: Optional[Text] = None
@@ -56,9 +50,8 @@ class EvaluatedModelConfig:
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
     teacher: Teachers = None
-    """The teacher that the model learned from, or a list of several in the order of `train_data.teachers`: the folder
-    that stage 1 wrote, or a mapping with the `type` of another.  A run needs it if its configuration names none;
-    that of an export lies in the folder."""
+    """The teacher that the model learned from, or a list of several in the order of `train_data.teachers`, as in stage
+    2.  A run needs it if its configuration names none; that of an export lies in the folder."""
     batch_tokens: Count = 4096
     """Tokens per forward pass of the teacher."""
     trust_remote_code: bool = False
@@ -91,9 +84,8 @@ class ZeroshotConfig:
 
 @dataclass
 class SGDProbeConfig:
-    """A linear classifier trained by stochastic gradient descent without weight decay, as in the paper (section 4.2).
-    Features are scaled to mean 0 and variance 1, and the learning rate falls to 0 along a cosine, of which the paper
-    says nothing."""
+    """Stochastic gradient descent without weight decay, as in the paper (section 4.2).  Features are scaled to mean 0
+    and variance 1, and the learning rate falls to 0 along a cosine, of which the paper says nothing."""
 
     epochs: Count = 50
     """How often it sees each image."""
@@ -116,8 +108,8 @@ class LinearProbeConfig:
     test: Component = MISSING
     """Set whose images are classified."""
     sgd: Optional[SGDProbeConfig] = None
-    """`{}` for the paper's stochastic gradient descent, which large sets need.  Unset: scikit-learn's logistic
-    regression, whose strength of regularisation a fifth of `train` chooses."""
+    """`{}` for the paper's optimizer, which large sets need.  Unset: scikit-learn's logistic regression, whose
+    regularisation a fifth of `train` chooses."""
     metric: AccuracyMetric = 'top1'
     """Which number stands for the set beside a baseline and in averages: `top1` or `mean_per_class`."""
 
@@ -142,13 +134,11 @@ class CRAConfig:
         default_factory=lambda: ['short', 'long'])
     """The two captions of a sample that have to find each other."""
     teachers: dict[str, OneTeacher] = field(default_factory=dict)
-    """Result name -> text encoder: the folder that stage 1 wrote, or a mapping with the `type` of another.  All cut
-    captions that they cannot read to their end."""
+    """Result name -> text encoder: the folder that stage 1 wrote, or a mapping with the `type` of another."""
     limit: Optional[Count] = None
     """Number of pairs, from the first on.  Unset: all."""
     name: Optional[Text] = None
-    """Name of the pairs in tables; `coco` for those of COCO's 5,000 test images, beside which the paper's numbers
-    stand."""
+    """Name of the pairs in tables; `coco` puts the paper's numbers beside those of COCO's 5,000 test images."""
     batch_tokens: Count = 4096
     """Tokens per forward pass; texts are packed without padding."""
     precision: TeacherPrecision = 'fp32'
@@ -176,8 +166,7 @@ class EvaluateConfig:
     cra: Optional[CRAConfig] = None
     """Caption retrieval accuracy of text encoders on held-out pairs."""
     baseline: Optional[Text] = None
-    """The baseline, one of `models`: all others are put beside it on every benchmark, with the 95 % interval of the
-    difference."""
+    """The one of `models` to which the others are compared, with the 95 % interval of the difference."""
     averages: dict[Text, Texts] = field(default_factory=dict)
     """Name -> benchmarks of one kind, `zeroshot.food101` with the name that it has there: the mean of their numbers."""
     bootstrap: Natural = 1000
@@ -238,8 +227,7 @@ class SearchConfig:
     model: Text = MISSING
     """Folder that `export_hf` wrote."""
     trust_remote_code: bool = False
-    """Run code that comes with a sentence-transformers model in that folder. Leave off unless you have read that
-    code."""
+    """Run code that comes with a model in that folder. Leave off unless you have read that code."""
     images: Text = MISSING
     """Folder of images, with those in it."""
     index: Text = 'runs/search'

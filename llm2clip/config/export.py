@@ -12,12 +12,10 @@ from llm2clip.config.models import VisionConfig
 from llm2clip.config.ranges import ConfigError, Count, RunWeights, Share, Text
 from llm2clip.config.teacher import ImportedTeacher, Teachers
 
-__all__ = ['ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ImportConfig']
-
 
 @dataclass
-class ExportConfig:
-    """Stage-2 run and teacher -> one Hugging Face folder."""
+class _OfRun:
+    """What is exported of a run."""
 
     run: Text = MISSING
     """Folder of a stage-2 run."""
@@ -25,12 +23,16 @@ class ExportConfig:
     """`latest` or `best`, as for `evaluate`."""
     wise_ft_alpha: Share = 1.0
     """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
+
+
+@dataclass
+class ExportConfig(_OfRun):
+    """Stage-2 run and teacher -> one Hugging Face folder."""
+
     truncate_dim: Optional[Count] = None
-    """How many dimensions the exported model's features have, the first ones (see `loss.matryoshka_dims`).  Unset:
-    all."""
+    """How many dimensions the features have, the first ones (see `loss.matryoshka_dims`).  Unset: all."""
     teacher: Teachers = None
-    """The teacher that the run learned from, or a list of several in the order of `train_data.teachers`, if the run's
-    configuration does not name it: the folder that stage 1 wrote, or a mapping with the `type` of another."""
+    """As for stage 2; needed if the run's configuration does not name the teacher that it learned from."""
     trust_remote_code: bool = False
     """Run code that comes with the teacher that the run's configuration names. Leave off unless you have read it."""
     out: Text = MISSING
@@ -40,15 +42,9 @@ class ExportConfig:
 
 
 @dataclass
-class ExportVisionConfig:
+class ExportVisionConfig(_OfRun):
     """Stage-2 run -> its vision tower alone, as transformers or timm load it."""
 
-    run: Text = MISSING
-    """Folder of a stage-2 run."""
-    weights: RunWeights = 'latest'
-    """`latest` or `best`, as for `evaluate`."""
-    wise_ft_alpha: Share = 1.0
-    """Weights between those that the run began with (0) and ended with (1), as for `evaluate`."""
     out: Text = MISSING
     """Folder that receives the tower."""
     projection: bool = True
@@ -76,8 +72,8 @@ class ImportConfig:
     vision: Optional[VisionConfig] = None
     """The tower of `checkpoint`.  A Hugging Face folder says the `architecture` itself."""
     teacher: ImportedTeacher = MISSING
-    """The teacher that the model learned from: its folder, if it was imported before, or the LLM as it is published,
-    and in `adapters` LLM2Vec's adapters if they are not merged."""
+    """The teacher that the model learned from: its folder, if it was imported before, or the published LLM, with
+    LLM2Vec's `adapters` if they are not merged."""
     template: Optional[Literal['llama3', 'chatml', 'none']] = None
     """What LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as LLM2Vec does."""
     out: Text = MISSING

@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""YAML files and dotted overrides become one typed configuration, or an error that names the key.
+"""YAML files and dotted overrides become one typed configuration, or an error that names the key; what runs wrote is
+read back, and compared with what they are resumed with.
 
-Every recipe is called ``recipe.py A.yaml [B.yaml …] [key.sub=value …]``: files merge left to right, overrides last.
 Null removes an entry of a mapping, such as a dataset, a model or a logger, that earlier files have.  Numbers and
 booleans are those of YAML 1.2; where a text is expected, it is kept as it is written.
 """
@@ -14,7 +14,7 @@ import importlib.util
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional, TypeVar, Union
@@ -25,16 +25,20 @@ from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from llm2clip.config.models import PlanConfig
 from llm2clip.config.ranges import Component, ConfigError
 from llm2clip.config.teacher import OneTeacher, teacher_types
+from llm2clip.config.training import TrainConfig
 from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, read_text, reading, write_text
 
 __all__ = [
-    'check_values', 'load_config', 'package_folder', 'read_config', 'read_resolved', 'save_config', 'unwrap_optional',
+    'check_settings', 'check_values', 'difference', 'learned_settings', 'leaves', 'load_config', 'package_folder',
+    'read_config', 'read_resolved', 'save_config', 'settings_in_folder', 'unwrap_optional',
 ]
 
 T = TypeVar('T')
+C = TypeVar('C', bound=TrainConfig)
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 _COMMAND_LINE = 'command line'
 # More than a host and a port: a user, or a secret whose slash ends what could be one.  SFTP needs the user's name.
@@ -80,11 +84,10 @@ OmegaConf.register_resolver('if_bf16', lambda fast, slow: fast if computes_bfloa
 
 
 def load_config(schema: type[T], args: Sequence[str]) -> T:
-    """Merge YAML files, left to right, and then ``key.sub=value`` overrides into one of the dataclasses of
-    `llm2clip.config`.
+    """One of the dataclasses of `llm2clip.config`, merged from YAML files, left to right, and ``key.sub=value``.
 
-    Interpolations are resolved: ``${package:NAME}`` stands for the folder of an installed Python package,
-    ``${if_bf16:A,B}`` for A where bfloat16 is fast and for B elsewhere.
+    ``${package:NAME}`` stands for the folder of an installed Python package, ``${if_bf16:A,B}`` for A where bfloat16 is
+    fast and for B elsewhere.
 
     Raises:
         ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
@@ -123,7 +126,12 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
                 for name in path[:-1]:
                     holder = holder.get(name) if isinstance(holder, DictConfig) else None
                 if isinstance(holder, DictConfig) and node is not None:
-                    _forget_other_teacher(holder, path[-1], node)
+                    # A text encoder replaces that of earlier files, unless both are mappings of one type.
+                    container: Any = OmegaConf.to_container(holder)
+                    earlier, later = container.get(path[-1]), _value(node)
+                    if not (isinstance(earlier, dict) and isinstance(later, dict) and earlier.get('type') in (
+                            None, later.get('type', earlier.get('type')))):
+                        holder[path[-1]] = None
                 elif isinstance(holder, DictConfig) and _has_entries(kind):
                     holder[path[-1]] = {}
                 elif isinstance(holder, DictConfig):
@@ -155,31 +163,25 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
-    _check_secrets(values, '', where)
+    for key, value in leaves(values):
+        # Every run would write it into its config.yaml and its messages.
+        if isinstance(value, str) and _SECRET.search(value):
+            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
+                              'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
     config = check_values(schema, values, where=where)
     if (check_together := getattr(config, 'check', None)) is not None:
         check_together()
     return config
 
 
-def _forget_other_teacher(holder: DictConfig, name: str, node: yaml.Node) -> None:
-    """Let a text encoder replace the one of earlier files, unless it is a mapping of the same type, which is merged."""
-    there: Any = OmegaConf.to_container(holder)
-    earlier, later = there.get(name), _value(node)
-    same = isinstance(earlier, dict) and isinstance(later, dict) and (
-        earlier.get('type') in (None, later.get('type', earlier.get('type'))))
-    if not same:
-        holder[name] = None
-
-
 def check_values(
     kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str, strict: bool = False
 ) -> Any:
-    """Compare values with a type, and with the ranges that stand beside it; returns what the type makes of them.
+    """What a type makes of values; a ConfigError if they are not of that type or not in the range beside it.
 
     Args:
-        kind: A type, or one of the dataclasses of `llm2clip.config`, whose values are nested mappings and lists.
-        values: Compared with it.
+        kind: A type, or one of the dataclasses of `llm2clip.config`.
+        values: For a dataclass, nested mappings and lists.
         key: Where they stand in the configuration; empty for the whole.
         where: Dotted key -> what a message calls it.
         strict: A text in digits is no number.
@@ -305,17 +307,16 @@ def _misshapen(kind: Any, node: yaml.Node) -> Optional[str]:
     return 'a mapping of keys to values' if is_mapping and not isinstance(node, yaml.MappingNode) else None
 
 
-def _check_secrets(node: Any, key: str, where: Callable[[str], str]) -> None:
-    """Raise for a URL with a password or token, which every run would write into its config.yaml and its messages."""
+def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in nested mappings and lists."""
     if isinstance(node, dict):
         for name, value in node.items():
-            _check_secrets(value, f'{key}.{name}' if key else str(name), where)
+            yield from leaves(value, f'{key}.{name}' if key else str(name))
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            _check_secrets(value, f'{key}[{i}]', where)
-    elif isinstance(node, str) and _SECRET.search(node):
-        raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
-                          'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
+            yield from leaves(value, f'{key}[{i}]')
+    else:
+        yield key, node
 
 
 def _bare(hint: Any) -> Any:
@@ -334,3 +335,60 @@ def unwrap_optional(hint: Any) -> Any:
 def _first_line(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, ConfigError) else error
     return str(cause).splitlines()[0]
+
+
+# Keys that may change: how long the training is, how it is watched, what it keeps, and what computes it.
+_MAY_CHANGE = {
+    'max_duration',
+    'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks', 'loggers',
+    'progress_bar', 'log_to_console', 'console_log_interval', 'run_name',
+    'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume', 'teacher_folder',
+    'adapter_folder', 'lora_folder', 'cache_limit',
+    'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing', 'block_size',
+    'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
+    *(field.name for field in fields(PlanConfig))}
+
+
+def learned_settings(config: TrainConfig) -> dict[str, Any]:
+    """The part of a configuration that decides what is learned, as plain containers.
+
+    A dataset is known by its `remote`, if it has one, since `local` is then a cache; otherwise by `local`.
+    """
+    def learned(node: Any) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        left_out = _MAY_CHANGE | ({'local'} if node.get('remote') else set())
+        return {str(name): learned(value) for name, value in node.items() if name not in left_out}
+
+    return learned(OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) -> None:
+    """Raise a ConfigError that names the first setting of a run that is not as it was, with both values.
+
+    `found` are the `learned_settings` that the run began with, and `where` says where they were found.
+    """
+    if (differing := difference(found, learned_settings(config))) is not None:
+        raise ConfigError(f'save_folder: {where} was trained with other settings than these: {differing}; a run keeps '
+                          'the settings that decide what it learns, so choose another save_folder for new ones')
+
+
+def settings_in_folder(config: C) -> Optional[C]:
+    """The configuration in the `save_folder` of a run, None if it has none; checked as `check_settings` does."""
+    if not Path(config.save_folder, 'config.yaml').is_file():
+        return None
+    there = read_config(type(config), config.save_folder)
+    check_settings(learned_settings(there), config, f'the run in {config.save_folder}')
+    return there
+
+
+def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:
+    """The first field in which two nested mappings differ, with both values; None if they are equal."""
+    for name in sorted({*found, *expected}):
+        a, b = found.get(name), expected.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if (inner := difference(a, b)) is not None:
+                return f'{name}.{inner}'
+        elif a != b:
+            return f'{name} is {a!r}, expected {b!r}'
+    return None

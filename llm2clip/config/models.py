@@ -24,11 +24,6 @@ from llm2clip.config.ranges import (
     WeightType,
 )
 
-__all__ = [
-    'AdapterConfig', 'ClipTextConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig',
-    'TextEncoderConfig', 'TrainableTextConfig', 'VisionConfig',
-]
-
 
 @dataclass
 class TextEncoderConfig:
@@ -51,7 +46,7 @@ class TextEncoderConfig:
     instruction: str = ''
     """Text before a query caption, with one space between the two; never pooled."""
     max_length: Count = 512
-    """Longest input in tokens, template and instruction included; longer captions are truncated and counted."""
+    """Longest input in tokens, template and instruction included; longer captions are cut and counted."""
     dtype: WeightType = 'float32'
     """Type of the LLM's own weights; LoRA weights stay float32.  FSDP needs one type, hence `float32`."""
     attn_implementation: Optional[Literal['sdpa', 'eager']] = None
@@ -95,8 +90,8 @@ class TrainableTextConfig:
     clip: Optional[ClipTextConfig] = None
     """CLIP's text tower, which is trained on the captions; without `method`, in place of the LLM."""
     method: Optional[Literal['b', 'c', 'd']] = None
-    """Keep CLIP's text tower beside the LLM, by the letters of the paper (section 3.2, table 9): `b`, both attract the
-    image features; `c`, and each other; `d`, as `b`, and so does a projection of both, concatenated."""
+    """How CLIP's text tower stays beside the LLM (paper, section 3.2, table 9): `b`, both attract the image features;
+    `c`, and each other; `d`, as `b`, and so does a projection of both, concatenated."""
 
 
 @dataclass
@@ -145,8 +140,8 @@ class AdapterConfig:
     """From the teacher's vector to the joint space."""
 
     name: Literal['residual', 'transformer', 'linear', 'identity'] = 'residual'
-    """`residual`, the MLP of the official code; `transformer`, the paper's other one (table 8), whose blocks attend to
-    latents that are trained; `linear`, or `identity`, for which both widths are equal."""
+    """`residual`, the MLP of the official code; `transformer`, whose blocks attend to trained latents (table 8);
+    `linear`, or `identity`, for which both widths are equal."""
     depth: Natural = 4
     """Number of residual blocks, or of transformer blocks, of which the paper has one."""
     expansion: Count = 2
@@ -190,7 +185,7 @@ class LossConfig:
     mask_equal_texts: bool = False
     """Two samples of the global batch that drew the same caption are not each other's negatives."""
     block_size: Optional[Count] = None
-    """Rows of the logit matrix that a rank computes at once, among those of its own images.  Unset: all of them."""
+    """Rows of its logit matrix that a rank computes at once.  Unset: all."""
     matryoshka_dims: Dims = field(default_factory=list)
     """Average over the losses of the first so many dimensions of the features, each time scaled to length 1
     (Matryoshka): `[64, 128, 256, 512]`, up to `model.embed_dim`.  Empty: one loss, of all dimensions."""
@@ -210,8 +205,7 @@ class PlanConfig:
     """Mean number of tokens of a text, template included, for time and price.  Unset: estimated from the first shard,
     by four characters per token, or else the longest that the encoder reads."""
     plan_llm: Optional[Text] = None
-    """Folder with the `config.json` of the LLM, or of the one that the teacher will be: a plan then needs neither the
-    network nor the teacher."""
+    """Folder with the `config.json` of the LLM, or of the teacher's, which need not be there then."""
     plan_gpu: Literal['A100', 'H100', 'H200', 'B200'] = 'H100'
     """GPU that the step has to fit."""
     plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4

@@ -14,13 +14,6 @@ from urllib.parse import urlparse
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-__all__ = [
-    'AccuracyMetric', 'CheckpointsKept', 'Component', 'ConfigError', 'Count', 'CropScale', 'DeviceName',
-    'Dims', 'Duration', 'EngineName', 'Finite', 'FolderName', 'Holdout', 'HoldoutShare', 'Mix', 'Natural',
-    'Positive', 'Remote', 'RunWeights', 'SampleCount', 'Seed', 'Share', 'Size',
-    'TeacherPrecision', 'Text', 'Texts', 'Time', 'VisualProjection', 'Weight', 'WeightType',
-]
-
 T = TypeVar('T')
 
 

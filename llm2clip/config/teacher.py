@@ -13,11 +13,6 @@ from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import PlanConfig, TextEncoderConfig
 from llm2clip.config.ranges import Count, DeviceName, EngineName, FolderName, Positive, Remote, TeacherPrecision, Text
 
-__all__ = [
-    'ClipTextTeacherConfig', 'ExtractConfig', 'ImportedTeacher', 'LLMTeacherConfig', 'OneTeacher',
-    'SentenceTransformersTeacherConfig', 'Teachers', 'teacher_types',
-]
-
 
 @dataclass
 class LLMTeacherConfig(TextEncoderConfig):
@@ -54,8 +49,8 @@ class SentenceTransformersTeacherConfig:
 
 @dataclass
 class ClipTextTeacherConfig:
-    """The text tower of a CLIP or SigLIP, whose vectors are its own text features, the targets of `train_inheritance`.
-    An extraction leaves out and counts captions that it cannot read to their end."""
+    """The text tower of a CLIP or SigLIP, whose text features are the targets of `train_inheritance`.  Captions that it
+    cannot read to their end are left out and counted."""
 
     __pydantic_config__ = ConfigDict(extra='forbid')
     name: Text
@@ -70,12 +65,8 @@ def _folder(value: Any) -> str:
 
 
 class _OneOf:
-    """How pydantic reads a text encoder that OmegaConf takes for `Any`: by the `type` of a mapping.
-
-    Args:
-        types: Those that are known here.
-        several: Whether there may also be none, or a list.
-    """
+    """How pydantic reads a text encoder, which OmegaConf takes for `Any`: by the `type` of a mapping.  With `several`,
+    there may also be none, or a list."""
 
     def __init__(self, *types: Any, several: bool = False) -> None:
         # Tags stand in the place that an error names, so they begin as no key does.
@@ -126,19 +117,17 @@ class ExtractConfig(PlanConfig):
     out: Text = MISSING
     """Embeddings datasets go to `out/<name>`."""
     out_remote: Optional[Remote] = None
-    """Place to which the embeddings datasets are uploaded, to `out_remote/<name>`; nodes that do not share `out` need
-    it."""
+    """Place to which they are uploaded, to `out_remote/<name>`; nodes that do not share `out` need it."""
     storage: Literal['float16', 'int8'] = 'float16'
     """`float16`, or `int8` with one float32 scale per vector, half the size."""
     normalize: bool = False
-    """Store vectors of length 1.  The adapter of stage 2 normalises them in any case, unless `adapter.normalize` is
-    false."""
+    """Store vectors of length 1, as the adapter of stage 2 makes them unless `adapter.normalize` is false."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     dist_timeout: Positive = 3600.0
     """Seconds that ranks wait for the one with the most work at the end."""
     engine: EngineName = 'local'
-    """`local`: the ranks of Composer's launcher share the shards. `ray`: the workers of a Ray cluster do, of which each
-    holds the teacher on a GPU of its own, if the cluster has any."""
+    """`local`: the ranks of Composer's launcher share the shards. `ray`: the workers of a Ray cluster do, one per GPU,
+    if there are any."""
     worker_cpus: Count = 1
     """With `engine: ray`, CPUs of a worker, which computes on them if it has no GPU."""

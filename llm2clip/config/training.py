@@ -37,12 +37,6 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.teacher import Teachers
 
-__all__ = [
-    'FsdpConfig', 'InheritanceConfig', 'TextEncoderInLoopConfig', 'SelfDistillationConfig', 'Stage1Config',
-    'Stage2Config',
-    'TrainConfig', 'TrainerConfig',
-]
-
 
 @dataclass
 class FsdpConfig:
@@ -81,8 +75,8 @@ class TrainerConfig:
     global_eval_batch_size: Count = 64
     """Samples per batch of the evaluation over all ranks."""
     device_train_microbatch_size: Optional[Count] = None
-    """Samples per forward pass.  Smaller than the device batch only with `algorithms.grad_cache`, which keeps the loss
-    that of the global batch (or with `objective: mntp`, whose loss has no negatives)."""
+    """Samples per forward pass, less than the device batch only with `algorithms.grad_cache`, which keeps the loss that
+    of the global batch, or with `objective: mntp`, which has no negatives."""
     seed: Seed = 17
     """Seed of initial weights, dropout, draws of captions and augmentation."""
     device: Optional[DeviceName] = None
@@ -150,8 +144,8 @@ class Stage1Config(TrainConfig):
     mask_equal_texts: bool = True
     """Two samples of the global batch that share a text are not each other's negatives."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability with which a token does not see another one in a layer of the LLM while it is trained; for pairs
-    whose `positive` is `null`, of which it makes two vectors.  `lora.lora_dropout` alone hardly tells them apart."""
+    """Probability with which a token does not see another one in a layer of the LLM while it is trained, for pairs
+    whose `positive` is `null`: `lora.lora_dropout` alone hardly makes two vectors of a text."""
     train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
     eval_data: Optional[CaptionDataConfig] = None
     """Pairs for caption retrieval accuracy while training."""
@@ -170,18 +164,15 @@ class InheritanceConfig(TrainConfig):
     instance: Weight = 1.0
     """Factor on the mean squared distance of the features from those of CLIP."""
     structure: Weight = 1.0
-    """Factor on the mean smooth L1 loss, over all pairs of the global batch, between distances of two captions'
-    features and of CLIP's."""
+    """Factor on the mean smooth L1 loss between distances of two captions' features and of CLIP's, in the global
+    batch."""
     block_size: Optional[Count] = None
-    """Rows of the matrix of distances that a rank computes at once, among those of its own captions.  Unset: all."""
+    """Rows of its matrix of distances that a rank computes at once.  Unset: all."""
     train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
     eval_data: Optional[InheritanceDataConfig] = None
     """Captions whose features have to find CLIP's, of the same caption among those of all samples, while training."""
     teacher: Teachers = None
-    """The teacher that the embeddings datasets must come from, or a list of several in the order of
-    `train_data.teachers`: the folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must
-    only agree with one another.
-    """
+    """The teacher that the embeddings datasets must come from, as for stage 2."""
     adapter_folder: Text = '${save_folder}/adapter'
     """Folder of the adapter, written when training ends, for `initial_adapter` of stage 2."""
 
@@ -209,8 +200,7 @@ class SelfDistillationConfig:
     instance: Weight = 1.0
     """Factor on the mean squared distance of the features from those of the copy."""
     structure: Weight = 1.0
-    """Factor on the mean, over all pairs of the global batch, of the smooth L1 loss between the distance of two images'
-    features and that of the copy's."""
+    """Factor on the mean smooth L1 loss between distances of two images' features and of the copy's."""
 
 
 @dataclass
@@ -221,19 +211,17 @@ class Stage2Config(TrainConfig):
     initial_weights: Optional[Text] = None
     """An exported folder whose weights training begins with, in place of the tower's pretrained ones."""
     initial_adapter: Optional[Text] = None
-    """Folder of an adapter that `train_inheritance` wrote, which training begins with; together with
-    `model.visual_projection: pretrained`."""
+    """Folder of an adapter that `train_inheritance` wrote; together with `model.visual_projection: pretrained`."""
     train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
     eval_data: Optional[ImageDataConfig] = None
     """Images and captions for retrieval recall while training."""
     eval_zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
-    """Name -> set whose images are classified by class names while training, as `evaluate` does it.  The teacher embeds
-    the prompts before training begins.  `train_data.num_workers` processes per rank read the images."""
+    """Name -> set whose images are classified by class names while training, as `evaluate` does it, read by
+    `train_data.num_workers` processes per rank."""
     teacher: Teachers = None
     """The teacher that the embeddings datasets must come from, or a list of several in the order of
     `train_data.teachers`: the folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must
-    only agree with one another.
-    """
+    only agree with one another."""
     text_encoder_in_loop: TextEncoderInLoopConfig = field(default_factory=TextEncoderInLoopConfig)
     trainable_text: TrainableTextConfig = field(default_factory=TrainableTextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -245,16 +233,14 @@ class Stage2Config(TrainConfig):
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
     def check(self) -> None:
-        """Raise a ConfigError if the loss is of more dimensions than the features have, if prompts or
-        `text_encoder_in_loop` have no teacher, if text encoders do not go together, or if an adapter that knows a CLIP
-        would meet another one, or random weights."""
+        """Raise a ConfigError if text encoders, initial weights or dimensions do not go together."""
         self._check_trainable_text()
         if self.eval_zeroshot:
             self._check_zeroshot()
         if self.text_encoder_in_loop.enabled and self.teacher is None:
             raise ConfigError('teacher: required but not set, since text_encoder_in_loop.enabled is true')
         if self.text_encoder_in_loop.enabled and isinstance(self.teacher, list):
-            raise ConfigError(f'text_encoder_in_loop.enabled: captions are embedded by one teacher, and teacher names '
+            raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and teacher names '
                               f'{len(self.teacher)}')
         if self.initial_adapter is not None and self.initial_weights is not None:
             raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
@@ -283,8 +269,8 @@ class Stage2Config(TrainConfig):
     def _check_trainable_text(self) -> None:
         texts = self.trainable_text
         if texts.method is not None and texts.clip is None:
-            raise ConfigError(f"trainable_text.clip: required but not set, since trainable_text.method {texts.method} "
-                              "is about CLIP's text tower beside the LLM")
+            raise ConfigError('trainable_text.clip: required but not set, since trainable_text.method '
+                              f"{texts.method} is about CLIP's text tower beside the LLM")
         if texts.lora is not None and self.teacher is None:
             raise ConfigError('teacher: required but not set, since trainable_text.lora trains its LLM')
         if texts.lora is not None and not isinstance(self.teacher, str):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llm2clip.evaluation.models import EvaluatedModel
 from llm2clip.evaluation.sets.files import EvaluationSet
 from llm2clip.ranks import broadcast_from_rank0, is_first, round_robin, rows
-from llm2clip.weights import read_safetensors, tensors_hash, write_safetensors
+from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['ImageFeatures', 'encode_batches', 'finite']
 
@@ -143,7 +143,7 @@ class ImageFeatures:
     @cached_property
     def weights(self) -> str:
         """Hash of the model's weights."""
-        return tensors_hash(self.model.model.state_dict())
+        return hash_tensors(self.model.model.state_dict())
 
     def __call__(self, dataset: EvaluationSet) -> tuple[_KeptRows, _KeptRows]:
         """Features ``(N, D)`` and pooled states ``(N, W)``, on the first rank; the others, which call this too, have no

@@ -3,6 +3,7 @@
 
 """What decides a teacher's vectors, kept wherever they are used, so that no others are taken for them."""
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +18,11 @@ from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
 from llm2clip.config import ConfigError
-from llm2clip.config.settings import difference
+from llm2clip.config.files import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
-from llm2clip.files import FileError, json_text, read_json, reading, write_json, write_text
+from llm2clip.files import FileError, read_json, reading, write_json, write_text
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 
 __all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'hash_files', 'teacher_of_embeddings']
@@ -129,7 +130,7 @@ class TeacherRecord:
         write_text(Path(folder, TEACHER_FILE), self.to_text())
 
     def to_text(self) -> str:
-        return json_text({'teacher': self.teacher.to_json(), **self.about})
+        return json.dumps({'teacher': self.teacher.to_json(), **self.about}, indent=2) + '\n'
 
     def difference(self, expected: 'TeacherRecord') -> Optional[str]:
         """The first field in which two records differ."""

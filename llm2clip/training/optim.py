@@ -11,7 +11,7 @@ import torch
 
 from llm2clip.config import ConfigError, Stage2Config, TrainConfig
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.registry import OPTIMIZERS, build, check, named
+from llm2clip.registry import build, check, named
 
 __all__ = ['FUSED_SHARDS', 'build_optimizer', 'device_kind']
 
@@ -38,10 +38,10 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     groups = parameter_groups(model, lr, weight_decay, **scales)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
-    can_fuse = 'fused' in inspect.signature(check(OPTIMIZERS, name, arguments, 'optimizer')).parameters
+    can_fuse = 'fused' in inspect.signature(check('optimizer', name, arguments)).parameters
     if can_fuse and device_kind(config.device) == 'gpu' and (config.fsdp is None or name in FUSED_SHARDS):
         arguments = {'fused': not arguments.get('foreach'), **arguments}
-    optimizer = build(OPTIMIZERS, name, {'params': groups, 'lr': lr, **arguments}, 'optimizer')
+    optimizer = build('optimizer', name, {'params': groups, 'lr': lr, **arguments})
     if can_fuse:
         # A checkpoint's state computes as this run is configured, not as the one that wrote it.
         optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: {**state, 'param_groups': [

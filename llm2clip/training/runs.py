@@ -16,8 +16,7 @@ from composer import Timestamp
 from composer.utils import dist
 
 from llm2clip.config import ConfigError, Stage2Config, TrainConfig, VisionConfig
-from llm2clip.config.files import read_config, read_resolved, save_config
-from llm2clip.config.settings import settings_in_folder
+from llm2clip.config.files import read_config, read_resolved, save_config, settings_in_folder
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.export.hf import is_exported
 from llm2clip.files import FileError, reading

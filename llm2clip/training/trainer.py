@@ -23,7 +23,7 @@ from composer.models import ComposerModel
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import ConfigError, FsdpConfig, InheritanceConfig, Stage1Config, Stage2Config, TrainConfig
-from llm2clip.config.settings import check_settings, learned_settings
+from llm2clip.config.files import check_settings, learned_settings
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.files import FileError
@@ -31,19 +31,7 @@ from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
 from llm2clip.models.stage1 import CaptionContrastive
-from llm2clip.registry import (
-    ALGORITHMS,
-    CALLBACKS,
-    LOGGERS,
-    OPTIMIZERS,
-    SCHEDULERS,
-    build,
-    build_all,
-    check,
-    check_arguments,
-    find,
-    named,
-)
+from llm2clip.registry import build, build_all, check, check_arguments, named
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
@@ -63,14 +51,14 @@ def begin(config: TrainConfig) -> None:
 def check_train_config(config: TrainConfig) -> None:
     """Find every error in names, arguments and batch sizes before anything is loaded."""
     name, arguments = named(config.optimizer, 'optimizer')
-    build(OPTIMIZERS, name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments}, 'optimizer')
+    build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments})
     if config.fsdp is not None and arguments.get('fused') and name not in FUSED_SHARDS:
         raise ConfigError(f'optimizer.fused: {name} has no kernel for weights that fsdp shards; leave it out')
-    build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler')
-    build_all(ALGORITHMS, config.algorithms, 'algorithms')
-    build_all(CALLBACKS, config.callbacks, 'callbacks')
+    build('scheduler', *named(config.scheduler, 'scheduler'))
+    build_all('algorithms', config.algorithms)
+    build_all('callbacks', config.callbacks)
     for name, arguments in config.loggers.items():
-        check(LOGGERS, name, arguments or {}, f'loggers.{name}')
+        check('loggers', name, arguments or {}, f'loggers.{name}')
     if config.compile is not None:
         check_arguments(torch.compile, 'torch.compile', config.compile, 'compile')
         try:
@@ -139,7 +127,7 @@ def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence
     for name, argument in (('save_best', 'metric'), ('early_stopper', 'monitor')):
         if name not in config.callbacks:
             continue
-        key, parameters = f'callbacks.{name}', inspect.signature(find(CALLBACKS[name])).parameters
+        key, parameters = f'callbacks.{name}', inspect.signature(check('callbacks', name, {})).parameters
         metric, label = ((config.callbacks[name] or {}).get(part, parameters[part].default)
                          for part in (argument, 'dataloader_label'))
         if not evaluated:
@@ -161,7 +149,7 @@ def build_trainer(
 ) -> Trainer:
     """Composer's Trainer as the configuration says, with `more_algorithms` after those that it names."""
     optimizer = build_optimizer(config, model)
-    algorithms: list[Algorithm] = build_all(ALGORITHMS, config.algorithms, 'algorithms')
+    algorithms: list[Algorithm] = build_all('algorithms', config.algorithms)
     for algorithm in algorithms:
         if isinstance(algorithm, GradCache):
             algorithm.split_batch = train_data.split_batch
@@ -171,7 +159,7 @@ def build_trainer(
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
     callbacks: list[Callback] = [
         KeepSettings(config), StopAtNonfinite(config.checkpoint_folder),
-        *build_all(CALLBACKS, config.callbacks, 'callbacks')]
+        *build_all('callbacks', config.callbacks)]
     for callback in callbacks:
         if isinstance(callback, SaveBest):
             callback.folder = callback.folder or config.save_folder
@@ -184,7 +172,7 @@ def build_trainer(
     if 'wandb' in arguments:
         folder = {'dir': os.environ.get('WANDB_DIR', config.save_folder)}
         arguments['wandb']['init_kwargs'] = {**folder, **arguments['wandb'].get('init_kwargs', {})}
-    loggers: list[LoggerDestination] = build_all(LOGGERS, arguments, 'loggers')
+    loggers: list[LoggerDestination] = build_all('loggers', arguments)
     if config.progress_bar:
         loggers.append(ProgressBar())
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
@@ -200,7 +188,7 @@ def build_trainer(
     trainer = Trainer(
         model=model,
         optimizers=optimizer,
-        schedulers=build(SCHEDULERS, *named(config.scheduler, 'scheduler'), 'scheduler'),
+        schedulers=build('scheduler', *named(config.scheduler, 'scheduler')),
         train_dataloader=train_data,
         eval_dataloader=list(evaluators) or None,
         algorithms=algorithms,

@@ -60,15 +60,14 @@ def test_the_teacher_is_the_one_that_the_run_names(
     folder = tmp_path / 'export/llm2clip'
     assert (folder / 'teacher/text_encoder.json').is_file() and len(loaded) == 2
     said = capsys.readouterr().out
-    assert f'wrote {folder} (' in said
-    assert f' MB): {MANIFEST}, README.md, chat_template.jinja, config.json, model.safetensors, prepro' in said
+    assert f'wrote {folder}\n' in said and (folder / MANIFEST).is_file()
     (tmp_path / 'new').touch()
     modes = {path.stat().st_mode for path in folder.rglob('*') if path.is_file()}
     assert modes == {(tmp_path / 'new').stat().st_mode}
     run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/vision')
-    assert f'wrote a test_efficientnet: {tmp_path}/vision (' in capsys.readouterr().out
+    assert f'wrote a test_efficientnet: {tmp_path}/vision\n' in capsys.readouterr().out
     run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
-    assert f'wrote {tmp_path}/st (' in capsys.readouterr().out
+    assert f'wrote {tmp_path}/st\n' in capsys.readouterr().out
 
 
 def test_a_missing_package_is_named(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from llm2clip.evaluation.sets.retrieval import LANGUAGES
-from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, check
+from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, check, named
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted(ROOT.glob('yamls/eval/sets/*.yaml'))
@@ -27,10 +27,8 @@ def _sources(path: Path) -> dict[str, dict[str, Any]]:
 def test_a_fragment_fits_its_loader(path: Path) -> None:
     assert path.read_text().splitlines()[0].startswith(f'# python recipes/evaluate.py {path.relative_to(ROOT)} ')
     section, = {*yaml.safe_load(path.read_text())} - {'averages'}
-    registry = {'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS, 'linear_probe': CLASSIFICATION_SETS,
-                'composition': COMPOSITION_SETS}[section]
     for source in _sources(path).values():
-        check(registry, source.pop('name'), source, 'source')
+        check(section, *named(source, 'source'))
 
 
 def test_every_set_has_a_fragment() -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a recipe prints for --help: its keys with their types, defaults and docstrings."""
+"""What a recipe prints for --help: its keys, or the arguments of a part, with types, defaults and docstrings."""
 
 import ast
 import dataclasses
@@ -9,28 +9,47 @@ import functools
 import inspect
 import textwrap
 import typing
-from collections.abc import Iterator
-from typing import Any, Optional
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import yaml
 from omegaconf import MISSING
 
 from llm2clip.config.files import unwrap_optional
 from llm2clip.config.teacher import teacher_types
+from llm2clip.registry import PARTS, argument_types, check
 
-__all__ = ['recipe_help']
+__all__ = ['help_text']
 
 _WIDTH = 100
 
 
-def recipe_help(schema: type, doc: str) -> str:
-    """All that a recipe can be given, by one of the dataclasses of `llm2clip.config` and the recipe's docstring: what
-    it does, a colon, and how it is called."""
+def help_text(schema: type, doc: str, args: Collection[str] = ()) -> str:
+    """All that a recipe can be given, or the arguments of the part that one of `args` names (``source.webdataset``).
+
+    Args:
+        schema: One of the dataclasses of `llm2clip.config`.
+        doc: Docstring of the recipe: what it does, a colon, and how it is called.
+        args: Of the command.
+    """
+    for key, _, name in (arg.replace('.name=', '.').partition('.') for arg in args):
+        if key in PARTS and name:
+            part = check(key, name, {})
+            types = argument_types(part)
+            arguments = [f'  {one.name}: {_type_name(types.get(one.name, Any))}'
+                         + (f' = {one.default!r}' if one.default is not one.empty else '')
+                         for one in inspect.signature(part).parameters.values()]
+            return '\n'.join([f'{key}.{name}', *arguments, '', inspect.getdoc(part) or ''])
     what, _, call = ' '.join(doc.split()).partition(': ')
     about = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys that '
              'belong together are indented; written in one word they are joined by dots. <name> is a name that you '
              'choose, [] one entry of a list.')
-    return '\n'.join([f'{what}.', '', f'  {call}', '', *textwrap.wrap(about, _WIDTH), '', *_lines(schema, '', {})])
+    lines = [f'{what}.', '', f'  {call}', '', *textwrap.wrap(about, _WIDTH), '', *_lines(schema, '', {})]
+    for key, names in PARTS.items():
+        if key in schema.__dataclass_fields__:
+            lines += ['', f'Names for {key} (--help {key}.NAME describes one), or module:class:',
+                      f'  {", ".join(names)}']
+    return '\n'.join(lines)
 
 
 @functools.cache
@@ -57,9 +76,12 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
         key, hint = f'{prefix}{field.name}', unwrap_optional(hints[field.name])
         if field.name == 'type':  # of a text encoder, which is shown before its fields
             continue
-        teachers = teacher_types(typing.get_args(annotated[field.name])[-1] if typing.get_origin(hint) is dict else
-                                 annotated[field.name])
-        nested, path = _nested(hint, key)
+        entry = annotated[field.name]
+        teachers = teacher_types(typing.get_args(entry)[-1] if typing.get_origin(hint) is dict else entry)
+        kind = typing.get_origin(hint)
+        part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
+        nested = typing.cast(type, part) if dataclasses.is_dataclass(part) else None
+        path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')  # under which its fields are
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         name = _type_name(hint).replace('any', 'str | mapping') if teachers else _type_name(hint)
         line = f'{indent}{key}: {name}'
@@ -86,16 +108,10 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
                 yield from _lines(teacher, f'{path}.', shown, f'{indent}    ')
 
 
-def _nested(hint: Any, key: str) -> tuple[Optional[type], str]:
-    """The dataclass inside a type, and the key under which its fields are."""
-    kind = typing.get_origin(hint)
-    part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
-    path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')
-    return (typing.cast(type, part) if dataclasses.is_dataclass(part) else None), path
-
-
 def _type_name(hint: Any) -> str:
     """For example ``dict[str, float]``; ``list[mapping]`` if its entries are described below; ``bool | int``."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return _type_name(hint.__origin__)
     if typing.get_origin(hint) is typing.Literal:
         return ' | '.join(typing.get_args(hint))
     if typing.get_origin(hint) is typing.Union:
