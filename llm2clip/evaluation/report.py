@@ -111,7 +111,7 @@ def report_page(
     configurations = {step: read_text(path) for step, folder in steps.items()
                       if (path := Path(folder, 'config.yaml')).is_file()}
     return _render('report.html.j2', title=title, missing=results.get('missing'), sections=sections,
-                  galleries=galleries, configurations=configurations)
+                   galleries=galleries, configurations=configurations)
 
 
 def _picture(about: str, results: Mapping[str, Any]) -> Markup:
@@ -146,10 +146,7 @@ def write_page(
 
 
 def _render(template: str, **content: Any) -> str:
-    """The HTML of a template in `templates/`; all texts that are no `Markup` are escaped.
-
-    An error says that the template needs more, or that a picture is no data URI.
-    """
+    """The HTML of a template in `templates/`; all texts that are no `Markup` are escaped."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters['data_image'] = _data_image

@@ -29,7 +29,7 @@ from llm2clip.config import (
 )
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.texts import with_two_captions
-from llm2clip.imports.initial import check_initial_weights
+from llm2clip.imports.weights import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.planning import datasets
 from llm2clip.planning.datasets import DataPlan, collected

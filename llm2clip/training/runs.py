@@ -16,7 +16,7 @@ from llm2clip.config.files import read_config, read_resolved
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.export.hf import is_exported
 from llm2clip.files import FileError, reading
-from llm2clip.imports.initial import load_initial_weights
+from llm2clip.imports.weights import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import once_per_node
