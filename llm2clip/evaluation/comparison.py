@@ -88,14 +88,9 @@ def average(
 
     The images of each benchmark are drawn by themselves, those of benchmarks on the same images together.
 
-    Args:
-        found: What a model found on each.
-        metrics: Which of its numbers, for each.
-        resamples: Of the bootstrap; 0: no interval.
-        less: What the baseline found on each.
-
-    Returns:
-        The mean, in percent, and low and high; no interval where one of the numbers is a mean average precision.
+    Of each benchmark there is what a model has found, which number counts, and maybe what the baseline has found
+    (`less`).  Returns the mean, in percent, and low and high; no interval without resamples, or where a number is a
+    mean average precision.
     """
     numbers = [one.values[metric] for one, metric in zip(found, metrics)]
     if less is not None:

@@ -266,8 +266,9 @@ def extract_text_embeddings(
         out, or absent in a sample.
 
     Raises:
-        ValueError: The dataset has no captions or is damaged; `out` holds another dataset, was begun for another
-            teacher, or for a dataset that is not the beginning of this one.
+        ValueError: The dataset has no captions or a damaged index; `out` holds another dataset, or was begun for
+            another teacher, or for a dataset that is not the beginning of this one.
+        ShardError: A shard of the dataset is missing or damaged.
         FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
     """
     files = _Files(embeddings)
