@@ -11,8 +11,8 @@ from llm2clip.config.files import save_config
 def main(config: ImportConfig) -> None:
     from llm2clip.export.hf import KIND, export_folder
     from llm2clip.folders import check_replaceable
-    from llm2clip.imports.official import import_checkpoint
     from llm2clip.imports.teachers import import_teacher
+    from llm2clip.imports.weights import import_checkpoint
     from llm2clip.teacher.fingerprint import TeacherRecord
     from llm2clip.teacher.llm import teacher_fingerprint, teacher_width
 

@@ -36,8 +36,7 @@ from llm2clip.config.files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
-from llm2clip.imports.initial import load_initial_weights
-from llm2clip.imports.official import import_checkpoint, read_weights
+from llm2clip.imports.weights import import_checkpoint, load_initial_weights, read_weights
 from llm2clip.models.towers import load_tower
 from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model

@@ -37,11 +37,8 @@ def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]
         found: Benchmark, such as ``zeroshot.imagenet`` -> model -> what it found.
 
     Returns:
-        What `results.json` has of them.  ``baseline``, if a baseline is named: its name as ``baseline``, and
-        ``benchmarks``: benchmark -> ``metrics``, those of its numbers that stand for it, and ``models``: model -> what
-        `baseline` returned.  ``averages``, if there are any: average -> ``benchmarks``: benchmark -> metrics, and
-        ``models``: model -> ``mean``, or the recalls of retrieval, with their ``intervals``, and beside a baseline
-        ``compared``, with ``difference`` and ``intervals`` of the same names.
+        What `results.json` has of them: ``comparison``, if there is a baseline, with `compare` of each benchmark and
+        model, and ``averages``, if there are any.
     """
     result: dict[str, Any] = {}
     baseline, resamples = config.baseline, config.bootstrap
@@ -74,8 +71,8 @@ def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, dic
     """A model (`after`) beside the baseline, on the same queries of one benchmark in the same order.
 
     Returns:
-        ``difference``: metric -> points won, and ``intervals``: metric -> 95 % interval of the difference over the same
-        resamples of queries for both models, if there are resamples.
+        ``difference``: metric -> points won, and ``intervals``: metric -> 95 % interval, for which the same queries are
+        drawn for both models, if there are resamples.
     """
     intervals: dict[str, Sequence[float]] = {}
     for old, new in zip(before.outcomes, after.outcomes, strict=True):
@@ -89,17 +86,11 @@ def average(
 ) -> tuple[float, Optional[list[float]]]:
     """The mean over benchmarks of one number of each, or of its differences, and a 95 % interval.
 
-    The images of each benchmark are drawn by themselves; but for numbers of one kind on the same images, which are not
-    independent, the same are drawn.
+    The images of each benchmark are drawn by themselves, those of benchmarks on the same images together.
 
-    Args:
-        found: What a model found on each.
-        metrics: Which of its numbers, for each.
-        resamples: Of the bootstrap; 0: no interval.
-        less: What the baseline found on each.
-
-    Returns:
-        The mean, in percent, and low and high; no interval where one of the numbers is a mean average precision.
+    Of each benchmark there is what a model has found, which number counts, and maybe what the baseline has found
+    (`less`).  Returns the mean, in percent, and low and high; no interval without resamples, or where a number is a
+    mean average precision.
     """
     numbers = [one.values[metric] for one, metric in zip(found, metrics)]
     if less is not None:

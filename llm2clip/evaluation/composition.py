@@ -23,14 +23,9 @@ _CHANCE = {('text', 1): 50.0, ('text', 2): 25.0, ('image', 2): 25.0, ('group', 2
 def similarities(
     image_features: torch.Tensor, text_features: torch.Tensor, examples: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> torch.Tensor:
-    """``(N, I, 2)``: of each of N examples, the products of its I images with its two texts.
+    """``(N, I, 2)``: of each of N examples, positions of I images and of two texts, the products of these.
 
-    Texts of the same features have the same products, to the last bit.
-
-    Args:
-        image_features: ``(M, D)``.
-        text_features: ``(T, D)``.
-        examples: Positions in these, those of I images and of two texts.
+    Features are ``(M, D)`` and ``(T, D)``.  Texts of the same features have the same products, to the last bit.
     """
     images, texts = (torch.tensor(positions) for positions in zip(*examples))
     # Not by a matrix product, which may round columns that are the same in different ways.
@@ -42,10 +37,8 @@ def right_examples(scores: torch.Tensor) -> dict[str, torch.Tensor]:
     """Score -> ``(N,)``, whether each example is right.  A tie never is.
 
     ``text``: every image is nearer to its own text than to the other one.  With two images also ``image``: every text
-    is nearer to its own image than to the other one, and ``group``: both.
-
-    Args:
-        scores: ``(N, I, 2)``, of I images with two texts, of which text i belongs to image i.
+    is nearer to its own image than to the other one, and ``group``: both.  Scores are ``(N, I, 2)``, of I images with
+    two texts, of which text i belongs to image i.
     """
     own = scores.diagonal(dim1=1, dim2=2)
     right = {'text': (own > scores.flip(2).diagonal(dim1=1, dim2=2)).all(1)}

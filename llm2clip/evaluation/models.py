@@ -166,7 +166,7 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
         raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(named) or "none"}')
     if config.wise_ft_alpha != 1 and config.run is None:
         raise ConfigError(f'{key}.wise_ft_alpha: {config.wise_ft_alpha:g}, expected 1 or a run, which knows what it '
-                          f'began with')
+                          'began with')
     if config.truncate_dim is not None and config.pretrained is not None:
         raise ConfigError(f'{key}.truncate_dim: {config.truncate_dim}, expected none for a model of transformers')
     if config.text is not None and config.run is None:

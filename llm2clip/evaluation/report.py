@@ -111,7 +111,7 @@ def report_page(
     configurations = {step: read_text(path) for step, folder in steps.items()
                       if (path := Path(folder, 'config.yaml')).is_file()}
     return _render('report.html.j2', title=title, missing=results.get('missing'), sections=sections,
-                  galleries=galleries, configurations=configurations)
+                   galleries=galleries, configurations=configurations)
 
 
 def _picture(about: str, results: Mapping[str, Any]) -> Markup:
@@ -146,10 +146,7 @@ def write_page(
 
 
 def _render(template: str, **content: Any) -> str:
-    """The HTML of a template in `templates/`; all texts that are no `Markup` are escaped.
-
-    An error says that the template needs more, or that a picture is no data URI.
-    """
+    """The HTML of a template in `templates/`; all texts that are no `Markup` are escaped."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters['data_image'] = _data_image
@@ -199,12 +196,8 @@ def bars(values: Mapping[str, float]) -> Figure:
 def differences(
     labels: Sequence[str], series: Mapping[str, Mapping[str, tuple[float, Optional[Sequence[float]]]]]
 ) -> Figure:
-    """A group of lying bars per label, one of each series, from 0 to a difference in points, with its interval.
-
-    Args:
-        labels: Of the groups, from the top.
-        series: Name -> label -> the difference, and low and high if they are known; a series may lack some.
-    """
+    """A group of lying bars per label, from the top, one of each series, from 0 to a difference in points, with its
+    interval, if it is known; a series may lack some labels."""
     width = 0.8 / len(series)
     figure = Figure(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
     axis = figure.subplots()
@@ -227,11 +220,7 @@ def differences(
 
 @_svg
 def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Loss, learning rates and evaluation over batches.
-
-    Args:
-        metrics: Name -> batch -> value, as `read_metrics` returns them.
-    """
+    """Loss, learning rates and evaluation over batches, of metrics as `read_metrics` returns them."""
     panels = [('loss', [n for n in metrics if n.startswith('loss/train')]),
               ('learning rate', [n for n in metrics if n.startswith('lr-')]),
               ('evaluation', [n for n in metrics if n.startswith('metrics/')])]

@@ -83,7 +83,6 @@ def _remarks(values: Mapping[str, Mapping[str, Any]], images_of: Mapping[str, Ma
 
 
 _LLM2CLIP, _PROCLIP = 'arXiv 2411.04997 v6', 'arXiv 2510.18795'
-_LANGUAGES = 36
 _PAPER = yaml.safe_load(Path(__file__).with_name('paper.yaml').read_text('utf-8'))
 # Table of LLM2CLIP's paper -> the benchmarks in its columns.
 _COLUMNS = {'1': ('five_sets', ('flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci')),
@@ -127,7 +126,7 @@ def reported_average(benchmarks: Sequence[str], results: Mapping[str, Any]) -> R
     if kind != 'retrieval':
         return Reported({})
     sets = [results[kind][name]['benchmark'] for name in names]
-    if sets == ['xm3600'] * _LANGUAGES:
+    if sets == ['xm3600'] * 36:
         return _of_llm2clip('2', {model: _recalls(cell) for model, cell in _PAPER['xm3600'].items()})
     for table, (_, columns) in _COLUMNS.items():
         if {*sets} <= {*columns}:

@@ -29,7 +29,7 @@ from llm2clip.config import (
     TrainConfig,
 )
 from llm2clip.data.loader import shared_memory
-from llm2clip.imports.initial import check_initial_weights
+from llm2clip.imports.weights import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
 from llm2clip.planning.datasets import collected, plan_data

@@ -97,7 +97,7 @@ class _Files:
             if not out.fetch(TEACHER_FILE):
                 if out.fetch(INDEX):
                     raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected an '
-                                      f'empty folder or an embeddings dataset')
+                                      'empty folder or an embeddings dataset')
                 out.commit(TEACHER_FILE, record.to_text())
             else:
                 found = TeacherRecord.read(out.local)
@@ -245,8 +245,9 @@ def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
                           **({'left out': total['left_out']} if total['left_out'] else {})})
 
 
-def extract_text_embeddings(embeddings: EmbeddingsDataset, teacher: CaptionTeacher,
-                            part_tokens: int = 32768) -> dict[str, int]:
+def extract_text_embeddings(
+    embeddings: EmbeddingsDataset, teacher: CaptionTeacher, part_tokens: int = 32768
+) -> dict[str, int]:
     """Write an embeddings dataset, of which the ranks of all nodes share the shards that are not there yet.
 
     A shard appears when it is complete, and the index, which makes the embeddings dataset readable, when all are.
@@ -259,16 +260,14 @@ def extract_text_embeddings(embeddings: EmbeddingsDataset, teacher: CaptionTeach
         part_tokens: About how many tokens are given to the teacher at once.
 
     Returns:
-        What this call did, over all ranks: shards, captions, tokens, captions that were truncated or left out since
-        the teacher cannot read them to their end, and captions that the samples do not have.
+        What this call did, over all ranks: numbers of shards, captions, tokens, and captions that were truncated, left
+        out, or absent in a sample.
 
     Raises:
-        ConfigError: `out` holds a dataset that is no embeddings dataset.
-        FileError: An index, or what is in `out`, is damaged.
-        FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
+        ValueError: The dataset has no captions or a damaged index; `out` holds another dataset, or was begun for
+            another teacher, or for a dataset that is not the beginning of this one.
         ShardError: A shard of the dataset is missing or damaged.
-        ValueError: The dataset has no captions, or `out` was begun for another teacher, or for a dataset that is not
-            the beginning of this one.
+        FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
     """
     files = _Files(embeddings)
     mine = files.begin(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
@@ -285,14 +284,13 @@ def extract_text_embeddings(embeddings: EmbeddingsDataset, teacher: CaptionTeach
 
 def extract_by(
     engine: Engine, text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher],
-    fingerprint: Fingerprint,
-    part_tokens: int = 32768,
+    fingerprint: Fingerprint, part_tokens: int = 32768,
 ) -> dict[str, dict[str, int]]:
     """`extract_text_embeddings` by an engine's workers, each of which loads the teacher once and then takes shard after
     shard.
 
     Args:
-        engine: The engine.
+        engine: Whose workers embed.
         text_embeddings: What is written, in folders of different names.
         load: Loads the teacher in a worker.
         fingerprint: Of the teacher; a ValueError is raised if a machine has another one.

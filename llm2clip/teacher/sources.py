@@ -201,7 +201,7 @@ class SentenceTransformerModel(TeacherSource):
               ) -> _SentenceTransformerTeacher:
         if sharded:
             raise ConfigError(f'text_encoder_in_loop.sharded: {self.name} is a sentence-transformers model, and only '
-                              f'an LLM can be spread over the ranks')
+                              'an LLM can be spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
         return _SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],
                                           batch_tokens, precision)

@@ -21,7 +21,7 @@ from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.export.hf import is_exported
 from llm2clip.files import FileError, reading
 from llm2clip.folders import check_replaceable
-from llm2clip.imports.initial import load_initial_weights
+from llm2clip.imports.weights import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.ranks import broadcast_from_rank0, once_per_node

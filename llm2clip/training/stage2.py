@@ -16,7 +16,7 @@ from llm2clip.data.loader import device_batch_size
 from llm2clip.data.zeroshot import zeroshot_set
 from llm2clip.device import open_device
 from llm2clip.folders import check_replaceable
-from llm2clip.imports.initial import load_initial_weights
+from llm2clip.imports.weights import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP

@@ -15,12 +15,11 @@ from parts import make_samples
 from safetensors.torch import load_file, save_file
 from trained import Trained, trained
 
-from llm2clip.config import ConfigError, SentenceTransformersTeacherConfig
+from llm2clip.config import SentenceTransformersTeacherConfig
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.export.vision import export_vision
-from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.teacher.sources import SentenceTransformerModel
 
 pytestmark = pytest.mark.long
@@ -108,13 +107,3 @@ def test_processor_pipeline_and_sentence_transformers(
 
 def _assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
-
-
-def test_an_export_that_would_give_other_features_is_refused(
-    models: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, config, record, teachers = models['convnet']
-    monkeypatch.setattr(modeling_llm2clip._VisionEncoder, 'forward', lambda self, x: x.flatten(1)[:, :self.width])
-    with pytest.raises(ConfigError, match='modeling_llm2clip, images: the features differ'):
-        export_folder(model, config, record, teachers, tmp_path / 'out', remote_code=True)
-    assert not (tmp_path / 'out').exists()

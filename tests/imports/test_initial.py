@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from llm2clip.config import AdapterConfig, ConfigError, LLMTeacherConfig, ModelConfig, VisionConfig
 from llm2clip.export.hf import export_folder
 from llm2clip.files import FileError
-from llm2clip.imports.initial import load_initial_weights
+from llm2clip.imports.weights import load_initial_weights
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint

@@ -96,19 +96,16 @@ def winoground(images: str, annotations: str) -> CompositionSet:
     """
     check_path('winoground', 'annotations', annotations)
     examples: list[_Read] = []
-    tags: list[list[str]] = []
+    parts: dict[str, list[int]] = {}
     for where, record in read_json_lines(annotations):
         files = tuple(f'{text_field(record, key, where)}.png' for key in ('image_0', 'image_1'))
         examples.append((files, _texts(record, 'caption_0', 'caption_1', where)))
-        tags.append([f'{key}: {tag}' for key in ('collapsed_tag', 'secondary_tag', 'tag')
-                     if (tag := text_field(record, key, where).strip())])
+        for key in ('collapsed_tag', 'secondary_tag', 'tag'):
+            if tag := text_field(record, key, where).strip():
+                parts.setdefault(f'{key}: {tag}', []).append(len(examples) - 1)
     if not examples:
         raise ConfigError(f'winoground: there are no examples in {annotations}')
     everything = list(range(len(examples)))
-    parts: dict[str, list[int]] = {}
-    for position, names in enumerate(tags):
-        for name in names:
-            parts.setdefault(name, []).append(position)
     which, positions, texts = _positions(examples)
     return CompositionSet('winoground', which, texts, positions, everything, {
         f'{score}_score': Number([everything], score) for score in ('text', 'image', 'group')

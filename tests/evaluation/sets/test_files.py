@@ -11,7 +11,7 @@ from typing import Any, Union
 
 import pytest
 from parts import picture
-from set_files import WRITERS, write_images, write_json_lines
+from set_files import WRITERS
 
 from llm2clip.config import ConfigError
 from llm2clip.evaluation.sets import retrieval as module
@@ -56,26 +56,6 @@ def test_what_is_missing_is_found_when_the_set_is_opened(name: str, tmp_path: Pa
     for key in arguments.keys() & {'images', 'annotations', 'folder'}:
         with pytest.raises(ConfigError, match=f'source.{key}: .*{tmp_path}/nowhere/at/all.*; {tmp_path} has '):
             find(RETRIEVAL_SETS[name])(**{**arguments, key: f'{tmp_path}/nowhere/at/all'})
-
-
-def _docci(tmp_path: Path, *records: Any) -> None:
-    write_images(tmp_path / 'images', ['a.jpg', 'b.jpg'])
-    write_json_lines(tmp_path / 'd.jsonlines', records)
-    find(RETRIEVAL_SETS['docci'])(images=f'{tmp_path}/images', annotations=f'{tmp_path}/d.jsonlines')
-
-
-def _record(image: str, text: str, split: str = 'test') -> dict[str, str]:
-    return {'image_file': image, 'description': text, 'split': split}
-
-
-def test_what_is_wrong_with_a_record_is_said(tmp_path: Path) -> None:
-    _docci(tmp_path, _record('a.jpg', 'A.'), _record('b.jpg', 'B.'))
-    with pytest.raises(ValueError, match=r'docci: image a.jpg occurs twice in .*d.jsonlines'):
-        _docci(tmp_path, _record('a.jpg', 'A.'), _record('a.jpg', 'B.'))
-    with pytest.raises(ValueError, match=r'docci: image b.jpg has an empty caption in .*d.jsonlines'):
-        _docci(tmp_path, _record('a.jpg', 'A.'), _record('b.jpg', ' \n'))
-    with pytest.raises(ConfigError, match=r"source.split: there is no 'test' in .*d.jsonlines; it has train, val"):
-        _docci(tmp_path, _record('a.jpg', 'A.', 'val'), _record('b.jpg', 'B.', 'train'))
 
 
 @pytest.mark.parametrize('name', sorted(RETRIEVAL_SETS.keys() - {'mds', 'urban1k', 'sharegpt4v'}))
@@ -152,6 +132,7 @@ CASES: list[tuple[str, Change, dict[str, Any], str]] = [
     ('flickr30k', link_out, {}, "the path '1007129816.jpg' leads to /etc/hostname, expected one inside"),
     ('flickr30k', put('"sentences": [', '"sentences": 5, "x": ['), {}, "image 1: 'sentences' is '5', expected a list"),
     ('flickr30k', put('1007129816.jpg, caption 0', '\\ud800'), {}, "'raw': has the half character U.D800, expected"),
+    ('docci', put('A view of test_00000.', ' '), {}, 'docci: image test_00000.jpg has an empty caption in .*lines'),
     ('flickr8k', put_beside('Flickr_8k.testImages.txt', '1001773457_577c3a7d70.jpg\n1.jpg\n'), {},
      r'Flickr_8k\.testImages\.txt:2: image 1\.jpg has no captions in .*Flickr8k\.token\.txt$'),
     ('flickr8k', nothing, {'split_files': ['a.txt']}, 'source.split_files: .*, expected dictionary'),
