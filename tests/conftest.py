@@ -28,15 +28,17 @@ from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.teacher.llm import save_teacher
 
-# Folders and modules whose tests train, or load, export or plan many models or datasets, and take most of the time.
+# Folders, modules and tests that train, or load, export or plan many models or datasets, and take most of the time.
 LONG = ('recipes/', 'export/', 'imports/', 'planning/',
         *(f'{name}.py' for name in (
             'data/test_absent_captions', 'data/test_convert', 'data/test_growing', 'data/test_joins',
             'data/test_published', 'data/test_sources', 'data/test_streams', 'evaluation/test_clip_benchmark',
             'evaluation/test_comparison', 'evaluation/test_composition', 'evaluation/test_evaluate',
-            'evaluation/test_models', 'models/test_first_dims', 'models/test_flops', 'models/test_frozen_batch_norm',
-            'models/test_towers', 'teacher/test_architectures', 'teacher/test_text_encoder', 'test_damaged',
-            'test_no_code', 'test_yamls', 'training/test_optimizer')))
+            'evaluation/test_models', 'models/test_frozen_batch_norm', 'models/test_towers',
+            'teacher/test_architectures', 'teacher/test_text_encoder', 'test_damaged', 'test_no_code', 'test_yamls',
+            'training/test_optimizer', 'training/test_wise_ft')),
+        'models/test_llm2clip.py::test_an_export', 'models/test_llm2clip.py::test_features_are_the_first_values',
+        'models/test_stage1.py::test_simcse', 'teacher/test_extraction.py::test_finished_shards')
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")
 
 
@@ -48,7 +50,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that no worker is left with one at the end; marks by the place of a test."""
     for item in items:
-        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        place = f'{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name}'
         for mark, places in (('gpu', ('gpu/',)), ('long', LONG)):
             if place.startswith(places):
                 item.add_marker(mark)

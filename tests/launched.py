@@ -88,8 +88,6 @@ def have_own_memory() -> None:
 class Launched:
     """A script on one or several ranks, in a process group of its own, as Composer's launcher starts it.
 
-    The launcher itself is for the tests that are about it.
-
     Args:
         command: Path of the script, and its arguments.
         log: Receives all output.
@@ -98,9 +96,8 @@ class Launched:
         first: Rank of the first process.
         world_size: Ranks of all nodes; unset, those of this one.
         port: Where ranks meet.
-        own: A folder; the processes have shared memory of their own, and temporary files there, as on another machine.
-        grace: Seconds after which ranks are killed that do not end when another one has failed, such as one that waits
-            for the others in C++.
+        own: A folder for temporary files; the processes have their own shared memory, as on another machine.
+        grace: Seconds after which ranks are killed that do not end when another one has failed.
     """
 
     def __init__(self, command: Sequence[str], log: Path, ranks: int = 1, env: Optional[Mapping[str, str]] = None,

@@ -155,18 +155,6 @@ def test_faults_of_a_program_keep_their_traceback(monkeypatch: pytest.MonkeyPatc
             run_command(ExportVisionConfig, _fail(error), ['run=r', 'out=o'])
 
 
-def test_another_rank_leaves_the_error_to_rank_0_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
-    before = signal.getsignal(signal.SIGTERM)
-    waited: list[float] = []
-    monkeypatch.setattr(time, 'sleep', waited.append)
-    monkeypatch.setenv('LOCAL_RANK', '1')
-    try:
-        assert _error(_fail(ConfigError('run: no'))) == 'error: run: no' and waited == [5.0]
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', '1')
@@ -309,16 +297,12 @@ def test_damaged_bookkeeping_fails_no_step(damage: str, tmp_path: Path, monkeypa
     assert json.loads((tmp_path / 'out/seconds.json').read_text())['seconds'] >= 0
 
 
-def test_how_a_stopped_step_how_it_resumes(tmp_path: Path) -> None:
+def test_how_a_stopped_step_resumes(tmp_path: Path) -> None:
     args = [*REQUIRED['train_stage2'], f'save_folder={tmp_path}']
     assert 'from the beginning' in how_it_resumes(load_config(Stage2Config, args))
-    checkpoints = tmp_path / 'checkpoints'
-    checkpoints.mkdir()
-    for name in ('ep0-ba120-rank0.pt', 'ep1-ba240'):
-        (checkpoints / 'latest-rank0.pt').unlink(missing_ok=True)
-        (checkpoints / 'latest-rank0.pt').symlink_to(name)
-        batch = name.split('-')[1].removeprefix('ba')
-        assert how_it_resumes(load_config(Stage2Config, args)) == f'the same command goes on from batch {batch}'
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / 'checkpoints/latest-rank0.pt').symlink_to('ep1-ba240')
+    assert how_it_resumes(load_config(Stage2Config, args)) == 'the same command goes on from batch 240'
     assert 's3://b/c' in how_it_resumes(load_config(Stage2Config, [*args, 'checkpoint_folder=s3://b/c']))
     assert how_it_resumes(load_config(Stage2Config, [*args, 'autoresume=false'])) == ''
     assert how_it_resumes(load_config(ReportConfig, REQUIRED['report'])) == ''

@@ -4,6 +4,7 @@
 """Which way imports go, as `llm2clip/README.md` shows it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,5 @@ def test_imports_never_go_back(package: str) -> None:
 
 
 def test_nobody_imports_a_recipe() -> None:
-    recipes = {path.stem for path in (ROOT / 'recipes').rglob('*.py')}
     for path in (ROOT / 'llm2clip').rglob('*.py'):
-        tree = ast.parse(path.read_text())
-        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-        assert not {name.split('.')[0] for name in names} & (recipes | {'recipes'})
+        assert not re.search(r'^\s*(from|import) recipes\b', path.read_text(), re.M), path

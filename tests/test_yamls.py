@@ -48,8 +48,6 @@ VISION, DATA, CAPTIONS, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yaml
 # The rows of the paper's table 1 with LLM2CLIP: tower -> fragments of data.
 TABLE_1 = {'clip_b16': ['15m'], 'eva02_b16': ['15m'], 'clip_l14': ['15m'], 'eva02_l14': ['3m', '15m', '60m'],
            'clip_l14_336': ['15m', '60m'], 'eva02_l14_336': ['15m', '60m'], 'siglip2_so400m': ['60m']}
-MILLIONS = {'clip_b16': 86, 'clip_l14': 303, 'clip_l14_336': 304, 'eva02_b16': 86, 'eva02_l14': 303,
-            'eva02_l14_336': 304, 'siglip_so400m': 428, 'siglip2_so400m': 428, 'siglip2_so400m_official_code': 428}
 SETS = {'3m': ['cc3m'], '15m': ['cc3m', 'cc12m'], '30m': ['cc3m', 'cc12m', 'yfcc15m'],
         '60m': ['cc3m', 'cc12m', 'yfcc15m', 'laion'], '60m_recap': ['cc3m', 'cc12m', 'yfcc15m', 'recap']}
 
@@ -223,7 +221,7 @@ def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
 
 @pytest.mark.parametrize('vision', VISION)
 def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -> None:
-    assert sum(1 + len(data) for data in TABLE_1.values()) == 18 and sorted(MILLIONS) == VISION
+    assert sum(1 + len(data) for data in TABLE_1.values()) == 18
     scales = TABLE_1.get(vision, ['15m'])
     configs = {data: _stage2(f'vision/{vision}', f'data/{data}', 'teacher/llama3.1_8b') for data in scales}
     for data, config in configs.items():
@@ -240,7 +238,6 @@ def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -
     assert outputs['image_features'].shape == outputs['text_features'].shape == (2, 1152 if official else 1280)
     kind = 'affine' if 'eva02' in vision else 'identity' if official else 'linear'
     assert projection_kind(model.visual_projection) == kind
-    assert sum(p.numel() for p in model.vision_encoder.parameters()) / 1e6 == pytest.approx(MILLIONS[vision], abs=1)
     groups = parameter_groups(model, config.optimizer['lr'], 0.05, layer_decay=config.layer_decay)
     assert config.model.logit_scale == pytest.approx(1 / 0.07 if official else 100)
     decay = (1 if official else 0.85) ** (model.vision_encoder.num_layers - 1)
@@ -276,11 +273,9 @@ def test_cluster_files_launch_what_loads(file: str) -> None:
     else:
         commands, script = [line for line in _head(file) if line.startswith('sbatch')], text
     assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
-    for i, (recipe, args) in enumerate(map(_arguments, commands)):
-        config = load_config(SCHEMAS[recipe], args)
-        if i == 0:
-            assert isinstance(config, Stage2Config) and config.checkpoint_folder.startswith('s3://')
-            check_train_config(config)
+    configs = [load_config(SCHEMAS[recipe], args) for recipe, args in map(_arguments, commands)]
+    assert isinstance(configs[0], Stage2Config) and configs[0].checkpoint_folder.startswith('s3://')
+    check_train_config(configs[0])
 
 
 @pytest.mark.parametrize(('seconds', 'requeued'), [(0, False), (601, True)])
@@ -305,8 +300,5 @@ def test_cluster_files_give_ray_what_loads(file: str) -> None:
     assert config.engine == 'ray' and config.out_remote.startswith('s3://')
     _check(config)
     if 'spec' in content:
-        cluster = content['spec']['rayClusterSpec']
-        assert f'ray[default]=={cluster["rayVersion"]}' in (ROOT / 'pyproject.toml').read_text()
-        for group in (cluster['headGroupSpec'], *cluster['workerGroupSpecs']):
-            container, = group['template']['spec']['containers']
-            assert container['image'] and container['resources']['limits']['memory']
+        version = content['spec']['rayClusterSpec']['rayVersion']
+        assert f'ray[default]=={version}' in (ROOT / 'pyproject.toml').read_text()

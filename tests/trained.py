@@ -50,6 +50,7 @@ def trained(
     vision: str, teachers: Sequence[Teacher], adapter: str = 'residual', image_size: Optional[int] = None,
     seed: int = 3, **options: Any,
 ) -> Trained:
+<<<<<<< HEAD
     """A model.
 
     Args:
@@ -60,6 +61,10 @@ def trained(
         seed: Of the weights.
         **options: Of `ModelConfig`.
     """
+=======
+    """A model with a tower of transformers (its `model_type`) or timm (``timm:`` and a name), for teachers or their
+    folders with vectors of 32 values; `options` are those of `ModelConfig`."""
+>>>>>>> n-root
     if vision.startswith('timm:'):
         tower = VisionConfig(vision.removeprefix('timm:'), checkpoint='elsewhere.pth', **PIXELS)
     else:

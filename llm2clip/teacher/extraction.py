@@ -85,7 +85,7 @@ class _Files:
         if not self.keys:
             raise ValueError(f'the dataset in {local} has no caption columns')
 
-    def begin(self, fingerprint: Fingerprint) -> list[int]:
+    def initialize(self, fingerprint: Fingerprint) -> list[int]:
         """Write for which dataset and teacher the folder is; returns the shards that are not there yet, which come
         after those of a dataset that has grown since."""
         out, index = self.out, read_index(self.embeddings.dataset.local)
@@ -270,7 +270,7 @@ def extract_text_embeddings(
         FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
     """
     files = _Files(embeddings)
-    mine = files.begin(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
+    mine = files.initialize(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
     done: Counter[str] = Counter()
     with tqdm(total=files.count(mine), unit=' captions', desc=f'embed {embeddings.name}',
               disable=dist.get_local_rank() != 0) as progress:
@@ -300,7 +300,7 @@ def extract_by(
         Name of an embeddings dataset -> what this call did.
     """
     every = {embeddings.name: _Files(embeddings) for embeddings in text_embeddings}
-    todo = {name: files.begin(fingerprint) for name, files in every.items()}
+    todo = {name: files.initialize(fingerprint) for name, files in every.items()}
     captions = {name: files.count(todo[name]) for name, files in every.items()}
     done: dict[str, Counter[str]] = {name: Counter() for name in every}
     for name, files in every.items():

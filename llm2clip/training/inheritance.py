@@ -20,7 +20,7 @@ from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.runs import is_complete, record_teacher, write_settings
-from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
+from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 
 __all__ = ['make_model', 'train']
 
@@ -41,7 +41,7 @@ def train(config: InheritanceConfig) -> None:
         ValueError: The embeddings datasets come from another teacher than the one that is named, or from several.
     """
     check_replaceable(config.adapter_folder, KIND)
-    begin(config)
+    initialize(config)
     if is_complete(config, Path(config.adapter_folder, WEIGHTS_FILE)):
         return
     data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, True, 'train_data')

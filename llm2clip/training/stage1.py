@@ -26,7 +26,7 @@ from llm2clip.teacher.llm import (
     set_attention_dropout,
 )
 from llm2clip.training.runs import is_complete, write_settings
-from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
+from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 
 __all__ = ['make_model', 'make_trainer', 'train']
 
@@ -86,7 +86,7 @@ def train(config: Stage1Config) -> None:
     results = {Path(config.teacher_folder): KIND, Path(config.lora_folder): LORA_KIND}
     for folder, kind in results.items():
         check_replaceable(folder, kind)
-    begin(config)
+    initialize(config)
     if is_complete(config, Path(config.teacher_folder, ENCODER_FILE)):
         return
     tokenizer = load_caption_tokenizer(config.text_encoder)

@@ -28,7 +28,7 @@ from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
 from llm2clip.training.runs import record_teacher, write_settings
 from llm2clip.training.text_encoders import TrainedTexts, text_folders
-from llm2clip.training.trainer import begin, build_trainer, check_metrics, fit
+from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
 
 __all__ = ['make_model', 'make_trainer', 'train']
@@ -74,7 +74,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
         ConfigError: The configuration or the data is not what was expected.
         ValueError: The embeddings datasets come from another teacher than the one that is named.
     """
-    begin(config)
+    initialize(config)
     if texts is None and config.reads_captions:
         texts = TrainedTexts.load(config)
     sets = {name: zeroshot_set(one, f'eval_zeroshot.{name}') for name, one in config.eval_zeroshot.items()}
@@ -149,7 +149,7 @@ def train(config: Stage2Config) -> None:
     folders = text_folders(config.trainable_text, config.save_folder)
     for folder, kind in folders.items():
         check_replaceable(folder, kind)
-    begin(config)
+    initialize(config)
     texts = TrainedTexts.load(config) if config.reads_captions else None
     trainer = make_trainer(config, texts)
     write_settings(config, trainer.state.timestamp, folders)

@@ -39,10 +39,10 @@ from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMoni
 from llm2clip.training.checkpoints import find_checkpoint, written_checkpoints
 from llm2clip.training.optim import FUSED_SHARDS, build_optimizer, device_kind
 
-__all__ = ['begin', 'build_trainer', 'check_metrics', 'check_train_config', 'fit']
+__all__ = ['build_trainer', 'check_metrics', 'check_train_config', 'fit', 'initialize']
 
 
-def begin(config: TrainConfig) -> None:
+def initialize(config: TrainConfig) -> None:
     """Connect the ranks and check the configuration."""
     dist.initialize_dist(open_device(config.device, config.precision), config.dist_timeout)
     check_train_config(config)

@@ -41,7 +41,7 @@ from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.trainer import begin, fit
+from llm2clip.training.trainer import fit, initialize
 from recipes.benchmarks.gpu.cases import CASES, OUT, SCHEMAS, SIZES, arguments, window
 from recipes.benchmarks.random_data import write_captions, write_images, write_llm, write_vectors
 
@@ -153,7 +153,7 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     if plan.problems:
         raise ConfigError('; '.join(plan.problems))
     if isinstance(config, Stage1Config):
-        begin(config)
+        initialize(config)
         trainer, _ = stage1.make_trainer(config, load_caption_tokenizer(config.text_encoder))
     else:
         data.num_workers = workers(plan.shared_memory)
