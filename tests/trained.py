@@ -50,21 +50,8 @@ def trained(
     vision: str, teachers: Sequence[Teacher], adapter: str = 'residual', image_size: Optional[int] = None,
     seed: int = 3, **options: Any,
 ) -> Trained:
-<<<<<<< HEAD
-    """A model.
-
-    Args:
-        vision: `model_type` of transformers, or ``timm:`` and a name.
-        teachers: They, or folders of stage 1; each has vectors of 32 values.
-        adapter: Its name.
-        image_size: Of the pixels; unset, 32 or, for timm, 64.
-        seed: Of the weights.
-        **options: Of `ModelConfig`.
-    """
-=======
     """A model with a tower of transformers (its `model_type`) or timm (``timm:`` and a name), for teachers or their
-    folders with vectors of 32 values; `options` are those of `ModelConfig`."""
->>>>>>> n-root
+    folders with vectors of 32 values; `options` are those of `ModelConfig`, `seed` is of the weights."""
     if vision.startswith('timm:'):
         tower = VisionConfig(vision.removeprefix('timm:'), checkpoint='elsewhere.pth', **PIXELS)
     else:
