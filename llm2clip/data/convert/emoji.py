@@ -21,8 +21,6 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import encode_image, open_image
 from llm2clip.files import read_json
 
-__all__ = ['emoji']
-
 _LANGUAGES = ('ar', 'de', 'es', 'fa', 'fr', 'id', 'it', 'ja', 'ko', 'pt', 'ru', 'tr', 'zh')
 _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 

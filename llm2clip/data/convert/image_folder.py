@@ -20,8 +20,6 @@ from llm2clip.data.caption_files import official_lists, read_captions, read_spli
 from llm2clip.data.convert.samples import Dropped, Part, Sample, check_folder, read_image, split_holdout
 from llm2clip.files import FileError
 
-__all__ = ['caption_csv', 'coco', 'flickr30k', 'flickr8k', 'image_folder']
-
 # Images of a part of a published dataset.
 _IMAGES = 10_000
 # Of the name of a file without splits, such as `captions_val2017.json`.

@@ -36,8 +36,6 @@ from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.files import FileError, parse_json, read_json, reading, write_json
 from llm2clip.folders import atomic_folder, locked
 
-__all__ = ['webdataset']
-
 # Images that are looked up in tables at once.
 _BATCH = 256
 _META, _DATABASE = 'index.json', 'captions.duckdb'

@@ -31,7 +31,7 @@ from llm2clip.data.convert.samples import (
 )
 from llm2clip.files import FileError, reading
 
-__all__ = ['check_column', 'huggingface', 'read_schema', 'table']
+__all__ = ['check_column', 'read_schema']
 
 # Of a Hugging Face dataset, in one part.
 _ROWS = 10_000

@@ -25,7 +25,7 @@ from llm2clip.data.convert.samples import (
 )
 from llm2clip.files import FileError, read_json
 
-__all__ = ['plain_text', 'text_pairs', 'wikipedia_summaries']
+__all__ = ['wikipedia_summaries']
 
 
 def text_pairs(

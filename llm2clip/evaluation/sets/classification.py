@@ -25,8 +25,6 @@ from llm2clip.evaluation.sets.files import (
 )
 from llm2clip.files import FileError, read_json, read_text, reading
 
-__all__ = ['clip_benchmark', 'imagenet_folder']
-
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 _CLASSES, _TEMPLATES, _TYPE = 'classnames.txt', 'zeroshot_classification_templates.txt', 'dataset_type.txt'
 # What the type says -> suffix of the file with an image's classes.

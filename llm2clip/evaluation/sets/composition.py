@@ -15,8 +15,6 @@ from llm2clip.data.images import crop_image, encode_image
 from llm2clip.evaluation.sets.files import CompositionSet, Example, ImageFiles, Number, check_path
 from llm2clip.files import FileError, read_json, reading
 
-__all__ = ['aro_attribution', 'aro_relation', 'sugarcrepe', 'winoground']
-
 Box = tuple[float, float, float, float]
 # An example as a file has it: whatever says which its images are, and its texts.
 _Read = tuple[tuple[Any, ...], tuple[str, str]]

@@ -40,11 +40,6 @@ from llm2clip.evaluation.sets.files import (
 )
 from llm2clip.files import FileError, read_text, reading
 
-__all__ = [
-    'coco', 'coco_cn', 'docci', 'flickr30k', 'flickr8k', 'flickr_cn', 'image_folder', 'mds', 'sharegpt4v', 'urban1k',
-    'xm3600',
-]
-
 _CHUNK = 1 << 20
 _BETWEEN_RECORDS = re.compile(r'[\s,]*')
 LANGUAGES = (

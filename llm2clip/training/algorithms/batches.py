@@ -24,7 +24,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 
-__all__ = ['InitialImages', 'TextEncoderInLoop', 'PatchDropout', 'SelfDistillation']
+__all__ = ['InitialImages', 'TextEncoderInLoop', 'SelfDistillation']
 
 
 class TextEncoderInLoop(Algorithm):

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from llm2clip.config.ranges import Positive
 from llm2clip.models.sharding import unwrapped_name, whole
 
-__all__ = ['EMA', 'AverageGlooGradients', 'ClampLogitScale', 'averaged_weights']
+__all__ = ['AverageGlooGradients', 'averaged_weights']
 
 
 class AverageGlooGradients(Algorithm):

@@ -20,7 +20,7 @@ from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import BEST_FILE
 from llm2clip.weights import write_safetensors
 
-__all__ = ['LogitScaleMonitor', 'ProgressBar', 'SaveBest', 'StepMonitor', 'StopAtNonfinite', 'TextMonitor']
+__all__ = ['ProgressBar', 'SaveBest', 'StepMonitor', 'StopAtNonfinite', 'TextMonitor']
 
 
 class LogitScaleMonitor(Callback):
