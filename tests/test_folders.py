@@ -38,11 +38,8 @@ def test_a_folder_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
     out = tmp_path / 'new' / 'out'
     out.mkdir(parents=True)  # an empty one is taken
     write(out, 'first')
-    # Left by recipes.
-    (out / 'config.yaml').touch()
-    (out / 'seconds.json').touch()
-    # By a recipe that was killed meanwhile.
-    (out / 'config.yaml.1234.tmp').touch()
+    for name in ('config.yaml', 'seconds.json', 'config.yaml.1234.tmp'):  # left by recipes, the last by a killed one
+        (out / name).touch()
     write(out, 'second one')
     manifest = b'model, written by llm2clip\n10 inside/weights\n'
     assert contents(out) == {'inside/weights': b'second one', MANIFEST: manifest}
