@@ -13,8 +13,9 @@ def main(config: ImportConfig) -> None:
     from llm2clip.folders import check_replaceable
     from llm2clip.imports.teachers import import_teacher
     from llm2clip.imports.weights import import_checkpoint
+    from llm2clip.remote_code.checks_llm2clip import load_config
     from llm2clip.teacher.fingerprint import TeacherRecord
-    from llm2clip.teacher.llm import teacher_fingerprint, teacher_width
+    from llm2clip.teacher.llm import teacher_config, teacher_fingerprint
 
     check_replaceable(f'{config.out}/llm2clip', KIND)
     imported = None
@@ -26,7 +27,8 @@ def main(config: ImportConfig) -> None:
         teacher = f'{config.out}/teacher'
         print(f'wrote {teacher}')
     if imported is not None:
-        if (width := teacher_width(teacher)) != imported.llm_embed_dim:
+        width = load_config(teacher_config(teacher).pretrained).hidden_size
+        if width != imported.llm_embed_dim:
             raise ConfigError(f'teacher: the vectors of {teacher} have {width} dimensions, the adapter of the official '
                               f'weights takes {imported.llm_embed_dim}')
         record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': imported.llm_embed_dim})

@@ -38,7 +38,6 @@ from llm2clip.remote_code import (
     text_encoder_llm2clip,
 )
 from llm2clip.remote_code.checks_llm2clip import checksum, checksums, load_tokenizer
-from llm2clip.remote_code.modeling_llm2clip import TEACHER_FOLDER
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sources import TeacherFolder, teacher_in, teacher_sources
@@ -185,8 +184,9 @@ def export_folder(
     exported.model.load_state_dict(model.state_dict())
     preprocessing = model.vision_encoder.preprocessing
     with atomic_folder(out, KIND) as partial:
+        teacher_folder, = LLM2CLIPModel.teacher_folders(partial)
         saved = Fingerprint.concatenate(
-            source.save(partial / TEACHER_FOLDER / (str(i) if len(sources) > 1 else ''), fingerprint)
+            source.save(teacher_folder / (str(i) if len(sources) > 1 else ''), fingerprint)
             for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)))
         hf_config.teacher, hf_config.learned_from = saved.to_json(), record.teacher.to_json()
         hf_config.teacher_files = list(map(checksums, LLM2CLIPModel.teacher_folders(partial)))
@@ -196,7 +196,7 @@ def export_folder(
         reads_tokens = False
         if len(saved) == 1 and not saved.of_sentence_transformers:
             # Captions can be read from the tokens of a tokenizer that keeps all of a text.
-            tokenizer = load_tokenizer(partial / TEACHER_FOLDER, model_input_names=['input_ids', 'attention_mask'])
+            tokenizer = load_tokenizer(teacher_folder, model_input_names=['input_ids', 'attention_mask'])
             if reads_tokens := LLM2CLIPModel.read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
                 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
                 tokenizer.save_pretrained(partial)

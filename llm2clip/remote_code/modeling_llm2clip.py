@@ -41,9 +41,9 @@ try:  # transformers asks for every package that is imported outside of a try bl
 except ImportError:
     timm = None
 
-__all__ = ['Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'TEACHER_FOLDER']
+__all__ = ['Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel']
 
-TEACHER_FOLDER = 'teacher'
+_TEACHER_FOLDER = 'teacher'
 
 
 class LLM2CLIPConfig(PretrainedConfig):
@@ -321,8 +321,8 @@ class LLM2CLIPModel(PreTrainedModel):
     def teacher_folders(folder: Path) -> list[Path]:
         """Where the teacher, or the teachers, of an exported folder lie."""
         # A sentence-transformers model has folders such as 1_Pooling.
-        several = [path for path in (folder / TEACHER_FOLDER).glob('[0-9]*') if path.name.isdecimal()]
-        return sorted(several, key=lambda path: int(path.name)) or [folder / TEACHER_FOLDER]
+        several = [path for path in (folder / _TEACHER_FOLDER).glob('[0-9]*') if path.name.isdecimal()]
+        return sorted(several, key=lambda path: int(path.name)) or [folder / _TEACHER_FOLDER]
 
     @staticmethod
     def read_tokens(tokenizer: Any, input_ids: torch.Tensor) -> list[str]:
@@ -368,7 +368,7 @@ class LLM2CLIPModel(PreTrainedModel):
             folder = Path(name)
             if not folder.is_dir():
                 revision = getattr(self.config, '_commit_hash', None)
-                folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{TEACHER_FOLDER}/*'))
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{_TEACHER_FOLDER}/*'))
             # In a tuple, so that they are no submodules and not saved with this model.
             folders, recorded = self.teacher_folders(folder), self.config.recorded_teachers()
             files = self.config.teacher_files or [None] * len(recorded)

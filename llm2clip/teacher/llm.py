@@ -48,7 +48,7 @@ from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 __all__ = [
     'ENCODER_FILE', 'KIND', 'LORA_KIND', 'add_lora', 'build_text_encoder', 'encoding',
     'load_caption_tokenizer', 'load_llm', 'load_llm_and_head', 'load_teacher', 'load_text_encoder', 'save_teacher',
-    'set_attention_dropout', 'shard_encoder', 'teacher_config', 'teacher_fingerprint', 'teacher_width',
+    'set_attention_dropout', 'shard_encoder', 'teacher_config', 'teacher_fingerprint',
 ]
 
 KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
@@ -334,11 +334,6 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
     """What decides the vectors of the teacher in `folder`; its weights are read, unless `hash_files` knows them."""
     return Fingerprint.of(hash_files(folder, exclude_ids=ENCODER_FILE), encoding(teacher_config(folder)))
-
-
-def teacher_width(folder: Union[str, Path]) -> int:
-    """Size of the vectors of the teacher in `folder`, without its weights."""
-    return load_config(teacher_config(folder).pretrained).hidden_size
 
 
 def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -> tuple[TextEncoder, CaptionTokenizer]:
