@@ -8,15 +8,18 @@ Where a name stands, ``module:class`` names a part that is not here, in a module
 folder.
 """
 
+import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import re
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import check_values
@@ -159,13 +162,43 @@ def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
 
 
 def check_names(config: Any) -> None:
-    """Raise a ConfigError at a name that there is not, before any part is imported."""
-    for key in ('source', 'optimizer', 'scheduler'):
-        if hasattr(config, key):
-            _reference(key, named(getattr(config, key), key)[0], key)
-    for key in ('algorithms', 'callbacks', 'loggers'):
-        for name in getattr(config, key, {}):
-            _reference(key, name, f'{key}.{name}')
+    """Raise a ConfigError at a name that there is not, or an argument that its part does not take, by the parts' source
+    alone: importing them takes seconds."""
+    parts = [(key, *named(getattr(config, key), key), key) for key in ('source', 'optimizer', 'scheduler')
+             if hasattr(config, key)]
+    parts += [(key, name, arguments or {}, f'{key}.{name}') for key in ('algorithms', 'callbacks', 'loggers')
+              for name, arguments in getattr(config, key, {}).items()]
+    for kind, name, arguments, key in parts:
+        taken = _arguments_in_source(_reference(kind, name, key), key)
+        for argument in arguments if taken is not None else ():
+            _check_argument(argument, taken, name, key)
+
+
+def _arguments_in_source(reference: str, key: str) -> Optional[list[str]]:
+    """The arguments of ``module:class`` or function; None where its source does not say them all."""
+    module, name = reference.split(':')
+    package, *inside = module.split('.')
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ConfigError(f'{key}: there is no module {package!r} on the Python path or in the current folder')
+    path = Path(spec.origin or '').parent.joinpath(*inside) if inside else Path(spec.origin or '')
+    path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
+    for node in ast.parse(path.read_bytes(), str(path)).body if path.is_file() else ():
+        if isinstance(node, ast.ImportFrom) and not node.level and any(
+                alias.name == name and alias.asname in (None, name) for alias in node.names):
+            return _arguments_in_source(f'{node.module}:{name}', key)
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            functions = node.body if isinstance(node, ast.ClassDef) else [node]
+            call = next((one.args for one in functions
+                         if isinstance(one, ast.FunctionDef) and one.name in ('__init__', name)), None)
+            if call is not None and call.kwarg is None:
+                return [one.arg for one in (*call.posonlyargs, *call.args, *call.kwonlyargs) if one.arg != 'self']
+    return None
+
+
+def _check_argument(argument: str, names: Collection[str], part: str, key: str) -> None:
+    if argument not in names:
+        raise ConfigError(f'{key}.{argument}: {part} takes no such argument; {_nearest(argument, names)}')
 
 
 def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
@@ -183,8 +216,8 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     hints = {**argument_types(part), **_RANGES.get(name, {})}
     for argument, value in arguments.items():
-        if not any_name and argument not in parameters:
-            raise ConfigError(f'{key}.{argument}: {name} takes no such argument; {_nearest(argument, parameters)}')
+        if not any_name:
+            _check_argument(argument, parameters, name, key)
         if argument not in hints:
             continue
         # YAML has no tuples.
