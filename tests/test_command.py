@@ -68,9 +68,11 @@ def test_help_a_mistyped_key_and_a_bad_value_are_answered_before_anything_heavy_
 def test_names_of_parts_are_listed_and_checked_before_anything_heavy_is_imported() -> None:
     names, *errors = _answers([
         ['prepare_data', '--help'], ['prepare_data', '--help', 'source.webdatset'],
-        ['train_stage2', *REQUIRED['train_stage2'], 'callbacks.save_bst={}']])
+        ['train_stage2', *REQUIRED['train_stage2'], 'callbacks.save_bst={}'],
+        ['train_stage2', *REQUIRED['train_stage2'], 'optimizer.beta=1']])
     assert 'caption_csv, coco' in names and '--help source.NAME' in names
-    for error, key, meant in zip(errors, ('source', 'callbacks.save_bst'), ('webdataset', 'save_best'), strict=True):
+    for error, key, meant in zip(
+            errors, ('source', 'callbacks.save_bst', 'optimizer.beta'), ('webdataset', 'save_best', 'betas'), strict=True):
         assert f'{key}: ' in error and f"'{meant}'" in error
 
 
