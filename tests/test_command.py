@@ -71,8 +71,8 @@ def test_names_of_parts_are_listed_and_checked_before_anything_heavy_is_imported
         ['train_stage2', *REQUIRED['train_stage2'], 'callbacks.save_bst={}'],
         ['train_stage2', *REQUIRED['train_stage2'], 'optimizer.beta=1']])
     assert 'caption_csv, coco' in names and '--help source.NAME' in names
-    meant = {'source': 'webdataset', 'callbacks.save_bst': 'save_best', 'optimizer.beta': 'betas'}
-    for error, (key, meant) in zip(errors, meant.items(), strict=True):
+    nearest = {'source': 'webdataset', 'callbacks.save_bst': 'save_best', 'optimizer.beta': 'betas'}
+    for error, (key, meant) in zip(errors, nearest.items(), strict=True):
         assert f'{key}: ' in error and f"'{meant}'" in error
 
 
