@@ -16,7 +16,7 @@ from composer.devices import DeviceCPU
 import llm2clip.command
 import llm2clip.config.files
 import llm2clip.device
-import llm2clip.teacher.llm
+import llm2clip.teacher.sources
 from llm2clip.command import warn_of_slow_bfloat16
 from llm2clip.config import ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
 from llm2clip.config.files import load_config, read_config, save_config
@@ -100,7 +100,7 @@ def test_a_teacher_of_bfloat16_is_widened_where_that_is_faster(
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
     expected = encode_texts(encoder.eval(), tokenizer, ['a red square'])
     for fast in (True, False):
-        monkeypatch.setattr(llm2clip.teacher.llm, 'computes_bfloat16', lambda fast=fast: fast)
+        monkeypatch.setattr(llm2clip.teacher.sources, 'computes_bfloat16', lambda fast=fast: fast)
         teacher = TeacherFolder(tmp_path / 'teacher').load(DeviceCPU())
         assert teacher.module.llm.get_input_embeddings().weight.dtype == (torch.bfloat16 if fast else torch.float32)
         for (name, weight), other in zip(encoder.named_parameters(), teacher.module.parameters()):

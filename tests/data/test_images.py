@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast
 
@@ -21,7 +20,6 @@ from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import MAX_PIXELS, crop_image, decode_image, decode_pixels
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.4, 0.5)
-TO_FLOATS = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
 def photo(width: int = 160, height: int = 120) -> Image.Image:

@@ -4,7 +4,6 @@
 """The export recipes: what they take from the run, and what they refuse before weights are loaded."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,8 +19,6 @@ from llm2clip.config.files import save_config
 from llm2clip.folders import MANIFEST
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
-
-Export = Callable[..., None]
 
 
 def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> Path:
