@@ -33,16 +33,10 @@ def test_means_of_other_sets() -> None:
     path = ROOT / 'yamls/eval/sets/xm3600.yaml'
     content = yaml.safe_load(path.read_text())
     benchmarks = content['averages']['xm3600']
-    assert benchmarks == [f'retrieval.{name}' for name in content['retrieval']]
     sets = content['retrieval'].items()
     results = {'retrieval': {name: {'benchmark': entry['source']['name']} for name, entry in sets}}
     reported = reported_average(benchmarks, results)
     assert reported.rows['SigLIP2'] == {'text_retrieval_recall@1': 59.7, 'image_retrieval_recall@1': 48.2}
     assert reported.source == 'arXiv 2411.04997 v6, table 2'
     assert reported_average(benchmarks[1:], results) == ({}, '')
-    results = {'retrieval': {name: {'benchmark': name} for name in ('flickr_cn', 'coco_cn', 'flickr30k')}}
-    chinese = reported_average(['retrieval.flickr_cn', 'retrieval.coco_cn'], results)
-    assert chinese.rows['CN-CLIP']['text_retrieval_recall@1'] == pytest.approx((80.2 + 63.4) / 2)
-    assert not reported_average(['retrieval.flickr_cn', 'retrieval.flickr30k'], results).rows
-    assert not reported_average(['linear_probe.imagenet'], results).rows
     assert {'flickr_cn', 'coco_cn', 'xm3600', *FIVE} <= {*RETRIEVAL_SETS} and reported_recalls('mds') == ({}, '')
