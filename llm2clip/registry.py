@@ -170,8 +170,9 @@ def check_names(config: Any) -> None:
               for name, arguments in getattr(config, key, {}).items()]
     for kind, name, arguments, key in parts:
         taken = _arguments_in_source(_reference(kind, name, key), key)
-        for argument in arguments if taken is not None else ():
-            _check_argument(argument, taken, name, key)
+        if taken is not None:
+            for argument in arguments:
+                _check_argument(argument, taken, name, key)
 
 
 def _arguments_in_source(reference: str, key: str) -> Optional[list[str]]:
