@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import context, resource_tracker
 from pathlib import Path
 from typing import NoReturn, Optional
@@ -36,6 +36,9 @@ COMMON = ['global_train_batch_size=8', 'max_duration=6ba', 'progress_bar=false',
           'train_data.num_workers=1', 'train_data.num_canonical_nodes=4', 'run_name=test', 'device=cpu',
           'scheduler.name=constant']
 # SGD with a clipped gradient: weights differ as soon as a gradient or its norm does.
+# Stage, name of the run and arguments -> its folder, after a small training there.
+Train = Callable[..., Path]
+DEVICE = os.environ.get('DEVICE', 'gpu')  # where the tests of gpu/ run, as recipes name it
 SGD = ['optimizer.name=sgd', 'algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 0.5}']
 
 
@@ -247,3 +250,8 @@ def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torc
     assert found.keys() == expected.keys() and expected
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def on_cpu(*args: str) -> list[str]:
+    """The same in float32 on the CPU."""
+    return [*args, 'device=cpu', 'precision=fp32']

@@ -84,6 +84,17 @@ def test_a_corrupt_and_a_missing_shard_stop_the_run(remotes: tuple[Path, Path], 
         list(_loader(_config(tmp_path / 'other', *map(str, remotes), workers=2)))
 
 
+def test_nobody_waits_for_a_shard_that_failed_elsewhere(remotes: tuple[Path, Path], tmp_path: Path) -> None:
+    _flip(path := remotes[0] / 'part-all/shard.00003.mds')
+    dataset: Any = _loader(_config(tmp_path, *map(str, remotes))).dataset
+    dataset.prepare_shard(3, blocking=False)
+    assert isinstance(dataset._failure, ShardError)
+    dataset._failure = None  # as in another process
+    _flip(path)
+    dataset.prepare_shard(3)
+    assert (tmp_path / 'cache/images/part-all/shard.00003.mds').is_file()
+
+
 def test_a_shard_that_arrives_damaged_once_is_downloaded_again(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

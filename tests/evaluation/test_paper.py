@@ -30,8 +30,7 @@ def test_the_mean_over_five_sets_is_the_average_of_the_paper() -> None:
 
 
 def test_means_of_other_sets() -> None:
-    path = ROOT / 'yamls/eval/sets/xm3600.yaml'
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load((ROOT / 'yamls/eval/sets/xm3600.yaml').read_text())
     benchmarks = content['averages']['xm3600']
     sets = content['retrieval'].items()
     results = {'retrieval': {name: {'benchmark': entry['source']['name']} for name, entry in sets}}

@@ -16,8 +16,7 @@ import launched
 import pytest
 import torch
 import torch.distributed
-from gpu_or_cpu import DEVICE, Train
-from launched import stage1_arguments, stage2_arguments
+from launched import DEVICE, Train, stage1_arguments, stage2_arguments
 from recipes_in_process import run_recipe
 
 from llm2clip.training.algorithms import grad_cache

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, State, Trainer
 from composer.loggers import Logger
-from gpu_or_cpu import DEVICE, Train
-from launched import losses
+from launched import DEVICE, Train, losses
 from PIL import Image
 from safetensors.torch import load_file
 from set_files import custom_sets, write_custom_sets

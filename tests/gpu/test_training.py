@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, State, Trainer
 from composer.loggers import Logger
-from gpu_or_cpu import DEVICE, Train, on_cpu
-from launched import losses, weights
+from launched import DEVICE, Train, losses, on_cpu, weights
 
 import llm2clip.training.trainer
 from llm2clip.training import stage2
