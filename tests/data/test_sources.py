@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,12 +92,8 @@ def test_tars_have_a_held_out_split_by_the_hash_of_the_id(tmp_path: Path) -> Non
     assert all(first[name] == [i for i in every[name] if int(i[1:]) < 8] for name in every)
 
 
-def _part(n: int, fail: bool = False, prefix: str = 's') -> Part:
-    def read(dropped: Dropped) -> Iterator[Sample]:
-        yield from make_samples(6, prefix=f'{prefix}{n}-')
-        if fail:
-            raise RuntimeError('killed')
-    return Part(f'part{n}', read)
+def _part(n: int, prefix: str = 's') -> Part:
+    return Part(f'part{n}', lambda dropped: make_samples(6, prefix=f'{prefix}{n}-'))
 
 
 def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
@@ -122,15 +119,21 @@ def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
 
 
 def test_what_fails_leaves_the_finished_parts(tmp_path: Path) -> None:
-    config = WriterConfig(num_workers=2)
+    config, done = WriterConfig(num_workers=2), [tmp_path / f'out/train/part-part{n}/part.json' for n in range(2)]
+
+    def read(dropped: Dropped) -> Iterator[Sample]:
+        while not all(path.exists() for path in done):
+            time.sleep(0.01)
+        raise RuntimeError('killed')
+
     with pytest.raises(RuntimeError, match='killed'):
-        write_splits({'train': [_part(0), _part(1), _part(2, fail=True)]}, Dropped(), tmp_path / 'out', config)
+        write_splits({'train': [_part(0), _part(1), Part('part2', read)]}, Dropped(), tmp_path / 'out', config)
     assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
     assert not (tmp_path / 'out/train/part-part2').exists()
     # Mended and called again, it goes on with the part that is missing.
-    first = (tmp_path / 'out/train/part-part0/part.json').stat().st_mtime_ns
+    first = done[0].stat().st_mtime_ns
     assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
-    assert (tmp_path / 'out/train/part-part0/part.json').stat().st_mtime_ns == first
+    assert done[0].stat().st_mtime_ns == first
 
 
 def test_parts_must_fit_together(tmp_path: Path) -> None:
