@@ -72,7 +72,7 @@ def as_if_a_process_ended() -> Iterator[None]:
         try:
             yield
         finally:
-            _get_fqns.cache_clear()
+            getattr(_get_fqns, 'cache_clear', gc.collect)()  # torch 2.7 keeps models there
             gc.collect()
             for cleanup in shared:
                 with suppress(BufferError):  # of a dataset that an exception still refers to

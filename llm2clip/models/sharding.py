@@ -60,8 +60,8 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
 
     Composer 0.32.1 gives every FSDP2 unit one `MixedPrecisionPolicy`, which in 16-bit precisions rounds its weights and
     inputs: a temperature of 100 to 98.9.  Here, a unit of scalars alone keeps them, and one for which its model's
-    ``fsdp_float32_inputs_fn`` returns True takes its inputs as they are.  torch 2.7 reads the policies when the model
-    first runs.
+    ``fsdp_float32_inputs_fn`` returns True takes its inputs as they are.  torch reads the policies when the model first
+    runs: 2.7 that of a unit, 2.15 those of its parameters.
 
     Returns:
         One line on what is sharded and recomputed.
@@ -81,6 +81,8 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
             group: Any = state._fsdp_param_group
             if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
                 state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
+                for param in group.fsdp_params:
+                    param.mp_policy = state._mp_policy
             elif takes_float32(unit):
                 state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
             if config.prefetch is not None:

@@ -25,14 +25,24 @@ __all__ = ['AverageGlooGradients', 'averaged_weights']
 class AverageGlooGradients(Algorithm):
     """Divide sharded gradients by the world size where gloo has summed them, before they are clipped.
 
-    FSDP2 of torch 2.7 reduces gradients with ``ReduceOp.AVG``; gloo sums instead, silently, over the ranks of a copy of
-    the model and over the copies.  AdamW hides the factor, but norms, clipping and other optimizers do not.  Does
-    nothing for NCCL and without FSDP.
+    FSDP2 reduces gradients with ``ReduceOp.AVG``.  Under torch 2.7, gloo sums instead, silently, over the ranks of a copy
+    of the model and over the copies; under 2.15 it averages, so what it does is found out.  AdamW hides the factor, but
+    norms, clipping and other optimizers do not.  Does nothing for NCCL and without FSDP.
     """
 
+    def __init__(self) -> None:
+        self._sums: Optional[bool] = None
+
     def match(self, event: Event, state: State) -> bool:
-        return (event == Event.AFTER_TRAIN_BATCH and torch.distributed.is_initialized()
-                and torch.distributed.get_backend() == 'gloo')
+        if (event != Event.AFTER_TRAIN_BATCH or not torch.distributed.is_initialized()
+                or torch.distributed.get_backend() != 'gloo'):
+            return False
+        if self._sums is None:
+            reduced = torch.empty(1)
+            torch.distributed.reduce_scatter_tensor(
+                reduced, torch.ones(torch.distributed.get_world_size()), torch.distributed.ReduceOp.AVG)
+            self._sums = reduced.item() != 1
+        return self._sums
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         for parameter in state.model.parameters():
