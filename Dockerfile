@@ -1,11 +1,15 @@
-# The cluster image: MosaicML's PyTorch with the project on top. Python 3.12, CUDA 12.8.
-# It installs what `make` installs, from the same lock file.
-FROM mosaicml/pytorch:2.7.0_cu128-python3.12-ubuntu22.04
-
-WORKDIR /workspace/llm2clip
+# docker build -t your/llm2clip .
+# The image for clusters: what `make install` installs, from the same lock file, and Ray.  PyTorch's wheels bring CUDA, so
+# that a machine needs NVIDIA's driver and container toolkit alone.  Python is 3.13.
+FROM debian:13-slim
+# A compiler and Python's headers are what torch.compile needs; libibverbs, NCCL over InfiniBand.
+RUN apt-get update && apt-get install --yes --no-install-recommends \
+        ca-certificates gcc git ibverbs-providers libc6-dev libibverbs1 make python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /llm2clip
 COPY pyproject.toml uv.lock Makefile README.md LICENSE ./
 COPY llm2clip llm2clip
-# The image brings its own build of torch and torchvision for its CUDA; NVIDIA's packages come with it.
-RUN make install-beside-torch
+RUN make install && .uv/bin/uv sync --locked --inexact --extra ray && rm -rf ~/.cache
 COPY . .
+ENV PATH=/llm2clip/.venv/bin:$PATH
 CMD ["composer", "--help"]

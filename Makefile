@@ -1,41 +1,38 @@
 # Everything runs in .venv. A target that is done is not done again; an interrupted one goes on where it was.
-PYTHON ?= python3.11
+PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+UV := .uv/bin/uv
 RUN := runs/quickstart
-# Exactly the versions of uv.lock, for Python 3.11 and 3.12.  Compiled once, or every process that cannot write there
-# compiles torch and transformers for itself, which doubles the time that it takes to start.
-UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --locked --inexact --quiet --compile-bytecode
+# Exactly the versions of uv.lock, for Python 3.11 to 3.13, which uv brings where there is none.  Compiled once, or every
+# process that cannot write there compiles torch and transformers for itself, which doubles the time that it takes to start.
+SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help install-beside-torch quickstart photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu lint bench bench-gpu clean
+.PHONY: help install quickstart photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu test-pip-resolution lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
-$(BIN)/uv:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet uv==0.13.9
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet uv==0.13.9
 
-$(VENV)/.base: pyproject.toml uv.lock | $(BIN)/uv
+$(VENV)/.base: pyproject.toml uv.lock | $(UV)
 	@echo 'installing (2 to 4 minutes, 7 GB)'
-	$(UV) --group quickstart
+	$(SYNC) --group quickstart
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(UV) --group dev
+	$(SYNC) --group dev
 	@touch $@
 
 $(VENV)/.baselines: $(VENV)/.base
-	$(UV) --group baselines
+	$(SYNC) --group baselines
 	@touch $@
 
-install-beside-torch:  ## into the current Python, which has a torch of its own (images of clusters)
-	pip install --quiet uv==0.13.9
-	uv export --locked --quiet --no-hashes --no-emit-project --group quickstart \
-		| grep -vE '^(nvidia-|torch==|torchvision==|triton==)' > /tmp/requirements.txt
-	uv pip install --system --no-cache --no-deps --compile-bytecode --requirement /tmp/requirements.txt --editable .
+install: $(VENV)/.base  ## what the recipes and the quickstart need, into .venv
 
 # --------------------------------------------------------------------------------------------------- quickstart
 quickstart: $(RUN)/report.html  ## install, then data → stage 1 → embeddings → stage 2 → evaluation → export → report
@@ -123,6 +120,15 @@ test-slow: $(VENV)/.dev  ## 110 kills over the recipes, and ten minutes each on 
 DEVICE ?= gpu
 test-gpu: $(VENV)/.dev  ## the tests that need a GPU; with DEVICE=cpu they try themselves on the CPU
 	DEVICE=$(DEVICE) $(BIN)/python -m pytest -m gpu --durations 10
+
+# What pip installs without uv.lock: the newest that Composer and Streaming allow.
+.venv-pip/.done: pyproject.toml | $(UV)
+	$(UV) venv --quiet --clear --seed .venv-pip
+	.venv-pip/bin/pip install --quiet --editable '.[dev,quickstart]'
+	@touch $@
+
+test-pip-resolution: .venv-pip/.done  ## a part of the tests with what `pip install -e .` resolves to, before a release
+	.venv-pip/bin/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' PARTS
 
 lint: $(VENV)/.dev  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ from llm2clip.registry import check, named
 from llm2clip.training.optim import parameter_groups
 from llm2clip.training.trainer import check_metrics, check_train_config
 
-LAUNCHERS = ['yamls/cluster/mcli.yaml', 'yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
+LAUNCHERS = ['yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 RAY = ['yamls/cluster/kuberay.yaml', 'yamls/cluster/skypilot_ray.yaml']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *RAY})
 VISION, DATA, CAPTIONS, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
@@ -268,8 +268,7 @@ def test_cluster_files_launch_what_loads(file: str) -> None:
     text = (ROOT / file).read_text()
     if file.endswith('.yaml'):
         content = yaml.safe_load(text)
-        commands = [(content.get('envs') or content['env_variables'])['RUN']]
-        script = content.get('run') or content['command']
+        commands, script = [content['envs']['RUN']], content['run']
     else:
         commands, script = [line for line in _head(file) if line.startswith('sbatch')], text
     assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
