@@ -10,7 +10,7 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple, Optional
 
 import yaml
 from omegaconf import MISSING
@@ -19,7 +19,7 @@ from llm2clip.config.files import unwrap_optional
 from llm2clip.config.teacher import teacher_types
 from llm2clip.registry import PARTS, argument_types, check
 
-__all__ = ['help_text']
+__all__ = ['entries', 'help_text']
 
 _WIDTH = 100
 
@@ -44,7 +44,13 @@ def help_text(schema: type, doc: str, args: Collection[str] = ()) -> str:
     about = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys that '
              'belong together are indented; written in one word they are joined by dots. <name> is a name that you '
              'choose, [] one entry of a list.')
-    lines = [f'{what}.', '', f'  {call}', '', *textwrap.wrap(about, _WIDTH), '', *_lines(schema, '', {})]
+    lines = [f'{what}.', '', f'  {call}', '', *textwrap.wrap(about, _WIDTH), '']
+    for entry in entries(schema):
+        indent = '  ' * (entry.depth + 1)
+        lines.append(f'{indent}{entry.key}: {entry.kind}' + (f' = {entry.default}' if entry.default else ''))
+        if entry.doc:
+            lines.append(textwrap.fill(entry.doc, _WIDTH, initial_indent=f'{indent}    ',
+                                       subsequent_indent=f'{indent}    '))
     for key, names in PARTS.items():
         if key in schema.__dataclass_fields__:
             lines += ['', f'Names for {key} (--help {key}.NAME describes one), or module:class:',
@@ -68,8 +74,20 @@ def field_docs(schema: type) -> dict[str, str]:
     return docs
 
 
-def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  ') -> Iterator[str]:
+class Entry(NamedTuple):
+    """A key of a recipe."""
+
+    depth: int
+    key: str
+    kind: str
+    default: str
+    """As YAML; empty if the key is required or holds other keys."""
+    doc: str
+
+
+def entries(schema: type, prefix: str = '', shown: Optional[dict[type, str]] = None, depth: int = 0) -> Iterator[Entry]:
     """Each key of a dataclass and those below it; a dataclass that was shown before is referred to."""
+    shown = {} if shown is None else shown
     hints, docs = typing.get_type_hints(schema), field_docs(schema)
     annotated = typing.get_type_hints(schema, include_extras=True)
     for field in dataclasses.fields(schema):
@@ -83,29 +101,26 @@ def _lines(schema: type, prefix: str, shown: dict[type, str], indent: str = '  '
         nested = typing.cast(type, part) if dataclasses.is_dataclass(part) else None
         path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')  # under which its fields are
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        name = _type_name(hint).replace('any', 'str | mapping') if teachers else _type_name(hint)
-        line = f'{indent}{key}: {name}'
-        if not dataclasses.is_dataclass(default) and default not in (MISSING, dataclasses.MISSING):  # as YAML
+        text = ''
+        if not dataclasses.is_dataclass(default) and default not in (MISSING, dataclasses.MISSING):
             text = yaml.safe_dump(default, default_flow_style=True, sort_keys=False, width=10_000)
-            line += ' = ' + text.removesuffix('\n').removesuffix('\n...')
-        yield line
+            text = text.removesuffix('\n').removesuffix('\n...')
         about = (inspect.getdoc(nested) or '').split('\n\n')[0] if nested is not None else ''
         doc = docs.get(field.name) or ' '.join(about.split())
         if nested in shown:
             doc += f' Its keys are those of {shown[nested]}.'
-        if doc:
-            yield textwrap.fill(doc, _WIDTH, initial_indent=f'{indent}    ', subsequent_indent=f'{indent}    ')
+        name = _type_name(hint).replace('any', 'str | mapping') if teachers else _type_name(hint)
+        yield Entry(depth, key, name, text, doc)
         if nested is not None and nested not in shown:
             shown[nested] = path
-            yield from _lines(nested, f'{path}.', shown, f'{indent}  ')
+            yield from entries(nested, f'{path}.', shown, depth + 1)
         for teacher in teachers.values():
-            yield f'{indent}  {path}.type: {teacher.type}'
             doc = ' '.join((inspect.getdoc(teacher) or '').split())
             doc += f' Its keys are those of {shown[teacher]}.' if teacher in shown else ''
-            yield textwrap.fill(doc, _WIDTH, initial_indent=f'{indent}      ', subsequent_indent=f'{indent}      ')
+            yield Entry(depth + 1, f'{path}.type', str(teacher.type), '', doc)
             if teacher not in shown:
                 shown[teacher] = f'{path}, type {teacher.type}'
-                yield from _lines(teacher, f'{path}.', shown, f'{indent}    ')
+                yield from entries(teacher, f'{path}.', shown, depth + 2)
 
 
 def _type_name(hint: Any) -> str:

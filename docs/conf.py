@@ -1,0 +1,85 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Sphinx's configuration, which also writes a page of keys per recipe and the catalogue of YAML files."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import llm2clip.config  # noqa: E402
+from llm2clip.help import entries  # noqa: E402
+from llm2clip.registry import PARTS  # noqa: E402
+
+project, author, copyright = 'llm2clip', 'llm2clip authors', '2026, llm2clip authors'
+html_title = 'llm2clip'
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx_copybutton']
+myst_enable_extensions = ['colon_fence', 'deflist']
+myst_heading_anchors = 3
+exclude_patterns = ['build']
+html_theme = 'furo'
+html_static_path = ['figures']
+html_theme_options = {'source_repository': '', 'navigation_with_keys': True}
+autodoc_default_options = {'members': True, 'member-order': 'bysource'}
+autodoc_typehints = 'description'
+suppress_warnings = ['config.cache']
+GENERATED = Path(__file__).parent / 'reference/generated'
+
+
+def setup(app: Any) -> None:
+    """Write the generated pages before Sphinx reads any."""
+    GENERATED.mkdir(exist_ok=True)
+    for recipe in sorted((ROOT / 'recipes').glob('*.py')):
+        write(GENERATED / f'{recipe.stem}.md', recipe_page(recipe))
+    write(GENERATED / 'yamls.md', yaml_page())
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page that has changed, so that Sphinx reads no other again."""
+    if not path.is_file() or path.read_text() != text:
+        path.write_text(text)
+
+
+def recipe_page(recipe: Path) -> str:
+    """What a recipe does, how it is called, and its keys as nested lists."""
+    code = recipe.read_text()
+    schema = getattr(llm2clip.config, re.findall(r'run_command\((\w+)', code)[0])
+    what, _, call = ' '.join((ast.get_docstring(ast.parse(code)) or '').split()).partition(': ')
+    lines = [f'# {recipe.stem}', '', f'{what}.', '', '```bash', call, '```', '', '## Keys', '',
+             'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of a list.', '']
+    for entry in entries(schema):
+        indent, default = '  ' * entry.depth, f' = `{entry.default}`' if entry.default else ''
+        lines += [f'{indent}- **`{entry.key}`** `{entry.kind}`{default}', '',
+                  *([f'{indent}  {escaped(entry.doc)}', ''] if entry.doc else [])]
+    for key, names in PARTS.items():
+        if key in schema.__dataclass_fields__:
+            lines += ['', f'## Names for {key}', '', f'`--help {key}.NAME` describes one; `module:class` takes your own.',
+                      '', ', '.join(f'`{name}`' for name in names)]
+    return '\n'.join(lines) + '\n'
+
+
+def yaml_page() -> str:
+    """The YAML files by folder, each with the first sentence of its head."""
+    lines = ['# YAML files', '', 'Each file opens with the command that launches it. '
+             '[Settings](../../guides/settings.md) explains how files merge.', '']
+    for folder in sorted({path.parent for path in (ROOT / 'yamls').rglob('*.yaml')}):
+        lines += [f'## {folder.relative_to(ROOT)}', '', '| file | purpose |', '|---|---|']
+        for path in sorted(folder.glob('*.yaml')):
+            head = re.match(r'(?:#.*\n)*', path.read_text())
+            words = [line.lstrip('# ') for line in (head.group() if head else '').splitlines()]
+            text = ' '.join(word for word in words if not re.match(r'(composer|python|sky|kubectl|sbatch|RAY_)', word))
+            first = re.split(r'(?<=[.;:])\s', text)[0]
+            lines.append(f'| `{path.name}` | {escaped(first).replace("|", "&#124;")} |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def escaped(text: str) -> str:
+    """Text of a docstring: ``code`` as `code`, and nothing else that Markdown or HTML would take for markup."""
+    return ''.join(f'`{part.strip("`")}`' if part.startswith('`') else re.sub(r'([<*_\[\]$])', r'\\\1', part)
+                   for part in re.split(r'(``.+?``|`.+?`)', text))
