@@ -24,7 +24,7 @@ from .text_encoder_llm2clip import POOLINGS, TextEncoder
 __all__ = [
     'TEACHER_SUFFIXES', 'LoadError', 'check_finite', 'check_keys', 'check_no_code', 'check_weight_files',
     'checksum', 'checksums', 'load_checked', 'load_config', 'load_encoder', 'load_tokenizer',
-    'loading', 'read_encoding',
+    'loading', 'read_encoding', 'read_rope_parameters',
 ]
 
 # Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
@@ -150,7 +150,32 @@ def load_config(name: Union[str, Path], where: str = '', **options: Any) -> Pret
     # What is saved must not ask for them either.
     vars(config).pop('auto_map', None)
     check_no_code(vars(config), where)
+    for part in (config, getattr(config, 'text_config', None)):
+        read_rope_parameters(part)
     return config
+
+
+def read_rope_parameters(config: Any) -> bool:
+    """Give a configuration of transformers 4 the rotary frequencies of a file that transformers 5 wrote, which 4 passes
+    over without a word; whether there were others before."""
+    fields = vars(config) if isinstance(config, PretrainedConfig) else {}
+    written = fields.get('rope_parameters')
+    if not written or 'rope_theta' not in fields:  # transformers 5 has `rope_theta` there alone
+        return False
+    fields.pop('rope_parameters')
+    rope = written.get('full_attention', written)
+    # Of Phi 3, transformers 4 takes no more than these.
+    names = ('type', 'short_factor', 'long_factor') if config.model_type == 'phi3' else rope.keys() - {'rope_theta'}
+    read = {'rope_theta': rope['rope_theta'],
+            'rope_scaling': None if rope['rope_type'] == 'default' else {
+                name: rope.get(name, rope['rope_type']) for name in names}}
+    if 'sliding_attention' in written:
+        read['rope_local_base_freq'] = written['sliding_attention']['rope_theta']
+    if 'partial_rotary_factor' in rope:
+        read['partial_rotary_factor'] = rope['partial_rotary_factor']
+    others = any(fields.get(name) != value for name, value in read.items())
+    fields.update(read)
+    return others
 
 
 def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **options: Any) -> Any:
