@@ -42,6 +42,7 @@ from llm2clip.models.towers import TimmTower
 from llm2clip.remote_code.checks_llm2clip import load_tokenizer
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.weights import published_state
 
 __all__ = ['KIND', 'export_clip', 'export_vision']
 
@@ -157,9 +158,8 @@ def _save_transformers(
         config = copy.deepcopy(trunk.config)
         config.projection_dim = model.visual_projection.out_features
         native = CLIPVisionModelWithProjection(config)
-        native.vision_model.load_state_dict(trunk.vision_model.state_dict())
-        native.visual_projection.load_state_dict(model.visual_projection.state_dict())
-    native.save_pretrained(folder, safe_serialization=True)
+        native.load_state_dict({**published_state(trunk), 'visual_projection.weight': model.visual_projection.weight})
+    native.save_pretrained(folder, safe_serialization=True, state_dict=published_state(native))
     preprocessing = model.vision_encoder.preprocessing
     size = preprocessing.image_size
     _image_processor(preprocessing).save_pretrained(folder)
@@ -214,12 +214,11 @@ def export_clip(
                           f'exports the vision tower alone, and {clip_text} is the text tower')
     clip = CLIPModel(CLIPConfig(text_config=text_tower.config.to_dict(), vision_config=vision_tower.config.to_dict(),
                                 projection_dim=config.embed_dim))
-    clip.vision_model.load_state_dict(vision_tower.vision_model.state_dict())
-    clip.text_model.load_state_dict(text_tower.text_model.state_dict())
-    clip.visual_projection.load_state_dict(projection.state_dict())
-    weight = text_tower.text_projection.weight
-    clip.text_projection.weight.data = adapter.weight @ weight if isinstance(adapter, nn.Linear) else weight
-    clip.logit_scale.data = model.logit_scale.data.cpu().reshape(())
+    state = {**published_state(vision_tower), **published_state(text_tower)}
+    if isinstance(adapter, nn.Linear):
+        state['text_projection.weight'] = adapter.weight @ state['text_projection.weight']
+    clip.load_state_dict({**state, 'visual_projection.weight': projection.weight,
+                          'logit_scale': model.logit_scale.reshape(())})
     tokenizer = load_tokenizer(clip_text, model_input_names=['input_ids', 'attention_mask'],
                                model_max_length=text.tokenizer.max_length)
     with atomic_folder(out, MODEL_KIND) as partial:
