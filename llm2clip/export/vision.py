@@ -21,7 +21,7 @@ from timm.data.transforms_factory import create_transform
 from transformers import (
     AutoImageProcessor,
     CLIPConfig,
-    CLIPImageProcessorFast,
+    CLIPImageProcessorFast,  # pyright: ignore[reportAttributeAccessIssue]  # it is there
     CLIPModel,
     CLIPProcessor,
     CLIPTextModelWithProjection,
@@ -36,6 +36,7 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.export.check import check_pictures, check_pixels, check_same, noise
 from llm2clip.export.hf import KIND as MODEL_KIND
 from llm2clip.export.model_card import model_card
+from llm2clip.files import read_json, write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
@@ -106,13 +107,17 @@ def _upright_source() -> Markup:
     return Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
 
 
-def _image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
+def _save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:
     """The evaluation transform of upright RGB pictures, as transformers has it."""
     size = preprocessing.image_size
-    return CLIPImageProcessorFast(
+    processor = CLIPImageProcessorFast(
         do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
         crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
         image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
+    processor.save_pretrained(folder)
+    # In transformers 5 it has the name of another class of 4, whose pixels differ; 5 knows this name, too.
+    path = folder / 'preprocessor_config.json'
+    write_json(path, {**read_json(path, dict), 'image_processor_type': 'CLIPImageProcessorFast'})
 
 
 def _save_timm(
@@ -162,7 +167,7 @@ def _save_transformers(
     native.save_pretrained(folder, safe_serialization=True, state_dict=published_state(native))
     preprocessing = model.vision_encoder.preprocessing
     size = preprocessing.image_size
-    _image_processor(preprocessing).save_pretrained(folder)
+    _save_image_processor(preprocessing, folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
@@ -223,7 +228,8 @@ def export_clip(
                                model_max_length=text.tokenizer.max_length)
     with atomic_folder(out, MODEL_KIND) as partial:
         clip.save_pretrained(partial, safe_serialization=True)
-        CLIPProcessor(_image_processor(vision.preprocessing), tokenizer).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _save_image_processor(vision.preprocessing, partial)
         card = model_card(config, None, run, template='clip.md.j2', title='CLIP',
                           pipeline_tag='zero-shot-image-classification', upright_source=_upright_source())
         card.save(partial / 'README.md')

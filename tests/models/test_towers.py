@@ -136,6 +136,14 @@ def test_weights_that_are_not_there_are_named(clip_folder: Path, tmp_path: Path)
         VisionEncoder(timm_tower('test_vit', checkpoint=str(tmp_path / 'w.safetensors')))
 
 
+def test_weights_of_another_version_of_transformers_say_so() -> None:
+    encoder, part = _encoder(TOWERS['clip']), 'vision_model.'
+    here = list(encoder.state_dict())
+    names = [name.replace(part, '') if part in name else name.replace('trunk.', f'trunk.{part}') for name in here]
+    with pytest.raises(ConfigError, match='written with transformers 4 and are read with 5, or the other way round'):
+        encoder.load_state_dict(dict(zip(names, encoder.state_dict().values())))
+
+
 def test_a_timm_checkpoint_at_another_resolution(tmp_path: Path) -> None:
     torch.manual_seed(3)
     source = timm.create_model('test_vit', img_size=160)
