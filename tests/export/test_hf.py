@@ -94,7 +94,7 @@ def test_other_towers_and_several_teachers(
 ) -> None:
     of_run = trained(vision, [teacher_folder, causal_teacher], image_size=32)
     model, config, record, teachers = of_run
-    export_folder(model, config, record, teachers, tmp_path / 'model', remote_code=True)
+    export_folder(model, config, record, teachers, tmp_path / 'model')
     loaded, texts = AutoModel.from_pretrained(tmp_path / 'model'), ['a red square', 'two']
     with torch.no_grad():
         torch.testing.assert_close(loaded.get_image_features(of_run.pixels()),

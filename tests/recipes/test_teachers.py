@@ -71,7 +71,7 @@ def test_from_captions_to_search(
                'device=cpu', f'retrieval.r.source={{name: mds, local: {image_dataset}, caption_keys: [short]}}',
                'bootstrap=0')
     assert json.loads((tmp_path / 'evaluate/results.json').read_text())['retrieval']['r']['models']['m']['n_texts'] > 0
-    run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'remote_code=true')
+    run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export')
     model, _, _ = load_stage2(run)
     with torch.no_grad():
         expected = model.get_text_features(loaded.embed(TEXTS).vectors)
