@@ -37,7 +37,7 @@ def teacher(
         return (teacher_source(SentenceTransformersTeacherConfig(str(embedder), 'query')),
                 [f'teacher={{type: sentence_transformers, name: {embedder}}}', 'teacher.prompt_name=query'])
     # What is compared is computed in one type, whichever processor this is.
-    monkeypatch.setattr('llm2clip.teacher.sources.computes_bfloat16', lambda: True)
+    monkeypatch.setattr('llm2clip.teacher.sources.computes_bfloat16', lambda: False)
     return (teacher_source(LLMTeacherConfig(str(llm_folder), pooling='last', dtype='bfloat16')),
             [f'teacher={{type: llm, pretrained: {llm_folder}, pooling: last, dtype: bfloat16}}'])
 
