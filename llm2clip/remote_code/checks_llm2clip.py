@@ -151,9 +151,10 @@ def load_config(name: Union[str, Path], where: str = '', **options: Any) -> Pret
         # In place of what version 5 has written there, 4 would take its defaults.
         rope, theta = getattr(part, 'rope_parameters', None) or {}, getattr(part, 'rope_theta', None)
         rope = rope.get('full_attention', rope)
-        if rope and theta and (theta != rope['rope_theta'] or (rope['rope_type'] != 'default' and not part.rope_scaling)):
-            raise LoadError(f'{where}: was written by transformers 5, whose rope_parameters this version does not read, '
-                            'expected rope_theta and rope_scaling, or transformers 5')
+        scaled = rope.get('rope_type', 'default') != 'default'
+        if rope and theta and (theta != rope.get('rope_theta') or (scaled and not part.rope_scaling)):
+            raise LoadError(f'{where}: was written by transformers 5, whose rope_parameters this version does not '
+                            'read, expected rope_theta and rope_scaling, or transformers 5')
     # What is saved must not ask for them either.
     vars(config).pop('auto_map', None)
     check_no_code(vars(config), where)
