@@ -40,7 +40,7 @@ from llm2clip.files import read_json, write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
-from llm2clip.remote_code.checks_llm2clip import load_tokenizer
+from llm2clip.remote_code.checks_llm2clip import keep_readable, load_tokenizer
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.weights import published_state
@@ -229,6 +229,7 @@ def export_clip(
     with atomic_folder(out, MODEL_KIND) as partial:
         clip.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
+        keep_readable(partial)
         _save_image_processor(vision.preprocessing, partial)
         card = model_card(config, None, run, template='clip.md.j2', title='CLIP',
                           pipeline_tag='zero-shot-image-classification', upright_source=_upright_source())

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 # Relative, since the copies in an export are no package of this name.
-from .checks_llm2clip import LoadError, check_finite, check_no_code, loading, read_rope_parameters
+from .checks_llm2clip import LoadError, check_finite, check_no_code, check_rope, loading
 
 __all__ = ['encode_sentences', 'load_sentence_transformer']
 
@@ -43,9 +43,8 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
     with loading(folder, 'a sentence-transformers model'):
         model = library.SentenceTransformer(str(folder), device='cpu', trust_remote_code=trust_remote_code)
     check_finite(model.state_dict(), folder)
-    if any(read_rope_parameters(getattr(module, 'config', None)) for module in model.modules()):
-        raise LoadError(f'{folder}: was written by transformers 5, expected that it is installed: another has other '
-                        'rotary frequencies')
+    for module in model.modules():
+        check_rope(getattr(module, 'config', None), folder)
     if not callable(tokenizer := getattr(model, 'tokenizer', None)):
         raise LoadError(f'{folder}: has the tokenizer {type(tokenizer).__name__}, expected one of transformers')
     return model.eval().requires_grad_(False)

@@ -25,7 +25,14 @@ from transformers import (
 from llm2clip.config import ClipTextConfig, ConfigError
 from llm2clip.files import reading
 from llm2clip.folders import atomic_folder
-from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
+from llm2clip.remote_code.checks_llm2clip import (
+    LoadError,
+    check_no_code,
+    keep_readable,
+    load_checked,
+    load_config,
+    load_tokenizer,
+)
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import hash_tensors, published_state, write_safetensors
@@ -173,6 +180,7 @@ def save_clip_text(
     with atomic_folder(folder, KIND) as out:
         whole.trunk.save_pretrained(out, safe_serialization=True, state_dict=published_state(whole.trunk))
         tokenizer.tokenizer.save_pretrained(out)
+        keep_readable(out)
         if more:
             write_safetensors(out / MORE_FILE, dict(more))
 

@@ -36,6 +36,7 @@ from llm2clip.files import FileError, read_json, reading, write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.remote_code.checks_llm2clip import (
     check_finite,
+    keep_readable,
     load_checked,
     load_config,
     load_tokenizer,
@@ -306,21 +307,9 @@ def save_teacher(
                 llm = llm.merge_and_unload(safe_merge=True)
             llm.save_pretrained(out, safe_serialization=True)
             tokenizer.tokenizer.save_pretrained(out)
-            _name_tokenizer_for_both(out / 'tokenizer_config.json')
+            keep_readable(out)
             write_json(out / ENCODER_FILE, encoding(encoder.config))
     dist.barrier()
-
-
-def _name_tokenizer_for_both(path: Path) -> None:
-    """Give what transformers 5 wrote the names that 4 knows, and that 5 still reads."""
-    written = read_json(path, dict)
-    fields = dict(written)
-    if written.get('tokenizer_class') == 'TokenizersBackend':
-        fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
-    if isinstance(written.get('extra_special_tokens'), list):
-        fields['additional_special_tokens'] = fields.pop('extra_special_tokens')
-    if fields != written:
-        write_json(path, fields)
 
 
 def encoding(config: TextEncoderConfig) -> dict[str, Any]:

@@ -182,7 +182,7 @@ CASES = [
     Case('stage 2 from a remote', 'train_stage2', 14, _remote_training, 2, remote=True),
     Case('evaluate', 'evaluate', 14, _evaluation, 2),
     Case('export_hf', 'export_hf', 10, lambda place: [
-        f'run={place.made}/run', f'out={place.out}', 'remote_code=true']),
+        f'run={place.made}/run', f'out={place.out}']),
 ]
 # Takes long for what torch writes to disk before a checkpoint counts as written.
 SLOW_DISK = """

@@ -123,7 +123,7 @@ def test_lora_and_clip_s_text_tower(
             load_evaluated_model(EvaluatedModelConfig(run=str(one), **options), tmp_path, DeviceCPU(), 'm')
 
     # The LLM's side, as everything that loads an export has it.
-    run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export', 'remote_code=true')
+    run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export')
     exported = AutoModel.from_pretrained(tmp_path / 'export/llm2clip').eval()
     with torch.no_grad():
         torch.testing.assert_close(exported.get_text_features(TEXTS), llm, rtol=1e-4, atol=1e-5)

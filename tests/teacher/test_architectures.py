@@ -3,7 +3,6 @@
 
 """Every supported architecture, random and small, as a bidirectional encoder."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,25 +123,6 @@ def test_sdpa_and_eager_agree(family: Callable) -> None:
             family(attn_implementation='sdpa')
     other, _ = family()
     torch.testing.assert_close(encoder(**tokenizer(TEXTS)), other(**tokenizer(TEXTS)), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize('name', ['llama', 'gemma3_text'])
-def test_rotary_frequencies_are_read_as_either_transformers_writes_them(
-    name: str, llm_folder: Path, tmp_path: Path
-) -> None:
-    scaling, vectors = {'rope_type': 'linear', 'factor': 4.0}, []
-    full, local = {**scaling, 'rope_theta': 100.0}, {'rope_type': 'default', 'rope_theta': 50.0}
-    for fields in ({'rope_theta': 100.0, 'rope_scaling': scaling, 'rope_local_base_freq': 50.0},
-                   {'rope_parameters': full if name == 'llama' else {
-                       'full_attention': full, 'sliding_attention': local}}, {}):
-        save_llm(name, 7, llm_folder, folder := tmp_path / str(len(vectors)))
-        config = json.loads((folder / 'config.json').read_text())
-        (folder / 'config.json').write_text(json.dumps(
-            {**{key: value for key, value in config.items() if 'rope' not in key}, **fields}))
-        encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder)))
-        vectors.append(encoder(**tokenizer([LONG])))
-    torch.testing.assert_close(vectors[0], vectors[1])
-    assert not torch.allclose(vectors[0], vectors[2], rtol=1e-2)
 
 
 def test_lora_reaches_every_projection_and_fsdp_every_layer(family: Callable) -> None:
