@@ -39,7 +39,9 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
 
     device = get_device(name)
     if device.name == 'gpu':
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != 'fp32'
+        # Not `matmul.allow_tf32`: where that contradicts what `exact_float32` set, torch 2.15 does not tell any more.
+        torch.set_float32_matmul_precision('highest' if precision == 'fp32' else 'high')
+        torch.backends.cudnn.allow_tf32 = precision != 'fp32'
     elif (mallopt := getattr(ctypes.CDLL(None), 'mallopt', None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)

@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from llm2clip.files import FileError, atomic_write, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
-__all__ = ['hash_tensors', 'open_weights', 'read_pickle', 'read_safetensors', 'write_safetensors']
+__all__ = [
+    'hash_tensors', 'open_weights', 'published_state', 'read_pickle', 'read_safetensors', 'write_safetensors',
+]
 
 _HASH = 'xxh64'
 
@@ -74,9 +76,22 @@ def write_safetensors(
         save_file(tensors, partial, {**(about or {}), _HASH: hash_tensors(tensors)})
 
 
+def published_state(model: Any) -> dict[str, torch.Tensor]:
+    """The weights of a model of transformers by names that its versions 4 and 5 read, and save with `save_pretrained`.
+
+    In 4 and in published weights, the towers of CLIP and SigLIP are a part of their class; in 5 they are the class.
+    """
+    state = model.state_dict()
+    side = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)
+    prefix = f'{side[1]}_model.' if side else ''
+    return state if any(name.startswith(prefix) for name in state) else {prefix + name: state[name] for name in state}
+
+
 def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xxh64] = None) -> str:
     """The hash of the names and bytes of tensors, whatever their order, in hexadecimal digits; added to `digest`."""
     digest = xxhash.xxh64() if digest is None else digest
+    if not tensors:
+        raise ValueError('there are no tensors, and those of every model would have the same hash')
     for name, value in sorted(tensors.items()):
         digest.update(name)
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -27,8 +27,7 @@ def main(config: ExportConfig) -> None:
     if clip_text is not None:
         export_clip(model, model_config, run_config, clip_text, out)
     else:
-        export_folder(model, model_config, record, teachers, out, remote_code=config.remote_code, run=run_config,
-                      wise_ft_alpha=config.wise_ft_alpha)
+        export_folder(model, model_config, record, teachers, out, run=run_config, wise_ft_alpha=config.wise_ft_alpha)
     save_config(config, config.out)
     print(f'wrote {out}')
 

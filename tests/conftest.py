@@ -181,7 +181,7 @@ def embedder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     folder = tmp_path_factory.mktemp('embedder')
     tokenizer = AutoTokenizer.from_pretrained(llm_folder)
-    tokenizer.pad_token = '</s>'
+    tokenizer.pad_token, tokenizer.chat_template = '</s>', None
     tokenizer.save_pretrained(folder / 'bert')
     torch.manual_seed(1)
     BertModel(BertConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,

@@ -70,10 +70,11 @@ class Way(NamedTuple):
     """Without any graph break, but for the attention of packed texts."""
 
 
+COPIES = 2 if torch.__version__ >= '2.8' else 1  # gloo of torch 2.7 refuses to average over copies of a model
 WAYS = {
     'ddp': Way(),
     'fsdp': Way(FsdpConfig(activation_checkpointing=True, prefetch=2)),
-    'hsdp': Way(FsdpConfig(activation_checkpointing=True, replicate=2)),
+    'hsdp': Way(FsdpConfig(activation_checkpointing=True, replicate=COPIES)),
 }
 COMPILED = {
     'ddp': Way(compiled=True),
@@ -236,9 +237,11 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
         model=model, train_dataloader=data, max_duration='1ba', device='cpu', precision='fp32', callbacks=[keep],
         optimizers=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
         algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, seed=7,
-        parallelism_config={'fsdp': fsdp2_config(way.fsdp, 'cpu')} if way.fsdp else None, progress_bar=False)
+        parallelism_config={'fsdp': fsdp2_config(way.fsdp)} if way.fsdp else None, progress_bar=False)
     if way.fsdp is not None:
         set_up_units(trainer.state.model, way.fsdp)
+        meshes = {parameter.device_mesh.shape for parameter in trainer.state.model.parameters()}
+        assert meshes == {(2,) if way.fsdp.replicate == 1 else (2, 1)}
     trainer.fit()
     trainer.close()
     return keep.result

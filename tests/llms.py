@@ -47,5 +47,5 @@ def save_llm(name: str, layers: int, tokenizer: Path, folder: Path) -> None:
     """Write one of `CONFIGS` with the tokenizer of another folder."""
     torch.manual_seed(0)
     AutoModel.from_config(CONFIGS[name](num_hidden_layers=layers)).save_pretrained(folder)
-    for file in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'):
-        shutil.copy(tokenizer / file, folder / file)
+    for file in tokenizer.glob('*token*'):
+        shutil.copy(file, folder)

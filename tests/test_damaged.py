@@ -63,7 +63,7 @@ def whole(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """An export with remote code."""
     model, config, record, teachers = trained('clip_vision_model', [teacher_folder])
     folder = tmp_path_factory.mktemp('export') / 'whole'
-    export_folder(model, config, record, teachers, folder, remote_code=True)
+    export_folder(model, config, record, teachers, folder)
     return folder
 
 

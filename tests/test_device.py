@@ -30,17 +30,15 @@ def test_tf32_is_off_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch)
     gpu = SimpleNamespace(name='gpu')
     monkeypatch.setattr('composer.utils.get_device', lambda name: gpu)
     backends: Any = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
     try:
         for precision, allowed in (('amp_bf16', True), ('fp32', False), (None, True)):
+            torch.backends.cuda.matmul.allow_tf32 = True  # as Composer's device sets it
             open_device('gpu', precision)
+            with exact_float32('cpu'):
+                assert not torch.backends.cuda.matmul.allow_tf32
             assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
-        with exact_float32('cpu'):
-            assert not torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
     finally:
-        for backend, value in zip(backends, before):
-            backend.allow_tf32 = value
+        open_device('gpu', 'fp32')
 
 
 def test_memory_is_used_again_on_a_cpu() -> None:

@@ -37,6 +37,11 @@ TOWERS = {
 }
 
 
+def projected(features: Any) -> torch.Tensor:
+    """Features of a whole CLIP, which transformers 4 returns, and 5 in an output object."""
+    return getattr(features, 'pooler_output', features)
+
+
 def write_clip(out: Path, tokenizer_folder: Path, kind: str = 'clip') -> Path:
     """A random CLIP or SigLIP with the tokenizer of a folder, whose texts have at most 12 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -37,8 +37,6 @@ class ExportConfig(_OfRun):
     """Run code that comes with the teacher that the run's configuration names. Leave off unless you have read it."""
     out: Text = MISSING
     """The model goes to `out/llm2clip`."""
-    remote_code: bool = False
-    """Put the code into the folder that loads it, by `trust_remote_code=True`, where this package is not installed."""
 
 
 @dataclass

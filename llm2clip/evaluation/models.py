@@ -83,6 +83,11 @@ def _preprocess_theirs(processor: Any, data: bytes, name: str) -> torch.Tensor:
     return processor(images=decode_image(data, name), return_tensors='pt')['pixel_values'][0]
 
 
+def _tensor(features: Any) -> torch.Tensor:
+    """Of a model's features, which transformers 4 returns, and 5 in an output object."""
+    return getattr(features, 'pooler_output', features)
+
+
 class HuggingFaceCLIP:
     """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`, as
     `TrainedLLM2CLIP`.
@@ -109,7 +114,7 @@ class HuggingFaceCLIP:
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with _autocast(self):
             pooled = self.model.vision_model(pixel_values).pooler_output
-            projected = self.model.get_image_features(pixel_values=pixel_values)
+            projected = _tensor(self.model.get_image_features(pixel_values=pixel_values))
         return F.normalize(projected.float(), dim=-1), pooled.float()
 
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
@@ -122,7 +127,7 @@ class HuggingFaceCLIP:
         tokens = self.tokenizer.tokenize(texts)
         batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(tokens).items()}
         with _autocast(self):
-            features = self.model.get_text_features(**batch)
+            features = _tensor(self.model.get_text_features(**batch))
         return F.normalize(features.float(), dim=-1).cpu(), sum(text.cut for text in tokens)
 
 

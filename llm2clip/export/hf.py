@@ -5,12 +5,11 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from composer.devices import DeviceCPU
 from omegaconf import OmegaConf
 from transformers import (
     AutoConfig,
@@ -18,17 +17,18 @@ from transformers import (
     AutoModel,
     AutoModelForZeroShotImageClassification,
     AutoTokenizer,
+    CLIPVisionModel,
     PreTrainedTokenizerFast,
+    SiglipVisionModel,
 )
 
 from llm2clip.config import ConfigError, ExportConfig, ModelConfig, Stage2Config
 from llm2clip.config.files import check_values
-from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data import image_processing_llm2clip
 from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import model_card, public_name
-from llm2clip.files import read_json, reading
+from llm2clip.files import read_json, reading, write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.remote_code import (
@@ -37,10 +37,10 @@ from llm2clip.remote_code import (
     sentence_transformer_llm2clip,
     text_encoder_llm2clip,
 )
-from llm2clip.remote_code.checks_llm2clip import checksum, checksums, load_tokenizer
+from llm2clip.remote_code.checks_llm2clip import checksum, checksums, keep_readable, load_tokenizer
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.sources import TeacherFolder, teacher_in, teacher_sources
+from llm2clip.teacher.sources import TeacherFolder, teacher_sources
 
 __all__ = [
     'KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'is_exported', 'run_teachers',
@@ -59,6 +59,10 @@ _Teacher = Union[str, Path, TeacherSource]
 class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
     """That of the remote code, with the model's own types."""
 
+    # In place of one inherited, which checks what a file says, transformers 5 puts another into every configuration.
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
     def model_config(self) -> ModelConfig:
         with reading(self.name_or_path or 'config.json', 'a config.json that export_hf wrote'):
             merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
@@ -75,28 +79,12 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
 
 
 class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
-    """That of the remote code, with the tower and the teachers as training has them."""
+    """That of the remote code, with the tower as training has it."""
 
     config_class = LLM2CLIPConfig
-    teacher_precision: TeacherPrecision = 'fp32'
-    """In which the teachers compute."""
 
     def _make_towers(self) -> LLM2CLIP:
         return LLM2CLIP(self.config.model_config(), self.config.llm_embed_dim, load_weights=False)
-
-    def _load_teacher(
-        self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
-    ) -> Callable[[list[str], torch.device], torch.Tensor]:
-        fingerprint = Fingerprint.from_json(recorded)
-        source = teacher_in(folder, fingerprint, self.trust_remote_code)
-        source.check(fingerprint, 'the model')
-        teacher = source.load(DeviceCPU(), precision=self.teacher_precision, fingerprint=fingerprint)
-
-        def embed(texts: list[str], device: torch.device) -> torch.Tensor:
-            teacher.module.to(device)
-            return teacher.embed(texts).vectors
-
-        return embed
 
 
 class _NoTokenizer(PreTrainedTokenizerFast):
@@ -149,9 +137,10 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
 
 def export_folder(
     model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, teacher: Union[_Teacher, Sequence[_Teacher]],
-    out: Union[str, Path], *, remote_code: bool = False, run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
+    out: Union[str, Path], *, run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
 ) -> None:
-    """Write everything that `AutoModel.from_pretrained` needs after this module was imported.
+    """Write everything that `AutoModel.from_pretrained` needs, by ``trust_remote_code=True`` where this module was not
+    imported.
 
     With one LLM as teacher, also what `AutoProcessor` and the pipeline ``zero-shot-image-classification`` need.
     The folder is read back, and appears only if it gives the features of `model`.
@@ -163,7 +152,6 @@ def export_folder(
         teacher: Copied into the export; a path is the folder of one that stage 1 wrote.  Of several, whose vectors are
             concatenated, in order.
         out: The folder to write.
-        remote_code: Add the code that loads it with ``trust_remote_code=True`` where this package is not installed.
         run: Configuration of the run, for the model card.
         wise_ft_alpha: Share of the run's trained weights in those of the model, for the model card.
 
@@ -178,8 +166,7 @@ def export_folder(
         raise ConfigError(f'the model was trained under {len(record.teacher)} teachers; got {len(sources)}: '
                           f'{", ".join(source.name for source in sources)}')
     hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record.llm_embed_dim)
-    if remote_code:
-        hf_config.auto_map = _REMOTE_CODE
+    hf_config.auto_map = _REMOTE_CODE
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
     preprocessing = model.vision_encoder.preprocessing
@@ -190,7 +177,7 @@ def export_folder(
             for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)))
         hf_config.teacher, hf_config.learned_from = saved.to_json(), record.teacher.to_json()
         hf_config.teacher_files = list(map(checksums, LLM2CLIPModel.teacher_folders(partial)))
-        exported.save_pretrained(partial, safe_serialization=True)
+        exported.save_pretrained(partial, safe_serialization=True, state_dict=_published(exported))
         hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}
         hf_config.save_pretrained(partial)
         reads_tokens = False
@@ -200,19 +187,27 @@ def export_folder(
             if reads_tokens := LLM2CLIPModel.read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
                 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
                 tokenizer.save_pretrained(partial)
-        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std, **(
-            {'processor_class': _PROCESSOR} if reads_tokens else {})).save_pretrained(partial)
-        if remote_code:
-            for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
-                           image_processing_llm2clip):
-                shutil.copy(str(module.__file__), partial)
-        card = model_card(config, saved, run, wise_ft_alpha, remote_code=remote_code,
+                keep_readable(partial)
+                write_json(partial / 'processor_config.json', {'processor_class': _PROCESSOR})
+        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
+        for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
+                       image_processing_llm2clip):
+            shutil.copy(str(module.__file__), partial)
+        card = model_card(config, saved, run, wise_ft_alpha,
                           pipeline_tag='zero-shot-image-classification' if reads_tokens else None,
                           teachers=[source.name for source in sources])
         card.save(partial / 'README.md')
-        _check_export(LLM2CLIPModel, partial, model, record.llm_embed_dim)
-        if remote_code:
-            _check_export(modeling_llm2clip.LLM2CLIPModel, partial, model, record.llm_embed_dim)
+        for kind in (LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel):
+            _check_export(kind, partial, model, record.llm_embed_dim)
+
+
+def _published(exported: LLM2CLIPModel) -> dict[str, torch.Tensor]:
+    """The weights by the names of transformers 4, which 5 reads as well: in 4, the towers of CLIP and SigLIP are a part
+    of their class, and in 5 they are the class."""
+    trunk, of_trunk = exported.model.vision_encoder.trunk, 'model.vision_encoder.trunk.'
+    is_tower = isinstance(trunk, (CLIPVisionModel, SiglipVisionModel)) and not hasattr(trunk, 'vision_model')
+    return {name.replace(of_trunk, f'{of_trunk}vision_model.') if is_tower else name: value
+            for name, value in exported.state_dict().items()}
 
 
 def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) -> None:

@@ -21,7 +21,7 @@ from timm.data.transforms_factory import create_transform
 from transformers import (
     AutoImageProcessor,
     CLIPConfig,
-    CLIPImageProcessorFast,
+    CLIPImageProcessorFast,  # pyright: ignore[reportAttributeAccessIssue]  # it is there
     CLIPModel,
     CLIPProcessor,
     CLIPTextModelWithProjection,
@@ -36,12 +36,14 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.export.check import check_pictures, check_pixels, check_same, noise
 from llm2clip.export.hf import KIND as MODEL_KIND
 from llm2clip.export.model_card import model_card
+from llm2clip.files import read_json, write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
-from llm2clip.remote_code.checks_llm2clip import load_tokenizer
+from llm2clip.remote_code.checks_llm2clip import keep_readable, load_tokenizer
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.weights import published_state
 
 __all__ = ['KIND', 'export_clip', 'export_vision']
 
@@ -105,13 +107,17 @@ def _upright_source() -> Markup:
     return Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
 
 
-def _image_processor(preprocessing: Preprocessing) -> CLIPImageProcessorFast:
+def _save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:
     """The evaluation transform of upright RGB pictures, as transformers has it."""
     size = preprocessing.image_size
-    return CLIPImageProcessorFast(
+    processor = CLIPImageProcessorFast(
         do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
         crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
         image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
+    processor.save_pretrained(folder)
+    # In transformers 5 it has the name of another class of 4, whose pixels differ; 5 knows this name, too.
+    path = folder / 'preprocessor_config.json'
+    write_json(path, {**read_json(path, dict), 'image_processor_type': 'CLIPImageProcessorFast'})
 
 
 def _save_timm(
@@ -157,12 +163,11 @@ def _save_transformers(
         config = copy.deepcopy(trunk.config)
         config.projection_dim = model.visual_projection.out_features
         native = CLIPVisionModelWithProjection(config)
-        native.vision_model.load_state_dict(trunk.vision_model.state_dict())
-        native.visual_projection.load_state_dict(model.visual_projection.state_dict())
-    native.save_pretrained(folder, safe_serialization=True)
+        native.load_state_dict({**published_state(trunk), 'visual_projection.weight': model.visual_projection.weight})
+    native.save_pretrained(folder, safe_serialization=True, state_dict=published_state(native))
     preprocessing = model.vision_encoder.preprocessing
     size = preprocessing.image_size
-    _image_processor(preprocessing).save_pretrained(folder)
+    _save_image_processor(preprocessing, folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
@@ -214,17 +219,18 @@ def export_clip(
                           f'exports the vision tower alone, and {clip_text} is the text tower')
     clip = CLIPModel(CLIPConfig(text_config=text_tower.config.to_dict(), vision_config=vision_tower.config.to_dict(),
                                 projection_dim=config.embed_dim))
-    clip.vision_model.load_state_dict(vision_tower.vision_model.state_dict())
-    clip.text_model.load_state_dict(text_tower.text_model.state_dict())
-    clip.visual_projection.load_state_dict(projection.state_dict())
-    weight = text_tower.text_projection.weight
-    clip.text_projection.weight.data = adapter.weight @ weight if isinstance(adapter, nn.Linear) else weight
-    clip.logit_scale.data = model.logit_scale.data.cpu().reshape(())
+    state = {**published_state(vision_tower), **published_state(text_tower)}
+    if isinstance(adapter, nn.Linear):
+        state['text_projection.weight'] = adapter.weight @ state['text_projection.weight']
+    clip.load_state_dict({**state, 'visual_projection.weight': projection.weight,
+                          'logit_scale': model.logit_scale.reshape(())})
     tokenizer = load_tokenizer(clip_text, model_input_names=['input_ids', 'attention_mask'],
                                model_max_length=text.tokenizer.max_length)
     with atomic_folder(out, MODEL_KIND) as partial:
         clip.save_pretrained(partial, safe_serialization=True)
-        CLIPProcessor(_image_processor(vision.preprocessing), tokenizer).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        keep_readable(partial)
+        _save_image_processor(vision.preprocessing, partial)
         card = model_card(config, None, run, template='clip.md.j2', title='CLIP',
                           pipeline_tag='zero-shot-image-classification', upright_source=_upright_source())
         card.save(partial / 'README.md')

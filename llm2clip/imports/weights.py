@@ -30,10 +30,10 @@ import torch
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
 from llm2clip.config.ranges import VisualProjection
-from llm2clip.export.hf import LLM2CLIPConfig, is_exported
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.files import FileError, read_json, reading
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
-from llm2clip.remote_code.checks_llm2clip import check_finite, check_keys, check_weight_files
+from llm2clip.remote_code.checks_llm2clip import check_finite, check_keys
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import read_pickle, read_safetensors
 
@@ -72,7 +72,8 @@ _LAYOUTS = (
              ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
             (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
     _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
-            (('vision_encoder.trunk.', ''), ('visual_projection.', 'visual_projection.')),
+            (('vision_encoder.trunk.vision_model.', 'vision_model.'),  # so it is called in transformers 4
+             ('vision_encoder.trunk.', 'vision_model.'), ('visual_projection.', 'visual_projection.')),
             left_out=(r'vision_model\.embeddings\.position_ids',)),
 )
 # Of a folder, the first that is there.
@@ -246,8 +247,7 @@ def load_initial_weights(
         FileError, LoadError: Its weights are damaged, or not those of this model.
     """
     exported = check_initial_weights(model, config, folder)
-    check_weight_files(Path(folder))
-    state = {name.removeprefix('model.'): value for name, value in read_weights(folder, 'initial_weights').items()}
+    state = LLM2CLIPModel.from_pretrained(folder, dtype=torch.float32).model.state_dict()
     check_keys(state, model.state_dict(), f'initial_weights: {folder}')
     model.load_state_dict(state)
     with reading(Path(folder, 'config.json'), 'the fingerprint of a teacher under the key learned_from'):

@@ -4,16 +4,14 @@
 """What is done with a model's modules: FSDP2 shards them, blocks are compiled, checkpoints leave frozen ones out."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch._dynamo
 import torch.nn as nn
 from composer.models import ComposerModel
-from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
@@ -27,15 +25,22 @@ __all__ = ['compile_blocks', 'fsdp2_config', 'save_trainable_only', 'set_up_unit
 _RECOMPILE_LIMIT = 256
 
 
-def fsdp2_config(config: FsdpConfig, device: str) -> FSDP2Config:
-    """Composer's configuration, with the mesh of ranks for copies of the model; collective if there are several."""
-    mesh = None
-    if config.replicate > 1:
-        shape = (config.replicate, dist.get_world_size() // config.replicate)
-        # The last dimension is that of neighbours, which a node's fast links join.
-        mesh = init_device_mesh('cuda' if device == 'gpu' else device, shape, mesh_dim_names=('replicate', 'shard'))
-    return FSDP2Config(
-        device_mesh=mesh,
+@dataclasses.dataclass
+class _Sharding(FSDP2Config):
+    """With copies of the model: Composer 0.32.1 replaces a `device_mesh` by one of its own, which has one dimension
+    unless this says how many copies there are.  The last dimension is that of neighbours, which fast links join."""
+
+    replicate: int = 1
+
+    @property
+    def data_parallel_replicate_degree(self) -> Optional[int]:
+        return self.replicate if self.replicate > 1 else None
+
+
+def fsdp2_config(config: FsdpConfig) -> FSDP2Config:
+    """Composer's configuration."""
+    return _Sharding(
+        replicate=config.replicate,
         reshard_after_forward=config.reshard_after_forward,
         activation_checkpointing=bool(config.activation_checkpointing),
         activation_cpu_offload=config.activation_cpu_offload,

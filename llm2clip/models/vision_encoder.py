@@ -3,6 +3,7 @@
 
 """Vision towers by name: pixels -> pooled features, with what training needs to know of their layers."""
 
+from collections.abc import Iterable
 from itertools import chain, pairwise
 from typing import Any, Optional
 
@@ -14,9 +15,10 @@ from torch.func import functional_call
 
 from llm2clip.config import ConfigError, VisionConfig
 from llm2clip.data.image_processing_llm2clip import normalize
+from llm2clip.models.sharding import unwrapped_name
 from llm2clip.models.towers import load_tower, tower_preprocessing
 
-__all__ = ['VisionEncoder']
+__all__ = ['VisionEncoder', 'check_tower_names']
 
 
 class VisionEncoder(nn.Module):
@@ -44,6 +46,7 @@ class VisionEncoder(nn.Module):
         for name, parameter in self.trunk.named_parameters():
             if self.layer_ids[name] <= locked:
                 parameter.requires_grad_(False)
+        self.register_load_state_dict_pre_hook(check_tower_names)
         self._patch_dropout = 0.0
         self._sample_seed: Optional[torch.Tensor] = None
 
@@ -96,6 +99,17 @@ class VisionEncoder(nn.Module):
             return self.tower.pooled(pixel_values)
         finally:
             self._sample_seed = None
+
+
+def check_tower_names(encoder: VisionEncoder, state: Iterable[str], prefix: str, *_: object) -> None:
+    """Raise a ConfigError if names of weights that begin with the prefix are others than the encoder's."""
+    found = {unwrapped_name(name.removeprefix(prefix)) for name in state if name.startswith(prefix)}
+    expected = {unwrapped_name(name) for name in encoder.state_dict(keep_vars=True)}
+    if (other := found - expected) and (missing := expected - found):
+        raise ConfigError(
+            f'the weights of the vision tower have other names, such as {min(other)}, expected {min(missing)}: they '
+            'are of another tower, or were written with transformers 4 and are read with 5, or the other way round, '
+            'which call them otherwise; use the version that wrote them')
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:

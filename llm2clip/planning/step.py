@@ -125,7 +125,10 @@ def dry_run_step(
     initial = InitialImages(model.model) if distilled else None  # pyright: ignore[reportArgumentType]
     # Before the fake tensors, since a mesh needs real numbers.
     mesh = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
-    sharding = None if fsdp is None or mesh is None else fsdp2_config(fsdp, 'cpu')
+    sharding = None if fsdp is None or mesh is None else fsdp2_config(fsdp)
+    if fsdp is not None and sharding is not None:
+        sharding.device_mesh = mesh if fsdp.replicate == 1 else init_device_mesh(
+            'cpu', (fsdp.replicate, ranks // fsdp.replicate), mesh_dim_names=('replicate', 'shard'))
     with FakeTensorMode(allow_non_fake_inputs=True):
         fill_with_fakes(model)
         model.train()
@@ -136,7 +139,6 @@ def dry_run_step(
         if fsdp is not None and fsdp.activation_checkpointing:
             apply_ac(model, True, False, generate_composer_model_check_fn(model))
         if fsdp is not None and sharding is not None:
-            sharding.device_mesh = sharding.device_mesh or mesh
             with sync_optimizer_and_model_params(optimizer, model):
                 prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
             set_up_units(model, fsdp)
@@ -281,7 +283,7 @@ class Meter(TorchDispatchMode):
     """Measures the memory of tensors and the FLOPs of matrix products, convolutions and attention.
 
     Whoever asks a tensor for its value, which a fake tensor has not, gets yes, 1 or 1.0.  Torch's own MemTracker takes
-    no frozen parameters, and its FlopCounterMode has no formula for attention on a CPU.
+    no frozen parameters, and its FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
     """
 
     def __init__(self) -> None:

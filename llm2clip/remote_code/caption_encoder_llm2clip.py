@@ -18,7 +18,7 @@ import torch
 from sentence_transformers.models import InputModule
 
 # Relative, since the copies in an export are no package of this name.
-from .checks_llm2clip import load_encoder, load_tokenizer, read_encoding
+from .checks_llm2clip import keep_readable, load_encoder, load_tokenizer, read_encoding
 from .text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 
 __all__ = ['CaptionEncoder']
@@ -70,6 +70,7 @@ class CaptionEncoder(InputModule):
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         self.encoder.llm.save_pretrained(output_path, safe_serialization=safe_serialization)
         self.save_tokenizer(output_path)
+        keep_readable(Path(output_path))
         Path(output_path, self.config_file_name).write_text(json.dumps(vars(self.encoder.config), indent=2))
 
     @classmethod

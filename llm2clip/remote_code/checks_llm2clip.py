@@ -23,8 +23,8 @@ from .text_encoder_llm2clip import POOLINGS, TextEncoder
 
 __all__ = [
     'TEACHER_SUFFIXES', 'LoadError', 'check_finite', 'check_keys', 'check_no_code', 'check_weight_files',
-    'checksum', 'checksums', 'load_checked', 'load_config', 'load_encoder', 'load_tokenizer',
-    'loading', 'read_encoding',
+    'check_rope', 'checksum', 'checksums', 'keep_readable', 'load_checked', 'load_config', 'load_encoder',
+    'load_tokenizer', 'loading', 'read_encoding',
 ]
 
 # Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
@@ -142,15 +142,60 @@ def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
 def load_config(name: Union[str, Path], where: str = '', **options: Any) -> PretrainedConfig:
     """The configuration of a model that transformers knows; classes that come with it are not used.
 
-    A LoadError says that there is none, or that it names code otherwise.
+    A LoadError says that there is none, that it names code otherwise, or is not read by this version of transformers.
     """
     where = where or str(name)
     with loading(where, 'a config.json that transformers knows'):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    for part in (config, getattr(config, 'text_config', None)):
+        check_rope(part, where)
     # What is saved must not ask for them either.
     vars(config).pop('auto_map', None)
     check_no_code(vars(config), where)
     return config
+
+
+def check_rope(config: Any, where: Union[str, Path]) -> None:
+    """Raise a LoadError if this is transformers 4, and has passed over the rotary frequencies that 5 has written."""
+    rope, theta = getattr(config, 'rope_parameters', None) or {}, getattr(config, 'rope_theta', None)
+    rope = rope.get('full_attention', rope)
+    scaled = rope.get('rope_type', 'default') != 'default'
+    if rope and theta and (theta != rope.get('rope_theta') or (scaled and not config.rope_scaling)):
+        raise LoadError(f'{where}: was written by transformers 5, whose rope_parameters this version does not read, '
+                        'expected rope_theta and rope_scaling, or transformers 5')
+
+
+def keep_readable(folder: Path) -> None:
+    """Let what transformers 5 has written of an LLM and a tokenizer say the same to 4.57, as published models do: that
+    knows neither `rope_parameters`, in whose place it would take its defaults, nor the class of a tokenizer."""
+    for name, change in (('config.json', _rope_of_4), ('tokenizer_config.json', _tokenizer_of_4)):
+        path = folder / name
+        if path.is_file() and change(fields := json.loads(path.read_text(encoding='utf-8'))):
+            path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
+
+
+def _rope_of_4(config: dict[str, Any]) -> bool:
+    rope = config.pop('rope_parameters', None)
+    if not rope:
+        return False
+    everywhere = dict(rope.get('full_attention', rope))
+    config['rope_theta'] = everywhere.pop('rope_theta')
+    if 'partial_rotary_factor' in everywhere:
+        config['partial_rotary_factor'] = everywhere.pop('partial_rotary_factor')
+    if everywhere['rope_type'] == 'longrope':  # of Phi-3, which takes these alone
+        everywhere = {'type': 'longrope', **{f'{of}_factor': everywhere[f'{of}_factor'] for of in ('short', 'long')}}
+    config['rope_scaling'] = None if everywhere.get('rope_type') == 'default' else everywhere
+    if 'sliding_attention' in rope:
+        config['rope_local_base_freq'] = rope['sliding_attention']['rope_theta']
+    return True
+
+
+def _tokenizer_of_4(config: dict[str, Any]) -> bool:
+    if config.get('tokenizer_class') == 'TokenizersBackend':
+        config['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    if isinstance(config.get('extra_special_tokens'), list):
+        config['additional_special_tokens'] = config.pop('extra_special_tokens')
+    return True
 
 
 def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **options: Any) -> Any:

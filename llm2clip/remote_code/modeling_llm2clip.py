@@ -235,7 +235,8 @@ class _Towers(nn.Module):
 
 
 def load_teacher(
-    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None, trust_remote_code: bool = False
+    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None, trust_remote_code: bool = False,
+    precision: str = 'fp32',
 ) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
     """The frozen teacher in a folder: captions -> ``(N, llm_embed_dim)`` in float32 on the CPU, not normalised.
 
@@ -244,6 +245,7 @@ def load_teacher(
         recorded: Fingerprint of the teacher that the model learned from; a ``prompt`` is put before every caption.
         files: Checksums of that teacher's files; None, they are not compared.
         trust_remote_code: Whether code that comes with a sentence-transformers model is run.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
 
     Raises:
         LoadError: The folder holds no teacher, or one that encodes otherwise.
@@ -257,10 +259,16 @@ def load_teacher(
                 raise LoadError(f'{folder / name}: {fault}, expected the teacher that the model learned from')
     if not how:
         model, prompt = load_sentence_transformer(folder, trust_remote_code), str(recorded['prompt'])
-        return lambda texts, device: encode_sentences(model.to(device), texts, prompt)[0].cpu()
+        return lambda texts, device: encode_sentences(model.to(device), texts, prompt, precision=precision)[0].cpu()
     tokenizer = CaptionTokenizer(load_tokenizer(folder), SimpleNamespace(**how))
     encoder = load_encoder(folder, SimpleNamespace(**how))
-    return lambda texts, device: encode_texts(encoder.to(device), tokenizer, texts)
+
+    def embed(texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        # Few CPUs are fast in bfloat16; float32 keeps its values.
+        encoder.to(device=device, dtype=torch.float32 if device.type == 'cpu' else None)
+        return encode_texts(encoder, tokenizer, texts, precision=precision)
+
+    return embed
 
 
 @dataclass
@@ -279,6 +287,10 @@ class LLM2CLIPModel(PreTrainedModel):
     main_input_name = 'pixel_values'
     trust_remote_code = False
     """Whether code that comes with a teacher of sentence-transformers is run."""
+    teacher_precision = 'fp32'
+    """In which teachers compute; ``amp_bf16`` for autocast."""
+    revision: Optional[str] = None
+    """Of a model on the Hub, from which its teacher comes as well."""
 
     def __init__(self, config: LLM2CLIPConfig) -> None:
         super().__init__(config)
@@ -289,11 +301,6 @@ class LLM2CLIPModel(PreTrainedModel):
 
     def _make_towers(self) -> Any:
         return _Towers(self.config.model, self.config.llm_embed_dim)
-
-    def _load_teacher(
-        self, folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]]
-    ) -> Callable[[list[str], torch.device], torch.Tensor]:
-        return load_teacher(folder, recorded, files, self.trust_remote_code)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from the folder."""
@@ -314,6 +321,8 @@ class LLM2CLIPModel(PreTrainedModel):
         model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **options)
         _fill_tables(model)
         model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
+        # transformers 4 writes into the configuration what it has loaded; 5 asks for that by its name.
+        model.revision = getattr(model.config, '_commit_hash', None) or kwargs.get('revision')
         model.config.weight_files = {}  # they may be others when this model is saved again
         return (model, info) if output_loading_info else model
 
@@ -350,8 +359,7 @@ class LLM2CLIPModel(PreTrainedModel):
         if sum(given is not None for given in (texts, text_embedding, input_ids)) != 1:
             raise ValueError('give either texts or text_embedding or input_ids')
         if input_ids is not None:
-            self._tokenizer = self._tokenizer or load_tokenizer(
-                self.name_or_path or '.', revision=getattr(self.config, '_commit_hash', None))
+            self._tokenizer = self._tokenizer or load_tokenizer(self.name_or_path or '.', revision=self.revision)
             texts = self.read_tokens(self._tokenizer, input_ids)
         if texts is not None:
             text_embedding = self.embed_texts(texts)
@@ -367,14 +375,14 @@ class LLM2CLIPModel(PreTrainedModel):
             name = self.name_or_path or '.'
             folder = Path(name)
             if not folder.is_dir():
-                revision = getattr(self.config, '_commit_hash', None)
-                folder = Path(snapshot_download(name, revision=revision, allow_patterns=f'{_TEACHER_FOLDER}/*'))
+                folder = Path(snapshot_download(name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*'))
             # In a tuple, so that they are no submodules and not saved with this model.
             folders, recorded = self.teacher_folders(folder), self.config.recorded_teachers()
             files = self.config.teacher_files or [None] * len(recorded)
             if not len(folders) == len(recorded) == len(files):
                 raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
-            self._teachers = tuple(map(self._load_teacher, folders, recorded, files))
+            self._teachers = tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
+                                   for teacher in zip(folders, recorded, files))
         vectors = [teacher(texts, self.device) for teacher in self._teachers]
         return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 # Relative, since the copies in an export are no package of this name.
-from .checks_llm2clip import LoadError, check_finite, check_no_code, loading
+from .checks_llm2clip import LoadError, check_finite, check_no_code, check_rope, loading
 
 __all__ = ['encode_sentences', 'load_sentence_transformer']
 
-# Classes that a sentence-transformers folder may name: modules, activations, and what export_sentence writes.
-_TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.', 'llm2clip.export.sentence_model.CaptionEncoder')
+# Classes that a sentence-transformers folder may name: modules and activations.
+_TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.')
 
 
 def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -43,6 +43,8 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
     with loading(folder, 'a sentence-transformers model'):
         model = library.SentenceTransformer(str(folder), device='cpu', trust_remote_code=trust_remote_code)
     check_finite(model.state_dict(), folder)
+    for module in model.modules():
+        check_rope(getattr(module, 'config', None), folder)
     if not callable(tokenizer := getattr(model, 'tokenizer', None)):
         raise LoadError(f'{folder}: has the tokenizer {type(tokenizer).__name__}, expected one of transformers')
     return model.eval().requires_grad_(False)

@@ -30,6 +30,12 @@ _SENTINEL, _ANSWER = '\u2063caption\u2063', '\u2063answer\u2063'
 _SPACE = '\u2003'
 # The day on which every chat template is applied: Llama 3.1's and others' write it into what they make of a caption.
 _DAY = datetime(2024, 7, 26)
+# Its `strftime_now`, as a macro at the head of a template: transformers 5 takes no functions for one.  It ends in the
+# newline that a block swallows, so that white space at the beginning of the template stays as it is.
+_CODES = {code: _DAY.strftime(f'%{code}') for code in 'aAbBcdfGHIjmMpSuUVwWxXyYzZ'}
+_CODES.update({f'-{code}': str(int(text)) for code, text in _CODES.items() if text.isdigit()})
+_CLOCK = ('{% macro strftime_now(format) %}{{ format'
+          + ''.join(f'|replace({"%" + code!r},{text!r})' for code, text in _CODES.items()) + ' }}{% endmacro %}\n')
 
 
 class Tokenized(NamedTuple):
@@ -106,7 +112,8 @@ class CaptionTokenizer:
         messages = [{'role': role, 'content': content}
                     for role, content in zip(cycle(('user', 'assistant')), contents)]
         return str(self.tokenizer.apply_chat_template(
-            messages, tokenize=False, date_string=f'{_DAY:%d %b %Y}', strftime_now=_DAY.strftime))
+            messages, chat_template=_CLOCK + self.tokenizer.get_chat_template(), tokenize=False,
+            date_string=f'{_DAY:%d %b %Y}'))
 
     def _bos(self) -> list[int]:
         """The BOS token, if the tokenizer adds one."""

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
-import xxhash
 from composer.devices import Device
 from transformers import (
     CONFIG_MAPPING,
@@ -26,10 +25,17 @@ from transformers import (
 from llm2clip.config import ClipTextConfig, ConfigError
 from llm2clip.files import reading
 from llm2clip.folders import atomic_folder
-from llm2clip.remote_code.checks_llm2clip import LoadError, check_no_code, load_checked, load_config, load_tokenizer
+from llm2clip.remote_code.checks_llm2clip import (
+    LoadError,
+    check_no_code,
+    keep_readable,
+    load_checked,
+    load_config,
+    load_tokenizer,
+)
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import hash_tensors, write_safetensors
+from llm2clip.weights import hash_tensors, published_state, write_safetensors
 
 __all__ = [
     'KIND', 'MORE_FILE', 'ClipText', 'ClipTextTower', 'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
@@ -92,17 +98,21 @@ class ClipTextTower(nn.Module):
     def __init__(self, trunk: Any) -> None:
         super().__init__()
         self.trunk = trunk
-        self._layers = set(trunk.text_model.encoder.layers)
+        self._layers = set(self._text_model.encoder.layers)
 
     @property
     def config(self) -> PretrainedConfig:
         return self.trunk.config
 
     @property
+    def _text_model(self) -> Any:
+        return getattr(self.trunk, 'text_model', self.trunk)  # SigLIP has no such part in transformers 5
+
+    @property
     def width(self) -> int:
         """Size of its features."""
         head = getattr(self.trunk, 'text_projection', None)
-        return (self.trunk.text_model.head if head is None else head).out_features
+        return (self._text_model.head if head is None else head).out_features
 
     def forward(self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """``(N, T)`` tokens -> ``(N, width)``, projected, not normalised."""
@@ -168,8 +178,9 @@ def save_clip_text(
         whole = ClipTextTower(type(tower.trunk)(tower.config))
     whole.load_state_dict(state, assign=True)
     with atomic_folder(folder, KIND) as out:
-        whole.trunk.save_pretrained(out, safe_serialization=True)
+        whole.trunk.save_pretrained(out, safe_serialization=True, state_dict=published_state(whole.trunk))
         tokenizer.tokenizer.save_pretrained(out)
+        keep_readable(out)
         if more:
             write_safetensors(out / MORE_FILE, dict(more))
 
@@ -235,9 +246,7 @@ class ClipText(TeacherSource):
                 'too_long': 'cut' if self._cut else 'left out'}
 
     def fingerprint(self) -> Fingerprint:
-        state, digest = self._read().trunk.state_dict(), xxhash.xxh64()
-        hash_tensors({name: value for name, value in state.items() if name.startswith('text_')}, digest)
-        return Fingerprint.of(digest.hexdigest(), self._encoding())
+        return Fingerprint.of(hash_tensors(published_state(self._read().trunk)), self._encoding())
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:

@@ -36,6 +36,7 @@ from llm2clip.files import FileError, read_json, reading, write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.remote_code.checks_llm2clip import (
     check_finite,
+    keep_readable,
     load_checked,
     load_config,
     load_tokenizer,
@@ -306,6 +307,7 @@ def save_teacher(
                 llm = llm.merge_and_unload(safe_merge=True)
             llm.save_pretrained(out, safe_serialization=True)
             tokenizer.tokenizer.save_pretrained(out)
+            keep_readable(out)
             write_json(out / ENCODER_FILE, encoding(encoder.config))
     dist.barrier()
 

@@ -24,6 +24,7 @@ from llm2clip.folders import check_replaceable
 from llm2clip.imports.weights import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.vision_encoder import check_tower_names
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import TeacherRecord
@@ -112,6 +113,7 @@ def load_stage2(
     state = load_checkpoint_model(run) if weights == 'latest' else read_safetensors(Path(run, BEST_FILE)).tensors
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
+    check_tower_names(model.vision_encoder, state, 'vision_encoder.')
     check_keys(state, model.state_dict(), f'the {weights} weights of {run}')
     if wise_ft_alpha != 1:
         with _beginning_of(run):

@@ -178,7 +178,7 @@ def build_trainer(
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
     # What no configuration can avoid: the Trainer would rather make the bar itself, and torch saves shards that way.
     for known in ('Specifying the ProgressBarLogger via', 'FSDP2 Config/APIs are experimental',
-                  'The warmup duration is 0', 'TypedStorage is deprecated'):
+                  'The warmup duration is 0', 'TypedStorage is deprecated', 'FSDP2-wrapped module'):
         warnings.filterwarnings('ignore', known)
 
     sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
@@ -216,7 +216,7 @@ def build_trainer(
         seed=config.seed,
         dist_timeout=config.dist_timeout,
         parallelism_config=None if config.fsdp is None else {
-            'fsdp': fsdp2_config(config.fsdp, device_kind(config.device))},
+            'fsdp': fsdp2_config(config.fsdp)},
     )
     state = trainer.state
     if config.fsdp is not None:

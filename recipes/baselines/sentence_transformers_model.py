@@ -61,6 +61,7 @@ def base(folder: str) -> None:
     load_llm(config).save_pretrained(folder)
     tokenizer = load_caption_tokenizer(config).tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.chat_template = None  # which newer releases of sentence-transformers would apply to every text
     tokenizer.save_pretrained(folder)
 
 
@@ -109,7 +110,8 @@ def accuracy(folder: str, dataset: str, out: str) -> None:
 
 def encode(folder: str, dataset: str, out: str) -> None:
     texts = [text for own in captions_of(dataset) for text in own]
-    np.save(out, SentenceTransformer(folder, device='cpu').encode(texts, show_progress_bar=True))
+    model = SentenceTransformer(folder, device='cpu', trust_remote_code=True)
+    np.save(out, model.encode(texts, show_progress_bar=True))
 
 
 if __name__ == '__main__':

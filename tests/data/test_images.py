@@ -3,7 +3,6 @@
 
 """Every kind of image becomes upright RGB, the fast way and the plain one."""
 
-import io
 import struct
 import zlib
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import CLIPImageProcessorFast
 from llm2clip.data.image_embeddings import pixels_needed, seeded, train_transform
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import MAX_PIXELS, crop_image, decode_image, decode_pixels
+from llm2clip.data.images import encode_image as encode
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.4, 0.5)
 
@@ -28,12 +28,6 @@ def photo(width: int = 160, height: int = 120) -> Image.Image:
     waves = [np.sin(9 * x + k) * np.cos(7 * y - k) for k in range(3)]
     image = np.stack([127 + 100 * wave + 25 * ((x * 8).astype(int) % 2) for wave in waves], -1)
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def both(data: bytes) -> np.ndarray:

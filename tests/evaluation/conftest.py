@@ -6,11 +6,15 @@
 from pathlib import Path
 
 import pytest
+from clip_benchmark.metrics import zeroshot_classification
 from towers import write_clip
 from trained import trained
 
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
+
+# It takes the only value of an array to be a number, which numpy does not from 2.4 on.
+vars(zeroshot_classification)['float'] = lambda value: value.item()
 
 
 @pytest.fixture(scope='session')

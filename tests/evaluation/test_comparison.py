@@ -135,7 +135,7 @@ class _Given:
     def __init__(self, seed: int, signal: float) -> None:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(N, 8, generator=generator)
-        self.model = torch.nn.Module()
+        self.model = torch.nn.Linear(1, 1)
         self.centres = torch.randn(N, 8, generator=torch.Generator().manual_seed(99))
         self.images = F.normalize(noise + signal * self.centres, dim=-1)
 

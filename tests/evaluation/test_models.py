@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from parts import make_samples, picture
 from PIL import Image
+from towers import projected
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -117,8 +118,8 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
         assert tokens.input_ids.shape == (6, 12)
         tokens.pop('attention_mask')
     with torch.no_grad():
-        expected = F.normalize(model.get_image_features(**processor(images, return_tensors='pt')), dim=-1)
-        expected_texts = F.normalize(model.get_text_features(**tokens), dim=-1)
+        expected = F.normalize(projected(model.get_image_features(**processor(images, return_tensors='pt'))), dim=-1)
+        expected_texts = F.normalize(projected(model.get_text_features(**tokens)), dim=-1)
     torch.testing.assert_close(found.image_features(pixels)[0], expected)
     torch.testing.assert_close(found.text_features(texts)[0], expected_texts)
     if padding == 'max_length':

@@ -11,22 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from parts import make_samples
+from parts import make_samples, text_encoder_from_config
 from PIL import Image
+from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from trained import trained
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, LlamaConfig, pipeline
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
+from llm2clip.files import read_json, write_json
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code import modeling_llm2clip
+from llm2clip.remote_code.checks_llm2clip import LoadError, keep_readable, load_config
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.llm import load_teacher
+from llm2clip.teacher.llm import load_teacher, save_teacher
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +97,7 @@ def test_other_towers_and_several_teachers(
 ) -> None:
     of_run = trained(vision, [teacher_folder, causal_teacher], image_size=32)
     model, config, record, teachers = of_run
-    export_folder(model, config, record, teachers, tmp_path / 'model', remote_code=True)
+    export_folder(model, config, record, teachers, tmp_path / 'model')
     loaded, texts = AutoModel.from_pretrained(tmp_path / 'model'), ['a red square', 'two']
     with torch.no_grad():
         torch.testing.assert_close(loaded.get_image_features(of_run.pixels()),
@@ -103,10 +106,43 @@ def test_other_towers_and_several_teachers(
         torch.testing.assert_close(loaded.get_text_features(texts), model.get_text_features(of_run.vectors(texts)),
                                    rtol=0, atol=1e-5)
     assert 'pipeline' not in (tmp_path / 'model/README.md').read_text()
+    # The names of transformers 4, whichever version this is.
+    names = load_file(tmp_path / 'model/model.safetensors')
+    assert any('.trunk.vision_model.' in name for name in names) == (not vision.startswith('timm'))
     with pytest.raises(ConfigError, match='has no tokenizer; get_text_features takes captions'):
         AutoTokenizer.from_pretrained(tmp_path / 'model')
     with pytest.raises(ConfigError, match='trained under 2 teachers; got 1: '):
         export_folder(model, config, record, teachers[:1], tmp_path / 'other')
+
+
+def test_texts_are_read_in_one_precision_with_and_without_the_package(llm_folder: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=4)
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder), dtype='bfloat16'), lora)
+    for name, weight in encoder.named_parameters():
+        if 'lora_B' in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    save_teacher(encoder, tokenizer, lora, tmp_path / 'teacher')
+    export_folder(*trained('timm:test_efficientnet', [tmp_path / 'teacher'], image_size=32), tmp_path / 'model')
+    with torch.no_grad():
+        found, expected = (kind.from_pretrained(tmp_path / 'model').get_text_features(['a red square', 'two'])
+                           for kind in (hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> None:
+    rope = {'rope_type': 'linear', 'factor': 8.0}
+    write_json(tmp_path / 'config.json', {'model_type': 'llama', 'rope_parameters': {**rope, 'rope_theta': 3e4}})
+    write_json(tmp_path / 'tokenizer_config.json', {
+        'tokenizer_class': 'TokenizersBackend', 'extra_special_tokens': ['<x>']})
+    if hasattr(LlamaConfig(), 'rope_theta'):  # transformers 4
+        with pytest.raises(LoadError, match='rope_parameters this version does not read'):
+            load_config(tmp_path)
+    keep_readable(tmp_path)
+    found = load_config(tmp_path)
+    assert getattr(found, 'rope_parameters', None) == {**rope, 'rope_theta': 3e4} or (
+        found.rope_theta == 3e4 and found.rope_scaling == rope)
+    assert read_json(tmp_path / 'tokenizer_config.json', dict) == {
+        'tokenizer_class': 'PreTrainedTokenizerFast', 'additional_special_tokens': ['<x>']}
 
 
 @pytest.mark.parametrize('kind', [hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel])
@@ -115,9 +151,8 @@ def test_the_teacher_comes_from_the_hub_when_it_is_asked_for(
 ) -> None:
     loaded = kind.from_pretrained(exported[1])
     expected = loaded.embed_texts(['a red square'])
-    from_hub, asked = kind.from_pretrained(exported[1]), []
+    from_hub, asked = kind.from_pretrained(exported[1], revision='abc'), []
     from_hub.name_or_path = 'user/model'
-    from_hub.config._commit_hash = 'abc'
 
     def download(name: str, revision: str, allow_patterns: str) -> str:
         asked.append((name, revision, allow_patterns))

@@ -139,14 +139,13 @@ def _snippet() -> str:
     return code[1]
 
 
-@pytest.mark.parametrize('remote_code', [False, True])
 def test_the_snippet_of_a_models_card(
-    remote_code: bool, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_run = trained('clip_vision_model', [teacher_folder])
-    export_folder(*of_run, tmp_path / 'model', remote_code=remote_code)
+    export_folder(*of_run, tmp_path / 'model')
     monkeypatch.chdir(tmp_path / 'model')
-    assert _snippet().count('trust_remote_code=True') == 3 * remote_code
+    assert _snippet().count('trust_remote_code=True') == 3
     data = pictures(32)['a transparent picture']
     Path('picture.png').write_bytes(data)
     names: dict[str, Any] = {}

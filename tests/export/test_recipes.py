@@ -84,7 +84,7 @@ def test_several_teachers_are_named_in_order(
     run = save_run(tmp_path / 's2', two, teacher_folder)
 
     def export(*args: str) -> None:
-        run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'remote_code=true', *args)
+        run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', *args)
 
     export(f'teacher=[{teacher_folder},{causal_teacher}]')
     assert (tmp_path / 'export/llm2clip/teacher/1/text_encoder.json').is_file()

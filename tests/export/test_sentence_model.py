@@ -31,7 +31,7 @@ def test_vectors_are_the_teachers(options: dict[str, object], llm_folder: Path, 
     export_sentence_transformers(tmp_path / 'teacher', tmp_path / 'st')
     teacher = load_teacher(tmp_path / 'teacher')
     assert 'SentenceTransformer(' in (tmp_path / 'st/README.md').read_text()
-    model = SentenceTransformer(str(tmp_path / 'st'), device='cpu')
+    model = SentenceTransformer(str(tmp_path / 'st'), device='cpu', trust_remote_code=True)
     assert model.get_sentence_embedding_dimension() == 32 and model.max_seq_length == config.max_length
     found = model.encode(TEXTS, convert_to_tensor=True)
     torch.testing.assert_close(found, encode_texts(*teacher, TEXTS), rtol=1e-4, atol=1e-4)
@@ -43,5 +43,5 @@ def test_vectors_are_the_teachers(options: dict[str, object], llm_folder: Path, 
         assert not torch.allclose(queries, found, atol=1e-2)
     # Saved again by its own class, it is still the same.
     model.save(str(tmp_path / 'again'))
-    again = SentenceTransformer(str(tmp_path / 'again'), device='cpu').encode(TEXTS, convert_to_tensor=True)
-    torch.testing.assert_close(again, found, rtol=1e-4, atol=1e-4)
+    again = SentenceTransformer(str(tmp_path / 'again'), device='cpu', trust_remote_code=True)
+    torch.testing.assert_close(again.encode(TEXTS, convert_to_tensor=True), found, rtol=1e-4, atol=1e-4)

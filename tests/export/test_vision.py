@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 from composer.devices import DeviceCPU
 from PIL import Image
+from safetensors.torch import load_file
 from towers import write_clip
 from trained import PIXELS, SMALL, trained
 from transformers import (
@@ -40,12 +41,16 @@ from llm2clip.teacher.clip_text import ClipText, load_clip_text, load_clip_token
 
 ROOT = Path(__file__).parents[2]
 IMAGE_TOKEN, PATCHES = 3, 16
+PATCH_WEIGHT = 'vision_model.embeddings.patch_embedding.weight'
 
 
-@pytest.mark.parametrize('vision, name', [
-    ('clip_vision_model', 'CLIPVisionModelWithProjection'), ('siglip_vision_model', 'SiglipVisionModel'),
-    ('timm:test_vit', 'test_vit'), ('dinov2', 'Dinov2Model')])
-def test_training_goes_on_from_the_exported_tower(vision: str, name: str, teacher_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize('vision, name, weight', [
+    ('clip_vision_model', 'CLIPVisionModelWithProjection', PATCH_WEIGHT), ('timm:test_vit', 'test_vit', 'cls_token'),
+    ('siglip_vision_model', 'SiglipVisionModel', PATCH_WEIGHT),
+    ('dinov2', 'Dinov2Model', 'encoder.layer.0.attention.attention.query.weight')])
+def test_training_goes_on_from_the_exported_tower(
+    vision: str, name: str, weight: str, teacher_folder: Path, tmp_path: Path
+) -> None:
     of_run = trained(vision, [teacher_folder])
     assert export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower') == name
     folder = f'{"local-dir:" if vision.startswith("timm") else ""}{tmp_path}/tower'
@@ -54,6 +59,7 @@ def test_training_goes_on_from_the_exported_tower(vision: str, name: str, teache
     assert again.preprocessing == of_run.model.vision_encoder.preprocessing
     with torch.no_grad():
         torch.testing.assert_close(again(of_run.pixels()), of_run.model.vision_encoder(of_run.pixels()))
+    assert weight in load_file(tmp_path / 'tower/model.safetensors')  # a name that every version of transformers reads
     card = (tmp_path / 'tower/README.md').read_text()
     assert f'library_name: {"timm" if "timm" in vision else "transformers"}' in card and name in card
 
@@ -68,6 +74,9 @@ def test_without_projection_and_right_after_training(vision: str, teacher_folder
         assert config['num_classes'] == 0
     else:
         assert name == 'CLIPVisionModel' and config['architectures'] == [name]
+        processor = json.loads((tmp_path / 'tower/preprocessor_config.json').read_text())
+        assert processor['image_processor_type'] == 'CLIPImageProcessorFast'  # its name in every version
+        assert PATCH_WEIGHT in load_file(tmp_path / 'tower/model.safetensors')
 
 
 def test_a_projection_that_does_not_fit_is_refused(teacher_folder: Path, tmp_path: Path) -> None:
@@ -114,7 +123,8 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LLaVA-1.5's layout: CLIP's last but one layer without class token, an MLP of two layers, a Llama."""
     torch.manual_seed(0)
     text = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    config = LlavaConfig(CLIPVisionConfig(**SMALL), text, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES)
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**SMALL), text_config=text, image_token_index=IMAGE_TOKEN,
+                         image_seq_length=PATCHES)
     assert config.vision_feature_layer == -2 and config.vision_feature_select_strategy == 'default'
     folder = tmp_path_factory.mktemp('llava')
     LlavaForConditionalGeneration(config).save_pretrained(folder)

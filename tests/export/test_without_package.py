@@ -45,7 +45,7 @@ def found(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) 
     given = {}
     for name, (model, config, record, teachers) in models.items():
         if name in ('clip', 'siglip', 'timm'):
-            export_folder(model, config, record, teachers, folder / name, remote_code=True)
+            export_folder(model, config, record, teachers, folder / name)
         export_vision(model, config, record, folder / f'vision_{name}')
         given[f'{name}.pixels'], given[f'{name}.vectors'] = models[name].pixels(), models[name].vectors(TEXTS)
     export_sentence_transformers(models['vit'].teachers[0], folder / 'sentences')

@@ -32,7 +32,8 @@ def test_a_tower_has_the_features_and_gradients_that_it_has_on_a_cpu(
     for place in (torch.device('cpu'), device):
         model.to(place).zero_grad()
         exact = place.type == 'cpu' or precision == 'fp32'
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+        torch.set_float32_matmul_precision('highest' if exact else 'high')
+        torch.backends.cudnn.allow_tf32 = not exact
         with torch.autocast(device.type, torch.bfloat16, enabled=place == device and precision == 'amp_bf16'):
             features = model.get_image_features(pixels.to(place))
         (features.float() * torch.linspace(-1, 1, 16, device=place)).sum().backward()
@@ -60,7 +61,7 @@ def test_an_llm_has_the_vectors_that_it_has_on_a_cpu(
         expected = encoder(**tokenizer.pad(tokens))
     encoder.to(device)
     batch = {key: value.to(device) for key, value in tokenizer.pad(tokens).items()}
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_float32_matmul_precision('highest')
     with torch.no_grad():
         ways = {'padded': encoder(**batch).cpu(), 'packed': encode_tokens(encoder, tokens).cpu(),
                 'alone': encode_tokens(encoder, tokens, 1).cpu()}
@@ -79,11 +80,11 @@ def test_a_loss_is_float32_whatever_surrounds_it(case: str, block_size: int, dev
     expected = whole_matrix(case, leaves, ids)
     expected.backward()
     ours = [leaf.detach().to(device).requires_grad_() for leaf in leaves]
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.set_float32_matmul_precision('high')
     with torch.autocast(device.type, torch.bfloat16):
         loss = own_rows(case, ours, ids.to(device), block_size)
     loss.backward()
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_float32_matmul_precision('highest')
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for leaf, other in zip(ours, leaves):
         if other.grad is not None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, State, Trainer
 from composer.loggers import Logger
+from gradients import COPIES
 from launched import DEVICE, Train, losses, on_cpu, weights
 
 import llm2clip.training.trainer
@@ -173,7 +174,8 @@ def test_two_gpus_learn_what_one_learns(stage: int, train: Train, train_on_two: 
     start = train(stage, 'start', *args, 'optimizer.lr=0', 'max_duration=1ba')
     expected = train(stage, 'one', *args)
     for name, way in (('ddp', []), ('sharded', ['fsdp={activation_checkpointing: true, prefetch: 2}']),
-                      ('copies', ['fsdp.replicate=2']), ('cached', [*WAYS['cached'], 'fsdp={}'])):
+                      ('copies', [f'fsdp.replicate={2 if DEVICE == "gpu" else COPIES}']),
+                      ('cached', [*WAYS['cached'], 'fsdp={}'])):
         _assert_alike(train_on_two(stage, name, *args, *way), expected, start, 1e-4, 0.9999)
     if DEVICE == 'gpu':
         half = train_on_two(stage, 'half', *args, 'precision=amp_bf16', 'fsdp={}')

@@ -14,7 +14,7 @@ import timm
 import torch
 import torch.nn as nn
 from safetensors.torch import save_file
-from towers import HALF, SMALL, TOKEN_TOWERS, TOWERS, hf_tower, timm_tower
+from towers import HALF, SMALL, TOKEN_TOWERS, TOWERS, hf_tower, projected, timm_tower
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -55,7 +55,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     text = CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     vision = CLIPVisionConfig(**SMALL, initializer_range=0.3)
-    CLIPModel(CLIPConfig.from_text_vision_configs(text, vision)).save_pretrained(folder)
+    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).save_pretrained(folder)
     CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
     return folder
 
@@ -134,6 +134,14 @@ def test_weights_that_are_not_there_are_named(clip_folder: Path, tmp_path: Path)
     save_file(state, tmp_path / 'w.safetensors')
     with pytest.raises(ConfigError, match=r"w.safetensors lacks \['blocks.1.norm1.bias'\]"):
         VisionEncoder(timm_tower('test_vit', checkpoint=str(tmp_path / 'w.safetensors')))
+
+
+def test_weights_of_another_version_of_transformers_say_so() -> None:
+    encoder, part = _encoder(TOWERS['clip']), 'vision_model.'
+    here = list(encoder.state_dict())
+    names = [name.replace(part, '') if part in name else name.replace('trunk.', f'trunk.{part}') for name in here]
+    with pytest.raises(ConfigError, match='written with transformers 4 and are read with 5, or the other way round'):
+        encoder.load_state_dict(dict(zip(names, encoder.state_dict().values())))
 
 
 def test_a_timm_checkpoint_at_another_resolution(tmp_path: Path) -> None:
@@ -243,7 +251,7 @@ def test_the_projection_of_a_clip_of_transformers(clip_folder: Path) -> None:
     config = ModelConfig(vision, embed_dim=512, visual_projection='pretrained')
     model = LLM2CLIP(config, 8).eval()
     pixels = torch.randn(2, 3, 32, 32)
-    expected = nn.functional.normalize(whole.get_image_features(pixel_values=pixels), dim=-1)
+    expected = nn.functional.normalize(projected(whole.get_image_features(pixel_values=pixels)), dim=-1)
     torch.testing.assert_close(model.get_image_features(pixels), expected, rtol=1e-4, atol=1e-5)
     assert projection_kind(model.visual_projection) == 'linear' and model.visual_projection.weight.requires_grad
     # Built to load a checkpoint of the whole model, by the configuration alone.

@@ -101,8 +101,8 @@ def test_flops_are_those_of_the_step_itself() -> None:
         loss.backward()
     plain = measure(8)
     assert plain.flops == meter.flops and meter.recomputed == 0
-    # Torch has no formula for the attention of a CPU.
-    assert 1 < meter.flops / counter.get_total_flops() < 1.2
+    # Torch 2.7 has no formula for the attention of a CPU.
+    assert 1 <= meter.flops / counter.get_total_flops() < 1.2
     again = measure(8, recompute=True)
     assert again.recomputed == again.flops - plain.flops > 0.2 * plain.flops
     cached = measure(8, 2)

@@ -10,7 +10,7 @@ import torch
 from launched import COMMON, SGD, losses, run
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file
-from towers import write_clip
+from towers import projected, write_clip
 from transformers import CLIPModel
 
 from llm2clip.config import ConfigError, InheritanceConfig
@@ -86,7 +86,7 @@ def test_stage2_begins_in_the_space_of_clip(
                f'save_folder={tmp_path}/stage2')
     model, config, record = load_stage2(tmp_path / 'stage2')
     pixels = torch.randn(2, 3, 32, 32)
-    theirs = torch.nn.functional.normalize(CLIPModel.from_pretrained(clip).get_image_features(pixels), dim=-1)
+    theirs = torch.nn.functional.normalize(projected(CLIPModel.from_pretrained(clip).get_image_features(pixels)))
     torch.testing.assert_close(model.get_image_features(pixels), theirs, rtol=1e-4, atol=1e-5)
     inherited = load_file(tmp_path / 'inheritance/adapter/adapter.safetensors')
     assert all(torch.equal(value, inherited[name]) for name, value in model.adapter.state_dict().items())

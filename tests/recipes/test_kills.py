@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from gradients import COPIES
 from launched import (
     SGD,
     SHARDED,
@@ -64,7 +65,7 @@ def assert_same_result(found: Path, expected: Path) -> None:
 @pytest.mark.dist
 @pytest.mark.parametrize(('stage', 'extra'), [
     ('stage1', [*SHARDED, 'lora.lora_dropout=0.1']), ('stage2', []),
-    pytest.param('stage2', ['fsdp={state_dict_type: full, replicate: 2}', 'optimizer.fused=true'],
+    pytest.param('stage2', [f'fsdp={{state_dict_type: full, replicate: {COPIES}}}', 'optimizer.fused=true'],
                  marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_undisturbed(
     stage: str, extra: list[str], tmp_path: Path, request: pytest.FixtureRequest
@@ -181,7 +182,7 @@ CASES = [
     Case('stage 2 from a remote', 'train_stage2', 14, _remote_training, 2, remote=True),
     Case('evaluate', 'evaluate', 14, _evaluation, 2),
     Case('export_hf', 'export_hf', 10, lambda place: [
-        f'run={place.made}/run', f'out={place.out}', 'remote_code=true']),
+        f'run={place.made}/run', f'out={place.out}']),
 ]
 # Takes long for what torch writes to disk before a checkpoint counts as written.
 SLOW_DISK = """

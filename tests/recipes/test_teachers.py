@@ -37,7 +37,7 @@ def teacher(
         return (teacher_source(SentenceTransformersTeacherConfig(str(embedder), 'query')),
                 [f'teacher={{type: sentence_transformers, name: {embedder}}}', 'teacher.prompt_name=query'])
     # What is compared is computed in one type, whichever processor this is.
-    monkeypatch.setattr('llm2clip.teacher.sources.computes_bfloat16', lambda: True)
+    monkeypatch.setattr('llm2clip.teacher.sources.computes_bfloat16', lambda: False)
     return (teacher_source(LLMTeacherConfig(str(llm_folder), pooling='last', dtype='bfloat16')),
             [f'teacher={{type: llm, pretrained: {llm_folder}, pooling: last, dtype: bfloat16}}'])
 
@@ -71,7 +71,7 @@ def test_from_captions_to_search(
                'device=cpu', f'retrieval.r.source={{name: mds, local: {image_dataset}, caption_keys: [short]}}',
                'bootstrap=0')
     assert json.loads((tmp_path / 'evaluate/results.json').read_text())['retrieval']['r']['models']['m']['n_texts'] > 0
-    run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'remote_code=true')
+    run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export')
     model, _, _ = load_stage2(run)
     with torch.no_grad():
         expected = model.get_text_features(loaded.embed(TEXTS).vectors)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from gradients import COPIES
 from launched import (
     SGD,
     SHARDED,
@@ -103,7 +104,7 @@ def test_averaged_and_best_weights_of_a_sharded_run(
     run('train_stage2', tmp_path / 'one', args)
     sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true, prefetch: 2}'
     # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
-    for steps, extra in ((3, 'compile={backend: aot_eager, fullgraph: true}'), (6, 'fsdp.replicate=2')):
+    for steps, extra in ((3, 'compile={backend: aot_eager, fullgraph: true}'), (6, f'fsdp.replicate={COPIES}')):
         output = run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)
         assert 'FSDP2 shards 11 modules one by one, from model to model.adapter.blocks.0, 6 of which are' in output
     best = []

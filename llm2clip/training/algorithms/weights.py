@@ -25,9 +25,9 @@ __all__ = ['AverageGlooGradients', 'averaged_weights']
 class AverageGlooGradients(Algorithm):
     """Divide sharded gradients by the world size where gloo has summed them, before they are clipped.
 
-    FSDP2 reduces gradients with ``ReduceOp.AVG``.  Under torch 2.7, gloo sums instead, silently, over the ranks of a copy
-    of the model and over the copies; under 2.15 it averages, so what it does is found out.  AdamW hides the factor, but
-    norms, clipping and other optimizers do not.  Does nothing for NCCL and without FSDP.
+    FSDP2 reduces gradients with ``ReduceOp.AVG``.  Under torch 2.7, gloo sums instead, silently, over the ranks of a
+    copy of the model, and refuses to average over copies; under 2.15 it averages, so what it does is found out.  AdamW
+    hides the factor, but norms, clipping and other optimizers do not.  Does nothing for NCCL and without FSDP.
     """
 
     def __init__(self) -> None:
