@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 ROOT = Path(__file__).parents[1]
-MARKED = re.compile(r'(<!-- (results/[\w.-]+\.json)(?:#(\w+))? -->\n)(.*?)(?=<!-- end -->)', re.S)
+MARKED = re.compile(r'^(<!-- (results/[\w.-]+\.json)(?:#(\w+))? -->\n)(.*?)(?=^<!-- end -->)', re.M | re.S)
 
 
 def pages() -> list[Path]:
@@ -68,7 +68,8 @@ def rewritten(text: str) -> str:
             return marker + old
         return f'{marker}\n{table(json.loads((ROOT / file).read_text()), name)}\n\n'
 
-    assert text.count('<!-- results/') == text.count('<!-- end -->') == len(MARKED.findall(text)), 'a marker has no end'
+    markers, ends = text.count('\n<!-- results/'), text.count('\n<!-- end -->')
+    assert markers == ends == len(MARKED.findall(text)), 'a marker has no end'
     return MARKED.sub(replace, text)
 
 
