@@ -9,7 +9,7 @@ RUN := runs/quickstart
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu test-pip-resolution lint bench bench-gpu clean
+.PHONY: help install quickstart photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu test-pip-resolution lint docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is
@@ -134,6 +134,10 @@ lint: $(VENV)/.dev  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+docs: $(VENV)/.dev  ## write the tables of the pages from results/, and build the site in build/docs
+	$(BIN)/python docs/tables.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
 bench: $(VENV)/.dev  ## run recipes/benchmarks/, or NAME=… of them
 	$(BIN)/python -m recipes.benchmarks.run_all $(NAME)
 
@@ -144,5 +148,5 @@ ablations: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on wh
 	$(BIN)/python -m recipes.ablations.run emoji
 	$(BIN)/python -m recipes.ablations.run forgetting
 
-clean:  ## remove what the quickstart and the tests wrote; .venv stays
-	rm -rf runs build *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove runs/quickstart, builds and caches; all other runs and .venv stay
+	rm -rf $(RUN) build dist *.egg-info .pytest_cache .ruff_cache

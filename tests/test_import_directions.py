@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which way imports go, as `llm2clip/README.md` shows it."""
+"""Which way imports go, as `docs/development/architecture.md` shows it."""
 
 import ast
 import re

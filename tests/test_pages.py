@@ -1,25 +1,38 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The pages for people: their commands load, their links lead somewhere, and the files that they name are there."""
+"""Pages: commands load, links lead somewhere, named files exist, tables equal their records, and all builds."""
 
+import json
 import re
+import runpy
 import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 from recipes_in_process import ROOT, SCHEMAS
+from setuptools import build_meta
 
 from llm2clip.config.files import load_config
 
-PAGES = ['README.md', 'recipes/README.md', 'yamls/README.md', 'llm2clip/README.md', '.github/CONTRIBUTING.md']
+TABLES = runpy.run_path(str(ROOT / 'docs/tables.py'))
+READMES = [ROOT / f'{folder}/README.md' for folder in ('recipes', 'yamls', 'llm2clip')]
+PAGES = [str(page.relative_to(ROOT)) for page in [*TABLES['pages'](), *READMES, *(ROOT / '.github').rglob('*.md')]]
 
 
-def _commands(text: str) -> list[list[str]]:
-    """The calls of recipes in a page's code, from the recipe on."""
-    blocks = ''.join(re.findall(r'```bash\n(.*?)```', text, re.S)).replace('\\\n', ' ')
-    calls = [shlex.split(line) for line in blocks.splitlines() if ' recipes/' in line]
-    return [call[next(i for i, word in enumerate(call) if word.startswith('recipes/')):] for call in calls]
+def _missing(text: str, folder: Path) -> set[str]:
+    """Files of the repository that a text names, by their path or, in backticks, a part of it, and that are absent."""
+    names = re.findall(r'(?<![\w./-])((?:recipes|yamls|llm2clip|tests|docs|results)/(?:[\w.-]+/)*'
+                       r'(?:[\w.-]+\.(?:py|yaml|md|json|sbatch))?)(?![\w/])', text)
+    names += [name for name in re.findall(r'`((?:[\w.-]+/)+[\w.-]+\.(?:py|yaml|sbatch))`', text) if name[:5] != 'runs/']
+    bases = ROOT, folder, ROOT / 'llm2clip', ROOT / 'yamls', ROOT / 'recipes'
+    allowed = {'recipes/X.py', *re.findall(r'<!-- (results/[\w.]+)', text)}  # a record may be measured later
+    return {name for name in names if not any((base / name).exists() for base in bases)} - allowed
 
 
 def _anchors(page: Path) -> set[str]:
@@ -31,29 +44,61 @@ def _anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize('page', PAGES)
 def test_commands_load(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for recipe, *args in _commands((ROOT / page).read_text()):
-        if '--help' not in args:
-            load_config(SCHEMAS[Path(recipe).stem], [arg for arg in args if arg != 'mine.yaml'])
+    blocks = ''.join(re.findall(r'```bash\n(.*?)```', Path(page).read_text(), re.S)).replace('\\\n', ' ')
+    targets = re.findall(r'^([\w-]+):', Path('Makefile').read_text(), re.M)
+    for words in (shlex.split(line, comments=True) for line in blocks.splitlines()):
+        recipe = next((i for i, word in enumerate(words) if word.startswith('recipes/')), None)
+        if words[:1] == ['make']:
+            assert all(word in targets or '=' in word for word in words[1:]), words
+        elif recipe is not None and '--help' not in words:  # a YAML file without a folder is the reader's own
+            args = [word for word in words[recipe + 1:] if not re.fullmatch(r'\w+\.yaml', word)]
+            load_config(SCHEMAS[Path(words[recipe]).stem], args)
 
 
 @pytest.mark.parametrize('page', PAGES)
-def test_links_and_names_of_files(page: str) -> None:
+def test_links_files_and_tables(page: str) -> None:
     text, folder = (ROOT / page).read_text(), (ROOT / page).parent
-    for link in re.findall(r'\]\(([^)]+)\)', text):
+    for link in re.findall(r'\]\(([^)\s]+)\)', re.sub(r'```.*?```', '', text, flags=re.S)):
         path, _, anchor = link.partition('#')
-        if '://' not in link:
+        if 'generated/' in path:  # which Sphinx checks
+            assert page.startswith('docs/'), f'{link} is a page of the site alone'
+        elif '://' not in link:
             target = folder / path if path else ROOT / page
             assert target.exists() and (not anchor or anchor in _anchors(target)), link
-    names = {name for name in re.findall(r'`([\w.-]+(?:/[\w.-]+)*/?)`', text)
-             if name.split('/')[0] in ('recipes', 'yamls', 'llm2clip', 'tests')
-             or re.search(r'./.*\.(py|yaml|sbatch)$|\.py$', name)}
-    for name in names:
-        assert (ROOT / name).exists() or (folder / name).exists(), f'{page} names {name}, which is not there'
+    assert not (missing := _missing(text, folder)), missing
+    assert TABLES['rewritten'](text) == text, 'a table differs from its record: run make docs'
 
 
-def test_the_first_page_is_short_and_every_package_is_described() -> None:
-    assert (ROOT / 'README.md').read_text().count('\n') <= 180
-    packages = set(re.findall(r'`([\w.]+/?)`', (ROOT / 'llm2clip/README.md').read_text()))
+@pytest.mark.parametrize('file', sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')))
+def test_heads_of_yaml_files_name_files(file: str) -> None:
+    head = re.match('(#.*\n)*', (ROOT / file).read_text())
+    assert head is not None and not (missing := _missing(head[0], (ROOT / file).parent)), missing
+
+
+def test_records_packages_and_the_length_of_the_first_page() -> None:
+    for record in (ROOT / 'results').glob('*.json'):
+        assert {'command', 'commit', 'versions', 'hardware', 'seeds'} <= json.loads(record.read_text())['about'].keys()
+    assert (ROOT / 'README.md').read_text().count('\n') <= 150
+    packages = set(re.findall(r'`([\w.]+/?)`', (ROOT / 'docs/development/architecture.md').read_text()))
     there = {f'{path.name}/' if path.is_dir() else path.name for path in (ROOT / 'llm2clip').iterdir()
              if not path.name.startswith('_') and (path.is_dir() or path.suffix == '.py')}
     assert there <= packages, there - packages
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', ROOT / 'docs', tmp_path],
+                   check=True)
+
+
+def test_distributions_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skipped = shutil.ignore_patterns('.*', '__pycache__', '*.egg-info', 'runs', 'build', 'generated', 'official')
+    shutil.copytree(ROOT, tmp_path / 'source', ignore=skipped)
+    monkeypatch.chdir(tmp_path / 'source')
+    with tarfile.open(tmp_path / build_meta.build_sdist(str(tmp_path))) as sdist:
+        files = {name.partition('/')[2] for name in sdist.getnames()}
+    folders = 'llm2clip', 'recipes', 'yamls', 'docs', 'results', 'tests'
+    assert {str(path) for folder in folders for path in Path(folder).rglob('*.*')} <= files
+    with zipfile.ZipFile(tmp_path / build_meta.build_wheel(str(tmp_path))) as wheel:
+        wheel.extractall(tmp_path / 'wheel')
+        assert {str(path) for path in Path('llm2clip').rglob('*.*')} <= {*wheel.namelist()}
+    subprocess.run([sys.executable, '-ISc', 'import sys; sys.path += ["../wheel"]; import llm2clip'], check=True)

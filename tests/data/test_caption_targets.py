@@ -11,13 +11,7 @@ import pytest
 import torch
 from parts import make_samples, write_dataset, write_text_embeddings
 
-from llm2clip.config import (
-    ConfigError,
-    DatasetConfig,
-    ImageDataConfig,
-    ImageStreamConfig,
-    InheritanceDataConfig,
-)
+from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, InheritanceDataConfig
 from llm2clip.data.image_embeddings import build_image_loader, build_target_loader, stored_vector, vectors_of
 from llm2clip.data.schema import read_samples
 from llm2clip.remotes import OutputFolder

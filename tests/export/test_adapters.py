@@ -64,7 +64,7 @@ def of_run(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def _run_block(which: int, names: dict[str, Any]) -> None:
     """One of the blocks of this file, with these names, to which it adds its own."""
     exec(re.findall(r'test_adapters.py runs this block -->\n```python\n(.*?)```',
-                    (ROOT / 'recipes/README.md').read_text(), re.S)[which], names)
+                    (ROOT / 'docs/guides/export.md').read_text(), re.S)[which], names)
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ def test_in_llava_as_the_readme_puts_it_there(
     monkeypatch.chdir(tmp_path)
     export_vision(of_run.model, of_run.config, of_run.record, 'runs/vision')
     code = re.search(r'test_vision.py runs this block -->\n```python\n(.*?)```',
-                     (ROOT / 'recipes/README.md').read_text(), re.S)
+                     (ROOT / 'docs/guides/export.md').read_text(), re.S)
     assert code is not None
     names: dict[str, object] = {}
     exec(code[1].replace('llava-hf/llava-1.5-7b-hf', str(llava_folder)), names)

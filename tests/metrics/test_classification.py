@@ -8,13 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from llm2clip.metrics import classification
-from llm2clip.metrics.classification import (
-    MeanAveragePrecision,
-    MeanPerClass,
-    ZeroshotTop1,
-    class_ranks,
-    class_scores,
-)
+from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1, class_ranks, class_scores
 
 
 def test_classes_of_the_same_features_have_the_same_scores() -> None:

@@ -17,17 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from gradients import COPIES
-from launched import (
-    SGD,
-    SHARDED,
-    Launched,
-    assert_same_weights,
-    finish,
-    losses,
-    run,
-    stage2_arguments,
-    weights,
-)
+from launched import SGD, SHARDED, Launched, assert_same_weights, finish, losses, run, stage2_arguments, weights
 from parts import make_samples, picture
 from recipes_in_process import run_recipe
 from remotes import FaultyProxy, s3_environment, s3_remove, s3_server

@@ -13,17 +13,7 @@ import pytest
 import timm
 import torch
 from gradients import COPIES
-from launched import (
-    SGD,
-    SHARDED,
-    Launched,
-    assert_same_weights,
-    finish,
-    losses,
-    may_have_own_memory,
-    run,
-    weights,
-)
+from launched import SGD, SHARDED, Launched, assert_same_weights, finish, losses, may_have_own_memory, run, weights
 from recipes_in_process import ROOT, run_recipe
 from remotes import free_port
 from safetensors.torch import load_file, save_file
@@ -212,7 +202,8 @@ def test_a_corrupt_shard_stops_both_ranks(
 def test_the_example_of_an_own_part_trains_and_nothing_warns(
     stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    example, = re.findall(r'```python\n(from composer .*?)```', (ROOT / 'recipes/README.md').read_text(), re.S)
+    pages = ''.join(page.read_text() for page in (ROOT / 'docs').rglob('*.md'))
+    example, = re.findall(r'```python\n(from composer .*?)```', pages, re.S)
     (tmp_path / 'my_parts.py').write_text(example)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [*sys.path])

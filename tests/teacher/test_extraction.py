@@ -18,11 +18,7 @@ from parts import make_samples, text_encoder_from_config, write_dataset, write_t
 from streaming import MDSWriter
 
 import llm2clip.teacher.extraction
-from llm2clip.config import (
-    ConfigError,
-    DatasetConfig,
-    TextEncoderConfig,
-)
+from llm2clip.config import ConfigError, DatasetConfig, TextEncoderConfig
 from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_columns, read_index, read_samples, vector_rows
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
