@@ -300,4 +300,4 @@ def test_cluster_files_give_ray_what_loads(file: str) -> None:
     _check(config)
     if 'spec' in content:
         version = content['spec']['rayClusterSpec']['rayVersion']
-        assert f'ray[default]=={version}' in (ROOT / 'pyproject.toml').read_text()
+        assert f'name = "ray"\nversion = "{version}"' in (ROOT / 'uv.lock').read_text()

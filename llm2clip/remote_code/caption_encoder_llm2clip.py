@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from sentence_transformers.models import InputModule
@@ -62,6 +62,10 @@ class CaptionEncoder(InputModule):
             instruction = next((i for i in self.instructions if text.startswith(i) and text[len(i):].strip()), '')
             tokens += self.caption_tokenizer.tokenize([text[len(instruction):]], instruction)
         return self.caption_tokenizer.pad(tokens)
+
+    def preprocess(self, inputs: list[str], prompt: Optional[str] = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+        # The name of `tokenize` in sentence-transformers 6.
+        return self.tokenize([f'{prompt or ""}{text}' for text in inputs])
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         names = ('input_ids', 'attention_mask', 'embed_mask')

@@ -46,7 +46,8 @@ torch.serialization.add_safe_globals([
 ])
 # What the index of a sharded checkpoint is made of; Python 3.13 has its paths in `pathlib._local`.
 _METADATA_GLOBALS = {
-    ('collections', 'OrderedDict'), (type(Path()).__module__, 'PosixPath'), ('torch', 'Size'), ('torch.serialization', '_get_layout'),
+    ('collections', 'OrderedDict'), (type(Path()).__module__, 'PosixPath'), ('torch', 'Size'),
+    ('torch.serialization', '_get_layout'),
     *(('torch.distributed.checkpoint.metadata', name) for name in (
         'BytesStorageMetadata', 'ChunkStorageMetadata', 'Metadata', 'MetadataIndex', 'StorageMeta',
         'TensorProperties', 'TensorStorageMetadata', '_MEM_FORMAT_ENCODING')),

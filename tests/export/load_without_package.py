@@ -46,7 +46,7 @@ def whole(name: str, of: Optional[str] = None) -> None:
 
 def vision(name: str, kind: Any, output: str, **arguments: Any) -> None:
     processor = AutoImageProcessor.from_pretrained(folder / f'vision_{name}')
-    assert processor.image_mean == [0.5, 0.4, 0.3] and processor.crop_size['height'] == 32
+    assert list(processor.image_mean) == [0.5, 0.4, 0.3] and processor.crop_size['height'] == 32
     found[f'vision_{name}.{output}'] = kind.from_pretrained(folder / f'vision_{name}', **arguments)(
         given[f'{name}.pixels'])[output]
 
