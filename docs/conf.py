@@ -58,8 +58,9 @@ def recipe_page(recipe: Path) -> str:
                   *([f'{indent}  {escaped(entry.doc)}', ''] if entry.doc else [])]
     for key, names in PARTS.items():
         if key in schema.__dataclass_fields__:
-            lines += ['', f'## Names for {key}', '', f'`--help {key}.NAME` describes one; `module:class` takes your own.',
-                      '', ', '.join(f'`{name}`' for name in names)]
+            lines += ['', f'## Names for {key}', '',
+                      f'`--help {key}.NAME` describes one; `module:class` takes your own.', '',
+                      ', '.join(f'`{name}`' for name in names)]
     return '\n'.join(lines) + '\n'
 
 

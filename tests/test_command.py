@@ -19,8 +19,8 @@ import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 from wandb.errors import UsageError
 
-from llm2clip.command import claim, how_it_resumes, run_command, step_folder
-from llm2clip.config import ConfigError, EvaluateConfig, ExportVisionConfig, PrepareConfig, ReportConfig, Stage2Config
+from llm2clip.command import claim, run_command, step_folder
+from llm2clip.config import ConfigError, EvaluateConfig, ExportVisionConfig, PrepareConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.help import help_text
@@ -79,8 +79,6 @@ def test_names_of_parts_are_listed_and_checked_before_anything_heavy_is_imported
 def test_help_describes_a_part() -> None:
     webdataset = help_text(PrepareConfig, '', ['--help', 'source.name=webdataset'])
     assert "  id_field: str = '__key__'\n" in webdataset and 'id_field: Field of the JSON' in webdataset
-    save_best = help_text(Stage2Config, '', ['--help', 'callbacks.save_best'])
-    assert "  metric: str = 'retrieval_recall@10'\n" in save_best and 'self' not in save_best
 
 
 @pytest.mark.parametrize('rank', [0, 1])
@@ -285,24 +283,3 @@ def _python_claims(config: PrepareConfig, shard_index: int, expected: str) -> No
         claim(PrepareConfig(out={config.out!r}, shard_index={shard_index}, num_shards=2), 'prepare_data').close()
         ''').communicate()[1]
     assert expected in log and bool(expected) is bool(log), log
-
-
-@pytest.mark.parametrize('damage', ['{"seconds"', '[]', '{"seconds": null}'])
-def test_damaged_bookkeeping_fails_no_step(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
-    args = _writes('evaluate', tmp_path / 'out')
-    _call('evaluate', *args)
-    (tmp_path / 'out/seconds.json').write_text(damage)
-    _call('evaluate', *args)
-    assert json.loads((tmp_path / 'out/seconds.json').read_text())['seconds'] >= 0
-
-
-def test_how_a_stopped_step_resumes(tmp_path: Path) -> None:
-    args = [*REQUIRED['train_stage2'], f'save_folder={tmp_path}']
-    assert 'from the beginning' in how_it_resumes(load_config(Stage2Config, args))
-    (tmp_path / 'checkpoints').mkdir()
-    (tmp_path / 'checkpoints/latest-rank0.pt').symlink_to('ep1-ba240')
-    assert how_it_resumes(load_config(Stage2Config, args)) == 'the same command goes on from batch 240'
-    assert 's3://b/c' in how_it_resumes(load_config(Stage2Config, [*args, 'checkpoint_folder=s3://b/c']))
-    assert how_it_resumes(load_config(Stage2Config, [*args, 'autoresume=false'])) == ''
-    assert how_it_resumes(load_config(ReportConfig, REQUIRED['report'])) == ''

@@ -50,6 +50,4 @@ def test_every_key_of_a_recipe_appears_once_and_has_a_docstring(
     # What it does, and how it is called.
     assert re.search(rf'\A\S.*\.\n\n  (python|composer) .*recipes/{recipe}\.py', text)
     if recipe == 'train_stage2':
-        for lines in ('  seed: int = 17\n      Seed of', '    model.embed_dim: int = 1280\n        Width of',
-                      '  lr_scale: dict[str, float] = {}\n', '    loss.name: clip | siglip = clip\n'):
-            assert lines in text
+        assert '  seed: int = 17\n      Seed of' in text and '    loss.name: clip | siglip = clip\n' in text

@@ -24,8 +24,6 @@ from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddin
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
-ROOT = Path(__file__).parents[2]
-
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers'), pytest.mark.timeout(240)]
 
 

@@ -28,7 +28,6 @@ from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.llm import load_teacher
 
 State = dict[str, torch.Tensor]
-ROOT = Path(__file__).parents[2]
 EVA = VisionConfig('tiny_eva_clip', False, image_size=56, **HALF)
 CLIP = VisionConfig('openai/clip-vit', image_size=32, **HALF)
 

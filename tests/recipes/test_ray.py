@@ -44,7 +44,6 @@ cluster_utils = pytest.importorskip('ray.cluster_utils', reason='the package ray
 
 T = TypeVar('T')
 
-ROOT = Path(__file__).parents[2]
 STORE = 100_000_000  # bytes, the least that Ray takes is 75 MB
 PATIENCE = 200.0  # seconds; other work may take most of the machine
 
