@@ -59,8 +59,9 @@ class CaptionTokenizer:
     many of its last tokens as the caption has by itself.  This is how the official code does it (`tokenize`,
     `prepare_for_tokenization` and `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
 
-    Without a template the header is the BOS token, if the tokenizer adds one, and texts whose end token is pooled end
-    with EOS, others with their last word.
+    Without a template the header is the BOS token, if there is one, also where the tokenizer does not add it: LLMs give
+    the first token an outlying state, which belongs to no caption.  Texts whose end token is pooled end with EOS,
+    others with their last word.
 
     Args:
         tokenizer: The LLM's own tokenizer.  Without a pad token it pads with the end token, which the mask hides.
@@ -83,10 +84,11 @@ class CaptionTokenizer:
         if config.chat_template and not self.tokenizer.chat_template:
             raise ValueError('text_encoder.chat_template is on, but the tokenizer has no chat template')
         if config.chat_template is False or not self.tokenizer.chat_template:
-            eos = self.tokenizer.eos_token_id
+            bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
             if config.pooling == 'last' and not isinstance(eos, int):
                 raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
-            return self._bos(), [eos] if config.pooling == 'last' and isinstance(eos, int) else []
+            return ([bos] if isinstance(bos, int) else [],
+                    [eos] if config.pooling == 'last' and isinstance(eos, int) else [])
         caption = f'{_SPACE}{_SENTINEL}{_SPACE}'
         try:
             before, after = self._render(caption).split(_SENTINEL)

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
@@ -69,8 +70,12 @@ def test_a_turn_of_the_user_has_no_system_prompt(template: str, header: str, foo
 @pytest.mark.parametrize(('pooling', 'expected'), [('mean', '<s>a red square'), ('last', '<s>a red square</s>')])
 def test_without_template(llm_folder: Path, pooling: str, expected: str) -> None:
     tokenizer = _tokenizer(llm_folder, chat_template=False, pooling=pooling)
-    text, = tokenizer.tokenize(['a red square'])
-    assert _decode(tokenizer, text.ids) == expected and text.start == 1
+    silent = PreTrainedTokenizerFast.from_pretrained(llm_folder)
+    silent.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds no BOS
+    config = TextEncoderConfig(pretrained='', chat_template=False, pooling=pooling)
+    for made in (tokenizer, CaptionTokenizer(silent, config)):
+        text, = made.tokenize(['a red square'])
+        assert _decode(tokenizer, text.ids) == expected and text.start == 1
 
 
 @pytest.mark.parametrize(('content', 'expected', 'instructed'), [
