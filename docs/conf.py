@@ -51,7 +51,8 @@ def recipe_page(recipe: Path) -> str:
     schema = getattr(llm2clip.config, re.findall(r'run_command\((\w+)', code)[0])
     what, _, call = ' '.join((ast.get_docstring(ast.parse(code)) or '').split()).partition(': ')
     lines = [f'# {recipe.stem}', '', f'{what}.', '', '```bash', call, '```', '', '## Keys', '',
-             'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of a list.', '']
+             'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of a list.',
+             '']
     for entry in entries(schema):
         indent, default = '  ' * entry.depth, f' = `{entry.default}`' if entry.default else ''
         lines += [f'{indent}- **`{entry.key}`** `{entry.kind}`{default}', '',
