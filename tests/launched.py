@@ -35,10 +35,9 @@ COMPOSER = Path(sys.executable).with_name('composer')
 COMMON = ['global_train_batch_size=8', 'max_duration=6ba', 'progress_bar=false', 'save_interval=2ba', 'precision=fp32',
           'train_data.num_workers=1', 'train_data.num_canonical_nodes=4', 'run_name=test', 'device=cpu',
           'scheduler.name=constant']
-# SGD with a clipped gradient: weights differ as soon as a gradient or its norm does.
-# Stage, name of the run and arguments -> its folder, after a small training there.
-Train = Callable[..., Path]
+Train = Callable[..., Path]  # stage, name of the run and arguments -> its folder, after a small training there
 DEVICE = os.environ.get('DEVICE', 'gpu')  # where the tests of gpu/ run, as recipes name it
+# SGD with a clipped gradient: weights differ as soon as a gradient or its norm does.
 SGD = ['optimizer.name=sgd', 'algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 0.5}']
 
 

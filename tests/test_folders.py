@@ -160,28 +160,21 @@ def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
     assert made(0o007) == [0o770, 0o770, 0o660, 0o660, 0o660]
 
 
-@pytest.mark.parametrize('name', ['../b', '/etc/hostname', 'up/b', 'a\0', 'out'])
-def test_a_path_that_leads_out_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_path_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'folder/up').symlink_to('..')
     (tmp_path / 'folder/out').symlink_to('/etc/hostname')
     (tmp_path / 'link').symlink_to('folder')
     for folder in ('folder', 'link'):
-        with pytest.raises(FileError, match=f'c.csv: the path .* leads to .*, expected one inside {tmp_path}/{folder}'):
-            inside(tmp_path / folder, name, 'c.csv')
-    assert name in ('/etc/hostname', 'out', 'a\0') or inside(tmp_path / 'folder', name, 'c.csv', [str(tmp_path)])
-
-
-@pytest.mark.parametrize('name', ['a/b', './a', 'a/../b', 'up/folder/a', '...'])
-def test_a_path_that_stays_in_its_folder_is_taken(name: str, tmp_path: Path) -> None:
-    (tmp_path / 'folder').mkdir()
-    (tmp_path / 'folder/up').symlink_to('..')
-    (tmp_path / 'link').symlink_to('folder')
-    for folder in ('folder', 'link'):
-        assert inside(tmp_path / folder, name, 'c.csv') == tmp_path / folder / name
-        assert inside(tmp_path / folder, f'{tmp_path}/{folder}/{name}', 'c.csv') == tmp_path / folder / name
+        for name in ('../b', '/etc/hostname', 'up/b', 'a\0', 'out'):
+            with pytest.raises(FileError, match=f'c.csv: .* leads to .*, expected one inside {tmp_path}/{folder}'):
+                inside(tmp_path / folder, name, 'c.csv')
+            assert name not in ('../b', 'up/b') or inside(tmp_path / folder, name, 'c.csv', [str(tmp_path)])
+        for name in ('a/b', './a', 'a/../b', 'up/folder/a', '...'):
+            assert inside(tmp_path / folder, name, 'c.csv') == tmp_path / folder / name
+            assert inside(tmp_path / folder, f'{tmp_path}/{folder}/{name}', 'c.csv') == tmp_path / folder / name
+            assert stays_inside(name) is (name != 'a/../b')
     assert inside('/', '/etc/hostname', 'c.csv') == Path('/etc/hostname')
-    assert stays_inside(name) is (name != 'a/../b')
 
 
 def test_a_remote_that_is_the_local_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,9 +199,3 @@ def test_images_as_queries_need_no_teacher(
     assert not (tmp_path / 'index').exists()
     _call(monkeypatch, tmp_path / 'model', tmp_path, f'query={photos}/0.png', 'top=1')
     assert capsys.readouterr().out == f'{photos}/0.png\n  1.000  {photos}/0.png\n'
-
-
-@pytest.mark.parametrize('text', ['dog #1', 'a sign: no dogs', '7', '{a dog}', "a dog's"])
-def test_a_text_is_read_as_it_is_typed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match='is not the folder'):
-        _call(monkeypatch, tmp_path, tmp_path, f'query={text}')

@@ -191,11 +191,12 @@ def _rope_of_4(config: dict[str, Any]) -> bool:
 
 
 def _tokenizer_of_4(config: dict[str, Any]) -> bool:
+    before = dict(config)
     if config.get('tokenizer_class') == 'TokenizersBackend':
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
     if isinstance(config.get('extra_special_tokens'), list):
         config['additional_special_tokens'] = config.pop('extra_special_tokens')
-    return True
+    return config != before
 
 
 def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **options: Any) -> Any:

@@ -138,9 +138,17 @@ def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> Non
         with pytest.raises(LoadError, match='rope_parameters this version does not read'):
             load_config(tmp_path)
     keep_readable(tmp_path)
-    found = load_config(tmp_path)
-    assert getattr(found, 'rope_parameters', None) == {**rope, 'rope_theta': 3e4} or (
-        found.rope_theta == 3e4 and found.rope_scaling == rope)
+    load_config(tmp_path)
+    longrope = {'short_factor': [1.0], 'long_factor': [2.0]}
+    for written, expected in (
+            ({**rope, 'rope_theta': 3e4}, {'rope_theta': 3e4, 'rope_scaling': rope}),
+            ({'full_attention': {**rope, 'rope_theta': 3e4}, 'sliding_attention': {'rope_theta': 2e4}},
+             {'rope_theta': 3e4, 'rope_scaling': rope, 'rope_local_base_freq': 2e4}),
+            ({**longrope, 'rope_type': 'longrope', 'rope_theta': 1e4, 'partial_rotary_factor': 0.75},
+             {'rope_theta': 1e4, 'partial_rotary_factor': 0.75, 'rope_scaling': {'type': 'longrope', **longrope}})):
+        write_json(tmp_path / 'config.json', {'rope_parameters': written})
+        keep_readable(tmp_path)
+        assert read_json(tmp_path / 'config.json', dict) == expected
     assert read_json(tmp_path / 'tokenizer_config.json', dict) == {
         'tokenizer_class': 'PreTrainedTokenizerFast', 'additional_special_tokens': ['<x>']}
 

@@ -72,8 +72,7 @@ def test_without_template(llm_folder: Path, pooling: str, expected: str) -> None
     tokenizer = _tokenizer(llm_folder, chat_template=False, pooling=pooling)
     silent = PreTrainedTokenizerFast.from_pretrained(llm_folder)
     silent.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds no BOS
-    config = TextEncoderConfig(pretrained='', chat_template=False, pooling=pooling)
-    for made in (tokenizer, CaptionTokenizer(silent, config)):
+    for made in (tokenizer, CaptionTokenizer(silent, TextEncoderConfig('', chat_template=False, pooling=pooling))):
         text, = made.tokenize(['a red square'])
         assert _decode(tokenizer, text.ids) == expected and text.start == 1
 

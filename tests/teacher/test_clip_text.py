@@ -19,6 +19,7 @@ from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_samples
 from llm2clip.remote_code.checks_llm2clip import LoadError
 from llm2clip.teacher.clip_text import ClipText
+from llm2clip.weights import hash_tensors
 
 
 @pytest.fixture(scope='module', params=['clip', 'siglip'])
@@ -64,6 +65,8 @@ def test_its_fingerprint_is_that_of_the_text_side(clip: Path, tmp_path: Path) ->
     whole.save_pretrained(tmp_path)
     known = {'clip': '7ba3149c511f5e71', 'siglip': '49ede7a3537ec78d'}
     assert ClipText(tmp_path).fingerprint().teachers[0]['weights'] == known[whole.config.model_type]
+    with pytest.raises(ValueError, match='no tensors'):
+        hash_tensors({})
 
 
 def test_what_is_no_clip(llm_folder: Path) -> None:
