@@ -9,13 +9,13 @@ sentence-transformers.
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
 import torch
-from sentence_transformers.models import InputModule
+from sentence_transformers.base.modules import InputModule
 
 # Relative, since the copies in an export are no package of this name.
 from .checks_llm2clip import keep_readable, load_encoder, load_tokenizer, read_encoding
@@ -63,7 +63,7 @@ class CaptionEncoder(InputModule):
             tokens += self.caption_tokenizer.tokenize([text[len(instruction):]], instruction)
         return self.caption_tokenizer.pad(tokens)
 
-    def preprocess(self, inputs: list[str], prompt: Optional[str] = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def preprocess(self, inputs: Sequence[Any], prompt: Optional[str] = None, **kwargs: Any) -> dict[str, torch.Tensor]:
         # The name of `tokenize` in sentence-transformers 6.
         return self.tokenize([f'{prompt or ""}{text}' for text in inputs])
 
@@ -81,6 +81,7 @@ class CaptionEncoder(InputModule):
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> 'CaptionEncoder':
         where = inspect.signature(cls.load_dir_path).parameters
         folder = cls.load_dir_path(model_name_or_path, *args, **{k: v for k, v in kwargs.items() if k in where})
+        assert folder is not None
         path = Path(folder, 'config_sentence_transformers.json')
         prompts = json.loads(path.read_text(encoding='utf-8'))['prompts'] if path.is_file() else {}
         how = SimpleNamespace(**read_encoding(Path(folder, cls.config_file_name)))

@@ -311,7 +311,8 @@ class TextEncoder(nn.Module):
 def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any) -> Any:
     """Attention as transformers calls it, with `runs` among the arguments if texts are packed."""
     if runs is not None:
-        return _attend_by_runs(module, *args, runs=runs, implementation=implementation, **kwargs)
+        return _attend_by_runs(
+            module, *args, runs=runs, implementation=implementation, **kwargs)  # pyright: ignore[reportCallIssue]
     attend = _eager(module) if implementation == 'eager' else AttentionInterface()[implementation]
     return attend(module, *args, **kwargs)
 
