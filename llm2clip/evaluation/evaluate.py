@@ -194,7 +194,7 @@ class Evaluation:
         self.results.pop('missing', None)
         if missing:
             self.results = {'missing': missing, **self.results}
-        # Not before the first results exist: until then, the folder may hold those of another configuration.
+        # Saved only with the first results: until then, the folder may hold another configuration and its results.
         out = Path(self.config.out)
         save_config(self.config, out)
         write_json(out / 'results.json', self.results)

@@ -110,10 +110,10 @@ def winoground(images: str, annotations: str) -> CompositionSet:
 
 
 def aro_relation(images: str, annotations: str) -> CompositionSet:
-    """Visual Genome Relation of ARO (arXiv 2210.01936): `the horse is eating the grass` against swapped nouns.
+    """ARO Visual Genome Relation (arXiv 2210.01936): `the horse is eating the grass` against swapped nouns.
 
-    The metric is the authors' macro accuracy: the mean over relations, without those that their notebook excludes as
-    symmetric.  The parts are all relations.
+    The metric is the authors' macro accuracy: the mean over relations, except the symmetric ones that their
+    notebook excludes.  The parts are all relations.
 
     Args:
         images: Folder ``images`` of the unpacked ``vgr_vga_images.zip`` (1 GB of Visual Genome images; Google Drive id
