@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image features, computed in order; files keep them until the evaluation is finished."""
+"""Image encoding in batches, and image features that are kept in files until an evaluation is finished."""
 
 import json
 import re
